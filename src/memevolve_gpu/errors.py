@@ -1,0 +1,134 @@
+"""The one error tree of the package.
+
+Every message names the parameter at fault and the remedy. What the old API raised as ``RuntimeError`` or
+``ValueError`` stays a subclass of them::
+
+    MemEvolveError
+    ├── ConfigurationError          (ValueError)    a setting is unknown or out of range
+    ├── InvalidUnitError            (ValueError)    a unit that cannot be kept: no dict, empty id, not JSON, too large
+    ├── InvalidVectorError          (ValueError)    wrong type or shape, NaN or infinity, zero under cosine
+    │   └── DimensionMismatchError                  "Embedding dimension mismatch: expected 384, got 768"
+    ├── InvalidFilterError          (ValueError)    unknown operator, bad path or value
+    ├── InvalidQueryError           (ValueError)    top_k, recall, query text
+    ├── ModelMismatchError          (ValueError)    the store was filled by another embedding model
+    ├── EmbeddingError              (RuntimeError)  the embedding function failed or returned nonsense
+    ├── EngineError                 (RuntimeError)  faiss is missing, doubled or half installed; an engine failed
+    ├── CapacityError               (RuntimeError)  a limit is reached; nothing was written
+    ├── LegacyImportError           (RuntimeError)  an old pickle that is garbage or hostile
+    └── StorageError                (RuntimeError)  the database file
+        ├── NotAStoreError                          the file exists and is not ours
+        ├── NewerSchemaError                        written by a newer version of this package
+        ├── CorruptStoreError                       SQLite reports damage, or the truth contradicts itself
+        ├── StorageFullError                        disk full or quota reached
+        ├── ReadOnlyError                           file, folder or file system is read-only
+        ├── NetworkFilesystemError                  locks cannot be trusted there
+        └── StoreClosedError                        used after close()
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CapacityError",
+    "ConfigurationError",
+    "CorruptStoreError",
+    "DimensionMismatchError",
+    "EmbeddingError",
+    "EngineError",
+    "InvalidFilterError",
+    "InvalidQueryError",
+    "InvalidUnitError",
+    "InvalidVectorError",
+    "LegacyImportError",
+    "MemEvolveError",
+    "ModelMismatchError",
+    "NetworkFilesystemError",
+    "NewerSchemaError",
+    "NotAStoreError",
+    "ReadOnlyError",
+    "StorageError",
+    "StorageFullError",
+    "StoreClosedError",
+]
+
+
+class MemEvolveError(Exception):
+    """Root of everything that this package raises on purpose."""
+
+
+class ConfigurationError(MemEvolveError, ValueError):
+    """A setting is unknown or its value cannot be used."""
+
+
+class InvalidUnitError(MemEvolveError, ValueError):
+    """A memory unit that cannot be kept."""
+
+
+class InvalidVectorError(MemEvolveError, ValueError):
+    """A vector of wrong type or shape, not finite, or zero under cosine."""
+
+
+class DimensionMismatchError(InvalidVectorError):
+    """A vector of another length than the store's."""
+
+    def __init__(self, expected: int, got: int, remedy: str = "") -> None:
+        super().__init__(f"Embedding dimension mismatch: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+class InvalidFilterError(MemEvolveError, ValueError):
+    """A filter outside the grammar."""
+
+
+class InvalidQueryError(MemEvolveError, ValueError):
+    """A search argument that has no meaning."""
+
+
+class ModelMismatchError(MemEvolveError, ValueError):
+    """The store was filled by another embedding model."""
+
+
+class EmbeddingError(MemEvolveError, RuntimeError):
+    """The embedding function failed or returned nonsense."""
+
+
+class EngineError(MemEvolveError, RuntimeError):
+    """A search engine is missing or failed."""
+
+
+class CapacityError(MemEvolveError, RuntimeError):
+    """A limit is reached; nothing was written."""
+
+
+class LegacyImportError(MemEvolveError, RuntimeError):
+    """An old store's pickle that is garbage or hostile."""
+
+
+class StorageError(MemEvolveError, RuntimeError):
+    """The database file could not be used."""
+
+
+class NotAStoreError(StorageError):
+    """The file exists and is not one of ours."""
+
+
+class NewerSchemaError(StorageError):
+    """The file was written by a newer version of this package."""
+
+
+class CorruptStoreError(StorageError):
+    """SQLite reports damage, or the records contradict each other."""
+
+
+class StorageFullError(StorageError):
+    """The disk is full or a quota is reached."""
+
+
+class ReadOnlyError(StorageError):
+    """The file, its folder or its file system is read-only."""
+
+
+class NetworkFilesystemError(StorageError):
+    """File locks cannot be trusted on this file system."""
+
+
+class StoreClosedError(StorageError):
+    """The store was used after ``close()``."""

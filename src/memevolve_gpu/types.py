@@ -1,0 +1,132 @@
+"""Values that several rooms share. No logic lives here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Change",
+    "Effort",
+    "FloatArray",
+    "Head",
+    "Hit",
+    "IndexPlan",
+    "IntArray",
+    "MemoryUnit",
+    "Metric",
+    "Op",
+    "Precision",
+    "Row",
+    "Rows",
+]
+
+MemoryUnit = dict[str, Any]
+"""A JSON object with ``id``, ``type``, ``content``, ``tags`` and ``metadata``; other keys are kept as they are."""
+
+Metric = Literal["l2", "cosine", "ip"]
+Precision = Literal["float32", "float16", "int8"]
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One search result with its unit.
+
+    ``distance`` is squared L2, 1 - cosine or -dot by the store's metric; ``score`` grows with similarity:
+    1 / (1 + distance) for l2, the cosine for cosine, the dot product for ip.
+    """
+
+    unit: MemoryUnit
+    id: str
+    distance: float
+    score: float
+
+
+class Op:
+    """What a log entry did to its slot."""
+
+    PUT = 1
+    """A row version came into being."""
+    DROP = 2
+    """A row version is gone (deleted, or replaced by a PUT of the same transaction)."""
+    EDIT = 3
+    """The unit changed in place; its vector did not."""
+    CLEAR = 4
+    """Every slot up to and including this one is gone."""
+
+
+class Head(NamedTuple):
+    """The counters of the truth, read in one go.
+
+    ``last_seq`` numbers the newest log entry, ``horizon`` the newest purged one (both 0 in a new store);
+    ``last_slot`` is the newest slot ever given out; ``count`` the live units.
+    """
+
+    last_seq: int
+    horizon: int
+    last_slot: int
+    count: int
+
+
+class Change(NamedTuple):
+    """A log entry with the row it speaks of; ``id`` and ``vector`` are None when that row is already gone."""
+
+    seq: int
+    op: int
+    slot: int
+    id: str | None
+    vector: bytes | None
+
+
+class Row(NamedTuple):
+    """A live row version as an index wants it; ``vector`` holds ``dim`` little-endian float32."""
+
+    slot: int
+    id: str
+    vector: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Parallel arrays of n row versions, slots strictly ascending: what a body is built from.
+
+    slots int64 (n,); id_bytes uint8, the UTF-8 ids one after another; id_ends int64 (n,), where each id ends in
+    ``id_bytes``; vectors float32 (n, dim), C-contiguous, already normalised under cosine.
+    """
+
+    slots: IntArray
+    id_bytes: npt.NDArray[np.uint8]
+    id_ends: IntArray
+    vectors: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How hard a body tries: lists probed, candidates reranked, HNSW beam width. Each body reads what it knows."""
+
+    nprobe: int = 0
+    rerank: int = 0
+    ef: int = 0
+    exact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlan:
+    """Which body to build and why.
+
+    kind: exact, two_stage, ivf or hnsw; nlist: 0 where no lists are used; codes: number of 4-bit codes per vector,
+    0 where none; precision of the rerank vectors; bytes: predicted memory of the finished body; reason: one sentence.
+    """
+
+    kind: Literal["exact", "two_stage", "ivf", "hnsw"]
+    nlist: int = 0
+    codes: int = 0
+    precision: Precision = "float32"
+    bytes: int = 0
+    reason: str = ""
+    notes: tuple[str, ...] = field(default=())
