@@ -1,0 +1,168 @@
+"""The store's side of an embedding function: batches, checks what comes back, remembers recent queries."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
+from ...types import FloatArray
+from ..vectors import check_vector, check_vectors, to_host
+from .protocol import EmbeddingFunction
+
+__all__ = ["BATCH_SIZE", "QUERY_CACHE_SIZE", "Embedder"]
+
+BATCH_SIZE = 256
+"""Texts handed to ``embed_batch`` at once."""
+
+QUERY_CACHE_SIZE = 256
+"""Query vectors remembered by :meth:`Embedder.embed_query`."""
+
+_LONGEST_CACHED_QUERY = 10_000
+"""Characters; longer queries are not remembered, which bounds the cache's memory."""
+
+_SHOWN_CHARACTERS = 60
+_PROBE_TEXT = "dimension probe"
+
+
+class Embedder:
+    """Wraps an :class:`EmbeddingFunction`; every vector that leaves it is float32, finite and of one dimension.
+
+    Thread-safe as far as the function is.
+    """
+
+    def __init__(self, function: EmbeddingFunction, dim: int | None = None) -> None:
+        """``dim`` is the dimension to insist on; None takes the function's ``dimension``, else its first vector's.
+
+        Raises EmbeddingError when ``function`` cannot be called.
+        """
+        if not callable(function):
+            kind = type(function).__name__
+            raise EmbeddingError(f"embedding_function must be callable with a text, got {kind}; pass a function")
+        self._function = function
+        self._lock = threading.Lock()
+        self._dim = dim if dim is not None else _declared_dimension(function)
+        self._cached_query = lru_cache(maxsize=QUERY_CACHE_SIZE)(self._embed_frozen)
+
+    @property
+    def dimension(self) -> int:
+        """The length of every vector. Embeds one probe text while it is not known (raises as :meth:`embed` does)."""
+        known = self._dim
+        return known if known is not None else self.embed(_PROBE_TEXT).shape[0]
+
+    @property
+    def model_name(self) -> str | None:
+        """The function's own ``model_name``, None when it has none."""
+        name = getattr(self._function, "model_name", None)
+        return name if isinstance(name, str) and name else None
+
+    def embed(self, text: str) -> FloatArray:
+        """Embed one text: float32 (dim,).
+
+        Raises EmbeddingError when the function fails or returns anything but one finite vector of numbers, and
+        DimensionMismatchError when its length is not ``dimension``.
+        """
+        return self._one(text, 0)
+
+    def embed_query(self, text: str) -> FloatArray:
+        """Like :meth:`embed`, for texts that come again: read-only, the last 256 are remembered."""
+        _check_text(text, 0)
+        if len(text) <= _LONGEST_CACHED_QUERY:
+            return self._cached_query(text)
+        return self._embed_frozen(text)
+
+    def embed_many(self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None) -> FloatArray:
+        """Embed n texts: float32 (n, dim), row i for text i, through ``embed_batch`` where the function offers it.
+
+        ``progress(done, n)`` is called after every batch of 256. Raises as :meth:`embed` does; the message names the
+        position of the text. Nothing is returned unless all texts succeed.
+        """
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        batch_function = getattr(self._function, "embed_batch", None)
+        for start in range(0, len(texts), BATCH_SIZE):
+            batch = texts[start : start + BATCH_SIZE]
+            if callable(batch_function):
+                vectors[start : start + len(batch)] = self._batch(batch_function, batch, start)
+            else:
+                for position, text in enumerate(batch, start):
+                    vectors[position] = self._one(text, position)
+            if progress is not None:
+                progress(start + len(batch), len(texts))
+        return vectors
+
+    def _one(self, text: str, position: int) -> FloatArray:
+        _check_text(text, position)
+        where = f"text {position} ({_start_of(text)})"
+        output = _call(self._function, text, where)
+        with _blaming(where):
+            raw = to_host(output, name="output")
+            vector = check_vector(raw, self._dim or max(1, raw.shape[-1] if raw.ndim else 1), "l2", name="output")
+        self._learn(vector.shape[0])
+        owned: FloatArray = vector.copy()
+        return owned
+
+    def _batch(self, batch_function: Callable[[Any], Any], batch: Sequence[str], start: int) -> FloatArray:
+        for position, text in enumerate(batch, start):
+            _check_text(text, position)
+        where = f"texts {start} to {start + len(batch) - 1} (the first is {_start_of(batch[0])})"
+        output = _call(batch_function, list(batch), where)
+        with _blaming(where):
+            rows = check_vectors(output, self.dimension, "l2", name="output")
+        if rows.shape[0] != len(batch):
+            got = f"{rows.shape[0]} vectors for {len(batch)} texts"
+            raise EmbeddingError(f"embedding_function returned {got}: {where}; embed_batch must return one per text")
+        return rows
+
+    def _learn(self, dim: int) -> None:
+        """Take ``dim`` as the dimension unless another thread was first and found a different one."""
+        with self._lock:
+            known = self._dim = self._dim or dim
+        if known != dim:
+            raise DimensionMismatchError(known, dim, "embedding_function must return vectors of one length")
+
+    def _embed_frozen(self, text: str) -> FloatArray:
+        vector = self.embed(text)
+        vector.flags.writeable = False
+        return vector
+
+
+def _declared_dimension(function: EmbeddingFunction) -> int | None:
+    declared = getattr(function, "dimension", None)
+    usable = isinstance(declared, (int, np.integer)) and not isinstance(declared, bool) and declared > 0
+    return int(declared) if usable and declared is not None else None
+
+
+def _call(function: Callable[[Any], Any], argument: Any, where: str) -> Any:
+    """The border to foreign code: whatever the user's function raises becomes an EmbeddingError."""
+    try:
+        return function(argument)
+    except EngineError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        reason = f"{type(error).__name__}: {error}"
+        raise EmbeddingError(f"embedding_function failed on {where}: {reason}; mend it or retry") from error
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    """Vectors that cannot be used are the embedding function's fault here, not the caller's."""
+    try:
+        yield
+    except DimensionMismatchError:
+        raise
+    except InvalidVectorError as error:
+        raise EmbeddingError(f"embedding_function returned no usable vector for {where}: {error}") from error
+
+
+def _check_text(text: object, position: int) -> None:
+    if not isinstance(text, str):
+        raise EmbeddingError(f"text {position} must be a str, got {type(text).__name__}; pass the text to embed")
+
+
+def _start_of(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "...")
