@@ -39,7 +39,7 @@ def check_vector(array: Any, dim: int, metric: Metric, *, name: str = "embedding
     if raw.shape[0] != dim:
         raise DimensionMismatchError(dim, raw.shape[0], _dimension_remedy(name))
     vector = _to_float32(raw)
-    square = float(np.dot(vector, vector))
+    square = _squares(vector[np.newaxis])[0]
     if not _SMALLEST_SAFE < square < _LARGEST_SAFE:
         _check_row(raw, vector, metric, name)
     return vector
