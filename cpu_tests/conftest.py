@@ -1,0 +1,67 @@
+"""What every test starts from: one thread, a clean environment, printed seeds."""
+
+from __future__ import annotations
+
+import os
+
+# Before numpy and faiss are imported: they read it once, and a test machine's cores are shared.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in [name for name in os.environ if name.upper().startswith("MEMEVOLVE_")]:
+    del os.environ[_name]  # fixtures of any scope must not see the settings of whoever runs the tests
+
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+from support import SEED, FakeBatchEmbedder, FakeEmbedder
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_000, print_blob=True)
+hypothesis.settings.load_profile("ci")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Name what is needed to repeat this run."""
+    profile = config.getoption("--hypothesis-profile", default=None) or "ci (derandomized)"
+    return f"seed: {SEED}, hypothesis profile: {profile}, OMP_NUM_THREADS: {os.environ['OMP_NUM_THREADS']}"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder, so that no ``.env`` of the person at the keyboard is read."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data(repository: Path) -> Path:
+    """The folder of real units and embeddings beside the checkout; see benchmarks/ for what it holds."""
+    folder = repository.parent / "shared" / "data"
+    if not (folder / "tldr_minilm_f16.npy").is_file():
+        pytest.skip("no real embeddings in ../shared/data beside the checkout")
+    return folder
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator that starts at the printed seed in every test."""
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture
+def fake_embedder() -> Callable[[int], FakeEmbedder]:
+    """``fake_embedder(dim)`` makes a deterministic embedding function that counts its calls."""
+    return FakeEmbedder
+
+
+@pytest.fixture
+def fake_batch_embedder() -> Callable[[int], FakeBatchEmbedder]:
+    """``fake_batch_embedder(dim)`` is the same with ``embed_batch``."""
+    return FakeBatchEmbedder

@@ -1,0 +1,65 @@
+"""Stand-ins that several test files share."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["SEED", "FakeBatchEmbedder", "FakeEmbedder"]
+
+SEED = 20_260_101
+"""Seed of every random choice of the tests that hypothesis does not make; printed in the header of a run."""
+
+Vector = npt.NDArray[np.float32]
+
+
+class FakeEmbedder:
+    """Maps a text to a unit vector by its words, the same in every process; texts that share words are near.
+
+    ``calls`` counts texts embedded one by one, ``batches`` calls of ``embed_batch``; ``texts`` keeps what was embedded,
+    in order. ``failing``, once set, is raised by the next call and then cleared.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.calls = 0
+        self.batches = 0
+        self.texts: list[str] = []
+        self.failing: Exception | None = None
+
+    def __call__(self, text: str) -> Vector:
+        """Return float32 (dim,), of unit length."""
+        self._fail_once()
+        self.calls += 1
+        self.texts.append(text)
+        return self.vector(text)
+
+    def vector(self, text: str) -> Vector:
+        """What the text's vector is, without counting it."""
+        words = re.findall(r"\w+", text.lower()) or [""]
+        total = np.sum([self._word(word) for word in words], axis=0)
+        return np.asarray(total / np.linalg.norm(total), dtype=np.float32)
+
+    def _word(self, word: str) -> npt.NDArray[np.float64]:
+        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+        return np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(self.dim)
+
+    def _fail_once(self) -> None:
+        if self.failing is not None:
+            error, self.failing = self.failing, None
+            raise error
+
+
+class FakeBatchEmbedder(FakeEmbedder):
+    """The same with ``embed_batch``."""
+
+    def embed_batch(self, texts: Sequence[str]) -> Vector:
+        """Return float32 (n, dim)."""
+        self._fail_once()
+        self.batches += 1
+        self.texts.extend(texts)
+        return np.stack([self.vector(text) for text in texts])

@@ -1,0 +1,352 @@
+"""Settings: keyword beats environment beats ``.env`` beats default.
+
+The only module of the package that reads the environment and ``.env``. A setting is named after its variable: the
+prefix is dropped and the rest is written in lower case, so ``MEMEVOLVE_STORAGE_TARGET_RECALL`` is ``target_recall``.
+Variable names are compared without regard to case; an empty variable counts as not set.
+
+Every value is validated when the configuration is made. A bad one raises ``ConfigurationError`` with the variable, the
+value and what is allowed. Names that are not ours are ignored, because MemEvolve keeps its own settings in the same
+places; an unknown ``MEMEVOLVE_STORAGE_*`` name is logged once, because it is most likely a typing error.
+"""
+
+from __future__ import annotations
+
+import logging
+import numbers
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import PydanticBaseSettingsSource as _Source
+
+from ..errors import ConfigurationError
+from ..types import Metric
+
+__all__ = ["Allowed", "EmbeddingConfig", "StorageConfig"]
+
+_log = logging.getLogger("memevolve_gpu.config")
+_warned: set[str] = set()
+
+_Config = TypeVar("_Config", bound="_Settings")
+
+
+class Allowed(NamedTuple):
+    """What a setting accepts, in words, for error messages and documents."""
+
+    text: str
+
+
+def _number(value: object) -> object:
+    """Refuse what Python would quietly take for a number, and unwrap numpy's scalars."""
+    if isinstance(value, bool):
+        raise ValueError("a truth value is not a number")
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _word(value: object) -> object:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+def _url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an http address")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("no key or password belongs here")
+    return value.rstrip("/")
+
+
+_Count = Annotated[int, BeforeValidator(_number), Field(ge=1), Allowed("a whole number of at least 1")]
+_Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1), Allowed("a number above 0 and at most 1")]
+_Switch = Annotated[bool, BeforeValidator(_word), Allowed("true or false")]
+_Megabytes = Annotated[
+    Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+    | Annotated[Literal["auto"], BeforeValidator(_word)],
+    Allowed("a number above 0, or auto"),
+]
+_Seconds = Annotated[
+    float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), Allowed("a number of seconds above 0")
+]
+_IndexType = Annotated[
+    Literal["flat", "ivf", "hnsw", "auto"], BeforeValidator(_word), Allowed("flat, ivf, hnsw or auto")
+]
+_MetricName = Annotated[Metric, BeforeValidator(_word), Allowed("l2, cosine or ip")]
+_PrecisionName = Annotated[
+    Literal["auto", "float32", "float16", "int8"], BeforeValidator(_word), Allowed("auto, float32, float16 or int8")
+]
+_Device = Annotated[
+    str,
+    BeforeValidator(_word),
+    Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"),
+    Allowed("auto, cpu, cuda, or cuda:N with N the number of the device"),
+]
+_Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
+_Provider = Annotated[
+    Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
+]
+_Text = Annotated[Annotated[str, Field(min_length=1)] | None, Allowed("a text that is not empty")]
+_Key = Annotated[Annotated[SecretStr, Field(min_length=1)] | None, Allowed("a text that is not empty")]
+_Url = Annotated[
+    Annotated[str, AfterValidator(_url)] | None,
+    Allowed("an http:// or https:// address without user name, password or query"),
+]
+_Dimension = Annotated[_Count | None, Allowed("a whole number of at least 1")]
+
+
+class _Found(NamedTuple):
+    """A value with the place it came from, worded for an error message."""
+
+    value: Any
+    place: str
+
+
+class _Settings(BaseSettings):
+    """What both configurations share: where values come from, and how a bad one is reported."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    prefix: ClassVar[str]
+    """Start of every variable of this configuration."""
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Second name of a setting to its first."""
+    foreign: ClassVar[frozenset[str]] = frozenset()
+    """Names that start like ours and are MemEvolve's own."""
+    secret: ClassVar[frozenset[str]] = frozenset()
+    """Settings whose value no message shows."""
+    watched: ClassVar[bool] = False
+    """Whether an unknown name with our prefix is worth a warning."""
+
+    def __init__(self, **values: Any) -> None:
+        """Make a configuration from keywords, the environment and ``.env``.
+
+        Args:
+            values: settings by name or second name. ``_env_file`` names another file than ``.env`` in the current
+                folder, or None for no file.
+
+        Raises:
+            ConfigurationError: a keyword is unknown, a value is not allowed, or ``.env`` cannot be read.
+        """
+        files = {"env_file": values.pop("_env_file")} if "_env_file" in values else {}
+        found = self._from_variables(files) | self._from_keywords(values)
+        try:
+            super().__init__(**{name: entry.value for name, entry in found.items()})
+        except ValidationError as error:
+            texts = dict.fromkeys(self._explain(row, found) for row in error.errors())
+            raise ConfigurationError("; ".join(texts)) from None
+        self._check_together()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: _Source, *_sources: _Source, **_named: _Source
+    ) -> tuple[_Source, ...]:
+        """Read nothing behind our back: ``__init__`` has gathered the variables, with their places, already."""
+        del settings_cls
+        return (init_settings,)
+
+    @classmethod
+    def variables(cls) -> dict[str, str]:
+        """Variable to setting name, every second name included."""
+        names = {name: name for name in cls.model_fields} | dict(cls.aliases)
+        return {cls.prefix + name.upper(): target for name, target in names.items()}
+
+    @classmethod
+    def allowed(cls, name: str) -> str:
+        """What the setting ``name`` accepts, in words."""
+        return next((mark.text for mark in cls.model_fields[name].metadata if isinstance(mark, Allowed)), "")
+
+    @classmethod
+    def adopt(cls: type[_Config], source: object = None) -> _Config:
+        """Make a configuration of whatever the caller has.
+
+        Args:
+            source: None for environment and defaults; a configuration of this class, returned as it is; a mapping; or
+                any object whose attributes are named like our settings, such as MemEvolve's own storage
+                configuration. Attributes that are missing, None or no plain value are left to the environment.
+
+        Raises:
+            ConfigurationError: ``source`` is a text, a number or a sequence, or one of its values is not allowed.
+        """
+        if isinstance(source, cls):
+            return source
+        if source is None:
+            return cls()
+        if isinstance(source, Mapping):
+            cls._warn_unknown({str(name).lower(): str(name) for name in source}, "", "the given mapping")
+            return cls(**cls._plain_values(source.get))
+        if isinstance(source, (str, bytes, numbers.Number, list, tuple, set, frozenset, type)):
+            raise ConfigurationError(
+                f"{cls.__name__}: cannot be made of {source!r}; give a {cls.__name__}, a mapping, or an object with "
+                f"attributes such as {next(iter(cls.model_fields))}"
+            )
+        return cls(**cls._plain_values(lambda name: getattr(source, name, None)))
+
+    def replace(self: _Config, **changes: Any) -> _Config:
+        """Return a copy with ``changes``, validated, without a second look at the environment.
+
+        Raises:
+            ConfigurationError: as the constructor does.
+        """
+        changes = {name: entry.value for name, entry in self._from_keywords(changes).items()}
+        new = type(self)(_env_file=None, **(dict(self) | changes))
+        return self.model_construct(_fields_set=self.model_fields_set | set(changes), **dict(new))
+
+    @classmethod
+    def _plain_values(cls, get: Callable[[str], object]) -> dict[str, Any]:
+        """Our settings out of somebody else's object; a first name beats a second one."""
+        plain = (str, bool, numbers.Real, SecretStr)
+        names = {name: name for name in cls.model_fields} | dict(cls.aliases)
+        found: dict[str, Any] = {}
+        for name, target in names.items():
+            if isinstance(value := get(name), plain):
+                found.setdefault(target, value)
+        return found
+
+    @classmethod
+    def _from_variables(cls, files: dict[str, Any]) -> dict[str, _Found]:
+        """Gather what ``.env`` and then the environment say; the environment wins."""
+        file = files.get("env_file", cls.model_config["env_file"])
+        try:
+            dotenv = DotEnvSettingsSource(cls, env_file=file).env_vars
+        except (OSError, UnicodeError) as error:
+            raise ConfigurationError(f"{file}: cannot be read as UTF-8 settings ({error}); mend or remove it") from None
+        found: dict[str, _Found] = {}
+        for place, variables in ((f"in {file}", dotenv), ("in the environment", EnvSettingsSource(cls).env_vars)):
+            stripped = {name.lower(): (value or "").strip() for name, value in variables.items()}
+            # Second names come last in variables(), so that a first name in the same place is written over them.
+            for variable, target in reversed(cls.variables().items()):
+                if value := stripped.get(variable.lower()):
+                    found[target] = _Found(value, f"{variable}={{}} {place}")
+            cls._warn_unknown({name: name.upper() for name in stripped}, cls.prefix, place)
+        return found
+
+    @classmethod
+    def _from_keywords(cls, values: Mapping[str, Any]) -> dict[str, _Found]:
+        found: dict[str, _Found] = {}
+        for name, value in values.items():
+            target = cls.aliases.get(name, name)
+            if target not in cls.model_fields:
+                raise ConfigurationError(f"{name}: {cls.__name__} has no such setting{cls._nearest(name, '')}")
+            if target in found:
+                raise ConfigurationError(f"{', '.join(values)}: {target} is given twice; give it once")
+            found[target] = _Found(value, f"{name}={{}} (variable {cls.prefix}{name.upper()})")
+        return found
+
+    @classmethod
+    def _warn_unknown(cls, names: Mapping[str, str], prefix: str, place: str) -> None:
+        """Log each name that starts with ``prefix`` and means nothing to us; once a process."""
+        known = {prefix + name for name in (*cls.model_fields, *cls.aliases, *cls.foreign)}
+        known = {name.lower() for name in known}
+        for name, shown in names.items():
+            if not cls.watched or not name.startswith(prefix.lower()) or name in known or shown in _warned:
+                continue
+            _warned.add(shown)
+            _log.warning("%s (%s) is no known setting and is ignored%s", shown, place, cls._nearest(name, prefix))
+
+    @classmethod
+    def _nearest(cls, name: str, prefix: str) -> str:
+        bare = name.lower().removeprefix(prefix.lower())
+        near = get_close_matches(bare, [*cls.model_fields, *cls.aliases], n=1)
+        return f"; did you mean {prefix + (near[0].upper() if prefix else near[0])}?" if near else ""
+
+    @classmethod
+    def _explain(cls, row: ErrorDetails, found: Mapping[str, _Found]) -> str:
+        name = str(row["loc"][0])
+        value, place = found[name]
+        return f"{place.format('...' if name in cls.secret else repr(value))}: must be {cls.allowed(name)}"
+
+    def _check_together(self) -> None:
+        """Refuse values that are fine alone and contradict each other."""
+
+
+class StorageConfig(_Settings):
+    """Settings of a store: ``MEMEVOLVE_STORAGE_*``. Immutable; see docs/configuration.md for each in detail."""
+
+    # Written out in each class: the one that type checkers make up knows neither second names nor files.
+    def __init__(self, **values: Any) -> None:
+        """Make a configuration; see the base class for ``values`` and errors."""
+        super().__init__(**values)
+
+    prefix: ClassVar[str] = "MEMEVOLVE_STORAGE_"
+    aliases: ClassVar[Mapping[str, str]] = {"max_units": "max_memory_units"}
+    foreign: ClassVar[frozenset[str]] = frozenset({"path", "backend_type", "vector_dim"})
+    watched: ClassVar[bool] = True
+
+    max_memory_units: _Count = 50_000
+    """Most live units; a store beyond it is refused."""
+    warning_threshold: _Share = 0.8
+    """Share of a limit at which health warns."""
+    prune_threshold: _Share = 0.9
+    """Share of a limit at which management should prune."""
+    max_memory_mb: _Megabytes = 2048.0
+    """Most memory of index, vectors, maps and masks, in MiB; ``auto`` takes what the device or host allows."""
+    performance_threshold: _Count = 10_000
+    """Number of units from which health expects a trained index instead of an exact scan."""
+    adaptive_nlist: _Switch = True
+    """Whether nlist follows the number of units; otherwise it stays at ``nlist_max``."""
+    vectors_per_centroid: _Count = 39
+    """Vectors wanted in each IVF list."""
+    nlist_min: _Count = 10
+    """Fewest IVF lists."""
+    nlist_max: _Count = 256
+    """Most IVF lists."""
+    min_training_units: _Count = 1_000
+    """Number of units below which nothing is trained and an exact scan answers."""
+    index_type: _IndexType = "ivf"
+    """Kind of index once there is enough to train on."""
+    metric: _MetricName = "l2"
+    """Distance: squared L2, 1 - cosine, or negative dot product."""
+    target_recall: _Share = 0.95
+    """Recall that a search must reach against an exact scan."""
+    precision: _PrecisionName = "auto"
+    """Number format of the vectors that the index keeps."""
+    device: _Device = "auto"
+    """Where searches run."""
+    durability: _Durability = "full"
+    """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
+    background: _Switch = True
+    """Whether a thread of the store builds, retrains and heals the index by itself."""
+
+    @property
+    def nlist_max_is_default(self) -> bool:
+        """Whether nobody chose ``nlist_max``; only then may the limit grow with the number of units."""
+        return "nlist_max" not in self.model_fields_set
+
+    def _check_together(self) -> None:
+        for low, high in (("warning_threshold", "prune_threshold"), ("nlist_min", "nlist_max")):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigurationError(
+                    f"{self.prefix}{low.upper()}={getattr(self, low)} must not exceed "
+                    f"{self.prefix}{high.upper()}={getattr(self, high)}; lower the first or raise the second"
+                )
+
+
+class EmbeddingConfig(_Settings):
+    """Settings of the embedding function: ``MEMEVOLVE_EMBEDDING_*``, shared with MemEvolve. Immutable."""
+
+    def __init__(self, **values: Any) -> None:
+        """Make a configuration; see the base class for ``values`` and errors."""
+        super().__init__(**values)
+
+    prefix: ClassVar[str] = "MEMEVOLVE_EMBEDDING_"
+    secret: ClassVar[frozenset[str]] = frozenset({"api_key", "base_url"})
+
+    provider: _Provider = "auto"
+    """Who embeds: a service with OpenAI's interface, a local model, or the hashing stand-in for tests and demos."""
+    base_url: _Url = None
+    """Address of the service."""
+    api_key: _Key = None
+    """Key for the service; never shown."""
+    model: _Text = None
+    """Name of the model."""
+    timeout: _Seconds = 60.0
+    """Seconds that one request may take."""
+    dimension: _Dimension = None
+    """Length of the vectors; asked of the embedding function when not set."""
