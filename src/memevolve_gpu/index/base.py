@@ -1,0 +1,211 @@
+"""The contract of every body: an immutable index with a slot table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError
+from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from .allowed import Allowed
+from .rerank import VectorTable, make_table, table_from
+from .sample import padded_columns
+from .scan import padded
+
+__all__ = ["Arrays", "Body", "BuildJob", "Progress", "chunks"]
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+Progress = Callable[[str, float], None]
+"""Called with the name of a stage and its finished fraction, 0 to 1."""
+
+_SCRATCH_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class BuildJob:
+    """The arguments of :func:`~.catalog.build`."""
+
+    plan: IndexPlan
+    rows: Rows
+    metric: Metric
+    seed: int
+    training: FloatArray | None
+    progress: Progress
+
+    @property
+    def source(self) -> FloatArray:
+        """What quantisers are trained on: the vectors given for it, else the rows."""
+        return self.rows.vectors if self.training is None else self.training
+
+    def table(self) -> VectorTable:
+        """The rows' vectors in the plan's precision."""
+        return make_table(self.rows.vectors, self.plan.precision)
+
+    def blocks(self, size: int, width: int) -> Iterator[FloatArray]:
+        """The rows' vectors in blocks of ``size``, widened to ``width`` columns, while ``add`` progress is reported."""
+        n = len(self.rows.vectors)
+        for start in range(0, n, size):
+            yield padded_columns(self.rows.vectors[start : start + size], width)
+            self.progress("add", min(1.0, (start + size) / n))
+
+
+class Body(ABC):
+    """An index over n row versions that never changes. Any number of threads may search it at the same time.
+
+    ``slots`` int64 (n,) strictly ascending; ``id_bytes`` and ``id_ends`` hold the ids as in :class:`~..types.Rows`;
+    ``table`` holds the vectors in the plan's precision. Results are positions, 0 to n - 1, into these arrays.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable) -> None:
+        self.plan = plan if plan.precision == table.precision else _with_precision(plan, table)
+        self.metric: Metric = metric
+        self.slots = rows.slots
+        self.id_bytes = rows.id_bytes
+        self.id_ends = rows.id_ends
+        self.table = table
+        self.n = table.n
+        self.dim = table.dim
+        self._text = memoryview(rows.id_bytes.data)
+
+    @classmethod
+    @abstractmethod
+    def build(cls, job: BuildJob) -> Body:
+        """Make a body; see :func:`~.catalog.build`."""
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
+        """Make the body again from its parts.
+
+        Raises:
+            EngineError: the parts are incomplete or contradict each other.
+        """
+
+    def parts(self) -> Arrays:
+        """The arrays that a snapshot keeps."""
+        own: Arrays = {"slots": self.slots, "id_bytes": self.id_bytes, "id_ends": self.id_ends}
+        return own | self.table.arrays() | self._engine_parts()
+
+    @property
+    def nlist(self) -> int:
+        """Number of inverted lists; 0 where none."""
+        return 0
+
+    @property
+    def vectors(self) -> FloatArray:
+        """All vectors as float32 (n, dim); a view for float32 tables, a conversion of everything otherwise."""
+        return self.table.block(0, self.n)
+
+    @property
+    def nbytes(self) -> int:
+        """Real bytes: slot table, ids, vectors, and what faiss holds."""
+        return self.slots.nbytes + self.id_bytes.nbytes + self.id_ends.nbytes + self.table.nbytes + self._engine_bytes()
+
+    def search(
+        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None = None
+    ) -> tuple[FloatArray, IntArray]:
+        """The k nearest allowed rows of each query.
+
+        Args:
+            queries: float32 (nq, dim); normalised under cosine.
+            k: results per query, at least 1, may exceed n.
+            effort: how hard to try; fields that are 0 mean the body's default, ``exact`` an exact scan.
+            allowed: rows that may be returned, over exactly n rows; None for all.
+
+        Returns:
+            distances float32 (nq, k) ascending (exact for float32 tables) and positions int64 (nq, k), padded with
+            +inf and -1.
+
+        Raises:
+            EngineError: faiss fails.
+        """
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim or k < 1:
+            raise ValueError(f"queries must be (nq, {self.dim}) and k at least 1, got {queries.shape} and {k}")
+        if allowed is not None:
+            if allowed.n != self.n:
+                raise ValueError(f"allowed covers {allowed.n} rows, the body has {self.n}")
+            if allowed.count == self.n:
+                allowed = None
+        if self.n == 0 or (allowed is not None and allowed.count == 0):
+            return padded(len(queries), k)
+        if effort.exact:
+            return self.table.scan(queries, k, self.metric, allowed)
+        return self._search(queries, k, effort, allowed)
+
+    def ids_at(self, positions: IntArray) -> list[str | None]:
+        """The ids at ``positions`` (m,); None where a position is -1."""
+        ends, text = self.id_ends, self._text
+        return [
+            None if at < 0 else str(text[int(ends[at - 1]) if at else 0 : int(ends[at])], "utf-8")
+            for at in np.asarray(positions).tolist()
+        ]
+
+    def vectors_at(self, positions: IntArray) -> FloatArray:
+        """The vectors at ``positions`` (m,), float32 (m, dim), as the table holds them."""
+        return self.table.gather(np.asarray(positions, dtype=np.int64))
+
+    def position_of(self, slots: IntArray) -> IntArray:
+        """Where ``slots`` (any shape, int64) lie; -1 where absent."""
+        slots = np.asarray(slots, dtype=np.int64)
+        if self.n == 0:
+            return np.full(slots.shape, -1, np.int64)
+        at = np.minimum(np.searchsorted(self.slots, slots), self.n - 1)
+        return np.where(self.slots[at] == slots, at, -1).astype(np.int64, copy=False)
+
+    @abstractmethod
+    def _search(
+        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+    ) -> tuple[FloatArray, IntArray]:
+        """``search`` after the arguments were checked and the trivial cases answered."""
+
+    def _engine_parts(self) -> Arrays:
+        return {}
+
+    def _engine_bytes(self) -> int:
+        return 0
+
+    @staticmethod
+    def _rows_of(parts: Arrays) -> Rows:
+        """The slot table of ``parts``, checked for consistency; its ``vectors`` are left empty."""
+        slots: IntArray = _column(parts, "slots", np.int64)
+        id_bytes: npt.NDArray[np.uint8] = _column(parts, "id_bytes", np.uint8)
+        id_ends: IntArray = _column(parts, "id_ends", np.int64)
+        ascending = bool((np.diff(slots) > 0).all() and (np.diff(id_ends, prepend=0) >= 0).all())
+        last = int(id_ends[-1]) if id_ends.size else 0
+        if slots.shape != id_ends.shape or not ascending or last != id_bytes.size:
+            raise EngineError("slot table contradicts itself; rebuild the index")
+        return Rows(slots, id_bytes, id_ends, np.empty((0, 0), np.float32))
+
+    @staticmethod
+    def _table_of(plan: IndexPlan, rows: Rows, parts: Arrays) -> VectorTable:
+        table = table_from(plan.precision, parts)
+        if table.n != len(rows.slots):
+            raise EngineError(f"{table.n} vectors for {len(rows.slots)} slots; rebuild the index")
+        return table
+
+
+def _column(parts: Arrays, name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    array = parts.get(name)
+    if array is None or array.dtype != dtype or array.ndim != 1:
+        raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} (n,); rebuild the index")
+    return array
+
+
+def _with_precision(plan: IndexPlan, table: VectorTable) -> IndexPlan:
+    note = f"vectors leave the range of {plan.precision}; kept as {table.precision}"
+    return replace(plan, precision=table.precision, notes=(*plan.notes, note))
+
+
+def chunks(nq: int, bytes_each: int) -> Iterator[slice]:
+    """Cut nq queries so that a chunk's scratch memory stays near 64 MB."""
+    step = max(1, _SCRATCH_BYTES // max(1, bytes_each))
+    for start in range(0, nq, step):
+        yield slice(start, min(start + step, nq))

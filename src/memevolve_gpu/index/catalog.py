@@ -1,0 +1,67 @@
+"""The kinds of bodies by name, and the one door through which they are built."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import EngineError
+from ..types import FloatArray, IndexPlan, Metric, Rows
+from .base import Arrays, Body, BuildJob, Progress
+from .exact import ExactBody
+from .hnsw import HNSWBody
+from .ivf import IVFBody
+from .two_stage import TwoStageBody
+
+__all__ = ["KINDS", "build", "from_parts"]
+
+KINDS: dict[str, type[Body]] = {kind.kind: kind for kind in (ExactBody, TwoStageBody, IVFBody, HNSWBody)}
+
+
+def build(
+    plan: IndexPlan,
+    rows: Rows,
+    metric: Metric,
+    *,
+    seed: int,
+    training: FloatArray | None = None,
+    progress: Progress | None = None,
+) -> Body:
+    """Build the body that ``plan`` asks for over ``rows``.
+
+    Args:
+        plan: kind, lists, codes and precision.
+        rows: n row versions; their arrays are kept, not copied, where the body can use them as they are.
+        metric: l2, cosine (vectors already normalised) or ip.
+        seed: decides the training sample and k-means; the same seed and rows give the same body.
+        training: float32 (m, dim) to train on instead of a sample of the rows.
+        progress: called with the stage (``train``, ``add``) and its finished fraction.
+
+    Raises:
+        EngineError: faiss is missing or fails, or the rows are too few for this kind; an exact body always works.
+    """
+    _check(plan, rows)
+    return KINDS[plan.kind].build(BuildJob(plan, rows, metric, seed, training, progress or _silent))
+
+
+def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
+    """Make a body again from :meth:`~.base.Body.parts`.
+
+    Raises:
+        EngineError: the parts are incomplete or contradict each other or the plan.
+    """
+    return KINDS[plan.kind].from_parts(plan, metric, parts)
+
+
+def _check(plan: IndexPlan, rows: Rows) -> None:
+    if plan.kind not in KINDS:
+        raise EngineError(f"plan.kind {plan.kind!r} is unknown; known are {', '.join(sorted(KINDS))}")
+    if rows.vectors.ndim != 2 or rows.vectors.dtype != np.float32:
+        raise EngineError(f"rows.vectors must be float32 (n, dim), got {rows.vectors.dtype} {rows.vectors.shape}")
+    if not len(rows.slots) == len(rows.id_ends) == len(rows.vectors):
+        raise EngineError(
+            f"rows has {len(rows.slots)} slots, {len(rows.id_ends)} ids, {len(rows.vectors)} vectors; they must agree"
+        )
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,60 @@
+"""Small dealings with faiss objects that several bodies share."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError
+from ..types import Metric
+from .base import Arrays
+from .faiss_door import load_faiss, translated
+from .sample import CODE_TRAINING_POINTS
+
+__all__ = ["aligned_bytes", "from_bytes", "metric_of", "quiet", "to_bytes"]
+
+
+def metric_of(faiss: ModuleType, metric: Metric) -> int:
+    """The faiss metric: unit vectors under cosine are ranked by their dot product."""
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+
+
+def quiet(parameters: Any, seed: int) -> None:
+    """Set clustering parameters: seeded, no warnings about few points, no second sampling."""
+    parameters.seed = seed & 0x7FFFFFFF
+    parameters.min_points_per_centroid = 1
+    parameters.max_points_per_centroid = CODE_TRAINING_POINTS
+    parameters.verbose = False
+
+
+def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """faiss' own serialisation of an index, uint8 (m,)."""
+    with translated("serialising an index"):
+        data: np.ndarray[Any, np.dtype[np.uint8]] = load_faiss().serialize_index(engine, flags)
+    return data
+
+
+def from_bytes(parts: Arrays, kind: str, n: int, metric: Metric) -> Any:
+    """The index in ``parts["faiss"]``, whose checksum the caller has verified, if it is what it should be.
+
+    Raises:
+        EngineError: bytes missing, not readable by this faiss, or another kind, size or metric of index.
+    """
+    data = parts.get("faiss")
+    if data is None or data.dtype != np.uint8 or data.ndim != 1:
+        raise EngineError("part 'faiss' is missing; rebuild the index")
+    faiss = load_faiss()
+    with translated("reading an index"):
+        engine = faiss.deserialize_index(data)
+    if type(engine).__name__ != kind or engine.ntotal != n or engine.metric_type != metric_of(faiss, metric):
+        raise EngineError(
+            f"expected {kind} over {n} rows, found {type(engine).__name__} over {engine.ntotal}; rebuild the index"
+        )
+    return engine
+
+
+def aligned_bytes(size: int) -> int:
+    """Bytes that an aligned table of faiss occupies: ``size`` rounded up to a power of two, at least 256."""
+    return 0 if size == 0 else max(256, 1 << (size - 1).bit_length())

@@ -1,0 +1,131 @@
+"""A navigable small-world graph whose storage is the vectors themselves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..errors import EngineError
+from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from .allowed import Allowed
+from .base import Arrays, Body, BuildJob, chunks
+from .engine import from_bytes, metric_of, to_bytes
+from .faiss_door import load_faiss, one_thread, translated
+from .rerank import Float32Table
+from .scan import padded, to_distances
+
+__all__ = ["HNSW_LINKS", "HNSWBody"]
+
+HNSW_LINKS = 32
+_BEAM_WHILE_BUILDING = 80
+DEFAULT_EF = 256
+_ADD_ROWS = 4096
+_VISIT_FLOATS = 40.0
+"""Rows read per unit of beam width, times the price of reading them out of order (measured)."""
+
+
+class HNSWBody(Body):
+    """32 links a node. The vectors live in faiss' storage and are seen from numpy without a copy."""
+
+    kind: ClassVar[str] = "hnsw"
+
+    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, engine: Any, storage: Any) -> None:
+        table = Float32Table(_view(storage), owner=storage)
+        super().__init__(plan, metric, rows, table)
+        self._engine = engine
+
+    @classmethod
+    def build(cls, job: BuildJob) -> HNSWBody:
+        """Insert the rows one after another in one thread, so that the graph is the same every time."""
+        faiss, dim = load_faiss(), job.rows.vectors.shape[1]
+        with translated("building a graph"), one_thread():
+            engine = faiss.IndexHNSWFlat(dim, HNSW_LINKS, metric_of(faiss, job.metric))
+            engine.hnsw.efConstruction = _BEAM_WHILE_BUILDING
+            engine.hnsw.rng = faiss.RandomGenerator(job.seed & 0x7FFFFFFF)
+            for block in job.blocks(_ADD_ROWS, dim):
+                engine.add(block)
+            storage = faiss.downcast_index(engine.storage)
+        return cls(job.plan, job.metric, job.rows, engine, storage)
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> HNSWBody:
+        rows = cls._rows_of(parts)
+        table = cls._table_of(plan, rows, parts)
+        engine = from_bytes(parts, "IndexHNSWFlat", table.n, metric)
+        if engine.d != table.dim or not isinstance(table, Float32Table):
+            raise EngineError(f"a graph of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
+        _check_links(engine, table.n)
+        faiss = load_faiss()
+        with translated("restoring a graph"):
+            storage = faiss.IndexFlat(table.dim, metric_of(faiss, metric))
+            storage.add(table.vectors)
+            engine.storage = storage
+            engine.own_fields = False
+        return cls(plan, metric, rows, engine, storage)
+
+    def _engine_parts(self) -> Arrays:
+        return {"faiss": to_bytes(self._engine, load_faiss().IO_FLAG_SKIP_STORAGE)}
+
+    def _engine_bytes(self) -> int:
+        graph = self._engine.hnsw
+        return int(graph.neighbors.size() * 4 + graph.offsets.size() * 8 + graph.levels.size() * 4)
+
+    def _search(
+        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+    ) -> tuple[FloatArray, IntArray]:
+        beam = self._beam(k, effort, allowed)
+        if self._scan_wins(beam, allowed):
+            return self.table.scan(queries, k, self.metric, allowed)
+        nq, enough = len(queries), min(k, self.n if allowed is None else allowed.count)
+        distances, positions = padded(nq, k)
+        for part in chunks(nq, self.n + 16 * beam):
+            distances[part], positions[part] = self._walk(queries[part], k, beam, allowed)
+        short = np.flatnonzero(positions[:, enough - 1] < 0)
+        if short.size:
+            wider = Effort(ef=4 * beam)
+            distances[short], positions[short] = self._search(queries[short], k, wider, allowed)
+        return distances, positions
+
+    def _walk(self, queries: FloatArray, k: int, beam: int, allowed: Allowed | None) -> tuple[FloatArray, IntArray]:
+        faiss, nq = load_faiss(), len(queries)
+        distances, positions = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64)
+        parameters = faiss.SearchParametersHNSW()
+        parameters.efSearch = beam
+        selector = None if allowed is None else allowed.bitmap(faiss)
+        parameters.sel = selector
+        ptr = faiss.swig_ptr
+        with translated("walking a graph"):
+            self._engine.search_c(nq, ptr(queries), k, ptr(distances), ptr(positions), parameters)
+        to_distances(distances, self.metric)
+        distances[positions < 0] = np.inf
+        return distances, positions
+
+    def _beam(self, k: int, effort: Effort, allowed: Allowed | None) -> int:
+        beam = max(effort.ef or DEFAULT_EF, 2 * k)
+        return beam if allowed is None else int(beam * self.n / allowed.count)
+
+    def _scan_wins(self, beam: int, allowed: Allowed | None) -> bool:
+        count = self.n if allowed is None else allowed.count
+        return beam * 4 >= self.n or count < beam * _VISIT_FLOATS
+
+
+def _view(storage: Any) -> FloatArray:
+    """The vectors inside a flat index as float32 (n, d), without a copy."""
+    faiss = load_faiss()
+    n, dim = int(storage.ntotal), int(storage.d)
+    if n == 0:
+        return np.empty((0, dim), np.float32)
+    flat: FloatArray = faiss.rev_swig_ptr(storage.get_xb(), n * dim)
+    return flat.reshape(n, dim)
+
+
+def _check_links(engine: Any, n: int) -> None:
+    """Refuse a graph that would send a search outside its memory."""
+    graph = engine.hnsw
+    faiss = load_faiss()
+    links = faiss.rev_swig_ptr(graph.neighbors.data(), graph.neighbors.size())
+    if graph.levels.size() != n or graph.offsets.size() != n + 1 or not -1 <= graph.entry_point < n:
+        raise EngineError("the graph's size contradicts its vectors; rebuild the index")
+    if links.size and (int(links.min()) < -1 or int(links.max()) >= n):
+        raise EngineError("the graph links to rows that do not exist; rebuild the index")

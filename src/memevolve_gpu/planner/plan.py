@@ -1,0 +1,166 @@
+"""Which body to build: a pure function of the store's size, its settings and the memory it may use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from ..errors import CapacityError
+from ..types import IndexPlan, Metric, Precision
+from .effort import effort_for
+from .nlist import (
+    DEFAULT_NLIST_MAX,
+    DEFAULT_NLIST_MIN,
+    DEFAULT_VECTORS_PER_CENTROID,
+    should_recreate,
+)
+from .nlist import (
+    adaptive_nlist as nlist_by_rule,
+)
+from .sizes import DEFAULT_ID_BYTES, default_codes, plan_bytes, vector_bytes
+
+__all__ = ["IndexType", "PrecisionSetting", "plan_index", "search_cost"]
+
+IndexType = Literal["flat", "ivf", "hnsw", "auto"]
+PrecisionSetting = Literal["auto", "float32", "float16", "int8"]
+
+_LEAST_FOR_TRAINING = 16
+_BYTES_PER_UNIT = 2000
+"""Above this, precision ``auto`` narrows the rerank vectors: 2 MB for 1,000 units."""
+_ORDER: tuple[Precision, ...] = ("float32", "float16", "int8")
+
+_FLOAT_COST = 13.0
+_CANDIDATE_COST = 5000.0
+_CALL_COST = 1_000_000.0
+_LIST_COST = 20_000.0
+
+
+def plan_index(
+    *,
+    count: int,
+    dim: int,
+    metric: Metric,
+    index_type: IndexType,
+    target_recall: float,
+    budget_bytes: int,
+    min_training_units: int = 1000,
+    adaptive_nlist: bool = True,
+    vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID,
+    nlist_min: int = DEFAULT_NLIST_MIN,
+    nlist_max: int = DEFAULT_NLIST_MAX,
+    precision: PrecisionSetting = "auto",
+    current_nlist: int | None = None,
+    id_bytes: float = DEFAULT_ID_BYTES,
+) -> IndexPlan:
+    """The body for ``count`` vectors of ``dim`` dimensions.
+
+    Args:
+        count: live vectors.
+        dim: their dimension.
+        metric: l2, cosine or ip.
+        index_type: flat, ivf or hnsw as the user asked; auto takes the cheapest that meets the target.
+        target_recall: in (0, 1].
+        budget_bytes: memory that the finished body may take.
+        min_training_units: below it nothing is trained, whatever ``index_type`` says.
+        adaptive_nlist: False keeps ``current_nlist`` however the store grows.
+        vectors_per_centroid, nlist_min, nlist_max: the rule for lists; see :func:`~.nlist.adaptive_nlist`.
+        precision: of the rerank vectors; auto narrows them where float32 would pass 2 MB per 1,000 units.
+        current_nlist: lists of the body in use; kept while they differ from the rule by less than a quarter.
+        id_bytes: mean length of an id.
+
+    Returns:
+        The plan with predicted bytes and its reason.
+
+    Raises:
+        CapacityError: nothing fits ``budget_bytes``, however narrow.
+    """
+    del metric  # every kind serves every metric
+    training_needs = max(min_training_units, _LEAST_FOR_TRAINING)
+    if count < training_needs and index_type != "flat":
+        wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {training_needs} that training needs")
+    else:
+        rule = {"vectors_per_centroid": vectors_per_centroid, "nlist_min": nlist_min, "nlist_max": nlist_max}
+        nlist = _nlist(count, current_nlist, adaptive_nlist, rule)
+        wanted = _wanted(index_type, count, dim, nlist, target_recall)
+    return _fitted(wanted, precision, count=count, dim=dim, budget=budget_bytes, id_bytes=id_bytes)
+
+
+def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> float:
+    """Time of one query of ten results, in units of 10 picoseconds on the machine where the constants were measured."""
+    if plan.kind == "exact":
+        return _CALL_COST + _FLOAT_COST * n * dim
+    effort = effort_for(plan, n, 10, target_recall)
+    codes = plan.codes or default_codes(dim)
+    rerank = effort.rerank * _CANDIDATE_COST
+    if plan.kind == "two_stage":
+        return _CALL_COST + n * codes + rerank
+    share = effort.nprobe / max(1, plan.nlist)
+    return _CALL_COST + _FLOAT_COST * plan.nlist * dim + effort.nprobe * _LIST_COST + n * share * codes + rerank
+
+
+def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, int]) -> int:
+    planned = min(nlist_by_rule(count, **rule), max(1, count))
+    if current and (not adaptive or not should_recreate(current, planned)):
+        return min(current, max(1, count))
+    return planned
+
+
+def _wanted(index_type: IndexType, count: int, dim: int, nlist: int, target_recall: float) -> IndexPlan:
+    """The body that the settings ask for, before its size is looked at."""
+    codes = default_codes(dim)
+    if index_type == "flat":
+        return IndexPlan("exact", reason="index_type is flat")
+    if index_type == "ivf":
+        return IndexPlan("ivf", nlist, codes, reason=f"index_type is ivf: {nlist} lists for {count} units by the rule")
+    if index_type == "hnsw":
+        return IndexPlan("hnsw", reason="index_type is hnsw")
+    options = (IndexPlan("exact"), IndexPlan("two_stage", codes=codes), IndexPlan("ivf", nlist, codes))
+    best = min(options, key=lambda plan: search_cost(plan, count, dim, target_recall))
+    return replace(best, reason=f"cheapest at recall {target_recall:g} for {count} units of {dim} dimensions")
+
+
+def _fitted(
+    wanted: IndexPlan, precision: PrecisionSetting, *, count: int, dim: int, budget: int, id_bytes: float
+) -> IndexPlan:
+    """``wanted`` in the widest precision that its setting and the budget allow."""
+    smallest = 0
+    for plan in _by_precision(wanted, precision, dim, id_bytes):
+        smallest = plan_bytes(plan, count, dim, id_bytes)
+        if smallest <= budget:
+            return _explained(plan, wanted, smallest, budget)
+    remedy = "raise max_memory_mb, lower max_memory_units"
+    if precision != "auto":
+        remedy += ", or set precision to auto"
+    raise CapacityError(
+        f"{count} units of {dim} dimensions need {smallest} bytes as {wanted.kind} at the least, "
+        f"max_memory_mb leaves {budget}; {remedy}"
+    )
+
+
+def _by_precision(wanted: IndexPlan, precision: PrecisionSetting, dim: int, id_bytes: float) -> list[IndexPlan]:
+    """The plans to try, best first. A graph holds float32 only; where it does not fit, codes take its place."""
+    if precision != "auto":
+        order: tuple[Precision, ...] = (precision,)
+    elif wanted.kind in ("two_stage", "ivf"):
+        order = tuple(p for p in _ORDER if _unit_bytes(dim, p, id_bytes) <= _BYTES_PER_UNIT) or _ORDER[-1:]
+    else:
+        order = _ORDER
+    if wanted.kind != "hnsw":
+        return [replace(wanted, precision=p) for p in order]
+    coded = IndexPlan("two_stage", codes=default_codes(dim), reason=wanted.reason)
+    graph = [wanted] if "float32" in order else []
+    return graph + [replace(coded, precision=p) for p in order]
+
+
+def _unit_bytes(dim: int, precision: Precision, id_bytes: float) -> float:
+    """Memory of one unit in a coded body."""
+    return vector_bytes(1, dim, precision) + default_codes(dim) / 2 + 24 + id_bytes
+
+
+def _explained(plan: IndexPlan, wanted: IndexPlan, size: int, budget: int) -> IndexPlan:
+    notes = []
+    if plan.kind != wanted.kind:
+        notes.append(f"{wanted.kind} does not fit {budget} bytes or precision {plan.precision}; {plan.kind} instead")
+    if plan.precision != "float32":
+        notes.append(f"vectors kept as {plan.precision} to stay within memory")
+    return replace(plan, bytes=size, notes=tuple(notes), reason="; ".join((plan.reason, *notes)))
