@@ -290,13 +290,11 @@ def test_a_configuration_cannot_be_changed_but_replaced(monkeypatch: pytest.Monk
         config.replace(metric="x")
 
 
-def test_nlist_max_knows_whether_somebody_chose_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = StorageConfig()
-    assert config.nlist_max_is_default
-    assert config.replace(nlist_min=5).nlist_max_is_default
-    assert not config.replace(nlist_max=256).nlist_max_is_default
-    monkeypatch.setenv("MEMEVOLVE_STORAGE_NLIST_MAX", "256")
-    assert not StorageConfig().nlist_max_is_default
+def test_a_configuration_knows_what_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_METRIC", "l2")
+    config = StorageConfig(nlist_min=10)
+    assert config.model_fields_set == {"metric", "nlist_min"}
+    assert config.replace(device="cpu").model_fields_set == {"metric", "nlist_min", "device"}
 
 
 class Kind(str, Enum):

@@ -191,6 +191,8 @@ class _Settings(BaseSettings):
     def replace(self: _Config, **changes: Any) -> _Config:
         """Return a copy with ``changes``, validated, without a second look at the environment.
 
+        ``model_fields_set`` of the copy names what was chosen, then or now, and not what is a default.
+
         Raises:
             ConfigurationError: as the constructor does.
         """
@@ -288,9 +290,9 @@ class StorageConfig(_Settings):
     max_memory_mb: _Megabytes = 2048.0
     """Most memory of index, vectors, maps and masks, in MiB; ``auto`` takes what the device or host allows."""
     performance_threshold: _Count = 10_000
-    """Number of units from which health expects a trained index instead of an exact scan."""
+    """Number of units from which speed deserves attention; nothing acts on it yet."""
     adaptive_nlist: _Switch = True
-    """Whether nlist follows the number of units; otherwise it stays at ``nlist_max``."""
+    """Whether nlist follows the number of units; otherwise that of the index in use is kept."""
     vectors_per_centroid: _Count = 39
     """Vectors wanted in each IVF list."""
     nlist_min: _Count = 10
@@ -313,11 +315,6 @@ class StorageConfig(_Settings):
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
     background: _Switch = True
     """Whether a thread of the store builds, retrains and heals the index by itself."""
-
-    @property
-    def nlist_max_is_default(self) -> bool:
-        """Whether nobody chose ``nlist_max``; only then may the limit grow with the number of units."""
-        return "nlist_max" not in self.model_fields_set
 
     def _check_together(self) -> None:
         for low, high in (("warning_threshold", "prune_threshold"), ("nlist_min", "nlist_max")):

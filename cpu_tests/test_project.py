@@ -1,0 +1,382 @@
+"""The project's files held to each other and to the code: settings, commands, links, environments, the wheel."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import memevolve_gpu
+from memevolve_gpu.utils.config import EmbeddingConfig, StorageConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "memevolve_gpu"
+CONFIGS = (StorageConfig, EmbeddingConfig)
+NOT_OURS = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
+MADE_HERE = {"demo", "dist", "build"}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads(read("pyproject.toml"))["project"]
+    return found
+
+
+def files() -> Iterator[Path]:
+    """Every file of the checkout that is not made by a tool."""
+    for folder, folders, names in os.walk(ROOT):
+        top = Path(folder) == ROOT
+        folders[:] = [name for name in folders if name not in NOT_OURS and not (top and name in MADE_HERE)]
+        yield from (Path(folder) / name for name in names)
+
+
+def documents() -> list[Path]:
+    return [path for path in files() if path.suffix == ".md"]
+
+
+def settings() -> dict[str, tuple[Any, str]]:
+    """Variable to (configuration, setting), first names only."""
+    return {config.prefix + name.upper(): (config, name) for config in CONFIGS for name in config.model_fields}
+
+
+def shown(config: Any, name: str) -> str:
+    """A default as a settings file writes it."""
+    value = config.model_fields[name].default
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# Settings
+
+
+def example_settings() -> dict[str, tuple[str, list[str]]]:
+    """Variable to (value, comment lines above it) of .env.example."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    above: list[str] = []
+    for line in read(".env.example").splitlines():
+        if match := re.fullmatch(r"#?(MEMEVOLVE_\w+)=(.*)", line):
+            found[match[1]] = (match[2], above)
+            above = []
+        else:
+            above = [*above, line] if line.startswith("# ") else []
+    return found
+
+
+def test_the_example_file_names_every_setting_and_no_other() -> None:
+    assert list(example_settings()) == sorted(example_settings(), key=list(example_settings()).index)
+    assert set(example_settings()) == set(settings())
+
+
+def test_the_example_file_sets_nothing_until_edited() -> None:
+    assert [line for line in read(".env.example").splitlines() if line and not line.startswith("#")] == []
+
+
+@pytest.mark.parametrize("variable", sorted(settings()))
+def test_the_example_file_shows_default_meaning_and_what_is_allowed(variable: str) -> None:
+    config, name = settings()[variable]
+    value, above = example_settings()[variable]
+    assert value == shown(config, name)
+    assert above[-1] == f"# Allowed: {config.allowed(name)}"
+    assert len(" ".join(above[:-1])) > 20
+
+
+def test_the_example_file_with_every_line_taken_is_the_default(tmp_path: Path) -> None:
+    taken = tmp_path / "taken.env"
+    taken.write_text(re.sub(r"(?m)^#(?=MEMEVOLVE_)", "", read(".env.example")), encoding="utf-8")
+    for config in CONFIGS:
+        assert config(_env_file=taken) == config(_env_file=None)
+    assert "max_memory_units" in StorageConfig(_env_file=taken).model_fields_set
+
+
+def test_the_configuration_document_has_every_setting_with_its_default() -> None:
+    sections = re.findall(r"(?m)^### (\w+)\n\nDefault: (.+?)\. Allowed: (.+)\.$", read("docs/configuration.md"))
+    expected = {
+        (variable, f"`{shown(config, name)}`" if shown(config, name) else "none", config.allowed(name))
+        for variable, (config, name) in settings().items()
+    }
+    assert set(sections) == expected
+    assert len(sections) == len(expected)
+
+
+def test_documents_name_only_variables_that_exist() -> None:
+    known = {variable for config in CONFIGS for variable in config.variables()}
+    known |= {config.prefix + name.upper() for config in CONFIGS for name in config.foreign}
+    for path in [*documents(), ROOT / ".env.example"]:
+        named = set(re.findall(r"MEMEVOLVE_(?:STORAGE|EMBEDDING)_\w+", path.read_text(encoding="utf-8")))
+        assert named <= known, path.name
+
+
+def test_second_names_are_documented() -> None:
+    for config in CONFIGS:
+        for name in config.aliases:
+            for document in (".env.example", "docs/configuration.md"):
+                assert config.prefix + name.upper() in read(document)
+
+
+# The command line
+
+
+def table_after(heading: str, text: str) -> list[list[str]]:
+    """Rows of the first table below a line that starts with ``heading``."""
+    rows = text[text.index(heading) :].splitlines()
+    start = next(number for number, row in enumerate(rows) if row.startswith("|"))
+    found = []
+    for row in rows[start + 2 :]:
+        if not row.startswith("|"):
+            break
+        found.append([cell.strip().strip("`") for cell in row.strip("|").split("|")])
+    return found
+
+
+def commands() -> set[str]:
+    from typer.main import get_command
+
+    from memevolve_gpu import cli
+
+    return set(get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+def test_the_readme_lists_the_commands() -> None:
+    rows = table_after("| command |", read("README.md"))
+    assert {row[0] for row in rows} == commands()
+
+
+def test_the_readme_lists_the_exit_codes() -> None:
+    from memevolve_gpu.cli.codes import MEANING
+
+    rows = table_after("| code |", read("README.md"))
+    assert [(int(code), meaning) for code, meaning in rows] == [(int(code), text) for code, text in MEANING.items()]
+
+
+def test_documents_and_scripts_use_only_commands_that_exist() -> None:
+    for path in [*documents(), ROOT / "scripts" / "demo"]:
+        text = path.read_text(encoding="utf-8")
+        used = set(re.findall(r"(?m)(?:^|`)memevolve-store ([a-z]+)", text))
+        used |= set(re.findall(r"(?m)^run ([a-z]+)", text)) if path.name == "demo" else set()
+        assert used <= commands(), path.name
+
+
+# README
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r"(?s)```python\n(.*?)```", read("README.md"))
+    assert len(blocks) >= 2
+    program = tmp_path / "readme.py"
+    program.write_text("\n".join(blocks), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split()[1] == "unit_1"
+    assert "git worktree" in done.stdout
+
+
+def test_the_readme_tells_where_the_files_of_memevolve_are() -> None:
+    rows = table_after("| in MemEvolve |", read("README.md"))
+    assert len(rows) == 7
+    for theirs, ours, what in rows:
+        assert theirs.replace("src/memevolve/", "src/memevolve_gpu/") == ours
+        assert (ROOT / ours).is_file() is (what != "next"), ours
+
+
+def test_the_readme_lists_the_extras() -> None:
+    rows = table_after("| extra |", read("README.md"))
+    assert {row[0] for row in rows} == set(project()["optional-dependencies"])
+
+
+# Links and paths
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"(?s)```.*?```", "", document.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        assert path.exists(), target
+        assert ROOT in (path, *path.parents), target
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.+)$", path.read_text(encoding="utf-8"))
+            assert anchor in map(slug, headings), target
+
+
+def test_every_document_can_be_reached_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w.-]+)", read("README.md")))
+    assert linked == {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+
+
+def test_no_file_names_a_machine() -> None:
+    parts = ["work", "root", r"home/(?!me\b|you\b)\w+", r"Users/\w+", "opt/pypi", "opt/wheels"]
+    machine = re.compile(rf"(?<![\w.:/~-])/(?:{'|'.join(parts)})(?=[/\s\"'`]|$)", re.MULTILINE)
+    found = []
+    for path in files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in machine.finditer(text)]
+    assert found == []
+    assert machine.search("cd " + "/wo" + "rk/main")
+
+
+@pytest.mark.parametrize("name", ["setup", "test", "demo"])
+def test_scripts_can_be_run_and_stop_at_errors(name: str) -> None:
+    assert os.access(ROOT / "scripts" / name, os.X_OK)
+    assert "set -euo pipefail" in read(f"scripts/{name}")
+    assert f"scripts/{name}" in read("README.md") + read("CONTRIBUTING.md")
+
+
+# Installation
+
+
+ONLY_CONDA = {"python", "pip", "cuda-version", "pytorch-gpu"}
+"""Packages that an environment needs and a wheel cannot ask for."""
+CONDA_NAMES = {"pytorch": "torch", "cupy": "cupy-cuda12x"}
+
+
+def requirements(*extras: str) -> dict[str, SpecifierSet]:
+    """Name to bounds of the base dependencies and some extras, without markers for old Pythons."""
+    lines = list(project()["dependencies"])
+    for extra in extras:
+        lines += project()["optional-dependencies"][extra]
+    parsed = [Requirement(line) for line in lines]
+    return {canonicalize_name(one.name): one.specifier for one in parsed if one.marker is None}
+
+
+def environment(name: str) -> dict[str, SpecifierSet]:
+    lines = re.findall(r"(?m)^ +- ([a-z][\w.-]*)([<>=!~,\d.*]*)$", read(name).partition("dependencies:")[2])
+    return {CONDA_NAMES.get(package, package): SpecifierSet(bounds) for package, bounds in lines}
+
+
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [
+        ("environment.yml", ("gpu", "torch", "openai", "local", "dev")),
+        ("environment-cpu.yml", ("cpu", "openai", "local", "dev")),
+    ],
+)
+def test_conda_environments_agree_with_the_project(name: str, extras: tuple[str, ...]) -> None:
+    conda = environment(name)
+    wanted = requirements(*extras)
+    assert {package for package in conda if package not in ONLY_CONDA} == set(wanted)
+    for package, bounds in wanted.items():
+        assert conda[package] == bounds, package
+
+
+@pytest.mark.parametrize("name", ["environment.yml", "environment-cpu.yml"])
+def test_conda_environments_take_the_pythons_of_the_project(name: str) -> None:
+    claimed = {Version(line.rpartition(" ")[2]) for line in project()["classifiers"] if re.search(r":: 3\.\d+$", line)}
+    every = {Version(f"3.{minor}") for minor in range(6, 20)}
+    assert {version for version in every if version in environment(name)["python"]} == claimed
+    assert min(claimed) in SpecifierSet(project()["requires-python"])
+    channels = re.findall(r"(?m)^  - (.+)$", read(name).partition("channels:")[2].partition("dependencies:")[0])
+    assert channels
+    assert all(re.fullmatch(r"[a-z-]+", channel) for channel in channels)
+
+
+def test_one_faiss_at_a_time() -> None:
+    assert "faiss-gpu" not in environment("environment-cpu.yml")
+    assert "faiss-cpu" not in environment("environment.yml")
+    assert not {"faiss-cpu", "faiss-gpu"} & set(requirements())
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert re.search(rf"(?m)^## \[{re.escape(memevolve_gpu.__version__)}\]", read("CHANGELOG.md"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built without a network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = folder.glob("memevolve_gpu-*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    sources = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")}
+    with zipfile.ZipFile(wheel) as archive:
+        inside = {name for name in archive.namelist() if ".dist-info/" not in name}
+        rest = " ".join(name for name in archive.namelist() if ".dist-info/" in name)
+    assert inside == sources | {"memevolve_gpu/py.typed"}
+    assert "LICENSE" in rest
+    assert "entry_points.txt" in rest
+
+
+def test_the_wheel_works_where_the_checkout_is_not(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    program = (
+        "import memevolve_gpu, sys; assert memevolve_gpu.__file__.startswith(sys.argv[1]), memevolve_gpu.__file__\n"
+        "import importlib.metadata as m\n"
+        "(entry,) = [e for e in m.entry_points(group='console_scripts') if e.name == 'memevolve-store'][:1]\n"
+        "assert callable(entry.load()); assert m.version('memevolve-gpu') == memevolve_gpu.__version__\n"
+        "with memevolve_gpu.VectorStore('m', memevolve_gpu.HashingEmbedder(64)) as store:\n"
+        "    store.store({'id': 'a', 'content': 'hello'})\n"
+        "    assert store.search('hello')[0][1] == 'a'\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_loads_no_engine() -> None:
+    program = "import memevolve_gpu, sys; print([n for n in ('faiss', 'torch', 'cupy', 'openai') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Files on disk
+
+
+def test_every_file_of_a_store_is_documented(tmp_path: Path) -> None:
+    from memevolve_gpu import HashingEmbedder, VectorStore
+
+    documented = {row[0].removeprefix("<prefix>") for row in table_after("| file |", read("docs/file-format.md"))}
+    with VectorStore(tmp_path / "m", HashingEmbedder(16), storage_config={"background": False}) as store:
+        store.store_batch([{"content": f"word{number}"} for number in range(20)])
+        store.run_maintenance()
+        store.snapshot()
+        made = {path.name.removeprefix("m") for path in tmp_path.iterdir()}
+    assert made == documented
