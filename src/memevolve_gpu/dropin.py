@@ -1,0 +1,192 @@
+"""Puts this package's vector store in the place of MemEvolve's, without an edit to MemEvolve.
+
+Either import this module before anything of MemEvolve, or run a program with it in place::
+
+    import memevolve_gpu.dropin                                # first line of the program
+    python -m memevolve_gpu.dropin script.py arguments...      # or so
+    python -m memevolve_gpu.dropin -m package.module arguments...
+
+From then on ``memevolve.components.store.vector_store`` is ``memevolve_gpu.components.store.vector_store``: the same
+module, the same class. Where MemEvolve is installed nothing else of it changes, and our ``VectorStore`` passes its
+checks for its own ``StorageBackend``. Where it is not, ``memevolve`` and the inner paths that this package has as well
+(``components``, ``utils``, ``memory_system``) are this package's.
+
+A process that a program starts anew (``subprocess``, ``multiprocessing`` with spawn, server workers) begins without
+this: let the program itself import this module first, then its children do so too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import runpy
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+__all__ = ["install", "main", "uninstall"]
+
+_OURS = "memevolve_gpu"
+_THEIRS = "memevolve"
+_STORE = ".components.store.vector_store"
+_BACKEND = ".components.store.base"
+_SHARED_ROOTS = frozenset({"components", "utils", "memory_system"})
+
+_USAGE = """\
+usage: python -m memevolve_gpu.dropin SCRIPT [ARGUMENTS...]
+       python -m memevolve_gpu.dropin -m MODULE [ARGUMENTS...]
+
+Runs a program with memevolve_gpu's vector store in the place of MemEvolve's.
+"""
+
+
+def install() -> None:
+    """Let ``memevolve.components.store.vector_store`` resolve to this package's. A second call changes nothing.
+
+    Raises ImportError when MemEvolve's own store has been imported already: some objects would be of one class and some
+    of the other.
+    """
+    loaded = sys.modules.get(_THEIRS + _STORE)
+    if loaded is not None and loaded is not sys.modules.get(_OURS + _STORE):
+        raise ImportError(
+            f"{_THEIRS + _STORE} is imported already, from {getattr(loaded, '__file__', None)}; that is too late to "
+            f"replace it. Import {_OURS}.dropin before anything of {_THEIRS}, or run: "
+            f"python -m {_OURS}.dropin your_script.py",
+            name=_THEIRS + _STORE,
+        )
+    if not any(map(_is_ours, sys.meta_path)):
+        sys.meta_path.insert(0, _Finder())
+
+
+def uninstall() -> None:
+    """Take back what ``install`` did. What MemEvolve has imported from our store in the meantime stays imported."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]
+    for name, module in list(sys.modules.items()):
+        if _below(name, _THEIRS) and _below(getattr(module, "__name__", ""), _OURS):
+            del sys.modules[name]
+            _forget_in_parent(name, module)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``SCRIPT arguments...`` or ``-m MODULE arguments...`` as Python would, with the store in place.
+
+    ``arguments`` are those of the process when None. Returns 0 once the program has ended by itself, 2 when it is not
+    named or not found; whatever it raises passes through.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    as_module = given[:1] == ["-m"]
+    program = given[as_module:]
+    if not program or program[0].startswith("-"):
+        asked = program[:1] in (["-h"], ["--help"]) and not as_module
+        (sys.stdout if asked else sys.stderr).write(_USAGE)
+        return 0 if asked else 2
+    install()
+    sys.argv[:] = program
+    return _run_module(program[0]) if as_module else _run_script(Path(program[0]))
+
+
+def _run_module(name: str) -> int:
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    return 0
+
+
+def _run_script(script: Path) -> int:
+    if not script.exists():
+        sys.stderr.write(f"{_OURS}.dropin: SCRIPT {script} does not exist; name a Python file\n")
+        return 2
+    if not getattr(sys.flags, "safe_path", False):
+        folder = script.resolve()
+        sys.path[0] = str(folder if folder.is_dir() else folder.parent)  # where Python -m had put the current folder
+    runpy.run_path(str(script), run_name="__main__")
+    return 0
+
+
+class _Finder(MetaPathFinder):
+    """Answers for the modules of MemEvolve that are ours."""
+
+    def find_spec(
+        self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None, /
+    ) -> ModuleSpec | None:
+        if fullname == _THEIRS:
+            return None if _memevolve_is_installed() else _alias(fullname)
+        if not _below(fullname, _THEIRS):
+            return None
+        if fullname == _THEIRS + _STORE or sys.modules.get(_THEIRS) is sys.modules.get(_OURS):
+            return _alias(fullname)
+        return None
+
+
+class _AliasLoader(Loader):
+    """Loads a module under a second name: the module itself, not a copy."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the target where the import system looks for the module that it has just made."""
+        target = importlib.import_module(self.target)
+        sys.modules[module.__name__] = target
+        if module.__name__ == _THEIRS + _STORE:
+            _pass_for_their_backend(target)
+
+
+def _alias(fullname: str) -> ModuleSpec:
+    rest = fullname.removeprefix(_THEIRS)
+    target = _OURS + rest
+    shared = not rest or rest.split(".")[1] in _SHARED_ROOTS
+    if not shared or importlib.util.find_spec(target) is None:
+        raise ModuleNotFoundError(
+            f"No module named {fullname!r}: MemEvolve is not installed, and {_OURS}, which stands in for it, has no "
+            f"such part; install MemEvolve to use it",
+            name=fullname,
+        )
+    return ModuleSpec(fullname, _AliasLoader(target), origin=target)
+
+
+def _pass_for_their_backend(store: ModuleType) -> None:
+    """Make our store a virtual subclass of MemEvolve's ABC, which its code checks for."""
+    try:
+        backend = importlib.import_module(_THEIRS + _BACKEND).StorageBackend
+    except (ModuleNotFoundError, AttributeError):
+        return  # a MemEvolve without such a class cannot check for it
+    if backend not in store.VectorStore.__mro__ and hasattr(backend, "register"):
+        backend.register(store.VectorStore)
+
+
+def _memevolve_is_installed() -> bool:
+    """Would the import system find MemEvolve without us? A folder that happens to have its name does not count."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        spec = None if _is_ours(finder) or find is None else find(_THEIRS, None)
+        if spec is not None and (spec.origin is not None or _has_a_store(spec)):
+            return True
+    return False
+
+
+def _has_a_store(namespace: ModuleSpec) -> bool:
+    return any(Path(folder, "components", "store").is_dir() for folder in namespace.submodule_search_locations or ())
+
+
+def _is_ours(finder: object) -> bool:
+    """By name, so that a reloaded module knows the finder that it installed before."""
+    return (type(finder).__module__, type(finder).__qualname__) == (__name__, _Finder.__qualname__)
+
+
+def _below(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _forget_in_parent(name: str, module: ModuleType) -> None:
+    parent, _, child = name.rpartition(".")
+    package = sys.modules.get(parent)
+    if package is not None and not _below(package.__name__, _OURS) and vars(package).get(child) is module:
+        delattr(package, child)
+
+
+if __name__ == "__main__":
+    sys.exit(importlib.import_module(f"{_OURS}.dropin").main())  # the module that programs import, not this copy of it
+else:
+    install()
