@@ -235,7 +235,7 @@ def test_of_two_names_in_one_place_the_first_wins(monkeypatch: pytest.MonkeyPatc
 
 def test_a_bad_second_name_is_reported_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMEVOLVE_STORAGE_MAX_UNITS", "-2")
-    with pytest.raises(ConfigurationError, match=r"^MEMEVOLVE_STORAGE_MAX_UNITS='-2' in the environment"):
+    with pytest.raises(ConfigurationError, match=r"^MEMEVOLVE_STORAGE_MAX_UNITS='-2' \(in the environment\)"):
         StorageConfig()
 
 
@@ -339,6 +339,12 @@ def test_adopt_returns_our_own_as_it_is_and_makes_one_of_nothing(monkeypatch: py
     assert StorageConfig.adopt(config) is config
     monkeypatch.setenv("MEMEVOLVE_STORAGE_NLIST_MIN", "12")
     assert StorageConfig.adopt(None).nlist_min == 12
+
+
+def test_adopt_of_a_mapping_reports_its_bad_value() -> None:
+    with pytest.raises(ConfigurationError, match="max_memory_units"):
+        StorageConfig.adopt({"max_units": [5]})
+    assert StorageConfig.adopt({"max_units": None}).max_memory_units == 50_000
 
 
 @pytest.mark.parametrize("source", ["ivf", 5, [1], StorageConfig])

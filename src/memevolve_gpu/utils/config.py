@@ -100,9 +100,10 @@ _Dimension = Annotated[_Count | None, Allowed("a whole number of at least 1")]
 
 
 class _Found(NamedTuple):
-    """A value with the place it came from, worded for an error message."""
+    """A value, the name it was given under, and where that was."""
 
     value: Any
+    name: str
     place: str
 
 
@@ -169,7 +170,8 @@ class _Settings(BaseSettings):
         Args:
             source: None for environment and defaults; a configuration of this class, returned as it is; a mapping; or
                 any object whose attributes are named like our settings, such as MemEvolve's own storage
-                configuration. Attributes that are missing, None or no plain value are left to the environment.
+                configuration. What is missing or None, and attributes that are no plain value, is left to the
+                environment; other names are ignored, those of a mapping with a warning.
 
         Raises:
             ConfigurationError: ``source`` is a text, a number or a sequence, or one of its values is not allowed.
@@ -180,13 +182,14 @@ class _Settings(BaseSettings):
             return cls()
         if isinstance(source, Mapping):
             cls._warn_unknown({str(name).lower(): str(name) for name in source}, "", "the given mapping")
-            return cls(**cls._plain_values(source.get))
+            return cls(**cls._values_of(source.get, object))
         if isinstance(source, (str, bytes, numbers.Number, list, tuple, set, frozenset, type)):
             raise ConfigurationError(
-                f"{cls.__name__}: cannot be made of {source!r}; give a {cls.__name__}, a mapping, or an object with "
-                f"attributes such as {next(iter(cls.model_fields))}"
+                f"{cls.__name__}: cannot be made of a {type(source).__name__}; give a {cls.__name__}, a mapping, or an "
+                f"object with attributes such as {next(iter(cls.model_fields))}"
             )
-        return cls(**cls._plain_values(lambda name: getattr(source, name, None)))
+        plain = (str, bool, numbers.Real, SecretStr)
+        return cls(**cls._values_of(lambda name: getattr(source, name, None), plain))
 
     def replace(self: _Config, **changes: Any) -> _Config:
         """Return a copy with ``changes``, validated, without a second look at the environment.
@@ -201,13 +204,12 @@ class _Settings(BaseSettings):
         return self.model_construct(_fields_set=self.model_fields_set | set(changes), **dict(new))
 
     @classmethod
-    def _plain_values(cls, get: Callable[[str], object]) -> dict[str, Any]:
-        """Our settings out of somebody else's object; a first name beats a second one."""
-        plain = (str, bool, numbers.Real, SecretStr)
+    def _values_of(cls, get: Callable[[str], object], kinds: type | tuple[type, ...]) -> dict[str, Any]:
+        """Our settings out of somebody else's object, if they are of these kinds; a first name beats a second one."""
         names = {name: name for name in cls.model_fields} | dict(cls.aliases)
         found: dict[str, Any] = {}
         for name, target in names.items():
-            if isinstance(value := get(name), plain):
+            if (value := get(name)) is not None and isinstance(value, kinds):
                 found.setdefault(target, value)
         return found
 
@@ -225,7 +227,7 @@ class _Settings(BaseSettings):
             # Second names come last in variables(), so that a first name in the same place is written over them.
             for variable, target in reversed(cls.variables().items()):
                 if value := stripped.get(variable.lower()):
-                    found[target] = _Found(value, f"{variable}={{}} {place}")
+                    found[target] = _Found(value, variable, place)
             cls._warn_unknown({name: name.upper() for name in stripped}, cls.prefix, place)
         return found
 
@@ -238,7 +240,7 @@ class _Settings(BaseSettings):
                 raise ConfigurationError(f"{name}: {cls.__name__} has no such setting{cls._nearest(name, '')}")
             if target in found:
                 raise ConfigurationError(f"{', '.join(values)}: {target} is given twice; give it once")
-            found[target] = _Found(value, f"{name}={{}} (variable {cls.prefix}{name.upper()})")
+            found[target] = _Found(value, name, f"variable {cls.prefix}{name.upper()}")
         return found
 
     @classmethod
@@ -260,9 +262,10 @@ class _Settings(BaseSettings):
 
     @classmethod
     def _explain(cls, row: ErrorDetails, found: Mapping[str, _Found]) -> str:
-        name = str(row["loc"][0])
-        value, place = found[name]
-        return f"{place.format('...' if name in cls.secret else repr(value))}: must be {cls.allowed(name)}"
+        setting = str(row["loc"][0])
+        value, name, place = found[setting]
+        shown = "..." if setting in cls.secret else repr(value)
+        return f"{name}={shown} ({place}): must be {cls.allowed(setting)}"
 
     def _check_together(self) -> None:
         """Refuse values that are fine alone and contradict each other."""
