@@ -1,0 +1,72 @@
+"""A vector store for the memory of LLM agents: durable records, a derived index, recall as the contract."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    CapacityError,
+    ConfigurationError,
+    CorruptStoreError,
+    DimensionMismatchError,
+    EmbeddingError,
+    EngineError,
+    InvalidFilterError,
+    InvalidQueryError,
+    InvalidUnitError,
+    InvalidVectorError,
+    MemEvolveError,
+    ModelMismatchError,
+    StorageError,
+    StoreClosedError,
+)
+from .types import Hit, MemoryUnit
+
+if TYPE_CHECKING:
+    from .components.store.base import StorageBackend
+    from .components.store.vector_store import VectorStore
+    from .utils.config import EmbeddingConfig, StorageConfig
+    from .utils.embeddings import HashingEmbedder
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CapacityError",
+    "ConfigurationError",
+    "CorruptStoreError",
+    "DimensionMismatchError",
+    "EmbeddingConfig",
+    "EmbeddingError",
+    "EngineError",
+    "HashingEmbedder",
+    "Hit",
+    "InvalidFilterError",
+    "InvalidQueryError",
+    "InvalidUnitError",
+    "InvalidVectorError",
+    "MemEvolveError",
+    "MemoryUnit",
+    "ModelMismatchError",
+    "StorageBackend",
+    "StorageConfig",
+    "StorageError",
+    "StoreClosedError",
+    "VectorStore",
+]
+
+_LAZY = {
+    "EmbeddingConfig": "utils.config",
+    "HashingEmbedder": "utils.embeddings",
+    "StorageBackend": "components.store.base",
+    "StorageConfig": "utils.config",
+    "VectorStore": "components.store.vector_store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the heavier rooms when they are first asked for, so that ``import memevolve_gpu`` stays light."""
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

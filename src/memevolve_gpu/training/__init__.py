@@ -1,0 +1,1 @@
+"""What an index is trained on and how its quality is judged."""

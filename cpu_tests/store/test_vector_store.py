@@ -1,0 +1,524 @@
+"""What users of ``VectorStore`` may rely on, for every index type, through the public door."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import SEED, FakeEmbedder
+
+from memevolve_gpu import (
+    CapacityError,
+    ConfigurationError,
+    DimensionMismatchError,
+    EmbeddingError,
+    InvalidFilterError,
+    InvalidQueryError,
+    InvalidUnitError,
+    InvalidVectorError,
+    ModelMismatchError,
+    StorageBackend,
+    StorageConfig,
+    StorageError,
+    StoreClosedError,
+    VectorStore,
+)
+
+DIM = 24
+INDEX_TYPES = ["flat", "ivf", "hnsw", "auto"]
+Make = Callable[..., VectorStore]
+
+
+def config(**settings: Any) -> StorageConfig:
+    return StorageConfig(**{"background": False, "min_training_units": 100, **settings})
+
+
+@pytest.fixture(params=INDEX_TYPES)
+def index_type(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    opened: list[VectorStore] = []
+
+    def make(name: str = "store", embedder: Any = None, **settings: Any) -> VectorStore:
+        store = VectorStore(tmp_path / name, embedder or FakeEmbedder(DIM), storage_config=config(**settings))
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+def units(n: int) -> list[dict[str, Any]]:
+    kinds = ["lesson", "skill", "tool", "abstraction"]
+    return [
+        {
+            "id": f"u{i}",
+            "type": kinds[i % 4],
+            "content": f"fact number {i} about topic {i % 13}",
+            "tags": [f"t{i % 5}", "all"],
+            "metadata": {"score": i / n},
+        }
+        for i in range(n)
+    ]
+
+
+class TestTheOldApi:
+    def test_is_a_storage_backend_with_every_verb(self, make: Make) -> None:
+        store = make()
+        assert isinstance(store, StorageBackend)
+        unit_id = store.store({"type": "lesson", "content": "Rebase before you push"})
+        assert unit_id == "unit_0"
+        kept = store.retrieve(unit_id)
+        assert kept is not None
+        assert kept["id"] == unit_id
+        assert kept["metadata"]["created_at"]
+        assert store.get_metadata(unit_id) == kept["metadata"]
+        assert store.exists(unit_id)
+        assert store.count() == 1
+        assert store.retrieve_all() == [kept]
+        assert store.update(unit_id, {"type": "lesson", "content": "Rebase, test, push"})
+        changed = store.retrieve(unit_id)
+        assert changed is not None
+        assert changed["metadata"]["updated_at"]
+        assert changed["metadata"]["created_at"] == kept["metadata"]["created_at"]
+        assert store.delete(unit_id)
+        assert not store.delete(unit_id)
+        assert not store.update(unit_id, {"content": "gone"})
+        assert store.retrieve(unit_id) is None
+        assert store.get_metadata(unit_id) is None
+        store.store_batch([{"content": "a"}, {"content": "b"}])
+        store.clear()
+        assert store.count() == 0
+        assert store.search("a") == []
+
+    def test_data_is_a_read_only_mapping_of_ids(self, make: Make) -> None:
+        store = make()
+        ids = store.store_batch(units(5))
+        assert list(store.data) == ids
+        assert store.data["u3"]["content"].startswith("fact number 3")
+        assert len(store.data) == 5
+        assert "u9" not in store.data
+        with pytest.raises(KeyError):
+            store.data["u9"]
+        with pytest.raises(TypeError):
+            store.data["u3"] = {}  # type: ignore[index]
+
+    def test_automatic_ids_are_never_given_twice(self, make: Make) -> None:
+        store = make()
+        assert store.store_batch([{"content": "a"}, {"id": "unit_1", "content": "b"}, {"content": "c"}]) == [
+            "unit_0",
+            "unit_1",
+            "unit_2",
+        ]
+        store.delete("unit_2")
+        assert store.store({"content": "d"}) == "unit_3"
+        store.clear()
+        assert store.store({"content": "e"}) == "unit_4"
+
+    def test_the_given_unit_is_not_changed(self, make: Make) -> None:
+        unit = {"content": "a", "metadata": {"k": 1}}
+        store = make()
+        store.store(unit)
+        store.update("unit_0", unit)
+        assert unit == {"content": "a", "metadata": {"k": 1}}
+
+    def test_unit_to_text_joins_what_is_embedded(self, make: Make) -> None:
+        unit = {"content": "C", "reasoning": "R", "query": "Q", "tags": ["x", "y"], "type": "skill"}
+        assert make()._unit_to_text(unit) == "C Reasoning: R Query: Q x y skill"
+
+    def test_dimension_comes_from_the_function_then_from_the_file(self, make: Make, tmp_path: Path) -> None:
+        make().store({"content": "a"})
+        assert make(embedder=FakeEmbedder(DIM)).embedding_dim == DIM
+        with VectorStore(tmp_path / "store", None, storage_config=config()) as reader:
+            assert reader.embedding_dim == DIM
+        with pytest.raises(ValueError, match="Embedding dimension mismatch"):
+            VectorStore(tmp_path / "store", FakeEmbedder(7), 7, storage_config=config())
+
+    def test_files_never_carry_the_old_names(self, make: Make, tmp_path: Path) -> None:
+        store = make()
+        store.store_batch(units(200))
+        store.run_maintenance()
+        assert {path.name for path in tmp_path.iterdir()} <= {
+            f"store.{end}" for end in ("db", "db-wal", "db-shm", "lock", "snapshot", "maintenance.lock")
+        }
+
+
+class TestFinding:
+    def test_every_unit_finds_itself_before_and_after_training(self, make: Make, index_type: str) -> None:
+        store, embedder = make(index_type=index_type), FakeEmbedder(DIM)
+        store.store_batch(units(400))
+        for _ in range(2):
+            vectors = np.stack([embedder.vector(store._unit_to_text(unit)) for unit in units(400)])
+            distances, ids = store.search_vectors(vectors, 1)
+            assert [row[0] for row in ids] == [f"u{i}" for i in range(400)]
+            assert np.allclose(distances, 0, atol=1e-6)
+            assert store.index.ntotal == 400
+            assert store.index.is_trained
+            store.run_maintenance()
+        assert bool(store.index.nlist) == (index_type == "ivf")
+
+    @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+    def test_distances_and_order_equal_an_exact_oracle(self, make: Make, index_type: str, metric: str) -> None:
+        store = make(index_type=index_type, metric=metric)
+        rng = np.random.default_rng(SEED)
+        vectors = rng.standard_normal((600, DIM)).astype("float32")
+        store.store_batch(units(600)[:500], vectors[:500])
+        store.run_maintenance()
+        store.store_batch(units(600)[500:], vectors[500:])
+        store.delete_batch([f"u{i}" for i in range(0, 600, 7)])
+        alive = np.array([i for i in range(600) if i % 7])
+        queries = rng.standard_normal((20, DIM))
+        exact = oracle(queries, vectors[alive], metric)
+        distances, ids = store.search_vectors(queries, 10, recall=1.0)
+        order = np.argsort(exact, axis=1)[:, :10]
+        assert np.allclose(distances, np.take_along_axis(exact, order, 1), rtol=1e-4, atol=1e-5)
+        assert ids == [[f"u{alive[j]}" for j in row] for row in order]
+
+    def test_search_returns_pairs_nearest_first_and_no_more_than_stored(self, make: Make) -> None:
+        store = make()
+        assert store.search("anything") == []
+        store.store_batch(units(3))
+        found = store.search("fact number 1 about topic 1", top_k=10)
+        assert len(found) == 3
+        assert [distance for distance, _ in found] == sorted(distance for distance, _ in found)
+        assert found[0][1] == "u1"
+        distances, ids = store.search_vectors(np.ones((2, DIM)), 5)
+        assert distances.shape == (2, 5)
+        assert np.isinf(distances[:, 3:]).all()
+        assert [row[3:] for row in ids] == [[None, None]] * 2
+
+    def test_search_units_brings_the_units(self, make: Make) -> None:
+        store = make()
+        store.store_batch(units(20))
+        hits = store.search_units("fact number 7 about topic 7", 3)
+        assert hits[0].id == "u7"
+        assert hits[0].unit == store.retrieve("u7")
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert [(hit.distance, hit.id) for hit in hits] == store.search("fact number 7 about topic 7", 3)
+
+    def test_an_update_moves_the_unit_and_an_edit_costs_no_embedding(self, make: Make) -> None:
+        embedder = FakeEmbedder(DIM)
+        store = make(embedder=embedder)
+        store.store_batch(units(10))
+        calls = embedder.calls
+        store.update("u1", {**units(10)[1], "metadata": {"note": "same text"}})
+        assert embedder.calls == calls
+        store.update("u1", {"content": "completely different words"})
+        assert embedder.calls == calls + 1
+        assert store.search("completely different words", 1)[0][1] == "u1"
+        assert store.index.ntotal == 10
+
+    def test_storing_an_existing_id_replaces_it(self, make: Make) -> None:
+        store = make()
+        store.store({"id": "a", "content": "old words"})
+        store.store({"id": "a", "content": "new topic"})
+        store.store_batch([{"id": "b", "content": "first"}, {"id": "b", "content": "second"}])
+        assert store.count() == 2
+        assert store.data["b"]["content"] == "second"
+        assert store.search("new topic", 5)[0] == (pytest.approx(0, abs=1e-6), "a")
+        assert len(store.search("new topic", 5)) == 2
+
+
+class TestFilters:
+    FILTERS: tuple[tuple[dict[str, Any], Callable[[int], bool]], ...] = (
+        ({"type": "skill"}, lambda i: i % 4 == 1),
+        ({"tags": ["t1", "t2"]}, lambda i: i % 5 in (1, 2)),
+        ({"metadata.score": {"gte": 0.5, "lt": 0.75}}, lambda i: 0.5 <= i / 400 < 0.75),
+        ({"type": ["tool", "lesson"], "tags": "t0"}, lambda i: i % 4 in (0, 2) and i % 5 == 0),
+        ({"metadata.score": {"lt": 0.01}}, lambda i: i < 4),
+        ({"type": "unheard of"}, lambda i: False),
+    )
+
+    @pytest.mark.parametrize("number", range(len(FILTERS)))
+    def test_results_are_exact(self, make: Make, index_type: str, number: int) -> None:
+        filters, wanted = self.FILTERS[number]
+        store = make(index_type=index_type)
+        store.store_batch(units(400))
+        for _ in range(2):
+            found = store.search("fact number 5", 400, filters=filters)
+            assert {unit_id for _, unit_id in found} == {f"u{i}" for i in range(400) if wanted(i)}
+            store.run_maintenance()
+
+    def test_follow_every_kind_of_change(self, make: Make, index_type: str) -> None:
+        store = make(index_type=index_type)
+        store.store_batch(units(300))
+        store.run_maintenance()
+
+        def tools() -> set[str]:
+            return {unit_id for _, unit_id in store.search("fact", 400, filters={"type": "tool"})}
+
+        expected = {f"u{i}" for i in range(300) if i % 4 == 2}
+        assert tools() == expected
+        store.store({"id": "new", "type": "tool", "content": "x"})
+        store.update("u0", {**units(300)[0], "type": "tool"})
+        store.delete("u2")
+        store.update("u6", {**units(300)[6], "note": "same text, edited in place"})
+        assert tools() == expected - {"u2"} | {"new", "u0"}
+        store.run_maintenance()
+        assert tools() == expected - {"u2"} | {"new", "u0"}
+        store.clear()
+        assert tools() == set()
+
+    @pytest.mark.parametrize("bad", [{"a": {"near": 1}}, {"": 1}, {"a": {}}, {"a": float("nan")}, {1: 2}, "type"])
+    def test_outside_the_grammar_is_an_error(self, make: Make, bad: Any) -> None:
+        store = make()
+        store.store_batch(units(3))
+        with pytest.raises(InvalidFilterError):
+            store.search("x", filters=bad)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "unit",
+        [
+            "text",
+            {"content": float("nan")},
+            {"content": {1: 2}},
+            {"content": object()},
+            {"id": "", "content": "a"},
+            {"id": 7, "content": "a"},
+            {"content": "x" * (5 * 2**20)},
+            {"content": "a", "metadata": "none"},
+            {"content": "\ud800"},
+        ],
+    )
+    def test_units_that_cannot_be_kept_are_refused_and_nothing_is_written(self, make: Make, unit: Any) -> None:
+        store = make()
+        store.store({"id": "before", "content": "kept"})
+        with pytest.raises(InvalidUnitError):
+            store.store(unit)
+        with pytest.raises(InvalidUnitError, match=r"units\[1\]"):
+            store.store_batch([{"content": "fine"}, unit])
+        assert list(store.data) == ["before"]
+        assert store.check() == []
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, "x"])
+    def test_vectors_that_are_no_vectors_are_refused(self, make: Make, value: Any) -> None:
+        store = make(embedder=lambda text: np.array([value] * DIM, dtype=object if value == "x" else float))
+        with pytest.raises((InvalidVectorError, EmbeddingError)):
+            store.store({"content": "a"})
+        assert store.count() == 0
+
+    def test_wrong_dimensions_are_named(self, make: Make) -> None:
+        store = make()
+        with pytest.raises(ValueError, match="Embedding dimension mismatch"):
+            store.store_batch(units(2), np.ones((2, DIM + 1)))
+        with pytest.raises(DimensionMismatchError):
+            store.search_vectors(np.ones((1, DIM - 1)))
+        with pytest.raises(EmbeddingError, match="2 rows for 3 units"):
+            store.store_batch(units(3), np.ones((2, DIM)))
+
+    def test_zero_vectors_are_refused_under_cosine_only(self, make: Make) -> None:
+        with pytest.raises(InvalidVectorError):
+            make("c", metric="cosine").store_batch(units(1), np.zeros((1, DIM)))
+        store = make("l")
+        store.store_batch(units(1), np.zeros((1, DIM)))
+        assert store.search_vectors(np.zeros((1, DIM)), 1)[1] == [["u0"]]
+
+    def test_a_failing_embedding_function_changes_nothing(self, make: Make) -> None:
+        embedder = FakeEmbedder(DIM)
+        store = make(embedder=embedder)
+        store.store_batch(units(3))
+        embedder.failing = OSError("service away")
+        with pytest.raises(EmbeddingError, match="service away"):
+            store.update("u1", {"content": "other"})
+        embedder.failing = OSError("service away")
+        with pytest.raises(RuntimeError):
+            store.store({"content": "new"})
+        assert store.count() == 3
+        assert store.data["u1"]["content"] == units(3)[1]["content"]
+
+    @pytest.mark.parametrize("top_k", [0, -1, 1.5, True, "3"])
+    def test_top_k_must_be_a_positive_whole_number(self, make: Make, top_k: Any) -> None:
+        with pytest.raises(InvalidQueryError, match="top_k"):
+            make().search("x", top_k)
+
+    @pytest.mark.parametrize("recall", [0, 1.01, "high"])
+    def test_recall_must_be_a_share(self, make: Make, recall: Any) -> None:
+        with pytest.raises(InvalidQueryError, match="recall"):
+            make().search("x", recall=recall)
+
+    def test_a_closed_store_says_so(self, make: Make) -> None:
+        store = make()
+        store.close()
+        store.close()
+        with pytest.raises(StoreClosedError):
+            store.count()
+        assert "closed" in repr(store)
+
+    def test_files_that_are_not_ours_are_left_alone(self, tmp_path: Path) -> None:
+        path = tmp_path / "notes.db"
+        path.write_text("shopping list\n" * 100)
+        with pytest.raises(StorageError):
+            VectorStore(tmp_path / "notes", FakeEmbedder(DIM), storage_config=config())
+        assert path.read_text() == "shopping list\n" * 100
+        with pytest.raises(StorageError, match="missing"):
+            VectorStore(tmp_path / "missing" / "store", FakeEmbedder(DIM), storage_config=config())
+
+    def test_metric_and_model_of_a_file_cannot_be_changed(self, make: Make) -> None:
+        class Named(FakeEmbedder):
+            model_name = "model-a"
+
+        store = make(embedder=Named(DIM), metric="cosine")
+        store.store({"content": "a"})
+        with pytest.raises(ConfigurationError, match="cosine"):
+            make(embedder=Named(DIM), metric="l2")
+        assert make(embedder=Named(DIM)).metric == "cosine"
+        other = Named(DIM)
+        other.model_name = "model-b"
+        with pytest.raises(ModelMismatchError, match=r"model-a.*model-b"):
+            make(embedder=other)
+
+
+class TestLimits:
+    def test_a_full_store_refuses_and_changes_nothing_but_updates_and_deletes_work(self, make: Make) -> None:
+        store = make(max_memory_units=10)
+        store.store_batch(units(10))
+        with pytest.raises(CapacityError, match="MAX_MEMORY_UNITS"):
+            store.store({"content": "eleventh"})
+        with pytest.raises(RuntimeError):
+            store.store_batch([{"id": "u1", "content": "again"}, {"content": "eleventh"}])
+        assert store.count() == 10
+        assert store.data["u1"]["content"] == units(10)[1]["content"]
+        assert store.store({"id": "u1", "content": "replaced"}) == "u1"
+        assert store.update("u2", {"content": "changed"})
+        assert store.delete("u3")
+        assert store.store({"content": "tenth again"})
+        health = store.get_storage_health()
+        assert health["at_limit"]
+        assert health["usage_percentage"] == 1.0
+
+    def test_the_warning_comes_once_per_crossing(self, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+        store = make(max_memory_units=10, warning_threshold=0.8)
+        with caplog.at_level(logging.WARNING, logger="memevolve_gpu"):
+            for unit in units(9):
+                store.store(unit)
+            assert len([r for r in caplog.records if "near-limit" in r.message]) == 1
+            store.delete_batch(["u0", "u1", "u2"])
+            for unit in units(3):
+                store.store(unit)
+            assert len([r for r in caplog.records if "near-limit" in r.message]) == 2
+
+    def test_memory_is_counted_and_limited(self, make: Make) -> None:
+        store = make(max_memory_mb=0.05)
+        with pytest.raises(CapacityError, match="MAX_MEMORY_MB"):
+            store.store_batch(units(2000))
+        assert store.count() == 0
+        store.store_batch(units(20))
+        health = store.get_storage_health()
+        assert 0 < health["memory_usage_mb"] <= health["max_memory_mb"] == 0.05
+        assert store.delete("u1")
+
+    def test_health_has_what_operators_were_promised(self, make: Make) -> None:
+        store = make(index_type="ivf")
+        store.store_batch(units(400))
+        assert store.get_storage_health()["needs_retraining"]
+        store.run_maintenance()
+        health = store.get_storage_health()
+        assert health["current_count"] == 400
+        assert health["max_units"] == 50_000
+        assert health["performance_status"] == "OPTIMAL"
+        assert health["current_nlist"] == 10
+        assert health["vectors_per_centroid"] == 40
+        assert health["training_quality_score"] >= 0.9
+        assert not health["needs_retraining"]
+        assert health["recommendations"] == []
+
+
+class TestLivingTogether:
+    def test_a_reopened_store_answers_the_same(self, make: Make, index_type: str) -> None:
+        store = make(index_type=index_type)
+        store.store_batch(units(300))
+        store.run_maintenance()
+        store.store({"id": "late", "content": "after the snapshot"})
+        store.delete("u5")
+        before = store.search("fact number 9", 20)
+        store.close()
+        again = make(index_type=index_type)
+        assert again.search("fact number 9", 20) == before
+        assert again.exists("late")
+        assert not again.exists("u5")
+        assert "snapshot-loaded" in again.statistics()["event_totals"]
+
+    def test_two_open_stores_see_each_others_writes_at_once(self, make: Make) -> None:
+        first, second = make(), make()
+        first.store({"id": "a", "content": "from the first"})
+        assert second.search("from the first", 1)[0][1] == "a"
+        second.update("a", {"content": "changed by the second"})
+        assert first.search("changed by the second", 1)[0] == (pytest.approx(0, abs=1e-6), "a")
+        second.delete("a")
+        assert first.search("anything") == []
+        second.clear()
+        first.store({"id": "b", "content": "after the clearing"})
+        assert second.search("after the clearing", 1)[0][1] == "b"
+
+    def test_threads_search_while_one_writes_and_maintains(self, make: Make) -> None:
+        store = make(index_type="ivf", min_training_units=50)
+        vectors = np.random.default_rng(SEED).standard_normal((800, DIM)).astype("float32")
+        store.store_batch(units(800)[:200], vectors[:200])
+        stop, problems = threading.Event(), []
+
+        def search() -> None:
+            while not stop.is_set():
+                distances, ids = store.search_vectors(vectors[:50], 1)
+                if [row[0] for row in ids] != [f"u{i}" for i in range(50)] or distances.max() > 1e-5:
+                    problems.append(ids)
+
+        searchers = [threading.Thread(target=search) for _ in range(2)]
+        for thread in searchers:
+            thread.start()
+        for start in range(200, 800, 50):
+            store.store_batch(units(800)[start : start + 50], vectors[start : start + 50])
+            store.store_batch(units(50)[:10], vectors[:10])  # replaced by themselves: they must never be missing
+            store.run_maintenance()
+        stop.set()
+        for thread in searchers:
+            thread.join()
+        assert not problems
+
+    def test_the_background_builds_without_being_asked(self, make: Make) -> None:
+        store = make(background=True, index_type="ivf")
+        store.store_batch(units(300))
+        deadline = threading.Event()
+        for _ in range(200):
+            if store.index.nlist:
+                break
+            deadline.wait(0.05)
+        assert store.index.nlist == 10
+        assert store.search("fact number 9 about topic 9", 1)[0][1] == "u9"
+
+    def test_a_backup_is_a_store(self, make: Make, tmp_path: Path) -> None:
+        store = make()
+        store.store_batch(units(30))
+        store.backup(tmp_path / "copy.db")
+        store.clear()
+        copy = make("copy")
+        assert copy.count() == 30
+        assert copy.search("fact number 9 about topic 9", 1)[0][1] == "u9"
+
+    def test_state_moves_to_another_instance(self, make: Make) -> None:
+        store, other = make(), make("other")
+        store.store_batch(units(30))
+        other.restore_state(store.save_state())
+        assert {unit["id"] for unit in other} == {unit["id"] for unit in store}
+        assert other.search("fact number 9 about topic 9", 1)[0][1] == "u9"
+
+
+def oracle(queries: np.ndarray, vectors: np.ndarray, metric: str) -> np.ndarray:
+    """Distances by the definition, in float64."""
+    q, v = queries.astype("float64"), vectors.astype("float64")
+    if metric == "l2":
+        return np.asarray(((q[:, None, :] - v[None, :, :]) ** 2).sum(axis=2))
+    if metric == "cosine":
+        q, v = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (q, v))
+        return np.asarray(1 - q @ v.T)
+    return np.asarray(-q @ v.T)

@@ -1,0 +1,206 @@
+"""Everything that one open ``VectorStore`` consists of, and how it is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...devices.host import available_memory
+from ...errors import ConfigurationError, EmbeddingError, EngineError, ModelMismatchError
+from ...index.faiss_door import load_faiss
+from ...live import Found, LiveIndex, LiveSettings, Maintenance, Worker
+from ...monitoring.events import EventLog
+from ...records.check import Finding
+from ...records.records import Records
+from ...records.schema import StoreFacts
+from ...types import FloatArray, Hit, Metric
+from ...utils.config import StorageConfig
+from ...utils.embeddings import Embedder, EmbeddingFunction
+from ...utils.vectors import check_vector, check_vectors
+from .legacy_import import import_legacy
+
+__all__ = ["Engine", "open_engine"]
+
+MODEL_KEY = "embedding_model"
+HOST_SHARE = 0.8
+"""Share of the available host memory that MAX_MEMORY_MB=auto allows: room is left for those beside us."""
+
+FETCH_ATTEMPTS = 5
+
+
+@dataclass
+class Engine:
+    """records: the truth; live: the index; maintenance and worker: its upkeep; embedder: None when none was given."""
+
+    prefix: str
+    config: StorageConfig
+    records: Records
+    live: LiveIndex
+    maintenance: Maintenance
+    events: EventLog
+    embedder: Embedder | None
+    max_memory_bytes: int
+    legacy_problem: str = ""
+    warned: bool = False
+    worker: Worker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.worker = Worker(self._background_round, self.events)
+
+    # Embedding
+
+    def embed(self, text: str) -> FloatArray:
+        return check_vector(self._embedder().embed(text), self.records.dim, self.records.metric)
+
+    def embed_query(self, text: str) -> FloatArray:
+        return self._embedder().embed_query(text)
+
+    def embed_many(self, texts: list[str], progress: Callable[[str, float], None] | None) -> FloatArray:
+        vectors = self._embedder().embed_many(texts, progress and (lambda done, of: progress("embed", done / of)))
+        return check_vectors(vectors, self.records.dim, self.records.metric)
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise EmbeddingError("embedding_function is None: open the store with one, or give embeddings")
+        return self.embedder
+
+    # Index
+
+    def written(self) -> None:
+        """Something was committed: bring the index up to date. Should that fail, the record stands and the next
+        search tries again."""
+        try:
+            self.live.catch_up()
+        except (EngineError, MemoryError) as error:
+            self.events.record("apply-failed", f"{error}; the records stand, the next search tries again")
+        self.consider_maintenance()
+
+    def consider_maintenance(self) -> None:
+        if self.config.background and not self.records.read_only and self.maintenance.due():
+            self.worker.poke()
+
+    def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
+        """Fetch the units of a search; when one was replaced meanwhile the search is made again."""
+        for _ in range(FETCH_ATTEMPTS):
+            slots = found.slots(0)
+            units = self.records.units_at(slots)
+            if len(units) == len(slots):
+                break
+            newer = again()
+            if newer is None:
+                return []
+            found = newer
+        distances = found.distances[0].tolist()
+        rows = zip(slots, found.ids(0), distances, strict=False)
+        return [
+            Hit(units[slot], unit_id, distance, score_of(distance, self.records.metric))
+            for slot, unit_id, distance in rows
+            if slot in units
+        ]
+
+    def check(self, fix: bool) -> list[Finding]:
+        findings = self.records.check(fix)
+        if self.legacy_problem:
+            findings.append(Finding("legacy-import", self.legacy_problem, False))
+        head, view = self.records.head(), self.live.catch_up()
+        if head.last_seq == view.watermark and head.count != view.count:
+            if fix:
+                self.live.reload("check found the index at odds with the records")
+            findings.append(Finding("index-count", f"the index holds {view.count} of {head.count} units", fix))
+        if fix and any(finding.fixed for finding in findings):
+            self.live.reload("check repaired the records")
+        return findings
+
+    def close(self) -> None:
+        self.worker.stop()
+        self.records.close()
+
+    def _background_round(self) -> bool:
+        report = self.maintenance.run(wait=False)
+        return not any(action.startswith("skipped") for action in report.actions)
+
+
+def score_of(distance: float, metric: str) -> float:
+    """A similarity: 1 / (1 + distance) under l2, the cosine, or the dot product."""
+    if metric == "cosine":
+        return 1.0 - distance
+    return -distance if metric == "ip" else 1.0 / (1.0 + distance)
+
+
+def open_engine(prefix: str, function: EmbeddingFunction | None, dim: int | None, config: StorageConfig) -> Engine:
+    """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
+    try:
+        load_faiss()
+    except EngineError as error:
+        raise EngineError(f"Failed to create {config.index_type} index: {error}") from error
+    facts = Records.peek(prefix)
+    embedder = None if function is None else Embedder(function, facts.dim if facts and dim is None else dim)
+    records = Records.open(
+        prefix, dim=_dimension(facts, embedder, dim), metric=_metric(facts, config), durability=config.durability
+    )
+    try:
+        return _assemble(prefix, records, embedder, config)
+    except BaseException:
+        records.close()
+        raise
+
+
+def _assemble(prefix: str, records: Records, embedder: Embedder | None, config: StorageConfig) -> Engine:
+    events = EventLog()
+    _remember_model(records, embedder)
+    legacy_problem = import_legacy(prefix, records, embedder, events)
+    limit = _memory_limit(config)
+    live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"))
+    maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"))
+    engine = Engine(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
+    engine.consider_maintenance()
+    return engine
+
+
+def _dimension(facts: StoreFacts | None, embedder: Embedder | None, given: int | None) -> int | None:
+    if given is not None or facts is not None:
+        return given
+    if embedder is None:
+        raise ConfigurationError("embedding_dim is not known: give it, or an embedding_function, to make a new store")
+    return embedder.dimension
+
+
+def _metric(facts: StoreFacts | None, config: StorageConfig) -> Metric:
+    """A file keeps its metric; only a setting that says otherwise in so many words is an error."""
+    if facts is not None and "metric" not in config.model_fields_set:
+        return facts.metric
+    return config.metric
+
+
+def _remember_model(records: Records, embedder: Embedder | None) -> None:
+    """Vectors of two models do not mix: the first that is named fills the store."""
+    name = embedder.model_name if embedder is not None else None
+    if not name:
+        return
+    held = records.get_meta(MODEL_KEY)
+    if held is None:
+        if not records.read_only:
+            with records.write() as tx:
+                tx.set_meta(MODEL_KEY, name.encode())
+    elif held.decode() != name:
+        raise ModelMismatchError(
+            f"the store was filled by the embedding model {held.decode()!r}, embedding_function is {name!r}; "
+            "use the same model, or export and embed into a new store"
+        )
+
+
+def _memory_limit(config: StorageConfig) -> int:
+    if config.max_memory_mb == "auto":
+        return int(HOST_SHARE * available_memory().available)
+    return int(float(config.max_memory_mb) * 2**20)
+
+
+def _settings(config: StorageConfig, limit: int) -> LiveSettings:
+    names: dict[str, Any] = {
+        name: getattr(config, name)
+        for name in LiveSettings.__dataclass_fields__
+        if name not in ("budget_bytes", "seed")
+    }
+    return LiveSettings(budget_bytes=limit, **names)

@@ -1,0 +1,68 @@
+"""A store of the forerunner at the same prefix is taken over once; its files are left as they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+from ...errors import EmbeddingError, InvalidUnitError, InvalidVectorError, LegacyImportError
+from ...monitoring.events import EventLog
+from ...records.records import Records
+from ...records.legacy import LegacyStore, read_legacy
+from ...types import MemoryUnit
+from ...utils.embeddings import Embedder
+from ...utils.vectors import check_vectors
+from .units import checked_unit, unit_to_text
+
+__all__ = ["import_legacy"]
+
+DONE_KEY = "legacy_import"
+
+
+def import_legacy(prefix: str, records: Records, embedder: Embedder | None, events: EventLog) -> str:
+    """Import ``<prefix>.data`` unless that has been done; what an operator must know of it, or "".
+
+    Units are embedded anew, because the old file's positions cannot be trusted; one transaction holds all of them and
+    the note that the import is done.
+    """
+    if records.read_only or records.get_meta(DONE_KEY) is not None:
+        return ""
+    try:
+        old = read_legacy(prefix)
+        return _take_over(old, records, embedder, events) if old is not None else ""
+    except (LegacyImportError, EmbeddingError, InvalidVectorError) as error:
+        problem = f"the old store at {prefix}.data was not imported and is untouched: {error}"
+        events.record("legacy-refused", problem, level=logging.WARNING)
+        return problem
+
+
+def _take_over(old: LegacyStore, records: Records, embedder: Embedder | None, events: EventLog) -> str:
+    if embedder is None:
+        raise EmbeddingError("embedding_function is None; open the store with one to import the old units")
+    started = time.perf_counter()
+    units, problems = _sound_units(old)
+    texts = [unit_to_text(unit) for unit in units]
+    vectors = check_vectors(embedder.embed_many(texts), records.dim, records.metric)
+    note = {"source": old.source.name, "units": len(units), "problems": problems[:100]}
+    with records.write() as tx:
+        fresh = [i for i, unit in enumerate(units) if tx.find(unit["id"]) is None]
+        tx.put_many((units[i], texts[i], vectors[i].tobytes(), units[i]["id"]) for i in fresh)
+        tx.set_meta(DONE_KEY, json.dumps(note).encode())
+    for problem in problems:
+        events.record("legacy-problem", problem, level=logging.WARNING)
+    events.record(
+        "legacy-imported", f"{len(fresh)} units from {old.source.name}", seconds=time.perf_counter() - started
+    )
+    return ""
+
+
+def _sound_units(old: LegacyStore) -> tuple[list[MemoryUnit], list[str]]:
+    units: list[MemoryUnit] = []
+    problems = list(old.problems)
+    for unit in old.units:
+        try:
+            units.append(checked_unit(unit, f"old unit {unit.get('id')!r}"))
+        except InvalidUnitError as error:
+            problems.append(f"left out: {error}")
+    return units, problems

@@ -1,0 +1,62 @@
+"""Collects the figures of an open store and hands them to monitoring for judgement."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ...monitoring.health import Figures, health
+from .engine import Engine
+
+__all__ = ["health_report", "statistics_report"]
+
+
+def health_report(engine: Engine) -> dict[str, Any]:
+    view = engine.live.catch_up()
+    plan = engine.maintenance.plan(view)
+    quality = engine.maintenance.quality
+    figures = Figures(
+        count=view.count,
+        max_units=engine.config.max_memory_units,
+        warning_threshold=engine.config.warning_threshold,
+        prune_threshold=engine.config.prune_threshold,
+        memory_bytes=engine.live.nbytes,
+        max_memory_bytes=engine.max_memory_bytes,
+        nlist=view.body.nlist,
+        planned_nlist=plan.nlist,
+        vectors_per_centroid=engine.config.vectors_per_centroid,
+        quality=None if quality is None else quality.score,
+        build_cause=engine.maintenance.cause_to_build(view) or "",
+        background=engine.config.background,
+        read_only=engine.records.read_only,
+        legacy_problem=engine.legacy_problem,
+        refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
+    )
+    return health(figures)
+
+
+def statistics_report(engine: Engine) -> dict[str, Any]:
+    view, head = engine.live.catch_up(), engine.records.head()
+    held, planned = view.body.plan, engine.maintenance.plan(view)
+    return {
+        "store_id": engine.records.store_id,
+        "count": view.count,
+        "dim": engine.records.dim,
+        "metric": engine.records.metric,
+        "index": {"kind": view.body.kind, "nlist": view.body.nlist, "rows": view.body.n, "reason": held.reason},
+        "plan": asdict(planned),
+        "tail_rows": view.tail_n,
+        "tombstones": view.body_dead + view.tail_dead,
+        "memory_bytes": engine.live.nbytes,
+        "max_memory_bytes": engine.max_memory_bytes,
+        "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
+        "generation": engine.live.generation,
+        "files": engine.records.file_bytes() | _snapshot_bytes(engine),
+        "event_totals": engine.events.totals(),
+        "events": [event.as_dict() for event in engine.events.recent()[-20:]],
+    }
+
+
+def _snapshot_bytes(engine: Engine) -> dict[str, int]:
+    path = engine.live.snapshot_path
+    return {"snapshot": path.stat().st_size} if path.exists() else {}

@@ -1,0 +1,89 @@
+"""What may be kept: units are checked before anything is embedded or written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from ...errors import InvalidUnitError
+from ...types import MemoryUnit
+
+__all__ = ["MAX_ID_CHARS", "MAX_UNIT_BYTES", "checked_id", "checked_unit", "is_id", "unit_to_text"]
+
+MAX_UNIT_BYTES = 4 * 2**20
+"""A unit whose JSON is longer is refused: memories are read into prompts, and one row must not stall the log."""
+
+MAX_ID_CHARS = 1024
+
+
+def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
+    """The unit itself, once it is known that JSON keeps every bit of it.
+
+    Raises InvalidUnitError, naming ``where`` and the remedy: no dict, keys that are no strings, values that JSON has
+    no word for (NaN and infinity among them), an id that cannot be one, metadata that is no dict, too large.
+    """
+    if not isinstance(unit, dict):
+        raise InvalidUnitError(f"{where} must be a dict, got {type(unit).__name__}; pass a JSON object")
+    _check_keys(unit, where)
+    if unit.get("id") is not None:
+        checked_id(unit["id"], f"{where}['id']")
+    metadata = unit.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise InvalidUnitError(f"{where}['metadata'] must be a dict, got {type(metadata).__name__}")
+    _check_json(unit, where)
+    return unit
+
+
+def checked_id(unit_id: Any, where: str = "unit_id") -> str:
+    """The id itself: a non-empty string of at most MAX_ID_CHARS characters without NUL; else InvalidUnitError."""
+    if not isinstance(unit_id, str):
+        raise InvalidUnitError(f"{where} must be a string, got {type(unit_id).__name__}")
+    if not unit_id or len(unit_id) > MAX_ID_CHARS or "\0" in unit_id:
+        raise InvalidUnitError(f"{where} must have 1 to {MAX_ID_CHARS} characters and no NUL, got {unit_id[:40]!r}")
+    return unit_id
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """May ``value`` be looked up as an id? What cannot be one is not in the store."""
+    return isinstance(value, str)
+
+
+def unit_to_text(unit: Mapping[str, Any]) -> str:
+    """The text that is embedded: content, reasoning, query, tags and type, joined by spaces."""
+    parts = []
+    if unit.get("content") is not None:
+        parts.append(str(unit["content"]))
+    if unit.get("reasoning"):
+        parts.append(f"Reasoning: {unit['reasoning']}")
+    if unit.get("query"):
+        parts.append(f"Query: {unit['query']}")
+    if isinstance(unit.get("tags"), list):
+        parts.append(" ".join(str(tag) for tag in unit["tags"]))
+    if unit.get("type") is not None:
+        parts.append(str(unit["type"]))
+    return " ".join(part for part in parts if part)
+
+
+def _check_keys(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
+            if isinstance(inner, (dict, list, tuple)):
+                _check_keys(inner, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            if isinstance(inner, (dict, list, tuple)):
+                _check_keys(inner, where)
+
+
+def _check_json(unit: MemoryUnit, where: str) -> None:
+    try:
+        size = len(json.dumps(unit, ensure_ascii=False, allow_nan=False).encode())
+    except RecursionError:
+        raise InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten it") from None
+    except (TypeError, ValueError) as error:
+        raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
+    if size > MAX_UNIT_BYTES:
+        raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")

@@ -1,0 +1,390 @@
+"""``VectorStore``: MemEvolve's vector store, with the records as its only truth.
+
+This module translates the public API to the records and the live index and holds no state of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ...errors import EmbeddingError, InvalidQueryError, StoreClosedError
+from ...live import Found
+from ...records.check import Finding
+from ...records.records import Records
+from ...types import FloatArray, Hit, MemoryUnit
+from ...utils.config import StorageConfig
+from ...utils.embeddings import EmbeddingFunction
+from ...utils.vectors import check_vector, check_vectors, normalize_rows
+from .base import MetadataMixin, StorageBackend
+from .engine import Engine, open_engine
+from .facades import IndexFace, UnitMapping
+from .limits import check_room
+from .report import health_report, statistics_report
+from .units import checked_id, checked_unit, is_id, unit_to_text
+
+__all__ = ["VectorStore"]
+
+Progress = Callable[[str, float], None]
+_Store = TypeVar("_Store", bound="VectorStore")
+
+
+class VectorStore(StorageBackend, MetadataMixin):
+    """Keeps memory units and finds them by meaning. See ``docs/`` for files, settings and guarantees.
+
+    Safe to use from several threads, from several processes on one file, and after ``os.fork``.
+    """
+
+    def __init__(
+        self,
+        index_file: str | os.PathLike[str],
+        embedding_function: EmbeddingFunction | None,
+        embedding_dim: int | None = None,
+        index_type: str | None = None,
+        storage_config: Any = None,
+    ) -> None:
+        """Open the store at the path prefix ``index_file``, or make a new one there.
+
+        embedding_function maps a text to a 1-D array; it may offer ``embed_batch(texts)``, ``dimension`` and
+        ``model_name``. None serves those who embed nothing (reading, given embeddings). embedding_dim: taken from the
+        file, else from the function. index_type: flat, ivf, hnsw or auto; overrides storage_config, which may be a
+        StorageConfig, a mapping, or MemEvolve's own storage configuration (None: environment and ``.env``).
+
+        Raises: EngineError (a RuntimeError, "Failed to create ... index") without a usable faiss;
+        DimensionMismatchError, ModelMismatchError or ConfigurationError when function or settings do not fit the
+        file; a StorageError for a file that cannot be used.
+        """
+        config = StorageConfig.adopt(storage_config)
+        if index_type is not None:
+            config = config.replace(index_type=index_type)
+        self.index_file = os.fspath(index_file)
+        self.embedding_function = embedding_function
+        self.config = config
+        self._engine: Engine | None = open_engine(self.index_file, embedding_function, embedding_dim, config)
+
+    @staticmethod
+    def exists_at(index_file: str | os.PathLike[str]) -> bool:
+        """Is there a store at this path prefix?"""
+        return Records.peek(index_file) is not None
+
+    # The shape of the store
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of every vector."""
+        return self._open.records.dim
+
+    @property
+    def index_type(self) -> str:
+        return self.config.index_type
+
+    @property
+    def metric(self) -> str:
+        """l2, cosine or ip."""
+        return self._open.records.metric
+
+    @property
+    def data(self) -> UnitMapping:
+        """A read-only mapping of id to unit, read from the records at each access."""
+        return UnitMapping(self._open.records)
+
+    @property
+    def index(self) -> IndexFace:
+        """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``kind``."""
+        return IndexFace(self._open.live)
+
+    # Writing
+
+    def store(self, unit: MemoryUnit) -> str:
+        """Keep a unit and return its id: the unit's own, or the next ``unit_<n>``. An existing id is replaced.
+
+        When this returns the unit is durable and the next search finds it. The given dict is not changed; the stored
+        unit has ``metadata.created_at``. Raises InvalidUnitError, EmbeddingError, InvalidVectorError,
+        DimensionMismatchError, CapacityError, StorageError; nothing is written then.
+        """
+        engine = self._open
+        checked = self._add_metadata(checked_unit(unit))
+        text = unit_to_text(checked)
+        vector = engine.embed(text)
+        with engine.records.write() as tx:
+            check_room(engine, tx, [checked.get("id")])
+            unit_id = checked.get("id") or tx.next_auto_id()
+            tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
+        engine.written()
+        return unit_id
+
+    def store_batch(
+        self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
+    ) -> list[str]:
+        """Keep several units in one transaction and return their ids in order: all of them or none.
+
+        embeddings (n, dim) spares the embedding function; row i belongs to unit i. Where an id occurs twice in the
+        batch the later one stays. progress is told (stage, share done). Raises as ``store`` does, naming the position
+        of the unit at fault. (The forerunner kept what went well and logged the rest; that is gone.)
+        """
+        engine = self._open
+        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
+        if not checked:
+            return []
+        texts = [unit_to_text(unit) for unit in checked]
+        vectors = self._vectors_for(texts, embeddings, progress)
+        ids: list[str] = []
+        with engine.records.write() as tx:
+            check_room(engine, tx, [unit.get("id") for unit in checked])
+            ids.extend(unit.get("id") or tx.next_auto_id() for unit in checked)
+            named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
+            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
+        engine.written()
+        return ids
+
+    def update(self, unit_id: str, unit: MemoryUnit) -> bool:
+        """Replace the unit of that id and set ``metadata.updated_at``; False when there is none.
+
+        ``created_at`` is kept. The vector is made anew only when the embedded text has changed. Raises as ``store``
+        does; works at the capacity limit too.
+        """
+        engine = self._open
+        checked_id(unit_id)
+        checked = checked_unit(_with_id(unit, unit_id))
+        text = unit_to_text(checked)
+        vector: FloatArray | None = None
+        while True:
+            with engine.records.write() as tx:
+                old = tx.find(unit_id)
+                if old is None:
+                    return False
+                stamped = self._restamped(checked, old.unit)
+                if text == unit_to_text(old.unit):
+                    tx.edit(unit_id, stamped)
+                    break
+                if vector is not None:
+                    tx.put(stamped, text, vector.tobytes(), unit_id)
+                    break
+            vector = engine.embed(text)  # outside the lock: it may take seconds, and the unit may change meanwhile
+        engine.written()
+        return True
+
+    def delete(self, unit_id: str) -> bool:
+        """Delete a unit; False when there is none."""
+        engine = self._open
+        if not is_id(unit_id):
+            return False
+        with engine.records.write() as tx:
+            dropped = tx.drop(unit_id)
+        if dropped:
+            engine.written()
+        return dropped
+
+    def delete_batch(self, ids: Iterable[str]) -> int:
+        """Delete several units in one transaction; how many there were."""
+        engine = self._open
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        with engine.records.write() as tx:
+            dropped = tx.drop_many(wanted)
+        if dropped:
+            engine.written()
+        return dropped
+
+    def clear(self) -> None:
+        """Delete every unit, in one transaction."""
+        engine = self._open
+        with engine.records.write() as tx:
+            tx.clear()
+        engine.written()
+
+    # Reading
+
+    def retrieve(self, unit_id: str) -> MemoryUnit | None:
+        return self._open.records.get(unit_id) if is_id(unit_id) else None
+
+    def retrieve_all(self) -> list[MemoryUnit]:
+        return list(self._open.records.units())
+
+    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
+        """Units one by one, oldest first, read in pages: for stores that do not fit in a list."""
+        return self._open.records.units(filters=filters)
+
+    def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+        """(unit, vector as it was given, float32 (dim,)) one by one, oldest first."""
+        records = self._open.records
+        after, last = 0, records.head().last_slot
+        while rows := records.scan(after, last, page_size):
+            units = records.units_at([row.slot for row in rows])
+            for row in rows:
+                if row.slot in units:
+                    yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
+            after = rows[-1].slot
+
+    def exists(self, unit_id: str) -> bool:
+        return is_id(unit_id) and self._open.records.exists(unit_id)
+
+    def count(self) -> int:
+        return self._open.records.count()
+
+    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+        unit = self.retrieve(unit_id)
+        return None if unit is None else unit.get("metadata")
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __iter__(self) -> Iterator[MemoryUnit]:
+        return self.units()
+
+    def __contains__(self, unit_id: object) -> bool:
+        return is_id(unit_id) and self._open.records.exists(unit_id)
+
+    # Searching
+
+    def search(
+        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> list[tuple[float, str]]:
+        """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
+
+        Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/filters.md``. recall
+        overrides TARGET_RECALL for this call (1.0: exact). Raises InvalidQueryError, InvalidFilterError,
+        EmbeddingError.
+        """
+        found = self._find_text(query, top_k, filters, recall)
+        return list(zip(found.distances[0].tolist(), found.ids(0), strict=False)) if found else []
+
+    def search_units(
+        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> list[Hit]:
+        """As ``search``, with each unit and a score that grows with similarity."""
+        found = self._find_text(query, top_k, filters, recall)
+        return self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall)) if found else []
+
+    def search_vectors(
+        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> tuple[FloatArray, list[list[str | None]]]:
+        """queries (n, dim) -> distances float32 (n, top_k) and n lists of top_k ids; +inf and None where fewer exist.
+
+        Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
+        """
+        engine = self._open
+        vectors = check_vectors(queries, engine.records.dim, engine.records.metric, name="queries")
+        found = self._find(vectors, top_k, filters, recall)
+        width = found.distances.shape[1]
+        ids: list[list[str | None]] = []
+        for row in range(len(vectors)):
+            names: list[str | None] = list(found.ids(row))
+            ids.append(names + [None] * (width - len(names)))
+        return found.distances, ids
+
+    # Upkeep
+
+    def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Do now what the background would do: build the planned body, verify and save it, purge the log."""
+        return self._open.maintenance.run(progress).as_dict()
+
+    def check(self, fix: bool = False) -> list[Finding]:
+        """Hold the records against themselves and the index against the records; ``fix`` repairs what can be."""
+        return self._open.check(fix)
+
+    def snapshot(self) -> str:
+        """Save the index for a quick next opening; the path of the file."""
+        return str(self._open.maintenance.snapshot())
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the records to a new database file, consistent while the store is in use."""
+        self._open.records.backup(Path(path))
+
+    def get_storage_health(self) -> dict[str, Any]:
+        """Fill level, memory, index quality, and sentences that an operator can act on."""
+        return health_report(self._open)
+
+    def statistics(self) -> dict[str, Any]:
+        """Counts, the plan and why, file sizes, watermarks and recent events."""
+        return statistics_report(self._open)
+
+    def save_state(self) -> dict[str, Any]:
+        """Where the units are; another instance takes over from there with ``restore_state``."""
+        return {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Copy the units of the store that ``save_state`` described into this one, unless it is that very store."""
+        source = state.get("index_file")
+        if source is None or state.get("store_id") == self._open.records.store_id:
+            return
+        with VectorStore(source, None, storage_config=self.config) as other:
+            rows = list(other.export_rows())
+        self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
+
+    def close(self) -> None:
+        """Let a running build finish and give everything back. Further calls raise StoreClosedError."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+
+    def __enter__(self: _Store) -> _Store:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._engine is None:
+            return f"<VectorStore {self.index_file!r}, closed>"
+        return f"<VectorStore {self.index_file!r}, {self.count()} units, {self.index.kind}>"
+
+    # Inside
+
+    @property
+    def _open(self) -> Engine:
+        if self._engine is None:
+            raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
+        return self._engine
+
+    def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
+        """The text that is embedded: content, then reasoning, query, tags and type."""
+        return unit_to_text(unit)
+
+    def _restamped(self, unit: MemoryUnit, old: MemoryUnit) -> MemoryUnit:
+        metadata = dict(unit.get("metadata") or {})
+        created = (old.get("metadata") or {}).get("created_at")
+        metadata.setdefault("created_at", created if created is not None else self._generate_timestamp())
+        return {**unit, "metadata": {**metadata, "updated_at": self._generate_timestamp()}}
+
+    def _vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
+        engine = self._open
+        if embeddings is None:
+            return engine.embed_many(texts, progress)
+        vectors = check_vectors(embeddings, engine.records.dim, engine.records.metric)
+        if len(vectors) != len(texts):
+            raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
+        return vectors
+
+    def _find_text(
+        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
+    ) -> Found | None:
+        engine = self._open
+        _check_arguments(top_k, recall, query)
+        if not engine.live.catch_up().count:
+            return None
+        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
+        return self._find(vector[None, :], top_k, filters, recall)
+
+    def _find(self, vectors: FloatArray, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> Found:
+        engine = self._open
+        _check_arguments(top_k, recall)
+        if engine.records.metric == "cosine":
+            vectors = normalize_rows(vectors)
+        return engine.live.search(vectors, int(top_k), filters, recall)
+
+
+def _with_id(unit: Any, unit_id: str) -> Any:
+    return {**unit, "id": unit_id} if isinstance(unit, dict) else unit
+
+
+def _check_arguments(top_k: Any, recall: Any, query: Any = "") -> None:
+    if not isinstance(query, str):
+        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
+    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        raise InvalidQueryError(f"top_k must be a whole number of at least 1, got {top_k!r}")
+    if recall is not None and not (isinstance(recall, (int, float)) and 0 < recall <= 1):
+        raise InvalidQueryError(f"recall must be above 0 and at most 1, got {recall!r}")

@@ -1,0 +1,116 @@
+"""The next view while log entries are applied to it, in order, under the store's mutex.
+
+A draft that is abandoned half-way leaves the published view as it was: rows past its ``tail_n`` are cut off by the
+next draft, and deaths above its watermark are invisible to it and written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ..index.base import Body
+from ..index.catalog import build
+from ..types import Change, FloatArray, IndexPlan, Metric, Op, Rows
+from ..utils.vectors import normalize_rows
+from .tail import NEVER, Tail
+from .view import View
+
+__all__ = ["Draft", "empty_body", "exact_body", "view_of"]
+
+EXACT = IndexPlan("exact", reason="exact search needs no training")
+
+
+def exact_body(rows: Rows, metric: Metric) -> Body:
+    """A body that scans its rows."""
+    return build(EXACT, rows, metric, seed=0)
+
+
+def empty_body(dim: int, metric: Metric) -> Body:
+    none = np.empty(0, dtype=np.int64)
+    return exact_body(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
+
+
+def view_of(body: Body, watermark: int) -> View:
+    """A view in which every row of ``body`` is alive and the tail is empty."""
+    died = np.full(body.n, NEVER, dtype=np.int64)
+    return View(watermark, body, watermark, died, 0, Tail(body.dim), 0, 0, body.metric)
+
+
+class Draft:
+    """Applies changes on top of ``view`` and publishes the result."""
+
+    def __init__(self, view: View) -> None:
+        self._base = view
+        self._body = view.body
+        self._body_died = view.body_died
+        self._body_dead = view.body_dead
+        self._tail = view.tail
+        self._tail_dead = view.tail_dead
+        self._tail.truncate(view.tail_n)
+        self.watermark = view.watermark
+        self.cleared = False
+        self.touched: list[tuple[int, int]] = []
+        """(seq, slot) of rows that came or changed: what a cached filter must look at again."""
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            if change.op == Op.PUT:
+                self._put(change)
+            elif change.op == Op.DROP:
+                self._drop(change.slot, change.seq)
+            elif change.op == Op.EDIT:
+                self.touched.append((change.seq, change.slot))
+            else:
+                self._clear()
+            self.watermark = change.seq
+
+    def publish(self) -> View:
+        base, tail_n = self._base, self._tail.n
+        view = View(
+            self.watermark,
+            self._body,
+            self.watermark if self.cleared else base.body_seq,
+            self._body_died,
+            self._body_dead,
+            self._tail,
+            tail_n,
+            self._tail_dead,
+            base.metric,
+        )
+        if self._body_dead == base.body_dead and self._body is base.body and "alive" in base.__dict__:
+            view.__dict__["alive"] = base.__dict__["alive"]
+        return view
+
+    def _put(self, change: Change) -> None:
+        if change.vector is None or change.id is None:
+            return  # the row is gone again: its DROP follows in the log
+        self._tail.append(change.slot, change.id, self._vector(change.vector))
+        self.touched.append((change.seq, change.slot))
+
+    def _vector(self, raw: bytes) -> FloatArray:
+        vector: FloatArray = np.frombuffer(raw, dtype="<f4")
+        if self._base.metric == "cosine":
+            vector = normalize_rows(vector[None, :])[0]
+        return vector
+
+    def _drop(self, slot: int, seq: int) -> None:
+        visible = self._base.watermark
+        position = self._tail.position_of(slot)
+        if position >= 0:
+            newly = position >= self._base.tail_n or self._tail.died_at(position) > visible
+            self._tail.mark_dead(position, seq)
+            self._tail_dead += newly
+            return
+        position = int(np.searchsorted(self._body.slots, slot))
+        if position < self._body.n and self._body.slots[position] == slot:
+            self._body_dead += int(self._body_died[position] > visible)
+            self._body_died[position] = seq
+
+    def _clear(self) -> None:
+        self._body = empty_body(self._base.body.dim, self._base.metric)
+        self._body_died = np.empty(0, dtype=np.int64)
+        self._tail = Tail(self._base.body.dim)
+        self._body_dead = self._tail_dead = 0
+        self.cleared = True

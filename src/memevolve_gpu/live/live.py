@@ -1,0 +1,175 @@
+"""The running index: one view, one way to bring it up to date, one way to search it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+from ..monitoring.events import EventLog
+from ..planner.effort import effort_for
+from ..records.filters import canonical
+from ..records.records import Records
+from ..types import FloatArray, Head
+from .draft import Draft
+from .masks import FilterMasks, Touched
+from .recovery import load_snapshot, read_everything, spot_check
+from .settings import LiveSettings
+from .view import Found, Mask, View
+
+__all__ = ["LiveIndex"]
+
+PAGE = 4096
+SETTLE_ATTEMPTS = 8
+
+_instances: weakref.WeakSet[LiveIndex] = weakref.WeakSet()
+
+
+class LiveIndex:
+    """The derived side of one open store. Threads may search and catch up at the same time.
+
+    Everything here comes from ``records`` and may be thrown away; the watermark of the view says how much of the log
+    it has applied.
+    """
+
+    def __init__(self, records: Records, settings: LiveSettings, events: EventLog, snapshot: Path) -> None:
+        self.records = records
+        self.settings = settings
+        self.events = events
+        self.snapshot_path = snapshot
+        self.generation = 0
+        self.epoch = 0
+        """Grows when the body is replaced by something other than maintenance; a build that began before is void."""
+        self.mutex = threading.RLock()
+        self._masks = FilterMasks(records.matching)
+        self._touched = Touched(0)
+        self._view = self._open()
+        _instances.add(self)
+
+    @property
+    def view(self) -> View:
+        """The newest published view; it may lag behind the records until ``catch_up``."""
+        return self._view
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by body, vectors, id maps, deaths and masks."""
+        view = self._view
+        return view.body.nbytes + view.body_died.nbytes + view.tail.nbytes + self._masks.nbytes
+
+    def catch_up(self) -> View:
+        """Apply what the log holds beyond the watermark and return a view that includes it.
+
+        A view is published only once the newest entry of the last page read is in it, so an update is never seen
+        half: rows that a later entry replaced are missing from earlier pages.
+        """
+        view = self._view
+        if self.records.head().last_seq == view.watermark:
+            return view
+        with self.mutex:
+            return self._advance()
+
+    def search(self, queries: FloatArray, k: int, filters: Any = None, recall: float | None = None) -> Found:
+        """The k nearest live units of each query.
+
+        queries float32 (nq, dim), normalised under cosine; recall overrides the target of the settings.
+        """
+        view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)
+        target = self.settings.target_recall if recall is None else recall
+        return view.search(queries, k, effort_for(view.body.plan, view.body.n, k, target), mask)
+
+    def replace(self, view: View, generation: int) -> None:
+        """Publish a view with another body (the caller holds the mutex and has caught up)."""
+        self._view = view
+        self.generation = generation
+
+    def adopt(self, view: View, generation: int) -> None:
+        """Go on from another process's body: its view, brought up to date from the log (the mutex is held)."""
+        self._restart(view, generation)
+        self._advance()
+
+    def reload(self, cause: str) -> View:
+        """Throw the derived state away and read everything from the records; searches go on with the old view."""
+        with self.mutex:
+            started = time.perf_counter()
+            self._restart(read_everything(self.records), 0)
+            view = self._advance()
+            self.events.record("reload", cause, seconds=time.perf_counter() - started, rows=view.count)
+            return view
+
+    def _open(self) -> View:
+        loaded = load_snapshot(self.snapshot_path, self.records, self.events)
+        if loaded is not None:
+            view, info = loaded
+            self._restart(view, info.generation)
+            view = self._advance()
+            if view.count == self.records.head().count and spot_check(view, self.records, self.settings.seed):
+                return view
+            cause = "snapshot contradicts the records"
+            self.events.record("snapshot-refused", f"{cause}; rebuilding from them", level=logging.WARNING)
+        self._restart(read_everything(self.records), 0)
+        return self._advance()
+
+    def _restart(self, view: View, generation: int) -> None:
+        self._view = view
+        self.generation = generation
+        self.epoch += 1
+        self._touched.restart(view.watermark)
+        self._masks.clear()
+
+    def _advance(self) -> View:
+        """Apply the log; the mutex is held."""
+        if self._left_behind(self.records.head()):
+            self._restart(read_everything(self.records), 0)
+            self.events.record("reload", "the log was purged beyond the watermark; read everything again")
+        draft = Draft(self._view)
+        while True:
+            changes = self.records.read_after(draft.watermark, PAGE)
+            if changes and changes[0].seq != draft.watermark + 1:
+                return self._advance()
+            draft.apply(changes)
+            if len(changes) < PAGE:
+                break
+        if draft.watermark != self._view.watermark:
+            self._publish(draft)
+        return self._view
+
+    def _publish(self, draft: Draft) -> None:
+        if draft.cleared:
+            self._restart(draft.publish(), 0)
+            return
+        self._touched.extend(draft.touched)
+        self._view = draft.publish()
+
+    def _left_behind(self, head: Head) -> bool:
+        return not head.horizon <= self._view.watermark <= head.last_seq
+
+    def _view_and_mask(self, filters: Any) -> tuple[View, Mask]:
+        """A mask and the view that it was made for: neither newer nor older than the records were."""
+        key = canonical(filters)
+        for _ in range(SETTLE_ATTEMPTS):
+            view = self.catch_up()
+            mask = self._masks.mask(key, filters, view, self._touched)
+            if self.records.head().last_seq == view.watermark:
+                break
+        return view, mask
+
+    def after_fork(self) -> None:
+        """In a forked child: locks that nobody holds, and nothing half-done by a thread that is not there."""
+        self.mutex = threading.RLock()
+        self._masks = FilterMasks(self.records.matching)
+        self._touched = Touched(self._view.watermark)
+        self.events.reset_lock()
+
+
+def _after_fork_in_child() -> None:
+    for live in list(_instances):
+        live.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

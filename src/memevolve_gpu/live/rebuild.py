@@ -1,0 +1,92 @@
+"""A new body beside the old one: gather the living rows, and swap with what happened meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..index.base import Body
+from ..types import IntArray, Rows
+from .tail import Tail
+from .view import View
+
+__all__ = ["Gathered", "gather", "swapped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The living rows of ``view`` in slot order, and where each came from: body positions, then tail positions."""
+
+    view: View
+    rows: Rows
+    from_body: IntArray
+    from_tail: IntArray
+
+
+def gather(view: View) -> Gathered:
+    """Copy the living rows of a view. Body slots are all older than tail slots, so the order is kept."""
+    from_body = np.flatnonzero(view.body_died > view.watermark).astype(np.int64)
+    pieces = list(view.tail.pieces(0, view.tail_n))
+    keeps = [np.flatnonzero(piece.died > view.watermark) for piece in pieces]
+    from_tail = [piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]
+    n_body, n = len(from_body), len(from_body) + sum(map(len, keeps))
+    vectors = np.empty((n, view.body.dim), dtype=np.float32)
+    slots = np.empty(n, dtype=np.int64)
+    vectors[:n_body] = view.body.vectors_at(from_body)
+    slots[:n_body] = view.body.slots[from_body]
+    at = n_body
+    for piece, keep in zip(pieces, keeps, strict=True):
+        vectors[at : at + len(keep)] = piece.vectors[keep]
+        slots[at : at + len(keep)] = piece.slots[keep]
+        at += len(keep)
+    tail_positions = np.concatenate([np.empty(0, dtype=np.int64), *from_tail]).astype(np.int64)
+    id_bytes, id_ends = _joined_ids(view, from_body, tail_positions)
+    return Gathered(view, Rows(slots, id_bytes, id_ends, vectors), from_body, tail_positions)
+
+
+def swapped(gathered: Gathered, body: Body, now: View) -> View:
+    """The view ``now`` with ``body`` in place of what was gathered; the caller holds the mutex.
+
+    Rows that died since carry their deaths over; rows that came since make up the new tail.
+    """
+    old = gathered.view
+    died = np.concatenate([old.body_died[gathered.from_body], _tail_deaths(old.tail, gathered.from_tail)])
+    tail = Tail(body.dim)
+    for piece in now.tail.pieces(old.tail_n, now.tail_n):
+        for slot, when, position, vector in zip(
+            piece.slots.tolist(), piece.died.tolist(), range(piece.start, piece.end), piece.vectors, strict=True
+        ):
+            tail.append(slot, now.tail.ids[position], vector)
+            if when <= now.watermark:
+                tail.mark_dead(tail.n - 1, when)
+    body_dead = int((died <= now.watermark).sum())
+    tail_dead = sum(int((piece.died <= now.watermark).sum()) for piece in tail.pieces(0, tail.n))
+    return View(now.watermark, body, old.watermark, died, body_dead, tail, tail.n, tail_dead, now.metric)
+
+
+def _tail_deaths(tail: Tail, positions: IntArray) -> IntArray:
+    deaths = [piece.died for piece in tail.pieces(0, int(positions[-1]) + 1)] if len(positions) else []
+    everything = np.concatenate([np.empty(0, dtype=np.int64), *deaths])
+    return everything[positions]
+
+
+def _joined_ids(view: View, from_body: IntArray, from_tail: IntArray) -> tuple[npt.NDArray[np.uint8], IntArray]:
+    body_bytes, body_ends = _taken(view.body.id_bytes, view.body.id_ends, from_body)
+    tail_ids = [view.tail.ids[position].encode() for position in from_tail.tolist()]
+    tail_ends = np.cumsum([len(one) for one in tail_ids], dtype=np.int64)
+    tail_bytes = np.frombuffer(b"".join(tail_ids), dtype=np.uint8)
+    return np.concatenate([body_bytes, tail_bytes]), np.concatenate([body_ends, tail_ends + len(body_bytes)])
+
+
+def _taken(
+    id_bytes: npt.NDArray[np.uint8], id_ends: IntArray, keep: IntArray
+) -> tuple[npt.NDArray[np.uint8], IntArray]:
+    if len(keep) == len(id_ends):
+        return id_bytes, id_ends
+    starts = np.concatenate([np.zeros(1, dtype=np.int64), id_ends[:-1]]) if len(id_ends) else id_ends
+    lengths = (id_ends - starts)[keep]
+    ends = np.cumsum(lengths, dtype=np.int64)
+    shift = np.repeat(starts[keep] - (ends - lengths), lengths)
+    return id_bytes[np.arange(len(shift), dtype=np.int64) + shift], ends

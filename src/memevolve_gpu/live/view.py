@@ -1,0 +1,167 @@
+"""An immutable picture of the store at one watermark: body + tail + deaths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..index.allowed import Allowed
+from ..index.base import Body
+from ..index.scan import exact_scan
+from ..types import Effort, FloatArray, IntArray, Metric
+from .tail import Chunk, Tail
+
+__all__ = ["Alive", "Found", "Mask", "View"]
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Alive(Allowed):
+    """The rows of a body that are alive at a watermark; the full mask is made only when a scan asks for it."""
+
+    def __init__(self, died: IntArray, watermark: int, count: int) -> None:
+        self._died = died
+        self._watermark = watermark
+        self._packed = None
+        self._positions = None
+        self.count = count
+        self.n = len(died)
+
+    @cached_property
+    def rows(self) -> BoolArray:  # type: ignore[override]
+        return self._died > self._watermark
+
+    def test(self, positions: IntArray) -> BoolArray:
+        return (self._died[positions] > self._watermark) & (positions >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A filter's outcome on one view: rows allowed in the body (None: the living), and matching slots for the tail."""
+
+    body: Allowed | None
+    slots: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Results of nq queries: distances float32 (nq, k), +inf where missing; places int64 (nq, k), -1 where missing.
+
+    A place is a body position, or the body's length plus a tail position, of the view that was searched.
+    """
+
+    view: View
+    distances: FloatArray
+    places: IntArray
+
+    def ids(self, row: int) -> list[str]:
+        """The ids found for one query, nearest first."""
+        return self.view.ids_at(self._present(row))
+
+    def slots(self, row: int) -> list[int]:
+        return self.view.slots_at(self._present(row))
+
+    def _present(self, row: int) -> IntArray:
+        places: IntArray = self.places[row]
+        present: IntArray = places[places >= 0]
+        return present
+
+
+@dataclass(frozen=True)
+class View:
+    """What a search sees; nothing reachable from here changes what it answers.
+
+    body_seq is the log entry as of which every row of the body was alive. body_died int64 (body.n,) and the tail are
+    shared with later views: rows are only ever added past ``tail_n``, and deaths only ever set to a sequence number
+    above ``watermark``.
+    """
+
+    watermark: int
+    body: Body
+    body_seq: int
+    body_died: IntArray
+    body_dead: int
+    tail: Tail
+    tail_n: int
+    tail_dead: int
+    metric: Metric
+
+    @property
+    def count(self) -> int:
+        """Live rows."""
+        return self.body.n - self.body_dead + self.tail_n - self.tail_dead
+
+    @cached_property
+    def alive(self) -> Allowed | None:
+        """Living rows of the body; None when no row of it has died."""
+        if not self.body_dead:
+            return None
+        return Alive(self.body_died, self.watermark, self.body.n - self.body_dead)
+
+    def search(self, queries: FloatArray, k: int, effort: Effort, mask: Mask | None = None) -> Found:
+        """Exact distances of the k nearest living, matching rows.
+
+        queries float32 (nq, dim), normalised under cosine.
+        """
+        parts: list[tuple[FloatArray, IntArray]] = []
+        allowed = self.alive if mask is None else mask.body
+        if self.body.n and (allowed is None or allowed.count):
+            parts.append(self.body.search(queries, k, effort, allowed))
+        for piece in self.tail.pieces(0, self.tail_n):
+            scanned = self._scan_piece(piece, queries, k, mask)
+            if scanned is not None:
+                parts.append(scanned)
+        distances, places = _merge(parts, len(queries), k)
+        return Found(self, distances, places)
+
+    def ids_at(self, places: IntArray) -> list[str]:
+        """The ids at ``places`` (m,), none of which is -1."""
+        n = self.body.n
+        in_body = iter(self.body.ids_at(places[places < n]))
+        return [self.tail.ids[place - n] if place >= n else str(next(in_body)) for place in places.tolist()]
+
+    def slots_at(self, places: IntArray) -> list[int]:
+        n, slots = self.body.n, self.body.slots
+        return [self.tail.slot_at(p - n) if p >= n else int(slots[p]) for p in places.tolist()]
+
+    def _scan_piece(
+        self, piece: Chunk, queries: FloatArray, k: int, mask: Mask | None
+    ) -> tuple[FloatArray, IntArray] | None:
+        allowed = self._allowed_in(piece, mask)
+        if allowed is not None and not allowed.count:
+            return None
+        distances, places = exact_scan(queries, piece.vectors, k, self.metric, allowed)
+        return distances, np.where(places >= 0, places + (self.body.n + piece.start), -1)
+
+    def _allowed_in(self, piece: Chunk, mask: Mask | None) -> Allowed | None:
+        if mask is None and not self.tail_dead:
+            return None
+        rows: BoolArray = piece.died > self.watermark
+        if mask is not None:
+            rows &= contains(mask.slots, piece.slots)
+        return Allowed(rows)
+
+
+def contains(sorted_slots: IntArray, slots: IntArray) -> BoolArray:
+    """Which of ``slots`` are in the ascending ``sorted_slots``."""
+    if not len(sorted_slots):
+        return np.zeros(len(slots), dtype=np.bool_)
+    at = np.searchsorted(sorted_slots, slots)
+    at[at == len(sorted_slots)] = 0
+    found: BoolArray = sorted_slots[at] == slots
+    return found
+
+
+def _merge(parts: Sequence[tuple[FloatArray, IntArray]], nq: int, k: int) -> tuple[FloatArray, IntArray]:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        return np.full((nq, k), np.inf, dtype=np.float32), np.full((nq, k), -1, dtype=np.int64)
+    distances = np.concatenate([d for d, _ in parts], axis=1)
+    places = np.concatenate([p for _, p in parts], axis=1)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(places, order, axis=1)

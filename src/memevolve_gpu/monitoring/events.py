@@ -1,0 +1,66 @@
+"""What happened to the store, kept for those who run it: heals, builds, refusals, imports.
+
+Events are logged and held in a bounded ring; the totals by kind are never forgotten while the store is open.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+__all__ = ["Event", "EventLog"]
+
+KEPT = 256
+
+logger = logging.getLogger("memevolve_gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """kind: a short stable word; cause: one sentence; seconds: how long it took; at: Unix time; figures: numbers."""
+
+    kind: str
+    cause: str
+    seconds: float = 0.0
+    level: int = logging.INFO
+    at: float = field(default_factory=time.time)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "level": logging.getLevelName(self.level)}
+
+
+class EventLog:
+    """A bounded, thread-safe ring of events."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque(maxlen=kept)
+        self._totals: Counter[str] = Counter()
+
+    def record(
+        self, kind: str, cause: str, *, seconds: float = 0.0, level: int = logging.INFO, **figures: Any
+    ) -> Event:
+        event = Event(kind, cause, round(seconds, 6), level, figures=figures)
+        with self._lock:
+            self._events.append(event)
+            self._totals[kind] += 1
+        logger.log(level, "%s: %s", kind, cause)
+        return event
+
+    def recent(self, kind: str | None = None) -> list[Event]:
+        """Newest last."""
+        with self._lock:
+            return [event for event in self._events if kind is None or event.kind == kind]
+
+    def totals(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._totals)
+
+    def reset_lock(self) -> None:
+        """Give a forked child a lock that nobody holds."""
+        self._lock = threading.Lock()

@@ -1,0 +1,93 @@
+"""Judges the figures of a store: what is its state, and what should its operator do?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..planner.nlist import lists_status
+
+__all__ = ["Figures", "health"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the running store measured; ``quality`` is None while no trained body is in use."""
+
+    count: int
+    max_units: int
+    warning_threshold: float
+    prune_threshold: float
+    memory_bytes: int
+    max_memory_bytes: int
+    nlist: int
+    planned_nlist: int
+    vectors_per_centroid: int
+    quality: float | None
+    build_cause: str
+    background: bool
+    read_only: bool
+    legacy_problem: str
+    refusals: list[str] = field(default_factory=list)
+
+
+def health(figures: Figures) -> dict[str, Any]:
+    """The report of ``get_storage_health``: plain JSON values.
+
+    usage_percentage is 0..1; memory in MiB; vectors_per_centroid is None where no lists are used;
+    training_quality_score is the worse of self-hit rate and recall@10 of the body in use (1.0 for exact search).
+    """
+    usage = figures.count / figures.max_units
+    return {
+        "current_count": figures.count,
+        "max_units": figures.max_units,
+        "usage_percentage": usage,
+        "memory_usage_mb": figures.memory_bytes / 2**20,
+        "max_memory_mb": figures.max_memory_bytes / 2**20,
+        "near_limit": usage >= figures.warning_threshold,
+        "at_limit": figures.count >= figures.max_units or figures.memory_bytes >= figures.max_memory_bytes,
+        "performance_status": _status(figures),
+        "current_nlist": figures.nlist or None,
+        "vectors_per_centroid": figures.count / figures.nlist if figures.nlist else None,
+        "training_quality_score": 1.0 if figures.quality is None else figures.quality,
+        "needs_retraining": bool(figures.build_cause),
+        "recommendations": _recommendations(figures, usage),
+    }
+
+
+def _status(figures: Figures) -> str:
+    return lists_status(
+        figures.count,
+        figures.nlist,
+        planned=figures.planned_nlist,
+        vectors_per_centroid=figures.vectors_per_centroid,
+    )
+
+
+def _recommendations(figures: Figures, usage: float) -> list[str]:
+    found = [*_about_room(figures, usage)]
+    if figures.build_cause:
+        how = "it is done in the background" if figures.background else "call run_maintenance()"
+        found.append(f"The index is due for a rebuild ({figures.build_cause}); {how}.")
+    found += [f"The last build was refused ({cause}); search stays exact." for cause in figures.refusals]
+    if figures.legacy_problem:
+        found.append(f"An old store could not be imported: {figures.legacy_problem}.")
+    if figures.read_only:
+        found.append("The store is read-only: make the file and its folder writable to store units.")
+    return found
+
+
+def _about_room(figures: Figures, usage: float) -> list[str]:
+    found = []
+    if usage >= 1:
+        found.append("The store is full: delete or consolidate units, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS.")
+    elif usage >= figures.prune_threshold:
+        found.append(f"The store is {usage:.0%} full: prune now.")
+    elif usage >= figures.warning_threshold:
+        found.append(f"The store is {usage:.0%} full: plan to prune or consolidate.")
+    if figures.memory_bytes >= figures.warning_threshold * figures.max_memory_bytes:
+        found.append(
+            "Index memory is near its limit: prune, narrow MEMEVOLVE_STORAGE_PRECISION, or raise "
+            "MEMEVOLVE_STORAGE_MAX_MEMORY_MB."
+        )
+    return found

@@ -1,0 +1,87 @@
+"""What a body is worth before it goes live: does every row find itself, and does search find what exact search finds?
+
+Nothing is added to or removed from the body to find out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..index.base import Body
+from ..types import Effort, FloatArray
+
+__all__ = ["SELF_HIT_FLOOR", "Quality", "measure", "recall_of"]
+
+SELF_HIT_FLOOR = 0.9
+"""A body below this share of self-hits never goes live."""
+
+RELATIVE_EPSILON = 1e-5
+"""A result this close, relative to the squared norm of the query, counts as the vector itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """self_hit: share of stored vectors that find a vector equal to themselves first (1.0 under inner product, where
+    the nearest vector need not be the vector itself); recall: mean recall@k against the exact scan, ties counted as
+    hits; queries: how many of each were tried."""
+
+    self_hit: float
+    recall: float
+    queries: int
+
+    @property
+    def score(self) -> float:
+        """The figure reported as ``training_quality_score``: the worse of the two."""
+        return min(self.self_hit, self.recall)
+
+    def meets(self, target_recall: float) -> bool:
+        return self.self_hit >= SELF_HIT_FLOOR and self.recall >= target_recall
+
+
+def measure(body: Body, effort: Effort, *, k: int = 10, queries: int = 64, seed: int = 0) -> Quality:
+    """Search the body with a seeded sample of its own vectors.
+
+    The sample is nudged for the recall part (a tenth of the mean distance between sampled rows), so that the
+    nearest row is not simply the query itself.
+    """
+    if body.n == 0:
+        return Quality(1.0, 1.0, 0)
+    rng = np.random.default_rng(seed)
+    picked = np.sort(rng.choice(body.n, min(queries, body.n), replace=False)).astype(np.int64)
+    stored = body.vectors_at(picked)
+    nudged = _nudge(stored, rng, normalise=body.metric == "cosine")
+    found, _ = body.search(nudged, k, effort)
+    truth, _ = body.search(nudged, k, Effort(exact=True))
+    return Quality(_self_hit(body, stored, effort), recall_of(found, truth), len(picked))
+
+
+def recall_of(found: FloatArray, truth: FloatArray) -> float:
+    """Mean recall@k from the distances alone, float32 (nq, k) each: a result no farther than the exact k-th is a hit.
+
+    Ties therefore count as hits, and rows beyond the end of the store (+inf in ``truth``) do not count at all.
+    """
+    wanted = np.isfinite(truth).sum(axis=1)
+    last = np.where(wanted > 0, np.take_along_axis(truth, np.maximum(wanted - 1, 0)[:, None], axis=1)[:, 0], -np.inf)
+    slack = np.abs(last) * 1e-5 + 1e-7
+    hits = np.minimum((found <= (last + slack)[:, None]).sum(axis=1), wanted)
+    return float(np.mean(np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0)))
+
+
+def _self_hit(body: Body, stored: FloatArray, effort: Effort) -> float:
+    if body.metric == "ip":
+        return 1.0
+    distances, _ = body.search(stored, 1, effort)
+    scale = np.maximum((stored * stored).sum(axis=1), 1e-12)
+    return float(np.mean(distances[:, 0] <= RELATIVE_EPSILON * scale))
+
+
+def _nudge(stored: FloatArray, rng: np.random.Generator, *, normalise: bool) -> FloatArray:
+    spread = float(np.sqrt(np.mean(np.var(stored, axis=0)))) if len(stored) > 1 else 0.0
+    noise = rng.standard_normal(stored.shape).astype(np.float32) * np.float32(0.1 * spread)
+    nudged = stored + noise
+    if normalise:
+        norms = np.linalg.norm(nudged, axis=1, keepdims=True)
+        nudged = nudged / np.where(norms > 0, norms, 1)
+    return np.ascontiguousarray(nudged, dtype=np.float32)
