@@ -1,0 +1,23 @@
+"""The truth: the SQLite log of units, vectors and changes. Everything else is derived from it."""
+
+from .check import Finding
+from .connections import Durability
+from .filters import Filters, canonical, matches
+from .records import Records
+from .schema import MODEL_KEY, StoreFacts
+from .transaction import Stored, Transaction
+from .writer import Writing
+
+__all__ = [
+    "MODEL_KEY",
+    "Durability",
+    "Filters",
+    "Finding",
+    "Records",
+    "StoreFacts",
+    "Stored",
+    "Transaction",
+    "Writing",
+    "canonical",
+    "matches",
+]

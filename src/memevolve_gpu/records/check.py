@@ -1,0 +1,274 @@
+"""Does the truth agree with itself? Each probe says what is wrong, and some know how to mend it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+import numpy as np
+
+from ..types import IntArray, MemoryUnit, Op
+from . import folding
+from .folding import terms_of_folded
+from .schema import WORDS_TABLE
+from .sql import all_rows, first_row
+from .transaction import AUTO_LIMIT
+
+__all__ = ["Finding", "TextOf", "default_text", "examine", "repair"]
+
+TextOf = Callable[[MemoryUnit], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One disagreement. code: a stable word for programs; message: what it means; fixed: whether it was mended."""
+
+    code: str
+    message: str
+    fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    con: apsw.Connection
+    dim: int
+    text_of: TextOf
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    code: str
+    look: Callable[[_Case], str | None]
+    mend: Callable[[_Case], None] | None = None
+
+
+def examine(con: apsw.Connection, dim: int) -> list[Finding]:
+    """Every disagreement, changing nothing. Call inside a read transaction."""
+    case = _Case(con, dim, default_text)
+    return [Finding(probe.code, message) for probe in _PROBES if (message := _look(probe, case))]
+
+
+def repair(con: apsw.Connection, dim: int, text_of: TextOf) -> list[Finding]:
+    """Every disagreement, mended where possible. Call inside a write transaction.
+
+    When anything was mended the log starts anew behind its horizon, so that every index reloads.
+    """
+    case = _Case(con, dim, text_of)
+    findings = []
+    for probe in _PROBES:
+        message = _look(probe, case)
+        if message is None:
+            continue
+        if probe.mend is not None:
+            probe.mend(case)
+        findings.append(Finding(probe.code, message, fixed=_look(probe, case) is None))
+    if any(finding.fixed for finding in findings):
+        _restart_log(case)
+    return findings
+
+
+def default_text(unit: MemoryUnit) -> str:
+    """The strings of the fields that are worth finding: content, reasoning, query, tags, type."""
+    values = [unit.get(field) for field in ("content", "reasoning", "query", "tags", "type")]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return " ".join(one for one in flat if isinstance(one, str))
+
+
+def _look(probe: _Probe, case: _Case) -> str | None:
+    try:
+        return probe.look(case)
+    except (apsw.CorruptError, apsw.SQLError) as error:
+        return f"the check {probe.code} could not be made: {error}"
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def _file(case: _Case) -> str | None:
+    # A query makes FTS5 see what other connections changed; the integrity check alone would compare old with new.
+    all_rows(case.con, "SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1")
+    rows = [str(row[0]) for row in all_rows(case.con, "PRAGMA integrity_check(20)")]
+    return None if rows == ["ok"] else "SQLite finds damage: " + "; ".join(rows)
+
+
+def _rebuild_indexes(case: _Case) -> None:
+    case.con.execute("REINDEX")
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _listed(case: _Case, what: str, sql: str, parameters: tuple[Any, ...] = ()) -> str | None:
+    total = first_row(case.con, f"SELECT count(*) FROM ({sql})", parameters)[0]
+    if not total:
+        return None
+    some = [str(row[0]) for row in all_rows(case.con, f"{sql} LIMIT 5", parameters)]
+    return f"{total} {what}: {', '.join(some)}{', ...' if total > len(some) else ''}"
+
+
+def _orphan_vectors(case: _Case) -> str | None:
+    return _listed(case, "vectors without a unit, slots", f"SELECT slot FROM vectors WHERE {_NO_UNIT}")
+
+
+def _drop_orphans(case: _Case) -> None:
+    case.con.execute(f"DELETE FROM vectors WHERE {_NO_UNIT}")
+
+
+_NO_UNIT = "slot NOT IN (SELECT slot FROM units)"
+
+
+def _missing_vectors(case: _Case) -> str | None:
+    sql = "SELECT id FROM units WHERE slot NOT IN (SELECT slot FROM vectors)"
+    return _listed(case, "units without a vector (store them again), ids", sql)
+
+
+def _wrong_vectors(case: _Case) -> str | None:
+    sql = "SELECT u.id FROM units AS u JOIN vectors AS v ON v.slot = u.slot WHERE length(v.vector) <> ?"
+    return _listed(case, "units with a vector of wrong length (store them again), ids", sql, (4 * case.dim,))
+
+
+def _unreadable_units(case: _Case) -> str | None:
+    sql = f"SELECT id FROM units WHERE {_UNREADABLE}"
+    return _listed(case, "units that are no JSON objects (store them again, or delete them), ids", sql)
+
+
+_UNREADABLE = "CASE WHEN json_valid(unit) THEN json_type(unit) <> 'object' ELSE 1 END"
+
+
+def _renamed_units(case: _Case) -> str | None:
+    return _listed(case, "units whose JSON holds another id, ids", f"SELECT id FROM units WHERE {_RENAMED}")
+
+
+_RENAMED = f"NOT ({_UNREADABLE}) AND CASE WHEN json_valid(unit) THEN json_extract(unit, '$.id') IS NOT id ELSE 0 END"
+
+
+def _rename_units(case: _Case) -> None:
+    case.con.execute(f"UPDATE units SET unit = json_set(unit, '$.id', id) WHERE {_RENAMED}")
+
+
+# -- counters and log -------------------------------------------------------------------------------------------------
+
+
+def _counters(case: _Case) -> str | None:
+    kept = first_row(case.con, f"SELECT {', '.join(_COUNTED)} FROM counters")
+    wrong = [
+        f"{name} is {had}, should be {is_}"
+        for name, had, is_ in zip(_COUNTED, kept, _true_counters(case), strict=True)
+        if had != is_
+    ]
+    return "counters: " + "; ".join(wrong) if wrong else None
+
+
+_COUNTED = ("count", "backlog", "last_slot", "last_seq", "horizon", "next_auto")
+
+
+def _true_counters(case: _Case) -> tuple[int, ...]:
+    sql = """
+        SELECT (SELECT count(*) FROM units),
+               (SELECT count(*) FROM pending) + (SELECT count(*) FROM stale),
+               max(last_slot, ifnull((SELECT max(slot) FROM units), 0), ifnull((SELECT max(slot) FROM vectors), 0),
+                   ifnull((SELECT max(slot) FROM log), 0)),
+               max(last_seq, horizon, ifnull((SELECT max(seq) FROM log), 0)),
+               max(0, min(horizon, last_seq)),
+               max(next_auto, ifnull((SELECT 1 + max(CAST(substr(id, 6) AS INTEGER)) FROM units
+                   WHERE id GLOB 'unit_[0-9]*' AND id = 'unit_' || CAST(substr(id, 6) AS INTEGER)
+                   AND CAST(substr(id, 6) AS INTEGER) < ?), 0))
+        FROM counters
+        """
+    return first_row(case.con, sql, (AUTO_LIMIT,))
+
+
+def _set_counters(case: _Case) -> None:
+    case.con.execute(f"UPDATE counters SET {', '.join(f'{name} = ?' for name in _COUNTED)}", _true_counters(case))
+
+
+def _log(case: _Case) -> str | None:
+    last, horizon = first_row(case.con, "SELECT last_seq, horizon FROM counters")
+    first, newest, entries = first_row(case.con, "SELECT min(seq), max(seq), count(*) FROM log")
+    if entries != last - horizon or (entries and (first, newest) != (horizon + 1, last)):
+        return f"the log holds {entries} entries from {first} to {newest}, the counters say {horizon + 1} to {last}"
+    return _log_against_units(case)
+
+
+def _log_against_units(case: _Case) -> str | None:
+    """A slot that the log brought and did not take away is live; a live one at or above the first brought is in it."""
+    put, drop, clear = (_column(case, "SELECT slot FROM log WHERE op = ?", op) for op in (Op.PUT, Op.DROP, Op.CLEAR))
+    live = _column(case, "SELECT slot FROM units WHERE slot >= ?", int(put.min()) if len(put) else 2**62)
+    cleared = int(clear.max()) if len(clear) else 0
+    expected = np.setdiff1d(put[put > cleared], drop)
+    lost, unlogged = np.setdiff1d(expected, live), np.setdiff1d(live, expected)
+    if len(lost) or len(unlogged):
+        return f"log and units disagree: {len(lost)} slots logged and absent, {len(unlogged)} present and not logged"
+    return None
+
+
+def _column(case: _Case, sql: str, *parameters: Any) -> IntArray:
+    return np.array([row[0] for row in case.con.execute(sql, parameters)], dtype=np.int64)
+
+
+def _restart_log(case: _Case) -> None:
+    """Skip one sequence number and purge up to it: every watermark is below the horizon now."""
+    case.con.execute("DELETE FROM log")
+    case.con.execute("UPDATE counters SET last_seq = last_seq + 1, horizon = last_seq + 1")
+
+
+# -- keyword and terms indexes ----------------------------------------------------------------------------------------
+
+
+def _words(case: _Case) -> str | None:
+    wanted = (
+        "SELECT slot FROM units WHERE slot <= (SELECT folded FROM counters) UNION SELECT slot FROM stale",
+        "SELECT slot FROM units WHERE slot > (SELECT folded FROM counters)",
+    )
+    for name, table, sql in (
+        ("index", "SELECT id FROM words_docsize", wanted[0]),
+        ("notes", "SELECT slot FROM pending", wanted[1]),
+    ):
+        has, should = _column(case, table), _column(case, sql)
+        lacking, extra = len(np.setdiff1d(should, has)), len(np.setdiff1d(has, should))
+        if lacking or extra:
+            return f"the keyword {name} lacks {lacking} units and holds {extra} that are gone"
+    return None
+
+
+def _terms(case: _Case) -> str | None:
+    should, has = terms_of_folded(), "SELECT field, value, slot FROM terms"
+    lacking, extra = (
+        first_row(case.con, f"SELECT count(*) FROM (SELECT * FROM ({one}) EXCEPT SELECT * FROM ({other}))")[0]
+        for one, other in ((should, has), (has, should))
+    )
+    return (
+        f"the index of types and tags lacks {lacking} entries and holds {extra} too many" if lacking or extra else None
+    )
+
+
+def _rebuild_words(case: _Case) -> None:
+    con = case.con
+    con.execute("DROP TABLE words")
+    con.execute(WORDS_TABLE)
+    con.execute(
+        "DELETE FROM terms; DELETE FROM pending; DELETE FROM stale; UPDATE counters SET folded = 0, backlog = 0"
+    )
+    rows = con.execute(f"SELECT slot, unit FROM units WHERE NOT ({_UNREADABLE})")
+    con.executemany(
+        "INSERT INTO pending VALUES (?, ?)", ((slot, case.text_of(json.loads(unit))) for slot, unit in rows)
+    )
+    folding.fold(con)
+    con.execute("UPDATE counters SET folded = last_slot")
+
+
+_PROBES = (
+    _Probe("damaged_file", _file, _rebuild_indexes),
+    _Probe("orphan_vectors", _orphan_vectors, _drop_orphans),
+    _Probe("missing_vectors", _missing_vectors),
+    _Probe("wrong_vectors", _wrong_vectors),
+    _Probe("unreadable_units", _unreadable_units),
+    _Probe("renamed_units", _renamed_units, _rename_units),
+    _Probe("counters", _counters, _set_counters),
+    _Probe("log", _log, _restart_log),
+    _Probe("words", _words, _rebuild_words),
+    _Probe("terms", _terms, _rebuild_words),
+)

@@ -1,0 +1,201 @@
+"""From a prefix to an open, recognised, up-to-date database file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from ..errors import ConfigurationError, ReadOnlyError, StorageError
+from ..types import Metric
+from .connections import Durability, connect, keep_log_on_close, set_up_writer
+from .failures import FOREIGN, translated
+from .lock import WriteLock
+from .network import refuse_network_filesystem
+from .schema import VERSION, StoreFacts, create, facts_of, migrate, refuse_mismatch, state_of
+from .sql import first_row
+
+__all__ = ["Opened", "database_path", "lock_path", "open_store", "peek"]
+
+METRICS = ("l2", "cosine", "ip")
+MAX_DIM = 65_536
+
+
+class Opened(NamedTuple):
+    """The first connection to a store; ``immutable`` when nothing at all may be written beside the file."""
+
+    con: apsw.Connection
+    facts: StoreFacts
+    read_only: bool
+    immutable: bool
+
+
+def database_path(prefix: str | os.PathLike[str]) -> Path:
+    """The absolute path of ``<prefix>.db``, symbolic links resolved."""
+    name: object = os.fspath(prefix)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ConfigurationError(f"prefix must be the path of a store without its .db ending, not {prefix!r}")
+    return Path(name + ".db").resolve()
+
+
+def lock_path(path: Path) -> Path:
+    """The lock file beside a database file."""
+    return path.with_name(path.name.removesuffix(".db") + ".lock")
+
+
+def peek(path: Path) -> StoreFacts | None:
+    """What the store is; None when there is none. Raises as opening it would."""
+    if not path.exists():
+        return None
+    refuse_network_filesystem(path.parent)
+    con, _ = _existing(path, None)
+    try:
+        return facts_of(con) if state_of(con, path) else None
+    except FOREIGN as error:
+        raise translated(error, path) from error
+    finally:
+        con.close()
+
+
+def open_store(
+    path: Path,
+    lock: WriteLock,
+    *,
+    dim: int | None,
+    metric: Metric | None,
+    durability: Durability,
+    may_create: bool,
+    vfs: str | None,
+) -> Opened:
+    """Open or create the store at ``path``; see ``Records.open`` for what it raises."""
+    _refuse_settings(dim, metric, durability)
+    _refuse_folder(path.parent)
+    exists = path.exists()
+    if not exists:
+        _refuse_creation(path, dim, may_create)
+    con, immutable = _existing(path, vfs) if exists else (_new(path, vfs), False)
+    try:
+        return _ready(con, path, lock, dim, metric, durability, may_create, immutable)
+    except FOREIGN as error:
+        con.close()
+        raise translated(error, path) from error
+    except BaseException:
+        con.close()
+        raise
+
+
+def _ready(
+    con: apsw.Connection,
+    path: Path,
+    lock: WriteLock,
+    dim: int | None,
+    metric: Metric | None,
+    durability: Durability,
+    may_create: bool,
+    immutable: bool,
+) -> Opened:
+    read_only = immutable or con.readonly("main")
+    version = state_of(con, path)
+    if version == 0:
+        _refuse_creation(path, dim, may_create and not read_only)
+    if version < VERSION:
+        if read_only:
+            raise ReadOnlyError(f"{path} has schema version {version} and is read-only; make it writable to upgrade it")
+        _bring_up_to_date(con, path, lock, dim, metric or "l2")
+    facts = facts_of(con)
+    refuse_mismatch(facts, dim, metric, path)
+    if not read_only:
+        _use_write_ahead_log(con, path)
+        set_up_writer(con, durability)
+        keep_log_on_close(con, False)
+    return Opened(con, facts, read_only, immutable)
+
+
+def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, dim: int | None, metric: Metric) -> None:
+    """Create or migrate in one transaction, under the lock, with a second look: another process may have been first.
+
+    A new file gets its tables under SQLite's rollback journal, so that its first page says at once whose it is.
+    """
+    lock.acquire()
+    try:
+        con.execute("PRAGMA synchronous = full")
+        con.execute("BEGIN IMMEDIATE")
+        try:
+            version = state_of(con, path)
+            if version == 0 and dim is not None:
+                create(con, dim, metric)
+            elif 0 < version < VERSION:
+                migrate(con, version)
+            con.execute("COMMIT")
+        finally:
+            if con.in_transaction:
+                con.execute("ROLLBACK")
+    finally:
+        lock.release()
+
+
+def _use_write_ahead_log(con: apsw.Connection, path: Path) -> None:
+    mode = first_row(con, "PRAGMA journal_mode = wal")[0]
+    if mode != "wal":
+        raise StorageError(f"{path}: the file system cannot hold a write-ahead log (got {mode!r}); choose a local disk")
+
+
+def _new(path: Path, vfs: str | None) -> apsw.Connection:
+    try:
+        con = connect(path, create=True, vfs=vfs)
+    except FOREIGN as error:
+        raise translated(error, path) from error
+    keep_log_on_close(con, True)
+    return con
+
+
+def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:
+    """A connection that can read the file, and whether it had to be opened as immutable.
+
+    Closing it changes no byte of a file that turns out not to be ours.
+    """
+    try:
+        con = connect(path, vfs=vfs)
+        keep_log_on_close(con, True)
+        try:
+            first_row(con, "SELECT count(*) FROM sqlite_schema")
+            return con, False
+        except (apsw.CantOpenError, apsw.ReadOnlyError):
+            con.close()
+            if not _can_be_immutable(path):
+                raise
+        return connect(path, read_only=True, immutable=True, vfs=vfs), True
+    except FOREIGN as error:
+        raise translated(error, path) from error
+
+
+def _can_be_immutable(path: Path) -> bool:
+    """A folder where nothing can be written, and no write-ahead log that would have to be read."""
+    wal = path.with_name(path.name + "-wal")
+    return not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)
+
+
+def _refuse_settings(dim: object, metric: object, durability: object) -> None:
+    if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
+        raise ConfigurationError(f"dim must be an integer from 1 to {MAX_DIM}, not {dim!r}")
+    if metric is not None and metric not in METRICS:
+        raise ConfigurationError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    if durability not in ("full", "normal"):
+        raise ConfigurationError(f"durability must be full or normal, not {durability!r}")
+
+
+def _refuse_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise StorageError(f"the folder {folder} does not exist; create it first")
+    refuse_network_filesystem(folder)
+
+
+def _refuse_creation(path: Path, dim: int | None, may_create: bool) -> None:
+    if not may_create:
+        raise StorageError(f"there is no store at {path}; check the prefix, or create one")
+    if dim is None:
+        raise ConfigurationError(f"dim is needed to create {path}: the length of the vectors that it will hold")
+    if not os.access(path.parent, os.W_OK):
+        raise ReadOnlyError(f"{path} cannot be created; make the folder {path.parent} writable")

@@ -1,0 +1,159 @@
+"""Reading the truth: every method is one statement or one snapshot, from any thread."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from ..types import Change, Head, IntArray, MemoryUnit, Row
+from .connections import ReaderPool
+from .failures import FOREIGN, translated
+from .filter_sql import where
+from .filters import Filters, parse
+from .folding import FOLD_AT
+from .keyword import TokenCache, keyword
+from .matching import matching
+
+__all__ = ["Reading"]
+
+T = TypeVar("T")
+
+_HEAD = "SELECT last_seq, horizon, last_slot, count FROM counters"
+_READ_AFTER = """
+SELECT l.seq, l.op, l.slot, u.id, v.vector
+FROM log AS l LEFT JOIN units AS u ON u.slot = l.slot LEFT JOIN vectors AS v ON v.slot = l.slot
+WHERE l.seq > ? ORDER BY l.seq LIMIT ?
+"""
+_SCAN = """
+SELECT u.slot, u.id, v.vector FROM units AS u JOIN vectors AS v ON v.slot = u.slot
+WHERE u.slot > ? AND u.slot <= ? ORDER BY u.slot LIMIT ?
+"""
+_UNITS_OF = "SELECT id, unit FROM units WHERE id IN (SELECT value FROM json_each(?))"
+_UNITS_AT = "SELECT slot, unit FROM units WHERE slot IN (SELECT value FROM json_each(?))"
+_VECTORS_OF = """
+SELECT u.id, v.vector FROM units AS u JOIN vectors AS v ON v.slot = u.slot
+WHERE u.id IN (SELECT value FROM json_each(?))
+"""
+
+
+class Reading:
+    """The reading half of ``Records``."""
+
+    def __init__(self, path: Path, pool: ReaderPool) -> None:
+        self.path = path
+        self._pool = pool
+        self._tokens: TokenCache = {}
+
+    def head(self) -> Head:
+        """The counters, in one read."""
+        return Head._make(self._rows(_HEAD)[0])
+
+    def read_after(self, seq: int, limit: int) -> list[Change]:
+        """At most ``limit`` log entries after ``seq``, in order, as of one moment.
+
+        Entries up to ``head().horizon`` are purged: when the first one is not ``seq + 1``, or none comes although
+        ``head().last_seq`` is larger, the reader is below the horizon and must reload with :meth:`scan`.
+        """
+        return list(map(Change._make, self._rows(_READ_AFTER, (seq, limit))))
+
+    def scan(self, after_slot: int, upto_slot: int, limit: int) -> list[Row]:
+        """At most ``limit`` live rows with after_slot < slot <= upto_slot, slots ascending, as of one moment."""
+        return list(map(Row._make, self._rows(_SCAN, (after_slot, upto_slot, limit))))
+
+    def get(self, unit_id: str) -> MemoryUnit | None:
+        """The unit of that id, or None."""
+        rows = self._rows("SELECT unit FROM units WHERE id = ?", (unit_id,))
+        return json.loads(rows[0][0]) if rows else None
+
+    def get_many(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
+        """The units that exist, by id, in the order of ``ids``."""
+        found = dict(self._rows(_UNITS_OF, (json.dumps(list(ids)),)))
+        return {unit_id: json.loads(found[unit_id]) for unit_id in ids if unit_id in found}
+
+    def units_at(self, slots: Sequence[int]) -> dict[int, MemoryUnit]:
+        """The live units of the slots, by slot; slots that are gone are missing."""
+        listed = "[" + ",".join([str(int(slot)) for slot in slots]) + "]"
+        return {slot: json.loads(unit) for slot, unit in self._rows(_UNITS_AT, (listed,))}
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, bytes]:
+        """The vectors of the ids that exist, by id: ``dim`` little-endian float32 each."""
+        return dict(self._rows(_VECTORS_OF, (json.dumps(list(ids)),)))
+
+    def exists(self, unit_id: str) -> bool:
+        """Is there a live unit of that id?"""
+        return bool(self._rows("SELECT 1 FROM units WHERE id = ?", (unit_id,)))
+
+    def count(self) -> int:
+        """Live units."""
+        return self.head().count
+
+    def ids(self, page_size: int = 1000) -> Iterator[str]:
+        """Every id in slot order, in short transactions: rows that change meanwhile may or may not be seen."""
+        return (unit_id for _, unit_id in self._pages("u.slot, u.id", page_size, None))
+
+    def units(self, page_size: int = 1000, filters: Filters | None = None) -> Iterator[MemoryUnit]:
+        """Every unit that matches, in slot order, in short transactions. Raises InvalidFilterError at once."""
+        parse(filters)
+        return (json.loads(unit) for _, unit in self._pages("u.slot, u.unit", page_size, filters))
+
+    def matching(self, filters: Filters | None, slots: IntArray | None = None) -> IntArray:
+        """Slots of the live units that match, int64 (n,), ascending; among ``slots`` (ascending too) when given.
+
+        Raises InvalidFilterError.
+        """
+        conditions = parse(filters)
+        return self._snapshot(lambda con: matching(con, conditions, slots))
+
+    def keyword(self, text: str, limit: int, filters: Filters | None = None) -> list[tuple[float, str]]:
+        """The best ``limit`` units that hold any word of ``text``: (BM25 score, id), best first. Any text is safe.
+
+        Raises InvalidFilterError.
+        """
+        conditions = parse(filters)
+        if len(self._tokens) > 4 * FOLD_AT:
+            self._tokens = {}
+        cache = self._tokens
+        return self._snapshot(lambda con: keyword(con, text, limit, conditions, cache))
+
+    def get_meta(self, key: str) -> bytes | None:
+        """The named value, or None."""
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", (key,))
+        return bytes(rows[0][0]) if rows else None
+
+    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        con = self._pool.take()
+        try:
+            return con.execute(sql, parameters).fetchall()
+        except FOREIGN as error:
+            raise translated(error, self.path) from error
+        except UnicodeEncodeError:
+            return []  # text that UTF-8 cannot hold equals nothing here
+        finally:
+            self._pool.give(con)
+
+    def _snapshot(self, read: Callable[[apsw.Connection], T]) -> T:
+        """Several statements on one state of the database."""
+        con = self._pool.take()
+        try:
+            con.execute("BEGIN")
+            return read(con)
+        except FOREIGN as error:
+            raise translated(error, self.path) from error
+        finally:
+            if con.in_transaction:
+                con.execute("ROLLBACK")
+            self._pool.give(con)
+
+    def _pages(self, columns: str, size: int, filters: Filters | None) -> Iterator[Any]:
+        condition, parameters = where(parse(filters))
+        sql = f"SELECT {columns} FROM units AS u WHERE u.slot > ? AND {condition} ORDER BY u.slot LIMIT ?"
+        after, full = 0, True
+        while full:
+            rows = self._rows(sql, (after, *parameters, size))
+            yield from rows
+            full = len(rows) == size
+            after = rows[-1][0] if rows else after

@@ -1,0 +1,137 @@
+"""The tables of the truth, how they come into being and how they grow older."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from ..errors import ConfigurationError, DimensionMismatchError, NewerSchemaError, NotAStoreError
+from ..types import Metric
+from .sql import all_rows, first_row
+
+__all__ = [
+    "APPLICATION_ID",
+    "MODEL_KEY",
+    "VERSION",
+    "WORDS_TABLE",
+    "StoreFacts",
+    "create",
+    "facts_of",
+    "migrate",
+    "state_of",
+]
+
+APPLICATION_ID = 0x4D456756
+"""Marks our files ("MEgV"); the Unix ``file`` command shows it too."""
+
+MODEL_KEY = "embedding_model"
+"""The key of ``meta`` under which the name of the embedding model is kept, UTF-8."""
+
+WORDS_TABLE = """
+CREATE VIRTUAL TABLE words USING fts5(
+    text, content='', contentless_delete=1, tokenize='unicode61 remove_diacritics 2'
+)
+"""
+
+_TABLES = (
+    """
+CREATE TABLE store (                    -- one row, never changed
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    store_id TEXT NOT NULL,
+    dim INTEGER NOT NULL,
+    metric TEXT NOT NULL,
+    created_at REAL NOT NULL
+) STRICT;
+CREATE TABLE counters (                 -- one row, changed by every transaction
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    last_seq INTEGER NOT NULL,          -- newest log entry
+    horizon INTEGER NOT NULL,           -- newest purged log entry
+    last_slot INTEGER NOT NULL,         -- newest slot ever given out
+    count INTEGER NOT NULL,             -- live units
+    next_auto INTEGER NOT NULL,         -- number of the next unit_<n>
+    folded INTEGER NOT NULL,            -- slots up to here are in words and terms, later ones in pending
+    backlog INTEGER NOT NULL            -- rows of pending and stale
+) STRICT;
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE units (slot INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, unit TEXT NOT NULL) STRICT;
+CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
+CREATE TABLE log (seq INTEGER PRIMARY KEY, op INTEGER NOT NULL, slot INTEGER NOT NULL) STRICT;
+CREATE TABLE terms (field TEXT, value TEXT, slot INTEGER, PRIMARY KEY (field, value, slot)) STRICT, WITHOUT ROWID;
+CREATE TABLE pending (slot INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT;
+CREATE TABLE stale (slot INTEGER PRIMARY KEY, unit TEXT NOT NULL) STRICT;
+"""
+    + WORDS_TABLE
+)
+
+MIGRATIONS: tuple[str, ...] = ()
+"""Scripts that lift a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
+
+VERSION = 1 + len(MIGRATIONS)
+
+
+class StoreFacts(NamedTuple):
+    """What a store is; ``model`` is the embedding model's name when one was recorded."""
+
+    dim: int
+    metric: Metric
+    store_id: str
+    model: str | None
+
+
+def state_of(con: apsw.Connection, path: Path) -> int:
+    """The schema version of the open file, 0 for an empty one.
+
+    Raises NotAStoreError for a file of another program, NewerSchemaError for one of a later version of this package.
+    """
+    mark = first_row(con, "PRAGMA application_id")[0]
+    tables = first_row(con, "SELECT count(*) FROM sqlite_schema")[0]
+    if mark == 0 and tables == 0:
+        return 0
+    if mark != APPLICATION_ID:
+        raise NotAStoreError(f"{path} is an SQLite file of another program; choose another prefix")
+    version = int(first_row(con, "PRAGMA user_version")[0])
+    if version > VERSION:
+        raise NewerSchemaError(
+            f"{path} has schema version {version}, this package knows {VERSION}; upgrade memevolve-gpu to open it"
+        )
+    return version
+
+
+def create(con: apsw.Connection, dim: int, metric: Metric) -> None:
+    """Write the tables of a new store. Call inside a transaction on an empty file."""
+    con.execute(_TABLES)
+    con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 1, 0, 0)")
+    con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))
+    con.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    con.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def migrate(con: apsw.Connection, version: int) -> None:
+    """Lift the file from ``version`` to ``VERSION``. Call inside a transaction."""
+    for script in MIGRATIONS[version - 1 :]:
+        con.execute(script)
+    con.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def facts_of(con: apsw.Connection) -> StoreFacts:
+    """Read what the store is."""
+    dim, metric, store_id = first_row(con, "SELECT dim, metric, store_id FROM store")
+    model = all_rows(con, "SELECT value FROM meta WHERE key = ?", (MODEL_KEY,))
+    return StoreFacts(dim, metric, store_id, bytes(model[0][0]).decode() if model else None)
+
+
+def refuse_mismatch(facts: StoreFacts, dim: int | None, metric: Metric | None, path: Path) -> None:
+    """Raise when the caller expects another dimension or metric than the store has."""
+    if dim is not None and dim != facts.dim:
+        raise DimensionMismatchError(
+            facts.dim, dim, f"{path} holds vectors of {facts.dim} numbers; use the embedding model that filled it"
+        )
+    if metric is not None and metric != facts.metric:
+        raise ConfigurationError(
+            f"metric {metric!r} was asked for, but {path} was created with metric {facts.metric!r}; "
+            f"open it with metric={facts.metric!r}, or import its units into a new store"
+        )

@@ -1,0 +1,314 @@
+"""One write transaction: rows, vectors, log, notes for the keyword index and counters change together or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import apsw
+
+from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
+from ..types import Head, MemoryUnit, Op
+from .failures import FOREIGN, translated
+from .folding import FOLD_AT, add_terms, drop_terms, fold, forget_all
+from .sql import all_rows, first_row
+
+__all__ = ["AUTO_LIMIT", "Stored", "Transaction", "encode_unit"]
+
+T = TypeVar("T")
+
+AUTO_LIMIT = 10**12
+"""Explicit ids ``unit_<n>`` with n below this move the counter of automatic ids; one above would use the counter up."""
+
+MAX_NESTING = 900
+"""SQLite's JSON functions refuse text nested 1,000 deep; one such row would break every filter."""
+
+_AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
+_CHUNK = 1000
+
+_COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog FROM counters"
+_KEEP = (
+    "UPDATE counters SET last_seq = ?, horizon = ?, last_slot = ?, count = ?, next_auto = ?, folded = ?, backlog = ?"
+)
+_ADD_UNIT = "INSERT INTO units VALUES (?, ?, ?)"
+_ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
+_ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
+_ADD_TEXT = "INSERT INTO pending VALUES (?, ?)"
+
+NewRow = tuple[MemoryUnit, str, bytes, str]
+"""(unit, text for the keyword index, vector, id)"""
+
+
+class Stored(NamedTuple):
+    """A live unit and its slot."""
+
+    slot: int
+    unit: MemoryUnit
+
+
+class Transaction:
+    """What ``Records.write()`` hands out. Use it in the thread that opened it, until the ``with`` block ends.
+
+    ``head`` holds the counters as of its beginning. Reads through it see its own changes; reads through ``Records`` see
+    the state before it.
+    """
+
+    def __init__(self, con: apsw.Connection, path: Path, dim: int) -> None:
+        self._con: apsw.Connection | None = con
+        self._path = path
+        self._dim = dim
+        self._seq = self._horizon = self._slot = self._count = self._auto = self._folded = self._backlog = 0
+        self._load(con)
+        self.head = Head(self._seq, self._horizon, self._slot, self._count)
+
+    @property
+    def count(self) -> int:
+        """Live units, this transaction's changes included."""
+        return self._count
+
+    def find(self, unit_id: str) -> Stored | None:
+        """The live unit of that id, or None."""
+        rows = self._run("SELECT slot, unit FROM units WHERE id = ?", (unit_id,))
+        return Stored(rows[0][0], json.loads(rows[0][1])) if rows else None
+
+    def put(self, unit: MemoryUnit, text: str, vector: bytes, unit_id: str) -> int:
+        """Store a row version and return its new slot; a live unit of the same id is replaced.
+
+        text: what the keyword index reads. vector: ``dim`` little-endian float32, kept as given. unit: a JSON object;
+        its ``id`` becomes ``unit_id``. Raises InvalidUnitError, InvalidVectorError (DimensionMismatchError).
+        """
+        written = self._checked(unit, text, vector, unit_id)
+        slot = self._slot + 1
+        try:
+            self._raw(_ADD_UNIT, (slot, unit_id, written))
+        except apsw.ConstraintError:
+            self.drop(unit_id)
+            self._run(_ADD_UNIT, (slot, unit_id, written))
+        self._run(_ADD_VECTOR, (slot, vector))
+        self._run(_ADD_TEXT, (slot, text))
+        self._slot = slot
+        self._count += 1
+        self._backlog += 1
+        self._log(Op.PUT, slot)
+        self._reserve(unit_id)
+        return slot
+
+    def put_many(self, rows: Iterable[NewRow]) -> None:
+        """Store many rows in order, as :meth:`put` would one by one, in memory for a thousand at a time."""
+        chunk: dict[str, tuple[str, str, bytes]] = {}
+        for unit, text, vector, unit_id in rows:
+            written = self._checked(unit, text, vector, unit_id)
+            if unit_id in chunk or len(chunk) == _CHUNK:
+                self._put_chunk(chunk)
+                chunk = {}
+            chunk[unit_id] = written, text, vector
+        if chunk:
+            self._put_chunk(chunk)
+
+    def edit(self, unit_id: str, unit: MemoryUnit) -> bool:
+        """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit."""
+        rows = self._run("SELECT slot, unit FROM units WHERE id = ?", (unit_id,))
+        if not rows:
+            return False
+        slot, old = rows[0]
+        new = encode_unit(unit, unit_id)
+        self._run("UPDATE units SET unit = ? WHERE slot = ?", (new, slot))
+        if slot <= self._folded and _terms_of(json.loads(old)) != _terms_of(unit):
+            self._guarded(drop_terms, slot, old)
+            self._guarded(add_terms, slot, new)
+        self._log(Op.EDIT, slot)
+        return True
+
+    def drop(self, unit_id: str) -> bool:
+        """Remove the unit; False when there is none."""
+        rows = self._run("DELETE FROM units WHERE id = ? RETURNING slot, unit", (unit_id,))
+        if not rows:
+            return False
+        slot, unit = rows[0]
+        self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
+        if slot <= self._folded:
+            self._run("INSERT INTO stale VALUES (?, ?)", (slot, unit))
+            self._backlog += 1
+        else:
+            self._run("DELETE FROM pending WHERE slot = ?", (slot,))
+            self._backlog -= 1
+        self._count -= 1
+        self._log(Op.DROP, slot)
+        return True
+
+    def drop_many(self, ids: Iterable[str]) -> int:
+        """Remove the units that exist and return their number."""
+        return sum(self.drop(unit_id) for unit_id in ids)
+
+    def clear(self) -> int:
+        """Remove every unit with one log entry and return their number. Slots and sequence numbers go on."""
+        removed = self._count
+        if not removed:
+            return 0
+        self._run("DELETE FROM units; DELETE FROM vectors", ())
+        self._guarded(forget_all)
+        self._count, self._backlog, self._folded = 0, 0, self._slot
+        self._log(Op.CLEAR, self._slot)
+        return removed
+
+    def next_auto_id(self) -> str:
+        """A fresh id ``unit_<n>``: never one that exists, never one handed out by a committed transaction before."""
+        while True:
+            unit_id = f"unit_{self._auto}"
+            self._auto += 1
+            if not self._run("SELECT 1 FROM units WHERE id = ?", (unit_id,)):
+                return unit_id
+
+    def get_meta(self, key: str) -> bytes | None:
+        """The named value, this transaction's changes included."""
+        rows = self._run("SELECT value FROM meta WHERE key = ?", (key,))
+        return bytes(rows[0][0]) if rows else None
+
+    def set_meta(self, key: str, value: bytes) -> None:
+        """Keep a small named value with the truth."""
+        _refuse_surrogates(key, f"meta key {key!r}")
+        self._run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
+
+    def fold(self) -> None:
+        """Bring the keyword and terms indexes up to every row now."""
+        self._guarded(fold)
+        self._folded, self._backlog = self._slot, 0
+
+    def finish(self) -> None:
+        """Write the counters; ``Records.write()`` calls this before it commits."""
+        if self._backlog >= FOLD_AT:
+            self.fold()
+        now = (self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog)
+        if now != self._before:
+            self._run(_KEEP, now)
+
+    def purge(self, upto_seq: int) -> int:
+        """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
+        horizon = min(upto_seq, self._seq)
+        if horizon <= self._horizon:
+            return 0
+        self._run("DELETE FROM log WHERE seq <= ?", (horizon,))
+        removed, self._horizon = horizon - self._horizon, horizon
+        return removed
+
+    def outside(self, act: Callable[[apsw.Connection], T]) -> T:
+        """Let ``act`` change the tables, counters included, inside this transaction."""
+        self.finish()
+        result = self._guarded(act)
+        self._guarded(self._load)
+        return result
+
+    def end(self) -> None:
+        """Refuse every later use."""
+        self._con = None
+
+    def _load(self, con: apsw.Connection) -> None:
+        self._before: tuple[int, ...] = first_row(con, _COUNTERS)
+        self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog = self._before
+
+    def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes]]) -> None:
+        taken = self._run(
+            "SELECT id FROM units WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(chunk)),)
+        )
+        for (unit_id,) in taken:
+            self.drop(unit_id)
+        slots = range(self._slot + 1, self._slot + 1 + len(chunk))
+        seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
+        rows = list(chunk.values())
+        self._many(_ADD_UNIT, zip(slots, chunk, (row[0] for row in rows), strict=True))
+        self._many(_ADD_VECTOR, zip(slots, (row[2] for row in rows), strict=True))
+        self._many(_ADD_TEXT, zip(slots, (row[1] for row in rows), strict=True))
+        self._many(_ADD_LOG, zip(seqs, [Op.PUT] * len(rows), slots, strict=True))
+        self._slot, self._seq = slots[-1], seqs[-1]
+        self._count += len(rows)
+        self._backlog += len(rows)
+        for unit_id in chunk:
+            self._reserve(unit_id)
+
+    def _checked(self, unit: MemoryUnit, text: str, vector: object, unit_id: object) -> str:
+        if not isinstance(unit_id, str) or not unit_id:
+            raise InvalidUnitError(f"id must be a string that is not empty, not {unit_id!r}")
+        if not isinstance(vector, bytes):
+            raise InvalidVectorError(f"vector must be bytes of {self._dim} float32, not {type(vector).__name__}")
+        if len(vector) != 4 * self._dim:
+            raise DimensionMismatchError(
+                self._dim, len(vector) // 4, f"the vector of {unit_id!r} has {len(vector)} bytes"
+            )
+        _refuse_surrogates(text, f"the text of {unit_id!r}")
+        return encode_unit(unit, unit_id)
+
+    def _log(self, op: int, slot: int) -> None:
+        self._run(_ADD_LOG, (self._seq + 1, op, slot))
+        self._seq += 1
+
+    def _reserve(self, unit_id: str) -> None:
+        if unit_id.startswith("unit_"):
+            match = _AUTO_ID.fullmatch(unit_id)
+            if match:
+                self._auto = max(self._auto, int(match[1]) + 1)
+
+    def _raw(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+        if self._con is None:
+            raise StorageError("the transaction has ended; open another with write()")
+        return all_rows(self._con, sql, parameters)
+
+    def _run(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+        try:
+            return self._raw(sql, parameters)
+        except FOREIGN as error:
+            raise translated(error, self._path) from error
+        except UnicodeEncodeError:
+            return []  # an id that UTF-8 cannot hold is the id of nothing here
+
+    def _many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        self._guarded(lambda con: con.executemany(sql, rows))
+
+    def _guarded(self, act: Callable[..., T], *arguments: Any) -> T:
+        if self._con is None:
+            raise StorageError("the transaction has ended; open another with write()")
+        try:
+            return act(self._con, *arguments)
+        except FOREIGN as error:
+            raise translated(error, self._path) from error
+
+
+def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
+    """The JSON text of a unit, its ``id`` set to ``unit_id``. Raises InvalidUnitError for what JSON cannot hold."""
+    if unit.get("id") != unit_id:
+        unit = {**unit, "id": unit_id}
+    try:
+        text = json.dumps(unit, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidUnitError(f"unit {unit_id!r} cannot be written as JSON: {error}") from error
+    _refuse_surrogates(text, f"unit {unit_id!r}")
+    if text.count("{") + text.count("[") > MAX_NESTING and _depth(unit) > MAX_NESTING:
+        raise InvalidUnitError(f"unit {unit_id!r} is nested more than {MAX_NESTING} levels deep; flatten it")
+    return text
+
+
+def _refuse_surrogates(text: str, what: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidUnitError(f"{what} is not valid Unicode ({error.reason}); remove lone surrogates") from error
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        level = [
+            child
+            for one in level
+            for child in (one.values() if isinstance(one, dict) else one if isinstance(one, (list, tuple)) else ())
+        ]
+    return depth
+
+
+def _terms_of(unit: MemoryUnit) -> tuple[Any, Any]:
+    return unit.get("type"), unit.get("tags")
