@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from .adapter import Embedder
+from .factory import embedder_from_config
 from .hashing import HashingEmbedder
+from .local import LocalEmbedder
 from .protocol import BatchEmbeddingFunction, EmbeddingFunction
+from .service import OpenAIEmbedder
 
-__all__ = ["BatchEmbeddingFunction", "Embedder", "EmbeddingFunction", "HashingEmbedder"]
+__all__ = [
+    "BatchEmbeddingFunction",
+    "Embedder",
+    "EmbeddingFunction",
+    "HashingEmbedder",
+    "LocalEmbedder",
+    "OpenAIEmbedder",
+    "embedder_from_config",
+]

@@ -1,0 +1,54 @@
+"""The embedding function that the configuration asks for."""
+
+from __future__ import annotations
+
+import logging
+
+from ..config import EmbeddingConfig
+from .hashing import HashingEmbedder
+from .local import LocalEmbedder, packaged_model, sentence_transformers_installed
+from .protocol import EmbeddingFunction
+from .service import OpenAIEmbedder
+
+__all__ = ["embedder_from_config"]
+
+_log = logging.getLogger("memevolve_gpu.embeddings")
+
+
+def embedder_from_config(config: EmbeddingConfig) -> EmbeddingFunction:
+    """Make the embedding function of ``config.provider``.
+
+    ``auto`` takes the service when ``base_url`` is set, else the local model when it is installed, else the hashing
+    stand-in, with a warning that it knows words and no meaning. Nothing is loaded or sent yet.
+
+    Raises EngineError, which says what to install, when ``local`` is asked for and missing.
+    """
+    provider = config.provider
+    if provider == "auto":
+        provider = "openai" if config.base_url else "local" if _local_is_ready(config.model) else "hashing"
+        if provider == "hashing":
+            _log.warning(
+                "no embedding model is configured: texts are compared by their words, not their meaning. Set "
+                "MEMEVOLVE_EMBEDDING_BASE_URL, or pip install 'memevolve-gpu[local]'; "
+                "MEMEVOLVE_EMBEDDING_PROVIDER=hashing silences this"
+            )
+    if provider == "openai":
+        return _service(config)
+    if provider == "local":
+        return LocalEmbedder(config.model)
+    return HashingEmbedder() if config.dimension is None else HashingEmbedder(config.dimension)
+
+
+def _service(config: EmbeddingConfig) -> OpenAIEmbedder:
+    return OpenAIEmbedder(
+        base_url=config.base_url,
+        api_key=config.api_key.get_secret_value() if config.api_key is not None else None,
+        model=config.model,
+        timeout=config.timeout,
+        dimension=config.dimension,
+    )
+
+
+def _local_is_ready(model: str | None) -> bool:
+    """Can a local model be used without downloading one that nobody named?"""
+    return sentence_transformers_installed() and (model is not None or packaged_model() is not None)
