@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ def _why_no_gpu() -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give every test of this folder the reason why it cannot run."""
-    if items and (reason := _why_no_gpu()):
-        for item in items:
+    here = [item for item in items if Path(__file__).parent in item.path.parents]
+    if here and (reason := _why_no_gpu()):
+        for item in here:
             item.add_marker(pytest.mark.skip(reason=reason))
