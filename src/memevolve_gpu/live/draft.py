@@ -6,7 +6,9 @@ next draft, and deaths above its watermark are invisible to it and written again
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 
@@ -54,17 +56,20 @@ class Draft:
         self.touched: list[tuple[int, int]] = []
         """(seq, slot) of rows that came or changed: what a cached filter must look at again."""
 
-    def apply(self, changes: Iterable[Change]) -> None:
-        for change in changes:
-            if change.op == Op.PUT:
-                self._put(change)
-            elif change.op == Op.DROP:
-                self._drop(change.slot, change.seq)
-            elif change.op == Op.EDIT:
-                self.touched.append((change.seq, change.slot))
+    def apply(self, changes: Sequence[Change]) -> None:
+        for op, run in groupby(changes, key=attrgetter("op")):
+            same = list(run)
+            if op == Op.PUT:
+                self._put(same)
+            elif op == Op.DROP:
+                for change in same:
+                    self._drop(change.slot, change.seq)
+            elif op == Op.EDIT:
+                self.touched += [(change.seq, change.slot) for change in same]
             else:
                 self._clear()
-            self.watermark = change.seq
+        if changes:
+            self.watermark = changes[-1].seq
 
     def publish(self) -> View:
         base, tail_n = self._base, self._tail.n
@@ -83,17 +88,17 @@ class Draft:
             view.__dict__["alive"] = base.__dict__["alive"]
         return view
 
-    def _put(self, change: Change) -> None:
-        if change.vector is None or change.id is None:
-            return  # the row is gone again: its DROP follows in the log
-        self._tail.append(change.slot, change.id, self._vector(change.vector))
-        self.touched.append((change.seq, change.slot))
+    def _put(self, changes: list[Change]) -> None:
+        """Take the rows in; those that are gone again are passed over, their DROP follows in the log."""
+        rows = [(one.slot, one.id, one.vector) for one in changes if one.id is not None and one.vector is not None]
+        if rows:
+            slots, ids, raw = zip(*rows, strict=True)
+            self._tail.extend(slots, ids, self._vectors(raw))
+        self.touched += [(change.seq, change.slot) for change in changes]
 
-    def _vector(self, raw: bytes) -> FloatArray:
-        vector: FloatArray = np.frombuffer(raw, dtype="<f4")
-        if self._base.metric == "cosine":
-            vector = normalize_rows(vector[None, :])[0]
-        return vector
+    def _vectors(self, raw: Sequence[bytes]) -> FloatArray:
+        vectors: FloatArray = np.frombuffer(b"".join(raw), dtype="<f4").reshape(len(raw), -1)
+        return normalize_rows(vectors) if self._base.metric == "cosine" else vectors
 
     def _drop(self, slot: int, seq: int) -> None:
         visible = self._base.watermark

@@ -23,7 +23,7 @@ from .view import Found, Mask, View
 
 __all__ = ["LiveIndex"]
 
-PAGE = 4096
+PAGE = 1024
 SETTLE_ATTEMPTS = 8
 
 _instances: weakref.WeakSet[LiveIndex] = weakref.WeakSet()
@@ -47,6 +47,7 @@ class LiveIndex:
         self.mutex = threading.RLock()
         self._masks = FilterMasks(records.matching)
         self._touched = Touched(0)
+        self._measured: tuple[object, int] = (None, 0)
         self._view = self._open()
         _instances.add(self)
 
@@ -59,7 +60,11 @@ class LiveIndex:
     def nbytes(self) -> int:
         """Bytes held by body, vectors, id maps, deaths and masks."""
         view = self._view
-        return view.body.nbytes + view.body_died.nbytes + view.tail.nbytes + self._masks.nbytes
+        body, body_bytes = self._measured
+        if body is not view.body:
+            body_bytes = view.body.nbytes
+            self._measured = view.body, body_bytes
+        return body_bytes + view.body_died.nbytes + view.tail.nbytes + self._masks.nbytes
 
     def catch_up(self) -> View:
         """Apply what the log holds beyond the watermark and return a view that includes it.

@@ -33,6 +33,7 @@ TAIL_FRACTION, TAIL_ROWS = 0.25, 2048
 DEAD_FRACTION, DEAD_ROWS = 0.15, 256
 LOG_KEPT = 10_000
 RETRY_GROWTH = 0.25
+LOOK_EVERY = 16
 
 Progress = Callable[[str, float], None]
 
@@ -58,6 +59,7 @@ class Maintenance:
         self._lock_path = lock_path
         self._one_round = threading.Lock()
         self._refused_at: int | None = None
+        self._look_at = 0
         self.quality: Quality | None = None
         """Of the body in use, once a build or an adopted snapshot has been judged."""
 
@@ -107,8 +109,12 @@ class Maintenance:
         return head.last_seq - head.horizon > 2 * LOG_KEPT
 
     def due(self) -> bool:
-        """Is there anything to do? Cheap enough to ask after every write."""
-        return self.cause_to_build(self._live.view) is not None
+        """Is there anything to do? Cheap enough to ask after every write: it looks again after every hundredth part."""
+        view = self._live.view
+        if view.watermark < self._look_at:
+            return False
+        self._look_at = view.watermark + max(LOOK_EVERY, view.count // 100)
+        return self.cause_to_build(view) is not None or self.log_is_long()
 
     # Doing it
 

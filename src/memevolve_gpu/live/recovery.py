@@ -19,7 +19,7 @@ from .view import View
 
 __all__ = ["load_snapshot", "read_everything", "spot_check"]
 
-PAGE = 4096
+PAGE = 512
 SAMPLED = 32
 
 

@@ -7,7 +7,7 @@ rows with ``died > w``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,14 +59,20 @@ class Tail:
         """Bytes of the rows in use."""
         return self.n * row_bytes(self.dim)
 
-    def append(self, slot: int, unit_id: str, vector: FloatArray) -> None:
-        chunk = self._room()
-        at = self.n - chunk.start
-        chunk.slots[at] = slot
-        chunk.died[at] = NEVER
-        chunk.vectors[at] = vector
-        self.ids.append(unit_id)
-        self.n += 1
+    def extend(self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray) -> None:
+        """Append m rows: slots ascending and above all before, vectors float32 (m, dim)."""
+        done, m = 0, len(slots)
+        while done < m:
+            chunk = self._room()
+            low = self.n - chunk.start
+            high = min(low + m - done, len(chunk.slots))
+            upto = done + high - low
+            chunk.slots[low:high] = slots[done:upto]
+            chunk.died[low:high] = NEVER
+            chunk.vectors[low:high] = vectors[done:upto]
+            self.ids.extend(ids[done:upto])
+            self.n += high - low
+            done = upto
 
     def truncate(self, n: int) -> None:
         """Forget rows from position n on; only rows that no view has seen may go."""

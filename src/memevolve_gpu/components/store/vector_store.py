@@ -16,6 +16,7 @@ from ...errors import EmbeddingError, InvalidQueryError, StoreClosedError
 from ...live import Found
 from ...records.check import Finding
 from ...records.records import Records
+from ...records.transaction import Transaction
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
@@ -135,7 +136,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         ids: list[str] = []
         with engine.records.write() as tx:
             check_room(engine, tx, [unit.get("id") for unit in checked])
-            ids.extend(unit.get("id") or tx.next_auto_id() for unit in checked)
+            ids.extend(_ids_for(checked, tx))
             named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
         engine.written()
@@ -375,6 +376,16 @@ class VectorStore(StorageBackend, MetadataMixin):
         if engine.records.metric == "cosine":
             vectors = normalize_rows(vectors)
         return engine.live.search(vectors, int(top_k), filters, recall)
+
+
+def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:
+    """The units' own ids, and fresh ones for the rest that none of the others in the batch carries."""
+    own = {unit["id"] for unit in units if unit.get("id")}
+    for unit in units:
+        unit_id = unit.get("id") or tx.next_auto_id()
+        while unit_id in own and not unit.get("id"):
+            unit_id = tx.next_auto_id()
+        yield unit_id
 
 
 def _with_id(unit: Any, unit_id: str) -> Any:
