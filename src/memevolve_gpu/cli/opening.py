@@ -1,0 +1,120 @@
+"""Which store a command works on, and what embeds its texts."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Any
+
+from ..components.store.vector_store import VectorStore
+from ..errors import EmbeddingError
+from ..records import Records
+from ..utils.config import EmbeddingConfig, StorageConfig
+from ..utils.embeddings import EmbeddingFunction, HashingEmbedder, embedder_from_config
+from .codes import NotFoundError
+
+__all__ = [
+    "DEFAULT_STORE",
+    "EmbedderName",
+    "IndexTypeName",
+    "KeptModel",
+    "MetricName",
+    "choose_embedder",
+    "open_existing",
+    "open_or_make",
+    "remembered_model",
+    "store_at",
+]
+
+DEFAULT_STORE = "memory"
+"""Path prefix of the store where neither option nor setting names one."""
+
+
+class EmbedderName(str, Enum):
+    """Who embeds; ``auto`` takes the settings and what the store was filled with."""
+
+    AUTO = "auto"
+    HASHING = "hashing"
+    LOCAL = "local"
+    OPENAI = "openai"
+
+
+class MetricName(str, Enum):
+    """Distances."""
+
+    L2 = "l2"
+    COSINE = "cosine"
+    IP = "ip"
+
+
+class IndexTypeName(str, Enum):
+    """Kinds of index."""
+
+    FLAT = "flat"
+    IVF = "ivf"
+    HNSW = "hnsw"
+    AUTO = "auto"
+
+
+class KeptModel:
+    """Stands for the model that made vectors which are stored as they are; it embeds nothing."""
+
+    def __init__(self, model_name: str | None, dimension: int) -> None:
+        self.model_name = model_name
+        self.dimension = dimension
+
+    def __call__(self, _text: str, /) -> Any:
+        raise EmbeddingError("this command stores given vectors and embeds nothing")
+
+
+def store_at(prefix: str | None) -> str:
+    """The prefix that was given, else the setting's, else ``memory`` in the current folder."""
+    return prefix or str(dict(StorageConfig()).get("path") or DEFAULT_STORE)
+
+
+def open_existing(prefix: str, embedder: EmbedderName | None, index_type: IndexTypeName | None = None) -> VectorStore:
+    """Open the store at ``prefix``; embedder None for commands that embed nothing.
+
+    Raises NotFoundError when there is none, else as ``VectorStore`` does.
+    """
+    if not VectorStore.exists_at(prefix):
+        remedy = f"make one with: memevolve-store init --store {prefix}"
+        raise NotFoundError(f"there is no store at {prefix!r}; {remedy}, or name another with --store")
+    function = None if embedder is None else choose_embedder(embedder, remembered_model(prefix))
+    return VectorStore(prefix, function, storage_config=_config(index_type, None))
+
+
+def open_or_make(
+    prefix: str,
+    function: EmbeddingFunction,
+    index_type: IndexTypeName | None = None,
+    metric: MetricName | None = None,
+) -> VectorStore:
+    """Open the store at ``prefix``, or make one there."""
+    return VectorStore(prefix, function, storage_config=_config(index_type, metric))
+
+
+def remembered_model(prefix: str) -> str | None:
+    """Name of the embedding model that filled the store; None when there is no store, or the model has no name."""
+    facts = Records.peek(prefix)
+    return None if facts is None else facts.model
+
+
+def choose_embedder(name: EmbedderName, held: str | None) -> EmbeddingFunction:
+    """The embedding function of that name.
+
+    held is the model that filled the store: under ``auto`` a store filled by the hashing embedder goes on with it.
+    Raises ConfigurationError or EngineError when the function cannot be had.
+    """
+    hashing = re.fullmatch(r"hashing-lexical-([1-9]\d*)", held or "")
+    if hashing and name in (EmbedderName.AUTO, EmbedderName.HASHING):
+        return HashingEmbedder(int(hashing[1]))
+    config = EmbeddingConfig() if name is EmbedderName.AUTO else EmbeddingConfig().replace(provider=name.value)
+    return embedder_from_config(config)
+
+
+def _config(index_type: IndexTypeName | None, metric: MetricName | None) -> StorageConfig:
+    """The settings, without a background thread: a command does its upkeep in the open, with a progress bar."""
+    given = {"index_type": index_type, "metric": metric}
+    changes = {name: value.value for name, value in given.items() if value is not None}
+    return StorageConfig().replace(background=False, **changes)

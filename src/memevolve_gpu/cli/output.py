@@ -1,0 +1,127 @@
+"""Where results, progress and errors go: one JSON document or text for people on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["Output", "Report", "Rows", "one_line", "printable"]
+
+Report = Callable[[str, float], None]
+"""Told the stage of a long operation and the share of it that is done, 0..1."""
+
+_PIPED_WIDTH = 160
+"""Columns of a table that does not go to a terminal."""
+
+_WIDEST_NAME = 40
+_NARROWEST_LAST = 20
+_GAP = 2
+"""Widths of the columns of a table: an id or another name at most, the last one at least, blanks between two."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class Output:
+    """What one command says. With ``as_json`` stdout carries exactly one JSON document."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    def show(self, document: Mapping[str, Any], *texts: RenderableType) -> None:
+        """Print the document, or for people the texts, one below the other."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(_plain(document), allow_nan=False) + "\n")
+        else:
+            console = _console(sys.stdout)
+            for text in texts:
+                console.print(text, soft_wrap=not isinstance(text, Rows), markup=False, highlight=False)
+        sys.stdout.flush()
+
+    def fail(self, error: str, kind: str) -> None:
+        """Say in one line why the command failed: on stdout as JSON, or on stderr for people."""
+        if self.as_json:
+            sys.stdout.write(json.dumps({"error": error, "type": kind}) + "\n")
+            sys.stdout.flush()
+        else:
+            sys.stderr.write(f"error: {one_line(error)}\n")
+
+    def note(self, text: str) -> None:
+        """Tell people something that is no result."""
+        sys.stderr.write(one_line(text) + "\n")
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Report]:
+        """A progress bar on stderr; nothing at all where stderr is no terminal."""
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        console = _console(sys.stderr)
+        bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True)
+        with bar:
+            task = bar.add_task(what, total=1.0)
+
+            def report(stage: str, share: float) -> None:
+                bar.update(task, description=printable(stage) or what, completed=min(max(share, 0.0), 1.0))
+
+            yield report
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A table of plain texts, one line each; the last column takes the room that is left and is cut there."""
+
+    titles: tuple[str, ...]
+    rows: list[list[str]]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = [[one_line(cell) for cell in row] for row in self.rows]
+        columns = list(zip(*[self.titles, *cells], strict=True))
+        widths = [min(_WIDEST_NAME, max(map(cell_len, column))) for column in columns[:-1]]
+        left = options.max_width - sum(widths) - _GAP * len(widths)
+        made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for title, width in zip(self.titles, [*widths, max(_NARROWEST_LAST, left)], strict=True):
+            made.add_column(title, no_wrap=True, overflow="ellipsis", width=width)
+        for row in cells:
+            made.add_row(*map(Text, row))
+        yield made
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out, so that a stored unit cannot steer the terminal."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode-escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """``printable``, and white space of any length as one blank."""
+    return printable(" ".join(text.split()))
+
+
+def _console(stream: Any) -> Console:
+    terminal = bool(getattr(stream, "isatty", lambda: False)())
+    return Console(file=stream, force_terminal=terminal or None, width=None if terminal else _PIPED_WIDTH)
+
+
+def _plain(value: Any) -> Any:
+    """Only what JSON knows: numpy scalars and paths become numbers and texts, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return _plain(value.item()) if hasattr(value, "item") else str(value)

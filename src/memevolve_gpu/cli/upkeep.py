@@ -1,0 +1,64 @@
+"""Commands that look after the store: check, maintain, snapshot, backup."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+
+from .codes import ExitCode
+from .opening import open_existing, store_at
+from .options import AsJson, IndexType, Prefix
+from .output import Output, Rows
+
+__all__ = ["backup", "check", "maintain", "snapshot"]
+
+
+def check(
+    *,
+    store: Prefix = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the records against themselves and the index against the records. Exits with 1 while a problem stands."""
+    with open_existing(store_at(store), None) as opened:
+        findings = opened.check(fix)
+    document = [{"code": one.code, "message": one.message, "fixed": one.fixed} for one in findings]
+    standing = sum(not one.fixed for one in findings)
+    rows = [["repaired" if one.fixed else "problem", one.code, one.message] for one in findings]
+    text: RenderableType = Rows(("state", "code", "message"), rows) if rows else "no problems found"
+    Output(as_json).show({"ok": not standing, "findings": document}, text)
+    if standing:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def maintain(*, store: Prefix = None, index_type: IndexType = None, as_json: AsJson = False) -> None:
+    """Do the due upkeep now: build the planned index, verify and save it, purge the log."""
+    output = Output(as_json)
+    with open_existing(store_at(store), None, index_type) as opened, output.progress("maintaining") as report:
+        done = opened.run_maintenance(report)
+    actions = [str(action) for action in done["actions"]] or ["nothing was due"]
+    reason = [f"because {done['reason']}"] if done.get("reason") else []
+    output.show(done, *actions, *reason)
+
+
+def snapshot(*, store: Prefix = None, as_json: AsJson = False) -> None:
+    """Save the index, so that the store opens quickly next time."""
+    output = Output(as_json)
+    with open_existing(store_at(store), None) as opened, output.progress("saving the index"):
+        path = opened.snapshot()
+    output.show({"snapshot": path}, f"saved the index to {path}")
+
+
+def backup(
+    path: Annotated[str, typer.Argument(metavar="FILE", help="The new database file.")],
+    *,
+    store: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the records to a new file, consistent while others use the store."""
+    output = Output(as_json)
+    with open_existing(store_at(store), None) as opened, output.progress("copying"):
+        opened.backup(path)
+    output.show({"backup": path}, f"copied the records to {path}")
