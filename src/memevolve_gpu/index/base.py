@@ -44,7 +44,7 @@ class BuildJob:
 
     def table(self) -> VectorTable:
         """The rows' vectors in the plan's precision."""
-        return make_table(self.rows.vectors, self.plan.precision)
+        return make_table(self.rows.vectors, self.plan.precision, self.metric)
 
     def blocks(self, size: int, width: int) -> Iterator[FloatArray]:
         """The rows' vectors in blocks of ``size``, widened to ``width`` columns, while ``add`` progress is reported."""
@@ -101,7 +101,7 @@ class Body(ABC):
     @property
     def vectors(self) -> FloatArray:
         """All vectors as float32 (n, dim); a view for float32 tables, a conversion of everything otherwise."""
-        return self.table.block(0, self.n)
+        return self.table.gather(slice(0, self.n))
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +137,7 @@ class Body(ABC):
         if self.n == 0 or (allowed is not None and allowed.count == 0):
             return padded(len(queries), k)
         if effort.exact:
-            return self.table.scan(queries, k, self.metric, allowed)
+            return self.table.scan(queries, k, allowed)
         return self._search(queries, k, effort, allowed)
 
     def ids_at(self, positions: IntArray) -> list[str | None]:
@@ -185,8 +185,8 @@ class Body(ABC):
         return Rows(slots, id_bytes, id_ends, np.empty((0, 0), np.float32))
 
     @staticmethod
-    def _table_of(plan: IndexPlan, rows: Rows, parts: Arrays) -> VectorTable:
-        table = table_from(plan.precision, parts)
+    def _table_of(plan: IndexPlan, metric: Metric, rows: Rows, parts: Arrays) -> VectorTable:
+        table = table_from(plan.precision, parts, metric)
         if table.n != len(rows.slots):
             raise EngineError(f"{table.n} vectors for {len(rows.slots)} slots; rebuild the index")
         return table

@@ -11,7 +11,7 @@ from ..errors import EngineError
 from ..types import Metric
 from .base import Arrays
 from .faiss_door import load_faiss, translated
-from .sample import CODE_TRAINING_POINTS
+from .sample import POINTS_PER_CENTROID
 
 __all__ = ["aligned_bytes", "from_bytes", "metric_of", "quiet", "to_bytes"]
 
@@ -22,10 +22,10 @@ def metric_of(faiss: ModuleType, metric: Metric) -> int:
 
 
 def quiet(parameters: Any, seed: int) -> None:
-    """Set clustering parameters: seeded, no warnings about few points, no second sampling."""
+    """Set clustering parameters: seeded, at most 256 points a centroid, no warnings about few points."""
     parameters.seed = seed & 0x7FFFFFFF
     parameters.min_points_per_centroid = 1
-    parameters.max_points_per_centroid = CODE_TRAINING_POINTS
+    parameters.max_points_per_centroid = POINTS_PER_CENTROID
     parameters.verbose = False
 
 

@@ -26,7 +26,7 @@ class ExactBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> ExactBody:
         rows = cls._rows_of(parts)
-        return cls(plan, metric, rows, cls._table_of(plan, rows, parts))
+        return cls(plan, metric, rows, cls._table_of(plan, metric, rows, parts))
 
     def _search(
         self,
@@ -35,4 +35,4 @@ class ExactBody(Body):
         effort: Effort,  # noqa: ARG002 - there is nothing to choose
         allowed: Allowed | None,
     ) -> tuple[FloatArray, IntArray]:
-        return self.table.scan(queries, k, self.metric, allowed)
+        return self.table.scan(queries, k, allowed)

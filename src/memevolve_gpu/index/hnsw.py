@@ -10,6 +10,7 @@ from ..errors import EngineError
 from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
+from .costs import HNSW_ROWS_PER_BEAM
 from .engine import from_bytes, metric_of, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import Float32Table
@@ -20,9 +21,8 @@ __all__ = ["HNSW_LINKS", "HNSWBody"]
 HNSW_LINKS = 32
 _BEAM_WHILE_BUILDING = 80
 DEFAULT_EF = 256
+"""Recall@10 0.999 in distribution, 0.992 out of it, on 39,320 real embeddings."""
 _ADD_ROWS = 4096
-_VISIT_FLOATS = 40.0
-"""Rows read per unit of beam width, times the price of reading them out of order (measured)."""
 
 
 class HNSWBody(Body):
@@ -31,7 +31,7 @@ class HNSWBody(Body):
     kind: ClassVar[str] = "hnsw"
 
     def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, engine: Any, storage: Any) -> None:
-        table = Float32Table(_view(storage), owner=storage)
+        table = Float32Table(_view(storage), metric, owner=storage)
         super().__init__(plan, metric, rows, table)
         self._engine = engine
 
@@ -51,7 +51,7 @@ class HNSWBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> HNSWBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, rows, parts)
+        table = cls._table_of(plan, metric, rows, parts)
         engine = from_bytes(parts, "IndexHNSWFlat", table.n, metric)
         if engine.d != table.dim or not isinstance(table, Float32Table):
             raise EngineError(f"a graph of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
@@ -76,7 +76,7 @@ class HNSWBody(Body):
     ) -> tuple[FloatArray, IntArray]:
         beam = self._beam(k, effort, allowed)
         if self._scan_wins(beam, allowed):
-            return self.table.scan(queries, k, self.metric, allowed)
+            return self.table.scan(queries, k, allowed)
         nq, enough = len(queries), min(k, self.n if allowed is None else allowed.count)
         distances, positions = padded(nq, k)
         for part in chunks(nq, self.n + 16 * beam):
@@ -106,8 +106,12 @@ class HNSWBody(Body):
         return beam if allowed is None else int(beam * self.n / allowed.count)
 
     def _scan_wins(self, beam: int, allowed: Allowed | None) -> bool:
-        count = self.n if allowed is None else allowed.count
-        return beam * 4 >= self.n or count < beam * _VISIT_FLOATS
+        """Whether a scan is cheaper; rows picked by a mask cost it twice as much as rows in sequence."""
+        if 4 * beam >= self.n:
+            return True
+        if allowed is None:
+            return self.n < beam * HNSW_ROWS_PER_BEAM
+        return 2 * allowed.count < beam * HNSW_ROWS_PER_BEAM
 
 
 def _view(storage: Any) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..errors import EngineError
 from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
+from .costs import LIST, codes_cost, scan_cost
 from .engine import aligned_bytes, from_bytes, metric_of, quiet, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
@@ -22,7 +24,7 @@ from .sample import (
     training_sample,
 )
 from .scan import padded
-from .two_stage import ADD_ROWS, CANDIDATE_COST, FLOAT_COST, candidate_width
+from .two_stage import ADD_ROWS, candidate_width
 
 __all__ = ["IVFBody"]
 
@@ -36,6 +38,7 @@ class IVFBody(Body):
         super().__init__(plan, metric, rows, table)
         self._engine = engine
         self._width = int(engine.d)
+        self._codes = int(engine.pq.M)
         self._nlist = int(engine.nlist)
 
     @classmethod
@@ -49,7 +52,8 @@ class IVFBody(Body):
         job.progress("train", 0.0)
         with translated("training inverted lists"), one_thread():
             engine = _trained(job, sample, _codes(plan, table.dim))
-            job.progress("train", 1.0)
+        job.progress("train", 1.0)
+        with translated("filling inverted lists"):
             for block in job.blocks(ADD_ROWS, width):
                 engine.add(block)
         return cls(plan, job.metric, job.rows, table, engine)
@@ -57,7 +61,7 @@ class IVFBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> IVFBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, rows, parts)
+        table = cls._table_of(plan, metric, rows, parts)
         engine = from_bytes(parts, "IndexIVFPQFastScan", table.n, metric)
         if engine.d != padded_dim(table.dim, engine.pq.M) or engine.nlist != plan.nlist:
             raise EngineError(
@@ -84,15 +88,15 @@ class IVFBody(Body):
         self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
     ) -> tuple[FloatArray, IntArray]:
         want = candidate_width(k, effort)
-        nprobe = min(effort.nprobe or self._nlist, self._nlist)
+        nprobe = self._lists_to_probe(effort, allowed)
         if self._scan_wins(want, nprobe, allowed):
-            return self.table.scan(queries, k, self.metric, allowed)
+            return self.table.scan(queries, k, allowed)
         nq = len(queries)
         distances, positions = padded(nq, k)
         for part in chunks(nq, 32 * want + 4 * self.nlist):
             mine = queries[part]
             candidates = self._candidates(mine, k, want, nprobe, allowed)
-            distances[part], positions[part] = self.table.rerank(mine, candidates, k, self.metric)
+            distances[part], positions[part] = self.table.rerank(mine, candidates, k)
         return distances, positions
 
     def _candidates(self, queries: FloatArray, k: int, want: int, nprobe: int, allowed: Allowed | None) -> IntArray:
@@ -120,13 +124,22 @@ class IVFBody(Body):
             self._engine.search_c(nq, ptr(queries), width, ptr(distances), ptr(positions), parameters)
         return positions
 
+    def _lists_to_probe(self, effort: Effort, allowed: Allowed | None) -> int:
+        """The effort's lists, all of them where it names none; more under a mask, whose results lie further away."""
+        wanted = min(effort.nprobe or self._nlist, self._nlist)
+        if allowed is None:
+            return wanted
+        return min(self._nlist, math.ceil(wanted * math.sqrt(math.sqrt(self.n / allowed.count))))
+
     def _scan_wins(self, want: int, nprobe: int, allowed: Allowed | None) -> bool:
         """Whether reading every allowed vector is cheaper than lists, codes and rerank."""
-        count = self.n if allowed is None else allowed.count
+        count, precision = self.n if allowed is None else allowed.count, self.table.precision
         if want >= count:
             return True
-        probed = self.n * nprobe / self._nlist * self._engine.pq.M + FLOAT_COST * self._nlist * self.dim
-        return bool(FLOAT_COST * count * self.dim < probed + want * CANDIDATE_COST)
+        reads = (
+            self.n * nprobe / self._nlist * self._codes + nprobe * LIST + scan_cost(self._nlist, self.dim, "float32")
+        )
+        return scan_cost(count, self.dim, precision) < codes_cost(reads, want, want, self.dim, precision)
 
 
 def _codes(plan: IndexPlan, dim: int) -> int:
@@ -144,6 +157,5 @@ def _trained(job: BuildJob, sample: FloatArray, codes: int) -> Any:
     engine.by_residual = False
     quiet(engine.cp, job.seed)
     quiet(engine.pq.cp, job.seed)
-    engine.cp.max_points_per_centroid = POINTS_PER_LIST
     engine.train(sample)
     return engine

@@ -8,7 +8,7 @@ from ..types import FloatArray, IntArray, Metric
 from .allowed import Allowed
 from .faiss_door import load_faiss, translated
 
-__all__ = ["exact_scan", "padded", "rerank_rows", "to_distances"]
+__all__ = ["exact_scan", "finished", "padded", "rerank_rows", "to_distances"]
 
 _QUERIES_AT_ONCE = 19
 """Below 20 queries faiss computes distances directly; from 20 on through |x|^2 + |y|^2 - 2xy, which cancels."""
@@ -42,7 +42,7 @@ def exact_scan(
         for start in range(0, nq, _QUERIES_AT_ONCE):
             stop = start + _QUERIES_AT_ONCE
             _scan(queries[start:stop], vectors, metric, allowed, (distances[start:stop], positions[start:stop]))
-    return _finished(distances, positions, k, metric)
+    return finished(distances, positions, k, metric)
 
 
 def rerank_rows(
@@ -72,7 +72,7 @@ def rerank_rows(
         rank(
             ptr(queries), ptr(vectors), ptr(candidates), dim, nq, n, width, found, ptr(distances), ptr(positions), width
         )
-    return _finished(distances, positions, k, metric)
+    return finished(distances, positions, k, metric)
 
 
 def to_distances(raw: FloatArray, metric: Metric) -> FloatArray:
@@ -108,7 +108,7 @@ def _scan(
         faiss.knn_inner_product(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), selector)
 
 
-def _finished(distances: FloatArray, positions: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
+def finished(distances: FloatArray, positions: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
     """Distances of the metric, +inf where faiss found nothing, and as many columns as were asked for."""
     to_distances(distances, metric)
     if positions[:, -1].min() < 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..errors import EngineError
 from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
+from .costs import codes_cost, scan_cost
 from .engine import aligned_bytes, from_bytes, metric_of, quiet, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
@@ -18,17 +20,15 @@ from .scan import padded
 
 __all__ = ["TwoStageBody", "candidate_width"]
 
-DEFAULT_RERANK = 100
-FLOAT_COST = 13.0
-"""Reading one float in an exact scan costs as much as 13 4-bit codes (measured: 130 ps against 10 ps)."""
-CANDIDATE_COST = 5000.0
-"""Keeping and reranking one more candidate, in the same unit (measured: 50 ns)."""
 ADD_ROWS = 16_384
 
 
 def candidate_width(k: int, effort: Effort) -> int:
-    """How many candidates are reranked: what the effort says, and never less than twice k."""
-    return max(effort.rerank or DEFAULT_RERANK, 2 * k)
+    """How many candidates are reranked: what the effort says, but at least 2k; without a word, 60 + 4k.
+
+    On 39,320 real embeddings 60 + 4k reached recall 0.996 to 1.0 for k from 1 to 100, in distribution and out of it.
+    """
+    return max(effort.rerank or 60 + 4 * k, 2 * k)
 
 
 class TwoStageBody(Body):
@@ -40,6 +40,7 @@ class TwoStageBody(Body):
         super().__init__(plan, metric, rows, table)
         self._engine = engine
         self._width = int(engine.d)
+        self._codes = int(engine.pq.M)
 
     @classmethod
     def build(cls, job: BuildJob) -> TwoStageBody:
@@ -52,7 +53,8 @@ class TwoStageBody(Body):
             engine = faiss.IndexPQFastScan(width, codes, 4, metric_of(faiss, job.metric))
             quiet(engine.pq.cp, job.seed)
             engine.train(sample)
-            job.progress("train", 1.0)
+        job.progress("train", 1.0)
+        with translated("adding 4-bit codes"):
             for block in job.blocks(ADD_ROWS, width):
                 engine.add(block)
         return cls(plan, job.metric, job.rows, table, engine)
@@ -60,7 +62,7 @@ class TwoStageBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TwoStageBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, rows, parts)
+        table = cls._table_of(plan, metric, rows, parts)
         engine = from_bytes(parts, "IndexPQFastScan", table.n, metric)
         if engine.d != padded_dim(table.dim, engine.pq.M):
             raise EngineError(f"codes of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
@@ -78,11 +80,11 @@ class TwoStageBody(Body):
     ) -> tuple[FloatArray, IntArray]:
         want = candidate_width(k, effort)
         first = self._first_width(want, allowed)
-        if self._scan_wins(first, allowed):
-            return self.table.scan(queries, k, self.metric, allowed)
+        if self._scan_wins(want, first, allowed):
+            return self.table.scan(queries, k, allowed)
         nq = len(queries)
         if nq == 1 and allowed is None:
-            return self.table.rerank(queries, self._propose(queries, want), k, self.metric)
+            return self.table.rerank(queries, self._propose(queries, want), k)
         distances, positions = padded(nq, k)
         for part in chunks(nq, 32 * first):
             found = self._search_chunk(queries[part], k, want, first, allowed)
@@ -93,11 +95,11 @@ class TwoStageBody(Body):
         self, queries: FloatArray, k: int, want: int, width: int, allowed: Allowed | None
     ) -> tuple[FloatArray, IntArray]:
         if allowed is None:
-            return self.table.rerank(queries, self._propose(queries, want), k, self.metric)
+            return self.table.rerank(queries, self._propose(queries, want), k)
         candidates, starved = self._allowed_candidates(queries, want, width, allowed)
-        distances, positions = self.table.rerank(queries, candidates, k, self.metric)
+        distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
-            distances[starved], positions[starved] = self.table.scan(queries[starved], k, self.metric, allowed)
+            distances[starved], positions[starved] = self.table.scan(queries[starved], k, allowed)
         return distances, positions
 
     def _allowed_candidates(
@@ -106,7 +108,7 @@ class TwoStageBody(Body):
         """Candidates (nq, want), and the queries for which too few were found before a scan became cheaper."""
         candidates = np.full((len(queries), want), -1, np.int64)
         enough, todo = min(want, allowed.count), np.arange(len(queries))
-        while todo.size and not self._scan_wins(width, allowed):
+        while todo.size and not self._scan_wins(want, width, allowed):
             proposed = self._propose(queries[todo], width)
             hits = allowed.test(proposed)
             short = []
@@ -130,13 +132,15 @@ class TwoStageBody(Body):
         return positions
 
     def _first_width(self, want: int, allowed: Allowed | None) -> int:
+        """Wide enough that, were the mask independent of the query, three standard deviations would do."""
         if allowed is None:
             return want
-        return int(want * 1.1 * self.n / allowed.count) + 16
+        return int((want + 3 * math.sqrt(want)) * self.n / allowed.count) + 1
 
-    def _scan_wins(self, width: int, allowed: Allowed | None) -> bool:
+    def _scan_wins(self, want: int, width: int, allowed: Allowed | None) -> bool:
         """Whether reading every allowed vector is cheaper than codes, candidates and rerank."""
-        count = self.n if allowed is None else allowed.count
-        if width * 4 >= self.n:
+        if 4 * width >= self.n:
             return True
-        return bool(FLOAT_COST * count * self.dim < self.n * self._engine.pq.M + width * CANDIDATE_COST)
+        count, precision = self.n if allowed is None else allowed.count, self.table.precision
+        reads = self.n * self._codes
+        return scan_cost(count, self.dim, precision) < codes_cost(reads, width, want, self.dim, precision)
