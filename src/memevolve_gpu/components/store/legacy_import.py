@@ -8,8 +8,8 @@ import time
 
 from ...errors import EmbeddingError, InvalidUnitError, InvalidVectorError, LegacyImportError
 from ...monitoring.events import EventLog
-from ...records.records import Records
 from ...records.legacy import LegacyStore, read_legacy
+from ...records.records import Records
 from ...types import MemoryUnit
 from ...utils.embeddings import Embedder
 from ...utils.vectors import check_vectors

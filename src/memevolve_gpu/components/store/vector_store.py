@@ -12,20 +12,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ...errors import EmbeddingError, InvalidQueryError, StoreClosedError
-from ...live import Found
+from ...errors import EmbeddingError, StoreClosedError
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction
-from ...types import FloatArray, Hit, MemoryUnit
+from ...types import FloatArray, MemoryUnit
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
-from ...utils.vectors import check_vector, check_vectors, normalize_rows
+from ...utils.vectors import check_vectors
 from .base import MetadataMixin, StorageBackend
 from .engine import Engine, open_engine
 from .facades import IndexFace, UnitMapping
 from .limits import check_room
 from .report import health_report, statistics_report
+from .searching import Searching
 from .units import checked_id, checked_unit, is_id, unit_to_text
 
 __all__ = ["VectorStore"]
@@ -34,7 +34,7 @@ Progress = Callable[[str, float], None]
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(StorageBackend, MetadataMixin):
+class VectorStore(Searching, StorageBackend, MetadataMixin):
     """Keeps memory units and finds them by meaning. See ``docs/`` for files, settings and guarantees.
 
     Safe to use from several threads, from several processes on one file, and after ``os.fork``.
@@ -239,44 +239,6 @@ class VectorStore(StorageBackend, MetadataMixin):
     def __contains__(self, unit_id: object) -> bool:
         return is_id(unit_id) and self._open.records.exists(unit_id)
 
-    # Searching
-
-    def search(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
-    ) -> list[tuple[float, str]]:
-        """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
-
-        Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/filters.md``. recall
-        overrides TARGET_RECALL for this call (1.0: exact). Raises InvalidQueryError, InvalidFilterError,
-        EmbeddingError.
-        """
-        found = self._find_text(query, top_k, filters, recall)
-        return list(zip(found.distances[0].tolist(), found.ids(0), strict=False)) if found else []
-
-    def search_units(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
-    ) -> list[Hit]:
-        """As ``search``, with each unit and a score that grows with similarity."""
-        found = self._find_text(query, top_k, filters, recall)
-        return self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall)) if found else []
-
-    def search_vectors(
-        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
-    ) -> tuple[FloatArray, list[list[str | None]]]:
-        """queries (n, dim) -> distances float32 (n, top_k) and n lists of top_k ids; +inf and None where fewer exist.
-
-        Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
-        """
-        engine = self._open
-        vectors = check_vectors(queries, engine.records.dim, engine.records.metric, name="queries")
-        found = self._find(vectors, top_k, filters, recall)
-        width = found.distances.shape[1]
-        ids: list[list[str | None]] = []
-        for row in range(len(vectors)):
-            names: list[str | None] = list(found.ids(row))
-            ids.append(names + [None] * (width - len(names)))
-        return found.distances, ids
-
     # Upkeep
 
     def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
@@ -360,23 +322,6 @@ class VectorStore(StorageBackend, MetadataMixin):
             raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
         return vectors
 
-    def _find_text(
-        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
-    ) -> Found | None:
-        engine = self._open
-        _check_arguments(top_k, recall, query)
-        if not engine.live.catch_up().count:
-            return None
-        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
-        return self._find(vector[None, :], top_k, filters, recall)
-
-    def _find(self, vectors: FloatArray, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> Found:
-        engine = self._open
-        _check_arguments(top_k, recall)
-        if engine.records.metric == "cosine":
-            vectors = normalize_rows(vectors)
-        return engine.live.search(vectors, int(top_k), filters, recall)
-
 
 def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:
     """The units' own ids, and fresh ones for the rest that none of the others in the batch carries."""
@@ -390,12 +335,3 @@ def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:
 
 def _with_id(unit: Any, unit_id: str) -> Any:
     return {**unit, "id": unit_id} if isinstance(unit, dict) else unit
-
-
-def _check_arguments(top_k: Any, recall: Any, query: Any = "") -> None:
-    if not isinstance(query, str):
-        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
-    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-        raise InvalidQueryError(f"top_k must be a whole number of at least 1, got {top_k!r}")
-    if recall is not None and not (isinstance(recall, (int, float)) and 0 < recall <= 1):
-        raise InvalidQueryError(f"recall must be above 0 and at most 1, got {recall!r}")

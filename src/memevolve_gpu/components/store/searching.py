@@ -1,0 +1,98 @@
+"""The searching half of ``VectorStore``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...errors import InvalidQueryError
+from ...live import Found
+from ...types import FloatArray, Hit
+from ...utils.vectors import check_vector, check_vectors, normalize_rows
+from .engine import Engine
+
+__all__ = ["Searching"]
+
+
+class Searching:
+    """Finds units by meaning and by words in the store that ``_open`` gives."""
+
+    @property
+    def _open(self) -> Engine:
+        raise NotImplementedError
+
+    def search(
+        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> list[tuple[float, str]]:
+        """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
+
+        Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/filters.md``. recall
+        overrides TARGET_RECALL for this call (1.0: exact). Raises InvalidQueryError, InvalidFilterError,
+        EmbeddingError.
+        """
+        found = self._find_text(query, top_k, filters, recall)
+        return list(zip(found.distances[0].tolist(), found.ids(0), strict=False)) if found else []
+
+    def search_units(
+        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> list[Hit]:
+        """As ``search``, with each unit and a score that grows with similarity."""
+        found = self._find_text(query, top_k, filters, recall)
+        return self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall)) if found else []
+
+    def search_vectors(
+        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> tuple[FloatArray, list[list[str | None]]]:
+        """queries (n, dim) -> distances float32 (n, top_k) and n lists of top_k ids; +inf and None where fewer exist.
+
+        Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
+        """
+        engine = self._open
+        vectors = check_vectors(queries, engine.records.dim, engine.records.metric, name="queries")
+        found = self._find(vectors, top_k, filters, recall)
+        width = found.distances.shape[1]
+        ids: list[list[str | None]] = []
+        for row in range(len(vectors)):
+            names: list[str | None] = list(found.ids(row))
+            ids.append(names + [None] * (width - len(names)))
+        return found.distances, ids
+
+    def search_keywords(
+        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> list[tuple[float, str]]:
+        """[(score, id), ...] of the units whose embedded text has words of the query, best BM25 score first.
+
+        Raises InvalidQueryError, InvalidFilterError.
+        """
+        _check_arguments(top_k, None, query)
+        return self._open.records.keyword(query, int(top_k), filters)
+
+    # Inside
+
+    def _find_text(
+        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
+    ) -> Found | None:
+        engine = self._open
+        _check_arguments(top_k, recall, query)
+        if not engine.live.catch_up().count:
+            return None
+        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
+        return self._find(vector[None, :], top_k, filters, recall)
+
+    def _find(self, vectors: FloatArray, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> Found:
+        engine = self._open
+        _check_arguments(top_k, recall)
+        if engine.records.metric == "cosine":
+            vectors = normalize_rows(vectors)
+        return engine.live.search(vectors, int(top_k), filters, recall)
+
+
+def _check_arguments(top_k: Any, recall: Any, query: Any = "") -> None:
+    if not isinstance(query, str):
+        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
+    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        raise InvalidQueryError(f"top_k must be a whole number of at least 1, got {top_k!r}")
+    if recall is not None and not (isinstance(recall, (int, float)) and 0 < recall <= 1):
+        raise InvalidQueryError(f"recall must be above 0 and at most 1, got {recall!r}")
