@@ -15,8 +15,8 @@ from typing import Any
 
 __all__ = ["MAX_INSTRUCTIONS", "PlainReader", "RefusedError"]
 
-MAX_INSTRUCTIONS = 50_000_000
-"""Bounds time, and memory to a few GB in the worst case: an instruction takes at most some 70 bytes beyond its text."""
+MAX_INSTRUCTIONS = 20_000_000
+"""Bounds time, and memory to 2 GB: an instruction takes at most some 90 bytes beyond its text. A unit takes about 50."""
 
 _MAX_NUMBER_BYTES = 1024
 _MAX_NUMBER_DIGITS = 2048
