@@ -104,7 +104,7 @@ def state_of(con: apsw.Connection, path: Path) -> int:
 def create(con: apsw.Connection, dim: int, metric: Metric) -> None:
     """Write the tables of a new store. Call inside a transaction on an empty file."""
     con.execute(_TABLES)
-    con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 1, 0, 0)")
+    con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0)")
     con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))
     con.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     con.execute(f"PRAGMA user_version = {VERSION}")
