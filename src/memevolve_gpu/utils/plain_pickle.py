@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["MAX_INSTRUCTIONS", "PlainReader", "RefusedError"]
 
 MAX_INSTRUCTIONS = 20_000_000
-"""Bounds time, and memory to 2 GB: an instruction takes at most some 90 bytes beyond its text. A unit takes about 50."""
+"""Bounds time, and memory to 2 GB: each takes at most some 90 bytes beyond its text. A unit has about 50 of them."""
 
 _MAX_NUMBER_BYTES = 1024
 _MAX_NUMBER_DIGITS = 2048
