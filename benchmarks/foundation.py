@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def generated(n: int = 39_320, dim: int = 384, seed: int = 1) -> Data:
 
     def draw(m: int) -> np.ndarray:
         rows = centres[rng.integers(0, 400, m)] + rng.standard_normal((m, dim))
-        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("float32")
+        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype="float32")
 
     kinds = ["skill", "skill", "tool", "lesson"]
     units = [{"type": kinds[i % 4], "content": f"generated unit {i}", "tags": [f"t{i % 100}"]} for i in range(n)]
@@ -87,6 +88,14 @@ def one_row(queries: np.ndarray) -> Callable[[int], np.ndarray]:
     return lambda i: queries[i % len(queries)][None, :]
 
 
+def flat_search(flat: Any, row: Callable[[int], np.ndarray], i: int) -> Any:
+    return flat.search(row(i), K)
+
+
+def store_search(store: VectorStore, row: Callable[[int], np.ndarray], filters: Any, i: int) -> Any:
+    return store.search_vectors(row(i), K, filters=filters)
+
+
 def recall(ids: list[list[str | None]], truth: np.ndarray) -> float:
     hits = [len({f"unit_{t}" for t in row} & set(found)) / len(row) for found, row in zip(ids, truth, strict=True)]
     return float(np.mean(hits))
@@ -101,10 +110,15 @@ def search_figures(store: VectorStore, data: Data, rounds: int) -> dict[str, Any
         row = one_row(queries)
         times = taking_turns(
             {
-                "flat": lambda i, row=row: flat.search(row(i), K),
-                "search_vectors": lambda i, row=row: store.search_vectors(row(i), K),
-                "search_units": lambda i: store.search_units(data.texts[i % len(data.texts)], K),
+                "flat": partial(flat_search, flat, row),
+                "search_vectors": partial(store_search, store, row, None),
+            },
+            rounds,
+        )
+        times |= taking_turns(
+            {
                 "search": lambda i: store.search(data.texts[i % len(data.texts)], K),
+                "search_units": lambda i: store.search_units(data.texts[i % len(data.texts)], K),
             },
             rounds,
         )
@@ -136,8 +150,8 @@ def filter_figures(store: VectorStore, data: Data, rounds: int) -> dict[str, Any
             row = one_row(queries)
             times = taking_turns(
                 {
-                    "flat": lambda i, row=row: flat.search(row(i), K),
-                    "filtered": lambda i, row=row, f=filters: store.search_vectors(row(i), K, filters=f),
+                    "flat": partial(flat_search, flat, row),
+                    "filtered": partial(store_search, store, row, filters),
                 },
                 rounds,
             )

@@ -71,7 +71,9 @@ class DimensionMismatchError(InvalidVectorError):
     """A vector of another length than the store's."""
 
     def __init__(self, expected: int, got: int, remedy: str = "") -> None:
-        super().__init__(f"Embedding dimension mismatch: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+        super().__init__(
+            f"Embedding dimension mismatch: expected {expected}, got {got}" + (f"; {remedy}" if remedy else "")
+        )
 
 
 class InvalidFilterError(MemEvolveError, ValueError):

@@ -70,7 +70,7 @@ class Head(NamedTuple):
     last_seq: int
     horizon: int
     last_slot: int
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which means nothing here
 
 
 class Change(NamedTuple):
