@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..index.engine import aligned_bytes
+from ..index.sample import default_codes, padded_dim
 from ..types import IndexPlan, Precision
 
-__all__ = ["DEFAULT_ID_BYTES", "code_bytes", "default_codes", "plan_bytes", "vector_bytes"]
+__all__ = ["DEFAULT_ID_BYTES", "code_bytes", "plan_bytes", "vector_bytes"]
 
 DEFAULT_ID_BYTES = 16.0
 """Assumed length of an id in UTF-8 bytes; callers that know better say so."""
@@ -41,22 +43,17 @@ def vector_bytes(n: int, dim: int, precision: Precision) -> int:
 def code_bytes(n: int, dim: int, codes: int) -> int:
     """Bytes of ``n`` rows of 4-bit codes, packed in blocks of 32 rows, and their 16 centroids."""
     packed = -(-n // _BLOCK) * _BLOCK * ((codes + 1) // 2)
-    return _aligned(packed) + _CENTROID_VALUES * 4 * codes * -(-dim // codes)
-
-
-def default_codes(dim: int) -> int:
-    """Half as many 4-bit codes as dimensions; one each below 64 dimensions, where they cost nothing."""
-    return dim if dim < 64 else (dim + 1) // 2
+    return aligned_bytes(packed) + _CENTROID_VALUES * 4 * padded_dim(dim, codes)
 
 
 def _list_bytes(n: int, dim: int, codes: int, nlist: int) -> int:
     """Codes in lists whose lengths spread around the mean, a 64-bit row number each, and both kinds of centroids."""
     mean = n / nlist
     one_list = sum(
-        _aligned(-(-max(1, int(mean * share)) // _BLOCK) * _BLOCK * ((codes + 1) // 2))
+        aligned_bytes(-(-max(1, int(mean * share)) // _BLOCK) * _BLOCK * ((codes + 1) // 2))
         for share in (0.5, 0.75, 1, 1.25, 1.5)
     )
-    width = codes * -(-dim // codes)
+    width = padded_dim(dim, codes)
     return nlist * one_list // 5 + 8 * n + nlist * width * 4 + _CENTROID_VALUES * 4 * width
 
 
@@ -64,8 +61,3 @@ def _graph_bytes(n: int) -> int:
     """Links of 32 bits: 64 on the ground level, 32 on each higher one (reached by a 32nd part); offsets and levels."""
     per_row = 4 * (2 * _HNSW_LINKS + _HNSW_LINKS / (_HNSW_LINKS - 1)) + 8 + 4
     return int(n * per_row)
-
-
-def _aligned(size: int) -> int:
-    """faiss rounds the memory of codes up to a power of two."""
-    return max(256, 1 << (size - 1).bit_length()) if size > 0 else 0
