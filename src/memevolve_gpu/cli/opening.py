@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from enum import Enum
 from typing import Any
 
@@ -11,7 +12,7 @@ from ..errors import EmbeddingError
 from ..records import Records
 from ..utils.config import EmbeddingConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction, HashingEmbedder, embedder_from_config
-from .codes import NotFoundError
+from .codes import InputError, NotFoundError
 
 __all__ = [
     "DEFAULT_STORE",
@@ -68,7 +69,12 @@ class KeptModel:
 
 
 def store_at(prefix: str | None) -> str:
-    """The prefix that was given, else the setting's, else ``memory`` in the current folder."""
+    """The prefix that was given, else the setting's, else ``memory`` in the current folder.
+
+    Raises InputError for an empty one: a script's variable that is not set must not lead to another store.
+    """
+    if prefix is not None and not prefix.strip():
+        raise InputError("--store: the prefix is empty; give a path such as ./memory")
     return prefix or str(dict(StorageConfig()).get("path") or DEFAULT_STORE)
 
 
@@ -78,7 +84,7 @@ def open_existing(prefix: str, embedder: EmbedderName | None, index_type: IndexT
     Raises NotFoundError when there is none, else as ``VectorStore`` does.
     """
     if not VectorStore.exists_at(prefix):
-        remedy = f"make one with: memevolve-store init --store {prefix}"
+        remedy = f"make one with: memevolve-store init --store {shlex.quote(prefix)}"
         raise NotFoundError(f"there is no store at {prefix!r}; {remedy}, or name another with --store")
     function = None if embedder is None else choose_embedder(embedder, remembered_model(prefix))
     return VectorStore(prefix, function, storage_config=_config(index_type, None))

@@ -14,7 +14,11 @@ __all__ = ["AsJson", "Conditions", "Embedder", "FilterJson", "IndexType", "Metri
 Prefix = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        "--store", "-s", metavar="PREFIX", help=f"Path prefix of the store's files.  \\[default: {DEFAULT_STORE}]"
+        "--store",
+        "-s",
+        show_default=False,
+        metavar="PREFIX",
+        help=f"Path prefix of the store's files.  \\[default: {DEFAULT_STORE}]",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
@@ -24,17 +28,22 @@ Embedder = Annotated[
 ]
 Metric = Annotated[
     Optional[MetricName],  # noqa: UP045
-    typer.Option("--metric", help="Distance of a new store; a store keeps its own.  \\[default: the setting's]"),
+    typer.Option(
+        "--metric",
+        show_default=False,
+        help="Distance of a new store; a store keeps its own.  \\[default: the setting's]",
+    ),
 ]
 IndexType = Annotated[
     Optional[IndexTypeName],  # noqa: UP045
-    typer.Option("--index-type", help="Kind of index to build.  \\[default: the setting's]"),
+    typer.Option("--index-type", show_default=False, help="Kind of index to build.  \\[default: the setting's]"),
 ]
 Conditions = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(
         "--filter",
         "-f",
+        show_default=False,
         metavar="KEY=VALUE",
         help="Only units of which this is true: type=skill, 'metadata.score>=0.5'. May be repeated; one key with "
         "several values means any of them.",
@@ -42,5 +51,5 @@ Conditions = Annotated[
 ]
 FilterJson = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--filters", metavar="JSON", help='The same as JSON: {"tags": ["git", "linux"]}.'),
+    typer.Option("--filters", show_default=False, metavar="JSON", help='The same as JSON: {"tags": ["git", "linux"]}.'),
 ]

@@ -56,11 +56,12 @@ class Output:
             sys.stdout.write(json.dumps({"error": error, "type": kind}) + "\n")
             sys.stdout.flush()
         else:
-            sys.stderr.write(f"error: {one_line(error)}\n")
+            self.note(f"error: {error}")
 
     def note(self, text: str) -> None:
         """Tell people something that is no result."""
         sys.stderr.write(one_line(text) + "\n")
+        sys.stderr.flush()
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Report]:
