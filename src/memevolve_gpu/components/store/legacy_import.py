@@ -6,11 +6,13 @@ import json
 import logging
 import time
 
+import numpy as np
+
 from ...errors import EmbeddingError, InvalidUnitError, InvalidVectorError, LegacyImportError
 from ...monitoring.events import EventLog
 from ...records.legacy import LegacyStore, read_legacy
 from ...records.records import Records
-from ...types import MemoryUnit
+from ...types import FloatArray, MemoryUnit
 from ...utils.embeddings import Embedder
 from ...utils.vectors import check_vectors
 from .units import checked_unit, unit_to_text
@@ -43,10 +45,11 @@ def _take_over(old: LegacyStore, records: Records, embedder: Embedder | None, ev
     started = time.perf_counter()
     units, problems = _sound_units(old)
     texts = [unit_to_text(unit) for unit in units]
-    vectors = check_vectors(embedder.embed_many(texts), records.dim, records.metric)
+    vectors = check_vectors(embedder.embed_many(texts), records.dim, "l2")
+    directed = set(_with_direction(units, vectors, problems)) if records.metric == "cosine" else set(range(len(units)))
     note = {"source": old.source.name, "units": len(units), "problems": problems[:100]}
     with records.write() as tx:
-        fresh = [i for i, unit in enumerate(units) if tx.find(unit["id"]) is None]
+        fresh = [i for i, unit in enumerate(units) if i in directed and tx.find(unit["id"]) is None]
         tx.put_many((units[i], texts[i], vectors[i].tobytes(), units[i]["id"]) for i in fresh)
         tx.set_meta(DONE_KEY, json.dumps(note).encode())
     for problem in problems:
@@ -55,6 +58,13 @@ def _take_over(old: LegacyStore, records: Records, embedder: Embedder | None, ev
         "legacy-imported", f"{len(fresh)} units from {old.source.name}", seconds=time.perf_counter() - started
     )
     return ""
+
+
+def _with_direction(units: list[MemoryUnit], vectors: FloatArray, problems: list[str]) -> list[int]:
+    """Positions of the vectors that cosine can compare; the others are reported and left out."""
+    zero = ~vectors.any(axis=1)
+    problems += [f"left out: the vector of {units[i]['id']!r} is zero under cosine" for i in np.flatnonzero(zero)]
+    return list(np.flatnonzero(~zero).tolist())
 
 
 def _sound_units(old: LegacyStore) -> tuple[list[MemoryUnit], list[str]]:
