@@ -35,6 +35,7 @@ class BuildJob:
     metric: Metric
     seed: int
     training: FloatArray | None
+    like: Body | None
     progress: Progress
 
     @property

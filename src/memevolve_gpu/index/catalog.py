@@ -24,6 +24,7 @@ def build(
     *,
     seed: int,
     training: FloatArray | None = None,
+    like: Body | None = None,
     progress: Progress | None = None,
 ) -> Body:
     """Build the body that ``plan`` asks for over ``rows``.
@@ -34,13 +35,14 @@ def build(
         metric: l2, cosine (vectors already normalised) or ip.
         seed: decides the training sample and k-means; the same seed and rows give the same body.
         training: float32 (m, dim) to train on instead of a sample of the rows.
+        like: a body of the same kind whose trained quantisers are taken over; nothing is trained then.
         progress: called with the stage (``train``, ``add``) and its finished fraction.
 
     Raises:
         EngineError: faiss is missing or fails, or the rows are too few for this kind; an exact body always works.
     """
     _check(plan, rows)
-    return KINDS[plan.kind].build(BuildJob(plan, rows, metric, seed, training, progress or _silent))
+    return KINDS[plan.kind].build(BuildJob(plan, rows, metric, seed, training, like, progress or _silent))
 
 
 def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:

@@ -13,7 +13,7 @@ from .base import Arrays
 from .faiss_door import load_faiss, translated
 from .sample import POINTS_PER_CENTROID
 
-__all__ = ["aligned_bytes", "from_bytes", "metric_of", "quiet", "to_bytes"]
+__all__ = ["aligned_bytes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes"]
 
 
 def metric_of(faiss: ModuleType, metric: Metric) -> int:
@@ -27,6 +27,15 @@ def quiet(parameters: Any, seed: int) -> None:
     parameters.min_points_per_centroid = 1
     parameters.max_points_per_centroid = POINTS_PER_CENTROID
     parameters.verbose = False
+
+
+def emptied(engine: Any) -> Any:
+    """A copy of an index that keeps what it was trained to and holds no rows."""
+    faiss = load_faiss()
+    with translated("taking over trained quantisers"):
+        copy = faiss.clone_index(engine)
+        copy.reset()
+    return copy
 
 
 def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

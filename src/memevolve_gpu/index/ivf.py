@@ -12,7 +12,7 @@ from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
 from .costs import LIST, codes_cost, scan_cost
-from .engine import aligned_bytes, from_bytes, metric_of, quiet, to_bytes
+from .engine import aligned_bytes, emptied, from_bytes, metric_of, quiet, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
 from .sample import (
@@ -47,16 +47,22 @@ class IVFBody(Body):
         if not 1 <= plan.nlist <= len(job.source):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
         width = padded_dim(table.dim, _codes(plan, table.dim))
-        limit = max(CODE_TRAINING_POINTS, POINTS_PER_LIST * plan.nlist)
-        sample = padded_columns(training_sample(job.source, limit, job.seed), width)
-        job.progress("train", 0.0)
-        with translated("training inverted lists"), one_thread():
-            engine = _trained(job, sample, _codes(plan, table.dim))
-        job.progress("train", 1.0)
+        engine = job.like.emptied_engine() if isinstance(job.like, IVFBody) else cls._fresh(job, width)
         with translated("filling inverted lists"):
             for block in job.blocks(ADD_ROWS, width):
                 engine.add(block)
         return cls(plan, job.metric, job.rows, table, engine)
+
+    @staticmethod
+    def _fresh(job: BuildJob, width: int) -> Any:
+        plan = job.plan
+        limit = max(CODE_TRAINING_POINTS, POINTS_PER_LIST * plan.nlist)
+        sample = padded_columns(training_sample(job.source, limit, job.seed), width)
+        job.progress("train", 0.0)
+        with translated("training inverted lists"), one_thread():
+            engine = _trained(job, sample, _codes(plan, job.rows.vectors.shape[1]))
+        job.progress("train", 1.0)
+        return engine
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> IVFBody:
@@ -72,6 +78,10 @@ class IVFBody(Body):
     @property
     def nlist(self) -> int:
         return self._nlist
+
+    def emptied_engine(self) -> Any:
+        """A copy of what was trained, without rows."""
+        return emptied(self._engine)
 
     def _engine_parts(self) -> Arrays:
         return {"faiss": to_bytes(self._engine)}
@@ -129,7 +139,7 @@ class IVFBody(Body):
         wanted = min(effort.nprobe or self._nlist, self._nlist)
         if allowed is None:
             return wanted
-        return min(self._nlist, math.ceil(wanted * math.sqrt(math.sqrt(self.n / allowed.count))))
+        return min(self._nlist, math.ceil(wanted * math.sqrt(self.n / allowed.count)))
 
     def _scan_wins(self, want: int, nprobe: int, allowed: Allowed | None) -> bool:
         """Whether reading every allowed vector is cheaper than lists, codes and rerank."""

@@ -12,7 +12,7 @@ from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
 from .costs import codes_cost, scan_cost
-from .engine import aligned_bytes, from_bytes, metric_of, quiet, to_bytes
+from .engine import aligned_bytes, emptied, from_bytes, metric_of, quiet, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
 from .sample import CODE_TRAINING_POINTS, default_codes, padded_columns, padded_dim, training_sample
@@ -47,13 +47,16 @@ class TwoStageBody(Body):
         faiss, table, plan = load_faiss(), job.table(), job.plan
         codes = min(plan.codes or default_codes(table.dim), table.dim)
         width = padded_dim(table.dim, codes)
-        sample = padded_columns(training_sample(job.source, CODE_TRAINING_POINTS, job.seed), width)
-        job.progress("train", 0.0)
-        with translated("training 4-bit codes"), one_thread():
-            engine = faiss.IndexPQFastScan(width, codes, 4, metric_of(faiss, job.metric))
-            quiet(engine.pq.cp, job.seed)
-            engine.train(sample)
-        job.progress("train", 1.0)
+        if isinstance(job.like, TwoStageBody):
+            engine = job.like.emptied_engine()
+        else:
+            sample = padded_columns(training_sample(job.source, CODE_TRAINING_POINTS, job.seed), width)
+            job.progress("train", 0.0)
+            with translated("training 4-bit codes"), one_thread():
+                engine = faiss.IndexPQFastScan(width, codes, 4, metric_of(faiss, job.metric))
+                quiet(engine.pq.cp, job.seed)
+                engine.train(sample)
+            job.progress("train", 1.0)
         with translated("adding 4-bit codes"):
             for block in job.blocks(ADD_ROWS, width):
                 engine.add(block)
@@ -67,6 +70,10 @@ class TwoStageBody(Body):
         if engine.d != padded_dim(table.dim, engine.pq.M):
             raise EngineError(f"codes of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
         return cls(plan, metric, rows, table, engine)
+
+    def emptied_engine(self) -> Any:
+        """A copy of what was trained, without rows."""
+        return emptied(self._engine)
 
     def _engine_parts(self) -> Arrays:
         return {"faiss": to_bytes(self._engine)}

@@ -16,11 +16,13 @@ from ..index.base import Body
 from ..index.catalog import build
 from ..types import Change, FloatArray, IndexPlan, Metric, Op, Rows
 from ..utils.vectors import normalize_rows
+from .facts import BodyFacts
 from .tail import NEVER, Tail
 from .view import View
 
 __all__ = ["Draft", "empty_body", "exact_body", "view_of"]
 
+UNKNOWN = BodyFacts()
 EXACT = IndexPlan("exact", reason="exact search needs no training")
 
 
@@ -34,10 +36,10 @@ def empty_body(dim: int, metric: Metric) -> Body:
     return exact_body(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
 
 
-def view_of(body: Body, watermark: int) -> View:
+def view_of(body: Body, watermark: int, facts: BodyFacts = UNKNOWN) -> View:
     """A view in which every row of ``body`` is alive and the tail is empty."""
     died = np.full(body.n, NEVER, dtype=np.int64)
-    return View(watermark, body, watermark, died, 0, Tail(body.dim), 0, 0, body.metric)
+    return View(watermark, body, watermark, died, 0, Tail(body.dim), 0, 0, body.metric, facts)
 
 
 class Draft:
@@ -83,6 +85,7 @@ class Draft:
             tail_n,
             self._tail_dead,
             base.metric,
+            UNKNOWN if self.cleared else base.facts,
         )
         if self._body_dead == base.body_dead and self._body is base.body and "alive" in base.__dict__:
             view.__dict__["alive"] = base.__dict__["alive"]

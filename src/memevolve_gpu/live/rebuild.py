@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ..index.base import Body
 from ..types import IntArray, Rows
+from .facts import BodyFacts
 from .tail import Tail
 from .view import View
 
@@ -46,7 +47,7 @@ def gather(view: View) -> Gathered:
     return Gathered(view, Rows(slots, id_bytes, id_ends, vectors), from_body, tail_positions)
 
 
-def swapped(gathered: Gathered, body: Body, now: View) -> View:
+def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View:
     """The view ``now`` with ``body`` in place of what was gathered; the caller holds the mutex.
 
     Rows that died since carry their deaths over; rows that came since make up the new tail.
@@ -61,7 +62,7 @@ def swapped(gathered: Gathered, body: Body, now: View) -> View:
             tail.mark_dead(start + at, int(piece.died[at]))
     body_dead = int((died <= now.watermark).sum())
     tail_dead = sum(int((piece.died <= now.watermark).sum()) for piece in tail.pieces(0, tail.n))
-    return View(now.watermark, body, old.watermark, died, body_dead, tail, tail.n, tail_dead, now.metric)
+    return View(now.watermark, body, old.watermark, died, body_dead, tail, tail.n, tail_dead, now.metric, facts)
 
 
 def _tail_deaths(tail: Tail, positions: IntArray) -> IntArray:

@@ -15,6 +15,7 @@ from ..records.records import Records
 from ..types import IntArray, Row, Rows
 from ..utils.vectors import normalize_rows
 from .draft import empty_body, exact_body, view_of
+from .facts import BodyFacts
 from .view import View
 
 __all__ = ["load_snapshot", "read_everything", "spot_check"]
@@ -42,7 +43,7 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         )
         return None
     events.record("snapshot-loaded", f"{body.n} rows of kind {body.kind}", seconds=time.perf_counter() - started)
-    return view_of(body, info.watermark), info
+    return view_of(body, info.watermark, BodyFacts.from_dict(info.extra)), info
 
 
 def read_everything(records: Records) -> View:

@@ -13,6 +13,7 @@ from ..index.allowed import Allowed
 from ..index.base import Body
 from ..index.scan import exact_scan
 from ..types import Effort, FloatArray, IntArray, Metric
+from .facts import BodyFacts
 from .tail import Chunk, Tail
 
 __all__ = ["Alive", "Found", "Mask", "View"]
@@ -89,6 +90,7 @@ class View:
     tail_n: int
     tail_dead: int
     metric: Metric
+    facts: BodyFacts
 
     @property
     def count(self) -> int:

@@ -118,8 +118,7 @@ class Engine:
         self.records.close()
 
     def _background_round(self) -> bool:
-        report = self.maintenance.run(wait=False)
-        return not any(action.startswith("skipped") for action in report.actions)
+        return not self.maintenance.run(wait=False).skipped
 
 
 def score_of(distance: float, metric: str) -> float:

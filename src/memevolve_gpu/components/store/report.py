@@ -14,7 +14,8 @@ __all__ = ["health_report", "statistics_report"]
 def health_report(engine: Engine) -> dict[str, Any]:
     view = engine.live.catch_up()
     plan = engine.maintenance.plan(view)
-    quality = engine.maintenance.quality
+    quality = view.facts.quality
+    cause = engine.maintenance.cause(view)
     figures = Figures(
         count=view.count,
         max_units=engine.config.max_memory_units,
@@ -26,7 +27,7 @@ def health_report(engine: Engine) -> dict[str, Any]:
         planned_nlist=plan.nlist,
         vectors_per_centroid=engine.config.vectors_per_centroid,
         quality=None if quality is None else quality.score,
-        build_cause=engine.maintenance.cause_to_build(view) or "",
+        build_cause=cause.text if cause else "",
         background=engine.config.background,
         read_only=engine.records.read_only,
         legacy_problem=engine.legacy_problem,

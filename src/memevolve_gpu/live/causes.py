@@ -1,0 +1,74 @@
+"""Why a new body is due: pure rules over a view, the plan for it and what is known of its body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..planner.nlist import should_recreate
+from ..types import IndexPlan
+from .view import View
+
+__all__ = ["Cause", "cause_to_build"]
+
+TAIL_FRACTION, TAIL_ROWS = 0.25, 2048
+"""Rows that may wait in the tail: scanning 2,048 of 384 dimensions costs about 0.1 ms."""
+
+DEAD_FRACTION, DEAD_ROWS = 0.15, 256
+"""Tombstones that may stay."""
+
+RETRY_GROWTH = 0.25
+"""After a refused build the store must change by this much before another is tried: never a retrain loop."""
+
+DOUBLED = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """train: new quantisers; append: the body's own quantisers over more rows; compact: over fewer."""
+
+    kind: Literal["train", "append", "compact"]
+    text: str
+
+
+def cause_to_build(view: View, plan: IndexPlan, min_training_units: int) -> Cause | None:
+    """Why a new body is due; None when the present one serves."""
+    if _too_early(view, min_training_units) or _refused_lately(view):
+        return _to_compact(view)
+    return _to_train(view, plan) or _to_compact(view) or _to_append(view)
+
+
+def _too_early(view: View, min_training_units: int) -> bool:
+    return view.count < min_training_units and not view.body.plan.codes
+
+
+def _refused_lately(view: View) -> bool:
+    refused = view.facts.refused_rows
+    return refused > 0 and abs(view.count - refused) <= RETRY_GROWTH * refused
+
+
+def _to_train(view: View, plan: IndexPlan) -> Cause | None:
+    held, trained = view.body.plan, view.facts.trained_rows
+    if plan.kind != held.kind:
+        return Cause("train", f"{held.kind} gives way to {plan.kind}: {plan.reason}")
+    if plan.precision != held.precision:
+        return Cause("train", f"precision {held.precision} gives way to {plan.precision}")
+    if plan.nlist and should_recreate(view.body.nlist, plan.nlist):
+        return Cause("train", f"nlist {view.body.nlist} is off the planned {plan.nlist} by a quarter or more")
+    if trained and view.count >= DOUBLED * trained:
+        return Cause("train", f"{view.count} units are twice the {trained} that the index was trained on")
+    return None
+
+
+def _to_compact(view: View) -> Cause | None:
+    dead, rows = view.body_dead + view.tail_dead, view.body.n + view.tail_n
+    if dead > max(DEAD_ROWS, DEAD_FRACTION * rows):
+        return Cause("compact", f"{dead} tombstones among {rows} rows")
+    return None
+
+
+def _to_append(view: View) -> Cause | None:
+    waiting = view.tail_n - view.tail_dead
+    if waiting > max(TAIL_ROWS, TAIL_FRACTION * view.body.n):
+        return Cause("append", f"{waiting} rows wait in the tail")
+    return None
