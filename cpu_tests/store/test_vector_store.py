@@ -501,6 +501,23 @@ class TestLivingTogether:
         assert store.index.nlist == 10
         assert store.search("fact number 9 about topic 9", 1)[0][1] == "u9"
 
+    def test_an_index_type_asked_for_stays_with_the_store(self, make: Make) -> None:
+        make(index_type="hnsw").close()
+        assert make().index_type == "hnsw"
+        make(index_type="flat").close()
+        assert make().index_type == "flat"
+
+    def test_data_without_structure_never_makes_a_build_loop(self, make: Make) -> None:
+        store = make(index_type="ivf")
+        store.store_batch(units(400), np.tile(np.ones(DIM), (400, 1)))
+        assert len(store.run_maintenance()["actions"]) == 1
+        assert store.run_maintenance()["actions"] == []
+        store.close()
+        assert make(index_type="ivf").run_maintenance()["actions"] == []
+        distances, ids = make(index_type="ivf").search_vectors(np.ones((1, DIM)), 400)
+        assert set(ids[0]) == {f"u{i}" for i in range(400)}
+        assert (distances == 0).all()
+
     def test_a_backup_is_a_store(self, make: Make, tmp_path: Path) -> None:
         store = make()
         store.store_batch(units(30))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from ..planner.effort import effort_for
 from ..records.filters import canonical
 from ..records.records import Records
 from ..types import FloatArray, Head
+from ..utils.forking import renew_in_child
 from .draft import Draft
 from .masks import FilterMasks, Touched
 from .recovery import load_snapshot, read_everything, spot_check
@@ -25,8 +24,6 @@ __all__ = ["LiveIndex"]
 
 PAGE = 1024
 SETTLE_ATTEMPTS = 8
-
-_instances: weakref.WeakSet[LiveIndex] = weakref.WeakSet()
 
 
 class LiveIndex:
@@ -49,7 +46,7 @@ class LiveIndex:
         self._touched = Touched(0)
         self._measured: tuple[object, int] = (None, 0)
         self._view = self._open()
-        _instances.add(self)
+        renew_in_child(self)
 
     @property
     def view(self) -> View:
@@ -169,12 +166,3 @@ class LiveIndex:
         self._masks = FilterMasks(self.records.matching)
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()
-
-
-def _after_fork_in_child() -> None:
-    for live in list(_instances):
-        live.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

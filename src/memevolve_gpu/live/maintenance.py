@@ -16,6 +16,7 @@ from ..index.snapshot import SnapshotError, SnapshotInfo, read_info, write_snaps
 from ..planner.plan import plan_index
 from ..training.quality import Quality
 from ..types import IndexPlan
+from ..utils.forking import renew_in_child
 from .builder import Built, build_verified, judged
 from .causes import Cause, cause_to_build
 from .live import LiveIndex
@@ -60,6 +61,7 @@ class Maintenance:
         self._lock_path = lock_path
         self._one_round = threading.Lock()
         self._look_at = 0
+        renew_in_child(self)
 
     def plan(self, view: View) -> IndexPlan:
         """What the store should have; what it has where nothing else fits into memory."""

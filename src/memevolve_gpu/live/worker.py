@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import weakref
 from collections.abc import Callable
 
 from ..errors import MemEvolveError
 from ..monitoring.events import EventLog
+from ..utils.forking import renew_in_child
 
 __all__ = ["Worker"]
-
-_instances: weakref.WeakSet[Worker] = weakref.WeakSet()
 
 IDLE_SECONDS = 60.0
 """How long a thread without work stays before it ends; the next piece of work starts another."""
@@ -31,7 +29,7 @@ class Worker:
         self._events = events
         self._thread: threading.Thread | None = None
         self._reset()
-        _instances.add(self)
+        renew_in_child(self)
 
     def poke(self) -> None:
         """There may be something to do."""
@@ -53,8 +51,8 @@ class Worker:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    def forget_thread(self) -> None:
-        """In a forked child the thread does not exist; start anew when poked."""
+    def after_fork(self) -> None:
+        """The thread does not exist in the child; start anew when poked."""
         self._reset()
 
     def _reset(self) -> None:
@@ -88,12 +86,3 @@ class Worker:
         except (MemEvolveError, OSError, MemoryError) as error:
             self._events.record("maintenance-failed", str(error), level=logging.ERROR)
             return False
-
-
-def _after_fork_in_child() -> None:
-    for worker in list(_instances):
-        worker.forget_thread()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

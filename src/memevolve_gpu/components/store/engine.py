@@ -14,7 +14,7 @@ from ...live import Found, LiveIndex, LiveSettings, Maintenance, Worker
 from ...monitoring.events import EventLog
 from ...records.check import Finding
 from ...records.records import Records
-from ...records.schema import StoreFacts
+from ...records.schema import MODEL_KEY, StoreFacts
 from ...types import FloatArray, Hit, Metric
 from ...utils.config import StorageConfig
 from ...utils.embeddings import Embedder, EmbeddingFunction
@@ -23,7 +23,7 @@ from .legacy_import import import_legacy
 
 __all__ = ["Engine", "open_engine"]
 
-MODEL_KEY = "embedding_model"
+INDEX_TYPE_KEY = "index_type"
 HOST_SHARE = 0.8
 """Share of the available host memory that MAX_MEMORY_MB=auto allows: room is left for those beside us."""
 
@@ -149,6 +149,7 @@ def open_engine(prefix: str, function: EmbeddingFunction | None, dim: int | None
 def _assemble(prefix: str, records: Records, embedder: Embedder | None, config: StorageConfig) -> Engine:
     events = EventLog()
     _remember_model(records, embedder)
+    config = _remember_index_type(records, config)
     legacy_problem = import_legacy(prefix, records, embedder, events)
     limit = _memory_limit(config)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"))
@@ -188,6 +189,17 @@ def _remember_model(records: Records, embedder: Embedder | None) -> None:
             f"the store was filled by the embedding model {held.decode()!r}, embedding_function is {name!r}; "
             "use the same model, or export and embed into a new store"
         )
+
+
+def _remember_index_type(records: Records, config: StorageConfig) -> StorageConfig:
+    """An index type that was asked for in so many words stays with the store until another one is."""
+    held = records.get_meta(INDEX_TYPE_KEY)
+    if "index_type" not in config.model_fields_set:
+        return config if held is None else config.replace(index_type=held.decode())
+    if not records.read_only and held != config.index_type.encode():
+        with records.write() as tx:
+            tx.set_meta(INDEX_TYPE_KEY, config.index_type.encode())
+    return config
 
 
 def _memory_limit(config: StorageConfig) -> int:

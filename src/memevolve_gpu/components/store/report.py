@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ...monitoring.health import Figures, health
+from ...records.schema import MODEL_KEY
 from .engine import Engine
 
 __all__ = ["health_report", "statistics_report"]
@@ -43,6 +44,7 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "store_id": engine.records.store_id,
         "count": view.count,
         "dim": engine.records.dim,
+        "embedding_model": (engine.records.get_meta(MODEL_KEY) or b"").decode() or None,
         "metric": engine.records.metric,
         "index": {"kind": view.body.kind, "nlist": view.body.nlist, "rows": view.body.n, "reason": held.reason},
         "plan": asdict(planned),

@@ -64,8 +64,8 @@ class VectorStore(Searching, StorageBackend, MetadataMixin):
             config = config.replace(index_type=index_type)
         self.index_file = os.fspath(index_file)
         self.embedding_function = embedding_function
-        self.config = config
         self._engine: Engine | None = open_engine(self.index_file, embedding_function, embedding_dim, config)
+        self.config = self._engine.config
 
     @staticmethod
     def exists_at(index_file: str | os.PathLike[str]) -> bool:
