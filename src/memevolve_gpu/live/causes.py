@@ -39,7 +39,7 @@ def cause_to_build(view: View, plan: IndexPlan, min_training_units: int) -> Caus
 
 
 def _too_early(view: View, min_training_units: int) -> bool:
-    return view.count < min_training_units and not view.body.plan.codes
+    return view.count < min_training_units and view.body.kind == "exact"
 
 
 def _refused_lately(view: View) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..monitoring.events import EventLog
+from ..monitoring.latency import LatencyRing
 from ..planner.effort import effort_for
 from ..records.filters import canonical
 from ..records.records import Records
@@ -16,7 +17,7 @@ from ..types import FloatArray, Head
 from ..utils.forking import renew_in_child
 from .draft import Draft
 from .masks import FilterMasks, Touched
-from .recovery import load_snapshot, read_everything, spot_check
+from .recovery import agrees, load_snapshot, read_everything
 from .settings import LiveSettings
 from .view import Found, Mask, View
 
@@ -41,6 +42,7 @@ class LiveIndex:
         self.generation = 0
         self.epoch = 0
         """Grows when the body is replaced by something other than maintenance; a build that began before is void."""
+        self.latency = LatencyRing()
         self.mutex = threading.RLock()
         self._masks = FilterMasks(records.matching)
         self._touched = Touched(0)
@@ -80,9 +82,12 @@ class LiveIndex:
 
         queries float32 (nq, dim), normalised under cosine; recall overrides the target of the settings.
         """
+        started = time.perf_counter()
         view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)
         target = self.settings.target_recall if recall is None else recall
-        return view.search(queries, k, effort_for(view.body.plan, view.body.n, k, target), mask)
+        found = view.search(queries, k, effort_for(view.body.plan, view.body.n, k, target), mask)
+        self.latency.record(time.perf_counter() - started)
+        return found
 
     def replace(self, view: View, generation: int) -> None:
         """Publish a view with another body (the caller holds the mutex and has caught up)."""
@@ -109,7 +114,7 @@ class LiveIndex:
             view, info = loaded
             self._restart(view, info.generation)
             view = self._advance()
-            if view.count == self.records.head().count and spot_check(view, self.records, self.settings.seed):
+            if agrees(view, self.records, self.settings.seed):
                 return view
             cause = "snapshot contradicts the records"
             self.events.record("snapshot-refused", f"{cause}; rebuilding from them", level=logging.WARNING)
@@ -162,6 +167,7 @@ class LiveIndex:
 
     def after_fork(self) -> None:
         """In a forked child: locks that nobody holds, and nothing half-done by a thread that is not there."""
+        self.latency = LatencyRing()
         self.mutex = threading.RLock()
         self._masks = FilterMasks(self.records.matching)
         self._touched = Touched(self._view.watermark)

@@ -21,7 +21,7 @@ from .builder import Built, build_verified, judged
 from .causes import Cause, cause_to_build
 from .live import LiveIndex
 from .rebuild import gather, swapped
-from .recovery import load_snapshot, spot_check
+from .recovery import agrees, load_snapshot, spot_check
 from .rounds import one_process
 from .view import View
 
@@ -61,6 +61,7 @@ class Maintenance:
         self._lock_path = lock_path
         self._one_round = threading.Lock()
         self._look_at = 0
+        self._asked: Cause | None = None
         renew_in_child(self)
 
     def plan(self, view: View) -> IndexPlan:
@@ -87,7 +88,13 @@ class Maintenance:
 
     def cause(self, view: View) -> Cause | None:
         """Why a new body is due; None when the present one serves."""
+        if self._asked is not None and view.facts.trained_rows:
+            return self._asked
         return cause_to_build(view, self.plan(view), self._live.settings.min_training_units)
+
+    def ask(self, cause: Cause) -> None:
+        """Have the next round build for ``cause``, whatever the rules would say."""
+        self._asked = cause
 
     def due(self) -> bool:
         """Is there anything to do? Cheap enough to ask after every write: it looks after every hundredth part."""
@@ -130,7 +137,7 @@ class Maintenance:
         self._one_round = threading.Lock()
 
     def _round(self, progress: Progress, force: Cause | None) -> tuple[list[str], str]:
-        actions: list[str] = []
+        actions = self._healed()
         view = self._live.catch_up()
         cause = force or self.cause(view)
         if cause and not force and self._adopt():
@@ -143,11 +150,25 @@ class Maintenance:
             actions.append(f"purged {self._purge()} log entries")
         return actions, cause.text if cause else ""
 
+    def _healed(self) -> list[str]:
+        """Hold the index against the records; what contradicts them is thrown away and read anew."""
+        live = self._live
+        if agrees(live.catch_up(), live.records, live.settings.seed):
+            return []
+        view = live.reload("the index contradicts the records")
+        healed = agrees(view, live.records, live.settings.seed)
+        live.events.record(
+            "healed" if healed else "heal-failed",
+            "read everything from the records again" if healed else "the records contradict themselves: run check",
+            level=logging.WARNING if healed else logging.ERROR,
+        )
+        return ["healed the index" if healed else "could not heal the index: run check"]
+
     def _build(self, view: View, cause: Cause, progress: Progress) -> str:
         live, started = self._live, time.perf_counter()
         if view.body.plan.precision != "float32":
             view = live.reload("full precision is needed to rebuild")
-        epoch, gathered = live.epoch, gather(view)
+        epoch, gathered, self._asked = live.epoch, gather(view), None
         built = build_verified(self.plan(view), gathered, cause, live.settings, progress)
         with live.mutex:
             now = live.catch_up()

@@ -18,7 +18,7 @@ from .draft import empty_body, exact_body, view_of
 from .facts import BodyFacts
 from .view import View
 
-__all__ = ["load_snapshot", "read_everything", "spot_check"]
+__all__ = ["agrees", "load_snapshot", "read_everything", "spot_check"]
 
 PAGE = 512
 SAMPLED = 32
@@ -64,6 +64,16 @@ def read_everything(records: Records) -> View:
         vectors[:n] = normalize_rows(vectors[:n])
     rows = Rows(slots[:n], *_joined(ids), vectors[:n])
     return view_of(exact_body(rows, records.metric), head.last_seq)
+
+
+def agrees(view: View, records: Records, seed: int) -> bool:
+    """Does an up-to-date view hold as many units as the records, and the right ones where it was sampled?
+
+    A view that others have written past meanwhile cannot be judged and passes.
+    """
+    sampled = spot_check(view, records, seed)
+    head = records.head()
+    return head.last_seq != view.watermark or (sampled and head.count == view.count)
 
 
 def spot_check(view: View, records: Records, seed: int) -> bool:

@@ -78,7 +78,12 @@ class Engine:
         self.consider_maintenance()
 
     def consider_maintenance(self) -> None:
-        if self.config.background and not self.records.read_only and self.maintenance.due():
+        if self.maintenance.due():
+            self.wake()
+
+    def wake(self) -> None:
+        """Let the background look for work now, where there is a background."""
+        if self.config.background and not self.records.read_only:
             self.worker.poke()
 
     def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:

@@ -8,6 +8,7 @@ from typing import Any
 from ...monitoring.health import Figures, health
 from ...records.schema import MODEL_KEY
 from .engine import Engine
+from .operations import history
 
 __all__ = ["health_report", "statistics_report"]
 
@@ -53,6 +54,8 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "memory_bytes": engine.live.nbytes,
         "max_memory_bytes": engine.max_memory_bytes,
         "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
+        "management": history(engine)[-20:],
+        "latency": engine.live.latency.percentiles(),
         "generation": engine.live.generation,
         "files": engine.records.file_bytes() | _snapshot_bytes(engine),
         "event_totals": engine.events.totals(),

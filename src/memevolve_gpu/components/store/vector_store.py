@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...errors import EmbeddingError, StoreClosedError
+from ...live.causes import Cause
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction
@@ -24,6 +25,7 @@ from .base import MetadataMixin, StorageBackend
 from .engine import Engine, open_engine
 from .facades import IndexFace, UnitMapping
 from .limits import check_room
+from .operations import register
 from .report import health_report, statistics_report
 from .searching import Searching
 from .units import checked_id, checked_unit, is_id, unit_to_text
@@ -244,6 +246,19 @@ class VectorStore(Searching, StorageBackend, MetadataMixin):
     def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
         """Do now what the background would do: build the planned body, verify and save it, purge the log."""
         return self._open.maintenance.run(progress).as_dict()
+
+    def retrain(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Train the index anew, whether it is due or not; below MIN_TRAINING_UNITS it stays exact."""
+        return self._open.maintenance.run(progress, force=Cause("train", "asked for")).as_dict()
+
+    def register_management_operation(self, operation_type: str, details: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell the store what management did, so that the index follows.
+
+        operation_type: prune, consolidate, deduplicate or forget. details: plain JSON; ``removed`` (or ``count``, or
+        ``ids``) says how many units went. Returns the history's entry with the store's ``decision``: retrain, compact,
+        append or nothing. Raises InvalidQueryError, InvalidUnitError.
+        """
+        return register(self._open, operation_type, details)
 
     def check(self, fix: bool = False) -> list[Finding]:
         """Hold the records against themselves and the index against the records; ``fix`` repairs what can be."""
