@@ -9,16 +9,13 @@ output says which. Every ratio comes from calls that take turns within one loop.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,59 +25,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import apsw
 import faiss
 import numpy as np
+from harness import Data, load, machine, rounded, taking_turns
 
-from memevolve_gpu import StorageConfig, VectorStore, __version__
+from memevolve_gpu import StorageConfig, VectorStore
 
 K = 10
-
-
-@dataclass
-class Data:
-    name: str
-    units: list[dict[str, Any]]
-    vectors: np.ndarray
-    queries: dict[str, np.ndarray]
-    texts: list[str]
-
-
-def load(folder: Path) -> Data:
-    if not (folder / "tldr_units.jsonl.gz").exists():
-        return generated()
-    with gzip.open(folder / "tldr_units.jsonl.gz", "rt") as lines:
-        units = [json.loads(line) for line in lines]
-    with gzip.open(folder / "tldr_queries.jsonl.gz", "rt") as lines:
-        texts = [json.loads(line)["query"] for line in lines]
-    vectors, inside, outside = (
-        np.load(folder / f"{name}_minilm_f16.npy").astype("float32") for name in ("tldr", "tldr_queries", "ood_queries")
-    )
-    return Data("39,320 real memory units, MiniLM", units, vectors, {"in": inside, "out": outside}, texts)
-
-
-def generated(n: int = 39_320, dim: int = 384, seed: int = 1) -> Data:
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((400, dim))
-
-    def draw(m: int) -> np.ndarray:
-        rows = centres[rng.integers(0, 400, m)] + rng.standard_normal((m, dim))
-        return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype="float32")
-
-    kinds = ["skill", "skill", "tool", "lesson"]
-    units = [{"type": kinds[i % 4], "content": f"generated unit {i}", "tags": [f"t{i % 100}"]} for i in range(n)]
-    queries = {"in": draw(1000), "out": draw(1000)}
-    return Data(f"{n} generated vectors (400 seeded clusters)", units, draw(n), queries, [f"q{i}" for i in range(1000)])
-
-
-def taking_turns(calls: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call; call i of every name runs before call i + 1 of any."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call(0)
-    for i in range(rounds):
-        for name, call in calls.items():
-            started = time.perf_counter()
-            call(i)
-            times[name].append(time.perf_counter() - started)
-    return {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
 
 
 def one_row(queries: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -300,26 +249,6 @@ def main() -> None:
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "memevolve_gpu": __version__,
-        "faiss": faiss.__version__,
-        "apsw": apsw.apsw_version(),
-        "sqlite": apsw.sqlite_lib_version(),
-        "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": 1,
-    }
-
-
-def rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    return round(value, 4) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":
