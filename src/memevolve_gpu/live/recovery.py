@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         events.record("snapshot-refused", f"{error}; rebuilding from the records", level=logging.WARNING)
         return None
     head = records.head()
+    if info.watermark > head.last_seq and not records.read_only:
+        _forget(path)
     if not head.horizon <= info.watermark <= head.last_seq:
         events.record(
             "snapshot-refused",
@@ -44,6 +47,13 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         return None
     events.record("snapshot-loaded", f"{body.n} rows of kind {body.kind}", seconds=time.perf_counter() - started)
     return view_of(body, info.watermark, BodyFacts.from_dict(info.extra)), info
+
+
+def _forget(path: Path) -> None:
+    """Remove a snapshot that is ahead of the log: the records went back in time, to an older copy or by a power cut
+    under durability normal. Left alone it would join the log again once as much was written, and be wrong."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def read_everything(records: Records) -> View:
