@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CapacityError, StorageError
+from ..errors import CapacityError, ReadOnlyError, StorageError
 from ..index.base import Body
 from ..index.snapshot import SnapshotError, SnapshotInfo, read_info, write_snapshot
 from ..planner.plan import plan_index
+from ..records.failures import translated
 from ..training.quality import Quality
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
@@ -62,6 +63,7 @@ class Maintenance:
         self._one_round = threading.Lock()
         self._look_at = 0
         self._asked: Cause | None = None
+        self._unsaved: Exception | None = None
         renew_in_child(self)
 
     def plan(self, view: View) -> IndexPlan:
@@ -119,8 +121,16 @@ class Maintenance:
         return Report(actions, reason, round(time.perf_counter() - started, 6), self._live.view.facts.quality)
 
     def snapshot(self) -> Path:
-        """Save the body from which the next opening goes on; what came after it is replayed from the log."""
+        """Save the body from which the next opening goes on; what came after it is replayed from the log.
+
+        Raises StorageError (StorageFullError, ReadOnlyError) when the file cannot be written; nothing else suffers.
+        """
+        if self._live.records.read_only:
+            raise ReadOnlyError(
+                f"{self._live.snapshot_path}: the store is read-only; make it writable to save its index"
+            )
         with self._one_round, one_process(self._lock_path, wait=True):
+            self._unsaved = None
             view = self._live.catch_up()
             joins_log = view.body_seq >= self._live.records.head().horizon
             cause = self.cause(view)
@@ -130,6 +140,8 @@ class Maintenance:
                 self._build(view, cause, _silent)
             else:
                 self._write_snapshot(view)
+            if self._unsaved is not None:
+                raise translated(self._unsaved.__cause__ or self._unsaved, self._live.snapshot_path)
             return self._live.snapshot_path
 
     def after_fork(self) -> None:
@@ -146,7 +158,7 @@ class Maintenance:
             cause = self.cause(view)
         if cause:
             actions.append(self._build(view, cause, progress))
-        if self._log_is_long():
+        if self._log_is_long() and not self._live.records.read_only:
             actions.append(f"purged {self._purge()} log entries")
         return actions, cause.text if cause else ""
 
@@ -225,11 +237,13 @@ class Maintenance:
 
     def _write_snapshot(self, view: View) -> None:
         live = self._live
+        self._unsaved = None
         if live.records.read_only:
             return
         try:
             write_snapshot(live.snapshot_path, view.body, self._info_of(view.body, view))
         except (OSError, StorageError, SnapshotError) as error:
+            self._unsaved = error
             live.events.record("snapshot-failed", f"{error}; opening will be slower", level=logging.WARNING)
 
     def _info_of(self, body: Body, view: View) -> SnapshotInfo:

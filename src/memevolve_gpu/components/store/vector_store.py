@@ -265,7 +265,10 @@ class VectorStore(Searching, StorageBackend, MetadataMixin):
         return self._open.check(fix)
 
     def snapshot(self) -> str:
-        """Save the index for a quick next opening; the path of the file."""
+        """Save the index for a quick next opening; the path of the file.
+
+        Raises StorageError (StorageFullError, ReadOnlyError) when it cannot be written; nothing else suffers.
+        """
         return str(self._open.maintenance.snapshot())
 
     def backup(self, path: str | os.PathLike[str]) -> None:
