@@ -97,6 +97,12 @@ class View:
         """Live rows."""
         return self.body.n - self.body_dead + self.tail_n - self.tail_dead
 
+    def live_slots(self) -> IntArray:
+        """Slots of the live rows, int64 (count,), ascending."""
+        parts = [self.body.slots[self.body_died > self.watermark]]
+        parts += [piece.slots[piece.died > self.watermark] for piece in self.tail.pieces(0, self.tail_n)]
+        return np.concatenate(parts)
+
     @cached_property
     def alive(self) -> Allowed | None:
         """Living rows of the body; None when no row of it has died."""

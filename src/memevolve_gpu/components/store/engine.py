@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...devices.host import available_memory
 from ...errors import ConfigurationError, EmbeddingError, EngineError, ModelMismatchError
 from ...index.faiss_door import load_faiss
@@ -109,14 +111,23 @@ class Engine:
         findings = self.records.check(fix)
         if self.legacy_problem:
             findings.append(Finding("legacy-import", self.legacy_problem, False))
-        head, view = self.records.head(), self.live.catch_up()
-        if head.last_seq == view.watermark and head.count != view.count:
+        at_odds = self._index_at_odds()
+        if at_odds:
             if fix:
                 self.live.reload("check found the index at odds with the records")
-            findings.append(Finding("index-count", f"the index holds {view.count} of {head.count} units", fix))
+            findings.append(Finding("index-rows", at_odds, fix))
         if fix and any(finding.fixed for finding in findings):
             self.live.reload("check repaired the records")
         return findings
+
+    def _index_at_odds(self) -> str:
+        """Which rows the index has too few or too many; nothing while others are writing."""
+        view = self.live.catch_up()
+        held, true = view.live_slots(), self.records.matching(None)
+        if np.array_equal(held, true) or self.records.head().last_seq != view.watermark:
+            return ""
+        lacking, extra = len(np.setdiff1d(true, held)), len(np.setdiff1d(held, true))
+        return f"the index lacks {lacking} of {len(true)} units and holds {extra} that are gone"
 
     def close(self) -> None:
         self.worker.stop()
