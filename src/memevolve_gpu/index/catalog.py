@@ -10,6 +10,7 @@ from .base import Arrays, Body, BuildJob, Progress
 from .exact import ExactBody
 from .hnsw import HNSWBody
 from .ivf import IVFBody
+from .sample import default_codes
 from .two_stage import TwoStageBody
 
 __all__ = ["KINDS", "build", "from_parts"]
@@ -39,9 +40,12 @@ def build(
         progress: called with the stage (``train``, ``add``) and its finished fraction.
 
     Raises:
-        EngineError: faiss is missing or fails, or the rows are too few for this kind; an exact body always works.
+        EngineError: faiss is missing or fails, the rows are too few for this kind, or ``like`` was trained for
+            something else; an exact body always works.
     """
     _check(plan, rows)
+    if like is not None:
+        _check_like(like, plan, rows.vectors.shape[1], metric)
     return KINDS[plan.kind].build(BuildJob(plan, rows, metric, seed, training, like, progress or _silent))
 
 
@@ -63,6 +67,14 @@ def _check(plan: IndexPlan, rows: Rows) -> None:
         raise EngineError(
             f"rows has {len(rows.slots)} slots, {len(rows.id_ends)} ids, {len(rows.vectors)} vectors; they must agree"
         )
+
+
+def _check_like(like: Body, plan: IndexPlan, dim: int, metric: Metric) -> None:
+    """Quantisers of another shape would read memory that is not theirs."""
+    trained = (like.kind, like.metric, like.dim, like.nlist, like.plan.codes or default_codes(like.dim))
+    wanted = (plan.kind, metric, dim, plan.nlist if plan.kind == "ivf" else 0, plan.codes or default_codes(dim))
+    if trained != wanted:
+        raise EngineError(f"like was trained for (kind, metric, dim, nlist, codes) {trained}, the plan wants {wanted}")
 
 
 def _silent(stage: str, fraction: float) -> None:

@@ -11,9 +11,9 @@ from ..errors import EngineError
 from ..types import Metric
 from .base import Arrays
 from .faiss_door import load_faiss, translated
-from .sample import POINTS_PER_CENTROID
+from .sample import POINTS_PER_CENTROID, padded_dim
 
-__all__ = ["aligned_bytes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes"]
+__all__ = ["aligned_bytes", "check_codes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes"]
 
 
 def metric_of(faiss: ModuleType, metric: Metric) -> int:
@@ -62,6 +62,17 @@ def from_bytes(parts: Arrays, kind: str, n: int, metric: Metric) -> Any:
             f"expected {kind} over {n} rows, found {type(engine).__name__} over {engine.ntotal}; rebuild the index"
         )
     return engine
+
+
+def check_codes(engine: Any, dim: int) -> None:
+    """Refuse 4-bit codes that were not made for vectors of ``dim`` dimensions.
+
+    Raises:
+        EngineError: they were not.
+    """
+    codes = int(engine.pq.M)
+    if codes > dim or engine.d != padded_dim(dim, codes):
+        raise EngineError(f"{codes} codes over {engine.d} columns for vectors of {dim} dimensions; rebuild the index")
 
 
 def aligned_bytes(size: int) -> int:

@@ -12,7 +12,7 @@ from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
 from .costs import LIST, codes_cost, scan_cost
-from .engine import aligned_bytes, emptied, from_bytes, metric_of, quiet, to_bytes
+from .engine import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
 from .sample import (
@@ -69,10 +69,9 @@ class IVFBody(Body):
         rows = cls._rows_of(parts)
         table = cls._table_of(plan, metric, rows, parts)
         engine = from_bytes(parts, "IndexIVFPQFastScan", table.n, metric)
-        if engine.d != padded_dim(table.dim, engine.pq.M) or engine.nlist != plan.nlist:
-            raise EngineError(
-                f"lists of {engine.d} columns, {engine.nlist} in all, do not fit the plan; rebuild the index"
-            )
+        check_codes(engine, table.dim)
+        if engine.nlist != plan.nlist:
+            raise EngineError(f"{engine.nlist} lists where the plan has {plan.nlist}; rebuild the index")
         return cls(plan, metric, rows, table, engine)
 
     @property

@@ -113,10 +113,13 @@ def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo)
     """
     target = Path(path)
     arrays = {name: np.ascontiguousarray(array) for name, array in body.parts().items()}
+    header = _header_bytes(arrays, info)
+    if len(header) > _MAX_HEADER:
+        raise SnapshotError("unwritable", f"extra: the header takes {len(header)} bytes, {_MAX_HEADER} are allowed")
     temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            _write(file, arrays, info)
+            _write(file, header, arrays)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
@@ -184,12 +187,7 @@ def clear_leftovers(path: str | os.PathLike[str], older_than_s: float = 3600.0) 
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def _write(file: BinaryIO, arrays: Arrays, info: SnapshotInfo) -> None:
-    header = _header_bytes(arrays, info)
-    if len(header) > _MAX_HEADER:
-        raise SnapshotError(
-            "unwritable", f"extra makes the header {len(header)} bytes long; at most {_MAX_HEADER} are kept"
-        )
+def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> None:
     crc = _header_crc(FORMAT_VERSION, header)
     file.write(_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header), crc) + header)
     for array in arrays.values():
@@ -213,7 +211,7 @@ def _header_crc(version: int, header: bytes) -> int:
 
 def _raw(array: npt.NDArray[np.generic]) -> memoryview:
     """The bytes of a C-contiguous array; an empty one has none."""
-    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(bytearray())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,12 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import EngineError
 from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
 from .costs import codes_cost, scan_cost
-from .engine import aligned_bytes, emptied, from_bytes, metric_of, quiet, to_bytes
+from .engine import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
 from .sample import CODE_TRAINING_POINTS, default_codes, padded_columns, padded_dim, training_sample
@@ -67,8 +66,7 @@ class TwoStageBody(Body):
         rows = cls._rows_of(parts)
         table = cls._table_of(plan, metric, rows, parts)
         engine = from_bytes(parts, "IndexPQFastScan", table.n, metric)
-        if engine.d != padded_dim(table.dim, engine.pq.M):
-            raise EngineError(f"codes of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
+        check_codes(engine, table.dim)
         return cls(plan, metric, rows, table, engine)
 
     def emptied_engine(self) -> Any:
