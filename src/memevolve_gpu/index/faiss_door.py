@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,7 +74,8 @@ def installed_distributions() -> dict[str, str]:
             distribution = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-        found[name] = distribution.version
+        if _owns_folder(distribution):
+            found[name] = distribution.version
     return found
 
 
@@ -108,6 +110,12 @@ def translated(doing: str) -> Iterator[None]:
         raise EngineError(f"faiss failed while {doing}: {_first_line(error)}") from error
 
 
+def _owns_folder(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether a distribution says that it installed files below ``faiss``, or keeps no list of its files."""
+    files = distribution.files
+    return files is None or any(file.parts[:1] == ("faiss",) for file in files)
+
+
 def _refuse_clash() -> None:
     found = installed_distributions()
     if len(found) < 2:
@@ -126,7 +134,7 @@ def _import() -> ModuleType:
         if error.name == "faiss":
             raise EngineError(f"faiss is not installed. Run: {_INSTALL}") from error
         raise EngineError(f"{_half_installed()}; module {error.name!r} is missing. {_reinstall()}") from error
-    except ImportError as error:
+    except (ImportError, AttributeError, NameError, TypeError, SyntaxError) as error:
         raise EngineError(f"{_half_installed()}: {_first_line(error)}. {_reinstall()}") from error
     except (RuntimeError, OSError) as error:
         raise EngineError(
@@ -137,9 +145,11 @@ def _import() -> ModuleType:
 
 def _refuse_incomplete(module: ModuleType) -> None:
     if getattr(module, "__file__", None) is None:
+        sys.modules.pop("faiss", None)
         raise EngineError(f"{_half_installed()}: the folder 'faiss' holds no __init__.py. {_reinstall()}")
     missing = [name for name in _NEEDED if not hasattr(module, name)]
     if missing:
+        sys.modules.pop("faiss", None)
         version = getattr(module, "__version__", "unknown")
         raise EngineError(
             f"faiss (version {version}) lacks {', '.join(missing[:4])}: it is too old or half installed. {_reinstall()}"
