@@ -1,0 +1,323 @@
+"""The planner is a set of pure functions: tables where the design gives values, properties everywhere else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from index.oracle import clustered, rows_of
+
+from memevolve_gpu.errors import CapacityError
+from memevolve_gpu.index.catalog import build
+from memevolve_gpu.planner.effort import effort_for
+from memevolve_gpu.planner.nlist import adaptive_nlist, lists_status, should_recreate
+from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, plan_index, search_cost
+from memevolve_gpu.planner.sizes import plan_bytes
+from memevolve_gpu.types import IndexPlan, Precision
+
+PLENTY = 1 << 40
+
+
+def plan(
+    count: int = 10_000,
+    index_type: IndexType = "auto",
+    *,
+    dim: int = 384,
+    target: float = 0.95,
+    budget: int = PLENTY,
+    least: int = 1000,
+    precision: PrecisionSetting = "auto",
+    adaptive: bool = True,
+    current: int | None = None,
+) -> IndexPlan:
+    return plan_index(
+        count=count,
+        dim=dim,
+        metric="l2",
+        index_type=index_type,
+        target_recall=target,
+        budget_bytes=budget,
+        min_training_units=least,
+        precision=precision,
+        adaptive_nlist=adaptive,
+        current_nlist=current,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ lists
+
+
+@pytest.mark.parametrize(
+    ("n", "lists"),
+    [
+        (0, 10),
+        (1, 10),
+        (389, 10),
+        (390, 10),
+        (429, 11),
+        (500, 12),
+        (1000, 25),
+        (2000, 51),
+        (5000, 128),
+        (9983, 255),
+        (9984, 256),
+        (10_000, 256),
+        (50_000, 256),
+        (200_000, 512),
+        (1_000_000, 1144),
+    ],
+)
+def test_lists_by_the_rule(n: int, lists: int) -> None:
+    assert adaptive_nlist(n) == lists
+
+
+def test_settings_bound_the_rule() -> None:
+    assert adaptive_nlist(1000, vectors_per_centroid=100) == 10
+    assert adaptive_nlist(1000, vectors_per_centroid=10, nlist_max=64) == 64
+    assert adaptive_nlist(100, nlist_min=30) == 30
+    assert adaptive_nlist(10**6, nlist_max=512) == 512, "a maximum that a user set does not grow"
+
+
+@given(n=st.integers(0, 10**8), more=st.integers(0, 10**6))
+def test_lists_never_fall_as_the_store_grows(n: int, more: int) -> None:
+    assert 10 <= adaptive_nlist(n) <= adaptive_nlist(n + more)
+
+
+@pytest.mark.parametrize(
+    ("current", "planned", "due"),
+    [
+        (100, 100, False),
+        (100, 124, False),
+        (75, 100, True),
+        (76, 100, False),
+        (125, 100, True),
+        (124, 100, False),
+        (3, 0, False),
+    ],
+)
+def test_recreated_at_a_quarter(current: int, planned: int, due: bool) -> None:
+    assert should_recreate(current, planned) is due
+
+
+@pytest.mark.parametrize(
+    ("n", "nlist", "status"),
+    [
+        (5000, 0, "GOOD"),
+        (5000, 128, "OPTIMAL"),
+        (5000, 50, "OPTIMAL"),  # 100 vectors per centroid
+        (5000, 49, "DEGRADED"),
+        (5000, 500, "OPTIMAL"),  # 10
+        (5000, 501, "INEFFICIENT"),
+        (40_000, 256, "OPTIMAL"),  # 156 per centroid, as the capped plan holds
+        (40_000, 100, "OPTIMAL"),  # 400 = 156 * 100 / 39
+        (40_000, 99, "DEGRADED"),
+        (40_000, 998, "OPTIMAL"),
+        (40_000, 999, "INEFFICIENT"),
+        (200, 10, "OPTIMAL"),  # the minimum is in play: 20 per centroid are planned
+        (50, 10, "OPTIMAL"),
+        (0, 10, "OPTIMAL"),
+    ],
+)
+def test_status_of_lists(n: int, nlist: int, status: str) -> None:
+    assert lists_status(n, nlist, planned=adaptive_nlist(n)) == status
+
+
+@given(n=st.integers(1, 10**7))
+def test_what_the_rule_plans_is_optimal(n: int) -> None:
+    assert lists_status(n, adaptive_nlist(n), planned=adaptive_nlist(n)) == "OPTIMAL"
+
+
+# ------------------------------------------------------------------------------------------------------------- kind
+
+
+@pytest.mark.parametrize("index_type", ["flat", "ivf", "hnsw", "auto"])
+@pytest.mark.parametrize("count", [0, 1, 15, 999])
+def test_nothing_is_trained_on_a_small_store(index_type: IndexType, count: int) -> None:
+    found = plan(count, index_type)
+    assert (found.kind, found.nlist, found.codes) == ("exact", 0, 0)
+
+
+@pytest.mark.parametrize("least", [0, 1, 10, 16])
+def test_training_needs_sixteen_units_whatever_the_setting_says(least: int) -> None:
+    assert plan(15, "ivf", least=least).kind == "exact"
+    found = plan(16, "ivf", least=least)
+    assert found.kind == "ivf"
+    assert 1 <= found.nlist <= 16
+
+
+@pytest.mark.parametrize(("index_type", "kind"), [("flat", "exact"), ("ivf", "ivf"), ("hnsw", "hnsw")])
+@pytest.mark.parametrize("count", [1000, 10_000, 1_000_000])
+def test_what_the_user_names_is_built(index_type: IndexType, kind: str, count: int) -> None:
+    found = plan(count, index_type)
+    assert found.kind == kind
+    assert found.nlist == (adaptive_nlist(count) if kind == "ivf" else 0)
+    assert index_type in found.reason
+
+
+@pytest.mark.parametrize(
+    ("count", "target", "kind"),
+    [
+        (1000, 0.95, "exact"),
+        (5000, 0.95, "two_stage"),
+        (39_320, 0.95, "two_stage"),
+        (39_320, 0.99, "two_stage"),
+        (90_000, 0.99, "two_stage"),
+        (500_000, 0.95, "ivf"),
+        (500_000, 0.99, "two_stage"),
+        (500_000, 1.0, "exact"),
+    ],
+)
+def test_auto_takes_the_cheapest(count: int, target: float, kind: str) -> None:
+    assert plan(count, "auto", target=target).kind == kind
+
+
+@given(count=st.integers(1000, 10**6), target=st.floats(0.5, 0.999), dim=st.integers(1, 2048))
+def test_auto_is_never_dearer_than_a_scan(count: int, target: float, dim: int) -> None:
+    found = plan(count, "auto", target=target, dim=dim)
+    assert search_cost(found, count, dim, target) <= search_cost(IndexPlan("exact"), count, dim, target) or (
+        found.precision != "float32"
+    )
+
+
+def test_lists_are_kept_until_they_differ_by_a_quarter() -> None:
+    assert plan(5000, "ivf", current=100).nlist == 100
+    assert plan(5000, "ivf", current=96).nlist == 128
+    assert plan(5000, "ivf", current=96, adaptive=False).nlist == 96
+    assert plan(5000, "ivf", adaptive=False).nlist == 128, "the first body has to start somewhere"
+
+
+# -------------------------------------------------------------------------------------------------- precision, bytes
+
+
+@pytest.mark.parametrize(
+    ("dim", "precision"),
+    [
+        (3, "float32"),
+        (384, "float32"),
+        (450, "float32"),
+        (512, "float16"),
+        (768, "float16"),
+        (1536, "int8"),
+        (4096, "int8"),
+    ],
+)
+@pytest.mark.parametrize("index_type", ["ivf", "auto"])
+def test_wide_vectors_are_narrowed_to_stay_below_two_megabytes(
+    dim: int, precision: Precision, index_type: IndexType
+) -> None:
+    found = plan(20_000, index_type, dim=dim)
+    assert found.precision == precision
+    assert dim > 1500 or found.bytes <= 20_000 * 2000 * 1.1
+    assert ("kept as" in found.reason) == (precision != "float32")
+
+
+def test_exact_and_graph_stay_float32_where_they_fit() -> None:
+    assert plan(20_000, "flat", dim=1536).precision == "float32"
+    assert plan(20_000, "hnsw", dim=1536).precision == "float32"
+
+
+def test_a_named_precision_is_taken() -> None:
+    for precision in ("float32", "float16", "int8"):
+        assert plan(20_000, "ivf", dim=1024, precision=precision).precision == precision
+        assert plan(500, "flat", precision=precision).precision == precision
+    graph = plan(20_000, "hnsw", precision="int8")
+    assert (graph.kind, graph.precision) == ("two_stage", "int8")
+    assert "hnsw" in graph.notes[0]
+
+
+@pytest.mark.parametrize(("index_type", "kind"), [("flat", "exact"), ("ivf", "ivf"), ("auto", "two_stage")])
+def test_precision_narrows_to_the_budget_and_then_gives_up(index_type: IndexType, kind: str) -> None:
+    sizes = [plan(20_000, index_type, precision=precision).bytes for precision in ("float32", "float16", "int8")]
+    for size, precision in zip(sizes, ("float32", "float16", "int8"), strict=True):
+        found = plan(20_000, index_type, budget=size)
+        assert (found.kind, found.precision, found.bytes) == (kind, precision, size)
+    with pytest.raises(CapacityError, match="max_memory_mb"):
+        plan(20_000, index_type, budget=sizes[-1] - 1)
+    with pytest.raises(CapacityError, match="precision to auto"):
+        plan(20_000, index_type, budget=sizes[0] - 1, precision="float32")
+
+
+def test_graph_gives_way_to_codes_when_memory_is_short() -> None:
+    graph = plan(20_000, "hnsw")
+    found = plan(20_000, "hnsw", budget=graph.bytes - 1)
+    assert (found.kind, found.precision) == ("two_stage", "float32")
+    assert "does not fit" in found.reason
+
+
+@given(
+    count=st.integers(0, 10**7),
+    dim=st.integers(1, 4096),
+    index_type=st.sampled_from(["flat", "ivf", "hnsw", "auto"]),
+    budget=st.integers(0, 1 << 36),
+    target=st.floats(0.5, 1.0),
+)
+@settings(max_examples=300)
+def test_a_plan_fits_its_budget_and_explains_itself(
+    count: int, dim: int, index_type: IndexType, budget: int, target: float
+) -> None:
+    try:
+        found = plan(count, index_type, dim=dim, budget=budget, target=target)
+    except CapacityError as error:
+        assert str(budget) in str(error)  # noqa: PT017 - either outcome is right, each has its own promise
+        return
+    assert 0 <= found.bytes <= budget
+    assert found.bytes == plan_bytes(found, count, dim)
+    assert found.reason
+    assert found == plan(count, index_type, dim=dim, budget=budget, target=target)
+    assert (found.nlist > 0) == (found.kind == "ivf")
+    assert found.nlist <= max(1, count)
+
+
+SIZES = [(1000, 384), (1000, 8), (3000, 33), (2500, 128)]
+SIZED = [("exact", "float32"), ("exact", "float16"), ("two_stage", "float32"), ("two_stage", "int8")]
+SIZED += [("ivf", "float16"), ("ivf", "float32"), ("hnsw", "float32")]
+
+
+@pytest.mark.parametrize(("n", "dim"), SIZES)
+@pytest.mark.parametrize(("kind", "precision"), SIZED)
+def test_predicted_bytes_are_those_of_the_body(n: int, dim: int, kind: str, precision: Precision) -> None:
+    rows = rows_of(clustered(np.random.default_rng(3), n, dim, "l2"))
+    nlist = adaptive_nlist(n) if kind == "ivf" else 0
+    wanted = IndexPlan(kind=kind, nlist=nlist, precision=precision)  # type: ignore[arg-type]
+    body = build(wanted, rows, "l2", seed=1)
+    predicted = plan_bytes(wanted, n, dim, rows.id_bytes.nbytes / n)
+    assert predicted == pytest.approx(body.nbytes, rel=0.1)
+
+
+# ----------------------------------------------------------------------------------------------------------- effort
+
+PLANS = [IndexPlan("two_stage", codes=192), IndexPlan("ivf", nlist=256, codes=192), IndexPlan("hnsw")]
+
+
+@pytest.mark.parametrize("found", [*PLANS, IndexPlan("exact")], ids=lambda found: found.kind)
+def test_full_recall_is_an_exact_scan(found: IndexPlan) -> None:
+    assert effort_for(found, 10_000, 10, 1.0).exact
+    assert effort_for(found, 10_000, 10, 0.99).exact == (found.kind == "exact")
+
+
+@given(
+    found=st.sampled_from(PLANS),
+    n=st.integers(16, 10**7),
+    k=st.integers(1, 1000),
+    target=st.floats(0.01, 0.999),
+    more=st.floats(0, 0.99),
+)
+def test_effort_grows_with_target_results_and_rows(
+    found: IndexPlan, n: int, k: int, target: float, more: float
+) -> None:
+    higher = target + more * (0.999 - target)
+    least = effort_for(found, n, k, target)
+    for other in (
+        effort_for(found, n, k, higher),
+        effort_for(found, n, 2 * k, target),
+        effort_for(found, 3 * n, k, target),
+    ):
+        assert (other.nprobe, other.rerank, other.ef) >= (least.nprobe, least.rerank, least.ef)
+        assert other.rerank >= least.rerank
+    if found.kind == "hnsw":
+        assert least.ef >= k
+    else:
+        assert least.rerank >= k
+    if found.kind == "ivf":
+        assert 1 <= least.nprobe <= found.nlist
