@@ -61,6 +61,10 @@ class Maintenance:
         self._live = live
         self._lock_path = lock_path
         self._one_round = threading.Lock()
+        self.running = False
+        self.rounds = 0
+        self.cpu_seconds = 0.0
+        """Processor time of the threads that ran the rounds; training and filling use no other."""
         self._look_at = 0
         self._asked: Cause | None = None
         self._unsaved: Exception | None = None
@@ -115,7 +119,7 @@ class Maintenance:
             with one_process(self._lock_path, wait) as held:
                 if not held:
                     return Report(["skipped: another process is maintaining this store"])
-                actions, reason = self._round(progress or _silent, force)
+                actions, reason = self._timed_round(progress or _silent, force)
         finally:
             self._one_round.release()
         return Report(actions, reason, round(time.perf_counter() - started, 6), self._live.view.facts.quality)
@@ -147,6 +151,16 @@ class Maintenance:
     def after_fork(self) -> None:
         """In a forked child nobody is in the middle of a round."""
         self._one_round = threading.Lock()
+
+    def _timed_round(self, progress: Progress, force: Cause | None) -> tuple[list[str], str]:
+        busy = time.thread_time()
+        self.running = True
+        try:
+            return self._round(progress, force)
+        finally:
+            self.running = False
+            self.rounds += 1
+            self.cpu_seconds += time.thread_time() - busy
 
     def _round(self, progress: Progress, force: Cause | None) -> tuple[list[str], str]:
         actions = self._healed()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 __all__ = ["one_process"]
 
+_held: set[int] = set()
+"""Open descriptors of lock files."""
+
 
 @contextmanager
 def one_process(path: Path, wait: bool) -> Iterator[bool]:
@@ -22,10 +25,14 @@ def one_process(path: Path, wait: bool) -> Iterator[bool]:
     except OSError:
         yield True
         return
+    _held.add(handle)
     try:
         yield _locked(handle, wait)
     finally:
-        os.close(handle)
+        if handle in _held:  # not in a child forked meanwhile
+            _held.discard(handle)
+            fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: such a child has the file open too
+            os.close(handle)
 
 
 def _locked(handle: int, wait: bool) -> bool:
@@ -34,3 +41,13 @@ def _locked(handle: int, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _in_child() -> None:
+    """The round goes on in the parent; its lock must not live as long as the child does."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

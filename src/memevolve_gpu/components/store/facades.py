@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from ...live import LiveIndex
+from ...live import LiveIndex, Maintenance
 from ...records.records import Records
 from ...types import MemoryUnit
 from .units import is_id
@@ -40,8 +40,9 @@ class UnitMapping(Mapping[str, MemoryUnit]):
 class IndexFace:
     """What the index holds now; every property is up to date with the records."""
 
-    def __init__(self, live: LiveIndex) -> None:
+    def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
         self._live = live
+        self._maintenance = maintenance
 
     @property
     def ntotal(self) -> int:
@@ -57,6 +58,11 @@ class IndexFace:
     def is_trained(self) -> bool:
         """Does the body in use need no training, or has it been trained? Never False while it answers."""
         return True
+
+    @property
+    def is_building(self) -> bool:
+        """Is a round of maintenance on in this process? Searches go on meanwhile."""
+        return self._maintenance.running
 
     @property
     def kind(self) -> str:

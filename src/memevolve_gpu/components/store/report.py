@@ -55,6 +55,11 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "max_memory_bytes": engine.max_memory_bytes,
         "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
         "management": history(engine)[-20:],
+        "maintenance": {
+            "running": engine.maintenance.running,
+            "rounds": engine.maintenance.rounds,
+            "cpu_seconds": engine.maintenance.cpu_seconds,
+        },
         "latency": engine.live.latency.percentiles(),
         "generation": engine.live.generation,
         "files": engine.records.file_bytes() | _snapshot_bytes(engine),
