@@ -14,6 +14,7 @@ Every message names the parameter at fault and the remedy. What the old API rais
     ├── EmbeddingError              (RuntimeError)  the embedding function failed or returned nonsense
     ├── EngineError                 (RuntimeError)  faiss is missing, doubled or half installed; an engine failed
     ├── CapacityError               (RuntimeError)  a limit is reached; nothing was written
+    ├── ConflictError               (RuntimeError)  units changed since they were read; nothing was written
     ├── LegacyImportError           (RuntimeError)  an old pickle that is garbage or hostile
     └── StorageError                (RuntimeError)  the database file
         ├── NotAStoreError                          the file exists and is not ours
@@ -27,9 +28,12 @@ Every message names the parameter at fault and the remedy. What the old API rais
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "CapacityError",
     "ConfigurationError",
+    "ConflictError",
     "CorruptStoreError",
     "DimensionMismatchError",
     "EmbeddingError",
@@ -98,6 +102,15 @@ class EngineError(MemEvolveError, RuntimeError):
 
 class CapacityError(MemEvolveError, RuntimeError):
     """A limit is reached; nothing was written."""
+
+
+class ConflictError(MemEvolveError, RuntimeError):
+    """Units that were to be replaced changed since they were read; nothing was written. ``ids`` names them."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self.ids = list(ids)
+        shown = ", ".join(map(repr, self.ids[:5])) + (", ..." if len(self.ids) > 5 else "")
+        super().__init__(f"delete_ids: {len(self.ids)} changed since they were read ({shown}); read them again")
 
 
 class LegacyImportError(MemEvolveError, RuntimeError):

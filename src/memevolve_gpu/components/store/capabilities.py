@@ -21,6 +21,7 @@ __all__ = [
     "KeywordSearch",
     "Maintainable",
     "OperationRegister",
+    "Similarities",
     "StorageHealth",
     "TextSearch",
     "UnitStream",
@@ -102,6 +103,10 @@ class VectorDoors(Protocol):
         """The vectors of the units that exist, float32 (dim,) each, by id, in the order of ``ids``."""
         ...  # pragma: no cover
 
+    def sample_vectors(self, count: int) -> dict[str, FloatArray]:
+        """The vectors of at most ``count`` units, spread evenly over their age, by id."""
+        ...  # pragma: no cover
+
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
@@ -135,6 +140,15 @@ class TextSearch(Protocol):
         record: bool = True,
     ) -> list[Hit]:
         """The same with units and scores."""
+        ...  # pragma: no cover
+
+
+@runtime_checkable
+class Similarities(Protocol):
+    """Compares given units with a text."""
+
+    def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """The cosine of each unit that exists, by id."""
         ...  # pragma: no cover
 
 

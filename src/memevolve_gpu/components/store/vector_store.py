@@ -24,7 +24,9 @@ from ...utils.vectors import check_vectors
 from .base import MetadataMixin, StorageBackend
 from .engine import Engine, open_engine
 from .facades import IndexFace, UnitMapping
+from .guards import drop_all
 from .limits import check_room
+from .managing import Managing
 from .operations import register
 from .report import health_report, statistics_report
 from .searching import Searching
@@ -36,7 +38,7 @@ Progress = Callable[[str, float], None]
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(Searching, StorageBackend, MetadataMixin):
+class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
     """Keeps memory units and finds them by meaning. See ``docs/`` for files, settings and guarantees.
 
     Safe to use from several threads, from several processes on one file, and after ``os.fork``.
@@ -98,7 +100,7 @@ class VectorStore(Searching, StorageBackend, MetadataMixin):
     @property
     def index(self) -> IndexFace:
         """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``kind``."""
-        return IndexFace(self._open.live)
+        return IndexFace(self._open.live, self._open.maintenance)
 
     # Writing
 
@@ -129,20 +131,23 @@ class VectorStore(Searching, StorageBackend, MetadataMixin):
         batch the later one stays. progress is told (stage, share done). Raises as ``store`` does, naming the position
         of the unit at fault. (The forerunner kept what went well and logged the rest; that is gone.)
         """
-        engine = self._open
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
-        if not checked:
-            return []
-        texts = [unit_to_text(unit) for unit in checked]
-        vectors = self._vectors_for(texts, embeddings, progress)
-        ids: list[str] = []
-        with engine.records.write() as tx:
-            check_room(engine, tx, [unit.get("id") for unit in checked])
-            ids.extend(_ids_for(checked, tx))
-            named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
-            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
-        engine.written()
-        return ids
+        return self._write_batch([], units, embeddings, progress, None)
+
+    def replace_batch(
+        self,
+        delete_ids: Iterable[str],
+        units: Sequence[MemoryUnit],
+        embeddings: Any = None,
+        *,
+        unchanged_since: int | None = None,
+    ) -> list[str]:
+        """Delete some units and keep others in one transaction: all of it or nothing. The ids of ``units``, in order.
+
+        Ids that do not exist are passed over. With unchanged_since, a ``change_number``, ConflictError is raised when a
+        unit to delete was stored or updated after it, or is gone. Raises as ``store_batch`` does.
+        """
+        wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(delete_ids)]
+        return self._write_batch(wanted, units, embeddings, None, unchanged_since)
 
     def update(self, unit_id: str, unit: MemoryUnit) -> bool:
         """Replace the unit of that id and set ``metadata.updated_at``; False when there is none.
@@ -178,16 +183,6 @@ class VectorStore(Searching, StorageBackend, MetadataMixin):
             return False
         with engine.records.write() as tx:
             dropped = tx.drop(unit_id)
-        if dropped:
-            engine.written()
-        return dropped
-
-    def delete_batch(self, ids: Iterable[str]) -> int:
-        """Delete several units in one transaction; how many there were."""
-        engine = self._open
-        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
-        with engine.records.write() as tx:
-            dropped = tx.drop_many(wanted)
         if dropped:
             engine.written()
         return dropped
@@ -330,6 +325,30 @@ class VectorStore(Searching, StorageBackend, MetadataMixin):
         created = (old.get("metadata") or {}).get("created_at")
         metadata.setdefault("created_at", created if created is not None else self._generate_timestamp())
         return {**unit, "metadata": {**metadata, "updated_at": self._generate_timestamp()}}
+
+    def _write_batch(
+        self,
+        delete_ids: list[str],
+        units: Sequence[MemoryUnit],
+        embeddings: Any,
+        progress: Progress | None,
+        since: int | None,
+    ) -> list[str]:
+        engine = self._open
+        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
+        if not checked and not delete_ids:
+            return []
+        texts = [unit_to_text(unit) for unit in checked]
+        vectors = self._vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
+        ids: list[str] = []
+        with engine.records.write() as tx:
+            drop_all(tx, delete_ids, since)
+            check_room(engine, tx, [unit.get("id") for unit in checked])
+            ids.extend(_ids_for(checked, tx))
+            named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
+            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
+        engine.written()
+        return ids
 
     def _vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
         engine = self._open

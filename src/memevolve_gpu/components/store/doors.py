@@ -7,8 +7,8 @@ from typing import Any
 
 from ...records.filters import canonical, matches
 from ...types import MemoryUnit
-from ..store.base import StorageBackend
-from ..store.capabilities import (
+from .base import StorageBackend
+from .capabilities import (
     AtomicReplace,
     BulkDelete,
     BulkRetrieve,

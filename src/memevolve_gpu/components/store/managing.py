@@ -1,0 +1,83 @@
+"""The doors of ``VectorStore`` for management and retrieval; see ``capabilities.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ...types import FloatArray, MemoryUnit
+from ...utils.vectors import check_vector
+from .engine import Engine
+from .guards import drop_unchanged
+from .units import checked_id, is_id
+
+__all__ = ["Managing"]
+
+_PAGE = 1000
+
+
+class Managing:
+    """Bulk operations on the store that ``_open`` gives."""
+
+    @property
+    def _open(self) -> Engine:
+        raise NotImplementedError
+
+    @property
+    def change_number(self) -> int:
+        """The number of the newest change by anyone; for ``unchanged_since``."""
+        return self._open.records.head().last_seq
+
+    def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
+        """Delete several units in one transaction; how many went.
+
+        unchanged_since: a ``change_number``; units that were stored or updated after it stay.
+        """
+        engine = self._open
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        with engine.records.write() as tx:
+            dropped = drop_unchanged(tx, wanted, unchanged_since)
+        if dropped:
+            engine.written()
+        return dropped
+
+    def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
+        """The units that exist, by id, in the order of ``ids``; leaves the access figures alone."""
+        return self._open.records.get_many(_looked_up(ids))
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
+        """The vectors, as they were given, of the units that exist: float32 (dim,) by id, in the order of ``ids``."""
+        wanted, records = _looked_up(ids), self._open.records
+        found: dict[str, bytes] = {}
+        for start in range(0, len(wanted), _PAGE):
+            found.update(records.vectors_of(wanted[start : start + _PAGE]))
+        return {unit_id: np.frombuffer(found[unit_id], dtype="<f4") for unit_id in wanted if unit_id in found}
+
+    def sample_vectors(self, count: int) -> dict[str, FloatArray]:
+        """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
+        records = self._open.records
+        last = records.head().last_slot
+        first = [row.slot - 1 for row in records.scan(0, last, 1)]
+        probes = np.linspace(first[0], last, count, endpoint=False).astype(int).tolist() if first else []
+        rows = [row for probe in dict.fromkeys(probes) for row in records.scan(probe, last, 1)]
+        return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
+
+    def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """The cosine between the text and each of the units that exist, by id, whatever the store's metric.
+
+        Raises EmbeddingError.
+        """
+        engine = self._open
+        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
+        found = self.vectors_of(ids)
+        if not found:
+            return {}
+        rows = np.array(list(found.values()))
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
+        cosines = rows @ vector / np.where(lengths > 0, lengths, 1)
+        return dict(zip(found, cosines.tolist(), strict=True))
+
+
+def _looked_up(ids: Sequence[str]) -> list[str]:
+    return [unit_id for unit_id in dict.fromkeys(ids) if is_id(unit_id)]
