@@ -99,6 +99,11 @@ class LiveIndex:
         self._restart(view, generation)
         self._advance()
 
+    def caught_up(self, view: View) -> View | None:
+        """A view that is not in use, brought up to date; None when it was cleared or the log begins after it."""
+        draft = self._applied(view)
+        return None if draft is None or draft.cleared else draft.publish()
+
     def reload(self, cause: str) -> View:
         """Throw the derived state away and read everything from the records; searches go on with the old view."""
         with self.mutex:
@@ -133,17 +138,23 @@ class LiveIndex:
         if self._left_behind(self.records.head()):
             self._restart(read_everything(self.records), 0)
             self.events.record("reload", "the log was purged beyond the watermark; read everything again")
-        draft = Draft(self._view)
-        while True:
-            changes = self.records.read_after(draft.watermark, PAGE)
-            if changes and changes[0].seq != draft.watermark + 1:
-                return self._advance()
-            draft.apply(changes)
-            if len(changes) < PAGE:
-                break
+        draft = self._applied(self._view)
+        if draft is None:
+            return self._advance()
         if draft.watermark != self._view.watermark:
             self._publish(draft)
         return self._view
+
+    def _applied(self, view: View) -> Draft | None:
+        """``view`` with the log from its watermark on applied; None when the log was purged beyond it."""
+        draft = Draft(view)
+        while True:
+            changes = self.records.read_after(draft.watermark, PAGE)
+            if changes and changes[0].seq != draft.watermark + 1:
+                return None
+            draft.apply(changes)
+            if len(changes) < PAGE:
+                return draft
 
     def _publish(self, draft: Draft) -> None:
         if draft.cleared:

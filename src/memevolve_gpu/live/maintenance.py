@@ -22,7 +22,7 @@ from .builder import Built, build_verified, judged
 from .causes import Cause, cause_to_build
 from .live import LiveIndex
 from .rebuild import gather, swapped
-from .recovery import agrees, load_snapshot, spot_check
+from .recovery import agrees, load_snapshot
 from .rounds import one_process
 from .view import View
 
@@ -218,9 +218,9 @@ class Maintenance:
         if info is None or info.generation <= live.generation:
             return False
         loaded = load_snapshot(live.snapshot_path, live.records, live.events)
-        if loaded is None or not spot_check(loaded[0], live.records, live.settings.seed):
+        view = None if loaded is None else live.caught_up(loaded[0])
+        if view is None or not agrees(view, live.records, live.settings.seed):
             return False
-        view = loaded[0]
         if view.body.kind != "exact" and not judged(view.body, live.settings).meets(live.settings.target_recall):
             return False
         with live.mutex:
