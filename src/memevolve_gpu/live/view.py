@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from ..index.allowed import Allowed
 from ..index.base import Body
 from ..index.scan import exact_scan
 from ..types import Effort, FloatArray, IntArray, Metric
+from ..utils.lazy import lazy
 from .facts import BodyFacts
 from .tail import Chunk, Tail
 
@@ -32,8 +32,8 @@ class Alive(Allowed):
         self.count = count
         self.n = len(died)
 
-    @cached_property
-    def rows(self) -> BoolArray:  # type: ignore[override]
+    @lazy
+    def rows(self) -> BoolArray:
         return self._died > self._watermark
 
     def test(self, positions: IntArray) -> BoolArray:
@@ -103,7 +103,7 @@ class View:
         parts += [piece.slots[piece.died > self.watermark] for piece in self.tail.pieces(0, self.tail_n)]
         return np.concatenate(parts)
 
-    @cached_property
+    @lazy
     def alive(self) -> Allowed | None:
         """Living rows of the body; None when no row of it has died."""
         if not self.body_dead:
