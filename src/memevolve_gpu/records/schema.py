@@ -62,6 +62,11 @@ CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE log (seq INTEGER PRIMARY KEY, op INTEGER NOT NULL, slot INTEGER NOT NULL) STRICT;
 CREATE TABLE terms (field TEXT, value TEXT, slot INTEGER, PRIMARY KEY (field, value, slot)) STRICT, WITHOUT ROWID;
 CREATE TABLE pending (slot INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT;
+CREATE TABLE access (                   -- when units were read; no index needs it, so it is not in the log
+    id TEXT PRIMARY KEY,
+    last_access REAL NOT NULL,          -- Unix time
+    count INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 CREATE TABLE stale (slot INTEGER PRIMARY KEY, unit TEXT NOT NULL) STRICT;
 """
     + WORDS_TABLE

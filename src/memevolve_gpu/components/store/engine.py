@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from ...types import FloatArray, Hit, Metric
 from ...utils.config import StorageConfig
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import check_vector, check_vectors
+from .accesses import Accesses
 from .legacy_import import import_legacy
 
 __all__ = ["Engine", "open_engine"]
@@ -47,9 +49,11 @@ class Engine:
     legacy_problem: str = ""
     warned: bool = False
     worker: Worker = field(init=False)
+    accesses: Accesses = field(init=False)
 
     def __post_init__(self) -> None:
         self.worker = Worker(self._background_round, self.events)
+        self.accesses = Accesses(self.records, self.events, weakref.WeakMethod(self.wake))
 
     # Embedding
 
@@ -83,10 +87,12 @@ class Engine:
         if self.maintenance.due():
             self.wake()
 
-    def wake(self) -> None:
-        """Let the background look for work now, where there is a background."""
-        if self.config.background and not self.records.read_only:
-            self.worker.poke()
+    def wake(self) -> bool:
+        """Let the background look for work now; False where there is no background."""
+        if not self.config.background or self.records.read_only:
+            return False
+        self.worker.poke()
+        return True
 
     def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
         """Fetch the units of a search; when one was replaced meanwhile the search is made again."""
@@ -131,9 +137,12 @@ class Engine:
 
     def close(self) -> None:
         self.worker.stop()
+        self.accesses.flush()
         self.records.close()
 
     def _background_round(self) -> bool:
+        if self.accesses.is_full:
+            self.accesses.flush()
         return not self.maintenance.run(wait=False).skipped
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 
+from ...errors import InvalidQueryError
 from ...types import FloatArray, MemoryUnit
 from ...utils.vectors import check_vector
 from .engine import Engine
@@ -41,6 +43,26 @@ class Managing:
         if dropped:
             engine.written()
         return dropped
+
+    def record_access(self, ids: Iterable[str]) -> None:
+        """The units of these ids were given to somebody. Costs about a microsecond.
+
+        ``retrieve``, ``search`` and ``search_units`` do this themselves. What was read is written down a thousand ids
+        at a time, at maintenance and when the store is closed; a crash loses what was not yet.
+        """
+        self._open.accesses.note([unit_id for unit_id in ids if is_id(unit_id)])
+
+    def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
+        """Ids of at most ``limit`` units: read longest ago (lru) or least often (lfu) first, before them those never
+        read, by age. Counts every read of this process, and those that others have written down.
+
+        Raises InvalidQueryError.
+        """
+        if kind not in ("lru", "lfu"):
+            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {kind!r}")
+        if limit < 0:
+            raise InvalidQueryError(f"limit must be a whole number of at least 0, got {limit!r}")
+        return self._open.accesses.in_order(kind, limit)
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``; leaves the access figures alone."""

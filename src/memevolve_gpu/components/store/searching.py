@@ -24,23 +24,45 @@ class Searching:
         raise NotImplementedError
 
     def search(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        recall: float | None = None,
+        *,
+        record: bool = True,
     ) -> list[tuple[float, str]]:
         """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
 
         Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/filters.md``. recall
-        overrides TARGET_RECALL for this call (1.0: exact). Raises InvalidQueryError, InvalidFilterError,
-        EmbeddingError.
+        overrides TARGET_RECALL for this call (1.0: exact). record=False leaves the access figures alone, for those who
+        pass only some of the results on. Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
         """
         found = self._find_text(query, top_k, filters, recall)
-        return list(zip(found.distances[0].tolist(), found.ids(0), strict=False)) if found else []
+        if found is None:
+            return []
+        ids = found.ids(0)
+        if record:
+            self._open.accesses.note(ids)
+        return list(zip(found.distances[0].tolist(), ids, strict=False))
 
     def search_units(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        recall: float | None = None,
+        *,
+        record: bool = True,
     ) -> list[Hit]:
         """As ``search``, with each unit and a score that grows with similarity."""
         found = self._find_text(query, top_k, filters, recall)
-        return self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall)) if found else []
+        if found is None:
+            return []
+        hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall))
+        if record:
+            self._open.accesses.note([hit.id for hit in hits])
+        return hits
 
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None

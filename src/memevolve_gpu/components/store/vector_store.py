@@ -197,7 +197,11 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
     # Reading
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
-        return self._open.records.get(unit_id) if is_id(unit_id) else None
+        engine = self._open
+        unit = engine.records.get(unit_id) if is_id(unit_id) else None
+        if unit is not None:
+            engine.accesses.note((unit_id,))
+        return unit
 
     def retrieve_all(self) -> list[MemoryUnit]:
         return list(self._open.records.units())
@@ -224,7 +228,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         return self._open.records.count()
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
-        unit = self.retrieve(unit_id)
+        unit = self._open.records.get(unit_id) if is_id(unit_id) else None
         return None if unit is None else unit.get("metadata")
 
     def __len__(self) -> int:
@@ -240,6 +244,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
 
     def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
         """Do now what the background would do: build the planned body, verify and save it, purge the log."""
+        self._open.accesses.flush()
         return self._open.maintenance.run(progress).as_dict()
 
     def retrain(self, progress: Progress | None = None) -> dict[str, Any]:

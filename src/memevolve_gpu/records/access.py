@@ -1,0 +1,40 @@
+"""When and how often each unit was read: figures for forgetting, outside the log because no index needs them.
+
+They are no truth: the newest may be lost in a crash. Ids that are no live unit are never entered, and a unit's figures
+go with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Literal
+
+import apsw
+
+from .sql import all_rows
+
+__all__ = ["enter", "in_order"]
+
+_ENTER = """
+INSERT INTO access (id, last_access, count)
+SELECT u.id, j.value ->> 0, j.value ->> 1 FROM json_each(?) AS j JOIN units AS u ON u.id = j.key WHERE true
+ON CONFLICT (id) DO UPDATE SET
+    last_access = max(last_access, excluded.last_access), count = count + excluded.count
+"""
+
+_ORDERS = {
+    "lru": "a.last_access, u.slot",
+    "lfu": "ifnull(a.count, 0), a.last_access, u.slot",
+}
+
+
+def enter(con: apsw.Connection, reads: Mapping[str, tuple[float, int]]) -> None:
+    """Add reads: id to (Unix time of the newest, how many). Call inside a write transaction."""
+    con.execute(_ENTER, (json.dumps(reads),))
+
+
+def in_order(con: apsw.Connection, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
+    """Ids of ``limit`` live units: read longest ago, or least often, first; before them never read ones, by slot."""
+    sql = f"SELECT u.id FROM units AS u LEFT JOIN access AS a ON a.id = u.id ORDER BY {_ORDERS[kind]} LIMIT ?"
+    return [row[0] for row in all_rows(con, sql, (limit,))]
