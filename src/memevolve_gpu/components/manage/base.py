@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...types import MemoryUnit
+from ..stamps import now_text
 from ..store.base import StorageBackend
-from .stamps import now_text
 
 __all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Removal"]
 
@@ -21,7 +21,7 @@ IDS_KEPT = 100
 """Ids that an entry of the history names at most; the count is exact."""
 
 
-class Removal(tuple[int, list[str]]):
+class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for slots
     """What an operation removed: the pair (count, ids), which unpacks as one, with ``notes`` on how it was done.
 
     ``notes`` holds plain JSON values, for instance how many units had no readable time stamp.
@@ -46,8 +46,8 @@ class HealthMetrics:
     """Figures of a memory. Times are ISO 8601; sizes in bytes.
 
     total_size_bytes: what the units take on the disk, vectors and log included, where the backend knows; else of their
-    JSON. oldest and newest: ``created_at`` of the first and the last unit in the backend's order. duplicate_count: units
-    that say what another one says; from a sample where ``duplicate_count_is_exact`` is False.
+    JSON. oldest and newest: ``created_at`` of the first and the last unit in the backend's order. duplicate_count:
+    units that say what another one says; from a sample where ``duplicate_count_is_exact`` is False.
     """
 
     total_units: int
@@ -70,7 +70,9 @@ class ManagementStrategy(ABC):
     """Decides which units go, and which become one."""
 
     @abstractmethod
-    def prune(self, storage_backend: StorageBackend, criteria: Mapping[str, Any] | None = None) -> tuple[int, list[str]]:
+    def prune(
+        self, storage_backend: StorageBackend, criteria: Mapping[str, Any] | None = None
+    ) -> tuple[int, list[str]]:
         """Delete the units that the criteria name: (count, ids)."""
 
     @abstractmethod
@@ -78,9 +80,7 @@ class ManagementStrategy(ABC):
         """Merge units, those of the given ids or all: the merged ones."""
 
     @abstractmethod
-    def deduplicate(
-        self, storage_backend: StorageBackend, similarity_threshold: float = 0.9
-    ) -> tuple[int, list[str]]:
+    def deduplicate(self, storage_backend: StorageBackend, similarity_threshold: float = 0.9) -> tuple[int, list[str]]:
         """Delete units that say what another one says: (count, ids)."""
 
     @abstractmethod

@@ -12,9 +12,9 @@ from typing import Any
 
 from ...errors import ConfigurationError
 from ...types import MemoryUnit
+from ..stamps import age_stamp
 from ..store.base import StorageBackend
-from .doors import units_of
-from .stamps import age_stamp
+from ..store.doors import units_of
 
 __all__ = ["Chosen", "PruneCriteria"]
 
@@ -24,7 +24,7 @@ _KEYS = ("max_age", "max_count", "type", "filters")
 
 @dataclass
 class Chosen:
-    """Ids to delete, oldest first, and how many units had no time stamp to judge by."""
+    """Ids to delete, and how many units had no time stamp to judge by."""
 
     ids: list[str] = field(default_factory=list)
     undated: int = 0
@@ -55,6 +55,8 @@ class PruneCriteria:
                 raise ConfigurationError(f"criteria[{key!r}] is not known; use {', '.join(_KEYS)}")
         filters = dict(_filters(criteria.get("filters")))
         if criteria.get("type") is not None:
+            if "type" in filters:
+                raise ConfigurationError("criteria['type'] and criteria['filters']['type'] are both given; give one")
             filters["type"] = criteria["type"]
         days, most = _days(criteria.get("max_age")), _count(criteria.get("max_count"))
         if not filters and days is None and most is None:
@@ -72,9 +74,7 @@ class PruneCriteria:
             chosen.ids += kept[: len(kept) - self.max_count]
         return chosen
 
-    def _judged(
-        self, units: Iterable[MemoryUnit], chosen: Chosen, now: float | None
-    ) -> Iterable[tuple[str, bool]]:
+    def _judged(self, units: Iterable[MemoryUnit], chosen: Chosen, now: float | None) -> Iterable[tuple[str, bool]]:
         """(id, whether it goes by itself); those that go are noted in ``chosen``."""
         bound = None if self.max_age is None else (time.time() if now is None else now) - self.max_age
         alone = self.max_age is None and self.max_count is None
