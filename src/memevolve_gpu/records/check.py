@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +63,8 @@ def repair(con: apsw.Connection, dim: int, text_of: TextOf) -> list[Finding]:
         message = _look(probe, case)
         if message is None:
             continue
-        if probe.mend is not None:
-            probe.mend(case)
-        findings.append(Finding(probe.code, message, fixed=_look(probe, case) is None))
+        trouble = "" if probe.mend is None else _mend(probe.mend, case)
+        findings.append(Finding(probe.code, message + trouble, fixed=_look(probe, case) is None))
     if any(finding.fixed for finding in findings):
         _restart_log(case)
     return findings
@@ -84,18 +84,34 @@ def _look(probe: _Probe, case: _Case) -> str | None:
         return f"the check {probe.code} could not be made: {error}"
 
 
+def _mend(mend: Callable[[_Case], None], case: _Case) -> str:
+    """Mend wholly or not at all; returns what prevented it."""
+    case.con.execute("SAVEPOINT mend")
+    try:
+        mend(case)
+    except (apsw.CorruptError, apsw.ConstraintError, apsw.SQLError) as error:
+        case.con.execute("ROLLBACK TO mend")
+        return f"; mending failed: {error}"
+    finally:
+        case.con.execute("RELEASE mend")
+    return ""
+
+
 # -- the file ---------------------------------------------------------------------------------------------------------
 
 
 def _file(case: _Case) -> str | None:
     # A query makes FTS5 see what other connections changed; the integrity check alone would compare old with new.
-    all_rows(case.con, "SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1")
+    with suppress(apsw.CorruptError, apsw.SQLError):
+        all_rows(case.con, "SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1")
     rows = [str(row[0]) for row in all_rows(case.con, "PRAGMA integrity_check(20)")]
     return None if rows == ["ok"] else "SQLite finds damage: " + "; ".join(rows)
 
 
 def _rebuild_indexes(case: _Case) -> None:
     case.con.execute("REINDEX")
+    if _file(case) is not None:
+        _rebuild_words(case)  # the keyword index is the other thing in the file that can be made anew
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -247,7 +263,7 @@ def _terms(case: _Case) -> str | None:
 
 def _rebuild_words(case: _Case) -> None:
     con = case.con
-    con.execute("DROP TABLE words")
+    con.execute("DROP TABLE IF EXISTS words")
     con.execute(WORDS_TABLE)
     con.execute(
         "DELETE FROM terms; DELETE FROM pending; DELETE FROM stale; UPDATE counters SET folded = 0, backlog = 0"

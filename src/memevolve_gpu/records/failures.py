@@ -77,7 +77,11 @@ _VERDICTS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ty
     ),
     (apsw.CantOpenError, StorageError, "check that the folder exists and that this user may write to it"),
     ((apsw.IOError, apsw.ProtocolError), StorageError, "look at the disk and the system log, then run check()"),
-    (apsw.ConstraintError, CorruptStoreError, "the records contradict each other; run check(fix=True)"),
+    (
+        (apsw.ConstraintError, apsw.SQLError),
+        CorruptStoreError,
+        "the records contradict each other; run check(fix=True)",
+    ),
     (apsw.NoMemError, StorageError, "free memory and try again"),
     (apsw.TooBigError, StorageError, "the row is too large for SQLite; store a smaller unit"),
 )

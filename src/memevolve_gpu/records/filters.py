@@ -30,8 +30,8 @@ Scalar = None | bool | int | float | str
 
 RANGES: dict[str, Callable[[Any, Any], bool]] = {"gt": gt, "gte": ge, "lt": lt, "lte": le}
 OPERATORS = ("eq", "ne", "in", "nin", *RANGES, "exists")
-MAX_VALUES = 30_000
-"""Most values in one filter; SQLite takes 32,766 parameters a statement."""
+MAX_VALUES, MAX_CONDITIONS = 15_000, 100
+"""Most values and operators in one filter: SQLite takes 32,766 parameters and a tree 1,000 deep in one statement."""
 
 _MISSING = object()
 
@@ -55,8 +55,11 @@ def parse(filters: Filters | None) -> list[Condition]:
     if not isinstance(filters, Mapping):
         raise InvalidFilterError(f"filters must be a mapping of paths to conditions, not {type(filters).__name__}")
     conditions = [one for key, value in filters.items() for one in _conditions(key, value)]
-    if sum(len(one.values) for one in conditions) > MAX_VALUES:
-        raise InvalidFilterError(f"filters hold more than {MAX_VALUES:,} values; split the query")
+    if len(conditions) > MAX_CONDITIONS or sum(len(one.values) for one in conditions) > MAX_VALUES:
+        raise InvalidFilterError(
+            f"filters hold more than {MAX_CONDITIONS} operators or {MAX_VALUES:,} values, {_named(conditions)}; "
+            "split the query"
+        )
     return conditions
 
 
@@ -86,6 +89,11 @@ def kind_of(value: Any) -> str:
     if isinstance(value, str):
         return "text"
     return "array" if isinstance(value, (list, tuple)) else "object"
+
+
+def _named(conditions: list[Condition]) -> str:
+    largest = max(conditions, key=lambda one: len(one.values))
+    return f"most of them under {'.'.join(largest.path)!r}"
 
 
 def _conditions(key: Any, value: Any) -> list[Condition]:
@@ -145,7 +153,7 @@ def _scalar(key: str, op: str, value: Any) -> Scalar:
 def _number(key: str, op: str, value: float) -> float:
     number = doubled(value)
     if not math.isfinite(number):
-        raise InvalidFilterError(f"filters[{key!r}]: {op} takes a finite number, not {value!r}; leave the bound out")
+        raise InvalidFilterError(f"filters[{key!r}]: {op} takes a finite number, not {number}; leave the bound out")
     return number
 
 
@@ -162,7 +170,7 @@ def doubled(value: float) -> float:
         try:
             return float(value)
         except OverflowError:
-            return math.copysign(math.inf, value)
+            return math.inf if value > 0 else -math.inf
     return value
 
 

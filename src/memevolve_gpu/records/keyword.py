@@ -58,7 +58,7 @@ def keyword(
         return []
     restriction, parameters = where(conditions)
     sql = (
-        "SELECT -words.rank, u.id FROM words JOIN units AS u ON u.slot = words.rowid "
+        "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
         f"WHERE words MATCH ? AND {restriction} ORDER BY words.rank LIMIT ?"
     )
     found = all_rows(con, sql, (_query(tokens), *parameters, limit))
@@ -71,7 +71,7 @@ def _pending(
     con: apsw.Connection, tokens: list[str], conditions: Sequence[Condition], cache: TokenCache
 ) -> list[tuple[float, str]]:
     restriction, parameters = where(conditions)
-    sql = f"SELECT p.slot, u.id, p.text FROM pending AS p JOIN units AS u ON u.slot = p.slot WHERE {restriction}"
+    sql = f"SELECT p.slot, u.id, p.text FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot WHERE {restriction}"
     rows = all_rows(con, sql, parameters)
     docs = [_Doc(slot, unit_id, _counts(con, slot, text, cache)) for slot, unit_id, text in rows]
     hits = [doc for doc in docs if not doc.counts.keys().isdisjoint(tokens)]

@@ -30,10 +30,13 @@ class WriteLock:
         self._owner: int | None = None
         self._file: io.FileIO | None = None
 
-    def acquire(self) -> None:
-        """Wait for the lock. A thread that holds it already gets a StorageError instead of waiting for itself."""
+    def refuse_nesting(self) -> None:
+        """Raise StorageError in the thread that holds the lock: it would wait for itself."""
         if self.held_here():
             raise StorageError("write() inside write() in one thread would wait for itself; use the open transaction")
+
+    def acquire(self) -> None:
+        """Wait for the lock. Call :meth:`refuse_nesting` before."""
         try:
             self._threads.acquire()
             self._take_files(self._fileno())

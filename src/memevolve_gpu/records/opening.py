@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import apsw
 
-from ..errors import ConfigurationError, ReadOnlyError, StorageError
+from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
 from .connections import Durability, connect, keep_log_on_close, set_up_writer
 from .failures import FOREIGN, translated
@@ -17,10 +17,21 @@ from .network import refuse_network_filesystem
 from .schema import VERSION, StoreFacts, create, facts_of, migrate, refuse_mismatch, state_of
 from .sql import first_row
 
-__all__ = ["Opened", "database_path", "lock_path", "open_store", "peek"]
+__all__ = ["Opened", "Wish", "database_path", "lock_path", "open_store", "peek"]
 
 METRICS = ("l2", "cosine", "ip")
 MAX_DIM = 65_536
+SMALLEST_DATABASE = 512
+
+
+class Wish(NamedTuple):
+    """What the caller of ``Records.open`` asked for; None takes what the file says."""
+
+    dim: int | None
+    metric: Metric | None
+    durability: Durability
+    create: bool
+    vfs: str | None
 
 
 class Opened(NamedTuple):
@@ -50,6 +61,7 @@ def peek(path: Path) -> StoreFacts | None:
     if not path.exists():
         return None
     refuse_network_filesystem(path.parent)
+    _refuse_fragment(path)
     con, _ = _existing(path, None)
     try:
         return facts_of(con) if state_of(con, path) else None
@@ -59,25 +71,18 @@ def peek(path: Path) -> StoreFacts | None:
         con.close()
 
 
-def open_store(
-    path: Path,
-    lock: WriteLock,
-    *,
-    dim: int | None,
-    metric: Metric | None,
-    durability: Durability,
-    may_create: bool,
-    vfs: str | None,
-) -> Opened:
+def open_store(path: Path, lock: WriteLock, wish: Wish) -> Opened:
     """Open or create the store at ``path``; see ``Records.open`` for what it raises."""
-    _refuse_settings(dim, metric, durability)
+    _refuse_settings(wish.dim, wish.metric, wish.durability)
     _refuse_folder(path.parent)
     exists = path.exists()
-    if not exists:
-        _refuse_creation(path, dim, may_create)
-    con, immutable = _existing(path, vfs) if exists else (_new(path, vfs), False)
+    if exists:
+        _refuse_fragment(path)
+    else:
+        _refuse_creation(path, wish.dim, wish.create)
+    con, immutable = _existing(path, wish.vfs) if exists else (_new(path, wish.vfs), False)
     try:
-        return _ready(con, path, lock, dim, metric, durability, may_create, immutable)
+        return _ready(con, path, lock, wish, immutable=immutable)
     except FOREIGN as error:
         con.close()
         raise translated(error, path) from error
@@ -86,46 +91,37 @@ def open_store(
         raise
 
 
-def _ready(
-    con: apsw.Connection,
-    path: Path,
-    lock: WriteLock,
-    dim: int | None,
-    metric: Metric | None,
-    durability: Durability,
-    may_create: bool,
-    immutable: bool,
-) -> Opened:
+def _ready(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish, *, immutable: bool) -> Opened:
     read_only = immutable or con.readonly("main")
     version = state_of(con, path)
     if version == 0:
-        _refuse_creation(path, dim, may_create and not read_only)
+        _refuse_creation(path, wish.dim, wish.create and not read_only)
     if version < VERSION:
         if read_only:
             raise ReadOnlyError(f"{path} has schema version {version} and is read-only; make it writable to upgrade it")
-        _bring_up_to_date(con, path, lock, dim, metric or "l2")
+        _bring_up_to_date(con, path, lock, wish)
     facts = facts_of(con)
-    refuse_mismatch(facts, dim, metric, path)
+    refuse_mismatch(facts, wish.dim, wish.metric, path)
     if not read_only:
         _use_write_ahead_log(con, path)
-        set_up_writer(con, durability)
+        set_up_writer(con, wish.durability)
         keep_log_on_close(con, False)
     return Opened(con, facts, read_only, immutable)
 
 
-def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, dim: int | None, metric: Metric) -> None:
+def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish) -> None:
     """Create or migrate in one transaction, under the lock, with a second look: another process may have been first.
 
     A new file gets its tables under SQLite's rollback journal, so that its first page says at once whose it is.
     """
-    lock.acquire()
     try:
+        lock.acquire()
         con.execute("PRAGMA synchronous = full")
         con.execute("BEGIN IMMEDIATE")
         try:
             version = state_of(con, path)
-            if version == 0 and dim is not None:
-                create(con, dim, metric)
+            if version == 0 and wish.dim is not None:
+                create(con, wish.dim, wish.metric or "l2")
             elif 0 < version < VERSION:
                 migrate(con, version)
             con.execute("COMMIT")
@@ -190,6 +186,12 @@ def _refuse_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise StorageError(f"the folder {folder} does not exist; create it first")
     refuse_network_filesystem(folder)
+
+
+def _refuse_fragment(path: Path) -> None:
+    """SQLite takes a file of one byte for an empty one."""
+    if 0 < path.stat().st_size < SMALLEST_DATABASE:
+        raise NotAStoreError(f"{path} is too small to be an SQLite file; choose another prefix")
 
 
 def _refuse_creation(path: Path, dim: int | None, may_create: bool) -> None:

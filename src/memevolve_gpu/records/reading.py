@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
+import numpy as np
 
 from ..types import Change, Head, IntArray, MemoryUnit, Row
-from .connections import ReaderPool
 from .failures import FOREIGN, translated
 from .filter_sql import where
 from .filters import Filters, parse
 from .folding import FOLD_AT
 from .keyword import TokenCache, keyword
 from .matching import matching
+from .pool import ReaderPool
 
 __all__ = ["Reading"]
 
@@ -74,9 +75,10 @@ class Reading:
         found = dict(self._rows(_UNITS_OF, (json.dumps(list(ids)),)))
         return {unit_id: json.loads(found[unit_id]) for unit_id in ids if unit_id in found}
 
-    def units_at(self, slots: Sequence[int]) -> dict[int, MemoryUnit]:
+    def units_at(self, slots: Sequence[int] | IntArray) -> dict[int, MemoryUnit]:
         """The live units of the slots, by slot; slots that are gone are missing."""
-        listed = "[" + ",".join([str(int(slot)) for slot in slots]) + "]"
+        numbers = slots.tolist() if isinstance(slots, np.ndarray) else slots
+        listed = "[" + ",".join([str(int(slot)) for slot in numbers]) + "]"
         return {slot: json.loads(unit) for slot, unit in self._rows(_UNITS_AT, (listed,))}
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, bytes]:

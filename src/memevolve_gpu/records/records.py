@@ -9,10 +9,11 @@ from ..types import Metric
 from . import fork
 from .backup import backup
 from .check import Finding, TextOf, default_text, examine, repair
-from .connections import Durability, ReaderPool
+from .connections import Durability
 from .failures import FOREIGN, translated
 from .lock import WriteLock
-from .opening import database_path, lock_path, open_store, peek
+from .opening import Wish, database_path, lock_path, open_store, peek
+from .pool import ReaderPool
 from .reading import Reading
 from .schema import StoreFacts
 from .writer import Session, Writing
@@ -30,14 +31,16 @@ class Records(Reading):
     refused.
     """
 
-    def __init__(
-        self, path: Path, dim: int | None, metric: Metric | None, durability: Durability, create: bool, vfs: str | None
-    ) -> None:
+    def __init__(self, path: Path, wish: Wish) -> None:
         lock = WriteLock(lock_path(path))
         with fork.held_off(path):
-            opened = open_store(path, lock, dim=dim, metric=metric, durability=durability, may_create=create, vfs=vfs)
-            pool = ReaderPool(path, vfs=vfs, immutable=opened.immutable)
-            self._session = Session(path, lock, opened.con, pool, durability, opened.read_only)
+            try:
+                opened = open_store(path, lock, wish)
+            except BaseException:
+                lock.close_file()
+                raise
+            pool = ReaderPool(path, vfs=wish.vfs, immutable=opened.immutable)
+            self._session = Session(path, lock, opened.con, pool, wish.durability, opened.read_only)
             fork.watch(self._session)
         super().__init__(path, pool)
         self.store_id: str = opened.facts.store_id
@@ -63,7 +66,7 @@ class Records(Reading):
         process none. vfs: name of an apsw VFS. Raises ConfigurationError, DimensionMismatchError, StorageError,
         NotAStoreError, NewerSchemaError, ReadOnlyError (when creating), NetworkFilesystemError, CorruptStoreError.
         """
-        return cls(database_path(prefix), dim, metric, durability, create, vfs)
+        return cls(database_path(prefix), Wish(dim, metric, durability, create, vfs))
 
     @staticmethod
     def peek(prefix: str | os.PathLike[str]) -> StoreFacts | None:

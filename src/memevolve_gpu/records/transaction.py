@@ -28,6 +28,7 @@ MAX_NESTING = 900
 
 _AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
 _CHUNK = 1000
+_json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 _COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog FROM counters"
 _KEEP = (
@@ -280,7 +281,7 @@ def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
     if unit.get("id") != unit_id:
         unit = {**unit, "id": unit_id}
     try:
-        text = json.dumps(unit, ensure_ascii=False, allow_nan=False)
+        text = _json_text(unit)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidUnitError(f"unit {unit_id!r} cannot be written as JSON: {error}") from error
     _refuse_surrogates(text, f"unit {unit_id!r}")

@@ -7,9 +7,10 @@ from pathlib import Path
 import apsw
 
 from ..errors import ReadOnlyError, StorageError
-from .connections import Durability, ReaderPool, connect, keep_log_on_close, set_up_writer, try_to_empty_log
+from .connections import Durability, connect, keep_log_on_close, set_up_writer, try_to_empty_log
 from .failures import FOREIGN, translated
 from .lock import WriteLock
+from .pool import ReaderPool
 from .transaction import Transaction
 
 __all__ = ["Session", "Writing"]
@@ -56,13 +57,14 @@ class Session:
         """Close the writing connection; the next transaction opens another."""
         con, self._con = self._con, None
         if con is not None:
-            con.close()
+            con.close(True)
 
     def empty_log(self) -> None:
         """Copy the write-ahead log into the database and cut it to nothing, unless a reader still needs it."""
         self.refuse_writing()
-        self.lock.acquire()
+        self.lock.refuse_nesting()
         try:
+            self.lock.acquire()
             try_to_empty_log(self.connection())
         except FOREIGN as error:
             raise translated(error, self.path) from error
@@ -122,33 +124,40 @@ class Writing:
     def __enter__(self) -> Transaction:
         session = self._session
         session.refuse_writing()
-        session.lock.acquire()
+        session.lock.refuse_nesting()
         try:
+            session.lock.acquire()
             self._con = session.connection()
             self._con.execute("BEGIN IMMEDIATE")
             self._tx = Transaction(self._con, session.path, self._dim)
             return self._tx
         except FOREIGN as error:
-            self._leave()
+            self._leave(failed=True)
             raise translated(error, session.path) from error
         except BaseException:
-            self._leave()
+            self._leave(failed=False)
             raise
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        failed = kind is not None and issubclass(kind, (*FOREIGN, StorageError))
         try:
             if kind is None and self._tx is not None and self._con is not None:
                 self._tx.finish()
                 self._con.execute("COMMIT")
         except FOREIGN as error:
+            failed = True
             raise translated(error, self._session.path) from error
+        except StorageError:
+            failed = True
+            raise
         finally:
-            self._leave()
+            self._leave(failed=failed)
 
-    def _leave(self) -> None:
+    def _leave(self, *, failed: bool) -> None:
         """Roll back what was not committed, and give the lock back.
 
-        After a failure the connection is dropped, so that the next transaction starts from what the disk holds.
+        After SQLite or the disk failed the connection is closed, so that the next transaction opens another and starts
+        from what the disk holds.
         """
         con, self._con = self._con, None
         tx, self._tx = self._tx, None
@@ -158,6 +167,8 @@ class Writing:
             if con is not None and con.in_transaction:
                 con.execute("ROLLBACK")
         except FOREIGN:
-            self._session.drop_connection()
+            failed = True
         finally:
+            if failed:
+                self._session.drop_connection()
             self._session.lock.release()

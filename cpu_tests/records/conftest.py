@@ -1,0 +1,24 @@
+"""An open store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from records_kit import DIM
+
+from memevolve_gpu.records import Records
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> Path:
+    """Where the store under test lives."""
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def records(prefix: Path) -> Iterator[Records]:
+    """A new, empty store."""
+    with Records.open(prefix, dim=DIM) as opened:
+        yield opened

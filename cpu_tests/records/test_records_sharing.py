@@ -1,0 +1,440 @@
+"""Threads, processes, forks and the lock between them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from records_kit import DIM, as_child, facts, foreign_connection, put, unit, vector
+
+from memevolve_gpu.errors import StorageError, StoreClosedError
+from memevolve_gpu.records import Records, connections, fork, pool, writer
+from memevolve_gpu.records.folding import FOLD_AT
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+
+def in_threads(*acts: Callable[[], object]) -> None:
+    """Run all at once; the first exception of any is raised here."""
+    errors: list[BaseException] = []
+
+    def run(act: Callable[[], object]) -> None:
+        try:
+            act()
+        except BaseException as error:  # noqa: BLE001 - handed to the test
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(act,)) for act in acts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
+
+def test_threads_may_read_while_others_write(records: Records) -> None:
+    rounds, writers = 60, 2
+    done = threading.Event()
+    finished = []
+
+    def write(name: str) -> None:
+        try:
+            for number in range(rounds):
+                with records.write() as tx:
+                    put(tx, f"{name}{number}", text=f"word{number}", tags=[name])
+                    put(tx, f"{name}-current", n=number)
+        finally:
+            finished.append(name)
+            if len(finished) == writers:
+                done.set()
+
+    def read() -> None:
+        last = 0
+        while not done.is_set():
+            head = records.head()
+            changes = records.read_after(last, 1000)
+            assert [change.seq for change in changes] == list(range(last + 1, last + 1 + len(changes)))
+            last += len(changes)
+            slots = records.matching({"tags": "a"})
+            assert len(records.units_at(slots)) == len(slots)
+            assert len(records.keyword("word1 word2", 10)) <= 2 * writers
+            assert records.head().last_seq >= head.last_seq
+
+    in_threads(lambda: write("a"), lambda: write("b"), read, read)
+    assert records.count() == writers * (rounds + 1)
+    assert records.check() == []
+
+
+def test_many_threads_at_once_keep_few_connections(records: Records) -> None:
+    put(records, "a")
+    gate = threading.Barrier(20)
+
+    def read() -> None:
+        gate.wait()
+        for _ in range(5):
+            assert records.get("a") == unit("a")
+
+    in_threads(*[read] * 20)
+    assert len(records._pool._idle) <= pool.IDLE_READERS
+
+
+def read_for_ever(records: Records) -> None:
+    while True:
+        records.head()
+        assert len(list(records.ids())) == 1
+
+
+def test_closing_while_threads_read(records: Records) -> None:
+    put(records, "a")
+    started = threading.Barrier(3)
+
+    def read() -> None:
+        started.wait()
+        with pytest.raises(StoreClosedError):
+            read_for_ever(records)
+
+    def close() -> None:
+        started.wait()
+        time.sleep(0.02)
+        records.close()
+
+    in_threads(read, read, close)
+    assert records._pool._all == set()
+
+
+def test_closing_waits_for_a_running_write(records: Records, prefix: Path) -> None:
+    inside, closing = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with records.write() as tx:
+            inside.set()
+            closing.wait()
+            time.sleep(0.02)
+            put(tx, "a")
+
+    def close() -> None:
+        inside.wait()
+        closing.set()
+        records.close()
+
+    in_threads(write, close)
+    with Records.open(prefix) as again:
+        assert list(again.ids()) == ["a"]
+
+
+def test_two_stores_on_one_file_see_each_other(records: Records, prefix: Path) -> None:
+    with Records.open(prefix) as other:
+        put(records, "a", "alpha")
+        assert other.head() == records.head()
+        put(other, "b", "beta")
+        with other.write() as tx:
+            tx.fold()
+            tx.drop("a")
+        assert facts(records) == {"b": unit("b")}
+        assert records.keyword("alpha", 5) == []
+        assert [found for _, found in records.keyword("beta", 5)] == ["b"]
+        assert records.check() == other.check() == []
+
+
+WRITER = """
+import sys
+from memevolve_gpu.records import Records
+prefix, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+r = Records.open(prefix)
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(rounds):
+    with r.write() as tx:
+        uid = tx.next_auto_id()
+        tx.put({"id": uid, "by": name, "n": number}, name, bytes(4 * r.dim), uid)
+r.close()
+"""
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    worker = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert worker.stdout is not None
+    assert worker.stdout.readline() == "ready\n"
+    return worker
+
+
+def test_processes_write_side_by_side(records: Records, prefix: Path) -> None:
+    rounds = 150
+    workers = [start(WRITER, str(prefix), name, str(rounds)) for name in ("a", "b")]
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    last, mine = 0, 0
+    while any(worker.poll() is None for worker in workers):
+        put(records, f"mine{mine}")
+        mine += 1
+        for change in records.read_after(last, 10_000):
+            assert change.seq == last + 1
+            last = change.seq
+    for worker in workers:
+        worker.communicate()
+    assert [worker.returncode for worker in workers] == [0, 0]
+    units = facts(records)
+    assert len(units) == records.count() == 2 * rounds + mine
+    for name in ("a", "b"):
+        assert [one["n"] for one in units.values() if one.get("by") == name] == list(range(rounds))
+    assert records.check() == []
+
+
+HOLDER = """
+import sys
+from memevolve_gpu.records import Records
+r = Records.open(sys.argv[1])
+with r.write() as tx:
+    tx.put({"id": "held"}, "x", bytes(4 * r.dim), "held")
+    print("ready", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_process_killed_inside_a_transaction_leaves_no_lock_and_no_row(records: Records, prefix: Path) -> None:
+    holder = start(HOLDER, str(prefix))
+    assert records.count() == 0
+    holder.kill()
+    holder.communicate()
+    put(records, "a")
+    assert list(records.ids()) == ["a"]
+    assert records.check() == []
+
+
+def test_ctrl_c_ends_the_wait_for_another_process(records: Records, prefix: Path) -> None:
+    holder = start(HOLDER, str(prefix))
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        put(records, "a")
+    timer.join()
+    holder.communicate("\n")
+    put(records, "b")
+    assert sorted(records.ids()) == ["b", "held"]
+
+
+def test_ctrl_c_ends_the_wait_for_another_thread(records: Records) -> None:
+    leave = threading.Event()
+    inside = threading.Event()
+
+    def hold() -> None:
+        with records.write():
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            put(records, "a")
+    finally:
+        leave.set()
+    timer.join()
+    thread.join()
+    put(records, "b")
+    assert list(records.ids()) == ["b"]
+
+
+def test_ctrl_c_ends_the_wait_for_a_foreign_program(records: Records) -> None:
+    foreign = foreign_connection(records.path)
+    foreign.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        put(records, "a")
+    timer.join()
+    foreign.execute("COMMIT")
+    foreign.close()
+    put(records, "b")
+    assert list(records.ids()) == ["b"]
+
+
+def test_a_foreign_program_that_does_not_let_go_is_named(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "BUSY_SECONDS", 0.05)
+    foreign = foreign_connection(records.path)
+    foreign.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StorageError, match="another program"):
+        put(records, "a")
+    foreign.execute("COMMIT")
+    foreign.close()
+    put(records, "b")
+    assert list(records.ids()) == ["b"]
+
+
+def test_a_forked_child_works_on_its_own_connections(records: Records) -> None:
+    put(records, "before", "early")
+    records.head()
+
+    def child() -> None:
+        assert records.get("before") == unit("before")
+        for number in range(FOLD_AT + 5):
+            put(records, f"child{number}")
+        assert [found for _, found in records.keyword("early", 5)] == ["before"]
+        records.close()
+
+    status = as_child(child)
+    put(records, "after")
+    assert status == 0
+    assert records.count() == FOLD_AT + 7
+    assert records.check() == []
+
+
+def test_parent_and_child_write_at_once(records: Records, prefix: Path) -> None:
+    def child() -> None:
+        for number in range(100):
+            put(records, f"child{number}")
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            child()
+            status = 0
+        finally:
+            os._exit(status)
+    for number in range(100):
+        put(records, f"parent{number}")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert records.count() == 200
+    assert records.check() == []
+
+
+def test_a_child_survives_its_parent_closing(records: Records, prefix: Path) -> None:
+    """Were connections inherited, the parent would delete the log that the child writes to."""
+    put(records, "a")
+    gate_read, gate_write = os.pipe()
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            put(records, "b")
+            os.read(gate_read, 1)
+            put(records, "c")
+            assert records.check() == []
+            records.close()
+            status = 0
+        finally:
+            os._exit(status)
+    while not records.exists("b"):
+        time.sleep(0.002)
+    records.close()
+    os.write(gate_write, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(gate_read)
+    os.close(gate_write)
+    with Records.open(prefix) as again:
+        assert list(again.ids()) == ["a", "b", "c"]
+        assert again.check() == []
+
+
+def test_no_connection_is_open_while_the_process_forks(records: Records) -> None:
+    records.head()
+    open_in_child: list[str] = []
+
+    def child() -> None:
+        folder = Path("/proc/self/fd")
+        open_in_child.extend(str(fd.readlink()) for fd in folder.iterdir() if fd.exists())
+        assert not [target for target in open_in_child if target.startswith(str(records.path.with_suffix("")))]
+
+    assert as_child(child) == 0
+
+
+def test_a_child_forked_inside_a_transaction_may_not_touch_the_store(records: Records, prefix: Path) -> None:
+    def child() -> None:
+        for act in (
+            records.head,
+            lambda: put(records, "x"),
+            lambda: Records.open(prefix),
+            lambda: Records.peek(prefix),
+        ):
+            with pytest.raises(StoreClosedError, match="spawn"):
+                act()
+
+    with records.write() as tx:
+        put(tx, "a")
+        status = as_child(child)
+        put(tx, "b")
+    assert status == 0
+    assert list(records.ids()) == ["a", "b"]
+    assert records.check() == []
+
+
+def test_a_fork_does_not_wait_for_ever_for_another_thread(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "FORK_PATIENCE", 0.05)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with records.write() as tx:
+            inside.set()
+            leave.wait()
+            put(tx, "a")
+
+    def child() -> None:
+        with pytest.raises(StoreClosedError, match="spawn"):
+            records.head()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    status = as_child(child)
+    leave.set()
+    thread.join()
+    assert status == 0
+    put(records, "b")
+    assert list(records.ids()) == ["a", "b"]
+
+
+def test_threads_wait_while_another_forks(records: Records) -> None:
+    put(records, "a")
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            assert records.get("a") == unit("a")
+
+    def forks() -> None:
+        try:
+            for _ in range(5):
+                assert as_child(lambda: records.get("a")) == 0
+        finally:
+            done.set()
+
+    in_threads(read, read, forks)
+
+
+def test_a_store_that_nobody_holds_is_forgotten(prefix: Path) -> None:
+    before = len(fork._stores)
+    for number in range(3):
+        Records.open(prefix.with_name(f"s{number}"), dim=DIM).close()
+    import gc
+
+    gc.collect()
+    assert len(fork._stores) <= before
+
+
+def test_vectors_survive_byte_for_byte(records: Records) -> None:
+    with records.write() as tx:
+        tx.put(unit("a"), "", b"\x00\xff" * 8, "a")
+    assert records.vectors_of(["a"]) == {"a": b"\x00\xff" * 8}
+    assert records.scan(0, 9, 9)[0].vector == b"\x00\xff" * 8
+    assert vector() != b"\x00\xff" * 8
