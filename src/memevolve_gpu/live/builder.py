@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import EngineError
 from ..index.base import Body
 from ..index.catalog import build
-from ..planner.effort import effort_for
+from ..training.calibration import calibrate
 from ..training.quality import Quality, measure
-from ..types import IndexPlan
+from ..types import FloatArray, IndexPlan
 from .causes import Cause
 from .draft import exact_body
 from .facts import BodyFacts
@@ -38,11 +38,13 @@ def build_verified(
     gathered: Gathered,
     cause: Cause,
     settings: LiveSettings,
+    queries: FloatArray,
     progress: Callable[[str, float], None],
 ) -> Built:
     """The planned body if it proves itself, else an exact one that says why.
 
     Quantisers are taken over where rows were only added or removed; when the result falls short they are trained anew.
+    queries float32 (m, dim): real ones of the past, to calibrate on.
     """
     rows, old = gathered.rows, gathered.view
     if plan.kind == "exact":
@@ -55,15 +57,28 @@ def build_verified(
         except EngineError as error:
             refused = f"cannot build {plan.kind}: {error}"
             continue
-        quality = judged(body, settings)
-        if quality.meets(settings.target_recall):
-            trained_rows = body.n if like is None else old.facts.trained_rows
-            return Built(body, BodyFacts(trained_rows, quality=quality), trained=like is None)
-        refused = f"{plan.kind} fell short: self-hit {quality.self_hit:.3f}, recall@10 {quality.recall:.3f}"
+        for known in _known(old.facts, body, like):
+            facts, quality = judged(body, known, queries, settings)
+            if quality.meets(settings.target_recall):
+                return Built(body, facts, trained=like is None)
+        refused = f"{plan.kind} fell short: {quality}"
     return Built(exact_body(rows, old.metric), BodyFacts(refused_rows=len(rows.slots)), trained=False, refused=refused)
 
 
-def judged(body: Body, settings: LiveSettings) -> Quality:
-    """How the body does at the effort that searches will use."""
-    effort = effort_for(body.plan, body.n, JUDGED_AT, settings.target_recall)
-    return measure(body, effort, k=JUDGED_AT, seed=settings.seed)
+def judged(body: Body, known: BodyFacts, queries: FloatArray, settings: LiveSettings) -> tuple[BodyFacts, Quality]:
+    """Calibrate the body, unless that is known, and see how it does at the effort that searches will use then."""
+    if known.calibration is None:
+        fresh = calibrate(body, queries, seed=settings.seed)
+        known = replace(known, calibration=fresh, calibrated_rows=body.n)
+    effort = known.effort(body, JUDGED_AT, settings.target_recall)
+    quality = measure(body, effort, k=JUDGED_AT, seed=settings.seed)
+    return replace(known, quality=quality), quality
+
+
+def _known(facts: BodyFacts, body: Body, like: Body | None) -> list[BodyFacts]:
+    """What to start from: the calibration that came with the quantisers, then nothing."""
+    if like is None:
+        return [BodyFacts(trained_rows=body.n)]
+    trained = BodyFacts(trained_rows=facts.trained_rows)
+    carried = facts.carried_to(body)
+    return [trained] if carried is None else [carried, trained]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..errors import EngineError
+from ..index.base import Body
+from ..planner.effort import effort_for
+from ..training.calibration import Calibration
 from ..training.quality import Quality
+from ..types import Effort
 
 __all__ = ["BodyFacts"]
+
+CARRIED = 4 / 3
+"""A calibration serves the same quantisers until the rows have changed by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,26 +23,50 @@ class BodyFacts:
     """trained_rows: live rows when the quantisers in use were trained, 0 for a body that needs none.
 
     refused_rows: live rows when the planned kind was refused and this exact body took its place, else 0.
-    quality: how the body did when it was verified.
+    quality: how the body did when it was verified. calibration: the least efforts that reach each target, measured when
+    there were calibrated_rows.
     """
 
     trained_rows: int = 0
     refused_rows: int = 0
     quality: Quality | None = None
+    calibration: Calibration | None = None
+    calibrated_rows: int = 0
+
+    def carried_to(self, body: Body) -> BodyFacts | None:
+        """The same for a body with the same quantisers over a few more or fewer rows; None for many."""
+        held = self.calibration
+        if held is None or not 1 / CARRIED <= body.n / max(1, self.calibrated_rows) <= CARRIED:
+            return None
+        return replace(self, quality=None, calibration=replace(held, rows=body.n))
+
+    def effort(self, body: Body, k: int, target_recall: float) -> Effort:
+        """The calibrated effort; where none was measured, the conservative one of the planner's table."""
+        found = self.calibration.effort(k, target_recall) if self.calibration is not None else None
+        return found or effort_for(body.plan, body.n, k, target_recall)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a snapshot."""
-        return asdict(self)
+        return {
+            "trained_rows": self.trained_rows,
+            "refused_rows": self.refused_rows,
+            "quality": None if self.quality is None else asdict(self.quality),
+            "calibrated_rows": self.calibrated_rows,
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
+        }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BodyFacts:
-        """What ``to_dict`` gave; anything that is not of that form counts as unknown."""
+    def from_dict(cls, values: dict[str, Any], body: Body) -> BodyFacts:
+        """What ``to_dict`` gave; what is not of that form, or was measured on another body, counts as unknown."""
         try:
-            quality = values.get("quality")
+            quality, calibration = values.get("quality"), values.get("calibration")
+            measured = None if calibration is None else Calibration.from_dict(calibration)
             return cls(
                 int(values.get("trained_rows", 0)),
                 int(values.get("refused_rows", 0)),
                 None if quality is None else Quality(**quality),
+                measured if measured is not None and measured.fits(body) else None,
+                int(values.get("calibrated_rows", 0)),
             )
-        except (TypeError, ValueError, AttributeError):
+        except (TypeError, ValueError, AttributeError, EngineError):
             return cls()

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..monitoring.events import EventLog
 from ..monitoring.latency import LatencyRing
-from ..planner.effort import effort_for
 from ..records.filters import canonical
 from ..records.records import Records
 from ..types import FloatArray, Head
@@ -85,9 +86,13 @@ class LiveIndex:
         started = time.perf_counter()
         view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)
         target = self.settings.target_recall if recall is None else recall
-        found = view.search(queries, k, effort_for(view.body.plan, view.body.n, k, target), mask)
+        found = view.search(queries, k, view.facts.effort(view.body, k, target), mask)
         self.latency.record(time.perf_counter() - started)
         return found
+
+    def queries(self) -> FloatArray:
+        """Real queries of the past, float32 (m, dim), to calibrate and probe with."""
+        return np.empty((0, self.records.dim), dtype=np.float32)
 
     def replace(self, view: View, generation: int) -> None:
         """Publish a view with another body (the caller holds the mutex and has caught up)."""

@@ -195,7 +195,7 @@ class Maintenance:
         if view.body.plan.precision != "float32":
             view = live.reload("full precision is needed to rebuild")
         epoch, gathered, self._asked = live.epoch, gather(view), None
-        built = build_verified(self.plan(view), gathered, cause, live.settings, progress)
+        built = build_verified(self.plan(view), gathered, cause, live.settings, live.queries(), progress)
         with live.mutex:
             now = live.catch_up()
             if live.epoch != epoch:
@@ -221,11 +221,17 @@ class Maintenance:
         view = None if loaded is None else live.caught_up(loaded[0])
         if view is None or not agrees(view, live.records, live.settings.seed):
             return False
-        if view.body.kind != "exact" and not judged(view.body, live.settings).meets(live.settings.target_recall):
+        if view.body.kind != "exact" and not self._good(view):
             return False
         with live.mutex:
             live.adopt(view, info.generation)
         return True
+
+    def _good(self, view: View) -> bool:
+        """Is the body that another process judged good enough for the recall that this one promises?"""
+        settings = self._live.settings
+        quality = view.facts.quality or judged(view.body, view.facts, self._live.queries(), settings)[1]
+        return quality.meets(settings.target_recall)
 
     def _log_is_long(self) -> bool:
         head = self._live.records.head()

@@ -46,7 +46,7 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         )
         return None
     events.record("snapshot-loaded", f"{body.n} rows of kind {body.kind}", seconds=time.perf_counter() - started)
-    return view_of(body, info.watermark, BodyFacts.from_dict(info.extra)), info
+    return view_of(body, info.watermark, BodyFacts.from_dict(info.extra, body)), info
 
 
 def _forget(path: Path) -> None:
