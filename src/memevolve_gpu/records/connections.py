@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import apsw
+
+from .failures import FOREIGN
 
 __all__ = [
     "BUSY_SECONDS",
@@ -14,6 +17,7 @@ __all__ = [
     "connect",
     "keep_log_on_close",
     "set_up_writer",
+    "shut",
     "try_to_empty_log",
 ]
 
@@ -61,6 +65,16 @@ def set_up_writer(con: apsw.Connection, durability: Durability) -> None:
     con.execute(f"PRAGMA synchronous = {durability}")
     con.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     con.execute("PRAGMA cache_size = -16384")
+
+
+def shut(con: apsw.Connection) -> None:
+    """Close the connection, whatever the disk says.
+
+    The last one to close a file copies the write-ahead log into it. Nothing that was acknowledged depends on that, the
+    next opening makes up for it, and SQLite keeps quiet when it fails; only a VFS written in Python does not.
+    """
+    with suppress(*FOREIGN):
+        con.close(True)
 
 
 def try_to_empty_log(con: apsw.Connection) -> None:

@@ -10,7 +10,7 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
-from .connections import Durability, connect, keep_log_on_close, set_up_writer
+from .connections import Durability, connect, keep_log_on_close, set_up_writer, shut
 from .failures import FOREIGN, translated
 from .lock import WriteLock
 from .network import refuse_network_filesystem
@@ -68,7 +68,7 @@ def peek(path: Path) -> StoreFacts | None:
     except FOREIGN as error:
         raise translated(error, path) from error
     finally:
-        con.close()
+        shut(con)
 
 
 def open_store(path: Path, lock: WriteLock, wish: Wish) -> Opened:
@@ -84,10 +84,10 @@ def open_store(path: Path, lock: WriteLock, wish: Wish) -> Opened:
     try:
         return _ready(con, path, lock, wish, immutable=immutable)
     except FOREIGN as error:
-        con.close()
+        shut(con)
         raise translated(error, path) from error
     except BaseException:
-        con.close()
+        shut(con)
         raise
 
 
@@ -159,7 +159,7 @@ def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:
             first_row(con, "SELECT count(*) FROM sqlite_schema")
             return con, False
         except (apsw.CantOpenError, apsw.ReadOnlyError):
-            con.close()
+            shut(con)
             if not _can_be_immutable(path):
                 raise
         return connect(path, read_only=True, immutable=True, vfs=vfs), True

@@ -10,7 +10,7 @@ import apsw
 
 from ..errors import StoreClosedError
 from . import keyword
-from .connections import connect
+from .connections import connect, shut
 from .failures import FOREIGN, translated
 
 __all__ = ["IDLE_READERS", "ReaderPool"]
@@ -110,6 +110,6 @@ class ReaderPool:
             con = self._idle.pop()
         except IndexError:
             return False
-        con.close()
+        shut(con)
         self._all.discard(con)
         return True

@@ -88,6 +88,8 @@ class Transaction:
         except apsw.ConstraintError:
             self.drop(unit_id)
             self._run(_ADD_UNIT, (slot, unit_id, written))
+        except FOREIGN as error:
+            raise translated(error, self._path) from error
         self._run(_ADD_VECTOR, (slot, vector))
         self._run(_ADD_TEXT, (slot, text))
         self._slot = slot

@@ -7,7 +7,7 @@ from pathlib import Path
 import apsw
 
 from ..errors import ReadOnlyError, StorageError
-from .connections import Durability, connect, keep_log_on_close, set_up_writer, try_to_empty_log
+from .connections import Durability, connect, keep_log_on_close, set_up_writer, shut, try_to_empty_log
 from .failures import FOREIGN, translated
 from .lock import WriteLock
 from .pool import ReaderPool
@@ -57,7 +57,7 @@ class Session:
         """Close the writing connection; the next transaction opens another."""
         con, self._con = self._con, None
         if con is not None:
-            con.close(True)
+            shut(con)
 
     def empty_log(self) -> None:
         """Copy the write-ahead log into the database and cut it to nothing, unless a reader still needs it."""
