@@ -1,0 +1,162 @@
+"""Retrieval: the contract of a strategy, its results, and the context that runs one and keeps figures."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...types import MemoryUnit
+from ..stamps import now_text
+from ..store.base import StorageBackend
+from ..store.capabilities import AccessFigures
+from ..store.doors import retrieve_many
+from .metrics import RetrievalMetrics
+
+__all__ = ["RetrievalContext", "RetrievalResult", "RetrievalStrategy"]
+
+HISTORY_KEPT = 1000
+"""Queries that a context remembers."""
+
+COUNTED = 1000
+"""``count_relevant`` counts up to this many."""
+
+
+@dataclass
+class RetrievalResult:
+    """A unit that was found. ``score`` grows with relevance; ``metadata`` says where it comes from."""
+
+    unit_id: str
+    unit: MemoryUnit
+    score: float
+    metadata: dict[str, Any] | None = None
+
+
+class RetrievalStrategy(ABC):
+    """Finds units for a query in any backend."""
+
+    @abstractmethod
+    def retrieve(
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> list[RetrievalResult]:
+        """The ``top_k`` best matching units, best first. filters: see docs/filters.md."""
+
+    def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
+        """The units of these ids that exist, in this order, with score 1."""
+        units = retrieve_many(storage_backend, unit_ids)
+        note_access(storage_backend, list(units))
+        return [RetrievalResult(unit_id, unit, 1.0) for unit_id, unit in units.items()]
+
+    def search(
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> list[RetrievalResult]:
+        """As :meth:`retrieve`."""
+        return self.retrieve(query, storage_backend, top_k, filters)
+
+    @abstractmethod
+    def count_relevant(
+        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
+    ) -> int:
+        """How many units :meth:`retrieve` could return, counted up to a thousand."""
+
+    def save_state(self) -> dict[str, Any]:
+        """What another instance needs to take over, as JSON values."""
+        return {}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``save_state`` of another instance gave."""
+        del state
+
+
+class RetrievalContext:
+    """Runs a strategy, with defaults, the last thousand queries, and figures."""
+
+    def __init__(
+        self,
+        strategy: RetrievalStrategy,
+        default_top_k: int = 5,
+        default_filters: Mapping[str, Any] | None = None,
+        enable_metrics: bool = True,
+    ) -> None:
+        """``default_filters`` hold where a call gives none."""
+        self.strategy = strategy
+        self.default_top_k = default_top_k
+        self.default_filters = dict(default_filters or {})
+        self.retrieval_history: deque[dict[str, Any]] = deque(maxlen=HISTORY_KEPT)
+        self.metrics = RetrievalMetrics() if enable_metrics else None
+
+    def set_strategy(self, strategy: RetrievalStrategy) -> None:
+        """Use another strategy from now on."""
+        self.strategy = strategy
+
+    def retrieve(
+        self,
+        query: str,
+        storage_backend: StorageBackend,
+        top_k: int | None = None,
+        filters: Mapping[str, Any] | None = None,
+    ) -> list[RetrievalResult]:
+        """The best matching units, best first. Raises what the strategy raises."""
+        strategy, wanted, holding = self.strategy, *self._defaults(top_k, filters)
+        started = time.perf_counter()
+        try:
+            results = strategy.retrieve(query, storage_backend, wanted, holding)
+        except BaseException:
+            self._measure(strategy, started, None)
+            raise
+        self._measure(strategy, started, len(results))
+        self.retrieval_history.append(
+            {
+                "query": query,
+                "top_k": wanted,
+                "filters": dict(holding or {}),
+                "results_count": len(results),
+                "timestamp": now_text(),
+            }
+        )
+        return results
+
+    def search(
+        self,
+        query: str,
+        storage_backend: StorageBackend,
+        top_k: int | None = None,
+        filters: Mapping[str, Any] | None = None,
+    ) -> list[RetrievalResult]:
+        """As :meth:`retrieve`."""
+        return self.retrieve(query, storage_backend, top_k, filters)
+
+    def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
+        """The units of these ids that exist."""
+        return self.strategy.retrieve_by_ids(unit_ids, storage_backend)
+
+    def count_relevant(
+        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
+    ) -> int:
+        """How many units the query could find, counted up to a thousand."""
+        return self.strategy.count_relevant(query, storage_backend, self._defaults(None, filters)[1])
+
+    def get_retrieval_history(self) -> list[dict[str, Any]]:
+        """``query``, ``top_k``, ``filters``, ``results_count`` and ``timestamp``, newest last."""
+        return list(self.retrieval_history)
+
+    def clear_history(self) -> None:
+        """Forget the history."""
+        self.retrieval_history.clear()
+
+    def _defaults(self, top_k: int | None, filters: Mapping[str, Any] | None) -> tuple[int, Mapping[str, Any] | None]:
+        holding = self.default_filters if filters is None else filters
+        return self.default_top_k if top_k is None else top_k, holding or None
+
+    def _measure(self, strategy: RetrievalStrategy, started: float, found: int | None) -> None:
+        if self.metrics is not None:
+            self.metrics.record(type(strategy).__name__, time.perf_counter() - started, found)
+
+
+def note_access(backend: StorageBackend, ids: Sequence[str]) -> None:
+    """The units of these ids were given to somebody."""
+    if ids and isinstance(backend, AccessFigures):
+        backend.record_access(ids)
