@@ -1,0 +1,346 @@
+"""``MemorySystem``: a memory as MemEvolve's callers know it, on this package's store and strategies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .components.manage import HealthMetrics, MemoryManager, SimpleManagementStrategy
+from .components.manage.capacity import Capacity
+from .components.memory_config import ComponentType, MemorySystemConfig
+from .components.observers import notify
+from .components.retrieve import (
+    HybridRetrievalStrategy,
+    KeywordRetrievalStrategy,
+    RetrievalContext,
+    RetrievalResult,
+    RetrievalStrategy,
+)
+from .components.stamps import now_text
+from .components.store import StorageBackend, VectorStore
+from .components.store.capabilities import KeywordSearch, Maintainable, StorageHealth, TextSearch
+from .components.trials import encoded_units, try_encoder, try_management, try_retrieval, try_storage
+from .errors import ConfigurationError, MemEvolveError
+from .types import MemoryUnit
+from .utils.config import EmbeddingConfig, StorageConfig
+from .utils.embeddings import embedder_from_config
+
+__all__ = ["ComponentType", "MemorySystem", "MemorySystemConfig"]
+
+LOG_KEPT = 1000
+"""Operations that the log remembers."""
+
+MEMORY_GROWTH = 1.05
+"""Room is made for memory's sake once, and again when the units have grown by a twentieth since."""
+
+_log = logging.getLogger("memevolve_gpu.memory_system")
+
+
+class MemorySystem:
+    """Encodes, keeps, finds and manages memory units. Safe to use from several threads.
+
+    Errors come as they are: those of this package derive from ``MemEvolveError``, those of an encoder are its own.
+    Callbacks are told when all is done; what they raise is logged, for it cannot undo anything.
+    """
+
+    def __init__(self, config: MemorySystemConfig | None = None, encoder: Any = None) -> None:
+        """``encoder`` has ``encode_experience`` and ``encode_trajectory``; None for those who give units.
+
+        Raises ConfigurationError, and as ``VectorStore`` does when ``config`` names no storage backend.
+        """
+        self.config = config or MemorySystemConfig()
+        self._capacity = Capacity(self.config.auto_prune_threshold, self.config.prune_to)
+        if self.config.log_level is not None:
+            logging.getLogger("memevolve_gpu").setLevel(self.config.log_level.upper())
+        self.encoder = encoder
+        self._owned: list[VectorStore] = []
+        given = self.config.storage_backend
+        self.storage: StorageBackend = self._own_store() if given is None else given  # an empty store is falsy
+        strategy = self.config.retrieval_strategy or _default_retrieval(self.storage)
+        self.retrieval_context = RetrievalContext(strategy, self.config.default_retrieval_top_k)
+        self.memory_manager = MemoryManager(self.storage, self.config.management_strategy or SimpleManagementStrategy())
+        self.operation_log: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
+        self._swapping = threading.Lock()
+        self._making_room = threading.Lock()
+        self._room_for_memory_at = 0
+
+    @classmethod
+    def from_env(
+        cls, index_file: str | os.PathLike[str] | None = None, encoder: Any = None, **settings: Any
+    ) -> MemorySystem:
+        """A system on a ``VectorStore`` and an embedding function by MEMEVOLVE_STORAGE_* and MEMEVOLVE_EMBEDDING_*.
+
+        index_file: path prefix of the store, ``memory`` by default. settings: fields of ``MemorySystemConfig``.
+        ``close()`` closes the store. Raises as ``VectorStore`` does.
+        """
+        store = _store_from_env(index_file)
+        try:
+            system = cls(MemorySystemConfig(storage_backend=store, **settings), encoder)
+        except BaseException:
+            store.close()
+            raise
+        system._owned.append(store)
+        return system
+
+    # Keeping
+
+    def add_experience(self, experience: Mapping[str, Any]) -> str | None:
+        """Encode an experience and keep what comes of it: the id of the first unit; None when none came of it.
+
+        Raises ConfigurationError without an encoder, what the encoder raises, and as :meth:`add_units` does.
+        """
+        units = encoded_units(self._encoder().encode_experience(experience))
+        ids = self._keep(units)
+        self._note("add_experience", {"experience_id": experience.get("id"), "unit_count": len(ids), "unit_ids": ids})
+        self._tell_encoded(ids, units)
+        return ids[0] if ids else None
+
+    def add_trajectory(self, trajectory: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Encode a trajectory and keep its units, all or none: their ids. Raises as :meth:`add_experience` does."""
+        return self._add_encoded("add_trajectory", trajectory, self._encoder().encode_trajectory(trajectory))
+
+    def add_trajectory_batch(
+        self,
+        trajectory: Sequence[Mapping[str, Any]],
+        use_parallel: bool = True,
+        max_workers: int = 4,
+        batch_size: int = 10,
+    ) -> list[str]:
+        """As :meth:`add_trajectory`, through the encoder's ``encode_trajectory_batch`` where it has one."""
+        encoder = self._encoder()
+        if use_parallel and hasattr(encoder, "encode_trajectory_batch"):
+            encoded = encoder.encode_trajectory_batch(trajectory, max_workers=max_workers, batch_size=batch_size)
+        else:
+            encoded = encoder.encode_trajectory(trajectory)
+        return self._add_encoded("add_trajectory_batch", trajectory, encoded)
+
+    def add_units(self, units: Sequence[MemoryUnit], embeddings: Any = None) -> list[str]:
+        """Keep units, all or none, and return their ids. embeddings (n, dim) spares the embedding function.
+
+        Room is made first where a threshold would be passed. Raises as ``VectorStore.store_batch`` does.
+        """
+        ids = self._keep(list(units), embeddings)
+        self._note("add_units", {"unit_count": len(ids)})
+        return ids
+
+    # Finding
+
+    def query_memory(
+        self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """The units that match best, best first, each with ``score`` and ``retrieval_metadata``.
+
+        Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        """
+        results = self.retrieval_context.retrieve(query, self.storage, top_k, filters)
+        self._note("query_memory", {"query": query, "top_k": top_k, "results_count": len(results)})
+        notify(self.config.on_retrieve_complete, query, results)
+        return [_as_dict(result) for result in results]
+
+    def retrieve_by_ids(self, unit_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The units of these ids that exist, in this order, each with ``score`` 1 and ``retrieval_metadata``."""
+        return [_as_dict(result) for result in self.retrieval_context.retrieve_by_ids(unit_ids, self.storage)]
+
+    # Managing
+
+    def manage_memory(self, operation: str, **options: Any) -> Any:
+        """Run ``prune`` (criteria), ``consolidate`` (units), ``deduplicate`` (similarity_threshold) or ``forget``
+        (strategy, count); further options go to the strategy, ``dry_run=True`` among them.
+
+        Returns (count, ids), or the merged units. Raises ConfigurationError and what the strategy raises.
+        """
+        manager = self.memory_manager
+        operations: dict[str, Callable[..., Any]] = {
+            "prune": manager.prune,
+            "consolidate": manager.consolidate,
+            "deduplicate": manager.deduplicate,
+            "forget": manager.apply_forgetting,
+        }
+        if operation not in operations:
+            raise ConfigurationError(f"operation must be one of {', '.join(operations)}, got {operation!r}")
+        result = operations[operation](**options)
+        self._note(f"manage_{operation}", {**options, "count": _count_of(result)})
+        notify(self.config.on_manage_complete, operation, result)
+        return result
+
+    def get_health_metrics(self) -> HealthMetrics:
+        """Figures of the memory, without reading its units where the backend can describe itself."""
+        return self.memory_manager.get_health_metrics()
+
+    def get_storage_health(self) -> dict[str, Any]:
+        """The backend's own report, see docs/operations.md; of one that has none, ``current_count``."""
+        if isinstance(self.storage, StorageHealth):
+            return self.storage.get_storage_health()
+        return {"current_count": self.storage.count()}
+
+    def get_operation_log(self) -> list[dict[str, Any]]:
+        """``operation``, ``details`` and ``timestamp`` of the last thousand operations, newest last."""
+        return list(self.operation_log)
+
+    def clear_operation_log(self) -> None:
+        """Forget the operations."""
+        self.operation_log.clear()
+
+    # Changing parts
+
+    def reconfigure_component(
+        self,
+        component_type: ComponentType | str,
+        new_component: Any,
+        validate: bool = True,
+        save_state: bool = False,
+    ) -> bool:
+        """Replace a component while the system is in use; returns True.
+
+        The new one makes a real round trip first (a unit stored, changed and deleted; a query; a small memory pruned;
+        an experience encoded). Only then does it take the old one's place, so a failure leaves all as it was.
+        save_state: hand over what the old one's ``save_state()`` gives; for a ``VectorStore`` that copies its units.
+
+        Raises ConfigurationError, and whatever the new component raises in its trial.
+        """
+        kind = ComponentType.parse(component_type)
+        with self._swapping:
+            old = self._component(kind)
+            if new_component is None:
+                raise ConfigurationError(f"new_component is None; give a {kind.value}")
+            if validate:
+                self._try(kind, new_component)
+            if save_state and hasattr(old, "save_state") and hasattr(new_component, "restore_state"):
+                new_component.restore_state(old.save_state())
+            self._install(kind, new_component)
+        self._note("reconfigure", {"component": kind.value, "type": type(new_component).__name__})
+        return True
+
+    def close(self) -> None:
+        """Close the store if this system opened it."""
+        while self._owned:
+            self._owned.pop().close()
+
+    def __enter__(self) -> MemorySystem:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    # Inside
+
+    def _keep(self, units: list[MemoryUnit], embeddings: Any = None) -> list[str]:
+        storage = self.storage
+        if not units:
+            return []
+        if self.config.enable_auto_management:
+            self._make_room(storage, units)
+        if embeddings is not None:
+            return list(storage.store_batch(units, embeddings))  # type: ignore[call-arg]
+        return [storage.store(units[0])] if len(units) == 1 else list(storage.store_batch(units))
+
+    def _make_room(self, storage: StorageBackend, units: list[MemoryUnit]) -> None:
+        with self._making_room:
+            room = self._capacity.room(storage, len(units))
+            if room.excess:
+                new = sum(not _is_known(storage, unit) for unit in units)
+                room = self._capacity.room(storage, new)
+            if not room.excess or (room.for_memory and storage.count() < MEMORY_GROWTH * self._room_for_memory_at):
+                return
+            try:
+                count = self._forget(storage, room.excess)
+                if room.for_memory and isinstance(storage, Maintainable):
+                    storage.run_maintenance()
+            except MemEvolveError as error:
+                _log.warning("room could not be made (%s): %s", room.cause, error)
+                return
+            self._room_for_memory_at = storage.count() if room.for_memory else self._room_for_memory_at
+        self._note("auto_prune", {"policy": self.config.prune_policy, "count": count, "cause": room.cause})
+
+    def _forget(self, storage: StorageBackend, excess: int) -> int:
+        if self.config.prune_policy == "oldest":
+            removed = self.memory_manager.prune({"max_count": storage.count() - excess})
+        else:
+            removed = self.memory_manager.apply_forgetting(self.config.prune_policy, excess)
+        notify(self.config.on_manage_complete, "auto_prune", removed)
+        return removed[0]
+
+    def _add_encoded(self, operation: str, trajectory: Sequence[Any], encoded: Any) -> list[str]:
+        units = encoded_units(encoded)
+        ids = self._keep(units)
+        self._note(operation, {"trajectory_length": len(trajectory), "units_stored": len(ids)})
+        self._tell_encoded(ids, units)
+        return ids
+
+    def _tell_encoded(self, ids: list[str], units: list[MemoryUnit]) -> None:
+        for unit_id, unit in zip(ids, units, strict=True):
+            notify(self.config.on_encode_complete, unit_id, unit)
+
+    def _encoder(self) -> Any:
+        if self.encoder is None:
+            raise ConfigurationError("encoder is None: make the MemorySystem with one, or use add_units")
+        return self.encoder
+
+    def _component(self, kind: ComponentType) -> Any:
+        return {
+            ComponentType.ENCODER: self.encoder,
+            ComponentType.STORAGE: self.storage,
+            ComponentType.RETRIEVAL: self.retrieval_context.strategy,
+            ComponentType.MANAGER: self.memory_manager.management_strategy,
+        }[kind]
+
+    def _try(self, kind: ComponentType, component: Any) -> None:
+        if kind is ComponentType.ENCODER:
+            try_encoder(component)
+        elif kind is ComponentType.STORAGE:
+            try_storage(component)
+            try_retrieval(self.retrieval_context.strategy, component)
+        elif kind is ComponentType.RETRIEVAL:
+            try_retrieval(component, self.storage)
+        else:
+            try_management(_strategy_of(component))
+
+    def _install(self, kind: ComponentType, component: Any) -> None:
+        if kind is ComponentType.ENCODER:
+            self.encoder = component
+        elif kind is ComponentType.STORAGE:
+            self.storage = self.memory_manager.storage_backend = component
+        elif kind is ComponentType.RETRIEVAL:
+            self.retrieval_context.set_strategy(component)
+        else:
+            self.memory_manager.set_strategy(_strategy_of(component))
+
+    def _own_store(self) -> VectorStore:
+        store = _store_from_env(None)
+        self._owned.append(store)
+        return store
+
+    def _note(self, operation: str, details: Mapping[str, Any]) -> None:
+        self.operation_log.append({"operation": operation, "details": dict(details), "timestamp": now_text()})
+
+
+def _store_from_env(index_file: str | os.PathLike[str] | None) -> VectorStore:
+    return VectorStore(index_file or "memory", embedder_from_config(EmbeddingConfig()), storage_config=StorageConfig())
+
+
+def _default_retrieval(storage: StorageBackend) -> RetrievalStrategy:
+    both = isinstance(storage, TextSearch) and isinstance(storage, KeywordSearch)
+    return HybridRetrievalStrategy() if both else KeywordRetrievalStrategy()
+
+
+def _is_known(storage: StorageBackend, unit: Any) -> bool:
+    """Does the unit replace one that is there? Then it needs no room."""
+    unit_id = unit.get("id") if isinstance(unit, Mapping) else None
+    return isinstance(unit_id, str) and storage.exists(unit_id)
+
+
+def _strategy_of(component: Any) -> Any:
+    """A strategy itself, or that of a manager."""
+    return getattr(component, "management_strategy", component)
+
+
+def _as_dict(result: RetrievalResult) -> dict[str, Any]:
+    return {**result.unit, "score": result.score, "retrieval_metadata": result.metadata or {}}
+
+
+def _count_of(result: Any) -> int:
+    return int(result[0]) if isinstance(result, tuple) else len(result)
