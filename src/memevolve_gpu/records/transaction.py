@@ -86,7 +86,7 @@ class Transaction:
         try:
             self._raw(_ADD_UNIT, (slot, unit_id, written))
         except apsw.ConstraintError:
-            self.drop(unit_id)
+            self._remove(unit_id)
             self._run(_ADD_UNIT, (slot, unit_id, written))
         except FOREIGN as error:
             raise translated(error, self._path) from error
@@ -126,21 +126,11 @@ class Transaction:
         return True
 
     def drop(self, unit_id: str) -> bool:
-        """Remove the unit; False when there is none."""
-        rows = self._run("DELETE FROM units WHERE id = ? RETURNING slot, unit", (unit_id,))
-        if not rows:
-            return False
-        slot, unit = rows[0]
-        self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
-        if slot <= self._folded:
-            self._run("INSERT INTO stale VALUES (?, ?)", (slot, unit))
-            self._backlog += 1
-        else:
-            self._run("DELETE FROM pending WHERE slot = ?", (slot,))
-            self._backlog -= 1
-        self._count -= 1
-        self._log(Op.DROP, slot)
-        return True
+        """Remove the unit, and its access figures; False when there is none."""
+        removed = self._remove(unit_id)
+        if removed:
+            self._run("DELETE FROM access WHERE id = ?", (unit_id,))
+        return removed
 
     def drop_many(self, ids: Iterable[str]) -> int:
         """Remove the units that exist and return their number."""
@@ -151,7 +141,7 @@ class Transaction:
         removed = self._count
         if not removed:
             return 0
-        self._run("DELETE FROM units; DELETE FROM vectors", ())
+        self._run("DELETE FROM units; DELETE FROM vectors; DELETE FROM access", ())
         self._guarded(forget_all)
         self._count, self._backlog, self._folded = 0, 0, self._slot
         self._log(Op.CLEAR, self._slot)
@@ -208,6 +198,22 @@ class Transaction:
         """Refuse every later use."""
         self._con = None
 
+    def _remove(self, unit_id: str) -> bool:
+        rows = self._run("DELETE FROM units WHERE id = ? RETURNING slot, unit", (unit_id,))
+        if not rows:
+            return False
+        slot, unit = rows[0]
+        self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
+        if slot <= self._folded:
+            self._run("INSERT INTO stale VALUES (?, ?)", (slot, unit))
+            self._backlog += 1
+        else:
+            self._run("DELETE FROM pending WHERE slot = ?", (slot,))
+            self._backlog -= 1
+        self._count -= 1
+        self._log(Op.DROP, slot)
+        return True
+
     def _load(self, con: apsw.Connection) -> None:
         self._before: tuple[int, ...] = first_row(con, _COUNTERS)
         self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog = self._before
@@ -217,7 +223,7 @@ class Transaction:
             "SELECT id FROM units WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(chunk)),)
         )
         for (unit_id,) in taken:
-            self.drop(unit_id)
+            self._remove(unit_id)
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
         seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
         rows = list(chunk.values())
