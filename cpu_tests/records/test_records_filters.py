@@ -278,7 +278,7 @@ def worlds(draw: st.DrawFn) -> tuple[list[dict[str, Any]], int, list[dict[str, A
     return units, draw(st.integers(0, len(units))), filters
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(worlds())
 @example(([{"id": "u0", "a": [1]}], 1, [{"a": {"ne": 1}}]))
 def test_sql_and_python_agree(store: Records, world: tuple[list[dict[str, Any]], int, list[dict[str, Any]]]) -> None:

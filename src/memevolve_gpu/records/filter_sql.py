@@ -16,13 +16,14 @@ __all__ = ["INDEXED_FIELDS", "is_indexed", "where"]
 INDEXED_FIELDS = ("type", "tags")
 """Top-level fields whose strings, or lists of strings, are kept in the ``terms`` table."""
 
+_INDEXED_PATHS = {(field,) for field in INDEXED_FIELDS}
 _RANGE_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-_JSON_KINDS = {
-    "number": "IN ('integer', 'real')",
-    "text": "= 'text'",
-    "true": "= 'true'",
-    "false": "= 'false'",
-    "null": "= 'null'",
+_JSON_TYPES = {
+    "number": ("integer", "real"),
+    "text": ("text",),
+    "true": ("true",),
+    "false": ("false",),
+    "null": ("null",),
 }
 
 
@@ -31,56 +32,49 @@ def is_indexed(one: Condition) -> bool:
     return one.op == "in" and one.path in _INDEXED_PATHS and all(isinstance(value, str) for value in one.values)
 
 
-_INDEXED_PATHS = {(field,) for field in INDEXED_FIELDS}
+def where(conditions: Sequence[Condition], bound: list[Any]) -> str:
+    """An SQL expression over the row ``u`` of ``units``; "1" when there is no condition.
+
+    ``bound`` holds the parameters that the statement has before the expression; those of the expression are appended.
+    """
+    return " AND ".join(["1", *(f"({_expression(one, bound)})" for one in conditions)])
 
 
-def where(conditions: Sequence[Condition]) -> tuple[str, list[Any]]:
-    """An SQL expression over the row ``u`` of ``units`` and its parameters; "1" when there is no condition."""
-    parts, parameters = ["1"], []
-    for one in conditions:
-        sql, bound = _expression(one)
-        parts.append(f"({sql})")
-        parameters += bound
-    return " AND ".join(parts), parameters
-
-
-def _expression(one: Condition) -> tuple[str, list[Any]]:
+def _expression(one: Condition, bound: list[Any]) -> str:
     if one.path == ("id",) and one.op == "in":
-        texts = [value for value in one.values if isinstance(value, str)]
-        return f"u.id IN ({_marks(len(texts))})", texts
-    path = "$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in one.path)
+        return f"u.id IN ({_marks([value for value in one.values if isinstance(value, str)], bound)})"
+    path = _marks(["$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in one.path)], bound)
     if one.op == "exists":
-        return f"json_type(u.unit, ?) IS {'NOT ' if one.values[0] else ''}NULL", [path]
-    scalar, values = _test(one, "json_type(u.unit, ?)", "json_extract(u.unit, ?)", path)
-    element, more = _test(one, "e.type", "e.atom", None)
-    sql = (
-        f"ifnull(CASE json_type(u.unit, ?) WHEN 'array' "
-        f"THEN EXISTS (SELECT 1 FROM json_each(u.unit, ?) AS e WHERE {element}) ELSE {scalar} END, 0)"
-    )
-    return f"NOT {sql}" if one.op == "nin" else sql, [path, path, *more, *values]
+        return f"json_type(u.unit, {path}) IS {'NOT ' if one.values[0] else ''}NULL"
+    tests = _tests(one, bound)
+    element = _case("e.type", {name: test.format(value="e.atom") for name, test in tests.items()})
+    scalar = {name: test.format(value=f"json_extract(u.unit, {path})") for name, test in tests.items()}
+    found = f"EXISTS (SELECT 1 FROM json_each(u.unit, {path}) AS e WHERE {element})"
+    return f"{'NOT ' if one.op == 'nin' else ''}{_case(f'json_type(u.unit, {path})', {**scalar, 'array': found})}"
 
 
-def _test(one: Condition, kind: str, value: str, path: str | None) -> tuple[str, list[Any]]:
-    """The test of one scalar; ``path`` is bound wherever ``kind`` or ``value`` occurs."""
-    here = [] if path is None else [path]
-    choices, parameters = [], []
-    for name, values in _by_kind(one.values).items():
-        clause, bound = f"{kind} {_JSON_KINDS[name]}", list(here)
-        if name in ("number", "text"):
-            sign = _RANGE_SIGNS.get(one.op)
-            clause += f" AND {value} {sign} ?" if sign else f" AND {value} IN ({_marks(len(values))})"
-            bound += [*here, *values]
-        choices.append(f"({clause})")
-        parameters += bound
-    return " OR ".join(choices) or "0", parameters
+def _case(kind: str, tests: dict[str, str]) -> str:
+    """The test that belongs to the JSON type; 0 for every other type, and for a missing field."""
+    cases = "".join(f" WHEN '{name}' THEN {test}" for name, test in tests.items())
+    return f"CASE {kind}{cases} ELSE 0 END" if cases else "0"
 
 
-def _by_kind(values: Sequence[Any]) -> dict[str, list[Any]]:
+def _tests(one: Condition, bound: list[Any]) -> dict[str, str]:
+    """For each JSON type, what must hold of ``{value}``."""
     kinds: dict[str, list[Any]] = {}
-    for value in values:
+    for value in one.values:
         kinds.setdefault(kind_of(value), []).append(value)
-    return kinds
+    tests = {}
+    for kind, values in kinds.items():
+        test = "1"
+        if kind in ("number", "text"):
+            marks, sign = _marks(values, bound), _RANGE_SIGNS.get(one.op)
+            test = f"{{value}} {sign} {marks}" if sign else f"{{value}} IN ({marks})"
+        tests.update(dict.fromkeys(_JSON_TYPES[kind], test))
+    return tests
 
 
-def _marks(count: int) -> str:
-    return ", ".join("?" * count)
+def _marks(values: Sequence[Any], bound: list[Any]) -> str:
+    """Numbered places for the values, which are bound once however often they are named."""
+    bound.extend(values)
+    return ", ".join(f"?{number}" for number in range(len(bound) - len(values) + 1, len(bound) + 1))

@@ -56,12 +56,12 @@ def keyword(
     tokens = list(dict.fromkeys(_tokens(con, text)))
     if not tokens or limit < 1:
         return []
-    restriction, parameters = where(conditions)
+    bound: list[Any] = [_query(tokens), limit]
     sql = (
         "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
-        f"WHERE words MATCH ? AND {restriction} ORDER BY words.rank LIMIT ?"
+        f"WHERE words MATCH ?1 AND {where(conditions, bound)} ORDER BY words.rank LIMIT ?2"
     )
-    found = all_rows(con, sql, (_query(tokens), *parameters, limit))
+    found = all_rows(con, sql, bound)
     found += _pending(con, tokens, conditions, cache)
     found.sort(key=lambda pair: -pair[0])
     return found[:limit]
@@ -70,9 +70,10 @@ def keyword(
 def _pending(
     con: apsw.Connection, tokens: list[str], conditions: Sequence[Condition], cache: TokenCache
 ) -> list[tuple[float, str]]:
-    restriction, parameters = where(conditions)
+    bound: list[Any] = []
+    restriction = where(conditions, bound)
     sql = f"SELECT p.slot, u.id, p.text FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot WHERE {restriction}"
-    rows = all_rows(con, sql, parameters)
+    rows = all_rows(con, sql, bound)
     docs = [_Doc(slot, unit_id, _counts(con, slot, text, cache)) for slot, unit_id, text in rows]
     hits = [doc for doc in docs if not doc.counts.keys().isdisjoint(tokens)]
     if not hits:

@@ -59,15 +59,15 @@ def _with_term(con: apsw.Connection, one: Condition) -> IntArray:
 
 def _scan(con: apsw.Connection, conditions: Sequence[Condition], slots: IntArray | None, after: int = 0) -> IntArray:
     """Test the units of the slots, or all of them, by their JSON text."""
-    sql, parameters = where(conditions)
-    sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ? AND {sql}"
+    bound: list[Any] = [after]
+    sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ?1 AND {where(conditions, bound)}"
     if slots is None:
-        return _slots(con, sql, (after, *parameters))
+        return _slots(con, sql, bound)
     slots = slots[np.searchsorted(slots, after, side="right") :]
     if after == 0 and len(slots) * _FEW > first_row(con, "SELECT count FROM counters")[0]:
-        return _intersection(slots, _slots(con, sql, (after, *parameters)))
-    subquery, bound = slot_list(slots)
-    return _slots(con, f"{sql} AND u.slot IN ({subquery})", (after, *parameters, bound))
+        return _intersection(slots, _slots(con, sql, bound))
+    subquery, listed = slot_list(slots)
+    return _slots(con, f"{sql} AND u.slot IN ({subquery})", (*bound, listed))
 
 
 def _slots(con: apsw.Connection, sql: str, parameters: Sequence[Any]) -> IntArray:

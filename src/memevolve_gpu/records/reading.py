@@ -151,11 +151,12 @@ class Reading:
             self._pool.give(con)
 
     def _pages(self, columns: str, size: int, filters: Filters | None) -> Iterator[Any]:
-        condition, parameters = where(parse(filters))
-        sql = f"SELECT {columns} FROM units AS u WHERE u.slot > ? AND {condition} ORDER BY u.slot LIMIT ?"
-        after, full = 0, True
+        bound: list[Any] = [0, size]
+        condition = where(parse(filters), bound)
+        sql = f"SELECT {columns} FROM units AS u WHERE u.slot > ?1 AND {condition} ORDER BY u.slot LIMIT ?2"
+        full = True
         while full:
-            rows = self._rows(sql, (after, *parameters, size))
+            rows = self._rows(sql, bound)
             yield from rows
             full = len(rows) == size
-            after = rows[-1][0] if rows else after
+            bound[0] = rows[-1][0] if rows else bound[0]

@@ -1,0 +1,174 @@
+"""What the store says and does when the disk fails under it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+from records_kit import DIM, facts, put, unit, vector
+
+from memevolve_gpu.errors import ReadOnlyError, StorageError, StorageFullError
+from memevolve_gpu.records import Records
+
+Flags = list[int]
+
+
+class Fault:
+    """Which calls fail with what: ``failing["write"] = OSError(...)``; names ending in ``only`` are touched."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, BaseException] = {}
+        self.only = ""
+        self.calls: dict[str, int] = {}
+
+    def meet(self, call: str, name: str) -> None:
+        self.calls[call] = self.calls.get(call, 0) + 1
+        if call in self.failing and name.endswith(self.only):
+            raise self.failing[call]
+
+
+class FaultyFile(apsw.VFSFile):
+    def __init__(self, fault: Fault, name: str | apsw.URIFilename | None, flags: Flags) -> None:
+        self._fault = fault
+        self._name = name.filename() if isinstance(name, apsw.URIFilename) else str(name)
+        super().__init__("", name, flags)
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - named by SQLite
+        self._fault.meet("write", self._name)
+        super().xWrite(data, offset)
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        self._fault.meet("sync", self._name)
+        super().xSync(flags)
+
+    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
+        self._fault.meet("read", self._name)
+        return super().xRead(amount, offset)
+
+
+class FaultyVFS(apsw.VFS):
+    def __init__(self, name: str, fault: Fault) -> None:
+        self._fault = fault
+        super().__init__(name, "")
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: Flags) -> FaultyFile:  # noqa: N802
+        return FaultyFile(self._fault, name, flags)
+
+
+@pytest.fixture
+def fault() -> Iterator[Fault]:
+    made = Fault()
+    vfs = FaultyVFS("faulty", made)
+    yield made
+    vfs.unregister()
+
+
+@pytest.fixture
+def store(prefix: Path, fault: Fault) -> Iterator[Records]:
+    with Records.open(prefix, dim=DIM, vfs="faulty") as opened:
+        put(opened, "a")
+        yield opened
+        fault.failing.clear()
+
+
+def test_everything_goes_through_the_vfs(store: Records, fault: Fault) -> None:
+    before = dict(fault.calls)
+    put(store, "b")
+    assert fault.calls["write"] > before["write"]
+    assert fault.calls["sync"] == before["sync"] + 1
+    assert list(store.ids()) == ["a", "b"]
+    assert store.backup(store.path.with_name("copy")).exists()
+
+
+def test_normal_durability_leaves_syncing_to_checkpoints(prefix: Path, fault: Fault) -> None:
+    with Records.open(prefix, dim=DIM, durability="normal", vfs="faulty") as opened:
+        put(opened, "a")
+        before = fault.calls["sync"]
+        put(opened, "b")
+        assert fault.calls["sync"] == before
+        opened.checkpoint()
+        assert fault.calls["sync"] > before
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "kind"),
+    [
+        ("write", apsw.FullError("disk full"), StorageFullError),
+        ("write", OSError(errno.ENOSPC, "no space left"), StorageFullError),
+        ("write", OSError(errno.EDQUOT, "quota exceeded"), StorageFullError),
+        ("write", OSError(errno.EROFS, "read-only file system"), ReadOnlyError),
+        ("write", apsw.IOError("broken"), StorageError),
+        ("sync", apsw.IOError("broken"), StorageError),
+        ("sync", OSError(errno.EIO, "input/output error"), StorageError),
+    ],
+)
+def test_a_commit_that_fails_changes_nothing_and_the_next_succeeds(
+    store: Records, fault: Fault, call: str, error: BaseException, kind: type[StorageError]
+) -> None:
+    before, units = store.head(), facts(store)
+    fault.only = "-wal"
+    fault.failing[call] = error
+    for _ in range(2):
+        with pytest.raises(StorageError) as caught:
+            put(store, "b")
+        assert type(caught.value) is kind
+        assert str(store.path) in str(caught.value)
+        assert store.head() == before
+        assert facts(store) == units
+    fault.failing.clear()
+    put(store, "c")
+    assert list(store.ids()) == ["a", "c"]
+    assert store.check() == []
+
+
+def test_a_bulk_write_that_overflows_the_disk_changes_nothing(store: Records, fault: Fault) -> None:
+    fault.only = "-wal"
+    fault.failing["write"] = apsw.FullError("disk full")
+    with pytest.raises(StorageFullError, match="free disk space"), store.write() as tx:
+        tx.put_many((unit(f"u{n}", content="x" * 3000), "x", vector(), f"u{n}") for n in range(9000))
+    fault.failing.clear()
+    assert list(store.ids()) == ["a"]
+    put(store, "b")
+    assert store.check() == []
+
+
+def test_a_checkpoint_that_fails_loses_nothing(store: Records, fault: Fault, prefix: Path) -> None:
+    fault.only = ".db"
+    fault.failing["write"] = apsw.IOError("broken")
+    put(store, "b")
+    with pytest.raises(StorageError):
+        store.checkpoint()
+    assert list(store.ids()) == ["a", "b"]
+    fault.failing.clear()
+    put(store, "c")
+    store.checkpoint()
+    assert store.file_bytes()["wal"] == 0
+    assert list(store.ids()) == ["a", "b", "c"]
+    assert store.check() == []
+
+
+def test_a_read_that_fails_is_told_and_the_next_succeeds(store: Records, fault: Fault, prefix: Path) -> None:
+    store.checkpoint()
+    store.close()
+    with Records.open(prefix, vfs="faulty") as opened:
+        fault.failing["read"] = apsw.IOError("broken")
+        with pytest.raises(StorageError, match="system log"):
+            opened.get("a")
+        with pytest.raises(StorageError):
+            opened.matching({"content": "x"})
+        fault.failing.clear()
+        assert opened.get("a") == unit("a")
+        assert opened.matching({"type": "lesson"}).tolist() == [1]
+
+
+def test_opening_on_a_failing_disk_is_told(prefix: Path, fault: Fault) -> None:
+    fault.failing["write"] = apsw.FullError("disk full")
+    with pytest.raises(StorageFullError):
+        Records.open(prefix, dim=DIM, vfs="faulty")
+    fault.failing.clear()
+    with Records.open(prefix, dim=DIM, vfs="faulty") as opened:
+        put(opened, "a")
+        assert opened.check() == []
