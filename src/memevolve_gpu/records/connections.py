@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ __all__ = [
     "keep_log_on_close",
     "set_up_writer",
     "shut",
+    "shut_on_failure",
     "try_to_empty_log",
 ]
 
@@ -47,9 +49,10 @@ def connect(
     if immutable:
         name, flags = f"{path.as_uri()}?immutable=1", flags | apsw.SQLITE_OPEN_URI
     con = apsw.Connection(name, flags=flags, vfs=vfs)
-    con.set_busy_handler(_Patience())
-    con.execute("PRAGMA trusted_schema = OFF")
-    con.execute("PRAGMA temp_store = MEMORY")
+    with shut_on_failure(con):
+        con.set_busy_handler(_Patience())
+        con.execute("PRAGMA trusted_schema = OFF")
+        con.execute("PRAGMA temp_store = MEMORY")
     return con
 
 
@@ -83,6 +86,16 @@ def shut(con: apsw.Connection) -> None:
     """
     with suppress(*FOREIGN):
         con.close(True)
+
+
+@contextmanager
+def shut_on_failure(con: apsw.Connection) -> Iterator[None]:
+    """Close the connection when the block raises: nobody else will."""
+    try:
+        yield
+    except BaseException:
+        shut(con)
+        raise
 
 
 def try_to_empty_log(con: apsw.Connection) -> None:

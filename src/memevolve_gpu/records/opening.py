@@ -10,7 +10,7 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
-from .connections import Durability, connect, keep_log_on_close, set_up_writer, shut
+from .connections import Durability, connect, keep_log_on_close, set_up_writer, shut, shut_on_failure
 from .failures import FOREIGN, translated
 from .lock import WriteLock
 from .network import refuse_network_filesystem
@@ -82,13 +82,10 @@ def open_store(path: Path, lock: WriteLock, wish: Wish) -> Opened:
         _refuse_creation(path, wish.dim, wish.create)
     con, immutable = _existing(path, wish.vfs) if exists else (_new(path, wish.vfs), False)
     try:
-        return _ready(con, path, lock, wish, immutable=immutable)
+        with shut_on_failure(con):
+            return _ready(con, path, lock, wish, immutable=immutable)
     except FOREIGN as error:
-        shut(con)
         raise translated(error, path) from error
-    except BaseException:
-        shut(con)
-        raise
 
 
 def _ready(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish, *, immutable: bool) -> Opened:
@@ -156,10 +153,10 @@ def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:
         con = connect(path, vfs=vfs)
         keep_log_on_close(con, True)
         try:
-            first_row(con, "SELECT count(*) FROM sqlite_schema")
+            with shut_on_failure(con):
+                first_row(con, "SELECT count(*) FROM sqlite_schema")
             return con, False
         except (apsw.CantOpenError, apsw.ReadOnlyError):
-            shut(con)
             if not _can_be_immutable(path):
                 raise
         return connect(path, read_only=True, immutable=True, vfs=vfs), True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import apsw
 
 from ..errors import StoreClosedError
 from . import keyword
-from .connections import connect, shut
+from .connections import connect, shut, shut_on_failure
 from .failures import FOREIGN, translated
 
 __all__ = ["IDLE_READERS", "ReaderPool"]
@@ -20,14 +21,17 @@ IDLE_READERS = 8
 
 
 class ReaderPool:
-    """Connections for reading. Any thread may take one; a connection is used by one thread at a time."""
+    """Connections for reading. Any thread may take one; a connection is used by one thread at a time.
+
+    One that is taken and, by an interrupt, never handed back is closed when it is forgotten.
+    """
 
     def __init__(self, path: Path, *, vfs: str | None, immutable: bool) -> None:
         self.path = path
         self.vfs = vfs
         self._immutable = immutable
         self._idle: list[apsw.Connection] = []
-        self._all: set[apsw.Connection] = set()
+        self._all: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
         self._opening = threading.Lock()
         self._barred = False
         self._refusal: str | None = None
@@ -80,7 +84,7 @@ class ReaderPool:
 
     def strand(self) -> list[apsw.Connection]:
         """In a forked child that could not be prepared: refuse use, and return what must be neither used nor closed."""
-        inherited, self._idle, self._all = list(self._all), [], set()
+        inherited, self._idle, self._all = list(self._all), [], weakref.WeakSet()
         self._opening = threading.Lock()
         self._bar("the process was forked while the store was in use; fork while no call is running, or use spawn")
         return inherited
@@ -99,7 +103,8 @@ class ReaderPool:
         with self._opening:
             try:
                 con = connect(self.path, read_only=True, immutable=self._immutable, vfs=self.vfs)
-                keyword.register(con)
+                with shut_on_failure(con):
+                    keyword.register(con)
             except FOREIGN as error:
                 raise translated(error, self.path) from error
             self._all.add(con)

@@ -7,7 +7,15 @@ from pathlib import Path
 import apsw
 
 from ..errors import ReadOnlyError, StorageError
-from .connections import Durability, connect, keep_log_on_close, set_up_writer, shut, try_to_empty_log
+from .connections import (
+    Durability,
+    connect,
+    keep_log_on_close,
+    set_up_writer,
+    shut,
+    shut_on_failure,
+    try_to_empty_log,
+)
 from .failures import FOREIGN, translated
 from .lock import WriteLock
 from .pool import ReaderPool
@@ -43,7 +51,8 @@ class Session:
         self.refuse_writing()
         if self._con is None:
             con = connect(self.path, vfs=self.pool.vfs)
-            set_up_writer(con, self._durability)
+            with shut_on_failure(con):
+                set_up_writer(con, self._durability)
             self._con = con
         return self._con
 
@@ -111,64 +120,74 @@ class Session:
 
 
 class Writing:
-    """The context of one write transaction; ``Records.write()`` makes it."""
+    """The context of one write transaction; ``Records.write()`` makes it.
 
-    __slots__ = ("_con", "_dim", "_session", "_tx")
+    Ctrl-C may arrive between any two steps, even where no ``with`` statement can look after them. Whatever is held then
+    is given back when the object is forgotten, which is at once.
+    """
+
+    __slots__ = ("_con", "_dim", "_failed", "_holding", "_session", "_tx")
 
     def __init__(self, session: Session, dim: int) -> None:
         self._session = session
         self._dim = dim
         self._con: apsw.Connection | None = None
         self._tx: Transaction | None = None
+        self._holding = False
+        self._failed = False
 
     def __enter__(self) -> Transaction:
         session = self._session
         session.refuse_writing()
         session.lock.refuse_nesting()
         try:
+            self._holding = True
             session.lock.acquire()
             self._con = session.connection()
             self._con.execute("BEGIN IMMEDIATE")
             self._tx = Transaction(self._con, session.path, self._dim)
             return self._tx
         except FOREIGN as error:
-            self._leave(failed=True)
+            self._failed = True
             raise translated(error, session.path) from error
-        except BaseException:
-            self._leave(failed=False)
-            raise
+        finally:
+            if self._tx is None:
+                self._leave()
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        failed = kind is not None and issubclass(kind, (*FOREIGN, StorageError))
         try:
+            self._failed = kind is not None and issubclass(kind, (*FOREIGN, StorageError))
             if kind is None and self._tx is not None and self._con is not None:
+                self._failed = True
                 self._tx.finish()
                 self._con.execute("COMMIT")
+                self._failed = False
         except FOREIGN as error:
-            failed = True
             raise translated(error, self._session.path) from error
-        except StorageError:
-            failed = True
-            raise
         finally:
-            self._leave(failed=failed)
+            self._leave()
 
-    def _leave(self, *, failed: bool) -> None:
-        """Roll back what was not committed, and give the lock back.
+    def __del__(self) -> None:
+        if getattr(self, "_holding", False):  # an interrupt may come before __init__ has set it
+            self._failed = True
+            self._leave()
+
+    def _leave(self) -> None:
+        """Roll back what was not committed, and give the lock back. What was done already is not done twice.
 
         After SQLite or the disk failed the connection is closed, so that the next transaction opens another and starts
         from what the disk holds.
         """
-        con, self._con = self._con, None
-        tx, self._tx = self._tx, None
         try:
-            if tx is not None:
-                tx.end()
-            if con is not None and con.in_transaction:
-                con.execute("ROLLBACK")
+            if self._tx is not None:
+                self._tx.end()
+            if self._con is not None and self._con.in_transaction:
+                self._con.execute("ROLLBACK")
         except FOREIGN:
-            failed = True
+            self._failed = True
         finally:
-            if failed:
+            if self._failed:
                 self._session.drop_connection()
             self._session.lock.release()
+            self._con = None
+            self._holding = False
