@@ -28,6 +28,7 @@ class Figures:
     background: bool
     read_only: bool
     legacy_problem: str
+    latency: dict[str, float] | None
     refusals: list[str] = field(default_factory=list)
 
 
@@ -35,10 +36,11 @@ def health(figures: Figures) -> dict[str, Any]:
     """The report of ``get_storage_health``: plain JSON values.
 
     usage_percentage is 0..1; memory in MiB; vectors_per_centroid is None where no lists are used;
+    latency (above PERFORMANCE_THRESHOLD units) is of the newest searches, embedding apart, in ms.
     training_quality_score is the worse of self-hit rate and recall@10 of the body in use (1.0 for exact search).
     """
     usage = figures.count / figures.max_units
-    return {
+    report = {
         "current_count": figures.count,
         "max_units": figures.max_units,
         "usage_percentage": usage,
@@ -53,6 +55,7 @@ def health(figures: Figures) -> dict[str, Any]:
         "needs_retraining": bool(figures.build_cause),
         "recommendations": _recommendations(figures, usage),
     }
+    return report if figures.latency is None else {**report, "latency": figures.latency}
 
 
 def _status(figures: Figures) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,7 @@ def _assemble(prefix: str, records: Records, embedder: Embedder | None, config: 
     config = _remember_index_type(records, config)
     legacy_problem = import_legacy(prefix, records, embedder, events)
     limit = _memory_limit(config)
+    _tell_device(config, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"))
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"))
     engine = Engine(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
@@ -225,6 +227,14 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
         with records.write() as tx:
             tx.set_meta(INDEX_TYPE_KEY, config.index_type.encode())
     return config
+
+
+def _tell_device(config: StorageConfig, events: EventLog) -> None:
+    """Nobody shall believe that a GPU is at work when none is."""
+    if config.device.startswith("cuda"):
+        events.record(
+            "device", f"DEVICE={config.device}: this version has no GPU engine; the CPU answers", level=WARNING
+        )
 
 
 def _memory_limit(config: StorageConfig) -> int:

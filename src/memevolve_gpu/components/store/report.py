@@ -33,6 +33,7 @@ def health_report(engine: Engine) -> dict[str, Any]:
         background=engine.config.background,
         read_only=engine.records.read_only,
         legacy_problem=engine.legacy_problem,
+        latency=engine.live.latency.percentiles() if view.count > engine.config.performance_threshold else None,
         refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
     )
     return health(figures)
