@@ -21,6 +21,7 @@ from index.oracle import (
 )
 
 from memevolve_gpu.errors import EngineError
+from memevolve_gpu.index import costs, hnsw
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.catalog import build
@@ -28,6 +29,15 @@ from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
 
 N, DIM = 4000, 96
 TRY = Effort(nprobe=24, rerank=100, ef=64)
+
+
+@pytest.fixture
+def index_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make plain scans look dear, so that small test data reaches the code that large data reaches by itself."""
+    for precision in costs.SCANNED_FLOAT:
+        monkeypatch.setitem(costs.SCANNED_FLOAT, precision, 1e9)
+    monkeypatch.setattr(hnsw, "HNSW_ROWS_PER_BEAM", 0)
+
 
 Case = tuple[Body, FloatArray, FloatArray]
 
@@ -72,6 +82,41 @@ def test_index_answers_without_reading_every_vector(case: Case, monkeypatch: pyt
         monkeypatch.setattr(type(body.table), "scan", None)
     assert (body.search(queries, 5, TRY)[1] >= 0).all()
     assert (body.search(queries, 5, TRY, Allowed(np.arange(N) % 4 > 0))[1] >= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.9, 1 / 3])
+@pytest.mark.usefixtures("index_preferred")
+def test_masks_are_obeyed_inside_the_index(case: Case, share: float, rng: np.random.Generator) -> None:
+    body, vectors, queries = case
+    allowed = Allowed(rng.random(N) < share)
+    answer = body.search(queries, 10, TRY, allowed)
+    check_answer(body, queries, vectors, answer, allowed)
+    assert recall(answer[0], nearest(queries, vectors, body.metric, 10, allowed)) >= 0.97
+
+
+@pytest.mark.parametrize("share", [0.6, 0.2, 0.01])
+@pytest.mark.usefixtures("index_preferred")
+def test_mask_that_starves_the_index(case: Case, share: float) -> None:
+    """Only what lies far from the query is allowed and hardly any effort is made, yet every place is filled."""
+    body, vectors, queries = case
+    for query in queries[::8]:
+        one = query[None]
+        distances = all_distances(one, vectors, body.metric)[0]
+        allowed = Allowed(distances > np.quantile(distances, 1 - share))
+        answer = body.search(one, 10, Effort(nprobe=1, rerank=40, ef=1), allowed)
+        check_answer(body, one, vectors, answer, allowed)
+        assert (answer[1] >= 0).all()
+        if body.kind == "two_stage":
+            assert recall(answer[0], nearest(one, vectors, body.metric, 10, allowed)) >= 0.8
+
+
+@pytest.mark.usefixtures("index_preferred")
+def test_exact_effort_is_exact_where_little_effort_is_not(case: Case) -> None:
+    body, vectors, queries = case
+    truth = nearest(queries, vectors, body.metric, 10)
+    found = {exact: body.search(queries, 10, Effort(1, 1, 1, exact))[0] for exact in (True, False)}
+    assert recall(found[True], truth) == 1.0
+    assert (recall(found[False], truth) == 1.0) == (body.kind == "exact")
 
 
 @pytest.mark.parametrize("share", [0.9, 1 / 3, 0.05, 0.01])
@@ -167,6 +212,9 @@ def test_same_seed_same_body(case: Case) -> None:
     again = body_of(body.kind, vectors, body.metric)
     for name, array in body.parts().items():
         assert np.array_equal(array, again.parts()[name]), name
+    other = body_of(body.kind, vectors, body.metric, seed=8)
+    if body.kind in {"two_stage", "ivf"}:
+        assert not np.array_equal(body.parts()["faiss"], other.parts()["faiss"]), "the seed decides"
 
 
 def test_bad_arguments_are_named(case: Case) -> None:

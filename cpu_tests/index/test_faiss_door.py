@@ -139,7 +139,7 @@ def test_too_old(instead: Path) -> None:
     (instead / "__init__.py").write_text("__version__ = '1.5.3'\nclass IndexFlat: ...", encoding="utf-8")
     message = refusal()
     assert "1.5.3" in message
-    assert "IDSelectorArray" in message
+    assert "IDSelectorAll" in message
 
 
 def test_nothing_is_imported_with_the_modules() -> None:

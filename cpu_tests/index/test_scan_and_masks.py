@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from index.oracle import METRICS, all_distances, clustered, nearest
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import chunks
+from memevolve_gpu.index.faiss_door import load_faiss
 from memevolve_gpu.index.rerank import merge_best
 from memevolve_gpu.index.sample import default_codes, padded_columns, padded_dim, training_sample
 from memevolve_gpu.index.scan import exact_scan, rerank_rows
@@ -41,9 +42,16 @@ def test_scan_under_a_mask(metric: Metric, k: int, share: float, rng: np.random.
     np.testing.assert_allclose(distances, nearest(queries, vectors, metric, k, allowed), rtol=1e-5, atol=1e-4)
 
 
-def test_equal_vectors_have_distance_zero_in_batches_too(rng: np.random.Generator) -> None:
-    vectors = clustered(rng, 100, 33, "l2") + np.float32(1000)
-    assert (exact_scan(vectors, vectors, 1, "l2")[0] == 0).all()
+@pytest.mark.parametrize("nq", [1, 20, 100])
+def test_equal_vectors_have_distance_zero_however_faiss_is_tuned(
+    nq: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through |x|^2 + |y|^2 - 2xy, which this threshold asks for, they would not."""
+    monkeypatch.setattr(load_faiss().cvar, "distance_compute_blas_threshold", 0)
+    vectors = clustered(rng, 100, 384, "l2") + np.float32(1000)
+    distances, positions = exact_scan(vectors[:nq], vectors, 5, "l2")
+    assert (distances[:, 0] == 0).all()
+    assert positions[:, 0].tolist() == list(range(nq))
 
 
 def test_cosine_distances_are_never_negative(rng: np.random.Generator) -> None:
@@ -69,6 +77,7 @@ def test_rerank_ends_at_the_first_gap(metric: Metric, rng: np.random.Generator) 
     assert rerank_rows(queries, vectors, candidates[:, :0], 2, metric)[1].tolist() == [[-1, -1]] * 3
 
 
+@example(mask=[True], probes=[-1])
 @given(mask=st.lists(st.booleans(), max_size=70), probes=st.lists(st.integers(-1, 69), max_size=20))
 def test_allowed_forms_agree(mask: list[bool], probes: list[int]) -> None:
     rows = np.array(mask, dtype=np.bool_)
@@ -134,6 +143,12 @@ def test_sample_is_seeded_bounded_and_pulls_outliers_in(rng: np.random.Generator
     assert np.linalg.norm(whole[3] - np.median(vectors, axis=0)) <= 5 * np.quantile(usual, 0.95)
     assert np.array_equal(np.delete(whole, 3, axis=0), np.delete(vectors, 3, axis=0))
     assert np.array_equal(vectors, before), "the rows themselves are left alone"
+
+
+def test_sample_of_mostly_equal_rows_keeps_the_others() -> None:
+    vectors = np.ones((40, 3), np.float32)
+    vectors[39] = 5
+    assert np.array_equal(training_sample(vectors, 100, 1), vectors)
 
 
 def test_sample_needs_sixteen_rows(rng: np.random.Generator) -> None:

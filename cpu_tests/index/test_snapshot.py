@@ -21,6 +21,7 @@ from index.oracle import KINDS, METRICS, body_of, clustered
 from memevolve_gpu.errors import MemEvolveError
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.faiss_door import load_faiss
 from memevolve_gpu.index.snapshot import (
     SnapshotError,
     SnapshotInfo,
@@ -307,6 +308,17 @@ class _Parts:
 
     def parts(self) -> dict[str, Any]:
         return self._parts
+
+
+def test_graph_whose_links_leave_it(folder: Path, rng: np.random.Generator) -> None:
+    faiss = load_faiss()
+    for link in (80, 10**6, -2):
+        body = body_of("hnsw", clustered(rng, 80, 6, "l2"), "l2")
+        links = body._engine.hnsw.neighbors  # type: ignore[attr-defined]
+        faiss.rev_swig_ptr(links.data(), links.size())[5] = link
+        write_snapshot(folder / "links", body, info_of(body))
+        with pytest.raises(SnapshotError, match="cannot be restored"):
+            read(folder / "links", body)
 
 
 def test_engine_bytes_that_faiss_cannot_read(folder: Path, rng: np.random.Generator) -> None:

@@ -287,6 +287,13 @@ def test_predicted_bytes_are_those_of_the_body(n: int, dim: int, kind: str, prec
 
 # ----------------------------------------------------------------------------------------------------------- effort
 
+
+def test_many_results_spread_over_more_lists() -> None:
+    lists = IndexPlan("ivf", nlist=200)
+    assert [effort_for(lists, 10_000, k, 0.99).nprobe for k in (10, 100)] == [150, 200]
+    assert [effort_for(lists, 10_000, k, 0.95).nprobe for k in (10, 100)] == [100, 135]
+
+
 PLANS = [IndexPlan("two_stage", codes=192), IndexPlan("ivf", nlist=256, codes=192), IndexPlan("hnsw")]
 
 

@@ -22,6 +22,7 @@ __all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", 
 
 _DISTRIBUTIONS = ("faiss", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 _NEEDED = (
+    "IDSelectorAll",
     "IDSelectorArray",
     "IDSelectorBitmap",
     "IndexFlat",

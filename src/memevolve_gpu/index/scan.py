@@ -10,9 +10,6 @@ from .faiss_door import load_faiss, translated
 
 __all__ = ["exact_scan", "finished", "padded", "rerank_rows", "to_distances"]
 
-_QUERIES_AT_ONCE = 19
-"""Below 20 queries faiss computes distances directly; from 20 on through |x|^2 + |y|^2 - 2xy, which cancels."""
-
 
 def exact_scan(
     queries: FloatArray, vectors: FloatArray, k: int, metric: Metric, allowed: Allowed | None = None
@@ -39,9 +36,7 @@ def exact_scan(
         return padded(nq, k)
     distances, positions = np.empty((nq, found), np.float32), np.empty((nq, found), np.int64)
     with translated("scanning"):
-        for start in range(0, nq, _QUERIES_AT_ONCE):
-            stop = start + _QUERIES_AT_ONCE
-            _scan(queries[start:stop], vectors, metric, allowed, (distances[start:stop], positions[start:stop]))
+        _scan(queries, vectors, metric, allowed, (distances, positions))
     return finished(distances, positions, k, metric)
 
 
@@ -97,10 +92,13 @@ def _scan(
     allowed: Allowed | None,
     out: tuple[FloatArray, IntArray],
 ) -> None:
+    """Fill ``out``. Always with a selector: without one faiss may compute |x|^2 + |y|^2 - 2xy, which cancels, for
+    batches (before 1.15), wide vectors (since) or single queries (proposed); with one it subtracts component-wise.
+    """
     distances, positions = out
     faiss = load_faiss()
     ptr = faiss.swig_ptr
-    selector = None if allowed is None else allowed.listing(faiss)
+    selector = faiss.IDSelectorAll() if allowed is None else allowed.listing(faiss)
     (n, dim), (nq, k) = vectors.shape, distances.shape
     if metric == "l2":
         faiss.knn_L2sqr(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), None, selector)
