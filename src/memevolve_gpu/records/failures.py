@@ -39,6 +39,8 @@ def _text(error: BaseException) -> str:
 def _verdict(error: BaseException) -> tuple[type[StorageError], str]:
     if isinstance(error, OSError):
         return _system_verdict(error.errno)
+    if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
+        return StorageFullError, _FREE_SPACE  # the shared memory file could not grow; SQLite has no better word for it
     for foreign, kind, remedy in _VERDICTS:
         if isinstance(error, foreign):
             return kind, remedy

@@ -46,6 +46,7 @@ TokenCache = dict[int, Counter[str]]
 
 def register(con: apsw.Connection) -> None:
     """Make the size of the index readable in SQL. Every connection that calls :func:`keyword` needs it."""
+    all_rows(con, "SELECT 1 FROM sqlite_schema")  # a full disk says so here; the next call would only miss FTS5
     con.register_fts5_function("corpus_size", _corpus_size)
 
 
