@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ..index.base import Body
 from ..types import Effort, FloatArray
 
-__all__ = ["SELF_HIT_FLOOR", "Quality", "measure", "recall_of"]
+__all__ = ["SELF_HIT_FLOOR", "Quality", "measure", "recall_of", "recalls_of"]
 
 SELF_HIT_FLOOR = 0.9
 """A body below this share of self-hits never goes live."""
@@ -58,15 +59,21 @@ def measure(body: Body, effort: Effort, *, k: int = 10, queries: int = 64, seed:
 
 
 def recall_of(found: FloatArray, truth: FloatArray) -> float:
-    """Mean recall@k from the distances alone, float32 (nq, k) each: a result no farther than the exact k-th is a hit.
+    """Mean recall@k from the distances alone; see :func:`recalls_of`."""
+    return float(np.mean(recalls_of(found, truth)))
 
-    Ties therefore count as hits, and rows beyond the end of the store (+inf in ``truth``) do not count at all.
+
+def recalls_of(found: FloatArray, truth: FloatArray) -> npt.NDArray[np.float64]:
+    """Recall@k of each query, float64 (nq,), from the distances alone, ascending float32 (nq, k) each.
+
+    A result no farther than the exact k-th is a hit. Ties therefore count as hits, and rows beyond the end of the store
+    (+inf in ``truth``) do not count at all.
     """
     wanted = np.isfinite(truth).sum(axis=1)
-    last = np.where(wanted > 0, np.take_along_axis(truth, np.maximum(wanted - 1, 0)[:, None], axis=1)[:, 0], -np.inf)
+    last = np.where(wanted > 0, np.take_along_axis(truth, np.maximum(wanted - 1, 0)[:, None], axis=1)[:, 0], 0.0)
     slack = np.abs(last) * 1e-5 + 1e-7
     hits = np.minimum((found <= (last + slack)[:, None]).sum(axis=1), wanted)
-    return float(np.mean(np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0)))
+    return np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0).astype(np.float64)
 
 
 def _self_hit(body: Body, stored: FloatArray, effort: Effort) -> float:

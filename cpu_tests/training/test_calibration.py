@@ -1,0 +1,270 @@
+"""Does the effort that calibration finds keep its promise to questions that it has not seen?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from index.oracle import METRICS, body_of, clustered, fitted, rows_of
+from support import SEED
+
+from memevolve_gpu.errors import EngineError
+from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.catalog import build
+from memevolve_gpu.training.calibration import KS, MIN_REAL, TARGETS, Calibration, Entry, calibrate
+from memevolve_gpu.training.quality import recall_of, recalls_of
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
+
+ROWS, DIM = 5000, 96
+TRIED = ("two_stage", "ivf", "hnsw")
+BODIES = [(kind, metric) for kind in TRIED for metric in METRICS if (kind, metric) != ("hnsw", "ip")]
+
+
+def questions(metric: Metric, count: int, seed: int = SEED + 1) -> FloatArray:
+    return clustered(np.random.default_rng(seed), count, DIM, metric)
+
+
+def elsewhere(count: int) -> FloatArray:
+    """Questions in the directions in which the data varies, but nowhere near its clusters in particular."""
+    base = questions("l2", 2 * count, SEED + 3)
+    return fitted(base[:count] - base[count:], "cosine")
+
+
+def made(kind: str, metric: Metric = "cosine", rows: int = ROWS, nlist: int = 128) -> Body:
+    vectors = clustered(np.random.default_rng(SEED), rows, DIM, metric)
+    plan = IndexPlan(kind, nlist if kind == "ivf" else 0)  # type: ignore[arg-type]
+    return build(plan, rows_of(vectors), metric, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def bodies() -> dict[tuple[str, Metric], Body]:
+    return {
+        (kind, metric): made(kind, metric) for kind in TRIED for metric in METRICS if (kind, metric) != ("hnsw", "ip")
+    }
+
+
+def recall_with(body: Body, asked: FloatArray, k: int, effort: Effort) -> float:
+    return recall_of(body.search(asked, k, effort)[0], body.search(asked, k, Effort(exact=True))[0])
+
+
+@pytest.mark.parametrize(("kind", "metric"), BODIES)
+def test_real_queries_get_what_was_promised(bodies: dict[tuple[str, Metric], Body], kind: str, metric: Metric) -> None:
+    body = bodies[kind, metric]
+    found = calibrate(body, questions(metric, 300), seed=SEED)
+    assert found.source == "queries"
+    unseen = questions(metric, 400, SEED + 2)
+    truth = body.search(unseen, 100, Effort(exact=True))[0]
+    for k in (1, 10, 37, 100):
+        assert found.effort(k, 0.95) is not None
+        for target in TARGETS:
+            effort = found.effort(k, target)
+            if effort is not None:
+                assert recall_of(body.search(unseen, k, effort)[0], truth[:, :k]) >= target
+
+
+@pytest.mark.parametrize("kind", TRIED)
+def test_held_out_vectors_promise_enough_for_questions_near_and_far(
+    bodies: dict[tuple[str, Metric], Body], kind: str
+) -> None:
+    body = bodies[kind, "cosine"]
+    found = calibrate(body, seed=SEED)
+    assert found.source == "held-out"
+    near, far = questions("cosine", 300, SEED + 2), elsewhere(300)
+    for target in (0.9, 0.95, 0.99):
+        effort = found.effort(10, target)
+        assert effort is not None
+        assert recall_with(body, near, 10, effort) >= target
+        assert recall_with(body, far, 10, effort) >= target
+
+
+def test_lists_are_not_probed_more_than_the_target_asks(bodies: dict[tuple[str, Metric], Body]) -> None:
+    found = calibrate(bodies["ivf", "l2"], questions("l2", 300), seed=SEED)
+    easy, strict = found.effort(10, 0.9), found.effort(10, 0.99)
+    assert easy is not None
+    assert strict is not None
+    assert 0 < easy.nprobe < bodies["ivf", "l2"].nlist / 2
+    assert easy.nprobe <= strict.nprobe
+
+
+def test_a_hard_half_is_not_hidden_by_an_easy_one() -> None:
+    body = made("hnsw", rows=8000)
+    easy = questions("cosine", 400)
+    noise = np.random.default_rng(SEED).standard_normal(easy.shape)
+    hard = fitted(noise.astype(np.float32), "cosine")
+    mixed = calibrate(body, np.concatenate([easy[:200], hard[:200]]), seed=SEED).effort(10, 0.95)
+    alone = calibrate(body, easy[:200], seed=SEED).effort(10, 0.95)
+    assert mixed is not None
+    assert alone is not None
+    assert recall_with(body, hard[200:], 10, mixed) >= 0.95 > recall_with(body, hard[200:], 10, alone)
+
+
+def test_the_same_seed_finds_the_same(bodies: dict[tuple[str, Metric], Body]) -> None:
+    first, second = (calibrate(bodies["ivf", "cosine"], seed=SEED) for _ in range(2))
+    assert first.entries == second.entries
+
+
+def test_between_the_grid_points_the_next_stricter_one_serves() -> None:
+    entries = tuple(Entry(k, t, Effort(nprobe=k, rerank=round(t * 1000)), t, t) for k in KS for t in TARGETS)
+    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, entries)
+    assert table.effort(1, 0.5) == Effort(nprobe=1, rerank=900)
+    assert table.effort(7, 0.95) == Effort(nprobe=10, rerank=950)
+    assert table.effort(10, 0.951) == Effort(nprobe=10, rerank=980)
+    assert table.effort(51, 0.991) == Effort(nprobe=100, rerank=995)
+    assert table.effort(101, 0.9) is None
+    assert table.effort(10, 0.999) is None
+
+
+def test_what_could_not_be_shown_is_not_in_the_table() -> None:
+    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, Effort(nprobe=3), 0.93, 0.91),))
+    assert table.effort(10, 0.9) == Effort(nprobe=3)
+    assert table.effort(10, 0.95) is None
+    assert table.effort(20, 0.9) is None
+
+
+def test_an_exact_body_needs_no_measurement() -> None:
+    found = calibrate(body_of("exact", questions("l2", 50), "l2"))
+    assert (found.queries, found.effort(100, 0.995)) == (0, Effort(exact=True))
+
+
+def test_an_empty_body_has_nothing_to_promise() -> None:
+    body = made("two_stage", rows=64)
+    body.n = 0
+    assert calibrate(body).entries == ()
+
+
+@pytest.mark.parametrize("kind", TRIED)
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_copies_of_one_vector_are_all_hits(kind: str, metric: Metric) -> None:
+    one = questions(metric, 1)
+    body = build(
+        IndexPlan(kind, 4 if kind == "ivf" else 0),  # type: ignore[arg-type]
+        rows_of(np.repeat(one, 300, axis=0)),
+        metric,
+        seed=SEED,
+    )
+    found = calibrate(body, seed=SEED)
+    effort = found.effort(10, 0.995)
+    assert effort is not None
+    assert recall_with(body, one, 10, effort) == 1.0
+
+
+def test_few_rows_are_scanned() -> None:
+    body = made("ivf", rows=80, nlist=4)
+    effort = calibrate(body, seed=SEED).effort(100, 0.995)
+    assert effort is not None
+    assert recall_with(body, questions("cosine", 20), 100, effort) == 1.0
+
+
+def test_queries_count_from_a_minimum_on() -> None:
+    body = made("two_stage", rows=2000)
+    asked = questions("cosine", MIN_REAL)
+    assert calibrate(body, asked[:-1]).source == "held-out"
+    few = calibrate(body, asked)
+    assert (few.source, few.queries) == ("queries", MIN_REAL)
+
+
+def test_work_is_bounded_and_gives_way() -> None:
+    body = made("ivf")
+    asked, exact, pauses = [0], [0], [0]
+    search = body.search
+
+    def counted(queries: FloatArray, k: int, effort: Effort, allowed: Any = None) -> Any:
+        (exact if effort.exact else asked)[0] += len(queries)
+        return search(queries, k, effort, allowed)
+
+    def pause() -> None:
+        pauses[0] += 1
+
+    body.search = counted  # type: ignore[method-assign]
+    found = calibrate(body, questions("cosine", 5000), pause=pause)
+    assert found.queries == exact[0] <= 256
+    assert asked[0] <= 60 * 192
+    assert pauses[0] >= asked[0] / 32
+
+
+def test_a_pause_may_end_it() -> None:
+    class EnoughError(Exception):
+        pass
+
+    def pause() -> None:
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        calibrate(made("two_stage", rows=2000), pause=pause)
+
+
+def test_it_belongs_to_the_body_it_was_measured_on() -> None:
+    body = made("ivf", rows=2000, nlist=50)
+    found = calibrate(body)
+    assert found.fits(body)
+    assert not found.fits(made("ivf", rows=2001, nlist=50))
+    assert not found.fits(made("two_stage", rows=2000))
+
+
+def test_it_survives_json() -> None:
+    found = calibrate(made("ivf", rows=2000, nlist=50))
+    assert found.entries
+    assert Calibration.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def _set(*path: Any) -> Callable[[Any], None]:
+    *where, last, value = path
+
+    def change(data: Any) -> None:
+        for step in where:
+            data = data[step]
+        data[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (_set("version", 2), "version"),
+        (_set("kind", None), "kind"),
+        (_set("rows", "many"), "rows"),
+        (_set("rows", -1), "rows"),
+        (_set("rows", True), "rows"),
+        (_set("source", "guess"), "source"),
+        (_set("seconds", float("nan")), "seconds"),
+        (_set("entries", {}), "entries"),
+        (_set("entries", [7]), "entries"),
+        (_set("entries", 0, "k", 2.5), "k"),
+        (_set("entries", 0, "recall", float("inf")), "recall"),
+        (_set("entries", 0, "effort", None), "effort"),
+        (_set("entries", 0, "effort", "nprobe", -3), "nprobe"),
+        (_set("entries", 0, "effort", "exact", 1), "exact"),
+    ],
+)
+def test_garbage_is_refused_by_name(change: Callable[[Any], None], field: str) -> None:
+    entry = Entry(10, 0.95, Effort(nprobe=3, rerank=40), 0.97, 0.96)
+    data = json.loads(json.dumps(Calibration("ivf", 9, 3, "queries", 100, 0.5, (entry,)).to_dict()))
+    change(data)
+    with pytest.raises(EngineError, match=rf"calibration\.{field}"):
+        Calibration.from_dict(data)
+
+
+def test_recall_of_each_query_counts_ties_and_ignores_what_does_not_exist() -> None:
+    truth = np.array([[1.0, 2.0, 2.0], [1.0, np.inf, np.inf], [np.inf] * 3], np.float32)
+    found = np.array([[1.0, 2.0, 3.0], [1.0, np.inf, np.inf], [np.inf] * 3], np.float32)
+    assert recalls_of(found, truth) == pytest.approx([2 / 3, 1.0, 1.0])
+    assert recall_of(found, truth) == pytest.approx(8 / 9)
+
+
+def test_a_store_of_real_units_that_has_seen_no_question(shared_data: Path) -> None:
+    vectors, asked, odd = (
+        fitted(np.load(shared_data / f"{name}_minilm_f16.npy").astype(np.float32), "cosine")
+        for name in ("tldr", "tldr_queries", "ood_queries")
+    )
+    chosen = np.sort(np.random.default_rng(SEED).choice(len(vectors), 5000, replace=False))
+    body = build(IndexPlan("ivf", 128), rows_of(vectors[chosen]), "cosine", seed=SEED)
+    found = calibrate(body, seed=SEED)
+    for target in (0.95, 0.99):
+        effort = found.effort(10, target)
+        assert effort is not None
+        assert min(recall_with(body, sample[:500], 10, effort) for sample in (asked, odd)) >= target

@@ -1,0 +1,219 @@
+"""How hard a body must try for a target recall, measured on the body itself.
+
+The efforts are looked for on real queries where there are enough of them, else on stored vectors that are held out and
+partly moved away from where they lie (see :mod:`.perturbed`), with a margin. Exact search on the same body is the
+judge; ties are hits.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import EngineError
+from ..index.base import Body
+from ..index.costs import scan_cost
+from ..types import Effort, FloatArray
+from .judge import Judge, Pause, Questions, no_pause
+from .ladder import Ladders, reach
+from .perturbed import perturbed
+
+__all__ = ["KS", "MIN_REAL", "TARGETS", "Calibration", "Entry", "Source", "calibrate"]
+
+KS = (1, 5, 10, 20, 50, 100)
+TARGETS = (0.9, 0.95, 0.98, 0.99, 0.995)
+MIN_REAL = 64
+"""Fewer real queries than this are not asked."""
+MOST_QUESTIONS = 192
+FEWEST_QUESTIONS = 96
+_TRUTH_COST = 40_000_000_000.0
+"""Exact scans that set the number of questions, in units of 10 picoseconds (0.4 s)."""
+
+SPREADS = (0.0, 2.0)
+"""How far held-out vectors are moved, in standard deviations; each half has to be served. The first are where rows lie
+dense, the second where questions lie that nobody foresaw."""
+HELD_OUT_MARGIN = 0.8
+"""Held-out vectors may miss this share of what real queries may miss. With it, efforts fell short of the recall asked
+for on one of two sets of 1,000 real questions in 1 % of draws, at 1.4 to 1.5 times the least effort for the harder."""
+
+Source = Literal["queries", "held-out"]
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The least effort found for ``target`` at ``k`` results: the mean ``recall`` of the worse-served half of the
+    questions, and the lower ``bound`` of the true mean."""
+
+    k: int
+    target: float
+    effort: Effort
+    recall: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured on one body: ``kind``, ``rows`` and ``nlist`` say which; ``queries`` how many questions were
+    asked, taken from ``source``; ``seconds`` how long it took. Where no effort could be shown to do, an entry lacks."""
+
+    kind: str
+    rows: int
+    nlist: int
+    source: Source
+    queries: int
+    seconds: float
+    entries: tuple[Entry, ...]
+
+    def effort(self, k: int, target: float) -> Effort | None:
+        """The effort for ``k`` results at recall ``target``, from the entry of the next larger k and the next higher
+        target; None beyond the table and where no effort was shown to do."""
+        return self._table.get((_next(KS, k), _next(TARGETS, target)))
+
+    def fits(self, body: Body) -> bool:
+        """Was this measured on such a body?"""
+        return (self.kind, self.rows, self.nlist) == (body.kind, body.n, body.nlist)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; :meth:`from_dict` takes them back."""
+        return {"version": _VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+        """Raises EngineError, naming the field, for anything that :meth:`to_dict` did not write."""
+        if data.get("version") != _VERSION:
+            raise EngineError(f"calibration.version is not {_VERSION}; calibrate again")
+        source = _field(data, "source", str)
+        if source not in ("queries", "held-out"):
+            raise EngineError(f"calibration.source is {source!r}; calibrate again")
+        return cls(
+            kind=_field(data, "kind", str),
+            rows=_field(data, "rows", int),
+            nlist=_field(data, "nlist", int),
+            source="queries" if source == "queries" else "held-out",
+            queries=_field(data, "queries", int),
+            seconds=float(_field(data, "seconds", int, float)),
+            entries=tuple(_entry(each) for each in _field(data, "entries", list, tuple)),
+        )
+
+    @cached_property
+    def _table(self) -> dict[tuple[float, float], Effort]:
+        return {(entry.k, entry.target): entry.effort for entry in self.entries}
+
+
+def calibrate(
+    body: Body,
+    queries: FloatArray | None = None,
+    *,
+    seed: int = 0,
+    pause: Pause = no_pause,
+    limit: int = MOST_QUESTIONS,
+) -> Calibration:
+    """Find the least effort for each of ``KS`` and ``TARGETS``.
+
+    A quarter of the questions looks for the way, all of them decide how far to go: an effort does when the lower bound
+    of its mean recall (see :func:`~.bounds.lower_bounds`) reaches the target on both halves of the questions. Real
+    queries are halved into near and far ones, so that a few easy topics do not hide hard ones.
+
+    Args:
+        body: the body that will be searched; an exact one needs no search.
+        queries: real queries float32 (nq, dim), normalised under cosine; asked from ``MIN_REAL`` on, ``limit`` of them.
+        seed: decides which are taken, and the held-out ones.
+        pause: called every few milliseconds of work; what it raises ends the calibration.
+        limit: most questions to ask; fewer over large bodies, where the truth is dear, but at least 96.
+
+    Raises:
+        EngineError: the body cannot be searched.
+    """
+    started = time.perf_counter()
+    source: Source = "queries" if queries is not None and len(queries) >= MIN_REAL else "held-out"
+    asked, entries = 0, _exact_entries() if body.kind == "exact" else []
+    if body.n and not entries:
+        rng, count = np.random.default_rng(seed), _count(body, limit)
+        questions = (
+            _held_out(body, count, rng) if queries is None or source == "held-out" else _real(queries, count, rng)
+        )
+        judge, margin = Judge(body, questions, KS, pause), 1.0 if source == "queries" else HELD_OUT_MARGIN
+        ladders, asked = Ladders(judge), len(questions)
+        entries = [entry for k in KS for entry in _climb(judge, ladders, k, margin)]
+    seconds = round(time.perf_counter() - started, 6)
+    return Calibration(body.kind, body.n, body.nlist, source, asked, seconds, tuple(entries))
+
+
+def _exact_entries() -> list[Entry]:
+    return [Entry(k, target, Effort(exact=True), 1.0, 1.0) for k in KS for target in TARGETS]
+
+
+def _count(body: Body, limit: int) -> int:
+    """How many questions the time for exact scans allows."""
+    affordable = int(_TRUTH_COST / scan_cost(body.n, body.dim, body.table.precision))
+    return min(limit, max(FEWEST_QUESTIONS, affordable))
+
+
+def _real(queries: FloatArray, count: int, rng: np.random.Generator) -> Questions:
+    chosen = rng.choice(len(queries), min(count, len(queries)), replace=False)
+    return Questions(np.ascontiguousarray(queries[chosen], dtype=np.float32))
+
+
+def _held_out(body: Body, count: int, rng: np.random.Generator) -> Questions:
+    each = max(1, count // len(SPREADS))
+    drawn = [perturbed(body, each, spread, rng) for spread in SPREADS]
+    return Questions(
+        queries=np.concatenate([queries for queries, _ in drawn]),
+        stratum=np.repeat(np.arange(len(SPREADS)), each),
+        source=np.concatenate([source for _, source in drawn]),
+    )
+
+
+def _climb(judge: Judge, ladders: Ladders, k: int, margin: float) -> list[Entry]:
+    """One entry per target that some step reaches; targets ascend, and so does the way."""
+    entries: list[Entry] = []
+    steps, column, at = ladders.steps(k), judge.ks.index(k), 0
+    for target in TARGETS:
+        wanted = 1.0 - margin * (1.0 - target)
+        while at < len(steps):
+            if at == len(steps) - 1 or ladders.promised(steps[at], k) >= wanted:
+                means, bounds = judge.bounds(steps[at], reach(steps[at], judge.ks[-1]))
+                if bounds[column] >= wanted:
+                    entries.append(Entry(k, target, steps[at], float(means[column]), float(bounds[column])))
+                    break
+            at += 1
+    return entries
+
+
+def _next(grid: tuple[float, ...], wanted: float) -> float:
+    """The least of ``grid`` that is not below ``wanted``; infinity where there is none."""
+    at = bisect_left(grid, wanted)
+    return grid[at] if at < len(grid) else float("inf")
+
+
+def _entry(data: Any) -> Entry:
+    if not isinstance(data, Mapping):
+        raise EngineError("calibration.entries holds something else than entries; calibrate again")
+    effort = _field(data, "effort", Mapping)
+    return Entry(
+        k=_field(data, "k", int),
+        target=float(_field(data, "target", int, float)),
+        effort=Effort(
+            nprobe=_field(effort, "nprobe", int),
+            rerank=_field(effort, "rerank", int),
+            ef=_field(effort, "ef", int),
+            exact=_field(effort, "exact", bool),
+        ),
+        recall=float(_field(data, "recall", int, float)),
+        bound=float(_field(data, "bound", int, float)),
+    )
+
+
+def _field(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
+    value = data.get(name)
+    negative = isinstance(value, (int, float)) and not 0 <= value < float("inf")
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or negative:
+        raise EngineError(f"calibration.{name} is {value!r}; calibrate again")
+    return value
