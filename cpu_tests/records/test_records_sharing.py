@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from records_kit import DIM, as_child, facts, foreign_connection, put, unit, vector
+from support import SEED
 
 from memevolve_gpu.errors import StorageError, StoreClosedError
 from memevolve_gpu.records import Records, connections, fork, pool, writer
@@ -107,7 +110,7 @@ def test_closing_while_threads_read(records: Records) -> None:
         records.close()
 
     in_threads(read, read, close)
-    assert records._pool._all == set()
+    assert not records._pool._all
 
 
 def test_closing_waits_for_a_running_write(records: Records, prefix: Path) -> None:
@@ -252,6 +255,38 @@ def test_ctrl_c_ends_the_wait_for_another_thread(records: Records) -> None:
     thread.join()
     put(records, "b")
     assert list(records.ids()) == ["b"]
+
+
+class Interrupted(BaseException):
+    """Raised by the timer, wherever the main thread happens to be."""
+
+
+def test_an_interrupt_at_any_point_leaves_the_store_usable(records: Records) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    chance = random.Random(SEED)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    acknowledged = []
+    try:
+        for turn in range(300):
+            with suppress(Interrupted):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(5e-6, chance.choice([1e-4, 5e-4, 2e-3])))
+                    for number in range(20):
+                        put(records, f"{turn}-{number}")
+                        acknowledged.append(f"{turn}-{number}")
+                        records.head()
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    in_threads(lambda: put(records, "from another thread"))
+    stored = set(records.ids())
+    assert stored >= {*acknowledged, "from another thread"}
+    assert len(stored) <= len(acknowledged) + 1 + 300
+    assert len(records._pool._all) == 1
+    assert records.check() == []
 
 
 def test_ctrl_c_ends_the_wait_for_a_foreign_program(records: Records) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import apsw
@@ -120,74 +121,84 @@ class Session:
 
 
 class Writing:
-    """The context of one write transaction; ``Records.write()`` makes it.
+    """The context of one write transaction; ``Records.write()`` makes it."""
 
-    Ctrl-C may arrive between any two steps, even where no ``with`` statement can look after them. Whatever is held then
-    is given back when the object is forgotten, which is at once.
-    """
-
-    __slots__ = ("_con", "_dim", "_failed", "_holding", "_session", "_tx")
+    __slots__ = ("__weakref__", "_dim", "_hold", "_session")
 
     def __init__(self, session: Session, dim: int) -> None:
         self._session = session
         self._dim = dim
-        self._con: apsw.Connection | None = None
-        self._tx: Transaction | None = None
-        self._holding = False
-        self._failed = False
+        self._hold = _Hold(session)
 
     def __enter__(self) -> Transaction:
         session = self._session
+        self._hold = hold = _Hold(session)
         session.refuse_writing()
         session.lock.refuse_nesting()
         try:
-            self._holding = True
+            hold.guard = weakref.ref(self, hold.abandon)
             session.lock.acquire()
-            self._con = session.connection()
-            self._con.execute("BEGIN IMMEDIATE")
-            self._tx = Transaction(self._con, session.path, self._dim)
-            return self._tx
+            hold.con = session.connection()
+            hold.con.execute("BEGIN IMMEDIATE")
+            hold.tx = Transaction(hold.con, session.path, self._dim)
+            return hold.tx
         except FOREIGN as error:
-            self._failed = True
+            hold.failed = True
             raise translated(error, session.path) from error
         finally:
-            if self._tx is None:
-                self._leave()
+            if hold.tx is None:
+                hold.leave()
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        hold = self._hold
         try:
-            self._failed = kind is not None and issubclass(kind, (*FOREIGN, StorageError))
-            if kind is None and self._tx is not None and self._con is not None:
-                self._failed = True
-                self._tx.finish()
-                self._con.execute("COMMIT")
-                self._failed = False
+            hold.failed = kind is None or issubclass(kind, (*FOREIGN, StorageError))
+            if kind is None and hold.tx is not None and hold.con is not None:
+                hold.tx.finish()
+                hold.con.execute("COMMIT")
+                hold.failed = False
         except FOREIGN as error:
             raise translated(error, self._session.path) from error
         finally:
-            self._leave()
+            hold.leave()
 
-    def __del__(self) -> None:
-        if getattr(self, "_holding", False):  # an interrupt may come before __init__ has set it
-            self._failed = True
-            self._leave()
 
-    def _leave(self) -> None:
-        """Roll back what was not committed, and give the lock back. What was done already is not done twice.
+class _Hold:
+    """What a write transaction holds, and how it is given back.
+
+    Ctrl-C may arrive between any two steps, even where no ``with`` statement can look after them. Then ``guard`` gives
+    everything back when the context is forgotten, which is at once.
+    """
+
+    __slots__ = ("con", "failed", "guard", "session", "tx")
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.con: apsw.Connection | None = None
+        self.tx: Transaction | None = None
+        self.failed = False
+        self.guard: weakref.ref[Writing] | None = None
+
+    def abandon(self, _: object) -> None:
+        """The context is gone and nobody called :meth:`leave`."""
+        self.failed = True
+        self.leave()
+
+    def leave(self) -> None:
+        """Roll back what was not committed, and give the lock back; doing it twice does no harm.
 
         After SQLite or the disk failed the connection is closed, so that the next transaction opens another and starts
         from what the disk holds.
         """
         try:
-            if self._tx is not None:
-                self._tx.end()
-            if self._con is not None and self._con.in_transaction:
-                self._con.execute("ROLLBACK")
+            if self.tx is not None:
+                self.tx.end()
+            if self.con is not None and self.con.in_transaction:
+                self.con.execute("ROLLBACK")
         except FOREIGN:
-            self._failed = True
+            self.failed = True
         finally:
-            if self._failed:
-                self._session.drop_connection()
-            self._session.lock.release()
-            self._con = None
-            self._holding = False
+            if self.failed:
+                self.session.drop_connection()
+            self.session.lock.release()
+            self.con = self.guard = None
