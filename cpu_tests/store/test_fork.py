@@ -1,0 +1,344 @@
+"""``os.fork`` with an open store, at good moments and at bad ones: nobody hangs, and both sides see each other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from endurance import DIM, Model, contents, embed, verify
+
+from memevolve_gpu import StorageConfig, StoreClosedError, VectorStore
+from memevolve_gpu.live.view import Alive
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
+    # Python 3.12 warns of what is tested here: forking while threads run.
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+HANGS = 30
+"""Seconds after which a child is killed by its alarm."""
+
+
+def open_store(prefix: Path, **settings: Any) -> VectorStore:
+    config = StorageConfig(**{"index_type": "ivf", "min_training_units": 100, "background": False, **settings})
+    return VectorStore(prefix, embed, DIM, storage_config=config)
+
+
+def unit(number: int, word: str = "") -> dict[str, Any]:
+    return {"id": f"{word}{number}", "content": f"w{number % 7} {word} fact {number}", "type": "skill"}
+
+
+def units(*ends: int, word: str = "") -> list[dict[str, Any]]:
+    return [unit(number, word) for number in range(*ends)]
+
+
+def model_of(*many: list[dict[str, Any]]) -> Model:
+    return {one["id"]: one for some in many for one in some}
+
+
+def finds(store: VectorStore, one: dict[str, Any]) -> bool:
+    return [unit_id for _, unit_id in store.search(f"{one['content']} {one['type']}", 1)] == [one["id"]]
+
+
+def fork(act: Callable[[], object]) -> int:
+    """Run ``act`` in a forked child, which an alarm ends should it hang."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(HANGS)
+    status = 1
+    try:
+        act()
+        status = 0
+    except BaseException:  # noqa: BLE001 - told to the parent by the status
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def join(pid: int) -> None:
+    status = os.waitpid(pid, 0)[1]
+    assert not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM), "the child hangs"
+    assert status == 0, f"the child failed with status {status}; its traceback is in the captured stderr"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[VectorStore]:
+    with open_store(tmp_path / "store") as store:
+        store.store_batch(units(0, 300))
+        store.run_maintenance()
+        yield store
+
+
+class TestOneThread:
+    def test_the_child_searches_writes_and_maintains(self, store: VectorStore) -> None:
+        def act() -> None:
+            verify(store, [model_of(units(0, 300))])
+            store.store_batch(units(300, 900))
+            assert store.update("5", {**unit(5), "content": "w1 by the child"})
+            assert store.run_maintenance()["actions"][0].startswith("built")
+            store.snapshot()
+            verify(store, [model_of(units(0, 900)) | {"5": {**unit(5), "content": "w1 by the child"}}])
+
+        join(fork(act))
+        verify(store, [model_of(units(0, 900)) | {"5": {**unit(5), "content": "w1 by the child"}}])
+
+    def test_both_write_at_once_and_see_each_other(self, store: VectorStore) -> None:
+        def act() -> None:
+            for number in range(40):
+                store.store(unit(number, "child"))
+                assert finds(store, unit(number, "child"))
+            deadline = time.monotonic() + HANGS / 2
+            while not store.exists("parent39") and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert finds(store, unit(39, "parent"))
+
+        pid = fork(act)
+        for number in range(40):
+            store.store(unit(number, "parent"))
+            assert finds(store, unit(number, "parent"))
+        join(pid)
+        verify(store, [model_of(units(0, 300), units(40, word="child"), units(40, word="parent"))])
+
+    def test_closing_in_the_child_does_not_hurt_the_parent(self, store: VectorStore) -> None:
+        def act() -> None:
+            store.store(unit(1, "child"))
+            store.close()
+
+        for number in range(3):
+            join(fork(act))
+            store.store(unit(number, "parent"))
+            verify(store, [model_of(units(0, 300), units(1, 2, word="child"), units(number + 1, word="parent"))])
+
+    def test_closing_in_the_parent_does_not_hurt_the_child(self, store: VectorStore, tmp_path: Path) -> None:
+        def act() -> None:
+            deadline = time.monotonic() + HANGS / 2
+            while not (tmp_path / "closed").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            store.store(unit(1, "child"))
+            verify(store, [model_of(units(0, 300), units(1, 2, word="child"))])
+
+        pid = fork(act)
+        store.close()
+        (tmp_path / "closed").touch()
+        join(pid)
+
+    def test_a_grandchild_works_too(self, store: VectorStore) -> None:
+        def act() -> None:
+            store.store(unit(1, "child"))
+            join(fork(lambda: store.store(unit(1, "grandchild"))))
+            assert finds(store, unit(1, "grandchild"))
+
+        join(fork(act))
+        verify(store, [model_of(units(0, 300), units(1, 2, word="child"), units(1, 2, word="grandchild"))])
+
+    def test_inside_a_transaction_the_child_is_refused_and_the_parent_goes_on(self, store: VectorStore) -> None:
+        def act() -> None:
+            for call in (lambda: store.store(unit(1)), lambda: store.search("w1", 1), store.count):
+                with pytest.raises(StoreClosedError, match="fork"):
+                    call()
+
+        with store._open.records.write() as tx:
+            tx.drop("7")
+            join(fork(act))
+            tx.drop("8")
+        verify(store, [model_of([one for one in units(0, 300) if one["id"] not in ("7", "8")])])
+
+
+class TestThreads:
+    """Another thread of the parent is always in the midst of something when the fork happens."""
+
+    @pytest.mark.parametrize("busy_with", ["searching", "writing", "filtering", "maintaining"])
+    def test_no_child_hangs(self, store: VectorStore, busy_with: str) -> None:
+        busy, stop, failed = Busy(store), threading.Event(), []
+
+        def loop() -> None:
+            number = 0
+            while not stop.is_set():
+                try:
+                    getattr(busy, busy_with)(number)
+                except BaseException as error:
+                    failed.append(error)
+                    raise
+                number += 1
+
+        def act() -> None:
+            number = os.getpid()
+            store.store(unit(number, "child"))
+            assert finds(store, unit(number, "child"))
+            assert len(store.search("w1", 5, filters={"type": "skill"})) == 5
+            store.run_maintenance()
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        for _ in range(12):
+            join(fork(act))
+        stop.set()
+        thread.join(HANGS)
+        assert not thread.is_alive(), "the parent hangs"
+        assert not failed
+        assert sum(unit_id.startswith("child") for unit_id in contents(store)) == 12
+        verify(store, [contents(store)])
+
+
+def test_a_mask_half_made_by_another_thread_does_not_hang_the_child() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow:
+        def __len__(self) -> int:
+            return 3
+
+        def __gt__(self, _watermark: int) -> list[bool]:
+            entered.set()
+            go_on.wait(HANGS)
+            return [True] * 3
+
+    half_made: Any = Alive(Slow(), 1, 3)  # type: ignore[arg-type]
+    thread = threading.Thread(target=lambda: half_made.rows)
+    thread.start()
+    entered.wait(HANGS)
+    try:
+        join(fork(lambda: Alive(np.array([5, 0, 5]), 1, 2).rows))
+    finally:
+        go_on.set()
+        thread.join()
+
+
+class Busy:
+    """What the parent's other thread does over and over."""
+
+    def __init__(self, store: VectorStore) -> None:
+        self.store = store
+
+    def searching(self, number: int) -> None:
+        self.store.search_vectors(np.ones((64, DIM)), 10, recall=1.0)
+
+    def writing(self, number: int) -> None:
+        self.store.store(unit(number % 20, "busy"))
+
+    def filtering(self, number: int) -> None:
+        self.store.delete(f"busy{number % 20}")
+        self.store.store(unit(number % 20, "busy"))
+        self.store.search("w1", 5, filters={"type": "skill"})
+
+    def maintaining(self, number: int) -> None:
+        self.store.store_batch(units(0, 120, word="busy"))
+        self.store.run_maintenance()
+
+
+def test_the_maintenance_lock_does_not_outlive_the_round_in_a_child(store: VectorStore, tmp_path: Path) -> None:
+    """A child forked in the midst of the parent's round must not keep everyone from the next one."""
+    children: list[int] = []
+    idle = tmp_path / "idle"
+
+    def act() -> None:
+        deadline = time.monotonic() + HANGS / 2
+        while not idle.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def progress(_stage: str, _share: float) -> None:
+        if not children:
+            children.append(fork(act))
+
+    store.store_batch(units(300, 900))
+    assert store.run_maintenance(progress)["actions"][0].startswith("built")
+    assert children
+    skipped = store._open.maintenance.run(wait=False).skipped
+    idle.touch()
+    join(children[0])
+    assert not skipped
+
+
+def test_the_background_thread_is_started_anew_in_the_child(tmp_path: Path) -> None:
+    with open_store(tmp_path / "store", background=True) as store:
+        store.store_batch(units(0, 150))
+        until(lambda: store.index.kind == "ivf")
+
+        def act() -> None:
+            store.store_batch(units(150, 900))
+            until(lambda: store.index.ntotal == 900 and store.statistics()["tail_rows"] < 500)
+
+        join(fork(act))
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + HANGS / 2
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+_pool_store: VectorStore | None = None
+
+
+def store_in_pool(number: int) -> bool:
+    assert _pool_store is not None
+    signal.alarm(HANGS)
+    _pool_store.store(unit(number, "pool"))
+    return finds(_pool_store, unit(number, "pool"))
+
+
+def test_a_pool_of_forked_workers(store: VectorStore) -> None:
+    global _pool_store  # noqa: PLW0603 - what a pool's workers inherit, they inherit as a global
+    _pool_store = store
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        waiting = pool.map_async(store_in_pool, range(60))
+        for number in range(20):
+            store.store(unit(number, "parent"))
+        assert all(waiting.get(HANGS))
+        pool.close()
+        pool.join()
+    _pool_store = None
+    verify(store, [model_of(units(0, 300), units(60, word="pool"), units(20, word="parent"))])
+
+
+def many_threads(prefix: Path) -> None:
+    """With a pool of OpenMP threads in the parent, which the child does not have."""
+    import faiss
+
+    assert faiss.omp_get_max_threads() > 1
+    with open_store(prefix, min_training_units=1000) as store:
+        store.store_batch(units(0, 3000))
+        store.run_maintenance()
+        store.search_vectors(np.ones((500, DIM)), 10)
+
+        def act() -> None:
+            store.store_batch(units(3000, 6000))
+            store.run_maintenance()
+            store.search_vectors(np.ones((500, DIM)), 10)
+            store.search_vectors(np.ones((500, DIM)), 10, recall=1.0)
+
+        join(fork(act))
+        store.search_vectors(np.ones((500, DIM)), 10, recall=1.0)
+        assert store.count() == 6000
+
+
+def test_openmp_threads_of_the_parent_do_not_hang_the_child(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(Path(__file__).resolve().parents[1]), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, __file__, str(tmp_path / "store")],
+        env={**os.environ, "OMP_NUM_THREADS": "4", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=4 * HANGS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+if __name__ == "__main__":
+    many_threads(Path(sys.argv[1]))
