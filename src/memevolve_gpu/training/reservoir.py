@@ -1,0 +1,177 @@
+"""A bounded sample of the queries that a store is really asked."""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+import threading
+import zlib
+
+import numpy as np
+
+from ..types import FloatArray
+
+__all__ = ["DEFAULT_CAPACITY", "DEFAULT_HALF_LIFE", "Reservoir"]
+
+DEFAULT_CAPACITY = 512
+DEFAULT_HALF_LIFE = 5000
+"""Queries after which half of the sample has given way."""
+
+_HEADER = struct.Struct("<4sHHIQI")
+"""Magic, version, unused, dim, queries seen, checksum of everything else; then float32 rows, all little-endian."""
+_MAGIC, _VERSION = b"MQRS", 1
+
+
+class Reservoir:
+    """A sample of at most ``capacity`` query vectors. Any number of threads may offer and read.
+
+    Uniform over everything seen at first (Algorithm R, Vitter 1985: the t-th query is taken with probability
+    capacity / t and replaces a random one). Left alone, this would weigh the queries of the first month like those of
+    the last for ever, so the probability does not fall below ln 2 * capacity / half_life: from then on the chance that
+    a query is still in the sample halves with every ``half_life`` queries that follow (a biased reservoir, Aggarwal
+    2006). The half-life counts queries, not days: a store that rests keeps its sample. With the defaults the
+    sample is uniform over the first 7,200 queries.
+
+    The next query to take is drawn ahead, so one that is not taken costs a comparison.
+    """
+
+    def __init__(
+        self, dim: int, *, capacity: int = DEFAULT_CAPACITY, half_life: int = DEFAULT_HALF_LIFE, seed: int = 0
+    ) -> None:
+        """``dim`` and ``capacity`` are at least 1; a ``half_life`` below the capacity has no effect on its own.
+
+        Raises:
+            ValueError: one of them is not positive.
+        """
+        if min(dim, capacity, half_life) < 1:
+            raise ValueError(f"dim, capacity and half_life must be at least 1, got {dim}, {capacity}, {half_life}")
+        self.dim = dim
+        self.capacity = capacity
+        self._floor = min(1.0, math.log(2) * capacity / half_life)
+        self._seed = seed
+        self._kept = np.empty((0, dim), np.float32)
+        self._count = 0
+        self._lock = threading.Lock()
+        self._restart(0)
+
+    @property
+    def seen(self) -> int:
+        """Queries offered so far."""
+        return self._seen
+
+    @property
+    def taken(self) -> int:
+        """How often the sample has changed since this object was made: whether it is worth saving again."""
+        return self._taken
+
+    def __len__(self) -> int:
+        return self._count
+
+    def offer(self, vectors: FloatArray) -> None:
+        """Show queries, float32 (nq, dim); most are not taken.
+
+        Raises:
+            ValueError: a vector that would be taken has another length.
+        """
+        with self._lock:
+            first = self._seen + 1
+            self._seen += len(vectors)
+            while self._next <= self._seen:
+                self._take(vectors[self._next - first])
+                self._next += self._skip(self._next + 1)
+
+    def sample(self) -> FloatArray:
+        """A copy of the sample in no particular order, float32 (m, dim)."""
+        with self._lock:
+            kept: FloatArray = self._kept[: self._count].copy()
+        return kept
+
+    def to_bytes(self) -> bytes:
+        """The sample and the count, for :meth:`from_bytes`: 24 bytes and 4 * dim for each vector."""
+        with self._lock:
+            rows = self._kept[: self._count].astype("<f4").tobytes()
+            seen = self._seen
+        blank = _HEADER.pack(_MAGIC, _VERSION, 0, self.dim, seen, 0)
+        return _HEADER.pack(_MAGIC, _VERSION, 0, self.dim, seen, zlib.crc32(rows, zlib.crc32(blank))) + rows
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        dim: int,
+        *,
+        capacity: int = DEFAULT_CAPACITY,
+        half_life: int = DEFAULT_HALF_LIFE,
+        seed: int = 0,
+    ) -> Reservoir:
+        """The sample that :meth:`to_bytes` wrote; an empty one from anything else, or where ``dim`` differs.
+
+        A smaller ``capacity`` keeps a random part of it.
+        """
+        fresh = cls(dim, capacity=capacity, half_life=half_life, seed=seed)
+        found = _parsed(data, dim)
+        if found is not None:
+            fresh._adopt(*found)
+        return fresh
+
+    def reset_lock(self) -> None:
+        """In a forked child: a lock that nobody holds."""
+        self._lock = threading.Lock()
+
+    def _adopt(self, rows: FloatArray, seen: int) -> None:
+        if len(rows) > self.capacity:
+            rows = rows[np.random.default_rng(self._seed).permutation(len(rows))[: self.capacity]]
+        self._kept, self._count = self._room(len(rows)), len(rows)
+        self._kept[: len(rows)] = rows
+        self._restart(max(seen, len(rows)))
+
+    def _restart(self, seen: int) -> None:
+        self._seen = seen
+        self._taken = 0
+        self._random = random.Random(f"{self._seed} {seen}")  # noqa: S311 - a sample, not a secret
+        self._next = seen + self._skip(seen + 1)
+
+    def _take(self, vector: FloatArray) -> None:
+        if self._count < self.capacity:
+            if self._count == len(self._kept):
+                grown = self._room(self._count + 1)
+                grown[: self._count] = self._kept
+                self._kept = grown
+            place = self._count
+            self._kept[place] = vector
+            self._count += 1
+        else:
+            self._kept[self._random.randrange(self.capacity)] = vector
+        self._taken += 1
+
+    def _room(self, count: int) -> FloatArray:
+        """Memory grows with the sample: most stores are asked little."""
+        return np.empty((min(self.capacity, max(16, 2 * count)), self.dim), np.float32)
+
+    def _skip(self, number: int) -> int:
+        """How many queries ahead the next one to take is, where the coming one is the ``number``-th.
+
+        Inversion: the first query at which the probability that none was taken falls below a random number.
+        """
+        if self._count < self.capacity:
+            return 1
+        wanted, none_taken, ahead = self._random.random(), 1.0, 0
+        while none_taken > wanted or ahead == 0:
+            none_taken *= 1.0 - max(self.capacity / (number + ahead), self._floor)
+            ahead += 1
+        return ahead
+
+
+def _parsed(data: bytes, dim: int) -> tuple[FloatArray, int] | None:
+    """Rows float32 (m, dim) and the count seen; None from anything that is not whole and of this dimension."""
+    if len(data) < _HEADER.size:
+        return None
+    magic, version, unused, wide, seen, checksum = _HEADER.unpack_from(data)
+    body = data[_HEADER.size :]
+    if (magic, version, unused, wide) != (_MAGIC, _VERSION, 0, dim) or len(body) % (4 * dim):
+        return None
+    if zlib.crc32(body, zlib.crc32(_HEADER.pack(magic, version, unused, wide, seen, 0))) != checksum:
+        return None
+    rows = np.frombuffer(body, "<f4").astype(np.float32).reshape(-1, dim)
+    return (rows, seen) if np.isfinite(rows).all() else None
