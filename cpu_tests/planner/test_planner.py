@@ -292,6 +292,7 @@ def test_many_results_spread_over_more_lists() -> None:
     lists = IndexPlan("ivf", nlist=200)
     assert [effort_for(lists, 10_000, k, 0.99).nprobe for k in (10, 100)] == [150, 200]
     assert [effort_for(lists, 10_000, k, 0.95).nprobe for k in (10, 100)] == [100, 135]
+    assert effort_for(lists, 9_999, 10, 0.95).nprobe == 135, "few rows make short lists"
 
 
 PLANS = [IndexPlan("two_stage", codes=192), IndexPlan("ivf", nlist=256, codes=192), IndexPlan("hnsw")]
@@ -310,16 +311,10 @@ def test_full_recall_is_an_exact_scan(found: IndexPlan) -> None:
     target=st.floats(0.01, 0.999),
     more=st.floats(0, 0.99),
 )
-def test_effort_grows_with_target_results_and_rows(
-    found: IndexPlan, n: int, k: int, target: float, more: float
-) -> None:
+def test_effort_grows_with_target_and_results(found: IndexPlan, n: int, k: int, target: float, more: float) -> None:
     higher = target + more * (0.999 - target)
     least = effort_for(found, n, k, target)
-    for other in (
-        effort_for(found, n, k, higher),
-        effort_for(found, n, 2 * k, target),
-        effort_for(found, 3 * n, k, target),
-    ):
+    for other in (effort_for(found, n, k, higher), effort_for(found, n, 2 * k, target)):
         assert (other.nprobe, other.rerank, other.ef) >= (least.nprobe, least.rerank, least.ef)
         assert other.rerank >= least.rerank
     if found.kind == "hnsw":
