@@ -5,24 +5,37 @@
 
 Source: S. Robertson and H. Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (2009), with the constants
 and the floor of idf that SQLite's FTS5 documents, so that folded and pending rows are scored alike.
+
+FTS5 scores every row that holds any of the words, so a query of common words reads most of the index. Therefore only
+the *telling* words of a query (see ``frequency.py``) propose rows, and all of its words score what they propose.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apsw
 
+from ..types import MemoryUnit
 from .filter_sql import where
 from .filters import Condition
+from .frequency import WordCache, holding, quoted, telling
 from .sql import all_rows
 
-__all__ = ["TokenCache", "keyword", "register"]
+__all__ = ["MOST_WORDS", "keyword", "register"]
 
 K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
+
+MOST_WORDS = 256
+"""Distinct words of a query that are looked at."""
+
+PROPOSED, PROPOSED_FACTOR = 64, 2
+"""Rows that the telling words propose: this many, and at least so many times the limit. On 39,320 real units 64 of them
+hold the wanted unit as often as 200 do."""
 
 
 def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
@@ -40,82 +53,104 @@ class _Doc(NamedTuple):
     counts: Counter[str]
 
 
-TokenCache = dict[int, Counter[str]]
-"""Tokens of pending rows by slot, so that each is read once. Rows never change their text."""
-
-
 def register(con: apsw.Connection) -> None:
     """Make the size of the index readable in SQL. Every connection that calls :func:`keyword` needs it."""
-    all_rows(con, "SELECT 1 FROM sqlite_schema")  # a full disk says so here; the next call would only miss FTS5
     con.register_fts5_function("corpus_size", _corpus_size)
 
 
 def keyword(
-    con: apsw.Connection, text: str, limit: int, conditions: Sequence[Condition], cache: TokenCache
+    con: apsw.Connection,
+    text: str,
+    limit: int,
+    conditions: Sequence[Condition],
+    cache: WordCache,
+    text_of: Callable[[MemoryUnit], str],
 ) -> list[tuple[float, str]]:
-    """The best rows that hold any token of ``text``: (score, id), best first. Call inside a read transaction."""
-    tokens = list(dict.fromkeys(_tokens(con, text)))
+    """The best rows that hold a telling word of ``text``: (score, id), best first. Call inside a read transaction.
+
+    text_of: the text of a unit that was given to the index.
+    """
+    tokens = list(dict.fromkeys(_tokens(con, text)))[:MOST_WORDS]
     if not tokens or limit < 1:
         return []
-    bound: list[Any] = [_query(tokens), limit]
-    sql = (
-        "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
-        f"WHERE words MATCH ?1 AND {where(conditions, bound)} ORDER BY words.rank LIMIT ?2"
-    )
-    found = all_rows(con, sql, bound)
-    found += _pending(con, tokens, conditions, cache)
+    pending = _pending(con, conditions, cache)
+    folded = holding(con, tokens, cache)
+    counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
+    words = telling(con, counts)
+    hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
+    if len(words) == len(tokens):
+        found = _ranked(con, words, limit, conditions)
+    else:
+        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), conditions)
+        hits += _read(con, [unit_id for _, unit_id in proposed], text_of)
+        found = []
+    if hits:
+        score = _scorer(_corpus(con, folded), tokens, counts, pending)
+        found += [(score(doc.counts), doc.id) for doc in hits]
     found.sort(key=lambda pair: -pair[0])
     return found[:limit]
 
 
-def _pending(
-    con: apsw.Connection, tokens: list[str], conditions: Sequence[Condition], cache: TokenCache
+def _ranked(
+    con: apsw.Connection, words: Iterable[str], limit: int, conditions: Sequence[Condition]
 ) -> list[tuple[float, str]]:
+    """The best folded rows by these words."""
+    bound: list[Any] = [_query(words), limit]
+    sql = (
+        "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
+        f"WHERE words MATCH ?1 AND {where(conditions, bound)} ORDER BY words.rank LIMIT ?2"
+    )
+    return all_rows(con, sql, bound)
+
+
+def _pending(con: apsw.Connection, conditions: Sequence[Condition], cache: WordCache) -> list[_Doc]:
+    """The rows that are not folded yet."""
     bound: list[Any] = []
     restriction = where(conditions, bound)
     sql = f"SELECT p.slot, u.id, p.text FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot WHERE {restriction}"
     rows = all_rows(con, sql, bound)
-    docs = [_Doc(slot, unit_id, _counts(con, slot, text, cache)) for slot, unit_id, text in rows]
-    hits = [doc for doc in docs if not doc.counts.keys().isdisjoint(tokens)]
-    if not hits:
-        return []
-    score = _Scorer(con, tokens, docs)
-    return [(score(doc.counts), doc.id) for doc in hits]
+    return [_Doc(slot, unit_id, _counts(con, slot, text, cache)) for slot, unit_id, text in rows]
 
 
-class _Scorer:
-    """BM25 of a pending row among the folded and the pending ones."""
-
-    def __init__(self, con: apsw.Connection, tokens: list[str], docs: list[_Doc]) -> None:
-        corpus = _corpus(con, tokens)
-        rows = corpus.rows + len(docs)
-        self._average = (corpus.tokens + sum(doc.counts.total() for doc in docs)) / rows or 1.0
-        self._idf = {}
-        for token in tokens:
-            holding = sum(token in doc.counts for doc in docs)
-            if holding:
-                holding += all_rows(con, "SELECT count(*) FROM words WHERE words MATCH ?", (_query([token]),))[0][0]
-                self._idf[token] = max(LEAST_IDF, math.log((rows - holding + 0.5) / (holding + 0.5)))
-
-    def __call__(self, counts: Counter[str]) -> float:
-        norm = K1 * (1 - B + B * counts.total() / self._average)
-        return sum(idf * counts[token] * (K1 + 1) / (counts[token] + norm) for token, idf in self._idf.items())
+def _read(con: apsw.Connection, ids: list[str], text_of: Callable[[MemoryUnit], str]) -> list[_Doc]:
+    """Folded rows with the words of their texts."""
+    sql = "SELECT slot, id, unit FROM units WHERE id IN (SELECT value FROM json_each(?))"
+    rows = all_rows(con, sql, (json.dumps(ids),))
+    return [_Doc(slot, unit_id, Counter(_tokens(con, text_of(json.loads(unit))))) for slot, unit_id, unit in rows]
 
 
-def _corpus(con: apsw.Connection, tokens: list[str]) -> _Corpus:
-    """Rows and tokens of the index; zeros when no folded row holds any of the tokens."""
-    sizes = all_rows(con, "SELECT corpus_size(words) FROM words WHERE words MATCH ? LIMIT 1", (_query(tokens),))
+def _scorer(
+    corpus: _Corpus, tokens: list[str], counts: Mapping[str, int], pending: list[_Doc]
+) -> Callable[[Counter[str]], float]:
+    """BM25 of a row among the folded and the pending ones; counts: how many of these hold each token."""
+    rows = corpus.rows + len(pending)
+    average = (corpus.tokens + sum(doc.counts.total() for doc in pending)) / rows or 1.0
+    known = {token: min(max(1, counts[token]), rows) for token in tokens}  # what was counted may be a little old
+    idf = {token: max(LEAST_IDF, math.log((rows - n + 0.5) / (n + 0.5))) for token, n in known.items()}
+
+    def score(words: Counter[str]) -> float:
+        norm = K1 * (1 - B + B * words.total() / average)
+        return sum(weight * words[token] * (K1 + 1) / (words[token] + norm) for token, weight in idf.items())
+
+    return score
+
+
+def _corpus(con: apsw.Connection, folded: Mapping[str, int]) -> _Corpus:
+    """Rows and tokens of the index, read off its rarest word; zeros when no folded row holds any of the words."""
+    known = [word for word, count in folded.items() if count]
+    word = quoted(min(known, key=lambda one: folded[one])) if known else ""
+    sizes = all_rows(con, "SELECT corpus_size(words) FROM words WHERE words MATCH ? LIMIT 1", (word,)) if word else []
     return _Corpus(*map(int, sizes[0][0].split())) if sizes else _Corpus(0, 0)
 
 
-def _query(tokens: list[str]) -> str:
-    return " OR ".join('"' + token.replace('"', '""') + '"' for token in tokens)
+def _query(tokens: Iterable[str]) -> str:
+    return " OR ".join(map(quoted, tokens))
 
 
-def _counts(con: apsw.Connection, slot: int, text: str, cache: TokenCache) -> Counter[str]:
-    counts = cache.get(slot)
+def _counts(con: apsw.Connection, slot: int, text: str, cache: WordCache) -> Counter[str]:
+    counts = cache.pending.get(slot)
     if counts is None:
-        counts = cache[slot] = Counter(_tokens(con, text))
+        counts = cache.pending[slot] = Counter(_tokens(con, text))
     return counts
 
 

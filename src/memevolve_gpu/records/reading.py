@@ -11,11 +11,13 @@ import apsw
 import numpy as np
 
 from ..types import Change, Head, IntArray, MemoryUnit, Row
+from .check import TextOf, default_text
 from .failures import FOREIGN, translated
 from .filter_sql import where
 from .filters import Filters, parse
 from .folding import FOLD_AT
-from .keyword import TokenCache, keyword
+from .frequency import WordCache
+from .keyword import keyword
 from .matching import matching
 from .pool import ReaderPool
 
@@ -47,7 +49,7 @@ class Reading:
     def __init__(self, path: Path, pool: ReaderPool) -> None:
         self.path = path
         self._pool = pool
-        self._tokens: TokenCache = {}
+        self._words = WordCache()
 
     def head(self) -> Head:
         """The counters, in one read."""
@@ -110,16 +112,19 @@ class Reading:
         conditions = parse(filters)
         return self._snapshot(lambda con: matching(con, conditions, slots))
 
-    def keyword(self, text: str, limit: int, filters: Filters | None = None) -> list[tuple[float, str]]:
-        """The best ``limit`` units that hold any word of ``text``: (BM25 score, id), best first. Any text is safe.
+    def keyword(
+        self, text: str, limit: int, filters: Filters | None = None, *, text_of: TextOf = default_text
+    ) -> list[tuple[float, str]]:
+        """The best ``limit`` units that hold a telling word of ``text``: (BM25 score, id), best first.
 
-        Raises InvalidFilterError.
+        Any text is safe to ask. Frequent words find nothing unless there is no other, see ``frequency.py``. text_of:
+        what was given to ``Transaction.put`` as the text of a unit. Raises InvalidFilterError.
         """
         conditions = parse(filters)
-        if len(self._tokens) > 4 * FOLD_AT:
-            self._tokens = {}
-        cache = self._tokens
-        return self._snapshot(lambda con: keyword(con, text, limit, conditions, cache))
+        if len(self._words.pending) > 4 * FOLD_AT:
+            self._words.pending = {}
+        cache = self._words
+        return self._snapshot(lambda con: keyword(con, text, limit, conditions, cache, text_of))
 
     def get_meta(self, key: str) -> bytes | None:
         """The named value, or None."""

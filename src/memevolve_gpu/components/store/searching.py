@@ -12,6 +12,7 @@ from ...live import Found
 from ...types import FloatArray, Hit
 from ...utils.vectors import check_vector, check_vectors, normalize_rows
 from .engine import Engine
+from .units import unit_to_text
 
 __all__ = ["Searching"]
 
@@ -86,10 +87,11 @@ class Searching:
     ) -> list[tuple[float, str]]:
         """[(score, id), ...] of the units whose embedded text has words of the query, best BM25 score first.
 
+        Words in more than a twentieth of the units score but find nothing by themselves, unless there is no other.
         Raises InvalidQueryError, InvalidFilterError.
         """
         _check_arguments(top_k, None, query)
-        return self._open.records.keyword(query, int(top_k), filters)
+        return self._open.records.keyword(query, int(top_k), filters, text_of=unit_to_text)
 
     # Inside
 
