@@ -650,6 +650,44 @@ def test_duplicates_of_a_large_memory_are_estimated(tmp_path: Path) -> None:
         assert metrics.duplicate_count == 150
 
 
+def test_a_store_describes_itself_without_reading_its_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store_at(tmp_path) as store:
+        store.store_batch([unit(f"n{n}") for n in range(700)])
+        for name in ("retrieve_all", "units", "export_rows", "retrieve", "retrieve_batch"):
+            monkeypatch.setattr(store, name, None)
+        monkeypatch.setattr(store._open.records, "units", None)
+        assert STRATEGY.get_health_metrics(store).unit_types_distribution == {"lesson": 700}
+
+
+def test_the_inventory_follows_every_change(tmp_path: Path, rng: np.random.Generator) -> None:
+    kinds: list[Any] = ["lesson", "skill", None, 7, ["tool", "skill"], {"a": "b"}]
+    with store_at(tmp_path) as store:
+        for step in range(60):
+            name = f"n{rng.integers(12)}"
+            kind = kinds[rng.integers(len(kinds))]
+            act = rng.integers(4)
+            if act == 0:
+                store.delete(name)
+            elif act == 1 and store.exists(name):
+                store.update(name, {"content": name, "type": kind})
+            elif act == 2 and step % 20 == 19:
+                store.clear()
+            else:
+                store.store({"id": name, "content": f"{name} {step}", "type": kind})
+            if step % 7 == 0:
+                store._open.records.checkpoint()
+            expected: dict[str, int] = {}
+            for one in store.units():
+                listed = one["type"] if isinstance(one["type"], list) else [one["type"]]
+                for value in listed:
+                    if isinstance(value, str):
+                        expected[value] = expected.get(value, 0) + 1
+            types = store.inventory()["types"]
+            unknown = types.pop("unknown", 0)
+            assert types == expected
+            assert unknown == max(0, store.count() - sum(expected.values()))
+
+
 def test_the_manager_remembers_what_it_did(backend: StorageBackend) -> None:
     manager = MemoryManager(backend, STRATEGY)
     twins(backend)

@@ -17,6 +17,7 @@ from .filter_sql import where
 from .filters import Filters, parse
 from .folding import FOLD_AT
 from .frequency import WordCache
+from .inventory import Inventory, take_inventory
 from .keyword import keyword
 from .matching import matching
 from .pool import ReaderPool
@@ -125,6 +126,10 @@ class Reading:
             self._words.pending = {}
         cache = self._words
         return self._snapshot(lambda con: keyword(con, text, limit, conditions, cache, text_of))
+
+    def inventory(self) -> Inventory:
+        """How many units of which types there are, and from when, without reading them."""
+        return self._snapshot(take_inventory)
 
     def get_meta(self, key: str) -> bytes | None:
         """The named value, or None."""

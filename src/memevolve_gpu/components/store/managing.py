@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from dataclasses import asdict
+from typing import Any, Literal
 
 import numpy as np
 
@@ -84,6 +85,18 @@ class Managing:
         probes = np.linspace(first[0], last, count, endpoint=False).astype(int).tolist() if first else []
         rows = [row for probe in dict.fromkeys(probes) for row in records.scan(probe, last, 1)]
         return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
+
+    def inventory(self) -> dict[str, Any]:
+        """What units there are, without reading them: ``count``; ``bytes`` of the database and its log on the disk;
+        ``types``, type to number, those without one under ``unknown``; ``oldest`` and ``newest``, ``created_at`` of the
+        first and the last unit in the order of writing.
+        """
+        records = self._open.records
+        found = records.inventory()
+        unknown = found.count - sum(found.types.values())
+        types = {**found.types, "unknown": unknown} if unknown > 0 else found.types
+        size = sum(records.file_bytes().values())
+        return {**asdict(found), "types": types, "bytes": size}
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         """The cosine between the text and each of the units that exist, by id, whatever the store's metric.
