@@ -46,7 +46,7 @@ def _rerank(n: int, k: int, target: float) -> int:
 
 
 def _share(n: int, k: int, target: float) -> float:
-    """The share of lists to probe; results spread over more of them when there are many, or when the lists are short."""
+    """The share of lists to probe: results spread over more of them when there are many, or when lists are short."""
     share = 0.35 if target <= 0.9 else 0.5 if target <= 0.95 else 0.75 if target <= 0.99 else 1.0
     return share if k <= 10 and n >= _FEW_ROWS else min(1.0, share * 1.35)
 
