@@ -653,9 +653,14 @@ def test_duplicates_of_a_large_memory_are_estimated(tmp_path: Path) -> None:
 def test_a_store_describes_itself_without_reading_its_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with store_at(tmp_path) as store:
         store.store_batch([unit(f"n{n}") for n in range(700)])
+
+        def refuse(*_arguments: Any, **_more: Any) -> None:
+            raise AssertionError("units are read")
+
         for name in ("retrieve_all", "units", "export_rows", "retrieve", "retrieve_batch"):
-            monkeypatch.setattr(store, name, None)
-        monkeypatch.setattr(store._open.records, "units", None)
+            monkeypatch.setattr(store, name, refuse)
+        for name in ("units", "units_at", "get", "get_many"):
+            monkeypatch.setattr(store._open.records, name, refuse)
         assert STRATEGY.get_health_metrics(store).unit_types_distribution == {"lesson": 700}
 
 
