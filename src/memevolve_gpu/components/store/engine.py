@@ -232,9 +232,7 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
 def _tell_device(config: StorageConfig, events: EventLog) -> None:
     """Nobody shall believe that a GPU is at work when none is."""
     if config.device.startswith("cuda"):
-        events.record(
-            "device", f"DEVICE={config.device}: this version has no GPU engine; the CPU answers", level=WARNING
-        )
+        events.record("device", f"DEVICE={config.device}, but this version has no GPU engine: CPU", level=WARNING)
 
 
 def _memory_limit(config: StorageConfig) -> int:
