@@ -10,6 +10,7 @@ import apsw
 
 from ..errors import StorageError
 from .failures import FOREIGN, translated
+from .sql import first_row
 
 __all__ = ["backup"]
 
@@ -31,7 +32,8 @@ def backup(source: apsw.Connection, target: Path, vfs: str | None) -> Path:
         raise translated(error, target) from error
     finally:
         draft.unlink(missing_ok=True)
-        draft.with_name(draft.name + "-journal").unlink(missing_ok=True)
+        for ending in ("-journal", "-wal", "-shm"):
+            draft.with_name(draft.name + ending).unlink(missing_ok=True)
     return target
 
 
@@ -51,7 +53,8 @@ def _copy(source: apsw.Connection, draft: Path, vfs: str | None) -> None:
         with copy.backup("main", source, "main") as steps:
             while not steps.done:
                 steps.step(PAGES_PER_STEP)
-        copy.execute("PRAGMA journal_mode = delete")
+        if first_row(copy, "PRAGMA journal_mode = delete")[0] != "delete":  # how SQLite says that a write failed
+            raise StorageError(f"{draft}: the copy could not be finished; look at the disk and the system log")
         copy.execute("UPDATE store SET store_id = ?", (uuid.uuid4().hex,))
     finally:
         if source.in_transaction:
