@@ -35,6 +35,7 @@ class Bench:
             index_type="ivf", min_training_units=24, background=False, durability=durability, max_memory_units=1000
         )
         self.store: VectorStore | None = None
+        self.copies: list[Path] = []
 
     def open(self, prefix: Path | None = None) -> VectorStore:
         return VectorStore(prefix or self.folder / "store", embed, DIM, storage_config=self.config)
@@ -44,6 +45,18 @@ class Bench:
         if store is not None:
             store.close()
         self.store = self.open()
+
+    def back_up(self) -> None:
+        copy = self.folder / f"copy{len(self.copies)}.db"
+        self.it.backup(copy)
+        self.copies.append(copy)
+
+    def check_copies(self, model: Model) -> None:
+        """The copies that were acknowledged are whole, and of the others nothing is left."""
+        assert sorted(self.folder.glob("copy*")) == self.copies
+        for copy in self.copies:
+            with self.open(copy.with_suffix("")) as store:
+                verify(store, [model])
 
     @property
     def it(self) -> VectorStore:
@@ -88,6 +101,7 @@ STEPS = (
     Step("replace", lambda b: b.it.store(REPLACED), put(REPLACED)),
     Step("delete_batch", lambda b: b.it.delete_batch(["id8", "id9", "id10"]), without("id8", "id9", "id10")),
     Step("snapshot", lambda b: b.it.snapshot()),
+    Step("back up", Bench.back_up),
     Step("checkpoint", lambda b: b.it._open.records.checkpoint(), syncs=True),
     Step("reopen", Bench.reopen, syncs=True),
     Step("update after reopening", lambda b: b.it.update("id7", LATER), put(LATER)),
@@ -113,9 +127,9 @@ def _short_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "LOG_KEPT", 8)
 
 
-def crashed(bench: Bench, number: int) -> Iterator[Path]:
+def crashed(bench: Bench) -> Iterator[Path]:
     """The files as a crash of the process would leave them now, under another prefix."""
-    target = bench.folder.parent / f"crash{number}"
+    target = bench.folder.parent / "crashed"
     target.mkdir()
     for path in bench.folder.glob("store.*"):
         if not path.name.endswith("-shm"):
@@ -148,35 +162,43 @@ def attempt(bench: Bench, step: Step, disk: FaultVFS, kind: str, at: int) -> tup
     return done, bool(disk.fired)
 
 
+def endure_step(bench: Bench, step: Step, model: Model, disk: FaultVFS, kind: str, at: int) -> tuple[Model, bool]:
+    """One step with its ``at``-th call failing, looked at as it is and after a crash, and then repeated."""
+    done, struck = attempt(bench, step, disk, kind, at)
+    candidates = [step.after(model)] if done else [model, step.after(model)]
+    disk.lift()
+    if not struck:
+        return candidates[0], False
+    print(f"{kind} {at} in {step.name}: {'' if done else 'not '}done")
+    for prefix in crashed(bench):
+        survives(bench, prefix, candidates)
+    if bench.store is not None:
+        model = verify(bench.store, candidates)
+    step.do(bench)
+    return step.after(model), True
+
+
 def endure_faults(folder: Path, kind: str, at: int) -> int:
     """The workload with the ``at``-th call of every step failing; how many steps were hit."""
     (folder / "living").mkdir(parents=True)
     bench = Bench(folder / "living")
     model: Model = {}
-    hit = 0
+    hits = 0
     with faulty_disk(bench.folder) as disk:
-        disk.recording = kind == "lost"
         for step in STEPS:
-            done, struck = attempt(bench, step, disk, kind, at)
-            candidates = [step.after(model)] if done else [model, step.after(model)]
-            disk.lift()
-            if not struck:
-                model = candidates[0]
-                continue
-            hit += 1
-            print(f"{kind} {at} in {step.name}: {'' if done else 'not '}done")
-            for prefix in crashed(bench, hit):
-                survives(bench, prefix, candidates)
-            model = verify(bench.store, candidates) if bench.store is not None else model
-            step.do(bench)
-            model = step.after(model)
+            disk.recording = kind == "lost"
+            model, struck = endure_step(bench, step, model, disk, kind, at)
+            disk.recording = False
+            hits += struck
+            if step.do is Bench.back_up:
+                bench.check_copies(model)
         verify(bench.it, [model])
-        if disk.recording:
+        if disk.trace:
             survives(bench, lay_out(at_the_end(disk.trace), None, folder / "cut"), [model])
         bench.it.close()
         with bench.open() as store:
             verify(store, [model])
-    return hit
+    return hits
 
 
 def at_the_end(trace: list[Event]) -> Cut:
