@@ -34,6 +34,7 @@ DEFAULTS = {
     "device": "auto",
     "durability": "full",
     "background": True,
+    "sample_queries": True,
 }
 """The users' own list; a default changes only together with them."""
 
@@ -55,6 +56,7 @@ OTHERS = {
     "device": "cuda:1",
     "durability": "normal",
     "background": "0",
+    "sample_queries": "no",
 }
 """An allowed value, as a variable gives it, that is not the default."""
 
@@ -76,6 +78,7 @@ BAD = {
     "device": ["gpu", "cuda:", "cuda:x", "cuda:-1"],
     "durability": ["off"],
     "background": ["sometimes"],
+    "sample_queries": ["sometimes"],
 }
 
 

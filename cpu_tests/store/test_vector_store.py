@@ -535,6 +535,53 @@ class TestLivingTogether:
         assert other.search("fact number 9 about topic 9", 1)[0][1] == "u9"
 
 
+class TestRecall:
+    def test_the_index_is_calibrated_on_what_is_asked(self, make: Make) -> None:
+        store = make(index_type="ivf", target_recall=0.95)
+        rng = np.random.default_rng(SEED)
+        vectors = rng.standard_normal((6000, DIM)).astype("float32")
+        store.store_batch(units(6000), vectors)
+        store.run_maintenance()
+        asked = rng.standard_normal((400, DIM)) + 1
+        for query in asked[:200]:
+            store.search_vectors(query[None, :], 10)
+        assert "calibrated on real queries" in store.run_maintenance()["actions"]
+        assert "calibrated on real queries" not in store.run_maintenance()["actions"]
+        for target in (0.9, 0.95, 0.99):
+            found = store.search_vectors(asked[200:], 10, recall=target)[0]
+            truth = store.search_vectors(asked[200:], 10, recall=1.0)[0]
+            assert (found <= truth[:, -1:] * (1 + 1e-5)).mean() >= target - 0.01
+        assert store.statistics()["probed_recall"] >= 0.93
+
+    def test_the_sample_of_queries_survives_and_can_be_switched_off(self, make: Make) -> None:
+        store = make(index_type="ivf")
+        store.store_batch(units(2500), np.random.default_rng(SEED).standard_normal((2500, DIM)))
+        store.search_vectors(np.random.default_rng(1).standard_normal((300, DIM)), 5)
+        store.close()
+        again = make(index_type="ivf")
+        assert "calibrated" not in again.run_maintenance()["actions"]
+        assert again.statistics()["queries_sampled"] == 300
+        again.close()
+        off = make(index_type="ivf", sample_queries=False)
+        off.search_vectors(np.ones((300, DIM)), 5)
+        assert off.statistics()["queries_sampled"] == 0
+
+    def test_management_that_removed_much_makes_the_index_train_anew(self, make: Make) -> None:
+        store = make(index_type="ivf")
+        store.store_batch(units(2000), np.random.default_rng(SEED).standard_normal((2000, DIM)))
+        store.run_maintenance()
+        small = store.delete_batch([f"u{i}" for i in range(20)])
+        assert store.register_management_operation("forget", {"removed": small})["decision"] == "nothing"
+        large = store.delete_batch([f"u{i}" for i in range(20, 620)])
+        entry = store.register_management_operation("prune", {"removed": large})
+        assert (entry["decision"], entry["count_before"], entry["count_after"]) == ("retrain", 1980, 1380)
+        report = store.run_maintenance()
+        assert report["actions"] == ["built ivf of 1380 rows"]
+        assert "management removed 620" in report["reason"]
+        with pytest.raises(InvalidQueryError, match="operation_type"):
+            store.register_management_operation("shuffle", {})
+
+
 def assert_nearest(store: VectorStore, text: str, unit_id: str) -> None:
     distance, found = store.search(text, 1)[0]
     assert found == unit_id

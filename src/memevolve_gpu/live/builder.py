@@ -10,7 +10,8 @@ from ..index.base import Body
 from ..index.catalog import build
 from ..training.calibration import calibrate
 from ..training.quality import Quality, measure
-from ..types import FloatArray, IndexPlan
+from ..types import IndexPlan
+from .asked import Asked
 from .causes import Cause
 from .draft import exact_body
 from .facts import BodyFacts
@@ -38,13 +39,13 @@ def build_verified(
     gathered: Gathered,
     cause: Cause,
     settings: LiveSettings,
-    queries: FloatArray,
+    asked: Asked,
     progress: Callable[[str, float], None],
 ) -> Built:
     """The planned body if it proves itself, else an exact one that says why.
 
     Quantisers are taken over where rows were only added or removed; when the result falls short they are trained anew.
-    queries float32 (m, dim): real ones of the past, to calibrate on.
+    asked: the real queries of the past, to calibrate on.
     """
     rows, old = gathered.rows, gathered.view
     if plan.kind == "exact":
@@ -58,18 +59,18 @@ def build_verified(
             refused = f"cannot build {plan.kind}: {error}"
             continue
         for known in _known(old.facts, body, like):
-            facts, quality = judged(body, known, queries, settings)
+            facts, quality = judged(body, known, asked, settings)
             if quality.meets(settings.target_recall):
                 return Built(body, facts, trained=like is None)
         refused = f"{plan.kind} fell short: {quality}"
     return Built(exact_body(rows, old.metric), BodyFacts(refused_rows=len(rows.slots)), trained=False, refused=refused)
 
 
-def judged(body: Body, known: BodyFacts, queries: FloatArray, settings: LiveSettings) -> tuple[BodyFacts, Quality]:
+def judged(body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings) -> tuple[BodyFacts, Quality]:
     """Calibrate the body, unless that is known, and see how it does at the effort that searches will use then."""
     if known.calibration is None:
-        fresh = calibrate(body, queries, seed=settings.seed)
-        known = replace(known, calibration=fresh, calibrated_rows=body.n)
+        fresh = calibrate(body, asked.sample(), seed=settings.seed)
+        known = replace(known, calibration=fresh, calibrated_rows=body.n, asked=asked.seen)
     effort = known.effort(body, JUDGED_AT, settings.target_recall)
     quality = measure(body, effort, k=JUDGED_AT, seed=settings.seed)
     return replace(known, quality=quality), quality

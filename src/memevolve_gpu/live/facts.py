@@ -24,7 +24,7 @@ class BodyFacts:
 
     refused_rows: live rows when the planned kind was refused and this exact body took its place, else 0.
     quality: how the body did when it was verified. calibration: the least efforts that reach each target, measured when
-    there were calibrated_rows.
+    there were calibrated_rows and asked queries had been seen. probed: recall@10 of real queries, measured in use.
     """
 
     trained_rows: int = 0
@@ -32,6 +32,8 @@ class BodyFacts:
     quality: Quality | None = None
     calibration: Calibration | None = None
     calibrated_rows: int = 0
+    asked: int = 0
+    probed: float | None = None
 
     def carried_to(self, body: Body) -> BodyFacts | None:
         """The same for a body with the same quantisers over a few more or fewer rows; None for many."""
@@ -52,6 +54,7 @@ class BodyFacts:
             "refused_rows": self.refused_rows,
             "quality": None if self.quality is None else asdict(self.quality),
             "calibrated_rows": self.calibrated_rows,
+            "asked": self.asked,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
@@ -67,6 +70,7 @@ class BodyFacts:
                 None if quality is None else Quality(**quality),
                 measured if measured is not None and measured.fits(body) else None,
                 int(values.get("calibrated_rows", 0)),
+                int(values.get("asked", 0)),
             )
         except (TypeError, ValueError, AttributeError, EngineError):
             return cls()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ..index.base import Body
 from ..monitoring.events import EventLog
 from ..monitoring.latency import LatencyRing
 from ..records.filters import canonical
 from ..records.records import Records
 from ..types import FloatArray, Head
 from ..utils.forking import renew_in_child
+from .asked import Asked
 from .draft import Draft
+from .facts import BodyFacts
 from .masks import FilterMasks, Touched
 from .recovery import agrees, load_snapshot, read_everything
 from .settings import LiveSettings
@@ -44,6 +46,9 @@ class LiveIndex:
         self.epoch = 0
         """Grows when the body is replaced by something other than maintenance; a build that began before is void."""
         self.latency = LatencyRing()
+        self.asked = Asked(records, events, settings.seed, settings.sample_queries)
+        self.look_due = False
+        """Set by a search once in a while; upkeep takes it back."""
         self.mutex = threading.RLock()
         self._masks = FilterMasks(records.matching)
         self._touched = Touched(0)
@@ -88,11 +93,14 @@ class LiveIndex:
         target = self.settings.target_recall if recall is None else recall
         found = view.search(queries, k, view.facts.effort(view.body, k, target), mask)
         self.latency.record(time.perf_counter() - started)
+        self.look_due |= self.asked.note(queries)
         return found
 
-    def queries(self) -> FloatArray:
-        """Real queries of the past, float32 (m, dim), to calibrate and probe with."""
-        return np.empty((0, self.records.dim), dtype=np.float32)
+    def describe(self, body: Body, facts: BodyFacts) -> None:
+        """Publish what was learnt of a body, if it is still in use."""
+        with self.mutex:
+            if self._view.body is body:
+                self._view = replace(self._view, facts=facts)
 
     def replace(self, view: View, generation: int) -> None:
         """Publish a view with another body (the caller holds the mutex and has caught up)."""
@@ -188,3 +196,4 @@ class LiveIndex:
         self._masks = FilterMasks(self.records.matching)
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()
+        self.asked.after_fork()

@@ -18,6 +18,7 @@ from ..records.failures import translated
 from ..training.quality import Quality
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
+from .attention import calibration_is_old, probe, recalibrate
 from .builder import Built, build_verified, judged
 from .causes import Cause, cause_to_build
 from .live import LiveIndex
@@ -104,11 +105,12 @@ class Maintenance:
 
     def due(self) -> bool:
         """Is there anything to do? Cheap enough to ask after every write: it looks after every hundredth part."""
-        view = self._live.view
-        if view.watermark < self._look_at:
+        view, asked = self._live.view, self._live.look_due
+        if view.watermark < self._look_at and not asked:
             return False
+        self._live.look_due = False
         self._look_at = view.watermark + max(LOOK_EVERY, view.count // 100)
-        return self.cause(view) is not None or self._log_is_long()
+        return self.cause(view) is not None or self._log_is_long() or (asked and view.facts.calibration is not None)
 
     def run(self, progress: Progress | None = None, *, wait: bool = True, force: Cause | None = None) -> Report:
         """One round: adopt or build, snapshot, purge. ``wait=False`` returns at once when another round is on."""
@@ -172,6 +174,7 @@ class Maintenance:
             cause = self.cause(view)
         if cause:
             actions.append(self._build(view, cause, progress))
+        actions += self._attend()
         if self._log_is_long() and not self._live.records.read_only:
             actions.append(f"purged {self._purge()} log entries")
         return actions, cause.text if cause else ""
@@ -195,7 +198,7 @@ class Maintenance:
         if view.body.plan.precision != "float32":
             view = live.reload("full precision is needed to rebuild")
         epoch, gathered, self._asked = live.epoch, gather(view), None
-        built = build_verified(self.plan(view), gathered, cause, live.settings, live.queries(), progress)
+        built = build_verified(self.plan(view), gathered, cause, live.settings, live.asked, progress)
         with live.mutex:
             now = live.catch_up()
             if live.epoch != epoch:
@@ -204,6 +207,16 @@ class Maintenance:
         self._write_snapshot(live.view)
         self._tell(built, cause, time.perf_counter() - started)
         return f"built {built.body.kind} of {built.body.n} rows"
+
+    def _attend(self) -> list[str]:
+        """Calibrate on what is asked today, where that is news, and see whether the recall holds."""
+        live, view = self._live, self._live.catch_up()
+        old = calibration_is_old(live, view)
+        cause = (recalibrate(live, view) if old else None) or probe(live, live.catch_up())
+        if cause:
+            self.ask(cause)
+        live.asked.save()
+        return ["calibrated on real queries"] if old else []
 
     def _tell(self, built: Built, cause: Cause, seconds: float) -> None:
         body, events = built.body, self._live.events
@@ -230,7 +243,7 @@ class Maintenance:
     def _good(self, view: View) -> bool:
         """Is the body that another process judged good enough for the recall that this one promises?"""
         settings = self._live.settings
-        quality = view.facts.quality or judged(view.body, view.facts, self._live.queries(), settings)[1]
+        quality = view.facts.quality or judged(view.body, view.facts, self._live.asked, settings)[1]
         return quality.meets(settings.target_recall)
 
     def _log_is_long(self) -> bool:

@@ -24,4 +24,5 @@ class LiveSettings:
     precision: Literal["auto"] | Precision = "auto"
     budget_bytes: int = 2048 * 2**20
     background: bool = True
+    sample_queries: bool = True
     seed: int = 20_240_607

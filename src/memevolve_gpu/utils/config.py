@@ -316,6 +316,8 @@ class StorageConfig(_Settings):
     """Where searches run."""
     durability: _Durability = "full"
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
+    sample_queries: _Switch = True
+    """Whether a bounded sample of query vectors is kept to calibrate the index on what is really asked."""
     background: _Switch = True
     """Whether a thread of the store builds, retrains and heals the index by itself."""
 

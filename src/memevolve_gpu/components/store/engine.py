@@ -139,6 +139,7 @@ class Engine:
     def close(self) -> None:
         self.worker.stop()
         self.accesses.flush()
+        self.live.asked.save()
         self.records.close()
 
     def _background_round(self) -> bool:

@@ -61,6 +61,8 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
             "rounds": engine.maintenance.rounds,
             "cpu_seconds": engine.maintenance.cpu_seconds,
         },
+        "probed_recall": view.facts.probed,
+        "queries_sampled": engine.live.asked.kept,
         "latency": engine.live.latency.percentiles(),
         "generation": engine.live.generation,
         "files": engine.records.file_bytes() | _snapshot_bytes(engine),

@@ -110,7 +110,10 @@ class Searching:
         _check_arguments(top_k, recall)
         if engine.records.metric == "cosine":
             vectors = normalize_rows(vectors)
-        return engine.live.search(vectors, int(top_k), filters, recall)
+        found = engine.live.search(vectors, int(top_k), filters, recall)
+        if engine.live.look_due:
+            engine.consider_maintenance()
+        return found
 
 
 def _check_arguments(top_k: Any, recall: Any, query: Any = "") -> None:
