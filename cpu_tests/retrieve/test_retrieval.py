@@ -1,0 +1,364 @@
+"""Retrieval by meaning, by words and by both, on a store and on a plain backend."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_kit import Given, open_scratch, store_at, unit
+
+from memevolve_gpu import VectorStore
+from memevolve_gpu.components.retrieve import (
+    HybridRetrievalStrategy,
+    KeywordRetrievalStrategy,
+    RetrievalContext,
+    RetrievalMetrics,
+    RetrievalResult,
+    RetrievalStrategy,
+    SemanticRetrievalStrategy,
+)
+from memevolve_gpu.components.retrieve.fusion import reciprocal_ranks, weighted
+from memevolve_gpu.components.retrieve.ranking import Ranked
+from memevolve_gpu.components.store import StorageBackend
+from memevolve_gpu.errors import ConfigurationError, EmbeddingError, InvalidFilterError, InvalidQueryError
+
+VECTORS = {
+    "undo": [1.0, 0.0, 0.0],
+    "revert": [0.9, 0.4359, 0.0],
+    "pack": [0.0, 1.0, 0.0],
+    "mend": [0.6, 0.0, 0.8],
+    "question": [0.8, 0.6, 0.0],
+}
+UNITS = [
+    unit("u", "undo a commit", tags=["git"], metadata={"part": 1}),
+    unit("r", "revert a merge commit", tags=["git"], metadata={"part": 2}),
+    unit("p", "pack files with tar", tags=["tar"], metadata={"part": 3}),
+    unit("m", "mend a broken question mark", tags=["text"], metadata={"part": 4}),
+]
+
+
+@pytest.fixture(params=["store", "plain"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageBackend]:
+    if request.param == "plain":
+        scratch = open_scratch()
+        scratch.store_batch(UNITS)
+        yield scratch
+    else:
+        with store_at(tmp_path, Given(VECTORS), metric="cosine") as store:
+            store.store_batch(UNITS)
+            yield store
+
+
+def semantic(**options: Any) -> SemanticRetrievalStrategy:
+    return SemanticRetrievalStrategy(Given(VECTORS), **options)
+
+
+def hybrid(**options: Any) -> HybridRetrievalStrategy:
+    return HybridRetrievalStrategy(Given(VECTORS), **options)
+
+
+STRATEGIES: dict[str, Callable[[], RetrievalStrategy]] = {
+    "semantic": semantic,
+    "keyword": KeywordRetrievalStrategy,
+    "hybrid": hybrid,
+}
+
+
+def ids(results: list[RetrievalResult]) -> list[str]:
+    return [one.unit_id for one in results]
+
+
+# --- each strategy --------------------------------------------------------------------------------------------------
+
+
+def test_by_meaning_the_nearest_come_first(backend: StorageBackend) -> None:
+    results = semantic().retrieve("question of reverting", backend, 3)
+    assert ids(results) == ["r", "u", "p"]
+    assert results[0].score == pytest.approx(0.9 * 0.8 + 0.4359 * 0.6, abs=1e-3)
+    assert results[0].metadata == {"distance": pytest.approx(1 - results[0].score, abs=1e-5)}
+    assert results[0].unit == backend.retrieve("r")
+
+
+def test_by_words_the_rarest_count_most(backend: StorageBackend) -> None:
+    strategy = KeywordRetrievalStrategy()
+    assert ids(strategy.retrieve("merge commit", backend)) == ["r", "u"]
+    assert ids(strategy.retrieve("nowhere", backend)) == []
+    assert ids(strategy.retrieve("TAR", backend)) == ["p"]
+
+
+def test_both_together_find_what_either_finds(backend: StorageBackend) -> None:
+    results = hybrid().retrieve("question mark", backend, 4)
+    assert ids(results) == ["r", "m", "u", "p"]
+    marked = results[1]
+    assert marked.metadata is not None
+    cosine = 0.8 * 0.6
+    assert marked.metadata["semantic_score"] == pytest.approx(cosine, abs=1e-3)
+    assert (marked.metadata["semantic_rank"], marked.metadata["keyword_rank"]) == (3, 0)
+    assert marked.score == pytest.approx(0.7 * cosine + 0.3, abs=1e-3)
+    assert results[0].metadata == {
+        "semantic_score": pytest.approx(0.9815, abs=1e-3),
+        "keyword_score": None,
+        "semantic_rank": 0,
+        "keyword_rank": None,
+    }
+
+
+def test_ranks_can_be_fused_instead_of_scores(backend: StorageBackend) -> None:
+    results = hybrid(fusion="rrf").retrieve("question mark", backend, 4)
+    assert ids(results) == ["m", "r", "u", "p"]
+    assert results[0].score == pytest.approx((61 / 64 + 1) / 2)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_filters_are_pushed_down(backend: StorageBackend, name: str) -> None:
+    strategy = STRATEGIES[name]()
+    query = "question commit tar mark"
+    for filters, allowed in (
+        ({"tags": "git"}, {"u", "r"}),
+        ({"metadata.part": {"gte": 3}}, {"p", "m"}),
+        ({"type": "skill"}, set()),
+    ):
+        found = ids(strategy.retrieve(query, backend, 10, filters))
+        assert set(found) == allowed
+        assert len(found) == len(set(found))
+    with pytest.raises(InvalidFilterError):
+        strategy.retrieve(query, backend, 10, {"tags": {"like": "g"}})
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(("query", "top_k"), [(7, 5), (None, 5), ("x", 0), ("x", 1.5), ("x", True)])
+def test_questions_without_a_meaning_are_refused(backend: StorageBackend, name: str, query: Any, top_k: Any) -> None:
+    with pytest.raises(InvalidQueryError, match=r"query|top_k"):
+        STRATEGIES[name]().retrieve(query, backend, top_k)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_nothing_is_found_in_nothing(tmp_path: Path, name: str) -> None:
+    with store_at(tmp_path) as empty:
+        for backend in (empty, open_scratch()):
+            assert STRATEGIES[name]().retrieve("anything", backend) == []
+            assert STRATEGIES[name]().count_relevant("anything", backend) == 0
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_search_and_units_by_id(backend: StorageBackend, name: str) -> None:
+    strategy = STRATEGIES[name]()
+    assert strategy.search("commit", backend, 2) == strategy.retrieve("commit", backend, 2)
+    results = strategy.retrieve_by_ids(["p", "no such", "u", "p"], backend)
+    assert [(one.unit_id, one.score) for one in results] == [("p", 1.0), ("u", 1.0)]
+
+
+def test_what_falls_short_of_the_threshold_is_left_out(backend: StorageBackend) -> None:
+    assert ids(semantic(similarity_threshold=0.7).retrieve("question", backend)) == ["r", "u"]
+    assert semantic(similarity_threshold=0.7).count_relevant("question", backend) == 2
+    assert semantic().count_relevant("question", backend) == 4
+    assert ids(hybrid(similarity_threshold=0.6).retrieve("question mark", backend)) == ["r", "m"]
+    assert hybrid(similarity_threshold=0.6).count_relevant("question mark", backend) == 2
+    assert KeywordRetrievalStrategy().count_relevant("commit", backend) == 2
+
+
+def test_a_store_embeds_by_itself(tmp_path: Path) -> None:
+    with store_at(tmp_path, Given(VECTORS)) as store:
+        store.store_batch(UNITS)
+        assert ids(SemanticRetrievalStrategy().retrieve("question", store, 1)) == ["r"]
+        assert ids(HybridRetrievalStrategy().retrieve("question", store, 1)) == ["r"]
+
+
+def test_a_backend_without_an_index_needs_an_embedding_function() -> None:
+    plain = open_scratch()
+    plain.store_batch(UNITS)
+    for strategy in (SemanticRetrievalStrategy(), HybridRetrievalStrategy()):
+        with pytest.raises(EmbeddingError, match="ScratchStore cannot search by meaning"):
+            strategy.retrieve("question", plain)
+    with pytest.raises(EmbeddingError, match="callable"):
+        SemanticRetrievalStrategy(3)  # type: ignore[arg-type]
+
+
+def test_a_plain_backend_s_texts_are_embedded_once() -> None:
+    plain, given = open_scratch(), Given(VECTORS)
+    plain.store_batch(UNITS)
+    strategy = SemanticRetrievalStrategy(given)
+    for _ in range(3):
+        strategy.retrieve("question", plain)
+    assert len(given.texts) == len(UNITS) + 1
+
+
+def test_a_service_that_fails_is_named(tmp_path: Path) -> None:
+    def fail(_text: str) -> Any:
+        raise OSError("gone")
+
+    with VectorStore(tmp_path / "m", fail, 4, storage_config={"background": False}) as store:
+        store.store_batch([unit("a")], np.ones((1, 4)))
+        for strategy in (SemanticRetrievalStrategy(), HybridRetrievalStrategy()):
+            with pytest.raises(EmbeddingError, match="gone"):
+                strategy.retrieve("a", store)
+        assert ids(KeywordRetrievalStrategy().retrieve("a", store)) == ["a"]
+
+
+def test_only_what_is_given_out_counts_as_read(tmp_path: Path) -> None:
+    with store_at(tmp_path, Given(VECTORS)) as store:
+        store.store_batch([*UNITS, *(unit(f"x{n}", f"commit {n}") for n in range(20))])
+        found = HybridRetrievalStrategy().retrieve("undo commit", store, 2)
+        order = store.access_order("lru", 100)
+        assert set(order[-2:]) == set(ids(found))
+        assert order[0] == next(one["id"] for one in store.units() if one["id"] not in ids(found))
+        SemanticRetrievalStrategy(similarity_threshold=0.99).retrieve("pack", store, 5)
+        assert store.access_order("lru", 100)[-1] == "p"
+        KeywordRetrievalStrategy().retrieve("mark", store)
+        assert store.access_order("lru", 100)[-1] == "m"
+        HybridRetrievalStrategy().retrieve_by_ids(["r"], store)
+        assert store.access_order("lru", 100)[-1] == "r"
+
+
+def test_units_deleted_while_they_are_fused_are_passed_over(tmp_path: Path) -> None:
+    class Vanishing(VectorStore):
+        def similarities(self, query: str, ids: Any) -> dict[str, float]:
+            found = super().similarities(query, ids)
+            self.delete("r")
+            return found
+
+    with Vanishing(tmp_path / "m", Given(VECTORS), storage_config={"background": False}) as store:
+        store.store_batch(UNITS)
+        assert ids(HybridRetrievalStrategy().retrieve("question", store, 2)) == ["m", "u"]
+
+
+# --- fusion ---------------------------------------------------------------------------------------------------------
+
+
+def test_weighted_fusion_by_hand() -> None:
+    near = [Ranked("a", 0.9), Ranked("b", 0.5), Ranked("c", -0.2)]
+    words = [Ranked("b", 8.0), Ranked("d", 4.0)]
+    fused = weighted(near, words, (0.7, 0.3), {"d": 0.4})
+    assert {one.id: round(one.score, 6) for one in fused} == {"a": 0.63, "b": 0.65, "c": 0.0, "d": 0.43}
+    assert [one.id for one in fused] == ["b", "a", "d", "c"]
+    assert weighted([], [], (0.7, 0.3), {}) == []
+    assert [one.score for one in weighted(near[:1], [], (0.7, 0.3), {})] == [pytest.approx(0.63)]
+
+
+def test_reciprocal_ranks_by_hand() -> None:
+    fused = reciprocal_ranks([Ranked("a", 9), Ranked("b", 8)], [Ranked("b", 1), Ranked("c", 0.5)])
+    scores = {one.id: one.score for one in fused}
+    assert scores == {
+        "a": pytest.approx(0.5),
+        "b": pytest.approx((61 / 62 + 1) / 2),
+        "c": pytest.approx(61 / 62 / 2),
+    }
+    assert [one.id for one in fused] == ["b", "a", "c"]
+
+
+def test_weights_are_shares_of_their_sum() -> None:
+    strategy = HybridRetrievalStrategy(semantic_weight=3, keyword_weight=1)
+    assert (strategy.semantic_weight, strategy.keyword_weight) == (0.75, 0.25)
+    for weights in ((0, 0), (-1, 2), (float("nan"), 1), (float("inf"), 1)):
+        with pytest.raises(ConfigurationError, match="semantic_weight"):
+            strategy.set_weights(*weights)
+    assert (strategy.semantic_weight, strategy.keyword_weight) == (0.75, 0.25)
+    with pytest.raises(ConfigurationError, match="fusion"):
+        HybridRetrievalStrategy(fusion="max")  # type: ignore[arg-type]
+
+
+def test_extreme_weights_leave_one_half_alone(backend: StorageBackend) -> None:
+    words = hybrid(semantic_weight=0, keyword_weight=1).retrieve("question mark", backend, 1)
+    near = hybrid(semantic_weight=1, keyword_weight=0).retrieve("question mark", backend, 1)
+    assert (ids(words), ids(near)) == (["m"], ["r"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (SemanticRetrievalStrategy(similarity_threshold=0.4), SemanticRetrievalStrategy()),
+        (HybridRetrievalStrategy(None, 3, 1, 0.2, fusion="rrf"), HybridRetrievalStrategy()),
+        (KeywordRetrievalStrategy(), KeywordRetrievalStrategy()),
+    ],
+)
+def test_state_is_handed_over(one: RetrievalStrategy, other: RetrievalStrategy) -> None:
+    state = json.loads(json.dumps(one.save_state()))
+    other.restore_state(state)
+    assert other.save_state() == one.save_state()
+
+
+# --- the context ----------------------------------------------------------------------------------------------------
+
+
+def test_the_context_fills_in_defaults_and_keeps_figures(backend: StorageBackend) -> None:
+    context = RetrievalContext(KeywordRetrievalStrategy(), default_top_k=1, default_filters={"tags": "git"})
+    assert ids(context.retrieve("undo tar", backend)) == ["u"]
+    assert ids(context.search("tar", backend, 3, {})) == ["p"]
+    assert context.count_relevant("commit tar", backend) == 2
+    assert ids(context.retrieve_by_ids(["m"], backend)) == ["m"]
+    context.set_strategy(semantic())
+    context.retrieve("question", backend, 2)
+    with pytest.raises(InvalidQueryError):
+        context.retrieve("question", backend, 0)
+    history = context.get_retrieval_history()
+    assert history[-1]["query"] == "question"
+    assert history[-1]["results_count"] == 2
+    assert history[-1]["filters"] == {"tags": "git"}
+    assert context.metrics is not None
+    summary = context.metrics.summary()
+    assert summary["SemanticRetrievalStrategy"]["queries"] == 2
+    assert summary["SemanticRetrievalStrategy"]["failures"] == 1
+    assert summary["SemanticRetrievalStrategy"]["mean_results"] == 2
+    assert 0 < summary["KeywordRetrievalStrategy"]["p50_ms"] <= summary["KeywordRetrievalStrategy"]["p99_ms"]
+    context.clear_history()
+    context.metrics.clear()
+    assert (context.get_retrieval_history(), context.metrics.summary()) == ([], {})
+
+
+def test_what_the_context_remembers_is_bounded(backend: StorageBackend) -> None:
+    context = RetrievalContext(KeywordRetrievalStrategy(), enable_metrics=False)
+    assert context.metrics is None
+    for number in range(1100):
+        context.retrieve(f"w{number}", backend)
+    history = context.get_retrieval_history()
+    assert len(history) == 1000
+    assert history[-1]["query"] == "w1099"
+
+
+def test_metrics_of_many_threads_add_up() -> None:
+    metrics = RetrievalMetrics()
+
+    def work() -> None:
+        for number in range(500):
+            metrics.record("s", 0.001, None if number % 5 == 0 else number % 2)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    summary = metrics.summary()["s"]
+    assert (summary["queries"], summary["failures"], summary["empty"]) == (2000, 400, 800)
+    assert summary["p50_ms"] == pytest.approx(1.0)
+
+
+# --- on real units --------------------------------------------------------------------------------------------------
+
+
+def test_both_together_find_real_units_at_least_as_often_as_either_alone(shared_data: Path, tmp_path: Path) -> None:
+    """At the scale of a test: the units from which 300 queries were taken, among 3,000 others."""
+    with gzip.open(shared_data / "tldr_queries.jsonl.gz", "rt") as lines:
+        queries = [json.loads(line) for line in lines][:300]
+    with gzip.open(shared_data / "tldr_units.jsonl.gz", "rt") as lines:
+        units = [json.loads(line) for line in lines]
+    vectors = np.load(shared_data / "tldr_minilm_f16.npy", mmap_mode="r")
+    asked = np.load(shared_data / "tldr_queries_minilm_f16.npy").astype(np.float32)
+    rows = sorted({query["unit_row"] for query in queries} | set(range(0, len(units), 13)))
+    table = {query["query"]: asked[at] for at, query in enumerate(queries)}
+    settings = {"background": False}
+    with VectorStore(tmp_path / "m", table.__getitem__, 384, storage_config=settings) as store:
+        store.store_batch([{**units[at], "id": str(at)} for at in rows], np.asarray(vectors[rows], np.float32))
+        store.run_maintenance()
+        hits = {}
+        for strategy in (SemanticRetrievalStrategy(), KeywordRetrievalStrategy(), HybridRetrievalStrategy()):
+            found = [ids(strategy.retrieve(query["query"], store, 5)) for query in queries]
+            pairs = zip(queries, found, strict=True)
+            hits[type(strategy).__name__] = sum(str(query["unit_row"]) in names for query, names in pairs)
+    assert hits["HybridRetrievalStrategy"] >= max(hits.values())
+    assert hits["HybridRetrievalStrategy"] > 0.95 * len(queries)
