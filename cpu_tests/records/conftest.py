@@ -19,6 +19,6 @@ def prefix(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def records(prefix: Path) -> Iterator[Records]:
-    """A new, empty store."""
-    with Records.open(prefix, dim=DIM) as opened:
+    """A new, empty store; what "full" adds is tested where the disk fails."""
+    with Records.open(prefix, dim=DIM, durability="normal") as opened:
         yield opened

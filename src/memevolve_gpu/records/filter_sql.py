@@ -11,10 +11,13 @@ from typing import Any
 
 from .filters import Condition, kind_of
 
-__all__ = ["INDEXED_FIELDS", "is_indexed", "where"]
+__all__ = ["INDEXED_FIELDS", "is_indexed", "places", "where"]
 
 INDEXED_FIELDS = ("type", "tags")
 """Top-level fields whose strings, or lists of strings, are kept in the ``terms`` table."""
+
+MOST_PLACES = 50
+"""SQLite takes time with the square of the numbered places in a statement."""
 
 _INDEXED_PATHS = {(field,) for field in INDEXED_FIELDS}
 _RANGE_SIGNS = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -42,8 +45,9 @@ def where(conditions: Sequence[Condition], bound: list[Any]) -> str:
 
 def _expression(one: Condition, bound: list[Any]) -> str:
     if one.path == ("id",) and one.op == "in":
-        return f"u.id IN ({_marks([value for value in one.values if isinstance(value, str)], bound)})"
-    path = _marks(["$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in one.path)], bound)
+        return f"u.id IN ({places([value for value in one.values if isinstance(value, str)], bound)})"
+    bound.append("$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in one.path))
+    path = f"?{len(bound)}"
     if one.op == "exists":
         return f"json_type(u.unit, {path}) IS {'NOT ' if one.values[0] else ''}NULL"
     tests = _tests(one, bound)
@@ -68,13 +72,16 @@ def _tests(one: Condition, bound: list[Any]) -> dict[str, str]:
     for kind, values in kinds.items():
         test = "1"
         if kind in ("number", "text"):
-            marks, sign = _marks(values, bound), _RANGE_SIGNS.get(one.op)
-            test = f"{{value}} {sign} {marks}" if sign else f"{{value}} IN ({marks})"
+            sign = _RANGE_SIGNS.get(one.op)
+            test = f"{{value}} {sign} ({places(values, bound)})" if sign else f"{{value}} IN ({places(values, bound)})"
         tests.update(dict.fromkeys(_JSON_TYPES[kind], test))
     return tests
 
 
-def _marks(values: Sequence[Any], bound: list[Any]) -> str:
-    """Numbered places for the values, which are bound once however often they are named."""
+def places(values: Sequence[Any], bound: list[Any]) -> str:
+    """Numbered places for the values, which are bound once however often they are named; many are bound as one list."""
+    if len(values) > MOST_PLACES:
+        bound.append(json.dumps(values, ensure_ascii=False))
+        return f"SELECT value FROM json_each(?{len(bound)})"
     bound.extend(values)
     return ", ".join(f"?{number}" for number in range(len(bound) - len(values) + 1, len(bound) + 1))

@@ -31,7 +31,7 @@ Scalar = None | bool | int | float | str
 RANGES: dict[str, Callable[[Any, Any], bool]] = {"gt": gt, "gte": ge, "lt": lt, "lte": le}
 OPERATORS = ("eq", "ne", "in", "nin", *RANGES, "exists")
 MAX_VALUES, MAX_CONDITIONS = 30_000, 100
-"""Most values and operators in one filter: SQLite takes 32,766 parameters and a tree 1,000 deep in one statement."""
+"""Most values and operators in one filter. SQLite takes 32,766 parameters and a tree 1,000 deep in one statement."""
 
 _MISSING = object()
 

@@ -9,7 +9,7 @@ import apsw
 import numpy as np
 
 from ..types import IntArray
-from .filter_sql import is_indexed, where
+from .filter_sql import is_indexed, places, where
 from .filters import Condition
 from .sql import first_row
 
@@ -52,9 +52,8 @@ _HAS_CARRAY = hasattr(apsw, "carray") and "ENABLE_CARRAY" in apsw.compile_option
 
 
 def _with_term(con: apsw.Connection, one: Condition) -> IntArray:
-    marks = ", ".join("?" * len(one.values))
-    sql = f"SELECT slot FROM terms WHERE field = ? AND value IN ({marks})"
-    return _slots(con, sql, (one.path[0], *one.values))
+    bound: list[Any] = [one.path[0]]
+    return _slots(con, f"SELECT slot FROM terms WHERE field = ?1 AND value IN ({places(one.values, bound)})", bound)
 
 
 def _scan(con: apsw.Connection, conditions: Sequence[Condition], slots: IntArray | None, after: int = 0) -> IntArray:
