@@ -70,7 +70,7 @@ BAD = {
     "vectors_per_centroid": ["0"],
     "nlist_min": ["0"],
     "nlist_max": ["0"],
-    "min_training_units": ["0", "-3"],
+    "min_training_units": ["1.5", "-3"],
     "index_type": ["ivfpq", "IVF,Flat"],
     "metric": ["euclidean"],
     "target_recall": ["0", "1.5", "nan"],

@@ -63,6 +63,7 @@ def _url(value: str) -> str:
 
 
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1), Allowed("a whole number of at least 1")]
+_Natural = Annotated[int, BeforeValidator(_number), Field(ge=0), Allowed("a whole number of at least 0")]
 _Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1), Allowed("a number above 0 and at most 1")]
 _Switch = Annotated[bool, BeforeValidator(_word), Allowed("true or false")]
 _Megabytes = Annotated[
@@ -302,7 +303,7 @@ class StorageConfig(_Settings):
     """Fewest IVF lists."""
     nlist_max: _Count = 256
     """Most IVF lists."""
-    min_training_units: _Count = 1_000
+    min_training_units: _Natural = 1_000
     """Number of units below which nothing is trained and an exact scan answers."""
     index_type: _IndexType = "ivf"
     """Kind of index once there is enough to train on."""
