@@ -7,10 +7,11 @@ import numpy.typing as npt
 
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
+from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 
-KINDS = ("exact", "two_stage", "ivf", "hnsw")
+KINDS = ("exact", "two_stage", "ivf", "lists", "hnsw")
+"""The kinds of bodies; ``lists`` is an ivf body that has no second way to search."""
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "ip")
 
 
@@ -45,12 +46,16 @@ def rows_of(vectors: FloatArray) -> Rows:
 
 def plan_of(kind: str, vectors: FloatArray, precision: Precision = "float32") -> IndexPlan:
     """A plan for ``kind`` with lists where it has any."""
-    nlist = max(1, min(32, len(vectors) // 20)) if kind == "ivf" else 0
-    return IndexPlan(kind=kind, nlist=nlist, precision=precision)  # type: ignore[arg-type]
+    nlist = max(1, min(32, len(vectors) // 20)) if kind in {"ivf", "lists"} else 0
+    return IndexPlan(kind="ivf" if kind == "lists" else kind, nlist=nlist, precision=precision)  # type: ignore[arg-type]
 
 
 def body_of(kind: str, vectors: FloatArray, metric: Metric, precision: Precision = "float32", seed: int = 7) -> Body:
-    return build(plan_of(kind, vectors, precision), rows_of(vectors), metric, seed=seed)
+    body = build(plan_of(kind, vectors, precision), rows_of(vectors), metric, seed=seed)
+    if kind != "lists":
+        return body
+    parts = {name: array for name, array in body.parts().items() if name != "whole"}
+    return from_parts(body.plan, metric, parts)
 
 
 def all_distances(queries: FloatArray, vectors: FloatArray, metric: Metric) -> npt.NDArray[np.float64]:

@@ -195,7 +195,7 @@ def test_lists_are_kept_until_they_differ_by_a_quarter() -> None:
     [
         (3, "float32"),
         (384, "float32"),
-        (450, "float32"),
+        (430, "float32"),
         (512, "float16"),
         (768, "float16"),
         (1536, "int8"),

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from ..types import Precision
 
-__all__ = ["CANDIDATE", "GATHERED_FLOAT", "HNSW_ROWS_PER_BEAM", "LIST", "SCANNED_FLOAT", "codes_cost", "scan_cost"]
+__all__ = [
+    "CANDIDATE",
+    "GATHERED_FLOAT",
+    "HNSW_ROWS_PER_BEAM",
+    "LIST",
+    "SCANNED_FLOAT",
+    "WHOLE_ROWS",
+    "codes_cost",
+    "scan_cost",
+]
 
 SCANNED_FLOAT: dict[Precision, float] = {"float32": 13.0, "float16": 20.0, "int8": 60.0}
 """One component of a row, in an exact scan."""
@@ -19,6 +28,8 @@ CANDIDATE = 4000.0
 """Keeping one more row in the result of a fast scan."""
 LIST = 35_000.0
 """Visiting one more inverted list."""
+WHOLE_ROWS = 200_000
+"""Up to here reading all codes in one piece costs no more than three quarters of the lists, at the planner's nlist."""
 HNSW_ROWS_PER_BEAM = 43
 """Rows that a scan compares in the time in which a walk widens its beam by one."""
 _CALL = 2_000_000.0

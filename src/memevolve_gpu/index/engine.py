@@ -45,15 +45,15 @@ def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]
     return data
 
 
-def from_bytes(parts: Arrays, kind: str, n: int, metric: Metric) -> Any:
-    """The index in ``parts["faiss"]``, whose checksum the caller has verified, if it is what it should be.
+def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> Any:
+    """The index in the part ``name``, whose checksum the caller has verified, if it is what it should be.
 
     Raises:
         EngineError: bytes missing, not readable by this faiss, or another kind, size or metric of index.
     """
-    data = parts.get("faiss")
+    data = parts.get(name)
     if data is None or data.dtype != np.uint8 or data.ndim != 1:
-        raise EngineError("part 'faiss' is missing; rebuild the index")
+        raise EngineError(f"part {name!r} is missing; rebuild the index")
     faiss = load_faiss()
     with translated("reading an index"):
         engine = faiss.deserialize_index(data)

@@ -52,7 +52,7 @@ class HNSWBody(Body):
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> HNSWBody:
         rows = cls._rows_of(parts)
         table = cls._table_of(plan, metric, rows, parts)
-        engine = from_bytes(parts, "IndexHNSWFlat", table.n, metric)
+        engine = from_bytes(parts, "faiss", "IndexHNSWFlat", table.n, metric)
         if engine.d != table.dim or not isinstance(table, Float32Table):
             raise EngineError(f"a graph of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
         _check_links(engine, table.n)

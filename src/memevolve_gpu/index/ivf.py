@@ -1,4 +1,9 @@
-"""Inverted lists of 4-bit codes without residuals, reranked by exact distance."""
+"""Inverted lists of 4-bit codes without residuals, reranked by exact distance.
+
+Visiting a list has a price of its own (``costs.LIST``). Up to ``WHOLE_ROWS`` rows a search that probes most of the
+lists would be faster if there were none; so there the codes are kept a second time in one piece (half a byte a code),
+and each search takes whichever way is cheaper for its effort.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +16,13 @@ from ..errors import EngineError
 from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
-from .costs import LIST, codes_cost, scan_cost
+from .codes import CodeScan, candidate_width
+from .costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
 from .engine import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
-from .sample import (
-    CODE_TRAINING_POINTS,
-    POINTS_PER_LIST,
-    default_codes,
-    padded_columns,
-    padded_dim,
-    training_sample,
-)
+from .sample import ADD_ROWS, CODE_TRAINING_POINTS, POINTS_PER_LIST, code_shape, padded_columns, training_sample
 from .scan import padded
-from .two_stage import ADD_ROWS, candidate_width
 
 __all__ = ["IVFBody"]
 
@@ -37,45 +35,43 @@ class IVFBody(Body):
 
     kind: ClassVar[str] = "ivf"
 
-    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, engine: Any) -> None:
+    def __init__(
+        self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, lists: Any, whole: Any = None
+    ) -> None:
         super().__init__(plan, metric, rows, table)
-        self._engine = engine
-        self._width = int(engine.d)
-        self._codes = int(engine.pq.M)
-        self._nlist = int(engine.nlist)
+        self._lists = lists
+        self._whole = None if whole is None else CodeScan(whole, table)
+        self._columns = int(lists.d)
+        self._codes = int(lists.pq.M)
+        self._nlist = int(lists.nlist)
 
     @classmethod
     def build(cls, job: BuildJob) -> IVFBody:
         table, plan = job.table(), job.plan
         if not 1 <= plan.nlist <= len(job.source):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
-        width = padded_dim(table.dim, _codes(plan, table.dim))
-        engine = job.like.emptied_engine() if isinstance(job.like, IVFBody) else cls._fresh(job, width)
+        lists = job.like.emptied_engine() if isinstance(job.like, IVFBody) else _trained(job)
+        whole = _in_one_piece(lists) if table.n <= WHOLE_ROWS else None
         with translated("filling inverted lists"):
-            for block in job.blocks(ADD_ROWS, width):
-                engine.add(block)
-        return cls(plan, job.metric, job.rows, table, engine)
-
-    @staticmethod
-    def _fresh(job: BuildJob, width: int) -> Any:
-        plan = job.plan
-        limit = max(CODE_TRAINING_POINTS, POINTS_PER_LIST * plan.nlist)
-        sample = padded_columns(training_sample(job.source, limit, job.seed), width)
-        job.progress("train", 0.0)
-        with translated("training inverted lists"), one_thread():
-            engine = _trained(job, sample, _codes(plan, job.rows.vectors.shape[1]))
-        job.progress("train", 1.0)
-        return engine
+            for block in job.blocks(ADD_ROWS, lists.d):
+                lists.add(block)
+                if whole is not None:
+                    whole.add(block)
+        return cls(plan, job.metric, job.rows, table, lists, whole)
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> IVFBody:
         rows = cls._rows_of(parts)
         table = cls._table_of(plan, metric, rows, parts)
-        engine = from_bytes(parts, "IndexIVFPQFastScan", table.n, metric)
-        check_codes(engine, table.dim)
-        if engine.nlist != plan.nlist:
-            raise EngineError(f"{engine.nlist} lists where the plan has {plan.nlist}; rebuild the index")
-        return cls(plan, metric, rows, table, engine)
+        lists = from_bytes(parts, "faiss", "IndexIVFPQFastScan", table.n, metric)
+        check_codes(lists, table.dim)
+        if lists.nlist != plan.nlist:
+            raise EngineError(f"{lists.nlist} lists where the plan has {plan.nlist}; rebuild the index")
+        whole = None
+        if "whole" in parts:
+            whole = from_bytes(parts, "whole", "IndexPQFastScan", table.n, metric)
+            check_codes(whole, table.dim)
+        return cls(plan, metric, rows, table, lists, whole)
 
     @property
     def nlist(self) -> int:
@@ -83,29 +79,43 @@ class IVFBody(Body):
 
     def emptied_engine(self) -> Any:
         """A copy of what was trained, without rows."""
-        return emptied(self._engine)
+        return emptied(self._lists)
 
     def _engine_parts(self) -> Arrays:
-        return {"faiss": to_bytes(self._engine)}
+        parts: Arrays = {"faiss": to_bytes(self._lists)}
+        if self._whole is not None:
+            parts["whole"] = to_bytes(self._whole.engine)
+        return parts
 
     def _engine_bytes(self) -> int:
-        engine = self._engine
-        lists = engine.invlists
-        block = 32 * ((engine.pq.M + 1) // 2)
-        codes = sum(aligned_bytes(-(-lists.list_size(i) // 32) * block) for i in range(self._nlist))
-        centroids = self._nlist * self._width * 4 + engine.pq.centroids.size() * 4
-        return int(codes + 8 * self.n + centroids)
+        inverted = self._lists.invlists
+        block = 32 * ((self._codes + 1) // 2)
+        codes = sum(aligned_bytes(-(-inverted.list_size(i) // 32) * block) for i in range(self._nlist))
+        centroids = 4 * (self._nlist * self._columns + self._lists.pq.centroids.size())
+        return int(codes + 8 * self.n + centroids) + (0 if self._whole is None else self._whole.nbytes)
 
     def _search(
         self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
     ) -> tuple[FloatArray, IntArray]:
+        """By the cheapest of three ways: the vectors, the codes in one piece, the lists."""
         want = candidate_width(k, effort)
         nprobe = self._lists_to_probe(effort, allowed)
-        if self._scan_wins(want, nprobe, allowed):
+        count = self.n if allowed is None else allowed.count
+        scan = scan_cost(count, self.dim, self.table.precision)
+        lists = self._lists_cost(want, nprobe)
+        whole = math.inf if self._whole is None else self._whole.cost(want, allowed)
+        if want >= count or scan < min(lists, whole):
             return self.table.scan(queries, k, allowed)
-        nq = len(queries)
-        distances, positions = padded(nq, k)
-        for part in chunks(nq, 32 * want + 4 * self.nlist):
+        if self._whole is not None and whole < lists:
+            return self._whole.search(queries, k, want, allowed)
+        return self._search_lists(queries, k, (want, nprobe), allowed)
+
+    def _search_lists(
+        self, queries: FloatArray, k: int, widths: tuple[int, int], allowed: Allowed | None
+    ) -> tuple[FloatArray, IntArray]:
+        want, nprobe = widths
+        distances, positions = padded(len(queries), k)
+        for part in chunks(len(queries), 32 * want + 4 * self._nlist):
             mine = queries[part]
             candidates = self._candidates(mine, k, want, nprobe, allowed)
             distances[part], positions[part] = self.table.rerank(mine, candidates, k)
@@ -125,7 +135,7 @@ class IVFBody(Body):
     def _propose(self, queries: FloatArray, width: int, nprobe: int, allowed: Allowed | None) -> IntArray:
         """The ``width`` nearest allowed rows by codes, int64 (nq, width), -1 at the end where fewer were met."""
         faiss, nq = load_faiss(), len(queries)
-        queries = padded_columns(queries, self._width)
+        queries = padded_columns(queries, self._columns)
         distances, positions = np.empty((nq, width), np.float32), np.empty((nq, width), np.int64)
         parameters = faiss.SearchParametersIVF()
         parameters.nprobe = nprobe
@@ -133,7 +143,7 @@ class IVFBody(Body):
         parameters.sel = selector
         ptr = faiss.swig_ptr
         with translated("searching inverted lists"):
-            self._engine.search_c(nq, ptr(queries), width, ptr(distances), ptr(positions), parameters)
+            self._lists.search_c(nq, ptr(queries), width, ptr(distances), ptr(positions), parameters)
         return positions
 
     def _lists_to_probe(self, effort: Effort, allowed: Allowed | None) -> int:
@@ -143,32 +153,39 @@ class IVFBody(Body):
             return wanted
         return min(self._nlist, math.ceil(wanted * math.sqrt(self.n / allowed.count)))
 
-    def _scan_wins(self, want: int, nprobe: int, allowed: Allowed | None) -> bool:
-        """Whether reading every allowed vector is cheaper than lists, codes and rerank."""
-        count, precision = self.n if allowed is None else allowed.count, self.table.precision
-        if want >= count:
-            return True
+    def _lists_cost(self, want: int, nprobe: int) -> float:
         reads = (
             self.n * nprobe / self._nlist * self._codes + nprobe * LIST + scan_cost(self._nlist, self.dim, "float32")
         )
-        return scan_cost(count, self.dim, precision) < codes_cost(reads, want, want, self.dim, precision)
+        return codes_cost(reads, want, want, self.dim, self.table.precision)
 
 
-def _codes(plan: IndexPlan, dim: int) -> int:
-    return min(plan.codes or default_codes(dim), dim)
-
-
-def _trained(job: BuildJob, sample: FloatArray, codes: int) -> Any:
+def _trained(job: BuildJob) -> Any:
     """An empty, trained index that owns its coarse quantiser."""
+    faiss, nlist = load_faiss(), job.plan.nlist
+    codes, width = code_shape(job.plan, job.rows.vectors.shape[1])
+    limit = max(CODE_TRAINING_POINTS, POINTS_PER_LIST * nlist)
+    sample = padded_columns(training_sample(job.source, limit, job.seed), width)
+    kind = metric_of(faiss, job.metric)
+    job.progress("train", 0.0)
+    with translated("training inverted lists"), one_thread():
+        quantiser = faiss.IndexFlat(width, kind)
+        lists = faiss.IndexIVFPQFastScan(quantiser, width, nlist, codes, 4, kind)
+        quantiser.this.disown()
+        lists.own_fields = True
+        lists.by_residual = False
+        lists.implem = _LIST_AFTER_LIST
+        quiet(lists.cp, job.seed)
+        quiet(lists.pq.cp, job.seed)
+        lists.train(sample)
+    job.progress("train", 1.0)
+    return lists
+
+
+def _in_one_piece(lists: Any) -> Any:
+    """An empty index without lists that shares their codes' centroids."""
     faiss = load_faiss()
-    width, nlist, kind = sample.shape[1], job.plan.nlist, metric_of(faiss, job.metric)
-    quantiser = faiss.IndexFlat(width, kind)
-    engine = faiss.IndexIVFPQFastScan(quantiser, width, nlist, codes, 4, kind)
-    quantiser.this.disown()
-    engine.own_fields = True
-    engine.by_residual = False
-    engine.implem = _LIST_AFTER_LIST
-    quiet(engine.cp, job.seed)
-    quiet(engine.pq.cp, job.seed)
-    engine.train(sample)
-    return engine
+    whole = faiss.IndexPQFastScan(lists.d, lists.pq.M, 4, lists.metric_type)
+    faiss.copy_array_to_vector(faiss.vector_to_array(lists.pq.centroids), whole.pq.centroids)
+    whole.is_trained = True
+    return whole

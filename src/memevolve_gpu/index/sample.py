@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import EngineError
-from ..types import FloatArray
+from ..types import FloatArray, IndexPlan
 
 __all__ = [
+    "ADD_ROWS",
     "CODE_TRAINING_POINTS",
     "POINTS_PER_CENTROID",
     "POINTS_PER_LIST",
+    "code_shape",
     "default_codes",
     "padded_columns",
     "padded_dim",
@@ -21,6 +23,8 @@ POINTS_PER_CENTROID = 256
 """Enough to train a centroid on; four times as many took three times as long and did not improve recall (measured)."""
 POINTS_PER_LIST = 64
 """Enough for a list; four times as many took half as long again and did not improve recall (measured)."""
+ADD_ROWS = 16_384
+"""Rows handed to an engine at a time."""
 MIN_CODE_POINTS = 16
 """A 4-bit code has 16 centroids, and k-means wants at least as many points."""
 CODE_TRAINING_POINTS = MIN_CODE_POINTS * POINTS_PER_CENTROID
@@ -51,6 +55,12 @@ def training_sample(vectors: FloatArray, limit: int, seed: int) -> FloatArray:
 def default_codes(dim: int) -> int:
     """Half as many 4-bit codes as dimensions; one each below 64 dimensions, where they cost nothing."""
     return dim if dim < 64 else (dim + 1) // 2
+
+
+def code_shape(plan: IndexPlan, dim: int) -> tuple[int, int]:
+    """(codes a row, columns that they cover) by ``plan`` for vectors of ``dim`` dimensions."""
+    codes = min(plan.codes or default_codes(dim), dim)
+    return codes, padded_dim(dim, codes)
 
 
 def padded_dim(dim: int, codes: int) -> int:

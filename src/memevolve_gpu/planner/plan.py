@@ -136,7 +136,7 @@ def _by_precision(wanted: IndexPlan, precision: PrecisionSetting, dim: int, id_b
     if precision != "auto":
         order: tuple[Precision, ...] = (precision,)
     elif wanted.kind in ("two_stage", "ivf"):
-        order = tuple(p for p in _ORDER if _unit_bytes(dim, p, id_bytes) <= _BYTES_PER_UNIT) or _ORDER[-1:]
+        order = tuple(p for p in _ORDER if _unit_bytes(wanted.kind, dim, p, id_bytes) <= _BYTES_PER_UNIT) or _ORDER[-1:]
     else:
         order = _ORDER
     if wanted.kind != "hnsw":
@@ -146,9 +146,10 @@ def _by_precision(wanted: IndexPlan, precision: PrecisionSetting, dim: int, id_b
     return graph + [replace(coded, precision=p) for p in order]
 
 
-def _unit_bytes(dim: int, precision: Precision, id_bytes: float) -> float:
-    """Memory of one unit in a coded body."""
-    return vector_bytes(1, dim, precision) + default_codes(dim) / 2 + 24 + id_bytes
+def _unit_bytes(kind: str, dim: int, precision: Precision, id_bytes: float) -> float:
+    """Memory of one unit in a coded body; lists keep the codes twice, and the unit's place."""
+    codes = default_codes(dim) / 2
+    return vector_bytes(1, dim, precision) + (2 * codes + 8 if kind == "ivf" else codes) + 24 + id_bytes
 
 
 def _explained(plan: IndexPlan, wanted: IndexPlan, size: int, budget: int) -> IndexPlan:

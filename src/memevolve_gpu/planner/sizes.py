@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..index.costs import WHOLE_ROWS
 from ..index.engine import aligned_bytes
 from ..index.sample import default_codes, padded_dim
 from ..types import IndexPlan, Precision
@@ -29,7 +30,7 @@ def plan_bytes(plan: IndexPlan, n: int, dim: int, id_bytes: float = DEFAULT_ID_B
     if plan.kind == "two_stage":
         total += code_bytes(n, dim, codes)
     elif plan.kind == "ivf":
-        total += _list_bytes(n, dim, codes, max(1, plan.nlist))
+        total += _list_bytes(n, dim, codes, max(1, plan.nlist)) + (code_bytes(n, dim, codes) if n <= WHOLE_ROWS else 0)
     elif plan.kind == "hnsw":
         total += _graph_bytes(n)
     return int(total)
