@@ -216,9 +216,13 @@ class MemorySystem:
         return True
 
     def close(self) -> None:
-        """Close the store if this system opened it."""
+        """Close the store, and the connections of its embedding function, if this system opened them."""
         while self._owned:
-            self._owned.pop().close()
+            store = self._owned.pop()
+            store.close()
+            close = getattr(store.embedding_function, "close", None)
+            if callable(close):
+                close()
 
     def __enter__(self) -> MemorySystem:
         return self
