@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import SEED, FakeEmbedder
+from support import SEED, FakeBatchEmbedder, FakeEmbedder
 
 from memevolve_gpu import (
     CapacityError,
@@ -565,6 +565,47 @@ class TestRecall:
         off = make(index_type="ivf", sample_queries=False)
         off.search_vectors(np.ones((300, DIM)), 5)
         assert off.statistics()["queries_sampled"] == 0
+
+    def test_service_samples_train_an_index_that_is_wanted_early_and_are_paid_for_once(self, make: Make) -> None:
+        embedder = FakeBatchEmbedder(DIM)
+        store = make(embedder=embedder, index_type="ivf", min_training_units=0)
+        store.store_batch(units(3))
+        assert store.run_maintenance()["actions"] == ["built ivf of 3 rows"]
+        assert store.index.nlist == 10
+        assert store.search("fact number 1 about topic 1", 1)[0][1] == "u1"
+        paid = len(embedder.texts)
+        assert paid >= 2000
+        store.retrain()
+        store.close()
+        again = make(embedder=embedder, index_type="ivf", min_training_units=0)
+        again.retrain()
+        assert len(embedder.texts) <= paid + 3
+        assert again.count() == 3, "a sample became a unit"
+        assert len(again.search("Regular testing prevents surprises", 10)) == 3
+
+    def test_retrain_with_samples_goes_before_the_least_number_of_units(self, make: Make) -> None:
+        store = make(index_type="ivf", min_training_units=1000)
+        store.store_batch(units(200))
+        assert store.retrain()["actions"] == ["built exact of 200 rows"]
+        assert store.retrain(samples=True)["actions"] == ["built ivf of 200 rows"]
+        assert store.run_maintenance()["actions"] == []
+        assert store.search("fact number 9 about topic 9", 1)[0][1] == "u9"
+
+    def test_a_service_that_fails_leaves_the_store_exact_and_says_so(self, make: Make) -> None:
+        class Failing(FakeEmbedder):
+            dimension = DIM
+
+            def __call__(self, text: str) -> Any:
+                if "fact" not in text:
+                    raise OSError("no more credit")
+                return super().__call__(text)
+
+        store = make(embedder=Failing(DIM), index_type="ivf", min_training_units=0)
+        store.store_batch(units(5))
+        store.run_maintenance()
+        assert store.index.kind == "exact"
+        assert any("exact" in sentence for sentence in store.get_storage_health()["recommendations"])
+        assert store.search("fact number 1 about topic 1", 1)[0][1] == "u1"
 
     def test_management_that_removed_much_makes_the_index_train_anew(self, make: Make) -> None:
         store = make(index_type="ivf")

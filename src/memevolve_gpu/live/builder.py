@@ -9,8 +9,9 @@ from ..errors import EngineError
 from ..index.base import Body
 from ..index.catalog import build
 from ..training.calibration import calibrate
+from ..training.collector import TrainingSet, source_for
 from ..training.quality import Quality, measure
-from ..types import IndexPlan
+from ..types import FloatArray, IndexPlan
 from .asked import Asked
 from .causes import Cause
 from .draft import exact_body
@@ -18,7 +19,9 @@ from .facts import BodyFacts
 from .rebuild import Gathered
 from .settings import LiveSettings
 
-__all__ = ["Built", "build_verified", "judged"]
+__all__ = ["JUDGED_AT", "Built", "Collect", "build_verified", "judged"]
+
+Collect = Callable[[FloatArray], TrainingSet]
 
 JUDGED_AT = 10
 """recall@k is judged at this k."""
@@ -40,12 +43,13 @@ def build_verified(
     cause: Cause,
     settings: LiveSettings,
     asked: Asked,
+    collect: Collect,
     progress: Callable[[str, float], None],
 ) -> Built:
     """The planned body if it proves itself, else an exact one that says why.
 
     Quantisers are taken over where rows were only added or removed; when the result falls short they are trained anew.
-    asked: the real queries of the past, to calibrate on.
+    asked: the real queries of the past, to calibrate on. collect: finds what to train on where the rows are too few.
     """
     rows, old = gathered.rows, gathered.view
     if plan.kind == "exact":
@@ -54,16 +58,30 @@ def build_verified(
     refused = ""
     for like in [old.body, None] if cause.kind != "train" and fits else [None]:
         try:
-            body = build(plan, rows, old.metric, seed=settings.seed, like=like, progress=progress)
+            training = None if like is not None else _training(plan, rows.vectors, collect)
+            body = build(plan, rows, old.metric, seed=settings.seed, training=training, like=like, progress=progress)
         except EngineError as error:
             refused = f"cannot build {plan.kind}: {error}"
             continue
         for known in _known(old.facts, body, like):
             facts, quality = judged(body, known, asked, settings)
             if quality.meets(settings.target_recall):
-                return Built(body, facts, trained=like is None)
+                return Built(body, replace(facts, by_request=cause.by_request), trained=like is None)
         refused = f"{plan.kind} fell short: {quality}"
     return Built(exact_body(rows, old.metric), BodyFacts(refused_rows=len(rows.slots)), trained=False, refused=refused)
+
+
+def _training(plan: IndexPlan, vectors: FloatArray, collect: Collect) -> FloatArray | None:
+    """What to train on beside the rows themselves (None): service samples where the rows are too few.
+
+    Raises EngineError when too few of the samples could be had.
+    """
+    if plan.kind == "hnsw" or source_for(len(vectors)) == "existing":
+        return None
+    found = collect(vectors)
+    if not found.usable:
+        raise EngineError(found.reason)
+    return found.vectors
 
 
 def judged(body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings) -> tuple[BodyFacts, Quality]:

@@ -29,10 +29,14 @@ class Cause:
 
     kind: Literal["train", "append", "compact"]
     text: str
+    by_request: bool = False
+    """Somebody wants an index although the units are few, and pays for samples to train it on."""
 
 
 def cause_to_build(view: View, plan: IndexPlan, min_training_units: int) -> Cause | None:
     """Why a new body is due; None when the present one serves."""
+    if view.facts.by_request and plan.kind == "exact":
+        plan = view.body.plan
     if _too_early(view, min_training_units) or _refused_lately(view):
         return _to_compact(view)
     return _to_train(view, plan) or _to_compact(view) or _to_append(view)

@@ -24,7 +24,8 @@ class BodyFacts:
 
     refused_rows: live rows when the planned kind was refused and this exact body took its place, else 0.
     quality: how the body did when it was verified. calibration: the least efforts that reach each target, measured when
-    there were calibrated_rows and asked queries had been seen. probed: recall@10 of real queries, measured in use.
+    there were calibrated_rows and asked queries had been seen. by_request: trained although
+    the units were few. probed: recall@10 of real queries, measured in use.
     """
 
     trained_rows: int = 0
@@ -33,6 +34,7 @@ class BodyFacts:
     calibration: Calibration | None = None
     calibrated_rows: int = 0
     asked: int = 0
+    by_request: bool = False
     probed: float | None = None
 
     def carried_to(self, body: Body) -> BodyFacts | None:
@@ -55,6 +57,7 @@ class BodyFacts:
             "quality": None if self.quality is None else asdict(self.quality),
             "calibrated_rows": self.calibrated_rows,
             "asked": self.asked,
+            "by_request": self.by_request,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
@@ -71,6 +74,7 @@ class BodyFacts:
                 measured if measured is not None and measured.fits(body) else None,
                 int(values.get("calibrated_rows", 0)),
                 int(values.get("asked", 0)),
+                bool(values.get("by_request", False)),
             )
         except (TypeError, ValueError, AttributeError, EngineError):
             return cls()

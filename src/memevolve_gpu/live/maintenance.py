@@ -19,7 +19,7 @@ from ..training.quality import Quality
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
 from .attention import calibration_is_old, probe, recalibrate
-from .builder import Built, build_verified, judged
+from .builder import Built, Collect, build_verified, judged
 from .causes import Cause, cause_to_build
 from .live import LiveIndex
 from .rebuild import gather, swapped
@@ -58,7 +58,9 @@ class Report:
 class Maintenance:
     """Upkeep of one live index; one round at a time in this process and, through a lock file, in all of them."""
 
-    def __init__(self, live: LiveIndex, lock_path: Path) -> None:
+    def __init__(self, live: LiveIndex, lock_path: Path, collect: Collect) -> None:
+        """``collect`` finds training data where the store's own vectors are too few."""
+        self._collect = collect
         self._live = live
         self._lock_path = lock_path
         self._one_round = threading.Lock()
@@ -71,8 +73,8 @@ class Maintenance:
         self._unsaved: Exception | None = None
         renew_in_child(self)
 
-    def plan(self, view: View) -> IndexPlan:
-        """What the store should have; what it has where nothing else fits into memory."""
+    def plan(self, view: View, early: bool = False) -> IndexPlan:
+        """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
         settings = self._live.settings
         try:
             return plan_index(
@@ -82,7 +84,7 @@ class Maintenance:
                 index_type=settings.index_type,
                 target_recall=settings.target_recall,
                 budget_bytes=settings.budget_bytes,
-                min_training_units=settings.min_training_units,
+                min_training_units=0 if early else settings.min_training_units,
                 adaptive_nlist=settings.adaptive_nlist,
                 vectors_per_centroid=settings.vectors_per_centroid,
                 nlist_min=settings.nlist_min,
@@ -198,7 +200,9 @@ class Maintenance:
         if view.body.plan.precision != "float32":
             view = live.reload("full precision is needed to rebuild")
         epoch, gathered, self._asked = live.epoch, gather(view), None
-        built = build_verified(self.plan(view), gathered, cause, live.settings, live.asked, progress)
+        built = build_verified(
+            self.plan(view, cause.by_request), gathered, cause, live.settings, live.asked, self._collect, progress
+        )
         with live.mutex:
             now = live.catch_up()
             if live.epoch != epoch:

@@ -20,7 +20,7 @@ class LiveSettings:
     adaptive_nlist: bool = True
     vectors_per_centroid: int = 39
     nlist_min: int = 10
-    nlist_max: int = 256
+    nlist_max: int | None = None
     precision: Literal["auto"] | Precision = "auto"
     budget_bytes: int = 2048 * 2**20
     background: bool = True

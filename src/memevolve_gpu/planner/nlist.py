@@ -33,11 +33,11 @@ def adaptive_nlist(
     *,
     vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID,
     nlist_min: int = DEFAULT_NLIST_MIN,
-    nlist_max: int = DEFAULT_NLIST_MAX,
+    nlist_max: int | None = None,
 ) -> int:
     """Lists for ``n`` vectors: ``clip(n // vectors_per_centroid, nlist_min, nlist_max)``.
 
-    Above 50,000 vectors the *default* maximum grows with the square root of n; a maximum that a user set stays.
+    Without ``nlist_max`` it is 256, and above 50,000 vectors it grows with the square root of n; a given one stays.
     """
     return min(max(n // vectors_per_centroid, nlist_min), _maximum(n, nlist_max))
 
@@ -67,7 +67,7 @@ def lists_status(
     return "INEFFICIENT" if ratio < _INEFFICIENT_BELOW else "OPTIMAL"
 
 
-def _maximum(n: int, nlist_max: int) -> int:
-    if nlist_max != DEFAULT_NLIST_MAX or n <= _CAP_GROWS_FROM:
+def _maximum(n: int, nlist_max: int | None) -> int:
+    if nlist_max is not None:
         return nlist_max
-    return int(nlist_max * math.sqrt(n / _CAP_GROWS_FROM))
+    return int(DEFAULT_NLIST_MAX * math.sqrt(max(1.0, n / _CAP_GROWS_FROM)))

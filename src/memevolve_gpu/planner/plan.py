@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import CapacityError
 from ..index.costs import LIST, codes_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import IndexPlan, Metric, Precision
 from .effort import effort_for
-from .nlist import DEFAULT_NLIST_MAX, DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
+from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
 from .nlist import adaptive_nlist as nlist_by_rule
 from .sizes import DEFAULT_ID_BYTES, plan_bytes, vector_bytes
 
@@ -19,7 +19,6 @@ __all__ = ["IndexType", "PrecisionSetting", "plan_index", "search_cost"]
 IndexType = Literal["flat", "ivf", "hnsw", "auto"]
 PrecisionSetting = Literal["auto", "float32", "float16", "int8"]
 
-_LEAST_FOR_TRAINING = 16
 _BYTES_PER_UNIT = 2000
 """Above this, precision ``auto`` narrows the rerank vectors: 2 MB for 1,000 units."""
 _ORDER: tuple[Precision, ...] = ("float32", "float16", "int8")
@@ -41,7 +40,7 @@ def plan_index(
     adaptive_nlist: bool = True,
     vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID,
     nlist_min: int = DEFAULT_NLIST_MIN,
-    nlist_max: int = DEFAULT_NLIST_MAX,
+    nlist_max: int | None = None,
     precision: PrecisionSetting = "auto",
     current_nlist: int | None = None,
     id_bytes: float = DEFAULT_ID_BYTES,
@@ -69,11 +68,15 @@ def plan_index(
         CapacityError: nothing fits ``budget_bytes``, however narrow.
     """
     del metric  # every kind serves every metric
-    training_needs = max(min_training_units, _LEAST_FOR_TRAINING)
-    if count < training_needs and index_type != "flat":
-        wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {training_needs} that training needs")
+    needed = max(min_training_units, 1)
+    if count < needed and index_type != "flat":
+        wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
     else:
-        rule = {"vectors_per_centroid": vectors_per_centroid, "nlist_min": nlist_min, "nlist_max": nlist_max}
+        rule: dict[str, Any] = {
+            "vectors_per_centroid": vectors_per_centroid,
+            "nlist_min": nlist_min,
+            "nlist_max": nlist_max,
+        }
         nlist = _nlist(count, current_nlist, adaptive_nlist, rule)
         wanted = _wanted(index_type, count, dim, nlist, target_recall)
     return _fitted(wanted, precision, count=count, dim=dim, budget=budget_bytes, id_bytes=id_bytes)
@@ -90,11 +93,9 @@ def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> floa
     return codes_cost(reads, effort.rerank, effort.rerank, dim, plan.precision)
 
 
-def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, int]) -> int:
-    planned = min(nlist_by_rule(count, **rule), max(1, count))
-    if current and (not adaptive or not should_recreate(current, planned)):
-        return min(current, max(1, count))
-    return planned
+def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, Any]) -> int:
+    planned = nlist_by_rule(count, **rule)
+    return current if current and (not adaptive or not should_recreate(current, planned)) else planned
 
 
 def _wanted(index_type: IndexType, count: int, dim: int, nlist: int, target_recall: float) -> IndexPlan:

@@ -25,6 +25,7 @@ from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import check_vector, check_vectors
 from .accesses import Accesses
 from .legacy_import import import_legacy
+from .samples import Samples
 
 __all__ = ["Engine", "open_engine"]
 
@@ -181,7 +182,8 @@ def _assemble(prefix: str, records: Records, embedder: Embedder | None, config: 
     limit = _memory_limit(config)
     _tell_device(config, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"))
-    maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"))
+    samples = Samples(records, embedder, events, live.settings.seed)
+    maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
     engine = Engine(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
     engine.consider_maintenance()
     return engine
@@ -248,4 +250,6 @@ def _settings(config: StorageConfig, limit: int) -> LiveSettings:
         for name in LiveSettings.__dataclass_fields__
         if name not in ("budget_bytes", "seed")
     }
+    if "nlist_max" not in config.model_fields_set:
+        names["nlist_max"] = None  # the default may grow with the store, a limit that somebody set may not
     return LiveSettings(budget_bytes=limit, **names)

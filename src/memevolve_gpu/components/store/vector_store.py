@@ -247,9 +247,13 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         self._open.accesses.flush()
         return self._open.maintenance.run(progress).as_dict()
 
-    def retrain(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Train the index anew, whether it is due or not; below MIN_TRAINING_UNITS it stays exact."""
-        return self._open.maintenance.run(progress, force=Cause("train", "asked for")).as_dict()
+    def retrain(self, progress: Progress | None = None, samples: bool = False) -> dict[str, Any]:
+        """Train the index anew, whether it is due or not.
+
+        Below MIN_TRAINING_UNITS it stays exact, unless ``samples`` is set: then service samples, which are embedded
+        through the store's function and kept, make up for the units that lack.
+        """
+        return self._open.maintenance.run(progress, force=Cause("train", "asked for", by_request=samples)).as_dict()
 
     def register_management_operation(self, operation_type: str, details: Mapping[str, Any]) -> dict[str, Any]:
         """Tell the store what management did, so that the index follows.

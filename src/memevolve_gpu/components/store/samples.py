@@ -1,0 +1,72 @@
+"""Embedded service samples, kept with the records so that no text is paid for twice."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...errors import StorageError
+from ...monitoring.events import EventLog
+from ...records.records import Records
+from ...training.collector import TrainingSet, collect
+from ...types import FloatArray
+from ...utils.embeddings import Embedder
+
+__all__ = ["Samples"]
+
+KEY = "service_samples/{}"
+_TEXTS_LENGTH = struct.Struct("<I")
+
+
+class Samples:
+    """The store's source of training data beyond its own vectors, and its cache (a ``SampleCache``)."""
+
+    def __init__(self, records: Records, embedder: Embedder | None, events: EventLog, seed: int) -> None:
+        self._records, self._embedder, self._events, self._seed = records, embedder, events, seed
+
+    def collect(self, existing: FloatArray) -> TrainingSet:
+        """What to train on beside ``existing``, float32 (n, dim): by count, service samples, or fallbacks for them."""
+        embed = None if self._embedder is None else self._embedder.embed_many
+        found = collect(existing, metric=self._records.metric, seed=self._seed, embed=embed, cache=self)
+        if found.source != "existing":
+            self._events.record(
+                "samples",
+                found.reason or f"training on {found.source} samples",
+                existing=found.existing,
+                service=found.service,
+                cached=found.cached,
+                fallbacks=found.fallbacks,
+            )
+        return found
+
+    def load(self) -> tuple[Sequence[str], FloatArray]:
+        """All texts kept and their vectors, float32 (m, dim)."""
+        texts: list[str] = []
+        pieces = [np.empty((0, self._records.dim), dtype=np.float32)]
+        for batch in self._batches():
+            (length,) = _TEXTS_LENGTH.unpack_from(batch)
+            start = _TEXTS_LENGTH.size + length
+            texts += json.loads(batch[_TEXTS_LENGTH.size : start])
+            pieces.append(np.frombuffer(batch[start:], dtype="<f4").reshape(-1, self._records.dim))
+        return texts, np.concatenate(pieces)
+
+    def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
+        """Keep these as well. Samples that cannot be kept are embedded again another time."""
+        if self._records.read_only:
+            return
+        written = json.dumps(list(texts)).encode()
+        value = _TEXTS_LENGTH.pack(len(written)) + written + np.asarray(vectors, dtype="<f4").tobytes()
+        try:
+            with self._records.write() as tx:
+                tx.set_meta(KEY.format(sum(1 for _ in self._batches())), value)
+        except StorageError as error:
+            self._events.record("samples-unsaved", str(error))
+
+    def _batches(self) -> Iterator[bytes]:
+        number = 0
+        while (batch := self._records.get_meta(KEY.format(number))) is not None:
+            yield batch
+            number += 1
