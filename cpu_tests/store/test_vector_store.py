@@ -481,13 +481,15 @@ class TestLivingTogether:
         searchers = [threading.Thread(target=search) for _ in range(2)]
         for thread in searchers:
             thread.start()
-        for start in range(200, 800, 50):
-            store.store_batch(units(800)[start : start + 50], vectors[start : start + 50])
-            store.store_batch(units(50)[:10], vectors[:10])  # replaced by themselves: they must never be missing
-            store.run_maintenance()
-        stop.set()
-        for thread in searchers:
-            thread.join()
+        try:
+            for start in range(200, 800, 50):
+                store.store_batch(units(800)[start : start + 50], vectors[start : start + 50])
+                store.store_batch(units(50)[:10], vectors[:10])  # replaced by themselves: they must never be missing
+                store.run_maintenance()
+        finally:
+            stop.set()
+            for thread in searchers:
+                thread.join()
         assert not problems
 
     def test_the_background_builds_without_being_asked(self, make: Make) -> None:

@@ -100,6 +100,11 @@ class Body(ABC):
         return 0
 
     @property
+    def list_sizes(self) -> list[int]:
+        """Rows in each inverted list; empty where there are no lists."""
+        return []
+
+    @property
     def vectors(self) -> FloatArray:
         """All vectors as float32 (n, dim); a view for float32 tables, a conversion of everything otherwise."""
         return self.table.gather(slice(0, self.n))

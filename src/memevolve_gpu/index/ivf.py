@@ -77,6 +77,11 @@ class IVFBody(Body):
     def nlist(self) -> int:
         return self._nlist
 
+    @property
+    def list_sizes(self) -> list[int]:
+        inverted = self._lists.invlists
+        return [int(inverted.list_size(i)) for i in range(self._nlist)]
+
     def emptied_engine(self) -> Any:
         """A copy of what was trained, without rows."""
         return emptied(self._lists)
@@ -88,9 +93,8 @@ class IVFBody(Body):
         return parts
 
     def _engine_bytes(self) -> int:
-        inverted = self._lists.invlists
         block = 32 * ((self._codes + 1) // 2)
-        codes = sum(aligned_bytes(-(-inverted.list_size(i) // 32) * block) for i in range(self._nlist))
+        codes = sum(aligned_bytes(-(-size // 32) * block) for size in self.list_sizes)
         centroids = 4 * (self._nlist * self._columns + self._lists.pq.centroids.size())
         return int(codes + 8 * self.n + centroids) + (0 if self._whole is None else self._whole.nbytes)
 

@@ -10,6 +10,7 @@ from ..index.base import Body
 from ..index.catalog import build
 from ..training.calibration import calibrate
 from ..training.collector import TrainingSet, source_for
+from ..training.drift import list_balance
 from ..training.quality import Quality, measure
 from ..types import FloatArray, IndexPlan
 from .asked import Asked
@@ -96,8 +97,9 @@ def judged(body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings) -
 
 def _known(facts: BodyFacts, body: Body, like: Body | None) -> list[BodyFacts]:
     """What to start from: the calibration that came with the quantisers, then nothing."""
+    balance = list_balance(body.list_sizes)
     if like is None:
-        return [BodyFacts(trained_rows=body.n)]
-    trained = BodyFacts(trained_rows=facts.trained_rows)
+        return [BodyFacts(body.n, balance, balance)]
+    trained = BodyFacts(facts.trained_rows, facts.trained_balance, balance)
     carried = facts.carried_to(body)
-    return [trained] if carried is None else [carried, trained]
+    return [trained] if carried is None else [replace(carried, balance=balance), trained]

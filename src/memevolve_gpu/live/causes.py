@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..planner.nlist import should_recreate
+from ..training.drift import Now, Trained, needs_retraining
 from ..types import IndexPlan
 from .view import View
 
@@ -19,8 +19,6 @@ DEAD_FRACTION, DEAD_ROWS = 0.15, 256
 
 RETRY_GROWTH = 0.25
 """After a refused build the store must change by this much before another is tried: never a retrain loop."""
-
-DOUBLED = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +50,16 @@ def _refused_lately(view: View) -> bool:
 
 
 def _to_train(view: View, plan: IndexPlan) -> Cause | None:
-    held, trained = view.body.plan, view.facts.trained_rows
+    held, facts = view.body.plan, view.facts
     if plan.kind != held.kind:
         return Cause("train", f"{held.kind} gives way to {plan.kind}: {plan.reason}")
     if plan.precision != held.precision:
         return Cause("train", f"precision {held.precision} gives way to {plan.precision}")
-    if plan.nlist and should_recreate(view.body.nlist, plan.nlist):
-        return Cause("train", f"nlist {view.body.nlist} is off the planned {plan.nlist} by a quarter or more")
-    if trained and view.count >= DOUBLED * trained:
-        return Cause("train", f"{view.count} units are twice the {trained} that the index was trained on")
-    return None
+    if not facts.trained_rows:
+        return None
+    trained = Trained(facts.trained_rows, view.body.nlist, facts.trained_balance)
+    reason = needs_retraining(trained, Now(view.count, plan.nlist, facts.balance), target_recall=1.0)
+    return None if reason is None else Cause("train", reason)
 
 
 def _to_compact(view: View) -> Cause | None:

@@ -9,18 +9,21 @@ from ..errors import EngineError
 from ..index.base import Body
 from ..planner.effort import effort_for
 from ..training.calibration import Calibration
+from ..training.drift import Balance
 from ..training.quality import Quality
 from ..types import Effort
 
 __all__ = ["BodyFacts"]
 
+EVEN = Balance()
 CARRIED = 4 / 3
 """A calibration serves the same quantisers until the rows have changed by this factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyFacts:
-    """trained_rows: live rows when the quantisers in use were trained, 0 for a body that needs none.
+    """trained_rows: live rows when the quantisers in use were trained, 0 for a body that needs none; trained_balance
+    and balance: how evenly rows lay in the lists then, and lie in this body.
 
     refused_rows: live rows when the planned kind was refused and this exact body took its place, else 0.
     quality: how the body did when it was verified. calibration: the least efforts that reach each target, measured when
@@ -29,6 +32,8 @@ class BodyFacts:
     """
 
     trained_rows: int = 0
+    trained_balance: Balance = EVEN
+    balance: Balance = EVEN
     refused_rows: int = 0
     quality: Quality | None = None
     calibration: Calibration | None = None
@@ -53,6 +58,8 @@ class BodyFacts:
         """Plain JSON values, for a snapshot."""
         return {
             "trained_rows": self.trained_rows,
+            "trained_balance": asdict(self.trained_balance),
+            "balance": asdict(self.balance),
             "refused_rows": self.refused_rows,
             "quality": None if self.quality is None else asdict(self.quality),
             "calibrated_rows": self.calibrated_rows,
@@ -69,6 +76,8 @@ class BodyFacts:
             measured = None if calibration is None else Calibration.from_dict(calibration)
             return cls(
                 int(values.get("trained_rows", 0)),
+                Balance(**values.get("trained_balance", {})),
+                Balance(**values.get("balance", {})),
                 int(values.get("refused_rows", 0)),
                 None if quality is None else Quality(**quality),
                 measured if measured is not None and measured.fits(body) else None,
