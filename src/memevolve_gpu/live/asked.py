@@ -13,7 +13,7 @@ __all__ = ["Asked"]
 
 KEY = "query_sample"
 
-LOOK_EVERY = 512
+LOOK_EVERY = 4096
 """Searches after which it is time to look whether the calibration still fits what is asked."""
 
 ASKED_ANEW = 4.0
