@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.base import Body
-from ..index.costs import HNSW_ROWS_PER_BEAM, LIST, codes_cost, scan_cost
+from ..index.costs import HNSW_ROWS_PER_BEAM, LIST, WHOLE_ROWS, codes_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import Effort
 from .judge import Judge
@@ -65,7 +65,7 @@ class Ladders:
     def _front(self, k: int) -> list[Effort]:
         body, pairs = self._judge.body, self._judge.body.kind == "ivf"
         scan = effort_cost(body, Effort(exact=True), k)
-        steps = sorted((_Step(effort_cost(body, effort, k), effort) for effort in self._efforts(k)), key=_by_cost)
+        steps = sorted((_Step(effort_cost(body, effort, k), effort) for effort in self._efforts(k)), key=_cheapest)
         front: list[_Step] = []
         best = -1.0
         for step in steps:
@@ -86,7 +86,7 @@ class Ladders:
         if body.kind == "two_stage":
             return [Effort(rerank=rerank) for rerank in widths]
         if body.kind == "ivf":
-            return [Effort(nprobe=nprobe, rerank=rerank) for nprobe in _lists_ladder(body.nlist) for rerank in widths]
+            return [Effort(nprobe=nprobe, rerank=rerank) for nprobe in _lists_ladder(body) for rerank in widths]
         return [Effort(ef=beam) for beam in _BEAMS if beam >= 2 * k] if body.kind == "hnsw" else []
 
     def _promised(self, effort: Effort) -> Floats:
@@ -114,8 +114,8 @@ class _Step(NamedTuple):
     effort: Effort
 
 
-def _by_cost(step: _Step) -> float:
-    return step.cost
+def _cheapest(step: _Step) -> tuple[float, int]:
+    return step.cost, -step.effort.nprobe
 
 
 def reach(effort: Effort, most: int) -> int:
@@ -126,25 +126,38 @@ def reach(effort: Effort, most: int) -> int:
 
 
 def effort_cost(body: Body, effort: Effort, k: int) -> float:
-    """Modelled time of one query, in units of 10 picoseconds; only the order of efforts on one body matters."""
-    plan, precision = body.plan, body.table.precision
-    if effort.ef:
-        return scan_cost(max(effort.ef, 2 * k) * HNSW_ROWS_PER_BEAM, body.dim, precision)
-    if effort.exact or body.kind not in ("ivf", "two_stage"):
-        return scan_cost(body.n, body.dim, precision)
-    codes = min(plan.codes or default_codes(body.dim), body.dim)
-    want = max(effort.rerank, 2 * k)
-    if not body.nlist:
-        return codes_cost(body.n * codes, want, want, body.dim, precision)
-    share = effort.nprobe / body.nlist
-    lists = effort.nprobe * LIST + scan_cost(body.nlist, body.dim, "float32")
-    return codes_cost(body.n * share * codes + lists, want, want, body.dim, precision)
+    """Modelled time of one query, in units of 10 picoseconds: what the body will take for the cheapest of its ways."""
+    n, dim, precision = body.n, body.dim, body.table.precision
+    scan = scan_cost(n, dim, precision)
+    if effort.exact or body.kind == "exact":
+        return scan
+    if body.kind == "hnsw":
+        return min(scan, scan_cost(max(effort.ef, 2 * k) * HNSW_ROWS_PER_BEAM, dim, precision))
+    want, codes = max(effort.rerank, 2 * k), _codes(body)
+    whole = codes_cost(n * codes, want, want, dim, precision)
+    if body.kind == "ivf":
+        ways = [_lists_cost(body, effort.nprobe, want), *([whole] if n <= WHOLE_ROWS else [])]
+        return min(scan, *ways)
+    return min(scan, whole)
 
 
-def _lists_ladder(nlist: int) -> list[int]:
-    """Numbers of lists from a 32nd of them to all, each about 1.35 times the last."""
-    ladder, share = [nlist], nlist / _STEP
-    while share >= max(1.0, _FEWEST_LISTS * nlist):
-        ladder.append(round(share))
+def _codes(body: Body) -> int:
+    return min(body.plan.codes or default_codes(body.dim), body.dim)
+
+
+def _lists_cost(body: Body, nprobe: int, want: int) -> float:
+    lists = nprobe * LIST + scan_cost(body.nlist, body.dim, "float32")
+    reads = body.n * nprobe / body.nlist * _codes(body) + lists
+    return codes_cost(reads, want, want, body.dim, body.table.precision)
+
+
+def _lists_ladder(body: Body) -> list[int]:
+    """Numbers of lists from a 32nd of them on, each about 1.35 times the last, as far as visiting them is cheaper than
+    reading all codes in one piece; and all of them."""
+    ladder, share = [body.nlist], body.nlist / _STEP
+    whole = effort_cost(body, Effort(nprobe=body.nlist, rerank=_WIDE), 1)
+    while share >= max(1.0, _FEWEST_LISTS * body.nlist):
+        if _lists_cost(body, round(share), _WIDE) < whole:
+            ladder.append(round(share))
         share /= _STEP
     return sorted(set(ladder))
