@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import asking, changing, upkeep
+from . import asking, changing, embedding, managing, upkeep
 from .app import app, main
 from .codes import ExitCode
 
@@ -42,8 +42,10 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "backup": upkeep.backup,
     "export": asking.export,
     "import": changing.import_file,
+    "embed": embedding.embed,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(managing.app, name="manage")
 
 __all__ = ["ExitCode", "app", "main"]

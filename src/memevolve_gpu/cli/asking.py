@@ -15,6 +15,7 @@ from ..records import canonical, matches
 from ..types import MemoryUnit
 from .codes import ExitCode
 from .filters import parse_filters
+from .finding import find, strategy_for
 from .opening import EmbedderName, open_existing, remembered_model, store_at
 from .options import AsJson, Conditions, Embedder, FilterJson, Prefix
 from .output import Output, Rows, one_line, printable
@@ -40,11 +41,17 @@ def search(
             help="Recall to reach, above 0 and at most 1 (exact).  \\[default: the setting's]",
         ),
     ] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Search by meaning and by words together.")] = False,
+    keyword: Annotated[bool, typer.Option("--keyword", help="Search by words; needs no embedder.")] = False,
     embedder: Embedder = EmbedderName.AUTO,
     as_json: AsJson = False,
 ) -> None:
-    """Find the units nearest in meaning to a text."""
+    """Find the units nearest in meaning to a text, or with its words, or both."""
     asked = parse_filters(condition, filters)
+    strategy = strategy_for(hybrid=hybrid, keyword=keyword, recall=recall)
+    if strategy is not None:
+        find(Output(as_json), store_at(store), embedder, strategy, text, top_k, asked)
+        return
     with open_existing(store_at(store), embedder) as opened:
         hits = opened.search_units(text, top_k, asked, recall)
     document = [{"id": hit.id, "distance": hit.distance, "score": hit.score, "unit": hit.unit} for hit in hits]
