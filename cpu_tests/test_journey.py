@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -250,3 +251,19 @@ def reopened(prefix: Path, service: Service, count: int, found: Any) -> None:
         assert system.query_memory("the port was taken", 3) == found
     with pytest.raises(ModelMismatchError, match="stub"):
         VectorStore(prefix, HashingEmbedder(DIM))
+
+
+@pytest.mark.parametrize("name", ["management", "retrieval", "memevolve"])
+def test_the_python_of_the_documents_runs(
+    name: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of it but what needs MemEvolve itself."""
+    monkeypatch.setenv("MEMEVOLVE_EMBEDDING_PROVIDER", "hashing")
+    text = (repository / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    blocks = [block for block in re.findall(r"(?s)```python\n(.*?)```", text) if "from memevolve." not in block]
+    assert blocks
+    for block in blocks:
+        with VectorStore(tmp_path / "memory", HashingEmbedder(384)) as store:
+            store.store_batch([{"type": "skill", "content": f"undo a bad rebase {n}"} for n in range(3)])
+        exec(compile(block, f"{name}.md", "exec"), {})
+    assert ("rebase" in capsys.readouterr().out) is (name != "management")
