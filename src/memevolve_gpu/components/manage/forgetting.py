@@ -32,11 +32,17 @@ def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | 
     if wanted == 0:
         return []
     if strategy == "random":
-        ids = sorted(_by_age(backend, None))
+        ids = sorted(_all_ids(backend))
         return random.Random(seed).sample(ids, min(wanted, len(ids)))  # noqa: S311 - a sample, no secret
     if isinstance(backend, AccessFigures):
         return backend.access_order("lru" if strategy == "lru" else "lfu", wanted)
     return _by_age(backend, wanted)
+
+
+def _all_ids(backend: StorageBackend) -> list[str]:
+    if isinstance(backend, AccessFigures):
+        return backend.access_order("lru", backend.count())  # which reads no unit
+    return _by_age(backend, None)
 
 
 def _by_age(backend: StorageBackend, count: int | None) -> list[str]:

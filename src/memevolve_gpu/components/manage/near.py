@@ -27,7 +27,7 @@ BLOCK = 256
 NEIGHBOURS = 8
 """Neighbours asked for, the unit itself among them."""
 
-RECALL = 0.9
+RECALL = 0.8
 """Effort of the search: what is as near as a duplicate is found with little, and from both sides."""
 
 SLACK = 2e-3
