@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ from memevolve_gpu import VectorStore
 from memevolve_gpu.components.scratch import ScratchStore
 from memevolve_gpu.components.store import StorageBackend
 
-__all__ = ["DIM", "Given", "Open", "days_ago", "ids_of", "open_scratch", "store_at", "unit"]
+__all__ = ["DIM", "Given", "days_ago", "ids_of", "open_scratch", "store_at", "unit"]
 
 DIM = 16
-
-Open = Callable[[], StorageBackend]
 
 
 class Given:

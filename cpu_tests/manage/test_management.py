@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from memevolve_gpu.errors import (
     EmbeddingError,
     InvalidFilterError,
     InvalidQueryError,
+    StorageFullError,
 )
 
 STRATEGY = SimpleManagementStrategy()
@@ -351,6 +353,17 @@ def test_many_copies_become_one_and_the_oldest_or_the_most_accessed_stays(tmp_pa
             assert ids_of(store) == [stays, "other"]
 
 
+def test_of_copies_that_were_read_alike_the_oldest_stays(tmp_path: Path) -> None:
+    with store_at(tmp_path) as store:
+        store.store_batch([unit(f"n{n}", "the same words") for n in range(5)])
+        assert STRATEGY.deduplicate(store, keep="accessed", dry_run=True).ids == ["n1", "n2", "n3", "n4"]
+        store.retrieve("n3")
+        store.retrieve("n2")
+        assert store.access_counts() == {"n3": 1, "n2": 1}
+        assert STRATEGY.deduplicate(store, keep="accessed")[0] == 4
+        assert ids_of(store) == ["n2"]
+
+
 def test_equal_texts_are_duplicates_where_there_are_no_vectors() -> None:
     plain = open_scratch()
     plain.store_batch([unit("a", "Copy  the file"), unit("b", "copy the FILE"), unit("c", "copy the files")])
@@ -582,6 +595,48 @@ def test_reading_writes_nothing_until_there_is_enough(tmp_path: Path, writes: li
         assert writes.count("end") == 1
         assert store._open.records.head() == head
         assert store.access_order("lfu", 2) == ["n0", "n1"]
+
+
+def test_the_background_writes_reads_down(tmp_path: Path) -> None:
+    with store_at(tmp_path, background=True) as store, store_at(tmp_path) as other:
+        store.store_batch([unit(f"n{n}") for n in range(10)])
+        for _ in range(100):
+            store.search("n1", 10)
+        deadline = time.monotonic() + 30
+        while not other.access_counts():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert set(other.access_counts().values()) == {100}
+
+
+def test_reads_that_cannot_be_written_down_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store_at(tmp_path) as store:
+        store.store(unit("a"))
+        records = store._open.records
+        original = records.write
+
+        def full() -> Any:
+            raise StorageFullError("the disk is full")
+
+        monkeypatch.setattr(records, "write", full)
+        for _ in range(1500):
+            assert store.retrieve("a") is not None
+        assert store.statistics()["event_totals"]["access-lost"] == 1
+        monkeypatch.setattr(records, "write", original)
+        assert store.access_counts() == {"a": 500}
+
+
+def test_an_operation_that_cannot_be_noted_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_arguments: Any) -> Any:
+        raise StorageFullError("the disk is full")
+
+    monkeypatch.setattr(VectorStore, "register_management_operation", full)
+    with store_at(tmp_path) as store:
+        store.store_batch([unit("a"), unit("b")])
+        assert STRATEGY.prune(store, {"max_count": 1}) == (1, ["a"])
+    assert "prune is done" in caplog.text
 
 
 def test_two_processes_add_their_reads_up(tmp_path: Path) -> None:

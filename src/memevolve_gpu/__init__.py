@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import (
     CapacityError,
     ConfigurationError,
+    ConflictError,
     CorruptStoreError,
     DimensionMismatchError,
     EmbeddingError,
@@ -25,6 +26,7 @@ from .types import Hit, MemoryUnit
 if TYPE_CHECKING:
     from .components.store.base import StorageBackend
     from .components.store.vector_store import VectorStore
+    from .memory_system import MemorySystem, MemorySystemConfig
     from .utils.config import EmbeddingConfig, StorageConfig
     from .utils.embeddings import HashingEmbedder
 
@@ -33,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CapacityError",
     "ConfigurationError",
+    "ConflictError",
     "CorruptStoreError",
     "DimensionMismatchError",
     "EmbeddingConfig",
@@ -45,6 +48,8 @@ __all__ = [
     "InvalidUnitError",
     "InvalidVectorError",
     "MemEvolveError",
+    "MemorySystem",
+    "MemorySystemConfig",
     "MemoryUnit",
     "ModelMismatchError",
     "StorageBackend",
@@ -57,6 +62,8 @@ __all__ = [
 _LAZY = {
     "EmbeddingConfig": "utils.config",
     "HashingEmbedder": "utils.embeddings",
+    "MemorySystem": "memory_system",
+    "MemorySystemConfig": "memory_system",
     "StorageBackend": "components.store.base",
     "StorageConfig": "utils.config",
     "VectorStore": "components.store.vector_store",

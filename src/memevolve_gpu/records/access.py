@@ -14,7 +14,7 @@ import apsw
 
 from .sql import all_rows
 
-__all__ = ["enter", "in_order"]
+__all__ = ["enter", "in_order", "read_counts"]
 
 _ENTER = """
 INSERT INTO access (id, last_access, count)
@@ -38,3 +38,8 @@ def in_order(con: apsw.Connection, kind: Literal["lru", "lfu"], limit: int) -> l
     """Ids of ``limit`` live units: read longest ago, or least often, first; before them never read ones, by slot."""
     sql = f"SELECT u.id FROM units AS u LEFT JOIN access AS a ON a.id = u.id ORDER BY {_ORDERS[kind]} LIMIT ?"
     return [row[0] for row in all_rows(con, sql, (limit,))]
+
+
+def read_counts(con: apsw.Connection) -> dict[str, int]:
+    """How often each unit was read, of those that were."""
+    return {unit_id: int(count) for unit_id, count in all_rows(con, "SELECT id, count FROM access")}

@@ -105,8 +105,8 @@ class SimpleManagementStrategy(ManagementStrategy):
     ) -> Removal:
         """Delete each unit whose cosine with one that stays reaches the threshold: (count, ids).
 
-        Of units that are alike the oldest stays, or the most accessed. A backend without vectors is searched for equal
-        texts. Raises ConfigurationError.
+        Of units that are alike the oldest stays, or the most accessed (the oldest of these). A backend without vectors
+        is searched for equal texts. Raises ConfigurationError.
         """
         if keep not in ("oldest", "accessed"):
             raise ConfigurationError(f"keep must be 'oldest' or 'accessed', got {keep!r}")
@@ -194,12 +194,11 @@ def _type(unit: MemoryUnit) -> str:
 
 
 def _rank(backend: StorageBackend, keep: Keep) -> Callable[[str], int] | None:
-    """The most accessed first."""
+    """The most accessed first; None for the oldest."""
     if keep == "oldest" or not isinstance(backend, AccessFigures):
         return None
-    order = backend.access_order("lfu", backend.count())
-    place = {unit_id: -number for number, unit_id in enumerate(order)}
-    return lambda unit_id: place.get(unit_id, 1)
+    counts = backend.access_counts()
+    return lambda unit_id: -counts.get(unit_id, 0)
 
 
 def _check_threshold(value: Any) -> None:

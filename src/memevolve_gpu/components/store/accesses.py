@@ -11,7 +11,7 @@ from typing import Literal
 
 from ...errors import StorageError
 from ...monitoring.events import EventLog
-from ...records.access import enter, in_order
+from ...records.access import enter, in_order, read_counts
 from ...records.records import Records
 from ...utils.forking import renew_in_child
 
@@ -71,6 +71,14 @@ class Accesses:
         self.flush()
         with self._records.write() as tx:
             return tx.outside(lambda con: in_order(con, kind, limit))
+
+    def counts(self) -> dict[str, int]:
+        """See ``VectorStore.access_counts``."""
+        if self._records.read_only:
+            return {}
+        self.flush()
+        with self._records.write() as tx:
+            return tx.outside(read_counts)
 
     def after_fork(self) -> None:
         """In a forked child: nobody holds the lock, and the reads are the parent's to write down."""

@@ -175,6 +175,10 @@ class AccessFigures(Protocol):
         """The ``limit`` ids that were read longest ago, or least often; never read ones first, by age."""
         ...  # pragma: no cover
 
+    def access_counts(self) -> dict[str, int]:
+        """How often each unit was read, of those that ever were."""
+        ...  # pragma: no cover
+
 
 @runtime_checkable
 class Inventory(Protocol):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...errors import StorageError
 from ...records.filters import canonical, matches
 from ...types import MemoryUnit
 from .base import StorageBackend
@@ -18,6 +20,8 @@ from .capabilities import (
 )
 
 __all__ = ["change_number", "register", "remove", "replace", "retrieve_many", "units_of"]
+
+_log = logging.getLogger("memevolve_gpu.management")
 
 
 def units_of(backend: StorageBackend, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
@@ -76,6 +80,13 @@ def replace(
 
 
 def register(backend: StorageBackend, operation: str, details: Mapping[str, Any]) -> None:
-    """Tell the backend of an operation that is done, if it wants to know."""
-    if isinstance(backend, OperationRegister):
+    """Tell the backend of an operation that is done, if it wants to know.
+
+    Should it be unable to note that, a warning is logged: the operation is done all the same.
+    """
+    if not isinstance(backend, OperationRegister):
+        return
+    try:
         backend.register_management_operation(operation, dict(details))
+    except StorageError as error:
+        _log.warning("%s is done, but could not be noted: %s", operation, error)

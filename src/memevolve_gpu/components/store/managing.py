@@ -65,6 +65,10 @@ class Managing:
             raise InvalidQueryError(f"limit must be a whole number of at least 0, got {limit!r}")
         return self._open.accesses.in_order(kind, limit)
 
+    def access_counts(self) -> dict[str, int]:
+        """How often each unit was read, by id, of those that ever were; counted as for ``access_order``."""
+        return self._open.accesses.counts()
+
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``; leaves the access figures alone."""
         return self._open.records.get_many(_looked_up(ids))
