@@ -209,6 +209,19 @@ def test_a_callback_that_fails_undoes_nothing(backend: StorageBackend, caplog: p
     assert caplog.text.count("RuntimeError: a listener broke") == 3
 
 
+def test_a_callback_may_use_the_system(tmp_path: Path) -> None:
+    with store_at(tmp_path, max_memory_units=20) as store:
+        system = system_on(store)
+
+        def remember(operation: str, result: Any) -> None:
+            system.add_units([unit(f"{operation} of {result[0]}")])
+
+        system.config.on_manage_complete = remember
+        for number in range(18):
+            system.add_units([unit(f"n{number}")])
+        assert store.exists("auto_prune of 4")
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .components.manage import HealthMetrics, MemoryManager, SimpleManagementStrategy
-from .components.manage.capacity import Capacity
+from .components.manage.capacity import Capacity, Room
 from .components.memory_config import ComponentType, MemorySystemConfig
 from .components.observers import notify
 from .components.retrieve import (
@@ -244,29 +244,39 @@ class MemorySystem:
 
     def _make_room(self, storage: StorageBackend, units: list[MemoryUnit]) -> None:
         with self._making_room:
-            room = self._capacity.room(storage, len(units))
-            if room.excess:
-                new = sum(not _is_known(storage, unit) for unit in units)
-                room = self._capacity.room(storage, new)
-            if not room.excess or (room.for_memory and storage.count() < MEMORY_GROWTH * self._room_for_memory_at):
-                return
-            try:
-                count = self._forget(storage, room.excess)
-                if room.for_memory and isinstance(storage, Maintainable):
-                    storage.run_maintenance()
-            except MemEvolveError as error:
-                _log.warning("room could not be made (%s): %s", room.cause, error)
-                return
-            self._room_for_memory_at = storage.count() if room.for_memory else self._room_for_memory_at
-        self._note("auto_prune", {"policy": self.config.prune_policy, "count": count, "cause": room.cause})
+            room = self._room_needed(storage, units)
+            removed = self._free(storage, room) if room.excess else None
+        if removed is not None:  # outside the lock: a callback may well add units
+            details = {"policy": self.config.prune_policy, "count": removed[0], "cause": room.cause}
+            self._note("auto_prune", details)
+            notify(self.config.on_manage_complete, "auto_prune", removed)
 
-    def _forget(self, storage: StorageBackend, excess: int) -> int:
-        if self.config.prune_policy == "oldest":
-            removed = self.memory_manager.prune({"max_count": storage.count() - excess})
-        else:
-            removed = self.memory_manager.apply_forgetting(self.config.prune_policy, excess)
-        notify(self.config.on_manage_complete, "auto_prune", removed)
-        return removed[0]
+    def _room_needed(self, storage: StorageBackend, units: list[MemoryUnit]) -> Room:
+        room = self._capacity.room(storage, len(units))
+        if room.excess:
+            room = self._capacity.room(storage, sum(not _is_known(storage, unit) for unit in units))
+        if room.for_memory and storage.count() < MEMORY_GROWTH * self._room_for_memory_at:
+            return Room(0)
+        return room
+
+    def _free(self, storage: StorageBackend, room: Room) -> tuple[int, list[str]] | None:
+        """Delete what must go; None when that failed: the backend then decides whether the new units fit."""
+        manager, policy = self.memory_manager, self.config.prune_policy
+        if manager.storage_backend is not storage:
+            return None  # it was replaced this moment
+        try:
+            if policy == "oldest":
+                removed = manager.prune({"max_count": storage.count() - room.excess})
+            else:
+                removed = manager.apply_forgetting(policy, room.excess)
+            if room.for_memory and isinstance(storage, Maintainable):
+                storage.run_maintenance()
+        except MemEvolveError as error:
+            _log.warning("room could not be made (%s): %s", room.cause, error)
+            return None
+        if room.for_memory:
+            self._room_for_memory_at = storage.count()
+        return removed
 
     def _add_encoded(self, operation: str, trajectory: Sequence[Any], encoded: Any) -> list[str]:
         units = encoded_units(encoded)
