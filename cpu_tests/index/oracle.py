@@ -10,8 +10,9 @@ from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 
-KINDS = ("exact", "two_stage", "ivf", "lists", "hnsw")
-"""The kinds of bodies; ``lists`` is an ivf body that has no second way to search."""
+KINDS = ("exact", "two_stage", "ivf", "hnsw")
+WAYS = (*KINDS, "lists")
+"""The kinds of bodies, and an ivf body that has no second way to search."""
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "ip")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index.oracle import KINDS, METRICS, body_of, clustered
+from index.oracle import KINDS, METRICS, WAYS, body_of, clustered
 
 from memevolve_gpu.errors import MemEvolveError
 from memevolve_gpu.index.allowed import Allowed
@@ -70,7 +70,7 @@ def written(request: pytest.FixtureRequest, folder: Path) -> tuple[Body, bytes, 
     return body, path.read_bytes(), folder / f"{request.param}.damaged"
 
 
-CASES = [(kind, metric, "float32") for kind in KINDS for metric in METRICS]
+CASES = [(kind, metric, "float32") for kind in WAYS for metric in METRICS]
 CASES += [(kind, "l2", precision) for kind in ("exact", "two_stage", "ivf") for precision in ("float16", "int8")]
 
 
