@@ -32,7 +32,7 @@ class Bench:
     def __init__(self, folder: Path, durability: str = "full") -> None:
         self.folder = folder
         self.config = StorageConfig(
-            index_type="ivf", min_training_units=24, background=False, durability=durability, max_memory_units=1000
+            index_type="hnsw", min_training_units=24, background=False, durability=durability, max_memory_units=1000
         )
         self.store: VectorStore | None = None
         self.copies: list[Path] = []
