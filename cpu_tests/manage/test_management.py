@@ -658,6 +658,18 @@ def test_a_read_only_store_is_read_without_figures(tmp_path: Path, monkeypatch: 
         monkeypatch.setattr(store._open.records, "write", None)  # nothing may try
 
 
+def test_every_id_can_be_read(tmp_path: Path) -> None:
+    odd = ['a"b', "a.b", "it's", "back\\slash", "new\nline", "tab\t", "größe", "🙂", "\x01", "[0]", "$", "\u2028", "0"]
+    with store_at(tmp_path) as store:
+        store.store_batch([unit(name) for name in odd])
+        store.record_access(odd)
+        store.record_access(["no such", "\ud800", 7])  # type: ignore[list-item]
+        assert store.access_counts() == dict.fromkeys(odd, 1)
+        assert set(store.vectors_of([*odd, "\ud800"])) == set(odd)
+        assert set(store.retrieve_batch([*odd, 7])) == set(odd)  # type: ignore[list-item]
+        assert STRATEGY.apply_forgetting(store, "lru", len(odd))[0] == len(odd)
+
+
 def test_an_order_that_is_not_known_is_refused(tmp_path: Path) -> None:
     with store_at(tmp_path) as store:
         with pytest.raises(InvalidQueryError, match="kind"):
