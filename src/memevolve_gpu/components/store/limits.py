@@ -25,7 +25,7 @@ def check_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> No
             f"the store holds {tx.count} of at most {limit} units and cannot take {new} more; "
             "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
         )
-    _check_memory(engine, new)
+    _check_memory(engine, tx.count, new)
     _warn_once(engine, tx.count + new, limit)
 
 
@@ -35,8 +35,9 @@ def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
     return len(named) - known + sum(1 for unit_id in ids if not unit_id)
 
 
-def _check_memory(engine: Engine, new: int) -> None:
-    needed = engine.live.nbytes + new * row_bytes(engine.records.dim)
+def _check_memory(engine: Engine, count: int, new: int) -> None:
+    waiting = max(0, count - engine.live.view.count)  # committed and not applied yet
+    needed = engine.live.nbytes + (waiting + new) * row_bytes(engine.records.dim)
     if new and needed > engine.max_memory_bytes:
         raise CapacityError(
             f"index and vectors would take {needed / 2**20:.1f} MB of at most {engine.max_memory_bytes / 2**20:.1f}; "

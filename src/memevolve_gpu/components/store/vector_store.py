@@ -119,7 +119,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
             check_room(engine, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
-        engine.written()
+        engine.written(1)
         return unit_id
 
     def store_batch(
@@ -173,7 +173,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
                     tx.put(stamped, text, vector.tobytes(), unit_id)
                     break
             vector = engine.embed(text)  # outside the lock: it may take seconds, and the unit may change meanwhile
-        engine.written()
+        engine.written(1)
         return True
 
     def delete(self, unit_id: str) -> bool:
@@ -184,7 +184,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         with engine.records.write() as tx:
             dropped = tx.drop(unit_id)
         if dropped:
-            engine.written()
+            engine.written(1)
         return dropped
 
     def clear(self) -> None:
