@@ -4,6 +4,7 @@
 
 Data: the folder of real units named by --data (default ``../shared/data``), else seeded clustered vectors, and the
 output says which. Every ratio comes from calls that take turns within one loop.
+Resident memory is what a process grows by that has already opened and searched a small store.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ from harness import Data, load, machine, rounded, taking_turns
 from memevolve_gpu import StorageConfig, VectorStore
 
 K = 10
+WARM_UP = 600
+"""Single writes before the measured ones: the first 16 MB of a new write-ahead log lengthen its file, which costs each
+sync more; after that the log is written over."""
+BLOCK = 20
+"""Calls of one kind before the other's turn, where a flat scan of everything would empty the caches for the other."""
 
 
 def one_row(queries: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -63,6 +69,7 @@ def search_figures(store: VectorStore, data: Data, rounds: int) -> dict[str, Any
                 "search_vectors": partial(store_search, store, row, None),
             },
             rounds,
+            BLOCK,
         )
         times |= taking_turns(
             {
@@ -103,6 +110,7 @@ def filter_figures(store: VectorStore, data: Data, rounds: int) -> dict[str, Any
                     "filtered": partial(store_search, store, row, filters),
                 },
                 rounds,
+                BLOCK,
             )
             found = store.search_vectors(queries, K, filters=filters)[1]
             truth = keep[part.search(queries, K)[1]]
@@ -139,6 +147,9 @@ def single_writes(store: VectorStore, bare_path: Path, data: Data, rounds: int) 
         unit = {**data.units[i % len(data.units)], "id": f"x{i}"}
         bare.execute("insert or replace into row (id, unit, vector) values (?, ?, ?)", (f"x{i}", json.dumps(unit), raw))
 
+    for i in range(WARM_UP):
+        insert(-i)
+        store.store({**data.units[i % len(data.units)], "id": f"x{-i}"})
     times = taking_turns(
         {
             "bare commit": insert,
@@ -178,6 +189,8 @@ import memevolve_gpu.components.store.vector_store
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 config = StorageConfig(max_memory_units=10**6, background=False, target_recall=0.99)
+with VectorStore(sys.argv[3], None, storage_config=config) as small:  # what the first store of a process takes once
+    small.search_vectors(np.ones((1, 384)), 10)
 query = np.load(sys.argv[2])[:1]
 gc.collect()
 before = resident()
@@ -197,14 +210,19 @@ print(json.dumps({"open_s": opened, "first_answer_s": answered, "resident_growth
 
 
 def open_figures(prefix: Path, data: Data, repeats: int) -> dict[str, Any]:
-    query = prefix.parent / "query.npy"
+    query, small = prefix.parent / "query.npy", prefix.parent / "small"
+    with VectorStore(small, None, 384, storage_config=StorageConfig(background=False)) as store:
+        store.store_batch(data.units[:2000], data.vectors[:2000])
+        store.run_maintenance()
     np.save(query, data.queries["in"])
 
     def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
         return {key: float(np.median([r[key] for r in runs])) if key != "kind" else runs[0][key] for key in runs[0]}
 
     def run() -> dict[str, Any]:
-        done = subprocess.run([sys.executable, "-c", OPENER, prefix, query], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", OPENER, prefix, query, small], check=True, capture_output=True, text=True
+        )
         parsed: dict[str, Any] = json.loads(done.stdout)
         return parsed
 

@@ -57,16 +57,21 @@ def generated(n: int = 39_320, dim: int = 384, seed: int = 1) -> Data:
     return Data(f"{n} generated vectors (400 seeded clusters)", units, draw(n), queries, [f"q{i}" for i in range(1000)])
 
 
-def taking_turns(calls: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call; call i of every name runs before call i + 1 of any."""
+def taking_turns(calls: dict[str, Callable[[int], Any]], rounds: int, block: int = 1) -> dict[str, float]:
+    """Median milliseconds of each call, the names taking turns after every ``block`` calls.
+
+    A block above 1 lets each keep the processor's caches as it would have them to itself; with 1, whatever reads much
+    memory (a flat scan of 60 MB) slows down the call that follows it.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call(0)
-    for i in range(rounds):
+    for start in range(0, rounds, block):
         for name, call in calls.items():
-            started = time.perf_counter()
-            call(i)
-            times[name].append(time.perf_counter() - started)
+            for i in range(start, min(start + block, rounds)):
+                started = time.perf_counter()
+                call(i)
+                times[name].append(time.perf_counter() - started)
     return {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
 
 
