@@ -1,0 +1,50 @@
+"""Every figure in the README's table comes from a file under ``benchmarks/results``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = "benchmarks/results"
+
+
+def read(repository: Path, name: str) -> Any:
+    return json.loads((repository / RESULTS / name).read_text())
+
+
+def rows(repository: Path) -> list[str]:
+    """The cells that the README must show, worded from the results."""
+    foundation = read(repository, "foundation.json")
+    search, filters = foundation["search, ivf, target_recall=0.99"], foundation["filters, ivf, target_recall=0.99"]
+    opening, writes = foundation["opening, ivf"], foundation["single writes"]["at all units"]
+    two, memory = read(repository, "two_processes.json"), read(repository, "memory_system.json")
+    query = memory["query_memory, 5 results"]
+    return [
+        f"{search['in']['recall@10']:.3f} / {search['out']['recall@10']:.3f}",
+        f"{search['in']['ms']['search_vectors']:.2f} ms, {search['in']['share_of_flat']:.2f} of IndexFlat",
+        f"{search['in']['payload_extra_ms']:.2f} ms more",
+        f"{filters['a third']['in']['share_of_flat']:.2f} / {filters['1 %']['in']['share_of_flat']:.2f} of IndexFlat",
+        f"{foundation['bulk store, embeddings given']['units_per_s']:,.0f} units/s",
+        f"{writes['store']:.2f} ms, {writes['store/bare']:.1f} times",
+        f"{writes['delete']:.2f} ms, {writes['delete/bare']:.1f} times",
+        f"{opening['with snapshot']['open_s']:.2f} s / {opening['derived files deleted']['open_s']:.2f} s",
+        "{counted_mb_per_1000:.2f} / {resident_mb_per_1000:.2f} MB".format(**opening["with snapshot"]),
+        "{operations:,} operations, {lost} lost, {doubled} doubled, p99 of a write's waiting {wait:.1f} ms".format(
+            **two, wait=two["write_waiting_ms"]["p99"]
+        ),
+        f"{query['semantic']['p95_ms']:.1f} ms / {query['hybrid, weighted']['p95_ms']:.1f} ms",
+    ]
+
+
+def test_the_readme_shows_what_was_measured(repository: Path) -> None:
+    table = (repository / "README.md").read_text().split("## Figures")[1].split("\n## ")[0]
+    missing = [row for row in rows(repository) if f"| {row} |" not in table]
+    assert not missing, f"not in README's table of figures: {missing}"
+
+
+def test_every_kill_of_the_long_run_was_survived(repository: Path) -> None:
+    lines = (repository / RESULTS / "endurance.jsonl").read_text().splitlines()
+    runs = {run["index_type"]: run for run in map(json.loads, lines)}
+    assert set(runs) == {"ivf", "hnsw", "auto", "flat"}
+    assert all(run["operations"] >= 10_000 and run["kills"] >= 50 for run in runs.values())
