@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before numpy and faiss are imported: they read it once, and a test machine's cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A job started in the background inherits an ignored Ctrl-C, and tests of Ctrl-C would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 for _name in [name for name in os.environ if name.upper().startswith("MEMEVOLVE_")]:
     del os.environ[_name]  # fixtures of any scope must not see the settings of whoever runs the tests
 
