@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 __all__ = [
     "Change",
+    "DeviceIncident",
     "Effort",
     "FloatArray",
     "Head",
@@ -121,6 +122,8 @@ class IndexPlan:
 
     kind: exact, two_stage, ivf or hnsw; nlist: 0 where no lists are used; codes: number of 4-bit codes per vector,
     0 where none; precision of the rerank vectors; bytes: predicted memory of the finished body; reason: one sentence.
+    engine: what searches it, faiss-cpu (``cpu``), torch or faiss-gpu (``faiss``); device: ``cpu`` or ``cuda:N``;
+    device_bytes: predicted memory on that device, scratch included, 0 on the CPU.
     """
 
     kind: Literal["exact", "two_stage", "ivf", "hnsw"]
@@ -130,3 +133,20 @@ class IndexPlan:
     bytes: int = 0
     reason: str = ""
     notes: tuple[str, ...] = field(default=())
+    engine: Literal["cpu", "torch", "faiss"] = "cpu"
+    device: str = "cpu"
+    device_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIncident:
+    """What went wrong on a device, and what was done instead. No query goes unanswered for it.
+
+    cause: what the device said; action: the batch was cut smaller, the CPU answered (until the device has room again,
+    or until this process restarts), or the device serves again; detail: one sentence for the operator.
+    """
+
+    device: str
+    cause: Literal["out-of-memory", "device-lost", "device-error", "fork", "limit", "recovered"]
+    action: Literal["smaller-batch", "cpu", "cpu-until-restart", "device-again"]
+    detail: str

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ..types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .rerank import VectorTable, make_table, table_from
 from .sample import padded_columns
@@ -102,6 +102,20 @@ class Body(ABC):
     @property
     def list_sizes(self) -> list[int]:
         """Rows in each inverted list; empty where there are no lists."""
+        return []
+
+    @property
+    def device(self) -> str:
+        """Where this body searches at the moment: ``cpu`` or ``cuda:N``."""
+        return "cpu"
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes that this body holds on its device; 0 on the CPU."""
+        return 0
+
+    def incidents(self) -> list[DeviceIncident]:
+        """What went wrong on the device since the last call, oldest first; a bounded number. Any thread may ask."""
         return []
 
     @property
