@@ -13,6 +13,7 @@ Every message names the parameter at fault and the remedy. What the old API rais
     ├── ModelMismatchError          (ValueError)    the store was filled by another embedding model
     ├── EmbeddingError              (RuntimeError)  the embedding function failed or returned nonsense
     ├── EngineError                 (RuntimeError)  faiss is missing, doubled or half installed; an engine failed
+    │   └── DeviceError                             a GPU refused: no memory, no driver, lost; the CPU can go on
     ├── CapacityError               (RuntimeError)  a limit is reached; nothing was written
     ├── ConflictError               (RuntimeError)  units changed since they were read; nothing was written
     ├── LegacyImportError           (RuntimeError)  an old pickle that is garbage or hostile
@@ -29,12 +30,14 @@ Every message names the parameter at fault and the remedy. What the old API rais
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 __all__ = [
     "CapacityError",
     "ConfigurationError",
     "ConflictError",
     "CorruptStoreError",
+    "DeviceError",
     "DimensionMismatchError",
     "EmbeddingError",
     "EngineError",
@@ -98,6 +101,22 @@ class EmbeddingError(MemEvolveError, RuntimeError):
 
 class EngineError(MemEvolveError, RuntimeError):
     """A search engine is missing or failed."""
+
+
+class DeviceError(EngineError):
+    """A device refused or failed; what was asked of it can be had on the CPU.
+
+    cause: as in :class:`~.types.DeviceIncident`; ``device-lost`` and ``device-error`` last until this process restarts,
+    the others do not (after a fork, the child stays on the CPU).
+    """
+
+    def __init__(
+        self,
+        message: str,
+        cause: Literal["out-of-memory", "device-lost", "device-error", "fork", "limit"] = "device-error",
+    ) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class CapacityError(MemEvolveError, RuntimeError):
