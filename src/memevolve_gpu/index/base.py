@@ -63,6 +63,9 @@ class Body(ABC):
     """
 
     kind: ClassVar[str]
+    accepts_device_queries: ClassVar[bool] = False
+    """Whether ``search`` takes :class:`~..utils.device_arrays.DeviceQueries` as they are. Others may get them too, and
+    see them as an array that comes to the host when it is looked at."""
 
     def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable) -> None:
         self.plan = plan if plan.precision == table.precision else _with_precision(plan, table)

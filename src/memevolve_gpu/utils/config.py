@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import numbers
+import os
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -26,7 +27,7 @@ from pydantic_settings import PydanticBaseSettingsSource as _Source
 from ..errors import ConfigurationError
 from ..types import Metric
 
-__all__ = ["Allowed", "EmbeddingConfig", "StorageConfig"]
+__all__ = ["Allowed", "EmbeddingConfig", "StorageConfig", "visible_gpus"]
 
 _log = logging.getLogger("memevolve_gpu.config")
 _warned: set[str] = set()
@@ -87,6 +88,7 @@ _Device = Annotated[
     Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"),
     Allowed("auto, cpu, cuda, or cuda:N with N the number of the device"),
 ]
+_GpuEngine = Annotated[Literal["auto", "torch", "faiss"], BeforeValidator(_word), Allowed("auto, torch or faiss")]
 _Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
 _Provider = Annotated[
     Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
@@ -315,6 +317,10 @@ class StorageConfig(_Settings):
     """Number format of the vectors that the index keeps."""
     device: _Device = "auto"
     """Where searches run."""
+    gpu_engine: _GpuEngine = "auto"
+    """What searches on a GPU; ``auto`` takes what the planner's table holds for the fastest."""
+    gpu_memory_fraction: _Share = 0.8
+    """Share of the GPU memory that is free or ours which the stores of this process may take together."""
     durability: _Durability = "full"
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
     sample_queries: _Switch = True
@@ -353,3 +359,11 @@ class EmbeddingConfig(_Settings):
     """Seconds that one request may take."""
     dimension: _Dimension = None
     """Length of the vectors; asked of the embedding function when not set."""
+
+
+def visible_gpus() -> str | None:
+    """CUDA_VISIBLE_DEVICES as it stands: which GPUs CUDA will show to this process, and in which order; None for all.
+
+    The driver's own lists ignore it, so whoever reads them must apply it.
+    """
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
