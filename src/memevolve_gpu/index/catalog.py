@@ -1,4 +1,4 @@
-"""The kinds of bodies by name, and the one door through which they are built."""
+"""The bodies by engine and kind, and the one door through which they are built."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ from .ivf import IVFBody
 from .sample import default_codes
 from .two_stage import TwoStageBody
 
-__all__ = ["KINDS", "build", "from_parts"]
+__all__ = ["ENGINES", "KINDS", "build", "from_parts"]
 
-KINDS: dict[str, type[Body]] = {kind.kind: kind for kind in (ExactBody, TwoStageBody, IVFBody, HNSWBody)}
+ENGINES: dict[tuple[str, str], type[Body]] = {
+    ("cpu", "exact"): ExactBody,
+    ("cpu", "two_stage"): TwoStageBody,
+    ("cpu", "ivf"): IVFBody,
+    ("cpu", "hnsw"): HNSWBody,
+}
+"""What searches a body, and its kind. Importing these classes imports no engine."""
+KINDS = frozenset(kind for _, kind in ENGINES)
 
 
 def build(
@@ -40,13 +47,14 @@ def build(
         progress: called with the stage (``train``, ``add``) and its finished fraction.
 
     Raises:
-        EngineError: faiss is missing or fails, the rows are too few for this kind, or ``like`` was trained for
-            something else; an exact body always works.
+        DeviceError: the plan's device has no room, is lost or cannot be used; the same plan for the CPU can be built.
+        EngineError: an engine is missing or fails, the rows are too few for this kind, or ``like`` was trained for
+            something else; an exact body on the CPU always works.
     """
     _check(plan, rows)
     if like is not None:
         _check_like(like, plan, rows.vectors.shape[1], metric)
-    return KINDS[plan.kind].build(BuildJob(plan, rows, metric, seed, training, like, progress or _silent))
+    return _body_class(plan).build(BuildJob(plan, rows, metric, seed, training, like, progress or _silent))
 
 
 def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
@@ -55,12 +63,24 @@ def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
     Raises:
         EngineError: the parts are incomplete or contradict each other or the plan.
     """
-    return KINDS[plan.kind].from_parts(plan, metric, parts)
+    return _body_class(plan).from_parts(plan, metric, parts)
+
+
+def _body_class(plan: IndexPlan) -> type[Body]:
+    if plan.kind not in KINDS:
+        raise EngineError(f"plan.kind {plan.kind!r} is unknown; known are {', '.join(sorted(KINDS))}")
+    found = ENGINES.get((plan.engine, plan.kind))
+    if found is None:
+        known = sorted(kind for engine, kind in ENGINES if engine == plan.engine)
+        raise EngineError(
+            f"plan.engine {plan.engine!r} has no kind {plan.kind!r}; "
+            + (f"it has {', '.join(known)}" if known else f"known are {', '.join(sorted({e for e, _ in ENGINES}))}")
+        )
+    return found
 
 
 def _check(plan: IndexPlan, rows: Rows) -> None:
-    if plan.kind not in KINDS:
-        raise EngineError(f"plan.kind {plan.kind!r} is unknown; known are {', '.join(sorted(KINDS))}")
+    _body_class(plan)
     if rows.vectors.ndim != 2 or rows.vectors.dtype != np.float32:
         raise EngineError(f"rows.vectors must be float32 (n, dim), got {rows.vectors.dtype} {rows.vectors.shape}")
     if not len(rows.slots) == len(rows.id_ends) == len(rows.vectors):
@@ -71,10 +91,14 @@ def _check(plan: IndexPlan, rows: Rows) -> None:
 
 def _check_like(like: Body, plan: IndexPlan, dim: int, metric: Metric) -> None:
     """Quantisers of another shape would read memory that is not theirs."""
-    trained = (like.kind, like.metric, like.dim, like.nlist, like.plan.codes or default_codes(like.dim))
-    wanted = (plan.kind, metric, dim, plan.nlist if plan.kind == "ivf" else 0, plan.codes or default_codes(dim))
+    own = like.plan
+    trained = (own.engine, like.kind, like.metric, like.dim, like.nlist, own.codes or default_codes(like.dim))
+    nlist = plan.nlist if plan.kind == "ivf" else 0
+    wanted = (plan.engine, plan.kind, metric, dim, nlist, plan.codes or default_codes(dim))
     if trained != wanted:
-        raise EngineError(f"like was trained for (kind, metric, dim, nlist, codes) {trained}, the plan wants {wanted}")
+        raise EngineError(
+            f"like was trained for (engine, kind, metric, dim, nlist, codes) {trained}, the plan wants {wanted}"
+        )
 
 
 def _silent(stage: str, fraction: float) -> None:
