@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "memevolve_gpu"
 
 LAYERS = [
-    {"cli", "dropin"},
+    {"cli", "dropin", "langchain"},
     {"memory_system"},
     {"components"},
     {"live"},
@@ -31,8 +31,11 @@ LAYERS = [
 NEIGHBOURLY = [{"training", "planner", "monitoring"}, {"types", "errors"}]
 """Layers whose rooms may see each other, as long as no circle comes of it."""
 
-ENGINES = {"faiss", "torch", "cupy", "triton", "openai", "sentence_transformers", "pynvml"}
+ENGINES = {"faiss", "torch", "cupy", "triton", "openai", "sentence_transformers", "pynvml", "langchain_core"}
 """Imported only inside functions: they are optional, slow to load, or fail when half installed."""
+
+BASES = {"langchain": "langchain_core"}
+"""Rooms whose classes derive from what is optional: they are imported by nobody but those who have it."""
 
 PICKLING = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 LEGACY = "records/legacy.py"
@@ -121,7 +124,8 @@ def engine_imports_with_the_module(module: Module) -> list[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module or ""]
-        found.extend(f"{module.name} imports {name}" for name in names if name.split(".")[0] in ENGINES)
+        foreign = ENGINES - {BASES.get(module.room)}
+        found.extend(f"{module.name} imports {name}" for name in names if name.split(".")[0] in foreign)
         for child in ast.iter_child_nodes(node):
             visit(child)
 
@@ -244,10 +248,27 @@ def test_the_rule_finds_what_breaks_it(rule: object) -> None:
         ("memory_system.py", "from .components.store import VectorStore\n", False),
         ("memory_system.py", "from .cli import main\n", True),
         ("cli/main.py", "from ..memory_system import MemorySystem\nfrom .console import out\n", False),
+        ("langchain/store.py", "from ..components.store import VectorStore\nfrom .filters import parse\n", False),
+        ("langchain/store.py", "from ..cli import main\n", True),
+        ("components/a.py", "from ..langchain import MemEvolveVectorStore\n", True),
     ],
 )
 def test_layering_of_samples(name: str, source: str, *, breaks: bool) -> None:
     assert bool(upward_imports(Module(name, source))) is breaks
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("langchain/a.py", 0), ("components/a.py", 1), ("memory_system.py", 1), ("__init__.py", 1)]
+)
+def test_langchain_is_imported_with_its_own_door_only(name: str, found: int) -> None:
+    source = "from langchain_core.documents import Document\n"
+    assert len(engine_imports_with_the_module(Module(name, source))) == found
+
+
+@pytest.mark.parametrize("room", sorted(BASES))
+def test_nobody_imports_a_room_that_needs_what_is_optional(room: str) -> None:
+    named = {(module.name, target) for module in MODULES for _, target, relative in module.imports() if relative}
+    assert {name for name, target in named if target.split(".")[0] == room and not name.startswith(f"{room}/")} == set()
 
 
 def test_rooms_do_not_go_round_in_circles() -> None:
