@@ -1,0 +1,73 @@
+"""Questions to programs that may never answer: each is asked in a process of its own, with a time limit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["Answer", "ask"]
+
+_MOST_CHARACTERS = 1 << 16
+_GRACE_SECONDS = 1.0
+
+_abandoned: list[subprocess.Popen[str]] = []
+"""Killed processes that did not go: one that waits inside a broken driver goes only when the driver lets it."""
+
+
+class Answer(NamedTuple):
+    """code: the exit status; negative for the signal that ended it, None when it did not end in time or begin."""
+
+    code: int | None
+    out: str
+    problem: str
+    """What went wrong, in one line; empty when the status is 0."""
+
+
+def ask(command: Sequence[str], timeout: float) -> Answer:
+    """Run ``command`` and wait ``timeout`` seconds for its answer, and never much longer. Raises nothing."""
+    name = command[0].rsplit("/", 1)[-1]
+    _abandoned[:] = [each for each in _abandoned if each.poll() is None]
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the caller's own command, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as error:
+        return Answer(None, "", f"{name} cannot be started: {error}")
+    try:
+        out, complaint = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _end(process)
+        return Answer(None, "", f"{name} did not answer within {timeout:g} s")
+    return Answer(process.returncode, out[:_MOST_CHARACTERS], _problem(name, process.returncode, complaint or out))
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    try:
+        process.communicate(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        _abandoned.append(process)
+
+
+def _problem(name: str, code: int, text: str) -> str:
+    if code == 0:
+        return ""
+    last = text.strip().splitlines()[-1][:300] if text.strip() else "it said nothing"
+    return f"{name} {_ending(code)}: {last}"
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"failed with status {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"

@@ -1,0 +1,212 @@
+"""How many bytes the stores of this process may take on a device.
+
+``limit = fraction * (free + ours)``, where *ours* is what bodies of this process hold, what allocators keep in reserve,
+and the CUDA context. What other processes hold, and what the same process holds for other ends, is in neither, so
+several workers on one card each plan with what the others have left.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+from ..utils.forking import renew_in_child
+from .gpu import Gpu
+from .host import HostMemory, available_memory
+
+__all__ = [
+    "CONTEXT_BYTES",
+    "HOLDINGS",
+    "HOST_SHARE",
+    "Holdings",
+    "MemoryBudget",
+    "device_budget",
+    "host_budget",
+    "loaded_module",
+]
+
+CONTEXT_BYTES = 512 << 20
+"""Device memory of one process's CUDA context with the kernels of its libraries. Assumed, not measured here yet: 300 to
+600 MB is what drivers report for torch on data centre cards."""
+
+HOST_SHARE = 0.8
+"""Share of the available host memory that MAX_MEMORY_MB=auto allows: room is left for those beside us."""
+
+Load = Callable[[str], Any]
+"""Gives a module by name, or None where it cannot be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """The memory of a device, in bytes, as ``source`` tells it.
+
+    total, free: of the device. used: by bodies of this process. cached: in reserve in allocators of this process, free
+    for our next request. context: held by this process's CUDA context; coming: what it will hold once CUDA is in use.
+    """
+
+    device: str
+    total: int
+    free: int
+    used: int
+    cached: int
+    context: int
+    coming: int
+    fraction: float
+    source: str
+
+    @property
+    def reserved(self) -> int:
+        """Held for us beyond ``used``."""
+        return self.cached + self.context
+
+    @property
+    def limit(self) -> int:
+        """The most that the stores of this process may hold together, context included."""
+        return int(self.fraction * (self.free + self.used + self.reserved))
+
+    @property
+    def room(self) -> int:
+        """What may be added to ``used`` now."""
+        return max(0, min(self.limit - self.used - self.context - self.coming, self.free + self.cached - self.coming))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with what follows from them."""
+        return {**asdict(self), "reserved": self.reserved, "limit": self.limit, "room": self.room}
+
+
+class Holder(Protocol):
+    """Something that holds memory on a device."""
+
+    @property
+    def device(self) -> str:
+        """Where."""
+
+    @property
+    def device_bytes(self) -> int:
+        """How much."""
+
+
+class Holdings:
+    """What all stores of this process hold on devices; whatever is dropped elsewhere drops out by itself."""
+
+    def __init__(self) -> None:
+        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.active = False
+        """Has this process begun to use CUDA? From then on its context is there, and asking the device costs little."""
+        self.forked = False
+        """Was this process forked from one that had? CUDA cannot be used in it any more."""
+        self._lock = threading.Lock()
+        renew_in_child(self)
+
+    def add(self, holder: Holder) -> None:
+        """Count what ``holder`` says that it holds, while it lives."""
+        with self._lock:
+            self._holders.add(holder)
+
+    def on(self, device: str) -> int:
+        """Bytes held on ``device``."""
+        with self._lock:
+            holders = list(self._holders)
+        return sum(holder.device_bytes for holder in holders if holder.device == device)
+
+    def begin(self) -> None:
+        """CUDA is about to be used in this process."""
+        self.active = True
+
+    def after_fork(self) -> None:
+        """In a forked child nothing on a device is ours."""
+        self._lock = threading.Lock()
+        self.forked |= self.active
+        self.active = False
+        self._holders = weakref.WeakSet()
+
+
+HOLDINGS = Holdings()
+"""The holdings of this process."""
+
+
+def host_budget(memory: HostMemory | None = None) -> MemoryBudget:
+    """The host's memory as this process may use it; see :mod:`.host`."""
+    found = memory or available_memory()
+    return MemoryBudget("cpu", found.total, found.available, 0, 0, 0, 0, HOST_SHARE, found.limit_source)
+
+
+def loaded_module(name: str) -> Any:
+    """The module, imported if need be; None when it is missing or cannot be imported."""
+    try:
+        return sys.modules.get(name) or importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return None
+
+
+def device_budget(
+    gpu: Gpu,
+    fraction: float,
+    *,
+    holdings: Holdings = HOLDINGS,
+    load: Load = loaded_module,
+    driver: Callable[[], Gpu] | None = None,
+) -> MemoryBudget:
+    """The memory of ``gpu`` as this process may use it.
+
+    Once CUDA is in use here, free and total come from cupy's ``memGetInfo``, else from torch, and what their pools keep
+    in reserve counts as ours. Before that, or where neither can be asked, they come from the driver: asking CUDA would
+    begin to use it.
+
+    Args:
+        gpu: the device, with its memory as it was when it was found.
+        fraction: GPU_MEMORY_FRACTION.
+        holdings: what stores hold already.
+        load: gives cupy and torch, or None.
+        driver: asks the driver anew for ``gpu``; None takes ``gpu`` as it is.
+    """
+    used = holdings.on(gpu.device)
+    if holdings.active:
+        pools = [pool for pool in (_cupy(load, gpu.index), _torch(load, gpu.index)) if pool is not None]
+        if pools:
+            first, cached = pools[0], sum(pool.cached for pool in pools)
+            return MemoryBudget(
+                gpu.device, first.total, first.free, used, cached, CONTEXT_BYTES, 0, fraction, first.source
+            )
+    found = gpu if driver is None else driver()
+    context, coming = (CONTEXT_BYTES, 0) if holdings.active else (0, CONTEXT_BYTES)
+    return MemoryBudget(gpu.device, found.total, found.free, used, 0, context, coming, fraction, "driver")
+
+
+class _Pool(NamedTuple):
+    """What one library says of a device."""
+
+    source: str
+    free: int
+    total: int
+    cached: int
+
+
+def _cupy(load: Load, index: int) -> _Pool | None:
+    cupy = load("cupy")
+    if cupy is None:
+        return None
+    try:
+        with cupy.cuda.Device(index):
+            free, total = cupy.cuda.runtime.memGetInfo()
+            pool = cupy.get_default_memory_pool()
+            return _Pool("cupy", int(free), int(total), max(0, int(pool.total_bytes()) - int(pool.used_bytes())))
+    except (RuntimeError, AttributeError, ValueError, OSError):  # CUDARuntimeError is a RuntimeError
+        return None
+
+
+def _torch(load: Load, index: int) -> _Pool | None:
+    torch = load("torch")
+    if torch is None:
+        return None
+    try:
+        free, total = torch.cuda.mem_get_info(index)
+        cached = int(torch.cuda.memory_reserved(index)) - int(torch.cuda.memory_allocated(index))
+        return _Pool("torch", int(free), int(total), max(0, cached))
+    except (RuntimeError, AttributeError, AssertionError, ValueError, OSError):  # torch without CUDA asserts
+        return None

@@ -1,0 +1,105 @@
+"""The devices of this machine as one store sees them: which to use, what it may take there, what stands against it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from .budget import HOLDINGS, Holdings, Load, MemoryBudget, device_budget, host_budget, loaded_module
+from .gpu import Gpu, GpuList, Prober
+from .request import DeviceChoice, resolve
+from .trial import ENGINES, installed, try_engine
+
+__all__ = ["Machine"]
+
+_FRESH_SECONDS = 5.0
+"""Memory as the driver tells it is asked anew after so long: each question costs a process."""
+
+FORKED = "this process was forked from one that uses the GPU, and CUDA does not work in such a child; use spawn"
+
+
+class Machine:
+    """Finds and remembers. Nothing is looked at before it is asked for, and nothing here loads CUDA."""
+
+    def __init__(
+        self,
+        request: str = "auto",
+        fraction: float = 0.8,
+        *,
+        prober: Prober | None = None,
+        holdings: Holdings = HOLDINGS,
+        load: Load = loaded_module,
+        trial: Callable[[str, int], str] = try_engine,
+        present: Callable[[str], str] = installed,
+    ) -> None:
+        """
+        Args:
+            request: the setting DEVICE.
+            fraction: the setting GPU_MEMORY_FRACTION.
+            prober: finds the GPUs.
+            holdings: what the stores of this process hold on devices.
+            load: gives cupy and torch by name, or None.
+            trial: why an engine does not work on a device, found out by using it; empty when it does.
+            present: why an engine cannot be there, found out without loading it; empty when it may be.
+        """
+        self.request = request
+        self.fraction = fraction
+        self.holdings = holdings
+        self._prober = prober or Prober()
+        self._load = load
+        self._trial = trial
+        self._present = present
+        self._choice: DeviceChoice | None = None
+
+    @property
+    def known(self) -> DeviceChoice | None:
+        """The device, if it has been looked for."""
+        return self._choice
+
+    @property
+    def choice(self) -> DeviceChoice:
+        """The device that this store searches on where a GPU pays; the first question may take a moment."""
+        if self.forked:
+            return DeviceChoice("cpu", FORKED, wanted=self.request.startswith("cuda"))
+        if self._choice is None:
+            self._choice = resolve(self.request, self._prober.look)
+        return self._choice
+
+    @property
+    def forked(self) -> bool:
+        """Is CUDA out of reach because a parent process has used it?"""
+        if self.holdings.forked:
+            return True
+        cuda = getattr(sys.modules.get("torch"), "cuda", None)
+        probe = getattr(cuda, "_is_in_bad_fork", None)
+        return bool(probe and probe())
+
+    def gpus(self) -> GpuList:
+        """All GPUs that CUDA shows to this process, whatever was asked for."""
+        return self._prober.look()
+
+    def engines(self) -> dict[str, str]:
+        """Engine to what stands against it, as far as that is known without loading it; empty when nothing does."""
+        return {engine: self._present(engine) for engine in ENGINES}
+
+    def refusal(self, engine: str) -> str:
+        """Why ``engine`` does not work on the device, found out by trying it, once; empty when it does."""
+        gpu = self.choice.gpu
+        if gpu is None:
+            return self.choice.reason
+        if engine == "torch" and self.holdings.active and "torch" in sys.modules:
+            return ""
+        return self._trial(engine, gpu.index)
+
+    def budget(self) -> MemoryBudget:
+        """The memory of the device, of the host when that is where searches run."""
+        gpu = self.choice.gpu
+        if gpu is None:
+            return host_budget()
+        return device_budget(
+            gpu, self.fraction, holdings=self.holdings, load=self._load, driver=lambda: self._anew(gpu)
+        )
+
+    def _anew(self, gpu: Gpu) -> Gpu:
+        found = self._prober.look(_FRESH_SECONDS).gpus
+        return next((each for each in found if each.index == gpu.index), gpu)
