@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -88,6 +90,17 @@ def test_allowed_forms_agree(mask: list[bool], probes: list[int]) -> None:
     assert allowed.positions.tolist() == [at for at, yes in enumerate(mask) if yes]
     bits = [bool(allowed.packed[at >> 3] >> (at & 7) & 1) for at in range(len(mask))]
     assert bits == mask
+
+
+@pytest.mark.parametrize("form", ["bitmap", "listing"])
+def test_a_selector_outlives_the_mask_that_made_it(form: str) -> None:
+    """Two threads may derive the same mask at once; the search of the one whose copy is dropped must not notice."""
+    n = 2_000_000
+    selector = getattr(Allowed(np.arange(n) % 3 == 0), form)(load_faiss())
+    gc.collect()
+    others = [np.zeros(size, np.uint8) for size in (n // 8, n // 8, 8 * (n // 3 + 1), 8 * (n // 3 + 1))]
+    assert [selector.is_member(row) for row in range(0, n, 9_973)] == [row % 3 == 0 for row in range(0, n, 9_973)]
+    assert not any(other.any() for other in others)
 
 
 @pytest.mark.parametrize("rows", [np.ones(3, np.int8), np.ones((2, 2), np.bool_)])

@@ -54,9 +54,19 @@ class Allowed:
         return self._positions
 
     def bitmap(self, faiss: ModuleType) -> Any:
-        """A selector that faiss asks row by row; valid while this object lives."""
-        return faiss.IDSelectorBitmap(self.n, faiss.swig_ptr(self.packed))
+        """A selector that faiss asks row by row."""
+        packed = self.packed
+        return _holding(faiss.IDSelectorBitmap(self.n, faiss.swig_ptr(packed)), packed)
 
     def listing(self, faiss: ModuleType) -> Any:
-        """A selector whose rows faiss visits one after another; valid while this object lives."""
-        return faiss.IDSelectorArray(self.count, faiss.swig_ptr(self.positions))
+        """A selector whose rows faiss visits one after another."""
+        positions = self.positions
+        return _holding(faiss.IDSelectorArray(self.count, faiss.swig_ptr(positions)), positions)
+
+
+def _holding(selector: Any, memory: npt.NDArray[Any]) -> Any:
+    """The selector, which keeps the memory that it points to: of two threads that derive it at once, one sees its own
+    copy replaced, and freed, while its search is on.
+    """
+    selector.memory = memory
+    return selector
