@@ -16,7 +16,7 @@ __all__ = ["Asked", "batches", "checked_ids", "documents_of", "no_more", "query_
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The options of one search, checked. ``filters`` are alternatives."""
+    """The options of one search, checked. ``filters`` are alternatives; ``fetch_k`` is at least ``k``."""
 
     k: int
     fetch_k: int

@@ -7,7 +7,6 @@ embeds by itself is then the content alone, so that an edit of the metadata cost
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
@@ -38,7 +37,7 @@ def to_units(documents: Sequence[Document], ids: Sequence[str | None] | None = N
         )
     given = [None] * len(documents) if ids is None else ids
     return [
-        checked_unit(_unit(document, own), f"documents[{position}]")
+        _checked(_unit(document, own), f"documents[{position}]")
         for position, (document, own) in enumerate(zip(documents, given, strict=True))
     ]
 
@@ -70,8 +69,15 @@ def _unit(document: Document, own_id: str | None) -> MemoryUnit:
     }
 
 
+def _checked(unit: MemoryUnit, where: str) -> MemoryUnit:
+    try:
+        return checked_unit(unit, where)
+    except RecursionError:
+        raise InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten its metadata") from None
+
+
 def _metadata(unit: MemoryUnit) -> dict[str, Any]:
-    metadata: dict[str, Any] = copy.deepcopy(unit.get("metadata") or {})
+    metadata: dict[str, Any] = unit.get("metadata") or {}
     own = unit.get(MARK)
     if isinstance(own, list):
         return {key: value for key, value in metadata.items() if key not in STAMPS or key in own}
