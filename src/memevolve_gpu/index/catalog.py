@@ -8,6 +8,8 @@ from ..errors import EngineError
 from ..types import FloatArray, IndexPlan, Metric, Rows
 from .base import Arrays, Body, BuildJob, Progress
 from .exact import ExactBody
+from .faiss_gpu.exact import FaissGpuExactBody
+from .faiss_gpu.ivf import FaissGpuIVFBody
 from .hnsw import HNSWBody
 from .ivf import IVFBody
 from .sample import default_codes
@@ -20,6 +22,8 @@ ENGINES: dict[tuple[str, str], type[Body]] = {
     ("cpu", "two_stage"): TwoStageBody,
     ("cpu", "ivf"): IVFBody,
     ("cpu", "hnsw"): HNSWBody,
+    ("faiss", "exact"): FaissGpuExactBody,
+    ("faiss", "ivf"): FaissGpuIVFBody,
 }
 """What searches a body, and its kind. Importing these classes imports no engine."""
 KINDS = frozenset(kind for _, kind in ENGINES)

@@ -1,0 +1,42 @@
+"""A card for every test of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from index.faiss_gpu.stand_in import Card, gpu_faiss
+
+from memevolve_gpu.index import faiss_door
+from memevolve_gpu.index.faiss_gpu import owner
+
+
+@contextmanager
+def installed(card: Card) -> Iterator[Card]:
+    """Put the stand-in behind the faiss door; nobody may have met anybody on the card."""
+    before = faiss_door.load_faiss()
+    faiss_door._module = gpu_faiss(card)
+    owner._owners.clear()
+    owner.use_free_bytes(card.free)
+    try:
+        yield card
+    finally:
+        faiss_door._module = before
+        owner.use_free_bytes(None)
+        owner._owners.clear()
+    assert card.violations == 0, "two threads were on the device at once"
+
+
+@pytest.fixture
+def card() -> Iterator[Card]:
+    """A card with much memory."""
+    with installed(Card()) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared_card() -> Iterator[Card]:
+    """The same for bodies that several tests use."""
+    with installed(Card()) as made:
+        yield made

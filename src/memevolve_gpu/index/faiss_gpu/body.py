@@ -1,0 +1,180 @@
+"""What both kinds share: fetch on the device, mask on the host, fetch more where too little is left, decide exactly.
+
+The distances of the device are never shown: a flat index expands the square and cancels, narrow codes are rounded.
+They propose a few rows more than wanted, and the host's vectors decide among them.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...errors import DeviceError
+from ...types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
+from ..allowed import Allowed
+from ..base import Body
+from ..rerank import VectorTable
+from .duty import Duty
+from .owner import Resident
+from .sizes import MOST, TEMPORARY_BYTES
+
+__all__ = ["Ask", "FaissGpuBody", "doubled"]
+
+_SPARE: dict[Precision, tuple[int, int]] = {"float32": (1, 16), "float16": (2, 16), "int8": (4, 32)}
+"""Candidates beyond the results, as (times, plus), where the effort names none: rounding reorders near neighbours."""
+_SLACK = 1.2
+"""Allowed rows are not spread evenly: so much more than their share of the rows is fetched at first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """``want`` candidates a query, ``enough`` of which end the search; ``fetch`` rows from ``nprobe`` lists."""
+
+    want: int
+    enough: int
+    fetch: int
+    nprobe: int = 0
+
+
+class FaissGpuBody(Body):
+    """Searches on ``plan.device``; the host's vectors answer whenever that cannot."""
+
+    def __init__(
+        self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, resident: Resident | None
+    ) -> None:
+        """``resident`` is the index on the device, None for a body without rows."""
+        super().__init__(plan, metric, rows, table)
+        self._resident = resident
+        self._duty = Duty(plan.device if resident is None else resident.owner.name)
+
+    @property
+    def device(self) -> str:
+        return self.plan.device if self._resident is not None and self._duty.serving else "cpu"
+
+    @property
+    def device_bytes(self) -> int:
+        return 0 if self._resident is None else self._resident.nbytes
+
+    def incidents(self) -> list[DeviceIncident]:
+        return self._duty.incidents()
+
+    def _search(
+        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+    ) -> tuple[FloatArray, IntArray]:
+        ask = self._first_ask(k, effort, allowed)
+        if ask is None or not len(queries):
+            return self.table.scan(queries, k, allowed)
+        try:
+            candidates, starved = self._candidates(queries, ask, allowed)
+        except DeviceError:
+            return self.table.scan(queries, k, allowed)
+        distances, positions = self.table.rerank(queries, candidates, k)
+        if starved.size:
+            rest = np.ascontiguousarray(queries[starved])
+            distances[starved], positions[starved] = self.table.scan(rest, k, allowed)
+        return distances, positions
+
+    @abstractmethod
+    def _probes(self, effort: Effort, allowed: Allowed | None) -> int | None:
+        """Lists to probe at first, 0 where there are none; None where only the host can do what is asked."""
+
+    @abstractmethod
+    def _wider(self, ask: Ask, exhausted: bool) -> Ask | None:
+        """What to ask where too few were found, ``exhausted`` if all rows that were looked at were returned."""
+
+    @abstractmethod
+    def _query_bytes(self, ask: Ask) -> int:
+        """Scratch of one query on the device."""
+
+    def _parameters(self, ask: Ask) -> Any:
+        """faiss' search parameters, made on the device's turn."""
+        del ask
+
+    def _first_ask(self, k: int, effort: Effort, allowed: Allowed | None) -> Ask | None:
+        """None: more than the device gives at once, or so few rows allowed that reading them is less work."""
+        nprobe = self._probes(effort, allowed)
+        if self._resident is None or nprobe is None:
+            return None
+        count = self.n if allowed is None else allowed.count
+        times, plus = _SPARE[self.table.precision]
+        want = min(max(k, effort.rerank or k * times + plus), MOST, count)
+        fetch = want if allowed is None else int(want * self.n / count * _SLACK) + 1
+        if k > MOST or (fetch > MOST and count < self.n):
+            return None
+        enough = min(k, count) if allowed is None else want
+        return Ask(want, enough, min(fetch, self.n, MOST), nprobe)
+
+    def _candidates(self, queries: FloatArray, ask: Ask, allowed: Allowed | None) -> tuple[IntArray, IntArray]:
+        """Candidates int64 (nq, want), -1 at the end of a row, and the queries that only the host can serve.
+
+        Raises:
+            DeviceError: the device does not answer, not even one query.
+        """
+        candidates: IntArray = np.full((len(queries), ask.want), -1, np.int64)
+        todo: IntArray = np.arange(len(queries))
+        step: Ask | None = ask
+        while todo.size and step is not None:
+            labels = self._propose(queries[todo], step)
+            good = _good(labels, self.n, allowed)
+            candidates[todo] = _packed(labels, good, ask.want)
+            short = good.sum(axis=1) < ask.enough
+            exhausted = bool((labels[short, -1] < 0).any()) or step.fetch >= self.n
+            todo, step = todo[short], self._wider(step, exhausted)
+        return candidates, todo
+
+    def _propose(self, queries: FloatArray, ask: Ask) -> IntArray:
+        """The nearest ``ask.fetch`` rows by what the device holds, int64 (nq, fetch), -1 where fewer were met.
+
+        Raises:
+            DeviceError: the device does not answer, not even one query.
+        """
+        nq, tile = len(queries), max(1, TEMPORARY_BYTES // self._query_bytes(ask))
+        labels: IntArray = np.empty((nq, ask.fetch), np.int64)
+        at = 0
+        while at < nq:
+            wanted = min(tile, nq - at)
+            size = self._duty.batch(wanted)
+            if not size:
+                raise DeviceError(f"{self.plan.device} rests; the CPU answers", "out-of-memory")
+            part = slice(at, at + size)
+            try:
+                labels[part] = self._on_device(np.ascontiguousarray(queries[part]), ask)
+            except DeviceError as error:
+                self._duty.failed(error, size)
+                continue
+            self._duty.worked(size, wanted)
+            at += size
+        return labels
+
+    def _on_device(self, queries: FloatArray, ask: Ask) -> IntArray:
+        if self._resident is None:
+            raise DeviceError(f"nothing lies on {self.plan.device}")
+        owner, engine, nq = self._resident.owner, self._resident.engine, len(queries)
+        distances, labels = np.empty((nq, ask.fetch), np.float32), np.empty((nq, ask.fetch), np.int64)
+        with owner.using("searching"):
+            ptr = owner.faiss.swig_ptr
+            engine.search_c(nq, ptr(queries), ask.fetch, ptr(distances), ptr(labels), self._parameters(ask))
+        return labels
+
+
+def doubled(ask: Ask, n: int) -> Ask | None:
+    """Twice as many rows of as many lists; None where the device gives no more."""
+    most = min(n, MOST)
+    return None if ask.fetch >= most else replace(ask, fetch=min(2 * ask.fetch, most))
+
+
+def _good(labels: IntArray, n: int, allowed: Allowed | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which labels are rows that may be returned."""
+    real: np.ndarray[Any, np.dtype[np.bool_]] = (labels >= 0) & (labels < n)
+    return real if allowed is None else real & allowed.test(np.where(real, labels, -1))
+
+
+def _packed(labels: IntArray, good: np.ndarray[Any, np.dtype[np.bool_]], want: int) -> IntArray:
+    """The first ``want`` good labels of each row, in their order, -1 behind them."""
+    order = np.argsort(~good, axis=1, kind="stable")[:, :want]
+    kept = np.where(np.take_along_axis(good, order, axis=1), np.take_along_axis(labels, order, axis=1), -1)
+    missing = want - kept.shape[1]
+    return np.pad(kept, ((0, 0), (0, missing)), constant_values=-1) if missing > 0 else kept

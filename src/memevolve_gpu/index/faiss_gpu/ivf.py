@@ -1,0 +1,243 @@
+"""Inverted lists on the device, by float32 vectors, or by float16 or 8-bit differences from their centroids.
+
+The lists are put together on the host and sent in one piece: lists that grow on the device take up to twice their
+room. What was trained stays on the host, without rows, beside the number of each row's list: that is what a snapshot
+keeps and what the next body takes over.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import EngineError
+from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
+from ..allowed import Allowed
+from ..base import Arrays, BuildJob
+from ..engine import emptied, from_bytes, metric_of, quiet, to_bytes
+from ..faiss_door import load_faiss, one_thread, translated
+from ..rerank import VectorTable
+from ..sample import ADD_ROWS, POINTS_PER_LIST, training_sample
+from .body import Ask, FaissGpuBody, doubled
+from .owner import Owner, Resident, owner_of
+from .sizes import MOST, flat_bytes, flat_query_bytes, lists_bytes, lists_query_bytes
+
+__all__ = ["FaissGpuIVFBody"]
+
+_ROUNDS = 10
+"""Rounds of k-means, as many as faiss does for its lists."""
+_SCALE_POINTS = 16_384
+"""Rows from which the range of 8-bit components is taken; 2**-8 of it is lost on either side at the most."""
+_STORED: dict[Precision, str] = {"float32": "", "float16": "QT_fp16", "int8": "QT_8bit"}
+
+
+class FaissGpuIVFBody(FaissGpuBody):
+    """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them, at most 2,048."""
+
+    kind: ClassVar[str] = "ivf"
+
+    def __init__(
+        self,
+        plan: IndexPlan,
+        metric: Metric,
+        rows: Rows,
+        table: VectorTable,
+        trained: Any,
+        assigned: npt.NDArray[np.int32],
+    ) -> None:
+        """``trained`` is faiss' CPU index without rows; ``assigned`` int32 (n,) the list of each row."""
+        self._trained = trained
+        self._assigned = assigned
+        self._nlist = int(trained.nlist)
+        self._sizes: list[int] = np.bincount(assigned, minlength=self._nlist).tolist()
+        super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, trained, assigned, self._sizes))
+
+    @classmethod
+    def build(cls, job: BuildJob) -> FaissGpuIVFBody:
+        table, plan = job.table(), job.plan
+        if not 1 <= plan.nlist <= len(job.source):
+            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
+        owner = owner_of(plan.device)
+        if isinstance(job.like, FaissGpuIVFBody) and job.like.table.precision == table.precision:
+            trained = emptied(job.like.trained)
+        else:
+            trained = _trained(job, owner, table.precision)
+        assigned = _assigned(job, owner, trained)
+        body = cls(plan, job.metric, job.rows, table, trained, assigned)
+        job.progress("add", 1.0)
+        return body
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuIVFBody:
+        rows = cls._rows_of(parts)
+        table = cls._table_of(plan, metric, rows, parts)
+        name = "IndexIVFScalarQuantizer" if _STORED[table.precision] else "IndexIVFFlat"
+        trained = from_bytes(parts, "faiss", name, 0, metric)
+        _check_trained(trained, plan, table)
+        return cls(plan, metric, rows, table, trained, _checked_lists(parts, table.n, plan.nlist))
+
+    @property
+    def nlist(self) -> int:
+        return self._nlist
+
+    @property
+    def list_sizes(self) -> list[int]:
+        return self._sizes
+
+    @property
+    def trained(self) -> Any:
+        """What was trained: a CPU index without rows."""
+        return self._trained
+
+    def _engine_parts(self) -> Arrays:
+        return {"faiss": to_bytes(self._trained), "lists": self._assigned.astype(np.int64)}
+
+    def _engine_bytes(self) -> int:
+        return int(self._assigned.nbytes + 4 * self._nlist * self.dim)
+
+    def _probes(self, effort: Effort, allowed: Allowed | None) -> int | None:
+        wanted, most = min(effort.nprobe or self._nlist, self._nlist), min(self._nlist, MOST)
+        if effort.nprobe and wanted > MOST:
+            return None
+        if allowed is not None:
+            wanted = math.ceil(wanted * math.sqrt(self.n / allowed.count))
+        return min(wanted, most)
+
+    def _wider(self, ask: Ask, exhausted: bool) -> Ask | None:
+        """More lists where those probed hold too few, more of their rows where they may hold enough."""
+        most = min(self._nlist, MOST)
+        if exhausted and ask.nprobe < most:
+            return replace(ask, nprobe=min(2 * ask.nprobe, most))
+        return doubled(ask, self.n)
+
+    def _query_bytes(self, ask: Ask) -> int:
+        coarse = flat_query_bytes(self._nlist, self.dim, ask.nprobe)
+        return lists_query_bytes(ask.nprobe, self.dim, ask.fetch) + coarse
+
+    def _parameters(self, ask: Ask) -> Any:
+        parameters = load_faiss().SearchParametersIVF()
+        parameters.nprobe = ask.nprobe
+        return parameters
+
+
+def _trained(job: BuildJob, owner: Owner, precision: Precision) -> Any:
+    """faiss' CPU index without rows, its centroids found by k-means on the device."""
+    faiss, dim, kind = owner.faiss, job.rows.vectors.shape[1], metric_of(owner.faiss, job.metric)
+    sample = training_sample(job.source, POINTS_PER_LIST * job.plan.nlist, job.seed)
+    job.progress("train", 0.0)
+    if isinstance(job.like, FaissGpuIVFBody):
+        centroids = _centroids_of(job.like.trained)
+    else:
+        centroids = _centroids(owner, sample, job.plan.nlist, job.metric, job.seed)
+    with translated("training inverted lists"), one_thread():
+        quantiser = faiss.IndexFlat(dim, kind)
+        quantiser.add(centroids)
+        trained = _cpu_lists(faiss, quantiser, job.plan.nlist, precision)
+        trained.train(sample[:_SCALE_POINTS])
+    job.progress("train", 1.0)
+    return trained
+
+
+def _centroids(owner: Owner, sample: FloatArray, nlist: int, metric: Metric, seed: int) -> FloatArray:
+    faiss, dim = owner.faiss, sample.shape[1]
+    clustering = faiss.Clustering(dim, nlist)
+    quiet(clustering, seed)
+    clustering.niter = _ROUNDS
+    clustering.spherical = metric != "l2"
+    with owner.using("training inverted lists", flat_bytes(nlist, dim, half=False)) as resources:
+        config = owner.config("GpuIndexFlatConfig")
+        flat = faiss.GpuIndexFlat(resources, dim, metric_of(faiss, metric), config)
+        clustering.train(sample, flat)
+        del flat
+    centroids: FloatArray = faiss.vector_to_array(clustering.centroids).reshape(nlist, dim)
+    return centroids
+
+
+def _centroids_of(trained: Any) -> FloatArray:
+    with translated("taking over trained quantisers"):
+        centroids: FloatArray = load_faiss().downcast_index(trained.quantizer).reconstruct_n(0, trained.nlist)
+    return centroids
+
+
+def _cpu_lists(faiss: ModuleType, quantiser: Any, nlist: int, precision: Precision) -> Any:
+    """An index for rows stored in ``precision``, which owns its quantiser."""
+    stored, dim, kind = _STORED[precision], quantiser.d, quantiser.metric_type
+    if stored:
+        way = getattr(faiss.ScalarQuantizer, stored)
+        lists = faiss.IndexIVFScalarQuantizer(quantiser, dim, nlist, way, kind, True)
+    else:
+        lists = faiss.IndexIVFFlat(quantiser, dim, nlist, kind)
+    quantiser.this.disown()
+    lists.own_fields = True
+    return lists
+
+
+def _assigned(job: BuildJob, owner: Owner, trained: Any) -> npt.NDArray[np.int32]:
+    """The nearest centroid of each row, int32 (n,), found on the device."""
+    faiss, vectors = owner.faiss, job.rows.vectors
+    assigned = np.empty(len(vectors), np.int32)
+    centroids, kind = _centroids_of(trained), metric_of(owner.faiss, job.metric)
+    size = flat_bytes(len(centroids), trained.d, half=False)
+    with owner.using("assigning rows to lists", size) as resources:
+        flat = faiss.GpuIndexFlat(resources, trained.d, kind, owner.config("GpuIndexFlatConfig"))
+        flat.add(centroids)
+        at = 0
+        for block in job.blocks(ADD_ROWS, trained.d):
+            assigned[at : at + len(block)] = flat.search(block, 1)[1][:, 0]
+            at += len(block)
+        del flat
+    np.maximum(assigned, 0, out=assigned)
+    return assigned
+
+
+def _uploaded(
+    device: str, table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32], sizes: list[int]
+) -> Resident:
+    """The lists, filled on the host and sent to the device in one piece."""
+    owner, narrow = owner_of(device), bool(_STORED[table.precision])
+    name = "GpuIndexIVFScalarQuantizer" if narrow else "GpuIndexIVFFlat"
+    size = lists_bytes(sizes, table.dim, table.precision)
+    owner.check()
+    lists = _filled(table, trained, assigned)
+    with owner.using("loading inverted lists", size) as resources:
+        config = owner.config(f"{name}Config")
+        config.indicesOptions = owner.faiss.INDICES_32_BIT
+        return Resident(owner, getattr(owner.faiss, name)(resources, lists, config), size)
+
+
+def _filled(table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32]) -> Any:
+    faiss, lists = load_faiss(), emptied(trained)
+    ptr = faiss.swig_ptr
+    with translated("filling inverted lists"):
+        for start in range(0, table.n, ADD_ROWS):
+            part = slice(start, min(start + ADD_ROWS, table.n))
+            block = np.ascontiguousarray(table.gather(part))
+            numbers: IntArray = np.arange(part.start, part.stop, dtype=np.int64)
+            own: IntArray = assigned[part].astype(np.int64)
+            lists.add_core(len(block), ptr(block), ptr(numbers), ptr(own))
+    return lists
+
+
+def _check_trained(trained: Any, plan: IndexPlan, table: VectorTable) -> None:
+    if trained.d != table.dim or trained.nlist != plan.nlist or not trained.is_trained:
+        raise EngineError(
+            f"{trained.nlist} lists of {trained.d} dimensions where the plan has {plan.nlist} of {table.dim}; "
+            "rebuild the index"
+        )
+    if _STORED[table.precision] and trained.sq.qtype != getattr(load_faiss().ScalarQuantizer, _STORED[table.precision]):
+        raise EngineError(f"lists of another precision than {table.precision}; rebuild the index")
+
+
+def _checked_lists(parts: Arrays, n: int, nlist: int) -> npt.NDArray[np.int32]:
+    lists = parts.get("lists")
+    if lists is None or lists.dtype != np.int64 or lists.shape != (n,):
+        raise EngineError(f"part 'lists' is missing or not int64 ({n},); rebuild the index")
+    numbers = lists.astype(np.int64, copy=False)
+    if n and not (int(numbers.min()) >= 0 and int(numbers.max()) < nlist):
+        raise EngineError(f"part 'lists' names lists beyond the {nlist} of the plan; rebuild the index")
+    return numbers.astype(np.int32)

@@ -1,0 +1,229 @@
+"""Who may speak to faiss on a device: one owner each, one caller at a time, and nobody after a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from ...errors import DeviceError
+from ..faiss_door import load_faiss
+from .sizes import TEMPORARY_BYTES
+
+__all__ = ["FreeBytes", "Owner", "Resident", "device_number", "owner_of", "use_free_bytes"]
+
+FreeBytes = Callable[[int], "int | None"]
+"""Free bytes of the GPU with this number; None where nobody knows."""
+
+_OUT_OF_MEMORY = ("out of memory", "alloc fail", "cudamalloc", "bad_alloc", "cublas_status_alloc_failed")
+_BROKEN = ("cuda error", "cudaerror", "cublas", "illegal", "launch failure", "device-side", "unspecified")
+_NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexIVFScalarQuantizer")
+
+_owners: dict[int, Owner] = {}
+_registry = threading.Lock()
+
+
+class _Reading:
+    """Where free bytes are read; set once by whoever knows the devices."""
+
+    free_bytes: FreeBytes | None = None
+
+
+def use_free_bytes(reader: FreeBytes | None) -> None:
+    """Let ``reader`` say how many bytes are free before any are asked for; without one, faiss' own refusal decides."""
+    _Reading.free_bytes = staticmethod(reader) if reader is not None else None
+
+
+def device_number(device: str) -> int:
+    """The N of ``cuda:N``; 0 for ``cuda``.
+
+    Raises:
+        DeviceError: ``device`` names no GPU.
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number == "" or (number.isascii() and number.isdigit())):
+        raise DeviceError(f"plan.device is {device!r}; the faiss engine needs cuda or cuda:N")
+    return int(number or 0)
+
+
+def owner_of(device: str) -> Owner:
+    """The one owner of ``device``, made when first asked for.
+
+    Raises:
+        DeviceError: this faiss has no GPU indexes, there is no such GPU, or this process may not use it any more.
+        EngineError: faiss cannot be loaded.
+    """
+    number = device_number(device)
+    faiss = load_faiss()
+    with _registry:
+        owner = _owners.get(number)
+        if owner is None or owner.faiss is not faiss:
+            _check(faiss, number)
+            owner = _owners[number] = Owner(faiss, number)
+    owner.check()
+    return owner
+
+
+def _check(faiss: ModuleType, number: int) -> None:
+    if any(not hasattr(faiss, name) for name in _NEEDED):
+        raise DeviceError("this faiss has no GPU indexes; install faiss-gpu instead of faiss-cpu, or set device to cpu")
+    try:
+        count = int(faiss.get_num_gpus())
+    except RuntimeError as error:
+        raise DeviceError(f"faiss cannot count the GPUs: {_first_line(error)}; update the NVIDIA driver") from error
+    if number >= count:
+        raise DeviceError(f"device cuda:{number} does not exist for faiss, which sees {count}; set device to cpu")
+
+
+class Owner:
+    """Holds a device's faiss resources and its lock. ``lost`` is why this process may not use it, or None."""
+
+    def __init__(self, faiss: ModuleType, number: int) -> None:
+        self.faiss = faiss
+        self.number = number
+        self.lost: DeviceError | None = None
+        self._lock = threading.RLock()
+        self._resources: Any = None
+        self._residents: weakref.WeakSet[Resident] = weakref.WeakSet()
+        self._retired: deque[Any] = deque()
+
+    @property
+    def name(self) -> str:
+        """The device as plans name it."""
+        return f"cuda:{self.number}"
+
+    def check(self) -> None:
+        """Raises DeviceError when this process may not use the device any more."""
+        if self.lost is not None:
+            raise DeviceError(str(self.lost), self.lost.cause)
+
+    @contextmanager
+    def using(self, doing: str, needed: int = 0) -> Iterator[Any]:
+        """Yield the resources, alone on the device, after ``needed`` bytes were found to be free.
+
+        Raises:
+            DeviceError: they are not free, faiss failed inside, or the device is lost to this process.
+        """
+        with self._lock:
+            self.check()
+            self._free_retired()
+            try:
+                first = self._resources is None
+                self._require(doing, needed + (TEMPORARY_BYTES if first else 0))
+                if first:
+                    self._resources = _resources(self.faiss)
+                yield self._resources
+            except DeviceError:
+                raise
+            except (RuntimeError, MemoryError) as error:
+                raise self._refused(error, doing) from error
+
+    def config(self, name: str) -> Any:
+        """faiss' configuration ``name`` for this device, without cuVS."""
+        config = getattr(self.faiss, name)()
+        config.device = self.number
+        config.use_cuvs = False
+        return config
+
+    def allocated(self) -> int:
+        """Bytes that faiss says it holds on this device for this process, temporary memory included."""
+        with self._lock:
+            if self._resources is None or self.lost is not None:
+                return 0
+            kinds = self._resources.getMemoryInfo().get(self.number, {})
+            return sum(int(size) for _, size in kinds.values())
+
+    def adopt(self, resident: Resident) -> None:
+        """Know an index, so that it can be given up after a fork."""
+        self._residents.add(resident)
+
+    def retire(self, engine: Any) -> None:
+        """Free an index nobody uses any more: at once where nobody is on the device, else when the next one comes."""
+        self._retired.append(engine)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._free_retired()
+            finally:
+                self._lock.release()
+
+    def give_up(self, error: DeviceError) -> None:
+        """Never touch the device again. What lies there is not freed: freeing is a call to a device that is gone."""
+        self.lost = error
+        for resident in list(self._residents):
+            resident.engine.this.disown()
+        if self._resources is not None:
+            self._resources.this.disown()
+
+    def after_fork(self) -> None:
+        """In a child: the parent's CUDA context does not exist here, and its lock may be held by a thread that does
+        not either."""
+        self._lock = threading.RLock()
+        if self.lost is None:
+            self.give_up(DeviceError(f"{self.name} belongs to the process before the fork; spawn instead", "fork"))
+
+    def _free_retired(self) -> None:
+        while self._retired:
+            engine = self._retired.popleft()
+            if self.lost is not None:
+                engine.this.disown()
+            del engine
+
+    def _require(self, doing: str, needed: int) -> None:
+        reader = _Reading.free_bytes
+        free = None if reader is None or needed == 0 else reader(self.number)
+        if free is not None and free < needed:
+            raise DeviceError(
+                f"{doing} needs {needed} bytes on {self.name}, {free} are free; lower gpu_memory_fraction or precision",
+                "out-of-memory",
+            )
+
+    def _refused(self, error: RuntimeError | MemoryError, doing: str) -> DeviceError:
+        text = str(error).lower()
+        message = f"faiss failed on {self.name} while {doing}: {_first_line(error)}"
+        if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+            return DeviceError(f"{message}; free memory on the device or lower precision", "out-of-memory")
+        refusal = DeviceError(f"{message}; restart this process to use the device again", "device-error")
+        if any(sign in text for sign in _BROKEN):
+            self.give_up(refusal)
+        return refusal
+
+
+class Resident:
+    """An index that lies on a device. Freed by its owner when this object goes, whoever lets go of it and when."""
+
+    def __init__(self, owner: Owner, engine: Any, nbytes: int) -> None:
+        """``nbytes`` is what the index holds on the device."""
+        self.owner = owner
+        self.engine = engine
+        self.nbytes = nbytes
+        owner.adopt(self)
+        weakref.finalize(self, owner.retire, engine)
+
+
+def _resources(faiss: ModuleType) -> Any:
+    """Resources with our own measure of temporary memory and no pinned host memory: what we send is small."""
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(TEMPORARY_BYTES)
+    resources.setPinnedMemory(0)
+    return resources
+
+
+def _first_line(error: BaseException) -> str:
+    """The gist of a faiss error: what follows the function and the source line that it names first."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.rpartition("Error: ")[2][:300]
+
+
+def _after_fork() -> None:
+    global _registry  # noqa: PLW0603 - a lock that may be held by a thread which does not exist in the child
+    _registry = threading.Lock()
+    for owner in _owners.values():
+        owner.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

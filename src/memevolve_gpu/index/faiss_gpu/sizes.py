@@ -1,0 +1,69 @@
+"""Bytes that faiss' GPU indexes take on the device: what they hold, and what a search adds for a moment.
+
+Written down from how the indexes are laid out (faiss 1.11 to 1.15, without cuVS): a flat index holds its vectors and
+one float32 norm each; inverted lists hold codes in blocks of 32 rows, a 32-bit row number each, three tables of one
+entry a list, and float32 centroids with their norms. The indexes here are filled in one piece, so that nothing grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...types import IndexPlan, Precision
+
+__all__ = [
+    "MOST",
+    "TEMPORARY_BYTES",
+    "flat_bytes",
+    "flat_query_bytes",
+    "lists_bytes",
+    "lists_query_bytes",
+    "plan_device_bytes",
+]
+
+MOST = 2048
+"""Results and lists that one search may ask for."""
+TEMPORARY_BYTES = 512 << 20
+"""Scratch memory set aside for each device: what 224 queries of a flat scan, or 256 that probe 512 lists of 384
+dimensions, need at a time. What a search needs beyond it faiss allocates and frees, which is slow but works."""
+
+_BLOCK = 32
+_POINTERS = 8 + 8 + 8
+_SCANNED_AT_ONCE = 262_144
+"""Rows whose distances a flat scan holds at a time: 1 GiB / 2 / 4 bytes / 512 queries on cards above 8 GiB."""
+_WIDTH: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
+
+
+def flat_bytes(n: int, dim: int, half: bool) -> int:
+    """A flat index of ``n`` vectors of ``dim`` dimensions, stored as float16 where ``half``, else as float32."""
+    return n * (dim * (2 if half else 4) + 4)
+
+
+def lists_bytes(sizes: Sequence[int], dim: int, precision: Precision) -> int:
+    """Inverted lists of ``sizes`` rows each, whose components take 4, 2 or 1 bytes by ``precision``."""
+    rows = sum(-(-size // _BLOCK) * _BLOCK for size in sizes)
+    return rows * dim * _WIDTH[precision] + 4 * sum(sizes) + len(sizes) * (4 * dim + 4 + _POINTERS)
+
+
+def flat_query_bytes(n: int, dim: int, fetch: int) -> int:
+    """Scratch of one query of a flat index: two tiles of distances, the results twice, the query in both widths."""
+    return 2 * 4 * min(n, _SCANNED_AT_ONCE) + 2 * 12 * fetch + 6 * dim
+
+
+def lists_query_bytes(nprobe: int, dim: int, fetch: int) -> int:
+    """Scratch of one query of inverted lists: the centroids of the probed lists, their numbers, and the results."""
+    return nprobe * (4 * dim + 12) + 2 * 12 * fetch + 4 * dim
+
+
+def plan_device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
+    """Memory in bytes that ``plan`` takes on its device for ``n`` vectors of ``dim`` dimensions, scratch included.
+
+    The scratch is shared by all bodies on a device; the CUDA context is not counted. Lists are taken to be equally
+    long but for half a block each.
+    """
+    if plan.kind == "exact":
+        return flat_bytes(n, dim, half=plan.precision != "float32") + TEMPORARY_BYTES
+    nlist = max(1, plan.nlist)
+    rows = n + nlist * _BLOCK // 2
+    held = rows * dim * _WIDTH[plan.precision] + 4 * n + nlist * (4 * dim + 4 + _POINTERS)
+    return held + TEMPORARY_BYTES
