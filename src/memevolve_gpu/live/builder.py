@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..errors import EngineError
+from ..errors import DeviceError, EngineError
 from ..index.base import Body
 from ..index.catalog import build
 from ..training.calibration import calibrate
@@ -51,16 +51,20 @@ def build_verified(
 
     Quantisers are taken over where rows were only added or removed; when the result falls short they are trained anew.
     asked: the real queries of the past, to calibrate on. collect: finds what to train on where the rows are too few.
+
+    Raises DeviceError when the plan's device refuses.
     """
     rows, old = gathered.rows, gathered.view
-    if plan.kind == "exact":
+    if plan.kind == "exact" and plan.engine == "cpu":
         return Built(exact_body(rows, old.metric), BodyFacts(), trained=False)
-    fits = plan.kind == old.body.kind and plan.nlist == old.body.nlist and plan.codes == old.body.plan.codes
+    fits = _quantiser(plan, plan.nlist) == _quantiser(old.body.plan, old.body.nlist) and plan.kind != "exact"
     refused = ""
     for like in [old.body, None] if cause.kind != "train" and fits else [None]:
         try:
             training = None if like is not None else _training(plan, rows.vectors, collect)
             body = build(plan, rows, old.metric, seed=settings.seed, training=training, like=like, progress=progress)
+        except DeviceError:
+            raise
         except EngineError as error:
             refused = f"cannot build {plan.kind}: {error}"
             continue
@@ -72,12 +76,17 @@ def build_verified(
     return Built(exact_body(rows, old.metric), BodyFacts(refused_rows=len(rows.slots)), trained=False, refused=refused)
 
 
+def _quantiser(plan: IndexPlan, nlist: int) -> tuple[object, ...]:
+    """What two bodies must have in common so that one can take over the other's quantisers."""
+    return plan.kind, plan.engine, plan.device, nlist, plan.codes
+
+
 def _training(plan: IndexPlan, vectors: FloatArray, collect: Collect) -> FloatArray | None:
     """What to train on beside the rows themselves (None): service samples where the rows are too few.
 
     Raises EngineError when too few of the samples could be had.
     """
-    if plan.kind == "hnsw" or source_for(len(vectors)) == "existing":
+    if plan.kind in ("exact", "hnsw") or source_for(len(vectors)) == "existing":
         return None
     found = collect(vectors)
     if not found.usable:
@@ -86,8 +95,11 @@ def _training(plan: IndexPlan, vectors: FloatArray, collect: Collect) -> FloatAr
 
 
 def judged(body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings) -> tuple[BodyFacts, Quality]:
-    """Calibrate the body, unless that is known, and see how it does at the effort that searches will use then."""
-    if known.calibration is None:
+    """Calibrate the body, unless that is known, and see how it does at the effort that searches will use then.
+
+    A scan on a device has nothing to calibrate, but it is judged: its numbers are narrower than those that decide.
+    """
+    if known.calibration is None and body.kind != "exact":
         fresh = calibrate(body, asked.sample(), seed=settings.seed)
         known = replace(known, calibration=fresh, calibrated_rows=body.n, asked=asked.seen)
     effort = known.effort(body, JUDGED_AT, settings.target_recall)
@@ -98,6 +110,8 @@ def judged(body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings) -
 def _known(facts: BodyFacts, body: Body, like: Body | None) -> list[BodyFacts]:
     """What to start from: the calibration that came with the quantisers, then nothing."""
     balance = list_balance(body.list_sizes)
+    if body.kind == "exact":
+        return [BodyFacts()]
     if like is None:
         return [BodyFacts(body.n, balance, balance)]
     trained = BodyFacts(facts.trained_rows, facts.trained_balance, balance)

@@ -53,6 +53,9 @@ def _to_train(view: View, plan: IndexPlan) -> Cause | None:
     held, facts = view.body.plan, view.facts
     if plan.kind != held.kind:
         return Cause("train", f"{held.kind} gives way to {plan.kind}: {plan.reason}")
+    if (plan.engine, plan.device) != (held.engine, held.device):
+        places = [f"{one.engine} on {one.device}" if one.device != "cpu" else "the CPU" for one in (held, plan)]
+        return Cause("train", f"{places[0]} gives way to {places[1]}: {plan.reason}")
     if plan.precision != held.precision:
         return Cause("train", f"precision {held.precision} gives way to {plan.precision}")
     if not facts.trained_rows:

@@ -7,6 +7,7 @@ next draft, and deaths above its watermark are invisible to it and written again
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 
@@ -14,13 +15,14 @@ import numpy as np
 
 from ..index.base import Body
 from ..index.catalog import build
+from ..index.exact import ExactBody
 from ..types import Change, FloatArray, IndexPlan, Metric, Op, Rows
 from ..utils.vectors import normalize_rows
 from .facts import BodyFacts
 from .tail import NEVER, Tail
 from .view import View
 
-__all__ = ["Draft", "empty_body", "exact_body", "view_of"]
+__all__ = ["Draft", "empty_body", "exact_body", "host_twin", "view_of"]
 
 UNKNOWN = BodyFacts()
 EXACT = IndexPlan("exact", reason="exact search needs no training")
@@ -29,6 +31,12 @@ EXACT = IndexPlan("exact", reason="exact search needs no training")
 def exact_body(rows: Rows, metric: Metric) -> Body:
     """A body that scans its rows."""
     return build(EXACT, rows, metric, seed=0)
+
+
+def host_twin(body: Body) -> Body:
+    """A body on the CPU that scans the vectors of ``body``, which it shares: the same positions, at no cost."""
+    rows = Rows(body.slots, body.id_bytes, body.id_ends, np.empty((0, body.dim), dtype=np.float32))
+    return ExactBody(replace(EXACT, precision=body.table.precision), body.metric, rows, body.table)
 
 
 def empty_body(dim: int, metric: Metric) -> Body:

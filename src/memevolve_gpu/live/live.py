@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..devices.machine import Machine
 from ..index.base import Body
 from ..monitoring.events import EventLog
 from ..monitoring.latency import LatencyRing
@@ -17,7 +18,8 @@ from ..records.records import Records
 from ..types import FloatArray, Head
 from ..utils.forking import renew_in_child
 from .asked import Asked
-from .draft import Draft
+from .desk import DeviceDesk
+from .draft import Draft, host_twin
 from .facts import BodyFacts
 from .masks import FilterMasks, Touched
 from .recovery import agrees, load_snapshot, read_everything
@@ -37,8 +39,17 @@ class LiveIndex:
     it has applied.
     """
 
-    def __init__(self, records: Records, settings: LiveSettings, events: EventLog, snapshot: Path) -> None:
+    def __init__(
+        self,
+        records: Records,
+        settings: LiveSettings,
+        events: EventLog,
+        snapshot: Path,
+        desk: DeviceDesk | None = None,
+    ) -> None:
+        """``desk`` gives access to a GPU; None keeps everything on the CPU."""
         self.records = records
+        self.desk = desk or DeviceDesk(Machine("cpu"), events)
         self.settings = settings
         self.events = events
         self.snapshot_path = snapshot
@@ -93,7 +104,9 @@ class LiveIndex:
         target = self.settings.target_recall if recall is None else recall
         found = view.search(queries, k, view.facts.effort(view.body, k, target), mask)
         self.latency.record(time.perf_counter() - started)
-        self.look_due |= self.asked.note(queries)
+        if view.body.plan.engine != "cpu":
+            self.desk.poll(view.body)
+        self.look_due |= self.asked.note(queries) or self.desk.due
         return found
 
     def describe(self, body: Body, facts: BodyFacts) -> None:
@@ -104,8 +117,17 @@ class LiveIndex:
 
     def replace(self, view: View, generation: int) -> None:
         """Publish a view with another body (the caller holds the mutex and has caught up)."""
+        self.desk.poll(self._view.body)
         self._view = view
+        self._measured = (None, 0)  # the old body shall go, and its device memory with it
         self.generation = generation
+
+    def leave_device(self) -> View:
+        """Go on from the host's own vectors of the body in use, so that nothing is held on its device any more."""
+        with self.mutex:
+            view = self.catch_up()
+            self.replace(replace(view, body=host_twin(view.body), facts=BodyFacts()), self.generation)
+            return self._view
 
     def adopt(self, view: View, generation: int) -> None:
         """Go on from another process's body: its view, brought up to date from the log (the mutex is held)."""
@@ -197,3 +219,5 @@ class LiveIndex:
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()
         self.asked.after_fork()
+        if self._view.body.plan.engine != "cpu":  # a child must not touch the device of its parent
+            self._view = replace(self._view, body=host_twin(self._view.body), facts=BodyFacts())

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CapacityError, ReadOnlyError, StorageError
+from ..errors import CapacityError, DeviceError, ReadOnlyError, StorageError
 from ..index.base import Body
 from ..index.snapshot import SnapshotError, SnapshotInfo, read_info, write_snapshot
 from ..planner.plan import plan_index
@@ -21,8 +21,10 @@ from ..utils.forking import renew_in_child
 from .attention import calibration_is_old, probe, recalibrate
 from .builder import Built, Collect, build_verified, judged
 from .causes import Cause, cause_to_build
+from .draft import host_twin
+from .facts import BodyFacts
 from .live import LiveIndex
-from .rebuild import gather, swapped
+from .rebuild import Gathered, gather, swapped
 from .recovery import agrees, load_snapshot
 from .rounds import one_process
 from .view import View
@@ -91,6 +93,7 @@ class Maintenance:
                 nlist_max=settings.nlist_max,
                 precision=settings.precision,
                 current_nlist=view.body.nlist or None,
+                device=self._live.desk.facts(view.count, view.body),
             )
         except CapacityError as error:
             return replace(view.body.plan, reason=f"kept as it is: {error}")
@@ -107,12 +110,13 @@ class Maintenance:
 
     def due(self) -> bool:
         """Is there anything to do? Cheap enough to ask after every write: it looks after every hundredth part."""
-        view, asked = self._live.view, self._live.look_due
-        if view.watermark < self._look_at and not asked:
+        view, asked, desk = self._live.view, self._live.look_due, self._live.desk
+        if view.watermark < self._look_at and not asked and not desk.due:
             return False
         self._live.look_due = False
         self._look_at = view.watermark + max(LOOK_EVERY, view.count // 100)
-        return self.cause(view) is not None or self._log_is_long() or (asked and view.facts.calibration is not None)
+        cause, calibrated = self.cause(view), view.facts.calibration is not None
+        return cause is not None or desk.take_due() or self._log_is_long() or (asked and calibrated)
 
     def run(self, progress: Progress | None = None, *, wait: bool = True, force: Cause | None = None) -> Report:
         """One round: adopt or build, snapshot, purge. ``wait=False`` returns at once when another round is on."""
@@ -169,13 +173,15 @@ class Maintenance:
     def _round(self, progress: Progress, force: Cause | None) -> tuple[list[str], str]:
         actions = self._healed()
         view = self._live.catch_up()
+        self._live.desk.poll(view.body)
+        self._live.desk.look(view.count)
         cause = force or self.cause(view)
-        if cause and not force and self._adopt():
+        if cause and not force and self.plan(view).engine == "cpu" and self._adopt():
             actions.append("adopted a newer snapshot")
             view = self._live.catch_up()
             cause = self.cause(view)
         if cause:
-            actions.append(self._build(view, cause, progress))
+            actions.append(self._build(view, cause, progress, forced=force is not None))
         actions += self._attend()
         if self._log_is_long() and not self._live.records.read_only:
             actions.append(f"purged {self._purge()} log entries")
@@ -195,14 +201,18 @@ class Maintenance:
         )
         return ["healed the index" if healed else "could not heal the index: run check"]
 
-    def _build(self, view: View, cause: Cause, progress: Progress) -> str:
+    def _build(self, view: View, cause: Cause, progress: Progress, *, forced: bool = False) -> str:
         live, started = self._live, time.perf_counter()
         if view.body.plan.precision != "float32":
             view = live.reload("full precision is needed to rebuild")
-        epoch, gathered, self._asked = live.epoch, gather(view), None
-        built = build_verified(
-            self.plan(view, cause.by_request), gathered, cause, live.settings, live.asked, self._collect, progress
-        )
+        epoch, self._asked = live.epoch, None
+        made = self._on_device(view, cause, progress)
+        if made is None:
+            refused, view = view, live.catch_up()
+            if cause.kind == "train" and not forced and self.cause(view) is None:
+                return f"kept {refused.body.kind}: the device refused"
+            made = self._verified(self.plan(view, cause.by_request), view, cause, progress)
+        built, gathered = made
         with live.mutex:
             now = live.catch_up()
             if live.epoch != epoch:
@@ -211,6 +221,29 @@ class Maintenance:
         self._write_snapshot(live.view)
         self._tell(built, cause, time.perf_counter() - started)
         return f"built {built.body.kind} of {built.body.n} rows"
+
+    def _on_device(self, view: View, cause: Cause, progress: Progress) -> tuple[Built, Gathered] | None:
+        """The planned body where a device is to hold it; None where none is, and where the device refuses."""
+        plan, desk = self.plan(view, cause.by_request), self._live.desk
+        if plan.engine == "cpu":
+            return None
+        try:
+            if not desk.admit(plan, view.body):
+                view = self._live.leave_device()
+            built, gathered = self._verified(plan, view, cause, progress)
+        except DeviceError as error:
+            desk.refused(error, plan)
+            return None
+        if built.refused:
+            desk.gave_up(plan, built.refused)
+            return None
+        desk.built(built.body)
+        return built, gathered
+
+    def _verified(self, plan: IndexPlan, view: View, cause: Cause, progress: Progress) -> tuple[Built, Gathered]:
+        live, gathered = self._live, gather(view)
+        built = build_verified(plan, gathered, cause, live.settings, live.asked, self._collect, progress)
+        return built, gathered
 
     def _attend(self) -> list[str]:
         """Calibrate on what is asked today, where that is news, and see whether the recall holds."""
@@ -278,7 +311,7 @@ class Maintenance:
         if live.records.read_only:
             return
         try:
-            write_snapshot(live.snapshot_path, view.body, self._info_of(view.body, view))
+            write_snapshot(live.snapshot_path, _saved(view.body), self._info_of(_saved(view.body), view))
         except (OSError, StorageError, SnapshotError) as error:
             self._unsaved = error
             live.events.record("snapshot-failed", f"{error}; opening will be slower", level=logging.WARNING)
@@ -294,8 +327,13 @@ class Maintenance:
             dim=body.dim,
             created_at=time.time(),
             seed=self._live.settings.seed,
-            extra=view.facts.to_dict(),
+            extra=(view.facts if body is view.body else BodyFacts()).to_dict(),
         )
+
+
+def _saved(body: Body) -> Body:
+    """What of a body goes into a snapshot: of one on a device its vectors alone, so that opening needs no device."""
+    return body if body.plan.engine == "cpu" else host_twin(body)
 
 
 def _silent(_stage: str, _share: float) -> None:

@@ -30,8 +30,10 @@ def effort_for(plan: IndexPlan, n: int, k: int, target_recall: float) -> Effort:
 
     ``target_recall`` is in (0, 1]; 1.0 asks for the exact scan. Calibration on a store's own queries overrides this.
     """
-    if target_recall >= 1.0 or plan.kind == "exact":
+    if target_recall >= 1.0 or (plan.kind == "exact" and plan.engine == "cpu"):
         return Effort(exact=True)
+    if plan.kind == "exact":
+        return Effort()  # the device reads every row, in its own precision, and reranks as widely as it must
     if plan.kind == "hnsw":
         return Effort(ef=_beam(n, k, target_recall))
     rerank = _rerank(n, k, target_recall)

@@ -9,6 +9,7 @@ from ..errors import CapacityError
 from ..index.costs import LIST, codes_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import IndexPlan, Metric, Precision
+from .device import DeviceFacts, on_device
 from .effort import effort_for
 from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
 from .nlist import adaptive_nlist as nlist_by_rule
@@ -44,6 +45,7 @@ def plan_index(
     precision: PrecisionSetting = "auto",
     current_nlist: int | None = None,
     id_bytes: float = DEFAULT_ID_BYTES,
+    device: DeviceFacts | None = None,
 ) -> IndexPlan:
     """The body for ``count`` vectors of ``dim`` dimensions.
 
@@ -60,6 +62,7 @@ def plan_index(
         precision: of the rerank vectors; auto narrows them where float32 would pass 2 MB per 1,000 units.
         current_nlist: lists of the body in use; kept while they differ from the rule by less than a quarter.
         id_bytes: mean length of an id.
+        device: a GPU that may be used; None keeps the plan on the CPU.
 
     Returns:
         The plan with predicted bytes and its reason.
@@ -69,17 +72,22 @@ def plan_index(
     """
     del metric  # every kind serves every metric
     needed = max(min_training_units, 1)
+    size: dict[str, Any] = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
     if count < needed and index_type != "flat":
         wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
-    else:
-        rule: dict[str, Any] = {
-            "vectors_per_centroid": vectors_per_centroid,
-            "nlist_min": nlist_min,
-            "nlist_max": nlist_max,
-        }
-        nlist = _nlist(count, current_nlist, adaptive_nlist, rule)
-        wanted = _wanted(index_type, count, dim, nlist, target_recall)
-    return _fitted(wanted, precision, count=count, dim=dim, budget=budget_bytes, id_bytes=id_bytes)
+        return _fitted(wanted, precision, **size)
+    rule: dict[str, Any] = {
+        "vectors_per_centroid": vectors_per_centroid,
+        "nlist_min": nlist_min,
+        "nlist_max": nlist_max,
+    }
+    nlist = _nlist(count, current_nlist, adaptive_nlist, rule)
+    host = _fitted(_wanted(index_type, count, dim, nlist, target_recall), precision, **size)
+    if device is None or count < needed:
+        return host
+    precisions: tuple[Precision, ...] = _ORDER if precision == "auto" else (precision,)
+    asked: dict[str, Any] = {"index_type": index_type, "target_recall": target_recall, "precisions": precisions}
+    return on_device(host, device, nlist=nlist, **size, **asked)
 
 
 def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> float:

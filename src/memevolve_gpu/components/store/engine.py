@@ -5,34 +5,34 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...devices.host import available_memory
+from ...devices.budget import host_budget
+from ...devices.gpu import Prober
+from ...devices.machine import Machine
 from ...errors import ConfigurationError, EmbeddingError, EngineError, ModelMismatchError
 from ...index.faiss_door import load_faiss
-from ...live import Found, LiveIndex, LiveSettings, Maintenance, Worker
+from ...live import DeviceDesk, Found, LiveIndex, LiveSettings, Maintenance, Worker
 from ...monitoring.events import EventLog
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreFacts
 from ...types import FloatArray, Hit, Metric
-from ...utils.config import StorageConfig
+from ...utils.config import StorageConfig, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import check_vector, check_vectors
 from .accesses import Accesses
 from .legacy_import import import_legacy
 from .samples import Samples
 
-__all__ = ["Engine", "open_engine"]
+__all__ = ["Engine", "open_engine", "this_machine"]
 
 INDEX_TYPE_KEY = "index_type"
-HOST_SHARE = 0.8
-"""Share of the available host memory that MAX_MEMORY_MB=auto allows: room is left for those beside us."""
-
 FETCH_ATTEMPTS = 5
 
 APPLY_EVERY = 32
@@ -170,7 +170,13 @@ def score_of(distance: float, metric: str) -> float:
     return -distance if metric == "ip" else 1.0 / (1.0 + distance)
 
 
-def open_engine(prefix: str, function: EmbeddingFunction | None, dim: int | None, config: StorageConfig) -> Engine:
+def open_engine(
+    prefix: str,
+    function: EmbeddingFunction | None,
+    dim: int | None,
+    config: StorageConfig,
+    machine: Machine | None = None,
+) -> Engine:
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     try:
         load_faiss()
@@ -182,20 +188,33 @@ def open_engine(prefix: str, function: EmbeddingFunction | None, dim: int | None
         prefix, dim=_dimension(facts, embedder, dim), metric=_metric(facts, config), durability=config.durability
     )
     try:
-        return _assemble(prefix, records, embedder, config)
+        return _assemble(prefix, records, embedder, config, machine or this_machine(config))
     except BaseException:
         records.close()
         raise
 
 
-def _assemble(prefix: str, records: Records, embedder: Embedder | None, config: StorageConfig) -> Engine:
+@cache
+def _prober() -> Prober:
+    """One for all stores of the process, so that the driver is asked once."""
+    return Prober(visible_gpus())
+
+
+def this_machine(config: StorageConfig) -> Machine:
+    """The devices of this machine as ``config`` wants them; nothing is looked at yet."""
+    return Machine(config.device, config.gpu_memory_fraction, prober=_prober())
+
+
+def _assemble(
+    prefix: str, records: Records, embedder: Embedder | None, config: StorageConfig, machine: Machine
+) -> Engine:
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
     legacy_problem = import_legacy(prefix, records, embedder, events)
     limit = _memory_limit(config)
-    _tell_device(config, events)
-    live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"))
+    desk = _desk(config, machine, events)
+    live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), desk)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
     engine = Engine(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
@@ -246,15 +265,18 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
     return config
 
 
-def _tell_device(config: StorageConfig, events: EventLog) -> None:
-    """Nobody shall believe that a GPU is at work when none is."""
-    if config.device.startswith("cuda"):
-        events.record("device", f"DEVICE={config.device}, but this version has no GPU engine: CPU", level=WARNING)
+def _desk(config: StorageConfig, machine: Machine, events: EventLog) -> DeviceDesk:
+    """The store's access to a GPU. Nobody who asked for one shall believe that it is at work when there is none."""
+    if machine.request.startswith("cuda") and machine.choice.disappointed:
+        events.record("device", f"{machine.choice.reason}; the CPU instead", level=WARNING)
+    most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
+    return DeviceDesk(machine, events, setting=config.gpu_engine, most_bytes=most)
 
 
 def _memory_limit(config: StorageConfig) -> int:
+    """Bytes of the host; what lies on a device has a budget of its own."""
     if config.max_memory_mb == "auto":
-        return int(HOST_SHARE * available_memory().available)
+        return host_budget().limit
     return int(float(config.max_memory_mb) * 2**20)
 
 

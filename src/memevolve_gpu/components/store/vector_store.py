@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ...devices.machine import Machine
 from ...errors import EmbeddingError, StoreClosedError
 from ...live.causes import Cause
 from ...records.check import Finding
@@ -51,13 +52,16 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         embedding_dim: int | None = None,
         index_type: str | None = None,
         storage_config: Any = None,
+        *,
+        machine: Machine | None = None,
     ) -> None:
         """Open the store at the path prefix ``index_file``, or make a new one there.
 
         embedding_function maps a text to a 1-D array; it may offer ``embed_batch(texts)``, ``dimension`` and
         ``model_name``. None serves those who embed nothing (reading, given embeddings). embedding_dim: taken from the
         file, else from the function. index_type: flat, ivf, hnsw or auto; overrides storage_config, which may be a
-        StorageConfig, a mapping, or MemEvolve's own storage configuration (None: environment and ``.env``).
+        StorageConfig, a mapping, or MemEvolve's own storage configuration (None: environment and ``.env``). machine:
+        the devices, for those who find and account for them by themselves; None looks at this machine.
 
         Raises: EngineError (a RuntimeError, "Failed to create ... index") without a usable faiss;
         DimensionMismatchError, ModelMismatchError or ConfigurationError when function or settings do not fit the
@@ -68,7 +72,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
             config = config.replace(index_type=index_type)
         self.index_file = os.fspath(index_file)
         self.embedding_function = embedding_function
-        self._engine: Engine | None = open_engine(self.index_file, embedding_function, embedding_dim, config)
+        self._engine: Engine | None = open_engine(self.index_file, embedding_function, embedding_dim, config, machine)
         self.config = self._engine.config
 
     @staticmethod

@@ -1,0 +1,229 @@
+"""What stands between a store and its GPU: may it be used, what may be taken, what went wrong, when to try again.
+
+Nothing here loads CUDA, and what is asked while units are written or searched is answered from memory: devices are
+looked at in rounds of maintenance and in reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ..devices.budget import MemoryBudget
+from ..devices.machine import Machine
+from ..errors import DeviceError
+from ..index.base import Body
+from ..monitoring.events import EventLog
+from ..planner.device import DeviceFacts
+from ..planner.engines import EngineSetting, gpu_pays_from
+from ..types import IndexPlan
+
+__all__ = ["DeviceDesk"]
+
+_FIRST_REST = 30.0
+_LONGEST_REST = 1800.0
+"""Seconds after which a device that had no room is tried again although it shows no more room; doubled each time."""
+_MORE_ROOM = 1.1
+"""A device with so many times the room that it had when it refused is tried at once."""
+_GROWTH = 4 / 3
+"""What a body holds it may hold on to, grown by this much, though other processes have filled the card since."""
+_LASTING = ("device-lost", "device-error", "fork")
+
+Clock = Callable[[], float]
+
+
+class DeviceDesk:
+    """The device side of one live index. Any thread may ask."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        events: EventLog,
+        *,
+        setting: EngineSetting = "auto",
+        most_bytes: int | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            machine: finds devices and reads their memory.
+            events: is told what goes wrong.
+            setting: GPU_ENGINE.
+            most_bytes: MAX_MEMORY_MB in bytes; None for no limit but the device's budget.
+            clock: seconds.
+        """
+        self.machine = machine
+        self.incidents: Counter[str] = Counter()
+        """Cause to the number of times that it was seen."""
+        self.last_incident = ""
+        self.budget_before: MemoryBudget | None = None
+        """As of the last build, before it and after it."""
+        self.budget_after: MemoryBudget | None = None
+        self._events = events
+        self._setting: EngineSetting = setting
+        self._most_bytes = most_bytes
+        self._clock = clock
+        self._budget: MemoryBudget | None = None
+        self._broken: dict[str, str] = {}
+        self._barred = ""
+        self._resting = ""
+        self._room_then = 0
+        self._rest = _FIRST_REST
+        self._look_at = 0.0
+        self._poke_at = 0.0
+        self._unseen = self._announced = False
+
+    @property
+    def due(self) -> bool:
+        """Is it time that a round of maintenance looked at the device?"""
+        return self._unseen or (bool(self._resting) and not self._barred and self._clock() >= self._poke_at)
+
+    def take_due(self) -> bool:
+        """The same, once: whoever asks sees to it."""
+        due = self.due
+        self._unseen = False
+        self._poke_at = self._clock() + _FIRST_REST
+        return due
+
+    def look(self, count: int) -> None:
+        """Find the device and read its memory, where ``count`` units may have use for one. May take seconds."""
+        self._unseen = False
+        if not self._concerned(count) or self.machine.choice.gpu is None:
+            return
+        self._budget = self.machine.budget()
+        if self._resting and self._may_try():
+            self._resting = ""
+
+    def facts(self, count: int, body: Body) -> DeviceFacts | None:
+        """What a plan for ``count`` units, of which ``body`` holds the most now, needs to know; None for the CPU."""
+        held = body.device_bytes if body.plan.engine != "cpu" else 0
+        if not self._concerned(2 * count if held else count):
+            return None
+        if self.machine.known is None or self._budget is None:
+            self._unseen |= not self._announced
+            self._announced = True
+            return None
+        choice = self.machine.choice
+        if choice.gpu is None:
+            return None
+        missing = {engine: problem for engine, problem in (self.machine.engines() | self._broken).items() if problem}
+        return DeviceFacts(
+            device=choice.device,
+            name=choice.gpu.name,
+            limit_bytes=self._limit(held),
+            engines=tuple(engine for engine in self.machine.engines() if engine not in missing),
+            missing="; ".join(missing.values()),
+            setting=self._setting,
+            wanted=choice.wanted,
+            held=held > 0,
+            problem=self._barred or self._resting,
+        )
+
+    def admit(self, plan: IndexPlan, old: Body) -> bool:
+        """Make sure that ``plan`` can be built on the device now.
+
+        Returns:
+            Whether there is room beside ``old``; if not, there is once ``old`` has left the device.
+
+        Raises:
+            DeviceError: the engine does not work, there is no room, or this process may not use CUDA.
+        """
+        if self.machine.forked:
+            raise DeviceError(self.machine.choice.reason, "fork")
+        problem = self.machine.refusal(plan.engine)
+        if problem:
+            if "another process" in problem:
+                raise DeviceError(problem, "out-of-memory")
+            self._broken[plan.engine] = problem
+            raise DeviceError(problem, "device-error")
+        self.machine.holdings.begin()
+        self._budget = self.budget_before = budget = self.machine.budget()
+        held = old.device_bytes if old.device == plan.device else 0
+        if plan.device_bytes > budget.room + held:
+            needed = f"{plan.device_bytes >> 20} MB are needed on {plan.device}"
+            raise DeviceError(f"{needed}, its budget has room for {budget.room + held >> 20}", "limit")
+        return plan.device_bytes <= budget.room
+
+    def built(self, body: Body) -> None:
+        """``body`` was built and passed; from now on it counts in the budget of this process."""
+        self.machine.holdings.add(body)
+        self._budget = self.budget_after = self.machine.budget()
+        self._resting, self._rest = "", _FIRST_REST
+        predicted, measured = body.plan.device_bytes, body.device_bytes
+        self._events.record(
+            "device",
+            f"{body.kind} of {body.n} rows on {body.device} by {body.plan.engine}",
+            predicted_bytes=predicted,
+            measured_bytes=measured,
+        )
+
+    def refused(self, error: DeviceError, plan: IndexPlan) -> None:
+        """A build on the device failed; the CPU takes its place, for now or until restart."""
+        self.incidents[error.cause] += 1
+        self.last_incident = str(error)
+        lasting = error.cause in _LASTING
+        if not lasting:
+            self._lie_down(f"{plan.device} had no room for this body ({error}); it is tried again later")
+        elif plan.engine not in self._broken:
+            self._barred = f"{plan.device} cannot be used until restart: {error}"
+        then = "until restart" if lasting else "until there is room"
+        self._events.record("device-refused", f"{error}; the CPU instead, {then}", level=logging.WARNING)
+
+    def gave_up(self, plan: IndexPlan, why: str) -> None:
+        """The device took a body that was not good enough; its engine is not asked again until restart."""
+        self._broken[plan.engine] = why
+        self.refused(DeviceError(why), plan)
+
+    def poll(self, body: Body) -> None:
+        """Note what happened to ``body`` on its device since the last time."""
+        for incident in body.incidents():
+            self.incidents[incident.cause] += 1
+            self.last_incident = f"{incident.device}: {incident.detail}"
+            level = logging.INFO if incident.cause == "recovered" else logging.WARNING
+            text = f"{incident.device}: {incident.detail} ({incident.cause}, {incident.action})"
+            self._events.record("device-incident", text, level=level)
+            if incident.action == "cpu-until-restart":
+                self._barred = f"{incident.device} cannot be used until restart: {incident.detail}"
+                self._unseen = True
+
+    def report(self, body: Body) -> dict[str, Any]:
+        """Plain values for health and statistics; bytes throughout."""
+        choice = self.machine.known
+        budgets = {"before": self.budget_before, "after": self.budget_after, "now": self._budget}
+        return {
+            "requested": self.machine.request,
+            "engine_setting": self._setting,
+            "device": body.device,
+            "engine": body.plan.engine,
+            "reason": choice.reason if choice is not None else "nothing here calls for a GPU yet",
+            "name": choice.gpu.name if choice is not None and choice.gpu is not None else None,
+            "predicted_bytes": body.plan.device_bytes,
+            "measured_bytes": body.device_bytes,
+            "budget": {when: None if one is None else one.as_dict() for when, one in budgets.items()},
+            "incidents": dict(self.incidents),
+            "last_incident": self.last_incident or None,
+            "problem": self._barred or self._resting or None,
+        }
+
+    def _concerned(self, count: int) -> bool:
+        """Could a store of so many units be better off on a GPU?"""
+        request = self.machine.request
+        return request != "cpu" and (request != "auto" or count >= gpu_pays_from())
+
+    def _limit(self, held: int) -> int:
+        room = 0 if self._budget is None else self._budget.room
+        limit = max(room + held, int(_GROWTH * held))
+        return limit if self._most_bytes is None else min(limit, self._most_bytes)
+
+    def _lie_down(self, why: str) -> None:
+        self._resting = why
+        self._room_then = 0 if self._budget is None else self._budget.room
+        self._look_at = self._poke_at = self._clock() + self._rest
+        self._rest = min(_LONGEST_REST, 2 * self._rest)
+
+    def _may_try(self) -> bool:
+        room = 0 if self._budget is None else self._budget.room
+        return self._clock() >= self._look_at or room >= _MORE_ROOM * max(1, self._room_then)
