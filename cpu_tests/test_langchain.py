@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -36,3 +40,34 @@ class TestConformanceUnderCosine(Conformance):
 
 class TestConformanceUnderInnerProduct(Conformance):
     settings: ClassVar = {"metric": "ip", "background": False}
+
+
+def run(program: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", str(program), *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1] / "src")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_quick_start_for_langchain_runs(repository: Path, tmp_path: Path) -> None:
+    done = run(repository / "examples" / "langchain_quickstart.py", tmp_path, str(tmp_path / "kept"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Added 300 documents" in done.stdout
+    assert "sqlite-busy" in done.stdout.split("Only tools and skills")[0]
+    assert "replaced: The staging cluster is rebuilt every Sunday." in done.stdout
+    assert "Still there: False" in done.stdout
+    assert "oom-killed-137" in done.stdout.split("Opened again")[1]
+    assert list(tmp_path.glob("kept*"))
+
+
+def test_the_python_of_the_document_runs(repository: Path, tmp_path: Path) -> None:
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (repository / "docs" / "langchain.md").read_text(encoding="utf-8"))
+    program = tmp_path / "document.py"
+    program.write_text("\n".join(blocks), encoding="utf-8")
+    done = run(program, tmp_path)
+    assert (done.stdout, done.stderr) == ("Copy the -wal file too. 1\n", "")
