@@ -84,9 +84,9 @@ def _uploaded(device: str, table: VectorTable, vectors: FloatArray) -> Resident 
         return None
     owner, half = owner_of(device), _half(table)
     size = flat_bytes(table.n, table.dim, half)
-    with owner.using("loading vectors", size) as resources:
+    with owner.building("loading vectors", size, keep=True) as (resources, held):
         config = owner.config("GpuIndexFlatConfig")
         config.useFloat16 = half
-        flat = owner.faiss.GpuIndexFlat(resources, table.dim, metric_of(owner.faiss, table.metric), config)
-        flat.add(np.ascontiguousarray(vectors))
-    return Resident(owner, flat, size)
+        held.append(owner.faiss.GpuIndexFlat(resources, table.dim, metric_of(owner.faiss, table.metric), config))
+        held[0].add(np.ascontiguousarray(vectors))
+    return Resident(owner, held, size)

@@ -149,11 +149,11 @@ def _centroids(owner: Owner, sample: FloatArray, nlist: int, metric: Metric, see
     quiet(clustering, seed)
     clustering.niter = _ROUNDS
     clustering.spherical = metric != "l2"
-    with owner.using("training inverted lists", flat_bytes(nlist, dim, half=False)) as resources:
+    size = flat_bytes(nlist, dim, half=False)
+    with owner.building("training inverted lists", size, keep=False) as (resources, held):
         config = owner.config("GpuIndexFlatConfig")
-        flat = faiss.GpuIndexFlat(resources, dim, metric_of(faiss, metric), config)
-        clustering.train(sample, flat)
-        del flat
+        held.append(faiss.GpuIndexFlat(resources, dim, metric_of(faiss, metric), config))
+        clustering.train(sample, held[0])
     centroids: FloatArray = faiss.vector_to_array(clustering.centroids).reshape(nlist, dim)
     return centroids
 
@@ -183,14 +183,13 @@ def _assigned(job: BuildJob, owner: Owner, trained: Any) -> npt.NDArray[np.int32
     assigned = np.empty(len(vectors), np.int32)
     centroids, kind = _centroids_of(trained), metric_of(owner.faiss, job.metric)
     size = flat_bytes(len(centroids), trained.d, half=False)
-    with owner.using("assigning rows to lists", size) as resources:
-        flat = faiss.GpuIndexFlat(resources, trained.d, kind, owner.config("GpuIndexFlatConfig"))
-        flat.add(centroids)
+    with owner.building("assigning rows to lists", size, keep=False) as (resources, held):
+        held.append(faiss.GpuIndexFlat(resources, trained.d, kind, owner.config("GpuIndexFlatConfig")))
+        held[0].add(centroids)
         at = 0
         for block in job.blocks(ADD_ROWS, trained.d):
-            assigned[at : at + len(block)] = flat.search(block, 1)[1][:, 0]
+            assigned[at : at + len(block)] = held[0].search(block, 1)[1][:, 0]
             at += len(block)
-        del flat
     np.maximum(assigned, 0, out=assigned)
     return assigned
 
@@ -204,10 +203,11 @@ def _uploaded(
     size = lists_bytes(sizes, table.dim, table.precision)
     owner.check()
     lists = _filled(table, trained, assigned)
-    with owner.using("loading inverted lists", size) as resources:
+    with owner.building("loading inverted lists", size, keep=True) as (resources, held):
         config = owner.config(f"{name}Config")
         config.indicesOptions = owner.faiss.INDICES_32_BIT
-        return Resident(owner, getattr(owner.faiss, name)(resources, lists, config), size)
+        held.append(getattr(owner.faiss, name)(resources, lists, config))
+    return Resident(owner, held, size)
 
 
 def _filled(table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32]) -> Any:

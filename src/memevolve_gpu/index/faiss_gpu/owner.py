@@ -90,7 +90,7 @@ class Owner:
         self._lock = threading.RLock()
         self._resources: Any = None
         self._residents: weakref.WeakSet[Resident] = weakref.WeakSet()
-        self._retired: deque[Any] = deque()
+        self._retired: deque[list[Any]] = deque()
 
     @property
     def name(self) -> str:
@@ -123,6 +123,20 @@ class Owner:
             except (RuntimeError, MemoryError) as error:
                 raise self._refused(error, doing) from error
 
+    @contextmanager
+    def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[tuple[Any, list[Any]]]:
+        """As :meth:`using`, with a list for the indexes that are made: emptied on the device's turn unless all went
+        well and ``keep``. Nobody else may hold them, or they would be freed at another moment."""
+        held: list[Any] = []
+        with self.using(doing, needed) as resources:
+            done = False
+            try:
+                yield resources, held
+                done = keep
+            finally:
+                if not done:
+                    self._let_go(held)
+
     def config(self, name: str) -> Any:
         """faiss' configuration ``name`` for this device, without cuVS."""
         config = getattr(self.faiss, name)()
@@ -142,9 +156,9 @@ class Owner:
         """Know an index, so that it can be given up after a fork."""
         self._residents.add(resident)
 
-    def retire(self, engine: Any) -> None:
-        """Free an index nobody uses any more: at once where nobody is on the device, else when the next one comes."""
-        self._retired.append(engine)
+    def retire(self, held: list[Any]) -> None:
+        """Free the indexes in ``held``: at once where nobody is on the device, else when the next one comes."""
+        self._retired.append(held)
         if self._lock.acquire(blocking=False):
             try:
                 self._free_retired()
@@ -168,10 +182,13 @@ class Owner:
 
     def _free_retired(self) -> None:
         while self._retired:
-            engine = self._retired.popleft()
-            if self.lost is not None:
+            self._let_go(self._retired.popleft())
+
+    def _let_go(self, held: list[Any]) -> None:
+        if self.lost is not None:
+            for engine in held:
                 engine.this.disown()
-            del engine
+        held.clear()
 
     def _require(self, doing: str, needed: int) -> None:
         reader = _Reading.free_bytes
@@ -196,13 +213,19 @@ class Owner:
 class Resident:
     """An index that lies on a device. Freed by its owner when this object goes, whoever lets go of it and when."""
 
-    def __init__(self, owner: Owner, engine: Any, nbytes: int) -> None:
-        """``nbytes`` is what the index holds on the device."""
+    def __init__(self, owner: Owner, held: list[Any], nbytes: int) -> None:
+        """``held`` is the list of :meth:`Owner.building` with the index; ``nbytes`` what it takes on the device."""
         self.owner = owner
-        self.engine = engine
         self.nbytes = nbytes
+        self._held = held
         owner.adopt(self)
-        weakref.finalize(self, owner.retire, engine)
+        weakref.finalize(self, owner.retire, self._held)
+
+    @property
+    def engine(self) -> Any:
+        """The index. It is let go of where the owner empties the list that holds it, under the owner's lock: a second
+        reference would free it elsewhere, so keep none."""
+        return self._held[0]
 
 
 def _resources(faiss: ModuleType) -> Any:

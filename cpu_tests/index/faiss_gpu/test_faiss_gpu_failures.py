@@ -1,0 +1,389 @@
+"""A device that is full, broken, shared or inherited: the answers stay, and what happened is told."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from index.faiss_gpu.stand_in import Card
+from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
+from index.oracle import check_answer, clustered, nearest, recall, rows_of
+
+from memevolve_gpu.errors import DeviceError, EngineError
+from memevolve_gpu.index import faiss_door
+from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.catalog import build, from_parts
+from memevolve_gpu.index.faiss_gpu import body as body_module
+from memevolve_gpu.index.faiss_gpu import duty, owner, sizes
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan
+
+N, DIM = 3000, 32
+ILLEGAL = "Error in run: Error: CUDA error 700 an illegal memory access was encountered"
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> FloatArray:
+    return clustered(rng, N, DIM, "l2")
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def right(body: Body, vectors: FloatArray, queries: FloatArray, allowed: Allowed | None = None, k: int = 10) -> None:
+    answer = body.search(queries, k, Effort(), allowed)
+    check_answer(body, queries, vectors, answer, allowed)
+    assert recall(answer[0], nearest(queries, vectors, "l2", k, allowed)) >= 0.99
+
+
+def causes(body: Body) -> list[tuple[str, str]]:
+    return [(told.cause, told.action) for told in body.incidents()]
+
+
+# -------------------------------------------------------------------------------------------------------- no room
+
+
+@pytest.mark.parametrize("asked_first", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_building_without_room_is_refused_with_its_cause(
+    kind: str, asked_first: bool, card: Card, vectors: FloatArray
+) -> None:
+    owner.use_free_bytes(card.free if asked_first else None)
+    card.others = card.total - sizes.TEMPORARY_BYTES - 100_000
+    with pytest.raises(DeviceError, match="needs" if asked_first else "out of memory") as caught:
+        body_of(kind, vectors, "l2")
+    assert caught.value.cause == "out-of-memory"
+    assert sum(card.held.values()) <= sizes.TEMPORARY_BYTES, "what was begun is freed, though the error is kept"
+    card.others = 0
+    right(body_of(kind, vectors, "l2"), vectors, vectors[:5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_room_for_a_batch_it_is_cut_smaller(kind: str, card: Card, vectors: FloatArray) -> None:
+    body = body_of(kind, vectors, "l2")
+    body.search(vectors[:1], 10, Effort())
+    card.scratch_left = 5 * (N * 8 if kind == "exact" else body.nlist * DIM * 4)
+    right(body, vectors, vectors[:100])
+    assert max(nq for nq, _, _ in card.searches[-20:]) <= 5
+    assert causes(body) == [("out-of-memory", "smaller-batch")]
+    assert causes(body) == [], "told once"
+    assert body.device == "cuda:0"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_any_room_the_host_answers_until_there_is(
+    kind: str, card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    body = body_of(kind, vectors, "l2")
+    body._duty = duty.Duty("cuda:0", clock)  # type: ignore[attr-defined]
+    card.scratch_left = 0
+    right(body, vectors, vectors[:50])
+    assert causes(body) == [("out-of-memory", "smaller-batch"), ("out-of-memory", "cpu")]
+    assert body.device == "cpu"
+    before = len(card.searches)
+    right(body, vectors, vectors[:50])
+    card.scratch_left = None
+    right(body, vectors, vectors[:50])
+    assert len(card.searches) == before, "it rests"
+    clock.now += 1.5
+    right(body, vectors, vectors[:50])
+    assert causes(body) == [("recovered", "device-again")]
+    assert body.device == "cuda:0"
+    assert card.searches[-1][0] == 50 or sum(nq for nq, _, _ in card.searches[before:]) >= 50
+
+
+def test_rests_grow_while_they_are_in_vain() -> None:
+    clock = Clock()
+    made = duty.Duty("cuda:0", clock)
+    made.failed(DeviceError("full", "out-of-memory"), 1)
+    asked = []
+    for _ in range(10_000):
+        clock.now += 0.1
+        if made.batch(1):
+            asked.append(clock.now)
+            made.failed(DeviceError("full", "out-of-memory"), 1)
+    rests = np.diff([0, *asked])
+    assert rests[0] < 1.2
+    assert (np.diff(rests[:-1]) > -0.2).all()
+    assert 55 < rests[-1] < 65
+    assert [told.action for told in made.incidents()] == ["cpu"]
+
+
+def test_a_limit_is_lifted_step_by_step() -> None:
+    clock = Clock()
+    made = duty.Duty("cuda:0", clock)
+    made.failed(DeviceError("full", "out-of-memory"), 64)
+    assert made.batch(1000) == 32
+    clock.now = 2.0
+    sizes_seen = []
+    while (size := made.batch(200)) < 200:
+        sizes_seen.append(size)
+        made.worked(size, 200)
+    made.worked(200, 200)
+    assert sizes_seen == [64, 128]
+    assert made.batch(1000) == 1000
+    assert [told.action for told in made.incidents()] == ["smaller-batch", "device-again"]
+
+
+def test_incidents_are_bounded() -> None:
+    made = duty.Duty("cuda:0", Clock())
+    for _ in range(500):
+        made.failed(DeviceError("full", "out-of-memory"), 2)
+        made.worked(2, 2)
+    assert len(made.incidents()) <= 32
+
+
+# --------------------------------------------------------------------------------------------------------- broken
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_device_is_left_alone_by_all(kind: str, card: Card, vectors: FloatArray) -> None:
+    body, other = body_of(kind, vectors, "l2"), body_of("exact", vectors, "l2")
+    card.failing = ILLEGAL
+    right(body, vectors, vectors[:20])
+    card.failing = ""
+    before = len(card.searches)
+    right(body, vectors, vectors[:20])
+    right(other, vectors, vectors[:20])
+    assert len(card.searches) == before
+    assert causes(body) == causes(other) == [("device-error", "cpu-until-restart")]
+    assert body.device == other.device == "cpu"
+    with pytest.raises(DeviceError, match="restart this process") as caught:
+        body_of("exact", vectors, "l2")
+    assert caught.value.cause == "device-error"
+    held = dict(card.held)
+    del body, other
+    gc.collect()
+    assert card.held == held, "nothing is freed on a device that is gone"
+
+
+def test_an_odd_refusal_keeps_its_body_only_off_the_device(card: Card, vectors: FloatArray) -> None:
+    body, other = body_of("exact", vectors, "l2"), body_of("exact", vectors, "l2")
+    card.failing = "Error in search: Error: 'x' failed: something that nobody foresaw"
+    right(body, vectors, vectors[:20])
+    card.failing = ""
+    right(body, vectors, vectors[:20])
+    right(other, vectors, vectors[:20])
+    assert (body.device, other.device) == ("cpu", "cuda:0")
+    assert causes(body) == [("device-error", "cpu-until-restart")]
+
+
+def test_faiss_without_gpu_indexes_is_named(card: Card, vectors: FloatArray) -> None:
+    module = faiss_door.load_faiss()
+    del module.GpuIndexIVFFlat
+    with pytest.raises(DeviceError, match="install faiss-gpu"):
+        body_of("exact", vectors, "l2")
+
+
+@pytest.mark.parametrize(("device", "message"), [("cuda:1", "sees 1"), ("cpu", "cuda:N"), ("cuda:x", "cuda:N")])
+def test_devices_that_do_not_exist_are_refused(device: str, message: str, card: Card, vectors: FloatArray) -> None:
+    plan = IndexPlan("exact", engine="faiss", device=device)
+    with pytest.raises(DeviceError, match=message):
+        build(plan, rows_of(vectors), "l2", seed=1)
+
+
+def test_a_driver_that_refuses_is_named(card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing() -> int:
+        raise RuntimeError("Error: CUDA driver version is insufficient for CUDA runtime version")
+
+    monkeypatch.setattr(faiss_door.load_faiss(), "get_num_gpus", refusing, raising=False)
+    with pytest.raises(DeviceError, match=r"insufficient.*update the NVIDIA driver"):
+        body_of("exact", vectors, "l2")
+
+
+# --------------------------------------------------------------------------------------------------- its limits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_than_2048_results_come_from_the_host(kind: str, card: Card, vectors: FloatArray) -> None:
+    body = body_of(kind, vectors, "l2")
+    before = len(card.searches)
+    right(body, vectors, vectors[:2], k=2049)
+    assert len(card.searches) == before
+    right(body, vectors, vectors[:2], k=2048)
+    assert len(card.searches) > before
+
+
+def test_more_than_2048_lists_come_from_the_host(card: Card, rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 4000, 8, "l2")
+    plan = IndexPlan("ivf", nlist=2100, engine="faiss", device="cuda:0")
+    body = build(plan, rows_of(vectors), "l2", seed=1)
+    before = len(card.searches)
+    distances, _ = body.search(vectors[:3], 5, Effort(nprobe=2100))
+    assert np.allclose(distances, nearest(vectors[:3], vectors, "l2", 5), atol=1e-5)
+    assert len(card.searches) == before
+    body.search(vectors[:3], 5, Effort())
+    assert card.searches[-1][2] == 2048
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_tiled_to_the_temporary_memory(
+    kind: str, card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(body_module, "TEMPORARY_BYTES", 1 << 20)
+    body = body_of(kind, vectors, "l2")
+    card.searches.clear()
+    right(body, vectors, vectors[:500])
+    each = N * 8 if kind == "exact" else body.nlist * DIM * 4
+    assert sum(nq for nq, _, _ in card.searches) >= 500
+    assert all(nq * each <= 1 << 20 for nq, _, _ in card.searches)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_is_fetched_until_enough_is_left(kind: str, card: Card, vectors: FloatArray) -> None:
+    body = body_of(kind, vectors, "l2")
+    query = vectors[:1]
+    near = ((vectors - query) ** 2).sum(axis=1).argsort()
+    mask = np.ones(N, np.bool_)
+    mask[near[:400]] = False
+    card.searches.clear()
+    right(body, vectors, query, Allowed(mask))
+    fetched = [k for _, k, _ in card.searches]
+    assert fetched == sorted(fetched)
+    assert 400 < fetched[-1] <= 2048
+    mask[near[:2500]] = False
+    right(body, vectors, query, Allowed(mask))
+    assert max(k for _, k, _ in card.searches) <= 2048
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_allowed_rows_are_read_on_the_host(kind: str, card: Card, vectors: FloatArray) -> None:
+    body = body_of(kind, vectors, "l2")
+    mask = np.zeros(N, np.bool_)
+    mask[:20] = True
+    before = len(card.searches)
+    right(body, vectors, vectors[:5], Allowed(mask))
+    assert len(card.searches) == before
+
+
+# ------------------------------------------------------------------------------------------- threads and processes
+
+
+def test_bodies_share_a_device_and_are_freed_on_its_turn(card: Card, vectors: FloatArray) -> None:
+    """Searches in eight threads while others build and drop bodies; the card notices two at once."""
+    card.slow = 0.0002
+    body, stop = body_of("ivf", vectors, "l2"), threading.Event()
+
+    def churn() -> int:
+        made = 0
+        while not stop.is_set():
+            body_of("exact", vectors[:200], "l2").search(vectors[:1], 3, Effort())
+            made += 1
+        return made
+
+    def ask(row: int) -> bool:
+        return int(body.search(vectors[row : row + 1], 1, Effort())[1][0, 0]) == row
+
+    with ThreadPoolExecutor(8) as pool:
+        churning = [pool.submit(churn) for _ in range(2)]
+        assert all(pool.map(ask, range(150)))
+        stop.set()
+        assert all(done.result() > 0 for done in churning)
+    del churning
+    gc.collect()
+    with owner.owner_of("cuda:0").using("looking"):
+        pass
+    assert sum(card.held.values()) == sizes.TEMPORARY_BYTES + body.device_bytes
+    assert card.violations == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_fork_the_host_answers(kind: str, card: Card, vectors: FloatArray) -> None:
+    body = body_of(kind, vectors, "l2")
+    body.search(vectors[:1], 1, Effort())
+    searched = len(card.searches)
+    child = _in_child(lambda: _child_is_right(body, vectors, card, searched))
+    assert child == 0
+    assert causes(body) == []
+    assert body.device == "cuda:0"
+    right(body, vectors, vectors[:20])
+
+
+def _in_child(check: Callable[[], bool]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if check() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _child_is_right(body: Body, vectors: FloatArray, card: Card, searched: int) -> bool:
+    found = body.search(vectors[:20], 1, Effort())[1][:, 0].tolist()
+    told, held = causes(body), dict(card.held)
+    try:
+        body_of("exact", vectors, "l2")
+    except DeviceError as error:
+        refused = error.cause
+    else:
+        return False
+    away = body.device
+    del body
+    gc.collect()
+    facts = (found, told, refused, away, len(card.searches), card.held)
+    return facts == (list(range(20)), [("fork", "cpu-until-restart")], "fork", "cpu", searched, held)
+
+
+def test_the_lock_of_another_thread_does_not_reach_the_child(card: Card, vectors: FloatArray) -> None:
+    body, inside, leave = body_of("exact", vectors, "l2"), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with owner.owner_of("cuda:0").using("holding"):
+            inside.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()
+    try:
+        owner_before = owner.owner_of("cuda:0")
+        owner_before.after_fork()
+        right(body, vectors, vectors[:3])
+        assert causes(body) == [("fork", "cpu-until-restart")]
+    finally:
+        leave.set()
+        holder.join()
+
+
+# ------------------------------------------------------------------------------------------------------- its bytes
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "dim"), [(3000, 32), (2500, 100)])
+def test_predicted_bytes_are_what_the_card_holds(
+    kind: str, precision: str, n: int, dim: int, card: Card, rng: np.random.Generator
+) -> None:
+    plan = plan_of(kind, n, precision)  # type: ignore[arg-type]
+    body = build(plan, rows_of(clustered(rng, n, dim, "l2")), "l2", seed=1)
+    held = sum(card.held.values())
+    assert body.device_bytes + sizes.TEMPORARY_BYTES == held == owner.owner_of("cuda:0").allocated()
+    predicted = sizes.plan_device_bytes(plan, n, dim) - sizes.TEMPORARY_BYTES
+    assert predicted == pytest.approx(body.device_bytes, rel=0.1)
+
+
+def test_a_snapshot_is_refused_where_the_device_is_full(card: Card, vectors: FloatArray) -> None:
+    body = body_of("ivf", vectors, "l2")
+    parts = body.parts()
+    card.others = card.total
+    with pytest.raises(DeviceError):
+        from_parts(body.plan, "l2", parts)
+    lists = parts["lists"].copy()
+    lists[3] = body.nlist
+    with pytest.raises(EngineError, match="beyond the 32"):
+        from_parts(body.plan, "l2", parts | {"lists": lists})
