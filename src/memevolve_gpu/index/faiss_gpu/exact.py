@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -45,12 +44,6 @@ class FaissGpuExactBody(FaissGpuBody):
         rows = cls._rows_of(parts)
         table = cls._table_of(plan, metric, rows, parts)
         return cls(plan, metric, rows, table, _uploaded(plan.device, table, table.gather(slice(0, table.n))))
-
-    def search(
-        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None = None
-    ) -> tuple[FloatArray, IntArray]:
-        """As :meth:`~..base.Body.search`; an exact effort is what the device does anyway."""
-        return super().search(queries, k, replace(effort, exact=False), allowed)
 
     def _search(
         self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
