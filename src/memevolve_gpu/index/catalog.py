@@ -13,6 +13,8 @@ from .faiss_gpu.ivf import FaissGpuIVFBody
 from .hnsw import HNSWBody
 from .ivf import IVFBody
 from .sample import default_codes
+from .torch_engine.exact import TorchExactBody
+from .torch_engine.ivf import TorchIVFBody
 from .two_stage import TwoStageBody
 
 __all__ = ["ENGINES", "KINDS", "build", "from_parts"]
@@ -24,6 +26,8 @@ ENGINES: dict[tuple[str, str], type[Body]] = {
     ("cpu", "hnsw"): HNSWBody,
     ("faiss", "exact"): FaissGpuExactBody,
     ("faiss", "ivf"): FaissGpuIVFBody,
+    ("torch", "exact"): TorchExactBody,
+    ("torch", "ivf"): TorchIVFBody,
 }
 """What searches a body, and its kind. Importing these classes imports no engine."""
 KINDS = frozenset(kind for _, kind in ENGINES)

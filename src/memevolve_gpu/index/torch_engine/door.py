@@ -1,0 +1,168 @@
+"""The one place where torch and triton come in, and where what they raise is read."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from ...errors import DeviceError, EngineError
+
+__all__ = [
+    "Cause",
+    "cause_of",
+    "device_tensor",
+    "forked",
+    "kernel_errors",
+    "load_torch",
+    "open_device",
+    "triton_kernels",
+    "unusable",
+]
+
+Cause = Literal["out-of-memory", "device-lost", "device-error", "fork", "limit"]
+
+_INSTALL = "pip install 'memevolve-gpu[torch]'"
+_LASTING = (
+    "illegal",
+    "misaligned",
+    "unspecified launch failure",
+    "device-side assert",
+    "ecc error",
+    "lost",
+    "hardware stack",
+    "unrecoverable",
+    "launch timed out",
+    "all cuda-capable devices are busy",
+)
+"""Words of CUDA's errors after which nothing works on the device until the process ends."""
+_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not_initialized")
+"""Among them what cuBLAS says when it finds no room for its own buffers."""
+
+_lock = threading.Lock()
+_owner: int | None = None
+"""The process that opened a GPU first; its children must leave it alone."""
+
+
+def load_torch() -> Any:
+    """The torch module.
+
+    Raises:
+        EngineError: torch is missing or cannot be loaded; the message says what to install.
+    """
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise EngineError(f"torch is not installed, and gpu_engine 'torch' needs it. Run: {_INSTALL}") from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise EngineError(f"torch cannot be loaded: {_first_line(error)}. Reinstall it: {_INSTALL}") from error
+
+
+def unusable(device: str) -> str:
+    """Why this engine cannot use ``device`` (``cpu``, ``cuda:N``) in this process; empty when it can."""
+    try:
+        open_device(device)
+    except EngineError as error:
+        return str(error)
+    return ""
+
+
+def open_device(device: str) -> Any:
+    """The ``torch.device`` called ``device``, after it was seen to work.
+
+    Raises:
+        DeviceError: there is no such device, its driver refuses, or this process was forked from one that uses it.
+        EngineError: torch is missing.
+    """
+    global _owner  # noqa: PLW0603 - a process-wide fact
+    torch = load_torch()
+    if device == "cpu":
+        return torch.device("cpu")
+    if forked():
+        raise DeviceError(f"device {device} belongs to the parent process; use the CPU after a fork, or spawn", "fork")
+    try:
+        if not torch.cuda.is_available():
+            raise DeviceError(f"device {device}: torch {torch.__version__} sees no GPU; set device to 'cpu'")
+        found = torch.device(device)
+        with _lock:
+            torch.empty(1, device=found)
+            _owner = os.getpid()
+    except RuntimeError as error:
+        if isinstance(error, EngineError):
+            raise
+        raise DeviceError(f"device {device}: {_first_line(error)}", cause_of(error) or "device-error") from error
+    return found
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had opened a GPU here."""
+    return _owner is not None and _owner != os.getpid()
+
+
+def triton_kernels(device: Any) -> tuple[Any, str]:
+    """The Triton kernels for ``device`` and "", or None and why there are none.
+
+    Kernels want a GPU of compute capability 8.0 or later, or Triton's interpreter, which runs on CPU tensors too.
+    """
+    try:
+        triton: ModuleType = importlib.import_module("triton")
+        interpreted = bool(triton.knobs.runtime.interpret)
+        if device.type == "cpu" and not interpreted:
+            return None, "the CPU has no Triton; torch's own operations answer"
+        if device.type == "cuda" and load_torch().cuda.get_device_capability(device) < (8, 0):
+            return None, f"{device} is older than compute capability 8.0; torch's own operations answer"
+        from . import kernels
+
+        return kernels.load(), ""
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+        return None, f"triton cannot be used ({_first_line(error)}); torch's own operations answer"
+
+
+def device_tensor(queries: Any, device: Any) -> Any:
+    """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
+
+    Taken are numpy arrays, torch tensors, what has ``__cuda_array_interface__`` and what has ``__dlpack__``.
+    """
+    torch = load_torch()
+    if isinstance(queries, np.ndarray):
+        found = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+    elif isinstance(queries, torch.Tensor):
+        found = queries.detach()
+    elif hasattr(queries, "__cuda_array_interface__"):
+        found = torch.as_tensor(queries, device=device)
+    else:
+        found = torch.from_dlpack(queries)
+    return found.to(device=device, dtype=torch.float32).contiguous()
+
+
+def kernel_errors() -> tuple[type[BaseException], ...]:
+    """What compiling or launching a kernel raises, CUDA's own errors among it (see :func:`cause_of`)."""
+    kinds: list[type[BaseException]] = [RuntimeError, ImportError, OSError, TypeError, ValueError, AttributeError]
+    try:
+        kinds.append(importlib.import_module("triton.errors").TritonError)
+    except (ImportError, AttributeError):
+        kinds.append(KeyError)
+    return tuple(kinds)
+
+
+def cause_of(error: BaseException) -> Cause | None:
+    """What an exception of torch or of a kernel says about the device; None when it says nothing of it."""
+    if isinstance(error, DeviceError):
+        return error.cause
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in _NO_ROOM):
+        return "out-of-memory"
+    if any(word in text for word in _LASTING) and "cuda" in text:
+        return "device-lost"
+    if type(error).__name__ == "AcceleratorError" or text.startswith("cuda error"):
+        return "device-lost"
+    return "device-error" if isinstance(error, RuntimeError) else None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -1,0 +1,52 @@
+"""Every row is read: float16 (or int8) on the device proposes, float32 decides."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...types import IndexPlan, IntArray, Metric
+from ..base import Arrays, BuildJob
+from .body import Layout, TorchBody, measured_space
+from .door import open_device
+from .geometry import GROUP, padded_groups
+from .guard import building
+from .resident import Space
+
+__all__ = ["TorchExactBody"]
+
+
+class TorchExactBody(TorchBody):
+    """Rows in the order of their positions; recall@10 against float32 at least 0.999."""
+
+    kind: ClassVar[str] = "exact"
+
+    @classmethod
+    def build(cls, job: BuildJob) -> TorchExactBody:
+        """Bring the rows to the device; nothing is trained.
+
+        Raises:
+            DeviceError: the device refuses.
+        """
+        table = job.table()
+        with building(job.plan.device):
+            device = open_device(job.plan.device)
+            space = measured_space(table, device) if table.n else Space(np.zeros(table.dim, np.float32), 1.0)
+            body = cls(job.plan, job.metric, job.rows, table, space)
+            body._load(lambda fraction: job.progress("add", fraction))
+        return body
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchExactBody:
+        rows = cls._rows_of(parts)
+        table = cls._table_of(plan, metric, rows, parts)
+        body = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
+        body._load_or_remark()
+        return body
+
+    def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - bodies with lists keep centroids there
+        def places(start: int, stop: int) -> IntArray:
+            return np.arange(start, stop, dtype=np.int64)
+
+        return Layout(padded_groups(-(-self.n // GROUP)), places, [])

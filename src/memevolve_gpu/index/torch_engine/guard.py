@@ -1,0 +1,185 @@
+"""What happens when a device fails: a smaller batch, then the host, and back when there is room again."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeVar
+
+from ...errors import DeviceError, EngineError
+from ...types import DeviceIncident
+from .door import Cause, cause_of, load_torch
+
+__all__ = ["Guard", "building", "lock_of", "lost_devices"]
+
+T = TypeVar("T")
+Action = Literal["smaller-batch", "cpu", "cpu-until-restart", "device-again"]
+
+_FIRST_REST_S, _LONGEST_REST_S = 15.0, 600.0
+_INCIDENTS = 64
+
+_locks: dict[str, threading.RLock] = {}
+_lost: dict[str, str] = {}
+_registry = threading.Lock()
+
+
+def lock_of(device: str) -> threading.RLock:
+    """The lock of a device. One search or build uses a device at a time: kernels of two would share its bandwidth
+    anyway, buffers and recorded graphs are free to be reused, and scratch memory is that of one batch.
+    """
+    with _registry:
+        return _locks.setdefault(device, threading.RLock())
+
+
+def lost_devices() -> dict[str, str]:
+    """Devices that failed for good in this process, and what they said."""
+    return dict(_lost)
+
+
+@contextmanager
+def building(device: str) -> Iterator[None]:
+    """Hold the device's lock, and turn what torch raises meanwhile into a DeviceError that names its cause."""
+    if device in _lost:
+        raise DeviceError(f"device {device} failed earlier: {_lost[device]}; restart the process", "device-lost")
+    try:
+        with lock_of(device):
+            yield
+    except EngineError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        cause = cause_of(error) or "device-error"
+        if cause == "device-lost":
+            _lost[device] = _line(error)
+        _release(device)
+        raise DeviceError(f"device {device}: {_line(error)}; the CPU can hold this index", cause) from error
+
+
+class Guard:
+    """Decides, for one body, whether its device is asked, and what follows when it fails.
+
+    Out of memory: the batch is halved and repeated, down to one query. When that does not fit, and after any other
+    failure, the host answers and the device rests, 15 seconds first, twice as long each time, 10 minutes at most. An
+    error after which CUDA refuses everything (an illegal access, a lost device) holds for every body on that device
+    until the process ends. A forked child never asks the device.
+    """
+
+    def __init__(self, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.device = device
+        self._clock = clock
+        self._pid = os.getpid()
+        self._limit: int | None = None
+        self._rest = 0.0
+        self._until = float("-inf")
+        self._larger_at = float("-inf")
+        self._told: set[str] = set()
+        self._incidents: deque[DeviceIncident] = deque(maxlen=_INCIDENTS)
+
+    @property
+    def serving(self) -> bool:
+        """Whether the next search asks the device."""
+        return os.getpid() == self._pid and self.device not in _lost and self._clock() >= self._until
+
+    @property
+    def batch(self) -> int | None:
+        """The most queries that fit into the device's memory at once, as far as is known."""
+        return self._limit
+
+    def note(self, cause: Cause | Literal["recovered"], action: Action, detail: str) -> None:
+        """Remember an incident; the oldest is forgotten when there are too many."""
+        self._incidents.append(DeviceIncident(self.device, cause, action, detail))
+
+    def incidents(self) -> list[DeviceIncident]:
+        """What was noted since the last call."""
+        found = []
+        while self._incidents:
+            try:
+                found.append(self._incidents.popleft())
+            except IndexError:  # another thread was quicker
+                break
+        return found
+
+    def attempt(self, work: Callable[[int], T], most: int) -> T | None:
+        """``work(batch)`` under the device's lock, for at most ``most`` queries at once; None: the host must answer."""
+        if not self.serving:
+            self._tell_why()
+            return None
+        batch = min(self._limit or most, most)
+        while True:
+            try:
+                with lock_of(self.device):
+                    found = work(batch)
+            except (RuntimeError, MemoryError) as error:
+                if isinstance(error, EngineError) and cause_of(error) is None:
+                    raise
+                smaller = self._failed(error, batch)
+                if smaller is None:
+                    return None
+                batch = smaller
+            else:
+                self._succeeded(most)
+                return found
+
+    def refuse(self, error: DeviceError) -> None:
+        """The device could not take the rows: the host answers until the device has rested."""
+        self._settle(error.cause, _line(error))
+
+    def _failed(self, error: BaseException, batch: int) -> int | None:
+        """The next batch to try, or None."""
+        cause = cause_of(error) or "device-error"
+        if cause in {"out-of-memory", "limit"} and batch > 1:
+            _release(self.device)
+            self._limit = max(1, batch // 2)
+            self._larger_at = self._clock() + _FIRST_REST_S
+            self.note(cause, "smaller-batch", f"{batch} queries at once: {_line(error)}; {self._limit} are tried")
+            return self._limit
+        self._settle(cause, _line(error))
+        return None
+
+    def _settle(self, cause: Cause, text: str) -> None:
+        if cause == "device-lost":
+            _lost[self.device] = text
+            self._told.add("lost")
+            self.note(cause, "cpu-until-restart", f"{text}; restart the process to use {self.device} again")
+            return
+        _release(self.device)
+        self._rest = min(_LONGEST_REST_S, max(_FIRST_REST_S, 2 * self._rest))
+        self._until = self._clock() + self._rest
+        self.note(cause, "cpu", f"{text}; the CPU answers, {self.device} is asked again in {self._rest:.0f} s")
+
+    def _succeeded(self, most: int) -> None:
+        """Forget what is over: a rest at once, a cut batch by one doubling every 15 seconds."""
+        if self._rest:
+            self._rest, self._until = 0.0, float("-inf")
+            self.note("recovered", "device-again", f"{self.device} answers again")
+        if self._limit is not None and most > self._limit and self._clock() >= self._larger_at:
+            self._limit *= 2
+            self._larger_at = self._clock() + _FIRST_REST_S
+
+    def _tell_why(self) -> None:
+        """An incident for what another body met, and for a fork, once each."""
+        if os.getpid() != self._pid:
+            why, cause, text = "fork", "fork", f"a forked process leaves {self.device} to its parent; the CPU answers"
+        elif self.device in _lost:
+            why, cause, text = "lost", "device-lost", f"{_lost[self.device]}; restart the process to use it again"
+        else:
+            return
+        if why not in self._told:
+            self._told.add(why)
+            self.note("fork" if cause == "fork" else "device-lost", "cpu-until-restart", text)
+
+
+def _release(device: str) -> None:
+    """Give what torch keeps in reserve back to the driver, where that is possible."""
+    if device.startswith("cuda"):
+        try:
+            load_torch().cuda.empty_cache()
+        except RuntimeError:  # the device is worse off than that; the next use will say so
+            return
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

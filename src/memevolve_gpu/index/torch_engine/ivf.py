@@ -1,0 +1,153 @@
+"""Inverted lists on the device: trained there, laid out list after list, and read for many queries at once."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import EngineError
+from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ..base import Arrays, BuildJob
+from ..rerank import VectorTable
+from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
+from .body import Layout, TorchBody, blocks_of, measured_space, part
+from .door import load_torch, open_device
+from .geometry import GROUP, padded_columns, padded_groups
+from .guard import building
+from .kmeans import norms_of, train
+from .operations import Operations
+from .resident import Space
+
+__all__ = ["TorchIVFBody"]
+
+_WHOLE = 0.5
+"""Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
+most twice as much, and a batch is to answer as its queries do one by one."""
+
+
+class TorchIVFBody(TorchBody):
+    """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them."""
+
+    kind: ClassVar[str] = "ivf"
+
+    def __init__(
+        self,
+        plan: IndexPlan,
+        metric: Metric,
+        rows: Rows,
+        table: VectorTable,
+        space: Space,
+        centroids: FloatArray,
+        assignment: npt.NDArray[np.int32],
+    ) -> None:
+        """``centroids`` float32 (nlist, dim), as vectors are given; ``assignment`` int32 (n,), each row's list."""
+        super().__init__(plan, metric, rows, table, space)
+        self.centroids = centroids
+        self._assignment = assignment
+        self._sizes = np.bincount(assignment, minlength=len(centroids)).astype(np.int64)
+
+    @classmethod
+    def build(cls, job: BuildJob) -> TorchIVFBody:
+        """Train k-means on a sample, assign the rows, and bring them to the device list by list.
+
+        Raises:
+            DeviceError: the device refuses.
+            EngineError: fewer training vectors than lists, or than 16.
+        """
+        plan = job.plan
+        if not 1 <= plan.nlist <= len(job.source):
+            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
+        table = job.table()
+        with building(plan.device):
+            device = open_device(plan.device)
+            space = measured_space(table, device)
+            centroids = job.like.centroids if isinstance(job.like, TorchIVFBody) else _trained(job, space, device)
+            assignment = _assigned(table, space, centroids, device)
+            body = cls(plan, job.metric, job.rows, table, space, centroids, assignment)
+            body._load(lambda fraction: job.progress("add", fraction))
+        return body
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFBody:
+        rows = cls._rows_of(parts)
+        table = cls._table_of(plan, metric, rows, parts)
+        centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
+        assignment = part(parts, "assignment", np.int64, (table.n,))
+        if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
+            raise EngineError("the lists make no sense; rebuild the index")
+        space = cls._space_of(parts, table.dim)
+        body = cls(plan, metric, rows, table, space, centroids, assignment.astype(np.int32))
+        body._load_or_remark()
+        return body
+
+    @property
+    def nlist(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def list_sizes(self) -> list[int]:
+        sizes: list[int] = self._sizes.tolist()
+        return sizes
+
+    def _engine_parts(self) -> Arrays:
+        return super()._engine_parts() | {
+            "centroids": self.centroids,
+            "assignment": self._assignment.astype(np.int64),
+        }
+
+    def _engine_bytes(self) -> int:
+        return super()._engine_bytes() + self.centroids.nbytes + self._assignment.nbytes + self._sizes.nbytes
+
+    def _layout(self, device: Any) -> Layout:
+        groups = -(-self._sizes // GROUP)
+        first_place = (np.cumsum(groups) - groups) * GROUP
+        first_row = np.cumsum(self._sizes) - self._sizes
+        order = np.argsort(self._assignment, kind="stable")
+        own = self._assignment[order]
+        target = np.empty(self.n, np.int64)
+        target[order] = first_place[own] + np.arange(self.n) - first_row[own]
+
+        def places(start: int, stop: int) -> IntArray:
+            return target[start:stop]
+
+        centroids = self._space.enter(self.centroids, padded_columns(self.dim), device)
+        return Layout(padded_groups(int(groups.sum())), places, groups.tolist(), centroids)
+
+    def _lists_to_probe(self, effort: Effort) -> int:
+        nprobe = effort.nprobe or self.nlist
+        return 0 if nprobe > _WHOLE * self.nlist else nprobe
+
+    def _wider(self, nprobe: int) -> int:
+        return 0 if 2 * nprobe > _WHOLE * self.nlist else 2 * nprobe
+
+
+def _trained(job: BuildJob, space: Space, device: Any) -> FloatArray:
+    """Centroids float32 (nlist, dim) of a sample, as vectors are given."""
+    nlist = job.plan.nlist
+    job.progress("train", 0.0)
+    sample = training_sample(job.source, max(CODE_TRAINING_POINTS, POINTS_PER_LIST * nlist), job.seed)
+    x = _narrow(space, sample, device)
+    operations = Operations(device, lambda _: None)
+    found = train(x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f))
+    own: FloatArray = found[:, : sample.shape[1]].cpu().numpy()
+    return np.ascontiguousarray(own / np.float32(space.scale) + space.centre, dtype=np.float32)
+
+
+def _assigned(table: VectorTable, space: Space, centroids: FloatArray, device: Any) -> npt.NDArray[np.int32]:
+    """The list of each row."""
+    operations = Operations(device, lambda _: None)
+    narrow = _narrow(space, centroids, device)
+    norms = norms_of(narrow)
+    found = np.empty(table.n, np.int32)
+    for start, block in blocks_of(table):
+        labels, _ = operations.assign(_narrow(space, block, device), narrow, norms)
+        found[start : start + len(block)] = labels.cpu().numpy()
+    return found
+
+
+def _narrow(space: Space, vectors: FloatArray, device: Any) -> Any:
+    """float16 (m, columns) on the device; what a training vector has beyond float16's range is cut."""
+    wide = space.enter(vectors, padded_columns(vectors.shape[1]), device)
+    return wide.clamp_(-60000.0, 60000.0).to(load_torch().float16)

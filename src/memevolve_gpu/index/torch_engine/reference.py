@@ -1,0 +1,98 @@
+"""What each Triton kernel computes, in torch's own operations: their oracle, and the way on devices without them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .door import load_torch
+from .geometry import GROUP
+from .work import ListWork
+
+__all__ = ["assign", "list_minima", "minima", "rescore", "sum_lists"]
+
+_TILE = 1 << 24
+"""Scores held at a time."""
+
+
+def minima(rows: Any, q: Any, factor: Any) -> Any:
+    """The best score of each group: float32 (nq, groups).
+
+    rows: a :class:`~.resident.Resident`; q float32 or float16 (nq, columns); factor float32 (nq,).
+    """
+    torch = load_torch()
+    out = torch.empty((len(q), rows.groups), dtype=torch.float32, device=q.device)
+    step = max(1, _TILE // (max(1, len(q)) * GROUP))
+    for start in range(0, rows.groups, step):
+        some = slice(start * GROUP, min(start + step, rows.groups) * GROUP)
+        out[:, start : start + step] = _scores(rows, some, q, factor).unflatten(1, (-1, GROUP)).amin(2)
+    return out
+
+
+def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+    """The scores of all rows of ``chosen`` groups int64 (nq, w): float32 (nq, 32 * w), +inf for group -1."""
+    torch = load_torch()
+    out = torch.full((*chosen.shape, GROUP), float("inf"), dtype=torch.float32, device=q.device)
+    x = rows.x.unflatten(0, (-1, GROUP))
+    for row, groups in enumerate(chosen):
+        at = groups.clamp_min(0)
+        dots = (x[at].to(torch.float32) * q[row].to(torch.float32)).sum(2)
+        if rows.scales.numel():
+            dots *= rows.scales.unflatten(0, (-1, GROUP))[at]
+        scores = rows.bias.unflatten(0, (-1, GROUP))[at] - factor[row] * dots
+        out[row] = scores.masked_fill((groups < 0)[:, None], float("inf"))
+    return out.flatten(1)
+
+
+def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
+    """The best score of each group of each probed list, in the columns of ``work``; +inf where there is none."""
+    torch = load_torch()
+    out = torch.full((len(q), work.width), float("inf"), dtype=torch.float32, device=q.device)
+    starts, first = work.list_start.tolist(), work.first_pair.tolist()
+    for place in range(work.nlist):
+        size = starts[place + 1] - starts[place]
+        pairs = work.pairs[first[place] : first[place + 1]]
+        if size == 0 or len(pairs) == 0:
+            continue
+        asking = pairs // work.nprobe
+        some = slice(starts[place] * GROUP, starts[place + 1] * GROUP)
+        best = _scores(rows, some, q[asking], factor[asking]).unflatten(1, (-1, GROUP)).amin(2)
+        column = work.columns.flatten()[pairs][:, None] + torch.arange(size, device=q.device)
+        out[asking[:, None], column] = best
+    return out
+
+
+def assign(x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
+    """The nearest centroid of each row, the first of equals: int32 (m,), and |c|^2 - 2 x.c: float32 (m,).
+
+    x and centroids float16 (m, columns) and (nlist, columns); norms float32 (nlist,).
+    """
+    torch = load_torch()
+    labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
+    scores = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    wide, step = centroids.to(torch.float32).T, max(1, _TILE // max(1, len(centroids)))
+    for start in range(0, len(x), step):
+        least = torch.min(norms - 2 * (x[start : start + step].to(torch.float32) @ wide), 1)
+        scores[start : start + step], labels[start : start + step] = least.values, least.indices.to(torch.int32)
+    return labels, scores
+
+
+def sum_lists(x: Any, order: Any, starts: Any) -> Any:
+    """The sum of each list's rows, float32 (nlist, columns): list i holds rows ``order[starts[i]:starts[i + 1]]``."""
+    torch = load_torch()
+    nlist = len(starts) - 1
+    out = torch.zeros((nlist, x.shape[1]), dtype=torch.float32, device=x.device)
+    owner = torch.repeat_interleave(torch.arange(nlist, device=x.device), starts.diff())
+    step = max(1, _TILE // x.shape[1])
+    for start in range(0, len(owner), step):
+        some = slice(start, start + step)
+        out.index_add_(0, owner[some], x[order[some]].to(torch.float32))
+    return out
+
+
+def _scores(rows: Any, some: slice, q: Any, factor: Any) -> Any:
+    """Scores float32 (nq, m) of the rows in ``some``."""
+    torch = load_torch()
+    dots = q.to(torch.float32) @ rows.x[some].to(torch.float32).T
+    if rows.scales.numel():
+        dots *= rows.scales[some]
+    return rows.bias[some] - factor[:, None] * dots

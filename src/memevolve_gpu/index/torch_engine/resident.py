@@ -1,0 +1,162 @@
+"""Rows as they lie on the device, and queries as a scan of them wants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...types import FloatArray, Metric
+from .door import load_torch
+from .geometry import GROUP, padded_columns
+
+__all__ = ["Queries", "Resident", "Space"]
+
+_TYPICAL_NORM = 16.0
+_LARGEST = 2.0**14
+_CENTRE_ROWS = 1024
+_LARGEST_QUERY = 1024.0
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """How vectors become what the device holds: ``(vector - centre) * scale``, in float16.
+
+    Moving the origin changes no squared distance and moves all dot products of a query alike, so the order of rows
+    stays. Around their median, in units in which a usual row has length 16 and no component exceeds 2**14, float16's
+    11 significant bits serve vectors of any size and any place.
+    """
+
+    centre: FloatArray
+    scale: float
+
+    @classmethod
+    def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Space:
+        """For rows like ``sample`` (m, dim) whose columns lie between ``least`` and ``most`` (dim,)."""
+        rows = sample[:: max(1, len(sample) // _CENTRE_ROWS)]
+        centre = np.median(rows, axis=0).astype(np.float32) if centred and len(rows) else np.zeros_like(least)
+        norm = float(np.median(np.linalg.norm((rows - centre).astype(np.float64), axis=1))) if len(rows) else 0.0
+        reach = float(np.maximum(most - centre, centre - least).max(initial=0.0))
+        scale = min(
+            _TYPICAL_NORM / norm if norm > 0 else np.inf,
+            _LARGEST / reach if reach > 0 else np.inf,
+        )
+        return cls(centre, float(np.float32(scale)) if np.isfinite(scale) else 1.0)
+
+    def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
+        """``vectors`` (m, dim) on the device: float32 (m, columns)."""
+        torch = load_torch()
+        rows = torch.from_numpy(np.ascontiguousarray(vectors)).to(device)
+        rows = rows.sub(torch.from_numpy(self.centre).to(device)).mul_(self.scale)
+        return torch.nn.functional.pad(rows, (0, columns - rows.shape[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Queries on the device.
+
+    wide float32 (nq, columns) with its factor (nq,), and narrow, the same in float16, with its own; ``raw`` float32
+    (nq, dim) as they were given. A row's score is ``bias - factor * dot``.
+    """
+
+    raw: Any
+    wide: Any
+    wide_factor: Any
+    narrow: Any
+    narrow_factor: Any
+
+    @classmethod
+    def prepare(cls, raw: Any, rows: Resident) -> Queries:
+        """``raw`` float32 (nq, dim) on the device of ``rows``."""
+        torch = load_torch()
+        wide = raw.sub(rows.centre).mul_(rows.scale) if rows.metric != "ip" else raw
+        wide = torch.nn.functional.pad(wide, (0, rows.columns - raw.shape[1])).contiguous()
+        factor = 1.0 if rows.metric == "ip" else 2.0
+        stretch = _LARGEST_QUERY / wide.abs().amax(1, keepdim=True).clamp_min(1e-30)
+        narrow = (wide * stretch).to(torch.float16)
+        return cls(raw, wide, torch.full_like(stretch[:, 0], factor), narrow, (factor / stretch[:, 0]).contiguous())
+
+    def part(self, some: slice) -> Queries:
+        """Some of the queries."""
+        return Queries(
+            self.raw[some], self.wide[some], self.wide_factor[some], self.narrow[some], self.narrow_factor[some]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """n rows on a device in padded groups of 32.
+
+    x float16 or int8 (32 * groups, columns); scales float32 (32 * groups,) for int8, else empty; bias float32
+    (32 * groups,), +inf in padding; order int32 (32 * groups,), the position of each row, -1 in padding; full
+    float32 (n, dim) by position, or None; centre float32 (dim,).
+    """
+
+    metric: Metric
+    x: Any
+    scales: Any
+    bias: Any
+    order: Any
+    full: Any
+    centre: Any
+    scale: float
+
+    @classmethod
+    def empty(cls, metric: Metric, space: Space, shape: tuple[int, int, int], device: Any, **kinds: bool) -> Resident:
+        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, and ``full`` for float32 rows beside it."""
+        torch = load_torch()
+        n, dim, groups = shape
+        rows, columns, int8 = groups * GROUP, padded_columns(dim), kinds["int8"]
+        return cls(
+            metric,
+            torch.zeros((rows, columns), dtype=torch.int8 if int8 else torch.float16, device=device),
+            torch.zeros(rows if int8 else 0, dtype=torch.float32, device=device),
+            torch.full((rows,), float("inf"), dtype=torch.float32, device=device),
+            torch.full((rows,), -1, dtype=torch.int32, device=device),
+            torch.zeros((n, dim), dtype=torch.float32, device=device) if kinds["full"] else None,
+            torch.from_numpy(space.centre).to(device),
+            space.scale,
+        )
+
+    @property
+    def columns(self) -> int:
+        """Columns of a row, padding included."""
+        return int(self.x.shape[1])
+
+    @property
+    def groups(self) -> int:
+        """Groups of 32 rows, padding included."""
+        return int(self.x.shape[0]) // GROUP
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        own = (self.x, self.scales, self.bias, self.order, self.full, self.centre)
+        return sum(int(one.numel() * one.element_size()) for one in own if one is not None)
+
+    def put(self, start: int, block: Any, places: Any, codes: tuple[Any, Any] | None, vectors: Any) -> None:
+        """Fill in rows ``start`` and following at ``places`` int64 (m,).
+
+        block float32 (m, columns) as :meth:`Space.enter` gives them; codes: int8 rows and scales, for int8;
+        vectors float32 (m, dim), kept when there is room for them.
+        """
+        torch = load_torch()
+        if codes is None:
+            narrow = block.to(torch.float16)
+            self.x.index_copy_(0, places, narrow)
+            block = narrow.to(torch.float32)
+        else:
+            self.x.index_copy_(0, places, torch.nn.functional.pad(codes[0], (0, self.columns - codes[0].shape[1])))
+            self.scales.index_copy_(0, places, codes[1] * self.scale)
+        bias = torch.zeros(len(places), device=self.x.device) if self.metric == "ip" else block.square().sum(1)
+        self.bias.index_copy_(0, places, bias)
+        positions = torch.arange(start, start + len(places), dtype=torch.int32, device=self.x.device)
+        self.order.index_copy_(0, places, positions)
+        if self.full is not None:
+            self.full[start : start + len(places)] = vectors
+
+    def only(self, allowed: Any) -> Resident:
+        """The same rows with those hidden that ``allowed`` bool (n,) on the device does not name."""
+        shown = allowed[self.order.clamp_min(0).long()]
+        return replace(self, bias=self.bias.masked_fill(~shown, float("inf")))

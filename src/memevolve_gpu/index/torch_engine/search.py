@@ -1,0 +1,80 @@
+"""The device's part of a search: the best groups, the best rows in them, and float32 distances where they lie there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .door import load_torch
+from .geometry import GROUP
+from .operations import Operations
+from .resident import Queries, Resident
+from .work import Lists, ListWork
+
+__all__ = ["Probe", "decide", "propose", "scratch_each"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Which lists a search reads: the ``nprobe`` whose centroids are nearest; 0 for all rows.
+
+    centroids float32 (nlist, columns) and norms float32 (nlist,), zeros under inner product.
+    """
+
+    lists: Lists
+    centroids: Any
+    norms: Any
+    nprobe: int
+
+    def work(self, queries: Queries) -> ListWork:
+        """The lists of each query."""
+        torch = load_torch()
+        scores = self.norms - queries.wide_factor[:, None] * (queries.wide @ self.centroids.T)
+        return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
+
+
+def propose(rows: Resident, queries: Queries, want: int, operations: Operations, probe: Probe | None) -> Any:
+    """The ``want`` best rows of each query by the narrow rows, as positions int64 (nq, up to want), best first, -1
+    at the end where fewer were met.
+    """
+    torch = load_torch()
+    narrow = (queries.narrow, queries.narrow_factor)
+    if probe is None:
+        one = len(queries.raw) == 1
+        best = operations.minima(rows, *((queries.wide, queries.wide_factor) if one else narrow))
+        work = None
+    else:
+        work = probe.work(queries)
+        best = operations.list_minima(rows, *narrow, work)
+    top = torch.topk(best, min(want, best.shape[1]), dim=1, largest=False, sorted=False)
+    groups = top.indices if work is None else work.groups_at(top.indices)
+    groups = groups.masked_fill(top.values.isinf(), -1)
+    scores = operations.rescore(rows, queries.wide, queries.wide_factor, groups)
+    near = torch.topk(scores, min(want, scores.shape[1]), dim=1, largest=False, sorted=True)
+    row = groups.gather(1, near.indices // GROUP) * GROUP + near.indices % GROUP
+    return rows.order[row.clamp_min(0)].long().masked_fill(near.values.isinf(), -1)
+
+
+def decide(rows: Resident, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:
+    """The k nearest of ``positions`` int64 (nq, w) by float32 rows: distances float32 and positions, (nq, up to k)."""
+    torch = load_torch()
+    missing = positions < 0
+    found = rows.full[positions.clamp_min(0)]
+    if rows.metric == "l2" and not cosine:
+        distances = found.sub_(queries.raw[:, None]).square_().sum(2)
+    else:
+        dots = found.mul_(queries.raw[:, None]).sum(2)
+        distances = (1 - dots).clamp_min(0) if cosine else -dots
+    distances = distances.masked_fill(missing, float("inf"))
+    ordered = torch.sort(distances, dim=1, stable=True)
+    return ordered.values[:, :k], positions.gather(1, ordered.indices)[:, :k]
+
+
+def scratch_each(rows: Resident, want: int, width: int) -> int:
+    """Bytes that one query of a batch takes: ``width`` minima, the candidates' scores, and their float32 rows.
+
+    Minima and scores are counted twice: what selects the best of them may copy them.
+    """
+    chosen = min(want, width)
+    full = 0 if rows.full is None else 4 * want * int(rows.full.shape[1])
+    return 8 * width + 8 * chosen * (GROUP + 8) + 24 * want + full + 12 * rows.columns
