@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
+from .growing import grown
 from .rerank import VectorTable, make_table, table_from
 from .sample import padded_columns
 from .scan import padded
@@ -64,8 +65,7 @@ class Body(ABC):
 
     kind: ClassVar[str]
     accepts_device_queries: ClassVar[bool] = False
-    """Whether ``search`` takes :class:`~..utils.device_arrays.DeviceQueries` as they are. Others may get them too, and
-    see them as an array that comes to the host when it is looked at."""
+    """Whether ``search`` takes torch tensors, float32 (nq, dim), as they lie on a device."""
 
     def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable) -> None:
         self.plan = plan if plan.precision == table.precision else _with_precision(plan, table)
@@ -91,6 +91,25 @@ class Body(ABC):
         Raises:
             EngineError: the parts are incomplete or contradict each other.
         """
+
+    def extended(self, rows: Rows) -> Body | None:
+        """A body over these rows followed by ``rows``, with the same quantisers; None: build anew instead.
+
+        Made in the time that the new rows take and a copy of what the engine holds; vectors, slots and ids share
+        memory with this body where there is room. This body does not change and may be searched meanwhile. Any number
+        of threads may extend it; only the first shares its memory.
+
+        Raises:
+            EngineError: slots do not ascend beyond these, or the vectors are not float32 (m, dim); faiss fails.
+        """
+        vectors, slots = rows.vectors, rows.slots
+        if not len(slots):
+            return self
+        if vectors.dtype != np.float32 or vectors.shape != (len(slots), self.dim) or len(rows.id_ends) != len(slots):
+            raise EngineError(f"rows.vectors {vectors.dtype} {vectors.shape} do not fit {self.dim} dimensions")
+        if (self.n and slots[0] <= self.slots[-1]) or not bool((np.diff(slots) > 0).all()):
+            raise EngineError("rows.slots do not ascend beyond those of the body; build a new one")
+        return self._extended(rows)
 
     def parts(self) -> Arrays:
         """The arrays that a snapshot keeps."""
@@ -188,6 +207,19 @@ class Body(ABC):
         self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
     ) -> tuple[FloatArray, IntArray]:
         """``search`` after the arguments were checked and the trivial cases answered."""
+
+    def _extended(self, rows: Rows) -> Body | None:  # noqa: ARG002 - for those who can
+        """``extended`` after the arguments were checked; at least one row."""
+        return None
+
+    def _slot_table_with(self, rows: Rows) -> Rows:
+        """The slot table of this body followed by that of ``rows``; its ``vectors`` are left empty."""
+        return Rows(
+            grown(self.slots, rows.slots),
+            grown(self.id_bytes, rows.id_bytes),
+            grown(self.id_ends, rows.id_ends + len(self.id_bytes)),
+            np.empty((0, 0), np.float32),
+        )
 
     def _engine_parts(self) -> Arrays:
         return {}

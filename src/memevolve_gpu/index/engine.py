@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
-from ..types import Metric
+from ..types import FloatArray, Metric
 from .base import Arrays
-from .faiss_door import load_faiss, translated
-from .sample import POINTS_PER_CENTROID, padded_dim
+from .faiss_door import load_faiss, one_thread, translated
+from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
 
-__all__ = ["aligned_bytes", "check_codes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes"]
+__all__ = ["aligned_bytes", "check_codes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes", "with_rows"]
 
 
 def metric_of(faiss: ModuleType, metric: Metric) -> int:
@@ -35,6 +35,16 @@ def emptied(engine: Any) -> Any:
     with translated("taking over trained quantisers"):
         copy = faiss.clone_index(engine)
         copy.reset()
+    return copy
+
+
+def with_rows(engine: Any, vectors: FloatArray, step: int) -> Any:
+    """A copy of an index that holds float32 (m, dim) ``vectors`` as well, added ``step`` at a time in one thread."""
+    faiss = load_faiss()
+    with translated("extending an index"), one_thread():
+        copy = faiss.clone_index(engine)
+        for start in range(0, len(vectors), step):
+            copy.add(padded_columns(vectors[start : start + step], copy.d))
     return copy
 
 

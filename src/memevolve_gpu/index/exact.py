@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric
+from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob
 
@@ -27,6 +27,10 @@ class ExactBody(Body):
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> ExactBody:
         rows = cls._rows_of(parts)
         return cls(plan, metric, rows, cls._table_of(plan, metric, rows, parts))
+
+    def _extended(self, rows: Rows) -> ExactBody | None:
+        table = self.table.extended(rows.vectors)
+        return None if table is None else ExactBody(self.plan, self.metric, self._slot_table_with(rows), table)
 
     def _search(
         self,

@@ -11,7 +11,7 @@ from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
 from .costs import HNSW_ROWS_PER_BEAM
-from .engine import from_bytes, metric_of, to_bytes
+from .engine import from_bytes, metric_of, to_bytes, with_rows
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import Float32Table
 from .scan import padded, to_distances
@@ -63,6 +63,12 @@ class HNSWBody(Body):
             engine.storage = storage
             engine.own_fields = False
         return cls(plan, metric, rows, engine, storage)
+
+    def _extended(self, rows: Rows) -> HNSWBody:
+        """The graph's storage is copied with the graph: faiss adds rows only to memory of its own."""
+        engine = with_rows(self._engine, rows.vectors, _ADD_ROWS)
+        storage = load_faiss().downcast_index(engine.storage)
+        return HNSWBody(self.plan, self.metric, self._slot_table_with(rows), engine, storage)
 
     def _engine_parts(self) -> Arrays:
         return {"faiss": to_bytes(self._engine, load_faiss().IO_FLAG_SKIP_STORAGE)}

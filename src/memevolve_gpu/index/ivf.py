@@ -18,7 +18,7 @@ from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
 from .codes import CodeScan, candidate_width
 from .costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
-from .engine import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes
+from .engine import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
 from .sample import ADD_ROWS, CODE_TRAINING_POINTS, POINTS_PER_LIST, code_shape, padded_columns, training_sample
@@ -85,6 +85,15 @@ class IVFBody(Body):
     def emptied_engine(self) -> Any:
         """A copy of what was trained, without rows."""
         return emptied(self._lists)
+
+    def _extended(self, rows: Rows) -> IVFBody | None:
+        table, whole = self.table.extended(rows.vectors), None
+        if table is None:
+            return None
+        lists = with_rows(self._lists, rows.vectors, ADD_ROWS)
+        if self._whole is not None and self.n + len(rows.slots) <= WHOLE_ROWS:
+            whole = with_rows(self._whole.engine, rows.vectors, ADD_ROWS)
+        return IVFBody(self.plan, self.metric, self._slot_table_with(rows), table, lists, whole)
 
     def _engine_parts(self) -> Arrays:
         parts: Arrays = {"faiss": to_bytes(self._lists)}

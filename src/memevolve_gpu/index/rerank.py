@@ -18,6 +18,7 @@ from ..errors import EngineError
 from ..types import FloatArray, IntArray, Metric, Precision
 from .allowed import Allowed
 from .faiss_door import load_faiss, translated
+from .growing import grown, roomy
 from .scan import exact_scan, finished, padded, rerank_rows
 
 __all__ = ["Float16Table", "Float32Table", "Int8Table", "VectorTable", "make_table", "merge_best", "table_from"]
@@ -52,6 +53,11 @@ class VectorTable(ABC):
     @abstractmethod
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """What :func:`table_from` needs to make this table again."""
+
+    def extended(self, vectors: FloatArray) -> VectorTable | None:  # noqa: ARG002 - for those who can
+        """A table of these rows followed by float32 (m, dim); it shares memory where there is room (see
+        :mod:`.growing`). None where this precision cannot hold the new ones."""
+        return None
 
     def scan(self, queries: FloatArray, k: int, allowed: Allowed | None = None) -> tuple[FloatArray, IntArray]:
         """Exact search over all allowed rows; shapes as in :func:`~.scan.exact_scan`."""
@@ -102,6 +108,9 @@ class Float32Table(VectorTable):
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         return {"vectors": self.vectors}
 
+    def extended(self, vectors: FloatArray) -> Float32Table:
+        return Float32Table(grown(self.vectors, vectors), self.metric)
+
     def scan(self, queries: FloatArray, k: int, allowed: Allowed | None = None) -> tuple[FloatArray, IntArray]:
         return exact_scan(queries, self.vectors, k, self.metric, allowed)
 
@@ -110,7 +119,7 @@ class Float32Table(VectorTable):
 
 
 class Float16Table(VectorTable):
-    """Vectors in half the memory, held and scanned by faiss and seen from numpy without a copy."""
+    """Vectors in half the memory, held by numpy and scanned by faiss where they lie."""
 
     precision: ClassVar[Precision] = "float16"
 
@@ -123,9 +132,7 @@ class Float16Table(VectorTable):
                 faiss.ScalarQuantizer.QT_fp16,
                 faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT,
             )
-            if self.n:
-                self._storage.add_sa_codes(halves.view(np.uint8))
-        self.halves = self._view()
+            self.halves = _lent(faiss, self._storage, halves) if self.n else halves
 
     @property
     def nbytes(self) -> int:
@@ -136,6 +143,11 @@ class Float16Table(VectorTable):
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         return {"vectors": self.halves}
+
+    def extended(self, vectors: FloatArray) -> Float16Table | None:
+        if not _fits_float16(vectors):
+            return None
+        return Float16Table(grown(self.halves, vectors.astype(np.float16)), self.metric)
 
     def scan(self, queries: FloatArray, k: int, allowed: Allowed | None = None) -> tuple[FloatArray, IntArray]:
         count = self.n if allowed is None else allowed.count
@@ -151,13 +163,6 @@ class Float16Table(VectorTable):
             parameters.sel = selector
             self._storage.search_c(nq, ptr(queries), found, ptr(distances), ptr(positions), parameters)
         return finished(distances, positions, k, self.metric)
-
-    def _view(self) -> npt.NDArray[np.float16]:
-        if self.n == 0:
-            return np.empty((0, self.dim), np.float16)
-        codes = self._storage.codes
-        raw: npt.NDArray[np.uint8] = load_faiss().rev_swig_ptr(codes.data(), codes.size())
-        return raw.view(np.float16).reshape(self.n, self.dim)
 
 
 class Int8Table(VectorTable):
@@ -182,13 +187,19 @@ class Int8Table(VectorTable):
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         return {"vectors": self.rows, "scales": self.scales}
 
+    def extended(self, vectors: FloatArray) -> Int8Table:
+        more = _int8_table(vectors, self.metric)
+        return Int8Table(grown(self.rows, more.rows), grown(self.scales, more.scales), self.metric)
+
 
 def make_table(vectors: FloatArray, precision: Precision, metric: Metric) -> VectorTable:
     """Store float32 (n, dim) vectors in ``precision``; float16 falls back to int8 where its range is left."""
     if precision == "float32":
         return Float32Table(np.ascontiguousarray(vectors), metric)
     if precision == "float16" and _fits_float16(vectors):
-        return Float16Table(vectors.astype(np.float16), metric)
+        halves = roomy(vectors.shape, np.float16)
+        halves[:] = vectors
+        return Float16Table(halves, metric)
     return _int8_table(vectors, metric)
 
 
@@ -220,6 +231,21 @@ def merge_best(
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(positions, order, axis=1)
 
 
+def _lent(faiss: Any, storage: Any, halves: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+    """Let ``storage`` search ``halves`` (n, dim) in place; where faiss is too old for that it takes a copy, and the
+    view of that copy is returned."""
+    n, dim = halves.shape
+    raw = halves.view(np.uint8)
+    if hasattr(faiss, "MaybeOwnedVectorUInt8") and hasattr(storage.codes, "owner"):
+        lend = faiss.MaybeOwnedVectorUInt8.create_view
+        storage.codes = lend(faiss.swig_ptr(raw), raw.nbytes, storage.codes.owner)
+        storage.ntotal = n
+        return halves
+    storage.add_sa_codes(raw)
+    held: npt.NDArray[np.uint8] = faiss.rev_swig_ptr(storage.codes.data(), storage.codes.size())
+    return held.view(np.float16).reshape(n, dim)
+
+
 def _widened(halves: npt.NDArray[np.float16]) -> FloatArray:
     """float16 to float32, exactly, several times faster than ``astype``: the bits are shifted into place and the
     exponent's bias is corrected by a multiplication (15 to 127: times 2**112). Infinities and NaN do not occur.
@@ -242,8 +268,8 @@ def _fits_float16(vectors: FloatArray) -> bool:
 
 
 def _int8_table(vectors: FloatArray, metric: Metric) -> Int8Table:
-    scales = np.empty(len(vectors), np.float32)
-    rows = np.empty(vectors.shape, np.int8)
+    scales = roomy((len(vectors),), np.float32)
+    rows = roomy(vectors.shape, np.int8)
     for start in range(0, len(vectors), _CHECK_ROWS):
         block = vectors[start : start + _CHECK_ROWS]
         largest = np.abs(block).max(axis=1, initial=0.0)

@@ -36,6 +36,7 @@ from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, Metric
 from .base import Arrays, Body
 from .catalog import KINDS, from_parts
+from .growing import roomy
 
 __all__ = [
     "FORMAT_VERSION",
@@ -325,7 +326,7 @@ def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
     parts: Arrays = {}
     for section in sections:
         gap = file.read(-file.tell() % _PAGE)
-        array = np.empty(section.shape, dtype=section.dtype)
+        array = roomy(section.shape, np.dtype(section.dtype).type)
         raw = _raw(array)
         if file.readinto(raw) != len(raw):  # type: ignore[attr-defined]
             raise SnapshotError("torn", f"snapshot {file.name} ends inside section {section.name!r}")

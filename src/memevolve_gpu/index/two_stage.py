@@ -9,7 +9,7 @@ from .allowed import Allowed
 from .base import Arrays, Body, BuildJob
 from .codes import CodeScan, candidate_width
 from .costs import scan_cost
-from .engine import check_codes, emptied, from_bytes, metric_of, quiet, to_bytes
+from .engine import check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
 from .sample import ADD_ROWS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
@@ -46,6 +46,13 @@ class TwoStageBody(Body):
     def emptied_engine(self) -> Any:
         """A copy of what was trained, without rows."""
         return emptied(self._codes.engine)
+
+    def _extended(self, rows: Rows) -> TwoStageBody | None:
+        table = self.table.extended(rows.vectors)
+        if table is None:
+            return None
+        engine = with_rows(self._codes.engine, rows.vectors, ADD_ROWS)
+        return TwoStageBody(self.plan, self.metric, self._slot_table_with(rows), table, engine)
 
     def _engine_parts(self) -> Arrays:
         return {"faiss": to_bytes(self._codes.engine)}

@@ -1,0 +1,241 @@
+"""A body with more rows: made beside the old one, which does not notice, and worth as much as one built anew."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index.oracle import KINDS, METRICS, WAYS, body_of, check_answer, clustered, nearest, recall, rows_of
+
+from memevolve_gpu.errors import EngineError
+from memevolve_gpu.index import ivf
+from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.faiss_door import load_faiss
+from memevolve_gpu.index.growing import grown, roomy
+from memevolve_gpu.index.snapshot import SnapshotInfo, read_snapshot, write_snapshot
+from memevolve_gpu.planner.sizes import plan_bytes
+from memevolve_gpu.types import Effort, FloatArray, Metric, Precision, Rows
+
+N, M, DIM = 1500, 333, 40
+TRY = Effort(nprobe=16, rerank=100, ef=64)
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
+CASES = [(kind, metric, "float32") for kind in WAYS for metric in METRICS]
+CASES += [(kind, metric, p) for kind in ("exact", "two_stage", "ivf") for metric in METRICS for p in PRECISIONS[1:]]
+TOLERANCE: dict[Precision, float] = {"float32": 2e-4, "float16": 2e-2, "int8": 1e-1}
+
+
+def cut(rows: Rows, start: int, end: int) -> Rows:
+    """Rows ``start`` to ``end`` (exclusive) as a table of their own."""
+    first = int(rows.id_ends[start - 1]) if start else 0
+    ends = rows.id_ends[start:end] - first
+    text = rows.id_bytes[first : first + (int(ends[-1]) if len(ends) else 0)]
+    return Rows(rows.slots[start:end], text, ends, rows.vectors[start:end])
+
+
+def contents(body: Body) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in body.parts().items()}
+
+
+def answers(body: Body, queries: FloatArray) -> list[bytes]:
+    found = [body.search(queries, 9, effort) for effort in (TRY, Effort(), Effort(exact=True))]
+    return [array.tobytes() for pair in found for array in pair]
+
+
+@pytest.mark.parametrize(("kind", "metric", "precision"), CASES)
+def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision, rng: np.random.Generator) -> None:
+    vectors, queries = clustered(rng, N + M, DIM, metric), clustered(rng, 30, DIM, metric)
+    rows = rows_of(vectors)
+    old = body_of(kind, vectors[:N], metric, precision)
+    before, answered = contents(old), answers(old, queries)
+    new = old.extended(cut(rows, N, N + M))
+    assert new is not None
+    assert (new.n, new.kind, new.nlist, new.plan) == (N + M, old.kind, old.nlist, old.plan)
+    assert np.array_equal(new.slots, rows.slots)
+    assert new.ids_at(np.array([0, N - 1, N, N + M - 1])) == [f"unit-é-{i}" for i in (0, N - 1, N, N + M - 1)]
+    for effort, least in ((TRY, 0.95), (Effort(exact=True), 1.0 if precision == "float32" else 0.9)):
+        answer = new.search(queries, 10, effort)
+        check_answer(new, queries, vectors, answer, tolerance=TOLERANCE[precision])
+        if precision == "float32":
+            assert recall(answer[0], nearest(queries, vectors, metric, 10)) >= least
+    fresh = body_of(kind, vectors, metric, precision)
+    assert np.array_equal(new.vectors, fresh.vectors)
+    for name in ("vectors", "scales", "slots", "id_bytes", "id_ends"):
+        assert np.array_equal(new.parts().get(name, 0), fresh.parts().get(name, 0)), name
+    assert contents(old) == before
+    assert answers(old, queries) == answered
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_new_rows_find_themselves(kind: str, rng: np.random.Generator) -> None:
+    vectors = clustered(rng, N + M, DIM, "l2")
+    new = body_of(kind, vectors[:N], "l2").extended(cut(rows_of(vectors), N, N + M))
+    assert new is not None
+    assert new.search(vectors[N:], 1, TRY)[1][:, 0].tolist() == list(range(N, N + M))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", ["exact", "two_stage", "ivf"])
+def test_a_chain_shares_one_allocation(kind: str, precision: Precision, rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 2000, DIM, "l2")
+    rows, body = rows_of(vectors), body_of(kind, vectors[:1000], "l2", precision)
+    chain = [body]
+    for start in range(1000, 2000, 50):
+        body = chain[-1].extended(cut(rows, start, start + 50)) or body
+        chain.append(body)
+    assert body.n == 2000
+    held = [one.parts()["vectors"] for one in chain]
+    assert sum(not np.shares_memory(a, b) for a, b in pairwise(held)) <= 4
+    for one in chain:
+        answer = one.search(vectors[: one.n : 97], 5, Effort(exact=True))
+        check_answer(one, vectors[: one.n : 97], vectors[: one.n], answer, tolerance=TOLERANCE[precision])
+    assert recall(body.search(vectors[::9], 10, TRY)[0], nearest(vectors[::9], vectors, "l2", 10)) >= (
+        0.97 if precision == "float32" else 0.6
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_extensions_of_one_body(kind: str, rng: np.random.Generator) -> None:
+    vectors = clustered(rng, N + 2 * M, DIM, "l2")
+    rows, old = rows_of(vectors), body_of(kind, vectors[:N], "l2")
+    first, second = old.extended(cut(rows, N, N + M)), old.extended(cut(rows, N + M, N + 2 * M))
+    assert first is not None
+    assert second is not None
+    both = np.concatenate([vectors[:N], vectors[N + M :]])
+    assert np.array_equal(first.vectors, vectors[: N + M])
+    assert np.array_equal(second.vectors, both)
+    for body, truth in ((first, vectors[: N + M]), (second, both)):
+        check_answer(body, vectors[::50], truth, body.search(vectors[::50], 5, TRY))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_searched_by_others_meanwhile(kind: str, rng: np.random.Generator) -> None:
+    vectors, queries = clustered(rng, N + 8 * 40, DIM, "l2"), clustered(rng, 20, DIM, "l2")
+    rows, old = rows_of(vectors), body_of(kind, vectors[:N], "l2")
+    expected = answers(old, queries)
+    with ThreadPoolExecutor(6) as pool:
+        made = [pool.submit(old.extended, cut(rows, N + 40 * i, N + 40 * i + 40)) for i in range(8)]
+        searched = [pool.submit(answers, old, queries) for _ in range(12)]
+        assert all(one.result() == expected for one in searched)
+        for i, one in enumerate(made):
+            body = one.result()
+            assert body is not None
+            assert np.array_equal(body.vectors[N:], vectors[N + 40 * i : N + 40 * i + 40])
+            assert np.array_equal(body.vectors[:N], vectors[:N])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_snapshot_holds_exactly_its_rows(
+    kind: str, precision: Precision, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    if kind == "hnsw" and precision != "float32":
+        precision = "float32"
+    vectors = clustered(rng, N + M, DIM, "cosine")
+    rows = rows_of(vectors)
+    middle = body_of(kind, vectors[:N], "cosine", precision).extended(cut(rows, N, N + 100))
+    assert middle is not None
+    newest = middle.extended(cut(rows, N + 100, N + M))
+    assert newest is not None
+    for body in (middle, newest):
+        info = SnapshotInfo("s", 1, 1, body.n, body.plan, body.metric, DIM, 0.0, 7)
+        write_snapshot(tmp_path / "s", body, info)
+        again, _ = read_snapshot(tmp_path / "s", store_id="s", dim=DIM, metric="cosine")
+        assert contents(again) == contents(body)
+        assert answers(again, vectors[:9]) == answers(body, vectors[:9])
+    few = rows_of(vectors[:5])
+    more = again.extended(Rows(few.slots + 10**6, few.id_bytes, few.id_ends, few.vectors))
+    assert more is not None
+    assert more.n == N + M + 5
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_those_of_the_plan(kind: str, precision: Precision, rng: np.random.Generator) -> None:
+    if kind == "hnsw" and precision != "float32":
+        precision = "float32"
+    vectors = clustered(rng, 9000, 384, "l2")
+    rows = rows_of(vectors)
+    body = body_of(kind, vectors[:8000], "l2", precision).extended(cut(rows, 8000, 9000))
+    assert body is not None
+    predicted = plan_bytes(body.plan, body.n, body.dim, id_bytes=len(body.id_bytes) / body.n)
+    assert body.nbytes == pytest.approx(predicted, rel=0.1)
+
+
+def test_nothing_to_add(rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 100, 8, "l2")
+    body = body_of("two_stage", vectors, "l2")
+    assert body.extended(cut(rows_of(vectors), 5, 5)) is body
+
+
+def test_an_empty_body_grows(rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 50, 8, "l2")
+    body = body_of("exact", vectors[:0], "l2").extended(rows_of(vectors))
+    assert body is not None
+    assert body.search(vectors, 1, TRY)[1][:, 0].tolist() == list(range(50))
+
+
+def test_rows_that_do_not_follow_are_refused(rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 100, 8, "l2")
+    rows, body = rows_of(vectors), body_of("exact", vectors[:60], "l2")
+    with pytest.raises(EngineError, match="ascend"):
+        body.extended(cut(rows, 59, 70))
+    later = cut(rows, 60, 70)
+    with pytest.raises(EngineError, match="ascend"):
+        body.extended(Rows(later.slots[::-1].copy(), later.id_bytes, later.id_ends, later.vectors))
+    with pytest.raises(EngineError, match="8 dimensions"):
+        body.extended(Rows(later.slots, later.id_bytes, later.id_ends, later.vectors[:, :5].copy()))
+    assert body.extended(later) is not None
+
+
+def test_vectors_that_float16_cannot_hold_ask_for_a_new_body(rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 100, 8, "l2")
+    rows, body = rows_of(vectors), body_of("exact", vectors[:60], "l2", "float16")
+    huge = cut(rows, 60, 100)
+    assert body.extended(Rows(huge.slots, huge.id_bytes, huge.id_ends, huge.vectors * np.float32(1e6))) is None
+    assert body.extended(huge) is not None
+
+
+def test_beyond_a_size_the_codes_are_kept_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    monkeypatch.setattr(ivf, "WHOLE_ROWS", N + 10)
+    vectors = clustered(rng, N + M, DIM, "l2")
+    rows, old = rows_of(vectors), body_of("ivf", vectors[:N], "l2")
+    assert "whole" in old.parts()
+    for upto, kept in ((N + 10, True), (N + 11, False), (N + M, False)):
+        new = old.extended(cut(rows, N, upto))
+        assert new is not None
+        assert ("whole" in new.parts()) == kept
+        assert recall(new.search(vectors[:50], 10, TRY)[0], nearest(vectors[:50], vectors[:upto], "l2", 10)) >= 0.97
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_faiss_that_cannot_borrow_memory_copies(
+    metric: Metric, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    vectors = clustered(rng, N, DIM, metric)
+    borrowed = answers(body_of("exact", vectors, metric, "float16"), vectors[:20])
+    monkeypatch.delattr(load_faiss(), "MaybeOwnedVectorUInt8")
+    copied = body_of("exact", vectors[:1000], metric, "float16").extended(cut(rows_of(vectors), 1000, N))
+    assert copied is not None
+    assert answers(copied, vectors[:20]) == borrowed
+
+
+def test_growing_arrays() -> None:
+    first = roomy((100, 3), np.float32)
+    first[:] = 1
+    second = grown(first, np.full((20, 3), 2))
+    third = grown(first, np.full((20, 3), 3))
+    assert np.shares_memory(first, second)
+    assert not np.shares_memory(first, third)
+    assert (second[100:] == 2).all()
+    assert (third[100:] == 3).all()
+    assert np.shares_memory(second, grown(second, np.full((5, 3), 4)))
+    assert not np.shares_memory(first[1:], grown(first[1:], np.full((1, 3), 5))), "not the first rows of its room"
+    assert not np.shares_memory(first[:50], grown(first[:50], np.full((1, 3), 6))), "not the newest"
+    plain = np.arange(5)
+    assert grown(plain, np.array([5])).tolist() == [0, 1, 2, 3, 4, 5]
+    assert not np.shares_memory(plain, grown(plain, np.array([5])))
+    filled = grown(roomy((0,), np.int64), np.arange(1000))
+    assert filled.tolist() == list(range(1000))
