@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import asking, changing, embedding, managing, upkeep
+from . import asking, changing, embedding, machine, managing, upkeep
 from .app import app, main
 from .codes import ExitCode
 
@@ -43,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "export": asking.export,
     "import": changing.import_file,
     "embed": embedding.embed,
+    "devices": machine.devices,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)

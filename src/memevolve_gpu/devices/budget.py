@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from ..utils.forking import renew_in_child
@@ -26,6 +27,7 @@ __all__ = [
     "Holdings",
     "MemoryBudget",
     "device_budget",
+    "free_bytes",
     "host_budget",
     "loaded_module",
 ]
@@ -136,8 +138,9 @@ def host_budget(memory: HostMemory | None = None) -> MemoryBudget:
     return MemoryBudget("cpu", found.total, found.available, 0, 0, 0, 0, HOST_SHARE, found.limit_source)
 
 
+@cache
 def loaded_module(name: str) -> Any:
-    """The module, imported if need be; None when it is missing or cannot be imported."""
+    """The module, imported if need be; None when it is missing or cannot be imported, which is remembered."""
     try:
         return sys.modules.get(name) or importlib.import_module(name)
     except (ImportError, OSError, RuntimeError, AttributeError):
@@ -176,6 +179,12 @@ def device_budget(
     found = gpu if driver is None else driver()
     context, coming = (CONTEXT_BYTES, 0) if holdings.active else (0, CONTEXT_BYTES)
     return MemoryBudget(gpu.device, found.total, found.free, used, 0, context, coming, fraction, "driver")
+
+
+def free_bytes(index: int, load: Load = loaded_module) -> int | None:
+    """Bytes free on ``cuda:index`` in a process that uses CUDA; None where no library can be asked. Microseconds."""
+    pool = _cupy(load, index) or _torch(load, index)
+    return None if pool is None else pool.free
 
 
 class _Pool(NamedTuple):

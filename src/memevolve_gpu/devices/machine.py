@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from .budget import HOLDINGS, Holdings, Load, MemoryBudget, device_budget, host_budget, loaded_module
+from .budget import HOLDINGS, Holdings, Load, MemoryBudget, device_budget, free_bytes, host_budget, loaded_module
 from .gpu import Gpu, GpuList, Prober
 from .request import DeviceChoice, resolve
 from .trial import ENGINES, installed, try_engine
@@ -99,6 +99,10 @@ class Machine:
         return device_budget(
             gpu, self.fraction, holdings=self.holdings, load=self._load, driver=lambda: self._anew(gpu)
         )
+
+    def free_now(self, index: int) -> int | None:
+        """Bytes free on ``cuda:index`` once CUDA is in use here, None where nobody can be asked; for every search."""
+        return free_bytes(index, self._load) if self.holdings.active else None
 
     def _anew(self, gpu: Gpu) -> Gpu:
         found = self._prober.look(_FRESH_SECONDS).gpus

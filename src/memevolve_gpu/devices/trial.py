@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from ..utils.forking import renew_in_child
 from .asking import Answer, ask
 
 __all__ = ["ENGINES", "installed", "try_engine"]
@@ -21,6 +22,8 @@ ENGINES = ("torch", "faiss")
 
 TIMEOUT = 120.0
 """Seconds; a first import of torch from a cold disk takes tens of them."""
+
+_FAISS_FOR_GPUS = ("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 
 _TORCH = """
 import sys, torch
@@ -56,8 +59,21 @@ _REMEDIES = (
     ("busy or unavailable", "another process has the GPU for itself"),
 )
 
-_known: dict[tuple[str, int], str] = {}
-_lock = threading.Lock()
+
+class _Known:
+    """What was found out in this process."""
+
+    def __init__(self) -> None:
+        self.answers: dict[tuple[str, int], str] = {}
+        self.after_fork()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: a lock that nobody holds."""
+        self.lock = threading.Lock()
+
+
+_known = _Known()
 
 
 def installed(engine: str) -> str:
@@ -69,7 +85,10 @@ def installed(engine: str) -> str:
     loaded = sys.modules.get("faiss")
     if loaded is not None:
         return "" if hasattr(loaded, "StandardGpuResources") else "this faiss was built without GPU support"
-    return "" if importlib.util.find_spec("faiss") is not None else "faiss is not installed"
+    if importlib.util.find_spec("faiss") is None:
+        return "faiss is not installed"
+    only_cpu = _version("faiss-cpu") and not any(map(_version, _FAISS_FOR_GPUS))
+    return "this faiss was built without GPU support" if only_cpu else ""
 
 
 def try_engine(
@@ -90,8 +109,8 @@ def try_engine(
     missing = installed(engine)
     if missing:
         return missing
-    with _lock:
-        if again or (engine, index) not in _known:
+    with _known.lock:
+        if again or (engine, index) not in _known.answers:
             start = command or ([sys.executable] if sys.executable else None)
             if start is None:
                 return ""  # embedded in another program: nothing to start, the engine itself will tell
@@ -100,8 +119,8 @@ def try_engine(
             problem = _sentence(engine, answer)
             if "out of memory" in problem or "busy" in problem:
                 return problem
-            _known[engine, index] = problem
-        return _known[engine, index]
+            _known.answers[engine, index] = problem
+        return _known.answers[engine, index]
 
 
 def _sentence(engine: str, answer: Answer) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from ..errors import StorageError
 from ..monitoring.events import EventLog
 from ..records.records import Records
 from ..training.calibration import MIN_REAL
 from ..training.reservoir import Reservoir
 from ..types import FloatArray
+from ..utils.device_arrays import DeviceQueries
 
 __all__ = ["Asked"]
 
@@ -40,11 +43,11 @@ class Asked:
         """Query vectors in the sample."""
         return len(self._reservoir)
 
-    def note(self, queries: FloatArray) -> bool:
+    def note(self, queries: FloatArray | DeviceQueries) -> bool:
         """A search was made with these queries; True once in a while, when upkeep should have a look."""
         self._searches += 1
         if self._enabled:
-            self._reservoir.offer(queries)
+            self._reservoir.offer(cast("FloatArray", queries))  # only a row that is taken is read
         return self._searches % LOOK_EVERY == 0
 
     def sample(self) -> FloatArray:

@@ -16,6 +16,8 @@ from ..devices.budget import MemoryBudget
 from ..devices.machine import Machine
 from ..errors import DeviceError
 from ..index.base import Body
+from ..index.faiss_gpu.owner import use_free_bytes
+from ..index.torch_engine.memory import account_of
 from ..monitoring.events import EventLog
 from ..planner.device import DeviceFacts
 from ..planner.engines import EngineSetting, gpu_pays_from
@@ -30,7 +32,7 @@ _MORE_ROOM = 1.1
 """A device with so many times the room that it had when it refused is tried at once."""
 _GROWTH = 4 / 3
 """What a body holds it may hold on to, grown by this much, though other processes have filled the card since."""
-_LASTING = ("device-lost", "device-error", "fork")
+_LASTING = ("device-lost", "fork")
 
 Clock = Callable[[], float]
 
@@ -99,8 +101,8 @@ class DeviceDesk:
 
     def facts(self, count: int, body: Body) -> DeviceFacts | None:
         """What a plan for ``count`` units, of which ``body`` holds the most now, needs to know; None for the CPU."""
-        held = body.device_bytes if body.plan.engine != "cpu" else 0
-        if not self._concerned(2 * count if held else count):
+        there, held = body.plan.engine != "cpu", body.device_bytes
+        if not self._concerned(2 * count if there else count):
             return None
         if self.machine.known is None or self._budget is None:
             self._unseen |= not self._announced
@@ -118,7 +120,7 @@ class DeviceDesk:
             missing="; ".join(missing.values()),
             setting=self._setting,
             wanted=choice.wanted,
-            held=held > 0,
+            held=there,
             problem=self._barred or self._resting,
         )
 
@@ -135,16 +137,14 @@ class DeviceDesk:
             raise DeviceError(self.machine.choice.reason, "fork")
         problem = self.machine.refusal(plan.engine)
         if problem:
-            if "another process" in problem:
-                raise DeviceError(problem, "out-of-memory")
-            self._broken[plan.engine] = problem
-            raise DeviceError(problem, "device-error")
+            raise DeviceError(problem, "out-of-memory" if "another process" in problem else "device-error")
         self.machine.holdings.begin()
         self._budget = self.budget_before = budget = self.machine.budget()
         held = old.device_bytes if old.device == plan.device else 0
         if plan.device_bytes > budget.room + held:
             needed = f"{plan.device_bytes >> 20} MB are needed on {plan.device}"
             raise DeviceError(f"{needed}, its budget has room for {budget.room + held >> 20}", "limit")
+        self._set_limits(plan, budget)
         return plan.device_bytes <= budget.room
 
     def built(self, body: Body) -> None:
@@ -164,17 +164,18 @@ class DeviceDesk:
         """A build on the device failed; the CPU takes its place, for now or until restart."""
         self.incidents[error.cause] += 1
         self.last_incident = str(error)
-        lasting = error.cause in _LASTING
-        if not lasting:
-            self._lie_down(f"{plan.device} had no room for this body ({error}); it is tried again later")
-        elif plan.engine not in self._broken:
+        then = "until restart"
+        if error.cause in _LASTING:
             self._barred = f"{plan.device} cannot be used until restart: {error}"
-        then = "until restart" if lasting else "until there is room"
+        elif error.cause == "device-error":
+            self._broken[plan.engine] = str(error)
+        else:
+            self._lie_down(f"{plan.device} had no room for this body ({error}); it is tried again later")
+            then = "until there is room"
         self._events.record("device-refused", f"{error}; the CPU instead, {then}", level=logging.WARNING)
 
     def gave_up(self, plan: IndexPlan, why: str) -> None:
         """The device took a body that was not good enough; its engine is not asked again until restart."""
-        self._broken[plan.engine] = why
         self.refused(DeviceError(why), plan)
 
     def poll(self, body: Body) -> None:
@@ -203,10 +204,18 @@ class DeviceDesk:
             "predicted_bytes": body.plan.device_bytes,
             "measured_bytes": body.device_bytes,
             "budget": {when: None if one is None else one.as_dict() for when, one in budgets.items()},
+            "disappointed": choice is not None and choice.disappointed,
             "incidents": dict(self.incidents),
             "last_incident": self.last_incident or None,
             "problem": self._barred or self._resting or None,
         }
+
+    def _set_limits(self, plan: IndexPlan, budget: MemoryBudget) -> None:
+        """Let the engines hold their own requests against the budget, those of searches included."""
+        if plan.engine == "torch":
+            account_of(plan.device).limit = budget.room + budget.used
+        if plan.engine == "faiss":
+            use_free_bytes(self.machine.free_now)
 
     def _concerned(self, count: int) -> bool:
         """Could a store of so many units be better off on a GPU?"""

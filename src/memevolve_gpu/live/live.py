@@ -16,6 +16,7 @@ from ..monitoring.latency import LatencyRing
 from ..records.filters import canonical
 from ..records.records import Records
 from ..types import FloatArray, Head
+from ..utils.device_arrays import DeviceQueries
 from ..utils.forking import renew_in_child
 from .asked import Asked
 from .desk import DeviceDesk
@@ -94,10 +95,13 @@ class LiveIndex:
         with self.mutex:
             return self._advance()
 
-    def search(self, queries: FloatArray, k: int, filters: Any = None, recall: float | None = None) -> Found:
+    def search(
+        self, queries: FloatArray | DeviceQueries, k: int, filters: Any = None, recall: float | None = None
+    ) -> Found:
         """The k nearest live units of each query.
 
-        queries float32 (nq, dim), normalised under cosine; recall overrides the target of the settings.
+        queries float32 (nq, dim), normalised under cosine, on the host or on a device; recall overrides the target of
+        the settings.
         """
         started = time.perf_counter()
         view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)

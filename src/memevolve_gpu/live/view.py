@@ -12,6 +12,7 @@ from ..index.allowed import Allowed
 from ..index.base import Body
 from ..index.scan import exact_scan
 from ..types import Effort, FloatArray, IntArray, Metric
+from ..utils.device_arrays import DeviceQueries
 from ..utils.lazy import lazy
 from .facts import BodyFacts
 from .tail import Chunk, Tail
@@ -110,17 +111,18 @@ class View:
             return None
         return Alive(self.body_died, self.watermark, self.body.n - self.body_dead)
 
-    def search(self, queries: FloatArray, k: int, effort: Effort, mask: Mask | None = None) -> Found:
+    def search(self, queries: FloatArray | DeviceQueries, k: int, effort: Effort, mask: Mask | None = None) -> Found:
         """Exact distances of the k nearest living, matching rows.
 
-        queries float32 (nq, dim), normalised under cosine.
+        queries float32 (nq, dim), normalised under cosine; those on a device come to the host for the tail, and for a
+        body that cannot take them as they are.
         """
         parts: list[tuple[FloatArray, IntArray]] = []
         allowed = self.alive if mask is None else mask.body
         if self.body.n and (allowed is None or allowed.count):
-            parts.append(self.body.search(queries, k, effort, allowed))
+            parts.append(self.body.search(_taken_by(self.body, queries), k, effort, allowed))
         for piece in self.tail.pieces(0, self.tail_n):
-            scanned = self._scan_piece(piece, queries, k, mask)
+            scanned = self._scan_piece(piece, np.asarray(queries), k, mask)
             if scanned is not None:
                 parts.append(scanned)
         distances, places = _merge(parts, len(queries), k)
@@ -152,6 +154,14 @@ class View:
         if mask is not None:
             rows &= contains(mask.slots, piece.slots)
         return Allowed(rows)
+
+
+def _taken_by(body: Body, queries: FloatArray | DeviceQueries) -> FloatArray:
+    """Queries in the form that the body takes best: a tensor where it lies, or an array of the host."""
+    if isinstance(queries, DeviceQueries):
+        tensor: FloatArray = queries.tensor
+        return tensor if body.accepts_device_queries and body.device != "cpu" else queries.host()
+    return queries
 
 
 def contains(sorted_slots: IntArray, slots: IntArray) -> BoolArray:

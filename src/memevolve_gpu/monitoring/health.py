@@ -30,6 +30,8 @@ class Figures:
     legacy_problem: str
     latency: dict[str, float] | None
     refusals: list[str] = field(default_factory=list)
+    device: dict[str, Any] = field(default_factory=dict)
+    """Where searches run, what is held there and what went wrong; plain values."""
 
 
 def health(figures: Figures) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def health(figures: Figures) -> dict[str, Any]:
         "training_quality_score": 1.0 if figures.quality is None else figures.quality,
         "needs_retraining": bool(figures.build_cause),
         "recommendations": _recommendations(figures, usage),
+        "device": figures.device,
     }
     return report if figures.latency is None else {**report, "latency": figures.latency}
 
@@ -73,11 +76,21 @@ def _recommendations(figures: Figures, usage: float) -> list[str]:
         how = "it is done in the background" if figures.background else "call run_maintenance()"
         found.append(f"The index is due for a rebuild ({figures.build_cause}); {how}.")
     found += [f"The last build was refused ({cause}); search stays exact." for cause in figures.refusals]
+    found += _about_device(figures.device)
     if figures.legacy_problem:
         found.append(f"An old store could not be imported: {figures.legacy_problem}.")
     if figures.read_only:
         found.append("The store is read-only: make the file and its folder writable to store units.")
     return found
+
+
+def _about_device(device: dict[str, Any]) -> list[str]:
+    """A GPU that was asked for, or that should be at work, and is not."""
+    if device.get("problem"):
+        return [f"The GPU is not used ({device['problem']}); the CPU answers."]
+    if device.get("disappointed"):
+        return [f"No GPU is used ({device['reason']}); the CPU answers. MEMEVOLVE_STORAGE_DEVICE=auto accepts that."]
+    return []
 
 
 def _about_room(figures: Figures, usage: float) -> list[str]:

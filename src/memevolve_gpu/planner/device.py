@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..types import IndexPlan, Precision
-from .device_sizes import device_bytes
+from .device_sizes import device_bytes, sized
 from .engines import EngineSetting, engine_for
 from .sizes import plan_bytes
 
@@ -81,9 +81,10 @@ def on_device(
         for precision in precisions:
             plan = replace(base if kind == "exact" else lists, precision=precision)
             smallest = device_bytes(plan, count, dim)
+            fitting = next(sized(plan, count, dim, facts.limit_bytes), None)
             on_host = plan_bytes(replace(plan, kind="exact"), count, dim, id_bytes)
-            if smallest <= facts.limit_bytes and on_host <= budget:
-                return _told(plan, facts, count, on_host, smallest, why)
+            if fitting is not None and on_host <= budget:
+                return _told(replace(fitting, bytes=on_host), facts, count, why)
     room = f"{smallest >> 20} MB do not fit the {facts.limit_bytes >> 20} MB allowed there"
     return _noted(host, f"{facts.name} ({facts.device}): {room}; the CPU instead")
 
@@ -97,11 +98,12 @@ def _kinds(index_type: str, target_recall: float, exact_bytes: Callable[[], int]
     return ("exact",) if exact_bytes() <= EXACT_BYTES else ("ivf", "exact")
 
 
-def _told(plan: IndexPlan, facts: DeviceFacts, count: int, on_host: int, on_gpu: int, why: str) -> IndexPlan:
+def _told(plan: IndexPlan, facts: DeviceFacts, count: int, why: str) -> IndexPlan:
     shape = f"{plan.nlist} lists" if plan.kind == "ivf" else "exact scan"
-    note = f"{on_gpu >> 20} MB of {facts.limit_bytes >> 20} MB allowed on the device, {on_host >> 20} MB on the host"
+    there = f"{plan.device_bytes >> 20} MB of {facts.limit_bytes >> 20} MB allowed on the device"
+    note = f"{there}, {plan.bytes >> 20} MB on the host"
     reason = f"{shape} of {count} units on {facts.name} ({facts.device}); {why}; {note}"
-    return replace(plan, bytes=on_host, device_bytes=on_gpu, reason=reason, notes=(why, note))
+    return replace(plan, reason=reason, notes=(why, note))
 
 
 def _noted(host: IndexPlan, note: str) -> IndexPlan:

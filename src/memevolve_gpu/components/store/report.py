@@ -15,6 +15,7 @@ __all__ = ["health_report", "statistics_report"]
 
 def health_report(engine: Engine) -> dict[str, Any]:
     view = engine.live.catch_up()
+    device = _device(engine)
     plan = engine.maintenance.plan(view)
     quality = view.facts.quality
     cause = engine.maintenance.cause(view)
@@ -35,12 +36,14 @@ def health_report(engine: Engine) -> dict[str, Any]:
         legacy_problem=engine.legacy_problem,
         latency=engine.live.latency.percentiles() if view.count > engine.config.performance_threshold else None,
         refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
+        device=device,
     )
     return health(figures)
 
 
 def statistics_report(engine: Engine) -> dict[str, Any]:
     view, head = engine.live.catch_up(), engine.records.head()
+    device = _device(engine)
     held, planned = view.body.plan, engine.maintenance.plan(view)
     return {
         "store_id": engine.records.store_id,
@@ -48,8 +51,17 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "dim": engine.records.dim,
         "embedding_model": (engine.records.get_meta(MODEL_KEY) or b"").decode() or None,
         "metric": engine.records.metric,
-        "index": {"kind": view.body.kind, "nlist": view.body.nlist, "rows": view.body.n, "reason": held.reason},
+        "index": {
+            "kind": view.body.kind,
+            "nlist": view.body.nlist,
+            "rows": view.body.n,
+            "engine": held.engine,
+            "device": view.body.device,
+            "precision": held.precision,
+            "reason": held.reason,
+        },
         "plan": asdict(planned),
+        "device": device,
         "tail_rows": view.tail_n,
         "tombstones": view.body_dead + view.tail_dead,
         "memory_bytes": engine.live.nbytes,
@@ -69,6 +81,14 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "event_totals": engine.events.totals(),
         "events": [event.as_dict() for event in engine.events.recent()[-20:]],
     }
+
+
+def _device(engine: Engine) -> dict[str, Any]:
+    """The device as it is now; looking at it may take a moment where a GPU could be of use."""
+    view, desk = engine.live.view, engine.live.desk
+    desk.poll(view.body)
+    desk.look(view.count)
+    return desk.report(view.body)
 
 
 def _snapshot_bytes(engine: Engine) -> dict[str, int]:

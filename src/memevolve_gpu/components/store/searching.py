@@ -10,11 +10,12 @@ import numpy as np
 from ...errors import InvalidQueryError
 from ...live import Found
 from ...types import FloatArray, Hit
+from ...utils.device_arrays import DeviceQueries, device_queries
 from ...utils.vectors import check_vector, check_vectors, normalize_rows
 from .engine import Engine
 from .units import unit_to_text
 
-__all__ = ["Searching"]
+__all__ = ["Searching", "check_arguments"]
 
 
 class Searching:
@@ -70,10 +71,11 @@ class Searching:
     ) -> tuple[FloatArray, list[list[str | None]]]:
         """queries (n, dim) -> distances float32 (n, top_k) and n lists of top_k ids; +inf and None where fewer exist.
 
-        Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
+        queries may lie on a GPU, as a torch tensor, a cupy array or anything that speaks DLPack; they stay there where
+        the index does too. Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
         """
         engine = self._open
-        vectors = check_vectors(queries, engine.records.dim, engine.records.metric, name="queries")
+        vectors = _queries(engine, queries)
         found = self._find(vectors, top_k, filters, recall)
         width = found.distances.shape[1]
         ids: list[list[str | None]] = []
@@ -90,7 +92,7 @@ class Searching:
         Words in more than a twentieth of the units score but find nothing by themselves, unless there is no other.
         Raises InvalidQueryError, InvalidFilterError.
         """
-        _check_arguments(top_k, None, query)
+        check_arguments(top_k, None, query)
         return self._open.records.keyword(query, int(top_k), filters, text_of=unit_to_text)
 
     # Inside
@@ -99,16 +101,22 @@ class Searching:
         self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
     ) -> Found | None:
         engine = self._open
-        _check_arguments(top_k, recall, query)
+        check_arguments(top_k, recall, query)
         if not engine.live.catch_up().count:
             return None
         vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
         return self._find(vector[None, :], top_k, filters, recall)
 
-    def _find(self, vectors: FloatArray, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> Found:
+    def _find(
+        self,
+        vectors: FloatArray | DeviceQueries,
+        top_k: int,
+        filters: Mapping[str, Any] | None,
+        recall: float | None,
+    ) -> Found:
         engine = self._open
-        _check_arguments(top_k, recall)
-        if engine.records.metric == "cosine":
+        check_arguments(top_k, recall)
+        if engine.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
         found = engine.live.search(vectors, int(top_k), filters, recall)
         if engine.live.look_due:
@@ -116,7 +124,18 @@ class Searching:
         return found
 
 
-def _check_arguments(top_k: Any, recall: Any, query: Any = "") -> None:
+def _queries(engine: Engine, given: Any) -> FloatArray | DeviceQueries:
+    """Checked queries, on the device where they lie if the body takes them there, else on the host."""
+    body, dim, metric = engine.live.view.body, engine.records.dim, engine.records.metric
+    if body.accepts_device_queries and body.device != "cpu":
+        found = device_queries(given, dim, metric)
+        if found is not None:
+            return found
+    return check_vectors(given, dim, metric, name="queries")
+
+
+def check_arguments(top_k: Any, recall: Any, query: Any = "") -> None:
+    """Raise InvalidQueryError for what no search can answer."""
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
     if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:

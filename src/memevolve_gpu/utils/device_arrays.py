@@ -1,0 +1,107 @@
+"""Queries that lie on a GPU and stay there: torch tensors, cupy arrays, and whatever else speaks DLPack."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..types import FloatArray, Metric
+
+__all__ = ["DeviceQueries", "device_queries", "lies_on_device"]
+
+_CUDA = (2, 13)
+"""Kinds of devices in DLPack's header (dlpack.h): kDLCUDA and kDLCUDAManaged."""
+_SMALLEST_SAFE = 1e-30
+_LARGEST_SAFE = 1e30
+"""As in :mod:`.vectors`: squared norms outside are looked at closely, on the host."""
+
+
+class DeviceQueries:
+    """nq queries on a device, checked there; a view of the caller's memory where its type allows.
+
+    tensor: torch, float32 (nq, dim), contiguous; of length 1 under cosine. To everything else this looks like a numpy
+    array, and comes to the host when it is first read as one.
+    """
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+        self._host: FloatArray | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(nq, dim)."""
+        return int(self.tensor.shape[0]), int(self.tensor.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, which: Any) -> Any:
+        return self.host()[which]
+
+    def host(self) -> FloatArray:
+        """The queries as float32 (nq, dim) on the host; copied once."""
+        if self._host is None:
+            self._host = np.ascontiguousarray(self.tensor.cpu().numpy(), dtype=np.float32)
+        return self._host
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        found = self.host() if dtype is None else self.host().astype(dtype, copy=False)
+        return found.copy() if copy else found
+
+
+def lies_on_device(array: Any) -> bool:
+    """Does ``array`` say that it lies on a GPU?"""
+    if isinstance(array, np.ndarray):
+        return False
+    if getattr(array, "is_cuda", False) is True or hasattr(array, "__cuda_array_interface__"):
+        return True
+    where = getattr(array, "__dlpack_device__", None)
+    try:
+        return where is not None and int(where()[0]) in _CUDA
+    except (RuntimeError, TypeError, ValueError, BufferError):
+        return False
+
+
+def device_queries(array: Any, dim: int, metric: Metric, *, torch: Any = None) -> DeviceQueries | None:
+    """``array`` (nq, dim) of real numbers as queries that stay on their device.
+
+    Args:
+        array: whatever the caller gave.
+        dim: length of a vector.
+        metric: under cosine the queries are normalised, on the device.
+        torch: the module; None takes it where it is loaded already.
+
+    Returns:
+        None when it does not lie on a device, torch is not loaded, or anything about it is unusual (shape, numbers, a
+        length next to zero): the host's own checks then say what, or make do with it.
+    """
+    torch = torch or sys.modules.get("torch")
+    if torch is None or not lies_on_device(array):
+        return None
+    try:
+        return _checked(_tensor(array, torch), dim, metric, torch)
+    except (RuntimeError, TypeError, ValueError, BufferError, AttributeError):
+        return None
+
+
+def _tensor(array: Any, torch: Any) -> Any:
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    return torch.from_dlpack(array) if hasattr(array, "__dlpack__") else torch.as_tensor(array, device="cuda")
+
+
+def _checked(tensor: Any, dim: int, metric: Metric, torch: Any) -> DeviceQueries | None:
+    if tensor.ndim != 2 or not len(tensor) or tensor.shape[1] != dim:
+        return None
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        return None
+    queries = tensor.to(torch.float32).contiguous()
+    squares = (queries * queries).sum(1)
+    if not bool(((squares > _SMALLEST_SAFE) & (squares < _LARGEST_SAFE)).all()):
+        return None
+    if metric == "cosine":
+        queries = queries * squares.rsqrt()[:, None]
+    return DeviceQueries(queries)
