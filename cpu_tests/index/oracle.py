@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
@@ -11,8 +14,11 @@ from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 
 KINDS = ("exact", "two_stage", "ivf", "hnsw")
-WAYS = (*KINDS, "lists")
-"""The kinds of bodies, and an ivf body that has no second way to search."""
+TORCH_KINDS = ("torch-exact", "torch-ivf")
+"""The kinds of the torch engine, here on CPU tensors."""
+EVERY_KIND = (*KINDS, *TORCH_KINDS)
+WAYS = (*KINDS, "lists", *TORCH_KINDS)
+"""All of them, and an ivf body that has no second way to search."""
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "ip")
 
 
@@ -46,7 +52,10 @@ def rows_of(vectors: FloatArray) -> Rows:
 
 
 def plan_of(kind: str, vectors: FloatArray, precision: Precision = "float32") -> IndexPlan:
-    """A plan for ``kind`` with lists where it has any."""
+    """A plan for ``kind`` with lists where it has any; skips the test where torch is wanted and missing."""
+    if kind in TORCH_KINDS:
+        pytest.importorskip("torch", reason="torch is not installed")
+        return replace(plan_of(kind.removeprefix("torch-"), vectors, precision), engine="torch")
     nlist = max(1, min(32, len(vectors) // 20)) if kind in {"ivf", "lists"} else 0
     return IndexPlan(kind="ivf" if kind == "lists" else kind, nlist=nlist, precision=precision)  # type: ignore[arg-type]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from index.oracle import KINDS, METRICS, body_of, check_answer, clustered, fitted, nearest, recall
+from index.oracle import EVERY_KIND, METRICS, body_of, check_answer, clustered, fitted, nearest, recall
 
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.types import Effort, FloatArray, Metric, Precision
@@ -15,7 +15,7 @@ def few_distinct(rng: np.random.Generator, n: int, dim: int, distinct: int, metr
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("distinct", [1, 2, 7, 20])
 def test_fewer_distinct_vectors_than_lists(kind: str, metric: Metric, distinct: int, rng: np.random.Generator) -> None:
     vectors = few_distinct(rng, 2000, 32, distinct, metric)
@@ -29,7 +29,7 @@ def test_fewer_distinct_vectors_than_lists(kind: str, metric: Metric, distinct: 
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("zeros", [0.5, 1.0])
 def test_zero_vectors(kind: str, metric: Metric, zeros: float, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 1500, 24, metric)
@@ -41,7 +41,7 @@ def test_zero_vectors(kind: str, metric: Metric, zeros: float, rng: np.random.Ge
     assert (answer[1] >= 0).all()
 
 
-@pytest.mark.parametrize("kind", ["two_stage", "ivf"])
+@pytest.mark.parametrize("kind", ["two_stage", "ivf", "torch-exact", "torch-ivf"])
 def test_one_outlier_does_not_set_the_scale(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 3000, 64, "l2")
     vectors[1234] *= 10_000
@@ -52,7 +52,7 @@ def test_one_outlier_does_not_set_the_scale(kind: str, rng: np.random.Generator)
     assert body.search(vectors[1234:1235], 1, effort)[1].tolist() == [[1234]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_vectors_far_from_the_origin(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 2000, 32, "l2") + np.float32(100)
     body = body_of(kind, vectors, "l2")
@@ -63,7 +63,7 @@ def test_vectors_far_from_the_origin(kind: str, rng: np.random.Generator) -> Non
         assert recall(answer[0], nearest(queries, vectors, "l2", 10)) >= 0.98
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_very_large_and_very_small_vectors(kind: str, rng: np.random.Generator) -> None:
     for scale in (1e-6, 1e6):
         vectors = clustered(rng, 1500, 24, "l2") * np.float32(scale)
@@ -75,7 +75,7 @@ def test_very_large_and_very_small_vectors(kind: str, rng: np.random.Generator) 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(("precision", "tolerance"), [("float16", 0.01), ("int8", 0.05)])
-@pytest.mark.parametrize("kind", ["exact", "two_stage", "ivf"])
+@pytest.mark.parametrize("kind", ["exact", "two_stage", "ivf", "torch-exact", "torch-ivf"])
 def test_narrow_precisions_stay_within_their_error(
     kind: str, metric: Metric, precision: Precision, tolerance: float, rng: np.random.Generator
 ) -> None:

@@ -71,7 +71,11 @@ def written(request: pytest.FixtureRequest, folder: Path) -> tuple[Body, bytes, 
 
 
 CASES = [(kind, metric, "float32") for kind in WAYS for metric in METRICS]
-CASES += [(kind, "l2", precision) for kind in ("exact", "two_stage", "ivf") for precision in ("float16", "int8")]
+CASES += [
+    (kind, "l2", precision)
+    for kind in ("exact", "two_stage", "ivf", "torch-exact", "torch-ivf")
+    for precision in ("float16", "int8")
+]
 
 
 @pytest.mark.parametrize(("kind", "metric", "precision"), CASES)
@@ -97,7 +101,7 @@ def test_round_trip(kind: str, metric: Metric, precision: Precision, folder: Pat
     assert again.ids_at(positions) == body.ids_at(positions)
 
 
-@pytest.mark.parametrize("kind", ["exact", "hnsw"])
+@pytest.mark.parametrize("kind", ["exact", "hnsw", "torch-exact"])
 def test_empty_body(kind: str, folder: Path, rng: np.random.Generator) -> None:
     body = body_of(kind, clustered(rng, 1, 6, "l2")[:0], "l2")
     write_snapshot(folder / "empty", body, info_of(body))
