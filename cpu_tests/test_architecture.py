@@ -31,7 +31,18 @@ LAYERS = [
 NEIGHBOURLY = [{"training", "planner", "monitoring"}, {"types", "errors"}]
 """Layers whose rooms may see each other, as long as no circle comes of it."""
 
-ENGINES = {"faiss", "torch", "cupy", "triton", "openai", "sentence_transformers", "pynvml", "langchain_core"}
+ENGINES = {
+    "cupy",
+    "faiss",
+    "grpc",
+    "langchain_core",
+    "openai",
+    "pymilvus",
+    "pynvml",
+    "sentence_transformers",
+    "torch",
+    "triton",
+}
 """Imported only inside functions: they are optional, slow to load, or fail when half installed."""
 
 BASES = {"langchain": "langchain_core"}

@@ -37,6 +37,7 @@ DEFAULTS = {
     "durability": "full",
     "background": True,
     "sample_queries": True,
+    "backend_type": "vector",
 }
 """The users' own list; a default changes only together with them."""
 
@@ -61,6 +62,7 @@ OTHERS = {
     "durability": "normal",
     "background": "0",
     "sample_queries": "no",
+    "backend_type": "MILVUS",
 }
 """An allowed value, as a variable gives it, that is not the default."""
 

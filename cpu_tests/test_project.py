@@ -19,6 +19,7 @@ from packaging.version import Version
 
 import memevolve_gpu
 from memevolve_gpu.utils.config import EmbeddingConfig, StorageConfig
+from memevolve_gpu.utils.milvus_config import MilvusConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,7 +28,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "memevolve_gpu"
-CONFIGS = (StorageConfig, EmbeddingConfig)
+CONFIGS = (StorageConfig, MilvusConfig, EmbeddingConfig)
 NOT_OURS = {".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__"}
 MADE_HERE = {"demo", "dist", "build"}
 
@@ -122,7 +123,7 @@ def test_documents_name_only_variables_that_exist() -> None:
     known = {variable for config in CONFIGS for variable in config.variables()}
     known |= {config.prefix + name.upper() for config in CONFIGS for name in config.foreign}
     for path in [*documents(), ROOT / ".env.example"]:
-        named = set(re.findall(r"MEMEVOLVE_(?:STORAGE|EMBEDDING)_\w+", path.read_text(encoding="utf-8")))
+        named = set(re.findall(r"MEMEVOLVE_(?:STORAGE|MILVUS|EMBEDDING)_\w+", path.read_text(encoding="utf-8")))
         assert named <= known, path.name
 
 

@@ -17,13 +17,14 @@ Every message names the parameter at fault and the remedy. What the old API rais
     ├── CapacityError               (RuntimeError)  a limit is reached; nothing was written
     ├── ConflictError               (RuntimeError)  units changed since they were read; nothing was written
     ├── LegacyImportError           (RuntimeError)  an old pickle that is garbage or hostile
-    └── StorageError                (RuntimeError)  the database file
+    └── StorageError                (RuntimeError)  the database file, or the server
         ├── NotAStoreError                          the file exists and is not ours
         ├── NewerSchemaError                        written by a newer version of this package
         ├── CorruptStoreError                       SQLite reports damage, or the truth contradicts itself
         ├── StorageFullError                        disk full or quota reached
         ├── ReadOnlyError                           file, folder or file system is read-only
         ├── NetworkFilesystemError                  locks cannot be trusted there
+        ├── StoreUnavailableError                   the server does not answer within the stated time
         └── StoreClosedError                        used after close()
 """
 
@@ -55,6 +56,7 @@ __all__ = [
     "StorageError",
     "StorageFullError",
     "StoreClosedError",
+    "StoreUnavailableError",
 ]
 
 
@@ -166,3 +168,7 @@ class NetworkFilesystemError(StorageError):
 
 class StoreClosedError(StorageError):
     """The store was used after ``close()``."""
+
+
+class StoreUnavailableError(StorageError):
+    """The server that keeps the store did not answer within the stated time; what was acknowledged is safe."""

@@ -89,6 +89,11 @@ _Device = Annotated[
     Allowed("auto, cpu, cuda, or cuda:N with N the number of the device"),
 ]
 _GpuEngine = Annotated[Literal["auto", "torch", "faiss"], BeforeValidator(_word), Allowed("auto, torch or faiss")]
+_Backend = Annotated[
+    Literal["vector", "milvus"],
+    BeforeValidator(lambda value: _word(value) if _word(value) == "milvus" else "vector"),
+    Allowed("vector or milvus; MemEvolve's other words mean vector"),
+]
 _Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
 _Provider = Annotated[
     Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
@@ -284,7 +289,7 @@ class StorageConfig(_Settings):
 
     prefix: ClassVar[str] = "MEMEVOLVE_STORAGE_"
     aliases: ClassVar[Mapping[str, str]] = {"max_units": "max_memory_units"}
-    foreign: ClassVar[frozenset[str]] = frozenset({"path", "backend_type", "vector_dim"})
+    foreign: ClassVar[frozenset[str]] = frozenset({"path", "vector_dim"})
     watched: ClassVar[bool] = True
 
     max_memory_units: _Count = 50_000
@@ -327,6 +332,8 @@ class StorageConfig(_Settings):
     """Whether a bounded sample of query vectors is kept to calibrate the index on what is really asked."""
     background: _Switch = True
     """Whether a thread of the store builds, retrains and heals the index by itself."""
+    backend_type: _Backend = "vector"
+    """Where the units are: in files of this package, or on a Milvus server."""
 
     def _check_together(self) -> None:
         for low, high in (("warning_threshold", "prune_threshold"), ("nlist_min", "nlist_max")):

@@ -1,0 +1,180 @@
+"""Everything that one open ``MilvusStore`` consists of."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ....errors import CapacityError, EmbeddingError, StorageError
+from ....monitoring.events import EventLog
+from ....monitoring.latency import LatencyRing
+from ....types import FloatArray, MemoryUnit
+from ....utils.config import StorageConfig
+from ....utils.embeddings import Embedder, EmbeddingFunction
+from ....utils.milvus_config import MilvusConfig
+from ....utils.vectors import check_vector, check_vectors
+from .door import LONG, Client, Door, Version
+from .plan import ServerPlan
+from .rows import Row, body_of
+from .schema import Facts, describe, open_collection, serve
+from .search import Search
+from .table import Table, bodies_of
+
+__all__ = ["Core", "Progress", "open_core"]
+
+Progress = Callable[[str, float], None]
+
+_COUNT_AGE = 1.0
+"""Seconds for which a count of all writers' units serves to tell how near the limit is."""
+
+_INDEXED_FROM = 1024
+"""Rows from which the server indexes a segment; smaller ones are compared row by row."""
+
+_POLL = 0.25
+
+
+@dataclass
+class Core:
+    """config: limits and targets; table: the rows; search: finds them; embedder: None when none was given."""
+
+    config: StorageConfig
+    place: MilvusConfig
+    facts: Facts
+    version: Version
+    plan: ServerPlan
+    table: Table
+    embedder: Embedder | None
+    events: EventLog = field(default_factory=EventLog)
+    latency: LatencyRing = field(default_factory=LatencyRing)
+    operations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=100))
+    warned: bool = False
+
+    def __post_init__(self) -> None:
+        self.search = Search(self.table, self.plan, self.facts.metric, self.config.target_recall)
+        self._lock = threading.Lock()
+        self._counted = (0, -_COUNT_AGE)
+
+    # Embedding
+
+    def embed(self, text: str) -> FloatArray:
+        return check_vector(self._embedder().embed(text), self.facts.dim, self.facts.metric)
+
+    def embed_query(self, text: str) -> FloatArray:
+        vector = self._embedder().embed_query(text)
+        return check_vector(vector, self.facts.dim, self.facts.metric, name="query")
+
+    def vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
+        """The given vectors, or those of the texts: float32 (n, dim)."""
+        if embeddings is None:
+            report = None if progress is None else (lambda done, of: progress("embed", done / of))
+            embeddings = self._embedder().embed_many(texts, report)
+        vectors = check_vectors(embeddings, self.facts.dim, self.facts.metric)
+        if len(vectors) != len(texts):
+            raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
+        return vectors
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise EmbeddingError("embedding_function is None: open the store with one, or give embeddings")
+        return self.embedder
+
+    # Writing
+
+    def put(self, units: Sequence[MemoryUnit], vectors: FloatArray, births: Sequence[int]) -> None:
+        """Write units that have ids, each id once; nothing is written when one of them is too long."""
+        bodies = [body_of(units[0])] if len(units) == 1 else bodies_of(units)
+        rows = [Row(unit, vector, born) for unit, vector, born in zip(units, vectors, births, strict=True)]
+        self.table.put(rows, bodies)
+
+    def check_room(self, ids: Sequence[str | None]) -> None:
+        """Raise CapacityError when the units of these ids (None: a new one each) do not fit; warn once per crossing.
+
+        Far from the limit a count of at most a second ago decides; near it the server is asked who is there already.
+        """
+        limit = self.config.max_memory_units
+        count = self._about(len(ids))
+        if count > limit:
+            named = list({unit_id for unit_id in ids if unit_id})
+            new = len(named) - len(self.table.get(named, [])) + sum(not unit_id for unit_id in ids)
+            held = self.table.count()
+            count = held + new
+            if new and count > limit:
+                raise CapacityError(
+                    f"the store holds {held} of at most {limit} units and cannot take {new} more; "
+                    "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+                )
+        self._warn_once(count, limit)
+
+    def _about(self, coming: int) -> int:
+        """At most how many units there will be, as far as is known."""
+        with self._lock:
+            count, at = self._counted
+        if time.monotonic() - at >= _COUNT_AGE:
+            count, at = self.table.count(), time.monotonic()
+        with self._lock:
+            self._counted = (count + coming, at)
+        return count + coming
+
+    def _warn_once(self, count: int, limit: int) -> None:
+        above = count >= self.config.warning_threshold * limit
+        if above and not self.warned:
+            text = f"{count} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+            self.events.record("near-limit", text, level=logging.WARNING, count=count, limit=limit)
+        self.warned = above
+
+    # Upkeep
+
+    def unsettled(self) -> int:
+        """Rows in segments that the server has not given the planned index yet."""
+        segments = self.table.segments() or []
+        return sum(one.rows for one in segments if not one.indexed and one.rows >= _INDEXED_FROM)
+
+    def settle(self, progress: Progress | None = None) -> int:
+        """Seal what was written and wait until it is indexed; how many rows had to be waited for.
+
+        Raises StorageError when the server fails to index, or has not done it after ten minutes.
+        """
+        before = self.unsettled()
+        self.table.flush()
+        until = time.monotonic() + LONG
+        most = max(1, before, self.unsettled())
+        while left := self.unsettled():
+            state = self.table.index_state()
+            if str(state.get("state")) == "Failed":
+                raise StorageError(f"the server could not build its {self.plan.index} index; see its log")
+            if time.monotonic() > until:
+                raise StorageError(f"{left} rows are still not indexed after {LONG:g} s; ask again later")
+            if progress is not None:
+                progress("index", 1 - left / max(most, left))
+            time.sleep(_POLL)
+        return before
+
+
+def open_core(
+    place: MilvusConfig,
+    function: EmbeddingFunction | None,
+    dim: int | None,
+    config: StorageConfig,
+    make: Callable[[float], Client] | None,
+) -> Core:
+    """Open or make the collection; raises as ``MilvusStore`` documents, and leaves no connection behind then."""
+    door = Door(place, make)
+    try:
+        version = door.version()
+        held = describe(door)
+        embedder = None if function is None else Embedder(function, held.dim if held and dim is None else dim)
+        wanted = dim
+        if wanted is None and held is None and embedder is not None:
+            wanted = embedder.dimension
+        model = embedder.model_name if embedder is not None else None
+        facts = open_collection(door, wanted, model, config)
+        plan = serve(door, facts, version, config)
+        return Core(config, place, facts, version, plan, Table(door, facts.dim), embedder)
+    except BaseException:
+        door.close()
+        raise
