@@ -1,0 +1,69 @@
+"""The sizing of ``docs/scaling.md``: its tables are the arithmetic's, and the arithmetic holds to what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import sizing
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+
+
+def test_the_tables_of_the_document_are_the_arithmetics(repository: Path) -> None:
+    document = (repository / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert [int(dim) for dim in re.findall(r"<!-- sizing (\d+) -->", document)] == list(sizing.DIMS)
+    assert document == sizing.written(document), "run: python benchmarks/sizing.py --write docs/scaling.md"
+    assert sizing.written(document.replace("| 1,000,000 |", "| 2,000,000 |", 1)) == document
+
+
+@pytest.mark.parametrize(
+    ("assumed", "name", "path"),
+    [
+        (sizing.STORED_PER_SECOND, "million", ("stored_per_s",)),
+        (sizing.SEARCH_MS, "foundation", ("search, auto, target_recall=0.99", "in", "ms", "search_vectors")),
+        (sizing.UNIT_BYTES + 4 * 384, "record_sizes", ("database_bytes_per_unit",)),
+        (sizing.one_machine(10**6, 384)["memory"] / 2**20, "million", ("counted_mb",)),
+        (sizing.one_machine(10**6, 384)["memory"] / 10**6, "record_sizes", ("snapshot_bytes_per_unit",)),
+    ],
+)
+def test_the_arithmetic_starts_from_what_was_measured(assumed: float, name: str, path: tuple[str, ...]) -> None:
+    """Within a factor of two: a benchmark may be run again on another machine without a new document."""
+    measured = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    for key in path:
+        measured = measured[key]
+    assert 0.5 < measured / assumed < 2
+
+
+def test_a_million_units_are_searched_no_slower_than_estimated() -> None:
+    million = json.loads((RESULTS / "million.json").read_text(encoding="utf-8"))
+    assert million["search"]["median_ms"] < 1.5 * sizing.one_machine(10**6, 384)["search_ms"]
+
+
+@pytest.mark.parametrize("dim", sizing.DIMS)
+@pytest.mark.parametrize("index", sizing.INDEXES, ids=lambda index: index.name)
+def test_a_cluster_holds_its_data_and_grows_with_it(index: sizing.Index, dim: int) -> None:
+    nodes = [sizing.node_count(index, n, dim) for n in sizing.COUNTS]
+    assert nodes == sorted(nodes)
+    for n, count in zip(sizing.COUNTS, nodes, strict=True):
+        assert count % sizing.REPLICAS == 0
+        copy = n * index.bytes_each(dim)
+        assert copy <= count / sizing.REPLICAS * sizing.USABLE * index.node.memory
+        assert count == sizing.REPLICAS or copy > (count / sizing.REPLICAS - 1) * sizing.USABLE * index.node.memory
+        assert sizing.latency_ms(index, n, dim) > sizing.OVERHEAD_MS
+
+
+def test_known_figures() -> None:
+    """By hand: 10^9 vectors of 384 float32 are 1.536 TB; with ids, over 179.2 GB a node, nine nodes a copy."""
+    (flat,) = (index for index in sizing.INDEXES if index.name == "IVF_FLAT")
+    assert 10**9 * flat.bytes_each(384) == 1.544e12
+    assert sizing.node_count(flat, 10**9, 384) == 18
+    assert sizing.latency_ms(flat, 10**9, 384) == pytest.approx(10 + 0.25 * 1.544e12 / 9 / 102.4e9 * 1e3)
+    assert sizing.one_machine(10**6, 384)["gpu_ms"] == pytest.approx(0.32)
+    assert [row[:3] for row in sizing.cluster(10**9, 384)][4] == ("GPU_CAGRA", 1.8 * 4 * 384 * 1e9, 58)
