@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ _WIDE = 450
 """Candidates at which 4-bit codes lose next to nothing, so that what is missing was in lists that were not probed."""
 _BEAMS = (20, 27, 36, 48, 65, 90, 120, 160, 200, 270, 360, 480, 640, 860, 1150, 1500)
 _FEWEST_LISTS = 1 / 32
+_FEWEST_LISTS_ON_DEVICE = 1 / 256
+"""Lists on a device are many, since their number costs it little."""
 _STEP = 1.35
 _WORTH_A_STEP = 1.12
 """Steps of a ladder differ in cost by about this factor at least: each of them costs a measurement."""
@@ -128,6 +131,8 @@ def reach(effort: Effort, most: int) -> int:
 def effort_cost(body: Body, effort: Effort, k: int) -> float:
     """Modelled time of one query, in units of 10 picoseconds: what the body will take for the cheapest of its ways."""
     n, dim, precision = body.n, body.dim, body.table.precision
+    if body.plan.engine != "cpu":
+        return math.inf if effort.exact else _device_cost(body, effort.nprobe or body.nlist, max(effort.rerank, 2 * k))
     scan = scan_cost(n, dim, precision)
     if effort.exact or body.kind == "exact":
         return scan
@@ -141,11 +146,19 @@ def effort_cost(body: Body, effort: Effort, k: int) -> float:
     return min(scan, whole)
 
 
+def _device_cost(body: Body, nprobe: int, want: int) -> float:
+    """Bytes read by one query: the lists' rows in float16, and the candidates', which may lie on the host and count
+    eightfold. An exact effort is answered by the host and is no step of the way."""
+    return body.n * nprobe / max(1, body.nlist) * body.dim * 2 + want * body.dim * 4 * 8
+
+
 def _codes(body: Body) -> int:
     return min(body.plan.codes or default_codes(body.dim), body.dim)
 
 
 def _lists_cost(body: Body, nprobe: int, want: int) -> float:
+    if body.plan.engine != "cpu":
+        return _device_cost(body, nprobe, want)
     lists = nprobe * LIST + scan_cost(body.nlist, body.dim, "float32")
     reads = body.n * nprobe / body.nlist * _codes(body) + lists
     return codes_cost(reads, want, want, body.dim, body.table.precision)
@@ -156,7 +169,8 @@ def _lists_ladder(body: Body) -> list[int]:
     reading all codes in one piece; and all of them."""
     ladder, share = [body.nlist], body.nlist / _STEP
     whole = effort_cost(body, Effort(nprobe=body.nlist, rerank=_WIDE), 1)
-    while share >= max(1.0, _FEWEST_LISTS * body.nlist):
+    fewest = _FEWEST_LISTS if body.plan.engine == "cpu" else _FEWEST_LISTS_ON_DEVICE
+    while share >= max(1.0, fewest * body.nlist):
         if _lists_cost(body, round(share), _WIDE) < whole:
             ladder.append(round(share))
         share /= _STEP
