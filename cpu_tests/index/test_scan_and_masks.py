@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from index.oracle import METRICS, all_distances, clustered, nearest
+from index.oracle import METRICS, all_distances, clustered, fitted, nearest
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index.allowed import Allowed
@@ -18,7 +19,8 @@ from memevolve_gpu.index.faiss_door import load_faiss
 from memevolve_gpu.index.rerank import merge_best
 from memevolve_gpu.index.sample import default_codes, padded_columns, padded_dim, training_sample
 from memevolve_gpu.index.scan import exact_scan, rerank_rows
-from memevolve_gpu.types import Metric
+from memevolve_gpu.index.scan_many import scan_many
+from memevolve_gpu.types import FloatArray, Metric
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -42,6 +44,33 @@ def test_scan_under_a_mask(metric: Metric, k: int, share: float, rng: np.random.
     assert allowed.rows[positions[positions >= 0]].all()
     assert ((positions >= 0).sum(axis=1) == min(k, allowed.count)).all()
     np.testing.assert_allclose(distances, nearest(queries, vectors, metric, k, allowed), rtol=1e-5, atol=1e-4)
+
+
+def _far_away(vectors: FloatArray) -> FloatArray:
+    return vectors + np.float32(1000)
+
+
+def _copies(vectors: FloatArray) -> FloatArray:
+    return np.ascontiguousarray(np.repeat(vectors[::64], 64, axis=0))
+
+
+def _one_outlier(vectors: FloatArray) -> FloatArray:
+    return np.concatenate([vectors[:-1], vectors[-1:] * np.float32(1e4)])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("shape", [np.copy, _far_away, _copies, _one_outlier])
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_many_queries_find_what_each_finds_alone(
+    metric: Metric, shape: Callable[[FloatArray], FloatArray], k: int, rng: np.random.Generator
+) -> None:
+    """The matrix product behind it cancels on such data; what it cannot certify is scanned."""
+    vectors = fitted(shape(clustered(rng, 9000, 24, metric)), metric)
+    queries = np.concatenate([vectors[:200:10], vectors[-5:], clustered(rng, 20, 24, metric)])
+    distances, positions = scan_many(queries, vectors, k, metric)
+    assert np.array_equal(distances, exact_scan(queries, vectors, k, metric)[0])
+    again = np.take_along_axis(all_distances(queries, vectors, metric), positions, axis=1)
+    np.testing.assert_allclose(distances, again, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("nq", [1, 20, 100])

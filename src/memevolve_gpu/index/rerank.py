@@ -20,6 +20,7 @@ from .allowed import Allowed
 from .faiss_door import load_faiss, translated
 from .growing import grown, roomy
 from .scan import exact_scan, finished, padded, rerank_rows
+from .scan_many import scan_many
 
 __all__ = ["Float16Table", "Float32Table", "Int8Table", "VectorTable", "make_table", "merge_best", "table_from"]
 
@@ -112,6 +113,8 @@ class Float32Table(VectorTable):
         return Float32Table(grown(self.vectors, vectors), self.metric)
 
     def scan(self, queries: FloatArray, k: int, allowed: Allowed | None = None) -> tuple[FloatArray, IntArray]:
+        if allowed is None:
+            return scan_many(queries, self.vectors, k, self.metric)
         return exact_scan(queries, self.vectors, k, self.metric, allowed)
 
     def rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
