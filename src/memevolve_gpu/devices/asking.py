@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 __all__ = ["Answer", "ask"]
@@ -50,11 +52,16 @@ def ask(command: Sequence[str], timeout: float) -> Answer:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
+    with suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)  # with what it has started itself
     try:
         process.communicate(timeout=_GRACE_SECONDS)
     except subprocess.TimeoutExpired:
-        _abandoned.append(process)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+        if process.poll() is None:
+            _abandoned.append(process)
 
 
 def _problem(name: str, code: int, text: str) -> str:

@@ -146,7 +146,7 @@ def _parsed(answer: Answer) -> GpuList:
             driver = cells[-1]
             gpu = Gpu(
                 int(cells[0]),
-                ",".join(cells[1:-5]),
+                ", ".join(cells[1:-5]),
                 _pair(cells[-4]),
                 _mebibytes(cells[-3]),
                 _mebibytes(cells[-2]),

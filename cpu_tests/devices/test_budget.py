@@ -1,0 +1,185 @@
+"""What may be taken of a card: by cupy, by torch, by the driver; beside others; before and after CUDA is in use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from gpu_kit import MB, Card, FakeProber, machine_with
+
+from memevolve_gpu.devices.budget import CONTEXT_BYTES, Holdings, MemoryBudget, device_budget, free_bytes, host_budget
+from memevolve_gpu.devices.gpu import Gpu, Prober
+from memevolve_gpu.devices.host import HostMemory
+from memevolve_gpu.devices.machine import Machine
+
+GB = 1 << 30
+GPU = Gpu(0, "Test GPU", (9, 0), 80 * GB, 60 * GB)
+
+
+class Body:
+    """Something that holds memory."""
+
+    def __init__(self, size: int, device: str = "cuda:0") -> None:
+        self.device_bytes, self.device = size, device
+
+
+def cupy(free: int, total: int = 80 * GB, pool: tuple[int, int] = (0, 0)) -> Any:
+    used, held = pool
+    return SimpleNamespace(
+        cuda=SimpleNamespace(
+            Device=lambda _index: nullcontext(), runtime=SimpleNamespace(memGetInfo=lambda: (free, total))
+        ),
+        get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: used, total_bytes=lambda: held),
+    )
+
+
+def torch(free: int, total: int = 80 * GB, pool: tuple[int, int] = (0, 0)) -> Any:
+    used, held = pool
+    return SimpleNamespace(
+        cuda=SimpleNamespace(
+            mem_get_info=lambda _index: (free, total),
+            memory_allocated=lambda _index: used,
+            memory_reserved=lambda _index: held,
+        )
+    )
+
+
+def raising(_index: Any = None) -> Any:
+    raise RuntimeError("CUDA error: initialization error")
+
+
+def nothing(_name: str) -> Any:
+    """No library is installed."""
+    return None
+
+
+def budget(modules: dict[str, Any], *, used: int = 0, active: bool = True, fraction: float = 0.8) -> MemoryBudget:
+    holdings, body = Holdings(), Body(used)
+    holdings.add(body)
+    if active:
+        holdings.begin()
+    return device_budget(GPU, fraction, holdings=holdings, load=modules.get)
+
+
+def test_cupy_is_asked_first_then_torch_then_the_driver() -> None:
+    everything = {"cupy": cupy(50 * GB), "torch": torch(40 * GB)}
+    assert (budget(everything).source, budget(everything).free) == ("cupy", 50 * GB)
+    assert (budget({"torch": torch(40 * GB)}).source, budget({"torch": torch(40 * GB)}).free) == ("torch", 40 * GB)
+    assert (budget({}).source, budget({}).free) == ("driver", 60 * GB)
+
+
+def test_a_library_that_fails_gives_way_to_the_next() -> None:
+    broken = SimpleNamespace(cuda=SimpleNamespace(Device=raising, mem_get_info=raising))
+    assert budget({"cupy": broken, "torch": torch(40 * GB)}).source == "torch"
+    assert budget({"cupy": broken, "torch": broken}).source == "driver"
+    assert budget({"cupy": SimpleNamespace(), "torch": SimpleNamespace()}).source == "driver"
+
+
+def test_no_library_is_asked_before_cuda_is_in_use() -> None:
+    broken = SimpleNamespace(cuda=SimpleNamespace(Device=pytest.fail, mem_get_info=pytest.fail))
+    assert budget({"cupy": broken, "torch": broken}, active=False).source == "driver"
+
+
+def test_the_limit_is_a_share_of_what_is_free_or_ours() -> None:
+    found = budget({"torch": torch(30 * GB, pool=(12 * GB, 14 * GB))}, used=10 * GB)
+    assert (found.used, found.cached, found.context) == (10 * GB, 2 * GB, CONTEXT_BYTES)
+    ours = 10 * GB + 2 * GB + CONTEXT_BYTES
+    assert found.reserved == 2 * GB + CONTEXT_BYTES
+    assert found.limit == int(0.8 * (30 * GB + ours))
+    assert found.room == found.limit - 10 * GB - CONTEXT_BYTES
+    assert found.as_dict()["limit"] == found.limit
+
+
+def test_what_the_process_holds_for_other_ends_is_not_ours() -> None:
+    """Somebody's model in the same process: allocated by torch, held by no body."""
+    found = budget({"torch": torch(20 * GB, pool=(40 * GB, 40 * GB))})
+    assert found.limit == int(0.8 * (20 * GB + CONTEXT_BYTES))
+
+
+def test_the_context_is_counted_before_it_is_there_and_after() -> None:
+    before = budget({}, active=False)
+    assert (before.context, before.coming) == (0, CONTEXT_BYTES)
+    assert before.room == int(0.8 * 60 * GB) - CONTEXT_BYTES
+    after = budget({"torch": torch(60 * GB - CONTEXT_BYTES)})
+    assert abs(after.room - before.room) <= 1
+    assert after.limit == before.limit
+
+
+def test_a_full_card_has_no_room_and_no_negative_one() -> None:
+    assert budget({"torch": torch(0)}, used=10 * GB).room == 0
+    assert budget({"torch": torch(100 * MB)}, fraction=1.0).room == 100 * MB
+
+
+def test_workers_on_one_card_share_it() -> None:
+    """Each new worker takes all the room it is told of; together they never ask for more than the card has."""
+    card, bodies = Card(40 * GB), []
+    taken = []
+    for _ in range(6):
+        machine = Machine("cuda", 0.5, prober=cast("Prober", FakeProber(card)), holdings=Holdings(), load=nothing)
+        room = machine.budget().room
+        body = Body(room)
+        machine.holdings.add(body)
+        bodies.append(body)
+        card.taken += room + CONTEXT_BYTES
+        taken.append(room)
+        assert card.free >= 0
+    assert taken == sorted(taken, reverse=True)
+    assert taken[0] == 20 * GB - CONTEXT_BYTES
+    assert sum(taken) < 40 * GB
+
+
+def test_stores_of_one_process_share_its_budget() -> None:
+    holdings, first = Holdings(), Body(8 * GB)
+    holdings.begin()
+    load = {"torch": torch(20 * GB)}.get
+    holdings.add(first)
+    alone = device_budget(GPU, 0.8, holdings=holdings, load=load)
+    second = Body(4 * GB)
+    holdings.add(second)
+    holdings.add(Body(4 * GB, "cuda:1"))
+    assert device_budget(GPU, 0.8, holdings=holdings, load=load).used == alone.used + 4 * GB
+    del second
+    assert device_budget(GPU, 0.8, holdings=holdings, load=load).used == alone.used
+
+
+def test_free_bytes_come_from_a_library_or_not_at_all() -> None:
+    assert free_bytes(0, {"cupy": cupy(3 * GB)}.get) == 3 * GB
+    assert free_bytes(0, {"torch": torch(2 * GB)}.get) == 2 * GB
+    assert free_bytes(0, nothing) is None
+    assert machine_with(Card()).free_now(0) is None
+
+
+def test_the_host_has_a_budget_of_the_same_shape() -> None:
+    found = host_budget(HostMemory(10 * GB, 5 * GB, "cgroup2"))
+    assert (found.device, found.total, found.free, found.source) == ("cpu", 10 * GB, 5 * GB, "cgroup2")
+    assert found.limit == found.room == 4 * GB
+    assert machine_with(None, "auto").budget().device == "cpu"
+
+
+def in_child(work: Callable[[], bool]) -> bool:
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if work() else 1)
+    return os.waitpid(child, 0)[1] == 0
+
+
+def test_a_child_of_a_process_that_uses_cuda_stays_off_it() -> None:
+    machine = machine_with(Card())
+    body = Body(GB)
+    machine.holdings.add(body)
+    assert in_child(lambda: machine.choice.device == "cuda:0" and not machine.forked)
+    machine.holdings.begin()
+    assert in_child(
+        lambda: (
+            machine.forked
+            and machine.choice.device == "cpu"
+            and "spawn" in machine.choice.reason
+            and machine.holdings.on("cuda:0") == 0
+        )
+    )
+    assert machine.choice.device == "cuda:0"
+    assert machine.holdings.on("cuda:0") == GB

@@ -1,0 +1,149 @@
+"""A GPU that is not there: a card with a limit in bytes, its driver, and bodies that live on it."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from memevolve_gpu.devices.budget import Holdings
+from memevolve_gpu.devices.gpu import Gpu, GpuList, Prober
+from memevolve_gpu.devices.machine import Machine
+from memevolve_gpu.errors import DeviceError
+from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index.base import Arrays, BuildJob
+from memevolve_gpu.index.exact import ExactBody
+from memevolve_gpu.types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric
+
+__all__ = ["MB", "Card", "FakeProber", "OnCard", "line", "machine_with", "on_disk", "printing"]
+
+MB = 1 << 20
+
+
+def line(index: int = 0, name: str = "Test GPU", total: int = 1000, free: int = 900, **other: str) -> str:
+    """What a driver prints for a card; sizes in MiB."""
+    uuid, capability = other.get("uuid", f"GPU-{index}aaaa"), other.get("capability", "9.0")
+    return f"{index}, {name}, {uuid}, {capability}, {total}, {free}, {other.get('driver', '580.65.06')}"
+
+
+def printing(*lines: str) -> list[str]:
+    """A command that prints these lines."""
+    return ["/bin/sh", "-c", "".join(f"echo '{each}';" for each in lines)]
+
+
+class Card:
+    """A card of ``total`` bytes of which other processes hold ``taken``; broken when ``lost`` is set."""
+
+    def __init__(self, total: int = 4000 * MB) -> None:
+        self.total = total
+        self.taken = 0
+        self.lost = False
+        self.holders: weakref.WeakSet[OnCard] = weakref.WeakSet()
+        self.searches = 0
+        self.tensors: list[Any] = []
+        """What searches were given that was no numpy array."""
+
+    @property
+    def free(self) -> int:
+        return self.total - self.taken - sum(holder.held for holder in self.holders)
+
+    def allocate(self, holder: OnCard, size: int) -> None:
+        if self.lost:
+            raise DeviceError("CUDA error: device lost", "device-lost")
+        if size > self.free:
+            raise DeviceError(f"out of memory: {size} wanted, {self.free} free", "out-of-memory")
+        holder.held = size
+        self.holders.add(holder)
+
+
+class FakeProber:
+    """The driver of one card."""
+
+    def __init__(self, card: Card | None, problem: str = "there is no NVIDIA driver on this machine") -> None:
+        self.card, self.problem = card, problem
+        self.looks = 0
+
+    def look(self, max_age: float = float("inf")) -> GpuList:
+        del max_age
+        self.looks += 1
+        if self.card is None:
+            return GpuList(problem=self.problem)
+        return GpuList((Gpu(0, "Test GPU", (9, 0), self.card.total, self.card.free),), "", "580.65.06")
+
+
+class OnCard(ExactBody):
+    """An exact body that claims to live on ``card``; one instance of the class attribute serves all of a test."""
+
+    accepts_device_queries: ClassVar[bool] = True
+    card: ClassVar[Card]
+    held = 0
+
+    @classmethod
+    def build(cls, job: BuildJob) -> OnCard:
+        body = cls(job.plan, job.metric, job.rows, job.table())
+        cls.card.allocate(body, job.plan.device_bytes)
+        job.progress("add", 1.0)
+        return body
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> OnCard:
+        raise AssertionError("nothing is restored to a device")
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._told: list[DeviceIncident] = []
+        self._over = False
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self._over else self.plan.device
+
+    @property
+    def device_bytes(self) -> int:
+        return 0 if self._over else self.held
+
+    def incidents(self) -> list[DeviceIncident]:
+        told, self._told = self._told, []
+        return told
+
+    def search(
+        self, queries: Any, k: int, effort: Effort, allowed: Allowed | None = None
+    ) -> tuple[FloatArray, IntArray]:
+        if hasattr(queries, "detach"):
+            self.card.tensors.append(queries)
+            queries = queries.numpy()
+        if self.card.lost and not self._over:
+            self._over = True
+            self._told.append(DeviceIncident(self.plan.device, "device-lost", "cpu-until-restart", "the card is gone"))
+        self.card.searches += not self._over
+        return super().search(queries, k, replace(effort, exact=True), allowed)
+
+
+def machine_with(
+    card: Card | None,
+    request: str = "cuda",
+    *,
+    fraction: float = 0.8,
+    trial: dict[str, str] | None = None,
+    present: dict[str, str] | None = None,
+) -> Machine:
+    """A machine with this card, on which the given engines fail, when tried or at first sight."""
+    missing = {"faiss": "faiss is not installed"} if present is None else present
+    return Machine(
+        request,
+        fraction,
+        prober=cast("Prober", FakeProber(card)),
+        holdings=Holdings(),
+        load=lambda _name: None,
+        trial=lambda engine, _index: (trial or {}).get(engine, ""),
+        present=lambda engine: missing.get(engine, ""),
+    )
+
+
+def on_disk(folder: Path, name: str, text: str) -> str:
+    """An executable file."""
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
