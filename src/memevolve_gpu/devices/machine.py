@@ -54,7 +54,7 @@ class Machine:
     @property
     def known(self) -> DeviceChoice | None:
         """The device, if it has been looked for."""
-        return self._choice
+        return self.choice if self.forked else self._choice
 
     @property
     def choice(self) -> DeviceChoice:
