@@ -278,6 +278,28 @@ def test_vectors_can_be_given(any_store: MemEvolveVectorStore) -> None:
     assert any_store.add_embeddings([]) == []
 
 
+def test_vectors_can_be_given_without_texts(any_store: MemEvolveVectorStore) -> None:
+    """As mem0 gives them: everything in the metadata."""
+    vectors = np.eye(16)[:3].tolist()
+    metadatas: list[dict[str, Any]] = [{"data": "likes tea", "user_id": "u"}, {"user_id": "v"}, {"data": None}]
+    any_store.add_embeddings(embeddings=vectors, metadatas=metadatas, ids=["a", "b", "c"])
+    assert contents(any_store.get_by_ids(["a", "b", "c"])) == ["likes tea", "", ""]
+    found = any_store.similarity_search_by_vector_with_relevance_scores(
+        embedding=vectors[0], k=5, filter={"user_id": "u"}
+    )
+    assert [document.metadata for document, _ in found] == metadatas[:1]
+    assert [score for _, score in found] == pytest.approx([1])
+    any_store.add_embeddings(embeddings=iter(vectors))
+    assert any_store.backend.count() == 6
+    with pytest.raises(InvalidUnitError, match="metadatas has 1 entries for 3"):
+        any_store.add_embeddings(embeddings=vectors, metadatas=[{}])
+    with pytest.raises(InvalidUnitError, match="exclude each other"):
+        any_store.add_embeddings([("a", vectors[0])], embeddings=vectors)
+    assert any_store.backend.count() == 6
+    with pytest.raises(InvalidUnitError, match="list of ids"):
+        any_store.get_by_ids("abc")
+
+
 def test_vectors_that_do_not_fit_are_refused_whole(store: MemEvolveVectorStore) -> None:
     with pytest.raises(DimensionMismatchError):
         store.add_embeddings([("a", [1.0] * 16), ("b", [1.0] * 15)])

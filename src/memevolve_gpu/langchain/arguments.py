@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from ..errors import InvalidQueryError, InvalidUnitError
 from .filters import Conjunction, alternatives
 
-__all__ = ["Asked", "batches", "checked_ids", "documents_of", "no_more", "query_text"]
+__all__ = ["Asked", "batches", "checked_ids", "documents_of", "no_more", "pairs_of", "query_text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,23 @@ def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | Non
     if len(metadatas) != len(given):
         raise InvalidUnitError(f"metadatas has {len(metadatas)} entries for {len(given)} texts; pass one for each")
     return [Document(page_content=text, metadata=one or {}) for text, one in zip(given, metadatas, strict=True)]
+
+
+def pairs_of(
+    text_embeddings: Iterable[tuple[str, Sequence[float]]] | None,
+    embeddings: Iterable[Sequence[float]] | None,
+    metadatas: Sequence[dict[str, Any]] | None,
+) -> list[tuple[str, Sequence[float]]]:
+    """(text, vector) pairs; of vectors alone the texts are ``data`` in the metadata, or empty."""
+    if embeddings is None:
+        return list(text_embeddings or ())
+    if text_embeddings is not None:
+        raise InvalidUnitError("text_embeddings and embeddings exclude each other; give one of them")
+    vectors = list(embeddings)
+    texts = [str((one or {}).get("data") or "") for one in metadatas or [{}] * len(vectors)]
+    if len(texts) != len(vectors):
+        raise InvalidUnitError(f"metadatas has {len(texts)} entries for {len(vectors)} vectors; pass one for each")
+    return list(zip(texts, vectors, strict=True))
 
 
 def batches(texts: list[str], batch_size: int | None) -> list[list[str]]:

@@ -72,6 +72,14 @@ class Searching(LangChainVectorStore):
         """As ``similarity_search_with_score_by_vector``."""
         return await asyncio.to_thread(self._nearest, Asked.of(k, kwargs), embedding)
 
+    def similarity_search_by_vector_with_relevance_scores(
+        self, embedding: Sequence[float], k: int = 4, **kwargs: Any
+    ) -> list[tuple[Document, float]]:
+        """(document, relevance in [0, 1]) of the k nearest to a vector."""
+        score = self._select_relevance_score_fn()
+        found = self.similarity_search_with_score_by_vector(embedding, k, **kwargs)
+        return [(document, score(distance)) for document, distance in found]
+
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:

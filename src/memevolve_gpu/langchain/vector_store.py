@@ -15,7 +15,7 @@ from ..components.store.base import StorageBackend
 from ..components.store.vector_store import VectorStore
 from ..errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ..types import MemoryUnit
-from .arguments import batches, checked_ids, documents_of, no_more
+from .arguments import batches, checked_ids, documents_of, no_more, pairs_of
 from .bridge import Bridge
 from .documents import to_documents, to_units
 from .embeddings import EmbeddingsFunction, as_embeddings
@@ -191,23 +191,30 @@ class MemEvolveVectorStore(Searching):
 
     def add_embeddings(
         self,
-        text_embeddings: Iterable[tuple[str, Sequence[float]]],
+        text_embeddings: Iterable[tuple[str, Sequence[float]]] | None = None,
         metadatas: Sequence[dict[str, Any]] | None = None,
         ids: Sequence[str | None] | None = None,
+        *,
+        embeddings: Iterable[Sequence[float]] | None = None,
     ) -> list[str]:
-        """As ``add_texts``, of (text, vector) pairs; nothing is embedded."""
-        pairs = list(text_embeddings)
+        """As ``add_texts``, of (text, vector) pairs; nothing is embedded.
+
+        ``embeddings`` gives vectors alone, as mem0 does; the text of each is then ``data`` in its metadata, or empty.
+        """
+        pairs = pairs_of(text_embeddings, embeddings, metadatas)
         units = to_units(documents_of([text for text, _ in pairs], metadatas), ids)
         return self._keep(units, [vector for _, vector in pairs])
 
     async def aadd_embeddings(
         self,
-        text_embeddings: Iterable[tuple[str, Sequence[float]]],
+        text_embeddings: Iterable[tuple[str, Sequence[float]]] | None = None,
         metadatas: Sequence[dict[str, Any]] | None = None,
         ids: Sequence[str | None] | None = None,
+        *,
+        embeddings: Iterable[Sequence[float]] | None = None,
     ) -> list[str]:
         """As ``add_embeddings``."""
-        return await asyncio.to_thread(self.add_embeddings, text_embeddings, metadatas, ids)
+        return await asyncio.to_thread(self.add_embeddings, text_embeddings, metadatas, ids, embeddings=embeddings)
 
     def delete(
         self,
@@ -250,7 +257,7 @@ class MemEvolveVectorStore(Searching):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents that exist, in the order of ``ids``, each once."""
-        found = self._bridge.units_of(list(ids))
+        found = self._bridge.units_of(checked_ids(ids))
         self._bridge.note_read(list(found))
         return to_documents(list(found.values()))
 
