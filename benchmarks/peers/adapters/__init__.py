@@ -1,0 +1,1 @@
+"""One file for each peer, each a few dozen lines behind :class:`peers.protocol.Peer`."""

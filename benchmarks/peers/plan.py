@@ -1,0 +1,57 @@
+"""How long a run will take, before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .session import Plan
+
+__all__ = ["SECTIONS", "predicted"]
+
+SECTIONS = ("ingest", "search", "filters", "reopen", "writes", "mixed", "scaling")
+
+_BUILD = {
+    "memevolve-gpu": 6,
+    "memevolve-gpu ivf": 6,
+    "chromadb": 60,
+    "lancedb": 30,
+    "qdrant-edge": 40,
+    "sqlite-vec": 3,
+    "milvus-lite": 60,
+    "zvec": 120,
+    "faiss Flat": 1,
+    "faiss HNSW": 20,
+    "hnswlib": 40,
+    "usearch": 40,
+    "turbovec": 2,
+}
+"""Seconds of one build of 50,000 rows of 384 numbers on the machine that this was written on."""
+
+_SEARCH_MS = {"chromadb": 2.0, "lancedb": 5.0, "sqlite-vec": 14.0, "milvus-lite": 4.0, "faiss Flat": 3.0}
+"""Milliseconds of one search there; the others take less than one."""
+
+_WRITES = {"writes": 4, "mixed": 1}
+"""Measurements in the section, each bounded by the plan's cap."""
+
+
+def predicted(names: Sequence[str], sections: Sequence[str], size: int, plan: Plan, sizes: Sequence[int] = ()) -> float:
+    """Seconds, roughly: what builds take by their growth, and what the plan's caps allow to searches and writes."""
+    total: float = sum(one_size(name, sections, size, plan) for name in names) if set(sections) - {"scaling"} else 0.0
+    if "scaling" in sections:
+        total += sum(_BUILD[name] * (one / 50_000) ** 1.15 + 12 for name in names for one in sizes)
+    return total
+
+
+def one_size(name: str, sections: Sequence[str], size: int, plan: Plan) -> float:
+    build: float = _BUILD[name] * (size / 50_000) ** 1.15
+    total: float = 3 + (build * plan.builds if build < plan.repeat_below else build)
+    search: float = _SEARCH_MS.get(name, 0.6) / 1e3 * plan.queries * max(0.2, size / 50_000)
+    if "search" in sections:
+        total += search * 6 + 4 * min(plan.cap, search * plan.passes)
+    if "filters" in sections:
+        total += search * 3 + 2 * min(plan.cap, search * plan.passes)
+    if "reopen" in sections:
+        total += 2.5 * plan.reopens
+    writing = 0.008 * plan.writes
+    total += sum(min(plan.write_cap, writing) * often for section, often in _WRITES.items() if section in sections)
+    return total

@@ -1,0 +1,3 @@
+"""The page."""
+
+from __future__ import annotations
