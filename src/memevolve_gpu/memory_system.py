@@ -21,8 +21,9 @@ from .components.retrieve import (
     RetrievalStrategy,
 )
 from .components.stamps import now_text
-from .components.store import StorageBackend, VectorStore
+from .components.store import StorageBackend
 from .components.store.capabilities import KeywordSearch, Maintainable, StorageHealth, TextSearch
+from .components.store.opening import AnyStore, open_store
 from .components.trials import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, MemEvolveError
 from .types import MemoryUnit
@@ -57,7 +58,7 @@ class MemorySystem:
         if self.config.log_level is not None:
             logging.getLogger("memevolve_gpu").setLevel(self.config.log_level.upper())
         self.encoder = encoder
-        self._owned: list[VectorStore] = []
+        self._owned: list[AnyStore] = []
         given = self.config.storage_backend
         self.storage: StorageBackend = self._own_store() if given is None else given  # an empty store is falsy
         strategy = self.config.retrieval_strategy or _default_retrieval(self.storage)
@@ -72,9 +73,10 @@ class MemorySystem:
     def from_env(
         cls, index_file: str | os.PathLike[str] | None = None, encoder: Any = None, **settings: Any
     ) -> MemorySystem:
-        """A system on a ``VectorStore`` and an embedding function by MEMEVOLVE_STORAGE_* and MEMEVOLVE_EMBEDDING_*.
+        """A system on the store and the embedding function that MEMEVOLVE_STORAGE_* and MEMEVOLVE_EMBEDDING_* name.
 
-        index_file: path prefix of the store, ``memory`` by default. settings: fields of ``MemorySystemConfig``.
+        index_file: path prefix of the store, ``memory`` by default, or ``milvus://host:port/collection``; see
+        ``open_store``. settings: fields of ``MemorySystemConfig``.
         ``close()`` closes the store. Raises as ``VectorStore`` does.
         """
         store = _store_from_env(index_file)
@@ -323,7 +325,7 @@ class MemorySystem:
         else:
             self.memory_manager.set_strategy(_strategy_of(component))
 
-    def _own_store(self) -> VectorStore:
+    def _own_store(self) -> AnyStore:
         store = _store_from_env(None)
         self._owned.append(store)
         return store
@@ -332,8 +334,8 @@ class MemorySystem:
         self.operation_log.append({"operation": operation, "details": dict(details), "timestamp": now_text()})
 
 
-def _store_from_env(index_file: str | os.PathLike[str] | None) -> VectorStore:
-    return VectorStore(index_file or "memory", embedder_from_config(EmbeddingConfig()), storage_config=StorageConfig())
+def _store_from_env(index_file: str | os.PathLike[str] | None) -> AnyStore:
+    return open_store(index_file, embedder_from_config(EmbeddingConfig()), storage_config=StorageConfig())
 
 
 def _default_retrieval(storage: StorageBackend) -> RetrievalStrategy:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import asking, changing, embedding, machine, managing, upkeep
+from . import asking, changing, copying, embedding, machine, managing, upkeep
 from .app import app, main
 from .codes import ExitCode
 
@@ -40,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "maintain": upkeep.maintain,
     "snapshot": upkeep.snapshot,
     "backup": upkeep.backup,
+    "copy": copying.copy,
     "export": asking.export,
     "import": changing.import_file,
     "embed": embedding.embed,

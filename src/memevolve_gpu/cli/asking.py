@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import RenderableType
 
-from ..components.store.vector_store import VectorStore
+from ..components.store.opening import AnyStore
 from ..records import canonical, matches
 from ..types import MemoryUnit
 from .codes import ExitCode
@@ -153,7 +153,7 @@ def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts:
     raise typer.Exit(ExitCode.NOT_FOUND)
 
 
-def _export_lines(store: VectorStore, filters: dict[str, Any] | None, vectors_of: str | None) -> Iterator[str]:
+def _export_lines(store: AnyStore, filters: dict[str, Any] | None, vectors_of: str | None) -> Iterator[str]:
     """The lines of an export, with vectors when the prefix of the store is given."""
     if vectors_of is None:
         return (export_line(unit) for unit in store.units(filters))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..components.store.vector_store import VectorStore
+from ..components.store.opening import AnyStore
 from ..errors import MemEvolveError
 from ..types import FloatArray, MemoryUnit
 from .codes import Interrupted
@@ -22,7 +22,7 @@ __all__ = ["Bulk", "add_batches", "add_whole", "bulk_into", "nothing_stored"]
 class Bulk:
     """What one command has stored so far: ``ids`` in order, and how many of them were there before."""
 
-    def __init__(self, store: VectorStore, output: Output, source: str) -> None:
+    def __init__(self, store: AnyStore, output: Output, source: str) -> None:
         self.store = store
         self.output = output
         self.source = _name(source)
@@ -75,7 +75,7 @@ class Bulk:
 
 
 @contextmanager
-def bulk_into(store: VectorStore, output: Output, source: str) -> Iterator[Bulk]:
+def bulk_into(store: AnyStore, output: Output, source: str) -> Iterator[Bulk]:
     """Errors and Ctrl-C leave with a message that says what is in the store."""
     bulk = Bulk(store, output, source)
     try:

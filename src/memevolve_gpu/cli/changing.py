@@ -6,13 +6,21 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..components.store.vector_store import VectorStore
 from ..types import MemoryUnit
 from .asking import missing
 from .bulk import add_batches, add_whole, bulk_into, nothing_stored
 from .codes import InputError, NotFoundError, StoreExistsError
 from .legacy import looks_legacy, read_old
-from .opening import EmbedderName, KeptModel, choose_embedder, open_existing, open_or_make, remembered_model, store_at
+from .opening import (
+    EmbedderName,
+    KeptModel,
+    choose_embedder,
+    exists,
+    open_existing,
+    open_or_make,
+    remembered_model,
+    store_at,
+)
 from .options import AsJson, Embedder, IndexType, Metric, Prefix
 from .output import Output
 from .reading import Exported, json_value, read_exported, read_text, read_units
@@ -30,7 +38,7 @@ def init(
 ) -> None:
     """Make an empty store. Exits with 1 when there is one already; nothing is changed then."""
     prefix = store_at(store)
-    if VectorStore.exists_at(prefix):
+    if exists(prefix):
         raise StoreExistsError(f"there is a store at {prefix!r} already; use it, or name another with --store")
     function = choose_embedder(embedder, None)
     with open_or_make(prefix, function, index_type, metric) as opened:

@@ -7,11 +7,14 @@ import shlex
 from enum import Enum
 from typing import Any
 
+from ..components.store.milvus_store import MilvusStore
+from ..components.store.opening import AnyStore, milvus_at, store_exists
 from ..components.store.vector_store import VectorStore
 from ..errors import EmbeddingError
 from ..records import Records
 from ..utils.config import EmbeddingConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction, HashingEmbedder, embedder_from_config
+from ..utils.milvus_config import MilvusConfig, is_milvus_uri
 from .codes import InputError, NotFoundError
 
 __all__ = [
@@ -21,7 +24,9 @@ __all__ = [
     "KeptModel",
     "MetricName",
     "choose_embedder",
+    "exists",
     "open_existing",
+    "open_local",
     "open_or_make",
     "remembered_model",
     "store_at",
@@ -69,25 +74,47 @@ class KeptModel:
 
 
 def store_at(prefix: str | None) -> str:
-    """The prefix that was given, else the setting's, else ``memory`` in the current folder.
+    """The prefix or ``milvus://`` address that was given, else what the settings name, else ``memory`` here.
 
     Raises InputError for an empty one: a script's variable that is not set must not lead to another store.
     """
     if prefix is not None and not prefix.strip():
         raise InputError("--store: the prefix is empty; give a path such as ./memory")
-    return prefix or str(dict(StorageConfig()).get("path") or DEFAULT_STORE)
+    config = StorageConfig()
+    if prefix is None and config.backend_type == "milvus":
+        return MilvusConfig().address
+    return prefix or str(dict(config).get("path") or DEFAULT_STORE)
 
 
-def open_existing(prefix: str, embedder: EmbedderName | None, index_type: IndexTypeName | None = None) -> VectorStore:
+def open_existing(prefix: str, embedder: EmbedderName | None, index_type: IndexTypeName | None = None) -> AnyStore:
     """Open the store at ``prefix``; embedder None for commands that embed nothing.
 
-    Raises NotFoundError when there is none, else as ``VectorStore`` does.
+    Raises NotFoundError when there is none, else as ``VectorStore`` and ``MilvusStore`` do.
     """
-    if not VectorStore.exists_at(prefix):
+    if not exists(prefix):
         remedy = f"make one with: memevolve-store init --store {shlex.quote(prefix)}"
         raise NotFoundError(f"there is no store at {prefix!r}; {remedy}, or name another with --store")
     function = None if embedder is None else choose_embedder(embedder, remembered_model(prefix))
-    return VectorStore(prefix, function, storage_config=_config(index_type, None))
+    return _opened(prefix, function, _config(index_type, None))
+
+
+def open_local(prefix: str) -> VectorStore:
+    """As :func:`open_existing` without an embedder, for what only a store in files can do.
+
+    Raises InputError for one on a server.
+    """
+    opened = open_existing(prefix, None)
+    if isinstance(opened, MilvusStore):
+        opened.close()
+        raise InputError(
+            f"--store: {prefix} is on a Milvus server, which has this command's work done by its own tools"
+        )
+    return opened
+
+
+def exists(prefix: str) -> bool:
+    """Is there a store at this prefix or address?"""
+    return store_exists(prefix, StorageConfig().replace(backend_type="vector"))
 
 
 def open_or_make(
@@ -95,13 +122,15 @@ def open_or_make(
     function: EmbeddingFunction,
     index_type: IndexTypeName | None = None,
     metric: MetricName | None = None,
-) -> VectorStore:
+) -> AnyStore:
     """Open the store at ``prefix``, or make one there."""
-    return VectorStore(prefix, function, storage_config=_config(index_type, metric))
+    return _opened(prefix, function, _config(index_type, metric))
 
 
 def remembered_model(prefix: str) -> str | None:
     """Name of the embedding model that filled the store; None when there is no store, or the model has no name."""
+    if is_milvus_uri(prefix):
+        return MilvusStore.model_at(milvus_at(prefix))
     facts = Records.peek(prefix)
     return None if facts is None else facts.model
 
@@ -117,6 +146,12 @@ def choose_embedder(name: EmbedderName, held: str | None) -> EmbeddingFunction:
         return HashingEmbedder(int(hashing[1]))
     config = EmbeddingConfig() if name is EmbedderName.AUTO else EmbeddingConfig().replace(provider=name.value)
     return embedder_from_config(config)
+
+
+def _opened(prefix: str, function: EmbeddingFunction | None, config: StorageConfig) -> AnyStore:
+    if is_milvus_uri(prefix):
+        return MilvusStore(function, storage_config=config, milvus_config=milvus_at(prefix))
+    return VectorStore(prefix, function, storage_config=config)
 
 
 def _config(index_type: IndexTypeName | None, metric: MetricName | None) -> StorageConfig:

@@ -8,7 +8,7 @@ import typer
 from rich.console import RenderableType
 
 from .codes import ExitCode
-from .opening import open_existing, store_at
+from .opening import open_existing, open_local, store_at
 from .options import AsJson, IndexType, Prefix
 from .output import Output, Rows
 
@@ -22,7 +22,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Hold the records against themselves and the index against the records. Exits with 1 while a problem stands."""
-    with open_existing(store_at(store), None) as opened:
+    with open_local(store_at(store)) as opened:
         findings = opened.check(fix)
     document = [{"code": one.code, "message": one.message, "fixed": one.fixed} for one in findings]
     standing = sum(not one.fixed for one in findings)
@@ -46,7 +46,7 @@ def maintain(*, store: Prefix = None, index_type: IndexType = None, as_json: AsJ
 def snapshot(*, store: Prefix = None, as_json: AsJson = False) -> None:
     """Save the index, so that the store opens quickly next time."""
     output = Output(as_json)
-    with open_existing(store_at(store), None) as opened, output.progress("saving the index"):
+    with open_local(store_at(store)) as opened, output.progress("saving the index"):
         path = opened.snapshot()
     output.show({"snapshot": path}, f"saved the index to {path}")
 
@@ -59,6 +59,6 @@ def backup(
 ) -> None:
     """Copy the records to a new file, consistent while others use the store."""
     output = Output(as_json)
-    with open_existing(store_at(store), None) as opened, output.progress("copying"):
+    with open_local(store_at(store)) as opened, output.progress("copying"):
         opened.backup(path)
     output.show({"backup": path}, f"copied the records to {path}")

@@ -101,6 +101,16 @@ class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
         finally:
             door.close()
 
+    @staticmethod
+    def model_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> str | None:
+        """The embedding model that filled the store; None when there is no store, or the model has no name."""
+        door = Door(MilvusConfig.adopt(milvus_config), client)
+        try:
+            facts = describe(door)
+        finally:
+            door.close()
+        return None if facts is None else facts.model
+
     # The shape of the store
 
     @property
