@@ -30,7 +30,7 @@ from .work import Lists
 
 __all__ = ["Layout", "TorchBody", "blocks_of", "candidate_width", "measured_space"]
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES = 32 << 20
 _DEVICE_CALL = 15_000_000.0
 """Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
 _LEAST_CANDIDATES = 32
@@ -71,7 +71,7 @@ def candidate_width(k: int, effort: Effort) -> int:
 
 
 def blocks_of(table: VectorTable) -> Iterator[tuple[int, FloatArray]]:
-    """The rows in blocks of 64 MB with the position of the first."""
+    """The rows in blocks of 32 MB with the position of the first."""
     step = max(1024, _BLOCK_BYTES // (4 * table.dim))
     for start in range(0, table.n, step):
         yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
@@ -131,16 +131,20 @@ class TorchBody(Body):
         """As :meth:`~..base.Body.search`; ``queries`` may also lie on a device: torch tensors, what has
         ``__cuda_array_interface__`` or ``__dlpack__``. They are not copied to the host unless the host answers.
         """
-        if isinstance(queries, np.ndarray) or not _on_some_device(queries) or self._loaded is None or effort.exact:
+        tensor = self._lying_there(queries, k, effort, allowed)
+        if tensor is None:
             return super().search(_on_host(queries), k, effort, allowed)
-        tensor = self._guard.attempt(lambda _: device_tensor(queries, self._ready().device), 1)
-        if tensor is None or tensor.ndim != 2 or tensor.shape[1] != self.dim or k < 1:
-            return super().search(_on_host(queries), k, effort, allowed)
-        if allowed is not None and (allowed.n != self.n or allowed.count in {0, self.n}):
-            if allowed.n != self.n or allowed.count == 0:
-                return super().search(_on_host(tensor), k, effort, allowed)
-            allowed = None
-        return self._search(tensor, k, effort, allowed)
+        return self._search(tensor, k, effort, None if allowed is None or allowed.count == self.n else allowed)
+
+    def _lying_there(self, queries: Any, k: int, effort: Effort, allowed: Allowed | None) -> Any:
+        """``queries`` on this body's device, when they lie on some device and this one is to answer; else None."""
+        if isinstance(queries, np.ndarray) or not _on_some_device(queries):
+            return None
+        if self._loaded is None or effort.exact or k < 1 or tuple(queries.shape[1:]) != (self.dim,):
+            return None
+        if allowed is not None and (allowed.n != self.n or allowed.count == 0):
+            return None
+        return self._guard.attempt(lambda _: device_tensor(queries, self._ready().device), 1)
 
     # -------------------------------------------------------------------------------------------------- loading
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from ...errors import DeviceError, EngineError
 __all__ = [
     "Cause",
     "cause_of",
+    "current",
     "device_tensor",
     "forked",
     "kernel_errors",
@@ -104,22 +106,29 @@ def forked() -> bool:
 
 
 def triton_kernels(device: Any) -> tuple[Any, str]:
-    """The Triton kernels for ``device`` and "", or None and why there are none.
-
-    Kernels want a GPU of compute capability 8.0 or later, or Triton's interpreter, which runs on CPU tensors too.
+    """The Triton kernels for ``device`` and "", or None and why there are none: they want a GPU of compute capability
+    8.0 or later.
     """
+    if device.type != "cuda":
+        return None, "the CPU has no Triton; torch's own operations answer"
+    if load_torch().cuda.get_device_capability(device) < (8, 0):
+        return None, f"{device} is older than compute capability 8.0; torch's own operations answer"
     try:
-        triton: ModuleType = importlib.import_module("triton")
-        interpreted = bool(triton.knobs.runtime.interpret)
-        if device.type == "cpu" and not interpreted:
-            return None, "the CPU has no Triton; torch's own operations answer"
-        if device.type == "cuda" and load_torch().cuda.get_device_capability(device) < (8, 0):
-            return None, f"{device} is older than compute capability 8.0; torch's own operations answer"
         from . import kernels
 
         return kernels.load(), ""
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+    except (ImportError, AttributeError, OSError) as error:
         return None, f"triton cannot be used ({_first_line(error)}); torch's own operations answer"
+
+
+@contextmanager
+def current(device: str) -> Iterator[None]:
+    """Work on ``device``, whatever the calling thread has set for its own use of torch."""
+    torch = load_torch()
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
+        if device.startswith("cuda"):
+            stack.enter_context(torch.cuda.device(device))
+        yield
 
 
 def device_tensor(queries: Any, device: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BLOCK_GROUPS", "GROUP", "padded_columns", "padded_groups", "tile_columns"]
+__all__ = ["BLOCK_GROUPS", "GROUP", "padded_columns", "padded_groups", "span_columns", "tile_columns"]
 
 GROUP = 32
 """Rows of which a scan keeps one number, the best of their scores. The k best rows of all lie in the k groups with the
@@ -21,6 +21,14 @@ def padded_columns(dim: int) -> int:
 def tile_columns(columns: int, most: int = 128) -> int:
     """The widest power of two up to ``most`` that divides ``columns``."""
     return min(most, columns & -columns)
+
+
+def span_columns(columns: int, most: int = 512) -> int:
+    """The widest multiple of :func:`tile_columns` up to ``most`` that divides ``columns``: a kernel holds so many of a
+    row's columns in registers. Twice as many spilled from 1,536 columns on (looked up in compiled kernels, sm_90).
+    """
+    tile = tile_columns(columns)
+    return max(step for step in range(tile, max(tile, most) + 1, tile) if columns % step == 0)
 
 
 def padded_groups(groups: int) -> int:

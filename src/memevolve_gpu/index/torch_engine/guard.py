@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident
-from .door import Cause, cause_of, load_torch
+from .door import Cause, cause_of, current, forked, load_torch
 
 __all__ = ["Guard", "building", "lock_of", "lost_devices"]
 
@@ -25,6 +25,17 @@ _INCIDENTS = 64
 _locks: dict[str, threading.RLock] = {}
 _lost: dict[str, str] = {}
 _registry = threading.Lock()
+
+
+def _in_child() -> None:
+    """Locks that the parent's threads held would never be given back."""
+    global _registry  # noqa: PLW0603 - as above
+    _registry = threading.Lock()
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def lock_of(device: str) -> threading.RLock:
@@ -45,8 +56,10 @@ def building(device: str) -> Iterator[None]:
     """Hold the device's lock, and turn what torch raises meanwhile into a DeviceError that names its cause."""
     if device in _lost:
         raise DeviceError(f"device {device} failed earlier: {_lost[device]}; restart the process", "device-lost")
+    if forked():
+        raise DeviceError(f"device {device} belongs to the parent process; use the CPU after a fork, or spawn", "fork")
     try:
-        with lock_of(device):
+        with lock_of(device), current(device):
             yield
     except EngineError:
         raise
@@ -110,11 +123,9 @@ class Guard:
         batch = min(self._limit or most, most)
         while True:
             try:
-                with lock_of(self.device):
+                with lock_of(self.device), current(self.device):
                     found = work(batch)
             except (RuntimeError, MemoryError) as error:
-                if isinstance(error, EngineError) and cause_of(error) is None:
-                    raise
                 smaller = self._failed(error, batch)
                 if smaller is None:
                     return None

@@ -22,6 +22,8 @@ from .resident import Space
 
 __all__ = ["TorchIVFBody"]
 
+_ENTER_ROWS = 16_384
+_LARGEST = 60_000.0
 _WHOLE = 0.5
 """Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
 most twice as much, and a batch is to answer as its queries do one by one."""
@@ -149,5 +151,9 @@ def _assigned(table: VectorTable, space: Space, centroids: FloatArray, device: A
 
 def _narrow(space: Space, vectors: FloatArray, device: Any) -> Any:
     """float16 (m, columns) on the device; what a training vector has beyond float16's range is cut."""
-    wide = space.enter(vectors, padded_columns(vectors.shape[1]), device)
-    return wide.clamp_(-60000.0, 60000.0).to(load_torch().float16)
+    torch, columns = load_torch(), padded_columns(vectors.shape[1])
+    narrow = torch.empty((len(vectors), columns), dtype=torch.float16, device=device)
+    for start in range(0, len(vectors), _ENTER_ROWS):
+        wide = space.enter(vectors[start : start + _ENTER_ROWS], columns, device)
+        narrow[start : start + _ENTER_ROWS] = wide.clamp_(-_LARGEST, _LARGEST)
+    return narrow

@@ -1,8 +1,9 @@
 """Triton kernels. Plain functions here; :func:`load` compiles them, and nothing is imported before.
 
 Each has a reference of the same name in :mod:`.reference`. Rows of ``x`` are ``dim`` columns wide, ``block_d`` divides
-``dim``, and groups are 32 rows. A score is ``bias[row] - alpha[query] * scale[row] * dot``, so a bias of +inf hides a
-row. Offsets that may pass 2**31 are computed in 64 bits. Parameters named ``constexpr`` are compiled in.
+``span`` (columns whose loads are in flight at once), which divides ``dim``, and groups are 32 rows. A score is
+``bias[row] - alpha[query] * scale[row] * dot``, so a bias of +inf hides a row. Offsets that may pass 2**31 are computed
+in 64 bits. Parameters named ``constexpr`` are compiled in.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ def minima_one(
     out,
     dim: constexpr,
     block_d: constexpr,
+    span: constexpr,
     block_g: constexpr,
     scaled: constexpr,
 ) -> None:
@@ -61,8 +63,10 @@ def minima_one(
     column = tl.arange(0, block_d)
     tile = x + block * (block_g * 32 * dim) + row[:, None] * dim + column[None, :]
     total = tl.zeros((block_g * 32, block_d), tl.float32)
-    for d in tl.static_range(0, dim, block_d):
-        total += tl.load(tile + d).to(tl.float32) * tl.load(q + d + column)[None, :]
+    for far in range(0, dim, span):
+        for near in tl.static_range(0, span, block_d):
+            d = far + near
+            total += tl.load(tile + d).to(tl.float32) * tl.load(q + d + column)[None, :]
     dot = tl.sum(total, 1)
     if scaled:
         dot *= tl.load(scales + block * (block_g * 32) + row)
@@ -118,6 +122,7 @@ def rescore(
     out,
     dim: constexpr,
     block_d: constexpr,
+    span: constexpr,
     scaled: constexpr,
 ) -> None:
     """Queries in float32: the scores of all rows of each query's chosen groups, +inf for group -1. Grid: width, nq."""
@@ -130,8 +135,10 @@ def rescore(
     column = tl.arange(0, block_d)
     tile = x + first * dim + row[:, None] * dim + column[None, :]
     total = tl.zeros((32, block_d), tl.float32)
-    for d in tl.static_range(0, dim, block_d):
-        total += tl.load(tile + d).to(tl.float32) * tl.load(query + d + column)[None, :]
+    for far in range(0, dim, span):
+        for near in tl.static_range(0, span, block_d):
+            d = far + near
+            total += tl.load(tile + d).to(tl.float32) * tl.load(query + d + column)[None, :]
     dot = tl.sum(total, 1)
     if scaled:
         dot *= tl.load(scales + first + row)

@@ -49,7 +49,7 @@ def train(
     flash = _flash(x, centroids, iterations)
     if flash is not None:
         centroids, iterations = flash, 1  # one more step fills lists that were left empty
-    before, own = float("inf"), float(x.to(torch.float32).square().sum(1).mean())
+    before, own = float("inf"), float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 / len(x)
     for step in range(iterations):
         centroids, scores = _step(x, centroids, operations)
         progress((step + 1) / iterations)

@@ -11,11 +11,12 @@ from .resident import Resident
 
 __all__ = ["Masks"]
 
-_KEPT = 4
+_KEPT_BYTES = 64 << 20
+_KEPT = 8
 
 
 class Masks:
-    """The last few filters as rows with the others hidden: 4 bytes per row and filter.
+    """The last few filters as rows with the others hidden: 4 bytes per row and filter, 64 MB in all or one.
 
     A filter is known by the object that states it, which is kept alive as long as it is remembered here.
     """
@@ -35,7 +36,8 @@ class Masks:
             shown = torch.from_numpy(allowed.rows.view("u1")).to(resident.x.device).bool()
             hidden = resident.only(shown)
             self._kept[id(allowed)] = (allowed, hidden)
-            while len(self._kept) > _KEPT:
+            most = max(1, min(_KEPT, _KEPT_BYTES // (hidden.bias.numel() * 4)))
+            while len(self._kept) > most:
                 self._kept.popitem(last=False)
             return hidden
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from . import reference
 from .door import cause_of, kernel_errors, load_torch, triton_kernels
-from .geometry import tile_columns
+from .geometry import span_columns, tile_columns
 from .work import ListWork
 
 __all__ = ["Operations"]
@@ -28,8 +28,9 @@ class Operations:
     ``note`` is told once. Running out of memory and losing the device are not the kernel's fault and are raised.
     """
 
-    def __init__(self, device: Any, note: Callable[[str], None]) -> None:
-        self._kernels, why = triton_kernels(device)
+    def __init__(self, device: Any, note: Callable[[str], None], kernels: Any = None) -> None:
+        """``kernels``: those of :func:`.kernels.load` for a device that would not use them by itself."""
+        self._kernels, why = (kernels, "") if kernels is not None else triton_kernels(device)
         self._note = note
         self._broken: set[str] = set()
         if why and device.type == "cuda":
@@ -77,7 +78,6 @@ class Operations:
 
     def _minima_one(self, rows: Any, q: Any, factor: Any) -> Any:
         out = _floats((1, rows.groups), q)
-        block_d = tile_columns(rows.columns, 128)
         self._kernels.minima_one[(rows.groups // _ONE_GROUPS,)](
             rows.x,
             rows.scales,
@@ -86,7 +86,8 @@ class Operations:
             factor,
             out,
             dim=rows.columns,
-            block_d=block_d,
+            block_d=tile_columns(rows.columns),
+            span=span_columns(rows.columns),
             block_g=_ONE_GROUPS,
             scaled=rows.scales.numel() > 0,
             num_warps=4,
@@ -128,7 +129,8 @@ class Operations:
             chosen,
             out,
             dim=rows.columns,
-            block_d=tile_columns(rows.columns, 128),
+            block_d=tile_columns(rows.columns),
+            span=span_columns(rows.columns),
             scaled=rows.scales.numel() > 0,
             num_warps=4,
         )
@@ -189,7 +191,7 @@ class Operations:
         return labels, scores
 
     def _sum_lists(self, x: Any, order: Any, starts: Any) -> Any:
-        block_d = tile_columns(x.shape[1], 128)
+        block_d = tile_columns(x.shape[1])
         out = _floats((len(starts) - 1, x.shape[1]), x)
         self._kernels.sum_lists[(len(starts) - 1, x.shape[1] // block_d)](
             x, order, starts, out, dim=x.shape[1], block_d=block_d, block_r=_SUM_ROWS, num_warps=4

@@ -21,17 +21,16 @@ class _Recording:
     def __init__(self, dim: int, device: Any, search: Callable[[Any], Any]) -> None:
         torch = load_torch()
         self.query = torch.zeros((1, dim), dtype=torch.float32, device=device)
-        self.host_query = torch.zeros((1, dim), dtype=torch.float32, pin_memory=True)
+        self.host_query = torch.zeros((1, dim), dtype=torch.float32, device="cpu", pin_memory=True)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             found = search(self.query)
-            self.host_found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+            self.host_found = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
             side.synchronize()
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             self.found = search(self.query)
-            self.host_found.copy_(self.found, non_blocking=True)
         torch.cuda.current_stream(device).wait_stream(side)
 
     def run(self, query: Any) -> Any:
@@ -41,6 +40,7 @@ class _Recording:
             query = self.host_query
         self.query.copy_(query, non_blocking=True)
         self.graph.replay()
+        self.host_found.copy_(self.found, non_blocking=True)
         torch.cuda.current_stream(self.query.device).synchronize()
         return self.host_found.clone()
 

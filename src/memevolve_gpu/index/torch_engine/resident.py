@@ -149,7 +149,11 @@ class Resident:
         else:
             self.x.index_copy_(0, places, torch.nn.functional.pad(codes[0], (0, self.columns - codes[0].shape[1])))
             self.scales.index_copy_(0, places, codes[1] * self.scale)
-        bias = torch.zeros(len(places), device=self.x.device) if self.metric == "ip" else block.square().sum(1)
+        bias = (
+            torch.zeros(len(places), dtype=torch.float32, device=self.x.device)
+            if self.metric == "ip"
+            else block.square().sum(1)
+        )
         self.bias.index_copy_(0, places, bias)
         positions = torch.arange(start, start + len(places), dtype=torch.int32, device=self.x.device)
         self.order.index_copy_(0, places, positions)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .door import load_torch
 from .geometry import BLOCK_GROUPS
 
@@ -25,8 +27,7 @@ class Lists:
     def of(cls, groups: list[int], device: Any) -> Lists:
         """Lists of ``groups`` each."""
         torch = load_torch()
-        start = torch.zeros(len(groups) + 1, dtype=torch.int64)
-        start[1:] = torch.tensor(groups, dtype=torch.int64).cumsum(0)
+        start = torch.from_numpy(np.cumsum([0, *groups], dtype=np.int64))
         widest = [0]
         for size in sorted(groups, reverse=True):
             widest.append(widest[-1] + size)
