@@ -1,0 +1,146 @@
+"""Plans for a GPU: which kind, how narrow, by which engine, and the reason that they give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from memevolve_gpu.planner import engines
+from memevolve_gpu.planner.device import EXACT_BYTES, DeviceFacts
+from memevolve_gpu.planner.device_sizes import device_bytes, sized
+from memevolve_gpu.planner.effort import effort_for
+from memevolve_gpu.planner.engines import BANDS, engine_for, gpu_pays_from
+from memevolve_gpu.planner.plan import plan_index
+from memevolve_gpu.types import Effort, IndexPlan
+
+GB = 1 << 30
+CARD = DeviceFacts("cuda:0", "Test GPU", 60 * GB, ("torch", "faiss"))
+LARGE = 1_000_000
+
+
+def planned(count: int = LARGE, facts: DeviceFacts | None = CARD, **other: Any) -> IndexPlan:
+    settings: dict[str, Any] = {
+        "dim": 384,
+        "metric": "cosine",
+        "index_type": "auto",
+        "target_recall": 0.95,
+        "budget_bytes": 200 * GB,
+    }
+    return plan_index(count=count, device=facts, **(settings | other))
+
+
+def test_a_large_store_goes_to_the_device_and_says_why() -> None:
+    plan = planned()
+    assert (plan.kind, plan.engine, plan.device, plan.precision) == ("exact", "torch", "cuda:0", "float32")
+    assert 0 < plan.device_bytes <= CARD.limit_bytes
+    assert plan.bytes >= LARGE * 384 * 4
+    for said in ("exact scan of 1000000 units on Test GPU (cuda:0)", engines.SOURCE, "allowed on the device"):
+        assert said in plan.reason
+    assert any("unmeasured" in note for note in plan.notes) == (not engines.MEASURED)
+
+
+def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
+    small, large = planned(LARGE), planned(10 * LARGE)
+    assert device_bytes(small, LARGE, 384) <= EXACT_BYTES < device_bytes(replace(large, kind="exact"), 10 * LARGE, 384)
+    assert (small.kind, large.kind) == ("exact", "ivf")
+    assert large.nlist > 0
+    assert planned(10 * LARGE, target_recall=0.999).kind == "exact"
+    assert planned(10 * LARGE, index_type="flat").kind == "exact"
+    assert planned(LARGE, index_type="ivf").kind == "ivf"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"count": 20_000}, "gain nothing on a GPU"),
+        ({"index_type": "hnsw"}, "no GPU engine has graphs"),
+        ({"facts": replace(CARD, problem="the card is gone")}, "the card is gone"),
+        ({"facts": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed"),
+        ({"facts": replace(CARD, limit_bytes=GB // 4)}, "do not fit the 256 MB allowed there"),
+        ({"facts": replace(CARD, engines=("torch",), setting="faiss")}, "GPU_ENGINE=faiss cannot be used"),
+    ],
+)
+def test_the_cpu_says_why_it_is_not_the_gpu(changes: dict[str, Any], said: str) -> None:
+    plan = planned(**changes)
+    host = planned(**{**changes, "facts": None})
+    assert said in plan.reason
+    assert said in plan.notes[-1]
+    assert replace(plan, reason=host.reason, notes=host.notes) == host
+
+
+def test_below_the_training_limit_nothing_goes_to_a_device() -> None:
+    assert planned(500, replace(CARD, wanted=True)).engine == "cpu"
+    assert planned(999, replace(CARD, wanted=True)).engine == "cpu"
+    assert planned(1000, replace(CARD, wanted=True)).engine == "torch"
+
+
+def test_a_tighter_limit_narrows_the_vectors_before_it_leads_to_the_cpu() -> None:
+    """float32 on the device too, float16 there with float32 on the host, int8, the CPU."""
+    seen: list[tuple[str, str]] = []
+    for limit in range(4000, 0, -50):
+        plan = planned(facts=replace(CARD, limit_bytes=limit << 20), index_type="flat")
+        if not seen or seen[-1] != (plan.engine, plan.precision):
+            seen.append((plan.engine, plan.precision))
+        assert plan.device_bytes <= limit << 20
+    assert seen == [("torch", "float32"), ("torch", "int8"), ("cpu", "float32")]
+    wide, narrow = sized(replace(planned(), device_bytes=0), LARGE, 384, 60 * GB)
+    assert wide.device_bytes > 2 * narrow.device_bytes
+    assert planned(precision="float16").precision == "float16"
+
+
+def test_the_hosts_memory_counts_too() -> None:
+    assert planned(budget_bytes=2 * GB).precision == "float32"
+    assert planned(budget_bytes=GB).precision == "float16"
+
+
+def test_faiss_is_asked_for_its_own_sizes() -> None:
+    facts = replace(CARD, setting="faiss")
+    plan = planned(facts=facts)
+    assert plan.engine == "faiss"
+    assert (
+        plan.device_bytes == device_bytes(plan, LARGE, 384) != device_bytes(replace(plan, engine="torch"), LARGE, 384)
+    )
+    assert planned(facts=replace(CARD, engines=("faiss",))).engine == "faiss"
+    assert device_bytes(IndexPlan("exact"), LARGE, 384) == 0
+
+
+@pytest.mark.parametrize("engine", ["torch", "faiss"])
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_sizes_grow_with_rows_and_shrink_with_precision(engine: Any, kind: Any) -> None:
+    plan = IndexPlan(kind, nlist=256, engine=engine, device="cuda:0")
+    sizes = [device_bytes(plan, n, 384) for n in (10_000, 100_000, LARGE)]
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] >= LARGE * 384 * 2
+    narrow = device_bytes(replace(plan, precision="int8"), LARGE, 384)
+    assert LARGE * 384 <= narrow <= sizes[-1]
+
+
+def test_the_table_covers_every_count_and_ends_with_the_cpu() -> None:
+    assert [band.rows is None for band in BANDS] == [False] * (len(BANDS) - 1) + [True]
+    borders = [band.rows for band in BANDS if band.rows is not None]
+    assert borders == sorted(set(borders))
+    assert all(band.engines[-1] == "cpu" for band in BANDS)
+    border = gpu_pays_from()
+    assert engine_for(border - 1, "auto", ("torch",), wanted=False)[0] == "cpu"
+    assert engine_for(border, "auto", ("torch",), wanted=False)[0] == "torch"
+    assert engine_for(10, "auto", ("faiss",), wanted=True)[0] == "faiss"
+    assert engine_for(10, "faiss", ("torch",), wanted=True)[0] == "cpu"
+
+
+def test_a_store_at_the_border_does_not_waver() -> None:
+    border = gpu_pays_from()
+    there = replace(CARD, held=True)
+    assert planned(border - 1).engine == "cpu"
+    assert planned(border - 1, there).engine == "torch"
+    assert planned(border // 2 - 1, there).engine == "cpu"
+
+
+def test_scans_and_lists_on_a_device_get_their_efforts() -> None:
+    scan, lists = planned(), planned(index_type="ivf")
+    assert effort_for(scan, LARGE, 10, 0.95) == Effort()
+    assert effort_for(scan, LARGE, 10, 1.0) == Effort(exact=True)
+    effort = effort_for(lists, LARGE, 10, 0.95)
+    assert 0 < effort.nprobe <= lists.nlist
+    assert effort.rerank > 0
