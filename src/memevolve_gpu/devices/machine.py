@@ -91,19 +91,22 @@ class Machine:
             return ""
         return self._trial(engine, gpu.index)
 
-    def budget(self) -> MemoryBudget:
-        """The memory of the device, of the host when that is where searches run."""
+    def budget(self, *, fresh: bool = False) -> MemoryBudget:
+        """The memory of the device, of the host when that is where searches run.
+
+        fresh: what the driver said a moment ago is not good enough.
+        """
         gpu = self.choice.gpu
         if gpu is None:
             return host_budget()
         return device_budget(
-            gpu, self.fraction, holdings=self.holdings, load=self._load, driver=lambda: self._anew(gpu)
+            gpu, self.fraction, holdings=self.holdings, load=self._load, driver=lambda: self._anew(gpu, fresh)
         )
 
     def free_now(self, index: int) -> int | None:
         """Bytes free on ``cuda:index`` once CUDA is in use here, None where nobody can be asked; for every search."""
         return free_bytes(index, self._load) if self.holdings.active else None
 
-    def _anew(self, gpu: Gpu) -> Gpu:
-        found = self._prober.look(_FRESH_SECONDS).gpus
+    def _anew(self, gpu: Gpu, fresh: bool) -> Gpu:
+        found = self._prober.look(0.0 if fresh else _FRESH_SECONDS).gpus
         return next((each for each in found if each.index == gpu.index), gpu)

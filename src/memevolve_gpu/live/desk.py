@@ -139,7 +139,7 @@ class DeviceDesk:
         if problem:
             raise DeviceError(problem, "out-of-memory" if "another process" in problem else "device-error")
         self.machine.holdings.begin()
-        self._budget = self.budget_before = budget = self.machine.budget()
+        self._budget = self.budget_before = budget = self.machine.budget(fresh=True)
         held = old.device_bytes if old.device == plan.device else 0
         if plan.device_bytes > budget.room + held:
             needed = f"{plan.device_bytes >> 20} MB are needed on {plan.device}"
@@ -150,7 +150,7 @@ class DeviceDesk:
     def built(self, body: Body) -> None:
         """``body`` was built and passed; from now on it counts in the budget of this process."""
         self.machine.holdings.add(body)
-        self._budget = self.budget_after = self.machine.budget()
+        self._budget = self.budget_after = self.machine.budget(fresh=True)
         self._resting, self._rest = "", _FIRST_REST
         predicted, measured = body.plan.device_bytes, body.device_bytes
         self._events.record(
@@ -229,7 +229,8 @@ class DeviceDesk:
 
     def _lie_down(self, why: str) -> None:
         self._resting = why
-        self._room_then = 0 if self._budget is None else self._budget.room
+        self._budget = self.machine.budget(fresh=True)
+        self._room_then = self._budget.room
         self._look_at = self._poke_at = self._clock() + self._rest
         self._rest = min(_LONGEST_REST, 2 * self._rest)
 
