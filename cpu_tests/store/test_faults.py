@@ -20,7 +20,7 @@ from fault_vfs import FAULTS, Cut, Disk, Event, FaultVFS, faulty_disk
 from memevolve_gpu import StorageConfig, StorageError, VectorStore
 from memevolve_gpu.errors import StorageFullError
 from memevolve_gpu.index import snapshot
-from memevolve_gpu.live import maintenance
+from memevolve_gpu.live import saving
 
 SEED = 20_240_607
 LATE = "stored after the fault"
@@ -124,7 +124,7 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _short_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let maintenance purge the log of this small workload too."""
-    monkeypatch.setattr(maintenance, "LOG_KEPT", 8)
+    monkeypatch.setattr(saving, "LOG_KEPT", 8)
 
 
 def crashed(bench: Bench) -> Iterator[Path]:

@@ -17,7 +17,7 @@ import writers
 from endurance import DIM, Model, contents, embed, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.live import maintenance
+from memevolve_gpu.live import saving
 
 SEED = 20_240_607
 PATIENCE = 60.0
@@ -77,7 +77,7 @@ class Process:
 
 def serve(line: Connection, prefix: str, settings: dict[str, Any]) -> None:
     """The other process's side."""
-    maintenance.LOG_KEPT = settings.pop("log_kept", maintenance.LOG_KEPT)
+    saving.LOG_KEPT = settings.pop("log_kept", saving.LOG_KEPT)
     with open_store(prefix, **settings) as store:
         line.send("ready")
         while (asked := line.recv()) is not None:

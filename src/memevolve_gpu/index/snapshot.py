@@ -25,7 +25,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, MemEvolveError
-from ..types import IndexPlan, Metric
+from ..types import IndexPlan, IntArray, Metric
 from .base import Arrays, Body
 from .catalog import KINDS, from_parts
 from .growing import roomy
@@ -53,6 +53,7 @@ FORMAT_VERSION = 1
 _MAGIC = b"MEVSNAP\n"
 _PREFIX = struct.Struct("<8sIII")
 _PAGE = 4096
+_DEAD = "dead"
 _MAX_HEADER = 1 << 20
 _DTYPES = {"uint8", "int8", "int64", "float16", "float32"}
 _METRICS = ("l2", "cosine", "ip")
@@ -79,7 +80,8 @@ class SnapshotInfo:
     """What a snapshot says about itself.
 
     ``watermark`` is the sequence number up to which the log is contained, ``created_at`` seconds since 1970,
-    ``extra`` any JSON object of the caller's.
+    ``extra`` any JSON object of the caller's. ``dead`` int64 (m,): positions of the rows that are dead as of the
+    watermark, ascending; a section of its own, empty from :func:`read_info`.
     """
 
     store_id: str
@@ -92,6 +94,7 @@ class SnapshotInfo:
     created_at: float
     seed: int
     extra: dict[str, Any] = field(default_factory=dict)
+    dead: IntArray = field(default_factory=lambda: np.empty(0, np.int64), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,8 @@ def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo)
     """
     target = Path(path)
     arrays = {name: np.ascontiguousarray(array) for name, array in body.parts().items()}
+    if len(info.dead):
+        arrays[_DEAD] = np.ascontiguousarray(info.dead)
     header = _header_bytes(arrays, info)
     if len(header) > _MAX_HEADER:
         raise SnapshotError("unwritable", f"extra: the header takes {len(header)} bytes, {_MAX_HEADER} are allowed")
@@ -150,13 +155,14 @@ def read_snapshot(
                 f"not to {store_id!r} ({dim}, {metric}); it is ignored",
             )
         parts = _read_sections(file, sections)
+    dead = parts.pop(_DEAD, info.dead)
     try:
         body = from_parts(info.plan, info.metric, parts)
     except EngineError as error:
         raise SnapshotError("damaged", f"snapshot {path} cannot be restored: {error}") from error
     if (body.n, body.dim) != (info.count, info.dim):
         raise SnapshotError("damaged", f"snapshot {path} holds {body.n} x {body.dim}, its header says otherwise")
-    return body, info
+    return body, replace(info, dead=_positions(dead, body.n, path))
 
 
 def read_info(path: str | os.PathLike[str]) -> SnapshotInfo:
@@ -198,7 +204,7 @@ def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> None:
 
 
 def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
-    described = {f.name: getattr(info, f.name) for f in fields(info)} | {"plan": asdict(info.plan)}
+    described = {f.name: getattr(info, f.name) for f in fields(info) if f.name != _DEAD} | {"plan": asdict(info.plan)}
     sections = [
         {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "crc32": zlib.crc32(_raw(array))}
         for name, array in arrays.items()
@@ -278,7 +284,9 @@ def _parse(name: str, header: bytes) -> tuple[SnapshotInfo, list[_Section]]:
 def _info(entry: dict[str, Any]) -> SnapshotInfo:
     plan = dict(entry["plan"])
     plan["notes"] = tuple(_typed(note, str) for note in plan.get("notes", ()))
-    whole = {name: _natural(entry[name]) for name in ("generation", "watermark", "count", "dim", "seed")}
+    whole: dict[str, Any] = {
+        name: _natural(entry[name]) for name in ("generation", "watermark", "count", "dim", "seed")
+    }
     info = SnapshotInfo(
         store_id=_typed(entry["store_id"], str),
         plan=IndexPlan(**plan),
@@ -319,6 +327,15 @@ def _sections_end(position: int, sections: list[_Section]) -> int:
     for section in sections:
         position += -position % _PAGE + section.nbytes
     return position
+
+
+def _positions(dead: npt.NDArray[Any], n: int, path: str | os.PathLike[str]) -> IntArray:
+    """``dead``, if it is a set of positions below ``n``."""
+    if dead.dtype != np.int64 or dead.ndim != 1 or (len(dead) and (dead[0] < 0 or dead[-1] >= n)):
+        raise SnapshotError("damaged", f"snapshot {path} names dead rows that it does not hold")
+    if (np.diff(dead) <= 0).any():
+        raise SnapshotError("damaged", f"snapshot {path} names dead rows twice or out of order")
+    return dead
 
 
 def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:

@@ -11,7 +11,8 @@ from ..index.catalog import build
 from ..training.calibration import calibrate
 from ..training.collector import TrainingSet, source_for
 from ..training.drift import list_balance
-from ..training.quality import Quality, measure
+from ..training.judge import Pause, no_pause
+from ..training.quality import Quality, measure, self_hits
 from ..types import FloatArray, IndexPlan
 from .asked import Asked
 from .causes import Cause
@@ -20,12 +21,18 @@ from .facts import BodyFacts
 from .rebuild import Gathered
 from .settings import LiveSettings
 
-__all__ = ["JUDGED_AT", "Built", "Collect", "build_verified", "judged"]
+__all__ = ["JUDGED_AT", "Built", "Collect", "build_verified", "extend_verified", "judged"]
 
 Collect = Callable[[FloatArray], TrainingSet]
 
 JUDGED_AT = 10
 """recall@k is judged at this k."""
+
+MEASURED_AGAIN = 1.15
+"""An extended body's recall is measured again when it has so many times the rows of the last measurement."""
+
+FEW = 32
+"""Queries to look at an extended body with; where they find too little it is judged like a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +53,13 @@ def build_verified(
     asked: Asked,
     collect: Collect,
     progress: Callable[[str, float], None],
+    pause: Pause = no_pause,
 ) -> Built:
     """The planned body if it proves itself, else an exact one that says why.
 
     Quantisers are taken over where rows were only added or removed; when the result falls short they are trained anew.
     asked: the real queries of the past, to calibrate on. collect: finds what to train on where the rows are too few.
+    pause: called between pieces of work.
 
     Raises DeviceError when the plan's device refuses.
     """
@@ -69,11 +78,44 @@ def build_verified(
             refused = f"cannot build {plan.kind}: {error}"
             continue
         for known in _known(old.facts, body, like):
-            facts, quality = judged(body, known, asked, settings)
+            facts, quality = judged(body, known, asked, settings, pause)
             if quality.meets(settings.target_recall):
                 return Built(body, replace(facts, by_request=cause.by_request), trained=like is None)
         refused = f"{plan.kind} fell short: {quality}"
     return Built(exact_body(rows, old.metric), BodyFacts(refused_rows=len(rows.slots)), trained=False, refused=refused)
+
+
+def extend_verified(gathered: Gathered, settings: LiveSettings, asked: Asked, pause: Pause = no_pause) -> Built | None:
+    """The body of the view with the gathered rows behind its own; None where it cannot have them, or is not good
+    enough then. What is known of it is carried over; its new rows must find themselves.
+    """
+    old = gathered.view
+    try:
+        body = old.body.extended(gathered.rows)
+    except EngineError:
+        return None
+    if body is None or body is old.body or body.kind == "exact":
+        return None if body is None else Built(body, old.facts, trained=False)
+    for known in _known(old.facts, body, old.body):
+        if known.calibration is not None:
+            facts, quality = _looked_at(body, replace(known, quality=old.facts.quality), old.body.n, settings)
+        else:
+            facts, quality = judged(body, known, asked, settings, pause)
+        if quality.meets(settings.target_recall):
+            return Built(body, facts, trained=False)
+    return None
+
+
+def _looked_at(body: Body, known: BodyFacts, start: int, settings: LiveSettings) -> tuple[BodyFacts, Quality]:
+    """How an extended body does: rows from ``start`` on find themselves, and recall, where it grew much since."""
+    effort = known.effort(body, JUDGED_AT, settings.target_recall)
+    hits = self_hits(body, effort, start=start, queries=FEW, seed=settings.seed)
+    held = known.quality
+    if held is None or body.n > MEASURED_AGAIN * known.measured_rows:
+        held = measure(body, effort, k=JUDGED_AT, queries=FEW, seed=settings.seed)
+        known = replace(known, measured_rows=body.n)
+    quality = replace(held, self_hit=hits)
+    return replace(known, quality=quality), quality
 
 
 def _quantiser(plan: IndexPlan, nlist: int) -> tuple[object, ...]:
@@ -94,17 +136,19 @@ def _training(plan: IndexPlan, vectors: FloatArray, collect: Collect) -> FloatAr
     return found.vectors
 
 
-def judged(body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings) -> tuple[BodyFacts, Quality]:
+def judged(
+    body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings, pause: Pause = no_pause
+) -> tuple[BodyFacts, Quality]:
     """Calibrate the body, unless that is known, and see how it does at the effort that searches will use then.
 
     A scan on a device has nothing to calibrate, but it is judged: its numbers are narrower than those that decide.
     """
     if known.calibration is None and body.kind != "exact":
-        fresh = calibrate(body, asked.sample(), seed=settings.seed)
+        fresh = calibrate(body, asked.sample(), seed=settings.seed, pause=pause)
         known = replace(known, calibration=fresh, calibrated_rows=body.n, asked=asked.seen)
     effort = known.effort(body, JUDGED_AT, settings.target_recall)
-    quality = measure(body, effort, k=JUDGED_AT, seed=settings.seed)
-    return replace(known, quality=quality), quality
+    quality = measure(body, effort, k=JUDGED_AT, seed=settings.seed, pause=pause)
+    return replace(known, quality=quality, measured_rows=body.n), quality
 
 
 def _known(facts: BodyFacts, body: Body, like: Body | None) -> list[BodyFacts]:

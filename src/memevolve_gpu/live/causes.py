@@ -9,10 +9,13 @@ from ..training.drift import Now, Trained, needs_retraining
 from ..types import IndexPlan
 from .view import View
 
-__all__ = ["Cause", "cause_to_build"]
+__all__ = ["QUIET_ROWS", "TAIL_FRACTION", "Cause", "cause_to_build", "tail_limit"]
 
-TAIL_FRACTION, TAIL_ROWS = 0.25, 2048
-"""Rows that may wait in the tail: scanning 2,048 of 384 dimensions costs about 0.1 ms."""
+TAIL_FRACTION, TAIL_ROWS, TAIL_MOST = 0.25, 2048, 8192
+"""Rows that may wait in the tail: a share of the body, within bounds."""
+
+QUIET_ROWS = 1024
+"""Rows that may wait while nobody writes."""
 
 DEAD_FRACTION, DEAD_ROWS = 0.15, 256
 """Tombstones that may stay."""
@@ -31,13 +34,18 @@ class Cause:
     """Somebody wants an index although the units are few, and pays for samples to train it on."""
 
 
-def cause_to_build(view: View, plan: IndexPlan, min_training_units: int) -> Cause | None:
-    """Why a new body is due; None when the present one serves."""
+def cause_to_build(view: View, plan: IndexPlan, min_training_units: int, *, quiet: bool = False) -> Cause | None:
+    """Why a new body is due; None when the present one serves. ``quiet``: nobody writes, so less need wait."""
     if view.facts.by_request and plan.kind == "exact":
         plan = view.body.plan
     if _too_early(view, min_training_units) or _refused_lately(view):
-        return _to_compact(view)
-    return _to_train(view, plan) or _to_compact(view) or _to_append(view)
+        return _to_compact(view) or _to_append(view, quiet)
+    return _to_train(view, plan) or _to_compact(view) or _to_append(view, quiet)
+
+
+def tail_limit(body_rows: int) -> int:
+    """Rows that may wait in the tail of a body of so many."""
+    return max(TAIL_ROWS, min(int(TAIL_FRACTION * body_rows), TAIL_MOST))
 
 
 def _too_early(view: View, min_training_units: int) -> bool:
@@ -72,8 +80,8 @@ def _to_compact(view: View) -> Cause | None:
     return None
 
 
-def _to_append(view: View) -> Cause | None:
-    waiting = view.tail_n - view.tail_dead
-    if waiting > max(TAIL_ROWS, TAIL_FRACTION * view.body.n):
-        return Cause("append", f"{waiting} rows wait in the tail")
+def _to_append(view: View, quiet: bool) -> Cause | None:
+    """Rows that died in the tail count too: they are scanned, and take memory, until the tail is emptied."""
+    if view.tail_n > (QUIET_ROWS if quiet else tail_limit(view.body.n)):
+        return Cause("append", f"{view.tail_n} rows wait in the tail")
     return None

@@ -16,7 +16,7 @@ import numpy as np
 from ..index.base import Body
 from ..index.catalog import build
 from ..index.exact import ExactBody
-from ..types import Change, FloatArray, IndexPlan, Metric, Op, Rows
+from ..types import Change, FloatArray, IndexPlan, IntArray, Metric, Op, Rows
 from ..utils.vectors import normalize_rows
 from .facts import BodyFacts
 from .tail import NEVER, Tail
@@ -44,10 +44,13 @@ def empty_body(dim: int, metric: Metric) -> Body:
     return exact_body(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
 
 
-def view_of(body: Body, watermark: int, facts: BodyFacts = UNKNOWN) -> View:
-    """A view in which every row of ``body`` is alive and the tail is empty."""
+def view_of(body: Body, watermark: int, facts: BodyFacts = UNKNOWN, dead: IntArray | None = None) -> View:
+    """A view with an empty tail, in which every row of ``body`` is alive but those at ``dead``, int64 (m,)."""
     died = np.full(body.n, NEVER, dtype=np.int64)
-    return View(watermark, body, watermark, died, 0, Tail(body.dim), 0, 0, body.metric, facts)
+    gone = 0 if dead is None else len(dead)
+    if gone:
+        died[dead] = watermark
+    return View(watermark, body, watermark, died, gone, Tail(body.dim), 0, 0, body.metric, facts)
 
 
 class Draft:

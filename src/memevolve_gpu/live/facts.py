@@ -26,9 +26,9 @@ class BodyFacts:
     and balance: how evenly rows lay in the lists then, and lie in this body.
 
     refused_rows: live rows when the planned kind was refused and this exact body took its place, else 0.
-    quality: how the body did when it was verified. calibration: the least efforts that reach each target, measured when
-    there were calibrated_rows and asked queries had been seen. by_request: trained although
-    the units were few. probed: recall@10 of real queries, measured in use.
+    quality: how the body did when it was verified; measured_rows: its rows when the recall was measured. calibration:
+    the least efforts that reach each target, measured when there were calibrated_rows and asked queries had been seen.
+    by_request: trained although the units were few. probed: recall@10 of real queries, measured in use.
     """
 
     trained_rows: int = 0
@@ -41,6 +41,7 @@ class BodyFacts:
     asked: int = 0
     by_request: bool = False
     probed: float | None = None
+    measured_rows: int = 0
 
     def carried_to(self, body: Body) -> BodyFacts | None:
         """The same for a body with the same quantisers over a few more or fewer rows; None for many."""
@@ -65,6 +66,7 @@ class BodyFacts:
             "calibrated_rows": self.calibrated_rows,
             "asked": self.asked,
             "by_request": self.by_request,
+            "measured_rows": self.measured_rows,
             "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
@@ -84,6 +86,7 @@ class BodyFacts:
                 int(values.get("calibrated_rows", 0)),
                 int(values.get("asked", 0)),
                 bool(values.get("by_request", False)),
+                measured_rows=int(values.get("measured_rows", 0)),
             )
         except (TypeError, ValueError, AttributeError, EngineError):
             return cls()

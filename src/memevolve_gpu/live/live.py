@@ -59,6 +59,8 @@ class LiveIndex:
         """Grows when the body is replaced by something other than maintenance; a build that began before is void."""
         self.latency = LatencyRing()
         self.asked = Asked(records, events, settings.seed, settings.sample_queries)
+        self.last_search = 0.0
+        """When a search last began or ended, by ``time.perf_counter``."""
         self.look_due = False
         """Set by a search once in a while; upkeep takes it back."""
         self.mutex = threading.RLock()
@@ -103,11 +105,12 @@ class LiveIndex:
         queries float32 (nq, dim), normalised under cosine, on the host or on a device; recall overrides the target of
         the settings.
         """
-        started = time.perf_counter()
+        started = self.last_search = time.perf_counter()
         view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)
         target = self.settings.target_recall if recall is None else recall
         found = view.search(queries, k, view.facts.effort(view.body, k, target), mask)
-        self.latency.record(time.perf_counter() - started)
+        self.last_search = time.perf_counter()
+        self.latency.record(self.last_search - started)
         if view.body.plan.engine != "cpu":
             self.desk.poll(view.body)
         self.look_due |= self.asked.note(queries) or self.desk.due

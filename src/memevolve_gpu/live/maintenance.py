@@ -10,31 +10,31 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CapacityError, DeviceError, ReadOnlyError, StorageError
-from ..index.base import Body
-from ..index.snapshot import SnapshotError, SnapshotInfo, read_info, write_snapshot
+from ..errors import CapacityError, DeviceError, ReadOnlyError
 from ..planner.plan import plan_index
 from ..records.failures import translated
 from ..training.quality import Quality
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
 from .attention import calibration_is_old, probe, recalibrate
-from .builder import Built, Collect, build_verified, judged
+from .builder import Built, Collect, build_verified, extend_verified, judged
 from .causes import Cause, cause_to_build
-from .draft import host_twin
-from .facts import BodyFacts
+from .courtesy import Courtesy
 from .live import LiveIndex
-from .rebuild import Gathered, gather, swapped
+from .pace import Pace
+from .rebuild import Gathered, gather, gather_tail, swapped
 from .recovery import agrees, load_snapshot
 from .rounds import one_process
+from .saving import Saver, joins_log
 from .view import View
 
 __all__ = ["Maintenance", "Report"]
 
-LOG_KEPT = 10_000
-"""Log entries that a process a little behind may still need."""
+LOOK_EVERY, LOOK_AT_LEAST_EVERY = 16, 512
+"""Log entries after which it is asked whether there is anything to do; a hundredth of the units in between."""
 
-LOOK_EVERY = 16
+RETRY_SECONDS = 5.0
+"""How long to leave a round that another process is doing, before the next try."""
 
 Progress = Callable[[str, float], None]
 
@@ -72,7 +72,9 @@ class Maintenance:
         """Processor time of the threads that ran the rounds; training and filling use no other."""
         self._look_at = 0
         self._asked: Cause | None = None
-        self._unsaved: Exception | None = None
+        self._wanted = False
+        self._saver = Saver(live)
+        self._pace = Pace()
         renew_in_child(self)
 
     def plan(self, view: View, early: bool = False) -> IndexPlan:
@@ -98,28 +100,60 @@ class Maintenance:
         except CapacityError as error:
             return replace(view.body.plan, reason=f"kept as it is: {error}")
 
-    def cause(self, view: View) -> Cause | None:
-        """Why a new body is due; None when the present one serves."""
+    def cause(self, view: View, *, quiet: bool = False) -> Cause | None:
+        """Why a new body is due; None when the present one serves. ``quiet``: nobody writes, so less need wait."""
         if self._asked is not None and view.facts.trained_rows:
             return self._asked
-        return cause_to_build(view, self.plan(view), self._live.settings.min_training_units)
+        return cause_to_build(view, self.plan(view), self._live.settings.min_training_units, quiet=quiet)
 
     def ask(self, cause: Cause) -> None:
         """Have the next round build for ``cause``, whatever the rules would say."""
         self._asked = cause
 
     def due(self) -> bool:
-        """Is there anything to do? Cheap enough to ask after every write: it looks after every hundredth part."""
+        """Is there anything to do? Cheap enough to ask after every write: it looks once in a while.
+
+        Rows that wait are the matter of ``tend``, which knows when they may be appended.
+        """
         view, asked, desk = self._live.view, self._live.look_due, self._live.desk
         if view.watermark < self._look_at and not asked and not desk.due:
             return False
         self._live.look_due = False
-        self._look_at = view.watermark + max(LOOK_EVERY, view.count // 100)
+        self._look_at = view.watermark + max(LOOK_EVERY, min(view.count // 100, LOOK_AT_LEAST_EVERY))
         cause, calibrated = self.cause(view), view.facts.calibration is not None
-        return cause is not None or desk.take_due() or self._log_is_long() or (asked and calibrated)
+        building = cause is not None and cause.kind != "append"
+        self._wanted |= building or desk.take_due() or self._saver.log_is_long() or (asked and calibrated)
+        return self._wanted or self._pace.delay(view) is not None
 
-    def run(self, progress: Progress | None = None, *, wait: bool = True, force: Cause | None = None) -> Report:
-        """One round: adopt or build, snapshot, purge. ``wait=False`` returns at once when another round is on."""
+    def tend(self) -> float | None:
+        """What the background does when woken: a round, if it is time for one.
+
+        Returns:
+            Seconds after which to tend again; None where there is nothing to wait for.
+        """
+        view = self._live.catch_up()
+        cause, delay = self.cause(view), self._pace.delay(view)
+        wanted = self._wanted or (cause is not None and cause.kind != "append")
+        if not wanted and (delay is None or delay > 0.0):
+            return delay
+        self._wanted = False
+        if self.run(wait=False, quiet=self._pace.is_quiet()).skipped:
+            self._wanted = wanted
+            return RETRY_SECONDS
+        return self._pace.delay(self._live.view)
+
+    def run(
+        self,
+        progress: Progress | None = None,
+        *,
+        wait: bool = True,
+        force: Cause | None = None,
+        quiet: bool = False,
+    ) -> Report:
+        """One round: adopt or build, snapshot, purge.
+
+        ``wait=False`` returns at once when another round is on; ``quiet``: nobody writes, so less need wait.
+        """
         started = time.perf_counter()
         if not self._one_round.acquire(blocking=wait):
             return Report(["skipped: another round is running"])
@@ -127,7 +161,7 @@ class Maintenance:
             with one_process(self._lock_path, wait) as held:
                 if not held:
                     return Report(["skipped: another process is maintaining this store"])
-                actions, reason = self._timed_round(progress or _silent, force)
+                actions, reason = self._timed_round(progress or _silent, force, quiet)
         finally:
             self._one_round.release()
         return Report(actions, reason, round(time.perf_counter() - started, 6), self._live.view.facts.quality)
@@ -142,50 +176,72 @@ class Maintenance:
                 f"{self._live.snapshot_path}: the store is read-only; make it writable to save its index"
             )
         with self._one_round, one_process(self._lock_path, wait=True):
-            self._unsaved = None
+            self._saver.forget_failure()
             view = self._live.catch_up()
-            joins_log = view.body_seq >= self._live.records.head().horizon
             cause = self.cause(view)
-            if cause is None and not (view.body.n and joins_log):
+            if cause is None and not (view.body.n and joins_log(view, self._live.records.head().horizon)):
                 cause = Cause("append", "snapshot asked for")
             if cause:
                 self._build(view, cause, _silent)
-            else:
-                self._write_snapshot(view)
-            if self._unsaved is not None:
-                raise translated(self._unsaved.__cause__ or self._unsaved, self._live.snapshot_path)
+            if self._saver.failed is None and (cause is None or self._saver.unsaved):
+                self._save()
+            failed = self._saver.failed
+            if failed is not None:
+                raise translated(failed.__cause__ or failed, self._live.snapshot_path)
             return self._live.snapshot_path
+
+    def close(self) -> None:
+        """Save what was only extended in memory, unless another process is maintaining; a failure is an event."""
+        if self._saver.unsaved and not self._live.records.read_only and self._one_round.acquire(blocking=False):
+            try:
+                with one_process(self._lock_path, wait=False) as held:
+                    if held:
+                        self._save()
+            finally:
+                self._one_round.release()
 
     def after_fork(self) -> None:
         """In a forked child nobody is in the middle of a round."""
         self._one_round = threading.Lock()
 
-    def _timed_round(self, progress: Progress, force: Cause | None) -> tuple[list[str], str]:
+    def _timed_round(self, progress: Progress, force: Cause | None, quiet: bool) -> tuple[list[str], str]:
         busy = time.thread_time()
         self.running = True
         try:
-            return self._round(progress, force)
+            return self._round(progress, force, quiet)
         finally:
             self.running = False
             self.rounds += 1
             self.cpu_seconds += time.thread_time() - busy
 
-    def _round(self, progress: Progress, force: Cause | None) -> tuple[list[str], str]:
+    def _round(self, progress: Progress, force: Cause | None, quiet: bool) -> tuple[list[str], str]:
+        self._saver.forget_failure()
         actions = self._healed()
         view = self._live.catch_up()
         self._live.desk.poll(view.body)
         self._live.desk.look(view.count)
-        cause = force or self.cause(view)
-        if cause and not force and self.plan(view).engine == "cpu" and self._adopt():
+        cause = force or self.cause(view, quiet=quiet)
+        if cause and cause.kind != "append" and not force and self.plan(view).engine == "cpu" and self._adopt():
             actions.append("adopted a newer snapshot")
             view = self._live.catch_up()
-            cause = self.cause(view)
+            cause = self.cause(view, quiet=quiet)
         if cause:
             actions.append(self._build(view, cause, progress, forced=force is not None))
         actions += self._attend()
-        if self._log_is_long() and not self._live.records.read_only:
-            actions.append(f"purged {self._purge()} log entries")
+        actions += self._shortened()
         return actions, cause.text if cause else ""
+
+    def _shortened(self) -> list[str]:
+        """Purge a log that has become long; where the snapshot needs too much of it, save first."""
+        if self._live.records.read_only or not self._saver.log_is_long():
+            return []
+        if self._saver.failed is None and self._saver.log_is_held():
+            view = self._live.catch_up()
+            if view.tail_n:
+                self._build(view, Cause("append", "the log is long"), _silent)
+            if self._saver.log_is_held():
+                self._save()
+        return [f"purged {self._saver.purge()} log entries"]
 
     def _healed(self) -> list[str]:
         """Hold the index against the records; what contradicts them is thrown away and read anew."""
@@ -203,24 +259,57 @@ class Maintenance:
 
     def _build(self, view: View, cause: Cause, progress: Progress, *, forced: bool = False) -> str:
         live, started = self._live, time.perf_counter()
-        if view.body.plan.precision != "float32":
-            view = live.reload("full precision is needed to rebuild")
         epoch, self._asked = live.epoch, None
-        made = self._on_device(view, cause, progress)
+        made = self._extended(view) if cause.kind == "append" else None
+        extended = made is not None
         if made is None:
-            refused, view = view, live.catch_up()
-            if cause.kind == "train" and not forced and self.cause(view) is None:
-                return f"kept {refused.body.kind}: the device refused"
-            made = self._verified(self.plan(view, cause.by_request), view, cause, progress)
+            if view.body.plan.precision != "float32":
+                view = live.reload("full precision is needed to rebuild")
+            epoch = live.epoch
+            made = self._anew(view, cause, progress, forced=forced)
+        if made is None:
+            return f"kept {view.body.kind}: the device refused"
         built, gathered = made
         with live.mutex:
             now = live.catch_up()
             if live.epoch != epoch:
                 return "dropped a build that was overtaken by a reload"
-            live.replace(swapped(gathered, built.body, built.facts, now), self._next_generation())
-        self._write_snapshot(live.view)
+            live.replace(swapped(gathered, built.body, built.facts, now), live.generation)
+            self._saver.made()
+        if extended:
+            self._pace.appended(time.perf_counter() - started)
+        if not extended or self._saver.is_due(live.view):
+            self._save()
         self._tell(built, cause, time.perf_counter() - started)
-        return f"built {built.body.kind} of {built.body.n} rows"
+        return f"{'extended' if extended else 'built'} {built.body.kind} of {built.body.n} rows"
+
+    def _anew(self, view: View, cause: Cause, progress: Progress, *, forced: bool) -> tuple[Built, Gathered] | None:
+        """A body built of all living rows; None where the device refused and nothing else is due."""
+        made = self._on_device(view, cause, progress)
+        if made is not None:
+            return made
+        view = self._live.catch_up()
+        if cause.kind == "train" and not forced and self.cause(view) is None:
+            return None
+        return self._verified(self.plan(view, cause.by_request), view, cause, progress)
+
+    def _extended(self, view: View) -> tuple[Built, Gathered] | None:
+        """The body in use with the rows of the tail behind its own; None where it cannot have them."""
+        live, gathered = self._live, gather_tail(view)
+        built = extend_verified(gathered, live.settings, live.asked, self._pause())
+        return None if built is None else (built, gathered)
+
+    def _save(self) -> None:
+        """Write the snapshot of the view in use; a body made here gets a generation of its own."""
+        live = self._live
+        with live.mutex:
+            if self._saver.unsaved:
+                live.generation = self._saver.next_generation()
+            view = live.view
+        self._saver.save(view)
+
+    def _pause(self) -> Courtesy:
+        return Courtesy(lambda: self._live.last_search)
 
     def _on_device(self, view: View, cause: Cause, progress: Progress) -> tuple[Built, Gathered] | None:
         """The planned body where a device is to hold it; None where none is, and where the device refuses."""
@@ -242,14 +331,15 @@ class Maintenance:
 
     def _verified(self, plan: IndexPlan, view: View, cause: Cause, progress: Progress) -> tuple[Built, Gathered]:
         live, gathered = self._live, gather(view)
-        built = build_verified(plan, gathered, cause, live.settings, live.asked, self._collect, progress)
+        built = build_verified(plan, gathered, cause, live.settings, live.asked, self._collect, progress, self._pause())
         return built, gathered
 
     def _attend(self) -> list[str]:
         """Calibrate on what is asked today, where that is news, and see whether the recall holds."""
         live, view = self._live, self._live.catch_up()
         old = calibration_is_old(live, view)
-        cause = (recalibrate(live, view) if old else None) or probe(live, live.catch_up())
+        pause = self._pause()
+        cause = (recalibrate(live, view, pause) if old else None) or probe(live, live.catch_up(), pause)
         if cause:
             self.ask(cause)
         live.asked.save()
@@ -264,7 +354,7 @@ class Maintenance:
 
     def _adopt(self) -> bool:
         """Take over a newer body that another process has made and saved."""
-        live, info = self._live, self._snapshot_info()
+        live, info = self._live, self._saver.info()
         if info is None or info.generation <= live.generation:
             return False
         loaded = load_snapshot(live.snapshot_path, live.records, live.events)
@@ -282,58 +372,6 @@ class Maintenance:
         settings = self._live.settings
         quality = view.facts.quality or judged(view.body, view.facts, self._live.asked, settings)[1]
         return quality.meets(settings.target_recall)
-
-    def _log_is_long(self) -> bool:
-        head = self._live.records.head()
-        return head.last_seq - head.horizon > 2 * LOG_KEPT
-
-    def _purge(self) -> int:
-        """Forget log entries that neither the snapshot nor a process a little behind still needs."""
-        info = self._snapshot_info()
-        upto = self._live.records.head().last_seq - LOG_KEPT
-        return self._live.records.purge(upto if info is None else min(upto, info.watermark))
-
-    def _next_generation(self) -> int:
-        info = self._snapshot_info()
-        return max(info.generation if info else 0, self._live.generation) + 1
-
-    def _snapshot_info(self) -> SnapshotInfo | None:
-        """What the snapshot on disk says of itself, if it is this store's."""
-        try:
-            info = read_info(self._live.snapshot_path)
-        except SnapshotError:
-            return None
-        return info if info.store_id == self._live.records.store_id else None
-
-    def _write_snapshot(self, view: View) -> None:
-        live = self._live
-        self._unsaved = None
-        if live.records.read_only:
-            return
-        try:
-            write_snapshot(live.snapshot_path, _saved(view.body), self._info_of(_saved(view.body), view))
-        except (OSError, StorageError, SnapshotError) as error:
-            self._unsaved = error
-            live.events.record("snapshot-failed", f"{error}; opening will be slower", level=logging.WARNING)
-
-    def _info_of(self, body: Body, view: View) -> SnapshotInfo:
-        return SnapshotInfo(
-            store_id=self._live.records.store_id,
-            generation=self._live.generation,
-            watermark=view.body_seq,
-            count=body.n,
-            plan=body.plan,
-            metric=body.metric,
-            dim=body.dim,
-            created_at=time.time(),
-            seed=self._live.settings.seed,
-            extra=(view.facts if body is view.body else BodyFacts()).to_dict(),
-        )
-
-
-def _saved(body: Body) -> Body:
-    """What of a body goes into a snapshot: of one on a device its vectors alone, so that opening needs no device."""
-    return body if body.plan.engine == "cpu" else host_twin(body)
 
 
 def _silent(_stage: str, _share: float) -> None:

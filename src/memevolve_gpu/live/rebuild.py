@@ -8,21 +8,23 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.base import Body
+from ..index.growing import roomy
 from ..types import IntArray, Rows
 from .facts import BodyFacts
 from .tail import Tail
 from .view import View
 
-__all__ = ["Gathered", "gather", "swapped"]
+__all__ = ["Gathered", "gather", "gather_tail", "swapped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """The living rows of ``view`` in slot order, and where each came from: body positions, then tail positions."""
+    """Rows of ``view`` in slot order, and where each row of the body that they make comes from: body positions, then
+    tail positions."""
 
     view: View
     rows: Rows
-    from_body: IntArray
+    from_body: IntArray | slice
     from_tail: IntArray
 
 
@@ -33,7 +35,7 @@ def gather(view: View) -> Gathered:
     keeps = [np.flatnonzero(piece.died > view.watermark) for piece in pieces]
     from_tail = [piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]
     n_body, n = len(from_body), len(from_body) + sum(map(len, keeps))
-    vectors = np.empty((n, view.body.dim), dtype=np.float32)
+    vectors = roomy((n, view.body.dim), np.float32)
     slots = np.empty(n, dtype=np.int64)
     vectors[:n_body] = view.body.vectors_at(from_body)
     slots[:n_body] = view.body.slots[from_body]
@@ -45,6 +47,22 @@ def gather(view: View) -> Gathered:
     tail_positions = np.concatenate([np.empty(0, dtype=np.int64), *from_tail]).astype(np.int64)
     id_bytes, id_ends = _joined_ids(view, from_body, tail_positions)
     return Gathered(view, Rows(slots, id_bytes, id_ends, vectors), from_body, tail_positions)
+
+
+def gather_tail(view: View) -> Gathered:
+    """The living rows of a view's tail, to be put behind all rows of its body, those that died included."""
+    pieces = list(view.tail.pieces(0, view.tail_n))
+    keeps = [np.flatnonzero(piece.died > view.watermark).astype(np.int64) for piece in pieces]
+    none = np.empty(0, dtype=np.int64)
+    at = np.concatenate([none, *[piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]])
+    slots = np.concatenate([none, *[piece.slots[keep] for piece, keep in zip(pieces, keeps, strict=True)]])
+    vectors = np.concatenate(
+        [
+            np.empty((0, view.body.dim), dtype=np.float32),
+            *[piece.vectors[keep] for piece, keep in zip(pieces, keeps, strict=True)],
+        ]
+    )
+    return Gathered(view, Rows(slots, *_tail_ids(view, at), vectors), slice(0, view.body.n), at)
 
 
 def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View:
@@ -73,10 +91,13 @@ def _tail_deaths(tail: Tail, positions: IntArray) -> IntArray:
 
 def _joined_ids(view: View, from_body: IntArray, from_tail: IntArray) -> tuple[npt.NDArray[np.uint8], IntArray]:
     body_bytes, body_ends = _taken(view.body.id_bytes, view.body.id_ends, from_body)
-    tail_ids = [view.tail.ids[position].encode() for position in from_tail.tolist()]
-    tail_ends = np.cumsum([len(one) for one in tail_ids], dtype=np.int64)
-    tail_bytes = np.frombuffer(b"".join(tail_ids), dtype=np.uint8)
+    tail_bytes, tail_ends = _tail_ids(view, from_tail)
     return np.concatenate([body_bytes, tail_bytes]), np.concatenate([body_ends, tail_ends + len(body_bytes)])
+
+
+def _tail_ids(view: View, positions: IntArray) -> tuple[npt.NDArray[np.uint8], IntArray]:
+    ids = [view.tail.ids[position].encode() for position in positions.tolist()]
+    return np.frombuffer(b"".join(ids), dtype=np.uint8), np.cumsum([len(one) for one in ids], dtype=np.int64)
 
 
 def _taken(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..index.base import Body
+from ..index.growing import roomy
 from ..index.snapshot import SnapshotError, SnapshotInfo, read_snapshot
 from ..monitoring.events import EventLog
 from ..records.records import Records
@@ -46,7 +47,7 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         )
         return None
     events.record("snapshot-loaded", f"{body.n} rows of kind {body.kind}", seconds=time.perf_counter() - started)
-    return view_of(body, info.watermark, BodyFacts.from_dict(info.extra, body)), info
+    return view_of(body, info.watermark, BodyFacts.from_dict(info.extra, body), info.dead), info
 
 
 def _forget(path: Path) -> None:
@@ -61,7 +62,7 @@ def read_everything(records: Records) -> View:
     head = records.head()
     if not head.count:
         return view_of(empty_body(records.dim, records.metric), head.last_seq)
-    vectors = np.empty((head.count, records.dim), dtype=np.float32)
+    vectors = roomy((head.count, records.dim), np.float32)
     slots = np.empty(head.count, dtype=np.int64)
     ids: list[bytes] = []
     after = 0

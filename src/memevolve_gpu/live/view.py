@@ -77,9 +77,9 @@ class Found:
 class View:
     """What a search sees; nothing reachable from here changes what it answers.
 
-    body_seq is the log entry as of which every row of the body was alive. body_died int64 (body.n,) and the tail are
-    shared with later views: rows are only ever added past ``tail_n``, and deaths only ever set to a sequence number
-    above ``watermark``.
+    body_seq is a log entry as of which body and deaths say everything; while the tail is empty they do so as of
+    ``watermark``. body_died int64 (body.n,) and the tail are shared with later views: rows are only ever added past
+    ``tail_n``, and deaths only ever set to a sequence number above ``watermark``.
     """
 
     watermark: int

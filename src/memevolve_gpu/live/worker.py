@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 
 from ..errors import MemEvolveError
 from ..monitoring.events import EventLog
@@ -17,14 +20,18 @@ IDLE_SECONDS = 60.0
 """How long a thread without work stays before it ends; the next piece of work starts another."""
 
 RETRY_SECONDS = 5.0
-"""How long to leave a round that failed, or that another process is doing, before the next try."""
+"""How long to leave a round that failed before the next try."""
+
+NICENESS = 10
+"""Lowers the thread's priority where the system knows such a thing."""
 
 
 class Worker:
     """Runs ``work`` on a daemon thread whenever ``poke`` is called; never two at once."""
 
-    def __init__(self, work: Callable[[], bool], events: EventLog) -> None:
-        """``work`` is a bound method, held weakly; it returns False when it should be tried again a little later."""
+    def __init__(self, work: Callable[[], float | None], events: EventLog) -> None:
+        """``work`` is a bound method, held weakly; it returns the seconds after which to call it again, None for when
+        it is poked."""
         self._work = weakref.WeakMethod(work)
         self._events = events
         self._thread: threading.Thread | None = None
@@ -62,9 +69,12 @@ class Worker:
         self._thread = None
 
     def _loop(self) -> None:
+        _step_back()
         while not self._ends():
             self._wake.clear()
-            if not self._one_round() and not self._stopping.wait(RETRY_SECONDS):
+            later = self._one_round()
+            if later is not None:
+                self._wake.wait(later)
                 self._wake.set()
 
     def _ends(self) -> bool:
@@ -76,13 +86,21 @@ class Worker:
             self._thread = None
             return True
 
-    def _one_round(self) -> bool:
+    def _one_round(self) -> float | None:
         work = self._work()
         if work is None:
             self._stopping.set()
-            return True
+            return None
         try:
             return work()
         except (MemEvolveError, OSError, MemoryError) as error:
             self._events.record("maintenance-failed", str(error), level=logging.ERROR)
-            return False
+            self._stopping.wait(RETRY_SECONDS)
+            return 0.0
+
+
+def _step_back() -> None:
+    """Let whoever waits for an answer go first. Threads have priorities of their own on Linux only."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -5,6 +5,7 @@ Nothing is added to or removed from the body to find out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,10 +14,12 @@ import numpy.typing as npt
 from ..index.base import Body
 from ..types import Effort, FloatArray
 
-__all__ = ["SELF_HIT_FLOOR", "Quality", "measure", "recall_of", "recalls_of"]
+__all__ = ["SELF_HIT_FLOOR", "Quality", "measure", "recall_of", "recalls_of", "self_hits"]
 
 SELF_HIT_FLOOR = 0.9
 """A body below this share of self-hits never goes live."""
+
+_STEP = 32
 
 RELATIVE_EPSILON = 1e-5
 """A result this close, relative to the squared norm of the query, counts as the vector itself."""
@@ -41,11 +44,19 @@ class Quality:
         return self.self_hit >= SELF_HIT_FLOOR and self.recall >= target_recall
 
 
-def measure(body: Body, effort: Effort, *, k: int = 10, queries: int = 64, seed: int = 0) -> Quality:
+def measure(
+    body: Body,
+    effort: Effort,
+    *,
+    k: int = 10,
+    queries: int = 64,
+    seed: int = 0,
+    pause: Callable[[], None] = lambda: None,
+) -> Quality:
     """Search the body with a seeded sample of its own vectors.
 
     The sample is nudged for the recall part (a tenth of the mean distance between sampled rows), so that the
-    nearest row is not simply the query itself.
+    nearest row is not simply the query itself. ``pause`` is called between searches of a few queries.
     """
     if body.n == 0:
         return Quality(1.0, 1.0, 0)
@@ -53,9 +64,18 @@ def measure(body: Body, effort: Effort, *, k: int = 10, queries: int = 64, seed:
     picked = np.sort(rng.choice(body.n, min(queries, body.n), replace=False)).astype(np.int64)
     stored = body.vectors_at(picked)
     nudged = _nudge(stored, rng, normalise=body.metric == "cosine")
-    found, _ = body.search(nudged, k, effort)
-    truth, _ = body.search(nudged, k, Effort(exact=True))
+    found = _in_steps(body, nudged, k, effort, pause)
+    truth = _in_steps(body, nudged, k, Effort(exact=True), pause)
     return Quality(_self_hit(body, stored, effort), recall_of(found, truth), len(picked))
+
+
+def self_hits(body: Body, effort: Effort, *, start: int = 0, queries: int = 64, seed: int = 0) -> float:
+    """The share of a seeded sample of the rows from position ``start`` on that find themselves; 1.0 where none are."""
+    if start >= body.n:
+        return 1.0
+    rng = np.random.default_rng(seed)
+    picked = start + rng.choice(body.n - start, min(queries, body.n - start), replace=False)
+    return _self_hit(body, body.vectors_at(np.sort(picked).astype(np.int64)), effort)
 
 
 def recall_of(found: FloatArray, truth: FloatArray) -> float:
@@ -74,6 +94,15 @@ def recalls_of(found: FloatArray, truth: FloatArray) -> npt.NDArray[np.float64]:
     slack = np.abs(last) * 1e-5 + 1e-7
     hits = np.minimum((found <= (last + slack)[:, None]).sum(axis=1), wanted)
     return np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0).astype(np.float64)
+
+
+def _in_steps(body: Body, queries: FloatArray, k: int, effort: Effort, pause: Callable[[], None]) -> FloatArray:
+    """Distances float32 (nq, k), a few queries at a time."""
+    pieces = []
+    for start in range(0, len(queries), _STEP):
+        pieces.append(body.search(queries[start : start + _STEP], k, effort)[0])
+        pause()
+    return np.concatenate(pieces)
 
 
 def _self_hit(body: Body, stored: FloatArray, effort: Effort) -> float:

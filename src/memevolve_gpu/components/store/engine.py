@@ -155,12 +155,13 @@ class Engine:
         self.worker.stop()
         self.accesses.flush()
         self.live.asked.save()
+        self.maintenance.close()
         self.records.close()
 
-    def _background_round(self) -> bool:
+    def _background_round(self) -> float | None:
         if self.accesses.is_full:
             self.accesses.flush()
-        return not self.maintenance.run(wait=False).skipped
+        return self.maintenance.tend()
 
 
 def score_of(distance: float, metric: str) -> float:
