@@ -18,7 +18,16 @@ from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.catalog import build
 from memevolve_gpu.index.costs import scan_cost
 from memevolve_gpu.training import ladder
-from memevolve_gpu.training.calibration import KS, MIN_REAL, TARGETS, Calibration, Entry, calibrate
+from memevolve_gpu.training.calibration import (
+    ENOUGH_REAL,
+    KS,
+    MIN_REAL,
+    MOST_QUESTIONS,
+    TARGETS,
+    Calibration,
+    Entry,
+    calibrate,
+)
 from memevolve_gpu.training.quality import recall_of, recalls_of
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric, Precision
 
@@ -57,7 +66,7 @@ def recall_with(body: Body, asked: FloatArray, k: int, effort: Effort) -> float:
 @pytest.mark.parametrize(("kind", "metric"), BODIES)
 def test_real_queries_get_what_was_promised(bodies: dict[tuple[str, Metric], Body], kind: str, metric: Metric) -> None:
     body = bodies[kind, metric]
-    found = calibrate(body, questions(metric, 300), seed=SEED)
+    found = calibrate(body, questions(metric, ENOUGH_REAL), seed=SEED)
     assert found.source == "queries"
     unseen = questions(metric, 400, SEED + 2)
     truth = body.search(unseen, 100, Effort(exact=True))[0]
@@ -84,8 +93,8 @@ def test_held_out_vectors_promise_enough_for_questions_near_and_far(
         assert recall_with(body, far, 10, effort) >= target
 
 
-@pytest.mark.parametrize("asked", [None, "questions"])
-def test_lists_are_probed_as_the_target_asks(monkeypatch: pytest.MonkeyPatch, asked: str | None) -> None:
+@pytest.fixture
+def lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a store so large that codes are not kept in one piece beside the lists, and scans are dear."""
 
     def dear(rows: int, dim: int, precision: Precision) -> float:
@@ -94,8 +103,12 @@ def test_lists_are_probed_as_the_target_asks(monkeypatch: pytest.MonkeyPatch, as
     for room in (ivf, ladder):
         monkeypatch.setattr(room, "WHOLE_ROWS", 0)
         monkeypatch.setattr(room, "scan_cost", dear)
+
+
+@pytest.mark.parametrize("asked", [None, "questions"])
+def test_lists_are_probed_as_the_target_asks(lists_pay: None, asked: str | None) -> None:
     body = made("ivf", "l2")
-    found = calibrate(body, questions("l2", 300) if asked else None, seed=SEED)
+    found = calibrate(body, questions("l2", ENOUGH_REAL) if asked else None, seed=SEED)
     efforts = [found.effort(10, target) for target in TARGETS]
     probed = [effort.nprobe for effort in efforts if effort is not None]
     assert len(probed) == len(TARGETS)
@@ -177,12 +190,23 @@ def test_few_rows_are_scanned() -> None:
     assert recall_with(body, questions("cosine", 20), 100, effort) == 1.0
 
 
-def test_queries_count_from_a_minimum_on() -> None:
+def test_queries_count_from_a_minimum_on_and_alone_once_they_are_many() -> None:
     body = made("two_stage", rows=2000)
-    asked = questions("cosine", MIN_REAL)
-    assert calibrate(body, asked[:-1]).source == "held-out"
-    few = calibrate(body, asked)
-    assert (few.source, few.queries) == ("queries", MIN_REAL)
+    asked = questions("cosine", ENOUGH_REAL)
+    assert calibrate(body, asked[: MIN_REAL - 1]).source == "held-out"
+    few = calibrate(body, asked[:MIN_REAL])
+    assert (few.source, few.queries) == ("mixed", MIN_REAL + MOST_QUESTIONS // 2)
+    many = calibrate(body, asked)
+    assert (many.source, many.queries) == ("queries", MOST_QUESTIONS)
+
+
+def test_easy_questions_at_the_start_do_not_starve_the_hard_ones_that_follow(lists_pay: None) -> None:
+    """All that is asked first is about one thing."""
+    body = made("ivf", "cosine")
+    first = fitted(body.vectors_at(np.full(200, 7)) + 0.01 * questions("l2", 200), "cosine")
+    effort = calibrate(body, first, seed=SEED).effort(10, 0.95)
+    assert effort is not None
+    assert recall_with(body, elsewhere(300), 10, effort) >= 0.95
 
 
 def test_work_is_bounded_and_gives_way() -> None:

@@ -14,7 +14,7 @@ from ..types import Effort, FloatArray, IntArray
 from .bounds import lower_bounds
 from .quality import recalls_of
 
-__all__ = ["Judge", "Pause", "Questions", "no_pause"]
+__all__ = ["Judge", "Pause", "Questions", "no_pause", "together"]
 
 Pause = Callable[[], None]
 """Called between steps of a few milliseconds; may sleep to let searches pass, or raise to give up."""
@@ -22,6 +22,8 @@ Pause = Callable[[], None]
 _STEP_COST = 1_000_000_000.0
 """Work between two pauses in units of 10 picoseconds (10 ms)."""
 _SEARCHES_IN_STEP = 32
+_TRUTHS_IN_STEP = 48
+"""Fewer at once would give up the matrix product that exact searches share."""
 
 
 def no_pause() -> None:
@@ -32,9 +34,9 @@ def no_pause() -> None:
 class Questions:
     """Queries float32 (nq, dim) to judge by.
 
-    ``stratum`` int64 (nq,) says which part each belongs to, and every part has to be served; None parts them into the
-    half that lies near the stored vectors and the half that lies far. ``source`` int64 (nq,) names the row that each
-    was made of and that must not count; None where there is none.
+    ``stratum`` int64 (nq,) says which part each belongs to, and every part has to be served; those of part -1, and all
+    where it is None, are parted into the half that lies near the stored vectors and the half that lies far. ``source``
+    int64 (nq,) names the row that each was made of and that must not count; -1 or None where there is none.
     """
 
     queries: FloatArray
@@ -43,6 +45,20 @@ class Questions:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+
+def together(*several: Questions) -> Questions:
+    """All the questions in one; what has a stratum keeps it."""
+    nothing = [np.full(len(one), -1, np.int64) for one in several]
+    return Questions(
+        queries=np.concatenate([one.queries for one in several]),
+        stratum=np.concatenate(
+            [n if one.stratum is None else one.stratum for one, n in zip(several, nothing, strict=True)]
+        ),
+        source=np.concatenate(
+            [n if one.source is None else one.source for one, n in zip(several, nothing, strict=True)]
+        ),
+    )
 
 
 class Judge:
@@ -57,9 +73,9 @@ class Judge:
         self.ks = ks
         self._pause = pause
         self._found: dict[tuple[Effort, int], npt.NDArray[np.float64]] = {}
-        step = max(1, int(_STEP_COST / scan_cost(body.n, body.dim, body.table.precision)))
+        step = max(_TRUTHS_IN_STEP, int(_STEP_COST / scan_cost(body.n, body.dim, body.table.precision)))
         self._truth = self._search(Effort(exact=True), ks[-1], np.arange(len(questions)), step)
-        self.stratum = _near_and_far(self._truth) if questions.stratum is None else questions.stratum
+        self.stratum = _strata(questions, self._truth)
 
     @property
     def truth(self) -> FloatArray:
@@ -90,6 +106,11 @@ class Judge:
         strata = self.stratum[::every]
         return min(float(recalls[strata == name].mean()) for name in np.unique(strata))
 
+    def worth_of_one(self, every: int) -> float:
+        """How much one of every ``every``-th question weighs in the mean of its stratum, at the most."""
+        strata = self.stratum[::every]
+        return 1.0 / max(1, min(int((strata == name).sum()) for name in np.unique(strata)))
+
     def _search(self, effort: Effort, k: int, rows: IntArray, step: int) -> FloatArray:
         """Distances float32 (len(rows), k) of the k nearest, the questions' sources left out."""
         source = self.questions.source
@@ -103,6 +124,14 @@ class Judge:
             pieces.append(distances)
             self._pause()
         return np.concatenate(pieces) if pieces else np.empty((0, k), np.float32)
+
+
+def _strata(questions: Questions, truth: FloatArray) -> IntArray:
+    """Which part each question is judged in, int64 (nq,): those without one are near, -2, or far, -1."""
+    stratum = np.full(len(questions), -1, np.int64) if questions.stratum is None else questions.stratum.copy()
+    free = stratum < 0
+    stratum[free] = _near_and_far(truth[free]) - 2
+    return stratum
 
 
 def _near_and_far(truth: FloatArray) -> IntArray:

@@ -65,6 +65,12 @@ class Ladders:
         recalls = self._promised(effort)[:, self._judge.ks.index(k)]
         return self._judge.worst_mean(recalls, EVERY) - self._unseen(effort, k)
 
+    def hoped(self, effort: Effort, k: int) -> float:
+        """What ``promised`` may be if one question of the sample's worse-served part was missed by bad luck: where
+        neighbours are copies of each other, all ten of them are missed or none.
+        """
+        return self.promised(effort, k) + self._judge.worth_of_one(EVERY)
+
     def _front(self, k: int) -> list[Effort]:
         body, pairs = self._judge.body, self._judge.body.kind == "ivf"
         scan = effort_cost(body, Effort(exact=True), k)
