@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,15 @@ def filled(folder: Path, machine: Machine | None, name: str = "memory", **settin
 
 def events(store: VectorStore, kind: str) -> list[str]:
     return [event["cause"] for event in store.statistics()["events"] if event["kind"] == kind]
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    """Give the background half a minute."""
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come about")
 
 
 # The plan is followed, and shown
@@ -129,6 +139,25 @@ def test_a_small_store_on_auto_never_asks_the_driver_and_a_large_one_does(
             store.delete(f"u{gone}")
         store.run_maintenance()
         assert store.statistics()["index"]["engine"] == "cpu"
+
+
+def test_the_background_looks_for_the_device_and_moves_there(
+    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BANDS", (engines.Band(200, ("cpu",)), *engines.BANDS[1:]))
+    with opened(tmp_path, machine_with(card, "auto"), device="auto", background=True) as store:
+        store.store_batch(units_of(COUNT), embeddings=vectors_of(COUNT))
+        wait_until(lambda: card.holders and store.index.kind == "exact" and not store.index.is_building)
+        store.search_vectors(vectors_of(3), 5)
+        assert card.searches > 0
+
+
+def test_max_memory_mb_bounds_the_device_too(tmp_path: Path, card: Card) -> None:
+    with filled(tmp_path, machine_with(card), max_memory_mb=100) as store:
+        assert store.statistics()["index"]["device"] == "cpu"
+        assert "do not fit the 100 MB allowed there" in store.statistics()["plan"]["reason"]
+    with filled(tmp_path, machine_with(card), "other", max_memory_mb="auto") as store:
+        assert store.statistics()["index"]["device"] == "cuda:0"
 
 
 def test_asking_for_a_gpu_that_is_not_there_warns_and_auto_does_not(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""``memevolve-store devices``, and the settings that lead to a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gpu_kit import line, on_disk
+
+from memevolve_gpu.cli.machine import devices
+from memevolve_gpu.components.store.engine import _prober, this_machine
+from memevolve_gpu.utils.config import StorageConfig, visible_gpus
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Gives what the command says, with settings, where the test's folder comes first on the path."""
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def run(as_json: bool = False, **environment: str) -> str:
+        with pytest.MonkeyPatch.context() as settings:
+            for name, value in environment.items():
+                settings.setenv(name, value)
+            _prober.cache_clear()  # as a new process has it
+            devices(as_json=as_json)
+        return capsys.readouterr().out
+
+    yield run
+    _prober.cache_clear()
+
+
+def listed(run: Run, **environment: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(as_json=True, **environment))
+    return found
+
+
+@pytest.fixture
+def two_cards(tmp_path: Path) -> None:
+    lines = [line(0, "First GPU", free=100), line(1, "Second GPU", free=900)]
+    on_disk(tmp_path, "nvidia-smi", "#!/bin/sh\n" + "".join(f"echo '{each}'\n" for each in lines))
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_cards_engines_and_the_choice_are_listed(run: Run) -> None:
+    found = listed(run)
+    assert [(gpu["device"], gpu["name"], gpu["free_mb"]) for gpu in found["gpus"]] == [
+        ("cuda:0", "First GPU", 100),
+        ("cuda:1", "Second GPU", 900),
+    ]
+    assert found["chosen"] == "cuda:1"
+    assert found["driver"] == "580.65.06"
+    assert set(found["engines"]) == {"torch", "faiss"}
+    assert found["budget"]["limit"] == int(0.8 * (900 << 20))
+    text = run()
+    for said in ("Second GPU", "cuda:1", "720 MB of 1000 MB", "engine torch"):
+        assert said in text
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_settings_and_visible_devices_are_respected(run: Run) -> None:
+    found = listed(
+        run,
+        CUDA_VISIBLE_DEVICES="1",
+        MEMEVOLVE_STORAGE_DEVICE="cuda:0",
+        MEMEVOLVE_STORAGE_GPU_MEMORY_FRACTION="0.5",
+    )
+    assert [gpu["name"] for gpu in found["gpus"]] == ["Second GPU"]
+    assert found["budget"]["limit"] == int(0.5 * (900 << 20))
+    missing = listed(run, MEMEVOLVE_STORAGE_DEVICE="cuda:2")
+    assert missing["chosen"] == "cpu"
+    assert "no such GPU" in missing["reason"]
+
+
+def test_without_a_gpu_the_reason_is_given(run: Run, tmp_path: Path) -> None:
+    on_disk(tmp_path, "nvidia-smi", "#!/bin/sh\necho 'the driver is not loaded' >&2; exit 9\n")
+    found = listed(run)
+    assert (found["gpus"], found["chosen"], found["budget"]["device"]) == ([], "cpu", "cpu")
+    assert "the driver is not loaded" in found["problem"]
+    assert "no GPU: the GPU driver gives no answer" in run()
+
+
+def test_the_settings_make_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = this_machine(StorageConfig(device="cuda:1", gpu_memory_fraction=0.3))
+    assert (machine.request, machine.fraction) == ("cuda:1", 0.3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == ""
