@@ -10,13 +10,17 @@ import numpy.typing as npt
 
 from ..types import FloatArray, Metric
 
-__all__ = ["DeviceQueries", "device_queries", "lies_on_device"]
+__all__ = ["DeviceQueries", "device_queries", "fetched", "lies_on_device"]
 
 _CUDA = (2, 13)
 """Kinds of devices in DLPack's header (dlpack.h): kDLCUDA and kDLCUDAManaged."""
 _SMALLEST_SAFE = 1e-30
 _LARGEST_SAFE = 1e30
 """As in :mod:`.vectors`: squared norms outside are looked at closely, on the host."""
+
+
+_REFUSALS = (RuntimeError, TypeError, ValueError, BufferError, AttributeError, AssertionError)
+"""What libraries raise for an array that they cannot take; torch without CUDA asserts."""
 
 
 class DeviceQueries:
@@ -83,8 +87,28 @@ def device_queries(array: Any, dim: int, metric: Metric, *, torch: Any = None) -
         return None
     try:
         return _checked(_tensor(array, torch), dim, metric, torch)
-    except (RuntimeError, TypeError, ValueError, BufferError, AttributeError):
+    except _REFUSALS:
         return None
+
+
+def fetched(array: Any, *, torch: Any = None, cupy: Any = None) -> Any:
+    """``array``, which lies on a device, as a numpy array; as it is where no loaded library can read it.
+
+    torch, cupy: the modules; None takes them where they are loaded already. Whoever made such an array has one of them,
+    or an array that copies itself by ``get`` or ``copy_to_host``.
+    """
+    for copies in ("get", "copy_to_host"):
+        if hasattr(array, copies):
+            return getattr(array, copies)()
+    torch, cupy = torch or sys.modules.get("torch"), cupy or sys.modules.get("cupy")
+    try:
+        if torch is not None:
+            return _tensor(array, torch).cpu().numpy()
+        if cupy is not None:
+            return (cupy.from_dlpack(array) if hasattr(array, "__dlpack__") else cupy.asarray(array)).get()
+    except _REFUSALS:
+        return array
+    return array
 
 
 def _tensor(array: Any, torch: Any) -> Any:

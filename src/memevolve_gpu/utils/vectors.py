@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..errors import DimensionMismatchError, InvalidVectorError
 from ..types import FloatArray, Metric
+from .device_arrays import fetched, lies_on_device
 
 __all__ = ["check_vector", "check_vectors", "normalize_rows", "to_host"]
 
@@ -103,7 +104,7 @@ def to_host(array: Any, *, name: str = "embedding") -> npt.NDArray[Any]:
 
 
 def _off_device(array: Any) -> Any:
-    """Unwrap torch tensors and cupy arrays, recognised by their methods so that neither is imported."""
+    """Unwrap torch tensors, and bring over what says that it lies on a GPU; no library is imported for it."""
     if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "detach") and hasattr(array, "cpu"):
@@ -112,9 +113,7 @@ def _off_device(array: Any) -> Any:
             return tensor.numpy()
         except TypeError:  # bfloat16 and its like have no numpy dtype; float32 holds them all
             return tensor.float().numpy()
-    if hasattr(array, "__cuda_array_interface__") and hasattr(array, "get"):
-        return array.get()
-    return array
+    return fetched(array) if lies_on_device(array) else array
 
 
 def _rows_to_host(array: Any, dim: int, name: str) -> npt.NDArray[Any]:
