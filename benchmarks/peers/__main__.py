@@ -95,6 +95,7 @@ def run(
     arguments: argparse.Namespace, names: list[str], scaled: list[str], plan: Plan, console: Console, command: str
 ) -> None:
     core, others = cores()
+    before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, others)
     clock = Clock()
     folder = arguments.work / f"run-{os.getpid()}"
@@ -114,6 +115,7 @@ def run(
         finally:
             session.finish()
             filing.removed(folder)
+            os.sched_setaffinity(0, before)
             results.write({"section": "end", "seconds": clock()})
     filing.shown(arguments.output, console)
 
@@ -131,6 +133,7 @@ def one_section(
     if section not in arguments.sections and (section != "ingest" or only_scaling):
         return
     task = progress.add_task(section, total=None)
+    clock = Clock()
 
     def tick(name: str) -> None:
         progress.update(task, description=f"{section}: {name}", advance=1)
@@ -146,6 +149,7 @@ def one_section(
     else:
         RUNNERS[section](session)
     progress.update(task, description=section, total=1, completed=1)
+    record({"section": "time", "of": section, "seconds": clock()})
 
 
 if __name__ == "__main__":

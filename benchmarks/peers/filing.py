@@ -24,6 +24,8 @@ from .session import TARGETS, K, Plan
 __all__ = ["Results", "heading", "newest", "removed", "shown"]
 
 SYNCS = 50
+ABOUT = ("machine", "time", "end")
+"""Records that are of a run and not of a peer."""
 
 
 class Results:
@@ -102,14 +104,13 @@ def newest(path: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in path.read_text().splitlines()]
     latest: dict[str, str] = {}
     for record in records:
-        if record["section"] not in ("machine", "end"):
+        if record["section"] not in ABOUT:
             latest[record["section"]] = record["run"]
     runs = set(latest.values())
     return [
         record
         for record in records
-        if latest.get(record["section"]) == record["run"]
-        or (record["section"] in ("machine", "end") and record["run"] in runs)
+        if latest.get(record["section"]) == record["run"] or (record["section"] in ABOUT and record["run"] in runs)
     ]
 
 

@@ -65,7 +65,7 @@ ROWS = (
     Row("reopen to the first answer", "s", "reopen", "answer_s", {}),
     Row("resident memory", "MB", "reopen", "memory_mb", {}),
     Row("disk", "MB", "reopen", "disk_mb", {}),
-    Row("mixed workload", "operations/s", "mixed", "per_s", {}, lower=False),
+    Row("mixed workload, writes synced", "operations/s", "mixed", "per_s", {}, lower=False),
 )
 
 
@@ -146,7 +146,12 @@ def entry_of(row: Row, record: Record, about: Record) -> Entry:
         ranked = False
     if row.section in ("writes", "ingest", "mixed") and not about["synced"]:
         notes.append("not synced")
-        ranked = ranked and "synced" not in row.title
+        ranked = ranked and not any(word in row.title for word in ("synced", "durable"))
+    if row.field == "indexed_per_s" and len(about["knobs"]) == 1:
+        notes.append("no index")
+        ranked = False
+    if row.matches.get("synced") is False and about["default_is_synced"]:
+        notes.append("synced")
     if "recall_after" in record:
         notes.append(f"recall after {record['recall_after']:.3f}")
     return Entry(record["peer"], float(record[row.field]), ", ".join(notes), ranked)

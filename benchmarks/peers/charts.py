@@ -1,0 +1,111 @@
+"""What the pictures show, apart from how they are drawn: series taken from the records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .registry import NAMES
+from .scaling import CURVES
+
+__all__ = ["Chart", "Series", "charts"]
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Series:
+    """points: (x, y); for categories, y is the position of the category."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """kind: ``lines`` through points, ``dots`` beside categories, or ``bars``; categories from the top down."""
+
+    key: str
+    title: str
+    kind: Literal["lines", "dots", "bars"]
+    x: str
+    y: str
+    series: tuple[Series, ...]
+    categories: tuple[str, ...] = ()
+    log_x: bool = False
+    log_y: bool = False
+
+
+def charts(records: Sequence[Record]) -> list[Chart]:
+    """Those that there are figures for."""
+    made = [
+        recall_against_speed(records),
+        *(latency(records, target) for target in (0.95, 0.99)),
+        writes(records),
+        memory(records),
+        *(growth(records, curve, what) for curve, what in CURVES.items()),
+    ]
+    return [chart for chart in made if any(series.points for series in chart.series)]
+
+
+def of(records: Iterable[Record], section: str, field: str, **values: Any) -> list[Record]:
+    return [
+        record
+        for record in records
+        if record["section"] == section
+        and field in record
+        and all(record.get(key) == value for key, value in values.items())
+    ]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    return sorted(set(names), key=NAMES.index)
+
+
+def recall_against_speed(records: Sequence[Record]) -> Chart:
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for record in of(records, "search", "recall", what="curve"):
+        points[record["peer"]].append((record["recall"], 1000 / record["ms"]))
+    series = tuple(Series(name, tuple(sorted(points[name]))) for name in in_order(points))
+    title = "Recall against speed: every setting, one query at a time"
+    return Chart("recall", title, "lines", "recall@10", "queries per second", series, log_y=True)
+
+
+def latency(records: Sequence[Record], target: float) -> Chart:
+    found = of(records, "search", "p50", what="ids", target=target)
+    title = f"Time of a search at recall@10 {target}"
+    return spans(f"latency-{target}".replace(".", ""), title, found)
+
+
+def writes(records: Sequence[Record]) -> Chart:
+    return spans("inserts", "Time of a synced insert", of(records, "writes", "p50", kind="insert", synced=True))
+
+
+def spans(key: str, title: str, records: Sequence[Record]) -> Chart:
+    """p50, p95 and p99 of each peer on one line, the quickest on top."""
+    ordered = sorted(records, key=lambda record: float(record["p50"]))
+    series = tuple(
+        Series(name, tuple((float(record[name]), float(i)) for i, record in enumerate(ordered)))
+        for name in ("p50", "p95", "p99")
+    )
+    return Chart(key, title, "dots", "milliseconds", "", series, tuple(r["peer"] for r in ordered), log_x=True)
+
+
+def memory(records: Sequence[Record]) -> Chart:
+    ordered = sorted(of(records, "reopen", "memory_mb"), key=lambda record: float(record["memory_mb"]))
+    points = tuple((float(record["memory_mb"]), float(i)) for i, record in enumerate(ordered))
+    title = "Resident memory after opening and fifty searches"
+    names = tuple(record["peer"] for record in ordered)
+    return Chart("memory", title, "bars", "megabytes", "", (Series("memory", points),), names)
+
+
+def growth(records: Sequence[Record], curve: str, what: str) -> Chart:
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for record in of(records, "scaling", curve):
+        if record[curve] > 0:
+            points[record["peer"]].append((record["size"], record[curve]))
+    unit = {"ms": "milliseconds", "mb": "megabytes", "s": "seconds"}[curve.rpartition("_")[2]]
+    series = tuple(Series(name, tuple(sorted(points[name]))) for name in in_order(points))
+    return Chart(f"scaling-{curve}", f"Growth: {what}", "lines", "units", unit, series, log_x=True, log_y=True)

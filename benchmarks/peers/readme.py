@@ -1,0 +1,66 @@
+"""The README's section of comparisons, made from the committed results.
+
+    PYTHONPATH=benchmarks python -m peers.readme [--patch]
+
+Prints the section; with --patch, puts it between its two marks in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .filing import newest
+from .table import cells, rankings
+
+__all__ = ["BEGIN", "END", "patched", "section"]
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
+BEGIN = "<!-- peers: made by benchmarks/peers/readme.py -->"
+END = "<!-- /peers -->"
+PICTURES = ("recall", "latency-095", "scaling-search_ms")
+
+
+def section(records: Sequence[dict[str, Any]], pictures: Path) -> str:
+    """Markdown between the marks, without them: where it was measured, the table, the pictures that exist."""
+    heads = [record for record in records if record["section"] == "machine"]
+    lines = [
+        f"{head['size']:,} units, {head['dimension']} dimensions, {head['machine']['model']}, one thread, "
+        f"{head['machine']['date']}: `{head['command']}`."
+        for head in heads
+    ]
+    lines += ["", "| what | this store | best of the others | |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(cells(ranking))} |" for ranking in rankings(records)]
+    there = [name for name in PICTURES if (pictures / f"peers-{name}.png").exists()]
+    lines += ["", *(f"![{name}](benchmarks/results/peers-{name}.png)" for name in there)] if there else []
+    return "\n".join(lines)
+
+
+def patched(readme: str, made: str) -> str:
+    """The README with the section in its place. Raises ValueError when it has no marks."""
+    if BEGIN not in readme or END not in readme:
+        raise ValueError(f"README.md needs the lines {BEGIN!r} and {END!r} where the section shall be")
+    before, rest = readme.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("--patch", action="store_true", help="write README.md")
+    arguments = parser.parse_args()
+    made = section(newest(RESULTS), RESULTS.parent)
+    if not arguments.patch:
+        print(made)
+        return 0
+    readme = ROOT / "README.md"
+    readme.write_text(patched(readme.read_text(encoding="utf-8"), made), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
