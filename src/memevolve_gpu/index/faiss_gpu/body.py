@@ -58,6 +58,11 @@ class FaissGpuBody(Body):
     def device_bytes(self) -> int:
         return 0 if self._resident is None else self._resident.nbytes
 
+    @property
+    def resident(self) -> Resident | None:
+        """The index on the device, for those who measure faiss alone; None for a body without rows."""
+        return self._resident
+
     def incidents(self) -> list[DeviceIncident]:
         return self._duty.incidents()
 

@@ -1,0 +1,99 @@
+"""From units in hand to units that are found: stored, then indexed on the device.
+
+    python benchmarks/gpu/ingest.py [--units 200000] [--device cuda:0 | cpu] [--quick]
+
+Generated embeddings are given, so that no embedding model is timed. "stored" ends when the last batch is acknowledged:
+from then on searches find every unit, by scanning what the index does not hold yet. "indexed" ends when the planned
+index is built, judged and searched instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu.common import FAILURES, Setting, clustered, facts, note, parser, release, save, setting_of, stopwatch, why_not
+
+from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu.types import FloatArray
+
+BATCH = 10_000
+
+
+def ingested(engine: str, index_type: str, vectors: FloatArray, setting: Setting) -> dict[str, Any]:
+    """Store and index all rows with one engine."""
+    wanted = {"device": "cpu"} if engine == "cpu" else {"device": setting.device, "gpu_engine": engine}
+    config = StorageConfig(index_type=index_type, background=False, max_memory_units=10**8, **wanted)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        VectorStore(Path(folder) / "store", None, vectors.shape[1], storage_config=config) as store,
+    ):
+        started = time.perf_counter()
+        for at in range(0, len(vectors), BATCH):
+            part = vectors[at : at + BATCH]
+            units = [{"id": f"u{at + row}", "type": "skill", "content": "generated"} for row in range(len(part))]
+            store.store_batch(units, embeddings=part)
+        stored = stopwatch(started)
+        found_at_once = store.search_vectors(vectors[-1:], 1)[1] == [[f"u{len(vectors) - 1}"]]
+        started = time.perf_counter()
+        store.run_maintenance()
+        indexed = stopwatch(started)
+        index = store.statistics()["index"]
+    return {
+        "stored_s": stored,
+        "units_per_s": len(vectors) / stored,
+        "found_at_once": found_at_once,
+        "indexed_s": indexed,
+        "index": {name: index[name] for name in ("kind", "engine", "device", "nlist")},
+    }
+
+
+def run(setting: Setting, n: int, dim: int) -> dict[str, Any]:
+    vectors = clustered(n, dim, setting)
+    found: list[dict[str, Any]] = []
+    for engine in ("cpu", "torch", "faiss"):
+        for index_type in ("flat", "ivf"):
+            row: dict[str, Any] = {"engine": engine, "index_type": index_type}
+            try:
+                missing = (
+                    "stores go to GPUs only" if engine != "cpu" and not setting.on_gpu else why_not(engine, setting)
+                )
+                if missing:
+                    raise RuntimeError(missing)
+                row |= ingested(engine, index_type, vectors, setting)
+                note(
+                    f"  {engine:<6}{index_type:<5} stored {row['units_per_s']:,.0f}/s, indexed {row['indexed_s']:.2f} s"
+                )
+            except FAILURES as error:
+                row["skipped"] = str(error).splitlines()[0]
+                note(f"  {engine:<6}{index_type:<5} {error}")
+            found.append(row)
+            release(setting)
+    return {"units": n, "dim": dim, "batch": BATCH, "ingest": found}
+
+
+def add_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--units", type=int, default=200_000)
+    made.add_argument("--ingest-dim", type=int, default=384)
+
+
+def sizes_of(args: argparse.Namespace) -> tuple[int, int]:
+    return (1500, 32) if args.quick else (args.units, args.ingest_dim)
+
+
+def main() -> None:
+    made = parser(__doc__)
+    add_options(made)
+    args = made.parse_args()
+    setting = setting_of(args)
+    save(args.json, {"machine": facts(setting), **run(setting, *sizes_of(args))})
+
+
+if __name__ == "__main__":
+    main()

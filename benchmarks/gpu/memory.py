@@ -1,0 +1,114 @@
+"""Device memory: what a plan predicts, what its body says, and what the card reports.
+
+    python benchmarks/gpu/memory.py [--memory-rows 1000000] [--dims 384 768] [--device cuda:0 | cpu] [--quick]
+
+A first body takes the context and the scratch that all bodies share; then each contender is built alone, and the card's
+free memory before and after is compared with the prediction, scratch left out of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu.common import (
+    FAILURES,
+    Setting,
+    built,
+    clustered,
+    facts,
+    module,
+    note,
+    parser,
+    release,
+    rows_of,
+    save,
+    setting_of,
+    why_not,
+)
+
+from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES
+from memevolve_gpu.index.torch_engine.memory import SCRATCH
+from memevolve_gpu.planner.nlist import adaptive_nlist
+from memevolve_gpu.types import Effort, IndexPlan, Rows
+
+SHARED = {"torch": SCRATCH, "faiss": TEMPORARY_BYTES}
+
+
+def plans(n: int) -> Iterator[IndexPlan]:
+    for engine in SHARED:
+        for precision in ("float32", "float16", "int8"):
+            yield IndexPlan("exact", precision=precision, engine=engine)  # type: ignore[arg-type]
+            yield IndexPlan("ivf", adaptive_nlist(n), precision=precision, engine=engine)  # type: ignore[arg-type]
+
+
+def free_bytes(setting: Setting) -> int:
+    release(setting)
+    return int(module("torch").cuda.mem_get_info(setting.index)[0]) if setting.on_gpu else 0
+
+
+def compared(plan: IndexPlan, rows: Rows, setting: Setting) -> dict[str, Any]:
+    """Predicted, said and reported bytes of one plan."""
+    missing = why_not(plan.engine, setting)
+    if missing:
+        raise RuntimeError(missing)
+    few = rows_of(rows.vectors[:1000].copy())
+    first = built(IndexPlan("exact", engine=plan.engine), few, setting)
+    first.search(few.vectors[:1], 10, Effort())
+    before = free_bytes(setting)
+    body = built(plan, rows, setting)
+    taken = before - free_bytes(setting) if setting.on_gpu else None
+    predicted = body.plan.device_bytes - SHARED[plan.engine]
+    row: dict[str, Any] = {"predicted_bytes": predicted, "said_bytes": body.device_bytes, "card_bytes": taken}
+    row["scratch_bytes"] = SHARED[plan.engine]
+    row["said_over_predicted"] = body.device_bytes / predicted
+    if taken is not None:
+        row["card_over_predicted"] = taken / predicted
+    return row
+
+
+def run(setting: Setting, n: int, dims: list[int]) -> dict[str, Any]:
+    found = []
+    for dim in dims:
+        rows = rows_of(clustered(n, dim, setting))
+        for plan in plans(n):
+            row: dict[str, Any] = {"rows": n, "dim": dim, "engine": plan.engine, "kind": plan.kind}
+            row["precision"] = plan.precision
+            try:
+                row |= compared(plan, rows, setting)
+                said, card = row["said_over_predicted"], row.get("card_over_predicted", float("nan"))
+                note(
+                    f"  {plan.engine} {plan.kind} {plan.precision} {dim}: said {said:.3f}, card {card:.3f} of predicted"
+                )
+            except FAILURES as error:
+                row["skipped"] = str(error).splitlines()[0]
+                note(f"  {plan.engine} {plan.kind} {plan.precision}: {error}")
+            found.append(row)
+            release(setting)
+    return {"memory": found}
+
+
+def add_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--memory-rows", type=int, default=1_000_000)
+
+
+def sizes_of(args: argparse.Namespace) -> tuple[int, list[int]]:
+    return (3000, [32]) if args.quick else (args.memory_rows, args.dims)
+
+
+def main() -> None:
+    made = parser(__doc__)
+    add_options(made)
+    made.add_argument("--dims", type=int, nargs="+", default=[384, 768])
+    args = made.parse_args()
+    setting = setting_of(args)
+    save(args.json, {"machine": facts(setting), **run(setting, *sizes_of(args))})
+
+
+if __name__ == "__main__":
+    main()

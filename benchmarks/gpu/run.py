@@ -1,0 +1,104 @@
+"""All GPU benchmarks in one go: figures as JSON and plots under benchmarks/results/gpu.
+
+    python benchmarks/gpu/run.py [--device cuda:0 | cpu] [--quick] [--parts search training ...] [--minutes 20]
+
+Figures are written after each part, so that what was measured is kept should the machine go away. Parts that would
+begin after ``--minutes`` are left out and said to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu import bandwidth, ingest, memory, search, training
+from gpu.common import FAILURES, RESULTS, Setting, facts, note, parser, release, save, setting_of
+from gpu.plots import draw
+
+Part = Callable[[Setting, argparse.Namespace], dict[str, Any]]
+
+PARTS: dict[str, Part] = {
+    "bandwidth": lambda setting, _: {"bandwidth": bandwidth.measure(setting)},
+    "training": lambda setting, args: training.run(setting, *training.sizes_of(args)),
+    "memory": lambda setting, args: memory.run(setting, *memory.sizes_of(args)),
+    "ingest": lambda setting, args: ingest.run(setting, *ingest.sizes_of(args)),
+}
+
+
+def options() -> argparse.ArgumentParser:
+    made = parser(__doc__)
+    for part in (search, training, ingest, memory):
+        part.add_options(made)
+    made.add_argument(
+        "--parts", nargs="+", choices=["search", *PARTS], default=["bandwidth", "search", *list(PARTS)[1:]]
+    )
+    made.add_argument("--minutes", type=float, default=25.0, help="begin nothing new after so long")
+    return made
+
+
+def steps_of(args: argparse.Namespace) -> list[tuple[str, Part]]:
+    """The parts in their order; the search table is cut by size, smallest first."""
+    steps: list[tuple[str, Part]] = []
+    for name in dict.fromkeys(args.parts):
+        if name == "search":
+            steps += [(f"search {n} x {dim}", _search(n, dim)) for n, dim in _shapes(args)]
+        else:
+            steps.append((name, PARTS[name]))
+    return steps
+
+
+def _shapes(args: argparse.Namespace) -> list[tuple[int, int]]:
+    rows, dims, most = search.sizes_of(args)
+    return sorted(((n, dim) for n in rows for dim in dims if n * dim <= most), key=lambda shape: shape[0] * shape[1])
+
+
+def _search(n: int, dim: int) -> Part:
+    return lambda setting, _: search.run(setting, [n], [dim], n * dim)
+
+
+def _name(setting: Setting, report: dict[str, Any]) -> str:
+    card = "".join(letter if letter.isalnum() else "-" for letter in report["machine"]["device_name"].lower())
+    return f"{report['machine']['date']}-{card}{'-quick' if setting.quick else ''}"
+
+
+def merged(report: dict[str, Any], part: str, found: dict[str, Any]) -> None:
+    """Add the figures of a part; the rows of all search tables come together."""
+    if part.startswith("search"):
+        table = report.setdefault("search", {"data": found["data"], "k": found["k"], "table": []})
+        table["table"] += found["search"]
+        report.setdefault("bandwidth", found["bandwidth"])
+    else:
+        report[part] = found.get("bandwidth", found) if part == "bandwidth" else found
+
+
+def main() -> None:
+    args = options().parse_args()
+    setting, started = setting_of(args), time.monotonic()
+    report: dict[str, Any] = {"machine": facts(setting), "left_out": {}}
+    path = args.json or RESULTS / f"{_name(setting, report)}.json"
+    note(f"{report['machine']['device_name']}: {', '.join(args.parts)}")
+    for name, part in steps_of(args):
+        if time.monotonic() - started > 60 * args.minutes:
+            report["left_out"][name] = f"{args.minutes:g} minutes had passed"
+            continue
+        note(name)
+        try:
+            merged(report, name, part(setting, args))
+        except FAILURES as error:
+            report["left_out"][name] = str(error).splitlines()[0]
+            note(f"{name}: {error}")
+        release(setting)
+        save(path, report)
+    save(path, report)
+    for drawn in draw(report, path.with_suffix("")):
+        note(f"plot {drawn}")
+
+
+if __name__ == "__main__":
+    main()

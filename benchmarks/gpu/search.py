@@ -1,0 +1,255 @@
+"""Searches of 1, 16 and 1,024 queries by every engine, the CPU of the same machine in the same table.
+
+    python benchmarks/gpu/search.py [--rows 50000 1000000 10000000] [--dims 384 768] [--device cuda:0 | cpu] [--quick]
+
+Generated data (see ``common.clustered``), squared L2, ten results. Half of the queries lie as the rows do, half lie
+twice as far from the centres. Times are end to end, from queries in host memory to results in host memory. "faiss raw"
+is faiss-gpu alone, without the mask, the exact distances and the failure handling of the body around it. Inverted lists
+probe the fewest lists, by powers of two, at which recall@10 reaches 0.95.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu.bandwidth import measure
+from gpu.common import (
+    FAILURES,
+    METRIC,
+    Setting,
+    built,
+    clustered,
+    facts,
+    module,
+    note,
+    parser,
+    release,
+    rows_of,
+    save,
+    setting_of,
+    stopwatch,
+    timed,
+    why_not,
+)
+
+from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.faiss_gpu.body import FaissGpuBody
+from memevolve_gpu.planner.effort import effort_for
+from memevolve_gpu.planner.nlist import adaptive_nlist
+from memevolve_gpu.planner.plan import plan_index
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Precision, Rows
+
+K, TARGET, BATCHES = 10, 0.95, (1, 16, 1024)
+MOST_PROBES = 2048
+CPU_EXACT_VALUES = 800_000_000
+"""Components above which the CPU's plain scan is left out: it takes seconds."""
+WIDE_VALUES = 2_000_000_000
+"""Components above which only one precision of each engine is measured."""
+PRECISIONS: dict[str, tuple[Precision, ...]] = {
+    "torch": ("float32", "float16", "int8"),
+    "faiss": ("float32", "float16"),
+}
+
+Ask = Callable[[FloatArray], tuple[FloatArray, IntArray]]
+Row = dict[str, Any]
+
+
+def contenders(n: int, dim: int) -> Iterator[IndexPlan]:
+    """What is compared over n rows; the plans name no device yet."""
+    yield plan_index(count=n, dim=dim, metric=METRIC, index_type="auto", target_recall=TARGET, budget_bytes=1 << 42)
+    if n * dim <= CPU_EXACT_VALUES:
+        yield IndexPlan("exact")
+    nlist = adaptive_nlist(n)
+    for engine in ("torch", "faiss"):
+        for precision in PRECISIONS[engine][: 1 if n * dim > WIDE_VALUES else None]:
+            yield IndexPlan("exact", precision=precision, engine=engine)
+        yield IndexPlan("ivf", nlist, engine=engine)
+
+
+def truth_of(queries: FloatArray, vectors: FloatArray, setting: Setting) -> FloatArray:
+    """The K smallest squared distances float32 (nq, K), by float32 products without tf32, row block by row block."""
+    torch = module("torch")
+    device = setting.device if setting.on_gpu else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    asked = torch.from_numpy(queries).to(device)
+    best = torch.full((len(queries), K), float("inf"), device=device)
+    for start in range(0, len(vectors), 1 << 18):
+        block = torch.from_numpy(vectors[start : start + (1 << 18)]).to(device)
+        distances = asked.square().sum(1)[:, None] + block.square().sum(1)[None] - 2 * asked @ block.T
+        near = distances.topk(min(K, len(block)), largest=False).values
+        best = torch.cat((best, near), 1).topk(K, largest=False).values
+    found: FloatArray = best.cpu().numpy()
+    return found
+
+
+def recall(positions: IntArray, queries: FloatArray, vectors: FloatArray, truth: FloatArray) -> float:
+    """Share of results no farther than the true tenth; ties are hits."""
+    found = vectors[np.maximum(positions, 0)]
+    distances = np.where(positions < 0, np.inf, ((found - queries[:, None]) ** 2).sum(axis=2))
+    return float((distances <= truth[:, -1:] + 1e-5).mean())
+
+
+def raw(body: FaissGpuBody, nprobe: int) -> Ask:
+    """faiss-gpu's own search of the index that the body holds."""
+    resident = body.resident
+    if resident is None:
+        raise RuntimeError("the body has no rows")
+    faiss = resident.owner.faiss
+
+    def ask(queries: FloatArray) -> tuple[FloatArray, IntArray]:
+        distances, labels = np.empty((len(queries), K), np.float32), np.empty((len(queries), K), np.int64)
+        parameters = None
+        if nprobe:
+            parameters = faiss.SearchParametersIVF()
+            parameters.nprobe = nprobe
+        with resident.owner.using("measuring"):
+            ptr = faiss.swig_ptr
+            resident.engine.search_c(len(queries), ptr(queries), K, ptr(distances), ptr(labels), parameters)
+        return distances, labels
+
+    return ask
+
+
+def ways(body: Body, queries: FloatArray, vectors: FloatArray, truth: FloatArray) -> Iterator[tuple[str, Ask, int]]:
+    """(name, search, lists probed) of each way to ask this body."""
+    if body.plan.engine == "cpu":
+        effort = effort_for(body.plan, body.n, K, TARGET)
+        yield "cpu", lambda asked: body.search(asked, K, effort), effort.nprobe
+        return
+    makers: dict[str, Callable[[int], Ask]] = {
+        body.plan.engine: lambda nprobe: lambda asked: body.search(asked, K, Effort(nprobe=nprobe))
+    }
+    if isinstance(body, FaissGpuBody):
+        own = body
+        makers["faiss raw"] = lambda nprobe: raw(own, nprobe)
+    step = max(1, len(queries) // 256)
+    some, least = np.ascontiguousarray(queries[::step]), truth[::step]
+    for name, make in makers.items():
+        nprobe = 0 if body.kind == "exact" else 1
+        while nprobe and nprobe < min(body.nlist, MOST_PROBES):
+            if recall(make(nprobe)(some)[1], some, vectors, least) >= TARGET:
+                break
+            nprobe *= 2
+        yield name, make(min(nprobe, body.nlist)), min(nprobe, body.nlist)
+
+
+def stored_bytes(body: Body, engine: str) -> float:
+    """Bytes of one component where it is scanned."""
+    narrow = {"float32": 2.0, "float16": 2.0, "int8": 1.0} if engine == "torch" else {"float32": 4.0, "float16": 2.0}
+    return narrow.get(body.plan.precision, 1.0)
+
+
+def in_batches(ask: Ask, queries: FloatArray, batch: int, setting: Setting) -> Row:
+    """Times of ``batch`` queries at once, other ones each time."""
+    blocks = [np.ascontiguousarray(queries[at : at + batch]) for at in range(0, len(queries), batch)]
+    times = timed(lambda turn: ask(blocks[turn % len(blocks)]), setting)
+    return times | {"qps": min(batch, len(queries)) / times["ms"] * 1e3}
+
+
+def measured(
+    body: Body, data: tuple[FloatArray, FloatArray, FloatArray], setting: Setting, bandwidth: float
+) -> Iterator[Row]:
+    vectors, queries, truth = data
+    for name, ask, nprobe in ways(body, queries, vectors, truth):
+        row: Row = {"engine": name, "kind": body.kind, "precision": body.plan.precision, "nlist": body.nlist}
+        row |= {"nprobe": nprobe, "device_bytes": body.device_bytes, "searched_on": body.device, "times": {}}
+        row["recall"] = recall(ask(queries)[1], queries, vectors, truth)
+        for batch in BATCHES:
+            times = in_batches(ask, queries, batch, setting)
+            if body.kind == "exact" and batch == 1 and name != "cpu":
+                read = body.n * body.dim * stored_bytes(body, name)
+                times["share_of_bandwidth"] = read / (times["ms"] / 1e3) / bandwidth
+            row["times"][str(batch)] = times
+        row["incidents"] = [incident.detail for incident in body.incidents()]
+        yield row
+
+
+def compare(n: int, dim: int, setting: Setting, bandwidth: float) -> list[Row]:
+    """All contenders over n rows of ``dim`` dimensions."""
+    note(f"{n} rows of {dim} dimensions: generating")
+    vectors = clustered(n, dim, setting)
+    half = 64 if setting.quick else 512
+    queries = np.concatenate([clustered(half, dim, setting, like=n, spread=spread) for spread in (0.5, 1.0)])
+    queries = np.ascontiguousarray(queries[np.random.default_rng(setting.seed).permutation(len(queries))])
+    data, rows, found = (vectors, queries, truth_of(queries, vectors, setting)), rows_of(vectors), []
+    for plan in contenders(n, dim):
+        head: Row = {"rows": n, "dim": dim}
+        try:
+            found += [head | row for row in of_plan(plan, rows, data, setting, bandwidth)]
+        except FAILURES as error:
+            found.append(head | {"engine": plan.engine, "kind": plan.kind, "skipped": str(error).splitlines()[0]})
+            note(f"  {plan.engine} {plan.kind} {plan.precision}: {error}")
+        release(setting)
+    return found
+
+
+def of_plan(
+    plan: IndexPlan,
+    rows: Rows,
+    data: tuple[FloatArray, FloatArray, FloatArray],
+    setting: Setting,
+    bandwidth: float,
+) -> Iterator[Row]:
+    missing = why_not(plan.engine, setting)
+    if missing:
+        raise RuntimeError(missing)
+    started = time.perf_counter()
+    body = built(plan, rows, setting)
+    seconds = stopwatch(started)
+    for row in measured(body, data, setting, bandwidth):
+        show(row | {"build_s": seconds})
+        yield row | {"build_s": seconds}
+
+
+def show(row: Row) -> None:
+    times = "  ".join(f"{batch}: {one['ms']:.3f} ms, {one['qps']:,.0f}/s" for batch, one in row["times"].items())
+    share = row["times"].get("1", {}).get("share_of_bandwidth")
+    note(
+        f"  {row['engine']:<9} {row['kind']:<9} {row['precision']:<8} recall {row['recall']:.4f} "
+        f"nprobe {row['nprobe']:<5} built in {row['build_s']:.1f} s  {times}"
+        + (f"  {share:.0%} of bandwidth" if share else "")
+    )
+
+
+def run(setting: Setting, rows: list[int], dims: list[int], most_values: int) -> dict[str, Any]:
+    """The whole table; combinations of more than ``most_values`` components are left out."""
+    bandwidth = measure(setting)
+    release(setting)
+    table: list[Row] = []
+    for n in rows:
+        for dim in dims:
+            if n * dim <= most_values:
+                table += compare(n, dim, setting, bandwidth["bytes_per_s"])
+                release(setting)
+    return {"data": "generated, see common.clustered", "k": K, "bandwidth": bandwidth, "search": table}
+
+
+def add_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--rows", type=int, nargs="+", default=[50_000, 1_000_000, 10_000_000])
+    made.add_argument("--dims", type=int, nargs="+", default=[384, 768])
+    made.add_argument("--most-values", type=int, default=4_000_000_000, help="rows times dimensions to go up to")
+
+
+def sizes_of(args: argparse.Namespace) -> tuple[list[int], list[int], int]:
+    return ([2000], [32], args.most_values) if args.quick else (args.rows, args.dims, args.most_values)
+
+
+def main() -> None:
+    made = parser(__doc__)
+    add_options(made)
+    args = made.parse_args()
+    setting = setting_of(args)
+    save(args.json, {"machine": facts(setting), **run(setting, *sizes_of(args))})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""k-means by the torch engine, flash-kmeans and faiss-gpu: seconds, and how good the centroids are.
+
+    python benchmarks/gpu/training.py [--training-rows 1000000] [--training-dim 384] [--centroids 4096] [--quick]
+
+Ten rounds of Lloyd's algorithm over the same generated rows. Seconds run from rows in host memory to centroids in host
+memory. The objective is the mean squared distance of all rows to the nearest centroid, computed the same way, in
+float32, for everybody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu.common import (
+    FAILURES,
+    Setting,
+    clustered,
+    facts,
+    module,
+    note,
+    parser,
+    release,
+    save,
+    setting_of,
+    stopwatch,
+    why_not,
+)
+
+from memevolve_gpu.types import FloatArray
+
+ROUNDS = 10
+CPU_ROWS = 200_000
+"""Rows up to which faiss on the CPU is measured as well."""
+
+Train = Callable[[FloatArray, int, Setting], FloatArray]
+
+
+def by_torch(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
+    """The torch engine's own way, with flash-kmeans where it is installed."""
+    from memevolve_gpu.index.torch_engine.kmeans import train
+    from memevolve_gpu.index.torch_engine.operations import Operations
+
+    torch = module("torch")
+    device = torch.device(setting.device)
+    x = torch.from_numpy(vectors).to(device).to(torch.float16)
+    found = train(x, count, seed=setting.seed, operations=Operations(device, note), iterations=ROUNDS)
+    centroids: FloatArray = found[:, : vectors.shape[1]].cpu().numpy()
+    return centroids
+
+
+def by_torch_alone(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
+    with _without("flash_kmeans"):
+        return by_torch(vectors, count, setting)
+
+
+def by_flash(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
+    """flash-kmeans as its documentation shows it, in float16."""
+    if not setting.on_gpu:
+        raise RuntimeError("flash-kmeans needs a GPU")
+    torch, flash = module("torch"), module("flash_kmeans")
+    if flash is None:
+        raise RuntimeError("flash-kmeans is not installed")
+    x = torch.from_numpy(vectors).to(setting.device).to(torch.float16)[None]
+    torch.manual_seed(setting.seed)
+    found = flash.batch_kmeans_Euclid(x, count, max_iters=ROUNDS, tol=-1.0)[1][0]
+    centroids: FloatArray = found.float().cpu().numpy()
+    return centroids
+
+
+def by_faiss_gpu(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
+    """faiss' k-means with assignments on the GPU, as its GPU indexes train."""
+    from memevolve_gpu.index.faiss_gpu.owner import owner_of
+
+    owner = owner_of(setting.device)
+    with owner.building("measuring", 0, keep=False) as (resources, held):
+        config = owner.config("GpuIndexFlatConfig")
+        held.append(owner.faiss.GpuIndexFlatL2(resources, vectors.shape[1], config))
+        return _clustered_by(owner.faiss, vectors, count, setting, held[0])
+
+
+def by_faiss_cpu(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
+    if len(vectors) > CPU_ROWS:
+        raise RuntimeError(f"left out above {CPU_ROWS} rows: it takes minutes")
+    faiss = module("faiss")
+    return _clustered_by(faiss, vectors, count, setting, faiss.IndexFlatL2(vectors.shape[1]))
+
+
+def _clustered_by(faiss: Any, vectors: FloatArray, count: int, setting: Setting, index: Any) -> FloatArray:
+    clustering = faiss.Clustering(vectors.shape[1], count)
+    clustering.niter, clustering.seed = ROUNDS, setting.seed
+    clustering.min_points_per_centroid, clustering.max_points_per_centroid = 1, len(vectors)
+    clustering.train(vectors, index)
+    centroids: FloatArray = faiss.vector_to_array(clustering.centroids).reshape(count, -1)
+    return centroids
+
+
+WAYS: dict[str, tuple[str, Train]] = {
+    "torch engine": ("torch", by_torch),
+    "torch engine, its own steps": ("torch", by_torch_alone),
+    "flash-kmeans": ("torch", by_flash),
+    "faiss-gpu": ("faiss", by_faiss_gpu),
+    "faiss-cpu": ("cpu", by_faiss_cpu),
+}
+
+
+@contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Let ``import name`` fail."""
+    held = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if held is not None:
+            sys.modules[name] = held
+
+
+def objective(vectors: FloatArray, centroids: FloatArray, setting: Setting) -> float:
+    """Mean squared distance of the rows to their nearest centroid."""
+    torch = module("torch")
+    device = setting.device if setting.on_gpu else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = False
+    own, total = torch.from_numpy(np.ascontiguousarray(centroids)).to(device), 0.0
+    for start in range(0, len(vectors), 1 << 16):
+        block = torch.from_numpy(vectors[start : start + (1 << 16)]).to(device)
+        nearest = (own.square().sum(1)[None] - 2 * block @ own.T).min(1).values
+        total += float((nearest + block.square().sum(1)).double().sum())
+    return total / len(vectors)
+
+
+def measured(train: Train, vectors: FloatArray, count: int, setting: Setting) -> dict[str, Any]:
+    """The best of two runs after a short one that compiles what is compiled at run time."""
+    train(np.ascontiguousarray(vectors[: 40 * count]), count, setting)
+    taken, centroids = [], np.empty((0, 0), np.float32)
+    for _ in range(1 if setting.quick else 2):
+        release(setting)
+        started = time.perf_counter()
+        centroids = train(vectors, count, setting)
+        taken.append(stopwatch(started))
+    return {"seconds": min(taken), "all_seconds": taken, "objective": objective(vectors, centroids, setting)}
+
+
+def run(setting: Setting, n: int, dim: int, count: int) -> dict[str, Any]:
+    vectors = clustered(n, dim, setting)
+    found: dict[str, Any] = {}
+    for name, (engine, train) in WAYS.items():
+        try:
+            missing = why_not(engine, setting)
+            if missing:
+                raise RuntimeError(missing)
+            found[name] = measured(train, vectors, count, setting)
+            note(f"  {name:<28} {found[name]['seconds']:.2f} s, objective {found[name]['objective']:.5f}")
+        except FAILURES as error:
+            found[name] = {"skipped": str(error).splitlines()[0]}
+            note(f"  {name:<28} {error}")
+        release(setting)
+    return {"rows": n, "dim": dim, "centroids": count, "rounds": ROUNDS, "training": found}
+
+
+def add_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--training-rows", type=int, default=1_000_000)
+    made.add_argument("--training-dim", type=int, default=384)
+    made.add_argument("--centroids", type=int, default=4096)
+
+
+def sizes_of(args: argparse.Namespace) -> tuple[int, int, int]:
+    return (4000, 32, 32) if args.quick else (args.training_rows, args.training_dim, args.centroids)
+
+
+def main() -> None:
+    made = parser(__doc__)
+    add_options(made)
+    args = made.parse_args()
+    setting = setting_of(args)
+    save(args.json, {"machine": facts(setting), **run(setting, *sizes_of(args))})
+
+
+if __name__ == "__main__":
+    main()
