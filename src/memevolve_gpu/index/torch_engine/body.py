@@ -17,7 +17,7 @@ from ..base import Arrays, Body
 from ..costs import scan_cost
 from ..rerank import Int8Table, VectorTable
 from ..scan import padded
-from .door import device_tensor, load_torch, open_device
+from .door import device_tensor, host_tensor, load_torch, open_device
 from .geometry import padded_columns
 from .guard import Guard, building
 from .masks import Masks
@@ -35,6 +35,8 @@ _DEVICE_CALL = 15_000_000.0
 """Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
 _LEAST_CANDIDATES = 32
 _MOST_QUERIES = 16_384
+_USUAL = (1, 16, 128)
+"""Numbers of queries at once for which different kernels are compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,11 @@ def blocks_of(table: VectorTable) -> Iterator[tuple[int, FloatArray]]:
 
 def measured_space(table: VectorTable, device: Any) -> Space:
     """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over."""
-    torch = load_torch()
+    load_torch()
     least = np.full(table.dim, np.inf, np.float32)
     most = np.full(table.dim, -np.inf, np.float32)
     for _, block in blocks_of(table):
-        rows = torch.from_numpy(block).to(device)
+        rows = host_tensor(block).to(device)
         np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
         np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
     step = max(1, table.n // 1024)
@@ -109,7 +111,7 @@ class TorchBody(Body):
         self._account = account_of(plan.device)
         self._loaded: _Loaded | None = None
         self._masks = Masks()
-        self._replays = Replays(self._remark)
+        self._replays = Replays(self._guard.remark)
 
     @property
     def device(self) -> str:
@@ -180,33 +182,45 @@ class TorchBody(Body):
             shape = (self.n, self.dim, layout.groups)
             rows = Resident.empty(self._device_metric, self._space, shape, device, int8=int8, full=full)
             self._fill(rows, layout, device, progress)
-            return self._finished(rows, layout, device)
+            loaded = self._finished(rows, layout, device)
+            self._warm(loaded)
+            return loaded
         except (RuntimeError, MemoryError):
             giving()
             raise
 
     def _fill(self, rows: Resident, layout: Layout, device: Any, progress: Callable[[float], None]) -> None:
-        torch = load_torch()
+        load_torch()
         for start, block in blocks_of(self.table):
             stop = start + len(block)
             codes = None
             if isinstance(self.table, Int8Table):
                 parts = (self.table.rows[start:stop], self.table.scales[start:stop])
-                codes = tuple(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in parts)
-            places = torch.from_numpy(layout.places(start, stop)).to(device)
-            vectors = torch.from_numpy(block).to(device) if rows.full is not None else None
+                codes = tuple(host_tensor(part).to(device) for part in parts)
+            places = host_tensor(layout.places(start, stop)).to(device)
+            vectors = host_tensor(block).to(device) if rows.full is not None else None
             rows.put(start, self._space.enter(block, rows.columns, device), places, codes, vectors)
             if stop < self.n:
                 progress(stop / self.n)
 
     def _finished(self, rows: Resident, layout: Layout, device: Any) -> _Loaded:
-        operations = Operations(device, self._remark)
+        operations = Operations(device, self._guard.remark)
         if not layout.lists:
             return _Loaded(rows, device, operations, None, None, None)
         norms = layout.centroids.square().sum(1)
         if rows.metric == "ip":
             norms.zero_()
         return _Loaded(rows, device, operations, Lists.of(layout.lists, device), layout.centroids, norms)
+
+    def _warm(self, loaded: _Loaded) -> None:
+        """Compile the kernels now rather than in the first search."""
+        if loaded.device.type != "cuda":
+            return
+        for nq in _USUAL:
+            raw = load_torch().zeros((nq, self.dim), dtype=load_torch().float32, device=loaded.device)
+            asked = Queries.prepare(raw, loaded.rows)
+            for nprobe in (0, 1) if loaded.lists is not None else (0,):
+                propose(loaded.rows, asked, _LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
 
     def _room_for_full(self, layout: Layout) -> bool:
         return self.plan.device_bytes >= predicted_bytes(
@@ -222,10 +236,6 @@ class TorchBody(Body):
         if self._loaded is None:
             raise DeviceError(f"device {self.plan.device} does not hold this index", "device-error")
         return self._loaded
-
-    def _remark(self, detail: str) -> None:
-        """Something on the device goes a slower way than meant."""
-        self._guard.note("device-error", "device-again", detail)
 
     def _held(self, loaded: _Loaded) -> int:
         lists = (loaded.centroids, loaded.norms, None if loaded.lists is None else loaded.lists.start)
@@ -301,7 +311,7 @@ class TorchBody(Body):
             asked = Queries.prepare(raw, loaded.rows)
             return propose(loaded.rows, asked, want, loaded.operations, loaded.probe(nprobe))
 
-        raw = load_torch().from_numpy(query) if isinstance(query, np.ndarray) else query
+        raw = host_tensor(query) if isinstance(query, np.ndarray) else query
         return _widened(self._replays.run((want, nprobe), raw, loaded.device, search).numpy(), want)
 
     def _decided(self, rows: Resident, asked: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
@@ -358,7 +368,7 @@ def _on_host(queries: Any) -> FloatArray:
 def _some(queries: Any, rows: IntArray) -> Any:
     if isinstance(queries, np.ndarray):
         return np.ascontiguousarray(queries[rows])
-    return queries[load_torch().from_numpy(rows).to(queries.device)]
+    return queries[host_tensor(rows).to(queries.device)]
 
 
 def _widened(positions: IntArray, want: int) -> IntArray:

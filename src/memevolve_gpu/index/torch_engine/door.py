@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError
 
@@ -19,6 +20,7 @@ __all__ = [
     "current",
     "device_tensor",
     "forked",
+    "host_tensor",
     "kernel_errors",
     "load_torch",
     "open_device",
@@ -131,6 +133,12 @@ def current(device: str) -> Iterator[None]:
         yield
 
 
+def host_tensor(array: npt.NDArray[Any]) -> Any:
+    """``array`` as a tensor, C-contiguous; a copy only of what may not be written to, which torch cannot share."""
+    own = np.ascontiguousarray(array)
+    return load_torch().from_numpy(own if own.flags.writeable else own.copy())
+
+
 def device_tensor(queries: Any, device: Any) -> Any:
     """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
 
@@ -138,7 +146,7 @@ def device_tensor(queries: Any, device: Any) -> Any:
     """
     torch = load_torch()
     if isinstance(queries, np.ndarray):
-        found = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+        found = host_tensor(queries.astype(np.float32, copy=False))
     elif isinstance(queries, torch.Tensor):
         found = queries.detach()
     elif hasattr(queries, "__cuda_array_interface__"):

@@ -105,6 +105,10 @@ class Guard:
         """Remember an incident; the oldest is forgotten when there are too many."""
         self._incidents.append(DeviceIncident(self.device, cause, action, detail))
 
+    def remark(self, detail: str) -> None:
+        """Something on the device goes a slower way than was meant."""
+        self.note("device-error", "device-again", detail)
+
     def incidents(self) -> list[DeviceIncident]:
         """What was noted since the last call."""
         found = []
@@ -120,19 +124,18 @@ class Guard:
         if not self.serving:
             self._tell_why()
             return None
-        batch = min(self._limit or most, most)
-        while True:
+        batch: int | None = min(self._limit or most, most)
+        while batch is not None:
             try:
                 with lock_of(self.device), current(self.device):
                     found = work(batch)
             except (RuntimeError, MemoryError) as error:
-                smaller = self._failed(error, batch)
-                if smaller is None:
-                    return None
-                batch = smaller
+                batch = self._failed(error, batch)
             else:
                 self._succeeded(most)
                 return found
+            _release(self.device)  # now that the error no longer keeps alive what was made before it
+        return None
 
     def refuse(self, error: DeviceError) -> None:
         """The device could not take the rows: the host answers until the device has rested."""
@@ -142,7 +145,6 @@ class Guard:
         """The next batch to try, or None."""
         cause = cause_of(error) or "device-error"
         if cause in {"out-of-memory", "limit"} and batch > 1:
-            _release(self.device)
             self._limit = max(1, batch // 2)
             self._larger_at = self._clock() + _FIRST_REST_S
             self.note(cause, "smaller-batch", f"{batch} queries at once: {_line(error)}; {self._limit} are tried")
@@ -156,7 +158,6 @@ class Guard:
             self._told.add("lost")
             self.note(cause, "cpu-until-restart", f"{text}; restart the process to use {self.device} again")
             return
-        _release(self.device)
         self._rest = min(_LONGEST_REST_S, max(_FIRST_REST_S, 2 * self._rest))
         self._until = self._clock() + self._rest
         self.note(cause, "cpu", f"{text}; the CPU answers, {self.device} is asked again in {self._rest:.0f} s")

@@ -9,6 +9,7 @@ in 64 bits. Parameters named ``constexpr`` are compiled in.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from typing import Any as constexpr  # noqa: N813 - Triton's name
 tl: Any = None
 """``triton.language`` once :func:`load` has run, as ``constexpr`` is its class: Triton looks for both names here."""
+
+_COUNTS = ("groups", "nq", "nlist", "nprobe", "width", "m")
 
 _lock = threading.Lock()
 _loaded: SimpleNamespace | None = None
@@ -40,8 +43,14 @@ def load() -> SimpleNamespace:
 
             globals().update(tl=triton.language, constexpr=triton.language.constexpr)
             functions = (minima_one, minima_many, rescore, list_minima, assign, sum_lists)
-            _loaded = SimpleNamespace(**{function.__name__: triton.jit(function) for function in functions})
+            _loaded = SimpleNamespace(**{function.__name__: _compiled(triton, function) for function in functions})
         return _loaded
+
+
+def _compiled(triton: Any, function: Callable[..., None]) -> Any:
+    """A kernel that is not compiled anew for every number of queries that happens to be a multiple of 16."""
+    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return triton.jit(function, do_not_specialize=[name for name in _COUNTS if name in arguments])
 
 
 def minima_one(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .door import cause_of, kernel_errors, load_torch
+from .door import cause_of, host_tensor, kernel_errors, load_torch
 from .operations import Operations
 
 __all__ = ["ITERATIONS", "norms_of", "train"]
@@ -45,7 +45,7 @@ def train(
     """
     torch = load_torch()
     chosen = np.sort(np.random.default_rng(seed).choice(len(x), nlist, replace=False))
-    centroids = x[torch.from_numpy(chosen).to(x.device)].to(torch.float32)
+    centroids = x[host_tensor(chosen).to(x.device)].to(torch.float32)
     flash = _flash(x, centroids, iterations)
     if flash is not None:
         centroids, iterations = flash, 1  # one more step fills lists that were left empty

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from ..allowed import Allowed
-from .door import load_torch
+from .door import host_tensor, load_torch
 from .resident import Resident
 
 __all__ = ["Masks"]
@@ -32,8 +32,8 @@ class Masks:
             if known is not None:
                 self._kept.move_to_end(id(allowed))
                 return known[1]
-            torch = load_torch()
-            shown = torch.from_numpy(allowed.rows.view("u1")).to(resident.x.device).bool()
+            load_torch()
+            shown = host_tensor(allowed.rows.view("u1")).to(resident.x.device).bool()
             hidden = resident.only(shown)
             self._kept[id(allowed)] = (allowed, hidden)
             most = max(1, min(_KEPT, _KEPT_BYTES // (hidden.bias.numel() * 4)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...types import FloatArray, Metric
-from .door import load_torch
+from .door import host_tensor, load_torch
 from .geometry import GROUP, padded_columns
 
 __all__ = ["Queries", "Resident", "Space"]
@@ -47,8 +47,8 @@ class Space:
     def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
         """``vectors`` (m, dim) on the device: float32 (m, columns)."""
         torch = load_torch()
-        rows = torch.from_numpy(np.ascontiguousarray(vectors)).to(device)
-        rows = rows.sub(torch.from_numpy(self.centre).to(device)).mul_(self.scale)
+        rows = host_tensor(vectors).to(device)
+        rows = rows.sub(host_tensor(self.centre).to(device)).mul_(self.scale)
         return torch.nn.functional.pad(rows, (0, columns - rows.shape[1]))
 
 
@@ -115,7 +115,7 @@ class Resident:
             torch.full((rows,), float("inf"), dtype=torch.float32, device=device),
             torch.full((rows,), -1, dtype=torch.int32, device=device),
             torch.zeros((n, dim), dtype=torch.float32, device=device) if kinds["full"] else None,
-            torch.from_numpy(space.centre).to(device),
+            host_tensor(space.centre).to(device),
             space.scale,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .door import load_torch
+from .door import host_tensor, load_torch
 from .geometry import BLOCK_GROUPS
 
 __all__ = ["ListWork", "Lists"]
@@ -26,8 +26,8 @@ class Lists:
     @classmethod
     def of(cls, groups: list[int], device: Any) -> Lists:
         """Lists of ``groups`` each."""
-        torch = load_torch()
-        start = torch.from_numpy(np.cumsum([0, *groups], dtype=np.int64))
+        load_torch()
+        start = host_tensor(np.cumsum([0, *groups], dtype=np.int64))
         widest = [0]
         for size in sorted(groups, reverse=True):
             widest.append(widest[-1] + size)

@@ -1,0 +1,277 @@
+"""Whatever a device does, every query is answered, rightly, and somebody is told."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from index.oracle import check_answer, nearest, recall, rows_of
+from index.torch_engine.conftest import CARD
+from index.torch_engine.kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
+
+from memevolve_gpu.errors import DeviceError, EngineError
+from memevolve_gpu.index.catalog import build, from_parts
+from memevolve_gpu.index.torch_engine import body as body_module
+from memevolve_gpu.index.torch_engine import door, guard
+from memevolve_gpu.index.torch_engine.body import TorchBody
+from memevolve_gpu.index.torch_engine.memory import SCRATCH, Account, resident_bytes
+from memevolve_gpu.index.torch_engine.operations import Operations
+from memevolve_gpu.index.torch_engine.resident import Resident
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan
+
+KINDS = ("exact", "ivf")
+
+
+def assert_right(body: TorchBody, queries: FloatArray, vectors: FloatArray, effort: Effort | None = None) -> None:
+    answer = body.search(queries, 10, effort or Effort())
+    check_answer(body, queries, vectors, answer)
+    assert recall(answer[0], nearest(queries, vectors, body.metric, 10)) >= 0.999
+
+
+def what_happened(body: TorchBody) -> list[tuple[str, str]]:
+    return [(incident.cause, incident.action) for incident in body.incidents()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cause", ["out-of-memory", "limit"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+    kind: str, cause: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 40)
+    body = on_card(kind, vectors)
+    error = out_of_memory(torch) if cause == "out-of-memory" else DeviceError("no room", "limit")
+    asked = fails_when(monkeypatch, lambda at_once: error if at_once > 8 else None)
+    assert_right(body, queries, vectors)
+    assert asked == [40, 20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
+    assert what_happened(body) == [(cause, "smaller-batch")] * 3
+    assert body.device == CARD
+    assert_right(body, queries, vectors)
+    assert max(asked[11:]) == 5, "what was learnt is kept"
+    assert body.incidents() == []
+
+
+def test_a_cut_batch_grows_again(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 40)
+    body, now = on_card("exact", vectors), [0.0]
+    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    room = [8]
+    asked = fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > room[0] else None)
+    assert_right(body, queries, vectors)
+    room[0] = 100
+    for _ in range(5):
+        now[0] += 60.0
+        assert_right(body, queries, vectors)
+    assert asked[-1] == 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_with_a_byte_limit_answers_in_smaller_batches(kind: str, card: Account) -> None:
+    vectors, queries = some(1), some(2, 64)
+    body = on_card(kind, vectors)
+    card.limit = card.used + 40_000
+    assert_right(body, queries, vectors)
+    assert {cause for cause, _ in what_happened(body)} == {"limit"}
+    assert body.device == CARD
+    card.limit = card.used + 100
+    assert_right(body, queries, vectors)
+    assert what_happened(body)[-1] == ("limit", "cpu")
+    assert body.device == "cpu"
+    assert body.device_bytes == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_host_answers_until_the_device_has_room_again(
+    kind: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body, now, full = on_card(kind, vectors), [1000.0], [True]
+    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    asked = fails_when(monkeypatch, lambda _: out_of_memory(torch) if full[0] else None)
+    assert_right(body, queries, vectors)
+    assert what_happened(body)[-1] == ("out-of-memory", "cpu")
+    before = len(asked)
+    for _ in range(3):
+        assert_right(body, queries, vectors)
+    assert len(asked) == before, "a resting device is left alone"
+    now[0] += 16.0
+    assert_right(body, queries, vectors)
+    assert len(asked) > before
+    assert what_happened(body) == [("out-of-memory", "cpu")]
+    full[0] = False
+    now[0] += 16.0
+    assert body.device == "cpu", "it rests twice as long the second time"
+    now[0] += 15.0
+    assert_right(body, queries, vectors)
+    assert what_happened(body) == [("recovered", "device-again")]
+    assert body.device == CARD
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lost_device_is_left_alone_until_restart(kind: str, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body, other = on_card(kind, vectors), on_card("exact", vectors)
+    asked = fails_when(monkeypatch, lambda _: RuntimeError(ILLEGAL))
+    assert_right(body, queries, vectors)
+    assert_right(body, queries, vectors)
+    assert_right(other, queries, vectors)
+    assert asked == [20]
+    assert what_happened(body) == what_happened(other) == [("device-lost", "cpu-until-restart")]
+    assert body.device == other.device == "cpu"
+    assert_right(other, queries, vectors)
+    assert other.incidents() == []
+    with pytest.raises(DeviceError, match="restart") as caught:
+        on_card(kind, vectors)
+    assert caught.value.cause == "device-lost"
+
+
+def test_single_queries_are_answered_too(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = some(1, 40_000)
+    body = on_card("exact", vectors)
+    fails_when(monkeypatch, lambda _: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert_right(body, some(2, 1), vectors)
+    assert what_happened(body) == [("device-error", "cpu")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forked_child_leaves_the_device_alone(kind: str, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body = on_card(kind, vectors)
+    expected = body.search(queries, 10, Effort())[1]
+    asked = fails_when(monkeypatch, lambda _: None)
+    reading, writing = os.pipe()
+    with guard.lock_of(CARD), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: that is what is tested
+        child = os.fork()
+        if child == 0:
+            same = np.array_equal(np.sort(body.search(queries, 10, Effort())[1]), np.sort(expected))
+            happened = what_happened(body) == [("fork", "cpu-until-restart")]
+            os.write(writing, bytes([same, happened, asked == [], body.device == "cpu"]))
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reading, 10) == bytes([1, 1, 1, 1])
+    os.close(reading)
+    os.close(writing)
+    assert body.device == CARD
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_building_without_room_is_refused_and_leaves_nothing(
+    kind: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, used = some(1), card.used
+    card.limit = used + 100_000
+    with pytest.raises(DeviceError, match="gpu_memory_fraction") as caught:
+        on_card(kind, vectors)
+    assert caught.value.cause == "limit"
+    card.limit = None
+
+    def full(*_: object, **__: object) -> None:
+        raise out_of_memory(torch)
+
+    monkeypatch.setattr(Resident, "empty", full)
+    with pytest.raises(DeviceError, match="out of memory") as caught:
+        on_card(kind, vectors)
+    assert caught.value.cause == "out-of-memory"
+    assert card.used == used
+
+
+def test_what_a_body_held_is_given_back_when_it_is_gone(card: Account) -> None:
+    gc.collect()
+    vectors, used = some(1), card.used
+    body = on_card("exact", vectors)
+    held = card.used - used
+    assert held == pytest.approx(resident_bytes(len(vectors), vectors.shape[1], "float32"), rel=0.1)
+    assert held == pytest.approx(body.device_bytes - SCRATCH, rel=0.01)
+    body.search(vectors[:50], 10, Effort())
+    del body
+    assert card.used == used, "at once, not when garbage is collected"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_opens_where_its_device_is_missing(
+    kind: str, card: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 20)
+    parts, plan = on_card(kind, vectors).parts(), card_plan(kind, vectors)
+
+    def missing(device: str) -> None:
+        raise DeviceError(f"device {device}: no GPU", "device-error")
+
+    with monkeypatch.context() as without:
+        without.setattr(body_module, "open_device", missing)
+        body = from_parts(plan, "l2", parts)
+        assert isinstance(body, TorchBody)
+        assert_right(body, queries, vectors)
+        assert (body.device, body.device_bytes, body.plan.engine) == ("cpu", 0, "torch")
+        assert what_happened(body) == [("device-error", "cpu")]
+    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
+    assert_right(body, queries, vectors)
+    assert body.device == CARD, "it comes back by itself"
+    assert what_happened(body) == [("recovered", "device-again")]
+
+
+def test_without_torch_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    vectors = some(1, 100)
+    with pytest.raises(EngineError, match=r"pip install 'memevolve-gpu\[torch\]'"):
+        build(IndexPlan("exact", engine="torch"), rows_of(vectors), "l2", seed=1)
+    assert "pip install" in door.unusable("cpu")
+
+
+def test_a_machine_without_a_gpu_says_so(torch: Any) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(DeviceError, match="sees no GPU"):
+        door.open_device("cuda:0")
+    assert door.unusable("cpu") == ""
+
+
+def test_a_kernel_that_does_not_run_gives_way_to_its_reference(torch: Any) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise ValueError(f"{name}: no such instruction")
+
+    notes: list[str] = []
+    operations = Operations(torch.device("cpu"), notes.append, Broken())
+    x = torch.eye(16, dtype=torch.float16)
+    for _ in range(2):
+        labels, _ = operations.assign(x, x, torch.ones(16))
+        assert labels.tolist() == list(range(16))
+    assert len(notes) == 1
+    assert "kernel assign" in notes[0]
+
+
+@pytest.mark.parametrize("error", ["CUDA out of memory. Tried to allocate 2 GiB", ILLEGAL])
+def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(error)
+
+    operations = Operations(torch.device("cpu"), lambda _: None, Failing())
+    with pytest.raises(RuntimeError, match=error[:9]):
+        operations.assign(torch.eye(16), torch.eye(16), torch.ones(16))
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", "out-of-memory"),
+        ("CUDA error: out of memory", "out-of-memory"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out-of-memory"),
+        ("Triton Error [CUDA]: out of memory", "out-of-memory"),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", "out-of-memory"),
+        (ILLEGAL, "device-lost"),
+        ("CUDA error: device-side assert triggered", "device-lost"),
+        ("Triton Error [CUDA]: an illegal memory access was encountered", "device-lost"),
+        ("CUDA error: uncorrectable ECC error encountered", "device-lost"),
+        ("Triton Error [CUDA]: device kernel image is invalid", "device-error"),
+        ("expected scalar type Half but found Float", "device-error"),
+    ],
+)
+def test_what_torch_says_is_understood(text: str, cause: str) -> None:
+    assert door.cause_of(RuntimeError(text)) == cause
