@@ -9,13 +9,16 @@ from ..training.drift import Now, Trained, needs_retraining
 from ..types import IndexPlan
 from .view import View
 
-__all__ = ["QUIET_ROWS", "TAIL_FRACTION", "Cause", "cause_to_build", "tail_limit"]
+__all__ = ["QUIET_ROWS", "TAIL_FRACTION", "Cause", "cause_to_build", "quiet_limit", "tail_limit"]
 
 TAIL_FRACTION, TAIL_ROWS, TAIL_MOST = 0.25, 2048, 8192
 """Rows that may wait in the tail: a share of the body, within bounds."""
 
 QUIET_ROWS = 1024
 """Rows that may wait while nobody writes."""
+
+TAIL_MOST_ON_DEVICE = 32_768
+"""A body on a device is built anew for what waits, so more may: scanning as many rows of 384 dimensions takes 2 ms."""
 
 DEAD_FRACTION, DEAD_ROWS = 0.15, 256
 """Tombstones that may stay."""
@@ -43,9 +46,15 @@ def cause_to_build(view: View, plan: IndexPlan, min_training_units: int, *, quie
     return _to_train(view, plan) or _to_compact(view) or _to_append(view, quiet)
 
 
-def tail_limit(body_rows: int) -> int:
-    """Rows that may wait in the tail of a body of so many."""
-    return max(TAIL_ROWS, min(int(TAIL_FRACTION * body_rows), TAIL_MOST))
+def tail_limit(view: View) -> int:
+    """Rows that may wait in the tail of the view's body."""
+    most = TAIL_MOST if view.body.plan.engine == "cpu" else TAIL_MOST_ON_DEVICE
+    return max(TAIL_ROWS, min(int(TAIL_FRACTION * view.body.n), most))
+
+
+def quiet_limit(view: View) -> int:
+    """Rows that may wait while nobody writes; a body on a device is not built anew for a few."""
+    return QUIET_ROWS if view.body.plan.engine == "cpu" else tail_limit(view)
 
 
 def _too_early(view: View, min_training_units: int) -> bool:
@@ -82,6 +91,6 @@ def _to_compact(view: View) -> Cause | None:
 
 def _to_append(view: View, quiet: bool) -> Cause | None:
     """Rows that died in the tail count too: they are scanned, and take memory, until the tail is emptied."""
-    if view.tail_n > (QUIET_ROWS if quiet else tail_limit(view.body.n)):
+    if view.tail_n > (quiet_limit(view) if quiet else tail_limit(view)):
         return Cause("append", f"{view.tail_n} rows wait in the tail")
     return None

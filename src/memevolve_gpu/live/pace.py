@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .causes import QUIET_ROWS, TAIL_FRACTION, tail_limit
+from .causes import TAIL_FRACTION, quiet_limit, tail_limit
 from .view import View
 
 __all__ = ["Pace"]
@@ -36,10 +36,10 @@ class Pace:
         now = self._clock()
         if view.watermark != self._watermark:
             self._watermark, self._changed = view.watermark, now
-        if view.tail_n <= QUIET_ROWS:
+        if view.tail_n <= quiet_limit(view):
             return None
         rest = max(0.0, self._changed + QUIET_SECONDS - now)
-        if view.tail_n <= tail_limit(view.body.n):
+        if view.tail_n <= tail_limit(view):
             return rest
         if view.tail_n > TAIL_FRACTION * view.body.n:
             return 0.0
