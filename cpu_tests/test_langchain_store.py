@@ -332,6 +332,22 @@ def test_deleting_by_filter(any_store: MemEvolveVectorStore) -> None:
     assert any_store.backend.count() == 2
 
 
+def test_deleting_by_filter_spares_what_changes_meanwhile(
+    store: MemEvolveVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_texts(["old one", "old two"], [{"n": 1}, {"n": 1}], ids=["1", "2"])
+    matching = store._bridge._matching
+
+    def meanwhile(filters: Any) -> list[str]:
+        found = matching(filters)
+        store.add_texts(["new one"], [{"n": 2}], ids=["1"])
+        return found
+
+    monkeypatch.setattr(store._bridge, "_matching", meanwhile)
+    store.delete(filter={"n": 1})
+    assert contents(store.get_by_ids(["1", "2"])) == ["new one"]
+
+
 @pytest.mark.parametrize("empty", [{}, {"$and": []}, {"$or": [{"n": 1}, {}]}])
 def test_a_filter_without_a_condition_deletes_nothing(any_store: MemEvolveVectorStore, empty: dict[str, Any]) -> None:
     any_store.add_documents(documents(3))

@@ -39,6 +39,10 @@ class Bridge:
             )
         self.backend = backend
         self._doors: VectorDoors = backend
+        # Asked once: a protocol with a property reads it, which may be a query of the database.
+        self._many = backend if isinstance(backend, BulkRetrieve) else None
+        self._changes = backend if isinstance(backend, ChangeNumber) else None
+        self._accesses = backend if isinstance(backend, AccessFigures) else None
 
     @property
     def metric(self) -> str:
@@ -51,8 +55,8 @@ class Bridge:
 
     def units_of(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
-        if isinstance(self.backend, BulkRetrieve):
-            return self.backend.retrieve_batch(ids)
+        if self._many is not None:
+            return self._many.retrieve_batch(ids)
         found = ((unit_id, self.backend.retrieve(unit_id)) for unit_id in dict.fromkeys(ids))
         return {unit_id: unit for unit_id, unit in found if unit is not None}
 
@@ -88,8 +92,8 @@ class Bridge:
 
     def note_read(self, ids: Sequence[str]) -> None:
         """These units were given to somebody."""
-        if isinstance(self.backend, AccessFigures):
-            self.backend.record_access(ids)
+        if self._accesses is not None:
+            self._accesses.record_access(ids)
 
     def drop(self, ids: Sequence[str]) -> None:
         """Delete the units that exist."""
@@ -101,10 +105,9 @@ class Bridge:
 
     def drop_matching(self, filters: Sequence[Conjunction]) -> None:
         """Delete what matches one of the filters. Where the backend numbers changes, what changes meanwhile stays."""
-        backend = self.backend
-        if isinstance(backend, ChangeNumber):
-            number = backend.change_number
-            backend.delete_batch(self._matching(filters), unchanged_since=number)
+        if self._changes is not None:
+            number = self._changes.change_number
+            self._changes.delete_batch(self._matching(filters), unchanged_since=number)
         else:
             self.drop(self._matching(filters))
 
@@ -147,4 +150,4 @@ class Bridge:
         return found
 
     def _change_number(self) -> int | None:
-        return self.backend.change_number if isinstance(self.backend, ChangeNumber) else None
+        return None if self._changes is None else self._changes.change_number
