@@ -81,7 +81,6 @@ def blocks_of(table: VectorTable) -> Iterator[tuple[int, FloatArray]]:
 
 def measured_space(table: VectorTable, device: Any) -> Space:
     """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over."""
-    load_torch()
     least = np.full(table.dim, np.inf, np.float32)
     most = np.full(table.dim, -np.inf, np.float32)
     for _, block in blocks_of(table):
@@ -190,7 +189,6 @@ class TorchBody(Body):
             raise
 
     def _fill(self, rows: Resident, layout: Layout, device: Any, progress: Callable[[float], None]) -> None:
-        load_torch()
         for start, block in blocks_of(self.table):
             stop = start + len(block)
             codes = None

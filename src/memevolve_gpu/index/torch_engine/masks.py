@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 
 from ..allowed import Allowed
-from .door import host_tensor, load_torch
+from .door import host_tensor
 from .resident import Resident
 
 __all__ = ["Masks"]
@@ -32,7 +32,6 @@ class Masks:
             if known is not None:
                 self._kept.move_to_end(id(allowed))
                 return known[1]
-            load_torch()
             shown = host_tensor(allowed.rows.view("u1")).to(resident.x.device).bool()
             hidden = resident.only(shown)
             self._kept[id(allowed)] = (allowed, hidden)

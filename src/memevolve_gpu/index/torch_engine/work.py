@@ -26,7 +26,6 @@ class Lists:
     @classmethod
     def of(cls, groups: list[int], device: Any) -> Lists:
         """Lists of ``groups`` each."""
-        load_torch()
         start = host_tensor(np.cumsum([0, *groups], dtype=np.int64))
         widest = [0]
         for size in sorted(groups, reverse=True):

@@ -1,0 +1,408 @@
+"""The torch engine on a real GPU: kernels, answers, memory, and what goes wrong there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memevolve_gpu.errors import DeviceError
+from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index.catalog import build, from_parts
+from memevolve_gpu.index.scan import exact_scan
+from memevolve_gpu.index.torch_engine import body as body_module
+from memevolve_gpu.index.torch_engine import reference
+from memevolve_gpu.index.torch_engine.body import TorchBody
+from memevolve_gpu.index.torch_engine.geometry import GROUP, padded_groups
+from memevolve_gpu.index.torch_engine.kmeans import train
+from memevolve_gpu.index.torch_engine.memory import SCRATCH, account_of, allocator, predicted_bytes
+from memevolve_gpu.index.torch_engine.operations import Operations
+from memevolve_gpu.index.torch_engine.resident import Queries, Resident, Space
+from memevolve_gpu.index.torch_engine.work import Lists, ListWork
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
+
+CARD = "cuda:0"
+SEED = 20_260_505
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def torch() -> Any:
+    """torch that sees the GPU, in a process whose kernels are compiled."""
+    module = pytest.importorskip("torch", reason="torch is not installed")
+    if not module.cuda.is_available():
+        pytest.skip(f"torch {module.__version__} sees no GPU")
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set in this process; run cuda_tests by themselves")
+    return module
+
+
+@pytest.fixture
+def operations(torch: Any) -> Operations:
+    """Operations that fail the test when a kernel gives way to its reference."""
+    return Operations(torch.device(CARD), pytest.fail)
+
+
+@pytest.fixture
+def small_card(torch: Any) -> Iterator[Callable[[int], None]]:
+    """``small_card(bytes)`` leaves torch so many bytes beyond what is in use."""
+
+    def leave(room: int) -> None:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(0) + room) / total, 0)
+
+    yield leave
+    torch.cuda.set_per_process_memory_fraction(1.0, 0)
+
+
+def vectors_of(n: int, dim: int, seed: int = SEED, metric: Metric = "l2") -> FloatArray:
+    """Points around 200 centres; of length one under cosine."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(dim).standard_normal((200, dim)).astype(np.float32)
+    found = centres[rng.integers(200, size=n)] + 0.7 * rng.standard_normal((n, dim), dtype=np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True) if metric == "cosine" else found
+
+
+def rows_of(vectors: FloatArray) -> Rows:
+    n = len(vectors)
+    return Rows(np.arange(n, dtype=np.int64), np.full(n, 97, np.uint8), np.arange(1, n + 1, dtype=np.int64), vectors)
+
+
+def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", *, nlist: int = 64, **how: Any) -> TorchBody:
+    full = how.pop("full", False)
+    plan = IndexPlan(
+        kind,  # type: ignore[arg-type]
+        nlist=nlist if kind == "ivf" else 0,
+        engine="torch",
+        device=CARD,
+        device_bytes=1 << 50 if full else 0,
+        **how,
+    )
+    found = build(plan, rows_of(vectors), metric, seed=7)
+    assert isinstance(found, TorchBody)
+    assert found.incidents() == [], "a kernel does not run here"
+    assert found.device == CARD
+    return found
+
+
+def overlap(found: IntArray, expected: IntArray) -> float:
+    hits = [len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist(), strict=True)]
+    return sum(hits) / expected.size
+
+
+def host_is_not_asked(body: TorchBody, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "_DEVICE_CALL", 0.0)
+    monkeypatch.setattr(type(body.table), "scan", None)
+
+
+# ----------------------------------------------------------------------------------------------------------- kernels
+
+
+def resident(torch: Any, n: int, dim: int, *, int8: bool) -> Resident:
+    vectors, card = vectors_of(n, dim), torch.device(CARD)
+    space = Space.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
+    shape = (n, dim, padded_groups(-(-n // GROUP)))
+    rows = Resident.empty("l2", space, shape, card, int8=int8, full=False)
+    codes = None
+    if int8:
+        scales = np.abs(vectors).max(1) / np.float32(127)
+        narrow = np.rint(vectors / scales[:, None]).astype(np.int8)
+        codes = (torch.from_numpy(narrow).to(card), torch.from_numpy(scales).to(card))
+    rows.put(0, space.enter(vectors, rows.columns, card), torch.arange(n, device=card), codes, None)
+    return rows
+
+
+def assert_close(got: Any, want: Any) -> None:
+    """Equal but for the order of a float32 sum, relative to the largest; infinities in the same places."""
+    got, want = got.cpu().numpy(), want.cpu().numpy()
+    assert np.array_equal(np.isinf(got), np.isinf(want))
+    finite = np.isfinite(want)
+    assert np.isfinite(got[finite]).all()
+    assert np.abs(got[finite] - want[finite]).max() <= 1e-4 * max(1.0, np.abs(want[finite]).max())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dim", [5, 100, 384, 768, 1100, 1536, 3072])
+@pytest.mark.parametrize("nq", [1, 3, 16, 33, 64, 200])
+def test_minima_and_rescore(torch: Any, operations: Operations, nq: int, dim: int, *, int8: bool) -> None:
+    rows = resident(torch, 5000, dim, int8=int8)
+    queries = Queries.prepare(torch.from_numpy(vectors_of(nq, dim, 1)).to(CARD), rows)
+    q = (queries.wide, queries.wide_factor) if nq == 1 else (queries.narrow, queries.narrow_factor)
+    assert_close(operations.minima(rows, *q), reference.minima(rows, *q))
+    chosen = torch.from_numpy(np.random.default_rng(SEED).integers(-1, rows.groups, (nq, 5))).to(CARD)
+    wide = (queries.wide, queries.wide_factor)
+    assert_close(operations.rescore(rows, *wide, chosen), reference.rescore(rows, *wide, chosen))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(("nq", "nprobe"), [(1, 1), (1, 20), (9, 3), (70, 20), (500, 7)])
+def test_list_minima(torch: Any, operations: Operations, nq: int, nprobe: int, *, int8: bool) -> None:
+    rng = np.random.default_rng(SEED)
+    sizes = [int(size) for size in rng.integers(0, 12, 50)]
+    rows = resident(torch, GROUP * sum(sizes) - 7, 384, int8=int8)
+    queries = Queries.prepare(torch.from_numpy(vectors_of(nq, 384, 1)).to(CARD), rows)
+    probed = torch.from_numpy(np.stack([rng.permutation(50)[:nprobe] for _ in range(nq)])).to(CARD)
+    work = ListWork.of(Lists.of(sizes, torch.device(CARD)), probed)
+    q = (queries.narrow, queries.narrow_factor)
+    assert_close(operations.list_minima(rows, *q, work), reference.list_minima(rows, *q, work))
+
+
+@pytest.mark.parametrize(("m", "dim", "nlist"), [(20_000, 384, 300), (5, 16, 3), (3000, 768, 129), (700, 48, 1)])
+def test_assign_and_sum_lists(torch: Any, operations: Operations, m: int, dim: int, nlist: int) -> None:
+    x = torch.from_numpy(vectors_of(m, dim)).to(CARD).half()
+    centroids = x[:nlist].contiguous()
+    norms = centroids.float().square().sum(1)
+    labels, scores = operations.assign(x, centroids, norms)
+    expected = reference.assign(x, centroids, norms)
+    assert (labels == expected[0]).float().mean() >= 0.999
+    assert_close(scores, expected[1])
+    ordered = torch.sort(labels, stable=True)
+    starts = torch.searchsorted(ordered.values, torch.arange(nlist + 1, dtype=torch.int32, device=CARD))
+    sums = operations.sum_lists(x, ordered.indices, starts)
+    assert_close(sums, reference.sum_lists(x, ordered.indices, starts))
+    assert torch.equal(sums, operations.sum_lists(x, ordered.indices, starts)), "equal bits each time"
+
+
+def test_kmeans_reaches_the_objective_of_faiss(torch: Any, operations: Operations) -> None:
+    from memevolve_gpu.index.faiss_door import load_faiss
+
+    points = vectors_of(60_000, 96)
+    found = train(torch.from_numpy(points).to(CARD).half(), 256, seed=1, operations=operations, iterations=25)
+    theirs = load_faiss().Kmeans(96, 256, niter=25, seed=1)
+    theirs.train(points)
+    objectives = [float(exact_scan(points, own, 1, "l2")[0].sum()) for own in (found.cpu().numpy(), theirs.centroids)]
+    assert objectives[0] <= 1.02 * objectives[1]
+
+
+# ----------------------------------------------------------------------------------------------------------- answers
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("full", [False, True])
+def test_exact_answers_as_the_cpu_does(
+    torch: Any, metric: Metric, precision: Precision, monkeypatch: pytest.MonkeyPatch, *, full: bool
+) -> None:
+    vectors, queries = vectors_of(60_000, 384, metric=metric), vectors_of(300, 384, 2, metric)
+    body = on_card("exact", vectors, metric, precision=precision, full=full)
+    truth, expected = exact_scan(queries, np.ascontiguousarray(body.vectors), 10, metric)
+    host_is_not_asked(body, monkeypatch)
+    for nq in (300, 16, 3):
+        distances, positions = body.search(queries[:nq], 10, Effort())
+        assert overlap(positions, expected[:nq]) >= 0.999
+        np.testing.assert_allclose(distances, truth[:nq], rtol=1e-3, atol=1e-4)
+    for row in range(12):  # the plain way first, then recorded
+        positions = body.search(queries[row : row + 1], 10, Effort())[1]
+        assert overlap(positions, expected[row : row + 1]) >= 0.9
+    assert body.incidents() == [], "single queries were recorded"
+    assert len(body._replays._kept) == 1
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_lists_answer_as_on_the_cpu(
+    torch: Any, metric: Metric, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = vectors_of(40_000, 128, metric=metric), vectors_of(200, 128, 2, metric)
+    body = on_card("ivf", vectors, metric, precision=precision, nlist=100)
+    parts = body.parts()
+    on_cpu = from_parts(IndexPlan("ivf", nlist=100, engine="torch", precision=precision), metric, parts)
+    host_is_not_asked(body, monkeypatch)
+    mask = Allowed(np.arange(len(vectors)) % 3 > 0)
+    for nprobe in (1, 8, 40):
+        effort = Effort(nprobe=nprobe)
+        for allowed in (None, mask):
+            expected = on_cpu.search(queries, 10, effort, allowed)[1]
+            assert overlap(body.search(queries, 10, effort, allowed)[1], expected) >= 0.995
+        single = np.concatenate([body.search(queries[row : row + 1], 10, effort)[1] for row in range(20)])
+        assert overlap(single, on_cpu.search(queries[:20], 10, effort)[1]) >= 0.99
+    assert body.incidents() == []
+
+
+def test_real_queries_get_the_answers_of_the_oracle(torch: Any) -> None:
+    if not (DATA / "tldr_minilm_f16.npy").is_file():
+        pytest.skip("no real embeddings in ../shared/data beside the checkout")
+    vectors = np.load(DATA / "tldr_minilm_f16.npy").astype(np.float32)
+    exact, lists = on_card("exact", vectors), on_card("ivf", vectors, nlist=256)
+    for name in ("tldr_queries", "ood_queries"):
+        queries = np.load(DATA / f"{name}_minilm_f16.npy")[:1000].astype(np.float32)
+        _, expected = exact_scan(queries, vectors, 10, "l2")
+        assert overlap(exact.search(queries, 10, Effort())[1], expected) >= 0.999
+        assert overlap(lists.search(queries, 10, Effort(nprobe=96))[1], expected) >= 0.95
+
+
+def test_masks_and_starved_lists(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = vectors_of(40_000, 128), vectors_of(50, 128, 2)
+    for kind in ("exact", "ivf"):
+        body = on_card(kind, vectors)
+        for share in (0.9, 0.3, 0.02):
+            mask = Allowed(np.random.default_rng(SEED).random(len(vectors)) < share)
+            _, expected = exact_scan(queries, vectors, 10, "l2", mask)
+            with monkeypatch.context() as strict:
+                host_is_not_asked(body, strict)
+                for effort in (Effort(), Effort(nprobe=1)):
+                    found = body.search(queries, 10, effort, mask)[1]
+                    assert mask.test(found).all()
+                    if not effort.nprobe:
+                        assert overlap(found, expected) >= 0.999
+
+
+def test_threads_get_the_answers_of_one(torch: Any) -> None:
+    vectors = vectors_of(60_000, 384)
+    bodies = [on_card("exact", vectors, full=True), on_card("ivf", vectors)]
+    jobs = [(body, vectors_of(nq, 384, seed)) for body in bodies for seed in range(8) for nq in (1, 1, 1, 20, 130)]
+    expected = [body.search(queries, 10, Effort(nprobe=8))[1] for body, queries in jobs]
+    streams = threading.local()
+
+    def search(job: tuple[TorchBody, FloatArray]) -> IntArray:
+        if not hasattr(streams, "own"):
+            streams.own = torch.cuda.Stream()
+        with torch.cuda.stream(streams.own):
+            return job[0].search(job[1], 10, Effort(nprobe=8))[1]
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for found, own in zip(pool.map(search, jobs), expected, strict=True):
+                assert overlap(found, own) >= 0.999
+    assert all(body.incidents() == [] for body in bodies)
+
+
+def test_queries_on_the_device_stay_there(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = vectors_of(60_000, 384), vectors_of(40, 384, 2)
+    body = on_card("exact", vectors, full=True)
+    expected = body.search(queries, 10, Effort())
+    host_is_not_asked(body, monkeypatch)
+    monkeypatch.setattr(body_module, "_on_host", None)
+    tensor = torch.from_numpy(queries).to(CARD)
+    given = [tensor, tensor.double(), tensor.half().float() + 0, torch.utils.dlpack.from_dlpack(tensor)]
+    try:
+        import cupy
+
+        given.append(cupy.asarray(queries))
+    except ImportError:
+        pass
+    for one in given:
+        distances, positions = body.search(one, 10, Effort())
+        assert overlap(positions, expected[1]) >= 0.99
+        np.testing.assert_allclose(distances, expected[0], rtol=1e-2, atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+@pytest.mark.parametrize(
+    ("precision", "full"), [("float32", False), ("float32", True), ("float16", False), ("int8", False)]
+)
+def test_predicted_bytes_are_those_of_the_allocator(torch: Any, kind: str, precision: Precision, *, full: bool) -> None:
+    vectors = vectors_of(200_000, 384)
+    torch.cuda.synchronize()
+    before = allocator(CARD).allocated
+    body = on_card(kind, vectors, precision=precision, full=full)
+    held = allocator(CARD).allocated - before
+    predicted = predicted_bytes(len(vectors), 384, precision, nlist=body.nlist, full=full)
+    assert predicted - SCRATCH == pytest.approx(held, rel=0.1)
+    assert body.device_bytes == pytest.approx(predicted, rel=0.1)
+    used = account_of(CARD).used
+    torch.cuda.reset_peak_memory_stats()
+    body.search(vectors[:4096], 10, Effort())
+    assert torch.cuda.max_memory_allocated() - before - held <= 1.5 * SCRATCH, "scratch is bounded"
+    del body
+    assert allocator(CARD).allocated <= before + (1 << 20), "nothing is left behind"
+    assert account_of(CARD).used < used
+
+
+def test_building_without_room_is_refused(torch: Any, small_card: Callable[[int], None]) -> None:
+    vectors = vectors_of(200_000, 384)
+    small_card(64 << 20)
+    with pytest.raises(DeviceError, match="out of memory") as caught:
+        on_card("exact", vectors)
+    assert caught.value.cause == "out-of-memory"
+
+
+def test_a_search_without_room_is_answered(
+    torch: Any, small_card: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = vectors_of(200_000, 384), vectors_of(2048, 384, 2)
+    body = on_card("exact", vectors)
+    _, expected = exact_scan(queries[:50], vectors, 10, "l2")
+    small_card(24 << 20)
+    found = body.search(queries, 10, Effort())[1]
+    assert overlap(found[:50], expected) >= 0.999
+    assert "smaller-batch" in {incident.action for incident in body.incidents()}
+    small_card(0)
+    blocker = torch.empty(1 << 20, dtype=torch.uint8, device=CARD)
+    found = body.search(queries[:50], 10, Effort())[1]
+    assert overlap(found, expected) >= 0.999
+    del blocker
+    torch.cuda.set_per_process_memory_fraction(1.0, 0)
+    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
+    assert overlap(body.search(queries[:50], 10, Effort())[1], expected) >= 0.999
+    assert body.device == CARD
+
+
+# ---------------------------------------------------------------------------------- errors that end a process's use
+
+
+def alone(program: str) -> str:
+    """What ``program`` prints in a process of its own; it finds this module's helpers."""
+    start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_torch_engine import *\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", start + program],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+PREPARE = """
+import torch
+vectors, queries = vectors_of(60_000, 128), vectors_of(50, 128, 2)
+body = on_card("exact", vectors)
+expected = body.search(queries, 10, Effort())[1]
+"""
+
+
+def test_a_device_that_fails_for_good_is_left_to_others(torch: Any) -> None:
+    program = """
+x = torch.zeros(4, device="cuda:0")
+try:
+    x[torch.tensor([10 ** 6], device="cuda:0")].sum().item()
+except RuntimeError:
+    pass
+found = body.search(queries, 10, Effort())[1]
+incidents = [(one.cause, one.action) for one in body.incidents()]
+print(overlap(found, expected) >= 0.999, incidents, body.device)
+import os
+sys.stdout.flush()
+os._exit(0)
+"""
+    assert alone(PREPARE + program) == "True [('device-lost', 'cpu-until-restart')] cpu"
+
+
+def test_a_forked_child_answers_from_the_host(torch: Any) -> None:
+    program = """
+import os
+reading, writing = os.pipe()
+child = os.fork()
+if child == 0:
+    found = body.search(queries, 10, Effort())[1]
+    incidents = [(one.cause, one.action) for one in body.incidents()]
+    os.write(writing, f"{overlap(found, expected) >= 0.999} {incidents} {body.device}".encode())
+    os._exit(0)
+os.waitpid(child, 0)
+print(os.read(reading, 1000).decode(), overlap(body.search(queries, 10, Effort())[1], expected) == 1.0, body.device)
+"""
+    assert alone(PREPARE + program) == "True [('fork', 'cpu-until-restart')] cpu True cuda:0"
