@@ -9,7 +9,9 @@ from ..types import FloatArray, IndexPlan
 
 __all__ = [
     "ADD_ROWS",
+    "CODE_ROUNDS",
     "CODE_TRAINING_POINTS",
+    "LIST_ROUNDS",
     "POINTS_PER_CENTROID",
     "POINTS_PER_LIST",
     "code_shape",
@@ -19,16 +21,21 @@ __all__ = [
     "training_sample",
 ]
 
-POINTS_PER_CENTROID = 256
-"""Enough to train a centroid on; four times as many took three times as long and did not improve recall (measured)."""
-POINTS_PER_LIST = 64
-"""Enough for a list; four times as many took half as long again and did not improve recall (measured)."""
+POINTS_PER_CENTROID = 128
+CODE_ROUNDS = 10
+"""Enough to train the centroids of codes, and rounds of k-means. On 39,320 real embeddings 256 points and 25 rounds took
+0.98 s instead of 0.20 s; recall@10 of 1,000 questions differed by less than from seed to seed (0.994 at 40 candidates).
+"""
+POINTS_PER_LIST = 32
+LIST_ROUNDS = 5
+"""The same for lists: 64 points and 10 rounds took 3.5 s instead of 1.6 s for 1,008 lists, at no better recall."""
 ADD_ROWS = 16_384
 """Rows handed to an engine at a time."""
 MIN_CODE_POINTS = 16
 """A 4-bit code has 16 centroids, and k-means wants at least as many points."""
 CODE_TRAINING_POINTS = MIN_CODE_POINTS * POINTS_PER_CENTROID
 
+_MOST_CODES = 256
 _CENTRE_ROWS = 1024
 _OUTLIER_FACTOR = 4.0
 
@@ -53,8 +60,12 @@ def training_sample(vectors: FloatArray, limit: int, seed: int) -> FloatArray:
 
 
 def default_codes(dim: int) -> int:
-    """Half as many 4-bit codes as dimensions; one each below 64 dimensions, where they cost nothing."""
-    return dim if dim < 64 else (dim + 1) // 2
+    """Half as many 4-bit codes as dimensions; one each below 64 dimensions, where they cost nothing.
+
+    Vectors wider than 512 are cut into at most 256 pieces of equal width: with more, an inverted index of 1,536
+    dimensions, which keeps its codes twice, would take more than 2 MB for 1,000 rows.
+    """
+    return dim if dim < 64 else -(-dim // max(2, -(-dim // _MOST_CODES)))
 
 
 def code_shape(plan: IndexPlan, dim: int) -> tuple[int, int]:
