@@ -38,6 +38,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--parts", nargs="+", choices=["search", *PARTS], default=["bandwidth", "search", *list(PARTS)[1:]]
     )
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder for figures and plots, named by date and device")
     made.add_argument("--minutes", type=float, default=25.0, help="begin nothing new after so long")
     return made
 
@@ -81,7 +82,7 @@ def main() -> None:
     args = options().parse_args()
     setting, started = setting_of(args), time.monotonic()
     report: dict[str, Any] = {"machine": facts(setting), "left_out": {}}
-    path = args.json or RESULTS / f"{_name(setting, report)}.json"
+    path = args.json or args.out / f"{_name(setting, report)}.json"
     note(f"{report['machine']['device_name']}: {', '.join(args.parts)}")
     for name, part in steps_of(args):
         if time.monotonic() - started > 60 * args.minutes:
