@@ -38,7 +38,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--parts", nargs="+", choices=["search", *PARTS], default=["bandwidth", "search", *list(PARTS)[1:]]
     )
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder for figures and plots, named by date and device")
+    made.add_argument("--out", type=Path, default=RESULTS, help="folder of figures and plots")
     made.add_argument("--minutes", type=float, default=25.0, help="begin nothing new after so long")
     return made
 
