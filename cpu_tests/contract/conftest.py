@@ -22,9 +22,9 @@ Store = VectorStore | MilvusStore
 Make = Callable[..., Store]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real server, which runs while the tests of the session do."""
+    """The address of a real server, which runs while the tests of the module do."""
     with running(Standalone(tmp_path_factory.mktemp("milvus"))):
         yield URI
 

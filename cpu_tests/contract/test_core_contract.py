@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -497,11 +497,12 @@ class TestRefusals:
         embedder = FakeEmbedder(DIM)
         store = make(embedder=embedder)
         store.store({"id": "a", "content": "kept"})
-        for act in (
+        acts: list[Callable[[], object]] = [
             lambda: store.store({"content": "b"}),
             lambda: store.store_batch([{"content": "c"}, {"content": "d"}]),
             lambda: store.update("a", {"content": "changed"}),
-        ):
+        ]
+        for act in acts:
             embedder.failing = OSError("the service is down")
             with pytest.raises(EmbeddingError, match="the service is down"):
                 act()

@@ -1,0 +1,82 @@
+"""A real standalone server that is killed, and one that hangs. Runs where one was asked for: scripts/test-milvus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from milvus_kit import URI, Standalone, milvus_folder, running
+from milvus_scenarios import killed_while_writing, paused
+
+if milvus_folder() is None:
+    pytest.skip("no real Milvus was asked for: scripts/test-milvus", allow_module_level=True)
+
+from memevolve_gpu import VectorStore
+from memevolve_gpu.components.store.copying import copy_store
+from memevolve_gpu.components.store.milvus_store import MilvusStore
+from memevolve_gpu.errors import StoreUnavailableError
+
+DIM = 32
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Standalone]:
+    standalone = Standalone(tmp_path_factory.mktemp("milvus"))
+    with running(standalone):
+        yield standalone
+
+
+def test_every_acknowledged_unit_is_back_after_kill_9(server: Standalone) -> None:
+    figures = killed_while_writing(server, seconds=3.0)
+    print(figures)
+    assert figures["acknowledged_before_the_kill"] > 20
+    assert figures["acknowledged"] > figures["acknowledged_before_the_kill"]
+    assert (figures["lost"], figures["not_found_by_their_vectors"], figures["calls_that_gave_up"]) == (0, 0, 0)
+    assert figures["counted"] == figures["acknowledged"]
+
+
+def test_a_server_that_hangs_is_an_error_after_the_stated_time(server: Standalone) -> None:
+    figures = paused(server, timeout=4.0)
+    print(figures)
+    assert "within 4 s" in figures["message"]
+    assert figures["waited_s"] < 7
+    assert figures["right_afterwards"]
+
+
+def test_a_server_that_is_not_there_is_an_error_after_the_stated_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailableError, match=r"127.0.0.1:1 gave no answer within 2 s.*MEMEVOLVE_MILVUS_URI"):
+        MilvusStore(None, DIM, milvus_config={"uri": "http://127.0.0.1:1", "timeout": 2})
+    assert time.monotonic() - began < 6
+
+
+def test_a_copy_there_and_back_keeps_everything(server: Standalone, tmp_path: Path) -> None:
+    vectors = np.random.default_rng(5).standard_normal((2_500, DIM)).astype("float32")
+    units = [{"id": f"id {i} é\"'", "content": f"fact {i}", "n": i} for i in range(len(vectors))]
+    quiet = {"background": False}
+    with (
+        VectorStore(tmp_path / "a", None, DIM, storage_config=quiet) as source,
+        MilvusStore(None, DIM, milvus_config={"uri": URI, "collection": "copied"}) as there,
+        VectorStore(tmp_path / "b", None, DIM, storage_config=quiet) as back,
+    ):
+        source.store_batch(units, vectors)
+        outward, homeward = copy_store(source, there), copy_store(there, back)
+        assert (outward.copied, homeward.copied, homeward.count) == (2_500, 2_500, 2_500)
+        for (unit, vector), (other, its) in zip(source.export_rows(), back.export_rows(), strict=True):
+            assert unit == other
+            assert np.array_equal(vector, its)
+
+
+def test_an_exact_search_is_exact_before_and_after_the_server_has_indexed(server: Standalone) -> None:
+    vectors = np.random.default_rng(6).standard_normal((8_000, DIM)).astype("float32")
+    queries = np.random.default_rng(7).standard_normal((20, DIM)).astype("float32")
+    truth = np.sort(np.square(queries[:, None] - vectors[None]).sum(axis=2), axis=1)[:, :10]
+    with MilvusStore(None, DIM, milvus_config={"uri": URI, "collection": "exact"}) as store:
+        store.store_batch([{"id": f"u{i}"} for i in range(len(vectors))], vectors)
+        for _ in range(2):
+            assert np.allclose(store.search_vectors(queries, 10, recall=1.0)[0], truth, rtol=1e-4)
+            store.run_maintenance()
+        assert store.statistics()["server"]["rows_indexed"] == len(vectors)
