@@ -21,8 +21,11 @@ def metric_of(faiss: ModuleType, metric: Metric) -> int:
     return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
-def quiet(parameters: Any, seed: int) -> None:
-    """Set clustering parameters: seeded, at most 256 points a centroid, no warnings about few points."""
+def quiet(parameters: Any, seed: int, rounds: int | None = None) -> None:
+    """Set clustering parameters: seeded, bounded points a centroid, no warnings about few points; ``rounds`` of k-means
+    if not as many as faiss makes by itself."""
+    if rounds is not None:
+        parameters.niter = rounds
     parameters.seed = seed & 0x7FFFFFFF
     parameters.min_points_per_centroid = 1
     parameters.max_points_per_centroid = POINTS_PER_CENTROID

@@ -21,7 +21,16 @@ from .costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
 from .engine import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
-from .sample import ADD_ROWS, CODE_TRAINING_POINTS, POINTS_PER_LIST, code_shape, padded_columns, training_sample
+from .sample import (
+    ADD_ROWS,
+    CODE_ROUNDS,
+    CODE_TRAINING_POINTS,
+    LIST_ROUNDS,
+    POINTS_PER_LIST,
+    code_shape,
+    padded_columns,
+    training_sample,
+)
 from .scan import padded
 
 __all__ = ["IVFBody"]
@@ -188,8 +197,8 @@ def _trained(job: BuildJob) -> Any:
         lists.own_fields = True
         lists.by_residual = False
         lists.implem = _LIST_AFTER_LIST
-        quiet(lists.cp, job.seed)
-        quiet(lists.pq.cp, job.seed)
+        quiet(lists.cp, job.seed, LIST_ROUNDS)
+        quiet(lists.pq.cp, job.seed, CODE_ROUNDS)
         lists.train(sample)
     job.progress("train", 1.0)
     return lists

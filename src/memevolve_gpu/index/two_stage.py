@@ -12,7 +12,7 @@ from .costs import scan_cost
 from .engine import check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
 from .faiss_door import load_faiss, one_thread, translated
 from .rerank import VectorTable
-from .sample import ADD_ROWS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
+from .sample import ADD_ROWS, CODE_ROUNDS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
 
 __all__ = ["TwoStageBody"]
 
@@ -78,7 +78,7 @@ def _trained(job: BuildJob) -> Any:
     job.progress("train", 0.0)
     with translated("training 4-bit codes"), one_thread():
         engine = faiss.IndexPQFastScan(width, codes, 4, metric_of(faiss, job.metric))
-        quiet(engine.pq.cp, job.seed)
+        quiet(engine.pq.cp, job.seed, CODE_ROUNDS)
         engine.train(sample)
     job.progress("train", 1.0)
     return engine
