@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from gpu_kit import line, on_disk
 
+from memevolve_gpu.cli import opening
 from memevolve_gpu.cli.machine import devices
 from memevolve_gpu.components.store.engine import _prober, this_machine
+from memevolve_gpu.devices import trial
+from memevolve_gpu.planner import engines
 from memevolve_gpu.utils.config import StorageConfig, visible_gpus
+from memevolve_gpu.utils.embeddings import HashingEmbedder
 
 Run = Callable[..., str]
 
@@ -43,7 +47,7 @@ def listed(run: Run, **environment: str) -> dict[str, Any]:
 
 @pytest.fixture
 def two_cards(tmp_path: Path) -> None:
-    lines = [line(0, "First GPU", free=100), line(1, "Second GPU", free=900)]
+    lines = [line(0, "First GPU", 10_000, 1_000), line(1, "Second GPU", 10_000, 9_000)]
     on_disk(tmp_path, "nvidia-smi", "#!/bin/sh\n" + "".join(f"echo '{each}'\n" for each in lines))
 
 
@@ -51,15 +55,15 @@ def two_cards(tmp_path: Path) -> None:
 def test_cards_engines_and_the_choice_are_listed(run: Run) -> None:
     found = listed(run)
     assert [(gpu["device"], gpu["name"], gpu["free_mb"]) for gpu in found["gpus"]] == [
-        ("cuda:0", "First GPU", 100),
-        ("cuda:1", "Second GPU", 900),
+        ("cuda:0", "First GPU", 1_000),
+        ("cuda:1", "Second GPU", 9_000),
     ]
     assert found["chosen"] == "cuda:1"
     assert found["driver"] == "580.65.06"
     assert set(found["engines"]) == {"torch", "faiss"}
-    assert found["budget"]["limit"] == int(0.8 * (900 << 20))
+    assert found["budget"]["limit"] == int(0.8 * (9_000 << 20))
     text = run()
-    for said in ("Second GPU", "cuda:1", "720 MB of 1000 MB", "engine torch"):
+    for said in ("Second GPU", "cuda:1", "7200 MB of 10000 MB", "engine torch"):
         assert said in text
 
 
@@ -72,10 +76,29 @@ def test_settings_and_visible_devices_are_respected(run: Run) -> None:
         MEMEVOLVE_STORAGE_GPU_MEMORY_FRACTION="0.5",
     )
     assert [gpu["name"] for gpu in found["gpus"]] == ["Second GPU"]
-    assert found["budget"]["limit"] == int(0.5 * (900 << 20))
+    assert found["budget"]["limit"] == int(0.5 * (9_000 << 20))
     missing = listed(run, MEMEVOLVE_STORAGE_DEVICE="cuda:2")
     assert missing["chosen"] == "cpu"
     assert "no such GPU" in missing["reason"]
+
+
+@pytest.mark.usefixtures("two_cards")
+def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "BANDS", engines.BANDS[-1:])
+    monkeypatch.setattr(trial, "_version", lambda name: "2.11.0" if name == "torch" else "")
+    run()
+    prefix = str(tmp_path / "memory")
+    with opening.open_or_make(prefix, HashingEmbedder(16)) as store:
+        store.store_batch([{"content": f"number {i}"} for i in range(1500)])
+        done = store.run_maintenance()
+        assert store.statistics()["index"]["engine"] == "cpu", done
+    with opening.open_existing(prefix, None) as store:
+        assert not store.get_storage_health()["needs_retraining"]
+    with opening.open_existing(prefix, None, as_served=True) as store:
+        assert store.statistics()["plan"]["engine"] == "torch"
+        assert "Second GPU (cuda:1)" in store.statistics()["plan"]["reason"]
 
 
 def test_without_a_gpu_the_reason_is_given(run: Run, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def list_units(
 
 def stats(*, store: Prefix = None, as_json: AsJson = False) -> None:
     """Show counts, the index and the plan for it with its reason, files and recent events."""
-    with open_existing(store_at(store), None) as opened:
+    with open_existing(store_at(store), None, as_served=True) as opened:
         document = opened.statistics()
     rows = [[name, _cell(value)] for name, value in _flat(document) if name != "events"]
     Output(as_json).show(document, Rows(("figure", "value"), rows))

@@ -86,8 +86,12 @@ def store_at(prefix: str | None) -> str:
     return prefix or str(dict(config).get("path") or DEFAULT_STORE)
 
 
-def open_existing(prefix: str, embedder: EmbedderName | None, index_type: IndexTypeName | None = None) -> AnyStore:
+def open_existing(
+    prefix: str, embedder: EmbedderName | None, index_type: IndexTypeName | None = None, *, as_served: bool = False
+) -> AnyStore:
     """Open the store at ``prefix``; embedder None for commands that embed nothing.
+
+    as_served: plan as a process would that stays, so under DEVICE=auto for a GPU too.
 
     Raises NotFoundError when there is none, else as ``VectorStore`` and ``MilvusStore`` do.
     """
@@ -95,7 +99,7 @@ def open_existing(prefix: str, embedder: EmbedderName | None, index_type: IndexT
         remedy = f"make one with: memevolve-store init --store {shlex.quote(prefix)}"
         raise NotFoundError(f"there is no store at {prefix!r}; {remedy}, or name another with --store")
     function = None if embedder is None else choose_embedder(embedder, remembered_model(prefix))
-    return _opened(prefix, function, _config(index_type, None))
+    return _opened(prefix, function, _config(index_type, None, as_served=as_served))
 
 
 def open_local(prefix: str) -> VectorStore:
@@ -154,8 +158,13 @@ def _opened(prefix: str, function: EmbeddingFunction | None, config: StorageConf
     return VectorStore(prefix, function, storage_config=config)
 
 
-def _config(index_type: IndexTypeName | None, metric: MetricName | None) -> StorageConfig:
-    """The settings, without a background thread: a command does its upkeep in the open, with a progress bar."""
+def _config(index_type: IndexTypeName | None, metric: MetricName | None, *, as_served: bool = False) -> StorageConfig:
+    """The settings, without a background thread: a command does its upkeep in the open, with a progress bar.
+
+    Under DEVICE=auto it does so for the CPU: what lies on a GPU would be gone when the command ends.
+    """
     given = {"index_type": index_type, "metric": metric}
     changes = {name: value.value for name, value in given.items() if value is not None}
-    return StorageConfig().replace(background=False, **changes)
+    config = StorageConfig()
+    device = "cpu" if config.device == "auto" and not as_served else config.device
+    return config.replace(background=False, device=device, **changes)
