@@ -24,6 +24,7 @@ from memevolve_gpu.index.torch_engine.kmeans import norms_of, train
 from memevolve_gpu.index.torch_engine.memory import SCRATCH, Account, predicted_bytes, resident_bytes
 from memevolve_gpu.index.torch_engine.operations import Operations
 from memevolve_gpu.types import Effort, FloatArray, IntArray, Metric, Precision
+from memevolve_gpu.utils.device_arrays import DeviceQueries
 
 KINDS = ("exact", "ivf")
 LISTS = Effort(nprobe=8)
@@ -144,7 +145,7 @@ def test_queries_that_lie_on_the_device_stay_there(
     masked = body.search(queries, 10, LISTS, half)
     host_way(body, monkeypatch)
     tensor = torch.from_numpy(queries)
-    for given in (tensor, tensor.double(), tensor.clone().requires_grad_(), Lent(tensor)):
+    for given in (tensor, tensor.double(), tensor.clone().requires_grad_(), Lent(tensor), DeviceQueries(tensor)):
         answer = body.search(given, 10, LISTS)
         assert np.array_equal(answer[1], expected[1])
         assert np.array_equal(answer[0], expected[0])
@@ -164,7 +165,7 @@ def test_queries_on_a_device_are_checked_like_others(card: Account, torch: Any) 
     assert body.search(queries[:0], 3, LISTS)[1].shape == (0, 3)
     nothing = body.search(queries, 3, LISTS, Allowed(np.zeros(N, np.bool_)))
     assert (nothing[1] == -1).all()
-    exact = body.search(queries, 3, Effort(exact=True))
+    exact = body.search(DeviceQueries(queries), 3, Effort(exact=True))
     assert np.array_equal(exact[1], body.search(queries.numpy(), 3, Effort(exact=True))[1])
 
 

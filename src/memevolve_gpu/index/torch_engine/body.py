@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ...utils.device_arrays import DeviceQueries
 from ..allowed import Allowed
 from ..base import Arrays, Body
 from ..costs import scan_cost
@@ -129,10 +130,11 @@ class TorchBody(Body):
     def search(
         self, queries: Any, k: int, effort: Effort, allowed: Allowed | None = None
     ) -> tuple[FloatArray, IntArray]:
-        """As :meth:`~..base.Body.search`; ``queries`` may also lie on a device: torch tensors, what has
+        """As :meth:`~..base.Body.search`; ``queries`` may also lie on a device: DeviceQueries, torch tensors, what has
         ``__cuda_array_interface__`` or ``__dlpack__``. They are not copied to the host unless the host answers.
         """
-        tensor = self._lying_there(queries, k, effort, allowed)
+        given = queries.tensor if isinstance(queries, DeviceQueries) else queries
+        tensor = self._lying_there(given, k, effort, allowed)
         if tensor is None:
             return super().search(_on_host(queries), k, effort, allowed)
         return self._search(tensor, k, effort, None if allowed is None or allowed.count == self.n else allowed)
@@ -356,6 +358,8 @@ def _on_some_device(queries: Any) -> bool:
 def _on_host(queries: Any) -> FloatArray:
     if isinstance(queries, np.ndarray):
         return queries
+    if isinstance(queries, DeviceQueries):
+        return queries.host()
     if hasattr(queries, "detach"):
         queries = queries.detach().cpu().numpy()
     elif hasattr(queries, "get"):
