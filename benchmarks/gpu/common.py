@@ -46,7 +46,21 @@ __all__ = [
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "gpu"
 METRIC: Metric = "l2"
-FAILURES = (MemEvolveError, RuntimeError, MemoryError, ImportError, AttributeError, OSError)
+
+
+def compile_errors() -> tuple[type[Exception], ...]:
+    """What Triton raises for a kernel that it cannot compile."""
+    try:
+        return (importlib.import_module("triton.errors").TritonError,)
+    except (ImportError, AttributeError):
+        return ()
+
+
+FAILURES: tuple[type[Exception], ...] = (
+    *(MemEvolveError, RuntimeError, MemoryError, ImportError, AttributeError, OSError),
+    *(AssertionError, TypeError, ValueError, LookupError, ArithmeticError),
+    *compile_errors(),
+)
 """What keeps one contender from running; it is noted in its row, and the others go on."""
 
 _BLOCK = 262_144
@@ -178,18 +192,26 @@ def built(plan: IndexPlan, rows: Rows, setting: Setting) -> Body:
 
 
 def timed(call: Callable[[int], Any], setting: Setting, *, repeats: int = 100, seconds: float = 3.0) -> dict[str, Any]:
-    """Median and 95th percentile of ``call(i)`` in milliseconds, after warming up; it ends with results on the host."""
+    """Median and 95th percentile of ``call(i)`` in milliseconds, after warming up; it ends with results on the host.
+
+    A call that takes longer than half a second is warmed up once and measured twice.
+    """
     if setting.quick:
         repeats, seconds = 3, 1.0
-    for turn in range(3):
+    slow = _once(call, 0) > 500.0
+    for turn in range(0 if slow else 3):
         call(turn)
-    taken: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(taken) < repeats and (len(taken) < 3 or time.perf_counter() < until):
-        started = time.perf_counter()
-        call(len(taken))
-        taken.append((time.perf_counter() - started) * 1e3)
+    least, until, taken = 2 if slow else 3, time.perf_counter() + seconds, []
+    while len(taken) < repeats and (len(taken) < least or time.perf_counter() < until):
+        taken.append(_once(call, len(taken)))
     return {"ms": float(np.median(taken)), "p95_ms": float(np.quantile(taken, 0.95)), "runs": len(taken)}
+
+
+def _once(call: Callable[[int], Any], turn: int) -> float:
+    """Milliseconds of one call."""
+    started = time.perf_counter()
+    call(turn)
+    return (time.perf_counter() - started) * 1e3
 
 
 def stopwatch(started: float) -> float:

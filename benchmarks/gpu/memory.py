@@ -1,6 +1,6 @@
 """Device memory: what a plan predicts, what its body says, and what the card reports.
 
-    python benchmarks/gpu/memory.py [--memory-rows 1000000] [--dims 384 768] [--device cuda:0 | cpu] [--quick]
+    python benchmarks/gpu/memory.py [--memory-rows 500000] [--dims 384 768] [--device cuda:0 | cpu] [--quick]
 
 A first body takes the context and the scratch that all bodies share; then each contender is built alone, and the card's
 free memory before and after is compared with the prediction, scratch left out of both.
@@ -94,7 +94,7 @@ def run(setting: Setting, n: int, dims: list[int]) -> dict[str, Any]:
 
 
 def add_options(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--memory-rows", type=int, default=1_000_000)
+    made.add_argument("--memory-rows", type=int, default=500_000)
 
 
 def sizes_of(args: argparse.Namespace) -> tuple[int, list[int]]:

@@ -24,7 +24,8 @@ from .sizes import MOST, TEMPORARY_BYTES
 __all__ = ["Ask", "FaissGpuBody", "doubled"]
 
 _SPARE: dict[Precision, tuple[int, int]] = {"float32": (1, 16), "float16": (2, 16), "int8": (4, 32)}
-"""Candidates beyond the results, as (times, plus), where the effort names none: rounding reorders near neighbours."""
+"""Candidates for so many results, as (times, plus): rounding reorders near neighbours. An effort may name fewer; it
+names more for coarser codes than these, so only int8 heeds that."""
 _SLACK = 1.2
 """Allowed rows are not spread evenly: so much more than their share of the rows is fetched at first."""
 
@@ -105,7 +106,9 @@ class FaissGpuBody(Body):
             return None
         count = self.n if allowed is None else allowed.count
         times, plus = _SPARE[self.table.precision]
-        want = min(max(k, effort.rerank or k * times + plus), MOST, count)
+        spare = k * times + plus
+        asked = effort.rerank or spare
+        want = min(max(k, asked if self.table.precision == "int8" else min(asked, spare)), MOST, count)
         fetch = want if allowed is None else int(want * self.n / count * _SLACK) + 1
         if k > MOST or (fetch > MOST and count < self.n):
             return None
