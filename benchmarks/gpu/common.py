@@ -201,7 +201,8 @@ def timed(call: Callable[[int], Any], setting: Setting, *, repeats: int = 100, s
     slow = _once(call, 0) > 500.0
     for turn in range(0 if slow else 3):
         call(turn)
-    least, until, taken = 2 if slow else 3, time.perf_counter() + seconds, []
+    taken: list[float] = []
+    least, until = 2 if slow else 3, time.perf_counter() + seconds
     while len(taken) < repeats and (len(taken) < least or time.perf_counter() < until):
         taken.append(_once(call, len(taken)))
     return {"ms": float(np.median(taken)), "p95_ms": float(np.quantile(taken, 0.95)), "runs": len(taken)}
