@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import SEED
 
-from memevolve_gpu.errors import InvalidVectorError
+from memevolve_gpu.errors import DeviceError, InvalidVectorError
 from memevolve_gpu.utils.device_arrays import DeviceQueries, device_queries, fetched, lies_on_device
 from memevolve_gpu.utils.vectors import check_vectors
 
@@ -143,3 +143,12 @@ def test_queries_on_a_device_look_like_an_array_to_everybody_else() -> None:
     copied = np.array(queries, copy=True)
     copied[0] = 0
     np.testing.assert_array_equal(queries.host(), ROWS)
+
+
+def test_queries_that_went_with_their_device_are_an_error_that_says_so() -> None:
+    def gone() -> Any:
+        raise RuntimeError("CUDA error: device lost")
+
+    with pytest.raises(DeviceError, match="give them as an array of the host") as caught:
+        DeviceQueries(SimpleNamespace(cpu=gone)).host()
+    assert caught.value.cause == "device-lost"

@@ -18,6 +18,7 @@ from memevolve_gpu import VectorStore
 from memevolve_gpu.devices.budget import CONTEXT_BYTES
 from memevolve_gpu.devices.machine import Machine
 from memevolve_gpu.devices.request import DeviceChoice
+from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index import catalog
 from memevolve_gpu.planner import engines
 from memevolve_gpu.types import DeviceIncident
@@ -278,6 +279,27 @@ def test_a_lost_device_answers_the_query_and_is_left_until_restart(tmp_path: Pat
     with opened(tmp_path, machine_with(card)) as store:
         store.run_maintenance()
         assert store.statistics()["index"]["device"] == "cuda:0", "a new process does not bear a grudge"
+
+
+@pytest.mark.parametrize("filters", [None, {"type": "skill"}])
+@pytest.mark.parametrize("cause", ["device-error", "out-of-memory"])
+def test_an_error_that_the_body_did_not_catch_is_answered_all_the_same(
+    cause: Any, filters: Any, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: OnCard, queries: Any, k: int, effort: Any, allowed: Any = None) -> Any:
+        raise DeviceError("something new", cause)
+
+    with filled(tmp_path, machine_with(card)) as store:
+        store.delete("u3")
+        store.store({"id": "late", "content": "late"})
+        expected = store.search_vectors(vectors_of(5), 3, filters)[1]
+        monkeypatch.setattr(OnCard, "search", failing)
+        assert store.search_vectors(vectors_of(5), 3, filters)[1] == expected
+        assert store.search_vectors(vectors_of(5), 3, filters)[1] == expected
+        assert len(events(store, "device-refused")) == 1
+        assert store.get_storage_health()["device"]["incidents"] == {cause: 1}
+        assert store.statistics()["index"]["device"] == "cpu"
+        assert card.free == card.total
 
 
 def test_incidents_are_counted_and_recovery_is_told(tmp_path: Path, card: Card) -> None:

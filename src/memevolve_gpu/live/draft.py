@@ -22,7 +22,7 @@ from .facts import BodyFacts
 from .tail import NEVER, Tail
 from .view import View
 
-__all__ = ["Draft", "empty_body", "exact_body", "host_twin", "view_of"]
+__all__ = ["Draft", "empty_body", "exact_body", "host_twin", "on_host", "view_of"]
 
 UNKNOWN = BodyFacts()
 EXACT = IndexPlan("exact", reason="exact search needs no training")
@@ -37,6 +37,11 @@ def host_twin(body: Body) -> Body:
     """A body on the CPU that scans the vectors of ``body``, which it shares: the same positions, at no cost."""
     rows = Rows(body.slots, body.id_bytes, body.id_ends, np.empty((0, body.dim), dtype=np.float32))
     return ExactBody(replace(EXACT, precision=body.table.precision), body.metric, rows, body.table)
+
+
+def on_host(view: View) -> View:
+    """The same view without a device: its rows, scanned on the host."""
+    return replace(view, body=host_twin(view.body), facts=UNKNOWN)
 
 
 def empty_body(dim: int, metric: Metric) -> Body:

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ..devices.machine import Machine
+from ..errors import DeviceError
 from ..index.base import Body
 from ..monitoring.events import EventLog
 from ..monitoring.latency import LatencyRing
 from ..records.filters import canonical
 from ..records.records import Records
-from ..types import FloatArray, Head
+from ..types import Effort, FloatArray, Head
 from ..utils.device_arrays import DeviceQueries
 from ..utils.forking import renew_in_child
 from .asked import Asked
 from .desk import DeviceDesk
-from .draft import Draft, host_twin
+from .draft import Draft, on_host
 from .facts import BodyFacts
 from .masks import FilterMasks, Touched
 from .recovery import agrees, load_snapshot, read_everything
@@ -108,7 +109,7 @@ class LiveIndex:
         started = self.last_search = time.perf_counter()
         view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)
         target = self.settings.target_recall if recall is None else recall
-        found = view.search(queries, k, view.facts.effort(view.body, k, target), mask)
+        found = self._answered(view, queries, k, target, mask)
         self.last_search = time.perf_counter()
         self.latency.record(self.last_search - started)
         if view.body.plan.engine != "cpu":
@@ -133,7 +134,7 @@ class LiveIndex:
         """Go on from the host's own vectors of the body in use, so that nothing is held on its device any more."""
         with self.mutex:
             view = self.catch_up()
-            self.replace(replace(view, body=host_twin(view.body), facts=BodyFacts()), self.generation)
+            self.replace(on_host(view), self.generation)
             return self._view
 
     def adopt(self, view: View, generation: int) -> None:
@@ -208,6 +209,19 @@ class LiveIndex:
     def _left_behind(self, head: Head) -> bool:
         return not head.horizon <= self._view.watermark <= head.last_seq
 
+    def _answered(
+        self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, mask: Mask | None
+    ) -> Found:
+        """The results; from the host's own vectors, should a device fail in a way that its body did not catch."""
+        try:
+            return view.search(queries, k, view.facts.effort(view.body, k, target), mask)
+        except DeviceError as error:
+            self.desk.refused(error, view.body.plan)
+            with self.mutex:
+                if self._view.body is view.body:
+                    self.leave_device()
+            return on_host(view).search(queries, k, Effort(exact=True), mask)
+
     def _view_and_mask(self, filters: Any) -> tuple[View, Mask]:
         """A mask and the view that it was made for: neither newer nor older than the records were."""
         key = canonical(filters)
@@ -227,4 +241,4 @@ class LiveIndex:
         self.events.reset_lock()
         self.asked.after_fork()
         if self._view.body.plan.engine != "cpu":  # a child must not touch the device of its parent
-            self._view = replace(self._view, body=host_twin(self._view.body), facts=BodyFacts())
+            self._view = on_host(self._view)

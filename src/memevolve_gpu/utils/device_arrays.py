@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import DeviceError
 from ..types import FloatArray, Metric
 
 __all__ = ["DeviceQueries", "device_queries", "fetched", "lies_on_device"]
@@ -46,9 +47,18 @@ class DeviceQueries:
         return self.host()[which]
 
     def host(self) -> FloatArray:
-        """The queries as float32 (nq, dim) on the host; copied once."""
+        """The queries as float32 (nq, dim) on the host; copied once.
+
+        Raises DeviceError when the device does not give them up: it is lost, and they are with it.
+        """
         if self._host is None:
-            self._host = np.ascontiguousarray(self.tensor.cpu().numpy(), dtype=np.float32)
+            try:
+                self._host = np.ascontiguousarray(self.tensor.cpu().numpy(), dtype=np.float32)
+            except RuntimeError as error:
+                raise DeviceError(
+                    f"queries cannot be read from their device ({error}); give them as an array of the host",
+                    "device-lost",
+                ) from error
         return self._host
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
