@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -333,6 +335,56 @@ def test_a_body_that_finds_too_little_gives_way_to_the_plan_of_the_cpu(
         assert store.statistics()["index"]["engine"] == "cpu"
         assert "fell short" in events(store, "device-refused")[0]
         assert not card.holders or card.free == card.total
+
+
+def test_closing_gives_the_device_back_at_once_and_the_next_worker_takes_it(tmp_path: Path, card: Card) -> None:
+    """Two processes, which share nothing but the card: the second finds no room until the first has gone."""
+    gc.disable()
+    try:
+        first = filled(tmp_path, machine_with(card), "first")
+        held = card.total - card.free
+        card.total = held + 900 * MB
+        with filled(tmp_path, machine_with(card), "second") as second:
+            assert second.statistics()["index"]["device"] == "cpu"
+            assert first.statistics()["index"]["device"] == "cuda:0"
+            first.close()
+            assert card.free == card.total
+            second.run_maintenance()
+            assert second.statistics()["index"]["device"] == "cuda:0"
+        assert card.free == card.total
+    finally:
+        gc.enable()
+
+
+def test_threads_search_on_while_the_device_comes_and_goes(tmp_path: Path, card: Card) -> None:
+    questions = vectors_of(8)
+    with filled(tmp_path, machine_with(card)) as store:
+        expected = store.search_vectors(questions, 4)[1]
+        stop, wrong = threading.Event(), []
+
+        def search() -> None:
+            while not stop.is_set():
+                found = store.search_vectors(questions, 4)[1]
+                if found != expected:
+                    wrong.append(found)
+
+        threads = [threading.Thread(target=search) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(4):
+                store.retrain()
+                store._open.live.leave_device()
+                store.run_maintenance()
+            card.lost = True
+            store.run_maintenance()
+            store.run_maintenance()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        assert wrong == []
+        assert store.statistics()["index"]["engine"] == "cpu"
 
 
 # Snapshots, processes

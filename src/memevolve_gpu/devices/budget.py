@@ -143,7 +143,7 @@ def loaded_module(name: str) -> Any:
     """The module, imported if need be; None when it is missing or cannot be imported, which is remembered."""
     try:
         return sys.modules.get(name) or importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError, AttributeError):
+    except (ImportError, OSError, RuntimeError, AttributeError, Warning):  # a warning, where filters make it an error
         return None
 
 
