@@ -136,11 +136,14 @@ def assert_close(got: Any, want: Any) -> None:
 def test_minima_and_rescore(torch: Any, operations: Operations, nq: int, dim: int, *, int8: bool) -> None:
     rows = resident(torch, 5000, dim, int8=int8)
     queries = Queries.prepare(torch.from_numpy(vectors_of(nq, dim, 1)).to(CARD), rows)
-    q = (queries.wide, queries.wide_factor) if nq == 1 else (queries.narrow, queries.narrow_factor)
+    q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
     assert_close(operations.minima(rows, *q), reference.minima(rows, *q))
     chosen = torch.from_numpy(np.random.default_rng(SEED).integers(-1, rows.groups, (nq, 5))).to(CARD)
-    wide = (queries.wide, queries.wide_factor)
-    assert_close(operations.rescore(rows, *wide, chosen), reference.rescore(rows, *wide, chosen))
+    wide = (queries.wide, queries.factor)
+    scores = operations.rescore(rows, *wide, chosen)
+    assert_close(scores, reference.rescore(rows, *wide, chosen))
+    near = torch.topk(scores, 40, dim=1, largest=False)
+    assert torch.equal(operations.locate(rows, chosen, near), reference.locate(rows, chosen, near))
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -152,7 +155,7 @@ def test_list_minima(torch: Any, operations: Operations, nq: int, nprobe: int, *
     queries = Queries.prepare(torch.from_numpy(vectors_of(nq, 384, 1)).to(CARD), rows)
     probed = torch.from_numpy(np.stack([rng.permutation(50)[:nprobe] for _ in range(nq)])).to(CARD)
     work = ListWork.of(Lists.of(sizes, torch.device(CARD)), probed)
-    q = (queries.narrow, queries.narrow_factor)
+    q = queries.narrow()
     assert_close(operations.list_minima(rows, *q, work), reference.list_minima(rows, *q, work))
 
 
@@ -281,7 +284,7 @@ def test_queries_on_the_device_stay_there(torch: Any, monkeypatch: pytest.Monkey
     body = on_card("exact", vectors, full=True)
     expected = body.search(queries, 10, Effort())
     host_is_not_asked(body, monkeypatch)
-    monkeypatch.setattr(body_module, "_on_host", None)
+    monkeypatch.setattr(body_module, "on_host", None)
     tensor = torch.from_numpy(queries).to(CARD)
     given = [tensor, tensor.double(), tensor.half().float() + 0, torch.utils.dlpack.from_dlpack(tensor)]
     try:

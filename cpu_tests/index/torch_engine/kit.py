@@ -47,8 +47,8 @@ def fails_when(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], BaseExcep
     real, asked = search.propose, []
 
     def propose(rows: Any, queries: Any, *rest: Any) -> Any:
-        asked.append(len(queries.raw))
-        error = fault(len(queries.raw))
+        asked.append(len(queries.wide))
+        error = fault(len(queries.wide))
         if error is not None:
             raise error
         return real(rows, queries, *rest)

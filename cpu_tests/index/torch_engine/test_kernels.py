@@ -63,7 +63,7 @@ SHAPES = [(500, 20, 1), (500, 20, 7), (300, 150, 17), (40, 5, 3), (300, 24, 130)
 def test_minima(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *, int8: bool) -> None:
     rows = resident(torch, n, dim, int8=int8, metric="ip" if nq == 7 else "l2")
     queries = asked(torch, rows, nq, dim)
-    q = (queries.wide, queries.wide_factor) if nq == 1 else (queries.narrow, queries.narrow_factor)
+    q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
     got = kernel_way.minima(rows, *q)
     assert_close(got, reference.minima(rows, *q))
     assert got[:, -(-n // GROUP) :].isinf().all(), "padding is never near"
@@ -75,8 +75,14 @@ def test_rescore(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, 
     rows = resident(torch, n, dim, int8=int8)
     queries = asked(torch, rows, nq, dim)
     chosen = torch.from_numpy(np.random.default_rng(SEED).integers(-1, rows.groups, (nq, 3)))
-    q = (queries.wide, queries.wide_factor)
-    assert_close(kernel_way.rescore(rows, *q, chosen), reference.rescore(rows, *q, chosen))
+    q = (queries.wide, queries.factor)
+    scores = kernel_way.rescore(rows, *q, chosen)
+    assert_close(scores, reference.rescore(rows, *q, chosen))
+    near = torch.topk(scores, 40, dim=1, largest=False)
+    found = kernel_way.locate(rows, chosen, near)
+    assert torch.equal(found, reference.locate(rows, chosen, near))
+    assert found.dtype == torch.int64
+    assert ((found < 0) == near.values.isinf()).all()
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -87,9 +93,9 @@ def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *
     queries = asked(torch, rows, nq, 40)
     probed = torch.from_numpy(np.stack([rng.permutation(len(sizes))[:nprobe] for _ in range(nq)]))
     work = ListWork.of(Lists.of(sizes, "cpu"), probed)
-    got = kernel_way.list_minima(rows, queries.narrow, queries.narrow_factor, work)
-    assert_close(got, reference.list_minima(rows, queries.narrow, queries.narrow_factor, work))
-    everything = reference.minima(rows, queries.narrow, queries.narrow_factor)
+    got = kernel_way.list_minima(rows, *queries.narrow(), work)
+    assert_close(got, reference.list_minima(rows, *queries.narrow(), work))
+    everything = reference.minima(rows, *queries.narrow())
     starts = np.cumsum([0, *sizes])
     for row, lists in enumerate(probed.tolist()):
         groups = [group for place in lists for group in range(starts[place], starts[place + 1])]
@@ -162,17 +168,18 @@ from triton.compiler import ASTSource
 if "nvidia" not in triton.backends.backends:
     sys.exit(3)
 target = GPUTarget("cuda", 90, 32)
-whole = "groups nq nlist nprobe width m".split()
-longs = "chosen work_start tiles first_pair pairs columns list_start order starts".split()
+whole = "nq nlist nprobe width count m".split()
+longs = "groups indices out chosen work_start tiles first_pair pairs columns list_start order starts".split()
 kinds = {"x": "*fp16", "centroids": "*fp16", "work_list": "*i32", "labels": "*i32"}
 kinds |= dict.fromkeys(whole, "i32") | dict.fromkeys(longs, "*i64")
 cut = {"dim": 384, "block_d": 64, "span": 384, "block_g": 4, "block_q": 64, "scaled": False}
-cut |= {"block_n": 128, "block_c": 128, "block_r": 32}
-for name in "minima_one minima_many rescore list_minima assign sum_lists".split():
+cut |= {"block_n": 128, "block_c": 128, "block_r": 32, "block": 64}
+for name in "minima_one minima_many rescore locate list_minima assign sum_lists".split():
     warps = 8 if name == "assign" else 4
     kernel = getattr(kernels, name)
-    narrow = {"q": "*fp16"} if name in ("minima_many", "list_minima") else {}
-    types = {a: "constexpr" if a in cut else (kinds | narrow).get(a, "*fp32") for a in kernel.arg_names}
+    own = {"q": "*fp16"} if name in ("minima_many", "list_minima") else {}
+    own |= {"order": "*i32"} if name == "locate" else {"out": "*fp32", "groups": "i32"}
+    types = {a: "constexpr" if a in cut else (kinds | own).get(a, "*fp32") for a in kernel.arg_names}
     values = {(at,): cut[a] for at, a in enumerate(kernel.arg_names) if a in cut}
     aligned = {(at,): [["tt.divisibility", 16]] for at, a in enumerate(kernel.arg_names) if types[a][0] == "*"}
     found = triton.compile(
@@ -193,6 +200,14 @@ def test_all_kernels_compile_for_a_gpu(kernels: SimpleNamespace, tmp_path: Any) 
         pytest.skip("this triton was built without NVIDIA's back end")
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == ["minima_one", "minima_many", "rescore", "list_minima", "assign", "sum_lists"]
+    assert [line[0] for line in lines] == [
+        "minima_one",
+        "minima_many",
+        "rescore",
+        "locate",
+        "list_minima",
+        "assign",
+        "sum_lists",
+    ]
     assert all(line[1] == "True" for line in lines)
     assert {line[0] for line in lines if line[2] == "True"} == {"minima_many", "list_minima", "assign"}, "matrix units"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
@@ -18,6 +17,7 @@ from ..base import Arrays, Body
 from ..costs import scan_cost
 from ..rerank import Int8Table, VectorTable
 from ..scan import padded
+from .arrays import columns, joined, on_host, on_some_device, part, some, widened
 from .door import device_tensor, host_tensor, load_torch, open_device
 from .geometry import padded_columns
 from .guard import Guard, building
@@ -136,12 +136,12 @@ class TorchBody(Body):
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
         tensor = self._lying_there(given, k, effort, allowed)
         if tensor is None:
-            return super().search(_on_host(queries), k, effort, allowed)
+            return super().search(on_host(queries), k, effort, allowed)
         return self._search(tensor, k, effort, None if allowed is None or allowed.count == self.n else allowed)
 
     def _lying_there(self, queries: Any, k: int, effort: Effort, allowed: Allowed | None) -> Any:
         """``queries`` on this body's device, when they lie on some device and this one is to answer; else None."""
-        if isinstance(queries, np.ndarray) or not _on_some_device(queries):
+        if isinstance(queries, np.ndarray) or not on_some_device(queries):
             return None
         if self._loaded is None or effort.exact or k < 1 or tuple(queries.shape[1:]) != (self.dim,):
             return None
@@ -249,7 +249,7 @@ class TorchBody(Body):
         if nq == 0:
             return padded(0, k)
         if want >= count or nq * scan_cost(count, self.dim, self.table.precision) < _DEVICE_CALL:
-            return self.table.scan(_on_host(queries), k, allowed)
+            return self.table.scan(on_host(queries), k, allowed)
         if self._loaded is None and self._guard.serving:
             self._load_or_remark()
         enough = min(k, count) if allowed is None else min(want, count)
@@ -263,17 +263,17 @@ class TorchBody(Body):
         nq = len(queries)
         found = self._guard.attempt(lambda batch: self._on_device(queries, want, nprobe, allowed, batch), nq)
         if found is None:
-            return self.table.scan(_on_host(queries), k, allowed)
+            return self.table.scan(on_host(queries), k, allowed)
         distances, positions = found
         if distances is None:
             full = positions
-            distances, positions = self.table.rerank(_on_host(queries), positions, k)
+            distances, positions = self.table.rerank(on_host(queries), positions, k)
         else:
-            full, distances, positions = positions, *_columns(distances, positions, k)
+            full, distances, positions = positions, *columns(distances, positions, k)
         short = np.flatnonzero(full[:, enough - 1] < 0) if nprobe else np.empty(0, np.int64)
         if short.size:  # their lists hold too few: twice as many, finally all
             wider = self._wider(nprobe)
-            again = self._ask(_some(queries, short), k, (want, enough, wider), allowed)
+            again = self._ask(some(queries, short), k, (want, enough, wider), allowed)
             distances[short], positions[short] = again
         return distances, positions
 
@@ -304,15 +304,17 @@ class TorchBody(Body):
                 asked = Queries.prepare(device_tensor(part, loaded.device), rows)
                 positions = propose(rows, asked, want, loaded.operations, probe)
                 found.append(self._decided(rows, asked, positions, want))
-        return _joined(found, want)
+        return joined(found, want)
 
     def _one(self, loaded: _Loaded, query: Any, want: int, nprobe: int) -> IntArray:
-        def search(raw: Any) -> Any:
-            asked = Queries.prepare(raw, loaded.rows)
-            return propose(loaded.rows, asked, want, loaded.operations, loaded.probe(nprobe))
+        rows, probe, operations = loaded.rows, loaded.probe(nprobe), loaded.operations
 
-        raw = host_tensor(query) if isinstance(query, np.ndarray) else query
-        return _widened(self._replays.run((want, nprobe), raw, loaded.device, search).numpy(), want)
+        def search(wide: Any) -> Any:
+            return propose(rows, Queries.entered(None, wide, rows), want, operations, probe)
+
+        here = isinstance(query, np.ndarray)
+        wide = host_tensor(rows.entered(query, self._space)) if here else Queries.prepare(query, rows).wide
+        return widened(self._replays.run((want, nprobe), wide, loaded.device, search).numpy(), want)
 
     def _decided(self, rows: Resident, asked: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
         if rows.full is None:
@@ -336,64 +338,8 @@ class TorchBody(Body):
         return Space(centre, float(scale[0]))
 
 
-def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """A part of exactly this kind, or an EngineError."""
-    array = parts.get(name)
-    if array is None or array.dtype != dtype or array.shape != shape:
-        raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} {shape}; rebuild the index")
-    return array
-
-
 def _bytes_of(table: VectorTable, layout: Layout, *, full: bool) -> int:
     columns = padded_columns(table.dim)
     row = columns + 12 if table.precision == "int8" else 2 * columns + 8
     lists = len(layout.lists) * (4 * columns + 12)
     return layout.groups * 32 * row + lists + (4 * table.n * table.dim if full else 0)
-
-
-def _on_some_device(queries: Any) -> bool:
-    return hasattr(queries, "__cuda_array_interface__") or hasattr(queries, "__dlpack__")
-
-
-def _on_host(queries: Any) -> FloatArray:
-    if isinstance(queries, np.ndarray):
-        return queries
-    if isinstance(queries, DeviceQueries):
-        return queries.host()
-    if hasattr(queries, "detach"):
-        queries = queries.detach().cpu().numpy()
-    elif hasattr(queries, "get"):
-        queries = queries.get()
-    return np.ascontiguousarray(queries, dtype=np.float32)
-
-
-def _some(queries: Any, rows: IntArray) -> Any:
-    if isinstance(queries, np.ndarray):
-        return np.ascontiguousarray(queries[rows])
-    return queries[host_tensor(rows).to(queries.device)]
-
-
-def _widened(positions: IntArray, want: int) -> IntArray:
-    """``positions`` (nq, w) with as many columns as were asked for, -1 in the new ones; C-contiguous."""
-    if positions.shape[1] == want:
-        return np.ascontiguousarray(positions)
-    wide = np.full((len(positions), want), -1, np.int64)
-    wide[:, : positions.shape[1]] = positions[:, :want]
-    return wide
-
-
-def _columns(distances: FloatArray, positions: IntArray, k: int) -> tuple[FloatArray, IntArray]:
-    return np.ascontiguousarray(distances[:, :k]), np.ascontiguousarray(positions[:, :k])
-
-
-def _joined(found: list[tuple[FloatArray | None, IntArray]], want: int) -> tuple[FloatArray | None, IntArray]:
-    positions = np.concatenate([_widened(one, want) for _, one in found])
-    if found[0][0] is None:
-        return None, positions
-    distances = np.full(positions.shape, np.inf, np.float32)
-    row = 0
-    for own, _ in found:
-        if own is not None:
-            distances[row : row + len(own), : own.shape[1]] = own
-            row += len(own)
-    return distances, positions

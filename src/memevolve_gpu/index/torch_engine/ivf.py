@@ -12,7 +12,8 @@ from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob
 from ..rerank import VectorTable
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
-from .body import Layout, TorchBody, blocks_of, measured_space, part
+from .arrays import part
+from .body import Layout, TorchBody, blocks_of, measured_space
 from .door import load_torch, open_device
 from .geometry import GROUP, padded_columns, padded_groups
 from .guard import building

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 tl: Any = None
 """``triton.language`` once :func:`load` has run, as ``constexpr`` is its class: Triton looks for both names here."""
 
-_COUNTS = ("groups", "nq", "nlist", "nprobe", "width", "m")
+_COUNTS = ("groups", "nq", "nlist", "nprobe", "width", "count", "m")
 
 _lock = threading.Lock()
 _loaded: SimpleNamespace | None = None
@@ -42,7 +42,7 @@ def load() -> SimpleNamespace:
             import triton.language
 
             globals().update(tl=triton.language, constexpr=triton.language.constexpr)
-            functions = (minima_one, minima_many, rescore, list_minima, assign, sum_lists)
+            functions = (minima_one, minima_many, rescore, locate, list_minima, assign, sum_lists)
             _loaded = SimpleNamespace(**{function.__name__: _compiled(triton, function) for function in functions})
         return _loaded
 
@@ -153,6 +153,27 @@ def rescore(
         dot *= tl.load(scales + first + row)
     score = tl.load(bias + first + row) - tl.load(alpha + tl.program_id(1)) * dot
     tl.store(out + place * 32 + row, tl.where(group < 0, float("inf"), score))
+
+
+def locate(
+    groups,
+    indices,
+    values,
+    order,
+    out,
+    width,
+    count,
+    block: constexpr,
+) -> None:
+    """The positions of the rows at ``indices`` among a query's chosen groups, -1 where the score is +inf. Grid: nq."""
+    at = tl.arange(0, block)
+    known = at < count
+    place = tl.program_id(0).to(tl.int64) * count + at
+    index = tl.load(indices + place, mask=known, other=0)
+    group = tl.load(groups + tl.program_id(0).to(tl.int64) * width + index // 32, mask=known, other=0)
+    position = tl.load(order + tl.maximum(group, 0) * 32 + index % 32, mask=known, other=-1)
+    score = tl.load(values + place, mask=known, other=float("inf"))
+    tl.store(out + place, tl.where(score == float("inf"), -1, position).to(tl.int64), mask=known)
 
 
 def list_minima(

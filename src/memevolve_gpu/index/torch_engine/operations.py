@@ -51,6 +51,10 @@ class Operations:
         """The scores of all rows of the chosen groups."""
         return self._either("rescore", self._rescore, reference.rescore, rows, q, factor, chosen)
 
+    def locate(self, rows: Any, groups: Any, near: Any) -> Any:
+        """The positions of rows that were chosen by their scores."""
+        return self._either("locate", self._locate, reference.locate, rows, groups, near)
+
     def list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
         """The best score of each group of the probed lists."""
         return self._either("list_minima", self._list_minima, reference.list_minima, rows, q, factor, work)
@@ -133,6 +137,22 @@ class Operations:
             span=span_columns(rows.columns),
             scaled=rows.scales.numel() > 0,
             num_warps=4,
+        )
+        return out
+
+    def _locate(self, rows: Any, groups: Any, near: Any) -> Any:
+        nq, count = near.indices.shape
+        out = load_torch().empty((nq, count), dtype=groups.dtype, device=groups.device)
+        self._kernels.locate[(nq,)](
+            groups,
+            near.indices,
+            near.values,
+            rows.order,
+            out,
+            groups.shape[1],
+            count,
+            block=max(16, 1 << (count - 1).bit_length()),
+            num_warps=1 if count <= 128 else 4,
         )
         return out
 

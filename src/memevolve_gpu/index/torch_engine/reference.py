@@ -8,7 +8,7 @@ from .door import load_torch
 from .geometry import GROUP
 from .work import ListWork
 
-__all__ = ["assign", "list_minima", "minima", "rescore", "sum_lists"]
+__all__ = ["assign", "list_minima", "locate", "minima", "rescore", "sum_lists"]
 
 _TILE = 1 << 24
 """Scores held at a time."""
@@ -41,6 +41,14 @@ def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
         scores = rows.bias.unflatten(0, (-1, GROUP))[at] - factor[row] * dots
         out[row] = scores.masked_fill((groups < 0)[:, None], float("inf"))
     return out.flatten(1)
+
+
+def locate(rows: Any, groups: Any, near: Any) -> Any:
+    """Positions int64 (nq, w) of the rows ``near`` names by their scores: ``values`` and ``indices`` (nq, w) into the
+    rows of ``groups`` int64 (nq, any); -1 where the score is +inf.
+    """
+    row = groups.gather(1, near.indices // GROUP).clamp_min(0) * GROUP + near.indices % GROUP
+    return rows.order[row].long().masked_fill(near.values.isinf(), -1)
 
 
 def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:

@@ -18,10 +18,10 @@ _WARM = 2
 class _Recording:
     """One graph with the buffers that it reads and writes; used under the device's lock."""
 
-    def __init__(self, dim: int, device: Any, search: Callable[[Any], Any]) -> None:
+    def __init__(self, columns: int, device: Any, search: Callable[[Any], Any]) -> None:
         torch = load_torch()
-        self.query = torch.zeros((1, dim), dtype=torch.float32, device=device)
-        self.host_query = torch.zeros((1, dim), dtype=torch.float32, device="cpu", pin_memory=True)
+        self.query = torch.zeros((1, columns), dtype=torch.float32, device=device)
+        self.host_query = torch.zeros((1, columns), dtype=torch.float32, device="cpu", pin_memory=True)
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -58,7 +58,7 @@ class Replays:
         self._works = True
 
     def run(self, shape: tuple[int, int], query: Any, device: Any, search: Callable[[Any], Any]) -> Any:
-        """``search(query)`` on the host: int64 (1, w); ``query`` float32 (1, dim) on the host or ``device``.
+        """``search(query)`` on the host: int64 (1, w); ``query`` float32 (1, columns) on the host or ``device``.
 
         ``search`` computes the same from any query of that ``shape`` (candidates and lists asked for).
         """
@@ -82,9 +82,11 @@ class Replays:
         self._seen[shape] = self._seen.get(shape, 0) + 1
         return self._seen[shape] > _WARM
 
-    def _record(self, shape: tuple[int, int], dim: int, device: Any, search: Callable[[Any], Any]) -> _Recording | None:
+    def _record(
+        self, shape: tuple[int, int], columns: int, device: Any, search: Callable[[Any], Any]
+    ) -> _Recording | None:
         try:
-            recording = _Recording(dim, device, search)
+            recording = _Recording(columns, device, search)
         except RuntimeError as error:
             self._works = False
             self.clear()

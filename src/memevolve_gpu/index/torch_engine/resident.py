@@ -54,34 +54,36 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Queries on the device.
+    """Queries on the device: ``wide`` float32 (nq, columns), in the rows' space, with their factor float32 (nq,).
 
-    wide float32 (nq, columns) with its factor (nq,), and narrow, the same in float16, with its own; ``raw`` float32
-    (nq, dim) as they were given. A row's score is ``bias - factor * dot``.
+    A row's score is ``bias - factor * dot``. ``raw`` float32 (nq, dim) is what was given; None for one query.
     """
 
     raw: Any
     wide: Any
-    wide_factor: Any
-    narrow: Any
-    narrow_factor: Any
+    factor: Any
 
     @classmethod
     def prepare(cls, raw: Any, rows: Resident) -> Queries:
         """``raw`` float32 (nq, dim) on the device of ``rows``."""
         torch = load_torch()
-        wide = raw.sub(rows.centre).mul_(rows.scale) if rows.metric != "ip" else raw
-        wide = torch.nn.functional.pad(wide, (0, rows.columns - raw.shape[1])).contiguous()
-        factor = 1.0 if rows.metric == "ip" else 2.0
-        stretch = _LARGEST_QUERY / wide.abs().amax(1, keepdim=True).clamp_min(1e-30)
-        narrow = (wide * stretch).to(torch.float16)
-        return cls(raw, wide, torch.full_like(stretch[:, 0], factor), narrow, (factor / stretch[:, 0]).contiguous())
+        wide = raw if rows.metric == "ip" else raw.sub(rows.centre).mul_(rows.scale)
+        if rows.columns != raw.shape[1]:
+            wide = torch.nn.functional.pad(wide, (0, rows.columns - raw.shape[1]))
+        return cls.entered(raw, wide.contiguous(), rows)
 
-    def part(self, some: slice) -> Queries:
-        """Some of the queries."""
-        return Queries(
-            self.raw[some], self.wide[some], self.wide_factor[some], self.narrow[some], self.narrow_factor[some]
-        )
+    @classmethod
+    def entered(cls, raw: Any, wide: Any, rows: Resident) -> Queries:
+        """``wide`` as :meth:`Resident.entered` gives it, on the device."""
+        torch = load_torch()
+        factor = 1.0 if rows.metric == "ip" else 2.0
+        return cls(raw, wide, torch.full((len(wide),), factor, dtype=torch.float32, device=wide.device))
+
+    def narrow(self) -> tuple[Any, Any]:
+        """The queries in float16 (nq, columns), stretched to use its range, with the factors that undo it."""
+        torch = load_torch()
+        stretch = _LARGEST_QUERY / self.wide.abs().amax(1).clamp_min_(1e-30)
+        return (self.wide * stretch[:, None]).to(torch.float16), self.factor / stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,17 @@ class Resident:
     def groups(self) -> int:
         """Groups of 32 rows, padding included."""
         return int(self.x.shape[0]) // GROUP
+
+    def entered(self, query: FloatArray, space: Space) -> FloatArray:
+        """One query, float32 (1, dim) on the host, as a scan wants it: float32 (1, columns), on the host."""
+        wide = np.zeros((1, self.columns), np.float32)
+        own = wide[:, : query.shape[1]]
+        if self.metric == "ip":
+            own[:] = query
+        else:
+            np.subtract(query, space.centre, out=own)
+            own *= np.float32(space.scale)
+        return wide
 
     @property
     def nbytes(self) -> int:

@@ -29,7 +29,7 @@ class Probe:
     def work(self, queries: Queries) -> ListWork:
         """The lists of each query."""
         torch = load_torch()
-        scores = self.norms - queries.wide_factor[:, None] * (queries.wide @ self.centroids.T)
+        scores = self.norms - queries.factor[:, None] * (queries.wide @ self.centroids.T)
         return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
 
 
@@ -37,22 +37,20 @@ def propose(rows: Resident, queries: Queries, want: int, operations: Operations,
     """The ``want`` best rows of each query by the narrow rows, as positions int64 (nq, up to want), best first, -1
     at the end where fewer were met.
     """
-    torch = load_torch()
-    narrow = (queries.narrow, queries.narrow_factor)
-    if probe is None:
-        one = len(queries.raw) == 1
-        best = operations.minima(rows, *((queries.wide, queries.wide_factor) if one else narrow))
-        work = None
-    else:
+    torch, work = load_torch(), None
+    if probe is not None:
         work = probe.work(queries)
-        best = operations.list_minima(rows, *narrow, work)
+        best = operations.list_minima(rows, *queries.narrow(), work)
+    elif len(queries.wide) == 1:
+        best = operations.minima(rows, queries.wide, queries.factor)
+    else:
+        best = operations.minima(rows, *queries.narrow())
     top = torch.topk(best, min(want, best.shape[1]), dim=1, largest=False, sorted=False)
-    groups = top.indices if work is None else work.groups_at(top.indices)
-    groups = groups.masked_fill(top.values.isinf(), -1)
-    scores = operations.rescore(rows, queries.wide, queries.wide_factor, groups)
+    # A group without a row that may be found scores +inf throughout; columns behind a query's lists have no group.
+    groups = top.indices if work is None else work.groups_at(top.indices).masked_fill_(top.values.isinf(), -1)
+    scores = operations.rescore(rows, queries.wide, queries.factor, groups)
     near = torch.topk(scores, min(want, scores.shape[1]), dim=1, largest=False, sorted=True)
-    row = groups.gather(1, near.indices // GROUP) * GROUP + near.indices % GROUP
-    return rows.order[row.clamp_min(0)].long().masked_fill(near.values.isinf(), -1)
+    return operations.locate(rows, groups, near)
 
 
 def decide(rows: Resident, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:
