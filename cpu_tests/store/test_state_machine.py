@@ -6,6 +6,7 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from endurance import DIM, Model, contents, damage, embed, verify
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu.live import causes
 
 IDS = st.sampled_from([f"id{i}" for i in range(40)])
 WORDS = st.integers(0, 300).map(lambda n: f"w{n % 7} fact {n}")
@@ -23,6 +25,8 @@ class StoreAgreesWithDict(RuleBasedStateMachine):
     @initialize(index_type=st.sampled_from(["flat", "ivf", "hnsw", "auto"]), metric=st.sampled_from(["l2", "cosine"]))
     def open(self, index_type: str, metric: str) -> None:
         self.folder = Path(tempfile.mkdtemp())
+        self.short = patch.multiple(causes, TAIL_ROWS=6, TAIL_MOST=6, QUIET_ROWS=3)
+        self.short.start()
         self.lives = 0
         self.config = StorageConfig(
             index_type=index_type, metric=metric, min_training_units=24, background=False, max_memory_units=10_000
@@ -123,6 +127,7 @@ class StoreAgreesWithDict(RuleBasedStateMachine):
             assert contents(self.store) == self.model
             self.store.close()
             shutil.rmtree(self.folder)
+            self.short.stop()
 
 
 TestStoreAgreesWithDict = StoreAgreesWithDict.TestCase

@@ -65,7 +65,7 @@ def build_verified(
     """
     rows, old = gathered.rows, gathered.view
     if plan.kind == "exact" and plan.engine == "cpu":
-        return Built(exact_body(rows, old.metric), BodyFacts(), trained=False)
+        return Built(build(plan, rows, old.metric, seed=settings.seed), BodyFacts(), trained=False)
     fits = _quantiser(plan, plan.nlist) == _quantiser(old.body.plan, old.body.nlist) and plan.kind != "exact"
     refused = ""
     for like in [old.body, None] if cause.kind != "train" and fits else [None]:
@@ -100,7 +100,8 @@ def extend_verified(gathered: Gathered, settings: LiveSettings, asked: Asked, pa
         if known.calibration is not None:
             facts, quality = _looked_at(body, replace(known, quality=old.facts.quality), old.body.n, settings)
         else:
-            facts, quality = judged(body, known, asked, settings, pause)
+            facts, _ = judged(body, known, asked, settings, pause)
+            facts, quality = _looked_at(body, facts, old.body.n, settings)
         if quality.meets(settings.target_recall):
             return Built(body, facts, trained=False)
     return None

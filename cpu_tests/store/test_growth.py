@@ -1,0 +1,324 @@
+"""A store that grows: its body is extended, its tail and its log stay short, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from endurance import DIM, Model, embed, verify
+
+from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu.live import builder, causes, maintenance, pace, saving
+from memevolve_gpu.live.courtesy import Courtesy
+from memevolve_gpu.live.pace import Pace
+from memevolve_gpu.live.view import View
+
+TAIL, QUIET = 40, 10
+KINDS = ["flat", "ivf", "hnsw", "auto"]
+Open = Callable[..., VectorStore]
+
+
+def unit(number: int, content: str = "") -> dict[str, Any]:
+    return {"id": f"id{number}", "content": content or f"w{number % 7} fact {number}", "type": "skill"}
+
+
+def units(start: int, end: int) -> list[dict[str, Any]]:
+    return [unit(number) for number in range(start, end)]
+
+
+def model_of(*batches: list[dict[str, Any]]) -> Model:
+    return {one["id"]: one for batch in batches for one in batch}
+
+
+@pytest.fixture(autouse=True)
+def _short_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a few rows be too many, so that small stores do what large ones do."""
+    monkeypatch.setattr(causes, "TAIL_ROWS", TAIL)
+    monkeypatch.setattr(causes, "TAIL_MOST", TAIL)
+    monkeypatch.setattr(causes, "QUIET_ROWS", QUIET)
+
+
+@pytest.fixture
+def open_store(tmp_path: Path) -> Iterator[Open]:
+    opened: list[VectorStore] = []
+
+    def make(name: str = "store", **settings: Any) -> VectorStore:
+        chosen = {"index_type": "ivf", "min_training_units": 24, "background": False, "max_memory_units": 10_000}
+        config = StorageConfig(**{**chosen, **settings})
+        opened.append(VectorStore(tmp_path / name, embed, DIM, storage_config=config))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+def grown(store: VectorStore, start: int, end: int) -> list[str]:
+    store.store_batch(units(start, end))
+    actions: list[str] = store.run_maintenance()["actions"]
+    return actions
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("index_type", KINDS)
+def test_rows_are_put_behind_those_of_the_body(open_store: Open, index_type: str, precision: str) -> None:
+    store = open_store(index_type=index_type, precision="float32" if index_type == "hnsw" else precision)
+    grown(store, 0, 300)
+    trained, before = store._open.live.view.facts.trained_rows, store._open.live.view.body
+    assert grown(store, 300, 345) == [f"extended {before.kind} of 345 rows"]
+    after = store._open.live.view
+    assert (after.body.n, after.tail_n, after.body.nlist) == (345, 0, before.nlist)
+    assert after.facts.trained_rows == trained
+    assert store.statistics()["event_totals"].get("reload", 0) == 0
+    if precision == "int8":  # too narrow for a distance of zero
+        assert store.check() == []
+    else:
+        verify(store, [model_of(units(0, 345))])
+
+
+@pytest.mark.parametrize("index_type", KINDS)
+def test_deaths_and_rows_that_come_meanwhile(
+    open_store: Open, index_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(index_type=index_type)
+    grown(store, 0, 300)
+    extend = builder.extend_verified
+
+    def and_meanwhile(*arguments: Any) -> Any:
+        built = extend(*arguments)
+        store.delete_batch(["id5", "id299", "id310", "id344"])  # of the body, and of the tail
+        store.store_batch([unit(6, "w1 another text"), unit(311, "w2 another text"), *units(400, 420)])
+        store.delete("id401")
+        assert store.count() == 345 - 4 + 20 - 1
+        return built
+
+    store.delete_batch(["id7", "id8"])
+    store.store_batch(units(300, 345))
+    store.store_batch([unit(7), unit(8)])
+    monkeypatch.setattr(maintenance, "extend_verified", and_meanwhile)
+    assert store.run_maintenance()["actions"][0].startswith("extended")
+    expected = model_of(units(0, 345), units(400, 420))
+    expected |= {"id6": unit(6, "w1 another text"), "id311": unit(311, "w2 another text")}
+    for gone in ("id5", "id299", "id310", "id344", "id401"):
+        del expected[gone]
+    verify(store, [expected])
+    monkeypatch.undo()
+    store.snapshot()
+    store.close()
+    again = open_store()
+    verify(again, [expected])
+    assert again.statistics()["event_totals"].get("snapshot-refused", 0) == 0
+
+
+@pytest.mark.parametrize("index_type", KINDS)
+def test_a_snapshot_names_the_dead(open_store: Open, index_type: str) -> None:
+    store = open_store(index_type=index_type)
+    grown(store, 0, 300)
+    store.delete_batch([f"id{number}" for number in range(0, 40, 2)])
+    assert grown(store, 300, 345)[0].startswith("extended")
+    store.delete("id333")
+    view = store._open.live.catch_up()
+    assert view.body_dead == 21
+    store.snapshot()
+    store.close()
+    again = open_store(index_type=index_type)
+    held = again._open.live.view
+    assert (held.body.kind, held.body.n, held.body_dead, held.tail_n) == (view.body.kind, 345, 21, 0)
+    expected = model_of(units(0, 345))
+    for number in [*range(0, 40, 2), 333]:
+        del expected[f"id{number}"]
+    verify(again, [expected])
+    assert again.statistics()["event_totals"].get("snapshot-refused", 0) == 0
+
+
+def test_a_long_life_of_appends_and_deaths(open_store: Open) -> None:
+    store, expected = open_store(), model_of(units(0, 300))
+    grown(store, 0, 300)
+    for round_ in range(12):
+        start = 300 + 45 * round_
+        store.delete_batch([f"id{number}" for number in range(round_, start, 61)])
+        for number in range(round_, start, 61):
+            expected.pop(f"id{number}", None)
+        grown(store, start, start + 45)
+        expected |= model_of(units(start, start + 45))
+        verify(store, [expected])
+    assert store._open.live.view.tail_n <= TAIL
+
+
+def test_snapshots_are_rare_and_closing_makes_one(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    save = saving.Saver.save
+
+    def counted(saver: saving.Saver, view: View) -> None:
+        written.append(view.watermark)
+        save(saver, view)
+
+    monkeypatch.setattr(saving.Saver, "save", counted)
+    store = open_store()
+    grown(store, 0, 1000)
+    assert len(written) == 1
+    extended = [grown(store, start, start + 41)[0] for start in range(1000, 1205, 41)]
+    assert all(action.startswith("extended") for action in extended)
+    assert len(written) == 2, "once, when 12 % had changed"
+    store.close()
+    assert len(written) == 3
+    again = open_store()
+    view = again._open.live.view
+    assert (view.body.n, view.tail_n) == (1205, 0)
+    again.close()
+    assert len(written) == 3, "nothing new to save"
+
+
+def test_what_was_only_extended_survives_a_crash(open_store: Open, tmp_path: Path) -> None:
+    store = open_store()
+    grown(store, 0, 1000)
+    store.delete_batch(["id3", "id999"])
+    assert grown(store, 1000, 1045)[0].startswith("extended")
+    store.delete_batch(["id4", "id1001"])
+    expected = model_of(units(0, 1045))
+    for gone in ("id3", "id4", "id999", "id1001"):
+        del expected[gone]
+    for path in tmp_path.glob("store.*"):
+        if not path.name.endswith("-shm"):
+            shutil.copyfile(path, tmp_path / path.name.replace("store", "crashed", 1))
+    crashed = open_store("crashed")
+    verify(crashed, [expected])
+    assert crashed._open.live.view.body.n == 1000
+
+
+def test_the_log_stays_short_whatever_is_written(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "LOG_KEPT", 20)
+    store = open_store()
+    grown(store, 0, 200)
+    longest = 0
+    for turn in range(30):
+        if turn % 3 == 0:
+            store.store_batch(units(200 + turn * 5, 205 + turn * 5))
+        else:  # edits change no vector
+            for number in range(8):
+                store.update(f"id{number}", {**unit(number), "note": turn})
+        store.run_maintenance()
+        head = store._open.records.head()
+        longest = max(longest, head.last_seq - head.horizon)
+    assert longest <= 20 + max(20, 250 // 4) + 8
+    store.close()
+    again = open_store()
+    assert again.statistics()["event_totals"].get("snapshot-refused", 0) == 0
+    assert again.count() == 250
+
+
+def test_new_rows_that_do_not_find_themselves_make_it_train_anew(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    grown(store, 0, 300)
+    monkeypatch.setattr(builder, "self_hits", lambda *_given, **_more: 0.5)
+    assert grown(store, 300, 345)[0].startswith("built ivf")
+    verify(store, [model_of(units(0, 345))])
+
+
+def test_recall_is_measured_again_once_it_has_grown(open_store: Open) -> None:
+    store = open_store(adaptive_nlist=False)
+    grown(store, 0, 400)
+    assert store._open.live.view.facts.measured_rows == 400
+    grown(store, 400, 445)
+    assert store._open.live.view.facts.measured_rows == 400
+    grown(store, 445, 490)
+    assert store._open.live.view.facts.measured_rows == 490
+
+
+def test_the_background_keeps_the_tail_short(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "QUIET_SECONDS", 0.1)
+    store = open_store(background=True)
+    for start in range(0, 600, 20):
+        store.store_batch(units(start, start + 20))
+    deadline = time.monotonic() + 60
+    while store._open.live.view.tail_n > QUIET:
+        assert time.monotonic() < deadline, store.statistics()
+        time.sleep(0.02)
+    verify(store, [model_of(units(0, 600))])
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def a_view(open_store: Open) -> Callable[[int, int], View]:
+    """A view of 1,000 body rows with so many in the tail, at a watermark."""
+    store = open_store()
+    grown(store, 0, 1000)
+    base = store._open.live.view
+
+    def with_tail(tail_n: int, watermark: int) -> View:
+        return View(watermark, base.body, 0, base.body_died, 0, base.tail, tail_n, 0, base.metric, base.facts)
+
+    return with_tail
+
+
+def test_pace_of_appends(a_view: Callable[[int, int], View]) -> None:
+    clock = Clock()
+    keeper = Pace(clock)
+    assert keeper.delay(a_view(QUIET, 1)) is None
+    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(pace.QUIET_SECONDS)
+    clock.now += 1.5
+    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(pace.QUIET_SECONDS - 1.5)
+    clock.now += 0.5
+    assert keeper.delay(a_view(QUIET + 1, 2)) == 0.0
+    assert keeper.is_quiet()
+    assert keeper.delay(a_view(TAIL + 1, 3)) == 0.0, "too many wait"
+    keeper.appended(0.5)
+    assert keeper.delay(a_view(TAIL + 1, 4)) == pytest.approx(pace.QUIET_SECONDS), "a bulk load goes on"
+    for watermark in range(5, 50):
+        clock.now += 0.2
+        assert keeper.delay(a_view(TAIL + 1, watermark)) > 0.0  # type: ignore[operator]
+    assert not keeper.is_quiet()
+    clock.now += 1.1
+    assert keeper.delay(a_view(TAIL + 1, 50)) == 0.0, "twenty times as long as the last append took"
+    keeper.appended(0.5)
+    assert keeper.delay(a_view(251, 51)) == 0.0, "a quarter of the body is too much in any case"
+
+
+def test_courtesy_ends() -> None:
+    clock = Clock()
+    pause = Courtesy(lambda: clock.now, clock, clock.sleep)
+    began, worked = clock.now, 0.0
+    for _ in range(500):
+        clock.now += 0.004
+        worked += 0.004
+        pause()
+    assert 0.6 * worked <= pause.rested <= 1.001 * worked
+    assert clock.now - began <= 2 * worked + 0.02
+
+
+def test_courtesy_does_not_rest_while_nobody_searches() -> None:
+    clock = Clock()
+    pause = Courtesy(lambda: 0.0, clock, clock.sleep)
+    for _ in range(50):
+        clock.now += 0.01
+        pause()
+    assert pause.rested == 0.0
+
+
+def test_found_while_it_grows(open_store: Open) -> None:
+    """Views taken before an extension go on answering for their own time."""
+    store = open_store()
+    grown(store, 0, 300)
+    old = store._open.live.view
+    query = np.stack([embed("w3 fact 3")])
+    before = old.search(query, 10, old.facts.effort(old.body, 10, 0.95)).ids(0)
+    for start in range(300, 525, 45):
+        grown(store, start, start + 45)
+    assert old.search(query, 10, old.facts.effort(old.body, 10, 0.95)).ids(0) == before
