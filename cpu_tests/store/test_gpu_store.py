@@ -405,6 +405,26 @@ def test_opening_needs_no_device_and_a_store_travels_between_machines(tmp_path: 
         assert store.statistics()["index"]["device"] == "cuda:0"
 
 
+def test_moving_to_the_device_writes_no_snapshot_of_what_is_saved(tmp_path: Path, card: Card) -> None:
+    snapshot = tmp_path / "memory.snapshot"
+    cpu = machine_with(None, "cpu")
+    with filled(tmp_path, cpu, device="cpu", index_type="ivf", min_training_units=100) as store:
+        assert store.index.kind == "ivf"
+    written = snapshot.stat().st_mtime_ns
+    with opened(tmp_path, machine_with(card)) as store:
+        store.run_maintenance()
+        assert store.statistics()["index"]["device"] == "cuda:0"
+    assert snapshot.stat().st_mtime_ns == written, "lists that a process without a GPU trained are gone"
+    with opened(tmp_path, machine_with(card)) as store:
+        store.store_batch(units_of(2 * COUNT, COUNT), embeddings=vectors_of(COUNT, SEED + 1))
+        store.retrain()
+        assert store.statistics()["index"]["device"] == "cuda:0"
+    assert snapshot.stat().st_mtime_ns > written
+    with opened(tmp_path, cpu, device="cpu") as store:
+        assert store.statistics()["index"]["rows"] == 2 * COUNT
+        assert store.search_vectors(vectors_of(1), 1)[1] == [["u0"]]
+
+
 def test_a_forked_child_answers_from_the_host(tmp_path: Path, card: Card) -> None:
     with filled(tmp_path, machine_with(card)) as store:
         expected = store.search_vectors(vectors_of(5), 3)[1]

@@ -275,10 +275,12 @@ class Maintenance:
             if live.epoch != epoch:
                 return "dropped a build that was overtaken by a reload"
             live.replace(swapped(gathered, built.body, built.facts, now), live.generation)
-            self._saver.made()
+            saved = self._saver.is_saved(live.view)
+            if not saved:
+                self._saver.made()
         if extended:
             self._pace.appended(time.perf_counter() - started)
-        if not extended or self._saver.is_due(live.view):
+        if not (extended or saved) or self._saver.is_due(live.view):
             self._save()
         self._tell(built, cause, time.perf_counter() - started)
         return f"{'extended' if extended else 'built'} {built.body.kind} of {built.body.n} rows"

@@ -66,6 +66,15 @@ class Saver:
         info = self.info()
         return info is None or view.watermark - info.watermark >= CHANGED_SHARE * view.count
 
+    def is_saved(self, view: View) -> bool:
+        """Does the snapshot on disk, from which this process came or which it wrote, hold nearly all of ``view``?
+
+        A body on a device adds nothing to it: what is saved of one are its vectors.
+        """
+        info = self.info()
+        known = info is not None and info.generation == self._live.generation
+        return known and view.body.plan.engine != "cpu" and not self.is_due(view)
+
     def save(self, view: View) -> None:
         """Write the snapshot of ``view``; a failure is an event, and is kept in ``failed``."""
         live, self.failed = self._live, None
