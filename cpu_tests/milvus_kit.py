@@ -145,6 +145,9 @@ class Cluster:
         for process in self.others:
             process.kill()
             process.wait(30)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
     def _etcd(self) -> None:
         source = milvus_folder()

@@ -79,8 +79,12 @@ def killed_while_writing(server: Standalone, seconds: float, collection: str = "
 
     with opened(collection, DIM) as again:
         ids = list(acknowledged)
-        held = again.vectors_of(ids)
-        lost = [unit_id for unit_id in ids if not np.array_equal(held.get(unit_id), acknowledged[unit_id])]
+        held: dict[str, Any] = dict(again.vectors_of(ids))
+        lost = [
+            unit_id
+            for unit_id in ids
+            if unit_id not in held or not np.array_equal(held[unit_id], acknowledged[unit_id])
+        ]
         probe = ids[:: max(1, len(ids) // 50)]
         found = again.search_vectors(np.array([acknowledged[one] for one in probe]), 1)[1]
         return {

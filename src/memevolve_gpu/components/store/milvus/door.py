@@ -187,7 +187,9 @@ def _code(error: BaseException) -> int | str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(getattr(error, "message", "") or error) or type(error).__name__
+    details = getattr(error, "details", None)  # gRPC's own errors print as a page
+    said = f"{_code(error)}: {details()}" if callable(details) else str(getattr(error, "message", "") or error)
+    text = said or type(error).__name__
     return text.strip().splitlines()[0][:300]
 
 

@@ -37,7 +37,7 @@ def health_report(core: Core) -> dict[str, Any]:
         background=False,
         read_only=False,
         legacy_problem="",
-        latency=core.latency.percentiles() if count > config.performance_threshold else None,
+        performance={"latency": core.latency.percentiles()} if count > config.performance_threshold else {},
     )
     return health(figures)
 

@@ -1,0 +1,146 @@
+"""What MilvusStore does on a real Milvus: a copy there and back, what reading one's own writes costs, recall by effort,
+kill -9 of a standalone server, and a query node killed under load.
+
+Run it with ``scripts/test-milvus --run benchmarks/milvus.py``; the figures go to benchmarks/results/milvus.json.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness import Data, load, machine
+from milvus_kit import URI, Cluster, Standalone, running
+from milvus_scenarios import killed_while_writing, paused, query_node_killed
+
+from memevolve_gpu import VectorStore
+from memevolve_gpu.components.store.copying import copy_store
+from memevolve_gpu.components.store.milvus_store import MilvusStore
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "milvus.json"
+K = 10
+
+
+def on_server(collection: str, dim: int, **place: Any) -> MilvusStore:
+    return MilvusStore(None, dim, milvus_config={"uri": URI, "collection": collection, **place})
+
+
+def copies(data: Data, folder: Path) -> dict[str, Any]:
+    """Files to Milvus and back; every unit, id, vector and the order are compared besides what the copy verifies."""
+    dim = data.vectors.shape[1]
+    units = [{**unit, "id": unit.get("id") or f"u{i}"} for i, unit in enumerate(data.units)]
+    quiet = {"background": False}
+    with (
+        VectorStore(folder / "source", None, dim, storage_config=quiet) as source,
+        VectorStore(folder / "back", None, dim, storage_config=quiet) as back,
+        on_server("copied", dim) as there,
+    ):
+        source.store_batch(units, data.vectors)
+        source.run_maintenance()
+        outward = copy_store(source, there)
+        again = copy_store(source, there)
+        homeward = copy_store(there, back)
+        rows = list(zip(source.export_rows(), back.export_rows(), strict=True))
+        same = sum(one == other and np.array_equal(v, w) for (one, v), (other, w) in rows)
+        return {
+            "units": len(units),
+            "to_milvus": outward.as_dict(),
+            "to_milvus_again": again.as_dict(),
+            "back": homeward.as_dict(),
+            "units_ids_vectors_and_order_equal": same,
+            "lost": len(units) - same,
+        }
+
+
+def efforts(data: Data) -> dict[str, Any]:
+    """recall@10 against an exact scan and median latency, by the recall that is asked for."""
+    dim = data.vectors.shape[1]
+    found: dict[str, Any] = {}
+    with on_server("copied", dim) as store:
+        found["index"] = store.statistics()["index"]
+        ids = {unit["id"]: i for i, unit in enumerate(store.units())}
+        vectors = np.array([vector for _, vector in store.export_rows()])
+        for name, every in data.queries.items():
+            queries = every[:200]
+            near = np.square(vectors).sum(axis=1)[None] - 2 * queries @ vectors.T
+            truth = np.argsort(near, axis=1)[:, :K]
+            for asked in (0.8, 0.9, 0.95, 0.98, 0.99, 1.0):
+                hits, times = 0, []
+                for row, query in enumerate(queries):
+                    started = time.perf_counter()
+                    answer = store.search_vectors(query[None], K, recall=asked)[1][0]
+                    times.append(time.perf_counter() - started)
+                    hits += len({ids[one] for one in answer if one} & set(truth[row].tolist()))
+                recall = hits / (K * len(queries))
+                found[f"{name} {asked}"] = {
+                    "recall": round(recall, 4),
+                    "p50_ms": round(float(np.median(times)) * 1e3, 2),
+                }
+    return found
+
+
+def consistency(data: Data) -> dict[str, Any]:
+    """Median milliseconds of a write, of the search right after it, and of the next one, by consistency level."""
+    dim = data.vectors.shape[1]
+    found: dict[str, Any] = {}
+    for level in ("session", "strong", "bounded", "eventually"):
+        with on_server("copied", dim, consistency=level) as store:
+            taken: dict[str, list[float]] = {"write": [], "search_after_write": [], "search": []}
+            missed = 0
+            for i in range(40):
+                vector = data.vectors[i : i + 1] + np.float32(3.0 + i)
+                _timed(taken["write"], lambda v=vector, n=i: store.store_batch([{"id": f"probe{n}"}], v))  # type: ignore[misc]
+                answer = _timed(taken["search_after_write"], lambda v=vector: store.search_vectors(v, 1))  # type: ignore[misc]
+                missed += answer[1] != [[f"probe{i}"]]
+                _timed(taken["search"], lambda v=vector: store.search_vectors(v, 1))  # type: ignore[misc]
+                store.delete(f"probe{i}")
+                time.sleep(0.25)
+            medians = {name: round(float(np.median(times)) * 1e3, 1) for name, times in taken.items()}
+            found[level] = {
+                **{f"{name}_ms": value for name, value in medians.items()},
+                "own_writes_missed_of_40": missed,
+            }
+    return found
+
+
+def _timed(times: list[float], act: Callable[[], Any]) -> Any:
+    started = time.perf_counter()
+    result = act()
+    times.append(time.perf_counter() - started)
+    return result
+
+
+def main() -> None:
+    data = load(ROOT.parent / "shared" / "data")
+    results: dict[str, Any] = {"machine": machine(), "data": data.name}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        server = Standalone(folder / "standalone")
+        with running(server):
+            with on_server("empty", 8) as store:
+                results["server"] = store.statistics()["server"]["version"]
+            results["copy"] = copies(data, folder)
+            print(json.dumps(results["copy"], indent=2), flush=True)
+            results["recall_by_effort"] = efforts(data)
+            results["consistency"] = consistency(data)
+            print(json.dumps([results["recall_by_effort"], results["consistency"]], indent=2), flush=True)
+            results["standalone_kill_9"] = killed_while_writing(server, 5.0)
+            results["standalone_hangs"] = paused(server, 4.0)
+            print(json.dumps([results["standalone_kill_9"], results["standalone_hangs"]], indent=2), flush=True)
+        cluster = Cluster(folder / "cluster")
+        with running(cluster):
+            queries = np.concatenate([one[:100] for one in data.queries.values()])
+            results["query_node_killed"] = query_node_killed(cluster, data.vectors, queries, (10.0, 50.0))
+            print(json.dumps(results["query_node_killed"], indent=2), flush=True)
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
