@@ -71,6 +71,19 @@ def units(n: int) -> list[dict[str, Any]]:
     ]
 
 
+def nested(depth: int) -> dict[str, Any]:
+    unit: dict[str, Any] = {}
+    for _ in range(depth):
+        unit = {"deeper": unit}
+    return unit
+
+
+def within_itself() -> dict[str, Any]:
+    unit: dict[str, Any] = {}
+    unit["self"] = unit
+    return unit
+
+
 class TestTheOldApi:
     def test_is_a_storage_backend_with_every_verb(self, make: Make) -> None:
         store = make()
@@ -289,6 +302,8 @@ class TestBadInput:
             {"content": "x" * (5 * 2**20)},
             {"content": "a", "metadata": "none"},
             {"content": "\ud800"},
+            {"metadata": nested(5000)},
+            {"metadata": within_itself()},
         ],
     )
     def test_units_that_cannot_be_kept_are_refused_and_nothing_is_written(self, make: Make, unit: Any) -> None:
@@ -437,6 +452,28 @@ class TestLimits:
         assert health["training_quality_score"] >= 0.9
         assert not health["needs_retraining"]
         assert health["recommendations"] == []
+        assert "latency" not in health
+
+    def test_health_of_a_large_store_tells_what_other_lists_did(self, make: Make) -> None:
+        store = make(index_type="ivf", performance_threshold=300)
+        store.store_batch(units(400))
+        store.run_maintenance()
+        for i in range(8):
+            store.search(f"fact number {i}")
+        before = store.get_storage_health()
+        assert before["latency"]["searches"] == 8
+        assert before["nlist_change"]["nlist"] == [0, 10]
+        store.store_batch([{**unit, "id": f"more {i}"} for i, unit in enumerate(units(400))])
+        store.run_maintenance()
+        store.search("fact number 9")
+        after = store.get_storage_health()
+        assert after["latency"]["searches"] == 1
+        change = after["nlist_change"]
+        assert change["nlist"] == [10, 20]
+        assert change["before"]["p50_ms"] == before["latency"]["p50_ms"]
+        assert change["since"]["p50_ms"] == after["latency"]["p50_ms"]
+        assert change["before"]["recall"] >= 0.95
+        assert change["since"]["recall"] >= 0.95
 
 
 class TestLivingTogether:

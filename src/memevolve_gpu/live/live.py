@@ -25,6 +25,7 @@ from .draft import Draft, on_host
 from .facts import BodyFacts
 from .masks import FilterMasks, Touched
 from .recovery import agrees, load_snapshot, read_everything
+from .relisted import Relisted
 from .settings import LiveSettings
 from .view import Found, Mask, View
 
@@ -62,6 +63,7 @@ class LiveIndex:
         self.asked = Asked(records, events, settings.seed, settings.sample_queries)
         self.last_search = 0.0
         """When a search last began or ended, by ``time.perf_counter``."""
+        self.relisted: Relisted | None = None
         self.look_due = False
         """Set by a search once in a while; upkeep takes it back."""
         self.mutex = threading.RLock()
@@ -126,6 +128,9 @@ class LiveIndex:
     def replace(self, view: View, generation: int) -> None:
         """Publish a view with another body (the caller holds the mutex and has caught up)."""
         self.desk.poll(self._view.body)
+        if view.body.nlist != self._view.body.nlist:
+            self.relisted = Relisted.between(self._view, view, self.latency.percentiles())
+            self.latency.forget()
         self._view = view
         self._measured = (None, 0)  # the old body shall go, and its device memory with it
         self.generation = generation

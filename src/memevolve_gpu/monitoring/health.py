@@ -28,7 +28,7 @@ class Figures:
     background: bool
     read_only: bool
     legacy_problem: str
-    latency: dict[str, float] | None
+    performance: dict[str, Any]
     refusals: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
     """Where searches run, what is held there and what went wrong; plain values."""
@@ -38,11 +38,12 @@ def health(figures: Figures) -> dict[str, Any]:
     """The report of ``get_storage_health``: plain JSON values.
 
     usage_percentage is 0..1; memory in MiB; vectors_per_centroid is None where no lists are used;
-    latency (above PERFORMANCE_THRESHOLD units) is of the newest searches, embedding apart, in ms.
+    Above PERFORMANCE_THRESHOLD units: latency of the newest searches, embedding apart, in ms; probed_recall, recall@10
+    of real queries in use; nlist_change, what the last change of nlist did to both. None for what is not known yet.
     training_quality_score is the worse of self-hit rate and recall@10 of the body in use (1.0 for exact search).
     """
     usage = figures.count / figures.max_units
-    report = {
+    return {
         "current_count": figures.count,
         "max_units": figures.max_units,
         "usage_percentage": usage,
@@ -57,8 +58,8 @@ def health(figures: Figures) -> dict[str, Any]:
         "needs_retraining": bool(figures.build_cause),
         "recommendations": _recommendations(figures, usage),
         "device": figures.device,
+        **figures.performance,
     }
-    return report if figures.latency is None else {**report, "latency": figures.latency}
 
 
 def _status(figures: Figures) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ...live.view import View
 from ...monitoring.health import Figures, health
 from ...records.schema import MODEL_KEY
 from .engine import Engine
@@ -34,7 +35,7 @@ def health_report(engine: Engine) -> dict[str, Any]:
         background=engine.config.background,
         read_only=engine.records.read_only,
         legacy_problem=engine.legacy_problem,
-        latency=engine.live.latency.percentiles() if view.count > engine.config.performance_threshold else None,
+        performance=_performance(engine, view) if view.count > engine.config.performance_threshold else {},
         refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
         device=device,
     )
@@ -81,6 +82,14 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "event_totals": engine.events.totals(),
         "events": [event.as_dict() for event in engine.events.recent()[-20:]],
     }
+
+
+def _performance(engine: Engine, view: View) -> dict[str, Any]:
+    """Latency, probed recall, and what the last change of nlist did to both."""
+    live = engine.live
+    latency = live.latency.percentiles()
+    change = None if live.relisted is None else live.relisted.report(view, latency)
+    return {"latency": latency, "probed_recall": view.facts.probed, "nlist_change": change}
 
 
 def _device(engine: Engine) -> dict[str, Any]:

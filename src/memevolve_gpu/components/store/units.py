@@ -25,7 +25,10 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     """
     if not isinstance(unit, dict):
         raise InvalidUnitError(f"{where} must be a dict, got {type(unit).__name__}; pass a JSON object")
-    _check_keys(unit, where)
+    try:
+        _check_keys(unit, where)
+    except RecursionError:
+        raise _too_deep(where) from None
     if unit.get("id") is not None:
         checked_id(unit["id"], f"{where}['id']")
     metadata = unit.get("metadata")
@@ -78,11 +81,15 @@ def _check_keys(value: Any, where: str) -> None:
                 _check_keys(inner, where)
 
 
+def _too_deep(where: str) -> InvalidUnitError:
+    return InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten it")
+
+
 def _check_json(unit: MemoryUnit, where: str) -> None:
     try:
         size = len(json.dumps(unit, ensure_ascii=False, allow_nan=False).encode())
     except RecursionError:
-        raise InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten it") from None
+        raise _too_deep(where) from None
     except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
