@@ -362,6 +362,7 @@ def records() -> list[dict[str, Any]]:
         found("qdrant-edge", 0.99, 1.5, 0.99),
         curve("memevolve-gpu", 0.4, 0.96),
         curve("memevolve-gpu", 0.5, 0.99),
+        curve("memevolve-gpu", 0.6, 0.98),
         {"section": "reopen", "peer": "memevolve-gpu", "memory_mb": 10.0, "answer_s": 0.1, "disk_mb": 3.0},
         {"section": "scaling", "peer": "memevolve-gpu", "size": 1000, "search_ms": 0.1},
         {"section": "scaling", "peer": "memevolve-gpu", "size": 10_000, "search_ms": 0.2},
@@ -414,6 +415,11 @@ def test_every_picture_is_well_formed_and_has_all_points(records: list[dict[str,
         assert marks == points + (0 if chart.kind == "bars" else len(chart.series))
         numbers = [float(node.get("cx", node.get("x", "0"))) for node in tree.iter()]
         assert all(0 <= number <= 860 for number in numbers)
+
+
+def test_a_setting_that_another_beats_in_both_is_left_out_of_the_picture(records: list[dict[str, Any]]) -> None:
+    (recall,) = (chart for chart in charts(records) if chart.key == "recall")
+    assert [series.points for series in recall.series] == [((0.96, 2500.0), (0.99, 2000.0))]
 
 
 def test_each_section_is_that_of_the_newest_run_that_has_it(tmp_path: Path) -> None:

@@ -68,9 +68,18 @@ def recall_against_speed(records: Sequence[Record]) -> Chart:
     points: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for record in of(records, "search", "recall", what="curve"):
         points[record["peer"]].append((record["recall"], 1000 / record["ms"]))
-    series = tuple(Series(name, tuple(sorted(points[name]))) for name in in_order(points))
-    title = "Recall against speed: every setting, one query at a time"
+    series = tuple(Series(name, front(points[name])) for name in in_order(points))
+    title = "Recall against speed, one query at a time: settings that no other of the peer beats in both"
     return Chart("recall", title, "lines", "recall@10", "queries per second", series, log_y=True)
+
+
+def front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Those with no other point of at least the same recall and more speed, by growing recall."""
+    kept: list[tuple[float, float]] = []
+    for recall, speed in sorted(points, reverse=True):
+        if not kept or speed > kept[-1][1]:
+            kept.append((recall, speed))
+    return tuple(reversed(kept))
 
 
 def latency(records: Sequence[Record], target: float) -> Chart:

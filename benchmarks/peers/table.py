@@ -168,13 +168,14 @@ Cell = Callable[[Entry | None], str]
 
 
 def cells(ranking: Ranking) -> tuple[str, str, str, str]:
-    """Row, ours, the best of the others, verdict."""
+    """Row, ours (the better of its two indexes, named unless it picked it), the best of the others, verdict."""
     unit = ranking.row.unit
 
     def cell(entry: Entry | None, named: bool) -> str:
         if entry is None:
             return "-"
-        note = f" ({entry.note})" if entry.note else ""
+        notes = ([entry.peer] if entry.peer == OURS[1] else []) + ([entry.note] if entry.note else [])
+        note = f" ({', '.join(notes)})" if notes else ""
         return f"{shown(entry.value)} {unit}{' ' + entry.peer if named else ''}{note}"
 
     ours = ranking.ours or next((entry for entry in ranking.entries if entry.peer in OURS), None)

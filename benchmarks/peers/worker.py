@@ -11,7 +11,7 @@ import ctypes
 import gc
 import json
 import os
-import resource
+import shutil
 import signal
 import sys
 import time
@@ -56,6 +56,7 @@ class Worker:
         ids, vectors = range(size), self.work.vectors[:size].copy()
         payloads = [self.work.payload(row) for row in ids]
         before = resident()["total"]
+        forget_peak()
         seconds = timed(lambda: self.peer.ingest(ids, vectors, payloads))
         started = time.perf_counter()
         found = self.peer.search(vectors[-1:], 1, self.peer.facts.knobs[-1])
@@ -64,7 +65,7 @@ class Worker:
 
     def settle(self) -> dict[str, Any]:
         seconds = timed(self.peer.settle)
-        return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        return {"seconds": seconds, "peak_mb": status_mb("VmHWM")}
 
     def search(self, rows: list[int], k: int, knob: float, what: str = "ids", below: int = 0) -> dict[str, Any]:
         """One query a call; ``what``: ids, units or filtered."""
@@ -132,7 +133,8 @@ class Worker:
     def baseline(self) -> dict[str, Any]:
         """Open, fill, search and close a small store of the same kind, and say what the process then holds."""
         folder = self.folder.with_name(f"{self.folder.name}-small")
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         small = peer(self.name)
         small.open(folder, self.dim)
         vectors = self.work.vectors[:SMALL].copy()
@@ -161,9 +163,18 @@ def timed(call: Callable[[], Any]) -> float:
 
 def resident() -> dict[str, float]:
     """Resident megabytes of this process: its own (anonymous), those of mapped files, and both."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    own, mapped = (int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
+    own, mapped = status_mb("RssAnon"), status_mb("RssFile")
     return {"own": own, "mapped": mapped, "total": own + mapped}
+
+
+def status_mb(field: str) -> float:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[field].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Let the kernel count the peak of resident memory from now on; it begins with that of the process that forked."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def die_with_the_parent() -> None:
