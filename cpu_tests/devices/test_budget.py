@@ -167,6 +167,7 @@ def in_child(work: Callable[[], bool]) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_of_a_process_that_uses_cuda_stays_off_it() -> None:
     machine = machine_with(Card())
     body = Body(GB)

@@ -425,6 +425,7 @@ def test_moving_to_the_device_writes_no_snapshot_of_what_is_saved(tmp_path: Path
         assert store.search_vectors(vectors_of(1), 1)[1] == [["u0"]]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_answers_from_the_host(tmp_path: Path, card: Card) -> None:
     with filled(tmp_path, machine_with(card)) as store:
         expected = store.search_vectors(vectors_of(5), 3)[1]
