@@ -47,7 +47,8 @@ def test_scan_under_a_mask(metric: Metric, k: int, share: float, rng: np.random.
 
 
 def _far_away(vectors: FloatArray) -> FloatArray:
-    return vectors + np.float32(1000)
+    moved: FloatArray = vectors + np.float32(1000)
+    return moved
 
 
 def _copies(vectors: FloatArray) -> FloatArray:
