@@ -11,7 +11,7 @@ from memevolve_gpu.planner import engines
 from memevolve_gpu.planner.device import EXACT_BYTES, DeviceFacts
 from memevolve_gpu.planner.device_sizes import device_bytes, sized
 from memevolve_gpu.planner.effort import effort_for
-from memevolve_gpu.planner.engines import BANDS, engine_for, gpu_pays_from
+from memevolve_gpu.planner.engines import BANDS, Band, engine_for, gpu_pays_from
 from memevolve_gpu.planner.plan import plan_index
 from memevolve_gpu.types import Effort, IndexPlan
 
@@ -54,7 +54,7 @@ def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"count": 20_000}, "gain nothing on a GPU"),
+        ({"count": 20_000}, "the CPU is quicker for so many rows"),
         ({"index_type": "hnsw"}, "no GPU engine has graphs"),
         ({"facts": replace(CARD, problem="the card is gone")}, "the card is gone"),
         ({"facts": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed"),
@@ -121,12 +121,33 @@ def test_the_table_covers_every_count_and_ends_with_the_cpu() -> None:
     assert [band.rows is None for band in BANDS] == [False] * (len(BANDS) - 1) + [True]
     borders = [band.rows for band in BANDS if band.rows is not None]
     assert borders == sorted(set(borders))
-    assert all(band.engines[-1] == "cpu" for band in BANDS)
+    assert all("cpu" in band.engines for band in BANDS)
     border = gpu_pays_from()
     assert engine_for(border - 1, "auto", ("torch",), wanted=False)[0] == "cpu"
     assert engine_for(border, "auto", ("torch",), wanted=False)[0] == "torch"
     assert engine_for(10, "auto", ("faiss",), wanted=True)[0] == "faiss"
     assert engine_for(10, "faiss", ("torch",), wanted=True)[0] == "cpu"
+
+
+def test_the_table_is_followed_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    bands = (Band(100, ("cpu", "faiss", "torch")), Band(1000, ("torch", "cpu", "faiss")), Band(None, ("faiss", "cpu")))
+    monkeypatch.setattr(engines, "BANDS", bands)
+    both, faiss = ("torch", "faiss"), ("faiss",)
+    asked: list[tuple[int, Any, tuple[str, ...], bool]] = [
+        (50, "auto", both, False),
+        (50, "auto", both, True),
+        (50, "torch", both, True),
+        (500, "auto", both, False),
+        (500, "auto", faiss, False),
+        (500, "auto", faiss, True),
+        (500, "faiss", both, False),
+        (5000, "auto", both, False),
+        (5000, "torch", both, False),
+        (5000, "auto", (), True),
+    ]
+    chosen = [engine_for(count, setting, usable, wanted=wanted)[0] for count, setting, usable, wanted in asked]
+    assert chosen == ["cpu", "faiss", "torch", "torch", "cpu", "faiss", "cpu", "faiss", "cpu", "cpu"]
+    assert gpu_pays_from() == 101
 
 
 def test_a_store_at_the_border_does_not_waver() -> None:

@@ -18,7 +18,7 @@ EngineSetting = Literal["auto", "torch", "faiss"]
 
 
 class Band(NamedTuple):
-    """Up to ``rows`` rows (None: any number) the engines are tried in this order; the CPU can always be had."""
+    """Up to ``rows`` rows (None: any number) the engines in this order, quickest first; the CPU is among them."""
 
     rows: int | None
     engines: tuple[Engine, ...]
@@ -49,13 +49,24 @@ def engine_for(count: int, setting: EngineSetting, usable: Sequence[str], *, wan
         wanted: a GPU was asked for in so many words, so that bands which belong to the CPU are passed over.
     """
     band = next(band for band in BANDS if band.rows is None or count <= band.rows)
-    if band.engines[0] == "cpu" and not wanted:
-        return "cpu", f"few rows gain nothing on a GPU ({_trust()})"
-    table = (band if band.engines[0] != "cpu" else BANDS[-1]).engines
-    for engine in table if setting == "auto" else (setting,):
+    asked = [engine for engine in band.engines if setting in ("auto", engine) or engine == "cpu"]
+    if wanted:
+        asked = [engine for engine in _in_any_case(band, setting) if engine != "cpu"]
+    for engine in asked:
         if engine in usable:
             return engine, f"engine {engine} by {_why(setting)}"
-    return "cpu", "no GPU engine is installed" if setting == "auto" else f"GPU_ENGINE={setting} cannot be used"
+        if engine == "cpu":
+            break
+    if asked[:1] == ["cpu"]:
+        return "cpu", f"the CPU is quicker for so many rows ({_trust()})"
+    return "cpu", "no GPU engine can be used" if setting == "auto" else f"GPU_ENGINE={setting} cannot be used"
+
+
+def _in_any_case(band: Band, setting: EngineSetting) -> tuple[Engine, ...]:
+    """What to try where a GPU is wanted though the table may see no gain."""
+    if setting != "auto":
+        return (setting,)
+    return band.engines if len(band.engines) > 1 else BANDS[-1].engines
 
 
 def _why(setting: EngineSetting) -> str:
