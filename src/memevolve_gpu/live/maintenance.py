@@ -33,6 +33,9 @@ __all__ = ["Maintenance", "Report"]
 LOOK_EVERY, LOOK_AT_LEAST_EVERY = 16, 512
 """Log entries after which it is asked whether there is anything to do; a hundredth of the units in between."""
 
+PROBE_SHARE = 0.01
+"""Of the time that the background may spend on asking real queries again beside exact search."""
+
 RETRY_SECONDS = 5.0
 """How long to leave a round that another process is doing, before the next try."""
 
@@ -73,6 +76,8 @@ class Maintenance:
         self._look_at = 0
         self._asked: Cause | None = None
         self._wanted = False
+        self._sparing = False
+        self._probe_at = 0.0
         self._saver = Saver(live)
         self._pace = Pace()
         renew_in_child(self)
@@ -136,8 +141,12 @@ class Maintenance:
         wanted = self._wanted or (cause is not None and cause.kind != "append")
         if not wanted and (delay is None or delay > 0.0):
             return delay
-        self._wanted = False
-        if self.run(wait=False, quiet=self._pace.is_quiet()).skipped:
+        self._wanted, self._sparing = False, True
+        try:
+            report = self.run(wait=False, quiet=self._pace.is_quiet())
+        finally:
+            self._sparing = False
+        if report.skipped:
             self._wanted = wanted
             return RETRY_SECONDS
         return self._pace.delay(self._live.view)
@@ -341,7 +350,11 @@ class Maintenance:
         live, view = self._live, self._live.catch_up()
         old = calibration_is_old(live, view)
         pause = self._pause()
-        cause = (recalibrate(live, view, pause) if old else None) or probe(live, live.catch_up(), pause)
+        cause = recalibrate(live, view, pause) if old else None
+        started = time.perf_counter()
+        if cause is None and (started >= self._probe_at or not self._sparing):
+            cause = probe(live, live.catch_up(), pause)
+            self._probe_at = time.perf_counter() + (time.perf_counter() - started) / PROBE_SHARE
         if cause:
             self.ask(cause)
         live.asked.save()
