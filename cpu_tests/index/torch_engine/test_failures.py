@@ -6,6 +6,8 @@ import gc
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from memevolve_gpu.errors import DeviceError, EngineError
 from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.index.torch_engine import body as body_module
 from memevolve_gpu.index.torch_engine import door, guard
+from memevolve_gpu.index.torch_engine import ivf as ivf_module
 from memevolve_gpu.index.torch_engine.body import TorchBody
 from memevolve_gpu.index.torch_engine.memory import SCRATCH, Account, resident_bytes
 from memevolve_gpu.index.torch_engine.operations import Operations
@@ -211,8 +214,28 @@ def test_a_snapshot_opens_where_its_device_is_missing(
         assert what_happened(body) == [("device-error", "cpu")]
     monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
     assert_right(body, queries, vectors)
+    assert body._loader is not None
+    body._loader.join()
     assert body.device == CARD, "it comes back by itself"
+    assert_right(body, queries, vectors)
     assert what_happened(body) == [("recovered", "device-again")]
+
+
+def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body, real, searched = on_card("exact", vectors), body_module.blocks_of, []
+
+    def blocks(table: Any) -> Iterator[Any]:
+        for block in real(table):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(assert_right, body, queries, vectors).result(timeout=60)
+            searched.append(1)
+            yield block
+
+    monkeypatch.setattr(body_module, "blocks_of", blocks)
+    monkeypatch.setattr(ivf_module, "blocks_of", blocks)
+    on_card("ivf", vectors)
+    assert len(searched) == 3
 
 
 def test_without_torch_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def assert_close(got: Any, want: Any) -> None:
     np.testing.assert_allclose(got.numpy(), want.numpy(), rtol=1e-5, atol=1e-3)
 
 
-SHAPES = [(500, 20, 1), (500, 20, 7), (300, 150, 17), (40, 5, 3), (300, 24, 130), (70, 1100, 1), (31, 600, 2)]
+SHAPES = [(500, 20, 1), (500, 20, 7), (300, 150, 17), (40, 5, 3), (300, 24, 70), (70, 1100, 1), (31, 600, 2)]
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -86,7 +86,7 @@ def test_rescore(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, 
 
 
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize(("nq", "nprobe"), [(1, 1), (1, 4), (9, 3), (70, 6)])
+@pytest.mark.parametrize(("nq", "nprobe"), [(1, 1), (1, 4), (9, 3), (40, 6)])
 def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *, int8: bool) -> None:
     rng, sizes = np.random.default_rng(SEED), [3, 0, 1, 9, 2, 5]
     rows = resident(torch, GROUP * sum(sizes) - 11, 40, int8=int8)
@@ -105,7 +105,7 @@ def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *
         assert got[row, len(groups) :].isinf().all()
 
 
-@pytest.mark.parametrize(("m", "dim", "nlist"), [(300, 48, 37), (5, 16, 3), (129, 96, 129), (200, 16, 1)])
+@pytest.mark.parametrize(("m", "dim", "nlist"), [(300, 48, 37), (5, 16, 3), (129, 32, 129), (200, 16, 1)])
 def test_assign_and_sum_lists(torch: Any, kernel_way: Operations, m: int, dim: int, nlist: int) -> None:
     rng = np.random.default_rng(SEED)
     x = torch.from_numpy(rng.standard_normal((m, dim)).astype(np.float16))
@@ -129,8 +129,7 @@ def test_the_first_of_equal_centroids_is_taken(torch: Any, kernel_way: Operation
     assert labels.tolist() == [0] * 20
 
 
-@pytest.mark.parametrize("kind", ["exact", "ivf"])
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(("kind", "precision"), [("exact", "float32"), ("ivf", "int8")])
 def test_whole_searches_by_kernels(
     kind: str, precision: str, card: Account, kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +22,7 @@ from ..scan import padded
 from .arrays import columns, joined, on_host, on_some_device, part, some, widened
 from .door import device_tensor, host_tensor, load_torch, open_device
 from .geometry import padded_columns
-from .guard import Guard, building
+from .guard import Guard, building, lock_of
 from .masks import Masks
 from .memory import SCRATCH, account_of, predicted_bytes
 from .operations import Operations
@@ -80,14 +82,18 @@ def blocks_of(table: VectorTable) -> Iterator[tuple[int, FloatArray]]:
         yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
 
 
-def measured_space(table: VectorTable, device: Any) -> Space:
-    """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over."""
+def measured_space(table: VectorTable, device: Any, turn: AbstractContextManager[Any]) -> Space:
+    """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over.
+
+    ``turn``: the device's lock, held step by step.
+    """
     least = np.full(table.dim, np.inf, np.float32)
     most = np.full(table.dim, -np.inf, np.float32)
     for _, block in blocks_of(table):
-        rows = host_tensor(block).to(device)
-        np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
-        np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
+        with turn:
+            rows = host_tensor(block).to(device)
+            np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
+            np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
     step = max(1, table.n // 1024)
     sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
     return Space.around(sample, least, most, centred=table.precision != "int8")
@@ -110,6 +116,8 @@ class TorchBody(Body):
         self._guard = Guard(plan.device)
         self._account = account_of(plan.device)
         self._loaded: _Loaded | None = None
+        self._loading = threading.Lock()
+        self._loader: threading.Thread | None = None
         self._masks = Masks()
         self._replays = Replays(self._guard.remark)
 
@@ -172,6 +180,20 @@ class TorchBody(Body):
         except DeviceError as error:
             self._guard.refuse(error)
 
+    def _load_behind(self) -> None:
+        """Bring the rows to the device once more while the host answers; one thread at a time does."""
+        if self._loading.acquire(blocking=False):
+            self._loader = threading.Thread(target=self._loaded_behind, name="memevolve-device", daemon=True)
+            self._loader.start()
+
+    def _loaded_behind(self) -> None:
+        try:
+            self._load()
+        except EngineError as error:
+            self._guard.refuse(error)
+        finally:
+            self._loading.release()
+
     def _brought(self, device: Any, progress: Callable[[float], None]) -> _Loaded:
         layout = self._layout(device)
         full = self.plan.precision == "float32" and self._room_for_full(layout)
@@ -193,13 +215,14 @@ class TorchBody(Body):
     def _fill(self, rows: Resident, layout: Layout, device: Any, progress: Callable[[float], None]) -> None:
         for start, block in blocks_of(self.table):
             stop = start + len(block)
-            codes = None
-            if isinstance(self.table, Int8Table):
-                parts = (self.table.rows[start:stop], self.table.scales[start:stop])
-                codes = tuple(host_tensor(part).to(device) for part in parts)
-            places = host_tensor(layout.places(start, stop)).to(device)
-            vectors = host_tensor(block).to(device) if rows.full is not None else None
-            rows.put(start, self._space.enter(block, rows.columns, device), places, codes, vectors)
+            with lock_of(self.plan.device):
+                codes = None
+                if isinstance(self.table, Int8Table):
+                    parts = (self.table.rows[start:stop], self.table.scales[start:stop])
+                    codes = tuple(host_tensor(part).to(device) for part in parts)
+                places = host_tensor(layout.places(start, stop)).to(device)
+                vectors = host_tensor(block).to(device) if rows.full is not None else None
+                rows.put(start, self._space.enter(block, rows.columns, device), places, codes, vectors)
             if stop < self.n:
                 progress(stop / self.n)
 
@@ -213,7 +236,7 @@ class TorchBody(Body):
         return _Loaded(rows, device, operations, Lists.of(layout.lists, device), layout.centroids, norms)
 
     def _warm(self, loaded: _Loaded) -> None:
-        """Compile the kernels now rather than in the first search."""
+        """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream."""
         if loaded.device.type != "cuda":
             return
         for nq in _USUAL:
@@ -221,6 +244,7 @@ class TorchBody(Body):
             asked = Queries.prepare(raw, loaded.rows)
             for nprobe in (0, 1) if loaded.lists is not None else (0,):
                 propose(loaded.rows, asked, _LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
+        load_torch().cuda.synchronize(loaded.device)
 
     def _room_for_full(self, layout: Layout) -> bool:
         return self.plan.device_bytes >= predicted_bytes(
@@ -250,8 +274,10 @@ class TorchBody(Body):
             return padded(0, k)
         if want >= count or nq * scan_cost(count, self.dim, self.table.precision) < _DEVICE_CALL:
             return self.table.scan(on_host(queries), k, allowed)
-        if self._loaded is None and self._guard.serving:
-            self._load_or_remark()
+        if self._loaded is None:
+            if self._guard.serving:
+                self._load_behind()
+            return self.table.scan(on_host(queries), k, allowed)
         enough = min(k, count) if allowed is None else min(want, count)
         return self._ask(queries, k, (want, enough, self._lists_to_probe(effort)), allowed)
 

@@ -11,7 +11,7 @@ from ..base import Arrays, BuildJob
 from .body import Layout, TorchBody, measured_space
 from .door import open_device
 from .geometry import GROUP, padded_groups
-from .guard import building
+from .guard import building, lock_of
 from .resident import Space
 
 __all__ = ["TorchExactBody"]
@@ -32,7 +32,11 @@ class TorchExactBody(TorchBody):
         table = job.table()
         with building(job.plan.device):
             device = open_device(job.plan.device)
-            space = measured_space(table, device) if table.n else Space(np.zeros(table.dim, np.float32), 1.0)
+            space = (
+                measured_space(table, device, lock_of(job.plan.device))
+                if table.n
+                else Space(np.zeros(table.dim, np.float32), 1.0)
+            )
             body = cls(job.plan, job.metric, job.rows, table, space)
             body._load(lambda fraction: job.progress("add", fraction))
         return body

@@ -39,8 +39,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def lock_of(device: str) -> threading.RLock:
-    """The lock of a device. One search or build uses a device at a time: kernels of two would share its bandwidth
-    anyway, buffers and recorded graphs are free to be reused, and scratch memory is that of one batch.
+    """The lock of a device. One search, or one step of a build, uses it at a time: kernels of two would share its
+    bandwidth anyway, buffers and recorded graphs are free to be reused, and scratch memory is that of one batch.
     """
     with _registry:
         return _locks.setdefault(device, threading.RLock())
@@ -53,13 +53,16 @@ def lost_devices() -> dict[str, str]:
 
 @contextmanager
 def building(device: str) -> Iterator[None]:
-    """Hold the device's lock, and turn what torch raises meanwhile into a DeviceError that names its cause."""
+    """Turn what torch raises while a body is built into a DeviceError that names its cause.
+
+    A build takes the device's lock step by step, so that other bodies are searched meanwhile.
+    """
     if device in _lost:
         raise DeviceError(f"device {device} failed earlier: {_lost[device]}; restart the process", "device-lost")
     if forked():
         raise DeviceError(f"device {device} belongs to the parent process; use the CPU after a fork, or spawn", "fork")
     try:
-        with lock_of(device), current(device):
+        with current(device):
             yield
     except EngineError:
         raise
@@ -137,9 +140,9 @@ class Guard:
             _release(self.device)  # now that the error no longer keeps alive what was made before it
         return None
 
-    def refuse(self, error: DeviceError) -> None:
+    def refuse(self, error: EngineError) -> None:
         """The device could not take the rows: the host answers until the device has rested."""
-        self._settle(error.cause, _line(error))
+        self._settle(cause_of(error) or "device-error", _line(error))
 
     def _failed(self, error: BaseException, batch: int) -> int | None:
         """The next batch to try, or None."""

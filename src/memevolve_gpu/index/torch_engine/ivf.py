@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from .arrays import part
 from .body import Layout, TorchBody, blocks_of, measured_space
 from .door import load_torch, open_device
 from .geometry import GROUP, padded_columns, padded_groups
-from .guard import building
+from .guard import building, lock_of
 from .kmeans import norms_of, train
 from .operations import Operations
 from .resident import Space
@@ -65,9 +66,10 @@ class TorchIVFBody(TorchBody):
         table = job.table()
         with building(plan.device):
             device = open_device(plan.device)
-            space = measured_space(table, device)
-            centroids = job.like.centroids if isinstance(job.like, TorchIVFBody) else _trained(job, space, device)
-            assignment = _assigned(table, space, centroids, device)
+            turn = lock_of(plan.device)
+            space = measured_space(table, device, turn)
+            centroids = job.like.centroids if isinstance(job.like, TorchIVFBody) else _trained(job, space, device, turn)
+            assignment = _assigned(table, space, centroids, device, turn)
             body = cls(plan, job.metric, job.rows, table, space, centroids, assignment)
             body._load(lambda fraction: job.progress("add", fraction))
         return body
@@ -126,27 +128,33 @@ class TorchIVFBody(TorchBody):
         return 0 if 2 * nprobe > _WHOLE * self.nlist else 2 * nprobe
 
 
-def _trained(job: BuildJob, space: Space, device: Any) -> FloatArray:
+def _trained(job: BuildJob, space: Space, device: Any, turn: AbstractContextManager[Any]) -> FloatArray:
     """Centroids float32 (nlist, dim) of a sample, as vectors are given."""
     nlist = job.plan.nlist
     job.progress("train", 0.0)
     sample = training_sample(job.source, max(CODE_TRAINING_POINTS, POINTS_PER_LIST * nlist), job.seed)
-    x = _narrow(space, sample, device)
+    with turn:
+        x = _narrow(space, sample, device)
     operations = Operations(device, lambda _: None)
-    found = train(x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f))
+    found = train(
+        x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f), turn=turn
+    )
     own: FloatArray = found[:, : sample.shape[1]].cpu().numpy()
     return np.ascontiguousarray(own / np.float32(space.scale) + space.centre, dtype=np.float32)
 
 
-def _assigned(table: VectorTable, space: Space, centroids: FloatArray, device: Any) -> npt.NDArray[np.int32]:
+def _assigned(
+    table: VectorTable, space: Space, centroids: FloatArray, device: Any, turn: AbstractContextManager[Any]
+) -> npt.NDArray[np.int32]:
     """The list of each row."""
     operations = Operations(device, lambda _: None)
     narrow = _narrow(space, centroids, device)
     norms = norms_of(narrow)
     found = np.empty(table.n, np.int32)
     for start, block in blocks_of(table):
-        labels, _ = operations.assign(_narrow(space, block, device), narrow, norms)
-        found[start : start + len(block)] = labels.cpu().numpy()
+        with turn:
+            labels, _ = operations.assign(_narrow(space, block, device), narrow, norms)
+            found[start : start + len(block)] = labels.cpu().numpy()
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = ["ITERATIONS", "norms_of", "train"]
 
 ITERATIONS = 10
 """What faiss gives inverted lists; more improve the objective by less than 1 %."""
+_NO_TURNS: AbstractContextManager[Any] = nullcontext()
 _ENOUGH = 1e-4
 """A relative improvement of the objective below this ends the training."""
 _APART = 2.0**-7
@@ -29,6 +31,7 @@ def train(
     operations: Operations,
     iterations: int = ITERATIONS,
     progress: Callable[[float], None] = lambda _: None,
+    turn: AbstractContextManager[Any] = _NO_TURNS,
 ) -> Any:
     """Centroids of the rows of ``x``: float32 (nlist, columns) on its device.
 
@@ -42,6 +45,7 @@ def train(
         operations: for the device of ``x``.
         iterations: at most.
         progress: called with the finished fraction, 0 to 1.
+        turn: the device's lock, held step by step.
     """
     torch = load_torch()
     chosen = np.sort(np.random.default_rng(seed).choice(len(x), nlist, replace=False))
@@ -51,9 +55,10 @@ def train(
         centroids, iterations = flash, 1  # one more step fills lists that were left empty
     before, own = float("inf"), float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 / len(x)
     for step in range(iterations):
-        centroids, scores = _step(x, centroids, operations)
+        with turn:
+            centroids, scores = _step(x, centroids, operations)
+            now = own + float(scores.mean())
         progress((step + 1) / iterations)
-        now = own + float(scores.mean())
         if before - now <= _ENOUGH * abs(now) and step:
             break
         before = now
