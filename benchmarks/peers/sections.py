@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -313,7 +314,7 @@ def written(session: Session, name: str, kind: str, count: int) -> tuple[list[in
         taken = [size + (i - size) % spare for i in ids]
         session.added[name] = added + count
     else:
-        ids = [i for i in range(len(gone) * 7 % size, size) if i not in gone and i not in rows][:count]
+        ids = list(islice((i for i in range(size) if i not in gone and i not in rows), count))
         taken = [size + i % spare for i in ids]
     if kind == "delete":
         gone.update(ids)
