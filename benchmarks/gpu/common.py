@@ -26,6 +26,7 @@ from memevolve_gpu.planner.device_sizes import sized
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Rows
 
 __all__ = [
+    "DESCRIPTION",
     "FAILURES",
     "RESULTS",
     "Setting",
@@ -65,6 +66,10 @@ FAILURES: tuple[type[Exception], ...] = (
 
 _BLOCK = 262_144
 _LATENT, _SPREAD, _OFF = 32, 0.5, 0.02
+DESCRIPTION = (
+    "generated unit vectors: normal clusters, one for each 1,000 rows but at least 50, half as wide as their centres lie "
+    "apart, in 32 dimensions carried into the full number, plus noise of 0.02; queries: half alike, half twice as wide"
+)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpu.bandwidth import measure
 from gpu.common import (
+    DESCRIPTION,
     FAILURES,
     METRIC,
     Setting,
@@ -230,7 +231,7 @@ def run(setting: Setting, rows: list[int], dims: list[int], most_values: int) ->
             if n * dim <= most_values:
                 table += compare(n, dim, setting, bandwidth["bytes_per_s"])
                 release(setting)
-    return {"data": "generated, see common.clustered", "k": K, "bandwidth": bandwidth, "search": table}
+    return {"data": DESCRIPTION, "k": K, "bandwidth": bandwidth, "search": table}
 
 
 def add_options(made: argparse.ArgumentParser) -> None:

@@ -60,7 +60,7 @@ class FaissGpuExactBody(FaissGpuBody):
         return None if exhausted else doubled(ask, self.n)
 
     def _query_bytes(self, ask: Ask) -> int:
-        return flat_query_bytes(self.n, self.dim, ask.fetch)
+        return flat_query_bytes(self.n, self.dim, ask.fetch, half=self._half)
 
 
 def _half(table: VectorTable) -> bool:

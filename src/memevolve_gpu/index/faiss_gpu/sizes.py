@@ -3,6 +3,8 @@
 Written down from how the indexes are laid out (faiss 1.11 to 1.15, without cuVS): a flat index holds its vectors and
 one float32 norm each; inverted lists hold codes in blocks of 32 rows, a 32-bit row number each, three tables of one
 entry a list, and float32 centroids with their norms. The indexes here are filled in one piece, so that nothing grows.
+CUDA backs allocations with pages of 2 MiB: what is large gets pages of its own, what is small shares them (assumed, as
+other allocators for CUDA do; not measured here yet).
 """
 
 from __future__ import annotations
@@ -29,25 +31,28 @@ dimensions, need at a time. What a search needs beyond it faiss allocates and fr
 
 _BLOCK = 32
 _POINTERS = 8 + 8 + 8
+_PAGE = 2 << 20
 _SCANNED_AT_ONCE = 262_144
-"""Rows whose distances a flat scan holds at a time: 1 GiB / 2 / 4 bytes / 512 queries on cards above 8 GiB."""
+"""Rows whose distances a flat scan of float32 holds at a time on cards above 8 GiB: 1 GiB / 2 / 4 bytes / 512 queries.
+Of float16 twice as many, each with a distance of 4 bytes all the same."""
 _WIDTH: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
 def flat_bytes(n: int, dim: int, half: bool) -> int:
     """A flat index of ``n`` vectors of ``dim`` dimensions, stored as float16 where ``half``, else as float32."""
-    return n * (dim * (2 if half else 4) + 4)
+    return _granted(n * dim * (2 if half else 4)) + _granted(4 * n)
 
 
 def lists_bytes(sizes: Sequence[int], dim: int, precision: Precision) -> int:
     """Inverted lists of ``sizes`` rows each, whose components take 4, 2 or 1 bytes by ``precision``."""
-    rows = sum(-(-size // _BLOCK) * _BLOCK for size in sizes)
-    return rows * dim * _WIDTH[precision] + 4 * sum(sizes) + len(sizes) * (4 * dim + 4 + _POINTERS)
+    block = _BLOCK * dim * _WIDTH[precision]
+    rows = sum(_granted(-(-size // _BLOCK) * block) + _granted(4 * size) for size in sizes)
+    return rows + len(sizes) * (4 * dim + 4 + _POINTERS)
 
 
-def flat_query_bytes(n: int, dim: int, fetch: int) -> int:
+def flat_query_bytes(n: int, dim: int, fetch: int, *, half: bool = False) -> int:
     """Scratch of one query of a flat index: two tiles of distances, the results twice, the query in both widths."""
-    return 2 * 4 * min(n, _SCANNED_AT_ONCE) + 2 * 12 * fetch + 6 * dim
+    return 2 * 4 * min(n, _SCANNED_AT_ONCE * (2 if half else 1)) + 2 * 12 * fetch + 6 * dim
 
 
 def lists_query_bytes(nprobe: int, dim: int, fetch: int) -> int:
@@ -59,11 +64,17 @@ def plan_device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
     """Memory in bytes that ``plan`` takes on its device for ``n`` vectors of ``dim`` dimensions, scratch included.
 
     The scratch is shared by all bodies on a device; the CUDA context is not counted. Lists are taken to be equally
-    long but for half a block each.
+    long, with half a block and half a page to spare.
     """
     if plan.kind == "exact":
         return flat_bytes(n, dim, half=plan.precision != "float32") + TEMPORARY_BYTES
     nlist = max(1, plan.nlist)
-    rows = n + nlist * _BLOCK // 2
-    held = rows * dim * _WIDTH[plan.precision] + 4 * n + nlist * (4 * dim + 4 + _POINTERS)
-    return held + TEMPORARY_BYTES
+    row = dim * _WIDTH[plan.precision]
+    one_list = (n / nlist + _BLOCK / 2) * row
+    pages = _PAGE / 2 if one_list >= _PAGE / 2 else 0
+    return int(nlist * (one_list + pages + 4 * dim + 4 + _POINTERS)) + 4 * n + TEMPORARY_BYTES
+
+
+def _granted(size: int) -> int:
+    """What an allocation of ``size`` bytes takes: from half a page on, whole pages."""
+    return size if size < _PAGE // 2 else -(-size // _PAGE) * _PAGE
