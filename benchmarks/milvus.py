@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from harness import Data, load, machine
 from milvus_kit import URI, Cluster, Standalone, running
 from milvus_scenarios import killed_while_writing, paused, query_node_killed
@@ -60,7 +59,7 @@ def copies(data: Data, folder: Path) -> dict[str, Any]:
 
 
 def efforts(data: Data) -> dict[str, Any]:
-    """recall@10 against an exact scan and median latency, by the recall that is asked for."""
+    """recall@10 against an exact scan and median latency, by the recall that is asked for; 1.0 in one batch."""
     dim = data.vectors.shape[1]
     found: dict[str, Any] = {}
     with on_server("copied", dim) as store:
@@ -71,7 +70,7 @@ def efforts(data: Data) -> dict[str, Any]:
             queries = every[:200]
             near = np.square(vectors).sum(axis=1)[None] - 2 * queries @ vectors.T
             truth = np.argsort(near, axis=1)[:, :K]
-            for asked in (0.8, 0.9, 0.95, 0.98, 0.99, 1.0):
+            for asked in (0.8, 0.9, 0.95, 0.98, 0.99):
                 hits, times = 0, []
                 for row, query in enumerate(queries):
                     started = time.perf_counter()
@@ -83,6 +82,11 @@ def efforts(data: Data) -> dict[str, Any]:
                     "recall": round(recall, 4),
                     "p50_ms": round(float(np.median(times)) * 1e3, 2),
                 }
+            started = time.perf_counter()
+            answers = store.search_vectors(queries, K, recall=1.0)[1]
+            taken = time.perf_counter() - started
+            hits = sum(len({ids[one] for one in row if one} & set(truth[i].tolist())) for i, row in enumerate(answers))
+            found[f"{name} 1.0"] = {"recall": round(hits / (K * len(queries)), 4), "batch_of_200_s": round(taken, 2)}
     return found
 
 
@@ -94,7 +98,7 @@ def consistency(data: Data) -> dict[str, Any]:
         with on_server("copied", dim, consistency=level) as store:
             taken: dict[str, list[float]] = {"write": [], "search_after_write": [], "search": []}
             missed = 0
-            for i in range(40):
+            for i in range(25):
                 vector = data.vectors[i : i + 1] + np.float32(3.0 + i)
                 _timed(taken["write"], lambda v=vector, n=i: store.store_batch([{"id": f"probe{n}"}], v))  # type: ignore[misc]
                 answer = _timed(taken["search_after_write"], lambda v=vector: store.search_vectors(v, 1))  # type: ignore[misc]
@@ -105,7 +109,7 @@ def consistency(data: Data) -> dict[str, Any]:
             medians = {name: round(float(np.median(times)) * 1e3, 1) for name, times in taken.items()}
             found[level] = {
                 **{f"{name}_ms": value for name, value in medians.items()},
-                "own_writes_missed_of_40": missed,
+                "own_writes_missed_of_25": missed,
             }
     return found
 

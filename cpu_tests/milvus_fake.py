@@ -72,7 +72,8 @@ class FakeMilvus:
     """The server; ``connect`` is what ``MilvusStore`` takes as ``client``.
 
     failing: errors that the next calls raise, by verb, oldest first. most_found: most rows that a search returns.
-    calls: how often each verb was called. segments: (rows, index) pairs that it claims to hold.
+    calls: how often each verb was called. segments: sealed ones that it
+    claims to hold, as (rows, index), the index None where no node has loaded it.
     """
 
     def __init__(self, version: str = "v2.3.5") -> None:
@@ -82,7 +83,7 @@ class FakeMilvus:
         self.most_found: int | None = None
         self.calls: Counter[str] = Counter()
         self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.segments: list[tuple[int, str]] = []
+        self.segments: list[tuple[int, str | None]] = []
         self.has_clock = True
         self.query_nodes = 1
         self.lock = threading.RLock()
@@ -143,7 +144,12 @@ class _Client:
         return self._server.moment()
 
     def get_query_segment_info(self, name: str, timeout: float) -> list[Any]:
-        return [SimpleNamespace(num_rows=rows, index_name=index) for rows, index in self._server.segments]
+        held = enumerate(self._server.segments)
+        return [SimpleNamespace(segmentID=at, index_name=index) for at, (_, index) in held if index is not None]
+
+    def get_persistent_segment_infos(self, name: str, timeout: float) -> list[Any]:
+        held = enumerate(self._server.segments)
+        return [SimpleNamespace(segmentID=at, num_rows=rows, state=4) for at, (rows, _) in held]
 
     def has_collection(self, name: str, timeout: float) -> bool:
         return name in self._server.collections

@@ -172,16 +172,34 @@ class TestSearchesThatFallShort:
         server = FakeMilvus()
         store, vectors = filled(server, 50)
         server.segments = [(900, ""), (40_000, "vector")]
-        store.search_vectors(vectors[0:1], 5, recall=1.0)
+        store.search_vectors(vectors[:1], 5, recall=1.0)
         params = last(server, "search")["search_params"]["params"]
         assert params == {"nprobe": store.index.nlist}
         before = server.calls["search"]
-        server.segments = [(40_000, "")]
-        assert store.search_vectors(vectors[0:1], 1, recall=1.0)[1] == [["u0"]]
+        for held in ((40_000, ""), (900, None)):
+            server.segments = [held]
+            assert store.search_vectors(vectors[:1], 1, recall=1.0)[1] == [["u0"]]
         assert server.calls["search"] == before
         assert store.get_storage_health()["needs_retraining"]
         store.run_maintenance()
         assert not store.get_storage_health()["needs_retraining"]
+
+    def test_rows_that_still_grow_may_be_too_many_for_an_exact_answer_of_the_server(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("memevolve_gpu.components.store.milvus.search._INTERIM_ROWS", 40)
+        server = FakeMilvus()
+        store, vectors = filled(server, 50)
+        assert store.search_vectors(vectors[:1], 1, recall=1.0)[1] == [["u0"]]
+        assert server.calls["search"] == 0
+        monkeypatch.setattr("memevolve_gpu.components.store.milvus.core._IN_FLIGHT", 0)
+        store.run_maintenance()
+        store.search_vectors(vectors[:1], 1, recall=1.0)
+        assert server.calls["search"] == 1
+        for i in range(50):
+            store.update(f"u{i}", {"content": f"{i}", "note": "an edit is written anew, too"})
+        store.search_vectors(vectors[:1], 1, recall=1.0)
+        assert server.calls["search"] == 1
 
 
 class TestPlans:

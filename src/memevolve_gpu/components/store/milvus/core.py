@@ -37,6 +37,9 @@ _INDEXED_FROM = 1024
 
 _POLL = 0.25
 
+_IN_FLIGHT = 60 * 10**9
+"""Nanoseconds for which a row may have been on its way, or a writer's clock behind, when everything was sealed."""
+
 
 @dataclass
 class Core:
@@ -88,7 +91,8 @@ class Core:
     def put(self, units: Sequence[MemoryUnit], vectors: FloatArray, births: Sequence[int]) -> None:
         """Write units that have ids, each id once; nothing is written when one of them is too long."""
         bodies = [body_of(units[0])] if len(units) == 1 else bodies_of(units)
-        rows = [Row(unit, vector, born) for unit, vector, born in zip(units, vectors, births, strict=True)]
+        wrote = self.table.clock.births(1)[0]
+        rows = [Row(unit, vector, born, wrote) for unit, vector, born in zip(units, vectors, births, strict=True)]
         self.table.put(rows, bodies)
 
     def check_room(self, ids: Sequence[str | None]) -> None:
@@ -132,7 +136,7 @@ class Core:
     def unsettled(self) -> int:
         """Rows in segments that the server has not given the planned index yet."""
         segments = self.table.segments() or []
-        return sum(one.rows for one in segments if not one.indexed and one.rows >= _INDEXED_FROM)
+        return sum(one.rows for one in segments if not one.loaded or (one.rows >= _INDEXED_FROM and not one.indexed))
 
     def settle(self, progress: Progress | None = None) -> int:
         """Seal what was written and wait until it is indexed; how many rows had to be waited for.
@@ -140,6 +144,7 @@ class Core:
         Raises StorageError when the server fails to index, or has not done it after ten minutes.
         """
         before = self.unsettled()
+        begun = self.table.clock.births(1)[0]
         self.table.flush()
         until = time.monotonic() + LONG
         most = max(1, before, self.unsettled())
@@ -152,6 +157,7 @@ class Core:
             if progress is not None:
                 progress("index", 1 - left / max(most, left))
             time.sleep(_POLL)
+        self.search.sealed_until = begun - _IN_FLIGHT
         return before
 
 

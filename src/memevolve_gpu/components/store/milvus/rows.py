@@ -26,11 +26,14 @@ _PACKED = "z"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is written: ``vector`` float32 (dim,), ``born`` in nanoseconds by the server's clock."""
+    """What is written: ``vector`` float32 (dim,); ``born``, its place in the order, and ``wrote``, when it was sent, in
+    nanoseconds by the server's clock.
+    """
 
     unit: MemoryUnit
     vector: FloatArray
     born: int
+    wrote: int
 
     @property
     def id(self) -> str:
@@ -46,6 +49,7 @@ def record_of(row: Row, body: str) -> dict[str, Any]:
         "body": body,
         "kind": kind_of_unit(row.unit),
         "born": row.born,
+        "wrote": row.wrote,
         "facts": facts,
         "vague": vague,
     }

@@ -23,7 +23,7 @@ __all__ = ["Facts", "describe", "make", "open_collection", "serve"]
 
 FORMAT = 1
 _MARK = "memevolve-gpu "
-_COLUMNS = {"id", "vector", "body", "kind", "born", "facts", "vague"}
+_COLUMNS = {"id", "vector", "body", "kind", "born", "wrote", "facts", "vague"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +154,7 @@ def _schema(client: Any, dim: int, description: str) -> Any:
         ("body", "VARCHAR", {"max_length": 65_535}),
         ("kind", "VARCHAR", {"max_length": 1024}),
         ("born", "INT64", {}),
+        ("wrote", "INT64", {}),
         ("facts", "JSON", {}),
         ("vague", "BOOL", {}),
     ):

@@ -52,6 +52,8 @@ class Search:
         self.plan = plan
         self.metric = metric
         self.target = target
+        self.sealed_until = 0
+        """Rows that were written before this moment are in sealed segments; see ``Row.wrote``."""
 
     def nearest(
         self,
@@ -91,7 +93,9 @@ class Search:
         if self.plan.index not in ("IVF_FLAT", "GPU_IVF_FLAT", "FLAT", "GPU_BRUTE_FORCE"):
             return False
         segments = self.table.segments()
-        return segments is not None and all(rows < _INTERIM_ROWS or indexed for rows, indexed in segments)
+        if segments is None or not all(one.loaded and (one.indexed or one.rows < _INTERIM_ROWS) for one in segments):
+            return False
+        return self.table.count(f"wrote >= {self.sealed_until:d}") < _INTERIM_ROWS
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,20 @@ _IDS = 1_000
 _BATCH_BYTES = 16 * 2**20
 """Bytes of one upsert: the server takes 64 MiB."""
 
+_SEALED = frozenset({3, 4, 5})
+"""Sealed, Flushed and Flushing, in the numbers of ``common.proto``'s SegmentState."""
+
 _FROM, _LATEST = 0, 2**62
 _PAGE_BYTES = 32 * 2**20
 
 
 class Segment(NamedTuple):
-    """A piece of the collection as a query node holds it; ``indexed``: it has the index that we asked for."""
+    """A sealed piece of the collection. loaded: a query node holds it as such, and not as it was while it grew;
+    indexed: with the index that we asked for.
+    """
 
     rows: int
+    loaded: bool
     indexed: bool
 
 
@@ -140,21 +146,25 @@ class Table:
         return dict(self.door.call("describe_index", self.name, "vector") or {})
 
     def segments(self) -> list[Segment] | None:
-        """What the query nodes hold; None where the client cannot ask."""
+        """Everything that is sealed; None where the client cannot ask. What still grows is listed nowhere."""
 
         def ask(client: Any, seconds: float) -> list[Segment] | None:
-            connection = getattr(client, "_get_connection", lambda: None)()
-            listed = getattr(connection, "get_query_segment_info", None)
-            if listed is None:
+            connection: Any = getattr(client, "_get_connection", lambda: None)()
+            if not hasattr(connection, "get_query_segment_info"):
                 return None
-            found = listed(self.name, timeout=seconds)
-            return [Segment(int(one.num_rows), one.index_name == "vector") for one in found]
+            loaded = {int(one.segmentID): one for one in connection.get_query_segment_info(self.name, timeout=seconds)}
+            sealed = connection.get_persistent_segment_infos(self.name, timeout=seconds)
+            return [_segment(one, loaded.get(int(one.segmentID))) for one in sealed if int(one.state) in _SEALED]
 
         found: list[Segment] | None = self.door.attempt(ask)
         return found
 
     def close(self) -> None:
         self.door.close()
+
+
+def _segment(sealed: Any, loaded: Any | None) -> Segment:
+    return Segment(int(sealed.num_rows), loaded is not None, loaded is not None and loaded.index_name == "vector")
 
 
 def _batches(rows: Sequence[Row], bodies: Sequence[str], vector_bytes: int) -> Iterator[list[dict[str, Any]]]:
