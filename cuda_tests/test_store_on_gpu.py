@@ -77,8 +77,8 @@ def agreement(found: list[list[str | None]], truth: list[list[str]]) -> float:
 
 
 def promised(store: VectorStore) -> float:
-    """The least agreement: what the store was asked for, and the uncertainty of some hundred queries."""
-    return 0.999 if store.index_type == "flat" else store.config.target_recall - 0.02
+    """The least agreement: what the store was asked for, less the uncertainty of some hundred queries."""
+    return 0.999 if store.index_type == "flat" else store.config.target_recall - 0.03
 
 
 def names_of(start: int, stop: int) -> list[str]:
@@ -103,7 +103,7 @@ def test_searches_answer_as_exact_search_does(store: VectorStore, vectors: Float
 
 
 def test_filters_hold(store: VectorStore, vectors: FloatArray) -> None:
-    queries = embeddings(50, DIM, seed=6)
+    queries = embeddings(400, DIM, seed=6)
     rows = np.arange(N)
     for filters, kept in (({"metadata.topic": 1}, rows[rows % 3 == 1]), ({"type": "tool"}, rows[rows % 3 == 2])):
         truth = exact(queries, vectors[kept], [f"u{row}" for row in kept], 10)
