@@ -50,6 +50,7 @@ class Machine:
         self._trial = trial
         self._present = present
         self._choice: DeviceChoice | None = None
+        self._engines: dict[str, str] = {}
 
     @property
     def known(self) -> DeviceChoice | None:
@@ -80,7 +81,9 @@ class Machine:
 
     def engines(self) -> dict[str, str]:
         """Engine to what stands against it, as far as that is known without loading it; empty when nothing does."""
-        return {engine: self._present(engine) for engine in ENGINES}
+        if not self._engines:
+            self._engines = {engine: self._present(engine) for engine in ENGINES}
+        return dict(self._engines)
 
     def refusal(self, engine: str) -> str:
         """Why ``engine`` does not work on the device, found out by trying it, once; empty when it does."""

@@ -85,10 +85,11 @@ class DeviceDesk:
 
     def take_due(self) -> bool:
         """The same, once: whoever asks sees to it."""
-        due = self.due
+        if not self.due:
+            return False
         self._unseen = False
         self._poke_at = self._clock() + _FIRST_REST
-        return due
+        return True
 
     def look(self, count: int) -> None:
         """Find the device and read its memory, where ``count`` units may have use for one. May take seconds."""

@@ -1,0 +1,145 @@
+"""When a device that had no room is tried again: not at once, when it has more, and in any case later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_kit import MB, Card, machine_with
+
+from memevolve_gpu.errors import DeviceError
+from memevolve_gpu.index.catalog import build
+from memevolve_gpu.live.desk import DeviceDesk
+from memevolve_gpu.monitoring.events import EventLog
+from memevolve_gpu.types import IndexPlan, Rows
+
+PLAN = IndexPlan("exact", engine="torch", device="cuda:0", device_bytes=100 * MB)
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def body() -> Any:
+    slots = np.arange(3)
+    rows = Rows(slots, np.zeros(3, np.uint8), slots + 1, np.eye(3, dtype=np.float32))
+    return build(IndexPlan("exact"), rows, "l2", seed=0)
+
+
+@pytest.fixture
+def card() -> Card:
+    return Card(2000 * MB)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def looked_at(card: Card, clock: Clock, request: str = "cuda") -> DeviceDesk:
+    desk = DeviceDesk(machine_with(card, request), EventLog(), clock=clock)
+    desk.look(10)
+    return desk
+
+
+def problem(desk: DeviceDesk) -> str:
+    facts = desk.facts(10, body())
+    assert facts is not None
+    return facts.problem
+
+
+def test_facts_are_there_after_a_look_and_not_before(card: Card, clock: Clock) -> None:
+    desk = DeviceDesk(machine_with(card), EventLog(), clock=clock)
+    assert desk.facts(10, body()) is None
+    assert desk.take_due()
+    assert not desk.due
+    assert desk.facts(10, body()) is None
+    assert not desk.due, "the same look is asked for again and again"
+    desk.look(10)
+    facts = desk.facts(10, body())
+    assert facts is not None
+    assert (facts.device, facts.name, facts.wanted, facts.engines) == ("cuda:0", "Test GPU", True, ("torch",))
+    assert facts.missing == "faiss is not installed"
+    assert 0 < facts.limit_bytes <= card.free
+
+
+def test_a_device_without_room_rests_longer_each_time(card: Card, clock: Clock) -> None:
+    desk = looked_at(card, clock)
+    rested = []
+    for _ in range(10):
+        desk.refused(DeviceError("no room", "out-of-memory"), PLAN)
+        started = clock.now
+        while problem(desk):
+            clock.now += 1
+            desk.look(10)
+        rested.append(clock.now - started)
+    assert rested[:4] == [30, 60, 120, 240]
+    assert rested[-1] == 1800
+    assert desk.incidents == {"out-of-memory": 10}
+    desk.built(body())
+    desk.refused(DeviceError("no room", "limit"), PLAN)
+    clock.now += 30
+    desk.look(10)
+    assert not problem(desk), "a success makes the first rest short again"
+
+
+def test_more_room_ends_the_rest(card: Card, clock: Clock) -> None:
+    desk = looked_at(card, clock)
+    card.taken = 1000 * MB
+    desk.refused(DeviceError("no room", "out-of-memory"), PLAN)
+    desk.look(10)
+    assert "no room" in problem(desk)
+    card.taken = 990 * MB
+    desk.look(10)
+    assert problem(desk), "a tenth of more room is not worth a try"
+    card.taken = 500 * MB
+    desk.look(10)
+    assert not problem(desk)
+
+
+def test_rounds_are_asked_for_while_it_rests_however_often_somebody_asks(card: Card, clock: Clock) -> None:
+    desk = looked_at(card, clock)
+    desk.refused(DeviceError("no room", "out-of-memory"), PLAN)
+    asked = 0
+    for _ in range(100):
+        clock.now += 1
+        asked += desk.take_due()
+    assert 2 <= asked <= 4
+
+
+@pytest.mark.parametrize("cause", ["device-lost", "fork"])
+def test_a_lost_device_is_not_asked_again(cause: Any, card: Card, clock: Clock) -> None:
+    desk = looked_at(card, clock)
+    desk.refused(DeviceError("gone", cause), PLAN)
+    clock.now += 1e6
+    desk.look(10)
+    assert "until restart: gone" in problem(desk)
+    assert not desk.due
+
+
+def test_a_failing_engine_leaves_the_other_one(card: Card, clock: Clock) -> None:
+    desk = DeviceDesk(machine_with(card, present={}), EventLog(), clock=clock)
+    desk.look(10)
+    desk.refused(DeviceError("torch has a fault", "device-error"), PLAN)
+    facts = desk.facts(10, body())
+    assert facts is not None
+    assert (facts.engines, facts.missing, facts.problem) == (("faiss",), "torch has a fault", "")
+
+
+def test_admission_names_what_is_lacking(card: Card, clock: Clock) -> None:
+    desk = looked_at(card, clock)
+    assert desk.admit(PLAN, body())
+    with pytest.raises(DeviceError, match="9000 MB are needed on cuda:0, its budget has room for") as caught:
+        desk.admit(IndexPlan("exact", engine="torch", device="cuda:0", device_bytes=9000 * MB), body())
+    assert caught.value.cause == "limit"
+    busy = DeviceDesk(machine_with(card, trial={"torch": "another process fills the GPU"}), EventLog(), clock=clock)
+    with pytest.raises(DeviceError, match="another process") as caught:
+        busy.admit(PLAN, body())
+    assert caught.value.cause == "out-of-memory"
