@@ -68,7 +68,8 @@ _BLOCK = 262_144
 _LATENT, _SPREAD, _OFF = 32, 0.5, 0.02
 DESCRIPTION = (
     "generated unit vectors: normal clusters, one for each 1,000 rows but at least 50, half as wide as their centres "
-    "lie apart, in 32 dimensions carried into the full number, plus noise of 0.02; queries: half alike, half twice as wide"
+    "lie apart, in 32 dimensions carried into the full number, plus noise of 0.02; queries: half alike, half twice as "
+    "wide"
 )
 
 
