@@ -20,11 +20,14 @@ from .errors import (
     ModelMismatchError,
     StorageError,
     StoreClosedError,
+    StoreUnavailableError,
 )
 from .types import Hit, MemoryUnit
 
 if TYPE_CHECKING:
     from .components.store.base import StorageBackend
+    from .components.store.milvus_store import MilvusStore
+    from .components.store.opening import open_store
     from .components.store.vector_store import VectorStore
     from .memory_system import MemorySystem, MemorySystemConfig
     from .utils.config import EmbeddingConfig, StorageConfig
@@ -51,12 +54,15 @@ __all__ = [
     "MemorySystem",
     "MemorySystemConfig",
     "MemoryUnit",
+    "MilvusStore",
     "ModelMismatchError",
     "StorageBackend",
     "StorageConfig",
     "StorageError",
     "StoreClosedError",
+    "StoreUnavailableError",
     "VectorStore",
+    "open_store",
 ]
 
 _LAZY = {
@@ -64,9 +70,11 @@ _LAZY = {
     "HashingEmbedder": "utils.embeddings",
     "MemorySystem": "memory_system",
     "MemorySystemConfig": "memory_system",
+    "MilvusStore": "components.store.milvus_store",
     "StorageBackend": "components.store.base",
     "StorageConfig": "utils.config",
     "VectorStore": "components.store.vector_store",
+    "open_store": "components.store.opening",
 }
 
 
