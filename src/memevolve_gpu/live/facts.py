@@ -16,8 +16,10 @@ from ..types import Effort
 __all__ = ["BodyFacts"]
 
 EVEN = Balance()
-CARRIED = 4 / 3
-"""A calibration serves the same quantisers until the rows have changed by this factor."""
+CARRIED_FROM, CARRIED_TO = 3 / 4, 2.0
+"""A calibration serves the same quantisers while the rows are between so many times those that it was made with. From
+19,660 to 39,320 real embeddings, in random order and by topics, recall@10 of two sets of 1,000 questions at an effort
+calibrated for 0.95 and 0.99 fell by 0.003 at the most, and by nothing in most cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class BodyFacts:
     def carried_to(self, body: Body) -> BodyFacts | None:
         """The same for a body with the same quantisers over a few more or fewer rows; None for many."""
         held = self.calibration
-        if held is None or not 1 / CARRIED <= body.n / max(1, self.calibrated_rows) <= CARRIED:
+        if held is None or not CARRIED_FROM <= body.n / max(1, self.calibrated_rows) <= CARRIED_TO:
             return None
         return replace(self, quality=None, calibration=replace(held, rows=body.n))
 
