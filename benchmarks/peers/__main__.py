@@ -85,7 +85,9 @@ def main(given: Sequence[str] | None = None) -> int:
     seconds = predicted(names, [one for one in arguments.sections if one != "scaling"], arguments.size, plan)
     if "scaling" in arguments.sections:
         seconds += predicted(scaled, ["scaling"], 0, plan, arguments.sizes)
-    console.print(f"{len(names)} peers, {arguments.size:,} units: about {seconds / 60:.0f} minutes")
+    alone = arguments.sections == ["scaling"]
+    sizes = ", ".join(f"{size:,}" for size in (arguments.sizes if alone else [arguments.size]))
+    console.print(f"{len(scaled if alone else names)} peers, {sizes} units: about {seconds / 60:.0f} minutes")
     if not arguments.predict:
         run(arguments, names, scaled, plan, console, "scripts/benchmark " + shlex.join(given))
     return 0

@@ -30,8 +30,8 @@ _BUILD = {
 _SEARCH_MS = {"chromadb": 2.0, "lancedb": 5.0, "sqlite-vec": 14.0, "milvus-lite": 4.0, "faiss Flat": 3.0}
 """Milliseconds of one search there; the others take less than one."""
 
-_WRITES = {"writes": 4, "mixed": 1}
-"""Measurements in the section, each bounded by the plan's cap."""
+_WRITE_MS = {"chromadb": 9.0, "lancedb": 8.0, "qdrant-edge": 10.0, "zvec": 25.0, "milvus-lite": 1.5}
+"""Milliseconds of one synced write there; the others take less than half of one."""
 
 
 def predicted(names: Sequence[str], sections: Sequence[str], size: int, plan: Plan, sizes: Sequence[int] = ()) -> float:
@@ -45,13 +45,17 @@ def predicted(names: Sequence[str], sections: Sequence[str], size: int, plan: Pl
 def one_size(name: str, sections: Sequence[str], size: int, plan: Plan) -> float:
     build: float = _BUILD[name] * (size / 50_000) ** 1.15
     total: float = 3 + (build * plan.builds if build < plan.repeat_below else build)
-    search: float = _SEARCH_MS.get(name, 0.6) / 1e3 * plan.queries * max(0.2, size / 50_000)
+    search_ms = _SEARCH_MS.get(name, 0.6) * max(0.2, size / 50_000)
+    search = search_ms / 1e3 * plan.queries
+    write_ms = _WRITE_MS.get(name, 0.5)
     if "search" in sections:
-        total += search * 6 + 4 * min(plan.cap, search * plan.passes)
+        total += search * 6 + 4 * min(plan.cap, search * plan.passes / 2)
     if "filters" in sections:
-        total += search * 3 + 2 * min(plan.cap, search * plan.passes)
+        total += search * 3 + 2 * min(plan.cap, search * plan.passes / 2)
     if "reopen" in sections:
         total += 2.5 * plan.reopens
-    writing = 0.008 * plan.writes
-    total += sum(min(plan.write_cap, writing) * often for section, often in _WRITES.items() if section in sections)
+    if "writes" in sections:
+        total += 4 * min(plan.write_cap, write_ms / 1e3 * plan.writes) + 2 * search_ms / 1e3 * plan.writes
+    if "mixed" in sections:
+        total += min(plan.mixed_cap, (0.8 * search_ms + 0.2 * write_ms) / 1e3 * plan.mixed)
     return total

@@ -32,14 +32,14 @@ class Plan:
 
     builds: int = 3
     repeat_below: float = 8.0
-    passes: int = 5
-    cap: float = 12.0
+    passes: int = 4
+    cap: float = 8.0
     block: int = 25
     reopens: int = 3
     writes: int = 200
-    write_cap: float = 6.0
+    write_cap: float = 4.0
     mixed: int = 2000
-    mixed_cap: float = 20.0
+    mixed_cap: float = 15.0
     queries: int = 500
     limit: float = 900.0
 
