@@ -170,6 +170,17 @@ def test_a_broken_device_is_left_alone_by_all(kind: str, card: Card, vectors: Fl
     assert card.held == held, "nothing is freed on a device that is gone"
 
 
+def test_a_device_that_breaks_while_lists_are_made_is_left_alone(card: Card, vectors: FloatArray) -> None:
+    card.failing = ILLEGAL
+    with pytest.raises(DeviceError, match="restart this process") as caught:
+        body_of("ivf", vectors, "l2")
+    assert caught.value.cause == "device-error"
+    held = dict(card.held)
+    assert sum(held.values()) > sizes.TEMPORARY_BYTES, "what was begun stays: freeing it is a call to the device"
+    gc.collect()
+    assert card.held == held
+
+
 def test_an_odd_refusal_keeps_its_body_only_off_the_device(card: Card, vectors: FloatArray) -> None:
     body, other = body_of("exact", vectors, "l2"), body_of("exact", vectors, "l2")
     card.failing = "Error in search: Error: 'x' failed: something that nobody foresaw"

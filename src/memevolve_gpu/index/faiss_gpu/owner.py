@@ -129,13 +129,17 @@ class Owner:
         well and ``keep``. Nobody else may hold them, or they would be freed at another moment."""
         held: list[Any] = []
         with self.using(doing, needed) as resources:
-            done = False
             try:
                 yield resources, held
-                done = keep
-            finally:
-                if not done:
-                    self._let_go(held)
+            except (RuntimeError, MemoryError) as error:
+                refusal = error if isinstance(error, DeviceError) else self._refused(error, doing)
+                self._let_go(held)
+                raise refusal from error
+            except BaseException:
+                self._let_go(held)
+                raise
+            if not keep:
+                self._let_go(held)
 
     def config(self, name: str) -> Any:
         """faiss' configuration ``name`` for this device, without cuVS."""
