@@ -20,6 +20,7 @@ from memevolve_gpu.index.torch_engine.geometry import GROUP, padded_groups, span
 from memevolve_gpu.index.torch_engine.memory import Account
 from memevolve_gpu.index.torch_engine.operations import Operations
 from memevolve_gpu.index.torch_engine.resident import Queries, Resident, Space
+from memevolve_gpu.index.torch_engine.search import best_columns
 from memevolve_gpu.index.torch_engine.work import Lists, ListWork
 from memevolve_gpu.types import Effort, Metric
 
@@ -146,6 +147,16 @@ def test_whole_searches_by_kernels(
                 truth = nearest(few, vectors, "l2", 5, mask)
                 assert recall(answer[0], truth, 1e-5 if precision == "float32" else 0.05) == 1.0
     assert body.incidents() == []
+
+
+@pytest.mark.parametrize(("nq", "width", "want"), [(1, 4096, 4), (3, 4096, 4), (3, 4100, 4), (5, 512, 8), (5, 64, 100)])
+def test_the_best_columns_are_found_in_folds_too(torch: Any, nq: int, width: int, want: int) -> None:
+    best = torch.from_numpy(np.random.default_rng(SEED).standard_normal((nq, width)).astype(np.float32))
+    best[:, ::3] = float("inf")
+    values, columns = best_columns(best, want)
+    expected = torch.topk(best, min(want, width), dim=1, largest=False, sorted=True).values
+    assert torch.equal(values.sort(dim=1).values, expected)
+    assert torch.equal(best.gather(1, columns), values)
 
 
 @pytest.mark.parametrize("columns", [16, 48, 112, 128, 160, 384, 448, 768, 1024, 1536, 3072, 4096])

@@ -334,13 +334,14 @@ class TorchBody(Body):
 
     def _one(self, loaded: _Loaded, query: Any, want: int, nprobe: int) -> IntArray:
         rows, probe, operations = loaded.rows, loaded.probe(nprobe), loaded.operations
+        some_more = 1 << (want - 1).bit_length()  # so that few numbers of candidates are in use
 
         def search(wide: Any) -> Any:
-            return propose(rows, Queries.entered(None, wide, rows), want, operations, probe)
+            return propose(rows, Queries.entered(None, wide, rows), some_more, operations, probe)
 
         here = isinstance(query, np.ndarray)
         wide = host_tensor(rows.entered(query, self._space)) if here else Queries.prepare(query, rows).wide
-        return widened(self._replays.run((want, nprobe), wide, loaded.device, search).numpy(), want)
+        return widened(self._replays.run((some_more, nprobe), wide, loaded.device, search).numpy(), want)
 
     def _decided(self, rows: Resident, asked: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
         if rows.full is None:

@@ -11,6 +11,8 @@ from .door import load_torch
 __all__ = ["Replays"]
 
 _KEPT = 4
+_MOST_RECORDED = 16
+"""Recording takes some hundredths of a second: searches whose shapes change all the time are better launched plainly."""
 _WARM = 2
 """Searches of a shape that go the plain way before it is recorded: they compile the kernels."""
 
@@ -56,6 +58,7 @@ class Replays:
         self._seen: dict[tuple[int, int], int] = {}
         self._kept: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
         self._works = True
+        self._recorded = 0
 
     def run(self, shape: tuple[int, int], query: Any, device: Any, search: Callable[[Any], Any]) -> Any:
         """``search(query)`` on the host: int64 (1, w); ``query`` float32 (1, columns) on the host or ``device``.
@@ -65,10 +68,10 @@ class Replays:
         if not self._works or device.type != "cuda" or not self._warm(shape):
             return search(query.to(device)).cpu()
         recording = self._kept.get(shape)
-        if recording is None:
+        if recording is None and self._recorded < _MOST_RECORDED:
             recording = self._record(shape, int(query.shape[1]), device, search)
-            if recording is None:
-                return search(query.to(device)).cpu()
+        if recording is None:
+            return search(query.to(device)).cpu()
         self._kept.move_to_end(shape)
         return recording.run(query)
 
@@ -93,6 +96,7 @@ class Replays:
             load_torch().cuda.synchronize(device)  # raises if it was more than the recording
             self._note(f"single queries are not recorded ({str(error).splitlines()[0][:200]}); each kernel is launched")
             return None
+        self._recorded += 1
         self._kept[shape] = recording
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)

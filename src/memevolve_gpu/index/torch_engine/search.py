@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from .door import load_torch
-from .geometry import GROUP
+from .geometry import BLOCK_GROUPS, GROUP
 from .operations import Operations
 from .resident import Queries, Resident
 from .work import Lists, ListWork
 
-__all__ = ["Probe", "decide", "propose", "scratch_each"]
+__all__ = ["Probe", "best_columns", "decide", "propose", "scratch_each"]
+
+_FOLDED = 8
+"""Below so many folds for each that is wanted, folding saves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,30 @@ def propose(rows: Resident, queries: Queries, want: int, operations: Operations,
         best = operations.minima(rows, queries.wide, queries.factor)
     else:
         best = operations.minima(rows, *queries.narrow())
-    top = torch.topk(best, min(want, best.shape[1]), dim=1, largest=False, sorted=False)
+    values, columns = best_columns(best, want)
     # A group without a row that may be found scores +inf throughout; columns behind a query's lists have no group.
-    groups = top.indices if work is None else work.groups_at(top.indices).masked_fill_(top.values.isinf(), -1)
+    groups = columns if work is None else work.groups_at(columns).masked_fill_(values.isinf(), -1)
     scores = operations.rescore(rows, queries.wide, queries.factor, groups)
     near = torch.topk(scores, min(want, scores.shape[1]), dim=1, largest=False, sorted=True)
     return operations.locate(rows, groups, near)
+
+
+def best_columns(best: Any, want: int) -> tuple[Any, Any]:
+    """The least values of each row of ``best`` float32 (nq, w) and their columns, (nq, up to want), in no order.
+
+    Long rows of many queries are folded first: the least values of all lie in the folds with the least values.
+    torch reads a row many times over to select from it.
+    """
+    torch = load_torch()
+    (nq, width), folds = best.shape, best.shape[1] // BLOCK_GROUPS
+    if nq == 1 or width % BLOCK_GROUPS or folds < _FOLDED * want:
+        top = torch.topk(best, min(want, width), dim=1, largest=False, sorted=False)
+        return top.values, top.indices
+    fold = torch.topk(best.unflatten(1, (folds, -1)).amin(2), want, dim=1, largest=False, sorted=False).indices
+    within = torch.arange(BLOCK_GROUPS, device=best.device)
+    columns = (fold[:, :, None] * BLOCK_GROUPS + within).flatten(1)
+    top = torch.topk(best.gather(1, columns), want, dim=1, largest=False, sorted=False)
+    return top.values, columns.gather(1, top.indices)
 
 
 def decide(rows: Resident, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:

@@ -68,7 +68,7 @@ class ListWork:
         bounds = torch.arange(lists.nlist + 1, device=probed.device)
         first = torch.searchsorted(ordered.values, bounds)
         nprobe = int(probed.shape[1])
-        width = lists.widest[nprobe]
+        width = -(-lists.widest[nprobe] // BLOCK_GROUPS) * BLOCK_GROUPS
         return cls(lists.nlist, nprobe, width, probed, ends, ends - sizes, ordered.indices, first, lists.start)
 
     def groups_at(self, columns: Any) -> Any:
