@@ -30,6 +30,7 @@ from peers.truth import exact, hits
 HERE = ["memevolve-gpu", "memevolve-gpu ivf", "faiss Flat", "faiss HNSW"]
 """Peers that the environment of the tests has."""
 ROWS, DIM, K = 400, 16, 10
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the comparison pins processes and reads /proc")
 
 
 def unit_rows(rng: np.random.Generator, rows: int = ROWS) -> Array:
@@ -278,6 +279,7 @@ def test_every_peer_says_what_it_is_without_being_installed(name: str, repositor
 # Turns and failures
 
 
+@ON_LINUX
 def test_a_worker_that_dies_or_refuses_is_a_failure_with_its_reason(work: Work, tmp_path: Path) -> None:
     small = Work(work.folder, work.name, 200)
     remote = Remote("faiss Flat", small, tmp_path / "store", cores()[0], 60)
@@ -314,6 +316,7 @@ def test_peers_take_turns_and_one_that_fails_leaves(work: Work, tmp_path: Path) 
 # The command
 
 
+@ON_LINUX
 def test_a_run_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out.jsonl"
     given = ["--quick", "--size", "300", "--data", str(tmp_path), "--work", str(tmp_path / "work")]

@@ -78,7 +78,10 @@ def chosen_peers(wanted: Sequence[str] | None, console: Console) -> list[str]:
 def main(given: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if given is None else given
     arguments = arguments_of(given)
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
+    if sys.platform != "linux":
+        console.print("scripts/benchmark needs Linux: it pins processes to a core and reads their memory from /proc")
+        return 2
     plan = QUICK if arguments.quick else FULL
     names = chosen_peers(arguments.peers, console)
     scaled = [name for name in names if arguments.peers or name in SCALED]
