@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from milvus_fake import FakeError, FakeMilvus
+from support import FakeEmbedder
 
 from memevolve_gpu.components.store.milvus.door import Door, Version
 from memevolve_gpu.components.store.milvus.retry import GaveUp, Retrying
+from memevolve_gpu.components.store.milvus_store import MilvusStore
 from memevolve_gpu.errors import (
     ConfigurationError,
     ReadOnlyError,
@@ -185,7 +187,7 @@ class TestVersion:
 
 
 class TestConnections:
-    def test_a_forked_child_connects_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_forked_child_connects_anew_and_is_another_writer(self) -> None:
         made: list[float] = []
         server = FakeMilvus()
 
@@ -193,13 +195,20 @@ class TestConnections:
             made.append(seconds)
             return server.connect(seconds)
 
-        forked = Door(MilvusConfig(timeout=3), connect)
-        forked.call("has_collection", "x")
-        forked.call("has_collection", "x")
-        assert len(made) == 1
-        monkeypatch.setattr(os, "getpid", lambda: -1)
-        forked.call("has_collection", "x")
-        assert len(made) == 2
+        with MilvusStore(FakeEmbedder(4), client=connect) as store:
+            store.store({"content": "a"})
+            reading, writing = os.pipe()
+            child = os.fork()
+            if not child:
+                given = store.store({"content": "b"})
+                os.write(writing, f"{len(made)} {given}".encode())
+                os._exit(0)
+            os.waitpid(child, 0)
+            connections, theirs = os.read(reading, 100).decode().split()
+            os.close(reading)
+            os.close(writing)
+            assert (connections, len(made)) == ("2", 1)
+            assert theirs != store.store({"content": "c"})
 
 
 class TestAddresses:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ....utils.forking import renew_in_child
 from .door import Door
 
 __all__ = ["Clock"]
@@ -36,12 +37,18 @@ class Clock:
         self._last_born = 0
         self._ids: Iterator[str] = iter(())
         self._level = door.config.consistency
+        renew_in_child(self)
         moment = door.timestamp()
         if moment is None and self._level == "session":
             self._level = "strong"
         if moment is not None:
             self._guarantee = moment
             self._offset = (moment >> _LOGICAL_BITS) * 1_000_000 - time.time_ns()
+
+    def after_fork(self) -> None:
+        """A child is another writer: it takes numbers of its own."""
+        self._lock = threading.Lock()
+        self._ids = iter(())
 
     @property
     def level(self) -> str:

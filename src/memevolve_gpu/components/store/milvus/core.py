@@ -16,6 +16,7 @@ from ....monitoring.latency import LatencyRing
 from ....types import FloatArray, MemoryUnit
 from ....utils.config import StorageConfig
 from ....utils.embeddings import Embedder, EmbeddingFunction
+from ....utils.forking import renew_in_child
 from ....utils.milvus_config import MilvusConfig
 from ....utils.vectors import check_vector, check_vectors
 from .door import LONG, Client, Door, Version
@@ -41,7 +42,7 @@ _IN_FLIGHT = 60 * 10**9
 """Nanoseconds for which a row may have been on its way, or a writer's clock behind, when everything was sealed."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Core:
     """config: limits and targets; table: the rows; search: finds them; embedder: None when none was given."""
 
@@ -61,6 +62,10 @@ class Core:
         self.search = Search(self.table, self.plan, self.facts.metric, self.config.target_recall)
         self._lock = threading.Lock()
         self._counted = (0, -_COUNT_AGE)
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
 
     # Embedding
 

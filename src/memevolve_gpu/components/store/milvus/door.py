@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from ....errors import (
     StoreClosedError,
     StoreUnavailableError,
 )
+from ....utils.forking import renew_in_child
 from ....utils.milvus_config import MilvusConfig
 from .retry import GaveUp, Retrying
 
@@ -67,8 +67,9 @@ class Door:
         self._make = make or self._connect
         self._lock = threading.Lock()
         self._client: Client | None = None
-        self._pid = 0
+        self._inherited: Client | None = None
         self._closed = False
+        renew_in_child(self)
 
     def call(self, name: str, *arguments: Any, seconds: float | None = None, **named: Any) -> Any:
         """``client.name(*arguments, timeout=..., **named)``, repeated until the stated time is over.
@@ -105,15 +106,20 @@ class Door:
         """Give the connection back; further calls raise StoreClosedError."""
         with self._lock:
             client, self._client, self._closed = self._client, None, True
-        if client is not None and self._pid == os.getpid():
+        if client is not None:
             client.close()
+
+    def after_fork(self) -> None:
+        """A child connects anew; the parent's connection is kept unused, for closing it would speak to the server."""
+        self._lock = threading.Lock()
+        self._inherited, self._client = self._client, None
 
     def _open(self, seconds: float) -> Client:
         with self._lock:
             if self._closed:
                 raise StoreClosedError(f"the store {self.config.address} is closed; open a new MilvusStore")
-            if self._client is None or self._pid != os.getpid():
-                self._client, self._pid = self._make(seconds), os.getpid()
+            if self._client is None:
+                self._client = self._make(seconds)
             return self._client
 
     def _connect(self, seconds: float) -> Client:
