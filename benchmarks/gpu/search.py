@@ -66,8 +66,9 @@ Row = dict[str, Any]
 
 def contenders(n: int, dim: int) -> Iterator[IndexPlan]:
     """What is compared over n rows; the plans name no device yet."""
-    yield plan_index(count=n, dim=dim, metric=METRIC, index_type="auto", target_recall=TARGET, budget_bytes=1 << 42)
-    if n * dim <= CPU_EXACT_VALUES:
+    auto = plan_index(count=n, dim=dim, metric=METRIC, index_type="auto", target_recall=TARGET, budget_bytes=1 << 42)
+    yield auto
+    if n * dim <= CPU_EXACT_VALUES and auto.kind != "exact":
         yield IndexPlan("exact")
     nlist = adaptive_nlist(n)
     for engine in ("torch", "faiss"):
