@@ -17,6 +17,7 @@ from index.torch_engine.conftest import CARD
 from index.torch_engine.kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError, EngineError
+from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.index.torch_engine import body as body_module
 from memevolve_gpu.index.torch_engine import door, guard
@@ -56,6 +57,16 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     assert_right(body, queries, vectors)
     assert max(asked[11:]) == 5, "what was learnt is kept"
     assert body.incidents() == []
+
+
+def test_filters_are_dropped_when_memory_is_short(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries, mask = some(1), some(2, 40), Allowed(np.arange(2000) % 2 == 0)
+    body = on_card("exact", vectors)
+    body.search(queries, 10, Effort(), mask)
+    assert len(body._masks._kept) == 1
+    fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > 8 else None)
+    assert_right(body, queries, vectors)
+    assert len(body._masks._kept) == 0
 
 
 def test_a_cut_batch_grows_again(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

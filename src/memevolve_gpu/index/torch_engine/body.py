@@ -113,12 +113,12 @@ class TorchBody(Body):
     def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, space: Space) -> None:
         super().__init__(plan, metric, rows, table)
         self._space = space
-        self._guard = Guard(plan.device)
+        self._masks = masks = Masks()
+        self._guard = Guard(plan.device, masks.clear)
         self._account = account_of(plan.device)
         self._loaded: _Loaded | None = None
         self._loading = threading.Lock()
         self._loader: threading.Thread | None = None
-        self._masks = Masks()
         self._replays = Replays(self._guard.remark)
 
     @property

@@ -83,8 +83,15 @@ class Guard:
     until the process ends. A forked child never asks the device.
     """
 
-    def __init__(self, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        device: str,
+        relieve: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``relieve`` drops what the body keeps on the device for speed alone; called when memory is short."""
         self.device = device
+        self._relieve = relieve
         self._clock = clock
         self._pid = os.getpid()
         self._limit: int | None = None
@@ -137,6 +144,7 @@ class Guard:
             else:
                 self._succeeded(most)
                 return found
+            self._relieve()
             _release(self.device)  # now that the error no longer keeps alive what was made before it
         return None
 

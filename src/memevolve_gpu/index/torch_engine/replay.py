@@ -12,7 +12,7 @@ __all__ = ["Replays"]
 
 _KEPT = 4
 _MOST_RECORDED = 16
-"""Recording takes some hundredths of a second: searches whose shapes change all the time are better launched plainly."""
+"""Recording takes some hundredths of a second: where shapes change all the time, plain launches are better."""
 _WARM = 2
 """Searches of a shape that go the plain way before it is recorded: they compile the kernels."""
 
