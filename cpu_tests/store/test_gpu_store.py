@@ -17,6 +17,7 @@ from gpu_kit import MB, Card, OnCard, machine_with
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
+from memevolve_gpu.devices import budget
 from memevolve_gpu.devices.budget import CONTEXT_BYTES
 from memevolve_gpu.devices.machine import Machine
 from memevolve_gpu.devices.request import DeviceChoice
@@ -244,14 +245,22 @@ def test_memory_that_goes_while_a_body_is_built_sends_it_to_the_cpu_and_back(
         assert store.get_storage_health()["recommendations"] == []
 
 
-def test_an_index_that_fits_but_not_beside_the_old_one_takes_its_place(tmp_path: Path, card: Card) -> None:
-    with filled(tmp_path, machine_with(card)) as store:
+def test_an_index_that_fits_but_not_beside_the_old_one_takes_its_place(
+    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "CONTEXT_BYTES", 0)
+    with filled(tmp_path, machine_with(card, fraction=1.0)) as store:
         held = card.total - card.free
-        card.total = int(1.5 * held) + (900 * MB)
-        store.retrain()
-        figures = store.statistics()
-        assert figures["index"]["device"] == "cuda:0"
-        assert card.total - card.free == figures["device"]["measured_bytes"]
+        card.total = int(1.5 * held)
+        for rebuild in (store.retrain, store.run_maintenance):
+            store.store_batch(units_of(3 * COUNT, COUNT), embeddings=vectors_of(2 * COUNT, SEED + 1))
+            store.store_batch(units_of(3 * COUNT, COUNT), embeddings=vectors_of(2 * COUNT, SEED + 2))
+            rebuild()
+            figures = store.statistics()
+            assert figures["index"]["device"] == "cuda:0"
+            assert figures["tail_rows"] == 0
+            assert card.total - card.free == figures["device"]["measured_bytes"]
+            assert events(store, "device-refused") == []
 
 
 def test_a_card_that_others_fill_keeps_what_it_has(tmp_path: Path, card: Card) -> None:
@@ -377,7 +386,7 @@ def test_threads_search_on_while_the_device_comes_and_goes(tmp_path: Path, card:
                 store._open.live.leave_device()
                 store.run_maintenance()
             card.lost = True
-            store.run_maintenance()
+            assert store.search_vectors(questions, 4)[1] == expected
             store.run_maintenance()
         finally:
             stop.set()

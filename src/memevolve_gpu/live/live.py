@@ -135,6 +135,12 @@ class LiveIndex:
         self._measured = (None, 0)  # the old body shall go, and its device memory with it
         self.generation = generation
 
+    def look_at_device(self) -> None:
+        """Note what happened there, and how much room there is now; may take seconds."""
+        view = self.catch_up()
+        self.desk.poll(view.body)
+        self.desk.look(view.count)
+
     def leave_device(self) -> View:
         """Go on from the host's own vectors of the body in use, so that nothing is held on its device any more."""
         with self.mutex:

@@ -6,12 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import CapacityError, DeviceError, ReadOnlyError
-from ..planner.plan import plan_index
+from ..errors import DeviceError, ReadOnlyError
 from ..records.failures import translated
 from ..training.quality import Quality
 from ..types import IndexPlan
@@ -22,6 +21,7 @@ from .causes import Cause, cause_to_build
 from .courtesy import Courtesy
 from .live import LiveIndex
 from .pace import Pace
+from .planning import planned
 from .rebuild import Gathered, gather, gather_tail, swapped
 from .recovery import agrees, load_snapshot
 from .rounds import one_process
@@ -84,26 +84,7 @@ class Maintenance:
 
     def plan(self, view: View, early: bool = False) -> IndexPlan:
         """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
-        settings = self._live.settings
-        try:
-            return plan_index(
-                count=view.count,
-                dim=view.body.dim,
-                metric=view.metric,
-                index_type=settings.index_type,
-                target_recall=settings.target_recall,
-                budget_bytes=settings.budget_bytes,
-                min_training_units=0 if early else settings.min_training_units,
-                adaptive_nlist=settings.adaptive_nlist,
-                vectors_per_centroid=settings.vectors_per_centroid,
-                nlist_min=settings.nlist_min,
-                nlist_max=settings.nlist_max,
-                precision=settings.precision,
-                current_nlist=view.body.nlist or None,
-                device=self._live.desk.facts(view.count, view.body),
-            )
-        except CapacityError as error:
-            return replace(view.body.plan, reason=f"kept as it is: {error}")
+        return planned(self._live, view, early)
 
     def cause(self, view: View, *, quiet: bool = False) -> Cause | None:
         """Why a new body is due; None when the present one serves. ``quiet``: nobody writes, so less need wait."""
@@ -138,6 +119,7 @@ class Maintenance:
         """
         view = self._live.catch_up()
         cause, delay = self.cause(view), self._pace.delay(view)
+        del view  # see _build
         wanted = self._wanted or (cause is not None and cause.kind != "append")
         if not wanted and (delay is None or delay > 0.0):
             return delay
@@ -190,8 +172,9 @@ class Maintenance:
             cause = self.cause(view)
             if cause is None and not (view.body.n and joins_log(view, self._live.records.head().horizon)):
                 cause = Cause("append", "snapshot asked for")
+            del view  # see _build
             if cause:
-                self._build(view, cause, _silent)
+                self._build(cause, _silent)
             if self._saver.failed is None and (cause is None or self._saver.unsaved):
                 self._save()
             failed = self._saver.failed
@@ -226,28 +209,30 @@ class Maintenance:
     def _round(self, progress: Progress, force: Cause | None, quiet: bool) -> tuple[list[str], str]:
         self._saver.forget_failure()
         actions = self._healed()
-        view = self._live.catch_up()
-        self._live.desk.poll(view.body)
-        self._live.desk.look(view.count)
-        cause = force or self.cause(view, quiet=quiet)
-        if cause and cause.kind != "append" and not force and self.plan(view).engine == "cpu" and self._adopt():
-            actions.append("adopted a newer snapshot")
-            view = self._live.catch_up()
-            cause = self.cause(view, quiet=quiet)
+        self._live.look_at_device()
+        cause = force or self._found_cause(actions, quiet)
         if cause:
-            actions.append(self._build(view, cause, progress, forced=force is not None))
+            actions.append(self._build(cause, progress, forced=force is not None))
         actions += self._attend()
         actions += self._shortened()
         return actions, cause.text if cause else ""
+
+    def _found_cause(self, actions: list[str], quiet: bool) -> Cause | None:
+        """Why a new body is due, after a newer one of another process was adopted where that would do."""
+        view = self._live.catch_up()
+        cause = self.cause(view, quiet=quiet)
+        if cause and cause.kind != "append" and self.plan(view).engine == "cpu" and self._adopt():
+            actions.append("adopted a newer snapshot")
+            cause = self.cause(self._live.catch_up(), quiet=quiet)
+        return cause
 
     def _shortened(self) -> list[str]:
         """Purge a log that has become long; where the snapshot needs too much of it, save first."""
         if self._live.records.read_only or not self._saver.log_is_long():
             return []
         if self._saver.failed is None and self._saver.log_is_held():
-            view = self._live.catch_up()
-            if view.tail_n:
-                self._build(view, Cause("append", "the log is long"), _silent)
+            if self._live.catch_up().tail_n:
+                self._build(Cause("append", "the log is long"), _silent)
             if self._saver.log_is_held():
                 self._save()
         return [f"purged {self._saver.purge()} log entries"]
@@ -266,18 +251,20 @@ class Maintenance:
         )
         return ["healed the index" if healed else "could not heal the index: run check"]
 
-    def _build(self, view: View, cause: Cause, progress: Progress, *, forced: bool = False) -> str:
+    def _build(self, cause: Cause, progress: Progress, *, forced: bool = False) -> str:
+        """Put a new body in use. Callers hold no view: a device may have room for it only once the old one is gone."""
         live, started = self._live, time.perf_counter()
+        live.catch_up()
         epoch, self._asked = live.epoch, None
-        made = self._extended(view) if cause.kind == "append" else None
+        made = self._extended() if cause.kind == "append" else None
         extended = made is not None
         if made is None:
-            if view.body.plan.precision != "float32":
-                view = live.reload("full precision is needed to rebuild")
+            if live.view.body.plan.precision != "float32":
+                live.reload("full precision is needed to rebuild")
             epoch = live.epoch
-            made = self._anew(view, cause, progress, forced=forced)
+            made = self._anew(cause, progress, forced=forced)
         if made is None:
-            return f"kept {view.body.kind}: the device refused"
+            return f"kept {live.view.body.kind}: the device refused"
         built, gathered = made
         with live.mutex:
             now = live.catch_up()
@@ -294,9 +281,9 @@ class Maintenance:
         self._tell(built, cause, time.perf_counter() - started)
         return f"{'extended' if extended else 'built'} {built.body.kind} of {built.body.n} rows"
 
-    def _anew(self, view: View, cause: Cause, progress: Progress, *, forced: bool) -> tuple[Built, Gathered] | None:
+    def _anew(self, cause: Cause, progress: Progress, *, forced: bool) -> tuple[Built, Gathered] | None:
         """A body built of all living rows; None where the device refused and nothing else is due."""
-        made = self._on_device(view, cause, progress)
+        made = self._on_device(cause, progress)
         if made is not None:
             return made
         view = self._live.catch_up()
@@ -304,9 +291,9 @@ class Maintenance:
             return None
         return self._verified(self.plan(view, cause.by_request), view, cause, progress)
 
-    def _extended(self, view: View) -> tuple[Built, Gathered] | None:
+    def _extended(self) -> tuple[Built, Gathered] | None:
         """The body in use with the rows of the tail behind its own; None where it cannot have them."""
-        live, gathered = self._live, gather_tail(view)
+        live, gathered = self._live, gather_tail(self._live.view)
         built = extend_verified(gathered, live.settings, live.asked, self._pause())
         return None if built is None else (built, gathered)
 
@@ -322,9 +309,10 @@ class Maintenance:
     def _pause(self) -> Courtesy:
         return Courtesy(lambda: self._live.last_search)
 
-    def _on_device(self, view: View, cause: Cause, progress: Progress) -> tuple[Built, Gathered] | None:
+    def _on_device(self, cause: Cause, progress: Progress) -> tuple[Built, Gathered] | None:
         """The planned body where a device is to hold it; None where none is, and where the device refuses."""
-        plan, desk = self.plan(view, cause.by_request), self._live.desk
+        view, desk = self._live.view, self._live.desk
+        plan = self.plan(view, cause.by_request)
         if plan.engine == "cpu":
             return None
         try:

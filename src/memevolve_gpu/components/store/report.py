@@ -94,10 +94,8 @@ def _performance(engine: Engine, view: View) -> dict[str, Any]:
 
 def _device(engine: Engine) -> dict[str, Any]:
     """The device as it is now; looking at it may take a moment where a GPU could be of use."""
-    view, desk = engine.live.view, engine.live.desk
-    desk.poll(view.body)
-    desk.look(view.count)
-    return desk.report(view.body)
+    engine.live.look_at_device()
+    return engine.live.desk.report(engine.live.view.body)
 
 
 def _snapshot_bytes(engine: Engine) -> dict[str, int]:
