@@ -70,6 +70,7 @@ class LiveIndex:
         self._masks = FilterMasks(records.matching)
         self._touched = Touched(0)
         self._measured: tuple[object, int] = (None, 0)
+        self._parents_body: Body | None = None
         self._view = self._open()
         renew_in_child(self)
 
@@ -252,4 +253,5 @@ class LiveIndex:
         self.events.reset_lock()
         self.asked.after_fork()
         if self._view.body.plan.engine != "cpu":  # a child must not touch the device of its parent
+            self._parents_body = self._view.body  # kept: to free its memory would be to touch the device
             self._view = on_host(self._view)
