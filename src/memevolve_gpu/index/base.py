@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from ..types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ..types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 from .allowed import Allowed
 from .growing import grown
 from .rerank import VectorTable, make_table, table_from
 from .sample import padded_columns
 from .scan import padded
 
-__all__ = ["Arrays", "Body", "BuildJob", "Progress", "chunks"]
+__all__ = ["Arrays", "Body", "BuildJob", "Progress", "chunks", "out_of_range"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Progress = Callable[[str, float], None]
@@ -254,9 +254,13 @@ def _column(parts: Arrays, name: str, dtype: type[np.generic]) -> npt.NDArray[An
     return array
 
 
+def out_of_range(precision: Precision) -> str:
+    """The note in the plan of a body that could not hold its vectors in ``precision``."""
+    return f"vectors leave the range of {precision}"
+
+
 def _with_precision(plan: IndexPlan, table: VectorTable) -> IndexPlan:
-    note = f"vectors leave the range of {plan.precision}; kept as {table.precision}"
-    return replace(plan, precision=table.precision, notes=(*plan.notes, note))
+    return replace(plan, precision=table.precision, notes=(*plan.notes, out_of_range(plan.precision)))
 
 
 def chunks(nq: int, bytes_each: int) -> Iterator[slice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..index.base import out_of_range
 from ..training.drift import Now, Trained, needs_retraining
 from ..types import IndexPlan
 from .view import View
@@ -83,7 +84,7 @@ def _to_train(view: View, plan: IndexPlan) -> Cause | None:
     if (plan.engine, plan.device) != (held.engine, held.device):
         places = [f"{one.engine} on {one.device}" if one.device != "cpu" else "the CPU" for one in (held, plan)]
         return Cause("train", f"{places[0]} gives way to {places[1]}: {plan.reason}")
-    if plan.precision != held.precision:
+    if plan.precision != held.precision and out_of_range(plan.precision) not in held.notes:
         return Cause("train", f"precision {held.precision} gives way to {plan.precision}")
     if not facts.trained_rows:
         return None
