@@ -19,6 +19,8 @@ ITERATIONS = 10
 _NO_TURNS: AbstractContextManager[Any] = nullcontext()
 _ENOUGH = 1e-4
 """A relative improvement of the objective below this ends the training."""
+_LONGEST = 240.0
+"""flash-kmeans keeps squared lengths in the rows' float16, which ends at 65,504."""
 _APART = 2.0**-7
 """By this share the two centroids of a split list are moved apart: 16 steps of float16."""
 
@@ -36,7 +38,7 @@ def train(
     """Centroids of the rows of ``x``: float32 (nlist, columns) on its device.
 
     flash-kmeans does it where it is installed and the device is a GPU; the steps here, which are those of Lloyd, do it
-    elsewhere. Without flash-kmeans the same arguments give the same bits.
+    elsewhere. Without flash-kmeans, which adds in any order, the same arguments give the same bits.
 
     Args:
         x: float16 (m, columns), m at least nlist.
@@ -99,7 +101,8 @@ def _refilled(means: Any, counts: Any) -> Any:
 
 def _flash(x: Any, centroids: Any, iterations: int) -> Any:
     """What flash-kmeans makes of it; None where it is missing, or fails in a way that is not the device's."""
-    if x.device.type != "cuda":
+    torch = load_torch()
+    if x.device.type != "cuda" or float(torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).max()) > _LONGEST:
         return None
     try:
         flash = importlib.import_module("flash_kmeans").batch_kmeans_Euclid
@@ -111,5 +114,5 @@ def _flash(x: Any, centroids: Any, iterations: int) -> Any:
         if cause_of(error) in {"out-of-memory", "device-lost"}:
             raise
         return None
-    wide = found.to(load_torch().float32)
+    wide = found.to(torch.float32)
     return wide if bool(wide.isfinite().all()) else None

@@ -11,7 +11,7 @@ from .work import ListWork
 __all__ = ["assign", "list_minima", "locate", "minima", "rescore", "sum_lists"]
 
 _TILE = 1 << 24
-"""Scores held at a time."""
+"""Numbers held at a time."""
 
 
 def minima(rows: Any, q: Any, factor: Any) -> Any:
@@ -31,15 +31,18 @@ def minima(rows: Any, q: Any, factor: Any) -> Any:
 def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
     """The scores of all rows of ``chosen`` groups int64 (nq, w): float32 (nq, 32 * w), +inf for group -1."""
     torch = load_torch()
-    out = torch.full((*chosen.shape, GROUP), float("inf"), dtype=torch.float32, device=q.device)
-    x = rows.x.unflatten(0, (-1, GROUP))
-    for row, groups in enumerate(chosen):
-        at = groups.clamp_min(0)
-        dots = (x[at].to(torch.float32) * q[row].to(torch.float32)).sum(2)
+    nq, width = chosen.shape
+    out = torch.empty((nq, width, GROUP), dtype=torch.float32, device=q.device)
+    x, bias = rows.x.unflatten(0, (-1, GROUP)), rows.bias.unflatten(0, (-1, GROUP))
+    step = max(1, _TILE // max(1, width * GROUP * rows.columns))
+    for start in range(0, nq, step):
+        some = slice(start, start + step)
+        at = chosen[some].clamp_min(0)
+        dots = (x[at].to(torch.float32) * q[some, None, None].to(torch.float32)).sum(3)
         if rows.scales.numel():
             dots *= rows.scales.unflatten(0, (-1, GROUP))[at]
-        scores = rows.bias.unflatten(0, (-1, GROUP))[at] - factor[row] * dots
-        out[row] = scores.masked_fill((groups < 0)[:, None], float("inf"))
+        scores = bias[at] - factor[some, None, None] * dots
+        out[some] = scores.masked_fill((chosen[some] < 0)[..., None], float("inf"))
     return out.flatten(1)
 
 
