@@ -7,9 +7,11 @@ Run it with ``scripts/test-milvus --run benchmarks/milvus.py``; the figures go t
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,29 +123,40 @@ def _timed(times: list[float], act: Callable[[], Any]) -> Any:
     return result
 
 
+def on_standalone(data: Data, folder: Path, wanted: set[str]) -> Iterator[tuple[str, Any]]:
+    server = Standalone(folder / "standalone")
+    with running(server):
+        with on_server("empty", 8) as store:
+            yield "server", store.statistics()["server"]["version"]
+        if "copy" in wanted:
+            yield "copy", copies(data, folder)
+            yield "recall_by_effort", efforts(data)
+            yield "consistency", consistency(data)
+        if "kill" in wanted:
+            yield "standalone_kill_9", killed_while_writing(server, 5.0)
+            yield "standalone_hangs", paused(server, 2.0)
+
+
+def on_cluster(data: Data, folder: Path) -> Iterator[tuple[str, Any]]:
+    cluster = Cluster(folder / "cluster")
+    with running(cluster):
+        queries = np.concatenate([one[:100] for one in data.queries.values()])
+        yield "query_node_killed", query_node_killed(cluster, data.vectors, queries, (10.0, 50.0))
+
+
 def main() -> None:
+    """Arguments name the parts to measure again: copy, kill, cluster; all of them without any."""
+    wanted = set(sys.argv[1:]) or {"copy", "kill", "cluster"}
     data = load(ROOT.parent / "shared" / "data")
-    results: dict[str, Any] = {"machine": machine(), "data": data.name}
+    held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results: dict[str, Any] = {**held, "machine": machine(), "data": data.name}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        server = Standalone(folder / "standalone")
-        with running(server):
-            with on_server("empty", 8) as store:
-                results["server"] = store.statistics()["server"]["version"]
-            results["copy"] = copies(data, folder)
-            print(json.dumps(results["copy"], indent=2), flush=True)
-            results["recall_by_effort"] = efforts(data)
-            results["consistency"] = consistency(data)
-            print(json.dumps([results["recall_by_effort"], results["consistency"]], indent=2), flush=True)
-            results["standalone_kill_9"] = killed_while_writing(server, 5.0)
-            results["standalone_hangs"] = paused(server, 4.0)
-            print(json.dumps([results["standalone_kill_9"], results["standalone_hangs"]], indent=2), flush=True)
-        cluster = Cluster(folder / "cluster")
-        with running(cluster):
-            queries = np.concatenate([one[:100] for one in data.queries.values()])
-            results["query_node_killed"] = query_node_killed(cluster, data.vectors, queries, (10.0, 50.0))
-            print(json.dumps(results["query_node_killed"], indent=2), flush=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        parts = [on_standalone(data, Path(name), wanted)] if wanted & {"copy", "kill"} else []
+        parts += [on_cluster(data, Path(name))] if "cluster" in wanted else []
+        for title, figures in chain.from_iterable(parts):
+            results[title] = figures
+            print(title, json.dumps(figures, indent=2), flush=True)
+            RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -247,8 +247,10 @@ def test_the_client_s_own_log_is_quiet_unless_somebody_set_it(monkeypatch: pytes
     from memevolve_gpu.components.store.milvus.door import _quiet
 
     log = logging.getLogger("a_client_of_ours")
-    _quiet("a_client_of_ours")
-    assert log.level == logging.CRITICAL
+    for as_it_comes in (logging.NOTSET, logging.WARNING):
+        log.setLevel(as_it_comes)
+        _quiet("a_client_of_ours")
+        assert log.level == logging.CRITICAL
     log.setLevel(logging.DEBUG)
     _quiet("a_client_of_ours")
     assert log.level == logging.DEBUG

@@ -200,7 +200,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _quiet(name: str) -> None:
-    """What goes wrong reaches our callers as an error; the client's own log of it, with a traceback, says it twice."""
+    """What goes wrong reaches our callers as an error; the client's own log of it, with a traceback, says it twice.
+
+    A level that somebody chose is left alone; pymilvus sets WARNING when it is imported.
+    """
     log = logging.getLogger(name)
-    if log.level == logging.NOTSET:
+    if log.level in (logging.NOTSET, logging.WARNING):
         log.setLevel(logging.CRITICAL)
