@@ -327,7 +327,7 @@ def test_a_run_from_end_to_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert [record for record in made if "error" in record] == []
     assert {record["section"] for record in made} >= set(SECTIONS) - {"scaling"} | {"machine", "end"}
     recalls = [record["recall"] for record in made if record["section"] in ("search", "filters") and "recall" in record]
-    assert len(recalls) > 10
+    assert len(recalls) >= 2 + 4 + 2  # curves, two targets, two filters of the one that has them
     assert min(recalls) > 0.5
     assert next(record for record in made if record["section"] == "mixed")["recall_after"] > 0.9
     assert all(record["found_at_once"] == 1 for record in made if record.get("kind") == "insert")

@@ -16,10 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Facts", "Payload", "Peer", "part_of"]
+__all__ = ["EF", "Array", "Facts", "Payload", "Peer", "part_of"]
 
 Array = npt.NDArray[np.float32]
 Payload = dict[str, Any]
+EF: tuple[float, ...] = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
+"""Lengths of the candidate list of a graph search, close enough that none overshoots a recall by much."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ PARTS = {"third": 33, "1 %": 1}
 """Name of a filter to the ``metadata.part`` below which a unit is kept."""
 
 
+COMPLETE = 0.999
+
+
 # Building
 
 
@@ -119,15 +122,17 @@ def knobs_for(
 
 
 def curve(session: Session, judge: Judge) -> None:
-    """Recall against time: each knob of each peer, one or two passes."""
+    """Recall against time: one pass with each knob of each peer, up to the one with which nothing is left to gain."""
     most = max(len(session.facts(name).knobs) for name in session.names)
+    complete: set[str] = set()
     for position in range(most):
         knobs = {}
         for name in session.names:
             facts = session.facts(name)
-            if position < len(facts.knobs):
+            if position < len(facts.knobs) and name not in complete:
                 knobs[name] = Choice(facts.knobs[position], 0.0, True)
-        measured(session, {"section": "search", "what": "curve"}, knobs, judge, 1, "ids")
+        recalls = measured(session, {"section": "search", "what": "curve"}, knobs, judge, 1, "ids")
+        complete |= {name for name, recall in recalls.items() if recall >= COMPLETE}
 
 
 def measured(
@@ -138,8 +143,8 @@ def measured(
     passes: int,
     what: str,
     below: int = 0,
-) -> None:
-    """Passes over the judged queries, in blocks by turns; one record for each peer."""
+) -> dict[str, float]:
+    """Passes over the judged queries, in blocks by turns; one record for each peer, of its whole passes. Returns recalls."""
     size = session.plan.block
     starts = range(0, len(judge.rows), size)
     times: dict[str, list[list[float]]] = {name: [[] for _ in range(passes)] for name in knobs}
@@ -156,10 +161,15 @@ def measured(
 
     names = list(knobs)
     session.interleaved(record["section"], passes * len(starts), turn, names, len(starts), session.plan.cap)
+    recalls = {}
     for name in names:
         if name in session.names:
-            figures = {"knob": knobs[name].knob, "reached": knobs[name].reached, **passes_summary(times[name])}
-            session.record({**record, "peer": name, **figures, **judged(judge, found[name])})
+            recall = judged(judge, found[name])
+            recalls[name] = float(recall.get("recall", 0.0))
+            whole = [taken for taken in times[name] if len(taken) == len(judge.rows)]
+            figures = {"knob": knobs[name].knob, "reached": knobs[name].reached, **passes_summary(whole)}
+            session.record({**record, "peer": name, **figures, **recall})
+    return recalls
 
 
 def judged(judge: Judge, found: list[list[int]]) -> dict[str, Any]:

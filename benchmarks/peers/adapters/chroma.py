@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..protocol import Array, Facts, Payload, Peer, part_of
+from ..protocol import EF, Array, Facts, Payload, Peer, part_of
 
 BATCH = 5000
 """Below the client's own limit, which hangs on the SQLite it was built with."""
@@ -18,7 +18,7 @@ class Chroma(Peer):
         name="chromadb",
         kind="store",
         modules=("chromadb",),
-        knobs=(10, 20, 40, 80, 100, 160, 320, 640),
+        knobs=EF,
         knob="ef_search",
         settings="PersistentClient, hnsw space=l2, M=16, ef_construction=100 (defaults), sync_threshold=1000",
         durability="synced: one SQLite transaction a call; by default the same. HNSW files every 1,000 changes",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..protocol import Array, Facts, Payload, Peer
+from ..protocol import EF, Array, Facts, Payload, Peer
 
 NONE = "none: in memory; the file is written by close()"
 
@@ -65,7 +65,7 @@ class FaissHnsw(Faiss):
         name="faiss HNSW",
         kind="library",
         modules=("faiss",),
-        knobs=(16, 32, 64, 128, 256, 512, 1024),
+        knobs=EF,
         knob="efSearch",
         settings="IndexHNSWFlat M=32, efConstruction=40 (defaults)",
         durability=NONE,

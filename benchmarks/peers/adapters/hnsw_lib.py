@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..protocol import Array, Facts, Payload, Peer
+from ..protocol import EF, Array, Facts, Payload, Peer
 
 SPARE = 20_000
 """Rows that can be added before the index must be resized."""
@@ -19,7 +19,7 @@ class Hnswlib(Peer):
         name="hnswlib",
         kind="library",
         modules=("hnswlib",),
-        knobs=(16, 32, 64, 128, 256, 512, 1024),
+        knobs=EF,
         knob="ef",
         settings="l2, M=16, ef_construction=200, allow_replace_deleted=False",
         durability="none: in memory; the file is written by close()",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..protocol import Array, Facts, Payload, Peer, part_of
+from ..protocol import EF, Array, Facts, Payload, Peer, part_of
 
 
 class Lance(Peer):
@@ -15,7 +15,7 @@ class Lance(Peer):
         name="lancedb",
         kind="store",
         modules=("lancedb",),
-        knobs=(40, 64, 128, 256, 512, 1024),
+        knobs=EF[3:],
         knob="ef, refine_factor 4",
         settings="IVF_HNSW_SQ, l2, defaults (one partition up to 1,048,576 rows), BTREE on id and part",
         durability="not synced: a new version of the table is renamed into place; by default the same",

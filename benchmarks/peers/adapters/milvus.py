@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..protocol import Array, Facts, Payload, Peer, part_of
+from ..protocol import EF, Array, Facts, Payload, Peer, part_of
 
 BATCH = 2000
 
@@ -16,7 +16,7 @@ class Milvus(Peer):
         name="milvus-lite",
         kind="store",
         modules=("milvus_lite", "pymilvus"),
-        knobs=(16, 32, 64, 128, 256, 512, 1024),
+        knobs=EF,
         knob="ef",
         settings="HNSW M=16, efConstruction=200, L2; unit as a JSON field",
         durability="not synced: a write-ahead log that is synced when it is closed; by default the same",

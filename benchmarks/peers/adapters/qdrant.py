@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..protocol import Array, Facts, Payload, Peer
+from ..protocol import EF, Array, Facts, Payload, Peer
 
 BATCH = 1000
 
@@ -16,7 +16,7 @@ class Qdrant(Peer):
         name="qdrant-edge",
         kind="store",
         modules=("qdrant_edge",),
-        knobs=(16, 32, 64, 128, 256, 512, 1024),
+        knobs=EF,
         knob="hnsw_ef",
         settings="HNSW m=16, ef_construct=100 (defaults), Dot, one search thread, integer index on part",
         durability="synced: flush() after the call; by default in the write-ahead log, not synced",

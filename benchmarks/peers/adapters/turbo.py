@@ -19,7 +19,7 @@ class Turbovec(Peer):
         name="turbovec",
         kind="library",
         modules=("turbovec",),
-        knobs=(10, 20, 40, 80, 160, 320),
+        knobs=(10, 15, 20, 30, 40, 60, 80, 160, 320),
         knob="candidates, ranked again by float32 above 10",
         settings="IdMapIndex, 4 bits, calibrated on 2,048 rows; float vectors beside it for the ranking",
         durability="none for the float vectors; synced: sync() of the codes; by default in memory",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..protocol import Array, Facts, Payload, Peer
+from ..protocol import EF, Array, Facts, Payload, Peer
 
 
 class Usearch(Peer):
@@ -16,7 +16,7 @@ class Usearch(Peer):
         name="usearch",
         kind="library",
         modules=("usearch",),
-        knobs=(16, 32, 64, 128, 256, 512, 1024),
+        knobs=EF,
         knob="expansion_search",
         settings="l2sq, f32, connectivity=16, expansion_add=128 (defaults)",
         durability="none: in memory; the file is written by close()",

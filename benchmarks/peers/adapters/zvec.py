@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..protocol import Array, Facts, Payload, Peer, part_of
+from ..protocol import EF, Array, Facts, Payload, Peer, part_of
 
 BATCH = 1000
 
@@ -18,7 +18,7 @@ class Zvec(Peer):
         name="zvec",
         kind="store",
         modules=("zvec",),
-        knobs=(16, 32, 64, 128, 256, 512, 1024),
+        knobs=EF,
         knob="ef",
         settings="HNSW m=50, ef_construction=500 (defaults), FP32, IP; one thread; inverted index on part",
         durability="synced: flush() after the call; by default in the write-ahead log, not synced",
