@@ -95,7 +95,7 @@ def test_a_card_with_a_byte_limit_answers_in_smaller_batches(kind: str, card: Ac
     assert_right(body, queries, vectors)
     assert what_happened(body)[-1] == ("limit", "cpu")
     assert body.device == "cpu"
-    assert body.device_bytes == 0
+    assert body.device_bytes > SCRATCH, "the rows wait there"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -38,7 +38,7 @@ _DEVICE_CALL = 15_000_000.0
 """Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
 _LEAST_CANDIDATES = 32
 _MOST_QUERIES = 16_384
-_USUAL = (1, 16, 128)
+_USUAL = (1, 16, 32, 64, 128)
 """Numbers of queries at once for which different kernels are compiled."""
 
 
@@ -127,8 +127,8 @@ class TorchBody(Body):
 
     @property
     def device_bytes(self) -> int:
-        """Bytes on the device, scratch included; 0 while the host answers."""
-        if self._loaded is None or self.device == "cpu":
+        """Bytes held on the device, scratch included, also while it rests; 0 when the rows are not there."""
+        if self._loaded is None or self.plan.device == "cpu":
             return 0
         return self._held(self._loaded) + SCRATCH
 
@@ -151,7 +151,7 @@ class TorchBody(Body):
         """``queries`` on this body's device, when they lie on some device and this one is to answer; else None."""
         if isinstance(queries, np.ndarray) or not on_some_device(queries):
             return None
-        if self._loaded is None or effort.exact or k < 1 or tuple(queries.shape[1:]) != (self.dim,):
+        if self._loaded is None or effort.exact or k < 1 or tuple(getattr(queries, "shape", ()))[1:] != (self.dim,):
             return None
         if allowed is not None and (allowed.n != self.n or allowed.count == 0):
             return None
@@ -239,7 +239,8 @@ class TorchBody(Body):
         """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream."""
         if loaded.device.type != "cuda":
             return
-        for nq in _USUAL:
+        each = scratch_each(loaded.rows, _LEAST_CANDIDATES, loaded.rows.groups)
+        for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
             raw = load_torch().zeros((nq, self.dim), dtype=load_torch().float32, device=loaded.device)
             asked = Queries.prepare(raw, loaded.rows)
             for nprobe in (0, 1) if loaded.lists is not None else (0,):
