@@ -144,7 +144,7 @@ def measured(
     what: str,
     below: int = 0,
 ) -> dict[str, float]:
-    """Passes over the judged queries, in blocks by turns; one record for each peer, of its whole passes. Returns recalls."""
+    """Passes over the judged queries, in blocks by turns; a record for each peer, of whole passes. Returns recalls."""
     size = session.plan.block
     starts = range(0, len(judge.rows), size)
     times: dict[str, list[list[float]]] = {name: [[] for _ in range(passes)] for name in knobs}
