@@ -184,6 +184,14 @@ class TestSearchesThatFallShort:
         store.run_maintenance()
         assert not store.get_storage_health()["needs_retraining"]
 
+    def test_without_an_index_the_server_always_compares_all(self) -> None:
+        server = FakeMilvus()
+        store, vectors = filled(server, 20, index_type="flat")
+        server.segments = [(40_000, "")]
+        store.search_vectors(vectors[:1], 1, recall=1.0)
+        assert server.calls["search"] == 1
+        assert not store.get_storage_health()["needs_retraining"]
+
     def test_rows_that_still_grow_may_be_too_many_for_an_exact_answer_of_the_server(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:

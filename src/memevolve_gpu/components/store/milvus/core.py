@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -140,8 +141,9 @@ class Core:
 
     def unsettled(self) -> int:
         """Rows in segments that the server has not given the planned index yet."""
+        least = math.inf if self.plan.index == "FLAT" else _INDEXED_FROM  # FLAT is no index, and never listed as one
         segments = self.table.segments() or []
-        return sum(one.rows for one in segments if not one.loaded or (one.rows >= _INDEXED_FROM and not one.indexed))
+        return sum(one.rows for one in segments if not one.loaded or (one.rows >= least and not one.indexed))
 
     def settle(self, progress: Progress | None = None) -> int:
         """Seal what was written and wait until it is indexed; how many rows had to be waited for.
