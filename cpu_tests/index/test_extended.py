@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index.oracle import KINDS, METRICS, WAYS, body_of, check_answer, clustered, nearest, recall, rows_of
+from index.oracle import KINDS, METRICS, TORCH_KINDS, body_of, check_answer, clustered, nearest, recall, rows_of
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import ivf
 from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.faiss_door import load_faiss
-from memevolve_gpu.index.growing import grown, roomy
+from memevolve_gpu.index.growing import grown, lengthened, roomy
 from memevolve_gpu.index.snapshot import SnapshotInfo, read_snapshot, write_snapshot
 from memevolve_gpu.planner.sizes import plan_bytes
 from memevolve_gpu.types import Effort, FloatArray, Metric, Precision, Rows
@@ -22,7 +22,7 @@ from memevolve_gpu.types import Effort, FloatArray, Metric, Precision, Rows
 N, M, DIM = 1500, 333, 40
 TRY = Effort(nprobe=16, rerank=100, ef=64)
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
-CASES = [(kind, metric, "float32") for kind in WAYS for metric in METRICS]
+CASES = [(kind, metric, "float32") for kind in (*KINDS, "lists") for metric in METRICS]
 CASES += [(kind, metric, p) for kind in ("exact", "two_stage", "ivf") for metric in METRICS for p in PRECISIONS[1:]]
 TOLERANCE: dict[Precision, float] = {"float32": 2e-4, "float16": 2e-2, "int8": 1e-1}
 
@@ -68,7 +68,7 @@ def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision,
     assert answers(old, queries) == answered
 
 
-@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("kind", [*KINDS, "lists"])
 def test_new_rows_find_themselves(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, N + M, DIM, "l2")
     new = body_of(kind, vectors[:N], "l2").extended(cut(rows_of(vectors), N, N + M))
@@ -94,6 +94,12 @@ def test_a_chain_shares_one_allocation(kind: str, precision: Precision, rng: np.
     assert recall(body.search(vectors[::9], 10, TRY)[0], nearest(vectors[::9], vectors, "l2", 10)) >= (
         0.97 if precision == "float32" else 0.6
     )
+
+
+@pytest.mark.parametrize("kind", TORCH_KINDS)
+def test_a_body_on_a_device_is_built_anew_instead(kind: str, rng: np.random.Generator) -> None:
+    rows = rows_of(clustered(rng, N + M, DIM, "l2"))
+    assert body_of(kind, rows.vectors[:N], "l2").extended(cut(rows, N, N + M)) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,3 +245,29 @@ def test_growing_arrays() -> None:
     assert not np.shares_memory(plain, grown(plain, np.array([5])))
     filled = grown(roomy((0,), np.int64), np.arange(1000))
     assert filled.tolist() == list(range(1000))
+
+
+def test_rows_written_into_the_room_are_not_copied_again() -> None:
+    array = roomy((100, 3), np.float32)
+    array[:] = 1
+    longer = lengthened(array, 10)
+    longer[100:] = 2
+    assert np.shares_memory(longer, array)
+    again = grown(array, longer[100:])
+    assert np.shares_memory(again, array)
+    assert np.array_equal(again, longer)
+    other = grown(array, np.full((5, 3), 3, np.float32))
+    assert not np.shares_memory(other, array)
+    assert (longer[100:] == 2).all()
+    assert np.array_equal(other[:100], array)
+
+
+def test_room_that_ended_is_left_for_a_copy() -> None:
+    array = roomy((100, 3), np.float32)
+    array[:] = 1
+    longer = lengthened(array, 1000)
+    longer[100:] = 2
+    assert not np.shares_memory(longer, array)
+    assert np.array_equal(longer[:100], array)
+    assert len(grown(array, longer[100:])) == 1100
+    assert np.array_equal(grown(array, longer[100:]), longer)

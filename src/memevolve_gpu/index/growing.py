@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["grown", "roomy"]
+__all__ = ["grown", "lengthened", "roomy"]
 
 _SHARE = 4
 """Room for a quarter more rows: a store that grows is trained anew before it needs a fourth allocation."""
@@ -41,16 +41,31 @@ def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Sca
     """``array`` followed by the rows ``more``, in the memory of ``array`` where that has room and nobody was faster.
 
     ``array`` keeps its rows and its length. Any number of threads may call this for the same array; the second copies.
+    Rows that :func:`lengthened` put behind ``array`` are there already.
     """
-    n, total = len(array), len(array) + len(more)
+    room = _room_of(array)
+    if room is not None and len(more) and _follows(room, array, more):
+        return _first(room, len(array) + len(more))
+    longer = lengthened(array, len(more))
+    longer[len(array) :] = more
+    return longer
+
+
+def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
+    """``array`` and room for ``by`` more rows, not initialised, which the caller alone may write; as :func:`grown`."""
+    n, total = len(array), len(array) + by
     room = _room_of(array)
     if room is not None and _taken(room, n, total):
-        longer: npt.NDArray[Scalar] = _first(room, total)
-    else:
-        longer = roomy((total, *array.shape[1:]), array.dtype.type)
-        longer[:n] = array
-    longer[n:] = more
+        return _first(room, total)
+    longer = roomy((total, *array.shape[1:]), array.dtype.type)
+    longer[:n] = array
     return longer
+
+
+def _follows(room: _Room, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
+    """Do the rows ``more`` lie in ``room`` right behind ``array``?"""
+    same = more.dtype == room.dtype and more.shape[1:] == room.shape[1:] and more.flags.c_contiguous
+    return same and _owner(more) is room and more.ctypes.data == array.ctypes.data + array.nbytes
 
 
 def _first(room: _Room, rows: int) -> npt.NDArray[Any]:
@@ -69,10 +84,16 @@ def _taken(room: _Room, n: int, total: int) -> bool:
 
 def _room_of(array: npt.NDArray[Any]) -> _Room | None:
     """The allocation whose first rows ``array`` is."""
-    owner: Any = array.base
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
+    owner = _owner(array)
     if not isinstance(owner, _Room):
         return None
     same = array.dtype == owner.dtype and array.shape[1:] == owner.shape[1:] and array.flags.c_contiguous
     return owner if same and array.ctypes.data == owner.ctypes.data else None
+
+
+def _owner(array: npt.NDArray[Any]) -> Any:
+    """Whoever holds the memory of ``array``."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and owner.base is not None:
+        owner = owner.base
+    return owner

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.base import Body
-from ..index.growing import roomy
-from ..types import IntArray, Rows
+from ..index.growing import lengthened, roomy
+from ..types import FloatArray, IntArray, Rows
 from .facts import BodyFacts
 from .tail import Tail
 from .view import View
@@ -29,40 +29,69 @@ class Gathered:
 
 
 def gather(view: View) -> Gathered:
-    """Copy the living rows of a view. Body slots are all older than tail slots, so the order is kept."""
+    """The living rows of a view. Body slots are all older than tail slots, so the order is kept.
+
+    Where no row of the body has died they share its memory, if that holds float32; else they are a copy.
+    """
     from_body = np.flatnonzero(view.body_died > view.watermark).astype(np.int64)
-    pieces = list(view.tail.pieces(0, view.tail_n))
-    keeps = [np.flatnonzero(piece.died > view.watermark) for piece in pieces]
-    from_tail = [piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]
-    n_body, n = len(from_body), len(from_body) + sum(map(len, keeps))
-    vectors = roomy((n, view.body.dim), np.float32)
-    slots = np.empty(n, dtype=np.int64)
-    vectors[:n_body] = view.body.vectors_at(from_body)
-    slots[:n_body] = view.body.slots[from_body]
-    at = n_body
-    for piece, keep in zip(pieces, keeps, strict=True):
-        vectors[at : at + len(keep)] = piece.vectors[keep]
-        slots[at : at + len(keep)] = piece.slots[keep]
-        at += len(keep)
-    tail_positions = np.concatenate([np.empty(0, dtype=np.int64), *from_tail]).astype(np.int64)
-    id_bytes, id_ends = _joined_ids(view, from_body, tail_positions)
-    return Gathered(view, Rows(slots, id_bytes, id_ends, vectors), from_body, tail_positions)
+    living = _living(view)
+    if len(from_body) == view.body.n and _may_grow(view.body):
+        vectors = lengthened(view.body.vectors, living.count)
+    else:
+        vectors = roomy((len(from_body) + living.count, view.body.dim), np.float32)
+        vectors[: len(from_body)] = view.body.vectors_at(from_body)
+    living.put(vectors[len(from_body) :])
+    slots = np.concatenate([view.body.slots[from_body], living.slots])
+    id_bytes, id_ends = _joined_ids(view, from_body, living.positions)
+    return Gathered(view, Rows(slots, id_bytes, id_ends, vectors), from_body, living.positions)
 
 
 def gather_tail(view: View) -> Gathered:
     """The living rows of a view's tail, to be put behind all rows of its body, those that died included."""
+    body, living = view.body, _living(view)
+    if _may_grow(body):
+        vectors = lengthened(body.vectors, living.count)[body.n :]
+    else:
+        vectors = np.empty((living.count, body.dim), np.float32)
+    living.put(vectors)
+    rows = Rows(living.slots, *_tail_ids(view, living.positions), vectors)
+    return Gathered(view, rows, slice(0, body.n), living.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Living:
+    """The living rows of a tail: their slots and positions, int64 (count,), and where their vectors are."""
+
+    slots: IntArray
+    positions: IntArray
+    vectors: list[tuple[FloatArray, IntArray]]
+
+    @property
+    def count(self) -> int:
+        return len(self.slots)
+
+    def put(self, out: FloatArray) -> None:
+        """Write the vectors into ``out`` (count, dim)."""
+        at = 0
+        for vectors, keep in self.vectors:
+            np.take(vectors, keep, axis=0, out=out[at : at + len(keep)], mode="clip")
+            at += len(keep)
+
+
+def _living(view: View) -> _Living:
     pieces = list(view.tail.pieces(0, view.tail_n))
     keeps = [np.flatnonzero(piece.died > view.watermark).astype(np.int64) for piece in pieces]
     none = np.empty(0, dtype=np.int64)
-    at = np.concatenate([none, *[piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]])
-    slots = np.concatenate([none, *[piece.slots[keep] for piece, keep in zip(pieces, keeps, strict=True)]])
-    vectors = np.concatenate(
-        [
-            np.empty((0, view.body.dim), dtype=np.float32),
-            *[piece.vectors[keep] for piece, keep in zip(pieces, keeps, strict=True)],
-        ]
+    return _Living(
+        slots=np.concatenate([none, *[piece.slots[keep] for piece, keep in zip(pieces, keeps, strict=True)]]),
+        positions=np.concatenate([none, *[piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]]),
+        vectors=[(piece.vectors, keep) for piece, keep in zip(pieces, keeps, strict=True)],
     )
-    return Gathered(view, Rows(slots, *_tail_ids(view, at), vectors), slice(0, view.body.n), at)
+
+
+def _may_grow(body: Body) -> bool:
+    """Can rows be put behind the body's own in its memory? A graph's vectors are in memory that faiss holds."""
+    return body.plan.precision == "float32" and body.plan.engine == "cpu" and body.kind != "hnsw"
 
 
 def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View:
