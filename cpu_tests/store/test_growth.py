@@ -322,3 +322,14 @@ def test_found_while_it_grows(open_store: Open) -> None:
     for start in range(300, 525, 45):
         grown(store, start, start + 45)
     assert old.search(query, 10, old.facts.effort(old.body, 10, 0.95)).ids(0) == before
+
+
+def test_rows_that_wait_for_a_training_are_put_behind_the_body_first(open_store: Open) -> None:
+    store = open_store()
+    store.store_batch(units(0, 300))
+    store.run_maintenance()
+    store.store_batch(units(300, 1200))
+    actions = [action.split()[0] for action in store.run_maintenance()["actions"]]
+    assert actions == ["extended", "built"]
+    assert store.statistics()["tail_rows"] == 0
+    verify(store, [model_of(units(0, 1200))])

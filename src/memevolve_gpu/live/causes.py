@@ -10,7 +10,7 @@ from ..training.drift import Now, Trained, needs_retraining
 from ..types import IndexPlan
 from .view import View
 
-__all__ = ["QUIET_ROWS", "TAIL_FRACTION", "Cause", "cause_to_build", "quiet_limit", "tail_limit"]
+__all__ = ["QUIET_ROWS", "TAIL_FRACTION", "Cause", "cause_to_build", "is_extendable", "quiet_limit", "tail_limit"]
 
 TAIL_ROWS, TAIL_SHARE, TAIL_MOST = 2048, 1 / 512, 8192
 """Rows that may wait in the tail: a share of the body, within bounds.
@@ -61,6 +61,11 @@ def tail_limit(view: View) -> int:
     if view.body.plan.engine != "cpu":
         return max(TAIL_ROWS, min(int(TAIL_FRACTION * view.body.n), TAIL_MOST_ON_DEVICE))
     return max(TAIL_ROWS, min(int(TAIL_SHARE * view.body.n), TAIL_MOST))
+
+
+def is_extendable(view: View) -> bool:
+    """Do so many rows wait that scanning them costs searches more than putting them behind a trained body does?"""
+    return view.tail_n > tail_limit(view) and view.body.kind != "exact" and view.body.plan.engine == "cpu"
 
 
 def quiet_limit(view: View) -> int:

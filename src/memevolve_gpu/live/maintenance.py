@@ -17,7 +17,7 @@ from ..types import IndexPlan
 from ..utils.forking import renew_in_child
 from .attention import calibration_is_old, probe, recalibrate
 from .builder import Built, Collect, build_verified, extend_verified, judged
-from .causes import Cause, cause_to_build
+from .causes import Cause, cause_to_build, is_extendable
 from .courtesy import Courtesy
 from .live import LiveIndex
 from .pace import Pace
@@ -211,6 +211,8 @@ class Maintenance:
         actions = self._healed()
         self._live.look_at_device()
         cause = force or self._found_cause(actions, quiet)
+        if cause and cause.kind == "train" and is_extendable(self._live.view):
+            actions.append(self._build(Cause("append", "rows wait, and training takes longer"), _silent))
         if cause:
             actions.append(self._build(cause, progress, forced=force is not None))
         actions += self._attend()
