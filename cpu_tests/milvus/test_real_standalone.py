@@ -131,7 +131,7 @@ def test_the_commands_work_on_a_server(server: Standalone, tmp_path: Path) -> No
     )
     command("add", "units.jsonl", "--store", "here", "--embedder", "hashing")
     assert command("copy", "here", address)["copied"] == 2
-    assert command("search", "rebase", "--store", address)["results"][0]["id"] == "a"
+    assert command("search", "rebase", "--store", address)["hits"][0]["id"] == "a"
     assert command("health", "--store", address)["current_count"] == 2
     assert command("stats", "--store", address)["index"]["kind"] == "IVF_FLAT"
     assert command("maintain", "--store", address)["actions"][0] == "flushed"
