@@ -101,12 +101,7 @@ def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View
     """
     old = gathered.view
     died = np.concatenate([old.body_died[gathered.from_body], _tail_deaths(old.tail, gathered.from_tail)])
-    tail = Tail(body.dim)
-    for piece in now.tail.pieces(old.tail_n, now.tail_n):
-        start = tail.n
-        tail.extend(piece.slots.tolist(), now.tail.ids[piece.start : piece.end], piece.vectors)
-        for at in np.flatnonzero(piece.died <= now.watermark).tolist():
-            tail.mark_dead(start + at, int(piece.died[at]))
+    tail = now.tail.rest(old.tail_n, now.tail_n)
     body_dead = int((died <= now.watermark).sum())
     tail_dead = sum(int((piece.died <= now.watermark).sum()) for piece in tail.pieces(0, tail.n))
     return View(now.watermark, body, old.watermark, died, body_dead, tail, tail.n, tail_dead, now.metric, facts)

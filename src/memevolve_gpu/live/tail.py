@@ -8,7 +8,7 @@ rows with ``died > w``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -107,6 +107,25 @@ class Tail:
             low, high = max(start, chunk.start) - chunk.start, min(end, chunk.end) - chunk.start
             if low < high:
                 yield Chunk(chunk.start + low, chunk.slots[low:high], chunk.died[low:high], chunk.vectors[low:high])
+
+    def rest(self, start: int, end: int) -> Tail:
+        """A tail of the rows from position ``start`` to ``end`` (exclusive), for the views to come.
+
+        It shares the memory of this one, which must not be written any more; readers of older views go on undisturbed:
+        later rows lie beyond their ``n``, and later deaths above their watermark. Only the chunk in which ``start``
+        lies is copied, so that the rows before it can be freed.
+        """
+        other = Tail(self.dim)
+        other.n, other.ids = end - start, self.ids[start:end]
+        for chunk in self._chunks:
+            if chunk.start >= start:
+                other._chunks.append(replace(chunk, start=chunk.start - start))
+            elif chunk.end > start:
+                low = start - chunk.start
+                other._chunks.append(
+                    Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), chunk.vectors[low:].copy())
+                )
+        return other
 
     def _chunk_at(self, position: int) -> Chunk:
         return next(chunk for chunk in reversed(self._chunks) if chunk.start <= position)
