@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from memevolve_gpu.errors import (
 from memevolve_gpu.records import MODEL_KEY, Records, StoreFacts, network, opening, schema
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
+
+MANY = 6
+"""Processes that create the same store."""
 
 
 def test_an_existing_store_needs_no_dimension(records: Records, prefix: Path) -> None:
@@ -215,10 +219,13 @@ def test_a_creation_that_was_cut_short_is_finished(prefix: Path, monkeypatch: py
         put(opened, "a")
 
 
-def test_many_may_create_the_same_store_at_once(prefix: Path) -> None:
+@pytest.mark.parametrize("attempt", range(4))
+def test_many_may_create_the_same_store_at_once(prefix: Path, attempt: int) -> None:
     script = (
-        "import sys; from memevolve_gpu.records import Records\n"
-        "sys.stdin.read()\n"
+        "import sys, time; from memevolve_gpu.records import Records\n"
+        "print('ready', flush=True)\n"
+        "moment = float(sys.stdin.readline())\n"
+        "while time.time() < moment: pass\n"
         f"r = Records.open({str(prefix)!r}, dim={DIM})\n"
         "with r.write() as tx:\n"
         "    uid = tx.next_auto_id(); tx.put({'id': uid}, 'x', bytes(16), uid)\n"
@@ -232,13 +239,21 @@ def test_many_may_create_the_same_store_at_once(prefix: Path) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for _ in range(3)
+        for _ in range(MANY)
     ]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    moment = f"{time.time() + 0.05}\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(moment)
+        worker.stdin.flush()
     answers = {worker.communicate()[0] for worker in workers}
-    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    assert [worker.returncode for worker in workers] == [0] * MANY
     assert len(answers) == 1
     with Records.open(prefix) as opened:
-        assert sorted(opened.ids()) == ["unit_0", "unit_1", "unit_2"]
+        assert sorted(opened.ids()) == [f"unit_{i}" for i in range(MANY)]
 
 
 @pytest.fixture

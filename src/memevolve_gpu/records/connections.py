@@ -15,6 +15,7 @@ from .failures import FOREIGN
 __all__ = [
     "BUSY_SECONDS",
     "Durability",
+    "Patience",
     "connect",
     "keep_log_on_close",
     "set_up_writer",
@@ -50,13 +51,13 @@ def connect(
         name, flags = f"{path.as_uri()}?immutable=1", flags | apsw.SQLITE_OPEN_URI
     con = apsw.Connection(name, flags=flags, vfs=vfs)
     with shut_on_failure(con):
-        con.set_busy_handler(_Patience())
+        con.set_busy_handler(Patience())
         con.execute("PRAGMA trusted_schema = OFF")
         con.execute("PRAGMA temp_store = MEMORY")
     return con
 
 
-class _Patience:
+class Patience:
     """SQLite's busy handler in Python, so that Ctrl-C ends the wait."""
 
     def __init__(self) -> None:
@@ -107,7 +108,7 @@ def try_to_empty_log(con: apsw.Connection) -> None:
     except apsw.BusyError:
         return
     finally:
-        con.set_busy_handler(_Patience())
+        con.set_busy_handler(Patience())
 
 
 def keep_log_on_close(con: apsw.Connection, keep: bool) -> None:

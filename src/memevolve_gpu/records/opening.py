@@ -10,7 +10,7 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
-from .connections import Durability, connect, keep_log_on_close, set_up_writer, shut, shut_on_failure
+from .connections import Durability, Patience, connect, keep_log_on_close, set_up_writer, shut, shut_on_failure
 from .failures import FOREIGN, translated
 from .lock import WriteLock
 from .network import refuse_network_filesystem
@@ -100,7 +100,7 @@ def _ready(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish, *, imm
     facts = facts_of(con)
     refuse_mismatch(facts, wish.dim, wish.metric, path)
     if not read_only:
-        _use_write_ahead_log(con, path)
+        _use_write_ahead_log(con, path, lock)
         set_up_writer(con, wish.durability)
         keep_log_on_close(con, False)
     return Opened(con, facts, read_only, immutable)
@@ -129,10 +129,28 @@ def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, wish: W
         lock.release()
 
 
-def _use_write_ahead_log(con: apsw.Connection, path: Path) -> None:
-    mode = first_row(con, "PRAGMA journal_mode = wal")[0]
+def _use_write_ahead_log(con: apsw.Connection, path: Path, lock: WriteLock) -> None:
+    if first_row(con, "PRAGMA journal_mode")[0] == "wal":
+        return
+    try:
+        lock.acquire()
+        mode = _switched(con)
+    finally:
+        lock.release()
     if mode != "wal":
         raise StorageError(f"{path}: the file system cannot hold a write-ahead log (got {mode!r}); choose a local disk")
+
+
+def _switched(con: apsw.Connection) -> str:
+    """The journal mode after the switch. SQLite does not wait for the readers of a new file here, so this does."""
+    patience, calls = Patience(), 0
+    while True:
+        try:
+            return str(first_row(con, "PRAGMA journal_mode = wal")[0])
+        except apsw.BusyError:
+            if not patience(calls):
+                raise
+            calls += 1
 
 
 def _new(path: Path, vfs: str | None) -> apsw.Connection:

@@ -87,13 +87,16 @@ class StoreFacts(NamedTuple):
     model: str | None
 
 
+_MARK_AND_TABLES = "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
+"""In one statement, so of one moment: between two, another process may create the store."""
+
+
 def state_of(con: apsw.Connection, path: Path) -> int:
     """The schema version of the open file, 0 for an empty one.
 
     Raises NotAStoreError for a file of another program, NewerSchemaError for one of a later version of this package.
     """
-    mark = first_row(con, "PRAGMA application_id")[0]
-    tables = first_row(con, "SELECT count(*) FROM sqlite_schema")[0]
+    mark, tables = first_row(con, _MARK_AND_TABLES)
     if mark == 0 and tables == 0:
         return 0
     if mark != APPLICATION_ID:
