@@ -164,4 +164,5 @@ def test_scans_and_lists_on_a_device_get_their_efforts() -> None:
     assert effort_for(scan, LARGE, 10, 1.0) == Effort(exact=True)
     effort = effort_for(lists, LARGE, 10, 0.95)
     assert 0 < effort.nprobe <= lists.nlist
-    assert effort.rerank > 0
+    assert effort.rerank == 0, "torch knows how far float16 errs"
+    assert effort_for(replace(lists, engine="faiss"), LARGE, 10, 0.95).rerank > 0

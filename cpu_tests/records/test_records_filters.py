@@ -329,3 +329,18 @@ def test_real_units_filter_the_same_in_sql_and_python(shared_data: Path, tmp_pat
             expected = [number + 1 for number, one in enumerate(units) if matches(filters, one)]
             assert opened.matching(filters).tolist() == expected
             assert expected
+
+
+def test_canonical_forms_that_were_seen_are_not_mixed_up() -> None:
+    class Shouted(str):
+        __slots__ = ()
+
+    values = [True, 1, 1.0, "1", [1], None, "", Shouted("1")]
+    fresh = {i: canonical({f"first{i}": value}) for i, value in enumerate(values)}
+    for _ in range(2):
+        assert {i: canonical({f"first{i}": value}) for i, value in enumerate(values)} == fresh
+    assert canonical({"a": True}) != canonical({"a": 1}) == canonical({"a": [1]}) != canonical({"a": "1"})
+    assert canonical({"a": "1"}) == canonical({"a": Shouted("1")})
+    for _ in range(2):
+        with pytest.raises(InvalidFilterError):
+            canonical({"a": {}})

@@ -39,7 +39,8 @@ def effort_for(plan: IndexPlan, n: int, k: int, target_recall: float) -> Effort:
     rerank = _rerank(n, k, target_recall)
     if plan.kind == "two_stage":
         return Effort(rerank=rerank)
-    return Effort(nprobe=max(1, math.ceil(plan.nlist * _share(n, k, target_recall))), rerank=rerank)
+    nprobe = max(1, math.ceil(plan.nlist * _share(n, k, target_recall)))
+    return Effort(nprobe=nprobe, rerank=0 if plan.engine == "torch" else rerank)  # torch knows how far float16 errs
 
 
 def _rerank(n: int, k: int, target: float) -> int:

@@ -64,7 +64,10 @@ def check_vectors(array: Any, dim: int, metric: Metric, *, name: str = "embeddin
         raise DimensionMismatchError(dim, raw.shape[1], _dimension_remedy(name))
     vectors = _to_float32(raw)
     squares = _squares(vectors)
-    for row in np.flatnonzero(~((squares > _SMALLEST_SAFE) & (squares < _LARGEST_SAFE))):
+    usual = (squares > _SMALLEST_SAFE) & (squares < _LARGEST_SAFE)
+    if usual.all():
+        return vectors
+    for row in np.flatnonzero(~usual):
         _check_row(raw[row], vectors[row], metric, f"{name}[{row}]")
     return vectors
 
@@ -131,14 +134,16 @@ def _rows_to_host(array: Any, dim: int, name: str) -> npt.NDArray[Any]:
 
 
 def _to_float32(raw: npt.NDArray[Any]) -> FloatArray:
+    if raw.dtype == np.float32 and raw.flags.c_contiguous:
+        same: FloatArray = raw
+        return same
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(raw, dtype=np.float32)
 
 
 def _squares(vectors: FloatArray) -> FloatArray:
-    """Squared norms, float32 (n,), infinite where they overflow."""
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        squares: FloatArray = np.einsum("ij,ij->i", vectors, vectors)
+    """Squared norms, float32 (n,), infinite where they overflow; einsum warns of nothing."""
+    squares: FloatArray = np.einsum("ij,ij->i", vectors, vectors)
     return squares
 
 

@@ -127,10 +127,11 @@ class TorchBody(Body):
 
     @property
     def device_bytes(self) -> int:
-        """Bytes held on the device, scratch included, also while it rests; 0 when the rows are not there."""
+        """Bytes held on the device, also while it rests, without the scratch that searches share; 0 when the rows are
+        not there."""
         if self._loaded is None or self.plan.device == "cpu":
             return 0
-        return self._held(self._loaded) + SCRATCH
+        return self._held(self._loaded)
 
     def incidents(self) -> list[DeviceIncident]:
         return self._guard.incidents()
