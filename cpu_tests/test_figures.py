@@ -20,7 +20,19 @@ def rows(repository: Path) -> list[str]:
     opening, writes = foundation["opening, ivf"], foundation["single writes"]["at all units"]
     two, memory = read(repository, "two_processes.json"), read(repository, "memory_system.json")
     query = memory["query_memory, 5 results"]
+    promise, million, months = (read(repository, f"{name}.json") for name in ("promise", "million", "months_of_use"))
+    default, ninety_nine = (promise["recall"]["ivf"]["cold"][target] for target in ("0.95", "0.99"))
+    large = million["search"]
     return [
+        *promised(default, ninety_nine),
+        f"{max(line['extra_ms'] for line in promise['small'].values()):.2f} ms",
+        f"n^{promise['growth']['exponent']:.2f}",
+        (
+            f"{large['recall@10 in distribution']:.3f} / {large['recall@10 out of distribution']:.3f} in "
+            f"{large['median_ms']:.1f} ms"
+        ),
+        f"{months['worst_recall@10']:.3f}, {months['mapping_errors']} wrong, {months['files']['ratio']:.2f} times",
+        f"{months['maintenance']['share_of_cpu']:.0%}, {months['search_ms']['p95_ratio']:.1f} times",
         f"{search['in']['recall@10']:.3f} / {search['out']['recall@10']:.3f}",
         f"{search['in']['ms']['search_vectors']:.2f} ms, {search['in']['share_of_flat']:.2f} of IndexFlat",
         f"{search['in']['payload_extra_ms']:.2f} ms more",
@@ -34,6 +46,15 @@ def rows(repository: Path) -> list[str]:
             **two, wait=two["write_waiting_ms"]["p99"]
         ),
         f"{query['semantic']['p95_ms']:.1f} ms / {query['hybrid, weighted']['p95_ms']:.1f} ms",
+    ]
+
+
+def promised(*targets: Any) -> list[str]:
+    """Recall in and out of distribution, and the time beside HNSW32 at the same recall."""
+    return [
+        f"{line['in']['recall@10']:.3f} / {line['out']['recall@10']:.3f} in {line['in']['ms']['store']:.2f} ms, "
+        f"{line['in']['times_as_fast_as_hnsw32']:.1f} / {line['out']['times_as_fast_as_hnsw32']:.1f} times as fast"
+        for line in targets
     ]
 
 
