@@ -269,5 +269,9 @@ def test_room_that_ended_is_left_for_a_copy() -> None:
     longer[100:] = 2
     assert not np.shares_memory(longer, array)
     assert np.array_equal(longer[:100], array)
-    assert len(grown(array, longer[100:])) == 1100
-    assert np.array_equal(grown(array, longer[100:]), longer)
+    again = grown(array, longer[100:])
+    assert np.array_equal(again, longer)
+    assert np.shares_memory(again, longer), "it was copied once; twice would take the memory of both"
+    stranger = roomy((100, 3), np.float32)
+    stranger[:] = 9
+    assert np.array_equal(grown(stranger, longer[100:])[:100], stranger)

@@ -8,6 +8,7 @@ takes address space and no memory.
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,8 @@ class _Room(np.ndarray[Any, Any]):
 
     used: int
     lock: threading.Lock
+    copied: tuple[weakref.ref[Any], int] | None = None
+    """Whose first rows lie here too, and how many of them."""
 
 
 def roomy(shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
@@ -43,8 +46,8 @@ def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Sca
     ``array`` keeps its rows and its length. Any number of threads may call this for the same array; the second copies.
     Rows that :func:`lengthened` put behind ``array`` are there already.
     """
-    room = _room_of(array)
-    if room is not None and len(more) and _follows(room, array, more):
+    room = _owner(more)
+    if isinstance(room, _Room) and len(more) and _follows(room, array, more):
         return _first(room, len(array) + len(more))
     longer = lengthened(array, len(more))
     longer[len(array) :] = more
@@ -59,13 +62,18 @@ def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
         return _first(room, total)
     longer = roomy((total, *array.shape[1:]), array.dtype.type)
     longer[:n] = array
+    _owner(longer).copied = (weakref.ref(_owner(array)), n)
     return longer
 
 
 def _follows(room: _Room, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
-    """Do the rows ``more`` lie in ``room`` right behind ``array``?"""
-    same = more.dtype == room.dtype and more.shape[1:] == room.shape[1:] and more.flags.c_contiguous
-    return same and _owner(more) is room and more.ctypes.data == array.ctypes.data + array.nbytes
+    """Do the rows ``more`` lie in ``room`` right behind those of ``array``, or behind the copy made of them?"""
+    same = more.dtype == array.dtype == room.dtype and more.shape[1:] == array.shape[1:] == room.shape[1:]
+    if not (same and more.flags.c_contiguous and more.ctypes.data == room.ctypes.data + array.nbytes):
+        return False
+    if _room_of(array) is room:
+        return True
+    return room.copied is not None and room.copied[0]() is _owner(array) and room.copied[1] == len(array)
 
 
 def _first(room: _Room, rows: int) -> npt.NDArray[Any]:
@@ -92,8 +100,8 @@ def _room_of(array: npt.NDArray[Any]) -> _Room | None:
 
 
 def _owner(array: npt.NDArray[Any]) -> Any:
-    """Whoever holds the memory of ``array``."""
+    """The array whose memory ``array`` looks into; itself where it is nobody's view."""
     owner: Any = array
-    while isinstance(owner, np.ndarray) and owner.base is not None:
+    while isinstance(owner.base, np.ndarray):
         owner = owner.base
     return owner

@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import ge, gt, le, lt
-from typing import Any
+from typing import Any, cast
 
 from ..errors import InvalidFilterError
 
@@ -74,7 +74,7 @@ def canonical(filters: Filters | None) -> str:
     Raises InvalidFilterError as :func:`parse` does.
     """
     try:
-        form = marshal.dumps(filters, 2)  # a dict of plain values, by value and type, in a tenth of the time
+        form = marshal.dumps(cast("Any", filters), 2)  # plain values, by value and type, in a tenth of the time
     except ValueError:
         return _canonical(filters)
     known = _KNOWN.get(form)
