@@ -8,6 +8,7 @@ infinity and values that float32 cannot hold.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..errors import DimensionMismatchError, InvalidVectorError
 from ..types import FloatArray, Metric
 from .device_arrays import fetched, lies_on_device
 
-__all__ = ["check_vector", "check_vectors", "normalize_rows", "to_host"]
+__all__ = ["check_vector", "check_vectors", "cosines", "normalize_rows", "to_host"]
 
 _SMALLEST_SAFE = 1e-30
 _LARGEST_SAFE = 1e30
@@ -70,6 +71,16 @@ def check_vectors(array: Any, dim: int, metric: Metric, *, name: str = "embeddin
     for row in np.flatnonzero(~usual):
         _check_row(raw[row], vectors[row], metric, f"{name}[{row}]")
     return vectors
+
+
+def cosines(vector: FloatArray, rows: Mapping[str, FloatArray]) -> dict[str, float]:
+    """The cosine between ``vector`` (dim,) and each of ``rows`` (dim,), by name; 0.0 where one of the two is zero."""
+    if not rows:
+        return {}
+    table = np.array(list(rows.values()))
+    lengths = np.linalg.norm(table, axis=1) * np.linalg.norm(vector)
+    found = table @ vector / np.where(lengths > 0, lengths, 1)
+    return dict(zip(rows, found.tolist(), strict=True))
 
 
 def normalize_rows(vectors: FloatArray) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import InvalidQueryError
 from ...types import FloatArray, MemoryUnit
-from ...utils.vectors import check_vector
+from ...utils.vectors import check_vector, cosines
 from .engine import Engine
 from .guards import drop_unchanged
 from .units import checked_id, is_id
@@ -109,13 +109,7 @@ class Managing:
         """
         engine = self._open
         vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
-        found = self.vectors_of(ids)
-        if not found:
-            return {}
-        rows = np.array(list(found.values()))
-        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
-        cosines = rows @ vector / np.where(lengths > 0, lengths, 1)
-        return dict(zip(found, cosines.tolist(), strict=True))
+        return cosines(vector, self.vectors_of(ids))
 
 
 def _looked_up(ids: Sequence[str]) -> list[str]:

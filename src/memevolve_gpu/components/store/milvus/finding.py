@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ....types import FloatArray, Hit
-from ....utils.vectors import check_vectors
+from ....utils.vectors import check_vectors, cosines
 from ..engine import score_of
 from ..searching import check_arguments
 from .core import Core
@@ -85,14 +85,7 @@ class Finding:
         Raises EmbeddingError, StoreUnavailableError.
         """
         core = self._open
-        vector = core.embed_query(query)
-        found = core.table.vectors(list(dict.fromkeys(ids)))
-        if not found:
-            return {}
-        rows = np.array(list(found.values()))
-        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
-        cosines = rows @ vector / np.where(lengths > 0, lengths, 1)
-        return dict(zip(found, cosines.tolist(), strict=True))
+        return cosines(core.embed_query(query), core.table.vectors(list(dict.fromkeys(ids))))
 
     # Inside
 
