@@ -38,28 +38,28 @@ def scan_many(queries: FloatArray, vectors: FloatArray, k: int, metric: Metric) 
     if nq < _FEWEST_QUERIES or n < max(_FEWEST_ROWS, 4 * (k + _SPARE)):
         return exact_scan(queries, vectors, k, metric)
     distances, positions = padded(nq, k)
-    norms = _norms(vectors)
     for start in range(0, nq, _MOST_QUERIES):
         part = slice(start, start + _MOST_QUERIES)
         mine = queries[part]
-        edge, candidates = _proposed(mine, vectors, norms, k + _SPARE, metric)
+        edge, candidates, largest = _proposed(mine, vectors, k + _SPARE, metric)
         distances[part], positions[part] = rerank_rows(mine, vectors, candidates, k, metric)
-        doubtful = start + np.flatnonzero(~_certain(distances[part, -1], edge, mine, norms, metric))
+        doubtful = start + np.flatnonzero(~_certain(distances[part, -1], edge, mine, largest, metric))
         if doubtful.size:
             distances[doubtful], positions[doubtful] = exact_scan(queries[doubtful], vectors, k, metric)
     return distances, positions
 
 
 def _proposed(
-    queries: FloatArray, vectors: FloatArray, norms: FloatArray, width: int, metric: Metric
-) -> tuple[FloatArray, IntArray]:
-    """The score of the last proposal of each query (nq,), and the proposals (nq, width) in no order.
+    queries: FloatArray, vectors: FloatArray, width: int, metric: Metric
+) -> tuple[FloatArray, IntArray, float]:
+    """The score of the last proposal of each query (nq,), the proposals (nq, width) in no order, and max |y|^2.
 
     The score is the squared distance; under inner product |x|^2 - 2xy, which orders rows like -xy.
     """
     faiss, nq = load_faiss(), len(queries)
     scores = np.empty((nq, _BLOCK_ROWS), np.float32)
     kept, candidates = np.empty((nq, width), np.float32), np.empty((nq, width), np.int64)
+    largest = 0.0
     with translated("scanning many queries"):
         heap = _heap(faiss, kept, candidates)
         for start in range(0, len(vectors), _BLOCK_ROWS):
@@ -68,10 +68,12 @@ def _proposed(
             faiss.pairwise_L2sqr(
                 block.shape[1], nq, faiss.swig_ptr(queries), len(block), faiss.swig_ptr(block), faiss.swig_ptr(out)
             )
+            norms = np.einsum("ij,ij->i", block, block)  # the block is in the cache now
+            largest = max(largest, float(norms.max()))
             if metric == "ip":
-                out -= norms[start : start + len(block)]
+                out -= norms
             heap.addn(len(block), faiss.swig_ptr(out), start)
-    return kept.max(axis=1), candidates
+    return kept.max(axis=1), candidates, largest
 
 
 def _heap(faiss: Any, kept: FloatArray, candidates: IntArray) -> Any:
@@ -83,18 +85,11 @@ def _heap(faiss: Any, kept: FloatArray, candidates: IntArray) -> Any:
 
 
 def _certain(
-    last: FloatArray, edge: FloatArray, queries: FloatArray, norms: FloatArray, metric: Metric
+    last: FloatArray, edge: FloatArray, queries: FloatArray, largest: float, metric: Metric
 ) -> npt.NDArray[np.bool_]:
-    """For which queries no row that was not proposed can be among the k nearest."""
+    """For which queries no row that was not proposed can be among the k nearest; ``largest`` is max |y|^2."""
     own = np.einsum("ij,ij->i", queries, queries)
-    error = (queries.shape[1] + 8) * _UNIT_ROUNDOFF * (own + norms.max())
+    error = (queries.shape[1] + 8) * _UNIT_ROUNDOFF * (own + largest)
     scores = last if metric == "l2" else 2.0 * last if metric == "cosine" else own + 2.0 * last
     certain: npt.NDArray[np.bool_] = scores + 2.0 * error < edge
     return certain
-
-
-def _norms(vectors: FloatArray) -> FloatArray:
-    faiss, norms = load_faiss(), np.empty(len(vectors), np.float32)
-    with translated("measuring vectors"):
-        faiss.fvec_norms_L2sqr(faiss.swig_ptr(norms), faiss.swig_ptr(vectors), vectors.shape[1], len(vectors))
-    return norms
