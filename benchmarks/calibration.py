@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss
 import numpy as np
-from harness import load, machine, rounded, taking_turns
+from harness import Hnsw32, load, machine, rounded, taking_turns
 
 from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.catalog import build
@@ -60,27 +60,18 @@ def streamed(queries: dict[str, FloatArray], seed: int) -> FloatArray:
     return reservoir.sample()
 
 
-class Beams:
+class Beams(Hnsw32):
     """faiss HNSW32 beside the body: the least beam for a recall, and its searches."""
 
     def __init__(self, body: Body) -> None:
-        self.index = faiss.IndexHNSWFlat(body.dim, 32, faiss.METRIC_INNER_PRODUCT)
-        self.index.hnsw.efConstruction = 80
-        self.index.add(body.vectors)
-        self._parameters: Any = getattr(faiss, "SearchParametersHNSW")  # noqa: B009 - made by SWIG when faiss is loaded
+        super().__init__(body.vectors, faiss.METRIC_INNER_PRODUCT)
 
-    def least(self, queries: FloatArray, truth: FloatArray, recall: float) -> int:
+    def least_beam(self, queries: FloatArray, truth: FloatArray, recall: float) -> int:
         """The last beam where none reaches it."""
-        for beam in BEAMS:
-            if recall_of(self._distances(queries, beam), truth) >= recall:
-                return beam
-        return BEAMS[-1]
-
-    def search(self, query: FloatArray, beam: int) -> Any:
-        return self.index.search(query, K, params=self._parameters(efSearch=beam))
+        return self.least(BEAMS, lambda beam: recall_of(self._distances(queries, beam), truth), recall)[0]
 
     def _distances(self, queries: FloatArray, beam: int) -> FloatArray:
-        return np.asarray(np.maximum(1.0 - self.search(queries, beam)[0], 0.0), dtype=np.float32)
+        return np.asarray(np.maximum(1.0 - self.search(queries, K, beam)[0], 0.0), dtype=np.float32)
 
 
 def judged(body: Body, found: Sequence[Calibration], queries: FloatArray, truth: FloatArray, target: float) -> Any:
@@ -113,7 +104,7 @@ def timed(
             "flat again": lambda i: flat.search(row(i), K),
             "uncalibrated": lambda i: body.search(row(i), K, plain),
             "and again": lambda i: flat.search(row(i), K),
-            "hnsw32": lambda i: beams.search(row(i), beam),
+            "hnsw32": lambda i: beams.search(row(i), K, beam),
         },
         rounds,
     )
@@ -135,7 +126,7 @@ def state_figures(
         for name, rows in queries.items():
             line = judged(body, found, rows, truths[name], target)
             own = recall_of(body.search(rows, K, effort)[0], truths[name][:, :K])
-            beam = beams.least(rows, truths[name][:, :K], own)
+            beam = beams.least_beam(rows, truths[name][:, :K], own)
             line |= {"hnsw32 ef": beam, "ms": timed(body, effort, plain, flat, beams, rows, beam, rounds)}
             figures[str(target)][name] = line
     return figures

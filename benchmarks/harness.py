@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from memevolve_gpu import __version__
 
-__all__ = ["Data", "generated", "load", "machine", "rounded", "taking_turns"]
+__all__ = ["Data", "Hnsw32", "generated", "load", "machine", "recall_of", "rounded", "taking_turns"]
 
 
 @dataclass
@@ -55,6 +55,35 @@ def generated(n: int = 39_320, dim: int = 384, seed: int = 1) -> Data:
     units = [{"type": kinds[i % 4], "content": f"generated unit {i}", "tags": [f"t{i % 100}"]} for i in range(n)]
     queries = {"in": draw(1000), "out": draw(1000)}
     return Data(f"{n} generated vectors (400 seeded clusters)", units, draw(n), queries, [f"q{i}" for i in range(1000)])
+
+
+def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
+    """Mean recall@k from squared distances, (nq, >= k) found and (nq, k) exact, both ascending; ties are hits."""
+    return float((found[:, : truth.shape[1]] <= truth[:, -1:] * (1 + 1e-5) + 1e-6).mean())
+
+
+class Hnsw32:
+    """faiss HNSW32, built with a beam of 80, as this package builds its own graphs."""
+
+    def __init__(self, vectors: np.ndarray, metric: int = faiss.METRIC_L2) -> None:
+        self._index = faiss.IndexHNSWFlat(vectors.shape[1], 32, metric)
+        self._index.hnsw.efConstruction = 80
+        self._index.add(vectors)
+        self._parameters: Any = getattr(faiss, "SearchParametersHNSW")  # noqa: B009 - made by SWIG when faiss is loaded
+
+    def search(self, queries: np.ndarray, k: int, beam: int) -> Any:
+        """What faiss returns: distances, or products under inner product, float32 (nq, k), and ids int64 (nq, k)."""
+        return self._index.search(queries, k, params=self._parameters(efSearch=beam))
+
+    @staticmethod
+    def least(beams: Sequence[int], recall_at: Callable[[int], float], wanted: float) -> tuple[int, float]:
+        """The first of ``beams``, ascending, that reaches ``wanted``, or else the last one, and its recall."""
+        reached = 0.0
+        for beam in beams:
+            reached = recall_at(beam)
+            if reached >= wanted:
+                return beam, reached
+        return beams[-1], reached
 
 
 def taking_turns(calls: dict[str, Callable[[int], Any]], rounds: int, block: int = 1) -> dict[str, float]:

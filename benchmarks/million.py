@@ -21,7 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss
 import numpy as np
-from harness import Data, load, machine, rounded
+from harness import Data, load, machine, recall_of, rounded
 
 from memevolve_gpu import StorageConfig, VectorStore
 
@@ -80,14 +80,13 @@ def search_figures(store: VectorStore, queries: np.ndarray, exact: np.ndarray) -
         found, _ = store.search_vectors(query[None, :], K)
         taken.append(time.perf_counter() - started)
         distances.append(found[0])
-    hits = np.stack(distances) <= exact[:, -1:] * (1 + 1e-5) + 1e-6
-    half = len(queries) // 2
+    all_found, half = np.stack(distances), len(queries) // 2
     return {
         "median_ms": float(np.median(taken)) * 1e3,
         "p95_ms": float(np.percentile(taken, 95)) * 1e3,
-        "recall@10": float(hits.mean()),
-        "recall@10 in distribution": float(hits[:half].mean()),
-        "recall@10 out of distribution": float(hits[half:].mean()),
+        "recall@10": recall_of(all_found, exact),
+        "recall@10 in distribution": recall_of(all_found[:half], exact[:half]),
+        "recall@10 out of distribution": recall_of(all_found[half:], exact[half:]),
     }
 
 

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss
 import numpy as np
-from harness import load, machine, rounded
+from harness import load, machine, recall_of, rounded
 
 from memevolve_gpu import StorageConfig, VectorStore
 
@@ -87,7 +87,6 @@ class Life:
         sample = self.queries[self.rng.choice(len(self.queries), 200, replace=False)]
         found = self.store.search_vectors(sample, K)[0]
         truth = self.store.search_vectors(sample, K, recall=1.0)[0]
-        recall = float(np.mean((found <= truth[:, -1:] * (1 + 1e-5) + 1e-6).sum(axis=1) / K))
         ids = list(self.held)
         picked = [ids[i] for i in self.rng.choice(len(ids), min(500, len(ids)), replace=False)]
         distances, hits = self.store.search_vectors(np.stack([self.held[unit_id] for unit_id in picked]), 1)
@@ -101,7 +100,7 @@ class Life:
                 "at": name,
                 "units": len(self.held),
                 "counted": self.store.count(),
-                "recall@10": recall,
+                "recall@10": recall_of(found, truth),
                 "mapping_errors": wrong + (self.store.count() != len(self.held)),
                 "index": statistics["index"]["kind"],
                 "nlist": statistics["index"]["nlist"],

@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss
 import numpy as np
-from harness import Data, load, machine, rounded, taking_turns
+from harness import Data, Hnsw32, load, machine, recall_of, rounded, taking_turns
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.utils.vectors import normalize_rows
@@ -52,30 +52,14 @@ def filled(vectors: np.ndarray, **settings: Any) -> Iterator[VectorStore]:
         yield store
 
 
-class Graph:
+class Graph(Hnsw32):
     """faiss HNSW32, and the least beam for a recall."""
 
-    def __init__(self, vectors: np.ndarray) -> None:
-        self._index = faiss.IndexHNSWFlat(vectors.shape[1], 32)
-        self._index.hnsw.efConstruction = 80
-        self._index.add(vectors)
-        self._parameters: Any = getattr(faiss, "SearchParametersHNSW")  # noqa: B009 - made by SWIG when faiss is loaded
-
-    def search(self, queries: np.ndarray, beam: int) -> np.ndarray:
-        return np.asarray(self._index.search(queries, K, params=self._parameters(efSearch=beam))[0])
+    def distances(self, queries: np.ndarray, beam: int) -> np.ndarray:
+        return np.asarray(self.search(queries, K, beam)[0])
 
     def least_beam(self, queries: np.ndarray, truth: np.ndarray, recall: float) -> tuple[int, float]:
-        reached = 0.0
-        for beam in BEAMS:
-            reached = recall_of(self.search(queries, beam), truth)
-            if reached >= recall:
-                return beam, reached
-        return BEAMS[-1], reached
-
-
-def recall_of(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean recall@K from squared distances; ties are hits."""
-    return float((found[:, :K] <= truth[:, K - 1 :] * (1 + 1e-5) + 1e-6).mean())
+        return self.least(BEAMS, lambda beam: recall_of(self.distances(queries, beam), truth), recall)
 
 
 def exact(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
@@ -109,8 +93,8 @@ def judged(
     ms = taking_turns(
         {
             "store": lambda i: store.search_vectors(row(i), K, recall=target),
-            "hnsw32": lambda i: graph.search(row(i), beam),
-            "hnsw32 at the target": lambda i: graph.search(row(i), asked),
+            "hnsw32": lambda i: graph.search(row(i), K, beam),
+            "hnsw32 at the target": lambda i: graph.search(row(i), K, asked),
             "flat": lambda i: flat.search(row(i), K),
         },
         rounds,
