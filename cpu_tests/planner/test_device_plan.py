@@ -52,26 +52,28 @@ def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "refusal"),
     [
-        ({"count": 20_000}, "the CPU is quicker for so many rows"),
-        ({"index_type": "hnsw"}, "no GPU engine has graphs"),
-        ({"facts": replace(CARD, problem="the card is gone")}, "the card is gone"),
-        ({"facts": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed"),
-        ({"facts": replace(CARD, limit_bytes=GB // 4)}, "do not fit the 256 MB allowed there"),
-        ({"facts": replace(CARD, engines=("torch",), setting="faiss")}, "GPU_ENGINE=faiss cannot be used"),
+        ({"count": 20_000}, "the CPU is quicker for so many rows", ""),
+        ({"index_type": "hnsw"}, "no GPU engine has graphs", "kind"),
+        ({"facts": replace(CARD, problem="the card is gone")}, "the card is gone", ""),
+        ({"facts": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed", "engine"),
+        ({"facts": replace(CARD, limit_bytes=GB // 4)}, "do not fit the 256 MB allowed there", "limit"),
+        ({"facts": replace(CARD, engines=("torch",), setting="faiss")}, "GPU_ENGINE=faiss cannot be used", "engine"),
     ],
 )
-def test_the_cpu_says_why_it_is_not_the_gpu(changes: dict[str, Any], said: str) -> None:
+def test_the_cpu_says_why_it_is_not_the_gpu(changes: dict[str, Any], said: str, refusal: str) -> None:
     plan = planned(**changes)
     host = planned(**{**changes, "facts": None})
     assert said in plan.reason
     assert said in plan.notes[-1]
-    assert replace(plan, reason=host.reason, notes=host.notes) == host
+    assert plan.refusal == refusal
+    assert replace(plan, reason=host.reason, notes=host.notes, refusal="") == host
 
 
 def test_below_the_training_limit_nothing_goes_to_a_device() -> None:
     assert planned(500, replace(CARD, wanted=True)).engine == "cpu"
+    assert planned(500, replace(CARD, wanted=True, engines=())).refusal == "", "nothing was asked of it"
     assert planned(999, replace(CARD, wanted=True)).engine == "cpu"
     assert planned(1000, replace(CARD, wanted=True)).engine == "torch"
 

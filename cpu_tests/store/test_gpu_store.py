@@ -166,13 +166,13 @@ def test_max_memory_mb_bounds_the_device_too(tmp_path: Path, card: Card) -> None
 
 def test_asking_for_a_gpu_that_is_not_there_warns_and_auto_does_not(tmp_path: Path) -> None:
     with filled(tmp_path, machine_with(None, "cuda"), device="cuda") as store:
-        (warning,) = events(store, "device")
+        (warning,) = events(store, "device-refused")
         assert "no NVIDIA driver" in warning
         health = store.get_storage_health()
         assert health["device"]["disappointed"]
         assert any("No GPU is used" in sentence for sentence in health["recommendations"])
     with filled(tmp_path, machine_with(None, "auto"), "other", device="auto") as store:
-        assert events(store, "device") == []
+        assert events(store, "device-refused") == []
         assert store.get_storage_health()["recommendations"] == []
 
 
@@ -202,7 +202,9 @@ def test_an_engine_that_is_not_installed_is_named(tmp_path: Path, card: Card) ->
         reason = store.statistics()["plan"]["reason"]
         assert "GPU_ENGINE=faiss cannot be used" in reason
         assert "faiss has no GPU support" in reason
-        assert events(store, "device-refused") == []
+        store.retrain()
+        (refusal,) = events(store, "device-refused")
+        assert "faiss has no GPU support" in refusal
 
 
 def test_a_full_card_is_used_once_it_has_room(tmp_path: Path, card: Card) -> None:

@@ -123,7 +123,8 @@ class IndexPlan:
     kind: exact, two_stage, ivf or hnsw; nlist: 0 where no lists are used; codes: number of 4-bit codes per vector,
     0 where none; precision of the rerank vectors; bytes: predicted memory of the finished body; reason: one sentence.
     engine: what searches it, faiss-cpu (``cpu``), torch or faiss-gpu (``faiss``); device: ``cpu`` or ``cuda:N``;
-    device_bytes: predicted memory on that device, scratch included, 0 on the CPU.
+    device_bytes: predicted memory on that device, scratch included, 0 on the CPU. refusal: what keeps it from a device
+    that could be of use (no room there, no engine that works, no engine with such a body); empty where nothing does.
     """
 
     kind: Literal["exact", "two_stage", "ivf", "hnsw"]
@@ -136,6 +137,7 @@ class IndexPlan:
     engine: Literal["cpu", "torch", "faiss"] = "cpu"
     device: str = "cpu"
     device_bytes: int = 0
+    refusal: Literal["", "limit", "engine", "kind"] = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,11 +63,20 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuList:
-    """What was found. problem: one sentence when there is no usable GPU, else empty; driver: its version, or empty."""
+    """What was found. problem: one sentence when there is no usable GPU, else empty; driver: its version, or empty.
+
+    silent: there is a driver, which hangs, crashes or fails, so that nobody knows what it would list.
+    """
 
     gpus: tuple[Gpu, ...] = ()
     problem: str = ""
     driver: str = ""
+    silent: bool = False
+
+    @property
+    def present(self) -> bool:
+        """Is there a GPU, or most likely one, whether it can be used or not?"""
+        return bool(self.gpus) or self.silent
 
     @property
     def usable(self) -> tuple[Gpu, ...]:
@@ -125,7 +134,8 @@ class Prober:
             return GpuList(problem="there is no NVIDIA driver on this machine")
         answer = ask(command, self._timeout)
         if answer.code != 0:
-            return GpuList(problem=f"the GPU driver gives no answer: {answer.problem}")
+            silent = answer.code is None or answer.code < 0 or any(sign.exists() for sign in self._signs)
+            return GpuList(problem=f"the GPU driver gives no answer: {answer.problem}", silent=silent)
         return _visible_ones(_parsed(answer), self._visible)
 
 

@@ -61,7 +61,7 @@ class Machine:
     def choice(self) -> DeviceChoice:
         """The device that this store searches on where a GPU pays; the first question may take a moment."""
         if self.forked:
-            return DeviceChoice("cpu", FORKED, wanted=self.request.startswith("cuda"))
+            return DeviceChoice("cpu", FORKED, None, self.request.startswith("cuda"), True)
         if self._choice is None:
             self._choice = resolve(self.request, self._prober.look)
         return self._choice

@@ -14,18 +14,25 @@ __all__ = ["DeviceChoice", "resolve"]
 class DeviceChoice:
     """device: ``cpu`` or ``cuda:N``; reason: why, one sentence; gpu: the GPU, None on the CPU.
 
-    wanted: a GPU was asked for in so many words; where ``device`` is the CPU all the same, somebody should be told.
+    wanted: a GPU was asked for in so many words; present: there is one, or most likely. Where ``device`` is the CPU all
+    the same, somebody should be told.
     """
 
     device: str
     reason: str
     gpu: Gpu | None = None
     wanted: bool = False
+    present: bool = False
 
     @property
     def disappointed(self) -> bool:
         """A GPU was asked for and there is none."""
         return self.wanted and self.gpu is None
+
+    @property
+    def failed(self) -> bool:
+        """There is no GPU where there should be one: it was asked for, or is there and cannot be used."""
+        return self.gpu is None and (self.wanted or self.present)
 
 
 def resolve(request: str, look: Callable[[], GpuList]) -> DeviceChoice:
@@ -41,10 +48,10 @@ def resolve(request: str, look: Callable[[], GpuList]) -> DeviceChoice:
     if request.startswith("cuda:"):
         return _numbered(request, found)
     if not found.usable:
-        return DeviceChoice("cpu", found.problem or "there is no usable GPU", wanted=wanted)
+        return DeviceChoice("cpu", found.problem or "there is no usable GPU", None, wanted, found.present)
     gpu = max(found.usable, key=lambda each: (each.free, -each.index))
     others = f", of {len(found.usable)} GPUs the one with most memory free" if len(found.usable) > 1 else ""
-    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}{others}", gpu, wanted)
+    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}{others}", gpu, wanted, True)
 
 
 def _numbered(request: str, found: GpuList) -> DeviceChoice:
@@ -52,7 +59,7 @@ def _numbered(request: str, found: GpuList) -> DeviceChoice:
     gpu = next((each for each in found.gpus if each.index == number), None)
     if gpu is None:
         there = f"there are {len(found.gpus)}, numbered from 0" if found.gpus else found.problem
-        return DeviceChoice("cpu", f"DEVICE={request}: no such GPU; {there}", wanted=True)
+        return DeviceChoice("cpu", f"DEVICE={request}: no such GPU; {there}", None, True, found.present)
     if gpu.problem:
-        return DeviceChoice("cpu", f"DEVICE={request}: {gpu.problem}", wanted=True)
-    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}", gpu, wanted=True)
+        return DeviceChoice("cpu", f"DEVICE={request}: {gpu.problem}", None, True, True)
+    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}", gpu, True, True)

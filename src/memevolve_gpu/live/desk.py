@@ -7,6 +7,7 @@ looked at in rounds of maintenance and in reports.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ..monitoring.events import EventLog
 from ..planner.device import DeviceFacts
 from ..planner.engines import EngineSetting, gpu_pays_from
 from ..types import IndexPlan
+from ..utils.forking import renew_in_child
 
 __all__ = ["DeviceDesk"]
 
@@ -33,6 +35,14 @@ _MORE_ROOM = 1.1
 _GROWTH = 4 / 3
 """What a body holds it may hold on to, grown by this much, though other processes have filled the card since."""
 _LASTING = ("device-lost", "fork")
+_OF_PLANS = ("limit", "engine", "kind")
+"""Refusals that the next plan may take back."""
+_AFTERWARDS = {
+    "limit": "; tried again when there is room",
+    "engine": "; the CPU instead, until restart",
+    "kind": "",
+    "no-device": "; the CPU instead",
+}
 
 Clock = Callable[[], float]
 
@@ -77,11 +87,22 @@ class DeviceDesk:
         self._look_at = 0.0
         self._poke_at = 0.0
         self._unseen = self._announced = False
+        self._standing: dict[str, str] = {}
+        """Why the device is not used at present, by cause: each was told when it came up, and is told again only after
+        it had gone."""
+        self._lock = threading.Lock()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: a lock that nobody holds; and what holds of the device may not hold here."""
+        self._lock = threading.Lock()
+        self._unseen |= self._budget is not None
 
     @property
     def due(self) -> bool:
         """Is it time that a round of maintenance looked at the device?"""
-        return self._unseen or (bool(self._resting) and not self._barred and self._clock() >= self._poke_at)
+        waits = bool(self._resting) or "limit" in self._standing
+        return self._unseen or (waits and not self._barred and self._clock() >= self._poke_at)
 
     def take_due(self) -> bool:
         """The same, once: whoever asks sees to it."""
@@ -91,10 +112,17 @@ class DeviceDesk:
         self._poke_at = self._clock() + _FIRST_REST
         return True
 
+    def find(self) -> bool:
+        """Is there a device? May take seconds. One that was asked for or is there, and cannot be used, is told of."""
+        choice = self.machine.choice
+        if choice.failed:
+            self._tell("no-device", choice.reason, logging.WARNING if choice.wanted else logging.INFO)
+        return choice.gpu is not None
+
     def look(self, count: int) -> None:
         """Find the device and read its memory, where ``count`` units may have use for one. May take seconds."""
         self._unseen = False
-        if not self._concerned(count) or self.machine.choice.gpu is None:
+        if not self._concerned(count) or not self.find():
             return
         self._budget = self.machine.budget()
         if self._resting and self._may_try():
@@ -125,6 +153,21 @@ class DeviceDesk:
             problem=self._barred or self._resting,
         )
 
+    def note(self, plan: IndexPlan, facts: DeviceFacts | None) -> None:
+        """Tell of a plan that had to keep off the device that ``facts`` describe, once each time that this comes up.
+
+        Nothing is told while a failure lasts that was told when it happened.
+        """
+        if facts is not None and facts.problem:
+            return
+        for cause in _OF_PLANS:
+            if cause != plan.refusal:
+                self._standing.pop(cause, None)
+        if facts is None or not plan.refusal or (plan.refusal == "kind" and not facts.wanted):
+            return
+        lasting = plan.refusal != "limit" and not facts.wanted
+        self._tell(plan.refusal, plan.notes[-1], logging.INFO if lasting else logging.WARNING)
+
     def admit(self, plan: IndexPlan, old: Body) -> bool:
         """Make sure that ``plan`` can be built on the device now.
 
@@ -153,6 +196,7 @@ class DeviceDesk:
         self.machine.holdings.add(body)
         self._budget = self.budget_after = self.machine.budget(fresh=True)
         self._resting, self._rest = "", _FIRST_REST
+        self._standing.clear()
         predicted, measured = body.plan.device_bytes, body.device_bytes
         self._events.record(
             "device",
@@ -169,8 +213,9 @@ class DeviceDesk:
         if error.cause in _LASTING:
             self._barred = f"{plan.device} cannot be used until restart: {error}"
         elif error.cause == "device-error":
-            self._broken[plan.engine] = str(error)
+            self._broken[plan.engine] = self._standing["engine"] = str(error)
         else:
+            self._standing["limit"] = str(error)
             self._lie_down(f"{plan.device} had no room for this body ({error}); it is tried again later")
             then = "until there is room"
         self._events.record("device-refused", f"{error}; the CPU instead, {then}", level=logging.WARNING)
@@ -208,8 +253,18 @@ class DeviceDesk:
             "disappointed": choice is not None and choice.disappointed,
             "incidents": dict(self.incidents),
             "last_incident": self.last_incident or None,
-            "problem": self._barred or self._resting or None,
+            "problem": self._barred or self._resting or next(iter(list(self._standing.values())), None),
         }
+
+    def _tell(self, cause: str, why: str, level: int) -> None:
+        with self._lock:
+            news = cause not in self._standing
+            self._standing[cause] = why
+        if news:
+            self.incidents[cause] += 1
+            self.last_incident = why
+            self._poke_at = self._clock() + _FIRST_REST
+            self._events.record("device-refused", why + _AFTERWARDS[cause], level=level)
 
     def _set_limits(self, plan: IndexPlan, budget: MemoryBudget) -> None:
         """Let the engines hold their own requests against the budget, those of searches included."""

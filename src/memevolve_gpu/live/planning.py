@@ -15,9 +15,9 @@ __all__ = ["planned"]
 
 def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
     """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
-    settings = live.settings
+    settings, facts = live.settings, live.desk.facts(view.count, view.body)
     try:
-        return plan_index(
+        plan = plan_index(
             count=view.count,
             dim=view.body.dim,
             metric=view.metric,
@@ -31,7 +31,9 @@ def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
             nlist_max=settings.nlist_max,
             precision=settings.precision,
             current_nlist=view.body.nlist or None,
-            device=live.desk.facts(view.count, view.body),
+            device=facts,
         )
     except CapacityError as error:
-        return replace(view.body.plan, reason=f"kept as it is: {error}")
+        return replace(view.body.plan, reason=f"kept as it is: {error}", refusal="")
+    live.desk.note(plan, facts)
+    return plan

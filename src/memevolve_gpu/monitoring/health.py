@@ -87,10 +87,10 @@ def _recommendations(figures: Figures, usage: float) -> list[str]:
 
 def _about_device(device: dict[str, Any]) -> list[str]:
     """A GPU that was asked for, or that should be at work, and is not."""
-    if device.get("problem"):
-        return [f"The GPU is not used ({device['problem']}); the CPU answers."]
     if device.get("disappointed"):
         return [f"No GPU is used ({device['reason']}); the CPU answers. MEMEVOLVE_STORAGE_DEVICE=auto accepts that."]
+    if device.get("problem"):
+        return [f"The GPU is not used ({device['problem']}); the CPU answers."]
     return []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..types import IndexPlan, Precision
 from .device_sizes import device_bytes, sized
@@ -53,7 +54,7 @@ def on_device(
     budget: int,
     id_bytes: float,
 ) -> IndexPlan:
-    """The plan on the device, or ``host`` with a note on why not.
+    """The plan on the device, or ``host`` with a note on why not and, where that is a failure, its ``refusal``.
 
     Args:
         host: the plan for the CPU.
@@ -69,11 +70,11 @@ def on_device(
     if facts.problem:
         return _noted(host, facts.problem)
     if index_type == "hnsw":
-        return _noted(host, "no GPU engine has graphs; the CPU instead")
+        return _noted(host, "no GPU engine has graphs; the CPU instead", "kind")
     rows = 2 * count if facts.held else count  # a store whose size wavers at a border stays where it is
-    engine, why = engine_for(rows, facts.setting, facts.engines, wanted=facts.wanted)
+    engine, why, lacking = engine_for(rows, facts.setting, facts.engines, wanted=facts.wanted)
     if engine == "cpu":
-        return _noted(host, f"{why} ({facts.missing})" if facts.missing else why)
+        return _noted(host, f"{why} ({facts.missing})" if facts.missing else why, "engine" if lacking else "")
     base = IndexPlan("exact", engine=engine, device=facts.device)
     lists = replace(base, kind="ivf", nlist=nlist)
     smallest = 0
@@ -86,7 +87,7 @@ def on_device(
             if fitting is not None and on_host <= budget:
                 return _told(replace(fitting, bytes=on_host), facts, count, why)
     room = f"{smallest >> 20} MB do not fit the {facts.limit_bytes >> 20} MB allowed there"
-    return _noted(host, f"{facts.name} ({facts.device}): {room}; the CPU instead")
+    return _noted(host, f"{facts.name} ({facts.device}): {room}; the CPU instead", "limit")
 
 
 def _kinds(index_type: str, target_recall: float, exact_bytes: Callable[[], int]) -> tuple[str, ...]:
@@ -106,5 +107,5 @@ def _told(plan: IndexPlan, facts: DeviceFacts, count: int, why: str) -> IndexPla
     return replace(plan, reason=reason, notes=(why, note))
 
 
-def _noted(host: IndexPlan, note: str) -> IndexPlan:
-    return replace(host, reason=f"{host.reason}; {note}", notes=(*host.notes, note))
+def _noted(host: IndexPlan, note: str, refusal: Literal["", "limit", "engine", "kind"] = "") -> IndexPlan:
+    return replace(host, reason=f"{host.reason}; {note}", notes=(*host.notes, note), refusal=refusal)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-__all__ = ["BANDS", "MEASURED", "SOURCE", "Band", "Engine", "EngineSetting", "engine_for", "gpu_pays_from"]
+__all__ = ["BANDS", "MEASURED", "SOURCE", "Band", "Choice", "Engine", "EngineSetting", "engine_for", "gpu_pays_from"]
 
 Engine = Literal["cpu", "torch", "faiss"]
 EngineSetting = Literal["auto", "torch", "faiss"]
@@ -29,6 +29,14 @@ SOURCE = "no GPU run in benchmarks/results yet"
 MEASURED = False
 
 
+class Choice(NamedTuple):
+    """An engine, a note on the choice, and whether it is the CPU for want of one that would be quicker."""
+
+    engine: Engine
+    why: str
+    lacking: bool = False
+
+
 def gpu_pays_from() -> int:
     """Rows from which DEVICE=auto may take a GPU; below it nobody needs to look for one."""
     last = 0
@@ -39,8 +47,8 @@ def gpu_pays_from() -> int:
     return last + 1
 
 
-def engine_for(count: int, setting: EngineSetting, usable: Sequence[str], *, wanted: bool) -> tuple[Engine, str]:
-    """The engine for ``count`` rows on a device, and a note on the choice.
+def engine_for(count: int, setting: EngineSetting, usable: Sequence[str], *, wanted: bool) -> Choice:
+    """The engine for ``count`` rows on a device.
 
     Args:
         count: live rows.
@@ -54,12 +62,14 @@ def engine_for(count: int, setting: EngineSetting, usable: Sequence[str], *, wan
         asked = [engine for engine in _in_any_case(band, setting) if engine != "cpu"]
     for engine in asked:
         if engine in usable:
-            return engine, f"engine {engine} by {_why(setting)}"
+            return Choice(engine, f"engine {engine} by {_why(setting)}")
         if engine == "cpu":
             break
     if asked[:1] == ["cpu"]:
-        return "cpu", f"the CPU is quicker for so many rows ({_trust()})"
-    return "cpu", "no GPU engine can be used" if setting == "auto" else f"GPU_ENGINE={setting} cannot be used"
+        return Choice("cpu", f"the CPU is quicker for so many rows ({_trust()})")
+    return Choice(
+        "cpu", "no GPU engine can be used" if setting == "auto" else f"GPU_ENGINE={setting} cannot be used", True
+    )
 
 
 def _in_any_case(band: Band, setting: EngineSetting) -> tuple[Engine, ...]:

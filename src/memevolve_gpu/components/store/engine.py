@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -268,10 +267,11 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
 
 def _desk(config: StorageConfig, machine: Machine, events: EventLog) -> DeviceDesk:
     """The store's access to a GPU. Nobody who asked for one shall believe that it is at work when there is none."""
-    if machine.request.startswith("cuda") and machine.choice.disappointed:
-        events.record("device", f"{machine.choice.reason}; the CPU instead", level=WARNING)
     most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
-    return DeviceDesk(machine, events, setting=config.gpu_engine, most_bytes=most)
+    desk = DeviceDesk(machine, events, setting=config.gpu_engine, most_bytes=most)
+    if machine.request.startswith("cuda"):
+        desk.find()
+    return desk
 
 
 def _memory_limit(config: StorageConfig) -> int:

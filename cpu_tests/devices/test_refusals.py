@@ -1,0 +1,213 @@
+"""A GPU that is not used although it should be: an event when it comes up, health while it lasts, and the way back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_kit import MB, Card, OnCard, line, machine_with, printing
+from support import SEED, FakeBatchEmbedder
+
+from memevolve_gpu import VectorStore
+from memevolve_gpu.devices.budget import Holdings
+from memevolve_gpu.devices.gpu import Prober
+from memevolve_gpu.devices.machine import Machine
+from memevolve_gpu.index import catalog
+from memevolve_gpu.planner import engines
+
+DIM, COUNT = 16, 400
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
+    """The only card of the machine; DEVICE=auto takes it from 200 units on."""
+    made = Card()
+    monkeypatch.setitem(catalog.ENGINES, ("torch", "exact"), OnCard)
+    monkeypatch.setattr(OnCard, "card", made, raising=False)
+    monkeypatch.setattr(engines, "BANDS", (engines.Band(200, ("cpu",)), *engines.BANDS[1:]))
+    yield made
+    made.holders.clear()
+
+
+def filled(folder: Path, machine: Machine, **settings: Any) -> VectorStore:
+    """A store that has done one round of maintenance."""
+    chosen = {"background": False, "min_training_units": 100, "index_type": "flat", "device": machine.request}
+    store = VectorStore(
+        folder / "memory", FakeBatchEmbedder(DIM), storage_config={**chosen, **settings}, machine=machine
+    )
+    vectors = np.random.default_rng(SEED).standard_normal((COUNT, DIM)).astype(np.float32)
+    store.store_batch([{"id": f"u{i}", "content": f"number {i}"} for i in range(COUNT)], embeddings=vectors)
+    store.run_maintenance()
+    return store
+
+
+def refusals(store: VectorStore) -> list[tuple[str, str]]:
+    """(level, sentence) of each."""
+    told = [event for event in store.statistics()["events"] if event["kind"] == "device-refused"]
+    return [(event["level"], event["cause"]) for event in told]
+
+
+def shown(store: VectorStore) -> dict[str, Any]:
+    """The section on the device, which health and statistics share."""
+    device: dict[str, Any] = store.get_storage_health()["device"]
+    assert store.statistics()["device"]["problem"] == device["problem"]
+    return device
+
+
+@pytest.mark.parametrize("request_", ["cuda", "cuda:0", "auto"])
+def test_a_card_that_others_filled_is_told_of_once_each_time(request_: str, tmp_path: Path, card: Card) -> None:
+    card.taken = card.total
+    with filled(tmp_path, machine_with(card, request_)) as store:
+        for _ in range(3):
+            store.run_maintenance()
+            store.store({"content": "one more"})
+        ((level, said),) = refusals(store)
+        assert level == "WARNING"
+        assert "do not fit the 0 MB allowed there" in said
+        assert "tried again when there is room" in said
+        assert "do not fit the 0 MB" in shown(store)["problem"]
+        assert shown(store)["incidents"] == {"limit": 1}
+        assert "do not fit the 0 MB" in store.get_storage_health()["recommendations"][0]
+        card.taken = 0
+        store.run_maintenance()
+        assert shown(store)["device"] == "cuda:0"
+        assert shown(store)["problem"] is None
+        store._open.live.leave_device()
+        card.taken = card.total
+        store.run_maintenance()
+        store.run_maintenance()
+        assert len(refusals(store)) == 2, "it had room in between"
+        assert shown(store)["incidents"] == {"limit": 2}
+
+
+def test_the_background_goes_back_by_itself_when_there_is_room(tmp_path: Path, card: Card) -> None:
+    card.taken = card.total
+    now = [1000.0]
+    with filled(tmp_path, machine_with(card)) as store:
+        live, maintenance = store._open.live, store._open.maintenance
+        live.desk._clock = lambda: now[0]
+        live.desk._poke_at = now[0] + 30
+        assert not maintenance.due()
+        card.taken = 0
+        now[0] += 31
+        assert maintenance.due(), "nobody would have looked"
+        maintenance.tend()
+        assert shown(store)["device"] == "cuda:0"
+
+
+def test_a_build_that_ran_out_and_a_plan_without_room_are_one_state(
+    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = Card.allocate
+
+    def taken_meanwhile(self: Card, holder: OnCard, size: int) -> None:
+        self.taken = self.total
+        allocate(self, holder, size)
+
+    monkeypatch.setattr(Card, "allocate", taken_meanwhile)
+    with filled(tmp_path, machine_with(card)) as store:
+        assert len(refusals(store)) == 1
+        store._open.live.desk._look_at = 0.0
+        store.run_maintenance()
+        assert len(refusals(store)) == 1
+        assert "no room" in shown(store)["problem"] or "do not fit" in shown(store)["problem"]
+
+
+@pytest.mark.parametrize(("request_", "level"), [("cuda", "WARNING"), ("auto", "INFO")])
+def test_an_engine_that_is_missing_is_told_of(request_: str, level: str, tmp_path: Path, card: Card) -> None:
+    missing = {"torch": "torch is not installed", "faiss": "this faiss was built without GPU support"}
+    with filled(tmp_path, machine_with(card, request_, present=missing)) as store:
+        store.run_maintenance()
+        ((told_at, said),) = refusals(store)
+        assert told_at == level
+        assert "no GPU engine can be used" in said
+        assert "torch is not installed" in shown(store)["problem"]
+        assert shown(store)["incidents"] == {"engine": 1}
+
+
+def test_an_engine_that_breaks_is_in_health_until_restart(tmp_path: Path, card: Card) -> None:
+    with filled(tmp_path, machine_with(card, trial={"torch": "torch does not work on this GPU: too old"})) as store:
+        store.run_maintenance()
+        assert len(refusals(store)) == 1
+        assert "too old" in shown(store)["problem"]
+        assert "too old" in store.get_storage_health()["recommendations"][0]
+
+
+def test_a_kind_that_no_engine_has_is_told_of_only_where_a_gpu_was_asked_for(tmp_path: Path, card: Card) -> None:
+    with filled(tmp_path, machine_with(card), index_type="hnsw") as store:
+        ((_level, said),) = refusals(store)
+        assert "no GPU engine has graphs" in said
+        assert "no GPU engine has graphs" in shown(store)["problem"]
+    (tmp_path / "auto").mkdir()
+    with filled(tmp_path / "auto", machine_with(card, "auto"), index_type="hnsw") as store:
+        assert refusals(store) == []
+        assert shown(store)["problem"] is None
+
+
+def asked_of(request: str, command: list[str], visible: str | None = None, signs: tuple[Path, ...] = ()) -> Machine:
+    """A machine whose driver is this command."""
+    prober = Prober(visible, command=command, timeout=0.3, signs=signs)
+    return Machine(request, prober=prober, holdings=Holdings(), load=lambda _name: None, present=lambda _engine: "")
+
+
+OLD = printing(line(driver="470.223.02"))
+SMALL = printing(line(capability="6.1"))
+HANGS = ["/bin/sh", "-c", "sleep 60"]
+FAILS = ["/bin/sh", "-c", "echo no driver is loaded >&2; exit 9"]
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(
+    ("command", "said"), [(OLD, "470.223.02 is too old"), (SMALL, "at least 7.0"), (HANGS, "did not answer")]
+)
+@pytest.mark.parametrize(("request_", "level"), [("cuda", "WARNING"), ("cuda:0", "WARNING"), ("auto", "INFO")])
+def test_a_card_that_cannot_be_used_is_told_of(
+    command: list[str], said: str, request_: str, level: str, tmp_path: Path
+) -> None:
+    with filled(tmp_path, asked_of(request_, command)) as store:
+        store.run_maintenance()
+        ((told_at, why),) = refusals(store)
+        assert told_at == level
+        assert said in why
+        assert said in shown(store)["problem"]
+        assert shown(store)["incidents"] == {"no-device": 1}
+        assert said in store.get_storage_health()["recommendations"][0]
+
+
+@pytest.mark.usefixtures("card")
+def test_machines_without_a_gpu_are_silent_under_auto(tmp_path: Path) -> None:
+    sign = tmp_path / "nvidiactl"
+    cases = [
+        asked_of("auto", FAILS),
+        asked_of("auto", printing("No devices were found")),
+        asked_of("auto", printing(line()), visible=""),
+        asked_of("auto", printing(line()), visible="-1"),
+        machine_with(None, "auto"),
+    ]
+    for number, machine in enumerate(cases):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with filled(folder, machine) as store:
+            assert refusals(store) == []
+            assert shown(store)["problem"] is None
+            assert store.get_storage_health()["recommendations"] == []
+    sign.touch()
+    with filled(tmp_path, asked_of("auto", FAILS, signs=(sign,))) as store:
+        assert "no driver is loaded" in refusals(store)[0][1], "there is a driver, and it fails"
+
+
+@pytest.mark.usefixtures("card")
+def test_a_store_below_the_border_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "BANDS", (engines.Band(50_000, ("cpu",)), *engines.BANDS[1:]))
+    with filled(tmp_path, asked_of("auto", OLD)) as store:
+        assert refusals(store) == []
+
+
+def test_events_are_logged_at_their_level(tmp_path: Path, card: Card, caplog: pytest.LogCaptureFixture) -> None:
+    card.taken = card.total - 100 * MB
+    with caplog.at_level(logging.WARNING, logger="memevolve_gpu"), filled(tmp_path, machine_with(card)):
+        assert any("device-refused" in record.getMessage() for record in caplog.records)
