@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from memevolve_gpu.index.base import Arrays, BuildJob
 from memevolve_gpu.index.exact import ExactBody
 from memevolve_gpu.types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric
 
-__all__ = ["MB", "Card", "FakeProber", "OnCard", "line", "machine_with", "on_disk", "printing"]
+__all__ = ["MB", "Card", "FakeProber", "OnCard", "line", "machine_with", "on_disk", "printing", "table_at"]
 
 MB = 1 << 20
 
@@ -139,6 +140,14 @@ def machine_with(
         trial=lambda engine, _index: (trial or {}).get(engine, ""),
         present=lambda engine: missing.get(engine, ""),
     )
+
+
+def table_at(folder: Path, border: int, *engines: str) -> str:
+    """The file of an engine table, by which these pay from more than ``border`` units on."""
+    bands = [[border, ["cpu"]], [None, [*(engines or ("torch", "faiss")), "cpu"]]]
+    path = folder / f"engines-{border}.json"
+    path.write_text(json.dumps({"bands": bands, "source": "a test"}), encoding="utf-8")
+    return str(path)
 
 
 def on_disk(folder: Path, name: str, text: str) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from memevolve_gpu.planner.engine_table import read_engine_table
+
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
 
 
@@ -77,6 +79,16 @@ def test_the_engine_table_follows_from_the_figures(
     assert names["BANDS"] == ((10_000, ("cpu", "torch", "faiss")), (None, ("torch", "faiss", "cpu")))
     assert names["MEASURED"]
     assert "A card" in names["SOURCE"]
+    own = tmp_path / "measured.json"
+    subprocess.run([sys.executable, str(script), str(made), "--json", str(own)], check=True)
+    read = read_engine_table(str(own))
+    assert read.bands == names["BANDS"]
+    assert "A card" in read.source
+    refused = subprocess.run(
+        [sys.executable, str(script), str(path), "--json", str(own)], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "not taken on a GPU" in refused.stderr
 
 
 def _times(ms: float) -> dict[str, Any]:

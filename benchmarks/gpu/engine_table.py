@@ -1,6 +1,9 @@
-"""The table behind GPU_ENGINE=auto, from measured figures: what to put into planner/engines.py.
+"""The table behind GPU_ENGINE=auto, from measured figures: for planner/engines.py, or for a store's own settings.
 
     python benchmarks/gpu/engine_table.py benchmarks/results/gpu/DATE-DEVICE.json
+    python benchmarks/gpu/engine_table.py RESULTS.json --json measured.json
+
+The first prints lines of Python. The second writes the file that MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE names.
 
 For each number of rows that was measured, the engines are ordered by the time that they need: the geometric mean of one
 query and of a query among 1,024, over all dimensions, each engine by its fastest kind that reaches recall@10 of 0.95.
@@ -68,17 +71,31 @@ def as_python(found: list[Band], source: str) -> str:
     return "\n".join(["BANDS = (", *lines, ")", f'SOURCE = "{source}"', "MEASURED = True"]).replace("'", '"')
 
 
+def as_json(found: list[Band], source: str) -> str:
+    """The file for MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE. An engine that was not measured is not in it."""
+    bands = [[rows, [*engines, *(["cpu"] if "cpu" not in engines else [])]] for rows, engines in found]
+    return json.dumps({"bands": bands, "source": source}, indent=1) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("results", type=Path)
-    path = parser.parse_args().results
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table of a store's settings")
+    args = parser.parse_args()
+    path = args.results
     report = json.loads(path.read_text(encoding="utf-8"))
     found = bands(orders(report["search"]["table"]))
     if not found:
         raise SystemExit(f"{path} holds no searches that reach recall {TARGET}")
     machine = report["machine"]
+    unfit = machine["quick"] or not machine["device"].startswith("cuda")
+    if args.json and unfit:
+        raise SystemExit(f"{path} is of no use for a table: these figures were not taken on a GPU, or with --quick")
+    if args.json:
+        args.json.write_text(as_json(found, f"{path.name}, {machine['device_name']}, {machine['date']}"), "utf-8")
+        return
     source = f"benchmarks/results/gpu/{path.name}, {machine['device_name']}, {machine['date']}"
-    if machine["quick"] or not machine["device"].startswith("cuda"):
+    if unfit:
         print("# Not for planner/engines.py: these figures were not taken on a GPU, or with --quick.")
     print(as_python(found, source))
 

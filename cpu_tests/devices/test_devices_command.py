@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_kit import line, on_disk
+from gpu_kit import line, on_disk, table_at
 
 from memevolve_gpu.cli import opening
 from memevolve_gpu.cli.machine import devices
 from memevolve_gpu.components.store.engine import _prober, this_machine
 from memevolve_gpu.devices import trial
-from memevolve_gpu.planner import engines
+from memevolve_gpu.errors import ConfigurationError
+from memevolve_gpu.planner.engines import TABLE
 from memevolve_gpu.utils.config import StorageConfig, visible_gpus
 from memevolve_gpu.utils.embeddings import HashingEmbedder
 
@@ -67,6 +68,17 @@ def test_cards_engines_and_the_choice_are_listed(run: Run) -> None:
         assert said in text
 
 
+def test_the_table_of_engines_is_shown(run: Run, tmp_path: Path) -> None:
+    on_disk(tmp_path, "nvidia-smi", "#!/bin/sh\nexit 9\n")
+    assert listed(run)["engine_table"] == TABLE.as_dict()
+    assert "to 50000: cpu; beyond: torch, faiss, cpu (unmeasured: no GPU run" in run()
+    own = table_at(tmp_path, 7, "faiss")
+    found = listed(run, MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE=own)["engine_table"]
+    assert found == {"bands": [[7, ["cpu"]], [None, ["faiss", "cpu"]]], "source": "a test", "measured": True}
+    with pytest.raises(ConfigurationError, match=r"GPU_ENGINE_TABLE='nowhere\.json': cannot be read"):
+        run(MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE="nowhere.json")
+
+
 @pytest.mark.usefixtures("two_cards")
 def test_settings_and_visible_devices_are_respected(run: Run) -> None:
     found = listed(
@@ -86,7 +98,7 @@ def test_settings_and_visible_devices_are_respected(run: Run) -> None:
 def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "BANDS", engines.BANDS[-1:])
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE", table_at(tmp_path, 1000))
     monkeypatch.setattr(trial, "_version", lambda name: "2.11.0" if name == "torch" else "")
     run()
     prefix = str(tmp_path / "memory")
@@ -99,6 +111,7 @@ def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
     with opening.open_existing(prefix, None, as_served=True) as store:
         assert store.statistics()["plan"]["engine"] == "torch"
         assert "Second GPU (cuda:1)" in store.statistics()["plan"]["reason"]
+        assert "measured: a test" in store.statistics()["plan"]["reason"]
 
 
 def test_without_a_gpu_the_reason_is_given(run: Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import MB, Card, OnCard, line, machine_with, printing
+from gpu_kit import MB, Card, OnCard, line, machine_with, printing, table_at
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -17,25 +17,24 @@ from memevolve_gpu.devices.budget import Holdings
 from memevolve_gpu.devices.gpu import Prober
 from memevolve_gpu.devices.machine import Machine
 from memevolve_gpu.index import catalog
-from memevolve_gpu.planner import engines
 
 DIM, COUNT = 16, 400
 
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
-    """The only card of the machine; DEVICE=auto takes it from 200 units on."""
+    """The only card of the machine."""
     made = Card()
     monkeypatch.setitem(catalog.ENGINES, ("torch", "exact"), OnCard)
     monkeypatch.setattr(OnCard, "card", made, raising=False)
-    monkeypatch.setattr(engines, "BANDS", (engines.Band(200, ("cpu",)), *engines.BANDS[1:]))
     yield made
     made.holders.clear()
 
 
 def filled(folder: Path, machine: Machine, **settings: Any) -> VectorStore:
-    """A store that has done one round of maintenance."""
+    """A store that has done one round of maintenance; DEVICE=auto takes a GPU from 200 units on."""
     chosen = {"background": False, "min_training_units": 100, "index_type": "flat", "device": machine.request}
+    chosen["gpu_engine_table"] = table_at(folder, 200)
     store = VectorStore(
         folder / "memory", FakeBatchEmbedder(DIM), storage_config={**chosen, **settings}, machine=machine
     )
@@ -201,9 +200,8 @@ def test_machines_without_a_gpu_are_silent_under_auto(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("card")
-def test_a_store_below_the_border_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "BANDS", (engines.Band(50_000, ("cpu",)), *engines.BANDS[1:]))
-    with filled(tmp_path, asked_of("auto", OLD)) as store:
+def test_a_store_below_the_border_tells_nothing(tmp_path: Path) -> None:
+    with filled(tmp_path, asked_of("auto", OLD), gpu_engine_table=table_at(tmp_path, COUNT + 1)) as store:
         assert refusals(store) == []
 
 

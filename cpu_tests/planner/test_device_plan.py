@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from memevolve_gpu.planner import engines
 from memevolve_gpu.planner.device import EXACT_BYTES, DeviceFacts
 from memevolve_gpu.planner.device_sizes import device_bytes, sized
 from memevolve_gpu.planner.effort import effort_for
-from memevolve_gpu.planner.engines import BANDS, Band, engine_for, gpu_pays_from
+from memevolve_gpu.planner.engines import NEVER, TABLE, Band, EngineTable, engine_for, gpu_pays_from
 from memevolve_gpu.planner.plan import plan_index
 from memevolve_gpu.types import Effort, IndexPlan
 
@@ -36,9 +35,12 @@ def test_a_large_store_goes_to_the_device_and_says_why() -> None:
     assert (plan.kind, plan.engine, plan.device, plan.precision) == ("exact", "torch", "cuda:0", "float32")
     assert 0 < plan.device_bytes <= CARD.limit_bytes
     assert plan.bytes >= LARGE * 384 * 4
-    for said in ("exact scan of 1000000 units on Test GPU (cuda:0)", engines.SOURCE, "allowed on the device"):
+    for said in ("exact scan of 1000000 units on Test GPU (cuda:0)", TABLE.trust, "allowed on the device"):
         assert said in plan.reason
-    assert any("unmeasured" in note for note in plan.notes) == (not engines.MEASURED)
+    assert any("unmeasured" in note for note in plan.notes) == (not TABLE.measured)
+    measured = EngineTable((Band(None, ("torch", "cpu")),), "our card")
+    assert "engine torch by the table (measured: our card)" in planned(facts=replace(CARD, table=measured)).notes
+    assert planned(1000, replace(CARD, table=measured)).engine == "torch"
 
 
 def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
@@ -120,20 +122,21 @@ def test_sizes_grow_with_rows_and_shrink_with_precision(engine: Any, kind: Any) 
 
 
 def test_the_table_covers_every_count_and_ends_with_the_cpu() -> None:
-    assert [band.rows is None for band in BANDS] == [False] * (len(BANDS) - 1) + [True]
-    borders = [band.rows for band in BANDS if band.rows is not None]
+    bands = TABLE.bands
+    assert [band.rows is None for band in bands] == [False] * (len(bands) - 1) + [True]
+    borders = [band.rows for band in bands if band.rows is not None]
     assert borders == sorted(set(borders))
-    assert all("cpu" in band.engines for band in BANDS)
-    border = gpu_pays_from()
-    assert engine_for(border - 1, "auto", ("torch",), wanted=False)[0] == "cpu"
-    assert engine_for(border, "auto", ("torch",), wanted=False)[0] == "torch"
-    assert engine_for(10, "auto", ("faiss",), wanted=True)[0] == "faiss"
-    assert engine_for(10, "faiss", ("torch",), wanted=True)[0] == "cpu"
+    assert all("cpu" in band.engines for band in bands)
+    border = gpu_pays_from(TABLE)
+    assert engine_for(TABLE, border - 1, "auto", ("torch",), wanted=False).engine == "cpu"
+    assert engine_for(TABLE, border, "auto", ("torch",), wanted=False).engine == "torch"
+    assert engine_for(TABLE, 10, "auto", ("faiss",), wanted=True).engine == "faiss"
+    assert engine_for(TABLE, 10, "faiss", ("torch",), wanted=True).engine == "cpu"
 
 
-def test_the_table_is_followed_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_is_followed_in_its_order() -> None:
     bands = (Band(100, ("cpu", "faiss", "torch")), Band(1000, ("torch", "cpu", "faiss")), Band(None, ("faiss", "cpu")))
-    monkeypatch.setattr(engines, "BANDS", bands)
+    table = EngineTable(bands, "a test")
     both, faiss = ("torch", "faiss"), ("faiss",)
     asked: list[tuple[int, Any, tuple[str, ...], bool]] = [
         (50, "auto", both, False),
@@ -147,13 +150,30 @@ def test_the_table_is_followed_in_its_order(monkeypatch: pytest.MonkeyPatch) -> 
         (5000, "torch", both, False),
         (5000, "auto", (), True),
     ]
-    chosen = [engine_for(count, setting, usable, wanted=wanted)[0] for count, setting, usable, wanted in asked]
+    chosen = [
+        engine_for(table, count, setting, usable, wanted=wanted).engine for count, setting, usable, wanted in asked
+    ]
     assert chosen == ["cpu", "faiss", "torch", "torch", "cpu", "faiss", "cpu", "faiss", "cpu", "cpu"]
-    assert gpu_pays_from() == 101
+    assert gpu_pays_from(table) == 101
+    assert engine_for(table, 500, "auto", faiss, wanted=False).why.startswith("the CPU is quicker than faiss for so")
+    assert engine_for(table, 5000, "torch", both, wanted=False).why.startswith(
+        "the table does not name torch for so many"
+    )
+    assert engine_for(TABLE, 5, "torch", both, wanted=False).why.startswith("the CPU is quicker for so many rows")
+
+
+def test_a_table_may_see_no_use_in_a_gpu_and_a_user_may() -> None:
+    never = EngineTable((Band(100, ("cpu",)), Band(None, ("cpu",))), "a slow card")
+    assert gpu_pays_from(never) == NEVER
+    assert engine_for(never, 10**7, "auto", ("torch", "faiss"), wanted=False).engine == "cpu"
+    assert engine_for(never, 10**7, "auto", ("faiss",), wanted=True).engine == "faiss"
+    assert gpu_pays_from(EngineTable((Band(None, ("torch", "cpu")),), "a fast one")) == 1
+    late = EngineTable((Band(100, ("cpu",)), Band(200, ("cpu", "torch")), Band(None, ("faiss", "cpu"))), "a test")
+    assert gpu_pays_from(late) == 201
 
 
 def test_a_store_at_the_border_does_not_waver() -> None:
-    border = gpu_pays_from()
+    border = gpu_pays_from(TABLE)
     there = replace(CARD, held=True)
     assert planned(border - 1).engine == "cpu"
     assert planned(border - 1, there).engine == "torch"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import MB, Card, OnCard, machine_with
+from gpu_kit import MB, Card, OnCard, machine_with, table_at
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -23,7 +23,7 @@ from memevolve_gpu.devices.machine import Machine
 from memevolve_gpu.devices.request import DeviceChoice
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index import catalog
-from memevolve_gpu.planner import engines
+from memevolve_gpu.planner.engines import TABLE
 from memevolve_gpu.types import DeviceIncident
 
 DIM = 16
@@ -82,7 +82,7 @@ def test_a_device_that_is_there_is_used_and_shown(tmp_path: Path, card: Card) ->
         assert (figures["index"]["engine"], figures["index"]["device"]) == ("torch", "cuda:0")
         assert figures["plan"]["engine"] == "torch"
         assert "Test GPU (cuda:0)" in figures["index"]["reason"]
-        assert any("GPU_ENGINE" in note or engines.SOURCE in note for note in figures["plan"]["notes"])
+        assert any("GPU_ENGINE" in note or TABLE.trust in note for note in figures["plan"]["notes"])
         shown = store.get_storage_health()["device"]
         assert shown["device"] == "cuda:0"
         assert shown["predicted_bytes"] == shown["measured_bytes"] > 0
@@ -125,31 +125,28 @@ def test_the_cpu_never_asks_the_driver(tmp_path: Path, card: Card) -> None:
         assert machine._prober.looks == 0  # type: ignore[attr-defined]
 
 
-def test_a_small_store_on_auto_never_asks_the_driver_and_a_large_one_does(
-    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_store_on_auto_never_asks_the_driver_and_a_large_one_does(tmp_path: Path, card: Card) -> None:
     machine = machine_with(card, "auto")
-    with filled(tmp_path, machine, device="auto") as store:
+    with filled(tmp_path, machine, device="auto", gpu_engine_table=table_at(tmp_path, COUNT)) as store:
         assert machine._prober.looks == 0  # type: ignore[attr-defined]
         assert store.statistics()["index"]["engine"] == "cpu"
-        monkeypatch.setattr(engines, "BANDS", (engines.Band(200, ("cpu",)), *engines.BANDS[1:]))
+        store.store_batch(units_of(COUNT + 1, COUNT), embeddings=vectors_of(1, SEED + 1))
         store.run_maintenance()
         assert store.statistics()["index"]["engine"] == "torch"
-        for gone in range(250):  # below the border, but not by half
+        for gone in range(200):  # below the border, but not by half
             store.delete(f"u{gone}")
         store.run_maintenance()
         assert store.statistics()["index"]["engine"] == "torch"
-        for gone in range(250, 320):
+        for gone in range(200, 202):
             store.delete(f"u{gone}")
         store.run_maintenance()
         assert store.statistics()["index"]["engine"] == "cpu"
 
 
-def test_the_background_looks_for_the_device_and_moves_there(
-    tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engines, "BANDS", (engines.Band(200, ("cpu",)), *engines.BANDS[1:]))
-    with opened(tmp_path, machine_with(card, "auto"), device="auto", background=True) as store:
+def test_the_background_looks_for_the_device_and_moves_there(tmp_path: Path, card: Card) -> None:
+    table = table_at(tmp_path, 200)
+    machine = machine_with(card, "auto")
+    with opened(tmp_path, machine, device="auto", background=True, gpu_engine_table=table) as store:
         store.store_batch(units_of(COUNT), embeddings=vectors_of(COUNT))
         wait_until(lambda: card.holders and store.index.kind == "exact" and not store.index.is_building)
         store.search_vectors(vectors_of(3), 5)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from ..components.store.engine import this_machine
+from ..components.store.engine import engine_table, this_machine
 from ..devices.machine import Machine
 from ..utils.config import StorageConfig
 from .options import AsJson
@@ -17,7 +17,8 @@ __all__ = ["devices"]
 
 def devices(*, as_json: AsJson = False) -> None:
     """List the GPUs, what their memory has room for, which engines are installed, and what DEVICE leads to."""
-    machine = this_machine(StorageConfig())
+    config = StorageConfig()
+    machine = this_machine(config)
     found, choice = machine.gpus(), machine.choice
     document = {
         "gpus": [
@@ -34,6 +35,7 @@ def devices(*, as_json: AsJson = False) -> None:
         "driver": found.driver or None,
         "problem": found.problem or None,
         "engines": {engine: problem or "installed" for engine, problem in machine.engines().items()},
+        "engine_table": engine_table(config).as_dict(),
         "requested": machine.request,
         "chosen": choice.device,
         "reason": choice.reason,
@@ -51,6 +53,13 @@ def _texts(document: dict[str, Any], machine: Machine) -> list[RenderableType]:
         ["searches run on", f"{document['chosen']}: {document['reason']}"],
     ]
     figures += [[f"engine {name}", state] for name, state in document["engines"].items()]
+    figures += [["engines by size", _table_text(document["engine_table"])]]
     figures += [["memory limit", f"{budget.limit >> 20} MB of {budget.total >> 20} MB, {budget.free >> 20} MB free"]]
     listed: RenderableType = Rows(titles, rows) if rows else f"no GPU: {document['problem']}"
     return [listed, "", Rows(("figure", "value"), figures)]
+
+
+def _table_text(table: dict[str, Any]) -> str:
+    """The engines for how many units, quickest first, in one line."""
+    bands = [f"{'beyond' if rows is None else f'to {rows}'}: {', '.join(names)}" for rows, names in table["bands"]]
+    return f"{'; '.join(bands)} ({'measured' if table['measured'] else 'unmeasured'}: {table['source']})"

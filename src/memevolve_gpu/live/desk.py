@@ -21,7 +21,7 @@ from ..index.faiss_gpu.owner import use_free_bytes
 from ..index.torch_engine.memory import account_of
 from ..monitoring.events import EventLog
 from ..planner.device import DeviceFacts
-from ..planner.engines import EngineSetting, gpu_pays_from
+from ..planner.engines import TABLE, EngineSetting, EngineTable, gpu_pays_from
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
 
@@ -56,6 +56,7 @@ class DeviceDesk:
         events: EventLog,
         *,
         setting: EngineSetting = "auto",
+        table: EngineTable = TABLE,
         most_bytes: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -64,6 +65,7 @@ class DeviceDesk:
             machine: finds devices and reads their memory.
             events: is told what goes wrong.
             setting: GPU_ENGINE.
+            table: what is quicker for how many units.
             most_bytes: MAX_MEMORY_MB in bytes; None for no limit but the device's budget.
             clock: seconds.
         """
@@ -76,6 +78,7 @@ class DeviceDesk:
         self.budget_after: MemoryBudget | None = None
         self._events = events
         self._setting: EngineSetting = setting
+        self._table = table
         self._most_bytes = most_bytes
         self._clock = clock
         self._budget: MemoryBudget | None = None
@@ -151,6 +154,7 @@ class DeviceDesk:
             wanted=choice.wanted,
             held=there,
             problem=self._barred or self._resting,
+            table=self._table,
         )
 
     def note(self, plan: IndexPlan, facts: DeviceFacts | None) -> None:
@@ -243,6 +247,7 @@ class DeviceDesk:
         return {
             "requested": self.machine.request,
             "engine_setting": self._setting,
+            "engine_table": self._table.trust,
             "device": body.device,
             "engine": body.plan.engine,
             "reason": choice.reason if choice is not None else "nothing here calls for a GPU yet",
@@ -276,7 +281,7 @@ class DeviceDesk:
     def _concerned(self, count: int) -> bool:
         """Could a store of so many units be better off on a GPU?"""
         request = self.machine.request
-        return request != "cpu" and (request != "auto" or count >= gpu_pays_from())
+        return request != "cpu" and (request != "auto" or count >= gpu_pays_from(self._table))
 
     def _limit(self, held: int) -> int:
         room = 0 if self._budget is None else self._budget.room

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..types import IndexPlan, Precision
 from .device_sizes import device_bytes, sized
-from .engines import EngineSetting, engine_for
+from .engines import TABLE, EngineSetting, EngineTable, engine_for
 from .sizes import plan_bytes
 
 __all__ = ["EXACT_BYTES", "DeviceFacts", "on_device"]
@@ -27,7 +27,8 @@ class DeviceFacts:
 
     device: ``cuda:N``; name: the card's; limit_bytes: what this store's body may take there; engines: those that are
     installed; missing: what stands against the others; setting: GPU_ENGINE; wanted: the GPU was asked for in so many
-    words; held: this store's body is there already; problem: why it cannot be used at present, else empty.
+    words; held: this store's body is there already; problem: why it cannot be used at present, else empty; table: what
+    is quicker where the setting leaves the choice.
     """
 
     device: str
@@ -39,6 +40,7 @@ class DeviceFacts:
     wanted: bool = False
     held: bool = False
     problem: str = ""
+    table: EngineTable = TABLE
 
 
 def on_device(
@@ -72,7 +74,7 @@ def on_device(
     if index_type == "hnsw":
         return _noted(host, "no GPU engine has graphs; the CPU instead", "kind")
     rows = 2 * count if facts.held else count  # a store whose size wavers at a border stays where it is
-    engine, why, lacking = engine_for(rows, facts.setting, facts.engines, wanted=facts.wanted)
+    engine, why, lacking = engine_for(facts.table, rows, facts.setting, facts.engines, wanted=facts.wanted)
     if engine == "cpu":
         return _noted(host, f"{why} ({facts.missing})" if facts.missing else why, "engine" if lacking else "")
     base = IndexPlan("exact", engine=engine, device=facts.device)

@@ -99,6 +99,11 @@ _Provider = Annotated[
     Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
 ]
 _Text = Annotated[Annotated[str, Field(min_length=1)] | None, Allowed("a text that is not empty")]
+_File = Annotated[
+    Annotated[str, Field(min_length=1)] | None,
+    BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),
+    Allowed("the path of a file"),
+]
 _Key = Annotated[Annotated[SecretStr, Field(min_length=1)] | None, Allowed("a text that is not empty")]
 _Url = Annotated[
     Annotated[str, AfterValidator(_url)] | None,
@@ -324,6 +329,8 @@ class StorageConfig(_Settings):
     """Where searches run."""
     gpu_engine: _GpuEngine = "auto"
     """What searches on a GPU; ``auto`` takes what the planner's table holds for the fastest."""
+    gpu_engine_table: _File = None
+    """Which engine is the fastest for how many units, as measured by the user; None takes the planner's own table."""
     gpu_memory_fraction: _Share = 0.8
     """Share of the GPU memory that is free or ours which the stores of this process may take together."""
     durability: _Durability = "full"

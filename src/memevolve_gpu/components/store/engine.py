@@ -18,6 +18,8 @@ from ...errors import ConfigurationError, EmbeddingError, EngineError, ModelMism
 from ...index.faiss_door import load_faiss
 from ...live import DeviceDesk, Found, LiveIndex, LiveSettings, Maintenance, Worker
 from ...monitoring.events import EventLog
+from ...planner.engine_table import read_engine_table
+from ...planner.engines import TABLE, EngineTable
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreFacts
@@ -29,7 +31,7 @@ from .accesses import Accesses
 from .legacy_import import import_legacy
 from .samples import Samples
 
-__all__ = ["Engine", "open_engine", "this_machine"]
+__all__ = ["Engine", "engine_table", "open_engine", "this_machine"]
 
 INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
@@ -178,6 +180,7 @@ def open_engine(
     machine: Machine | None = None,
 ) -> Engine:
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
+    table = engine_table(config)
     try:
         load_faiss()
     except EngineError as error:
@@ -188,7 +191,7 @@ def open_engine(
         prefix, dim=_dimension(facts, embedder, dim), metric=_metric(facts, config), durability=config.durability
     )
     try:
-        return _assemble(prefix, records, embedder, config, machine or this_machine(config))
+        return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
     except BaseException:
         records.close()
         raise
@@ -205,15 +208,29 @@ def this_machine(config: StorageConfig) -> Machine:
     return Machine(config.device, config.gpu_memory_fraction, prober=_prober())
 
 
+def engine_table(config: StorageConfig) -> EngineTable:
+    """Which engine is quicker for how many units: as ``config`` says, else as this package believes.
+
+    Raises:
+        ConfigurationError: the file that ``config`` names holds no such table.
+    """
+    return TABLE if config.gpu_engine_table is None else read_engine_table(config.gpu_engine_table)
+
+
 def _assemble(
-    prefix: str, records: Records, embedder: Embedder | None, config: StorageConfig, machine: Machine
+    prefix: str,
+    records: Records,
+    embedder: Embedder | None,
+    config: StorageConfig,
+    machine: Machine,
+    table: EngineTable,
 ) -> Engine:
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
     legacy_problem = import_legacy(prefix, records, embedder, events)
     limit = _memory_limit(config)
-    desk = _desk(config, machine, events)
+    desk = _desk(config, machine, table, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), desk)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
@@ -265,10 +282,10 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
     return config
 
 
-def _desk(config: StorageConfig, machine: Machine, events: EventLog) -> DeviceDesk:
+def _desk(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceDesk:
     """The store's access to a GPU. Nobody who asked for one shall believe that it is at work when there is none."""
     most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
-    desk = DeviceDesk(machine, events, setting=config.gpu_engine, most_bytes=most)
+    desk = DeviceDesk(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
     if machine.request.startswith("cuda"):
         desk.find()
     return desk
