@@ -1,0 +1,362 @@
+"""Stores that earlier versions wrote stay readable: the golden files, opened as copies with today's code."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import numpy as np
+import numpy.typing as npt
+import pytest
+from golden import make
+
+from memevolve_gpu import ModelMismatchError, VectorStore
+from memevolve_gpu.index.snapshot import FORMAT_VERSION, read_info, read_snapshot, write_snapshot
+from memevolve_gpu.live.facts import BodyFacts
+from memevolve_gpu.records.schema import VERSION
+from memevolve_gpu.types import Effort
+from memevolve_gpu.utils.vectors import normalize_rows
+
+FOLDER = Path(__file__).resolve().parent
+FILES = sorted(FOLDER.glob("schema-*-snapshot-*.zip"))
+MOST_BYTES = 200_000
+
+WHAT_TO_DO = (
+    "The format on disk has changed. Stores that people have must stay readable, so: (1) keep every golden file that "
+    "is there; (2) for the database, raise its version by a script in MIGRATIONS of records/schema.py; for the "
+    "snapshot, raise FORMAT_VERSION of index/snapshot.py (older snapshots are then refused and built again from the "
+    "records); (3) run: python cpu_tests/golden/make.py, and commit the new file beside the old ones."
+)
+
+EPSILON = {"float32": 1e-5, "float16": 2e-3, "int8": 2e-2}
+"""Error of a distance, relative to the lengths of the vectors, by the precision that they are kept in."""
+
+CONDITIONS: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "all": lambda _unit: True,
+    "type": lambda unit: unit["type"] == "lesson",
+    "tags": lambda unit: bool({"drei", "タグ"} & set(unit.get("tags", []))),
+    "range": lambda unit: 0.25 <= unit["metadata"].get("score", -1) < 0.75 and unit["type"] != "tool",
+}
+"""What the filters of the golden stores mean."""
+
+ENGINES: dict[str, list[Callable[[Any, npt.NDArray[np.float32]], Any]]] = {
+    "exact": [],
+    "two_stage": [lambda body, queries: body._codes.search(queries, make.TOP_K, 30, None)],
+    "ivf": [
+        lambda body, queries: body._search_lists(queries, make.TOP_K, (30, body.nlist), None),
+        lambda body, queries: body._whole.search(queries, make.TOP_K, 30, None),
+    ],
+    "hnsw": [lambda body, queries: body._walk(queries, make.TOP_K, 60, None)],
+}
+"""How to ask what faiss kept; over so few rows a search would scan the vectors instead."""
+
+
+class Copy(NamedTuple):
+    """A store taken out of a golden file, to be opened and changed at will."""
+
+    prefix: Path
+    kind: make.Kind
+    expected: dict[str, Any]
+    schema_version: int
+    snapshot_version: int
+
+    def opened(self, function: Any = None) -> VectorStore:
+        return VectorStore(self.prefix, function, storage_config=make.settings(self.kind))
+
+    @property
+    def snapshot(self) -> Path:
+        return Path(f"{self.prefix}.snapshot")
+
+    @property
+    def queries(self) -> npt.NDArray[np.float32]:
+        return floats(self.expected["queries"], make.DIM)
+
+
+@pytest.fixture(scope="session")
+def made_now(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the script writes today; it is held to the same as the files."""
+    return make.make(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(params=[*(path.stem for path in FILES), "made now"])
+def golden(request: pytest.FixtureRequest) -> Path:
+    made: Path = request.getfixturevalue("made_now") if request.param == "made now" else FOLDER / f"{request.param}.zip"
+    return made
+
+
+@pytest.fixture(params=make.KINDS, ids=lambda kind: kind.name)
+def copy(request: pytest.FixtureRequest, golden: Path, tmp_path: Path) -> Copy:
+    kind = request.param
+    with zipfile.ZipFile(golden) as archive:
+        contents = json.loads(archive.read("expected.json"))
+        archive.extractall(tmp_path, [f"{kind.name}.db", f"{kind.name}.snapshot"])
+    expected = contents["stores"][kind.name]
+    return Copy(tmp_path / kind.name, kind, expected, contents["schema_version"], contents["snapshot_version"])
+
+
+def floats(text: str, width: int) -> npt.NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(text), "<f4").reshape(-1, width)
+
+
+# The files
+
+
+def test_the_newest_golden_file_has_the_versions_of_the_code() -> None:
+    name = f"schema-{VERSION}-snapshot-{FORMAT_VERSION}.zip"
+    assert name in [path.name for path in FILES], f"{name} is missing. {WHAT_TO_DO}"
+
+
+def test_every_schema_version_has_a_golden_file() -> None:
+    found = {int(path.stem.split("-")[1]) for path in FILES}
+    assert found == set(range(1, VERSION + 1)), WHAT_TO_DO
+
+
+def test_golden_files_are_small_and_never_overwritten(made_now: Path) -> None:
+    assert sum(path.stat().st_size for path in FILES) < MOST_BYTES
+    with pytest.raises(FileExistsError):
+        make.make(made_now.parent)
+
+
+def test_the_files_carry_the_versions_of_their_names(copy: Copy, golden: Path) -> None:
+    with apsw.Connection(f"{copy.prefix}.db", flags=apsw.SQLITE_OPEN_READONLY) as con:
+        schema = con.pragma("user_version")
+        assert con.pragma("application_id") == 0x4D456756  # "MEgV"
+    assert (schema, header(copy.snapshot)[0]) == (copy.schema_version, copy.snapshot_version)
+    assert golden.stem == f"schema-{copy.schema_version}-snapshot-{copy.snapshot_version}"
+
+
+def test_the_files_hold_something_of_everything(copy: Copy) -> None:
+    """Else a part of the format would be kept by nobody."""
+    tables = ("meta", "units", "vectors", "log", "terms", "pending", "access", "stale", "words")
+    with apsw.Connection(f"{copy.prefix}.db", flags=apsw.SQLITE_OPEN_READONLY) as con:
+        assert [name for name in tables if not con.execute(f"SELECT count(*) FROM {name}").get] == []
+        assert {"embedding_model", "index_type", "query_sample"} <= {
+            key for (key,) in con.execute("SELECT key FROM meta")
+        }
+        assert {op for (op,) in con.execute("SELECT op FROM log")} == {1, 2, 3}
+    assert "dead" in [section["name"] for section in header(copy.snapshot)[1]["sections"]]
+    assert copy.expected["tail_rows"] > 0
+    assert copy.expected["log"]["last_seq"] > copy.expected["snapshot"]["watermark"]
+
+
+# What a reader finds
+
+
+def test_every_unit_and_vector_is_read_back(copy: Copy) -> None:
+    with copy.opened() as store:
+        assert store.check() == []
+        rows = list(store.export_rows())
+        assert [unit for unit, _ in rows] == copy.expected["units"]
+        assert np.array_equal(np.stack([vector for _, vector in rows]), floats(copy.expected["vectors"], make.DIM))
+        for unit in copy.expected["units"]:
+            assert store.retrieve(unit["id"]) == unit
+        for name, holds in CONDITIONS.items():
+            assert list(store.units(make.FILTERS[name])) == [unit for unit in copy.expected["units"] if holds(unit)]
+
+
+def test_everything_else_that_the_database_knows_is_read_back(copy: Copy) -> None:
+    with copy.opened() as store:
+        statistics = store.statistics()
+        for name in ("store_id", "embedding_model", "log", "management", "queries_sampled"):
+            assert statistics[name] == copy.expected[name], name
+        assert store.access_counts() == copy.expected["accesses"]
+        assert (store.embedding_dim, store.metric) == (make.DIM, copy.kind.metric)
+
+
+def test_words_are_found(copy: Copy) -> None:
+    with copy.opened() as store:
+        found = store.search_keywords(make.KEYWORDS, make.TOP_K)
+    assert [unit_id for _, unit_id in found] == [unit_id for _, unit_id in copy.expected["keywords"]]
+    assert [score for score, _ in found] == pytest.approx([score for score, _ in copy.expected["keywords"]])
+
+
+def test_the_snapshot_is_used_and_the_log_behind_it_applied(copy: Copy) -> None:
+    """Or, where it is of an older format, refused and replaced."""
+    loaded = copy.snapshot_version == FORMAT_VERSION
+    with copy.opened() as store:
+        statistics = store.statistics()
+    assert ("snapshot-refused" in statistics["event_totals"]) is not loaded, statistics["events"]
+    if loaded:
+        assert statistics["event_totals"] == {"snapshot-loaded": 1}
+        assert statistics["index"] == copy.expected["index"]
+        assert statistics["index"]["kind"] == copy.kind.name
+        assert statistics["index"]["precision"] == copy.kind.precision
+        for name in ("tail_rows", "tombstones"):
+            assert statistics[name] == copy.expected[name], name
+        assert statistics["generation"] == copy.expected["snapshot"]["generation"]
+
+
+@pytest.mark.parametrize("name", make.FILTERS)
+def test_searches_find_what_they_found_when_the_file_was_made(copy: Copy, name: str) -> None:
+    before = copy.expected["found"][name]
+    with copy.opened() as store:
+        distances, ids = store.search_vectors(copy.queries, make.TOP_K, make.FILTERS[name])
+    if copy.snapshot_version == FORMAT_VERSION:  # else the vectors of the index are no longer as narrow
+        assert ids == before["ids"]
+        np.testing.assert_allclose(distances, floats(before["distances"], make.TOP_K), rtol=1e-4, atol=1e-5)
+    truth, names = nearest(copy, CONDITIONS[name])
+    np.testing.assert_allclose(distances, truth, atol=EPSILON[copy.kind.precision] * longest(copy))
+    if copy.kind.precision == "float32":
+        assert ids == names
+
+
+def nearest(copy: Copy, holds: Callable[[dict[str, Any]], bool]) -> tuple[npt.NDArray[np.float64], list[list[str]]]:
+    """Distances and ids of the nearest units, computed from what the golden file says of them."""
+    units = copy.expected["units"]
+    kept = [at for at, unit in enumerate(units) if holds(unit)]
+    vectors = floats(copy.expected["vectors"], make.DIM)[kept].astype(np.float64)
+    queries = copy.queries.astype(np.float64)
+    products = queries @ vectors.T
+    if copy.kind.metric == "l2":
+        distances = ((queries[:, None] - vectors[None]) ** 2).sum(axis=2)
+    elif copy.kind.metric == "ip":
+        distances = -products
+    else:
+        distances = 1 - products / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(vectors, axis=1)
+    order = np.argsort(distances, axis=1)[:, : make.TOP_K]
+    names = [[units[kept[at]]["id"] for at in row] for row in order.tolist()]
+    return np.take_along_axis(distances, order, axis=1), names
+
+
+def longest(copy: Copy) -> float:
+    """The largest product of a query and a vector; 1 for directions."""
+    if copy.kind.metric == "cosine":
+        return 1.0
+    vectors = floats(copy.expected["vectors"], make.DIM)
+    return float(np.linalg.norm(vectors, axis=1).max() * np.linalg.norm(copy.queries, axis=1).max())
+
+
+def test_what_faiss_kept_is_read_back(copy: Copy) -> None:
+    if copy.snapshot_version != FORMAT_VERSION:
+        assert copy.snapshot_version < FORMAT_VERSION
+        return
+    body, info = read_copy(copy)
+    assert (body.kind, body.n, info.watermark) == (copy.kind.name, info.count, copy.expected["snapshot"]["watermark"])
+    assert sum(body.list_sizes) == (body.n if body.nlist else 0)
+    queries = normalize_rows(copy.queries) if copy.kind.metric == "cosine" else copy.queries
+    _, truth = body.search(queries, make.TOP_K, Effort(exact=True))
+    for ask in ENGINES[copy.kind.name]:
+        _, found = ask(body, queries)
+        hits = sum(len({*mine} & {*true}) for mine, true in zip(found.tolist(), truth.tolist(), strict=True))
+        assert hits / truth.size >= 0.9
+
+
+def test_what_was_measured_on_the_body_is_read_back(copy: Copy) -> None:
+    if copy.snapshot_version != FORMAT_VERSION:
+        assert copy.snapshot_version < FORMAT_VERSION
+        return
+    body, info = read_copy(copy)
+    facts = BodyFacts.from_dict(info.extra, body)
+    assert_kept(info.extra, json.loads(json.dumps(facts.to_dict())))
+    assert (facts.calibration is not None, facts.quality is not None) == (copy.kind.name != "exact",) * 2
+
+
+def read_copy(copy: Copy) -> tuple[Any, Any]:
+    return read_snapshot(
+        copy.snapshot, store_id=copy.expected["store_id"], dim=make.DIM, metric=read_info(copy.snapshot).metric
+    )
+
+
+# What a writer does with it
+
+
+def test_an_old_store_goes_on(copy: Copy) -> None:
+    embedder = make.Embedder()
+    embedder.next = np.ones(make.DIM, np.float32)
+    count = len(copy.expected["units"])
+    with copy.opened(embedder) as store:
+        assert store.store({"content": "of today"}) == copy.expected["next_id"]
+        assert store.count() == count + 1
+        store.retrain()
+        assert store.delete(copy.expected["units"][0]["id"])
+        store.snapshot()
+    with copy.opened(embedder) as store:
+        assert store.check() == []
+        assert store.count() == count
+        assert store.statistics()["event_totals"] == {"snapshot-loaded": 1}
+        assert store.index.kind in (copy.kind.name, "exact")
+
+
+def test_vectors_of_another_model_are_refused(copy: Copy) -> None:
+    embedder = make.Embedder()
+    embedder.model_name = "another"
+    with pytest.raises(ModelMismatchError):
+        copy.opened(embedder)
+
+
+def test_tables_are_those_of_a_new_store(copy: Copy, tmp_path: Path) -> None:
+    """What migrations make of an old file is what a new file has; and no table changes without a new version."""
+    with copy.opened():
+        old = tables(Path(f"{copy.prefix}.db"))
+    with VectorStore(tmp_path / "new", None, make.DIM, storage_config=make.settings(copy.kind)):
+        new = tables(tmp_path / "new.db")
+    assert old == new, WHAT_TO_DO
+
+
+def tables(path: Path) -> dict[str, Any]:
+    """Name to kind, flags and columns; of virtual tables the statement that made them, of indexes the columns."""
+    found: dict[str, Any] = {}
+    with apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY) as con:
+        made = con.execute("SELECT name, type, sql FROM sqlite_schema").fetchall()
+        for name, kind, sql in [tuple(map(str, row)) for row in made]:
+            flags = con.execute("SELECT type, wr, strict FROM pragma_table_list WHERE name = ?", (name,)).fetchall()
+            columns = con.execute("SELECT * FROM pragma_table_xinfo(?)", (name,)).fetchall()
+            keys = con.execute("SELECT * FROM pragma_index_xinfo(?)", (name,)).fetchall()
+            virtual = " ".join(sql.split()) if flags and flags[0][0] == "virtual" else None
+            found[name] = (kind, flags, columns, keys, virtual)
+    return found
+
+
+def test_snapshots_are_written_as_the_golden_one_was(copy: Copy, tmp_path: Path) -> None:
+    """The layout does not change without a new version; facts may be added, and are read as absent from older files.
+
+    What faiss writes is its own affair, and it checks it by itself.
+    """
+    if copy.snapshot_version != FORMAT_VERSION:
+        assert copy.snapshot_version < FORMAT_VERSION
+        return
+    body, info = read_copy(copy)
+    write_snapshot(tmp_path / "again", body, info)
+    (version, before), (now, after) = header(copy.snapshot), header(tmp_path / "again")
+    assert now == version
+    assert after.keys() == before.keys(), WHAT_TO_DO
+    assert_kept(before["info"], after["info"])
+    assert [section["name"] for section in after["sections"]] == [section["name"] for section in before["sections"]]
+    for old, new in zip(before["sections"], after["sections"], strict=True):
+        of_faiss = old["name"] in ("faiss", "whole")
+        assert (new["dtype"] if of_faiss else new) == (old["dtype"] if of_faiss else old), WHAT_TO_DO
+
+
+def assert_kept(old: Any, new: Any) -> None:
+    """All of the JSON value ``old`` is in ``new``, whose objects may have more keys."""
+    if isinstance(old, dict):
+        assert old.keys() <= new.keys(), WHAT_TO_DO
+        for key, value in old.items():
+            assert_kept(value, new[key])
+    elif isinstance(old, list):
+        assert len(old) == len(new), WHAT_TO_DO
+        for one, other in zip(old, new, strict=True):
+            assert_kept(one, other)
+    else:
+        assert old == new, WHAT_TO_DO
+
+
+def header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Format version and header of a snapshot, by its documented layout and not by the code; its sections fill it."""
+    raw = path.read_bytes()
+    magic, version, length, _ = struct.unpack_from("<8sIII", raw)
+    assert magic == b"MEVSNAP\n"
+    document: dict[str, Any] = json.loads(raw[20 : 20 + length])
+    end = 20 + length
+    for section in document["sections"]:
+        size = math.prod(section["shape"]) * np.dtype(section["dtype"]).itemsize
+        end = -(-end // 4096) * 4096 + size
+    assert end == len(raw)
+    return version, document
