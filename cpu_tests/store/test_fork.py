@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,12 +208,12 @@ def test_a_mask_half_made_by_another_thread_does_not_hang_the_child() -> None:
             go_on.wait(HANGS)
             return [True] * 3
 
-    half_made: Any = Alive(Slow(), 1, 3)  # type: ignore[arg-type]
+    half_made: Any = Alive(Slow(), 1, array("q"), 0)  # type: ignore[arg-type]
     thread = threading.Thread(target=lambda: half_made.rows)
     thread.start()
     entered.wait(HANGS)
     try:
-        join(fork(lambda: Alive(np.array([5, 0, 5]), 1, 2).rows))
+        join(fork(lambda: Alive(np.array([5, 0, 5]), 1, array("q", [1]), 1).rows))
     finally:
         go_on.set()
         thread.join()

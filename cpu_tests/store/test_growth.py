@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +264,7 @@ def a_view(open_store: Open) -> Callable[[int, int], View]:
     base = store._open.live.view
 
     def with_tail(tail_n: int, watermark: int) -> View:
-        return View(watermark, base.body, 0, base.body_died, 0, base.tail, tail_n, 0, base.metric, base.facts)
+        return replace(base, watermark=watermark, tail_n=tail_n)
 
     return with_tail
 

@@ -12,8 +12,8 @@ from index.oracle import clustered, plan_of, rows_of
 from index.torch_engine.conftest import CARD
 
 from memevolve_gpu.index.catalog import build
+from memevolve_gpu.index.torch_engine import batches, search
 from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine import search
 from memevolve_gpu.index.torch_engine.body import TorchBody
 from memevolve_gpu.types import FloatArray, IndexPlan, Metric, Precision
 
@@ -53,5 +53,6 @@ def fails_when(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], BaseExcep
             raise error
         return real(rows, queries, *rest)
 
-    monkeypatch.setattr(body_module, "propose", propose)
+    for module in (body_module, batches):
+        monkeypatch.setattr(module, "propose", propose)
     return asked

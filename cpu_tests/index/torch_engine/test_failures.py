@@ -22,6 +22,7 @@ from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.index.torch_engine import body as body_module
 from memevolve_gpu.index.torch_engine import door, guard
 from memevolve_gpu.index.torch_engine import ivf as ivf_module
+from memevolve_gpu.index.torch_engine import loaded as loaded_module
 from memevolve_gpu.index.torch_engine.body import TorchBody
 from memevolve_gpu.index.torch_engine.memory import Account, resident_bytes
 from memevolve_gpu.index.torch_engine.operations import Operations
@@ -234,16 +235,16 @@ def test_a_snapshot_opens_where_its_device_is_missing(
 
 def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
-    body, real, searched = on_card("exact", vectors), body_module.blocks_of, []
+    body, real, searched = on_card("exact", vectors), loaded_module.blocks_of, []
 
-    def blocks(table: Any) -> Iterator[Any]:
-        for block in real(table):
+    def blocks(table: Any, first: int = 0) -> Iterator[Any]:
+        for block in real(table, first):
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(assert_right, body, queries, vectors).result(timeout=60)
             searched.append(1)
             yield block
 
-    monkeypatch.setattr(body_module, "blocks_of", blocks)
+    monkeypatch.setattr(loaded_module, "blocks_of", blocks)
     monkeypatch.setattr(ivf_module, "blocks_of", blocks)
     on_card("ivf", vectors)
     assert len(searched) == 3

@@ -42,7 +42,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def ask(replays: Replays, shape: tuple[int, int], device: Any = CARD) -> str:
-    found: str = replays.run(shape, Asked(), device, lambda _: Found())
+    found: str = replays.run((*shape, False), Asked(), device, lambda _: Found())
     return found
 
 

@@ -17,6 +17,7 @@ from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.index.faiss_door import load_faiss
 from memevolve_gpu.index.scan import exact_scan
+from memevolve_gpu.index.torch_engine import batches
 from memevolve_gpu.index.torch_engine import body as body_module
 from memevolve_gpu.index.torch_engine.body import TorchBody
 from memevolve_gpu.index.torch_engine.kmeans import _step as kmeans_step
@@ -68,7 +69,7 @@ def test_a_batch_is_cut_so_that_scratch_stays_bounded(
     body = on_card(kind, vectors, full=full)
     whole = body.search(queries, 10, LISTS)
     asked = fails_when(monkeypatch, lambda _: None)
-    monkeypatch.setattr(body_module, "SCRATCH", 200_000)
+    monkeypatch.setattr(batches, "SCRATCH", 200_000)
     parts = body.search(queries, 10, LISTS)
     assert len(asked) > 2
     assert sum(asked) == 50

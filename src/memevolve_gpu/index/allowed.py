@@ -39,6 +39,11 @@ class Allowed:
         hits &= positions >= 0
         return hits
 
+    def dead_since(self, other: Allowed | None) -> IntArray | None:  # noqa: ARG002 - for masks that know
+        """The rows that ``other`` (None: all n) allows and this mask does not, int64 (m,) in any order, where this one
+        allows no others and that is known without a look at every row; None where it is not."""
+        return None
+
     @property
     def packed(self) -> npt.NDArray[np.uint8]:
         """The mask as a bitmap, uint8 (ceil(n / 8),), lowest bit first."""

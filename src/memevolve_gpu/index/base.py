@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from .rerank import VectorTable, make_table, table_from
 from .sample import padded_columns
 from .scan import padded
 
-__all__ = ["Arrays", "Body", "BuildJob", "Progress", "chunks", "out_of_range"]
+__all__ = ["Arrays", "Body", "BuildJob", "NewerRows", "Progress", "chunks", "out_of_range"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Progress = Callable[[str, float], None]
@@ -54,6 +54,13 @@ class BuildJob:
         for start in range(0, n, size):
             yield padded_columns(self.rows.vectors[start : start + size], width)
             self.progress("add", min(1.0, (start + size) / n))
+
+
+class NewerRows(Protocol):
+    """Rows that came after a body was made. More come behind them; none ever changes."""
+
+    def blocks(self, start: int, end: int) -> Iterator[FloatArray]:
+        """The vectors from position ``start`` to ``end`` (exclusive), float32 (m, dim) at a time."""
 
 
 class Body(ABC):
@@ -181,6 +188,20 @@ class Body(ABC):
         if effort.exact:
             return self.table.scan(queries, k, allowed)
         return self._search(queries, k, effort, allowed)
+
+    def search_newer(
+        self,
+        newer: NewerRows,  # noqa: ARG002 - for those who can
+        n: int,  # noqa: ARG002
+        queries: Any,  # noqa: ARG002
+        k: int,  # noqa: ARG002
+        allowed: Allowed | None = None,  # noqa: ARG002
+    ) -> tuple[FloatArray, IntArray] | None:
+        """The k nearest of the first ``n`` rows of ``newer``, by the device of this body; as :meth:`search`.
+
+        None where the host had better scan them: there is no device, it does not answer, or asking it takes longer.
+        """
+        return None
 
     def ids_at(self, positions: IntArray) -> list[str | None]:
         """The ids at ``positions`` (m,); None where a position is -1."""

@@ -1,11 +1,12 @@
 """The next view while log entries are applied to it, in order, under the store's mutex.
 
 A draft that is abandoned half-way leaves the published view as it was: rows past its ``tail_n`` are cut off by the
-next draft, and deaths above its watermark are invisible to it and written again.
+next draft, so are deaths past its ``body_dead``, and those above its watermark are invisible to it and written again.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -52,10 +53,10 @@ def empty_body(dim: int, metric: Metric) -> Body:
 def view_of(body: Body, watermark: int, facts: BodyFacts = UNKNOWN, dead: IntArray | None = None) -> View:
     """A view with an empty tail, in which every row of ``body`` is alive but those at ``dead``, int64 (m,)."""
     died = np.full(body.n, NEVER, dtype=np.int64)
-    gone = 0 if dead is None else len(dead)
-    if gone:
+    deaths = array("q", () if dead is None else dead.tolist())
+    if deaths:
         died[dead] = watermark
-    return View(watermark, body, watermark, died, gone, Tail(body.dim), 0, 0, body.metric, facts)
+    return View(watermark, body, watermark, died, deaths, len(deaths), Tail(body.dim), 0, 0, body.metric, facts)
 
 
 class Draft:
@@ -65,7 +66,8 @@ class Draft:
         self._base = view
         self._body = view.body
         self._body_died = view.body_died
-        self._body_dead = view.body_dead
+        self._body_deaths = view.body_deaths
+        del self._body_deaths[view.body_dead :]
         self._tail = view.tail
         self._tail_dead = view.tail_dead
         self._tail.truncate(view.tail_n)
@@ -96,14 +98,15 @@ class Draft:
             self._body,
             self.watermark if self.cleared else base.body_seq,
             self._body_died,
-            self._body_dead,
+            self._body_deaths,
+            len(self._body_deaths),
             self._tail,
             tail_n,
             self._tail_dead,
             base.metric,
             UNKNOWN if self.cleared else base.facts,
         )
-        if self._body_dead == base.body_dead and self._body is base.body and "alive" in base.__dict__:
+        if view.body_dead == base.body_dead and self._body is base.body and "alive" in base.__dict__:
             view.__dict__["alive"] = base.__dict__["alive"]
         return view
 
@@ -129,12 +132,13 @@ class Draft:
             return
         position = int(np.searchsorted(self._body.slots, slot))
         if position < self._body.n and self._body.slots[position] == slot:
-            self._body_dead += int(self._body_died[position] > visible)
+            if self._body_died[position] > visible:
+                self._body_deaths.append(position)
             self._body_died[position] = seq
 
     def _clear(self) -> None:
         self._body = empty_body(self._base.body.dim, self._base.metric)
         self._body_died = np.empty(0, dtype=np.int64)
         self._tail = Tail(self._base.body.dim)
-        self._body_dead = self._tail_dead = 0
+        self._body_deaths, self._tail_dead = array("q"), 0
         self.cleared = True

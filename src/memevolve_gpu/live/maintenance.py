@@ -297,7 +297,11 @@ class Maintenance:
         """The body in use with the rows of the tail behind its own; None where it cannot have them."""
         live, gathered = self._live, gather_tail(self._live.view)
         built = extend_verified(gathered, live.settings, live.asked, self._pause())
-        return None if built is None else (built, gathered)
+        if built is None:
+            return None
+        if built.body.plan.engine != "cpu":
+            live.desk.built(built.body)
+        return built, gathered
 
     def _save(self) -> None:
         """Write the snapshot of the view in use; a body made here gets a generation of its own."""

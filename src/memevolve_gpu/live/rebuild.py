@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +92,7 @@ def _living(view: View) -> _Living:
 
 def _may_grow(body: Body) -> bool:
     """Can rows be put behind the body's own in its memory? A graph's vectors are in memory that faiss holds."""
-    return body.plan.precision == "float32" and body.plan.engine == "cpu" and body.kind != "hnsw"
+    return body.plan.precision == "float32" and body.plan.engine != "faiss" and body.kind != "hnsw"
 
 
 def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View:
@@ -102,9 +103,11 @@ def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View
     old = gathered.view
     died = np.concatenate([old.body_died[gathered.from_body], _tail_deaths(old.tail, gathered.from_tail)])
     tail = now.tail.rest(old.tail_n, now.tail_n)
-    body_dead = int((died <= now.watermark).sum())
+    deaths = array("q", np.flatnonzero(died <= now.watermark).tolist())
     tail_dead = sum(int((piece.died <= now.watermark).sum()) for piece in tail.pieces(0, tail.n))
-    return View(now.watermark, body, old.watermark, died, body_dead, tail, tail.n, tail_dead, now.metric, facts)
+    return View(
+        now.watermark, body, old.watermark, died, deaths, len(deaths), tail, tail.n, tail_dead, now.metric, facts
+    )
 
 
 def _tail_deaths(tail: Tail, positions: IntArray) -> IntArray:

@@ -108,6 +108,10 @@ class Tail:
             if low < high:
                 yield Chunk(chunk.start + low, chunk.slots[low:high], chunk.died[low:high], chunk.vectors[low:high])
 
+    def blocks(self, start: int, end: int) -> Iterator[FloatArray]:
+        """The vectors of these rows, float32 (m, dim) at a time, which share memory with the tail."""
+        return (piece.vectors for piece in self.pieces(start, end))
+
     def rest(self, start: int, end: int) -> Tail:
         """A tail of the rows from position ``start`` to ``end`` (exclusive), for the views to come.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from ..types import Effort, FloatArray, IntArray, Metric
 from ..utils.device_arrays import DeviceQueries
 from ..utils.lazy import lazy
 from .facts import BodyFacts
-from .tail import Chunk, Tail
+from .tail import Tail
 
 __all__ = ["Alive", "Found", "Mask", "View"]
 
@@ -23,14 +24,19 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Alive(Allowed):
-    """The rows of a body that are alive at a watermark; the full mask is made only when a scan asks for it."""
+    """The rows of a body that are alive at a watermark; the full mask is made only when a scan asks for it.
 
-    def __init__(self, died: IntArray, watermark: int, count: int) -> None:
+    The first ``dead`` entries of ``deaths`` are the others, in the order in which they died.
+    """
+
+    def __init__(self, died: IntArray, watermark: int, deaths: array[int], dead: int) -> None:
         self._died = died
         self._watermark = watermark
+        self.deaths = deaths
+        self.dead = dead
         self._packed = None
         self._positions = None
-        self.count = count
+        self.count = len(died) - dead
         self.n = len(died)
 
     @lazy
@@ -39,6 +45,14 @@ class Alive(Allowed):
 
     def test(self, positions: IntArray) -> BoolArray:
         return (self._died[positions] > self._watermark) & (positions >= 0)
+
+    def dead_since(self, other: Allowed | None) -> IntArray | None:
+        known = 0
+        if other is not None:
+            if not isinstance(other, Alive) or other.deaths is not self.deaths or other.dead > self.dead:
+                return None
+            known = other.dead
+        return np.array(self.deaths[known : self.dead], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +92,16 @@ class View:
     """What a search sees; nothing reachable from here changes what it answers.
 
     body_seq is a log entry as of which body and deaths say everything; while the tail is empty they do so as of
-    ``watermark``. body_died int64 (body.n,) and the tail are shared with later views: rows are only ever added past
-    ``tail_n``, and deaths only ever set to a sequence number above ``watermark``.
+    ``watermark``. body_died int64 (body.n,), body_deaths and the tail are shared with later views: rows are only ever
+    added past ``tail_n``, deaths only ever set to a sequence number above ``watermark``, and positions only ever put
+    behind the first ``body_dead`` of body_deaths, which are those of the body's dead rows.
     """
 
     watermark: int
     body: Body
     body_seq: int
     body_died: IntArray
+    body_deaths: array[int]
     body_dead: int
     tail: Tail
     tail_n: int
@@ -109,22 +125,27 @@ class View:
         """Living rows of the body; None when no row of it has died."""
         if not self.body_dead:
             return None
-        return Alive(self.body_died, self.watermark, self.body.n - self.body_dead)
+        return Alive(self.body_died, self.watermark, self.body_deaths, self.body_dead)
+
+    @lazy
+    def tail_alive(self) -> Allowed | None:
+        """Living rows of the tail; None when no row of it has died."""
+        if not self.tail_dead:
+            return None
+        rows = [piece.died > self.watermark for piece in self.tail.pieces(0, self.tail_n)]
+        return Allowed(np.concatenate([np.empty(0, np.bool_), *rows]))
 
     def search(self, queries: FloatArray | DeviceQueries, k: int, effort: Effort, mask: Mask | None = None) -> Found:
         """Exact distances of the k nearest living, matching rows.
 
-        queries float32 (nq, dim), normalised under cosine; those on a device come to the host for the tail, and for a
-        body that cannot take them as they are.
+        queries float32 (nq, dim), normalised under cosine; those on a device come to the host for a tail or a body that
+        cannot take them as they are.
         """
         parts: list[tuple[FloatArray, IntArray]] = []
         allowed = self.alive if mask is None else mask.body
         if self.body.n and (allowed is None or allowed.count):
             parts.append(self.body.search(_taken_by(self.body, queries), k, effort, allowed))
-        for piece in self.tail.pieces(0, self.tail_n):
-            scanned = self._scan_piece(piece, np.asarray(queries), k, mask)
-            if scanned is not None:
-                parts.append(scanned)
+        parts += self._search_tail(queries, k, mask)
         distances, places = _merge(parts, len(queries), k)
         return Found(self, distances, places)
 
@@ -138,22 +159,29 @@ class View:
         n, slots = self.body.n, self.body.slots
         return [self.tail.slot_at(p - n) if p >= n else int(slots[p]) for p in places.tolist()]
 
-    def _scan_piece(
-        self, piece: Chunk, queries: FloatArray, k: int, mask: Mask | None
-    ) -> tuple[FloatArray, IntArray] | None:
-        allowed = self._allowed_in(piece, mask)
-        if allowed is not None and not allowed.count:
-            return None
-        distances, places = exact_scan(queries, piece.vectors, k, self.metric, allowed)
-        return distances, np.where(places >= 0, places + (self.body.n + piece.start), -1)
+    def _search_tail(
+        self, queries: FloatArray | DeviceQueries, k: int, mask: Mask | None
+    ) -> list[tuple[FloatArray, IntArray]]:
+        """The nearest in the tail: on the device of the body, or piece by piece on the host."""
+        allowed = self.tail_alive if mask is None else self._allowed_in_tail(mask)
+        if not self.tail_n or (allowed is not None and not allowed.count):
+            return []
+        found = self.body.search_newer(self.tail, self.tail_n, queries, k, allowed)
+        if found is not None:
+            return [(found[0], _moved(found[1], self.body.n))]
+        here, parts = np.asarray(queries), []
+        for piece in self.tail.pieces(0, self.tail_n):
+            own = None if allowed is None else Allowed(allowed.rows[piece.start : piece.end])
+            if own is None or own.count:
+                distances, places = exact_scan(here, piece.vectors, k, self.metric, own)
+                parts.append((distances, _moved(places, self.body.n + piece.start)))
+        return parts
 
-    def _allowed_in(self, piece: Chunk, mask: Mask | None) -> Allowed | None:
-        if mask is None and not self.tail_dead:
-            return None
-        rows: BoolArray = piece.died > self.watermark
-        if mask is not None:
-            rows &= contains(mask.slots, piece.slots)
-        return Allowed(rows)
+    def _allowed_in_tail(self, mask: Mask) -> Allowed:
+        slots = [piece.slots for piece in self.tail.pieces(0, self.tail_n)]
+        matching = contains(mask.slots, np.concatenate([np.empty(0, np.int64), *slots]))
+        alive = self.tail_alive
+        return Allowed(matching if alive is None else matching & alive.rows)
 
 
 def _taken_by(body: Body, queries: FloatArray | DeviceQueries) -> FloatArray:
@@ -162,6 +190,11 @@ def _taken_by(body: Body, queries: FloatArray | DeviceQueries) -> FloatArray:
         tensor: FloatArray = queries.tensor
         return tensor if body.accepts_device_queries and body.device != "cpu" else queries.host()
     return queries
+
+
+def _moved(places: IntArray, by: int) -> IntArray:
+    """``places`` counted from elsewhere; -1 stays."""
+    return np.where(places >= 0, places + by, -1)
 
 
 def contains(sorted_slots: IntArray, slots: IntArray) -> BoolArray:

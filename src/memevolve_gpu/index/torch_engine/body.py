@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,88 +14,31 @@ from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from ...utils.device_arrays import DeviceQueries
 from ..allowed import Allowed
-from ..base import Arrays, Body
+from ..base import Arrays, Body, NewerRows
 from ..costs import scan_cost
-from ..rerank import Int8Table, VectorTable
+from ..rerank import VectorTable
 from ..scan import padded
-from .arrays import columns, joined, on_host, on_some_device, part, some, widened
-from .door import device_tensor, host_tensor, load_torch, open_device
-from .geometry import padded_columns
+from .arrays import columns, on_host, on_some_device, part, some, widened
+from .batches import Search, found_in_batches
+from .door import device_tensor, host_tensor, open_device
 from .guard import Guard, building, lock_of
+from .loaded import Layout, Load, Loaded
 from .masks import Masks
-from .memory import SCRATCH, account_of, predicted_bytes
-from .operations import Operations
+from .memory import account_of, predicted_bytes
 from .replay import Replays
 from .resident import Queries, Resident, Space
-from .search import Probe, decide, propose, scratch_each
-from .work import Lists
+from .search import LEAST_CANDIDATES, propose
+from .tail import DeviceTail
 
-__all__ = ["Layout", "TorchBody", "blocks_of", "candidate_width", "measured_space"]
+__all__ = ["TorchBody", "candidate_width"]
 
-_BLOCK_BYTES = 32 << 20
 _DEVICE_CALL = 15_000_000.0
 """Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
-_LEAST_CANDIDATES = 32
-_MOST_QUERIES = 16_384
-_USUAL = (1, 16, 32, 64, 128)
-"""Numbers of queries at once for which different kernels are compiled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where rows go on the device: ``places(start, stop)`` gives int64 places of those rows; ``groups`` of 32 in all.
-
-    With lists, ``lists`` holds the groups of each, and ``centroids`` float32 (nlist, columns) lie in the body's space.
-    """
-
-    groups: int
-    places: Callable[[int, int], IntArray]
-    lists: list[int]
-    centroids: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    rows: Resident
-    device: Any
-    operations: Operations
-    lists: Lists | None
-    centroids: Any
-    norms: Any
-
-    def probe(self, nprobe: int) -> Probe | None:
-        if self.lists is None or nprobe == 0:
-            return None
-        return Probe(self.lists, self.centroids, self.norms, nprobe)
 
 
 def candidate_width(k: int, effort: Effort) -> int:
     """How many rows the device proposes: what the effort says, but at least 2k and 32, so that float16 loses none."""
-    return max(effort.rerank, 2 * k, _LEAST_CANDIDATES)
-
-
-def blocks_of(table: VectorTable) -> Iterator[tuple[int, FloatArray]]:
-    """The rows in blocks of 32 MB with the position of the first."""
-    step = max(1024, _BLOCK_BYTES // (4 * table.dim))
-    for start in range(0, table.n, step):
-        yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
-
-
-def measured_space(table: VectorTable, device: Any, turn: AbstractContextManager[Any]) -> Space:
-    """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over.
-
-    ``turn``: the device's lock, held step by step.
-    """
-    least = np.full(table.dim, np.inf, np.float32)
-    most = np.full(table.dim, -np.inf, np.float32)
-    for _, block in blocks_of(table):
-        with turn:
-            rows = host_tensor(block).to(device)
-            np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
-            np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
-    step = max(1, table.n // 1024)
-    sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
-    return Space.around(sample, least, most, centred=table.precision != "int8")
+    return max(effort.rerank, 2 * k, LEAST_CANDIDATES)
 
 
 class TorchBody(Body):
@@ -116,10 +58,11 @@ class TorchBody(Body):
         self._masks = masks = Masks()
         self._guard = Guard(plan.device, masks.clear)
         self._account = account_of(plan.device)
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
         self._loading = threading.Lock()
         self._loader: threading.Thread | None = None
         self._replays = Replays(self._guard.remark)
+        self._tail: DeviceTail | None = None
 
     @property
     def device(self) -> str:
@@ -127,11 +70,11 @@ class TorchBody(Body):
 
     @property
     def device_bytes(self) -> int:
-        """Bytes held on the device, also while it rests, without the scratch that searches share; 0 when the rows are
-        not there."""
+        """Bytes held on the device, newer rows beside it included, also while it rests; without the scratch that all
+        searches share. 0 when the rows are not there."""
         if self._loaded is None or self.plan.device == "cpu":
             return 0
-        return self._held(self._loaded)
+        return self._loaded.nbytes + (0 if self._tail is None else self._tail.nbytes)
 
     def incidents(self) -> list[DeviceIncident]:
         return self._guard.incidents()
@@ -147,6 +90,30 @@ class TorchBody(Body):
         if tensor is None:
             return super().search(on_host(queries), k, effort, allowed)
         return self._search(tensor, k, effort, None if allowed is None or allowed.count == self.n else allowed)
+
+    def search_newer(
+        self, newer: NewerRows, n: int, queries: Any, k: int, allowed: Allowed | None = None
+    ) -> tuple[FloatArray, IntArray] | None:
+        given = queries.tensor if isinstance(queries, DeviceQueries) else queries
+        nq, count = int(given.shape[0]), n if allowed is None else allowed.count
+        if self._loaded is None or self.plan.device == "cpu" or not nq:
+            return None
+        here = isinstance(given, np.ndarray)
+        if here and nq * scan_cost(count, self.dim, "float32") < _DEVICE_CALL:
+            return None
+
+        def ask(batch: int) -> tuple[FloatArray, IntArray] | None:
+            tensor = given if here else device_tensor(given, self._ready().device)
+            return self._tail_of(newer).search(n, tensor, k, allowed, batch)
+
+        return self._guard.attempt(ask, nq)
+
+    def _tail_of(self, newer: NewerRows) -> DeviceTail:
+        if self._tail is None or self._tail.newer is not newer:
+            self._tail = None  # its memory first
+            note = self._guard.remark
+            self._tail = DeviceTail(newer, self.metric, self._space, self._ready(), self._account, note)
+        return self._tail
 
     def _lying_there(self, queries: Any, k: int, effort: Effort, allowed: Allowed | None) -> Any:
         """``queries`` on this body's device, when they lie on some device and this one is to answer; else None."""
@@ -195,77 +162,68 @@ class TorchBody(Body):
         finally:
             self._loading.release()
 
-    def _brought(self, device: Any, progress: Callable[[float], None]) -> _Loaded:
+    def _brought(self, device: Any, progress: Callable[[float], None]) -> Loaded:
         layout = self._layout(device)
-        full = self.plan.precision == "float32" and self._room_for_full(layout)
-        amount = _bytes_of(self.table, layout, full=full)
-        self._account.take(amount, f"an index over {self.n} rows")
-        giving = weakref.finalize(self, self._account.give, amount)
+        return self._run(self._load_of(layout, full=self._room_for_full(layout)), device, progress)
+
+    def _extended(self, rows: Rows) -> TorchBody | None:
+        """A body whose rows are copied on the device from those of this one; only the new ones come from the host."""
+        held = self._loaded
+        if held is None or not self._guard.serving or not self._space.holds(rows.vectors):
+            return None
+        table = self.table.extended(rows.vectors)
+        if table is None:
+            return None
+        full = held.rows.full is not None
+        size = predicted_bytes(table.n, self.dim, table.precision, nlist=self.nlist, full=full)
+        with building(self.plan.device):
+            plan = replace(self.plan, device_bytes=size)
+            body, layout = self._longer(plan, self._slot_table_with(rows), table, rows.vectors, held)
+            body.follow(held, layout, full=full)
+        return body
+
+    def follow(self, held: Loaded, layout: Layout, *, full: bool) -> None:
+        """Bring the rows to the device where the first of them are ``held``, by another body: those are copied there.
+
+        Raises:
+            DeviceError: it refuses; a RuntimeError of torch where the caller is not :func:`~.guard.building`.
+        """
+        self._loaded = self._run(self._load_of(layout, full=full), held.device, lambda _: None, held.rows)
+
+    def _longer(
+        self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: Loaded
+    ) -> tuple[TorchBody, Layout]:
+        """A body over ``rows`` and ``table``, which end with the new ``vectors``, not on the device yet, and where its
+        rows go if those that are ``held`` are kept."""
+        raise NotImplementedError
+
+    def _load_of(self, layout: Layout, *, full: bool) -> Load:
+        return Load(self.table, self._space, self._device_metric, layout, full)
+
+    def _run(
+        self, load: Load, device: Any, progress: Callable[[float], None], before: Resident | None = None
+    ) -> Loaded:
+        self._account.take(load.nbytes, f"an index over {self.n} rows")
+        giving = weakref.finalize(self, self._account.give, load.nbytes)
         try:
-            int8 = isinstance(self.table, Int8Table)
-            shape = (self.n, self.dim, layout.groups)
-            rows = Resident.empty(self._device_metric, self._space, shape, device, int8=int8, full=full)
-            self._fill(rows, layout, device, progress)
-            loaded = self._finished(rows, layout, device)
-            self._warm(loaded)
-            return loaded
+            return load.run(device, lock_of(self.plan.device), self._guard.remark, progress, before)
         except (RuntimeError, MemoryError):
             giving()
             raise
 
-    def _fill(self, rows: Resident, layout: Layout, device: Any, progress: Callable[[float], None]) -> None:
-        for start, block in blocks_of(self.table):
-            stop = start + len(block)
-            with lock_of(self.plan.device):
-                codes = None
-                if isinstance(self.table, Int8Table):
-                    parts = (self.table.rows[start:stop], self.table.scales[start:stop])
-                    codes = tuple(host_tensor(part).to(device) for part in parts)
-                places = host_tensor(layout.places(start, stop)).to(device)
-                vectors = host_tensor(block).to(device) if rows.full is not None else None
-                rows.put(start, self._space.enter(block, rows.columns, device), places, codes, vectors)
-            if stop < self.n:
-                progress(stop / self.n)
-
-    def _finished(self, rows: Resident, layout: Layout, device: Any) -> _Loaded:
-        operations = Operations(device, self._guard.remark)
-        if not layout.lists:
-            return _Loaded(rows, device, operations, None, None, None)
-        norms = layout.centroids.square().sum(1)
-        if rows.metric == "ip":
-            norms.zero_()
-        return _Loaded(rows, device, operations, Lists.of(layout.lists, device), layout.centroids, norms)
-
-    def _warm(self, loaded: _Loaded) -> None:
-        """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream."""
-        if loaded.device.type != "cuda":
-            return
-        each = scratch_each(loaded.rows, _LEAST_CANDIDATES, loaded.rows.groups)
-        for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
-            raw = load_torch().zeros((nq, self.dim), dtype=load_torch().float32, device=loaded.device)
-            asked = Queries.prepare(raw, loaded.rows)
-            for nprobe in (0, 1) if loaded.lists is not None else (0,):
-                propose(loaded.rows, asked, _LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
-        load_torch().cuda.synchronize(loaded.device)
-
     def _room_for_full(self, layout: Layout) -> bool:
-        return self.plan.device_bytes >= predicted_bytes(
-            self.n, self.dim, "float32", nlist=len(layout.lists), full=True
-        )
+        whole = predicted_bytes(self.n, self.dim, "float32", nlist=len(layout.lists), full=True)
+        return self.plan.precision == "float32" and self.plan.device_bytes >= whole
 
     @property
     def _device_metric(self) -> Metric:
         """Vectors of length one are as near as their dot product is large, and lists are made by distance."""
         return "ip" if self.metric == "ip" else "l2"
 
-    def _ready(self) -> _Loaded:
+    def _ready(self) -> Loaded:
         if self._loaded is None:
             raise DeviceError(f"device {self.plan.device} does not hold this index", "device-error")
         return self._loaded
-
-    def _held(self, loaded: _Loaded) -> int:
-        lists = (loaded.centroids, loaded.norms, None if loaded.lists is None else loaded.lists.start)
-        return loaded.rows.nbytes + sum(int(one.numel() * one.element_size()) for one in lists if one is not None)
 
     # ------------------------------------------------------------------------------------------------ searching
 
@@ -317,39 +275,33 @@ class TorchBody(Body):
     ) -> tuple[FloatArray | None, IntArray]:
         """Candidates (nq, want); with their distances, nearest first, where float32 rows lie on the device."""
         loaded = self._ready()
-        rows = loaded.rows if allowed is None else self._masks.rows(loaded.rows, allowed)
-        probe = loaded.probe(nprobe)
-        width = loaded.rows.groups if probe is None else probe.lists.widest[nprobe]
-        each = scratch_each(rows, want, width)
-        if len(queries) == 1 and allowed is None:
-            with self._account.scratch(each, "a search"):
-                return None, self._one(loaded, queries, want, nprobe)
-        step = max(1, min(batch, _MOST_QUERIES, SCRATCH // each))
-        found = []
-        for start in range(0, len(queries), step):
-            part = queries[start : start + step]
-            with self._account.scratch(each * len(part), "a search"):
-                asked = Queries.prepare(device_tensor(part, loaded.device), rows)
-                positions = propose(rows, asked, want, loaded.operations, probe)
-                found.append(self._decided(rows, asked, positions, want))
-        return joined(found, want)
+        rows = self._shown(loaded, allowed)
+        cosine = self.metric == "cosine"
+        search = Search(rows, loaded.device, loaded.operations, loaded.probe(nprobe), self._account, cosine)
+        if len(queries) == 1 and (rows is loaded.rows or rows is loaded.tombstones.rows):
+            with self._account.scratch(search.scratch_each(want), "a search"):
+                return None, self._one(search, queries, want)
+        return found_in_batches(search, queries, want, batch)
 
-    def _one(self, loaded: _Loaded, query: Any, want: int, nprobe: int) -> IntArray:
-        rows, probe, operations = loaded.rows, loaded.probe(nprobe), loaded.operations
+    def _shown(self, loaded: Loaded, allowed: Allowed | None) -> Resident:
+        """The rows without those that are hidden."""
+        if allowed is None:
+            return loaded.rows
+        if loaded.tombstones.show(allowed):
+            return loaded.tombstones.rows
+        return self._masks.rows(loaded.rows, allowed)
+
+    def _one(self, search: Search, query: Any, want: int) -> IntArray:
+        rows, probe = search.rows, search.probe
         some_more = 1 << (want - 1).bit_length()  # so that few numbers of candidates are in use
 
-        def search(wide: Any) -> Any:
-            return propose(rows, Queries.entered(None, wide, rows), some_more, operations, probe)
+        def found(wide: Any) -> Any:
+            return propose(rows, Queries.entered(None, wide, rows), some_more, search.operations, probe)
 
         here = isinstance(query, np.ndarray)
         wide = host_tensor(rows.entered(query, self._space)) if here else Queries.prepare(query, rows).wide
-        return widened(self._replays.run((some_more, nprobe), wide, loaded.device, search).numpy(), want)
-
-    def _decided(self, rows: Resident, asked: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
-        if rows.full is None:
-            return None, positions.cpu().numpy()
-        distances, positions = decide(rows, asked, positions, k, cosine=self.metric == "cosine")
-        return distances.cpu().numpy(), positions.cpu().numpy()
+        shape = (some_more, 0 if probe is None else probe.nprobe, rows is self._ready().rows)
+        return widened(self._replays.run(shape, wide, search.device, found).numpy(), want)
 
     # -------------------------------------------------------------------------------------------------- parts
 
@@ -365,10 +317,3 @@ class TorchBody(Body):
         if not np.isfinite(centre).all() or not 0 < float(scale[0]) < np.inf:
             raise EngineError("the index's centre or scale makes no sense; rebuild the index")
         return Space(centre, float(scale[0]))
-
-
-def _bytes_of(table: VectorTable, layout: Layout, *, full: bool) -> int:
-    columns = padded_columns(table.dim)
-    row = columns + 12 if table.precision == "int8" else 2 * columns + 8
-    lists = len(layout.lists) * (4 * columns + 12)
-    return layout.groups * 32 * row + lists + (4 * table.n * table.dim if full else 0)

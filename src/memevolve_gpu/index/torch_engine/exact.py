@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ...types import IndexPlan, IntArray, Metric
+from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob
-from .body import Layout, TorchBody, measured_space
+from ..rerank import VectorTable
+from .body import TorchBody
 from .door import open_device
 from .geometry import GROUP, padded_groups
 from .guard import building, lock_of
+from .loaded import Layout, Loaded, measured_space
 from .resident import Space
 
 __all__ = ["TorchExactBody"]
@@ -50,7 +53,25 @@ class TorchExactBody(TorchBody):
         return body
 
     def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - bodies with lists keep centroids there
-        def places(start: int, stop: int) -> IntArray:
-            return np.arange(start, stop, dtype=np.int64)
+        return _in_order(self.n)
 
-        return Layout(padded_groups(-(-self.n // GROUP)), places, [])
+    def _longer(
+        self,
+        plan: IndexPlan,
+        rows: Rows,
+        table: VectorTable,
+        vectors: FloatArray,  # noqa: ARG002 - bodies with lists assign them
+        held: Loaded,  # noqa: ARG002 - as above
+    ) -> tuple[TorchExactBody, Layout]:
+        moved = np.arange(-(-self.n // GROUP), dtype=np.int64)
+        layout = replace(_in_order(table.n), kept=self.n, moved=moved)
+        return TorchExactBody(plan, self.metric, rows, table, self._space), layout
+
+
+def _in_order(n: int) -> Layout:
+    """n rows, each at its position."""
+
+    def places(start: int, stop: int) -> IntArray:
+        return np.arange(start, stop, dtype=np.int64)
+
+    return Layout(padded_groups(-(-n // GROUP)), places, [])

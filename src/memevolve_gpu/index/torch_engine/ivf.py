@@ -11,14 +11,15 @@ import numpy.typing as npt
 from ...errors import EngineError
 from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob
-from ..rerank import VectorTable
+from ..rerank import Float32Table, VectorTable
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from .arrays import part
-from .body import Layout, TorchBody, blocks_of, measured_space
+from .body import TorchBody
 from .door import load_torch, open_device
 from .geometry import GROUP, padded_columns, padded_groups
 from .guard import building, lock_of
 from .kmeans import norms_of, train
+from .loaded import Layout, Loaded, blocks_of, measured_space
 from .operations import Operations
 from .resident import Space
 
@@ -106,19 +107,17 @@ class TorchIVFBody(TorchBody):
         return super()._engine_bytes() + self.centroids.nbytes + self._assignment.nbytes + self._sizes.nbytes
 
     def _layout(self, device: Any) -> Layout:
-        groups = -(-self._sizes // GROUP)
-        first_place = (np.cumsum(groups) - groups) * GROUP
-        first_row = np.cumsum(self._sizes) - self._sizes
-        order = np.argsort(self._assignment, kind="stable")
-        own = self._assignment[order]
-        target = np.empty(self.n, np.int64)
-        target[order] = first_place[own] + np.arange(self.n) - first_row[own]
-
-        def places(start: int, stop: int) -> IntArray:
-            return target[start:stop]
-
         centroids = self._space.enter(self.centroids, padded_columns(self.dim), device)
-        return Layout(padded_groups(int(groups.sum())), places, groups.tolist(), centroids)
+        return _listed(self._assignment, np.zeros_like(self._sizes), centroids)
+
+    def _longer(
+        self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: Loaded
+    ) -> tuple[TorchIVFBody, Layout]:
+        new, turn = Float32Table(vectors, self.metric), lock_of(plan.device)
+        assigned = _assigned(new, self._space, self.centroids, held.device, turn)
+        assignment = np.concatenate([self._assignment, assigned])
+        body = TorchIVFBody(plan, self.metric, rows, table, self._space, self.centroids, assignment)
+        return body, _listed(assignment, self._sizes, held.centroids)
 
     def _lists_to_probe(self, effort: Effort) -> int:
         nprobe = effort.nprobe or self.nlist
@@ -126,6 +125,29 @@ class TorchIVFBody(TorchBody):
 
     def _wider(self, nprobe: int) -> int:
         return 0 if 2 * nprobe > _WHOLE * self.nlist else 2 * nprobe
+
+
+def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -> Layout:
+    """Rows list after list, each list from a group of its own on.
+
+    Args:
+        assignment: int32 (n,), the list of each row.
+        held: int64 (nlist,), how many of the first rows lie in each list already.
+        centroids: on the device.
+    """
+    kept, sizes = int(held.sum()), np.bincount(assignment, minlength=len(held))
+    groups, held_groups = -(-sizes // GROUP), -(-held // GROUP)
+    first_group, held_first = np.cumsum(groups) - groups, np.cumsum(held_groups) - held_groups
+    moved = np.arange(int(held_groups.sum())) + np.repeat(first_group - held_first, held_groups)
+    order = np.argsort(assignment[kept:], kind="stable")
+    own, more = assignment[kept:][order], sizes - held
+    target = np.empty(len(own), np.int64)
+    target[order] = (first_group * GROUP + held)[own] + np.arange(len(own)) - (np.cumsum(more) - more)[own]
+
+    def places(start: int, stop: int) -> IntArray:
+        return target[start - kept : stop - kept]
+
+    return Layout(padded_groups(int(groups.sum())), places, groups.tolist(), centroids, kept, moved)
 
 
 def _trained(job: BuildJob, space: Space, device: Any, turn: AbstractContextManager[Any]) -> FloatArray:

@@ -1,15 +1,16 @@
-"""Filters on the device, kept while they are in use."""
+"""Filters and tombstones on the device."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 
 from ..allowed import Allowed
 from .door import host_tensor
 from .resident import Resident
 
-__all__ = ["Masks"]
+__all__ = ["Masks", "Tombstones"]
 
 _KEPT_BYTES = 64 << 20
 _KEPT = 8
@@ -44,3 +45,35 @@ class Masks:
         """Forget all of them."""
         with self._lock:
             self._kept.clear()
+
+
+class Tombstones:
+    """The deaths that a body's ``living`` scores show: a mask that grows by what died since, and is never sent whole.
+
+    Used under the device's lock.
+    """
+
+    def __init__(self, resident: Resident) -> None:
+        self.rows = replace(resident, bias=resident.living)
+        """The rows without those that died, the same tensors all the time."""
+        self._bias = resident.bias
+        self._shown: Allowed | None = None
+        self._whole = True
+
+    def show(self, alive: Allowed) -> bool:
+        """Have ``rows`` show what is ``alive``; False where that is not known by what died, as of a filter."""
+        dead = alive.dead_since(self._shown) if self._whole else None
+        again = dead is None
+        if dead is None:
+            dead = alive.dead_since(None)
+        if dead is None:
+            return False
+        self._whole = False  # should the device fail half-way
+        if again:
+            self.rows.bias.copy_(self._bias)
+        if len(dead):
+            positions = host_tensor(dead).to(self._bias.device)
+            places = positions if self.rows.places is None else self.rows.places[positions].long()
+            self.rows.bias.index_fill_(0, places, float("inf"))
+        self._shown, self._whole = alive, True
+        return True

@@ -16,8 +16,10 @@ __all__ = ["SCRATCH", "Account", "Allocator", "account_of", "allocator", "predic
 
 SCRATCH = 256 << 20
 """Bytes that a search or a build takes beside the rows, at most; queries are cut into parts that keep to it."""
-_ROW_EXTRA = 8
-"""Bias, float32, and position, int32."""
+_ROW_EXTRA = 12
+"""Bias, and bias of the living, float32; position, int32."""
+_PLACE = 4
+"""Where a row lies, int32; without lists it lies at its position."""
 _SMALL = 4096
 """What an allocator rounds up, over all small tensors."""
 
@@ -31,7 +33,7 @@ def resident_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0
     groups = padded_groups(-(-count // GROUP) + (nlist + 1) // 2)
     columns = padded_columns(dim)
     row = columns * (1 if precision == "int8" else 2) + _ROW_EXTRA + (4 if precision == "int8" else 0)
-    lists = nlist * (4 * columns + 12)
+    lists = nlist * (4 * columns + 12) + (_PLACE * count if nlist else 0)
     return groups * GROUP * row + (4 * count * dim if full else 0) + lists + _SMALL
 
 

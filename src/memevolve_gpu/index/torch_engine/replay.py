@@ -13,6 +13,8 @@ __all__ = ["Replays"]
 _KEPT = 4
 _MOST_RECORDED = 16
 """Recording takes some hundredths of a second: where shapes change all the time, plain launches are better."""
+Shape = tuple[int, int, bool]
+"""Candidates, lists to read, and whether tombstones are looked at."""
 _WARM = 2
 """Searches of a shape that go the plain way before it is recorded: they compile the kernels."""
 
@@ -55,15 +57,15 @@ class Replays:
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
-        self._seen: dict[tuple[int, int], int] = {}
-        self._kept: OrderedDict[tuple[int, int], _Recording] = OrderedDict()
+        self._seen: dict[Shape, int] = {}
+        self._kept: OrderedDict[Shape, _Recording] = OrderedDict()
         self._works = True
         self._recorded = 0
 
-    def run(self, shape: tuple[int, int], query: Any, device: Any, search: Callable[[Any], Any]) -> Any:
+    def run(self, shape: Shape, query: Any, device: Any, search: Callable[[Any], Any]) -> Any:
         """``search(query)`` on the host: int64 (1, w); ``query`` float32 (1, columns) on the host or ``device``.
 
-        ``search`` computes the same from any query of that ``shape`` (candidates and lists asked for).
+        ``search`` computes the same from any query of that ``shape``.
         """
         if not self._works or device.type != "cuda" or not self._warm(shape):
             return search(query.to(device)).cpu()
@@ -79,15 +81,13 @@ class Replays:
         """Drop all recordings with the memory that they hold."""
         self._kept.clear()
 
-    def _warm(self, shape: tuple[int, int]) -> bool:
+    def _warm(self, shape: Shape) -> bool:
         if len(self._seen) > 64:
             self._seen.clear()
         self._seen[shape] = self._seen.get(shape, 0) + 1
         return self._seen[shape] > _WARM
 
-    def _record(
-        self, shape: tuple[int, int], columns: int, device: Any, search: Callable[[Any], Any]
-    ) -> _Recording | None:
+    def _record(self, shape: Shape, columns: int, device: Any, search: Callable[[Any], Any]) -> _Recording | None:
         try:
             recording = _Recording(columns, device, search)
         except RuntimeError as error:

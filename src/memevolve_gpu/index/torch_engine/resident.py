@@ -44,6 +44,11 @@ class Space:
         )
         return cls(centre, float(np.float32(scale)) if np.isfinite(scale) else 1.0)
 
+    def holds(self, vectors: FloatArray) -> bool:
+        """Does float16 hold ``vectors`` (m, dim) here, which the space was not made for?"""
+        reach = np.abs(vectors - self.centre).max(initial=0.0) * self.scale
+        return bool(reach <= 2 * _LARGEST)
+
     def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
         """``vectors`` (m, dim) on the device: float32 (m, columns)."""
         torch = load_torch()
@@ -91,32 +96,39 @@ class Resident:
     """n rows on a device in padded groups of 32.
 
     x float16 or int8 (32 * groups, columns); scales float32 (32 * groups,) for int8, else empty; bias float32
-    (32 * groups,), +inf in padding; order int32 (32 * groups,), the position of each row, -1 in padding; full
-    float32 (n, dim) by position, or None; centre float32 (dim,).
+    (32 * groups,), +inf in padding; living, the same with +inf for rows that died (see :class:`~.masks.Tombstones`);
+    order int32 (32 * groups,), the position of each row, -1 in padding; places int32 (n,), where each position lies, or
+    None where that is the position itself; full float32 (n, dim) by position, or None; centre float32 (dim,).
     """
 
     metric: Metric
     x: Any
     scales: Any
     bias: Any
+    living: Any
     order: Any
+    places: Any
     full: Any
     centre: Any
     scale: float
 
     @classmethod
     def empty(cls, metric: Metric, space: Space, shape: tuple[int, int, int], device: Any, **kinds: bool) -> Resident:
-        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, and ``full`` for float32 rows beside it."""
+        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, ``full`` for float32 rows beside it, ``listed`` for
+        rows in another order than that of their positions.
+        """
         torch = load_torch()
         n, dim, groups = shape
-        rows, columns, int8 = groups * GROUP, padded_columns(dim), kinds["int8"]
+        rows, columns, int8 = groups * GROUP, padded_columns(dim), kinds.get("int8")
         return cls(
             metric,
             torch.zeros((rows, columns), dtype=torch.int8 if int8 else torch.float16, device=device),
             torch.zeros(rows if int8 else 0, dtype=torch.float32, device=device),
             torch.full((rows,), float("inf"), dtype=torch.float32, device=device),
+            torch.full((rows,), float("inf"), dtype=torch.float32, device=device),
             torch.full((rows,), -1, dtype=torch.int32, device=device),
-            torch.zeros((n, dim), dtype=torch.float32, device=device) if kinds["full"] else None,
+            torch.zeros(n, dtype=torch.int32, device=device) if kinds.get("listed") else None,
+            torch.zeros((n, dim), dtype=torch.float32, device=device) if kinds.get("full") else None,
             host_tensor(space.centre).to(device),
             space.scale,
         )
@@ -145,7 +157,7 @@ class Resident:
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        own = (self.x, self.scales, self.bias, self.order, self.full, self.centre)
+        own = (self.x, self.scales, self.bias, self.living, self.order, self.places, self.full, self.centre)
         return sum(int(one.numel() * one.element_size()) for one in own if one is not None)
 
     def put(self, start: int, block: Any, places: Any, codes: tuple[Any, Any] | None, vectors: Any) -> None:
@@ -168,10 +180,31 @@ class Resident:
             else block.square().sum(1)
         )
         self.bias.index_copy_(0, places, bias)
+        self.living.index_copy_(0, places, bias)
+        if self.places is not None:
+            self.places[start : start + len(places)] = places
         positions = torch.arange(start, start + len(places), dtype=torch.int32, device=self.x.device)
         self.order.index_copy_(0, places, positions)
         if self.full is not None:
             self.full[start : start + len(places)] = vectors
+
+    def take_over(self, old: Resident, moved: Any) -> None:
+        """Fill in the rows of ``old``, all of them alive: its group i goes to ``moved[i]``, rows stay in their groups.
+
+        moved int64 (groups in use,).
+        """
+        torch = load_torch()
+        used = len(moved)
+        for name in ("x", "scales", "bias", "order"):
+            to, of = getattr(self, name), getattr(old, name)
+            if of.numel():
+                to.view(self.groups, -1).index_copy_(0, moved, of.view(old.groups, -1)[:used])
+        self.living.copy_(self.bias)
+        if old.places is not None:
+            group = torch.div(old.places, GROUP, rounding_mode="floor")
+            self.places[: len(group)] = moved[group.long()] * GROUP + old.places % GROUP
+        if old.full is not None and self.full is not None:
+            self.full[: len(old.full)] = old.full
 
     def only(self, allowed: Any) -> Resident:
         """The same rows with those hidden that ``allowed`` bool (n,) on the device does not name."""

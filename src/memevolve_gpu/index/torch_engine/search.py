@@ -11,8 +11,10 @@ from .operations import Operations
 from .resident import Queries, Resident
 from .work import Lists, ListWork
 
-__all__ = ["Probe", "best_columns", "decide", "propose", "scratch_each"]
+__all__ = ["LEAST_CANDIDATES", "Probe", "best_columns", "decide", "propose", "scratch_each"]
 
+LEAST_CANDIDATES = 32
+"""So many rows at least are proposed, so that float16 loses none of those that are wanted."""
 _FOLDED = 8
 """Below so many folds for each that is wanted, folding saves nothing."""
 

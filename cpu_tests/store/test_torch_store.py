@@ -1,0 +1,141 @@
+"""A store on the torch engine: bodies, newest rows and deaths on a device whose tensors lie on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu_kit import Card, machine_with
+from support import SEED, FakeBatchEmbedder
+
+from memevolve_gpu import VectorStore
+from memevolve_gpu.index.scan import exact_scan
+from memevolve_gpu.index.torch_engine import body, exact, guard, ivf
+from memevolve_gpu.index.torch_engine.memory import account_of
+from memevolve_gpu.live import causes
+from memevolve_gpu.types import Effort, FloatArray, Metric
+from memevolve_gpu.utils.device_arrays import DeviceQueries
+
+DIM = 16
+TAIL = 150
+
+
+@pytest.fixture
+def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """torch, whose ``cuda:0`` is the CPU here; a few rows are many, and the device is asked for all of them."""
+    module = pytest.importorskip("torch", reason="torch is not installed")
+    for one in (body, exact, ivf):
+        monkeypatch.setattr(one, "open_device", lambda _: module.device("cpu"))
+    monkeypatch.setattr(guard, "current", lambda _: nullcontext())
+    monkeypatch.setattr(guard, "_release", lambda _: None)
+    monkeypatch.setattr(body, "_DEVICE_CALL", 0.0)
+    monkeypatch.setattr(causes, "TAIL_ROWS", TAIL)
+    monkeypatch.setattr(causes, "TAIL_FRACTION", 0.0)
+    yield module
+    account_of("cuda:0").limit = None
+
+
+class Model:
+    """What the store should hold, and what it should answer."""
+
+    def __init__(self, metric: Metric, seed: int) -> None:
+        self.rng, self.metric, self.made = np.random.default_rng(seed), metric, 0
+        self.vectors: dict[str, FloatArray] = {}
+
+    def batch(self, count: int) -> tuple[list[dict[str, Any]], FloatArray]:
+        """New units, a fifth of them in the place of old ones."""
+        ids = [f"u{self.made + i}" for i in range(count)]
+        self.made += count
+        if self.vectors:
+            ids[: count // 5] = self.some(count // 5)
+        vectors = self.rng.standard_normal((count, DIM)).astype(np.float32)
+        self.vectors |= dict(zip(ids, vectors, strict=True))
+        kinds = ["skill" if is_skill(one) else "tool" for one in ids]
+        units = [{"id": one, "content": f"about {one}", "type": kind} for one, kind in zip(ids, kinds, strict=True)]
+        return units, vectors
+
+    def some(self, count: int) -> list[str]:
+        found: list[str] = self.rng.choice(sorted(self.vectors), count, replace=False).tolist()
+        return found
+
+    def truth(self, queries: FloatArray, *, skills: bool = False) -> tuple[FloatArray, list[list[str]]]:
+        """The distances and ids of the ten nearest."""
+        ids = [one for one in self.vectors if not skills or is_skill(one)]
+        rows = np.stack([self.vectors[one] for one in ids])
+        if self.metric == "cosine":
+            rows, queries = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (rows, queries))
+        distances, places = exact_scan(queries, rows, 10, self.metric)
+        return distances, [[ids[place] for place in row] for row in places]
+
+    def queries(self) -> FloatArray:
+        return self.rng.standard_normal((40, DIM)).astype(np.float32)
+
+    def check(self, store: VectorStore, *, skills: bool = False) -> None:
+        queries = self.queries()
+        truth, ids = self.truth(queries, skills=skills)
+        found = store.search_vectors(queries, 10, {"type": "skill"} if skills else None, recall=1.0)
+        np.testing.assert_allclose(found[0], truth, rtol=1e-4, atol=1e-4)
+        assert found[1] == ids
+
+
+def is_skill(one: str) -> bool:
+    return int(one[1:]) % 2 == 0
+
+
+def opened(folder: Path, metric: str, index_type: str, card: Card | None = None) -> VectorStore:
+    chosen = {"background": False, "min_training_units": 100, "index_type": index_type, "metric": metric}
+    machine = machine_with(card, "cpu" if card is None else "cuda")
+    return VectorStore(folder / "memory", FakeBatchEmbedder(DIM), storage_config=chosen, machine=machine)
+
+
+@pytest.mark.parametrize("index_type", ["flat", "ivf"])
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.usefixtures("torch")
+def test_a_store_that_grows_and_forgets(index_type: str, metric: Metric, tmp_path: Path) -> None:
+    model, done = Model(metric, SEED), []
+    with opened(tmp_path, metric, index_type, Card()) as store:
+        for turn in range(12):
+            units, vectors = model.batch(400 if turn == 0 else 90)
+            store.store_batch(units, embeddings=vectors)
+            for gone in model.some(12):
+                assert store.delete(gone)
+                del model.vectors[gone]
+            model.check(store)
+            model.check(store, skills=True)
+            live = store._open.live
+            assert live.view.body.device_bytes == live.desk.machine.holdings.on("cuda:0")
+            done += store.run_maintenance()["actions"]
+            model.check(store)
+        figures = store.statistics()
+        assert (figures["index"]["engine"], figures["index"]["device"]) == ("torch", "cuda:0")
+        assert any(action.startswith("extended") for action in done), done
+        assert any(action.startswith("built") for action in done), done
+        assert figures["device"]["incidents"] == {}
+    with opened(tmp_path, metric, index_type) as store:
+        model.check(store)
+
+
+def test_queries_on_the_device_stay_there(tmp_path: Path, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model("l2", SEED)
+    with opened(tmp_path, "l2", "flat", Card()) as store:
+        for count in (400, 100):
+            units, vectors = model.batch(count)
+            store.store_batch(units, embeddings=vectors)
+            if count == 400:
+                store.run_maintenance()
+        for gone in model.some(40):
+            store.delete(gone)
+            del model.vectors[gone]
+        view, queries = store._open.live.catch_up(), model.queries()
+        assert view.tail_n == 100
+        assert view.body_dead
+        assert view.tail_dead
+        monkeypatch.setattr(DeviceQueries, "host", lambda _: pytest.fail("they came to the host"))
+        found = view.search(DeviceQueries(torch.from_numpy(queries)), 10, Effort())
+        truth, ids = model.truth(queries)
+        np.testing.assert_allclose(found.distances, truth, rtol=1e-4, atol=1e-4)
+        assert [found.ids(row) for row in range(40)] == ids

@@ -1,0 +1,168 @@
+"""Rows on their way to a device, and what lies there in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...types import FloatArray, IntArray, Metric
+from ..rerank import Int8Table, VectorTable
+from .door import host_tensor, load_torch
+from .geometry import padded_columns
+from .masks import Tombstones
+from .memory import SCRATCH
+from .operations import Operations
+from .resident import Queries, Resident, Space
+from .search import LEAST_CANDIDATES, Probe, propose, scratch_each
+from .work import Lists
+
+__all__ = ["Layout", "Load", "Loaded", "blocks_of", "measured_space"]
+
+_BLOCK_BYTES = 32 << 20
+_USUAL = (1, 16, 32, 64, 128)
+"""Numbers of queries at once for which different kernels are compiled."""
+
+Turn = AbstractContextManager[Any]
+"""The device's lock, held step by step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where rows go on the device: ``places(start, stop)`` gives int64 places of those rows; ``groups`` of 32 in all.
+
+    With lists, ``lists`` holds the groups of each, and ``centroids`` float32 (nlist, columns) lie in the body's space.
+    Where the first ``kept`` rows lie there already, ``moved`` int64 (their groups,) says where each group goes.
+    """
+
+    groups: int
+    places: Callable[[int, int], IntArray]
+    lists: list[int]
+    centroids: Any = None
+    kept: int = 0
+    moved: IntArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a body holds on its device."""
+
+    rows: Resident
+    device: Any
+    operations: Operations
+    tombstones: Tombstones
+    lists: Lists | None
+    centroids: Any
+    norms: Any
+
+    def probe(self, nprobe: int) -> Probe | None:
+        """How to read so many lists; None for everything."""
+        if self.lists is None or nprobe == 0:
+            return None
+        return Probe(self.lists, self.centroids, self.norms, nprobe)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        lists = (self.centroids, self.norms, None if self.lists is None else self.lists.start)
+        return self.rows.nbytes + sum(int(one.numel() * one.element_size()) for one in lists if one is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Rows to bring to a device; ``full``: float32 rows beside the narrow ones."""
+
+    table: VectorTable
+    space: Space
+    metric: Metric
+    layout: Layout
+    full: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take there."""
+        table, columns, nlist = self.table, padded_columns(self.table.dim), len(self.layout.lists)
+        row = columns + 16 if table.precision == "int8" else 2 * columns + 12
+        lists = nlist * (4 * columns + 12) + (4 * table.n if nlist else 0)
+        return self.layout.groups * 32 * row + lists + (4 * table.n * table.dim if self.full else 0)
+
+    def run(
+        self,
+        device: Any,
+        turn: Turn,
+        note: Callable[[str], None],
+        progress: Callable[[float], None],
+        before: Resident | None = None,
+    ) -> Loaded:
+        """Bring them; those that the layout keeps are copied from ``before``, which lies on the device already."""
+        int8, listed = isinstance(self.table, Int8Table), bool(self.layout.lists)
+        shape = (self.table.n, self.table.dim, self.layout.groups)
+        rows = Resident.empty(self.metric, self.space, shape, device, int8=int8, full=self.full, listed=listed)
+        if before is not None and self.layout.moved is not None:
+            with turn:
+                rows.take_over(before, host_tensor(self.layout.moved).to(device))
+        self._fill(rows, device, turn, progress)
+        loaded = self._finished(rows, device, Operations(device, note))
+        self._warm(loaded)
+        return loaded
+
+    def _fill(self, rows: Resident, device: Any, turn: Turn, progress: Callable[[float], None]) -> None:
+        for first, block in blocks_of(self.table, self.layout.kept):
+            stop = first + len(block)
+            with turn:
+                codes = None
+                if isinstance(self.table, Int8Table):
+                    parts = (self.table.rows[first:stop], self.table.scales[first:stop])
+                    codes = tuple(host_tensor(part).to(device) for part in parts)
+                places = host_tensor(self.layout.places(first, stop)).to(device)
+                vectors = host_tensor(block).to(device) if rows.full is not None else None
+                rows.put(first, self.space.enter(block, rows.columns, device), places, codes, vectors)
+            if stop < self.table.n:
+                progress(stop / self.table.n)
+
+    def _finished(self, rows: Resident, device: Any, operations: Operations) -> Loaded:
+        layout, tombstones = self.layout, Tombstones(rows)
+        if not layout.lists:
+            return Loaded(rows, device, operations, tombstones, None, None, None)
+        norms = layout.centroids.square().sum(1)
+        if rows.metric == "ip":
+            norms = norms.zero_()
+        lists = Lists.of(layout.lists, device)
+        return Loaded(rows, device, operations, tombstones, lists, layout.centroids, norms)
+
+    def _warm(self, loaded: Loaded) -> None:
+        """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream."""
+        if loaded.device.type != "cuda":
+            return
+        torch = load_torch()
+        each = scratch_each(loaded.rows, LEAST_CANDIDATES, loaded.rows.groups)
+        for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
+            raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
+            asked = Queries.prepare(raw, loaded.rows)
+            for nprobe in (0, 1) if loaded.lists is not None else (0,):
+                propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
+        torch.cuda.synchronize(loaded.device)
+
+
+def blocks_of(table: VectorTable, first: int = 0) -> Iterator[tuple[int, FloatArray]]:
+    """The rows from ``first`` on in blocks of 32 MB with the position of the first."""
+    step = max(1024, _BLOCK_BYTES // (4 * table.dim))
+    for start in range(first, table.n, step):
+        yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
+
+
+def measured_space(table: VectorTable, device: Any, turn: Turn) -> Space:
+    """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over."""
+    least = np.full(table.dim, np.inf, np.float32)
+    most = np.full(table.dim, -np.inf, np.float32)
+    for _, block in blocks_of(table):
+        with turn:
+            rows = host_tensor(block).to(device)
+            np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
+            np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
+    step = max(1, table.n // 1024)
+    sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
+    return Space.around(sample, least, most, centred=table.precision != "int8")
