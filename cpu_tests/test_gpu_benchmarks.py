@@ -38,6 +38,7 @@ def test_every_part_was_measured(outcome: tuple[Path, dict[str, Any]]) -> None:
     assert report["machine"]["date"]
     assert report["machine"]["device_name"] == "CPU tensors"
     assert report["bandwidth"]["bytes_per_s"] > 0
+    assert {one["met"] for one in report["verdicts"]} == {None}, "figures without a GPU show nothing"
 
 
 def test_each_contender_has_figures_or_a_reason(outcome: tuple[Path, dict[str, Any]]) -> None:
@@ -93,3 +94,73 @@ def test_the_engine_table_follows_from_the_figures(
 
 def _times(ms: float) -> dict[str, Any]:
     return {"1": {"ms": ms}, "1024": {"qps": 1e3 / ms}}
+
+
+def test_targets_are_judged_by_the_figures(tmp_path: Path, repository: Path) -> None:
+    """Made-up figures of a card that reaches all but one target, and of one where half of the parts did not run."""
+    report = _card_figures()
+    assert _judged(report, repository, tmp_path) == (
+        "9 met, 1 missed, 0 not measured",
+        {"the same: 60 % or more of the bandwidth of a copy": "MISSED"},
+    )
+    table = report["search"]["table"]
+    report["search"]["table"] = [row for row in table if row["engine"] != "faiss raw" and row["rows"] < 10**7]
+    del report["training"]["training"]["faiss-gpu"]["seconds"]
+    slow = next(row for row in table if row["dim"] == 768)
+    slow["times"]["1"] |= {"ms": 1.5, "share_of_bandwidth": 0.7}
+    report["memory"]["memory"][0]["card_over_predicted"] = 0.85
+    report["search"]["table"].append({**table[0], "recall": 0.99})
+    first, told = _judged(report, repository, tmp_path)
+    assert first == "3 met, 3 missed, 4 not measured"
+    assert list(told.values()) == ["MISSED", "not measured", "MISSED", *["not measured"] * 3, "MISSED"]
+
+
+def test_figures_of_a_host_do_not_count_for_a_gpu(tmp_path: Path, repository: Path) -> None:
+    report = _card_figures()
+    for row in report["search"]["table"]:
+        row["searched_on"] = "cpu"
+    assert _judged(report, repository, tmp_path)[0] == "4 met, 0 missed, 6 not measured"
+    report["machine"]["device"] = "cpu"
+    assert _judged(report, repository, tmp_path)[0] == "0 met, 0 missed, 10 not measured"
+
+
+def _judged(report: dict[str, Any], repository: Path, folder: Path) -> tuple[str, dict[str, str]]:
+    """The first line of the table, and the targets that are not met with what is said of them."""
+    path = folder / "figures.json"
+    path.write_text(json.dumps(report))
+    script = repository / "benchmarks" / "gpu" / "verdicts.py"
+    ran = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=True)
+    first, *lines = ran.stdout.splitlines()
+    told = [line.strip().split("  ") for line in lines]
+    words = {[part for part in parts if part][1].strip(): parts[0] for parts in told}
+    return first, {target: word for target, word in words.items() if word != "met"}
+
+
+def _card_figures() -> dict[str, Any]:
+    def row(engine: str, kind: str, rows: int, dim: int, qps: float, **more: Any) -> dict[str, Any]:
+        times = {"1": {"ms": 0.5, "p95_ms": 0.6, "share_of_bandwidth": 0.5}, "1024": {"qps": qps}}
+        own = {"engine": engine, "kind": kind, "rows": rows, "dim": dim, "recall": 1.0, "precision": "float16"}
+        return own | {"times": times, "searched_on": "cpu" if engine == "cpu" else "cuda:0"} | more
+
+    million = 10**6
+    table = [
+        row("torch", "exact", million, 768, 1e5),
+        row("torch", "exact", million, 384, 2.1e5, recall=0.9995),
+        row("torch", "exact", million, 384, 9e5, recall=0.9, precision="int8"),
+        row("faiss raw", "exact", million, 384, 1e5),
+        row("torch", "ivf", 10 * million, 384, 3e4, recall=0.951),
+        row("faiss", "ivf", 10 * million, 384, 1e4, recall=0.96),
+        row("faiss raw", "ivf", 10 * million, 384, 9e9, recall=0.94),
+        *(row("cpu", "pq", n, dim, 1e3) for n, dim in ((million, 384), (million, 768), (10 * million, 384))),
+        {"engine": "faiss", "kind": "exact", "rows": million, "dim": 768, "skipped": "faiss is missing"},
+    ]
+    trained = {"torch engine": {"seconds": 1.0, "objective": 1.005}, "faiss-gpu": {"seconds": 1.1, "objective": 1.0}}
+    memory = {"engine": "torch", "kind": "ivf", "precision": "int8", "rows": million, "dim": 384}
+    return {
+        "machine": {"device": "cuda:0", "quick": False},
+        "bandwidth": {"bytes_per_s": 4e12},
+        "search": {"table": table},
+        "training": {"rows": million, "dim": 384, "centroids": 4096, "training": trained},
+        "memory": {"memory": [{**memory, "card_over_predicted": 1.05}, {**memory, "skipped": "no"}]},
+        "ingest": {"ingest": [{"engine": "torch", "index_type": "flat", "found_at_once": True}, {"engine": "faiss"}]},
+    }

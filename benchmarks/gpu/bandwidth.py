@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu.common import Setting, facts, module, note, parser, save, setting_of
+from gpu.common import Setting, module, note, script
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -49,11 +49,9 @@ def _copied(torch: Any, setting: Setting, source: Any, target: Any) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def main() -> None:
-    args = parser(__doc__).parse_args()
-    setting = setting_of(args)
-    save(args.json, {"machine": facts(setting), "bandwidth": measure(setting)})
+def run(setting: Setting) -> dict[str, Any]:
+    return {"bandwidth": measure(setting)}
 
 
 if __name__ == "__main__":
-    main()
+    script(__doc__, run, lambda _: ())

@@ -30,6 +30,7 @@ __all__ = [
     "FAILURES",
     "RESULTS",
     "Setting",
+    "add_dims",
     "built",
     "clustered",
     "facts",
@@ -39,6 +40,7 @@ __all__ = [
     "release",
     "rows_of",
     "save",
+    "script",
     "setting_of",
     "stopwatch",
     "timed",
@@ -103,6 +105,26 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 def setting_of(args: argparse.Namespace) -> Setting:
     device = "cuda:0" if args.device == "cuda" else args.device
     return Setting(device, args.quick, args.seed)
+
+
+def add_dims(made: argparse.ArgumentParser) -> None:
+    """The dimensions, which several parts read."""
+    made.add_argument("--dims", type=int, nargs="+", default=[384, 768])
+
+
+def script(
+    doc: str | None,
+    run: Callable[..., dict[str, Any]],
+    sizes_of: Callable[[argparse.Namespace], tuple[Any, ...]],
+    *options: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """One benchmark as a program: read its options, ``run(setting, *sizes_of(args))``, save the figures."""
+    made = parser(doc)
+    for add in options:
+        add(made)
+    args = made.parse_args()
+    setting = setting_of(args)
+    save(args.json, {"machine": facts(setting), **run(setting, *sizes_of(args))})
 
 
 def note(text: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu.common import FAILURES, Setting, clustered, facts, note, parser, release, save, setting_of, stopwatch, why_not
+from gpu.common import FAILURES, Setting, clustered, note, release, script, stopwatch, why_not
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.types import FloatArray
@@ -87,13 +87,5 @@ def sizes_of(args: argparse.Namespace) -> tuple[int, int]:
     return (1500, 32) if args.quick else (args.units, args.ingest_dim)
 
 
-def main() -> None:
-    made = parser(__doc__)
-    add_options(made)
-    args = made.parse_args()
-    setting = setting_of(args)
-    save(args.json, {"machine": facts(setting), **run(setting, *sizes_of(args))})
-
-
 if __name__ == "__main__":
-    main()
+    script(__doc__, run, sizes_of, add_options)

@@ -3,7 +3,8 @@
     python benchmarks/gpu/run.py [--device cuda:0 | cpu] [--quick] [--parts search training ...] [--minutes 20]
 
 Figures are written after each part, so that what was measured is kept should the machine go away. Parts that would
-begin after ``--minutes`` are left out and said to be.
+begin after ``--minutes``, and shapes of more than ``--most-values`` components, are left out and said to be. At the end
+stands what is promised for a GPU and whether it was reached (``verdicts.py``).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpu import bandwidth, ingest, memory, search, training
-from gpu.common import FAILURES, RESULTS, Setting, facts, note, parser, release, save, setting_of
+from gpu.common import FAILURES, RESULTS, Setting, add_dims, facts, note, parser, release, save, setting_of
 from gpu.plots import draw
+from gpu.verdicts import as_rows, table_of
 
 Part = Callable[[Setting, argparse.Namespace], dict[str, Any]]
 
 PARTS: dict[str, Part] = {
-    "bandwidth": lambda setting, _: {"bandwidth": bandwidth.measure(setting)},
+    "bandwidth": lambda setting, _: bandwidth.run(setting),
     "training": lambda setting, args: training.run(setting, *training.sizes_of(args)),
     "memory": lambda setting, args: memory.run(setting, *memory.sizes_of(args)),
     "ingest": lambda setting, args: ingest.run(setting, *ingest.sizes_of(args)),
@@ -35,6 +37,7 @@ def options() -> argparse.ArgumentParser:
     made = parser(__doc__)
     for part in (search, training, ingest, memory):
         part.add_options(made)
+    add_dims(made)
     made.add_argument(
         "--parts", nargs="+", choices=["search", *PARTS], default=["bandwidth", "search", *list(PARTS)[1:]]
     )
@@ -59,6 +62,19 @@ def _shapes(args: argparse.Namespace) -> list[tuple[int, int]]:
     return sorted(((n, dim) for n in rows for dim in dims if n * dim <= most), key=lambda shape: shape[0] * shape[1])
 
 
+def _too_large(args: argparse.Namespace) -> dict[str, str]:
+    """The searches that no step is made of, and why."""
+    rows, dims, most = search.sizes_of(args)
+    if "search" not in args.parts:
+        return {}
+    return {
+        f"search {n} x {dim}": f"more than {most:,} components, see --most-values"
+        for n in rows
+        for dim in dims
+        if n * dim > most
+    }
+
+
 def _search(n: int, dim: int) -> Part:
     return lambda setting, _: search.run(setting, [n], [dim], n * dim)
 
@@ -75,13 +91,13 @@ def merged(report: dict[str, Any], part: str, found: dict[str, Any]) -> None:
         table["table"] += found["search"]
         report.setdefault("bandwidth", found["bandwidth"])
     else:
-        report[part] = found.get("bandwidth", found) if part == "bandwidth" else found
+        report |= found if part == "bandwidth" else {part: found}
 
 
 def main() -> None:
     args = options().parse_args()
     setting, started = setting_of(args), time.monotonic()
-    report: dict[str, Any] = {"machine": facts(setting), "left_out": {}}
+    report: dict[str, Any] = {"machine": facts(setting), "left_out": _too_large(args)}
     path = args.json or args.out / f"{_name(setting, report)}.json"
     note(f"{report['machine']['device_name']}: {', '.join(args.parts)}")
     for name, part in steps_of(args):
@@ -96,9 +112,13 @@ def main() -> None:
             note(f"{name}: {error}")
         release(setting)
         save(path, report)
+    report["verdicts"] = as_rows(report)
     save(path, report)
     for drawn in draw(report, path.with_suffix("")):
         note(f"plot {drawn}")
+    for name, why in report["left_out"].items():
+        note(f"left out: {name} ({why})")
+    note(table_of(report))
 
 
 if __name__ == "__main__":

@@ -25,13 +25,10 @@ from gpu.common import (
     FAILURES,
     Setting,
     clustered,
-    facts,
     module,
     note,
-    parser,
     release,
-    save,
-    setting_of,
+    script,
     stopwatch,
     why_not,
 )
@@ -178,13 +175,5 @@ def sizes_of(args: argparse.Namespace) -> tuple[int, int, int]:
     return (4000, 32, 32) if args.quick else (args.training_rows, args.training_dim, args.centroids)
 
 
-def main() -> None:
-    made = parser(__doc__)
-    add_options(made)
-    args = made.parse_args()
-    setting = setting_of(args)
-    save(args.json, {"machine": facts(setting), **run(setting, *sizes_of(args))})
-
-
 if __name__ == "__main__":
-    main()
+    script(__doc__, run, sizes_of, add_options)
