@@ -7,6 +7,7 @@ They propose a few rows more than wanted, and the host's vectors decide among th
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..allowed import Allowed
 from ..base import Body
 from ..rerank import VectorTable
 from .duty import Duty
-from .owner import Resident
+from .owner import BusyError, Resident
 from .sizes import MOST, TEMPORARY_BYTES
 
 __all__ = ["Ask", "FaissGpuBody", "doubled"]
@@ -150,6 +151,8 @@ class FaissGpuBody(Body):
             part = slice(at, at + size)
             try:
                 labels[part] = self._on_device(np.ascontiguousarray(queries[part]), ask)
+            except BusyError:
+                raise
             except DeviceError as error:
                 self._duty.failed(error, size)
                 continue
@@ -162,10 +165,15 @@ class FaissGpuBody(Body):
             raise DeviceError(f"nothing lies on {self.plan.device}")
         owner, engine, nq = self._resident.owner, self._resident.engine, len(queries)
         distances, labels = np.empty((nq, ask.fetch), np.float32), np.empty((nq, ask.fetch), np.int64)
-        with owner.using("searching"):
+        with owner.searching(self._shape(nq, ask)):
             ptr = owner.faiss.swig_ptr
             engine.search_c(nq, ptr(queries), ask.fetch, ptr(distances), ptr(labels), self._parameters(ask))
         return labels
+
+    def _shape(self, nq: int, ask: Ask) -> Hashable:
+        """What decides which kernels a search launches, roughly."""
+        sizes = (self.n, nq, ask.fetch - 1, ask.nprobe)
+        return self.kind, self.metric, self.table.precision, self.dim, *(size.bit_length() for size in sizes)
 
 
 def doubled(ask: Ask, n: int) -> Ask | None:

@@ -10,7 +10,8 @@ from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..allowed import Allowed
 from ..base import Arrays, BuildJob
 from ..engine import metric_of
-from ..rerank import Int8Table, VectorTable
+from ..rerank import VectorTable
+from ..sample import ADD_ROWS
 from .body import Ask, FaissGpuBody, doubled
 from .owner import Resident, owner_of
 from .sizes import flat_bytes, flat_query_bytes
@@ -19,6 +20,10 @@ __all__ = ["FaissGpuExactBody"]
 
 _FLOAT16_MAX = 65504.0
 _FLOAT16_NORMAL = 2.0**-14
+_SQUARED_MAX = 255.0
+_SQUARED_MIN = 2.0**-5
+"""For l2 faiss squares components in float16 (``Math<half2>::mul`` in its L2Norm.cu) before it adds them up in float32:
+from 256 on they become infinite, and their row is never found; in rows whose largest is below 2**-5 too many vanish."""
 
 
 class FaissGpuExactBody(FaissGpuBody):
@@ -26,29 +31,28 @@ class FaissGpuExactBody(FaissGpuBody):
 
     kind: ClassVar[str] = "exact"
 
-    def __init__(
-        self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, resident: Resident | None
-    ) -> None:
-        super().__init__(plan, metric, rows, table, resident)
-        self._half = _half(table)
+    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, vectors: FloatArray) -> None:
+        """``vectors`` float32 (n, dim): those of ``table``, rounded or not; they are not kept."""
+        self._half = _half(table, vectors)
+        self._largest = _SQUARED_MAX if metric == "l2" else _FLOAT16_MAX
+        super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, vectors, self._half))
 
     @classmethod
     def build(cls, job: BuildJob) -> FaissGpuExactBody:
-        table = job.table()
-        resident = _uploaded(job.plan.device, table, job.rows.vectors)
+        body = cls(job.plan, job.metric, job.rows, job.table(), job.rows.vectors)
         job.progress("add", 1.0)
-        return cls(job.plan, job.metric, job.rows, table, resident)
+        return body
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuExactBody:
         rows = cls._rows_of(parts)
         table = cls._table_of(plan, metric, rows, parts)
-        return cls(plan, metric, rows, table, _uploaded(plan.device, table, table.gather(slice(0, table.n))))
+        return cls(plan, metric, rows, table, table.gather(slice(0, table.n)))
 
     def _search(
         self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
     ) -> tuple[FloatArray, IntArray]:
-        if self._half and np.abs(queries).max(initial=0.0) > _FLOAT16_MAX:
+        if self._half and np.abs(queries).max(initial=0.0) > self._largest:
             return self.table.scan(queries, k, allowed)
         return super()._search(queries, k, effort, allowed)
 
@@ -63,23 +67,26 @@ class FaissGpuExactBody(FaissGpuBody):
         return flat_query_bytes(self.n, self.dim, ask.fetch, half=self._half)
 
 
-def _half(table: VectorTable) -> bool:
-    """Whether the device keeps float16: not for float32 tables, nor where int8 was taken because float16 cannot."""
-    if not isinstance(table, Int8Table):
+def _half(table: VectorTable, vectors: FloatArray) -> bool:
+    """Whether the device keeps float16: not for float32 tables, nor where float16 or its squares cannot hold them."""
+    if table.precision == "float32" or (table.precision == "float16" and table.metric != "l2"):
         return table.precision == "float16"
-    largest = table.scales[table.rows.any(axis=1)] * np.float32(127)
-    return bool((largest <= _FLOAT16_MAX).all() and (largest >= _FLOAT16_NORMAL).all())
+    low, high = (_SQUARED_MIN, _SQUARED_MAX) if table.metric == "l2" else (_FLOAT16_NORMAL, _FLOAT16_MAX)
+    for start in range(0, table.n, ADD_ROWS):
+        largest = np.abs(vectors[start : start + ADD_ROWS]).max(axis=1)
+        if not bool(((largest <= high) & ((largest >= low) | (largest == 0))).all()):
+            return False
+    return True
 
 
-def _uploaded(device: str, table: VectorTable, vectors: FloatArray) -> Resident | None:
+def _uploaded(device: str, table: VectorTable, vectors: FloatArray, half: bool) -> Resident | None:
     """A flat index of ``vectors`` float32 (n, dim), added at once, so that it never grows."""
     if not table.n:
         return None
-    owner, half = owner_of(device), _half(table)
-    size = flat_bytes(table.n, table.dim, half)
+    owner, size = owner_of(device), flat_bytes(table.n, table.dim, half)
     with owner.building("loading vectors", size, keep=True) as (resources, held):
         config = owner.config("GpuIndexFlatConfig")
         config.useFloat16 = half
-        held.append(owner.faiss.GpuIndexFlat(resources, table.dim, metric_of(owner.faiss, table.metric), config))
+        held.append(owner.made("GpuIndexFlat", resources, table.dim, metric_of(owner.faiss, table.metric), config))
         held[0].add(np.ascontiguousarray(vectors))
     return Resident(owner, held, size)

@@ -25,7 +25,7 @@ from ..rerank import VectorTable
 from ..sample import ADD_ROWS, POINTS_PER_LIST, training_sample
 from .body import Ask, FaissGpuBody, doubled
 from .owner import Owner, Resident, owner_of
-from .sizes import MOST, flat_bytes, flat_query_bytes, lists_bytes, lists_query_bytes
+from .sizes import MOST, flat_bytes, flat_query_bytes, lists_bytes, lists_query_bytes, sent_bytes
 
 __all__ = ["FaissGpuIVFBody"]
 
@@ -149,10 +149,10 @@ def _centroids(owner: Owner, sample: FloatArray, nlist: int, metric: Metric, see
     quiet(clustering, seed)
     clustering.niter = _ROUNDS
     clustering.spherical = metric != "l2"
-    size = flat_bytes(nlist, dim, half=False)
+    size = flat_bytes(nlist, dim, half=False) + sent_bytes(len(sample), dim)
     with owner.building("training inverted lists", size, keep=False) as (resources, held):
         config = owner.config("GpuIndexFlatConfig")
-        held.append(faiss.GpuIndexFlat(resources, dim, metric_of(faiss, metric), config))
+        held.append(owner.made("GpuIndexFlat", resources, dim, metric_of(faiss, metric), config))
         clustering.train(sample, held[0])
     centroids: FloatArray = faiss.vector_to_array(clustering.centroids).reshape(nlist, dim)
     return centroids
@@ -179,12 +179,12 @@ def _cpu_lists(faiss: ModuleType, quantiser: Any, nlist: int, precision: Precisi
 
 def _assigned(job: BuildJob, owner: Owner, trained: Any) -> npt.NDArray[np.int32]:
     """The nearest centroid of each row, int32 (n,), found on the device."""
-    faiss, vectors = owner.faiss, job.rows.vectors
+    vectors = job.rows.vectors
     assigned = np.empty(len(vectors), np.int32)
     centroids, kind = _centroids_of(trained), metric_of(owner.faiss, job.metric)
     size = flat_bytes(len(centroids), trained.d, half=False)
     with owner.building("assigning rows to lists", size, keep=False) as (resources, held):
-        held.append(faiss.GpuIndexFlat(resources, trained.d, kind, owner.config("GpuIndexFlatConfig")))
+        held.append(owner.made("GpuIndexFlat", resources, trained.d, kind, owner.config("GpuIndexFlatConfig")))
         held[0].add(centroids)
         at = 0
         for block in job.blocks(ADD_ROWS, trained.d):
@@ -206,7 +206,7 @@ def _uploaded(
     with owner.building("loading inverted lists", size, keep=True) as (resources, held):
         config = owner.config(f"{name}Config")
         config.indicesOptions = owner.faiss.INDICES_32_BIT
-        held.append(getattr(owner.faiss, name)(resources, lists, config))
+        held.append(owner.made(name, resources, lists, config))
     return Resident(owner, held, size)
 
 

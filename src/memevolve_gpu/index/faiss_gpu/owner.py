@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import os
 import threading
+import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from ...errors import DeviceError
 from ..faiss_door import load_faiss
-from .sizes import TEMPORARY_BYTES
+from .sizes import CODE_BYTES, TEMPORARY_BYTES
 
-__all__ = ["FreeBytes", "Owner", "Resident", "device_number", "owner_of", "use_free_bytes"]
+__all__ = ["BusyError", "FreeBytes", "Owner", "Resident", "device_number", "owner_of", "use_free_bytes"]
 
 FreeBytes = Callable[[int], "int | None"]
 """Free bytes of the GPU with this number; None where nobody knows."""
 
-_OUT_OF_MEMORY = ("out of memory", "alloc fail", "cudamalloc", "bad_alloc", "cublas_status_alloc_failed")
-_BROKEN = ("cuda error", "cudaerror", "cublas", "illegal", "launch failure", "device-side", "unspecified")
+_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "memoryallocation", "cublas_status_alloc_failed")
+_BROKEN = ("cuda", "cublas", "illegal", "launch failure", "device-side", "unspecified")
+"""Looked for after those: an error that stays makes allocations fail as well, and faiss tells of both in one form."""
 _NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexIVFScalarQuantizer")
+
+_MOMENT = 0.1
+"""Seconds that a search waits for a device on which somebody builds."""
 
 _owners: dict[int, Owner] = {}
 _registry = threading.Lock()
@@ -80,6 +85,13 @@ def _check(faiss: ModuleType, number: int) -> None:
         raise DeviceError(f"device cuda:{number} does not exist for faiss, which sees {count}; set device to cpu")
 
 
+class BusyError(DeviceError):
+    """Somebody builds on the device, which takes seconds: the CPU answers meanwhile. Nothing is wrong."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"{device} is being built on; the CPU answers", "limit")
+
+
 class Owner:
     """Holds a device's faiss resources and its lock. ``lost`` is why this process may not use it, or None."""
 
@@ -91,6 +103,8 @@ class Owner:
         self._resources: Any = None
         self._residents: weakref.WeakSet[Resident] = weakref.WeakSet()
         self._retired: deque[list[Any]] = deque()
+        self._building = 0
+        self._met: set[Hashable] = set()
 
     @property
     def name(self) -> str:
@@ -103,43 +117,66 @@ class Owner:
             raise DeviceError(str(self.lost), self.lost.cause)
 
     @contextmanager
-    def using(self, doing: str, needed: int = 0) -> Iterator[Any]:
+    def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[Any]:
         """Yield the resources, alone on the device, after ``needed`` bytes were found to be free.
 
         Raises:
-            DeviceError: they are not free, faiss failed inside, or the device is lost to this process.
+            BusyError: somebody builds there, and ``waits`` is False.
+            DeviceError: the bytes are not free, faiss failed inside, or the device is lost to this process.
         """
-        with self._lock:
+        with self._turn(waits):
             self.check()
             self._free_retired()
             try:
-                first = self._resources is None
-                self._require(doing, needed + (TEMPORARY_BYTES if first else 0))
-                if first:
-                    self._resources = _resources(self.faiss)
+                if self._resources is None:
+                    self._require(doing, needed + TEMPORARY_BYTES + CODE_BYTES)
+                    self._resources = _resources(self.faiss, self.number)
+                else:
+                    self._require(doing, needed)
                 yield self._resources
             except DeviceError:
                 raise
             except (RuntimeError, MemoryError) as error:
                 raise self._refused(error, doing) from error
+            finally:
+                self._free_retired()
+
+    @contextmanager
+    def searching(self, shape: Hashable) -> Iterator[None]:
+        """As :meth:`using`, for a search that does not wait for builders. CUDA loads the code of a kernel when it is
+        first launched, and faiss ends the process where there is no room for that: the first search of each ``shape``
+        asks for it beforehand."""
+        with self.using("searching", 0 if shape in self._met else CODE_BYTES, waits=False):
+            yield
+            self._met.add(shape)
 
     @contextmanager
     def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[tuple[Any, list[Any]]]:
         """As :meth:`using`, with a list for the indexes that are made: emptied on the device's turn unless all went
         well and ``keep``. Nobody else may hold them, or they would be freed at another moment."""
         held: list[Any] = []
-        with self.using(doing, needed) as resources:
+        with self.using(doing, needed + CODE_BYTES) as resources:
+            self._building += 1
             try:
                 yield resources, held
-            except (RuntimeError, MemoryError) as error:
-                refusal = error if isinstance(error, DeviceError) else self._refused(error, doing)
+            except BaseException as error:
+                told = self._refused(error, doing) if _is_faiss(error) else error
+                traceback.clear_frames(error.__traceback__)  # calls that failed hold the index they were made on
                 self._let_go(held)
-                raise refusal from error
-            except BaseException:
-                self._let_go(held)
-                raise
+                if told is error:
+                    raise
+                raise told from error
+            finally:
+                self._building -= 1
             if not keep:
                 self._let_go(held)
+
+    def made(self, name: str, *arguments: Any) -> Any:
+        """A new index of faiss' class ``name``. Its Python part keeps an argument of the constructor for as long as it
+        lives; that may be the index whose rows were just copied to the device, so it is taken away."""
+        index = getattr(self.faiss, name)(*arguments)
+        index.referenced_objects = []
+        return index
 
     def config(self, name: str) -> Any:
         """faiss' configuration ``name`` for this device, without cuVS."""
@@ -158,7 +195,8 @@ class Owner:
 
     def adopt(self, resident: Resident) -> None:
         """Know an index, so that it can be given up after a fork."""
-        self._residents.add(resident)
+        with self._lock:
+            self._residents.add(resident)
 
     def retire(self, held: list[Any]) -> None:
         """Free the indexes in ``held``: at once where nobody is on the device, else when the next one comes."""
@@ -171,7 +209,7 @@ class Owner:
 
     def give_up(self, error: DeviceError) -> None:
         """Never touch the device again. What lies there is not freed: freeing is a call to a device that is gone."""
-        self.lost = error
+        self.lost = DeviceError(str(error), error.cause)  # without the frames, and thus the vectors, of who met it
         for resident in list(self._residents):
             resident.engine.this.disown()
         if self._resources is not None:
@@ -183,6 +221,17 @@ class Owner:
         self._lock = threading.RLock()
         if self.lost is None:
             self.give_up(DeviceError(f"{self.name} belongs to the process before the fork; spawn instead", "fork"))
+
+    @contextmanager
+    def _turn(self, waits: bool) -> Iterator[None]:
+        lock = self._lock
+        while not lock.acquire(timeout=_MOMENT):
+            if self._building and not waits:
+                raise BusyError(self.name)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _free_retired(self) -> None:
         while self._retired:
@@ -203,7 +252,7 @@ class Owner:
                 "out-of-memory",
             )
 
-    def _refused(self, error: RuntimeError | MemoryError, doing: str) -> DeviceError:
+    def _refused(self, error: BaseException, doing: str) -> DeviceError:
         text = str(error).lower()
         message = f"faiss failed on {self.name} while {doing}: {_first_line(error)}"
         if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
@@ -232,11 +281,19 @@ class Resident:
         return self._held[0]
 
 
-def _resources(faiss: ModuleType) -> Any:
-    """Resources with our own measure of temporary memory and no pinned host memory: what we send is small."""
+def _is_faiss(error: BaseException) -> bool:
+    return isinstance(error, (RuntimeError, MemoryError)) and not isinstance(error, DeviceError)
+
+
+def _resources(faiss: ModuleType, number: int) -> Any:
+    """Resources with our own measure of temporary memory and no pinned host memory: what we send is small.
+
+    Whole or not at all: faiss would take them for ready after a failure half way, and follow a null pointer later.
+    """
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(TEMPORARY_BYTES)
     resources.setPinnedMemory(0)
+    resources.getDefaultStream(number)  # sets up all that belongs to the device, temporary memory last
     return resources
 
 

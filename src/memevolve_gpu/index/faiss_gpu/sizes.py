@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from ...types import IndexPlan, Precision
 
 __all__ = [
+    "CODE_BYTES",
     "MOST",
     "TEMPORARY_BYTES",
     "flat_bytes",
@@ -21,20 +22,25 @@ __all__ = [
     "lists_bytes",
     "lists_query_bytes",
     "plan_device_bytes",
+    "sent_bytes",
 ]
 
 MOST = 2048
 """Results and lists that one search may ask for."""
 TEMPORARY_BYTES = 512 << 20
-"""Scratch memory set aside for each device: what 224 queries of a flat scan, or 256 that probe 512 lists of 384
+"""Scratch memory set aside for each device: what 250 queries of a flat scan, or 500 that probe 512 lists of 384
 dimensions, need at a time. What a search needs beyond it faiss allocates and frees, which is slow but works."""
+CODE_BYTES = 32 << 20
+"""Room for the code of kernels, which CUDA loads when they are first launched (a guess on the safe side: a few MiB each
+time, not measured here yet)."""
 
 _BLOCK = 32
 _POINTERS = 8 + 8 + 8
 _PAGE = 2 << 20
 _SCANNED_AT_ONCE = 262_144
 """Rows whose distances a flat scan of float32 holds at a time on cards above 8 GiB: 1 GiB / 2 / 4 bytes / 512 queries.
-Of float16 twice as many, each with a distance of 4 bytes all the same."""
+Of float16 twice as many, each with a distance of 4 bytes all the same; of at most 32 dimensions half as many."""
+_FEW_DIMENSIONS = 32
 _WIDTH: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -51,13 +57,24 @@ def lists_bytes(sizes: Sequence[int], dim: int, precision: Precision) -> int:
 
 
 def flat_query_bytes(n: int, dim: int, fetch: int, *, half: bool = False) -> int:
-    """Scratch of one query of a flat index: two tiles of distances, the results twice, the query in both widths."""
-    return 2 * 4 * min(n, _SCANNED_AT_ONCE * (2 if half else 1)) + 2 * 12 * fetch + 6 * dim
+    """Scratch of one query of a flat index: two tiles of distances, the results of all tiles twice (8 + 4 bytes each)
+    and once merged, the query in both widths."""
+    at_once = _SCANNED_AT_ONCE * (2 if half else 1) // (2 if dim <= _FEW_DIMENSIONS else 1)
+    return 2 * 4 * min(n, at_once) + (2 * -(-n // at_once) + 1) * 12 * fetch + 6 * dim
 
 
 def lists_query_bytes(nprobe: int, dim: int, fetch: int) -> int:
-    """Scratch of one query of inverted lists: the centroids of the probed lists, their numbers, and the results."""
-    return nprobe * (4 * dim + 12) + 2 * 12 * fetch + 4 * dim
+    """Scratch of one query of inverted lists: for each probed list its centroid, its number, its distance and its
+    ``fetch`` results; the results once merged, and the query."""
+    return nprobe * (4 * dim + 12 + 12 * fetch) + 12 * fetch + 4 * dim
+
+
+def sent_bytes(rows: int, dim: int) -> int:
+    """What ``rows`` sent to a device to be compared take there: what is large beside the scratch, which holds the rest.
+
+    faiss sends up to twice 256 MiB at a time."""
+    size = min(4 * rows * dim, 512 << 20)
+    return size if size > TEMPORARY_BYTES // 2 else 0
 
 
 def plan_device_bytes(plan: IndexPlan, n: int, dim: int) -> int:

@@ -1,0 +1,254 @@
+"""What faiss-gpu does that nobody would guess: each would end the process, lose rows or hold memory for ever."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+from index.faiss_gpu.stand_in import CODE, Card, Ended
+from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of
+from index.oracle import check_answer, clustered, nearest, recall
+
+from memevolve_gpu.errors import DeviceError
+from memevolve_gpu.index import faiss_door
+from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.faiss_gpu import body as body_module
+from memevolve_gpu.index.faiss_gpu import ivf, owner, sizes
+from memevolve_gpu.types import Effort, FloatArray, Metric
+
+N, DIM = 3000, 32
+
+
+@pytest.fixture
+def vectors(rng: np.random.Generator) -> FloatArray:
+    return clustered(rng, N, DIM, "l2")
+
+
+def right(body: Body, vectors: FloatArray, queries: FloatArray, metric: Metric = "l2", k: int = 10) -> None:
+    answer = body.search(queries, k, Effort())
+    assert recall(answer[0], nearest(queries, vectors, metric, k)) >= 0.99
+
+
+def alloc_failed(why: str) -> str:
+    return (
+        "Error in virtual void* faiss::gpu::StandardGpuResourcesImpl::allocMemory(const faiss::gpu::AllocRequest&) at "
+        "/project/faiss/gpu/StandardGpuResources.cpp:582: Error: 'err == cudaSuccess' failed: StandardGpuResources: "
+        f"alloc fail type FlatData dev 0 space Device stream 0x1 size 256 bytes (cudaMalloc error {why})\n"
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resources_that_failed_half_way_are_not_used_again(kind: str, card: Card, vectors: FloatArray) -> None:
+    """faiss marks a device as ready before it takes the temporary memory, whose absence it then never checks."""
+    owner.use_free_bytes(None)
+    card.others = card.total - sizes.TEMPORARY_BYTES + 1
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="out of memory") as caught:
+            body_of(kind, vectors, "l2")
+        assert caught.value.cause == "out-of-memory"
+    assert card.held == {}
+    card.others = 0
+    body = body_of(kind, vectors, "l2")
+    right(body, vectors, vectors[:5])
+    assert body.device == "cuda:0"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_is_loaded_where_there_is_room_for_it(kind: str, card: Card, vectors: FloatArray) -> None:
+    """A kernel that cannot be loaded ends the process: the first search of its sort asks for room."""
+    body, met = body_of(kind, vectors, "l2"), body_of(kind, vectors, "l2")
+    right(met, vectors, vectors[:4])
+    card.others = card.total - sum(card.held.values()) - (CODE - 1)
+    before = len(card.searches)
+    right(body, vectors, vectors[:4])
+    assert len(card.searches) > before, "known kernels need no more room"
+    before = len(card.searches)
+    right(body, vectors, vectors[:4], k=300)
+    assert len(card.searches) == before
+    assert {told.cause for told in body.incidents()} == {"out-of-memory"}
+    right(met, vectors, vectors[:4])
+    assert len(card.searches) > before
+
+
+def test_the_host_keeps_no_second_copy_of_the_rows(
+    card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """faiss' Python holds on to the index that was copied to the device."""
+    filled: list[weakref.ref[Any]] = []
+    fill = ivf._filled
+
+    def watched(*arguments: Any) -> Any:
+        lists = fill(*arguments)
+        filled.append(weakref.ref(lists))
+        return lists
+
+    monkeypatch.setattr(ivf, "_filled", watched)
+    body = body_of("ivf", vectors, "l2")
+    gc.collect()
+    assert [lists() for lists in filled] == [None]
+    right(body, vectors, vectors[:5])
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (alloc_failed("out of memory [2]"), "out-of-memory"),
+        (alloc_failed("an illegal memory access was encountered [700]"), "device-error"),
+        (alloc_failed("uncorrectable ECC error encountered [214]"), "device-error"),
+        ("after dispatching: cudaErrorMemoryAllocation: out of memory", "out-of-memory"),
+        ("std::bad_alloc", "out-of-memory"),
+    ],
+)
+def test_errors_that_stay_are_told_from_a_full_card(text: str, cause: str, card: Card, vectors: FloatArray) -> None:
+    body = body_of("exact", vectors, "l2")
+    card.failing = text
+    right(body, vectors, vectors[:5])
+    assert {told.cause for told in body.incidents()} == {cause}
+    assert (owner._owners[0].lost is not None) == (cause == "device-error")
+
+
+def test_what_failed_is_freed_at_once_though_the_error_is_kept(card: Card, vectors: FloatArray) -> None:
+    """The frames of the error hold the index: freed with them, it would be freed in any thread at any moment."""
+    owner.use_free_bytes(None)
+    card.others = card.total - sizes.TEMPORARY_BYTES - vectors.nbytes - 100_000
+    kept = body_of("exact", vectors[:10], "l2")
+    card.others = card.total - sum(card.held.values()) - vectors.nbytes - N
+    with pytest.raises(DeviceError, match="out of memory") as caught:
+        body_of("exact", vectors, "l2")
+    assert caught.value.__cause__ is not None
+    assert sum(card.held.values()) == sizes.TEMPORARY_BYTES + kept.device_bytes
+
+
+def test_a_lost_device_keeps_no_vectors(card: Card, vectors: FloatArray) -> None:
+    body = body_of("exact", vectors, "l2")
+    card.failing = alloc_failed("unspecified launch failure [719]")
+    right(body, vectors, vectors[:5])
+    gone = weakref.ref(body)
+    del body
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_searches_do_not_wait_for_a_training(kind: str, card: Card, vectors: FloatArray) -> None:
+    body, inside, leave = body_of(kind, vectors, "l2"), threading.Event(), threading.Event()
+    right(body, vectors, vectors[:5])
+
+    def train() -> None:
+        with owner.owner_of("cuda:0").building("training", 0, keep=False):
+            inside.set()
+            leave.wait()
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    inside.wait()
+    before = len(card.searches)
+    try:
+        right(body, vectors, vectors[:5])
+        assert len(card.searches) == before
+    finally:
+        leave.set()
+        trainer.join()
+    assert body.device == "cuda:0"
+    assert body.incidents() == [], "nothing is wrong"
+    right(body, vectors, vectors[:5])
+    assert len(card.searches) > before
+
+
+def test_what_is_dropped_while_others_are_on_the_device_is_freed_when_they_leave(
+    card: Card, vectors: FloatArray
+) -> None:
+    body, inside, leave = body_of("exact", vectors, "l2"), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with owner.owner_of("cuda:0").using("holding"):
+            inside.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()
+    del body
+    gc.collect()
+    assert sum(card.held.values()) > sizes.TEMPORARY_BYTES
+    leave.set()
+    holder.join()
+    assert sum(card.held.values()) == sizes.TEMPORARY_BYTES
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 3000.0])
+def test_squares_that_leave_float16_lose_no_rows(
+    scale: float, metric: Metric, precision: Any, card: Card, rng: np.random.Generator
+) -> None:
+    """Under l2 faiss rounds the squares of components to float16: 300 squared is infinite there."""
+    vectors = clustered(rng, N, DIM, metric)
+    if metric != "cosine":
+        vectors *= np.float32(scale / np.abs(vectors).max())
+    body = body_of("exact", vectors, metric, precision)
+    assert body.plan.precision == precision
+    queries = vectors[rng.integers(N, size=40)]
+    answer = body.search(queries, 10, Effort())
+    check_answer(body, queries, vectors, answer, tolerance=0.05)
+    assert recall(answer[0], nearest(queries, vectors, metric, 10), 0.05) >= 0.98
+    half = metric != "l2" or scale == 1.0
+    assert body.device_bytes == sizes.flat_bytes(N, DIM, half)
+    if metric == "l2":
+        far = np.full((1, DIM), 300, np.float32)
+        assert body.search(far, 1, Effort())[1][0, 0] >= 0
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_few_large_rows_among_small_ones_are_found(precision: Any, card: Card, vectors: FloatArray) -> None:
+    """Rows that the device loses are not missed where it has others to offer."""
+    mixed = vectors * np.float32(1 / np.abs(vectors).max())
+    mixed[::10] *= np.float32(1000)
+    found = body_of("exact", mixed, "l2", precision).search(mixed[:100:10], 1, Effort())[1][:, 0]
+    assert found.tolist() == list(range(0, 100, 10))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("k", [10, 700])
+def test_batches_never_need_more_than_the_temporary_memory(
+    kind: str, k: int, card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lists keep ``k`` results each before they are merged."""
+    monkeypatch.setattr(body_module, "TEMPORARY_BYTES", 4 << 20)
+    body = body_of(kind, vectors, "l2")
+    card.scratch_left = 4 << 20
+    right(body, vectors, vectors[:100], k=k)
+    right(body, vectors, vectors[:3], k=k)
+    mask = Allowed(np.arange(N) % 3 > 0)
+    body.search(vectors[:100], k, Effort(), mask)
+    assert body.incidents() == []
+
+
+def test_scratch_of_a_flat_scan_grows_with_its_tiles() -> None:
+    few, many = (sizes.flat_query_bytes(n, 384, 2048) for n in (262_144, 2_621_440))
+    assert many - few == 9 * 2 * 12 * 2048, "the results of each tile are kept until they are merged"
+    assert sizes.flat_query_bytes(10**7, 32, 10) < sizes.flat_query_bytes(10**7, 33, 10)
+
+
+def test_the_stand_in_is_as_strict_as_faiss(card: Card) -> None:
+    faiss: Any = faiss_door.load_faiss()
+    config = faiss.GpuIndexFlatConfig()
+    with pytest.raises(AttributeError, match="use_raft"):
+        config.use_raft = False
+    resources = faiss.StandardGpuResources()
+    index = faiss.GpuIndexFlat(resources, 4, faiss.METRIC_L2, config)
+    for name in ("codes", "get_xb", "setNumProbes"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(index, name)
+    with pytest.raises(TypeError, match="Wrong number or type"):
+        faiss.GpuIndexFlat(resources, 4, faiss.METRIC_L2, faiss.GpuIndexIVFFlatConfig())
+    with pytest.raises(Ended):
+        resources.setPinnedMemory(0)
+    config.device = 1
+    with pytest.raises(RuntimeError, match="Invalid GPU device"):
+        faiss.GpuIndexFlat(resources, 4, faiss.METRIC_L2, config)
