@@ -22,10 +22,11 @@ __all__ = ["MB", "Card", "FakeProber", "OnCard", "line", "machine_with", "on_dis
 MB = 1 << 20
 
 
-def line(index: int = 0, name: str = "Test GPU", total: int = 1000, free: int = 900, **other: str) -> str:
+def line(index: int = 0, name: str = "Test GPU", total: int | str = 1000, free: int | str = 900, **other: str) -> str:
     """What a driver prints for a card; sizes in MiB."""
     uuid, capability = other.get("uuid", f"GPU-{index}aaaa"), other.get("capability", "9.0")
-    return f"{index}, {name}, {uuid}, {capability}, {total}, {free}, {other.get('driver', '580.65.06')}"
+    mig, driver = other.get("mig", "[N/A]"), other.get("driver", "580.65.06")
+    return f"{index}, {name}, {uuid}, {capability}, {total}, {free}, {mig}, {driver}"
 
 
 def printing(*lines: str) -> list[str]:

@@ -17,8 +17,8 @@ from memevolve_gpu.devices.nvml_child import PROGRAM
 from memevolve_gpu.devices.request import resolve
 
 
-def found(*lines: str, visible: str | None = None) -> GpuList:
-    return Prober(visible, command=printing(*lines)).look()
+def found(*lines: str, visible: str | None = None, order: str | None = None) -> GpuList:
+    return Prober(visible, order, command=printing(*lines)).look()
 
 
 def test_a_card_is_described_by_its_driver() -> None:
@@ -35,7 +35,13 @@ def test_a_card_is_described_by_its_driver() -> None:
         (("No devices were found",), "lists no GPU"),
         ((line(driver="470.223.02"),), "driver 470.223.02 is too old; CUDA 12 needs 525.60 or newer"),
         ((line(capability="6.1"),), "compute capability 6.1; at least 7.0 is needed"),
-        (("0, Grace, GPU-1, 12.1, [N/A], [N/A], 580.1",), "does not tell its memory"),
+        ((line(total="[N/A]", free="[N/A]"),), "does not tell its memory"),
+        ((line(total="[Not Supported]"),), "does not tell its memory"),
+        ((line(free="[Insufficient Permissions]"),), "does not tell its memory"),
+        ((line(name="[Unknown Error]", total="[GPU requires reset]"),), "does not tell its memory"),
+        ((line(free="\u00b2"),), "does not tell its memory"),
+        ((line(mig="Enabled"),), "Test GPU is cut into MIG slices, which are not supported; use a whole GPU"),
+        ((line(0, mig="Enabled"), line(1, capability="6.1")), "cut into MIG slices"),
     ],
 )
 def test_what_cannot_serve_becomes_a_sentence(lines: tuple[str, ...], said: str) -> None:
@@ -77,6 +83,26 @@ def test_a_child_that_cannot_be_killed_is_left_behind() -> None:
     ("visible", "names"),
     [
         (None, ["A", "B", "C"]),
+        ("0,1,2", ["A", "B", "C"]),
+        ("1gpu2,2ampere", ["B", "C"]),
+        ("0,0", []),
+        ("2,1,2", []),
+        ("0,-1,1", ["A"]),
+        ("0,,1", ["A"]),
+        ("none", []),
+        ("NoDevFiles", []),
+        ("3", []),
+        ("\u00b2", []),
+        ("99999999999999999999", []),
+        ("GPU-2,GPU-0", ["C", "A"]),
+        ("GPU-2aaaa,GPU-2", []),
+        ("GPU-1aaaa,0", ["B"]),
+        ("0,GPU-1aaaa", ["A"]),
+        ("GPU-", []),
+        ("GPU-7,GPU-0", []),
+        ("gpu-1aaaa", []),
+        ("MIG-GPU-1aaaa/1/0", []),
+        (" ", []),
         ("2,0", ["C", "A"]),
         ("GPU-1aaaa", ["B"]),
         (" 1 , 7, 0", ["B"]),
@@ -92,8 +118,122 @@ def test_gpus_are_numbered_as_cuda_shows_them(visible: str | None, names: list[s
     assert bool(answer.problem) == (not names)
 
 
+def test_an_ambiguous_uuid_ends_the_list() -> None:
+    alike = [line(0, "A", uuid="GPU-ab1"), line(1, "B", uuid="GPU-ab2")]
+    assert found(*alike, visible="GPU-ab").gpus == ()
+    assert [gpu.name for gpu in found(*alike, visible="GPU-ab2").gpus] == ["B"]
+
+
+def test_slices_that_alone_are_shown_are_named() -> None:
+    answer = found(line(), visible="MIG-3f2a")
+    assert "names MIG slices, which are not supported" in answer.problem
+    assert answer.present
+    assert not found(line(), visible="").present
+    assert resolve("auto", lambda: answer).failed
+
+
+def test_doubt_about_the_numbers_is_told_where_cards_differ() -> None:
+    """CUDA puts the fastest first unless told otherwise; the driver's list is in the order of the bus."""
+    mixed, alike = [line(0, "Slow"), line(1, "Fast")], [line(0), line(1)]
+    for request in ("cuda", "cuda:1", "auto"):
+        assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in resolve(request, lambda: found(*mixed)).reason
+        assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in resolve(request, lambda: found(*mixed, visible="1,0")).reason
+    assert found(*mixed, order="FASTEST_FIRST").doubt
+    for sure in (
+        found(*mixed, order="PCI_BUS_ID"),
+        found(*mixed, visible="GPU-1aaaa,GPU-0aaaa"),
+        found(*alike),
+        found(mixed[0]),
+    ):
+        assert not sure.doubt
+        assert "ORDER" not in resolve("cuda", lambda sure=sure: sure).reason  # type: ignore[misc]
+
+
+def test_a_lost_card_does_not_hide_the_others() -> None:
+    """nvidia-smi lists what it can and fails; CUDA counts what works, without gaps."""
+    complaint = "Unable to determine the device handle for GPU0000:04:00.0: GPU is lost.  Reboot the system"
+    script = f"echo '{line(0, 'A')}'; echo '{complaint}'; echo '{line(2, 'C')}'; exit 15"
+    answer = Prober(command=["/bin/sh", "-c", script]).look()
+    assert [(gpu.device, gpu.name) for gpu in answer.usable] == [("cuda:0", "A"), ("cuda:1", "C")]
+    assert not answer.problem
+
+
+def test_a_driver_without_devices_is_no_failure(tmp_path: Path) -> None:
+    sign = tmp_path / "nvidiactl"
+    sign.touch()
+    answer = Prober(command=["/bin/sh", "-c", "echo No devices were found; exit 6"], signs=[sign]).look()
+    assert answer.problem == "the GPU driver lists no GPU"
+    assert not answer.present
+
+
+def test_a_driver_that_fails_speaks_for_a_card_only_where_it_is_loaded(tmp_path: Path) -> None:
+    fails, (control, wsl) = ["/bin/sh", "-c", "exit 9"], (tmp_path / "nvidiactl", tmp_path / "dxg")
+    wsl.touch()
+    assert not Prober(command=fails, signs=[control, wsl]).look().present, "WSL has its sign with every maker's card"
+    control.touch()
+    assert Prober(command=fails, signs=[control, wsl]).look().present
+    assert not Prober(command=["./not/there"], signs=[control]).look().present
+    for broken in ("sleep 9", "kill -SEGV $$"):
+        assert Prober(command=["/bin/sh", "-c", broken], signs=[], timeout=0.3).look().present
+
+
+def test_a_driver_too_old_for_the_question_is_called_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """#!/bin/sh
+case "$1" in
+*compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; echo; exit 2 ;;
+*) echo '0, Old, GPU, GPU-7, 8000, 7000, 418.226.00' ;;
+esac
+"""
+    on_disk(tmp_path, "nvidia-smi", script)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    (gpu,) = Prober(signs=[]).look().gpus
+    assert (gpu.name, gpu.uuid, gpu.total_mb, gpu.free_mb) == ("Old, GPU", "GPU-7", 8000, 7000)
+    assert "418.226.00 is too old" in gpu.problem
+
+
+def test_the_question_is_the_one_that_the_answer_is_read_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{line()}'\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert Prober().look().usable
+    query = "--query-gpu=index,name,uuid,compute_cap,memory.total,memory.free,mig.mode.current,driver_version"
+    assert (tmp_path / "asked").read_text().split() == [query, "--format=csv,noheader,nounits"]
+
+
+def test_all_of_a_short_complaint_is_told() -> None:
+    """The last line of this one is a version number, and says nothing."""
+    script = "echo 'Failed to initialize NVML: Driver/library version mismatch'; echo 'NVML library version: 535.104'"
+    answer = Prober(command=["/bin/sh", "-c", f"{script}; exit 18"]).look()
+    assert "Driver/library version mismatch; NVML library version: 535.104" in answer.problem
+
+
+def test_an_interrupted_question_leaves_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    communicate = subprocess.Popen.communicate
+
+    def interrupted(self: subprocess.Popen[str], *arguments: object, **named: object) -> object:
+        if not started:
+            started.append(self)
+            raise KeyboardInterrupt
+        return communicate(self, *arguments, **named)  # type: ignore[arg-type, misc]
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ask(["/bin/sh", "-c", "sleep 60"], 50)
+    assert started[0].returncode == -9
+
+
+def test_a_frozen_program_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sys.executable of a bundled application is the application itself."""
+    sign = tmp_path / "nvidiactl"
+    sign.touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert "no NVIDIA driver" in Prober(signs=[sign]).look().problem
+
+
 def test_the_request_is_resolved_with_its_reason() -> None:
-    three = found(line(0, "A", free=100), line(1, "B", free=300), line(2, "C", free=300))
+    cards = [line(0, "A", free=100), line(1, "B", free=300), line(2, "C", free=300)]
+    three = found(*cards, order="PCI_BUS_ID")
     assert resolve("auto", lambda: three).device == "cuda:1"
     assert "most memory free" in resolve("auto", lambda: three).reason
     assert resolve("cuda:2", lambda: three).gpu == three.gpus[2]
@@ -137,14 +277,22 @@ NVML = """
 #include <string.h>
 int nvmlInit_v2(void) { return FAIL; }
 int nvmlSystemGetDriverVersion(char *text, unsigned n) { strncpy(text, "580.65.06", n); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 2; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = (char *)0 + 1000 + index; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 4; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
+    *handle = (char *)0 + 1000 + index;
+    return index == 1 ? 15 : 0;
+}
+const char *nvmlErrorString(int status) { return status == 9 ? "Driver Not Loaded" : "GPU is lost"; }
+int nvmlDeviceGetMigMode(void *handle, unsigned *now, unsigned *next) {
+    *now = *next = (char *)handle - (char *)0 == 1003;
+    return 0;
+}
 int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
     memory[0] = 3000ull << 20; memory[1] = (unsigned long long)((char *)handle - (char *)0) << 20; memory[2] = 0;
     return 0;
 }
 int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) { *major = 9; *minor = 0; return 0; }
-int nvmlDeviceGetName(void *handle, char *text, unsigned n) { strncpy(text, "NVML GPU", n); return 0; }
+int nvmlDeviceGetName(void *handle, char *text, unsigned n) { strncpy(text, "NVML GPU\\xae", n); return 0; }
 int nvmlDeviceGetUUID(void *handle, char *text, unsigned n) { strncpy(text, "GPU-77", n); return 0; }
 """
 
@@ -159,12 +307,13 @@ def test_the_child_reads_nvml_by_its_c_interface(status: int, tmp_path: Path) ->
     subprocess.run([compiler, f"-DFAIL={status}", "-shared", "-fPIC", "-o", library, source], check=True)
     answer = Prober(command=[sys.executable, "-I", "-S", "-c", PROGRAM, str(library)]).look()
     if status:
-        assert "nvmlInit_v2 answers error 9" in answer.problem
+        assert "nvmlInit_v2 answers error 9 (Driver Not Loaded)" in answer.problem
     else:
-        assert [(gpu.name, gpu.total_mb, gpu.free_mb) for gpu in answer.usable] == [
-            ("NVML GPU", 3000, 1000),
-            ("NVML GPU", 3000, 1001),
+        assert [(gpu.device, gpu.name, gpu.total_mb, gpu.free_mb) for gpu in answer.usable] == [
+            ("cuda:0", "NVML GPU?", 3000, 1000),
+            ("cuda:1", "NVML GPU?", 3000, 1002),
         ]
+        assert "MIG" in answer.gpus[2].problem
 
 
 def test_looking_loads_no_gpu_library(tmp_path: Path) -> None:

@@ -11,20 +11,30 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..utils.forking import renew_in_child
 from .asking import Answer, ask
 from .nvml_child import PROGRAM
+from .visible import BY_BUS, chosen, is_by_number, names_slices
 
 __all__ = ["Gpu", "GpuList", "Prober"]
 
 _SIGNS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
-"""Without the first there is no NVIDIA driver on Linux; the second is its counterpart inside WSL."""
+"""Without the first there is no NVIDIA driver on Linux; the second is its counterpart inside WSL, for all makers."""
 
-_FIELDS = "index,name,uuid,compute_cap,memory.total,memory.free,driver_version"
+_WSL_TOOL = "/usr/lib/wsl/lib/nvidia-smi"
+"""Where WSL puts the tool; not on every PATH."""
+
+FIELDS = ["index", "name", "uuid", "compute_cap", "memory.total", "memory.free", "mig.mode.current", "driver_version"]
+"""What is asked of nvidia-smi; sizes come in MiB. All are known to every driver that is new enough."""
+_OLD_FIELDS = ["index", "name", "uuid", "memory.total", "memory.free", "driver_version"]
+"""The same for a driver that does not know one of them."""
+_UNKNOWN_FIELD = "not a valid field"
+_NO_DEVICES = "No devices were found"
+
 TIMEOUT = 15.0
 """Seconds; without persistence mode a driver initialises every card anew for each question, seconds on large hosts."""
 
@@ -65,18 +75,20 @@ class Gpu:
 class GpuList:
     """What was found. problem: one sentence when there is no usable GPU, else empty; driver: its version, or empty.
 
-    silent: there is a driver, which hangs, crashes or fails, so that nobody knows what it would list.
+    unlisted: there is a GPU, or most likely one, that is not in the list: its driver hangs, crashes or fails, or only
+    slices of it are shown. doubt: why the numbers may not be those of CUDA, else empty.
     """
 
     gpus: tuple[Gpu, ...] = ()
     problem: str = ""
     driver: str = ""
-    silent: bool = False
+    unlisted: bool = False
+    doubt: str = ""
 
     @property
     def present(self) -> bool:
         """Is there a GPU, or most likely one, whether it can be used or not?"""
-        return bool(self.gpus) or self.silent
+        return bool(self.gpus) or self.unlisted
 
     @property
     def usable(self) -> tuple[Gpu, ...]:
@@ -89,6 +101,7 @@ class Prober:
     def __init__(
         self,
         visible: str | None = None,
+        order: str | None = None,
         *,
         command: Sequence[str] | None = None,
         timeout: float = TIMEOUT,
@@ -97,12 +110,13 @@ class Prober:
         """
         Args:
             visible: CUDA_VISIBLE_DEVICES, which the driver's own list ignores; None for all.
-            command: what prints a line for each GPU, ``index, name, uuid, capability, total MiB, free MiB, driver``;
-                None for nvidia-smi, else NVML.
+            order: CUDA_DEVICE_ORDER, which it ignores as well.
+            command: what prints a line for each GPU with the values of FIELDS; None for nvidia-smi, else NVML.
             timeout: seconds to wait for it.
             signs: files of which one exists where an NVIDIA driver is loaded.
         """
         self._visible = visible
+        self._order = order
         self._command = command
         self._timeout = timeout
         self._signs = signs
@@ -132,54 +146,95 @@ class Prober:
         command = self._command or _command(self._signs)
         if command is None:
             return GpuList(problem="there is no NVIDIA driver on this machine")
-        answer = ask(command, self._timeout)
-        if answer.code != 0:
-            silent = answer.code is None or answer.code < 0 or any(sign.exists() for sign in self._signs)
-            return GpuList(problem=f"the GPU driver gives no answer: {answer.problem}", silent=silent)
-        return _visible_ones(_parsed(answer), self._visible)
+        answer, fields = ask(command, self._timeout), FIELDS
+        tool = self._command is None and command[0].endswith("nvidia-smi")
+        if tool and _UNKNOWN_FIELD in answer.out + answer.problem:
+            fields = _OLD_FIELDS
+            answer = ask(_query(command[0], fields), self._timeout)
+        gpus = tuple(_parsed(answer.out, fields))
+        if gpus:  # whatever the status: one lost card fails the whole question
+            return self._shown(_judged(gpus))
+        if answer.code == 0 or _NO_DEVICES in answer.problem:
+            return GpuList(problem="the GPU driver lists no GPU")
+        return GpuList(problem=f"the GPU driver gives no answer: {answer.problem}", unlisted=self._is_there(answer))
+
+    def _is_there(self, answer: Answer) -> bool:
+        """Does a driver that gives no answer speak for a GPU? Its tool, and WSL's sign, may be there without one."""
+        started = answer.code is not None or answer.late
+        crashed = answer.late or (answer.code is not None and answer.code < 0)
+        return started and (crashed or any(sign.exists() and sign.name != "dxg" for sign in self._signs))
+
+    def _shown(self, found: GpuList) -> GpuList:
+        """The list as CUDA shows it to this process."""
+        if names_slices(self._visible):
+            problem = (
+                f"CUDA_VISIBLE_DEVICES={self._visible!r} names MIG slices, which are not supported; name whole GPUs"
+            )
+            return GpuList(problem=problem, driver=found.driver, unlisted=True)
+        places = chosen(self._visible, [gpu.uuid for gpu in found.gpus])
+        if not places:
+            problem = f"CUDA_VISIBLE_DEVICES={self._visible!r} leaves none of {len(found.gpus)} GPUs"
+            return GpuList(problem=problem, driver=found.driver)
+        doubt = ""
+        if self._order != BY_BUS and is_by_number(self._visible) and _differ(found.gpus):
+            doubt = f"CUDA may count these GPUs in another order; set CUDA_DEVICE_ORDER={BY_BUS}"
+        gpus = tuple(replace(found.gpus[place], index=number) for number, place in enumerate(places))
+        return replace(found, gpus=gpus, problem=_common_problem(gpus), doubt=doubt)
 
 
 def _command(signs: Sequence[Path]) -> Sequence[str] | None:
-    tool = shutil.which("nvidia-smi")
+    tool = shutil.which("nvidia-smi") or shutil.which(_WSL_TOOL)
     if tool is not None:
-        return [tool, f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
-    if any(sign.exists() for sign in signs) and sys.executable:
+        return _query(tool, FIELDS)
+    if any(sign.exists() for sign in signs) and sys.executable and not getattr(sys, "frozen", False):
         return [sys.executable, "-I", "-S", "-c", PROGRAM]
     return None
 
 
-def _parsed(answer: Answer) -> GpuList:
-    gpus, driver = [], ""
-    for line in answer.out.splitlines():
+def _query(tool: str, fields: Sequence[str]) -> Sequence[str]:
+    return [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+
+
+def _parsed(text: str, fields: Sequence[str]) -> Iterator[tuple[Gpu, str]]:
+    """Each GPU, and the version of its driver. A value that is not told, such as ``[N/A]``, is 0 or empty."""
+    rest = len(fields) - 2
+    for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) >= 7 and cells[0].isdigit():
-            driver = cells[-1]
-            gpu = Gpu(
-                int(cells[0]),
-                ", ".join(cells[1:-5]),
-                _pair(cells[-4]),
-                _mebibytes(cells[-3]),
-                _mebibytes(cells[-2]),
-                cells[-5],
-            )
-            gpus.append(replace(gpu, problem=_problem(gpu)))
-    if not gpus:
-        return GpuList(problem="the GPU driver lists no GPU", driver=driver)
+        if len(cells) < len(fields) or _natural(cells[0]) is None:
+            continue
+        values = dict(zip(fields[2:], cells[-rest:], strict=True))
+        gpu = Gpu(
+            int(cells[0]),
+            ", ".join(cells[1:-rest]),  # a name may hold commas
+            _pair(values.get("compute_cap", "")),
+            (_natural(values["memory.total"]) or 0) << 20,
+            (_natural(values["memory.free"]) or 0) << 20,
+            values["uuid"],
+        )
+        told = _natural(values["memory.free"]) is not None
+        yield replace(gpu, problem=_problem(gpu, told, values.get("mig.mode.current", ""))), values["driver_version"]
+
+
+def _judged(parsed: Sequence[tuple[Gpu, str]]) -> GpuList:
+    gpus, driver = tuple(gpu for gpu, _ in parsed), parsed[-1][1]
     old = _old_driver(driver)
     if old:
-        return GpuList(tuple(replace(gpu, problem=old) for gpu in gpus), old, driver)
-    return _judged(GpuList(tuple(gpus), "", driver))
+        gpus = tuple(replace(gpu, problem=old) for gpu in gpus)
+    return GpuList(gpus, _common_problem(gpus), driver)
 
 
-def _judged(found: GpuList) -> GpuList:
-    return found if found.usable else replace(found, problem=found.gpus[0].problem if found.gpus else found.problem)
+def _common_problem(gpus: Sequence[Gpu]) -> str:
+    """Why none of them can be used; empty when one can."""
+    return gpus[0].problem if all(gpu.problem for gpu in gpus) else ""
 
 
-def _problem(gpu: Gpu) -> str:
+def _problem(gpu: Gpu, told: bool, slices: str) -> str:
     if gpu.capability != (0, 0) and gpu.capability < _OLDEST_CAPABILITY:
         have, want = (".".join(map(str, pair)) for pair in (gpu.capability, _OLDEST_CAPABILITY))
         return f"{gpu.name} has compute capability {have}; at least {want} is needed"
-    return "" if gpu.total else f"{gpu.name} does not tell its memory"
+    if slices == "Enabled":
+        return f"{gpu.name} is cut into MIG slices, which are not supported; use a whole GPU"
+    return "" if gpu.total and told else f"{gpu.name} does not tell its memory"
 
 
 def _old_driver(version: str) -> str:
@@ -189,35 +244,17 @@ def _old_driver(version: str) -> str:
     return f"the GPU driver {version} is too old; CUDA 12 needs {_OLDEST_DRIVER[0]}.{_OLDEST_DRIVER[1]} or newer"
 
 
-def _visible_ones(found: GpuList, visible: str | None) -> GpuList:
-    """The list as CUDA shows it to this process: entries of CUDA_VISIBLE_DEVICES in order, up to the first unknown."""
-    if visible is None or not found.gpus:
-        return found
-    chosen: list[Gpu] = []
-    for entry in (part.strip() for part in visible.split(",")):
-        matching = [gpu for gpu in found.gpus if _names(entry, gpu)]
-        if len(matching) != 1:
-            break
-        chosen.append(replace(matching[0], index=len(chosen)))
-    if chosen:
-        return _judged(GpuList(tuple(chosen), found.problem, found.driver))
-    return GpuList(
-        problem=f"CUDA_VISIBLE_DEVICES={visible!r} leaves none of {len(found.gpus)} GPUs", driver=found.driver
-    )
-
-
-def _names(entry: str, gpu: Gpu) -> bool:
-    if entry.isdigit():
-        return int(entry) == gpu.index
-    return len(entry) > 4 and entry.startswith("GPU-") and gpu.uuid.startswith(entry)
+def _differ(gpus: Sequence[Gpu]) -> bool:
+    return len({(gpu.name, gpu.total) for gpu in gpus}) > 1
 
 
 def _pair(text: str) -> tuple[int, int]:
     """The first two numbers of a version; (0, 0) for anything else."""
     first, _, rest = text.partition(".")
-    second = rest.partition(".")[0]
-    return (int(first), int(second)) if first.isdigit() and second.isdigit() else (0, 0)
+    major, minor = _natural(first), _natural(rest.partition(".")[0])
+    return (0, 0) if major is None or minor is None else (major, minor)
 
 
-def _mebibytes(text: str) -> int:
-    return int(text) << 20 if text.isdigit() else 0
+def _natural(text: str) -> int | None:
+    """A whole number from 0; None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -24,25 +24,38 @@ class Memory(c.Structure):
 
 nvml = load()
 
+def asked(name, *arguments):
+    function = getattr(nvml, name, None)
+    return -1 if function is None else function(*arguments)
+
 def call(name, *arguments):
-    status = getattr(nvml, name)(*arguments)
+    status = asked(name, *arguments)
     if status:
-        sys.exit("%s answers error %d" % (name, status))
+        meaning = getattr(nvml, "nvmlErrorString", None)
+        if meaning is not None:
+            meaning.restype = c.c_char_p
+            meaning = (meaning(c.c_int(status)) or b"").decode("ascii", "replace")
+        sys.exit("%s answers error %d (%s)" % (name, status, meaning or "no explanation"))
 
 def text(name, *handle):
     room = c.create_string_buffer(96)
     call(name, *handle, room, c.c_uint(96))
-    return room.value.decode("utf-8", "replace")
+    return room.value.decode("ascii", "replace").replace(chr(0xFFFD), "?")
 
 call("nvmlInit_v2")
-count, driver = c.c_uint(), text("nvmlSystemGetDriverVersion")
+count, driver, index = c.c_uint(), text("nvmlSystemGetDriverVersion"), 0
 call("nvmlDeviceGetCount_v2", c.byref(count))
-for index in range(count.value):
-    handle, memory, major, minor = c.c_void_p(), Memory(), c.c_int(), c.c_int()
-    call("nvmlDeviceGetHandleByIndex_v2", c.c_uint(index), c.byref(handle))
-    call("nvmlDeviceGetMemoryInfo", handle, c.byref(memory))
-    call("nvmlDeviceGetCudaComputeCapability", handle, c.byref(major), c.byref(minor))
+for place in range(count.value):
+    handle, memory, sliced, coming = c.c_void_p(), Memory(), c.c_uint(), c.c_uint()
+    major, minor = c.c_int(), c.c_int()
+    if asked("nvmlDeviceGetHandleByIndex_v2", c.c_uint(place), c.byref(handle)):
+        continue  # lost, or not for this container
+    known = not asked("nvmlDeviceGetMemoryInfo", handle, c.byref(memory))
+    sizes = (memory.total >> 20, memory.free >> 20) if known else ("[N/A]", "[N/A]")
+    asked("nvmlDeviceGetCudaComputeCapability", handle, c.byref(major), c.byref(minor))
+    asked("nvmlDeviceGetMigMode", handle, c.byref(sliced), c.byref(coming))
     names = text("nvmlDeviceGetName", handle), text("nvmlDeviceGetUUID", handle)
-    capability = "%d.%d" % (major.value, minor.value)
-    print(index, *names, capability, memory.total >> 20, memory.free >> 20, driver, sep=", ")
+    capability, mode = "%d.%d" % (major.value, minor.value), ("Disabled", "Enabled")[sliced.value == 1]
+    print(index, *names, capability, *sizes, mode, driver, sep=", ")
+    index += 1
 """

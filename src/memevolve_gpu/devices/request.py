@@ -51,7 +51,7 @@ def resolve(request: str, look: Callable[[], GpuList]) -> DeviceChoice:
         return DeviceChoice("cpu", found.problem or "there is no usable GPU", None, wanted, found.present)
     gpu = max(found.usable, key=lambda each: (each.free, -each.index))
     others = f", of {len(found.usable)} GPUs the one with most memory free" if len(found.usable) > 1 else ""
-    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}{others}", gpu, wanted, True)
+    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}{others}{_doubt(found)}", gpu, wanted, True)
 
 
 def _numbered(request: str, found: GpuList) -> DeviceChoice:
@@ -62,4 +62,8 @@ def _numbered(request: str, found: GpuList) -> DeviceChoice:
         return DeviceChoice("cpu", f"DEVICE={request}: no such GPU; {there}", None, True, found.present)
     if gpu.problem:
         return DeviceChoice("cpu", f"DEVICE={request}: {gpu.problem}", None, True, True)
-    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}", gpu, True, True)
+    return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}{_doubt(found)}", gpu, True, True)
+
+
+def _doubt(found: GpuList) -> str:
+    return f"; {found.doubt}" if found.doubt else ""

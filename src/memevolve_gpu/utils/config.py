@@ -27,7 +27,7 @@ from pydantic_settings import PydanticBaseSettingsSource as _Source
 from ..errors import ConfigurationError
 from ..types import Metric
 
-__all__ = ["Allowed", "EmbeddingConfig", "StorageConfig", "visible_gpus"]
+__all__ = ["Allowed", "EmbeddingConfig", "StorageConfig", "gpu_order", "visible_gpus"]
 
 _log = logging.getLogger("memevolve_gpu.config")
 _warned: set[str] = set()
@@ -381,3 +381,8 @@ def visible_gpus() -> str | None:
     The driver's own lists ignore it, so whoever reads them must apply it.
     """
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def gpu_order() -> str | None:
+    """CUDA_DEVICE_ORDER as it stands: how CUDA numbers GPUs; None for its default, the fastest first."""
+    return os.environ.get("CUDA_DEVICE_ORDER")

@@ -24,7 +24,7 @@ from ...records.check import Finding
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreFacts
 from ...types import FloatArray, Hit, Metric
-from ...utils.config import StorageConfig, visible_gpus
+from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import check_vector, check_vectors
 from .accesses import Accesses
@@ -200,7 +200,7 @@ def open_engine(
 @cache
 def _prober() -> Prober:
     """One for all stores of the process, so that the driver is asked once."""
-    return Prober(visible_gpus())
+    return Prober(visible_gpus(), gpu_order())
 
 
 def this_machine(config: StorageConfig) -> Machine:
