@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,17 @@ from gpu_kit import on_disk
 
 from memevolve_gpu.devices import trial
 from memevolve_gpu.devices.trial import installed, try_engine
+
+NO_KERNEL = """UserWarning: Test GPU with CUDA capability sm_120 is not compatible with the current installation.
+Traceback (most recent call last):
+  File "<string>", line 6, in <module>
+RuntimeError: CUDA error: no kernel image is available for execution on the device
+CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be incorrect.
+For debugging consider passing CUDA_LAUNCH_BLOCKING=1
+Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.
+
+"""
+"""What torch says goes on below the error itself."""
 
 
 @pytest.fixture
@@ -27,10 +39,14 @@ def looks_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("exit 0", ""),
+        ("echo a warning; echo it works", ""),
+        ("exit 0", "its trial ended without a word"),
+        ("echo it works; exit 1", "torch does not work on this GPU"),
         ("echo 'RuntimeError: The NVIDIA driver on your system is too old' >&2; exit 1", "update the GPU driver"),
         ("echo 'libcudart.so.13: cannot open shared object file' >&2; exit 1", "a CUDA library is missing"),
         ("echo 'ImportError: half installed' >&2; exit 1", "torch does not work on this GPU: ImportError"),
+        ("cat >&2 <<'E'\n" + NO_KERNEL + "E\nexit 1", "no kernel image is available"),
+        ("cat >&2 <<'E'\n" + NO_KERNEL + "E\nexit 1", "install a build that has code for this GPU"),
         ("kill -ABRT $$", "SIGABRT"),
         ("kill -SEGV $$", "SIGSEGV"),
         ("sleep 60", "did not answer within 0.5 s"),
@@ -50,10 +66,29 @@ def test_the_answer_is_remembered_unless_it_may_change(tmp_path: Path) -> None:
     for _ in range(3):
         assert "nothing works" in try_engine("torch", 0, command=[broken])
     assert count.read_text() == "x\n"
-    full = on_disk(tmp_path, "full", f"#!/bin/sh\necho x >> {count}\necho CUDA error: out of memory; exit 1\n")
+    said = NO_KERNEL.replace("no kernel image is available for execution on the device", "out of memory")
+    full = on_disk(tmp_path, "full", f"#!/bin/sh\necho x >> {count}\ncat >&2 <<'E'\n{said}E\nexit 1\n")
     for _ in range(2):
         assert "another process fills the GPU" in try_engine("torch", 1, command=[full])
     assert count.read_text() == "x\n" * 3
+
+
+@pytest.mark.usefixtures("looks_installed")
+def test_a_process_that_ignores_its_children_is_not_deceived(tmp_path: Path) -> None:
+    """Where SIGCHLD is ignored, the system reaps children itself and every status reads as 0."""
+    broken = on_disk(tmp_path, "broken", "#!/bin/sh\nsleep 0.2; exit 1\n")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert "does not work" in try_engine("torch", 0, command=[broken])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("looks_installed")
+def test_a_frozen_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(trial, "ask", pytest.fail)
+    assert try_engine("torch", 0) == ""
 
 
 def test_the_programs_run_with_what_is_installed_here() -> None:

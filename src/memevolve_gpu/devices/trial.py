@@ -32,6 +32,7 @@ if torch.version.cuda is None:
 ones = torch.ones((64, 64), dtype=torch.float16, device="cuda:" + sys.argv[1])
 if float((ones @ ones).float().sum()) != 64.0 ** 3:
     sys.exit("a product of two small matrices came out wrong")
+print("it works")
 """
 
 _FAISS = """
@@ -46,9 +47,13 @@ index = faiss.GpuIndexFlatL2(resources, 4, options)
 index.add(numpy.eye(4, dtype="float32"))
 if index.search(numpy.eye(4, dtype="float32"), 1)[1][:, 0].tolist() != [0, 1, 2, 3]:
     sys.exit("a search among four vectors came out wrong")
+print("it works")
 """
 
 _PROGRAMS = {"torch": _TORCH, "faiss": _FAISS}
+_WORKS = "it works"
+"""Said at the end. A status of 0 proves nothing: a process that ignores SIGCHLD is told 0 of every child, and what
+sys.executable names inside another program may be that program."""
 
 _REMEDIES = (
     ("driver on your system is too old", "update the GPU driver, or install a build for an older CUDA"),
@@ -111,7 +116,7 @@ def try_engine(
         return missing
     with _known.lock:
         if again or (engine, index) not in _known.answers:
-            start = command or ([sys.executable] if sys.executable else None)
+            start = command or ([sys.executable] if sys.executable and not getattr(sys, "frozen", False) else None)
             if start is None:
                 return ""  # embedded in another program: nothing to start, the engine itself will tell
             same_path = f"import sys; sys.path[:] = {sys.path!r}\n"
@@ -124,8 +129,10 @@ def try_engine(
 
 
 def _sentence(engine: str, answer: Answer) -> str:
-    if not answer.problem:
+    if answer.out.rstrip().endswith(_WORKS) and not answer.problem:
         return ""
+    if not answer.problem:
+        return f"{engine} does not work on this GPU: its trial ended without a word"
     said = answer.problem.partition(": ")[2] or answer.problem
     remedy = next((remedy for sign, remedy in _REMEDIES if sign in said), "")
     how = said if answer.code is not None and answer.code > 0 else answer.problem
