@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -30,11 +30,34 @@ class Body:
 def cupy(free: int, total: int = 80 * GB, pool: tuple[int, int] = (0, 0)) -> Any:
     used, held = pool
     return SimpleNamespace(
-        cuda=SimpleNamespace(
-            Device=lambda _index: nullcontext(), runtime=SimpleNamespace(memGetInfo=lambda: (free, total))
-        ),
+        cuda=SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: 0, memGetInfo=lambda: (free, total))),
         get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: used, total_bytes=lambda: held),
     )
+
+
+class CupyOfTwo:
+    """cupy on two devices, where each thread has a current one, as CUDA has it."""
+
+    def __init__(self) -> None:
+        self.cuda = SimpleNamespace(runtime=self)
+        self.contexts: list[int] = []
+        self._thread = threading.local()
+
+    def getDevice(self) -> int:  # noqa: N802 - the names of CUDA
+        return getattr(self._thread, "device", 0)
+
+    def setDevice(self, index: int) -> None:  # noqa: N802
+        if index > 1:
+            raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+        self.contexts.append(index)
+        self._thread.device = index
+
+    def memGetInfo(self) -> tuple[int, int]:  # noqa: N802
+        return (10 + self.getDevice()) * GB, 80 * GB
+
+    def get_default_memory_pool(self) -> Any:
+        held = (3 + self.getDevice()) * GB
+        return SimpleNamespace(used_bytes=lambda: GB, total_bytes=lambda: held)
 
 
 def torch(free: int, total: int = 80 * GB, pool: tuple[int, int] = (0, 0)) -> Any:
@@ -73,14 +96,43 @@ def test_cupy_is_asked_first_then_torch_then_the_driver() -> None:
 
 
 def test_a_library_that_fails_gives_way_to_the_next() -> None:
-    broken = SimpleNamespace(cuda=SimpleNamespace(Device=raising, mem_get_info=raising))
+    broken = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(getDevice=raising), mem_get_info=raising))
     assert budget({"cupy": broken, "torch": torch(40 * GB)}).source == "torch"
     assert budget({"cupy": broken, "torch": broken}).source == "driver"
     assert budget({"cupy": SimpleNamespace(), "torch": SimpleNamespace()}).source == "driver"
 
 
+def test_another_device_is_asked_without_a_context_on_the_current_one() -> None:
+    """Setting a device makes a context there since CUDA 12; a process on cuda:1 must leave cuda:0 alone."""
+    library = CupyOfTwo()
+    assert free_bytes(1, {"cupy": library}.get) == 11 * GB
+    assert library.contexts == [1]
+    assert library.getDevice() == 0
+    second = Gpu(1, "Test GPU", (9, 0), 80 * GB, 60 * GB)
+    holdings = Holdings()
+    holdings.begin()
+    found = device_budget(second, 0.8, holdings=holdings, load={"cupy": library}.get)
+    assert (found.free, found.cached) == (11 * GB, 3 * GB)
+    assert free_bytes(0, {"cupy": library}.get) == 10 * GB
+    assert set(library.contexts) == {1}
+    assert free_bytes(2, {"cupy": library}.get) is None
+    assert free_bytes(2, {"cupy": library, "torch": torch(5 * GB)}.get) == 5 * GB
+
+
+def test_what_torch_puts_off_and_then_refuses_gives_way_too() -> None:
+    class LateError(Exception):
+        pass
+
+    def refusing(_index: int) -> Any:
+        raise LateError("CUDA call failed lazily")
+
+    late = SimpleNamespace(cuda=SimpleNamespace(mem_get_info=refusing, DeferredCudaCallError=LateError))
+    assert budget({"torch": late}).source == "driver"
+
+
 def test_no_library_is_asked_before_cuda_is_in_use() -> None:
-    broken = SimpleNamespace(cuda=SimpleNamespace(Device=pytest.fail, mem_get_info=pytest.fail))
+    runtime = SimpleNamespace(getDevice=pytest.fail)
+    broken = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, mem_get_info=pytest.fail))
     assert budget({"cupy": broken, "torch": broken}, active=False).source == "driver"
 
 
@@ -92,6 +144,17 @@ def test_the_limit_is_a_share_of_what_is_free_or_ours() -> None:
     assert found.limit == int(0.8 * (30 * GB + ours))
     assert found.room == found.limit - 10 * GB - CONTEXT_BYTES
     assert found.as_dict()["limit"] == found.limit
+
+
+def test_the_reserve_of_cupy_is_ours_and_no_room_for_an_engine() -> None:
+    """It is not free for torch or faiss to allocate; nor is it somebody else's."""
+    found = budget({"cupy": cupy(10 * GB, pool=(0, 10 * GB)), "torch": torch(10 * GB, pool=(0, 2 * GB))}, used=GB)
+    assert (found.cached, found.foreign) == (12 * GB, 10 * GB)
+    assert found.limit == int(0.8 * (10 * GB + GB + 12 * GB + CONTEXT_BYTES))
+    assert found.room == found.limit - GB - CONTEXT_BYTES - 10 * GB
+    assert found.room <= 10 * GB + 2 * GB
+    whole = budget({"cupy": cupy(10 * GB, pool=(0, 10 * GB))}, fraction=1.0)
+    assert whole.room == 10 * GB
 
 
 def test_what_the_process_holds_for_other_ends_is_not_ours() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from gpu_kit import MB, Card, machine_with
+from gpu_kit import MB, Card, FakeProber, machine_with
 
+from memevolve_gpu.devices.budget import Holdings
+from memevolve_gpu.devices.gpu import Prober
+from memevolve_gpu.devices.machine import Machine
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.catalog import build
 from memevolve_gpu.live.desk import DeviceDesk
@@ -131,6 +136,25 @@ def test_a_failing_engine_leaves_the_other_one(card: Card, clock: Clock) -> None
     facts = desk.facts(10, body())
     assert facts is not None
     assert (facts.engines, facts.missing, facts.problem) == (("faiss",), "torch has a fault", "")
+
+
+def test_the_reserve_of_torch_is_room_for_torch_alone(clock: Clock) -> None:
+    """faiss allocates beside it: what torch keeps is not there for it."""
+    gpu = cast("Prober", FakeProber(Card(2000 * MB)))
+    memory = {"mem_get_info": (200 * MB, 2000 * MB), "memory_reserved": 1000 * MB, "memory_allocated": 0}
+    calls = {name: lambda _index, value=value: value for name, value in memory.items()}
+    library = SimpleNamespace(cuda=SimpleNamespace(**calls))
+    given: dict[str, Any] = {
+        "prober": gpu,
+        "load": {"torch": library}.get,
+        "trial": lambda *_: "",
+        "present": lambda _: "",
+    }
+    desk = DeviceDesk(Machine("cuda", 1.0, holdings=Holdings(), **given), EventLog(), clock=clock)
+    plan = IndexPlan("exact", device="cuda:0", device_bytes=500 * MB)
+    assert desk.admit(replace(plan, engine="torch"), body())
+    with pytest.raises(DeviceError, match="500 MB are needed on cuda:0, its budget has room for 200"):
+        desk.admit(replace(plan, engine="faiss"), body())
 
 
 def test_admission_names_what_is_lacking(card: Card, clock: Clock) -> None:

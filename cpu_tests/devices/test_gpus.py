@@ -262,6 +262,21 @@ def test_memory_is_asked_anew_when_the_answer_is_old(tmp_path: Path) -> None:
     assert prober.look(max_age=0).gpus[0].free_mb == 500
 
 
+def test_a_driver_that_stops_answering_has_no_memory_to_give(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.write_text(f"echo '{line(free=900)}'")
+    prober = Prober(command=["/bin/sh", str(state)])
+    assert prober.look().gpus[0].free_mb == 900
+    state.write_text(f"echo x >> {tmp_path}/asked; exit 9")
+    for _ in range(3):
+        (gpu,) = prober.look(max_age=0).gpus
+        assert (gpu.free_mb, gpu.total_mb, gpu.problem) == (0, 1000, "")
+    assert (tmp_path / "asked").read_text() == "x\n", "it is left alone for a while"
+    state.write_text(f"echo '{line(free=800)}'")
+    prober._at -= 3600
+    assert prober.look(max_age=0).gpus[0].free_mb == 800
+
+
 def test_without_tool_the_drivers_library_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The signs of a driver alone lead to NVML in a child; here its library is missing, which is a sentence."""
     sign = tmp_path / "nvidiactl"

@@ -116,6 +116,23 @@ def test_a_build_that_ran_out_and_a_plan_without_room_are_one_state(
         assert "no room" in shown(store)["problem"] or "do not fit" in shown(store)["problem"]
 
 
+@pytest.mark.parametrize("request_", ["cuda", "cuda:0", "auto"])
+def test_another_card_is_taken_when_the_first_has_no_room(request_: str, tmp_path: Path, card: Card) -> None:
+    del card
+    state = tmp_path / "cards"
+    state.write_text(f"{line(0, 'First', free=20)}\n{line(1, 'Second', free=10)}\n")
+    machine = asked_of(request_, ["/bin/cat", str(state)])
+    with filled(tmp_path, machine) as store:
+        assert machine.choice.device == "cuda:0"
+        assert len(refusals(store)) == 1
+        state.write_text(f"{line(0, 'First', free=20)}\n{line(1, 'Second', total=8000, free=7000)}\n")
+        machine._prober._at -= 60
+        machine._trial = lambda _engine, _index: ""
+        store.run_maintenance()
+        there = "cpu" if request_ == "cuda:0" else "cuda:1"
+        assert store.statistics()["index"]["device"] == there
+
+
 @pytest.mark.parametrize(("request_", "level"), [("cuda", "WARNING"), ("auto", "INFO")])
 def test_an_engine_that_is_missing_is_told_of(request_: str, level: str, tmp_path: Path, card: Card) -> None:
     missing = {"torch": "torch is not installed", "faiss": "this faiss was built without GPU support"}

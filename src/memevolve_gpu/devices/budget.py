@@ -12,6 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -47,8 +48,9 @@ Load = Callable[[str], Any]
 class MemoryBudget:
     """The memory of a device, in bytes, as ``source`` tells it.
 
-    total, free: of the device. used: by bodies of this process. cached: in reserve in allocators of this process, free
-    for our next request. context: held by this process's CUDA context; coming: what it will hold once CUDA is in use.
+    total, free: of the device. used: by bodies of this process. cached: in reserve in allocators of this process;
+    foreign: the part of it that no engine can have, since it allocates elsewhere (cupy's pool). context: held by this
+    process's CUDA context; coming: what it will hold once CUDA is in use.
     """
 
     device: str
@@ -60,6 +62,7 @@ class MemoryBudget:
     coming: int
     fraction: float
     source: str
+    foreign: int = 0
 
     @property
     def reserved(self) -> int:
@@ -74,7 +77,9 @@ class MemoryBudget:
     @property
     def room(self) -> int:
         """What may be added to ``used`` now."""
-        return max(0, min(self.limit - self.used - self.context - self.coming, self.free + self.cached - self.coming))
+        held = self.used + self.context + self.foreign
+        there = self.free + self.cached - self.foreign
+        return max(0, min(self.limit - held, there) - self.coming)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with what follows from them."""
@@ -170,12 +175,13 @@ def device_budget(
     """
     used = holdings.on(gpu.device)
     if holdings.active:
-        pools = [pool for pool in (_cupy(load, gpu.index), _torch(load, gpu.index)) if pool is not None]
-        if pools:
-            first, cached = pools[0], sum(pool.cached for pool in pools)
-            return MemoryBudget(
-                gpu.device, first.total, first.free, used, cached, CONTEXT_BYTES, 0, fraction, first.source
-            )
+        cupy, torch = _cupy(load, gpu.index), _torch(load, gpu.index)
+        told = cupy or torch
+        if told is not None:
+            foreign = 0 if cupy is None else cupy.cached
+            cached = foreign + (0 if torch is None else torch.cached)
+            sizes = (told.total, told.free, used, cached, CONTEXT_BYTES, 0)
+            return MemoryBudget(gpu.device, *sizes, fraction, told.source, foreign)
     found = gpu if driver is None else driver()
     context, coming = (CONTEXT_BYTES, 0) if holdings.active else (0, CONTEXT_BYTES)
     return MemoryBudget(gpu.device, found.total, found.free, used, 0, context, coming, fraction, "driver")
@@ -201,12 +207,44 @@ def _cupy(load: Load, index: int) -> _Pool | None:
     if cupy is None:
         return None
     try:
-        with cupy.cuda.Device(index):
-            free, total = cupy.cuda.runtime.memGetInfo()
-            pool = cupy.get_default_memory_pool()
-            return _Pool("cupy", int(free), int(total), max(0, int(pool.total_bytes()) - int(pool.used_bytes())))
-    except (RuntimeError, AttributeError, ValueError, OSError):  # CUDARuntimeError is a RuntimeError
+        if cupy.cuda.runtime.getDevice() == index:
+            return _cupy_here(cupy)
+    except _CUPY_FAILS:
         return None
+    return _cupy_there(cupy, index)
+
+
+_CUPY_FAILS = (RuntimeError, AttributeError, ValueError, OSError)
+"""CUDARuntimeError is a RuntimeError."""
+
+
+def _cupy_here(cupy: Any) -> _Pool:
+    """Of the current device, which cupy's pool answers for."""
+    free, total = cupy.cuda.runtime.memGetInfo()
+    pool = cupy.get_default_memory_pool()
+    return _Pool("cupy", int(free), int(total), max(0, int(pool.total_bytes()) - int(pool.used_bytes())))
+
+
+def _cupy_there(cupy: Any, index: int) -> _Pool | None:
+    """Of another device, from a thread of its own.
+
+    Since CUDA 12, setting a device makes a context there: to set it here and then back would cost some hundred MB of
+    the device that was current, which this process may not use at all.
+    """
+    found: list[_Pool] = []
+
+    def ask() -> None:
+        with suppress(*_CUPY_FAILS):
+            cupy.cuda.runtime.setDevice(index)
+            found.append(_cupy_here(cupy))
+
+    try:
+        thread = threading.Thread(target=ask, name="device-memory", daemon=True)
+        thread.start()
+    except RuntimeError:  # none can be started any more
+        return None
+    thread.join()
+    return found[0] if found else None
 
 
 def _torch(load: Load, index: int) -> _Pool | None:
@@ -217,5 +255,12 @@ def _torch(load: Load, index: int) -> _Pool | None:
         free, total = torch.cuda.mem_get_info(index)
         cached = int(torch.cuda.memory_reserved(index)) - int(torch.cuda.memory_allocated(index))
         return _Pool("torch", int(free), int(total), max(0, cached))
-    except (RuntimeError, AttributeError, AssertionError, ValueError, OSError):  # torch without CUDA asserts
+    except _torch_failures(torch):
         return None
+
+
+def _torch_failures(torch: Any) -> tuple[type[BaseException], ...]:
+    """What torch raises: without CUDA it asserts, and calls put off until CUDA is there have an error of their own."""
+    late = getattr(getattr(torch, "cuda", None), "DeferredCudaCallError", None)
+    usual = (RuntimeError, AttributeError, AssertionError, ValueError, OSError)
+    return (*usual, late) if isinstance(late, type) and issubclass(late, Exception) else usual

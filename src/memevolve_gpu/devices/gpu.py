@@ -38,6 +38,9 @@ _NO_DEVICES = "No devices were found"
 TIMEOUT = 15.0
 """Seconds; without persistence mode a driver initialises every card anew for each question, seconds on large hosts."""
 
+_REST = 60.0
+"""Seconds for which a driver that has stopped answering is left alone."""
+
 _OLDEST_DRIVER = (525, 60)
 """The first branch for CUDA 12 (NVIDIA, "CUDA Compatibility", table of minimum drivers); CUDA 13 wants 580."""
 _OLDEST_CAPABILITY = (7, 0)
@@ -132,15 +135,23 @@ class Prober:
     def look(self, max_age: float = float("inf")) -> GpuList:
         """The GPUs, as they were at most ``max_age`` seconds ago. Raises nothing; takes ``timeout`` at the worst.
 
-        A driver that did not answer is not asked again in this process.
+        A driver that did not answer is not asked again in this process. One that answered before and does not now has
+        no memory to give, and is asked again after a while.
         """
         with self._lock:
             found = self._found
             silent = found is not None and not found.gpus
             if found is None or (not silent and time.monotonic() - self._at > max_age):
-                found = self._found = self._ask()
-                self._at = time.monotonic()
+                found = self._found = self._asked_again(found)
             return found
+
+    def _asked_again(self, before: GpuList | None) -> GpuList:
+        found = self._ask()
+        self._at = time.monotonic()
+        if before is None or found.gpus:
+            return found
+        self._at += _REST
+        return replace(before, gpus=tuple(replace(gpu, free=0) for gpu in before.gpus))
 
     def _ask(self) -> GpuList:
         command = self._command or _command(self._signs)

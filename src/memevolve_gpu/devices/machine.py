@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from .budget import HOLDINGS, Holdings, Load, MemoryBudget, device_budget, free_bytes, host_budget, loaded_module
 from .gpu import Gpu, GpuList, Prober
@@ -66,6 +67,14 @@ class Machine:
             self._choice = resolve(self.request, self._prober.look)
         return self._choice
 
+    def choose_again(self) -> None:
+        """Look whether another GPU has more room, before CUDA is in use here, and unless the setting names one."""
+        if self.request not in ("auto", "cuda") or self.holdings.active or self.forked:
+            return
+        choice = resolve(self.request, lambda: self._prober.look(_FRESH_SECONDS))
+        if choice.gpu is not None:
+            self._choice = choice
+
     @property
     def forked(self) -> bool:
         """Is CUDA out of reach because a parent process has used it?"""
@@ -112,4 +121,4 @@ class Machine:
 
     def _anew(self, gpu: Gpu, fresh: bool) -> Gpu:
         found = self._prober.look(0.0 if fresh else _FRESH_SECONDS).gpus
-        return next((each for each in found if each.index == gpu.index), gpu)
+        return next((each for each in found if each.index == gpu.index), replace(gpu, free=0))

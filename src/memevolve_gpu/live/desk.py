@@ -127,6 +127,8 @@ class DeviceDesk:
         self._unseen = False
         if not self._concerned(count) or not self.find():
             return
+        if self._resting or "limit" in self._standing:
+            self.machine.choose_again()
         self._budget = self.machine.budget()
         if self._resting and self._may_try():
             self._resting = ""
@@ -179,7 +181,8 @@ class DeviceDesk:
             Whether there is room beside ``old``; if not, there is once ``old`` has left the device.
 
         Raises:
-            DeviceError: the engine does not work, there is no room, or this process may not use CUDA.
+            DeviceError: the engine does not work, there is no room (torch's reserve is room for torch alone), or this
+                process may not use CUDA.
         """
         if self.machine.forked:
             raise DeviceError(self.machine.choice.reason, "fork")
@@ -189,11 +192,12 @@ class DeviceDesk:
         self.machine.holdings.begin()
         self._budget = self.budget_before = budget = self.machine.budget(fresh=True)
         held = old.device_bytes if old.device == plan.device else 0
-        if plan.device_bytes > budget.room + held:
+        room = budget.room if plan.engine == "torch" else min(budget.room, max(0, budget.free - budget.coming))
+        if plan.device_bytes > room + held:
             needed = f"{plan.device_bytes >> 20} MB are needed on {plan.device}"
-            raise DeviceError(f"{needed}, its budget has room for {budget.room + held >> 20}", "limit")
+            raise DeviceError(f"{needed}, its budget has room for {room + held >> 20}", "limit")
         self._set_limits(plan, budget)
-        return plan.device_bytes <= budget.room
+        return plan.device_bytes <= room
 
     def built(self, body: Body) -> None:
         """``body`` was built and passed; from now on it counts in the budget of this process."""
