@@ -11,7 +11,7 @@ import pytest
 from support import SEED
 
 from memevolve_gpu.errors import DeviceError, InvalidVectorError
-from memevolve_gpu.utils.device_arrays import DeviceQueries, device_queries, fetched, lies_on_device
+from memevolve_gpu.utils.device_arrays import DeviceQueries, device_queries, fetched, lies_on_device, wait_for_maker
 from memevolve_gpu.utils.vectors import check_vectors
 
 ROWS = np.random.default_rng(SEED).standard_normal((4, 8)).astype(np.float32)
@@ -152,3 +152,15 @@ def test_queries_that_went_with_their_device_are_an_error_that_says_so() -> None
     with pytest.raises(DeviceError, match="give them as an array of the host") as caught:
         DeviceQueries(SimpleNamespace(cpu=gone)).host()
     assert caught.value.cause == "device-lost"
+
+
+@pytest.mark.parametrize(("stream", "waits"), [(None, False), (1, False), (2, True), (77, True)])
+def test_the_stream_that_fills_an_array_is_waited_for(stream: int | None, *, waits: bool) -> None:
+    waited: list[int] = []
+
+    def external(number: int) -> Any:
+        return SimpleNamespace(synchronize=lambda: waited.append(number))
+
+    array = SimpleNamespace(__cuda_array_interface__={"shape": (1,), "stream": stream})
+    wait_for_maker(array, SimpleNamespace(cuda=SimpleNamespace(ExternalStream=external)))
+    assert waited == ([stream] if waits else [])

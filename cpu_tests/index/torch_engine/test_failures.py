@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -233,6 +235,74 @@ def test_a_snapshot_opens_where_its_device_is_missing(
     assert what_happened(body) == [("recovered", "device-again")]
 
 
+def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_PATIENCE_S", 0.05)
+    vectors, queries = some(1), some(2, 20)
+    body, hangs, go_on = on_card("exact", vectors), threading.Event(), threading.Event()
+
+    def hanging() -> None:
+        with guard.lock_of(CARD):
+            hangs.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=hanging)
+    thread.start()
+    hangs.wait(60)
+    try:
+        assert_right(body, queries, vectors)
+        assert what_happened(body) == [("device-error", "cpu")]
+    finally:
+        go_on.set()
+        thread.join()
+
+
+def test_a_thread_that_cannot_be_had_fails_no_search(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    parts, plan = on_card("exact", vectors).parts(), card_plan("exact", vectors)
+
+    def refused(*_: object) -> None:
+        raise DeviceError("no GPU")
+
+    with monkeypatch.context() as without:
+        without.setattr(body_module, "open_device", refused)
+        body = from_parts(plan, "l2", parts)
+    assert isinstance(body, TorchBody)
+    now = [1e6]
+    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
+        assert_right(body, queries, vectors)
+    assert "no thread" in body.incidents()[-1].detail
+    now[0] += 1e6
+    assert_right(body, queries, vectors)
+    assert body._loader is not None
+    body._loader.join()
+    assert body.device == CARD
+
+
+def test_the_end_of_the_process_waits_for_who_brings_an_index_back() -> None:
+    program = """
+import threading, time
+from memevolve_gpu.errors import EngineError
+from memevolve_gpu.index.torch_engine import leaving
+
+def bring():
+    try:
+        while True:
+            leaving.stop(0.5)
+            time.sleep(0.01)
+    except EngineError:
+        time.sleep(0.2)
+        print("done", flush=True)
+
+thread = threading.Thread(target=bring, daemon=True)
+thread.start()
+leaving.wait_for(thread)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stdout) == (0, "done\n"), found.stderr
+
+
 def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
     body, real, searched = on_card("exact", vectors), loaded_module.blocks_of, []
@@ -266,10 +336,18 @@ def test_a_machine_without_a_gpu_says_so(torch: Any) -> None:
     assert door.unusable("cpu") == ""
 
 
-def test_a_kernel_that_does_not_run_gives_way_to_its_reference(torch: Any) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such instruction"),
+        subprocess.CalledProcessError(1, ["gcc"]),
+        AssertionError("libcuda.so cannot found!"),
+    ],
+)
+def test_a_kernel_that_does_not_run_gives_way_to_its_reference(error: Exception, torch: Any) -> None:
     class Broken:
         def __getattr__(self, name: str) -> Any:
-            raise ValueError(f"{name}: no such instruction")
+            raise error
 
     notes: list[str] = []
     operations = Operations(torch.device("cpu"), notes.append, Broken())
@@ -305,6 +383,13 @@ def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
         ("Triton Error [CUDA]: an illegal memory access was encountered", "device-lost"),
         ("CUDA error: uncorrectable ECC error encountered", "device-lost"),
         ("Triton Error [CUDA]: device kernel image is invalid", "device-error"),
+        ("CUDA error: operation not permitted when stream is capturing", "device-error"),
+        ("CUDA error: no kernel image is available for execution on the device", "device-error"),
+        ("CUDA error: invalid argument", "device-error"),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "device-error"),
+        ("CUDA error: operation not supported on global/shared address space", "device-lost"),
+        ("CUDA error: unknown error", "device-lost"),
+        ("CUDA error: something that is not known yet", "device-lost"),
         ("expected scalar type Half but found Float", "device-error"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,8 +38,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return SimpleNamespace(run=lambda _: "replayed")
 
     monkeypatch.setattr(replay, "_Recording", recording)
-    monkeypatch.setattr(replay, "load_torch", lambda: SimpleNamespace(cuda=SimpleNamespace(synchronize=lambda _: None)))
+    monkeypatch.setattr(replay, "load_torch", lambda: waiting(lambda: None))
+    monkeypatch.setattr(replay._Switch, "on", True)
     return made
+
+
+def waiting(synchronize: Any) -> Any:
+    """torch, whose current stream waits like this."""
+    stream = SimpleNamespace(synchronize=synchronize)
+    return SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda _: stream))
 
 
 def ask(replays: Replays, shape: tuple[int, int], device: Any = CARD) -> str:
@@ -86,9 +94,72 @@ def test_a_lost_device_is_not_taken_for_a_failed_recording(
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(replay, "_Recording", lost)
-    monkeypatch.setattr(replay, "load_torch", lambda: SimpleNamespace(cuda=SimpleNamespace(synchronize=lost)))
+    monkeypatch.setattr(replay, "load_torch", lambda: waiting(lost))
     replays = Replays(pytest.fail)
     ask(replays, (32, 0))
     ask(replays, (32, 0))
     with pytest.raises(RuntimeError, match="illegal"):
         ask(replays, (32, 0))
+
+
+def test_nothing_is_recorded_unless_it_is_asked_for(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    replay.record_searches(False)
+    replays = Replays(pytest.fail)
+    assert [ask(replays, (32, 0)) for _ in range(6)] == ["launched"] * 6
+    replay.record_searches(True)
+    assert [ask(replays, (32, 0)) for _ in range(3)] == ["launched"] * 2 + ["replayed"]
+
+
+def test_a_full_device_is_not_taken_for_a_failed_recording(
+    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = replay._Recording
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(replay, "_Recording", full)
+    replays = Replays(pytest.fail)
+    ask(replays, (32, 0))
+    ask(replays, (32, 0))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ask(replays, (32, 0))
+    monkeypatch.setattr(replay, "_Recording", real)
+    assert ask(replays, (32, 0)) == "replayed", "it is tried again once there is room"
+
+
+def test_a_recording_that_breaks_off_leaves_the_thread_on_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+
+    class Stream:
+        device_index = 3
+
+        def wait_stream(self, _: object) -> None: ...
+
+        def synchronize(self) -> None: ...
+
+    before = Stream()
+
+    class Breaks:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *_: object) -> None:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    cuda = SimpleNamespace(
+        current_stream=lambda _: before,
+        Stream=lambda _: Stream(),
+        stream=lambda _: nullcontext(),
+        CUDAGraph=object,
+        graph_pool_handle=lambda: "pool",
+        graph=Breaks,
+        set_stream=done.append,
+    )
+    bindings = SimpleNamespace(_cuda_endAllocateToPool=lambda *given: done.append(given))
+    torch = SimpleNamespace(cuda=cuda, _C=bindings, zeros=lambda *_, **__: None, float32=None)
+    monkeypatch.setattr(replay, "load_torch", lambda: torch)
+    with pytest.raises(RuntimeError, match="capture"):
+        replay._Recording(4, CARD, lambda _: None)
+    assert done == [before, (3, "pool")]

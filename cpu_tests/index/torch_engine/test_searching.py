@@ -17,7 +17,7 @@ from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.index.faiss_door import load_faiss
 from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine import batches
+from memevolve_gpu.index.torch_engine import batches, reference
 from memevolve_gpu.index.torch_engine import body as body_module
 from memevolve_gpu.index.torch_engine.body import TorchBody
 from memevolve_gpu.index.torch_engine.kmeans import _step as kmeans_step
@@ -182,8 +182,25 @@ def test_the_settings_of_the_calling_thread_do_no_harm(torch: Any) -> None:
         again = build(body.plan, rows_of(vectors), "l2", seed=7).search(queries, 10, LISTS)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert np.array_equal(within[1], outside[1])
-    assert np.array_equal(within[1], again[1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = body.search(queries, 10, LISTS)
+        recast = build(body.plan, rows_of(vectors), "l2", seed=7).search(queries, 10, LISTS)
+    for other in (outside, again, cast, recast):
+        assert np.array_equal(within[1], other[1])
+        assert np.array_equal(within[0], other[0])
+
+
+@pytest.mark.parametrize("tile", [1, 5000, 1 << 24])
+def test_references_keep_to_their_tiles(tile: int, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 9)
+    monkeypatch.setattr(body_module, "_DEVICE_CALL", 0.0)
+    expected = [on_card(kind, vectors).search(queries, 10, Effort(nprobe=3)) for kind in KINDS]
+    monkeypatch.setattr(reference, "_TILE", tile)
+    for kind, answer in zip(KINDS, expected, strict=True):
+        body = on_card(kind, vectors)
+        for some_queries in (queries, queries[:1]):
+            found = body.search(some_queries, 10, Effort(nprobe=3))
+            assert np.array_equal(found[1], answer[1][: len(some_queries)])
 
 
 def test_threads_with_masks_batches_and_faults(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import DeviceError
 from ..types import FloatArray, Metric
 
-__all__ = ["DeviceQueries", "device_queries", "fetched", "lies_on_device"]
+__all__ = ["DeviceQueries", "device_queries", "fetched", "lies_on_device", "wait_for_maker"]
 
 _CUDA = (2, 13)
 """Kinds of devices in DLPack's header (dlpack.h): kDLCUDA and kDLCUDAManaged."""
@@ -124,7 +124,21 @@ def fetched(array: Any, *, torch: Any = None, cupy: Any = None) -> Any:
 def _tensor(array: Any, torch: Any) -> Any:
     if isinstance(array, torch.Tensor):
         return array.detach()
-    return torch.from_dlpack(array) if hasattr(array, "__dlpack__") else torch.as_tensor(array, device="cuda")
+    if hasattr(array, "__dlpack__"):
+        return torch.from_dlpack(array)
+    wait_for_maker(array, torch)
+    return torch.as_tensor(array, device="cuda")
+
+
+def wait_for_maker(array: Any, torch: Any) -> None:
+    """Wait for the stream on which ``array`` is being filled, as its ``__cuda_array_interface__`` (version 3) names it.
+
+    torch does not. 1 is the default stream, behind which torch's own work queues up by itself; 2 is that of the
+    calling thread.
+    """
+    stream = array.__cuda_array_interface__.get("stream")
+    if stream not in (None, 0, 1):
+        torch.cuda.ExternalStream(stream).synchronize()
 
 
 def _checked(tensor: Any, dim: int, metric: Metric, torch: Any) -> DeviceQueries | None:

@@ -25,7 +25,7 @@ def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ..
 
 
 def on_some_device(queries: Any) -> bool:
-    return hasattr(queries, "__cuda_array_interface__") or hasattr(queries, "__dlpack__")
+    return hasattr(queries, "__dlpack__") or hasattr(queries, "__cuda_array_interface__")
 
 
 def on_host(queries: Any) -> FloatArray:
@@ -34,8 +34,8 @@ def on_host(queries: Any) -> FloatArray:
     if isinstance(queries, DeviceQueries):
         return queries.host()
     if hasattr(queries, "detach"):
-        queries = queries.detach().cpu().numpy()
-    elif hasattr(queries, "get"):
+        return DeviceQueries(queries.detach()).host()
+    if hasattr(queries, "get"):
         queries = queries.get()
     return np.ascontiguousarray(queries, dtype=np.float32)
 

@@ -18,6 +18,7 @@ from ..base import Arrays, Body, NewerRows
 from ..costs import scan_cost
 from ..rerank import VectorTable
 from ..scan import padded
+from . import leaving
 from .arrays import columns, on_host, on_some_device, part, some, widened
 from .batches import Search, found_in_batches
 from .door import device_tensor, host_tensor, open_device
@@ -55,13 +56,14 @@ class TorchBody(Body):
     def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, space: Space) -> None:
         super().__init__(plan, metric, rows, table)
         self._space = space
-        self._masks = masks = Masks()
-        self._guard = Guard(plan.device, masks.clear)
+        self._masks = Masks()
+        self._guard = guard = Guard(plan.device)
         self._account = account_of(plan.device)
         self._loaded: Loaded | None = None
         self._loading = threading.Lock()
         self._loader: threading.Thread | None = None
-        self._replays = Replays(self._guard.remark)
+        self._replays = Replays(guard.remark)
+        guard.relieved_by(self._masks.clear, self._replays.clear)
         self._tail: DeviceTail | None = None
 
     @property
@@ -152,11 +154,17 @@ class TorchBody(Body):
         """Bring the rows to the device once more while the host answers; one thread at a time does."""
         if self._loading.acquire(blocking=False):
             self._loader = threading.Thread(target=self._loaded_behind, name="memevolve-device", daemon=True)
-            self._loader.start()
+            try:
+                self._loader.start()
+            except RuntimeError as error:  # no thread to be had, or the process ends
+                self._loading.release()
+                self._guard.refuse(DeviceError(f"the index is not brought back to {self.plan.device}: {error}"))
+            else:
+                leaving.wait_for(self._loader)
 
     def _loaded_behind(self) -> None:
         try:
-            self._load()
+            self._load(leaving.stop)
         except EngineError as error:
             self._guard.refuse(error)
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError
+from ...utils.device_arrays import wait_for_maker
 
 __all__ = [
     "Cause",
@@ -37,13 +40,29 @@ _LASTING = (
     "unspecified launch failure",
     "device-side assert",
     "ecc error",
+    "uncorrectable",
     "lost",
     "hardware stack",
     "unrecoverable",
     "launch timed out",
-    "all cuda-capable devices are busy",
+    "invalid program counter",
+    "shared address space",
+    "context is destroyed",
+    "unknown error",
 )
 """Words of CUDA's errors after which nothing works on the device until the process ends."""
+_PASSING = (
+    "captur",
+    "invalid argument",
+    "invalid configuration",
+    "invalid device function",
+    "no kernel image",
+    "busy or unavailable",
+    "not supported",
+    "too many resources",
+    "initialization error",
+)
+"""Words of those after which it goes on. One that lasts after all says so again, in other words or the same."""
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not_initialized")
 """Among them what cuBLAS says when it finds no room for its own buffers."""
 
@@ -59,7 +78,7 @@ def load_torch() -> Any:
         EngineError: torch is missing or cannot be loaded; the message says what to install.
     """
     try:
-        return importlib.import_module("torch")
+        return sys.modules.get("torch") or importlib.import_module("torch")
     except ModuleNotFoundError as error:
         raise EngineError(f"torch is not installed, and gpu_engine 'torch' needs it. Run: {_INSTALL}") from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -125,10 +144,11 @@ def triton_kernels(device: Any) -> tuple[Any, str]:
 
 @contextmanager
 def current(device: str) -> Iterator[None]:
-    """Work on ``device``, whatever the calling thread has set for its own use of torch."""
-    torch = load_torch()
-    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
-        if device.startswith("cuda"):
+    """Work on ``device``, whatever the calling thread has set for its own use of torch: under its autocast, products of
+    float32 would be those of float16."""
+    torch, kind = load_torch(), device.split(":", 1)[0]
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False), ExitStack() as stack:
+        if kind == "cuda":
             stack.enter_context(torch.cuda.device(device))
         yield
 
@@ -142,23 +162,26 @@ def host_tensor(array: npt.NDArray[Any]) -> Any:
 def device_tensor(queries: Any, device: Any) -> Any:
     """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
 
-    Taken are numpy arrays, torch tensors, what has ``__cuda_array_interface__`` and what has ``__dlpack__``.
+    Taken are numpy arrays, torch tensors, what has ``__dlpack__``, whose maker is asked to wait until it is filled, and
+    what has ``__cuda_array_interface__``, where the stream that it names is waited for.
     """
     torch = load_torch()
     if isinstance(queries, np.ndarray):
         found = host_tensor(queries.astype(np.float32, copy=False))
     elif isinstance(queries, torch.Tensor):
         found = queries.detach()
-    elif hasattr(queries, "__cuda_array_interface__"):
-        found = torch.as_tensor(queries, device=device)
-    else:
+    elif hasattr(queries, "__dlpack__"):
         found = torch.from_dlpack(queries)
+    else:
+        wait_for_maker(queries, torch)
+        found = torch.as_tensor(queries, device=device)
     return found.to(device=device, dtype=torch.float32).contiguous()
 
 
 def kernel_errors() -> tuple[type[BaseException], ...]:
     """What compiling or launching a kernel raises, CUDA's own errors among it (see :func:`cause_of`)."""
     kinds: list[type[BaseException]] = [RuntimeError, ImportError, OSError, TypeError, ValueError, AttributeError]
+    kinds += [subprocess.SubprocessError, AssertionError]  # a C compiler without Python's headers, a driver not found
     try:
         kinds.append(importlib.import_module("triton.errors").TritonError)
     except (ImportError, AttributeError):
@@ -175,6 +198,8 @@ def cause_of(error: BaseException) -> Cause | None:
         return "out-of-memory"
     if any(word in text for word in _LASTING) and "cuda" in text:
         return "device-lost"
+    if any(word in text for word in _PASSING):
+        return "device-error"
     if type(error).__name__ == "AcceleratorError" or text.startswith("cuda error"):
         return "device-lost"
     return "device-error" if isinstance(error, RuntimeError) else None

@@ -20,6 +20,8 @@ T = TypeVar("T")
 Action = Literal["smaller-batch", "cpu", "cpu-until-restart", "device-again"]
 
 _FIRST_REST_S, _LONGEST_REST_S = 15.0, 600.0
+_PATIENCE_S = 20.0
+"""So long a search waits for its turn: a device that has not answered another one by then is not going to."""
 _INCIDENTS = 64
 
 _locks: dict[str, threading.RLock] = {}
@@ -83,15 +85,10 @@ class Guard:
     until the process ends. A forked child never asks the device.
     """
 
-    def __init__(
-        self,
-        device: str,
-        relieve: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``relieve`` drops what the body keeps on the device for speed alone; called when memory is short."""
+    def __init__(self, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+        """``clock`` gives seconds."""
         self.device = device
-        self._relieve = relieve
+        self._relieve: tuple[Callable[[], None], ...] = ()
         self._clock = clock
         self._pid = os.getpid()
         self._limit: int | None = None
@@ -100,6 +97,10 @@ class Guard:
         self._larger_at = float("-inf")
         self._told: set[str] = set()
         self._incidents: deque[DeviceIncident] = deque(maxlen=_INCIDENTS)
+
+    def relieved_by(self, *drops: Callable[[], None]) -> None:
+        """``drops`` give up what the body keeps on the device for speed alone; called when memory is short."""
+        self._relieve = drops
 
     @property
     def serving(self) -> bool:
@@ -137,14 +138,15 @@ class Guard:
         batch: int | None = min(self._limit or most, most)
         while batch is not None:
             try:
-                with lock_of(self.device), current(self.device):
+                with _turn(self.device), current(self.device):
                     found = work(batch)
             except (RuntimeError, MemoryError) as error:
                 batch = self._failed(error, batch)
             else:
                 self._succeeded(most)
                 return found
-            self._relieve()
+            for drop in self._relieve:
+                drop()
             _release(self.device)  # now that the error no longer keeps alive what was made before it
         return None
 
@@ -195,11 +197,28 @@ class Guard:
             self.note("fork" if cause == "fork" else "device-lost", "cpu-until-restart", text)
 
 
+@contextmanager
+def _turn(device: str) -> Iterator[None]:
+    """The device's lock.
+
+    Raises:
+        DeviceError: whoever holds it does not come back.
+    """
+    lock = lock_of(device)
+    if not lock.acquire(timeout=_PATIENCE_S):
+        raise DeviceError(f"device {device} has not answered for {_PATIENCE_S:.0f} s", "device-error")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _release(device: str) -> None:
     """Give what torch keeps in reserve back to the driver, where that is possible."""
     if device.startswith("cuda"):
         try:
-            load_torch().cuda.empty_cache()
+            with _turn(device):  # it would break what another thread records
+                load_torch().cuda.empty_cache()
         except RuntimeError:  # the device is worse off than that; the next use will say so
             return
 

@@ -20,6 +20,7 @@ from .geometry import GROUP, padded_columns, padded_groups
 from .guard import building, lock_of
 from .kmeans import norms_of, train
 from .loaded import Layout, Loaded, blocks_of, measured_space
+from .memory import account_of
 from .operations import Operations
 from .resident import Space
 
@@ -155,12 +156,14 @@ def _trained(job: BuildJob, space: Space, device: Any, turn: AbstractContextMana
     nlist = job.plan.nlist
     job.progress("train", 0.0)
     sample = training_sample(job.source, max(CODE_TRAINING_POINTS, POINTS_PER_LIST * nlist), job.seed)
-    with turn:
-        x = _narrow(space, sample, device)
-    operations = Operations(device, lambda _: None)
-    found = train(
-        x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f), turn=turn
-    )
+    operations, size = Operations(device, lambda _: None), 2 * len(sample) * padded_columns(sample.shape[1])
+    with account_of(job.plan.device).scratch(size, "training"):
+        with turn:
+            x = _narrow(space, sample, device)
+        found = train(
+            x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f), turn=turn
+        )
+        del x
     own: FloatArray = found[:, : sample.shape[1]].cpu().numpy()
     return np.ascontiguousarray(own / np.float32(space.scale) + space.centre, dtype=np.float32)
 

@@ -165,8 +165,11 @@ def locate(
     count,
     block: constexpr,
 ) -> None:
-    """The positions of the rows at ``indices`` among a query's chosen groups, -1 where the score is +inf. Grid: nq."""
-    at = tl.arange(0, block)
+    """The positions of the rows at ``indices`` among a query's chosen groups, -1 where the score is +inf.
+
+    Grid: nq, ceil(count / block).
+    """
+    at = tl.program_id(1) * block + tl.arange(0, block)
     known = at < count
     place = tl.program_id(0).to(tl.int64) * count + at
     index = tl.load(indices + place, mask=known, other=0)

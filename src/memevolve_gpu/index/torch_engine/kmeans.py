@@ -52,7 +52,8 @@ def train(
     torch = load_torch()
     chosen = np.sort(np.random.default_rng(seed).choice(len(x), nlist, replace=False))
     centroids = x[host_tensor(chosen).to(x.device)].to(torch.float32)
-    flash = _flash(x, centroids, iterations)
+    with turn:
+        flash = _flash(x, centroids, iterations)
     if flash is not None:
         centroids, iterations = flash, 1  # one more step fills lists that were left empty
     before, own = float("inf"), float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 / len(x)

@@ -106,7 +106,7 @@ class Load:
                 rows.take_over(before, host_tensor(self.layout.moved).to(device))
         self._fill(rows, device, turn, progress)
         loaded = self._finished(rows, device, Operations(device, note))
-        self._warm(loaded)
+        self._warm(loaded, turn)
         return loaded
 
     def _fill(self, rows: Resident, device: Any, turn: Turn, progress: Callable[[float], None]) -> None:
@@ -133,18 +133,28 @@ class Load:
         lists = Lists.of(layout.lists, device)
         return Loaded(rows, device, operations, tombstones, lists, layout.centroids, norms)
 
-    def _warm(self, loaded: Loaded) -> None:
-        """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream."""
+    def _warm(self, loaded: Loaded, turn: Turn) -> None:
+        """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream.
+
+        Only this thread's stream is waited for: to wait for the whole device would break what another thread records.
+        """
         if loaded.device.type != "cuda":
             return
         torch = load_torch()
         each = scratch_each(loaded.rows, LEAST_CANDIDATES, loaded.rows.groups)
         for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
             raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
-            asked = Queries.prepare(raw, loaded.rows)
-            for nprobe in (0, 1) if loaded.lists is not None else (0,):
-                propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
-        torch.cuda.synchronize(loaded.device)
+            for nprobe in self._probes(nq):
+                with turn:
+                    asked = Queries.prepare(raw, loaded.rows)
+                    propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
+                    torch.cuda.current_stream(loaded.device).synchronize()
+
+    def _probes(self, nq: int) -> list[int]:
+        """Numbers of lists for which ``nq`` queries use different kernels (1, 17 and 33 queries to a list); 0: all."""
+        nlist = len(self.layout.lists)
+        each = [-(-queries * nlist // nq) for queries in (1, 17, 33)] if nq == _USUAL[-1] else [1]
+        return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
 
 
 def blocks_of(table: VectorTable, first: int = 0) -> Iterator[tuple[int, FloatArray]]:

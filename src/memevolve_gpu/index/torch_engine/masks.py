@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import replace
 
+from ...utils.forking import renew_in_child
 from ..allowed import Allowed
 from .door import host_tensor
 from .resident import Resident
@@ -24,6 +25,11 @@ class Masks:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, tuple[Allowed, Resident]] = OrderedDict()
+        self._lock = threading.Lock()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: a lock that nobody holds."""
         self._lock = threading.Lock()
 
     def rows(self, resident: Resident, allowed: Allowed) -> Resident:

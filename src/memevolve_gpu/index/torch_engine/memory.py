@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ...errors import DeviceError
 from ...types import Precision
+from ...utils.forking import renew_in_child
 from .door import load_torch
 from .geometry import GROUP, padded_columns, padded_groups
 
@@ -52,7 +53,12 @@ class Account:
         self.device = device
         self.limit: int | None = None
         self.used = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what is collected while it is held may give, too
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: a lock that nobody holds."""
+        self._lock = threading.RLock()
 
     def take(self, amount: int, purpose: str) -> None:
         """Count ``amount`` bytes as used.

@@ -19,6 +19,7 @@ _MANY_GROUPS = 4
 _LIST_GROUPS = 4
 _ASSIGN_ROWS, _ASSIGN_CENTROIDS = 128, 128
 _SUM_ROWS = 32
+_LOCATED = 1024
 
 
 class Operations:
@@ -143,7 +144,8 @@ class Operations:
     def _locate(self, rows: Any, groups: Any, near: Any) -> Any:
         nq, count = near.indices.shape
         out = load_torch().empty((nq, count), dtype=groups.dtype, device=groups.device)
-        self._kernels.locate[(nq,)](
+        block = max(16, min(_LOCATED, 1 << (count - 1).bit_length()))
+        self._kernels.locate[(nq, -(-count // block))](
             groups,
             near.indices,
             near.values,
@@ -151,7 +153,7 @@ class Operations:
             out,
             groups.shape[1],
             count,
-            block=max(16, 1 << (count - 1).bit_length()),
+            block=block,
             num_warps=1 if count <= 128 else 4,
         )
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .door import load_torch
@@ -21,10 +22,8 @@ def minima(rows: Any, q: Any, factor: Any) -> Any:
     """
     torch = load_torch()
     out = torch.empty((len(q), rows.groups), dtype=torch.float32, device=q.device)
-    step = max(1, _TILE // (max(1, len(q)) * GROUP))
-    for start in range(0, rows.groups, step):
-        some = slice(start * GROUP, min(start + step, rows.groups) * GROUP)
-        out[:, start : start + step] = _scores(rows, some, q, factor).unflatten(1, (-1, GROUP)).amin(2)
+    for some in _pieces(0, rows.groups, max(len(q), rows.columns)):
+        out[:, some] = _best_in(rows, some, q, factor)
     return out
 
 
@@ -65,10 +64,10 @@ def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
         if size == 0 or len(pairs) == 0:
             continue
         asking = pairs // work.nprobe
-        some = slice(starts[place] * GROUP, starts[place + 1] * GROUP)
-        best = _scores(rows, some, q[asking], factor[asking]).unflatten(1, (-1, GROUP)).amin(2)
-        column = work.columns.flatten()[pairs][:, None] + torch.arange(size, device=q.device)
-        out[asking[:, None], column] = best
+        for some in _pieces(starts[place], starts[place + 1], max(len(pairs), rows.columns)):
+            within = torch.arange(some.start - starts[place], some.stop - starts[place], device=q.device)
+            column = work.columns.flatten()[pairs][:, None] + within
+            out[asking[:, None], column] = _best_in(rows, some, q[asking], factor[asking])
     return out
 
 
@@ -80,7 +79,7 @@ def assign(x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
     torch = load_torch()
     labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
     scores = torch.empty(len(x), dtype=torch.float32, device=x.device)
-    wide, step = centroids.to(torch.float32).T, max(1, _TILE // max(1, len(centroids)))
+    wide, step = centroids.to(torch.float32).T, max(1, _TILE // max(len(centroids), x.shape[1]))
     for start in range(0, len(x), step):
         least = torch.min(norms - 2 * (x[start : start + step].to(torch.float32) @ wide), 1)
         scores[start : start + step], labels[start : start + step] = least.values, least.indices.to(torch.int32)
@@ -98,6 +97,19 @@ def sum_lists(x: Any, order: Any, starts: Any) -> Any:
         some = slice(start, start + step)
         out.index_add_(0, owner[some], x[order[some]].to(torch.float32))
     return out
+
+
+def _pieces(start: int, stop: int, wide: int) -> Iterator[slice]:
+    """Groups ``start`` to ``stop`` (exclusive), so many at a time that their rows times ``wide`` numbers fit a tile."""
+    step = max(1, _TILE // (GROUP * wide))
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+def _best_in(rows: Any, groups: slice, q: Any, factor: Any) -> Any:
+    """The best score of each of these groups, float32 (nq, groups)."""
+    some = slice(groups.start * GROUP, groups.stop * GROUP)
+    return _scores(rows, some, q, factor).unflatten(1, (-1, GROUP)).amin(2)
 
 
 def _scores(rows: Any, some: slice, q: Any, factor: Any) -> Any:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from .door import load_torch
+from .door import cause_of, load_torch
 
-__all__ = ["Replays"]
+__all__ = ["Replays", "record_searches"]
 
 _KEPT = 4
 _MOST_RECORDED = 16
@@ -24,29 +25,52 @@ class _Recording:
 
     def __init__(self, columns: int, device: Any, search: Callable[[Any], Any]) -> None:
         torch = load_torch()
+        self._reads = search  # the graph knows addresses alone
         self.query = torch.zeros((1, columns), dtype=torch.float32, device=device)
-        self.host_query = torch.zeros((1, columns), dtype=torch.float32, device="cpu", pin_memory=True)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
+        before, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(before)
         with torch.cuda.stream(side):
-            found = search(self.query)
-            self.host_found = torch.empty(found.shape, dtype=found.dtype, device="cpu", pin_memory=True)
+            search(self.query)
             side.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
-            self.found = search(self.query)
-        torch.cuda.current_stream(device).wait_stream(side)
+        self.graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                self.found = search(self.query)
+        except RuntimeError:
+            _undo(torch, before, pool)
+            raise
+        before.wait_stream(side)
 
     def run(self, query: Any) -> Any:
-        torch = load_torch()
-        if query.device.type == "cpu":
-            self.host_query.copy_(query)
-            query = self.host_query
         self.query.copy_(query, non_blocking=True)
         self.graph.replay()
-        self.host_found.copy_(self.found, non_blocking=True)
-        torch.cuda.current_stream(self.query.device).synchronize()
-        return self.host_found.clone()
+        return self.found.cpu()
+
+
+def _undo(torch: Any, before: Any, pool: Any) -> None:
+    """Leave the caller on the stream where it was, and torch's allocator as it was: a recording that broke off leaves
+    neither (torch 2.13)."""
+    torch.cuda.set_stream(before)
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)  # noqa: SLF001 - there is no public way
+    if end is not None:
+        with suppress(RuntimeError):
+            end(before.device_index, pool)
+
+
+class _Switch:
+    """Whether this process records searches."""
+
+    on = False
+
+
+def record_searches(on: bool) -> None:
+    """Whether the bodies of this process record their single queries from now on.
+
+    A recording takes a few milliseconds, once for each body and shape. Meanwhile CUDA refuses every call that waits for
+    the whole device (``torch.cuda.synchronize()``), in whatever thread of the process, so it is for the user to say
+    that there are none.
+    """
+    _Switch.on = on
 
 
 class Replays:
@@ -67,7 +91,7 @@ class Replays:
 
         ``search`` computes the same from any query of that ``shape``.
         """
-        if not self._works or device.type != "cuda" or not self._warm(shape):
+        if not (_Switch.on and self._works) or device.type != "cuda" or not self._warm(shape):
             return search(query.to(device)).cpu()
         recording = self._kept.get(shape)
         if recording is None and self._recorded < _MOST_RECORDED:
@@ -91,9 +115,11 @@ class Replays:
         try:
             recording = _Recording(columns, device, search)
         except RuntimeError as error:
-            self._works = False
             self.clear()
-            load_torch().cuda.synchronize(device)  # raises if it was more than the recording
+            if cause_of(error) == "out-of-memory":
+                raise
+            self._works = False
+            load_torch().cuda.current_stream(device).synchronize()  # raises if it was more than the recording
             self._note(f"single queries are not recorded ({str(error).splitlines()[0][:200]}); each kernel is launched")
             return None
         self._recorded += 1

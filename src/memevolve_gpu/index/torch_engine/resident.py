@@ -17,6 +17,8 @@ _TYPICAL_NORM = 16.0
 _LARGEST = 2.0**14
 _CENTRE_ROWS = 1024
 _LARGEST_QUERY = 1024.0
+_SLICE = 1 << 20
+"""Rows at a time where a step takes some bytes for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,5 +210,9 @@ class Resident:
 
     def only(self, allowed: Any) -> Resident:
         """The same rows with those hidden that ``allowed`` bool (n,) on the device does not name."""
-        shown = allowed[self.order.clamp_min(0).long()]
-        return replace(self, bias=self.bias.masked_fill(~shown, float("inf")))
+        bias = self.bias.clone()
+        for start in range(0, len(bias), _SLICE):
+            some = slice(start, start + _SLICE)
+            shown = allowed.index_select(0, self.order[some].clamp_min(0))
+            bias[some].masked_fill_(~shown, float("inf"))
+        return replace(self, bias=bias)

@@ -34,7 +34,11 @@ class Probe:
     def work(self, queries: Queries) -> ListWork:
         """The lists of each query."""
         torch = load_torch()
-        scores = self.norms - queries.factor[:, None] * (queries.wide @ self.centroids.T)
+        if len(queries.wide) == 1:  # without cuBLAS, whose own buffers no recording should hold
+            dots = (self.centroids * queries.wide).sum(1)[None]
+        else:
+            dots = queries.wide @ self.centroids.T
+        scores = self.norms - queries.factor[:, None] * dots
         return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
 
 
