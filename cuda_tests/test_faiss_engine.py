@@ -6,20 +6,28 @@ The tests of ``cpu_tests/index/faiss_gpu`` run here once more, on the device ins
 from __future__ import annotations
 
 import gc
+import os
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from cuda_tests.card_kit import embeddings, filled_card, free_bytes, need_engine
+from cuda_tests.card_kit import Hooks, embeddings, filled_card, free_bytes, need_engine
+from index.faiss_gpu import stand_in
 from index.faiss_gpu import test_faiss_gpu_contract as contract
-from index.oracle import rows_of
+from index.oracle import check_answer, clustered, nearest, recall, rows_of
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.catalog import build
-from memevolve_gpu.index.faiss_gpu.owner import owner_of
+from memevolve_gpu.index.faiss_door import load_faiss
+from memevolve_gpu.index.faiss_gpu import owner as owner_module
+from memevolve_gpu.index.faiss_gpu.body import FaissGpuBody
+from memevolve_gpu.index.faiss_gpu.owner import owner_of, use_free_bytes
 from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES, plan_device_bytes
 from memevolve_gpu.index.scan import exact_scan
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Precision
@@ -83,8 +91,10 @@ def test_real_queries_find_their_neighbours_in_lists(precision: Precision, share
 def test_predicted_bytes_are_what_the_device_reports(kind: str, precision: Precision) -> None:
     n, dim = 300_000, 384
     vectors = embeddings(n, dim)
-    first = build(plan_of("exact", 1000), rows_of(vectors[:1000]), "l2", seed=1)
     plan = plan_of(kind, n, precision, nlist=1024)
+    # The same on fewer rows first: CUDA loads the code of kernels when they are first launched, and keeps it.
+    first = build(plan_of(kind, 40_000, precision, nlist=1024), rows_of(vectors[:40_000]), "l2", seed=1)
+    first.search(vectors[:100], 10, Effort())
     rows = rows_of(vectors)
     body: Body | None = None
     gc.collect()
@@ -130,6 +140,78 @@ def test_many_threads_and_bodies_share_the_device() -> None:
     assert all(body.incidents() == [] and body.device == "cuda:0" for body in bodies)
 
 
+def test_faiss_has_what_its_stand_in_has() -> None:
+    faiss: Any = load_faiss()
+    for name, fields in stand_in.FIELDS.items():
+        config = getattr(faiss, name)()
+        assert {field: getattr(config, field) for field in fields} == fields
+        assert config.device == 0
+        assert isinstance(config.use_cuvs, bool)
+        with pytest.raises(AttributeError):
+            _ = config.no_such_field
+    owner = owner_of("cuda:0")
+    with owner.building("looking", 0, keep=False) as (resources, held):
+        held.append(owner.made("GpuIndexFlat", resources, 4, faiss.METRIC_L2, owner.config("GpuIndexFlatConfig")))
+        assert [name for name in stand_in.HIDDEN if hasattr(held[0], name)] == []
+        assert held[0].this.own()
+    assert faiss.INDICES_32_BIT == 2
+
+
+def test_temporary_memory_is_what_we_asked_for() -> None:
+    body = build(plan_of("exact", 100), rows_of(embeddings(100, 16)), "l2", seed=1)
+    kinds = owner_of("cuda:0")._resources.getMemoryInfo()[0]
+    if "TemporaryMemoryBuffer" in kinds:
+        assert kinds["TemporaryMemoryBuffer"][1] == pytest.approx(TEMPORARY_BYTES, rel=0.01)
+    assert owner_of("cuda:0").allocated() >= TEMPORARY_BYTES + body.device_bytes
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+@pytest.mark.parametrize(("k", "lists"), [(2048, 64), (2049, 64), (10, 3000)])
+def test_limits_of_faiss_are_the_hosts_to_serve(kind: str, k: int, lists: int) -> None:
+    vectors = embeddings(20_000, 32)
+    body = build(plan_of(kind, len(vectors), nlist=lists), rows_of(vectors), "l2", seed=1)
+    distances, found = body.search(vectors[:5], k, Effort(nprobe=lists))
+    assert recall(distances, nearest(vectors[:5], vectors, "l2", k)) >= 0.999
+    assert (found >= 0).all()
+    assert body.incidents() == []
+    assert body.device == "cuda:0"
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+@pytest.mark.parametrize("deleted", [1, 400, 3000, 19_990])
+def test_deleted_rows_are_passed_over_until_enough_are_found(kind: str, deleted: int) -> None:
+    vectors = embeddings(20_000, 64)
+    body = build(plan_of(kind, len(vectors), nlist=64), rows_of(vectors), "l2", seed=1)
+    for row in range(3):
+        near = ((vectors - vectors[row]) ** 2).sum(axis=1).argsort()
+        mask = np.ones(len(vectors), np.bool_)
+        mask[near[:deleted]] = False
+        answer = body.search(vectors[row : row + 1], 10, Effort(nprobe=64), Allowed(mask))
+        check_answer(body, vectors[row : row + 1], vectors, answer, Allowed(mask))
+        assert recall(answer[0], nearest(vectors[row : row + 1], vectors, "l2", 10, Allowed(mask))) >= 0.99
+    assert body.incidents() == []
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("largest", [0.001, 1.0, 1000.0, 60_000.0])
+def test_squares_that_leave_float16_lose_no_rows(largest: float, precision: Precision) -> None:
+    vectors = clustered(np.random.default_rng(1), 5000, 48, "l2")
+    vectors *= np.float32(1 / np.abs(vectors).max())
+    vectors[::10] *= np.float32(largest)
+    body = build(plan_of("exact", len(vectors), precision), rows_of(vectors), "l2", seed=1)
+    assert body.search(vectors[:200:10], 1, Effort())[1][:, 0].tolist() == list(range(0, 200, 10))
+
+
+def test_lists_leave_nothing_on_the_host() -> None:
+    vectors = embeddings(5000, 64)
+    body = build(plan_of("ivf", len(vectors), nlist=64), rows_of(vectors), "l2", seed=1)
+    assert isinstance(body, FaissGpuBody)
+    assert body.resident is not None
+    assert body.resident.engine.referenced_objects == []
+    gc.collect()
+    assert int(body.search(vectors[:1], 1, Effort())[1][0, 0]) == 0
+
+
 @pytest.fixture
 def resident() -> tuple[Body, FloatArray]:
     """A body on the device, and its vectors."""
@@ -137,14 +219,129 @@ def resident() -> tuple[Body, FloatArray]:
     return build(plan_of("exact", len(vectors)), rows_of(vectors), "l2", seed=1), vectors
 
 
+@pytest.fixture(params=["asked first", "refused by faiss"])
+def _reading(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Free bytes are known beforehand, or not."""
+    use_free_bytes((lambda _: free_bytes()) if request.param == "asked first" else None)
+    yield
+    use_free_bytes(None)
+
+
+@pytest.mark.usefixtures("_reading")
 def test_a_full_card_refuses_bodies_and_answers_from_those_it_holds(resident: tuple[Body, FloatArray]) -> None:
     body, vectors = resident
+    body.search(vectors[:2000], 1, Effort())
     with filled_card():
-        with pytest.raises(DeviceError) as caught:
-            build(plan_of("exact", len(vectors)), rows_of(vectors), "l2", seed=1)
-        assert caught.value.cause == "out-of-memory"
+        for kind in ("exact", "ivf"):
+            with pytest.raises(DeviceError) as caught:
+                build(plan_of(kind, len(vectors)), rows_of(vectors), "l2", seed=1)
+            assert caught.value.cause == "out-of-memory"
         found = body.search(vectors[:2000], 1, Effort())[1][:, 0]
         assert found.tolist() == list(range(2000))
+        assert body.device == "cuda:0"
     again = build(plan_of("exact", len(vectors)), rows_of(vectors), "l2", seed=1)
     assert again.search(vectors[:10], 1, Effort())[1][:, 0].tolist() == list(range(10))
     assert again.device == "cuda:0"
+
+
+@pytest.mark.usefixtures("_reading")
+def test_scratch_that_does_not_fit_cuts_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardly any temporary memory, and tiles cut for much: faiss allocates the rest, which a full card refuses."""
+    monkeypatch.setattr(owner_module, "_owners", {})
+    monkeypatch.setattr(owner_module, "TEMPORARY_BYTES", 1 << 20)
+    vectors = embeddings(50_000, 64)
+    body = build(plan_of("exact", len(vectors)), rows_of(vectors), "l2", seed=1)
+    assert body.search(vectors[:2000], 1, Effort())[1][:, 0].tolist() == list(range(2000))
+    assert body.incidents() == []
+    with filled_card():
+        assert body.search(vectors[:2000], 1, Effort())[1][:, 0].tolist() == list(range(2000))
+        told = {incident.cause for incident in body.incidents()}
+        assert told == ({"out-of-memory"} if Hooks.filled is None else set())
+    assert body.search(vectors[:10], 1, Effort())[1][:, 0].tolist() == list(range(10))
+    del body
+    gc.collect()
+
+
+def test_resources_refused_by_a_full_card_are_made_when_it_has_room(
+    resident: tuple[Body, FloatArray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their temporary memory is the last thing that faiss sets up, and never looked at again if that fails."""
+    body, vectors = resident
+    body.search(vectors[:10], 1, Effort())
+    monkeypatch.setattr(owner_module, "_owners", {})
+    with filled_card(leave=400 << 20):
+        for _ in range(2):
+            with pytest.raises(DeviceError) as caught:
+                build(plan_of("exact", 1000), rows_of(vectors[:1000]), "l2", seed=1)
+            assert caught.value.cause == "out-of-memory"
+    again = build(plan_of("exact", 1000), rows_of(vectors[:1000]), "l2", seed=1)
+    assert again.search(vectors[:10], 1, Effort())[1][:, 0].tolist() == list(range(10))
+    assert again.device == "cuda:0"
+    del again
+    gc.collect()
+
+
+def test_a_body_without_room_leaves_none_taken(resident: tuple[Body, FloatArray]) -> None:
+    body, vectors = resident
+    del body
+    gc.collect()
+    with owner_of("cuda:0").using("looking"):
+        pass
+    before = owner_of("cuda:0").allocated()
+    with filled_card(leave=(50_000 * 384 * 4) // 2):
+        for kind in ("exact", "ivf"):
+            with pytest.raises(DeviceError) as caught:
+                build(plan_of(kind, len(vectors)), rows_of(vectors), "l2", seed=1)
+            assert owner_of("cuda:0").allocated() == before, f"{kind}: kept, though {caught.value} is all there is"
+
+
+def test_searches_do_not_wait_for_a_training(resident: tuple[Body, FloatArray]) -> None:
+    body, vectors = resident
+    inside, leave = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with owner_of("cuda:0").building("training", 0, keep=False):
+            inside.set()
+            leave.wait(60)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        assert inside.wait(60)
+        assert body.search(vectors[:10], 1, Effort())[1][:, 0].tolist() == list(range(10))
+        assert not leave.is_set()
+    finally:
+        leave.set()
+        trainer.join()
+    assert body.incidents() == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_after_a_fork_the_host_answers(kind: str) -> None:
+    vectors = embeddings(5000, 64)
+    body = build(plan_of(kind, len(vectors), nlist=64), rows_of(vectors), "l2", seed=1)
+    body.search(vectors[:10], 1, Effort())
+
+    def child() -> bool:
+        found = body.search(vectors[:20], 1, Effort())[1][:, 0].tolist()
+        try:
+            build(plan_of("exact", 100), rows_of(vectors[:100]), "l2", seed=1)
+        except DeviceError as error:
+            return found == list(range(20)) and body.device == "cpu" and error.cause == "fork"
+        return False
+
+    assert _in_child(child) == 0
+    assert body.search(vectors[:20], 1, Effort())[1][:, 0].tolist() == list(range(20))
+    assert body.device == "cuda:0"
+
+
+def _in_child(check: Callable[[], bool]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if check() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -55,6 +55,8 @@ class Card:
         self.failing = ""
         """The text of the error that every search raises."""
         self.held: dict[int, int] = {}
+        self.handles: set[int] = set()
+        """Resources that have begun to set up the device."""
         self.violations = 0
         self.searches: list[tuple[int, int, int]] = []
         """(queries, results, lists) of each search."""
@@ -178,6 +180,7 @@ class _Resources:
     def __del__(self) -> None:
         if self.this.own():
             self.card.held.pop(id(self), None)
+            self.card.handles.discard(id(self))
 
     def setTempMemory(self, size: int) -> None:  # noqa: N802 - faiss' name
         self.temporary = size
@@ -200,6 +203,7 @@ class _Resources:
                 raise Ended("a null pointer in resources that were set up half")
             return
         self.begun = True
+        self.card.handles.add(id(self))
         self.card.take(id(self), self.temporary)
         self.whole = True
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from index.faiss_gpu.stand_in import CODE, Card, Ended
-from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of
-from index.oracle import check_answer, clustered, nearest, recall
+from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
+from index.oracle import check_answer, clustered, nearest, recall, rows_of
 
-from memevolve_gpu.errors import DeviceError
+from memevolve_gpu.errors import CapacityError, DeviceError
 from memevolve_gpu.index import faiss_door
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.catalog import build
 from memevolve_gpu.index.faiss_gpu import body as body_module
 from memevolve_gpu.index.faiss_gpu import ivf, owner, sizes
 from memevolve_gpu.types import Effort, FloatArray, Metric
@@ -51,6 +52,7 @@ def test_resources_that_failed_half_way_are_not_used_again(kind: str, card: Card
         with pytest.raises(DeviceError, match="out of memory") as caught:
             body_of(kind, vectors, "l2")
         assert caught.value.cause == "out-of-memory"
+        assert card.handles == set(), "given back, though the error is kept"
     assert card.held == {}
     card.others = 0
     body = body_of(kind, vectors, "l2")
@@ -122,6 +124,20 @@ def test_what_failed_is_freed_at_once_though_the_error_is_kept(card: Card, vecto
         body_of("exact", vectors, "l2")
     assert caught.value.__cause__ is not None
     assert sum(card.held.values()) == sizes.TEMPORARY_BYTES + kept.device_bytes
+
+
+@pytest.mark.parametrize("error", [CapacityError("illegal"), KeyboardInterrupt(), ZeroDivisionError()])
+def test_who_ends_a_build_is_not_taken_for_the_device(error: BaseException, card: Card, vectors: FloatArray) -> None:
+    def progress(stage: str, share: float) -> None:
+        if stage == "add":
+            raise error
+
+    plan = plan_of("ivf", N)
+    with pytest.raises(type(error)) as caught:
+        build(plan, rows_of(vectors), "l2", seed=1, progress=progress)
+    assert caught.value is error
+    assert sum(card.held.values()) == sizes.TEMPORARY_BYTES
+    right(build(plan, rows_of(vectors), "l2", seed=1), vectors, vectors[:5])
 
 
 def test_a_lost_device_keeps_no_vectors(card: Card, vectors: FloatArray) -> None:

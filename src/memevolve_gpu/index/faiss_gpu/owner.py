@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from ...errors import DeviceError
+from ...errors import DeviceError, MemEvolveError
 from ..faiss_door import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
 
@@ -134,9 +134,10 @@ class Owner:
                 else:
                     self._require(doing, needed)
                 yield self._resources
-            except DeviceError:
+            except MemEvolveError:
                 raise
             except (RuntimeError, MemoryError) as error:
+                traceback.clear_frames(error.__traceback__)
                 raise self._refused(error, doing) from error
             finally:
                 self._free_retired()
@@ -282,7 +283,8 @@ class Resident:
 
 
 def _is_faiss(error: BaseException) -> bool:
-    return isinstance(error, (RuntimeError, MemoryError)) and not isinstance(error, DeviceError)
+    """Ours are RuntimeErrors too, and who follows the progress of a build may raise them to end it."""
+    return isinstance(error, (RuntimeError, MemoryError)) and not isinstance(error, MemEvolveError)
 
 
 def _resources(faiss: ModuleType, number: int) -> Any:
