@@ -333,6 +333,8 @@ class StorageConfig(_Settings):
     """Which engine is the fastest for how many units, as measured by the user; None takes the planner's own table."""
     gpu_memory_fraction: _Share = 0.8
     """Share of the GPU memory that is free or ours which the stores of this process may take together."""
+    gpu_graphs: _Switch = False
+    """Whether single queries of the torch engine are recorded as CUDA graphs."""
     durability: _Durability = "full"
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
     sample_queries: _Switch = True

@@ -16,6 +16,7 @@ from ...devices.gpu import Prober
 from ...devices.machine import Machine
 from ...errors import ConfigurationError, EmbeddingError, EngineError, ModelMismatchError
 from ...index.faiss_door import load_faiss
+from ...index.torch_engine.replay import record_searches
 from ...live import DeviceDesk, Found, LiveIndex, LiveSettings, Maintenance, Worker
 from ...monitoring.events import EventLog
 from ...planner.engine_table import read_engine_table
@@ -285,6 +286,8 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
 def _desk(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceDesk:
     """The store's access to a GPU. Nobody who asked for one shall believe that it is at work when there is none."""
     most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
+    if config.gpu_graphs:
+        record_searches(True)
     desk = DeviceDesk(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
     if machine.request.startswith("cuda"):
         desk.find()
