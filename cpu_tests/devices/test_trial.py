@@ -106,3 +106,19 @@ def test_each_program_asks_its_library(engine: str, monkeypatch: pytest.MonkeyPa
     answer = try_engine(engine, 0)
     assert f"{engine} does not work on this GPU" in answer
     assert "without" in answer or "No module" in answer
+
+
+def test_a_distribution_that_was_half_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch-2.11.0.dist-info").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert installed("torch") == "", "its name alone is there; the trial will tell"
+
+
+@pytest.mark.usefixtures("looks_installed")
+def test_the_trial_finds_what_this_process_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it lies; and entries that are no texts, which Python passes over, do not break it."""
+    (tmp_path / "torch.py").write_text("raise ImportError('this is the one')\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), tmp_path, *sys.path])
+    assert "ImportError: this is the one" in try_engine("torch", 0)

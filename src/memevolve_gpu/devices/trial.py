@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from ..utils.forking import renew_in_child
 from .asking import Answer, ask
@@ -119,7 +120,9 @@ def try_engine(
             start = command or ([sys.executable] if sys.executable and not getattr(sys, "frozen", False) else None)
             if start is None:
                 return ""  # embedded in another program: nothing to start, the engine itself will tell
-            same_path = f"import sys; sys.path[:] = {sys.path!r}\n"
+            anything: list[Any] = list(sys.path)
+            places = [place for place in anything if isinstance(place, str)]  # Python passes over others, too
+            same_path = f"import sys; sys.path[:] = {places!r}\n"
             answer = ask([*start, "-c", same_path + _PROGRAMS[engine], str(index)], timeout)
             problem = _sentence(engine, answer)
             if "out of memory" in problem or "busy" in problem:
@@ -140,7 +143,8 @@ def _sentence(engine: str, answer: Answer) -> str:
 
 
 def _version(distribution: str) -> str:
+    """The version that an installed distribution states; empty for one that is missing, or half removed."""
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(distribution) or ""
+    except (importlib.metadata.PackageNotFoundError, KeyError, TypeError, ValueError, OSError):
         return ""
