@@ -74,9 +74,10 @@ class TorchBody(Body):
     def device_bytes(self) -> int:
         """Bytes held on the device, newer rows beside it included, also while it rests; without the scratch that all
         searches share. 0 when the rows are not there."""
-        if self._loaded is None or self.plan.device == "cpu":
+        loaded, tail = self._loaded, self._tail
+        if loaded is None or self.plan.device == "cpu":
             return 0
-        return self._loaded.nbytes + (0 if self._tail is None else self._tail.nbytes)
+        return loaded.nbytes + (0 if tail is None else tail.nbytes)
 
     def incidents(self) -> list[DeviceIncident]:
         return self._guard.incidents()

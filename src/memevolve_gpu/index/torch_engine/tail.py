@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,7 @@ class DeviceTail:
         self._account = account
         self._note = note
         self._rows: Resident | None = None
-        self._giving: Callable[[], object] = int
+        self._giving: Callable[[], object] = _nothing
         self._n = self._room = 0
         self._masked: tuple[Allowed, int, Resident] | None = None
         self._refused = False
@@ -67,7 +66,8 @@ class DeviceTail:
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return 0 if self._rows is None else self._rows.nbytes
+        rows = self._rows
+        return 0 if rows is None else rows.nbytes
 
     def search(
         self, n: int, queries: Any, k: int, allowed: Allowed | None, batch: int
@@ -95,8 +95,8 @@ class DeviceTail:
         try:
             if n > self._room and not self._refused:
                 self._grow(n)
-            if n > self._n and not self._refused:
-                for block in self.newer.blocks(self._n, n):
+            for block in self.newer.blocks(self._n, n) if n > self._n else ():
+                if not self._refused:
                     self._put(block)
         except (RuntimeError, MemoryError) as error:
             if cause_of(error) not in {"out-of-memory", "limit"}:
@@ -137,7 +137,7 @@ class DeviceTail:
         self._refused = True
         self._rows = self._masked = None
         self._giving()
-        self._giving = int
+        self._giving = _nothing
         self._note(f"the host scans the newest rows ({why})")
 
     def _shown(self, rows: Resident, n: int, allowed: Allowed | None) -> Resident:
@@ -149,7 +149,10 @@ class DeviceTail:
         shown = np.zeros(self._room, np.bool_)
         shown[:n] = True if allowed is None else allowed.rows
         own = rows.only(host_tensor(shown).to(self._beside.device))
-        own = replace(own, living=rows.living)
         if allowed is not None:
             self._masked = (allowed, n, own)
         return own
+
+
+def _nothing() -> None:
+    """There is nothing to give back."""
