@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import tracemalloc
 import weakref
 from typing import Any
 
@@ -243,6 +244,31 @@ def test_batches_never_need_more_than_the_temporary_memory(
     mask = Allowed(np.arange(N) % 3 > 0)
     body.search(vectors[:100], k, Effort(), mask)
     assert body.incidents() == []
+
+
+def test_large_batches_under_a_mask_take_little_of_the_host(card: Card, vectors: FloatArray) -> None:
+    body, mask = body_of("exact", vectors, "l2"), Allowed(np.arange(N) % 2 > 0)
+    queries = np.ascontiguousarray(np.tile(vectors, (2, 1)))
+    tracemalloc.start()
+    try:
+        answer = body.search(queries, 700, Effort(), mask)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    own = sum(array.nbytes for array in answer) + 8 * 716 * len(queries)
+    assert peak < own + (160 << 20), f"{peak >> 20} MiB, of which {own >> 20} are the answer and its candidates"
+    assert recall(answer[0][:50], nearest(queries[:50], vectors, "l2", 700, mask)) >= 0.99
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_body_is_searched_once_while_there_is_room(kind: str, card: Card, vectors: FloatArray) -> None:
+    """The first real search then needs no room for code, and takes no longer than the next."""
+    body = body_of(kind, vectors, "l2")
+    assert card.searches[-1][0] == 1
+    card.others = card.total - sum(card.held.values())
+    before = len(card.searches)
+    right(body, vectors, vectors[:1])
+    assert len(card.searches) == before + 1
 
 
 def test_scratch_of_a_flat_scan_grows_with_its_tiles() -> None:

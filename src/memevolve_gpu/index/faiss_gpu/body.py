@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from ...errors import DeviceError
 from ...types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 from ..allowed import Allowed
-from ..base import Body
+from ..base import Body, chunks
 from ..rerank import VectorTable
 from .duty import Duty
 from .owner import BusyError, Resident
@@ -29,6 +30,9 @@ _SPARE: dict[Precision, tuple[int, int]] = {"float32": (1, 16), "float16": (2, 1
 names more for coarser codes than these, so only int8 heeds that."""
 _SLACK = 1.2
 """Allowed rows are not spread evenly: so much more than their share of the rows is fetched at first."""
+_LABEL_BYTES = 32
+"""What the host takes for each row fetched: its number, twice, its order, and whether it may be returned."""
+_USUAL_K = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class FaissGpuBody(Body):
         super().__init__(plan, metric, rows, table)
         self._resident = resident
         self._duty = Duty(plan.device if resident is None else resident.owner.name)
+        self._warm_up()
 
     @property
     def device(self) -> str:
@@ -96,6 +101,13 @@ class FaissGpuBody(Body):
     def _query_bytes(self, ask: Ask) -> int:
         """Scratch of one query on the device."""
 
+    def _warm_up(self) -> None:
+        """One search of the usual size: its code is loaded while there is room, and no user waits for that."""
+        ask = self._first_ask(_USUAL_K, Effort(), None)
+        if ask is not None:
+            with suppress(DeviceError):  # told by incidents()
+                self._propose(self.vectors_at(np.zeros(1, np.int64)), ask)
+
     def _parameters(self, ask: Ask) -> Any:
         """faiss' search parameters, made on the device's turn."""
         del ask
@@ -126,11 +138,14 @@ class FaissGpuBody(Body):
         todo: IntArray = np.arange(len(queries))
         step: Ask | None = ask
         while todo.size and step is not None:
-            labels = self._propose(queries[todo], step)
-            good = _good(labels, self.n, allowed)
-            candidates[todo] = _packed(labels, good, ask.want)
-            short = good.sum(axis=1) < ask.enough
-            exhausted = bool((labels[short, -1] < 0).any()) or step.fetch >= self.n
+            short, exhausted = np.zeros(todo.size, np.bool_), step.fetch >= self.n
+            for part in chunks(todo.size, _LABEL_BYTES * step.fetch):
+                rows = todo[part]
+                labels = self._propose(queries[rows], step)
+                good = _good(labels, self.n, allowed)
+                candidates[rows] = _packed(labels, good, ask.want)
+                short[part] = good.sum(axis=1) < ask.enough
+                exhausted = exhausted or bool((labels[short[part], -1] < 0).any())
             todo, step = todo[short], self._wider(step, exhausted)
         return candidates, todo
 
