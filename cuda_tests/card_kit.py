@@ -57,6 +57,7 @@ sys.stdin.read()
 class Hooks:
     """What a rehearsal without a GPU puts in the place of the real thing."""
 
+    tensors = DEVICE
     machine: Callable[[], Machine] | None = None
     filled: Any = None
     free: Callable[[], int] | None = None

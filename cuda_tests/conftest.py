@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,23 @@ SEED = 20_260_101
 """Seed of every random choice here."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rehearse", action="store_true", help="run cuda_tests on CPU tensors: see cuda_tests/rehearsal.py"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--rehearse", default=False):
+        from cuda_tests import rehearsal
+
+        rehearsal.start()
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Name what is needed to repeat this run, and why nothing runs where nothing does."""
-    return f"seed: {SEED}, GPU: {_why_no_gpu() or 'present'}"
+    rehearsed = config.getoption("--rehearse", default=False)
+    return f"seed: {SEED}, GPU: {'rehearsed on CPU tensors' if rehearsed else _why_no_gpu() or 'present'}"
 
 
 @cache
@@ -39,18 +55,51 @@ def _why_no_gpu() -> str:
     return ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every test of this folder the reason why it cannot run."""
     here = [item for item in items if Path(__file__).parent in item.path.parents]
-    if here and (reason := _why_no_gpu()):
-        for item in here:
-            item.add_marker(pytest.mark.skip(reason=reason))
+    reason = "" if not here or config.getoption("--rehearse", default=False) else _why_no_gpu()
+    for item in here if reason else []:
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     """A generator that starts at the printed seed in every test."""
     return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def torch() -> Any:
+    """torch that sees the GPU, in a process whose kernels are compiled."""
+    from cuda_tests.torch_kit import here
+
+    module = pytest.importorskip("torch", reason="torch is not installed")
+    if here() == "cpu":
+        return module
+    if not module.cuda.is_available():
+        pytest.skip(f"torch {module.__version__} sees no GPU")
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    if triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is set in this process; run cuda_tests by themselves")
+    return module
+
+
+@pytest.fixture
+def small_card(torch: Any) -> Iterator[Callable[[int], None]]:
+    """``small_card(bytes)`` leaves torch so many bytes beyond what is in use; None: all there are."""
+    from cuda_tests.torch_kit import need_card
+
+    need_card()
+
+    def leave(room: int | None) -> None:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        share = 1.0 if room is None else (torch.cuda.memory_reserved(0) + room) / total
+        torch.cuda.set_per_process_memory_fraction(share, 0)
+
+    yield leave
+    leave(None)
 
 
 @pytest.fixture(scope="session")
