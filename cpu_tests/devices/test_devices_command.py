@@ -12,6 +12,7 @@ import pytest
 from gpu_kit import line, on_disk, table_at
 
 from memevolve_gpu.cli import opening
+from memevolve_gpu.cli.asking import stats
 from memevolve_gpu.cli.machine import devices
 from memevolve_gpu.components.store.engine import _prober, this_machine
 from memevolve_gpu.devices import trial
@@ -112,6 +113,86 @@ def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
         assert store.statistics()["plan"]["engine"] == "torch"
         assert "Second GPU (cuda:1)" in store.statistics()["plan"]["reason"]
         assert "measured: a test" in store.statistics()["plan"]["reason"]
+
+
+NO_DRIVER = "echo 'the driver is not loaded' >&2; exit 9"
+ROOMY, FULL = (f"echo '{line(total=80_000, free=free)}'" for free in (70_000, 300))
+
+
+@pytest.mark.parametrize(
+    ("driver", "settings", "said"),
+    [
+        (NO_DRIVER, {}, ["plan: ivf on cpu: index_type is ivf", "it may pay from 50001 units on", "table unmeasured"]),
+        (
+            NO_DRIVER,
+            {"table": 1000},
+            ["plan: ivf on cpu: ", "device: the GPU driver gives no answer", "measured: a test"],
+        ),
+        (
+            NO_DRIVER,
+            {"DEVICE": "cuda"},
+            [
+                "plan: ivf on cpu: ",
+                "by the rule; the GPU driver gives no answer",
+                "the GPU is not used: the GPU driver",
+            ],
+        ),
+        (ROOMY, {}, ["plan: ivf on cpu: ", "it may pay from 50001 units on"]),
+        (
+            ROOMY,
+            {"DEVICE": "cuda"},
+            [
+                "plan: ivf on cuda:0 by torch: 38 lists",
+                "(unmeasured: no GPU run",
+                "in use until the next build: ivf on cpu",
+            ],
+        ),
+        (ROOMY, {"table": 1000}, ["plan: ivf on cuda:0 by torch: ", "engine torch by the table (measured: a test)"]),
+        (ROOMY, {"table": 1500}, ["plan: ivf on cpu: ", "it may pay from 1501 units on"]),
+        (
+            FULL,
+            {"DEVICE": "cuda"},
+            ["plan: ivf on cpu: ", "MB do not fit the 0 MB allowed there", "the GPU is not used: Test GPU (cuda:0): "],
+        ),
+        (FULL, {"table": 1000}, ["plan: ivf on cpu: ", "do not fit the 0 MB", "the GPU is not used: Test GPU"]),
+        (
+            ROOMY,
+            {"DEVICE": "cuda", "GPU_ENGINE": "faiss"},
+            ["GPU_ENGINE=faiss cannot be used", "the GPU is not used: GPU_ENGINE=faiss", "GPU_ENGINE=faiss, table"],
+        ),
+    ],
+)
+def test_stats_prints_the_plan_and_why(
+    driver: str,
+    settings: dict[str, Any],
+    said: list[str],
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(trial, "_version", lambda name: "2.11.0" if name in ("torch", "faiss-cpu") else "")
+    prefix = str(tmp_path / "memory")
+    with opening.open_or_make(prefix, HashingEmbedder(16)) as store:
+        store.store_batch([{"content": f"number {i}"} for i in range(1500)])
+        store.run_maintenance()
+    on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\n{driver}\n")
+    named = {name: value for name, value in settings.items() if name != "table"}
+    if "table" in settings:
+        named["GPU_ENGINE_TABLE"] = table_at(tmp_path, settings["table"])
+    for name, value in named.items():
+        monkeypatch.setenv(f"MEMEVOLVE_STORAGE_{name}", value)
+    run()
+    stats(store=prefix)
+    text = capsys.readouterr().out
+    for sentence in said:
+        assert sentence in text
+    stats(store=prefix, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert document["plan"]["reason"] in text
+    assert document["device"]["reason"] in text
+    assert (document["device"]["problem"] or "") in text
+    assert bool(document["device"]["problem"]) == ("the GPU is not used" in text)
 
 
 def test_without_a_gpu_the_reason_is_given(run: Run, tmp_path: Path) -> None:

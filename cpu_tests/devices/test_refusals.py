@@ -83,6 +83,16 @@ def test_a_card_that_others_filled_is_told_of_once_each_time(request_: str, tmp_
         assert shown(store)["incidents"] == {"limit": 2}
 
 
+def test_a_report_shows_the_problem_that_its_own_plan_met(tmp_path: Path, card: Card) -> None:
+    """A process that only asks has made no plan before."""
+    filled(tmp_path, machine_with(None, "cpu"), device="cpu").close()
+    card.taken = card.total
+    settings = {"background": False, "min_training_units": 100, "device": "cuda"}
+    for report in (VectorStore.statistics, VectorStore.get_storage_health):
+        with VectorStore(tmp_path / "memory", None, storage_config=settings, machine=machine_with(card)) as store:
+            assert "do not fit" in report(store)["device"]["problem"]
+
+
 def test_the_background_goes_back_by_itself_when_there_is_room(tmp_path: Path, card: Card) -> None:
     card.taken = card.total
     now = [1000.0]

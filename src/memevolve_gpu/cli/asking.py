@@ -24,6 +24,16 @@ from .writing import export_line, write_lines
 __all__ = ["export", "get", "health", "list_units", "missing", "search", "stats"]
 
 _PROGRESS_EVERY = 100
+_IN_FULL = (
+    "events",
+    "index.reason",
+    "plan.reason",
+    "plan.notes",
+    "device.reason",
+    "device.engine_table",
+    "device.problem",
+)
+"""Figures that stats leaves out of its table for people: most of them are sentences, and stand below it in full."""
 
 
 def search(
@@ -99,8 +109,8 @@ def stats(*, store: Prefix = None, as_json: AsJson = False) -> None:
     """Show counts, the index and the plan for it with its reason, files and recent events."""
     with open_existing(store_at(store), None, as_served=True) as opened:
         document = opened.statistics()
-    rows = [[name, _cell(value)] for name, value in _flat(document) if name != "events"]
-    Output(as_json).show(document, Rows(("figure", "value"), rows))
+    rows = [[name, _cell(value)] for name, value in _flat(document) if name not in _IN_FULL]
+    Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _whys(document)))
 
 
 def health(*, store: Prefix = None, as_json: AsJson = False) -> None:
@@ -174,6 +184,25 @@ def _page_line(offset: int, shown: int, count: int, *, more: bool, filtered: boo
     return f"{offset + 1} to {offset + shown}{of}" + (f"; go on with --offset {offset + shown}" if more else "")
 
 
+def _whys(document: Mapping[str, Any]) -> Iterator[str]:
+    """The plan and why, in full: what cut a sentence short would most often cut the reason for the CPU."""
+    index, plan, device = document["index"], document.get("plan"), document.get("device")
+    if plan is None or device is None:  # on a server, which plans for itself
+        yield f"index: {index.get('reason', '-')}"
+        return
+    yield f"plan: {_place(plan)}: {plan['reason']}"
+    if (index["kind"], index["engine"], index["device"]) != (plan["kind"], plan["engine"], plan["device"]):
+        yield f"in use until the next build: {_place(index)}: {index['reason']}"
+    yield f"device: {device['reason']}"
+    yield f"engines: GPU_ENGINE={device['engine_setting']}, table {device['engine_table']}"
+    if device["problem"]:
+        yield f"the GPU is not used: {device['problem']}"
+
+
+def _place(index: Mapping[str, Any]) -> str:
+    return f"{index['kind']} on {index['device']}" + ("" if index["device"] == "cpu" else f" by {index['engine']}")
+
+
 def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in document.items():
         if isinstance(value, Mapping):
@@ -187,4 +216,8 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        value = "; ".join(map(str, value))
+    if value == "":
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

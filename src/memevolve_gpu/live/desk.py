@@ -21,7 +21,7 @@ from ..index.faiss_gpu.owner import use_free_bytes
 from ..index.torch_engine.memory import account_of
 from ..monitoring.events import EventLog
 from ..planner.device import DeviceFacts
-from ..planner.engines import TABLE, EngineSetting, EngineTable, gpu_pays_from
+from ..planner.engines import NEVER, TABLE, EngineSetting, EngineTable, gpu_pays_from
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
 
@@ -159,6 +159,11 @@ class DeviceDesk:
             table=self._table,
         )
 
+    def absence(self) -> str:
+        """Why there is no device where there should be one; empty where there is, or where nobody has looked."""
+        choice = self.machine.known
+        return choice.reason if choice is not None and choice.failed else ""
+
     def note(self, plan: IndexPlan, facts: DeviceFacts | None) -> None:
         """Tell of a plan that had to keep off the device that ``facts`` describe, once each time that this comes up.
 
@@ -254,7 +259,7 @@ class DeviceDesk:
             "engine_table": self._table.trust,
             "device": body.device,
             "engine": body.plan.engine,
-            "reason": choice.reason if choice is not None else "nothing here calls for a GPU yet",
+            "reason": choice.reason if choice is not None else self._unlooked(),
             "name": choice.gpu.name if choice is not None and choice.gpu is not None else None,
             "predicted_bytes": body.plan.device_bytes,
             "measured_bytes": body.device_bytes,
@@ -264,6 +269,16 @@ class DeviceDesk:
             "last_incident": self.last_incident or None,
             "problem": self._barred or self._resting or next(iter(list(self._standing.values())), None),
         }
+
+    def _unlooked(self) -> str:
+        """Why nobody has looked for a device."""
+        border = gpu_pays_from(self._table)
+        reason = "nothing here calls for a GPU yet"
+        if self.machine.request != "auto":
+            return reason
+        return f"{reason}: " + (
+            f"it may pay from {border} units on" if border < NEVER else "by the table it never pays"
+        )
 
     def _tell(self, cause: str, why: str, level: int) -> None:
         with self._lock:

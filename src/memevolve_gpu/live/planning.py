@@ -36,4 +36,8 @@ def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
     except CapacityError as error:
         return replace(view.body.plan, reason=f"kept as it is: {error}", refusal="")
     live.desk.note(plan, facts)
-    return plan
+    missing = live.desk.absence() if facts is None else ""
+    if not missing:
+        return plan
+    note = f"{missing}; the CPU instead"
+    return replace(plan, reason=f"{plan.reason}; {note}", notes=(*plan.notes, note))

@@ -15,8 +15,8 @@ __all__ = ["health_report", "statistics_report"]
 
 
 def health_report(engine: Engine) -> dict[str, Any]:
+    engine.live.look_at_device()
     view = engine.live.catch_up()
-    device = _device(engine)
     plan = engine.maintenance.plan(view)
     quality = view.facts.quality
     cause = engine.maintenance.cause(view)
@@ -37,14 +37,14 @@ def health_report(engine: Engine) -> dict[str, Any]:
         legacy_problem=engine.legacy_problem,
         performance=_performance(engine, view) if view.count > engine.config.performance_threshold else {},
         refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
-        device=device,
+        device=_device(engine, view),
     )
     return health(figures)
 
 
 def statistics_report(engine: Engine) -> dict[str, Any]:
+    engine.live.look_at_device()
     view, head = engine.live.catch_up(), engine.records.head()
-    device = _device(engine)
     held, planned = view.body.plan, engine.maintenance.plan(view)
     return {
         "store_id": engine.records.store_id,
@@ -62,7 +62,7 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
             "reason": held.reason,
         },
         "plan": asdict(planned),
-        "device": device,
+        "device": _device(engine, view),
         "tail_rows": view.tail_n,
         "tombstones": view.body_dead + view.tail_dead,
         "memory_bytes": engine.live.nbytes,
@@ -92,10 +92,9 @@ def _performance(engine: Engine, view: View) -> dict[str, Any]:
     return {"latency": latency, "probed_recall": view.facts.probed, "nlist_change": change}
 
 
-def _device(engine: Engine) -> dict[str, Any]:
-    """The device as it is now; looking at it may take a moment where a GPU could be of use."""
-    engine.live.look_at_device()
-    return engine.live.desk.report(engine.live.view.body)
+def _device(engine: Engine, view: View) -> dict[str, Any]:
+    """The device as it was found a moment ago, with what stands against the plan that was made since."""
+    return engine.live.desk.report(view.body)
 
 
 def _snapshot_bytes(engine: Engine) -> dict[str, int]:
