@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from gpu_kit import MB, Card, FakeProber, machine_with
 
-from memevolve_gpu.devices.budget import CONTEXT_BYTES, Holdings, MemoryBudget, device_budget, free_bytes, host_budget
+from memevolve_gpu.devices.budget import (
+    CONTEXT_BYTES,
+    Holdings,
+    MemoryBudget,
+    device_budget,
+    free_bytes,
+    host_budget,
+    loaded_module,
+)
 from memevolve_gpu.devices.gpu import Gpu, Prober
 from memevolve_gpu.devices.host import HostMemory
 from memevolve_gpu.devices.machine import Machine
@@ -128,6 +137,18 @@ def test_what_torch_puts_off_and_then_refuses_gives_way_too() -> None:
 
     late = SimpleNamespace(cuda=SimpleNamespace(mem_get_info=refusing, DeferredCudaCallError=LateError))
     assert budget({"torch": late}).source == "driver"
+
+
+@pytest.mark.parametrize(
+    "failure", ["ValueError('numpy.dtype size changed')", "KeyError('CUDA_PATH')", "NameError('_C')", "OSError('so')"]
+)
+def test_a_library_that_cannot_be_imported_is_none(
+    failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "half_installed.py").write_text(f"raise {failure}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded_module.cache_clear()
+    assert loaded_module("half_installed") is None
 
 
 def test_no_library_is_asked_before_cuda_is_in_use() -> None:

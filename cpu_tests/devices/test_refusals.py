@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,27 @@ def asked_of(request: str, command: list[str], visible: str | None = None, signs
     """A machine whose driver is this command."""
     prober = Prober(visible, command=command, timeout=0.3, signs=signs)
     return Machine(request, prober=prober, holdings=Holdings(), load=lambda _name: None, present=lambda _engine: "")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("request_", ["cuda", "auto"])
+def test_the_child_of_a_fork_tells_that_it_stays_on_the_cpu(request_: str, tmp_path: Path, card: Card) -> None:
+    with filled(tmp_path, machine_with(card, request_)) as store:
+        assert shown(store)["device"] == "cuda:0"
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                store.run_maintenance()
+                store.run_maintenance()
+                told, health = refusals(store), shown(store)
+                right = len(told) == 1 and "use spawn" in told[0][1] and "use spawn" in health["problem"]
+                status = 0 if right and health["device"] == "cpu" else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert refusals(store) == []
+        assert shown(store)["device"] == "cuda:0"
 
 
 OLD = printing(line(driver="470.223.02"))

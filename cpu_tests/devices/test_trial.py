@@ -44,6 +44,8 @@ def looks_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         ("echo it works; exit 1", "torch does not work on this GPU"),
         ("echo 'RuntimeError: The NVIDIA driver on your system is too old' >&2; exit 1", "update the GPU driver"),
         ("echo 'libcudart.so.13: cannot open shared object file' >&2; exit 1", "a CUDA library is missing"),
+        ("echo 'Error 802: system not yet initialized' >&2; exit 1", "nvidia-fabricmanager"),
+        ("echo 'RuntimeError: No CUDA GPUs are available' >&2; exit 1", "CUDA_VISIBLE_DEVICES"),
         ("echo 'ImportError: half installed' >&2; exit 1", "torch does not work on this GPU: ImportError"),
         ("cat >&2 <<'E'\n" + NO_KERNEL + "E\nexit 1", "no kernel image is available"),
         ("cat >&2 <<'E'\n" + NO_KERNEL + "E\nexit 1", "install a build that has code for this GPU"),
@@ -71,6 +73,11 @@ def test_the_answer_is_remembered_unless_it_may_change(tmp_path: Path) -> None:
     for _ in range(2):
         assert "another process fills the GPU" in try_engine("torch", 1, command=[full])
     assert count.read_text() == "x\n" * 3
+    said = "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
+    full = on_disk(tmp_path, "full", f"#!/bin/sh\necho x >> {count}\necho '{said}' >&2; exit 1\n")
+    for _ in range(2):
+        assert "another process fills the GPU" in try_engine("torch", 1, command=[full])
+    assert count.read_text() == "x\n" * 5
 
 
 @pytest.mark.usefixtures("looks_installed")

@@ -148,8 +148,15 @@ def loaded_module(name: str) -> Any:
     """The module, imported if need be; None when it is missing or cannot be imported, which is remembered."""
     try:
         return sys.modules.get(name) or importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError, AttributeError, Warning):  # a warning, where filters make it an error
+    except _IMPORTS_FAIL:
         return None
+
+
+_IMPORTS_FAIL = (
+    *(ImportError, OSError, RuntimeError, AttributeError, NameError, SyntaxError, SystemError),
+    *(TypeError, ValueError, LookupError),  # built for another numpy, which shows in its first array
+    Warning,  # where filters make it an error
+)
 
 
 def device_budget(

@@ -61,9 +61,16 @@ _REMEDIES = (
     ("driver version is insufficient", "update the GPU driver, or install a build for an older CUDA"),
     ("no kernel image is available", "install a build that has code for this GPU"),
     ("cannot open shared object file", "a CUDA library is missing: install the package again with its dependencies"),
+    ("No CUDA GPUs are available", "see whether CUDA_VISIBLE_DEVICES names it, and whether it is cut into slices"),
+    ("system not yet initialized", "start the service nvidia-fabricmanager, which GPUs behind an NVSwitch need"),
+    ("forward compatibility was attempted", "take cuda-compat off the library path: this GPU does not support it"),
     ("out of memory", "another process fills the GPU"),
+    ("CUBLAS_STATUS_ALLOC_FAILED", "another process fills the GPU"),
+    ("CUBLAS_STATUS_NOT_INITIALIZED", "another process fills the GPU, or the library does not fit the driver"),
     ("busy or unavailable", "another process has the GPU for itself"),
 )
+_TEMPORARY = "another process"
+"""In what is said of a GPU that may do tomorrow."""
 
 
 class _Known:
@@ -125,7 +132,7 @@ def try_engine(
             same_path = f"import sys; sys.path[:] = {places!r}\n"
             answer = ask([*start, "-c", same_path + _PROGRAMS[engine], str(index)], timeout)
             problem = _sentence(engine, answer)
-            if "out of memory" in problem or "busy" in problem:
+            if _TEMPORARY in problem:
                 return problem
             _known.answers[engine, index] = problem
         return _known.answers[engine, index]
