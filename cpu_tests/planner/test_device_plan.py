@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from memevolve_gpu.planner.device import EXACT_BYTES, DeviceFacts
-from memevolve_gpu.planner.device_sizes import device_bytes, sized
+from memevolve_gpu.planner.device_sizes import device_bytes, scratch_bytes, sized
 from memevolve_gpu.planner.effort import effort_for
 from memevolve_gpu.planner.engines import NEVER, TABLE, Band, EngineTable, engine_for, gpu_pays_from
 from memevolve_gpu.planner.plan import plan_index
@@ -108,6 +108,15 @@ def test_faiss_is_asked_for_its_own_sizes() -> None:
     )
     assert planned(facts=replace(CARD, engines=("faiss",))).engine == "faiss"
     assert device_bytes(IndexPlan("exact"), LARGE, 384) == 0
+
+
+@pytest.mark.parametrize("engine", ["torch", "faiss"])
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_the_scratch_is_what_remains_without_rows(engine: Any, kind: Any) -> None:
+    plan = IndexPlan(kind, nlist=16, engine=engine, device="cuda:0")
+    per_row = (device_bytes(plan, 2 * LARGE, 384) - device_bytes(plan, LARGE, 384)) / LARGE
+    assert device_bytes(plan, LARGE, 384) - scratch_bytes(plan) == pytest.approx(per_row * LARGE, rel=0.02)
+    assert scratch_bytes(IndexPlan(kind)) == 0
 
 
 @pytest.mark.parametrize("engine", ["torch", "faiss"])

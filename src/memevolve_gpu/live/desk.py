@@ -21,6 +21,7 @@ from ..index.faiss_gpu.owner import use_free_bytes
 from ..index.torch_engine.memory import account_of
 from ..monitoring.events import EventLog
 from ..planner.device import DeviceFacts
+from ..planner.device_sizes import scratch_bytes
 from ..planner.engines import NEVER, TABLE, EngineSetting, EngineTable, gpu_pays_from
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
@@ -250,7 +251,11 @@ class DeviceDesk:
                 self._unseen = True
 
     def report(self, body: Body) -> dict[str, Any]:
-        """Plain values for health and statistics; bytes throughout."""
+        """Plain values for health and statistics; bytes throughout.
+
+        predicted_bytes are those of the plan, scratch_bytes the part of them that searches share; measured_bytes are
+        the body's own, to be held against the difference.
+        """
         choice = self.machine.known
         budgets = {"before": self.budget_before, "after": self.budget_after, "now": self._budget}
         return {
@@ -262,6 +267,7 @@ class DeviceDesk:
             "reason": choice.reason if choice is not None else self._unlooked(),
             "name": choice.gpu.name if choice is not None and choice.gpu is not None else None,
             "predicted_bytes": body.plan.device_bytes,
+            "scratch_bytes": scratch_bytes(body.plan),
             "measured_bytes": body.device_bytes,
             "budget": {when: None if one is None else one.as_dict() for when, one in budgets.items()},
             "disappointed": choice is not None and choice.disappointed,
