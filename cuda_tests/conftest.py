@@ -85,6 +85,16 @@ def torch() -> Any:
     return module
 
 
+@pytest.fixture(autouse=True)
+def _recorded() -> Iterator[None]:
+    """Single queries are recorded, as a user may ask for: the plain way is gone the first two times."""
+    from memevolve_gpu.index.torch_engine.replay import record_searches
+
+    record_searches(True)
+    yield
+    record_searches(False)
+
+
 @pytest.fixture
 def small_card(torch: Any) -> Iterator[Callable[[int], None]]:
     """``small_card(bytes)`` leaves torch so many bytes beyond what is in use; None: all there are."""

@@ -17,6 +17,7 @@ import pytest
 from cuda_tests.card_kit import (
     DEVICE,
     ENGINES,
+    Hooks,
     device_of,
     embeddings,
     event_kinds,
@@ -31,7 +32,9 @@ from cuda_tests.card_kit import (
 from memevolve_gpu import VectorStore
 from memevolve_gpu.types import FloatArray
 
-N, DIM = 6000, 384
+REHEARSED = Hooks.tensors == "cpu"
+N, DIM = (1200, 48) if REHEARSED else (6000, 384)
+MANY = 20_000 if REHEARSED else 200_000
 
 
 @pytest.fixture(params=ENGINES)
@@ -149,6 +152,9 @@ WRITER = """
 import sys, numpy as np
 from pathlib import Path
 sys.path[:0] = {paths!r}
+if {rehearsed}:
+    from cuda_tests import rehearsal
+    rehearsal.start()
 from cuda_tests.card_kit import embeddings, open_store, units
 with open_store(Path({prefix!r}), {engine!r}, dim={dim}) as store:
     store.store_batch(units(0, {n}), embeddings=embeddings({n}, {dim}))
@@ -165,7 +171,12 @@ with open_store(Path({prefix!r}), {engine!r}, dim={dim}) as store:
 def test_nothing_acknowledged_is_lost_when_the_process_is_killed(engine: str, tmp_path: Path) -> None:
     prefix, n = tmp_path / "memory", 2000
     program = WRITER.format(
-        paths=[str(Path(__file__).parents[1]), *sys.path], prefix=str(prefix), engine=engine, dim=DIM, n=n
+        paths=[str(Path(__file__).parents[1]), *sys.path],
+        rehearsed=REHEARSED,
+        prefix=str(prefix),
+        engine=engine,
+        dim=DIM,
+        n=n,
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as writer:
         if writer.stdout is None:
@@ -216,6 +227,34 @@ def test_an_index_on_a_card_that_fills_up_goes_on(store: VectorStore, engine: st
     assert store.check() == []
 
 
+def test_growth_on_a_card_without_room_goes_on(engine: str, tmp_path: Path) -> None:
+    """New rows beside an index, and the longer index that takes them in, while another process has all the memory."""
+    rows, step = embeddings(8 * N, DIM), 2 * N
+    with open_store(tmp_path / "memory", engine, dim=DIM, index_type="flat") as store:
+        store.store_batch(units(0, step), embeddings=rows[:step])
+        store.run_maintenance()
+        on_device(store, engine)
+        with filled_card(leave=4 << 20):
+            for start in range(step, 8 * N, step):
+                store.store_batch(units(start, start + step), embeddings=rows[start : start + step])
+                assert found_all(store, rows, start + step)
+                store.run_maintenance()
+                assert found_all(store, rows, start + step)
+        store.run_maintenance()
+        on_device(store, engine)
+        assert found_all(store, rows, 8 * N)
+        assert store.check() == []
+
+
+def found_all(store: VectorStore, rows: FloatArray, count: int) -> bool:
+    """Is each of some of the first ``count`` units the nearest to its own vector, in batches and one by one?"""
+    some = list(range(0, count, max(1, count // 300)))
+    batch = [ids[0] for ids in store.search_vectors(rows[some], 1)[1]]
+    alone = [store.search_vectors(rows[row : row + 1], 1)[1][0][0] for row in some[-5:]]
+    expected = [f"u{row}" for row in some]
+    return batch == expected and alone == expected[-5:]
+
+
 def _child_answers(prefix: str, engine: str, store: VectorStore, vectors: FloatArray, path: str) -> None:
     ids = [found[0] for found in store.search_vectors(vectors[:50], 1)[1]]
     store.store_batch(units(N, N + 1), embeddings=embeddings(1, DIM, seed=12))
@@ -241,7 +280,7 @@ def test_a_forked_child_goes_on_without_the_device(
 
 @pytest.mark.parametrize("index_type", ["flat", "ivf"])
 def test_predicted_bytes_of_a_plan_are_what_the_device_reports(engine: str, index_type: str, tmp_path: Path) -> None:
-    n = 200_000
+    n = MANY
     rows = embeddings(n, DIM)
     with open_store(tmp_path / "first", engine, dim=DIM, index_type="flat") as first:
         first.store_batch(units(0, 2000), embeddings=rows[:2000])
@@ -263,10 +302,12 @@ def test_predicted_bytes_of_a_plan_are_what_the_device_reports(engine: str, inde
 def test_real_queries_are_answered_as_the_cpu_answers_them(
     engine: str, index_type: str, shared_data: Path, tmp_path: Path
 ) -> None:
+    if REHEARSED:
+        pytest.skip("takes too long without a card")
     rows = np.load(shared_data / "tldr_minilm_f16.npy").astype(np.float32)
     queries = np.load(shared_data / "tldr_queries_minilm_f16.npy").astype(np.float32)
     truth = exact(queries, rows, names_of(0, len(rows)), 10)
-    with open_store(tmp_path / "memory", engine, dim=DIM, index_type=index_type) as store:
+    with open_store(tmp_path / "memory", engine, dim=rows.shape[1], index_type=index_type) as store:
         store.store_batch(units(0, len(rows)), embeddings=rows)
         store.run_maintenance()
         on_device(store, engine)

@@ -301,7 +301,9 @@ def test_a_search_without_room_is_answered(
 PREPARE = """
 import gc, os, torch
 from memevolve_gpu.index.torch_engine import body as body_module
+from memevolve_gpu.index.torch_engine.replay import record_searches
 body_module._DEVICE_CALL = 0.0
+record_searches(True)
 vectors, queries = vectors_of(60_000, 128), vectors_of(50, 128, 2)
 body = on_card("exact", vectors)
 expected = body.search(queries, 10, Effort())[1]
