@@ -68,8 +68,8 @@ def test_a_card_that_others_filled_is_told_of_once_each_time(request_: str, tmp_
         ((level, said),) = refusals(store)
         assert level == "WARNING"
         assert "do not fit the 0 MB allowed there" in said
-        assert "tried again when there is room" in said
-        assert "do not fit the 0 MB" in shown(store)["problem"]
+        assert said.endswith("allowed there by GPU_MEMORY_FRACTION; the CPU instead, until there is room")
+        assert shown(store)["problem"].endswith("do not fit the 0 MB allowed there by GPU_MEMORY_FRACTION")
         assert shown(store)["incidents"] == {"limit": 1}
         assert "do not fit the 0 MB" in store.get_storage_health()["recommendations"][0]
         card.taken = 0
@@ -107,6 +107,15 @@ def test_the_background_goes_back_by_itself_when_there_is_room(tmp_path: Path, c
         assert maintenance.due(), "nobody would have looked"
         maintenance.tend()
         assert shown(store)["device"] == "cuda:0"
+
+
+def test_room_that_a_setting_leaves_none_of_is_not_waited_for(tmp_path: Path, card: Card) -> None:
+    assert card.free > 1000 * MB
+    with filled(tmp_path, machine_with(card), max_memory_mb=100) as store:
+        ((_level, said),) = refusals(store)
+        assert "do not fit the 100 MB allowed there by MAX_MEMORY_MB" in said
+        store._open.live.desk._poke_at = 0.0
+        assert not store._open.live.desk.due
 
 
 def test_a_build_that_ran_out_and_a_plan_without_room_are_one_state(

@@ -38,12 +38,8 @@ _GROWTH = 4 / 3
 _LASTING = ("device-lost", "fork")
 _OF_PLANS = ("limit", "engine", "kind")
 """Refusals that the next plan may take back."""
-_AFTERWARDS = {
-    "limit": "; tried again when there is room",
-    "engine": "; the CPU instead, until restart",
-    "kind": "",
-    "no-device": "; the CPU instead",
-}
+_INSTEAD = "; the CPU instead"
+_UNTIL = {"limit": ", until there is room", "engine": ", until restart"}
 
 Clock = Callable[[], float]
 
@@ -91,6 +87,8 @@ class DeviceDesk:
         self._look_at = 0.0
         self._poke_at = 0.0
         self._unseen = self._announced = False
+        self._waits = False
+        """May room come by itself, where there is none? Not where MAX_MEMORY_MB leaves none."""
         self._standing: dict[str, str] = {}
         """Why the device is not used at present, by cause: each was told when it came up, and is told again only after
         it had gone."""
@@ -105,7 +103,7 @@ class DeviceDesk:
     @property
     def due(self) -> bool:
         """Is it time that a round of maintenance looked at the device?"""
-        waits = bool(self._resting) or "limit" in self._standing
+        waits = bool(self._resting) or (self._waits and "limit" in self._standing)
         return self._unseen or (waits and not self._barred and self._clock() >= self._poke_at)
 
     def take_due(self) -> bool:
@@ -158,6 +156,7 @@ class DeviceDesk:
             held=there,
             problem=self._barred or self._resting,
             table=self._table,
+            bound="MAX_MEMORY_MB" if self._bounded(held) else "GPU_MEMORY_FRACTION",
         )
 
     def absence(self) -> str:
@@ -178,7 +177,9 @@ class DeviceDesk:
         if facts is None or not plan.refusal or (plan.refusal == "kind" and not facts.wanted):
             return
         lasting = plan.refusal != "limit" and not facts.wanted
-        self._tell(plan.refusal, plan.notes[-1], logging.INFO if lasting else logging.WARNING)
+        self._waits = facts.bound == "GPU_MEMORY_FRACTION"
+        why = plan.notes[-1].removesuffix(_INSTEAD)
+        self._tell(plan.refusal, why, logging.INFO if lasting else logging.WARNING)
 
     def admit(self, plan: IndexPlan, old: Body) -> bool:
         """Make sure that ``plan`` can be built on the device now.
@@ -294,7 +295,7 @@ class DeviceDesk:
             self.incidents[cause] += 1
             self.last_incident = why
             self._poke_at = self._clock() + _FIRST_REST
-            self._events.record("device-refused", why + _AFTERWARDS[cause], level=level)
+            self._events.record("device-refused", f"{why}{_INSTEAD}{_UNTIL.get(cause, '')}", level=level)
 
     def _set_limits(self, plan: IndexPlan, budget: MemoryBudget) -> None:
         """Let the engines hold their own requests against the budget, those of searches included."""
@@ -309,9 +310,16 @@ class DeviceDesk:
         return request != "cpu" and (request != "auto" or count >= gpu_pays_from(self._table))
 
     def _limit(self, held: int) -> int:
+        """What a body may take on the device in place of one that holds so many bytes there."""
+        allowed = self._allowed(held)
+        return allowed if self._most_bytes is None else min(allowed, self._most_bytes)
+
+    def _bounded(self, held: int) -> bool:
+        return self._most_bytes is not None and self._most_bytes < self._allowed(held)
+
+    def _allowed(self, held: int) -> int:
         room = 0 if self._budget is None else self._budget.room
-        limit = max(room + held, int(_GROWTH * held))
-        return limit if self._most_bytes is None else min(limit, self._most_bytes)
+        return max(room + held, int(_GROWTH * held))
 
     def _lie_down(self, why: str) -> None:
         self._resting = why

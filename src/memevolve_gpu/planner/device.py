@@ -25,7 +25,8 @@ _EXACT_RECALL = 0.995
 class DeviceFacts:
     """What a plan needs to know of a GPU.
 
-    device: ``cuda:N``; name: the card's; limit_bytes: what this store's body may take there; engines: those that are
+    device: ``cuda:N``; name: the card's; limit_bytes: what this store's body may take there; bound: the setting that
+    makes it no more; engines: those that are
     installed; missing: what stands against the others; setting: GPU_ENGINE; wanted: the GPU was asked for in so many
     words; held: this store's body is there already; problem: why it cannot be used at present, else empty; table: what
     is quicker where the setting leaves the choice.
@@ -41,6 +42,7 @@ class DeviceFacts:
     held: bool = False
     problem: str = ""
     table: EngineTable = TABLE
+    bound: Literal["GPU_MEMORY_FRACTION", "MAX_MEMORY_MB"] = "GPU_MEMORY_FRACTION"
 
 
 def on_device(
@@ -88,7 +90,7 @@ def on_device(
             on_host = plan_bytes(replace(plan, kind="exact"), count, dim, id_bytes)
             if fitting is not None and on_host <= budget:
                 return _told(replace(fitting, bytes=on_host), facts, count, why)
-    room = f"{smallest >> 20} MB do not fit the {facts.limit_bytes >> 20} MB allowed there"
+    room = f"{smallest >> 20} MB do not fit the {facts.limit_bytes >> 20} MB allowed there by {facts.bound}"
     return _noted(host, f"{facts.name} ({facts.device}): {room}; the CPU instead", "limit")
 
 
