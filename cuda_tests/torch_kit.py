@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ __all__ = [
     "cut",
     "here",
     "host_is_not_asked",
+    "meanwhile",
     "need_card",
     "on_card",
     "overlap",
@@ -109,6 +112,28 @@ def host_is_not_asked(body: TorchBody, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send everything to the device, and fail where the host scans."""
     monkeypatch.setattr(body_module, "_DEVICE_CALL", 0.0)
     monkeypatch.setattr(type(body.table), "scan", None)
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None], *mishaps: type[BaseException]) -> Iterator[list[BaseException]]:
+    """Another thread does ``work`` over and over; what it raises is kept, and must be one of ``mishaps``."""
+    over, raised = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        while not over.is_set():
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - kept, and judged below
+                raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield raised
+    finally:
+        over.set()
+        thread.join(60)
+    assert all(isinstance(error, mishaps) for error in raised), raised
 
 
 def alone(program: str) -> str:
