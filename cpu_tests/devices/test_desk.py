@@ -138,6 +138,17 @@ def test_a_failing_engine_leaves_the_other_one(card: Card, clock: Clock) -> None
     assert (facts.engines, facts.missing, facts.problem) == (("faiss",), "torch has a fault", "")
 
 
+def test_a_card_that_was_filled_meanwhile_is_not_touched(card: Card, clock: Clock) -> None:
+    """Neither a trial nor CUDA's context in this process is started on it."""
+    desk = looked_at(card, clock)
+    desk.machine._trial = lambda _engine, _index: pytest.fail("tried")
+    card.taken = card.total
+    with pytest.raises(DeviceError, match="100 MB are needed on cuda:0, its budget has room for 0") as caught:
+        desk.admit(PLAN, body())
+    assert caught.value.cause == "limit"
+    assert not desk.machine.holdings.active
+
+
 def test_the_reserve_of_torch_is_room_for_torch_alone(clock: Clock) -> None:
     """faiss allocates beside it: what torch keeps is not there for it."""
     gpu = cast("Prober", FakeProber(Card(2000 * MB)))

@@ -193,18 +193,25 @@ class DeviceDesk:
         """
         if self.machine.forked:
             raise DeviceError(self.machine.choice.reason, "fork")
+        if not self.machine.holdings.active:  # CUDA's context is not for a card that others have filled meanwhile
+            self._room_for(plan, old)
         problem = self.machine.refusal(plan.engine)
         if problem:
             raise DeviceError(problem, "out-of-memory" if "another process" in problem else "device-error")
         self.machine.holdings.begin()
+        room, budget = self._room_for(plan, old)
+        self._set_limits(plan, budget)
+        return plan.device_bytes <= room
+
+    def _room_for(self, plan: IndexPlan, old: Body) -> tuple[int, MemoryBudget]:
+        """Bytes that may be added on the device beside ``old``; raises DeviceError where ``plan`` needs more."""
         self._budget = self.budget_before = budget = self.machine.budget(fresh=True)
         held = old.device_bytes if old.device == plan.device else 0
         room = budget.room if plan.engine == "torch" else min(budget.room, max(0, budget.free - budget.coming))
         if plan.device_bytes > room + held:
             needed = f"{plan.device_bytes >> 20} MB are needed on {plan.device}"
             raise DeviceError(f"{needed}, its budget has room for {room + held >> 20}", "limit")
-        self._set_limits(plan, budget)
-        return plan.device_bytes <= room
+        return room, budget
 
     def built(self, body: Body) -> None:
         """``body`` was built and passed; from now on it counts in the budget of this process."""
