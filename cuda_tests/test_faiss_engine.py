@@ -88,9 +88,12 @@ def test_real_queries_find_their_neighbours_in_lists(precision: Precision, share
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
-def test_predicted_bytes_are_what_the_device_reports(kind: str, precision: Precision) -> None:
-    n, dim = 300_000, 384
-    vectors = embeddings(n, dim)
+def test_predicted_bytes_are_what_the_device_reports(kind: str, precision: Precision, shared_data: Path) -> None:
+    """Of real embeddings, repeated with noise: how unequal lists are decides how many pages they take."""
+    real = np.load(shared_data / "tldr_minilm_f16.npy").astype(np.float32)
+    n, dim = 300_000, real.shape[1]
+    vectors = np.resize(real, (n, dim))
+    vectors += np.random.default_rng(1).standard_normal((n, dim), dtype=np.float32) * np.float32(0.02)
     plan = plan_of(kind, n, precision, nlist=1024)
     # The same on fewer rows first: CUDA loads the code of kernels when they are first launched, and keeps it.
     first = build(plan_of(kind, 40_000, precision, nlist=1024), rows_of(vectors[:40_000]), "l2", seed=1)
@@ -104,7 +107,8 @@ def test_predicted_bytes_are_what_the_device_reports(kind: str, precision: Preci
     predicted = plan_device_bytes(plan, n, dim) - TEMPORARY_BYTES
     print(f"{kind} {precision}: predicted {predicted}, said {body.device_bytes}, faiss {held}, card {before - after}")
     assert body.device_bytes == pytest.approx(predicted, rel=0.1)
-    assert held == pytest.approx(body.device_bytes, rel=0.02)
+    least = n * dim * {"float32": 4, "float16": 2, "int8": 2 if kind == "exact" else 1}[precision]
+    assert least <= held <= 1.02 * body.device_bytes, "faiss knows nothing of pages"
     assert before - after == pytest.approx(predicted, rel=0.1)
     del body
     gc.collect()

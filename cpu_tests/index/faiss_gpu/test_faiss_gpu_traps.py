@@ -21,7 +21,7 @@ from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.catalog import build
 from memevolve_gpu.index.faiss_gpu import body as body_module
 from memevolve_gpu.index.faiss_gpu import ivf, owner, sizes
-from memevolve_gpu.types import Effort, FloatArray, Metric
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
 
 N, DIM = 3000, 32
 
@@ -275,6 +275,18 @@ def test_scratch_of_a_flat_scan_grows_with_its_tiles() -> None:
     few, many = (sizes.flat_query_bytes(n, 384, 2048) for n in (262_144, 2_621_440))
     assert many - few == 9 * 2 * 12 * 2048, "the results of each tile are kept until they are merged"
     assert sizes.flat_query_bytes(10**7, 32, 10) < sizes.flat_query_bytes(10**7, 33, 10)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("spread", [0.5, 0.6, 0.7])
+def test_pages_of_unequal_lists_are_predicted(spread: float, precision: Any, rng: np.random.Generator) -> None:
+    """Lists beyond half a page take whole ones; k-means leaves few that are as long as the mean."""
+    shares = rng.gamma(spread**-2, spread**2, 1024)
+    for rows in (50, 200, 391, 500, 700, 1000, 2000, 5000):
+        lengths = (shares * rows / shares.mean()).astype(int)
+        plan = IndexPlan("ivf", nlist=1024, precision=precision, engine="faiss", device="cuda:0")
+        predicted = sizes.plan_device_bytes(plan, int(lengths.sum()), 384) - sizes.TEMPORARY_BYTES
+        assert predicted == pytest.approx(sizes.lists_bytes(lengths.tolist(), 384, precision), rel=0.1), rows
 
 
 def test_the_stand_in_is_as_strict_as_faiss(card: Card) -> None:

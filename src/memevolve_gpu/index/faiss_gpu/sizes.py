@@ -41,6 +41,13 @@ _SCANNED_AT_ONCE = 262_144
 """Rows whose distances a flat scan of float32 holds at a time on cards above 8 GiB: 1 GiB / 2 / 4 bytes / 512 queries.
 Of float16 twice as many, each with a distance of 4 bytes all the same; of at most 32 dimensions half as many."""
 _FEW_DIMENSIONS = 32
+_SHARES = (
+    *(0.191, 0.307, 0.391, 0.464, 0.531, 0.595, 0.659, 0.722, 0.787, 0.854),
+    *(0.925, 0.999, 1.079, 1.168, 1.268, 1.384, 1.522, 1.701, 1.961, 2.491),
+)
+"""Rows of a list over the mean, for each twentieth of the lists: a gamma distribution whose standard deviation is 0.6
+of its mean. k-means over 39,320 real embeddings left 0.59 (256 lists) and 0.62 (128), over 120,000 0.69 and 0.76. It
+matters where lists are about as long as a page: with equal ones the sum was up to 48 % off, with these 6 %."""
 _WIDTH: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 
 
@@ -80,16 +87,15 @@ def sent_bytes(rows: int, dim: int) -> int:
 def plan_device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
     """Memory in bytes that ``plan`` takes on its device for ``n`` vectors of ``dim`` dimensions, scratch included.
 
-    The scratch is shared by all bodies on a device; the CUDA context is not counted. Lists are taken to be equally
-    long, with half a block and half a page to spare.
+    The scratch is shared by all bodies on a device; the CUDA context is not counted. Lists are taken to be as unequal
+    as k-means leaves them, with half a block to spare.
     """
     if plan.kind == "exact":
         return flat_bytes(n, dim, half=plan.precision != "float32") + TEMPORARY_BYTES
     nlist = max(1, plan.nlist)
     row = dim * _WIDTH[plan.precision]
-    one_list = (n / nlist + _BLOCK / 2) * row
-    pages = _PAGE / 2 if one_list >= _PAGE / 2 else 0
-    return int(nlist * (one_list + pages + 4 * dim + 4 + _POINTERS)) + 4 * n + TEMPORARY_BYTES
+    lists = [_granted(int((n / nlist * share + _BLOCK / 2) * row)) for share in _SHARES]
+    return nlist * (sum(lists) // len(lists) + 4 * dim + 4 + _POINTERS) + 4 * n + TEMPORARY_BYTES
 
 
 def _granted(size: int) -> int:
