@@ -29,6 +29,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Gives what the command says, with settings, where the test's folder comes first on the path."""
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
 
     def run(as_json: bool = False, **environment: str) -> str:
         with pytest.MonkeyPatch.context() as settings:
@@ -78,6 +79,16 @@ def test_the_table_of_engines_is_shown(run: Run, tmp_path: Path) -> None:
     assert found == {"bands": [[7, ["cpu"]], [None, ["faiss", "cpu"]]], "source": "a test", "measured": True}
     with pytest.raises(ConfigurationError, match=r"GPU_ENGINE_TABLE='nowhere\.json': cannot be read"):
         run(MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE="nowhere.json")
+
+
+def test_doubt_about_the_numbers_is_shown_and_can_be_removed(run: Run, tmp_path: Path) -> None:
+    lines = [line(0, "Slow GPU", free=100), line(1, "Fast GPU")]
+    on_disk(tmp_path, "nvidia-smi", "#!/bin/sh\n" + "".join(f"echo '{each}'\n" for each in lines))
+    remedy = "set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+    assert remedy in listed(run)["reason"]
+    assert f"{remedy}\n" in run(), "in full"
+    assert remedy not in run(CUDA_DEVICE_ORDER="PCI_BUS_ID")
+    assert remedy not in run(CUDA_VISIBLE_DEVICES="GPU-1aaaa")
 
 
 @pytest.mark.usefixtures("two_cards")

@@ -10,7 +10,7 @@ from ..components.store.engine import engine_table, this_machine
 from ..devices.machine import Machine
 from ..utils.config import StorageConfig
 from .options import AsJson
-from .output import Output, Rows
+from .output import Output, Rows, one_line
 
 __all__ = ["devices"]
 
@@ -50,13 +50,14 @@ def _texts(document: dict[str, Any], machine: Machine) -> list[RenderableType]:
     budget = machine.budget()
     figures = [
         ["driver", document["driver"] or "-"],
-        ["searches run on", f"{document['chosen']}: {document['reason']}"],
+        ["searches run on", document["chosen"]],
     ]
     figures += [[f"engine {name}", state] for name, state in document["engines"].items()]
-    figures += [["engines by size", _table_text(document["engine_table"])]]
     figures += [["memory limit", f"{budget.limit >> 20} MB of {budget.total >> 20} MB, {budget.free >> 20} MB free"]]
     listed: RenderableType = Rows(titles, rows) if rows else f"no GPU: {document['problem']}"
-    return [listed, "", Rows(("figure", "value"), figures)]
+    why = f"device: {document['chosen']}: {document['reason']}"
+    table = f"engines by number of units: {_table_text(document['engine_table'])}"
+    return [listed, "", Rows(("figure", "value"), figures), "", one_line(why), one_line(table)]
 
 
 def _table_text(table: dict[str, Any]) -> str:
