@@ -5,7 +5,7 @@
 Generated data (see ``common.clustered``), squared L2, ten results. Half of the queries lie as the rows do, half lie
 twice as far from the centres. Times are end to end, from queries in host memory to results in host memory. "faiss raw"
 is faiss-gpu alone, without the mask, the exact distances and the failure handling of the body around it. Inverted lists
-probe the fewest lists, to an eighth, at which recall@10 reaches 0.95.
+probe the fewest lists, to an eighth, at which recall@10 reaches 0.95. "1 recorded" is one query as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from gpu.common import (
 
 from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.faiss_gpu.body import FaissGpuBody
+from memevolve_gpu.index.torch_engine.replay import record_searches
 from memevolve_gpu.planner.effort import effort_for
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.planner.plan import plan_index
@@ -166,6 +168,16 @@ def in_batches(ask: Ask, queries: FloatArray, batch: int, setting: Setting) -> R
     return times | {"qps": min(batch, len(queries)) / times["ms"] * 1e3}
 
 
+@contextmanager
+def recorded() -> Iterator[None]:
+    """Single queries as one CUDA graph each, which a setting asks for."""
+    record_searches(True)
+    try:
+        yield
+    finally:
+        record_searches(False)
+
+
 def measured(
     body: Body, data: tuple[FloatArray, FloatArray, FloatArray], setting: Setting, bandwidth: float
 ) -> Iterator[Row]:
@@ -175,11 +187,15 @@ def measured(
         row |= {"nprobe": nprobe, "device_bytes": body.device_bytes, "times": {}}
         row["recall"] = recall(ask(queries)[1], queries, vectors, truth)
         for batch in BATCHES:
-            times = in_batches(ask, queries, batch, setting)
-            if body.kind == "exact" and batch == 1 and name != "cpu":
-                read = body.n * body.dim * stored_bytes(body, name)
+            row["times"][str(batch)] = in_batches(ask, queries, batch, setting)
+        if name == "torch" and setting.on_gpu:
+            with recorded():
+                row["times"]["1 recorded"] = in_batches(ask, queries, 1, setting)
+        if body.kind == "exact" and name != "cpu":
+            read = body.n * body.dim * stored_bytes(body, name)
+            for alone in row["times"].keys() & {"1", "1 recorded"}:
+                times = row["times"][alone]
                 times["share_of_bandwidth"] = read / (times["ms"] / 1e3) / bandwidth
-            row["times"][str(batch)] = times
         row["searched_on"] = body.device  # in the end: had the device failed, the host would have answered
         row["incidents"] = [incident.detail for incident in body.incidents()]
         yield row

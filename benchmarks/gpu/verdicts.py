@@ -60,20 +60,23 @@ def qps(row: Row) -> float:
 
 
 def one_query(report: Report) -> Row:
-    """The quicker of the bodies that scan float16: those whose plan says float32 decide by float32 rows besides."""
+    """The quicker of the bodies that scan float16, by default: not recorded as a graph, which ``beside`` tells of."""
     rows = searched(report, rows=MILLION, dim=768, engine="torch", kind="exact")
-    scans = [dict(row["times"]["1"]) for row in rows if row["precision"] != "int8"]
-    return min(some(scans, "one query over 1M x 768 in float16"), key=lambda one: one["ms"])
+    scans = [row["times"] for row in rows if row["precision"] != "int8"]
+    plain = min((times["1"] for times in some(scans, "one query over 1M x 768")), key=lambda one: float(one["ms"]))
+    graphs = [times["1 recorded"] for times in scans if "1 recorded" in times]
+    beside = f"; as a graph {min(one['ms'] for one in graphs):.3f} ms" if graphs else ""
+    return {**plain, "beside": beside}
 
 
 def time_of_one_query(report: Report) -> tuple[str, bool]:
     taken = one_query(report)
-    return f"{taken['ms']:.3f} ms (95th percentile {taken['p95_ms']:.3f})", taken["ms"] < 1.0
+    return f"{taken['ms']:.3f} ms (95th percentile {taken['p95_ms']:.3f}){taken['beside']}", taken["ms"] < 1.0
 
 
 def share_of_bandwidth(report: Report) -> tuple[str, bool]:
-    share, ceiling = one_query(report)["share_of_bandwidth"], report["bandwidth"]["bytes_per_s"]
-    return f"{share:.0%} of {ceiling / 1e12:.2f} TB/s", share >= 0.6
+    share, ceiling = float(one_query(report)["share_of_bandwidth"]), report["bandwidth"]["bytes_per_s"]
+    return f"{share:.0%} of {ceiling / 1e12:.2f} TB/s, read plus written", share >= 0.6
 
 
 def against_flat(report: Report) -> tuple[str, bool]:
