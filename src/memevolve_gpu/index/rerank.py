@@ -2,7 +2,7 @@
 
 float32 is exact. float16 keeps 11 significant bits: a relative error of at most 2**-11 in each component (absolute
 2**-25 below 6.1e-5), refused above 65504. int8 rounds each row in steps of max|x| / 127 and gives the result the length
-of the row, so that cosine and squared distance pay for the rounding once: a row is off by at most sqrt(dim) steps in all.
+of the row, so that cosine and squared distance pay for the rounding once: a row is off by sqrt(dim) steps at the most.
 """
 
 from __future__ import annotations
