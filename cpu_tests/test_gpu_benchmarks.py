@@ -116,6 +116,17 @@ def test_targets_are_judged_by_the_figures(tmp_path: Path, repository: Path) -> 
     assert list(told.values()) == ["MISSED", "not measured", "MISSED", *["not measured"] * 3, "MISSED"]
 
 
+def test_figures_of_several_runs_are_taken_together(tmp_path: Path, repository: Path) -> None:
+    whole = _card_figures()
+    search = {**whole, "search": {"table": whole["search"]["table"][:3]}}
+    rest = {"machine": whole["machine"], "search": {"table": whole["search"]["table"][3:]}}
+    del search["memory"]
+    rest["memory"] = whole["memory"]
+    made = tmp_path / "whole.json"
+    assert _judged(search, repository, tmp_path, rest, made)[0] == "9 met, 1 missed, 0 not measured"
+    assert {key: found for key, found in json.loads(made.read_text()).items() if key != "verdicts"} == whole
+
+
 def test_figures_of_a_host_do_not_count_for_a_gpu(tmp_path: Path, repository: Path) -> None:
     report = _card_figures()
     for row in report["search"]["table"]:
@@ -125,12 +136,17 @@ def test_figures_of_a_host_do_not_count_for_a_gpu(tmp_path: Path, repository: Pa
     assert _judged(report, repository, tmp_path)[0] == "0 met, 0 missed, 10 not measured"
 
 
-def _judged(report: dict[str, Any], repository: Path, folder: Path) -> tuple[str, dict[str, str]]:
+def _judged(
+    report: dict[str, Any], repository: Path, folder: Path, more: dict[str, Any] | None = None, made: Path | None = None
+) -> tuple[str, dict[str, str]]:
     """The first line of the table, and the targets that are not met with what is said of them."""
-    path = folder / "figures.json"
-    path.write_text(json.dumps(report))
+    paths = []
+    for number, one in enumerate([report] if more is None else [report, more]):
+        paths.append(folder / f"figures-{number}.json")
+        paths[-1].write_text(json.dumps(one))
     script = repository / "benchmarks" / "gpu" / "verdicts.py"
-    ran = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=True)
+    command = [sys.executable, script, *paths, *(() if made is None else ("--json", made))]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
     first, *lines = ran.stdout.splitlines()
     told = [line.strip().split("  ") for line in lines]
     words = {[part for part in parts if part][1].strip(): parts[0] for parts in told}
@@ -159,7 +175,7 @@ def _card_figures() -> dict[str, Any]:
     trained = {"torch engine": {"seconds": 1.0, "objective": 1.005}, "faiss-gpu": {"seconds": 1.1, "objective": 1.0}}
     memory = {"engine": "torch", "kind": "ivf", "precision": "int8", "rows": million, "dim": 384}
     return {
-        "machine": {"device": "cuda:0", "quick": False},
+        "machine": {"device": "cuda:0", "device_name": "A card", "quick": False},
         "bandwidth": {"bytes_per_s": 4e12},
         "search": {"table": table},
         "training": {"rows": million, "dim": 384, "centroids": 4096, "training": trained},

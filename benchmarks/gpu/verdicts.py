@@ -1,7 +1,8 @@
 """What is promised for a real GPU, and whether figures show it: met, missed, or not measured.
 
-    python benchmarks/gpu/verdicts.py benchmarks/results/gpu/DATE-DEVICE.json
+    python benchmarks/gpu/verdicts.py benchmarks/results/gpu/DATE-DEVICE.json [MORE.json ...] [--json ALL.json]
 
+Several files of one device, from runs of some parts each, are taken together.
 ``run.py`` prints the same table at its end and keeps it with the figures. Figures taken on CPU tensors, or with
 --quick, show nothing and are said not to.
 """
@@ -10,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TARGETS", "Verdict", "table_of", "verdicts"]
+__all__ = ["TARGETS", "Verdict", "as_rows", "combined", "table_of", "verdicts"]
 
 MILLION = 1_000_000
 TARGET_RECALL, EXACT_RECALL, SAME_RECALL = 0.95, 0.999, 0.001
@@ -209,10 +210,29 @@ def table_of(report: Report) -> str:
     return "\n".join([f"{met} met, {missed} missed, {len(found) - met - missed} not measured", *lines])
 
 
+def combined(reports: Sequence[Report]) -> Report:
+    """The parts of all of them, the later where two have the same; the rows of all search tables."""
+    whole: Report = {}
+    table: list[Row] = []
+    for report in reports:
+        mine = report["machine"]["device_name"]
+        others = whole["machine"]["device_name"] if whole else mine
+        if mine != others:
+            raise SystemExit(f"figures of {mine} and of {others} do not belong together")
+        table += report.get("search", {}).get("table", [])
+        whole |= report
+    return {**whole, "search": {**whole["search"], "table": table}} if table else whole
+
+
 def main() -> None:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("figures", type=Path)
-    print(table_of(json.loads(made.parse_args().figures.read_text(encoding="utf-8"))))
+    made.add_argument("figures", type=Path, nargs="+")
+    made.add_argument("--json", type=Path, help="where to write all figures with the verdicts")
+    args = made.parse_args()
+    report = combined([json.loads(path.read_text(encoding="utf-8")) for path in args.figures])
+    if args.json is not None:
+        args.json.write_text(json.dumps({**report, "verdicts": as_rows(report)}, indent=1) + "\n", encoding="utf-8")
+    print(table_of(report))
 
 
 if __name__ == "__main__":
