@@ -21,7 +21,7 @@ from ..base import Body, chunks
 from ..rerank import VectorTable
 from .duty import Duty
 from .owner import BusyError, Resident
-from .sizes import MOST, TEMPORARY_BYTES
+from .sizes import MOST, TEMPORARY_BYTES, plan_device_bytes
 
 __all__ = ["Ask", "FaissGpuBody", "doubled"]
 
@@ -100,6 +100,10 @@ class FaissGpuBody(Body):
     @abstractmethod
     def _query_bytes(self, ask: Ask) -> int:
         """Scratch of one query on the device."""
+
+    def _plan_with(self, table: VectorTable) -> IndexPlan:
+        """The plan of a body like this with the rows of ``table``."""
+        return replace(self.plan, device_bytes=plan_device_bytes(self.plan, table.n, table.dim))
 
     def _warm_up(self) -> None:
         """One search of the usual size: its code is loaded while there is room, and no user waits for that."""

@@ -31,11 +31,21 @@ class FaissGpuExactBody(FaissGpuBody):
 
     kind: ClassVar[str] = "exact"
 
-    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, vectors: FloatArray) -> None:
-        """``vectors`` float32 (n, dim): those of ``table``, rounded or not; they are not kept."""
+    def __init__(
+        self,
+        plan: IndexPlan,
+        metric: Metric,
+        rows: Rows,
+        table: VectorTable,
+        vectors: FloatArray,
+        *,
+        beside: bool = False,
+    ) -> None:
+        """``vectors`` float32 (n, dim): those of ``table``, rounded or not; they are not kept. ``beside``: only where
+        as much stays free as the body takes, since the one that it follows lies there too."""
         self._half = _half(table, vectors)
         self._largest = _SQUARED_MAX if metric == "l2" else _FLOAT16_MAX
-        super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, vectors, self._half))
+        super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, vectors, self._half, beside))
 
     @classmethod
     def build(cls, job: BuildJob) -> FaissGpuExactBody:
@@ -48,6 +58,13 @@ class FaissGpuExactBody(FaissGpuBody):
         rows = cls._rows_of(parts)
         table = cls._table_of(plan, metric, rows, parts)
         return cls(plan, metric, rows, table, table.gather(slice(0, table.n)))
+
+    def _extended(self, rows: Rows) -> FaissGpuExactBody | None:
+        table = self.table.extended(rows.vectors)
+        if table is None:
+            return None
+        vectors, slots = table.gather(slice(0, table.n)), self._slot_table_with(rows)
+        return FaissGpuExactBody(self._plan_with(table), self.metric, slots, table, vectors, beside=True)
 
     def _search(
         self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
@@ -79,12 +96,12 @@ def _half(table: VectorTable, vectors: FloatArray) -> bool:
     return True
 
 
-def _uploaded(device: str, table: VectorTable, vectors: FloatArray, half: bool) -> Resident | None:
+def _uploaded(device: str, table: VectorTable, vectors: FloatArray, half: bool, beside: bool) -> Resident | None:
     """A flat index of ``vectors`` float32 (n, dim), added at once, so that it never grows."""
     if not table.n:
         return None
     owner, size = owner_of(device), flat_bytes(table.n, table.dim, half)
-    with owner.building("loading vectors", size, keep=True) as (resources, held):
+    with owner.building("loading vectors", 2 * size if beside else size, keep=True) as (resources, held):
         config = owner.config("GpuIndexFlatConfig")
         config.useFloat16 = half
         held.append(owner.made("GpuIndexFlat", resources, table.dim, metric_of(owner.faiss, table.metric), config))

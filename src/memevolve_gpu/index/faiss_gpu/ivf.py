@@ -8,6 +8,7 @@ keeps and what the next body takes over.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from types import ModuleType
 from typing import Any, ClassVar
@@ -21,8 +22,9 @@ from ..allowed import Allowed
 from ..base import Arrays, BuildJob
 from ..engine import emptied, from_bytes, metric_of, quiet, to_bytes
 from ..faiss_door import load_faiss, one_thread, translated
+from ..growing import grown
 from ..rerank import VectorTable
-from ..sample import ADD_ROWS, POINTS_PER_LIST, training_sample
+from ..sample import ADD_ROWS, POINTS_PER_LIST, padded_columns, training_sample
 from .body import Ask, FaissGpuBody, doubled
 from .owner import Owner, Resident, owner_of
 from .sizes import MOST, flat_bytes, flat_query_bytes, lists_bytes, lists_query_bytes, sent_bytes
@@ -49,13 +51,17 @@ class FaissGpuIVFBody(FaissGpuBody):
         table: VectorTable,
         trained: Any,
         assigned: npt.NDArray[np.int32],
+        *,
+        beside: bool = False,
     ) -> None:
-        """``trained`` is faiss' CPU index without rows; ``assigned`` int32 (n,) the list of each row."""
+        """``trained`` is faiss' CPU index without rows; ``assigned`` int32 (n,) the list of each row. ``beside``: only
+        where as much stays free as the body takes, since the one that it follows lies there too."""
         self._trained = trained
         self._assigned = assigned
         self._nlist = int(trained.nlist)
         self._sizes: list[int] = np.bincount(assigned, minlength=self._nlist).tolist()
-        super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, trained, assigned, self._sizes))
+        resident = _uploaded(plan.device, table, trained, assigned, self._sizes, beside)
+        super().__init__(plan, metric, rows, table, resident)
 
     @classmethod
     def build(cls, job: BuildJob) -> FaissGpuIVFBody:
@@ -67,7 +73,7 @@ class FaissGpuIVFBody(FaissGpuBody):
             trained = emptied(job.like.trained)
         else:
             trained = _trained(job, owner, table.precision)
-        assigned = _assigned(job, owner, trained)
+        assigned = _assigned(owner, trained, len(job.rows.vectors), job.blocks(ADD_ROWS, trained.d))
         body = cls(plan, job.metric, job.rows, table, trained, assigned)
         job.progress("add", 1.0)
         return body
@@ -80,6 +86,15 @@ class FaissGpuIVFBody(FaissGpuBody):
         trained = from_bytes(parts, "faiss", name, 0, metric)
         _check_trained(trained, plan, table)
         return cls(plan, metric, rows, table, trained, _checked_lists(parts, table.n, plan.nlist))
+
+    def _extended(self, rows: Rows) -> FaissGpuIVFBody | None:
+        table, owner, m = self.table.extended(rows.vectors), owner_of(self.plan.device), len(rows.slots)
+        if table is None:
+            return None
+        blocks = (padded_columns(rows.vectors[at : at + ADD_ROWS], self.dim) for at in range(0, m, ADD_ROWS))
+        assigned = grown(self._assigned, _assigned(owner, self._trained, m, blocks))
+        plan, slots = self._plan_with(table), self._slot_table_with(rows)
+        return FaissGpuIVFBody(plan, self.metric, slots, table, self._trained, assigned, beside=True)
 
     @property
     def nlist(self) -> int:
@@ -177,17 +192,16 @@ def _cpu_lists(faiss: ModuleType, quantiser: Any, nlist: int, precision: Precisi
     return lists
 
 
-def _assigned(job: BuildJob, owner: Owner, trained: Any) -> npt.NDArray[np.int32]:
-    """The nearest centroid of each row, int32 (n,), found on the device."""
-    vectors = job.rows.vectors
-    assigned = np.empty(len(vectors), np.int32)
-    centroids, kind = _centroids_of(trained), metric_of(owner.faiss, job.metric)
+def _assigned(owner: Owner, trained: Any, n: int, blocks: Iterable[FloatArray]) -> npt.NDArray[np.int32]:
+    """The nearest centroid of each of n rows that come in blocks, int32 (n,), found on the device."""
+    assigned, kind = np.empty(n, np.int32), trained.metric_type
+    centroids = _centroids_of(trained)
     size = flat_bytes(len(centroids), trained.d, half=False)
     with owner.building("assigning rows to lists", size, keep=False) as (resources, held):
         held.append(owner.made("GpuIndexFlat", resources, trained.d, kind, owner.config("GpuIndexFlatConfig")))
         held[0].add(centroids)
         at = 0
-        for block in job.blocks(ADD_ROWS, trained.d):
+        for block in blocks:
             assigned[at : at + len(block)] = held[0].search(block, 1)[1][:, 0]
             at += len(block)
     np.maximum(assigned, 0, out=assigned)
@@ -195,7 +209,7 @@ def _assigned(job: BuildJob, owner: Owner, trained: Any) -> npt.NDArray[np.int32
 
 
 def _uploaded(
-    device: str, table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32], sizes: list[int]
+    device: str, table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32], sizes: list[int], beside: bool
 ) -> Resident:
     """The lists, filled on the host and sent to the device in one piece."""
     owner, narrow = owner_of(device), bool(_STORED[table.precision])
@@ -203,7 +217,7 @@ def _uploaded(
     size = lists_bytes(sizes, table.dim, table.precision)
     owner.check()
     lists = _filled(table, trained, assigned)
-    with owner.building("loading inverted lists", size, keep=True) as (resources, held):
+    with owner.building("loading inverted lists", 2 * size if beside else size, keep=True) as (resources, held):
         config = owner.config(f"{name}Config")
         config.indicesOptions = owner.faiss.INDICES_32_BIT
         held.append(owner.made(name, resources, lists, config))
