@@ -19,6 +19,7 @@ from cuda_tests.card_kit import Hooks, embeddings, filled_card, free_bytes, need
 from index.faiss_gpu import stand_in
 from index.faiss_gpu import test_faiss_gpu_contract as contract
 from index.oracle import check_answer, clustered, nearest, recall, rows_of
+from index.test_extended import cut
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.allowed import Allowed
@@ -204,6 +205,23 @@ def test_squares_that_leave_float16_lose_no_rows(largest: float, precision: Prec
     vectors[::10] *= np.float32(largest)
     body = build(plan_of("exact", len(vectors), precision), rows_of(vectors), "l2", seed=1)
     assert body.search(vectors[:200:10], 1, Effort())[1][:, 0].tolist() == list(range(0, 200, 10))
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_longer_bodies_lie_on_the_device_beside_those_they_follow(kind: str, precision: Precision) -> None:
+    vectors = embeddings(23_000, 96)
+    rows = rows_of(vectors)
+    body = old = build(plan_of(kind, 20_000, precision, nlist=64), rows_of(vectors[:20_000]), "cosine", seed=1)
+    for start in range(20_000, 23_000, 1000):
+        longer = body.extended(cut(rows, start, start + 1000))
+        assert longer is not None
+        body = longer
+    assert (body.n, body.device, old.device) == (23_000, "cuda:0", "cuda:0")
+    for each in (old, body):
+        some = np.arange(0, each.n, 37)
+        assert each.search(vectors[some], 1, Effort(nprobe=64))[1][:, 0].tolist() == some.tolist()
+        assert each.incidents() == []
 
 
 def test_lists_leave_nothing_on_the_host() -> None:
