@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from gpu_kit import MB, Card, FakeProber, machine_with
+from gpu_kit import MB, Card, FakeProber, line, machine_with
 
 from memevolve_gpu.devices.budget import (
     CONTEXT_BYTES,
@@ -196,6 +197,30 @@ def test_the_context_is_counted_before_it_is_there_and_after() -> None:
 def test_a_full_card_has_no_room_and_no_negative_one() -> None:
     assert budget({"torch": torch(0)}, used=10 * GB).room == 0
     assert budget({"torch": torch(100 * MB)}, fraction=1.0).room == 100 * MB
+
+
+@pytest.mark.parametrize("active", [False, True])
+@pytest.mark.parametrize("fraction", [0.1, 0.8, 1.0])
+def test_room_is_never_more_than_what_is_there(fraction: float, active: bool) -> None:
+    """Free, or in torch's reserve; whatever bodies, cupy and others hold. All parts together stay within the limit."""
+    sizes = (0, 300 * MB, 7 * GB, 60 * GB)
+    for free, used, kept, foreign in itertools.product(sizes, repeat=4):
+        modules = {"cupy": cupy(free, pool=(0, foreign)), "torch": torch(free, pool=(used, used + kept))}
+        found = budget(modules, used=used, active=active, fraction=fraction)
+        assert found.limit == int(fraction * (found.free + found.used + found.cached + found.context))
+        assert 0 <= found.room <= max(0, found.free + found.cached - found.foreign)
+        if found.room:
+            assert found.used + found.room + found.context + found.coming + found.foreign <= found.limit
+
+
+def test_a_card_that_has_gone_has_no_memory(tmp_path: Path) -> None:
+    state = tmp_path / "cards"
+    state.write_text(f"{line(0, 'A', free=10)}\n{line(1, 'B', free=900)}\n")
+    prober = Prober(command=["/bin/cat", str(state)])
+    machine = Machine("auto", 1.0, prober=prober, holdings=Holdings(), load=nothing)
+    assert (machine.choice.device, machine.budget().free) == ("cuda:1", 900 * MB)
+    state.write_text(f"{line(0, 'A', free=10)}\n")
+    assert machine.budget(fresh=True).free == 0
 
 
 def test_workers_on_one_card_share_it() -> None:

@@ -119,6 +119,20 @@ def test_rounds_are_asked_for_while_it_rests_however_often_somebody_asks(card: C
     assert 2 <= asked <= 4
 
 
+def test_a_plan_without_room_is_looked_at_again_after_a_while(card: Card, clock: Clock) -> None:
+    desk = looked_at(card, clock)
+    facts = desk.facts(10, body())
+    refused = IndexPlan("exact", notes=("no room",), refusal="limit")
+    desk.note(refused, facts)
+    assert not desk.due, "it was looked at a moment ago"
+    clock.now += 31
+    assert desk.take_due()
+    assert not desk.due
+    clock.now += 31
+    desk.note(PLAN, facts)
+    assert not desk.due, "there is room"
+
+
 @pytest.mark.parametrize("cause", ["device-lost", "fork"])
 def test_a_lost_device_is_not_asked_again(cause: Any, card: Card, clock: Clock) -> None:
     desk = looked_at(card, clock)

@@ -177,6 +177,8 @@ def test_a_table_may_see_no_use_in_a_gpu_and_a_user_may() -> None:
     assert engine_for(never, 10**7, "auto", ("torch", "faiss"), wanted=False).engine == "cpu"
     assert engine_for(never, 10**7, "auto", ("faiss",), wanted=True).engine == "faiss"
     assert gpu_pays_from(EngineTable((Band(None, ("torch", "cpu")),), "a fast one")) == 1
+    later = EngineTable((Band(100, ("cpu",)), Band(None, ("faiss", "torch", "cpu"))), "a test")
+    assert engine_for(later, 50, "auto", ("torch", "faiss"), wanted=True).engine == "faiss"
     late = EngineTable((Band(100, ("cpu",)), Band(200, ("cpu", "torch")), Band(None, ("faiss", "cpu"))), "a test")
     assert gpu_pays_from(late) == 201
 

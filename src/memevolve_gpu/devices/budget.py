@@ -76,10 +76,8 @@ class MemoryBudget:
 
     @property
     def room(self) -> int:
-        """What may be added to ``used`` now."""
-        held = self.used + self.context + self.foreign
-        there = self.free + self.cached - self.foreign
-        return max(0, min(self.limit - held, there) - self.coming)
+        """What may be added to ``used`` now; since fraction is at most 1, never more than is free or in our reserve."""
+        return max(0, self.limit - self.used - self.context - self.foreign - self.coming)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with what follows from them."""

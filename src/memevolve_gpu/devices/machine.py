@@ -71,9 +71,7 @@ class Machine:
         """Look whether another GPU has more room, before CUDA is in use here, and unless the setting names one."""
         if self.request not in ("auto", "cuda") or self.holdings.active or self.forked:
             return
-        choice = resolve(self.request, lambda: self._prober.look(_FRESH_SECONDS))
-        if choice.gpu is not None:
-            self._choice = choice
+        self._choice = resolve(self.request, lambda: self._prober.look(_FRESH_SECONDS))
 
     @property
     def forked(self) -> bool:

@@ -218,7 +218,6 @@ class DeviceDesk:
         self.machine.holdings.add(body)
         self._budget = self.budget_after = self.machine.budget(fresh=True)
         self._resting, self._rest = "", _FIRST_REST
-        self._standing.clear()
         predicted, measured = body.plan.device_bytes, body.device_bytes
         self._events.record(
             "device",
