@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_tests.card_kit import open_store
 from cuda_tests.torch_kit import (
     DEVICE,
     alone,
@@ -145,3 +147,21 @@ def test_what_another_stream_still_writes_is_waited_for(torch: Any, monkeypatch:
             late[...] = source
             found = body.search(late, 10, Effort())[1]
         assert overlap(found, expected) >= 0.99
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 1.0])
+def test_a_program_may_end_while_its_store_builds(torch: Any, seconds: float, tmp_path: Path) -> None:
+    """Without closing it: a thread that the interpreter stops inside torch would take the process with it."""
+    program = f"""
+import time
+from pathlib import Path
+from cuda_tests.card_kit import embeddings, open_store, units
+store = open_store(Path({str(tmp_path)!r}) / "memory", "torch", dim=96, index_type="ivf", background=True)
+store.store_batch(units(0, 20_000), embeddings=embeddings(20_000, 96))
+time.sleep({seconds})
+print("the end", flush=True)
+"""
+    assert alone(program) == "the end"
+    with open_store(tmp_path / "memory", "torch") as store:
+        assert store.count() == 20_000
+        assert store.check() == []
