@@ -3,7 +3,7 @@
     python benchmarks/gpu/bandwidth.py [--device cuda:0 | cpu] [--quick]
 
 A copy reads and writes, and both count. Random data: some cards are faster on zeros. On a GPU the copies are timed by
-CUDA events, several large ones after a warm-up, median.
+CUDA events, several of 4 GiB (a quarter of the free memory where that is less) after a warm-up, median.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from gpu.common import Setting, module, note, script
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Bytes read plus written in a second: ``bytes_per_s``, and how it was measured."""
-    size = (1 << 24) if setting.quick else (4 << 30 if setting.on_gpu else 1 << 28)
     repeats = 3 if setting.quick else 20
     torch = module("torch")
+    size = (1 << 24) if setting.quick else 1 << 28
+    if setting.on_gpu and not setting.quick:
+        size = min(4 << 30, torch.cuda.mem_get_info(setting.index)[0] // 4 >> 20 << 20)
     device = setting.device if setting.on_gpu else "cpu"
     source = torch.randint(-128, 127, (size,), dtype=torch.int8, device=device)
     target = torch.empty_like(source)
