@@ -230,6 +230,15 @@ def test_few_large_rows_among_small_ones_are_found(precision: Any, card: Card, v
     assert found.tolist() == list(range(0, 100, 10))
 
 
+@pytest.mark.parametrize("small", [1, 16, 17])
+def test_few_tiny_rows_do_not_double_the_memory(small: int, card: Card, vectors: FloatArray) -> None:
+    mixed = vectors * np.float32(1 / np.abs(vectors).max())
+    mixed[5 : 5 + small] *= np.float32(2**-12)
+    body = body_of("exact", mixed, "l2", "float16")
+    assert body.search(mixed[: 5 + small], 1, Effort())[1][:, 0].tolist() == list(range(5 + small))
+    assert body.device_bytes == sizes.flat_bytes(N, DIM, half=small <= 16)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [10, 700])
 def test_batches_never_need_more_than_the_temporary_memory(

@@ -24,6 +24,8 @@ _SQUARED_MAX = 255.0
 _SQUARED_MIN = 2.0**-5
 """For l2 faiss squares components in float16 (``Math<half2>::mul`` in its L2Norm.cu) before it adds them up in float32:
 from 256 on they become infinite, and their row is never found; in rows whose largest is below 2**-5 too many vanish."""
+_FEW_SMALL = 16
+"""Such small rows may be: they are confused with each other alone, and so many candidates are fetched beyond k."""
 
 
 class FaissGpuExactBody(FaissGpuBody):
@@ -89,9 +91,11 @@ def _half(table: VectorTable, vectors: FloatArray) -> bool:
     if table.precision == "float32" or (table.precision == "float16" and table.metric != "l2"):
         return table.precision == "float16"
     low, high = (_SQUARED_MIN, _SQUARED_MAX) if table.metric == "l2" else (_FLOAT16_NORMAL, _FLOAT16_MAX)
+    small = 0
     for start in range(0, table.n, ADD_ROWS):
         largest = np.abs(vectors[start : start + ADD_ROWS]).max(axis=1)
-        if not bool(((largest <= high) & ((largest >= low) | (largest == 0))).all()):
+        small += int(np.count_nonzero((largest < low) & (largest > 0)))
+        if small > _FEW_SMALL or not bool((largest <= high).all()):
             return False
     return True
 
