@@ -110,6 +110,16 @@ def test_the_background_goes_back_by_itself_when_there_is_room(tmp_path: Path, c
         assert shown(store)["device"] == "cuda:0"
 
 
+def test_a_snapshot_does_not_keep_what_stood_against_its_plan(tmp_path: Path, card: Card) -> None:
+    card.taken = card.total
+    with filled(tmp_path, machine_with(card), index_type="ivf") as store:
+        assert store._open.live.view.body.plan.refusal == "limit"
+    assert b"refusal" not in (tmp_path / "memory.snapshot").read_bytes()
+    with VectorStore(tmp_path / "memory", None, storage_config={"background": False, "device": "cpu"}) as store:
+        assert [event["kind"] for event in store.statistics()["events"]] == ["snapshot-loaded"]
+        assert store.statistics()["plan"]["refusal"] == ""
+
+
 def test_room_that_a_setting_leaves_none_of_is_not_waited_for(tmp_path: Path, card: Card) -> None:
     assert card.free > 1000 * MB
     with filled(tmp_path, machine_with(card), max_memory_mb=100) as store:

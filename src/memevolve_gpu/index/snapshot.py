@@ -204,7 +204,9 @@ def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> None:
 
 
 def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
-    described = {f.name: getattr(info, f.name) for f in fields(info) if f.name != _DEAD} | {"plan": asdict(info.plan)}
+    plan = asdict(info.plan)
+    del plan["refusal"]  # of the day when it was planned; the body itself has none
+    described = {f.name: getattr(info, f.name) for f in fields(info) if f.name != _DEAD} | {"plan": plan}
     sections = [
         {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "crc32": zlib.crc32(_raw(array))}
         for name, array in arrays.items()
