@@ -110,6 +110,30 @@ def test_the_background_goes_back_by_itself_when_there_is_room(tmp_path: Path, c
         assert shown(store)["device"] == "cuda:0"
 
 
+def test_room_is_seen_as_soon_as_it_is_there(tmp_path: Path, card: Card) -> None:
+    """What the driver said a moment ago, when the card was full, is not good enough for a store that waits."""
+    state = tmp_path / "card"
+    free, full = (line(total=4000, free=room) for room in (3900, 10))
+    for number, first in enumerate((full, free)):
+        state.write_text(first)
+        machine = asked_of("cuda:0", ["/bin/cat", str(state)])
+        machine._trial = lambda _engine, _index: ""
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        config = {"background": False, "min_training_units": 100, "index_type": "flat", "device": "cuda:0"}
+        with VectorStore(folder / "memory", FakeBatchEmbedder(DIM), storage_config=config, machine=machine) as store:
+            store.store_batch([{"content": f"number {i}"} for i in range(COUNT)])
+            store.get_storage_health()
+            state.write_text(full)
+            store.run_maintenance()
+            assert shown(store)["device"] == "cpu"
+            assert len(refusals(store)) == 1
+            state.write_text(free)
+            store.run_maintenance()
+            assert shown(store)["device"] == "cuda:0"
+        assert card.free == card.total
+
+
 def test_a_snapshot_does_not_keep_what_stood_against_its_plan(tmp_path: Path, card: Card) -> None:
     card.taken = card.total
     with filled(tmp_path, machine_with(card), index_type="ivf") as store:
@@ -157,7 +181,6 @@ def test_another_card_is_taken_when_the_first_has_no_room(request_: str, tmp_pat
         assert machine.choice.device == "cuda:0"
         assert len(refusals(store)) == 1
         state.write_text(f"{line(0, 'First', free=20)}\n{line(1, 'Second', total=8000, free=7000)}\n")
-        machine._prober._at -= 60
         machine._trial = lambda _engine, _index: ""
         store.run_maintenance()
         there = "cpu" if request_ == "cuda:0" else "cuda:1"

@@ -67,11 +67,16 @@ class Machine:
             self._choice = resolve(self.request, self._prober.look)
         return self._choice
 
-    def choose_again(self) -> None:
-        """Look whether another GPU has more room, before CUDA is in use here, and unless the setting names one."""
-        if self.request not in ("auto", "cuda") or self.holdings.active or self.forked:
+    def look_again(self) -> None:
+        """Ask the driver anew, and take the GPU with the most room now unless the setting names one.
+
+        Once CUDA is in use here the choice stands, and its libraries tell how much room there is.
+        """
+        if self.request == "cpu" or self.holdings.active or self.forked:
             return
-        self._choice = resolve(self.request, lambda: self._prober.look(_FRESH_SECONDS))
+        found = self._prober.look(0.0)
+        if self.request in ("auto", "cuda"):
+            self._choice = resolve(self.request, lambda: found)
 
     @property
     def forked(self) -> bool:

@@ -127,7 +127,7 @@ class DeviceDesk:
         if not self._concerned(count) or not self.find():
             return
         if self._resting or "limit" in self._standing:
-            self.machine.choose_again()
+            self.machine.look_again()
         self._budget = self.machine.budget()
         if self._resting and self._may_try():
             self._resting = ""
