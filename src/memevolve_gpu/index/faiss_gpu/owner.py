@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import traceback
 import weakref
@@ -158,19 +159,20 @@ class Owner:
         held: list[Any] = []
         with self.using(doing, needed + CODE_BYTES) as resources:
             self._building += 1
+            done = False
             try:
                 yield resources, held
-            except BaseException as error:
-                told = self._refused(error, doing) if _is_faiss(error) else error
-                traceback.clear_frames(error.__traceback__)  # calls that failed hold the index they were made on
-                self._let_go(held)
-                if told is error:
-                    raise
-                raise told from error
+                done = True
+            except MemEvolveError:  # whoever follows the progress of a build may end it
+                raise
+            except (RuntimeError, MemoryError) as error:
+                traceback.clear_frames(error.__traceback__)
+                raise self._refused(error, doing) from error
             finally:
                 self._building -= 1
-            if not keep:
-                self._let_go(held)
+                traceback.clear_frames(sys.exc_info()[2])  # calls that failed hold the index they were made on
+                if not (done and keep):
+                    self._let_go(held)
 
     def made(self, name: str, *arguments: Any) -> Any:
         """A new index of faiss' class ``name``. Its Python part keeps an argument of the constructor for as long as it
@@ -280,11 +282,6 @@ class Resident:
         """The index. It is let go of where the owner empties the list that holds it, under the owner's lock: a second
         reference would free it elsewhere, so keep none."""
         return self._held[0]
-
-
-def _is_faiss(error: BaseException) -> bool:
-    """Ours are RuntimeErrors too, and who follows the progress of a build may raise them to end it."""
-    return isinstance(error, (RuntimeError, MemoryError)) and not isinstance(error, MemEvolveError)
 
 
 def _resources(faiss: ModuleType, number: int) -> Any:
