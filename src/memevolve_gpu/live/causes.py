@@ -28,8 +28,8 @@ QUIET_ROWS = 1024
 """Rows that may wait while nobody writes."""
 
 TAIL_MOST_ON_DEVICE = 32_768
-"""There the tail is scanned by the device, and an append copies the body once: 50 MB of newer rows, at 384 dimensions,
-beside a body of any size. faiss builds anew for what waits, and its host scans as many rows in 2 ms."""
+"""On a device an append copies the whole body once, there (torch) or from the host (faiss). The tail, 50 MB at 384
+dimensions, is scanned by the torch engine on the device, and beside faiss by the host, in 2 ms."""
 
 DEAD_FRACTION, DEAD_ROWS = 0.15, 256
 """Tombstones that may stay."""
@@ -66,7 +66,7 @@ def tail_limit(view: View) -> int:
 
 def is_extendable(view: View) -> bool:
     """Do so many rows wait that scanning them costs searches more than putting them behind a trained body does?"""
-    return view.tail_n > tail_limit(view) and view.body.kind != "exact" and view.body.plan.engine != "faiss"
+    return view.tail_n > tail_limit(view) and view.body.kind != "exact"
 
 
 def quiet_limit(view: View) -> int:

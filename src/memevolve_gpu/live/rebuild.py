@@ -92,7 +92,7 @@ def _living(view: View) -> _Living:
 
 def _may_grow(body: Body) -> bool:
     """Can rows be put behind the body's own in its memory? A graph's vectors are in memory that faiss holds."""
-    return body.plan.precision == "float32" and body.plan.engine != "faiss" and body.kind != "hnsw"
+    return body.plan.precision == "float32" and body.kind != "hnsw"
 
 
 def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View:
