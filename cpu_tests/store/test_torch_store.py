@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -139,3 +142,40 @@ def test_queries_on_the_device_stay_there(tmp_path: Path, torch: Any, monkeypatc
         truth, ids = model.truth(queries)
         np.testing.assert_allclose(found.distances, truth, rtol=1e-4, atol=1e-4)
         assert [found.ids(row) for row in range(40)] == ids
+
+
+ENDS = """
+import sys, time
+from contextlib import nullcontext
+from pathlib import Path
+import numpy as np, torch
+from gpu_kit import Card, machine_with
+from support import FakeBatchEmbedder
+from memevolve_gpu import VectorStore
+from memevolve_gpu.index.torch_engine import body, exact, guard, ivf, kmeans
+for one in (body, exact, ivf):
+    one.open_device = lambda _: torch.device("cpu")
+guard.current, guard._release = lambda _: nullcontext(), lambda _: None
+kmeans._ENOUGH = -1.0  # as long as it may
+chosen = {"index_type": "ivf", "min_training_units": 100}
+memory, machine = Path(sys.argv[1]) / "memory", machine_with(Card())
+store = VectorStore(memory, FakeBatchEmbedder(96), storage_config=chosen, machine=machine)
+vectors = np.random.default_rng(1).standard_normal((20_000, 96)).astype(np.float32)
+store.store_batch([{"id": f"u{i}", "content": f"fact {i}"} for i in range(20_000)], embeddings=vectors)
+while not store._open.maintenance.running:
+    time.sleep(0.01)
+time.sleep(float(sys.argv[2]))
+print("end", flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", ["0.05", "0.4"])
+def test_a_program_may_end_while_its_store_builds(after: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ENDS, str(tmp_path), after]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (found.returncode, found.stdout) == (0, "end\n"), found.stderr[-2000:]
+    with opened(tmp_path, "l2", "ivf") as store:
+        assert store.count() == 20_000

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,57 @@ def test_filters_are_dropped_when_memory_is_short(card: Account, torch: Any, mon
     fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > 8 else None)
     assert_right(body, queries, vectors)
     assert len(body._masks._kept) == 0
+
+
+def test_room_is_made_on_the_devices_turn_and_only_where_it_is_short(
+    card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 40)
+    body, free = on_card("exact", vectors), []
+
+    def look() -> None:
+        with ThreadPoolExecutor(1) as pool:  # another thread would get the lock only if nobody had it
+            free.append(pool.submit(guard.lock_of(CARD).acquire, False).result())
+
+    monkeypatch.setattr(body._replays, "clear", look)
+    body._guard.relieved_by(look)
+    fails_when(monkeypatch, lambda _: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert_right(body, queries, vectors)
+    assert free == [], "nothing is dropped for what is no want of room"
+    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
+    fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > 20 else None)
+    assert_right(body, queries, vectors)
+    assert free == [False]
+
+
+def test_work_on_a_device_has_a_stream_of_its_own(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: str) -> None:
+            done.append(("made", device))
+
+        def wait_stream(self, other: Any) -> None:
+            done.append(("waits for", other))
+
+    @contextmanager
+    def entered(what: Any) -> Iterator[None]:
+        done.append(("in", what if isinstance(what, str) else "own"))
+        yield
+
+    monkeypatch.setattr(door, "_streams", {})
+    for name, fake in {
+        "Stream": Stream,
+        "stream": entered,
+        "device": entered,
+        "current_stream": lambda _: "caller",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for _ in range(2):
+        with door.current("cuda:3"):
+            done.append("work")
+    once = [("waits for", "caller"), ("in", "own"), "work"]
+    assert done == [("in", "cuda:3"), ("made", "cuda:3"), *once, ("in", "cuda:3"), *once]
 
 
 def test_a_cut_batch_grows_again(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,9 @@ class TorchBody(Body):
         """
         with building(self.plan.device):
             if self._loaded is None and self.n:
-                self._loaded = self._brought(open_device(self.plan.device), progress)
+                with lock_of(self.plan.device):
+                    device = open_device(self.plan.device)
+                self._loaded = self._brought(device, progress)
         progress(1.0)
 
     def _load_or_remark(self) -> None:

@@ -67,6 +67,7 @@ _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "allo
 """Among them what cuBLAS says when it finds no room for its own buffers."""
 
 _lock = threading.Lock()
+_streams: dict[str, Any] = {}
 _owner: int | None = None
 """The process that opened a GPU first; its children must leave it alone."""
 
@@ -150,7 +151,22 @@ def current(device: str) -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False), ExitStack() as stack:
         if kind == "cuda":
             stack.enter_context(torch.cuda.device(device))
+            own = _stream_of(torch, device)
+            own.wait_stream(torch.cuda.current_stream(device))  # the caller's arrays may still be being filled
+            stack.enter_context(torch.cuda.stream(own))
         yield
+
+
+def _stream_of(torch: Any, device: str) -> Any:
+    """The stream of all work on ``device``: it does not queue behind the kernels of the program's own models, and what
+    torch keeps for each stream is kept once.
+
+    Results are waited for before a caller goes on, so nothing here is still being read when its memory is free again.
+    """
+    with _lock:
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)
+        return _streams[device]
 
 
 def host_tensor(array: npt.NDArray[Any]) -> Any:

@@ -34,7 +34,8 @@ class TorchExactBody(TorchBody):
         """
         table = job.table()
         with building(job.plan.device):
-            device = open_device(job.plan.device)
+            with lock_of(job.plan.device):
+                device = open_device(job.plan.device)
             space = (
                 measured_space(table, device, lock_of(job.plan.device))
                 if table.n

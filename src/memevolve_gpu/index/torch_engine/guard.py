@@ -7,22 +7,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal, TypeVar
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident
 from .door import Cause, cause_of, current, forked, load_torch
 
-__all__ = ["Guard", "building", "lock_of", "lost_devices"]
+__all__ = ["Guard", "building", "keep_all", "lock_of", "lost_devices", "turn_of"]
 
 T = TypeVar("T")
 Action = Literal["smaller-batch", "cpu", "cpu-until-restart", "device-again"]
 
 _FIRST_REST_S, _LONGEST_REST_S = 15.0, 600.0
+_LAST_PATIENCE_S = 10.0
 _PATIENCE_S = 20.0
 """So long a search waits for its turn: a device that has not answered another one by then is not going to."""
 _INCIDENTS = 64
+_SHORT = ("out-of-memory", "limit")
 
 _locks: dict[str, threading.RLock] = {}
 _lost: dict[str, str] = {}
@@ -46,6 +48,14 @@ def lock_of(device: str) -> threading.RLock:
     """
     with _registry:
         return _locks.setdefault(device, threading.RLock())
+
+
+def keep_all() -> None:
+    """Take every device's turn for good: the process ends, and no thread shall be in a call to CUDA when it does."""
+    with _registry:
+        locks = list(_locks.values())
+    for lock in locks:
+        lock.acquire(timeout=_LAST_PATIENCE_S)
 
 
 def lost_devices() -> dict[str, str]:
@@ -72,7 +82,8 @@ def building(device: str) -> Iterator[None]:
         cause = cause_of(error) or "device-error"
         if cause == "device-lost":
             _lost[device] = _line(error)
-        _release(device)
+        with suppress(DeviceError), turn_of(device):
+            _release(device)
         raise DeviceError(f"device {device}: {_line(error)}; the CPU can hold this index", cause) from error
 
 
@@ -138,26 +149,34 @@ class Guard:
         batch: int | None = min(self._limit or most, most)
         while batch is not None:
             try:
-                with _turn(self.device), current(self.device):
+                with turn_of(self.device), current(self.device):
                     found = work(batch)
             except (RuntimeError, MemoryError) as error:
+                short = cause_of(error) in _SHORT
                 batch = self._failed(error, batch)
             else:
                 self._succeeded(most)
                 return found
-            for drop in self._relieve:
-                drop()
-            _release(self.device)  # now that the error no longer keeps alive what was made before it
+            if short:  # now that the error no longer keeps alive what was made before it
+                self._make_room()
         return None
 
     def refuse(self, error: EngineError) -> None:
         """The device could not take the rows: the host answers until the device has rested."""
         self._settle(cause_of(error) or "device-error", _line(error))
 
+    def _make_room(self) -> None:
+        """Drop what is kept for speed, and give what torch keeps back to the driver: on the device's turn, for another
+        thread may be using or recording it."""
+        with suppress(DeviceError), turn_of(self.device):
+            for drop in self._relieve:
+                drop()
+            _release(self.device)
+
     def _failed(self, error: BaseException, batch: int) -> int | None:
         """The next batch to try, or None."""
         cause = cause_of(error) or "device-error"
-        if cause in {"out-of-memory", "limit"} and batch > 1:
+        if cause in _SHORT and batch > 1:
             self._limit = max(1, batch // 2)
             self._larger_at = self._clock() + _FIRST_REST_S
             self.note(cause, "smaller-batch", f"{batch} queries at once: {_line(error)}; {self._limit} are tried")
@@ -198,7 +217,7 @@ class Guard:
 
 
 @contextmanager
-def _turn(device: str) -> Iterator[None]:
+def turn_of(device: str) -> Iterator[None]:
     """The device's lock.
 
     Raises:
@@ -217,8 +236,7 @@ def _release(device: str) -> None:
     """Give what torch keeps in reserve back to the driver, where that is possible."""
     if device.startswith("cuda"):
         try:
-            with _turn(device):  # it would break what another thread records
-                load_torch().cuda.empty_cache()
+            load_torch().cuda.empty_cache()
         except RuntimeError:  # the device is worse off than that; the next use will say so
             return
 

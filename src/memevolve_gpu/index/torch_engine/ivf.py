@@ -67,8 +67,9 @@ class TorchIVFBody(TorchBody):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
         table = job.table()
         with building(plan.device):
-            device = open_device(plan.device)
             turn = lock_of(plan.device)
+            with turn:
+                device = open_device(plan.device)
             space = measured_space(table, device, turn)
             centroids = job.like.centroids if isinstance(job.like, TorchIVFBody) else _trained(job, space, device, turn)
             assignment = _assigned(table, space, centroids, device, turn)
@@ -108,7 +109,8 @@ class TorchIVFBody(TorchBody):
         return super()._engine_bytes() + self.centroids.nbytes + self._assignment.nbytes + self._sizes.nbytes
 
     def _layout(self, device: Any) -> Layout:
-        centroids = self._space.enter(self.centroids, padded_columns(self.dim), device)
+        with lock_of(self.plan.device):
+            centroids = self._space.enter(self.centroids, padded_columns(self.dim), device)
         return _listed(self._assignment, np.zeros_like(self._sizes), centroids)
 
     def _longer(
@@ -164,7 +166,8 @@ def _trained(job: BuildJob, space: Space, device: Any, turn: AbstractContextMana
             x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f), turn=turn
         )
         del x
-    own: FloatArray = found[:, : sample.shape[1]].cpu().numpy()
+    with turn:
+        own: FloatArray = found[:, : sample.shape[1]].cpu().numpy()
     return np.ascontiguousarray(own / np.float32(space.scale) + space.centre, dtype=np.float32)
 
 
@@ -173,8 +176,9 @@ def _assigned(
 ) -> npt.NDArray[np.int32]:
     """The list of each row."""
     operations = Operations(device, lambda _: None)
-    narrow = _narrow(space, centroids, device)
-    norms = norms_of(narrow)
+    with turn:
+        narrow = _narrow(space, centroids, device)
+        norms = norms_of(narrow)
     found = np.empty(table.n, np.int32)
     for start, block in blocks_of(table):
         with turn:

@@ -51,12 +51,12 @@ def train(
     """
     torch = load_torch()
     chosen = np.sort(np.random.default_rng(seed).choice(len(x), nlist, replace=False))
-    centroids = x[host_tensor(chosen).to(x.device)].to(torch.float32)
     with turn:
+        centroids = x[host_tensor(chosen).to(x.device)].to(torch.float32)
         flash = _flash(x, centroids, iterations)
+        before, own = float("inf"), float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 / len(x)
     if flash is not None:
         centroids, iterations = flash, 1  # one more step fills lists that were left empty
-    before, own = float("inf"), float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 / len(x)
     for step in range(iterations):
         with turn:
             centroids, scores = _step(x, centroids, operations)

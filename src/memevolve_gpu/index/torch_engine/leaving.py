@@ -1,4 +1,4 @@
-"""The end of the process: a thread that it stops in the middle of a call to CUDA takes the exit code with it."""
+"""The end of the process: a thread that it stops in the middle of a call to torch ends it with an abort instead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import weakref
 
 from ...errors import EngineError
+from .guard import keep_all
 
 __all__ = ["stop", "wait_for"]
 
@@ -36,3 +37,4 @@ def _end() -> None:
     _ends.set()
     for thread in list(_threads):
         thread.join(_PATIENCE_S)
+    keep_all()

@@ -100,12 +100,13 @@ class Load:
         """Bring them; those that the layout keeps are copied from ``before``, which lies on the device already."""
         int8, listed = isinstance(self.table, Int8Table), bool(self.layout.lists)
         shape = (self.table.n, self.table.dim, self.layout.groups)
-        rows = Resident.empty(self.metric, self.space, shape, device, int8=int8, full=self.full, listed=listed)
-        if before is not None and self.layout.moved is not None:
-            with turn:
+        with turn:
+            rows = Resident.empty(self.metric, self.space, shape, device, int8=int8, full=self.full, listed=listed)
+            if before is not None and self.layout.moved is not None:
                 rows.take_over(before, host_tensor(self.layout.moved).to(device))
         self._fill(rows, device, turn, progress)
-        loaded = self._finished(rows, device, Operations(device, note))
+        with turn:
+            loaded = self._finished(rows, device, Operations(device, note))
         self._warm(loaded, turn)
         return loaded
 
@@ -143,9 +144,9 @@ class Load:
         torch = load_torch()
         each = scratch_each(loaded.rows, LEAST_CANDIDATES, loaded.rows.groups)
         for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
-            raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
             for nprobe in self._probes(nq):
                 with turn:
+                    raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
                     asked = Queries.prepare(raw, loaded.rows)
                     propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
                     torch.cuda.current_stream(loaded.device).synchronize()
