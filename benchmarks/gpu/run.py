@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu import bandwidth, ingest, memory, search, training
+from gpu import answers, bandwidth, ingest, memory, search, training
 from gpu.common import FAILURES, RESULTS, Setting, add_dims, facts, note, parser, release, save, setting_of
 from gpu.plots import draw
 from gpu.verdicts import as_rows, table_of
@@ -27,6 +27,7 @@ Part = Callable[[Setting, argparse.Namespace], dict[str, Any]]
 
 PARTS: dict[str, Part] = {
     "bandwidth": lambda setting, _: bandwidth.run(setting),
+    "answers": lambda setting, args: answers.run(setting, *answers.sizes_of(args)),
     "training": lambda setting, args: training.run(setting, *training.sizes_of(args)),
     "memory": lambda setting, args: memory.run(setting, *memory.sizes_of(args)),
     "ingest": lambda setting, args: ingest.run(setting, *ingest.sizes_of(args)),
@@ -35,7 +36,7 @@ PARTS: dict[str, Part] = {
 
 def options() -> argparse.ArgumentParser:
     made = parser(__doc__)
-    for part in (search, training, ingest, memory):
+    for part in (search, answers, training, ingest, memory):
         part.add_options(made)
     add_dims(made)
     made.add_argument(

@@ -99,7 +99,7 @@ class TorchBody(Body):
     ) -> tuple[FloatArray, IntArray] | None:
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
         nq, count = int(given.shape[0]), n if allowed is None else allowed.count
-        if self._loaded is None or self.plan.device == "cpu" or not nq:
+        if self._loaded is None or not nq:
             return None
         here = isinstance(given, np.ndarray)
         if here and nq * scan_cost(count, self.dim, "float32") < _DEVICE_CALL:

@@ -1,0 +1,142 @@
+"""Are a GPU's answers those of the CPU? Recall@10 of real queries against an exact scan on the host.
+
+    python benchmarks/gpu/answers.py [--data ../shared/data] [--device cuda:0 | cpu] [--quick]
+
+Each body is asked whole, with a third of its rows dead, with a filter of a tenth, and after its last tenth was put
+behind the rest; its newest rows are asked as a tail of that length. 1,000 queries like the data and 1,000 out of
+distribution; without the data set, generated ones. Lists are probed as calibration finds for a recall of 0.95.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpu.common import FAILURES, METRIC, Setting, built, note, release, rows_of, script, why_not
+from harness import load
+
+from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.scan import exact_scan
+from memevolve_gpu.live.tail import NEVER, Tail
+from memevolve_gpu.live.view import Alive
+from memevolve_gpu.planner.nlist import adaptive_nlist
+from memevolve_gpu.training.calibration import calibrate
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Rows
+
+K, TARGET = 10, 0.95
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+Ask = Callable[[FloatArray], "tuple[FloatArray, IntArray] | None"]
+Row = dict[str, Any]
+
+
+def plans(n: int) -> Iterator[IndexPlan]:
+    """The bodies to ask; the plans name no device yet."""
+    for precision in ("float32", "float16", "int8"):
+        yield IndexPlan("exact", precision=precision, engine="torch")
+    yield IndexPlan("ivf", adaptive_nlist(n), engine="torch")
+    yield IndexPlan("exact", engine="faiss")
+    yield IndexPlan("ivf", adaptive_nlist(n), engine="faiss")
+
+
+def ways(body: Body, vectors: FloatArray, effort: Effort, seed: int) -> Iterator[tuple[str, Ask, Allowed | None, int]]:
+    """(name, search, rows that may be found, the first of them) of each way to ask."""
+    rng, n = np.random.default_rng(seed), body.n
+    yield "whole", lambda asked: body.search(asked, K, effort), None, 0
+    dead = rng.random(n) < 1 / 3
+    died, deaths = np.where(dead, 1, NEVER), array("q", np.flatnonzero(dead).tolist())
+    alive = Alive(died, 1, deaths, len(deaths))
+    yield "a third dead", lambda asked: body.search(asked, K, effort, alive), Allowed(~dead), 0
+    some = Allowed(rng.random(n) < 0.1)
+    yield "a tenth allowed", lambda asked: body.search(asked, K, effort, some), some, 0
+    start = n - n // 10
+    newest, only = Tail(body.dim), Allowed(np.arange(n) >= start)
+    newest.extend(range(start, n), ["-"] * (n - start), vectors[start:])
+    yield "newest rows", lambda asked: body.search_newer(newest, newest.n, asked, K), only, start
+
+
+def lengthened(plan: IndexPlan, rows: Rows, setting: Setting) -> Body:
+    """A body over all rows that was built over nine tenths of them."""
+    cut = len(rows.slots) - len(rows.slots) // 10
+    first = Rows(rows.slots[:cut], rows.id_bytes[: 8 * cut], rows.id_ends[:cut], rows.vectors[:cut])
+    later = Rows(rows.slots[cut:], rows.id_bytes[8 * cut :], rows.id_ends[cut:] - 8 * cut, rows.vectors[cut:])
+    longer = built(plan, first, setting).extended(later)
+    if longer is None:
+        raise RuntimeError("the body cannot be lengthened")
+    return longer
+
+
+def answered(
+    ask: Ask, queries: FloatArray, vectors: FloatArray, allowed: Allowed | None, first: int
+) -> tuple[float, int] | None:
+    """Recall@10, ties being hits, and results that are not allowed; None where the device does not answer."""
+    truth = exact_scan(queries, vectors, K, METRIC, allowed)[0]
+    answer = ask(queries)
+    if answer is None:
+        return None
+    positions = np.where(answer[1] < 0, -1, answer[1] + first)
+    found = ((vectors[np.maximum(positions, 0)] - queries[:, None]) ** 2).sum(axis=2)
+    hits = (positions >= 0) & (found <= truth[:, -1:] * (1 + 1e-5) + 1e-6)
+    return float(hits.mean()), 0 if allowed is None else int((~allowed.test(positions)).sum())
+
+
+def of_plan(plan: IndexPlan, rows: Rows, queries: dict[str, FloatArray], setting: Setting) -> Iterator[Row]:
+    missing = why_not(plan.engine, setting)
+    if missing:
+        raise RuntimeError(missing)
+    body = built(plan, rows, setting)
+    effort = Effort()
+    if plan.kind != "exact":
+        effort = calibrate(body, None, seed=setting.seed).effort(K, TARGET) or effort
+    for name, ask, allowed, first in ways(body, rows.vectors, effort, setting.seed):
+        yield from _rows(name, ask, allowed, first, rows.vectors, queries)
+    longer = lengthened(plan, rows, setting)
+    yield from _rows("lengthened", lambda asked: longer.search(asked, K, effort), None, 0, rows.vectors, queries)
+
+
+def _rows(
+    name: str, ask: Ask, allowed: Allowed | None, first: int, vectors: FloatArray, queries: dict[str, FloatArray]
+) -> Iterator[Row]:
+    for kind, own in queries.items():
+        found = answered(ask, own, vectors, allowed, first)
+        row: Row = {"asked": name, "queries": kind}
+        yield row | ({"host": True} if found is None else {"recall": found[0], "not_allowed": found[1]})
+
+
+def run(setting: Setting, data: Path) -> dict[str, Any]:
+    given, found = load(data), []
+    vectors = given.vectors[:3000] if setting.quick else given.vectors
+    queries = {kind: own[: 50 if setting.quick else None] for kind, own in given.queries.items()}
+    rows = rows_of(np.ascontiguousarray(vectors))
+    for plan in plans(len(vectors)):
+        head: Row = {"engine": plan.engine, "kind": plan.kind, "precision": plan.precision}
+        try:
+            for row in of_plan(plan, rows, queries, setting):
+                note("  " + "  ".join(str(value) for value in (head | row).values()))
+                found.append(head | row)
+        except FAILURES as error:
+            found.append(head | {"skipped": str(error).splitlines()[0]})
+            note(f"  {plan.engine} {plan.kind} {plan.precision}: {error}")
+        release(setting)
+    return {"data": f"{given.name}: the first {len(vectors):,}", "k": K, "answers": found}
+
+
+def add_options(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--data", type=Path, default=DATA)
+
+
+def sizes_of(args: argparse.Namespace) -> tuple[Path]:
+    return (args.data,)
+
+
+if __name__ == "__main__":
+    script(__doc__, run, sizes_of, add_options)
