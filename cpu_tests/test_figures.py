@@ -69,3 +69,23 @@ def test_every_kill_of_the_long_run_was_survived(repository: Path) -> None:
     runs = {run["index_type"]: run for run in map(json.loads, lines)}
     assert set(runs) == {"ivf", "hnsw", "auto", "flat"}
     assert all(run["operations"] >= 10_000 and run["kills"] >= 50 for run in runs.values())
+
+
+def test_the_gpu_document_shows_what_cpu_tensors_answered(repository: Path) -> None:
+    """The newest figures of CPU tensors, and no GPU figure as long as no run on a GPU is there."""
+    newest = sorted((repository / RESULTS / "gpu").glob("*-cpu-tensors.json"))[-1]
+    answers = json.loads(newest.read_text())["answers"]["answers"]
+    text = (repository / "docs" / "gpu.md").read_text()
+    for name, kind, precision in (("exact, float32", "exact", "float32"), ("exact, int8", "exact", "int8")):
+        assert f"| {name} | {_cells(answers, kind, precision)} |" in text
+    assert f"| 256 lists, calibrated for 0.95 | {_cells(answers, 'ivf', 'float32')} |" in text
+    assert not any(row.get("not_allowed") for row in answers)
+
+
+def _cells(answers: list[dict[str, Any]], kind: str, precision: str) -> str:
+    """Recall in and out of distribution for each way to ask."""
+    found: dict[str, list[str]] = {}
+    for row in answers:
+        if (row["engine"], row["kind"], row["precision"]) == ("torch", kind, precision):
+            found.setdefault(row["asked"], []).append(f"{row['recall']:.3f}")
+    return " | ".join(" / ".join(pair) for pair in found.values())

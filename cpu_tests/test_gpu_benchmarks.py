@@ -36,6 +36,7 @@ def test_every_part_was_measured(outcome: tuple[Path, dict[str, Any]]) -> None:
     assert report["left_out"] == {}
     assert {"bandwidth", "search", "answers", "training", "memory", "ingest"} <= set(report)
     assert report["machine"]["date"]
+    assert report["machine"]["command"] == "python benchmarks/gpu/run.py --device cpu --quick"
     assert report["machine"]["device_name"] == "CPU tensors"
     assert report["bandwidth"]["bytes_per_s"] > 0
     assert {one["met"] for one in report["verdicts"]} == {None}, "figures without a GPU show nothing"

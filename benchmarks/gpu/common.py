@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -155,6 +156,7 @@ def facts(setting: Setting) -> dict[str, Any]:
     """Device, date and versions."""
     found: dict[str, Any] = {
         "date": time.strftime("%Y-%m-%d"),
+        "command": _command(sys.argv),
         "device": setting.device,
         "device_name": "CPU tensors",
         "quick": setting.quick,
@@ -277,6 +279,14 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_rounded(inner) for inner in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _command(given: list[str]) -> str:
+    """What was typed, but for the folders of whoever typed it."""
+    program, *options = given
+    places = {at for at, option in enumerate(options) if option in ("--json", "--out", "--data")}
+    kept = [option for at, option in enumerate(options) if not {at, at - 1} & places]
+    return " ".join(["python", f"benchmarks/gpu/{Path(program).name}", *kept])
 
 
 def _processor() -> str:
