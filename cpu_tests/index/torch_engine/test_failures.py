@@ -447,3 +447,15 @@ def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
 )
 def test_what_torch_says_is_understood(text: str, cause: str) -> None:
     assert door.cause_of(RuntimeError(text)) == cause
+
+
+@pytest.mark.parametrize("error", [AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("no driver")])
+def test_a_torch_that_cannot_begin_is_refused(
+    error: Exception, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(guard, "current", fails)
+    with pytest.raises(DeviceError, match=f"{error}; the CPU can hold this index"):
+        on_card("exact", some(1))

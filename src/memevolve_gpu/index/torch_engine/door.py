@@ -21,6 +21,7 @@ __all__ = [
     "Cause",
     "cause_of",
     "current",
+    "device_errors",
     "device_tensor",
     "forked",
     "host_tensor",
@@ -203,6 +204,13 @@ def kernel_errors() -> tuple[type[BaseException], ...]:
     except (ImportError, AttributeError):
         kinds.append(KeyError)
     return tuple(kinds)
+
+
+def device_errors() -> tuple[type[BaseException], ...]:
+    """What torch raises where a device, or the memory for something, cannot be had; when CUDA starts up it asserts, and
+    has an exception of its own for what it put off until then."""
+    late = getattr(load_torch().cuda, "DeferredCudaCallError", RuntimeError)
+    return (RuntimeError, MemoryError, AssertionError, late)
 
 
 def cause_of(error: BaseException) -> Cause | None:

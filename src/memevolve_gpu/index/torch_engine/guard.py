@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident
-from .door import Cause, cause_of, current, forked, load_torch
+from .door import Cause, cause_of, current, device_errors, forked, load_torch
 
 __all__ = ["Guard", "building", "keep_all", "lock_of", "lost_devices", "turn_of"]
 
@@ -78,7 +78,7 @@ def building(device: str) -> Iterator[None]:
             yield
     except EngineError:
         raise
-    except (RuntimeError, MemoryError) as error:
+    except device_errors() as error:
         cause = cause_of(error) or "device-error"
         if cause == "device-lost":
             _lost[device] = _line(error)
@@ -151,7 +151,7 @@ class Guard:
             try:
                 with turn_of(self.device), current(self.device):
                     found = work(batch)
-            except (RuntimeError, MemoryError) as error:
+            except device_errors() as error:
                 short = cause_of(error) in _SHORT
                 batch = self._failed(error, batch)
             else:
