@@ -140,11 +140,11 @@ def filled_card(leave: int = 64 << 20) -> Iterator[None]:
             filler.wait(60)
 
 
-def embeddings(n: int, dim: int, seed: int = 1) -> FloatArray:
-    """Unit vectors around seeded centres, float32 (n, dim)."""
-    centres = np.random.default_rng(dim).standard_normal((200, dim))
+def embeddings(n: int, dim: int, seed: int = 1, around: int = 200) -> FloatArray:
+    """Unit vectors around as many seeded centres, float32 (n, dim)."""
+    centres = np.random.default_rng(dim).standard_normal((around, dim))
     rng = np.random.default_rng(seed)
-    rows = centres[rng.integers(200, size=n)] + rng.standard_normal((n, dim))
+    rows = centres[rng.integers(around, size=n)] + rng.standard_normal((n, dim))
     return np.ascontiguousarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float32)
 
 
