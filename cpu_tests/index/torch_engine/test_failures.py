@@ -30,6 +30,7 @@ from memevolve_gpu.index.torch_engine.body import TorchBody
 from memevolve_gpu.index.torch_engine.memory import Account, resident_bytes
 from memevolve_gpu.index.torch_engine.operations import Operations
 from memevolve_gpu.index.torch_engine.resident import Resident
+from memevolve_gpu.index.torch_engine.turns import turn_on
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan
 
 KINDS = ("exact", "ivf")
@@ -81,7 +82,7 @@ def test_room_is_made_on_the_devices_turn_and_only_where_it_is_short(
 
     def look() -> None:
         with ThreadPoolExecutor(1) as pool:  # another thread would get the lock only if nobody had it
-            free.append(pool.submit(guard.lock_of(CARD).acquire, False).result())
+            free.append(pool.submit(turn_on(CARD).acquire, False).result())
 
     monkeypatch.setattr(body._replays, "clear", look)
     body._guard.relieved_by(look)
@@ -213,7 +214,7 @@ def test_a_forked_child_leaves_the_device_alone(kind: str, card: Account, monkey
     expected = body.search(queries, 10, Effort())[1]
     asked = fails_when(monkeypatch, lambda _: None)
     reading, writing = os.pipe()
-    with guard.lock_of(CARD), warnings.catch_warnings():
+    with turn_on(CARD), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: that is what is tested
         child = os.fork()
         if child == 0:
@@ -293,7 +294,7 @@ def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monke
     body, hangs, go_on = on_card("exact", vectors), threading.Event(), threading.Event()
 
     def hanging() -> None:
-        with guard.lock_of(CARD):
+        with turn_on(CARD):
             hangs.set()
             go_on.wait(60)
 
@@ -332,27 +333,39 @@ def test_a_thread_that_cannot_be_had_fails_no_search(card: Account, monkeypatch:
     assert body.device == CARD
 
 
-def test_the_end_of_the_process_waits_for_who_brings_an_index_back() -> None:
+def test_the_end_of_the_process_stops_builds_and_waits_for_them() -> None:
     program = """
-import threading, time
+import atexit, threading, time
+
+def last():
+    print("over" if over else "under way", turn_on("cuda:1").acquire(timeout=1), flush=True)
+
+atexit.register(last)  # what is registered first runs last
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.torch_engine import leaving
+from memevolve_gpu.index.torch_engine.turns import begun_build, turn_on
 
-def bring():
+over = []
+
+def build():
     try:
-        while True:
-            leaving.stop(0.5)
-            time.sleep(0.01)
-    except EngineError:
-        time.sleep(0.2)
-        print("done", flush=True)
+        with begun_build():
+            while True:
+                with turn_on("cuda:0"):
+                    time.sleep(0.3)
+    except EngineError as error:
+        over.append(error)
 
-thread = threading.Thread(target=bring, daemon=True)
-thread.start()
-leaving.wait_for(thread)
+def search():
+    while True:
+        with turn_on("cuda:1"):
+            time.sleep(0.01)
+
+for work in (build, search):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
 """
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
-    assert (found.returncode, found.stdout) == (0, "done\n"), found.stderr
+    assert (found.returncode, found.stdout) == (0, "over True\n"), found.stderr
 
 
 def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:

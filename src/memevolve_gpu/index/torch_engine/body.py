@@ -18,11 +18,10 @@ from ..base import Arrays, Body, NewerRows
 from ..costs import scan_cost
 from ..rerank import VectorTable
 from ..scan import padded
-from . import leaving
 from .arrays import columns, on_host, on_some_device, part, some, widened
 from .batches import Search, found_in_batches
 from .door import device_tensor, host_tensor, open_device
-from .guard import Guard, building, lock_of
+from .guard import Guard, building
 from .loaded import Layout, Load, Loaded
 from .masks import Masks
 from .memory import account_of, predicted_bytes
@@ -30,6 +29,7 @@ from .replay import Replays
 from .resident import Queries, Resident, Space
 from .search import LEAST_CANDIDATES, propose
 from .tail import DeviceTail
+from .turns import turn_on
 
 __all__ = ["TorchBody", "candidate_width"]
 
@@ -142,7 +142,7 @@ class TorchBody(Body):
         """
         with building(self.plan.device):
             if self._loaded is None and self.n:
-                with lock_of(self.plan.device):
+                with turn_on(self.plan.device):
                     device = open_device(self.plan.device)
                 self._loaded = self._brought(device, progress)
         progress(1.0)
@@ -162,12 +162,10 @@ class TorchBody(Body):
             except RuntimeError as error:  # no thread to be had, or the process ends
                 self._loading.release()
                 self._guard.refuse(DeviceError(f"the index is not brought back to {self.plan.device}: {error}"))
-            else:
-                leaving.wait_for(self._loader)
 
     def _loaded_behind(self) -> None:
         try:
-            self._load(leaving.stop)
+            self._load()
         except EngineError as error:
             self._guard.refuse(error)
         finally:
@@ -217,7 +215,7 @@ class TorchBody(Body):
         self._account.take(load.nbytes, f"an index over {self.n} rows")
         giving = weakref.finalize(self, self._account.give, load.nbytes)
         try:
-            return load.run(device, lock_of(self.plan.device), self._guard.remark, progress, before)
+            return load.run(device, turn_on(self.plan.device), self._guard.remark, progress, before)
         except (RuntimeError, MemoryError):
             giving()
             raise

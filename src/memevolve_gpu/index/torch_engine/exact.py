@@ -13,9 +13,10 @@ from ..rerank import VectorTable
 from .body import TorchBody
 from .door import open_device
 from .geometry import GROUP, padded_groups
-from .guard import building, lock_of
+from .guard import building
 from .loaded import Layout, Loaded, measured_space
 from .resident import Space
+from .turns import turn_on
 
 __all__ = ["TorchExactBody"]
 
@@ -34,10 +35,10 @@ class TorchExactBody(TorchBody):
         """
         table = job.table()
         with building(job.plan.device):
-            with lock_of(job.plan.device):
+            with turn_on(job.plan.device):
                 device = open_device(job.plan.device)
             space = (
-                measured_space(table, device, lock_of(job.plan.device))
+                measured_space(table, device, turn_on(job.plan.device))
                 if table.n
                 else Space(np.zeros(table.dim, np.float32), 1.0)
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,49 +12,20 @@ from typing import Literal, TypeVar
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident
 from .door import Cause, cause_of, current, device_errors, forked, load_torch
+from .turns import begun_build, turn_on
 
-__all__ = ["Guard", "building", "keep_all", "lock_of", "lost_devices", "turn_of"]
+__all__ = ["Guard", "building", "lost_devices", "turn_of"]
 
 T = TypeVar("T")
 Action = Literal["smaller-batch", "cpu", "cpu-until-restart", "device-again"]
 
 _FIRST_REST_S, _LONGEST_REST_S = 15.0, 600.0
-_LAST_PATIENCE_S = 10.0
 _PATIENCE_S = 20.0
 """So long a search waits for its turn: a device that has not answered another one by then is not going to."""
 _INCIDENTS = 64
 _SHORT = ("out-of-memory", "limit")
 
-_locks: dict[str, threading.RLock] = {}
 _lost: dict[str, str] = {}
-_registry = threading.Lock()
-
-
-def _in_child() -> None:
-    """Locks that the parent's threads held would never be given back."""
-    global _registry  # noqa: PLW0603 - as above
-    _registry = threading.Lock()
-    _locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
-
-
-def lock_of(device: str) -> threading.RLock:
-    """The lock of a device. One search, or one step of a build, uses it at a time: kernels of two would share its
-    bandwidth anyway, buffers and recorded graphs are free to be reused, and scratch memory is that of one batch.
-    """
-    with _registry:
-        return _locks.setdefault(device, threading.RLock())
-
-
-def keep_all() -> None:
-    """Take every device's turn for good: the process ends, and no thread shall be in a call to CUDA when it does."""
-    with _registry:
-        locks = list(_locks.values())
-    for lock in locks:
-        lock.acquire(timeout=_LAST_PATIENCE_S)
 
 
 def lost_devices() -> dict[str, str]:
@@ -67,14 +37,14 @@ def lost_devices() -> dict[str, str]:
 def building(device: str) -> Iterator[None]:
     """Turn what torch raises while a body is built into a DeviceError that names its cause.
 
-    A build takes the device's lock step by step, so that other bodies are searched meanwhile.
+    A build takes its turns on the device step by step, so that other bodies are searched meanwhile.
     """
     if device in _lost:
         raise DeviceError(f"device {device} failed earlier: {_lost[device]}; restart the process", "device-lost")
     if forked():
         raise DeviceError(f"device {device} belongs to the parent process; use the CPU after a fork, or spawn", "fork")
     try:
-        with current(device):
+        with begun_build(), current(device):
             yield
     except EngineError:
         raise
@@ -142,7 +112,7 @@ class Guard:
         return found
 
     def attempt(self, work: Callable[[int], T], most: int) -> T | None:
-        """``work(batch)`` under the device's lock, for at most ``most`` queries at once; None: the host must answer."""
+        """``work(batch)`` on the device's turn, for at most ``most`` queries at once; None: the host must answer."""
         if not self.serving:
             self._tell_why()
             return None
@@ -218,18 +188,18 @@ class Guard:
 
 @contextmanager
 def turn_of(device: str) -> Iterator[None]:
-    """The device's lock.
+    """The turn on a device, as a search takes it.
 
     Raises:
         DeviceError: whoever holds it does not come back.
     """
-    lock = lock_of(device)
-    if not lock.acquire(timeout=_PATIENCE_S):
+    turn = turn_on(device)
+    if not turn.acquire(timeout=_PATIENCE_S):
         raise DeviceError(f"device {device} has not answered for {_PATIENCE_S:.0f} s", "device-error")
     try:
         yield
     finally:
-        lock.release()
+        turn.release()
 
 
 def _release(device: str) -> None:

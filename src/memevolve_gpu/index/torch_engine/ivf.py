@@ -17,12 +17,13 @@ from .arrays import part
 from .body import TorchBody
 from .door import load_torch, open_device
 from .geometry import GROUP, padded_columns, padded_groups
-from .guard import building, lock_of
+from .guard import building
 from .kmeans import norms_of, train
 from .loaded import Layout, Loaded, blocks_of, measured_space
 from .memory import account_of
 from .operations import Operations
 from .resident import Space
+from .turns import turn_on
 
 __all__ = ["TorchIVFBody"]
 
@@ -67,7 +68,7 @@ class TorchIVFBody(TorchBody):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
         table = job.table()
         with building(plan.device):
-            turn = lock_of(plan.device)
+            turn = turn_on(plan.device)
             with turn:
                 device = open_device(plan.device)
             space = measured_space(table, device, turn)
@@ -109,14 +110,14 @@ class TorchIVFBody(TorchBody):
         return super()._engine_bytes() + self.centroids.nbytes + self._assignment.nbytes + self._sizes.nbytes
 
     def _layout(self, device: Any) -> Layout:
-        with lock_of(self.plan.device):
+        with turn_on(self.plan.device):
             centroids = self._space.enter(self.centroids, padded_columns(self.dim), device)
         return _listed(self._assignment, np.zeros_like(self._sizes), centroids)
 
     def _longer(
         self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: Loaded
     ) -> tuple[TorchIVFBody, Layout]:
-        new, turn = Float32Table(vectors, self.metric), lock_of(plan.device)
+        new, turn = Float32Table(vectors, self.metric), turn_on(plan.device)
         assigned = _assigned(new, self._space, self.centroids, held.device, turn)
         assignment = np.concatenate([self._assignment, assigned])
         body = TorchIVFBody(plan, self.metric, rows, table, self._space, self.centroids, assignment)
