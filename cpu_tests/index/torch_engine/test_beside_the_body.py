@@ -166,6 +166,24 @@ def test_rows_that_float16_cannot_hold_stay_on_the_host(metric: Metric, card: Ac
     assert "float16" in body.incidents()[0].detail
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_rows_among_which_float16_cannot_tell_stay_on_the_host(
+    card: Account, rng: np.random.Generator, *, full: bool
+) -> None:
+    """Their cluster is as wide as that of the body's rows, but float16's steps are wider where it lies."""
+    dim = 256
+    vectors = rng.standard_normal((N, dim)).astype(np.float32)
+    body, aside = on_card("exact", vectors, full=full), rng.standard_normal(dim)
+    for offset, held in ((100, True), (2000, False)):
+        far = (rng.standard_normal((3000, dim)) + offset * aside).astype(np.float32)
+        newer, queries = Newer(far[:2960]), far[2960:]
+        found = body.search_newer(newer, 2960, queries, 10)
+        longer = body.extended(cut(rows_of(np.concatenate([vectors, far])), N, N + 2960))
+        assert (found is not None) == (longer is not None) == held, "a new body has a space of its own"
+        if found is not None:
+            assert_scanned(body, newer, 2960, queries)
+
+
 def test_rows_that_differ_by_less_than_float16_tells(card: Account, rng: np.random.Generator) -> None:
     body, one = on_card("exact", some(1)), some(5, 1)
     twins = (one + 1e-4 * rng.standard_normal((30, DIM))).astype(np.float32)
@@ -184,6 +202,23 @@ def test_a_device_that_fails_leaves_newer_rows_to_the_host(card: Account, monkey
     assert body.search_newer(newer, 3000, queries, 10) is None
     assert body.device == "cpu"
     assert body.search_newer(newer, 3000, queries, 10) is None
+
+
+def test_rows_that_came_only_half_way_are_never_seen(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    body, newer = on_card("exact", some(1)), Newer(some(3, 3000))
+    queries, real = newer.vectors[2000:2040], Resident.put
+    assert_scanned(body, newer, 2000, queries)
+
+    def put(self: Resident, start: int, *rest: Any) -> None:
+        real(self, start, *rest)
+        raise RuntimeError("CUDA error: invalid argument")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Resident, "put", put)
+        assert body.search_newer(newer, 3000, queries, 10) is None
+    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
+    for n in (2000, 3000):
+        assert_scanned(body, newer, n, queries)
 
 
 @pytest.mark.usefixtures("always_asked")

@@ -15,6 +15,10 @@ __all__ = ["Queries", "Resident", "Space"]
 
 _TYPICAL_NORM = 16.0
 _LARGEST = 2.0**14
+_FARTHEST = 128
+"""So many times its own width a new cluster of rows, as wide as that of usual ones, may lie away. float16 rounds rows
+by their length: in 8 to 1,024 dimensions recall@10 among 2,000 such rows was 1.0 up to 256 times, 0.92 to 1.0 at 400,
+and 0.34 (384 dimensions) at 1,000 times."""
 _CENTRE_ROWS = 1024
 _LARGEST_QUERY = 1024.0
 _SLICE = 1 << 20
@@ -47,9 +51,10 @@ class Space:
         return cls(centre, float(np.float32(scale)) if np.isfinite(scale) else 1.0)
 
     def holds(self, vectors: FloatArray) -> bool:
-        """Does float16 hold ``vectors`` (m, dim) here, which the space was not made for?"""
-        reach = np.abs(vectors - self.centre).max(initial=0.0) * self.scale
-        return bool(reach <= 2 * _LARGEST)
+        """Does float16 tell ``vectors`` (m, dim) from each other here, which the space was not made for?"""
+        far = vectors - self.centre
+        longest = float(np.einsum("ij,ij->i", far, far, dtype=np.float64).max(initial=0.0)) ** 0.5
+        return bool(longest * self.scale <= _FARTHEST * _TYPICAL_NORM)
 
     def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
         """``vectors`` (m, dim) on the device: float32 (m, columns)."""

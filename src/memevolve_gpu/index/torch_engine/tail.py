@@ -100,6 +100,7 @@ class DeviceTail:
                     self._put(block)
         except (RuntimeError, MemoryError) as error:
             if cause_of(error) not in {"out-of-memory", "limit"}:
+                self._drop()  # of the last rows some part may lie there, seen by whoever looks for the rows before them
                 raise
             self._refuse(str(error).splitlines()[0])
         return None if self._refused else self._rows
@@ -135,10 +136,14 @@ class DeviceTail:
 
     def _refuse(self, why: str) -> None:
         self._refused = True
+        self._drop()
+        self._note(f"the host scans the newest rows ({why})")
+
+    def _drop(self) -> None:
         self._rows = self._masked = None
+        self._n = self._room = 0
         self._giving()
         self._giving = _nothing
-        self._note(f"the host scans the newest rows ({why})")
 
     def _shown(self, rows: Resident, n: int, allowed: Allowed | None) -> Resident:
         """The first ``n`` rows that are allowed; what an older view does not know yet is hidden from it."""
