@@ -96,6 +96,15 @@ def test_the_engine_table_follows_from_the_figures(
     assert "not taken on a GPU" in refused.stderr
 
 
+def test_figures_without_searches_make_no_table(repository: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.json"
+    made.write_text(json.dumps({"machine": {"device": "cuda:0", "device_name": "A card", "date": "-", "quick": False}}))
+    script = repository / "benchmarks" / "gpu" / "engine_table.py"
+    ran = subprocess.run([sys.executable, str(script), str(made)], capture_output=True, text=True, check=False)
+    assert ran.returncode
+    assert "holds no searches" in ran.stderr
+
+
 def _times(ms: float) -> dict[str, Any]:
     return {"1": {"ms": ms}, "1024": {"qps": 1e3 / ms}}
 

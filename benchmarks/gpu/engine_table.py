@@ -84,7 +84,7 @@ def main() -> None:
     args = parser.parse_args()
     path = args.results
     report = json.loads(path.read_text(encoding="utf-8"))
-    found = bands(orders(report["search"]["table"]))
+    found = bands(orders(report.get("search", {}).get("table", [])))
     if not found:
         raise SystemExit(f"{path} holds no searches that reach recall {TARGET}")
     machine = report["machine"]

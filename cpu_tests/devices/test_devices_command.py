@@ -12,7 +12,7 @@ import pytest
 from gpu_kit import line, on_disk, table_at
 
 from memevolve_gpu.cli import opening
-from memevolve_gpu.cli.asking import stats
+from memevolve_gpu.cli.asking import health, stats
 from memevolve_gpu.cli.machine import devices
 from memevolve_gpu.components.store.engine import _prober, this_machine
 from memevolve_gpu.devices import trial
@@ -204,6 +204,10 @@ def test_stats_prints_the_plan_and_why(
     assert document["device"]["reason"] in text
     assert (document["device"]["problem"] or "") in text
     assert bool(document["device"]["problem"]) == ("the GPU is not used" in text)
+    health(store=prefix, as_json=True)
+    problem = json.loads(capsys.readouterr().out)["device"]["problem"]
+    health(store=prefix)
+    assert (f"the GPU is not used: {problem}" in capsys.readouterr().out) == bool(problem)
 
 
 def test_without_a_gpu_the_reason_is_given(run: Run, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from memevolve_gpu.types import Effort, FloatArray, IntArray
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 DIM, DEVICE = 8, "cuda:0"
-IDS = [f"u{i}" for i in range(260)]
+IDS = [f"u{i}" for i in range(500)]
 KINDS = ("skill", "tool")
 FAULTS: dict[str, Callable[[], Exception]] = {
     "full": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -104,9 +104,9 @@ def patched(faults: Faults) -> ExitStack:
         (guard, "_release", lambda _: None),
         (body, "_DEVICE_CALL", 0.0),
         (tail, "_LEAST_ROWS", 16),
-        (causes, "TAIL_ROWS", 60),
+        (causes, "TAIL_ROWS", 30),
         (causes, "TAIL_FRACTION", 0.0),
-        (causes, "DEAD_ROWS", 50),
+        (causes, "DEAD_ROWS", 120),
         (live, "PAGE", 16),
         (builder, "_training", lambda *_: None),
         (Resident, "empty", faults.before("empty", empty)),
@@ -137,7 +137,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         self.model: dict[str, Row] = {}
         self.held: list[Held] = []
         self.store, self.other = self.opened(Card()), self.opened(None)
-        self.put(IDS[:200])
+        self.put(IDS[:240])
         self.store.run_maintenance()
         assert self.store._open.live.view.body.device == DEVICE
 
@@ -186,24 +186,61 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         self.model = {}
         if refill:
             self.put(IDS[:refill])
+            self.come_back()
 
-    @rule(by=st.sampled_from(["store", "store", "other"]))
-    def maintain(self, by: str) -> None:
+    @rule()
+    def maintain(self) -> None:
+        self.come_back()
+
+    @rule(count=st.integers(31, 60), start=st.integers(0, len(IDS)), by=st.sampled_from(["store", "other"]))
+    def grow(self, count: int, start: int, by: str) -> None:
+        self.put([IDS[(start + 7 * i) % len(IDS)] for i in range(count)], by)
+        self.agrees()
         getattr(self, by).run_maintenance()
 
-    @rule()
-    def reload(self) -> None:
-        self.store._open.live.reload("a test wants it")
+    @rule(how=st.sampled_from(["reload", "leave_device"]), stay=st.booleans())
+    def leave(self, how: str, stay: bool) -> None:
+        index = self.store._open.live
+        index.reload("a test wants it") if how == "reload" else index.leave_device()
+        if not stay:
+            self.agrees()
+            self.come_back()
 
-    @rule()
-    def leave_the_device(self) -> None:
-        self.store._open.live.leave_device()
+    def come_back(self) -> None:
+        """What rests has rested, and what is due is done."""
+        index = self.store._open.live
+        index.desk._resting = ""
+        index.desk._broken.clear()
+        for view in [index.view, *(one.view for one in self.held)]:
+            if isinstance(view.body, TorchBody):
+                view.body._guard._until = float("-inf")
+        self.store.run_maintenance()
 
     # ------------------------------------------------------------------------------------------------- failing
 
-    @rule(step=st.sampled_from(STEPS), error=st.sampled_from(["full", "full", "limit", "passing", "lost"]))
-    def fail(self, step: str, error: str) -> None:
+    @rule(
+        step=st.sampled_from(STEPS),
+        error=st.sampled_from(["full", "limit", "passing"]),
+        count=st.integers(1, 60),
+        start=st.integers(0, len(IDS)),
+    )
+    def fail(self, step: str, error: str, count: int, start: int) -> None:
+        """Within what follows: rows come and go, are looked for, and move into the body."""
         self.faults.step, self.faults.error = step, error
+        self.put([IDS[(start + 5 * i) % len(IDS)] for i in range(count)])
+        self.agrees()
+        self.store.run_maintenance()
+        self.agrees()
+        self.faults.step = ""
+        self.come_back()
+
+    @rule(step=st.sampled_from(STEPS))
+    def lose_the_device(self, step: str) -> None:
+        self.faults.step, self.faults.error = step, "lost"
+        self.agrees()
+        self.store.run_maintenance()
+        self.agrees()
+        self.restart(device=True)
 
     @rule(pages=st.integers(0, 2), count=st.integers(1, 60), start=st.integers(0, len(IDS)))
     def abandon_a_draft(self, pages: int, count: int, start: int) -> None:
@@ -233,15 +270,8 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         guard._lost.clear()
         self.faults.step = ""
         self.store = self.opened(Card() if device else None)
-
-    @rule()
-    def time_passes(self) -> None:
-        """What rests has rested."""
-        index = self.store._open.live
-        index.desk._resting = ""
-        for view in [index.view, *(one.view for one in self.held)]:
-            if isinstance(view.body, TorchBody):
-                view.body._guard._until = float("-inf")
+        if device:
+            self.come_back()
 
     # ----------------------------------------------------------------------------------------------- searching
 
@@ -324,7 +354,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
 
 TestDeviceAgreesWithDict = DeviceAgreesWithDict.TestCase
 TestDeviceAgreesWithDict.settings = settings(
-    max_examples=40,
+    max_examples=30,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -33,7 +33,7 @@ _IN_FULL = (
     "device.engine_table",
     "device.problem",
 )
-"""Figures that stats leaves out of its table for people: most of them are sentences, and stand below it in full."""
+"""Figures that tables for people leave out: most of them are sentences, and stand below that of stats in full."""
 
 
 def search(
@@ -118,9 +118,9 @@ def health(*, store: Prefix = None, as_json: AsJson = False) -> None:
     with open_existing(store_at(store), None) as opened:
         document = opened.get_storage_health()
     advice = list(document["recommendations"])
-    rows = [[name, _cell(value)] for name, value in document.items() if name != "recommendations"]
+    rows = [[name, _cell(value)] for name, value in _flat(document) if name not in ("recommendations", *_IN_FULL)]
     texts = [f"- {one_line(sentence)}" for sentence in advice] or ["Nothing needs to be done."]
-    Output(as_json).show(document, Rows(("figure", "value"), rows), "", *texts)
+    Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _problem(document)), *texts)
 
 
 def export(
@@ -195,8 +195,13 @@ def _whys(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"in use until the next build: {_place(index)}: {index['reason']}"
     yield f"device: {device['reason']}"
     yield f"engines: GPU_ENGINE={device['engine_setting']}, table {device['engine_table']}"
-    if device["problem"]:
-        yield f"the GPU is not used: {device['problem']}"
+    yield from _problem(document)
+
+
+def _problem(document: Mapping[str, Any]) -> Iterator[str]:
+    problem = (document.get("device") or {}).get("problem")
+    if problem:
+        yield f"the GPU is not used: {problem}"
 
 
 def _place(index: Mapping[str, Any]) -> str:
