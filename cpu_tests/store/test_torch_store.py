@@ -144,6 +144,30 @@ def test_queries_on_the_device_stay_there(tmp_path: Path, torch: Any, monkeypatc
         assert [found.ids(row) for row in range(40)] == ids
 
 
+@pytest.mark.usefixtures("torch")
+def test_nothing_is_held_on_a_device_that_was_left(tmp_path: Path) -> None:
+    model = Model("l2", SEED)
+    with opened(tmp_path, "l2", "flat", Card()) as store:
+        units, vectors = model.batch(400)
+        store.store_batch(units, embeddings=vectors)
+        store.run_maintenance()
+        live = store._open.live
+        holdings = live.desk.machine.holdings
+        model.check(store, skills=True)
+        assert holdings.on("cuda:0") == live.view.body.device_bytes > 0
+        live.leave_device()
+        assert holdings.on("cuda:0") == 0
+        model.check(store, skills=True)
+        store.run_maintenance()
+        model.check(store, skills=True)
+        for gone in model.some(300):
+            store.delete(gone)
+            del model.vectors[gone]
+        assert store.run_maintenance()["actions"] == ["built exact of 100 rows"]
+        assert holdings.on("cuda:0") == live.view.body.device_bytes > 0
+        model.check(store, skills=True)
+
+
 ENDS = """
 import sys, time
 from contextlib import nullcontext
