@@ -3,6 +3,7 @@ the device, restarts, another process on the same files, and views that are sear
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -131,7 +132,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         self.faults = Faults()
         self.stack = patched(self.faults)
         self.stack.enter_context(patch.object(TorchBody, "_room_for_full", lambda *_: full))
-        self.metric = metric
+        self.metric, self.used = metric, account_of(DEVICE).used
         self.config = {"background": False, "min_training_units": 60, "index_type": index_type, "metric": metric}
         self.rng = np.random.default_rng(seed)
         self.model: dict[str, Row] = {}
@@ -346,6 +347,10 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         if hasattr(self, "store"):
             self.store.close()
             self.other.close()
+            self.held, self.faults.step = [], ""
+            del self.store, self.other
+            gc.collect()
+            assert account_of(DEVICE).used <= self.used, "bytes are counted that nobody holds"
             self.stack.close()
             guard._lost.clear()
             account_of(DEVICE).limit = None
@@ -354,7 +359,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
 
 TestDeviceAgreesWithDict = DeviceAgreesWithDict.TestCase
 TestDeviceAgreesWithDict.settings = settings(
-    max_examples=30,
+    max_examples=25,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
