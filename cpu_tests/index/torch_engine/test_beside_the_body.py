@@ -184,6 +184,24 @@ def test_rows_among_which_float16_cannot_tell_stay_on_the_host(
             assert_scanned(body, newer, 2960, queries)
 
 
+def test_what_the_body_holds_already_says_how_far_rows_may_lie(card: Account, rng: np.random.Generator) -> None:
+    vectors, aside = rng.standard_normal((N, DIM)).astype(np.float32), rng.standard_normal(DIM).astype(np.float32)
+    far = rng.standard_normal((500, DIM)).astype(np.float32) + 1000 * aside
+    twins = np.where(rng.random((N, 1)) < 0.6, vectors * np.float32(1e-4), vectors)
+    copies = np.where(rng.random((N, 1)) < 0.6, vectors[:1], vectors)
+    stray = vectors.copy()
+    stray[7] = 1e5 * aside
+    for rows, more, held in (
+        (stray, far, False),
+        (stray, vectors[:500], True),
+        (twins, vectors[:500], True),
+        (copies, vectors[:500], True),
+        (np.repeat(vectors[:1], N, axis=0), vectors[:500], True),
+    ):
+        body = on_card("exact", np.ascontiguousarray(rows))
+        assert (body.search_newer(Newer(more), 500, vectors[:200], 10) is not None) == held
+
+
 def test_rows_that_differ_by_less_than_float16_tells(card: Account, rng: np.random.Generator) -> None:
     body, one = on_card("exact", some(1)), some(5, 1)
     twins = (one + 1e-4 * rng.standard_normal((30, DIM))).astype(np.float32)

@@ -36,25 +36,30 @@ class Space:
 
     centre: FloatArray
     scale: float
+    farthest: float = _FARTHEST * _TYPICAL_NORM
+    """The length here of the longest row that is taken although the space was not made for it."""
 
     @classmethod
     def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Space:
         """For rows like ``sample`` (m, dim) whose columns lie between ``least`` and ``most`` (dim,)."""
         rows = sample[:: max(1, len(sample) // _CENTRE_ROWS)]
         centre = np.median(rows, axis=0).astype(np.float32) if centred and len(rows) else np.zeros_like(least)
-        norm = float(np.median(np.linalg.norm((rows - centre).astype(np.float64), axis=1))) if len(rows) else 0.0
+        norms = np.linalg.norm((rows - centre).astype(np.float64), axis=1) if len(rows) else np.zeros(1)
+        norm, long = (float(one) for one in np.quantile(norms, (0.5, 0.9)))
         reach = float(np.maximum(most - centre, centre - least).max(initial=0.0))
         scale = min(
             _TYPICAL_NORM / norm if norm > 0 else np.inf,
             _LARGEST / reach if reach > 0 else np.inf,
         )
-        return cls(centre, float(np.float32(scale)) if np.isfinite(scale) else 1.0)
+        scale = float(np.float32(scale)) if np.isfinite(scale) else 1.0
+        return cls(centre, scale, scale * max(_FARTHEST * norm, 2 * long) or _FARTHEST * _TYPICAL_NORM)
 
     def holds(self, vectors: FloatArray) -> bool:
         """Does float16 tell ``vectors`` (m, dim) from each other here, which the space was not made for?"""
         far = vectors - self.centre
         longest = float(np.einsum("ij,ij->i", far, far, dtype=np.float64).max(initial=0.0)) ** 0.5
-        return bool(longest * self.scale <= _FARTHEST * _TYPICAL_NORM)
+        reach = float(np.abs(far, out=far).max(initial=0.0))
+        return longest * self.scale <= self.farthest and reach * self.scale <= 2 * _LARGEST
 
     def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
         """``vectors`` (m, dim) on the device: float32 (m, columns)."""
