@@ -94,8 +94,11 @@ def extend_verified(gathered: Gathered, settings: LiveSettings, asked: Asked, pa
         body = old.body.extended(gathered.rows)
     except EngineError:
         return None
-    if body is None or body is old.body or body.kind == "exact":
+    if body is None or body is old.body or (body.kind == "exact" and body.plan.engine == "cpu"):
         return None if body is None else Built(body, old.facts, trained=False)
+    if body.kind == "exact":  # on a device, whose numbers are narrower than those that decide
+        facts, quality = _looked_at(body, old.facts, old.body.n, settings)
+        return Built(body, facts, trained=False) if quality.meets(settings.target_recall) else None
     for known in _known(old.facts, body, old.body):
         if known.calibration is not None:
             facts, quality = _looked_at(body, replace(known, quality=old.facts.quality), old.body.n, settings)

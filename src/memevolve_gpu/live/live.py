@@ -132,8 +132,6 @@ class LiveIndex:
         if view.body.nlist != self._view.body.nlist:
             self.relisted = Relisted.between(self._view, view, self.latency.percentiles())
             self.latency.forget()
-        if self._view.body.plan.engine != "cpu":
-            self._masks.clear()  # they know the body that they were made for
         self._view = view
         self._measured = (None, 0)  # the old body shall go, and its device memory with it
         self.generation = generation

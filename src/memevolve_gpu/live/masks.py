@@ -7,6 +7,7 @@ since. The cache is bounded and holds nothing that the records do not say.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..index.allowed import Allowed
+from ..index.base import Body
 from ..types import IntArray
 from .view import Mask, View, contains
 
@@ -54,13 +56,18 @@ class Touched:
         return np.unique(np.asarray(found, dtype=np.int64))
 
 
+def _no_body() -> None:
+    """No body has been masked."""
+
+
 @dataclass
 class _Entry:
     """One filter: ``slots`` matched as of log entry ``seq``; the mask made of them for one body and its deaths."""
 
     seq: int = -1
     slots: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    rows_for: object = None
+    rows_for: Callable[[], Body | None] = _no_body
+    """The body, which is not kept alive for it: it may hold a device's memory."""
     rows: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     allowed_dead: int = -1
     allowed: Allowed | None = None
@@ -105,7 +112,7 @@ class FilterMasks:
             return
         slots = touched.since(entry.seq) if entry.seq >= 0 else None
         if slots is None:
-            entry.slots, entry.rows_for = self._matching(filters, None), None
+            entry.slots, entry.rows_for = self._matching(filters, None), _no_body
         elif len(slots):
             self._look_again(entry, filters, slots)
         entry.seq = view.watermark
@@ -114,18 +121,18 @@ class FilterMasks:
         matched = self._matching(filters, slots)
         stay = entry.slots[~contains(slots, entry.slots)]
         entry.slots = np.union1d(stay, matched)
-        body = getattr(entry.rows_for, "slots", None)
-        if body is not None and len(body) and slots[0] <= body[-1]:
-            entry.rows_for = None
+        body = entry.rows_for()
+        if body is not None and body.n and slots[0] <= body.slots[-1]:
+            entry.rows_for = _no_body
 
     def _allowed(self, entry: _Entry, view: View) -> Allowed | None:
         if not view.body.n:
             return None
-        if entry.rows_for is not view.body or entry.rows is None:
+        if entry.rows_for() is not view.body or entry.rows is None:
             rows = np.zeros(view.body.n, dtype=np.bool_)
             positions = view.body.position_of(entry.slots)
             rows[positions[positions >= 0]] = True
-            entry.rows_for, entry.rows, entry.allowed_dead = view.body, rows, -1
+            entry.rows_for, entry.rows, entry.allowed_dead = weakref.ref(view.body), rows, -1
         if entry.allowed_dead != view.body_dead or entry.allowed is None:
             alive = view.alive
             entry.allowed = Allowed(entry.rows if alive is None else entry.rows & alive.rows)

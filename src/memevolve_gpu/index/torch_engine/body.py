@@ -20,7 +20,7 @@ from ..rerank import VectorTable
 from ..scan import padded
 from .arrays import columns, on_host, on_some_device, part, some, widened
 from .batches import Search, found_in_batches
-from .door import device_tensor, host_tensor, open_device
+from .door import device_tensor, host_tensor, open_device, settled
 from .guard import Guard, building
 from .loaded import Layout, Load, Loaded
 from .masks import Masks
@@ -126,7 +126,7 @@ class TorchBody(Body):
             return None
         if allowed is not None and (allowed.n != self.n or allowed.count == 0):
             return None
-        return self._guard.attempt(lambda _: device_tensor(queries, self._ready().device), 1)
+        return self._guard.attempt(lambda _: settled(device_tensor(queries, self._ready().device), queries), 1)
 
     # -------------------------------------------------------------------------------------------------- loading
 

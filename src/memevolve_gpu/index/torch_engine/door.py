@@ -28,6 +28,7 @@ __all__ = [
     "kernel_errors",
     "load_torch",
     "open_device",
+    "settled",
     "triton_kernels",
     "unusable",
 ]
@@ -193,6 +194,14 @@ def device_tensor(queries: Any, device: Any) -> Any:
         wait_for_maker(queries, torch)
         found = torch.as_tensor(queries, device=device)
     return found.to(device=device, dtype=torch.float32).contiguous()
+
+
+def settled(tensor: Any, given: Any) -> Any:
+    """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: what was converted was so
+    on the engine's own."""
+    if tensor is not given and tensor.device.type == "cuda":
+        load_torch().cuda.current_stream(tensor.device).synchronize()
+    return tensor
 
 
 def kernel_errors() -> tuple[type[BaseException], ...]:
