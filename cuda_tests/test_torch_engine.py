@@ -32,10 +32,11 @@ from memevolve_gpu.index.torch_engine import reference
 from memevolve_gpu.index.torch_engine.body import TorchBody
 from memevolve_gpu.index.torch_engine.geometry import GROUP, padded_groups
 from memevolve_gpu.index.torch_engine.kmeans import train
-from memevolve_gpu.index.torch_engine.memory import SCRATCH, account_of, allocator, predicted_bytes
+from memevolve_gpu.index.torch_engine.lists import Lists, ListWork
+from memevolve_gpu.index.torch_engine.memory import SCRATCH, account_of, predicted_bytes
 from memevolve_gpu.index.torch_engine.operations import Operations
-from memevolve_gpu.index.torch_engine.resident import Queries, Resident, Space
-from memevolve_gpu.index.torch_engine.work import Lists, ListWork
+from memevolve_gpu.index.torch_engine.resident import Queries, Resident
+from memevolve_gpu.index.torch_engine.space import Space
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision
 
 
@@ -252,9 +253,9 @@ def test_predicted_bytes_are_those_of_the_allocator(torch: Any, kind: str, preci
     (
         torch.zeros((16, 16), device=here()) @ torch.zeros((16, 16), device=here())
     ).sum().item()  # cuBLAS takes its buffers
-    before = allocator(DEVICE).allocated
+    before = torch.cuda.memory_allocated(DEVICE)
     body = on_card(kind, vectors, precision=precision, full=full)
-    held = allocator(DEVICE).allocated - before
+    held = torch.cuda.memory_allocated(DEVICE) - before
     predicted = predicted_bytes(len(vectors), 384, precision, nlist=body.nlist, full=full)
     assert predicted - SCRATCH == pytest.approx(held, rel=0.1)
     assert body.device_bytes == pytest.approx(held, rel=0.1)
@@ -264,7 +265,7 @@ def test_predicted_bytes_are_those_of_the_allocator(torch: Any, kind: str, preci
     assert torch.cuda.max_memory_allocated() - before - held <= 2 * SCRATCH, "scratch is bounded"
     del body
     gc.collect()
-    assert allocator(DEVICE).allocated <= before + (1 << 20), "nothing is left behind"
+    assert torch.cuda.memory_allocated(DEVICE) <= before + (1 << 20), "nothing is left behind"
     assert account_of(DEVICE).used < used
 
 

@@ -23,7 +23,7 @@ from memevolve_gpu.errors import DeviceError, EngineError
 from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.catalog import build, from_parts
 from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine import door, guard
+from memevolve_gpu.index.torch_engine import door, failures, guard, space
 from memevolve_gpu.index.torch_engine import ivf as ivf_module
 from memevolve_gpu.index.torch_engine import loaded as loaded_module
 from memevolve_gpu.index.torch_engine.body import TorchBody
@@ -370,7 +370,7 @@ time.sleep(0.1)
 
 def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
-    body, real, searched = on_card("exact", vectors), loaded_module.blocks_of, []
+    body, real, searched = on_card("exact", vectors), space.blocks_of, []
 
     def blocks(table: Any, first: int = 0) -> Iterator[Any]:
         for block in real(table, first):
@@ -380,6 +380,7 @@ def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch
             yield block
 
     monkeypatch.setattr(loaded_module, "blocks_of", blocks)
+    monkeypatch.setattr(space, "blocks_of", blocks)
     monkeypatch.setattr(ivf_module, "blocks_of", blocks)
     on_card("ivf", vectors)
     assert len(searched) == 3
@@ -390,7 +391,8 @@ def test_without_torch_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     vectors = some(1, 100)
     with pytest.raises(EngineError, match=r"pip install 'memevolve-gpu\[torch\]'"):
         build(IndexPlan("exact", engine="torch"), rows_of(vectors), "l2", seed=1)
-    assert "pip install" in door.unusable("cpu")
+    with pytest.raises(EngineError, match="pip install"):
+        door.open_device("cpu")
 
 
 def test_a_machine_without_a_gpu_says_so(torch: Any) -> None:
@@ -398,7 +400,7 @@ def test_a_machine_without_a_gpu_says_so(torch: Any) -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(DeviceError, match="sees no GPU"):
         door.open_device("cuda:0")
-    assert door.unusable("cpu") == ""
+    assert door.open_device("cpu").type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -459,7 +461,7 @@ def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
     ],
 )
 def test_what_torch_says_is_understood(text: str, cause: str) -> None:
-    assert door.cause_of(RuntimeError(text)) == cause
+    assert failures.cause_of(RuntimeError(text)) == cause
 
 
 @pytest.mark.parametrize("error", [AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("no driver")])

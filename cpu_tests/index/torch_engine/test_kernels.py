@@ -17,11 +17,12 @@ from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.torch_engine import operations as operations_module
 from memevolve_gpu.index.torch_engine import reference
 from memevolve_gpu.index.torch_engine.geometry import GROUP, padded_groups, span_columns, tile_columns
+from memevolve_gpu.index.torch_engine.lists import Lists, ListWork
 from memevolve_gpu.index.torch_engine.memory import Account
 from memevolve_gpu.index.torch_engine.operations import Operations
-from memevolve_gpu.index.torch_engine.resident import Queries, Resident, Space
+from memevolve_gpu.index.torch_engine.resident import Queries, Resident
 from memevolve_gpu.index.torch_engine.search import best_columns
-from memevolve_gpu.index.torch_engine.work import Lists, ListWork
+from memevolve_gpu.index.torch_engine.space import Space
 from memevolve_gpu.types import Effort, Metric
 
 SEED = 20_260_404

@@ -26,8 +26,9 @@ from .loaded import Layout, Load, Loaded
 from .masks import Masks
 from .memory import account_of, predicted_bytes
 from .replay import Replays
-from .resident import Queries, Resident, Space
+from .resident import Queries, Resident
 from .search import LEAST_CANDIDATES, propose
+from .space import Space
 from .tail import DeviceTail
 from .turns import turn_on
 

@@ -1,73 +1,34 @@
-"""The one place where torch and triton come in, and where what they raise is read."""
+"""The one place where torch and triton come in, and where arrays go to a device."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError
 from ...utils.device_arrays import wait_for_maker
+from .failures import cause_of, first_line
 
 __all__ = [
-    "Cause",
-    "cause_of",
     "current",
-    "device_errors",
     "device_tensor",
     "forked",
     "host_tensor",
-    "kernel_errors",
     "load_torch",
     "open_device",
     "settled",
     "triton_kernels",
-    "unusable",
 ]
 
-Cause = Literal["out-of-memory", "device-lost", "device-error", "fork", "limit"]
-
 _INSTALL = "pip install 'memevolve-gpu[torch]'"
-_LASTING = (
-    "illegal",
-    "misaligned",
-    "unspecified launch failure",
-    "device-side assert",
-    "ecc error",
-    "uncorrectable",
-    "lost",
-    "hardware stack",
-    "unrecoverable",
-    "launch timed out",
-    "invalid program counter",
-    "shared address space",
-    "context is destroyed",
-    "unknown error",
-)
-"""Words of CUDA's errors after which nothing works on the device until the process ends."""
-_PASSING = (
-    "captur",
-    "invalid argument",
-    "invalid configuration",
-    "invalid device function",
-    "no kernel image",
-    "busy or unavailable",
-    "not supported",
-    "too many resources",
-    "initialization error",
-)
-"""Words of those after which it goes on. One that lasts after all says so again, in other words or the same."""
-_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not_initialized")
-"""Among them what cuBLAS says when it finds no room for its own buffers."""
-
 _lock = threading.Lock()
 _streams: dict[str, Any] = {}
 _owner: int | None = None
@@ -85,16 +46,7 @@ def load_torch() -> Any:
     except ModuleNotFoundError as error:
         raise EngineError(f"torch is not installed, and gpu_engine 'torch' needs it. Run: {_INSTALL}") from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise EngineError(f"torch cannot be loaded: {_first_line(error)}. Reinstall it: {_INSTALL}") from error
-
-
-def unusable(device: str) -> str:
-    """Why this engine cannot use ``device`` (``cpu``, ``cuda:N``) in this process; empty when it can."""
-    try:
-        open_device(device)
-    except EngineError as error:
-        return str(error)
-    return ""
+        raise EngineError(f"torch cannot be loaded: {first_line(error)}. Reinstall it: {_INSTALL}") from error
 
 
 def open_device(device: str) -> Any:
@@ -120,7 +72,7 @@ def open_device(device: str) -> Any:
     except RuntimeError as error:
         if isinstance(error, EngineError):
             raise
-        raise DeviceError(f"device {device}: {_first_line(error)}", cause_of(error) or "device-error") from error
+        raise DeviceError(f"device {device}: {first_line(error)}", cause_of(error) or "device-error") from error
     return found
 
 
@@ -142,7 +94,7 @@ def triton_kernels(device: Any) -> tuple[Any, str]:
 
         return kernels.load(), ""
     except (ImportError, AttributeError, OSError) as error:
-        return None, f"triton cannot be used ({_first_line(error)}); torch's own operations answer"
+        return None, f"triton cannot be used ({first_line(error)}); torch's own operations answer"
 
 
 @contextmanager
@@ -202,42 +154,3 @@ def settled(tensor: Any, given: Any) -> Any:
     if tensor is not given and tensor.device.type == "cuda":
         load_torch().cuda.current_stream(tensor.device).synchronize()
     return tensor
-
-
-def kernel_errors() -> tuple[type[BaseException], ...]:
-    """What compiling or launching a kernel raises, CUDA's own errors among it (see :func:`cause_of`)."""
-    kinds: list[type[BaseException]] = [RuntimeError, ImportError, OSError, TypeError, ValueError, AttributeError]
-    kinds += [subprocess.SubprocessError, AssertionError]  # a C compiler without Python's headers, a driver not found
-    try:
-        kinds.append(importlib.import_module("triton.errors").TritonError)
-    except (ImportError, AttributeError):
-        kinds.append(KeyError)
-    return tuple(kinds)
-
-
-def device_errors() -> tuple[type[BaseException], ...]:
-    """What torch raises where a device, or the memory for something, cannot be had; when CUDA starts up it asserts, and
-    has an exception of its own for what it put off until then."""
-    late = getattr(load_torch().cuda, "DeferredCudaCallError", RuntimeError)
-    return (RuntimeError, MemoryError, AssertionError, late)
-
-
-def cause_of(error: BaseException) -> Cause | None:
-    """What an exception of torch or of a kernel says about the device; None when it says nothing of it."""
-    if isinstance(error, DeviceError):
-        return error.cause
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in _NO_ROOM):
-        return "out-of-memory"
-    if any(word in text for word in _LASTING) and "cuda" in text:
-        return "device-lost"
-    if any(word in text for word in _PASSING):
-        return "device-error"
-    if type(error).__name__ == "AcceleratorError" or text.startswith("cuda error"):
-        return "device-lost"
-    return "device-error" if isinstance(error, RuntimeError) else None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

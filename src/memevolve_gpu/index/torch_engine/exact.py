@@ -14,8 +14,8 @@ from .body import TorchBody
 from .door import open_device
 from .geometry import GROUP, padded_groups
 from .guard import building
-from .loaded import Layout, Loaded, measured_space
-from .resident import Space
+from .loaded import Layout, Loaded
+from .space import Space, measured_space
 from .turns import turn_on
 
 __all__ = ["TorchExactBody"]

@@ -11,7 +11,8 @@ from typing import Literal, TypeVar
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident
-from .door import Cause, cause_of, current, device_errors, forked, load_torch
+from .door import current, forked, load_torch
+from .failures import Cause, cause_of, device_errors
 from .turns import begun_build, turn_on
 
 __all__ = ["Guard", "building", "lost_devices", "turn_of"]

@@ -19,10 +19,10 @@ from .door import load_torch, open_device
 from .geometry import GROUP, padded_columns, padded_groups
 from .guard import building
 from .kmeans import norms_of, train
-from .loaded import Layout, Loaded, blocks_of, measured_space
+from .loaded import Layout, Loaded
 from .memory import account_of
 from .operations import Operations
-from .resident import Space
+from .space import Space, blocks_of, measured_space
 from .turns import turn_on
 
 __all__ = ["TorchIVFBody"]

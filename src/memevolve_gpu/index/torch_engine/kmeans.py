@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .door import cause_of, host_tensor, kernel_errors, load_torch
+from .door import host_tensor, load_torch
+from .failures import cause_of, kernel_errors
 from .operations import Operations
 
 __all__ = ["ITERATIONS", "norms_of", "train"]

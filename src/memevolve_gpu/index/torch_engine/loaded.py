@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from ...types import FloatArray, IntArray, Metric
+from ...types import IntArray, Metric
 from ..rerank import Int8Table, VectorTable
 from .door import host_tensor, load_torch
 from .geometry import padded_columns
+from .lists import Lists
 from .masks import Tombstones
 from .memory import SCRATCH
 from .operations import Operations
-from .resident import Queries, Resident, Space
+from .resident import Queries, Resident
 from .search import LEAST_CANDIDATES, Probe, propose, scratch_each
-from .work import Lists
+from .space import Space, blocks_of
+from .turns import Turn
 
-__all__ = ["Layout", "Load", "Loaded", "blocks_of", "measured_space"]
+__all__ = ["Layout", "Load", "Loaded"]
 
-_BLOCK_BYTES = 32 << 20
 _USUAL = (1, 16, 32, 64, 128)
 """Numbers of queries at once for which different kernels are compiled."""
-
-Turn = AbstractContextManager[Any]
-"""The device's lock, held step by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,24 +151,3 @@ class Load:
         nlist = len(self.layout.lists)
         each = [-(-queries * nlist // nq) for queries in (1, 17, 33)] if nq == _USUAL[-1] else [1]
         return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
-
-
-def blocks_of(table: VectorTable, first: int = 0) -> Iterator[tuple[int, FloatArray]]:
-    """The rows from ``first`` on in blocks of 32 MB with the position of the first."""
-    step = max(1024, _BLOCK_BYTES // (4 * table.dim))
-    for start in range(first, table.n, step):
-        yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
-
-
-def measured_space(table: VectorTable, device: Any, turn: Turn) -> Space:
-    """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over."""
-    least = np.full(table.dim, np.inf, np.float32)
-    most = np.full(table.dim, -np.inf, np.float32)
-    for _, block in blocks_of(table):
-        with turn:
-            rows = host_tensor(block).to(device)
-            np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
-            np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
-    step = max(1, table.n // 1024)
-    sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
-    return Space.around(sample, least, most, centred=table.precision != "int8")

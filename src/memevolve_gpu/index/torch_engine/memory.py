@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from ...errors import DeviceError
 from ...types import Precision
 from ...utils.forking import renew_in_child
-from .door import load_torch
 from .geometry import GROUP, padded_columns, padded_groups
 
-__all__ = ["SCRATCH", "Account", "Allocator", "account_of", "allocator", "predicted_bytes", "resident_bytes"]
+__all__ = ["SCRATCH", "Account", "account_of", "predicted_bytes", "resident_bytes"]
 
 SCRATCH = 256 << 20
 """Bytes that a search or a build takes beside the rows, at most; queries are cut into parts that keep to it."""
@@ -98,26 +96,3 @@ def account_of(device: str) -> Account:
     """The account of ``device``, one for the whole process."""
     with _accounts_lock:
         return _accounts.setdefault(device, Account(device))
-
-
-class Allocator(NamedTuple):
-    """Bytes by torch's own allocator and by the driver: in tensors, kept by torch, free and total on the device."""
-
-    allocated: int
-    reserved: int
-    free: int
-    total: int
-
-
-def allocator(device: str) -> Allocator:
-    """What torch and the driver say about a CUDA ``device``; zeros for the CPU.
-
-    Raises:
-        RuntimeError: CUDA's own, when the device is lost.
-    """
-    torch = load_torch()
-    found = torch.device(device)
-    if found.type != "cuda":
-        return Allocator(0, 0, 0, 0)
-    free, total = torch.cuda.mem_get_info(found)
-    return Allocator(torch.cuda.memory_allocated(found), torch.cuda.memory_reserved(found), int(free), int(total))

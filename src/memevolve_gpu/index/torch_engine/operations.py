@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import reference
-from .door import cause_of, kernel_errors, load_torch, triton_kernels
+from .door import load_torch, triton_kernels
+from .failures import cause_of, kernel_errors
 from .geometry import span_columns, tile_columns
-from .work import ListWork
+from .lists import ListWork
 
 __all__ = ["Operations"]
 

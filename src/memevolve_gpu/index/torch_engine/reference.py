@@ -7,7 +7,7 @@ from typing import Any
 
 from .door import load_torch
 from .geometry import GROUP
-from .work import ListWork
+from .lists import ListWork
 
 __all__ = ["assign", "list_minima", "locate", "minima", "rescore", "sum_lists"]
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from .door import cause_of, load_torch
+from .door import load_torch
+from .failures import cause_of
 
 __all__ = ["Replays", "record_searches"]
 

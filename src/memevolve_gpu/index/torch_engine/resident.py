@@ -10,63 +10,13 @@ import numpy as np
 from ...types import FloatArray, Metric
 from .door import host_tensor, load_torch
 from .geometry import GROUP, padded_columns
+from .space import Space
 
-__all__ = ["Queries", "Resident", "Space"]
+__all__ = ["Queries", "Resident"]
 
-_TYPICAL_NORM = 16.0
-_LARGEST = 2.0**14
-_FARTHEST = 128
-"""So many times its own width a new cluster of rows, as wide as that of usual ones, may lie away. float16 rounds rows
-by their length: in 8 to 1,024 dimensions recall@10 among 2,000 such rows was 1.0 up to 256 times, 0.92 to 1.0 at 400,
-and 0.34 (384 dimensions) at 1,000 times."""
-_CENTRE_ROWS = 1024
 _LARGEST_QUERY = 1024.0
 _SLICE = 1 << 20
 """Rows at a time where a step takes some bytes for each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """How vectors become what the device holds: ``(vector - centre) * scale``, in float16.
-
-    Moving the origin changes no squared distance and moves all dot products of a query alike, so the order of rows
-    stays. Around their median, in units in which a usual row has length 16 and no component exceeds 2**14, float16's
-    11 significant bits serve vectors of any size and any place.
-    """
-
-    centre: FloatArray
-    scale: float
-    farthest: float = _FARTHEST * _TYPICAL_NORM
-    """The length here of the longest row that is taken although the space was not made for it."""
-
-    @classmethod
-    def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Space:
-        """For rows like ``sample`` (m, dim) whose columns lie between ``least`` and ``most`` (dim,)."""
-        rows = sample[:: max(1, len(sample) // _CENTRE_ROWS)]
-        centre = np.median(rows, axis=0).astype(np.float32) if centred and len(rows) else np.zeros_like(least)
-        norms = np.linalg.norm((rows - centre).astype(np.float64), axis=1) if len(rows) else np.zeros(1)
-        norm, long = (float(one) for one in np.quantile(norms, (0.5, 0.9)))
-        reach = float(np.maximum(most - centre, centre - least).max(initial=0.0))
-        scale = min(
-            _TYPICAL_NORM / norm if norm > 0 else np.inf,
-            _LARGEST / reach if reach > 0 else np.inf,
-        )
-        scale = float(np.float32(scale)) if np.isfinite(scale) else 1.0
-        return cls(centre, scale, scale * max(_FARTHEST * norm, 2 * long) or _FARTHEST * _TYPICAL_NORM)
-
-    def holds(self, vectors: FloatArray) -> bool:
-        """Does float16 tell ``vectors`` (m, dim) from each other here, which the space was not made for?"""
-        far = vectors - self.centre
-        longest = float(np.einsum("ij,ij->i", far, far, dtype=np.float64).max(initial=0.0)) ** 0.5
-        reach = float(np.abs(far, out=far).max(initial=0.0))
-        return longest * self.scale <= self.farthest and reach * self.scale <= 2 * _LARGEST
-
-    def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
-        """``vectors`` (m, dim) on the device: float32 (m, columns)."""
-        torch = load_torch()
-        rows = host_tensor(vectors).to(device)
-        rows = rows.sub(host_tensor(self.centre).to(device)).mul_(self.scale)
-        return torch.nn.functional.pad(rows, (0, columns - rows.shape[1]))
 
 
 @dataclass(frozen=True, slots=True)

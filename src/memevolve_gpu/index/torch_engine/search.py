@@ -7,9 +7,9 @@ from typing import Any
 
 from .door import load_torch
 from .geometry import BLOCK_GROUPS, GROUP
+from .lists import Lists, ListWork
 from .operations import Operations
 from .resident import Queries, Resident
-from .work import Lists, ListWork
 
 __all__ = ["LEAST_CANDIDATES", "Probe", "best_columns", "decide", "propose", "scratch_each"]
 

@@ -14,12 +14,14 @@ from ..allowed import Allowed
 from ..base import NewerRows
 from .arrays import columns
 from .batches import Search, found_in_batches
-from .door import cause_of, host_tensor, load_torch
+from .door import host_tensor, load_torch
+from .failures import cause_of
 from .geometry import GROUP, padded_columns, padded_groups
 from .loaded import Loaded
 from .memory import Account, resident_bytes
-from .resident import Resident, Space
+from .resident import Resident
 from .search import LEAST_CANDIDATES
+from .space import Space
 
 __all__ = ["DeviceTail"]
 
