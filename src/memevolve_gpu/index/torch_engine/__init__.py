@@ -5,7 +5,8 @@ Importing this room imports neither torch nor triton; :mod:`.door` does, when a 
 
 To read it: ``space`` and ``resident`` say how vectors lie on a device, ``lists`` and ``geometry`` in which order;
 ``loaded`` brings them there; ``search`` finds candidates and ``batches`` cuts many queries; ``body`` holds it together,
-with ``exact`` and ``ivf`` for the two kinds. Beside the rows: ``masks`` (filters and tombstones), ``tail`` (newest rows),
-``replay`` (recorded queries). Below: ``operations`` choose between ``kernels`` and ``reference``; ``kmeans`` trains. When
-it fails: ``failures`` reads exceptions, ``guard`` decides, ``turns`` lets one at a time, ``memory`` keeps to a limit.
+with ``exact`` and ``ivf`` for the two kinds. Beside the rows: ``masks`` (filters, tombstones), ``tail`` (newest rows),
+``replay`` (recorded queries). Below: ``operations`` choose between ``kernels`` and ``reference``; ``kmeans`` trains.
+When it fails: ``failures`` reads exceptions, ``guard`` decides, ``turns`` lets one at a time, ``memory`` keeps to a
+limit.
 """
