@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import DeviceError
 from ..types import FloatArray, Metric
 
-__all__ = ["DeviceQueries", "device_queries", "fetched", "lies_on_device", "wait_for_maker"]
+__all__ = ["DeviceQueries", "as_tensor", "device_queries", "fetched", "lies_on_device", "wait_for_maker"]
 
 _CUDA = (2, 13)
 """Kinds of devices in DLPack's header (dlpack.h): kDLCUDA and kDLCUDAManaged."""
@@ -96,7 +96,7 @@ def device_queries(array: Any, dim: int, metric: Metric, *, torch: Any = None) -
     if torch is None or not lies_on_device(array):
         return None
     try:
-        return _checked(_tensor(array, torch), dim, metric, torch)
+        return _checked(as_tensor(array, torch), dim, metric, torch)
     except _REFUSALS:
         return None
 
@@ -113,7 +113,7 @@ def fetched(array: Any, *, torch: Any = None, cupy: Any = None) -> Any:
     torch, cupy = torch or sys.modules.get("torch"), cupy or sys.modules.get("cupy")
     try:
         if torch is not None:
-            return _tensor(array, torch).cpu().numpy()
+            return as_tensor(array, torch).cpu().numpy()
         if cupy is not None:
             return (cupy.from_dlpack(array) if hasattr(array, "__dlpack__") else cupy.asarray(array)).get()
     except _REFUSALS:
@@ -121,13 +121,18 @@ def fetched(array: Any, *, torch: Any = None, cupy: Any = None) -> Any:
     return array
 
 
-def _tensor(array: Any, torch: Any) -> Any:
+def as_tensor(array: Any, torch: Any, device: Any = "cuda") -> Any:
+    """``array`` as a torch tensor of its memory.
+
+    Taken are torch tensors, what has ``__dlpack__``, whose maker is asked to wait until it is filled, and what has
+    ``__cuda_array_interface__``, where the stream that it names is waited for; ``device`` is where that lies.
+    """
     if isinstance(array, torch.Tensor):
         return array.detach()
     if hasattr(array, "__dlpack__"):
         return torch.from_dlpack(array)
     wait_for_maker(array, torch)
-    return torch.as_tensor(array, device="cuda")
+    return torch.as_tensor(array, device=device)
 
 
 def wait_for_maker(array: Any, torch: Any) -> None:

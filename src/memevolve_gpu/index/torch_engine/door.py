@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError
-from ...utils.device_arrays import wait_for_maker
+from ...utils.device_arrays import as_tensor
 from .failures import cause_of, first_line
 
 __all__ = [
@@ -132,25 +132,21 @@ def host_tensor(array: npt.NDArray[Any]) -> Any:
 def device_tensor(queries: Any, device: Any) -> Any:
     """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
 
-    Taken are numpy arrays, torch tensors, what has ``__dlpack__``, whose maker is asked to wait until it is filled, and
-    what has ``__cuda_array_interface__``, where the stream that it names is waited for.
+    Taken are numpy arrays, and what :func:`~....utils.device_arrays.as_tensor` takes.
     """
     torch = load_torch()
     if isinstance(queries, np.ndarray):
         found = host_tensor(queries.astype(np.float32, copy=False))
-    elif isinstance(queries, torch.Tensor):
-        found = queries.detach()
-    elif hasattr(queries, "__dlpack__"):
-        found = torch.from_dlpack(queries)
     else:
-        wait_for_maker(queries, torch)
-        found = torch.as_tensor(queries, device=device)
+        found = as_tensor(queries, torch, device)
     return found.to(device=device, dtype=torch.float32).contiguous()
 
 
 def settled(tensor: Any, given: Any) -> Any:
     """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: what was converted was so
-    on the engine's own."""
-    if tensor is not given and tensor.device.type == "cuda":
-        load_torch().cuda.current_stream(tensor.device).synchronize()
+    on the engine's own, while a float32 tensor of the same device is the memory that was given."""
+    torch = load_torch()
+    same = isinstance(given, torch.Tensor) and given.data_ptr() == tensor.data_ptr()
+    if tensor.device.type == "cuda" and not same:
+        torch.cuda.current_stream(tensor.device).synchronize()
     return tensor

@@ -9,10 +9,9 @@ from typing import Any
 from ...types import IntArray, Metric
 from ..rerank import Int8Table, VectorTable
 from .door import host_tensor, load_torch
-from .geometry import padded_columns
 from .lists import Lists
 from .masks import Tombstones
-from .memory import SCRATCH
+from .memory import SCRATCH, bytes_in_groups
 from .operations import Operations
 from .resident import Queries, Resident
 from .search import LEAST_CANDIDATES, Probe, propose, scratch_each
@@ -79,10 +78,10 @@ class Load:
     @property
     def nbytes(self) -> int:
         """Bytes that they take there."""
-        table, columns, nlist = self.table, padded_columns(self.table.dim), len(self.layout.lists)
-        row = columns + 16 if table.precision == "int8" else 2 * columns + 12
-        lists = nlist * (4 * columns + 12) + (4 * table.n if nlist else 0)
-        return self.layout.groups * 32 * row + lists + (4 * table.n * table.dim if self.full else 0)
+        table, layout = self.table, self.layout
+        return bytes_in_groups(
+            layout.groups, table.n, table.dim, table.precision, nlist=len(layout.lists), full=self.full
+        )
 
     def run(
         self,

@@ -11,7 +11,7 @@ from ...types import Precision
 from ...utils.forking import renew_in_child
 from .geometry import GROUP, padded_columns, padded_groups
 
-__all__ = ["SCRATCH", "Account", "account_of", "predicted_bytes", "resident_bytes"]
+__all__ = ["SCRATCH", "Account", "account_of", "bytes_in_groups", "predicted_bytes", "resident_bytes"]
 
 SCRATCH = 256 << 20
 """Bytes that a search or a build takes beside the rows, at most; queries are cut into parts that keep to it."""
@@ -30,10 +30,15 @@ def resident_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0
     average); ``full``: float32 rows beside them, which decide there instead of on the host.
     """
     groups = padded_groups(-(-count // GROUP) + (nlist + 1) // 2)
+    return bytes_in_groups(groups, count, dim, precision, nlist=nlist, full=full) + _SMALL
+
+
+def bytes_in_groups(groups: int, count: int, dim: int, precision: Precision, *, nlist: int, full: bool) -> int:
+    """:func:`resident_bytes` once the number of ``groups`` is known, padding included."""
     columns = padded_columns(dim)
     row = columns * (1 if precision == "int8" else 2) + _ROW_EXTRA + (4 if precision == "int8" else 0)
     lists = nlist * (4 * columns + 12) + (_PLACE * count if nlist else 0)
-    return groups * GROUP * row + (4 * count * dim if full else 0) + lists + _SMALL
+    return groups * GROUP * row + (4 * count * dim if full else 0) + lists
 
 
 def predicted_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0, full: bool = False) -> int:
