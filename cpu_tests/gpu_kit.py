@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
+
+import pytest
 
 from memevolve_gpu.devices.budget import Holdings
 from memevolve_gpu.devices.gpu import Gpu, GpuList, Prober
@@ -17,7 +20,18 @@ from memevolve_gpu.index.base import Arrays, BuildJob
 from memevolve_gpu.index.exact import ExactBody
 from memevolve_gpu.types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric
 
-__all__ = ["MB", "Card", "FakeProber", "OnCard", "line", "machine_with", "on_disk", "printing", "table_at"]
+__all__ = [
+    "MB",
+    "Card",
+    "FakeProber",
+    "OnCard",
+    "line",
+    "machine_with",
+    "on_disk",
+    "others_take_all",
+    "printing",
+    "table_at",
+]
 
 MB = 1 << 20
 
@@ -120,6 +134,18 @@ class OnCard(ExactBody):
             self._told.append(DeviceIncident(self.plan.device, "device-lost", "cpu-until-restart", "the card is gone"))
         self.card.searches += not self._over
         return super().search(queries, k, replace(effort, exact=True), allowed)
+
+
+def others_take_all(monkeypatch: pytest.MonkeyPatch) -> Callable[[Card, OnCard, int], None]:
+    """Other processes fill a card in the moment in which a body asks for memory; returns ``allocate`` as it was."""
+    allocate = Card.allocate
+
+    def taken_meanwhile(self: Card, holder: OnCard, size: int) -> None:
+        self.taken = self.total
+        allocate(self, holder, size)
+
+    monkeypatch.setattr(Card, "allocate", taken_meanwhile)
+    return allocate
 
 
 def machine_with(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ import numpy as np
 
 from memevolve_gpu.records import Records, Transaction
 
-__all__ = ["DIM", "Rows", "as_child", "facts", "foreign_connection", "put", "unit", "vector"]
+__all__ = ["DIM", "Rows", "facts", "foreign_connection", "put", "unit", "vector"]
 
 DIM = 4
 Rows = dict[str, str]
@@ -48,20 +44,3 @@ def facts(records: Records) -> dict[str, dict[str, Any]]:
 def foreign_connection(path: Path) -> apsw.Connection:
     """The database in the hands of another program."""
     return apsw.Connection(str(path))
-
-
-def as_child(act: Callable[[], object]) -> int:
-    """Run ``act`` in a forked child; returns its exit status: 0 when it returned, 1 when it raised."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            act()
-            status = 0
-        except BaseException:  # noqa: BLE001 - shown, and told by the status
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

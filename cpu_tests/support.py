@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SEED", "FakeBatchEmbedder", "FakeEmbedder"]
+__all__ = ["SEED", "FakeBatchEmbedder", "FakeEmbedder", "as_child"]
 
 SEED = 20_260_101
 """Seed of every random choice of the tests that hypothesis does not make; printed in the header of a run."""
@@ -63,3 +66,20 @@ class FakeBatchEmbedder(FakeEmbedder):
         self.batches += 1
         self.texts.extend(texts)
         return np.stack([self.vector(text) for text in texts])
+
+
+def as_child(act: Callable[[], object]) -> int:
+    """Run ``act`` in a forked child; returns its exit status: 0 when it returned, 1 when it raised."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            act()
+            status = 0
+        except BaseException:  # noqa: BLE001 - shown, and told by the status
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -6,9 +6,8 @@ The tests of ``cpu_tests/index/faiss_gpu`` run here once more, on the device ins
 from __future__ import annotations
 
 import gc
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from index.faiss_gpu import stand_in
 from index.faiss_gpu import test_faiss_gpu_contract as contract
 from index.oracle import check_answer, clustered, nearest, recall, rows_of
 from index.test_extended import cut
+from support import as_child
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.allowed import Allowed
@@ -345,25 +345,12 @@ def test_after_a_fork_the_host_answers(kind: str) -> None:
     body = build(plan_of(kind, len(vectors), nlist=64), rows_of(vectors), "l2", seed=1)
     body.search(vectors[:10], 1, Effort())
 
-    def child() -> bool:
-        found = body.search(vectors[:20], 1, Effort())[1][:, 0].tolist()
-        try:
+    def child() -> None:
+        assert body.search(vectors[:20], 1, Effort())[1][:, 0].tolist() == list(range(20))
+        with pytest.raises(DeviceError) as refused:
             build(plan_of("exact", 100), rows_of(vectors[:100]), "l2", seed=1)
-        except DeviceError as error:
-            return found == list(range(20)) and body.device == "cpu" and error.cause == "fork"
-        return False
+        assert (body.device, refused.value.cause) == ("cpu", "fork")
 
-    assert _in_child(child) == 0
+    assert as_child(child) == 0
     assert body.search(vectors[:20], 1, Effort())[1][:, 0].tolist() == list(range(20))
     assert body.device == "cuda:0"
-
-
-def _in_child(check: Callable[[], bool]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if check() else 1
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import MB, Card, OnCard, line, machine_with, printing, table_at
+from gpu_kit import MB, Card, OnCard, line, machine_with, others_take_all, printing, table_at
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -156,13 +156,7 @@ def test_room_that_a_setting_leaves_none_of_is_not_waited_for(tmp_path: Path, ca
 def test_a_build_that_ran_out_and_a_plan_without_room_are_one_state(
     tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allocate = Card.allocate
-
-    def taken_meanwhile(self: Card, holder: OnCard, size: int) -> None:
-        self.taken = self.total
-        allocate(self, holder, size)
-
-    monkeypatch.setattr(Card, "allocate", taken_meanwhile)
+    others_take_all(monkeypatch)
     with filled(tmp_path, machine_with(card)) as store:
         assert len(refusals(store)) == 1
         store._open.live.desk._look_at = 0.0

@@ -13,7 +13,8 @@ from typing import Any
 
 import apsw
 import pytest
-from records_kit import DIM, as_child, foreign_connection, put, unit
+from records_kit import DIM, foreign_connection, put, unit
+from support import as_child
 
 from memevolve_gpu.errors import (
     ConfigurationError,

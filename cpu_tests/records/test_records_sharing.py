@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from records_kit import DIM, as_child, facts, foreign_connection, put, unit, vector
-from support import SEED
+from records_kit import DIM, facts, foreign_connection, put, unit, vector
+from support import SEED, as_child
 
 from memevolve_gpu.errors import StorageError, StoreClosedError
 from memevolve_gpu.records import Records, connections, fork, pool, writer

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import MB, Card, OnCard, machine_with, table_at
+from gpu_kit import MB, Card, OnCard, machine_with, others_take_all, table_at
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -220,13 +220,7 @@ def test_a_full_card_is_used_once_it_has_room(tmp_path: Path, card: Card) -> Non
 def test_memory_that_goes_while_a_body_is_built_sends_it_to_the_cpu_and_back(
     tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allocate = Card.allocate
-
-    def taken_meanwhile(self: Card, holder: OnCard, size: int) -> None:
-        self.taken = self.total
-        allocate(self, holder, size)
-
-    monkeypatch.setattr(Card, "allocate", taken_meanwhile)
+    allocate = others_take_all(monkeypatch)
     with filled(tmp_path, machine_with(card)) as store:
         assert store.statistics()["index"]["device"] == "cpu"
         (refusal,) = events(store, "device-refused")

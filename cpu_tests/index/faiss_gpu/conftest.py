@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,3 +41,23 @@ def shared_card() -> Iterator[Card]:
     """The same for bodies that several tests use."""
     with installed(Card()) as made:
         yield made
+
+
+@contextmanager
+def others_on(device: str) -> Iterator[None]:
+    """Another thread is on the device for the time of the block."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with owner.owner_of(device).using("holding"):
+            inside.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()
+    try:
+        yield
+    finally:
+        leave.set()
+        holder.join()

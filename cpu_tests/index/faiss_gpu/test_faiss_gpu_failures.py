@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from index.faiss_gpu.conftest import others_on
 from index.faiss_gpu.stand_in import Card
 from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
 from index.oracle import check_answer, clustered, nearest, recall, rows_of
+from support import as_child
 
 from memevolve_gpu.errors import DeviceError, EngineError
 from memevolve_gpu.index import faiss_door
@@ -316,59 +316,31 @@ def test_after_a_fork_the_host_answers(kind: str, card: Card, vectors: FloatArra
     body = body_of(kind, vectors, "l2")
     body.search(vectors[:1], 1, Effort())
     searched = len(card.searches)
-    child = _in_child(lambda: _child_is_right(body, vectors, card, searched))
-    assert child == 0
+    assert as_child(lambda: _child_is_right(body, vectors, card, searched)) == 0
     assert causes(body) == []
     assert body.device == "cuda:0"
     right(body, vectors, vectors[:20])
 
 
-def _in_child(check: Callable[[], bool]) -> int:
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            code = 0 if check() else 1
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def _child_is_right(body: Body, vectors: FloatArray, card: Card, searched: int) -> bool:
+def _child_is_right(body: Body, vectors: FloatArray, card: Card, searched: int) -> None:
     found = body.search(vectors[:20], 1, Effort())[1][:, 0].tolist()
     told, held = causes(body), dict(card.held)
-    try:
+    with pytest.raises(DeviceError) as refused:
         body_of("exact", vectors, "l2")
-    except DeviceError as error:
-        refused = error.cause
-    else:
-        return False
     away = body.device
     del body
     gc.collect()
-    facts = (found, told, refused, away, len(card.searches), card.held)
-    return facts == (list(range(20)), [("fork", "cpu-until-restart")], "fork", "cpu", searched, held)
+    facts = (found, told, refused.value.cause, away, len(card.searches), card.held)
+    assert facts == (list(range(20)), [("fork", "cpu-until-restart")], "fork", "cpu", searched, held)
 
 
 def test_the_lock_of_another_thread_does_not_reach_the_child(card: Card, vectors: FloatArray) -> None:
-    body, inside, leave = body_of("exact", vectors, "l2"), threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with owner.owner_of("cuda:0").using("holding"):
-            inside.set()
-            leave.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    inside.wait()
-    try:
+    body = body_of("exact", vectors, "l2")
+    with others_on("cuda:0"):
         owner_before = owner.owner_of("cuda:0")
         owner_before.after_fork()
         right(body, vectors, vectors[:3])
         assert causes(body) == [("fork", "cpu-until-restart")]
-    finally:
-        leave.set()
-        holder.join()
 
 
 # ------------------------------------------------------------------------------------------------------- its bytes

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from index.faiss_gpu.conftest import others_on
 from index.faiss_gpu.stand_in import CODE, Card, Ended
 from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
 from index.oracle import check_answer, clustered, nearest, recall, rows_of
@@ -180,21 +181,11 @@ def test_searches_do_not_wait_for_a_training(kind: str, card: Card, vectors: Flo
 def test_what_is_dropped_while_others_are_on_the_device_is_freed_when_they_leave(
     card: Card, vectors: FloatArray
 ) -> None:
-    body, inside, leave = body_of("exact", vectors, "l2"), threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with owner.owner_of("cuda:0").using("holding"):
-            inside.set()
-            leave.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    inside.wait()
-    del body
-    gc.collect()
-    assert sum(card.held.values()) > sizes.TEMPORARY_BYTES
-    leave.set()
-    holder.join()
+    body = body_of("exact", vectors, "l2")
+    with others_on("cuda:0"):
+        del body
+        gc.collect()
+        assert sum(card.held.values()) > sizes.TEMPORARY_BYTES
     assert sum(card.held.values()) == sizes.TEMPORARY_BYTES
 
 
