@@ -9,7 +9,8 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A job started in the background inherits an ignored Ctrl-C, and tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-for _name in [name for name in os.environ if name.upper().startswith("MEMEVOLVE_")]:
+_KEPT = {"MEMEVOLVE_CHECKOUT", "MEMEVOLVE_COMMIT"}  # where the real MemEvolve is; no settings of ours
+for _name in [name for name in os.environ if name.upper().startswith("MEMEVOLVE_") and name not in _KEPT]:
     del os.environ[_name]  # fixtures of any scope must not see the settings of whoever runs the tests
 
 from collections.abc import Callable
