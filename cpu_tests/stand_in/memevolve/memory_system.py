@@ -18,4 +18,6 @@ class MemorySystem:
 
     def remember(self, content: str) -> str:
         """Keep a lesson and return its id."""
+        if not self.storage:
+            raise RuntimeError("there is no storage")
         return str(self.storage.store({"type": "lesson", "content": content}))

@@ -18,7 +18,7 @@ from types import ModuleType
 
 from ..errors import EngineError
 
-__all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", "translated"]
+__all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", "require_faiss", "translated"]
 
 _DISTRIBUTIONS = ("faiss", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 _NEEDED = (
@@ -65,6 +65,15 @@ def load_faiss() -> ModuleType:
             os.register_at_fork(after_in_child=after_fork)
             _module = module
         return _module
+
+
+def require_faiss() -> ModuleType:
+    """As :func:`load_faiss`, for a store that is about to be opened: an import blocked since the first load counts.
+
+    ``sys.modules["faiss"] = None`` blocks an import. Stores that are open keep the module that they have.
+    """
+    blocked = "faiss" in sys.modules and sys.modules["faiss"] is None
+    return _import() if blocked else load_faiss()
 
 
 def installed_distributions() -> dict[str, str]:

@@ -55,6 +55,10 @@ class StorageBackend(ABC):
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         """The unit's ``metadata``, or None."""
 
+    def __bool__(self) -> bool:
+        """True, with units or without: MemEvolve asks ``if not self.storage`` whether there is a backend at all."""
+        return True
+
     def save_state(self) -> dict[str, Any]:
         """What another instance needs to take over, as JSON values. A backend without state has none."""
         return {}

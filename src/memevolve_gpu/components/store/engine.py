@@ -15,7 +15,7 @@ from ...devices.budget import host_budget
 from ...devices.gpu import Prober
 from ...devices.machine import Machine
 from ...errors import ConfigurationError, EmbeddingError, EngineError, ModelMismatchError
-from ...index.faiss_door import load_faiss
+from ...index.faiss_door import require_faiss
 from ...index.torch_engine.replay import record_searches
 from ...live import DeviceDesk, Found, LiveIndex, LiveSettings, Maintenance, Worker
 from ...monitoring.events import EventLog
@@ -183,7 +183,7 @@ def open_engine(
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     table = engine_table(config)
     try:
-        load_faiss()
+        require_faiss()
     except EngineError as error:
         raise EngineError(f"Failed to create {config.index_type} index: {error}") from error
     facts = Records.peek(prefix)

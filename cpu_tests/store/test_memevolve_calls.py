@@ -1,0 +1,111 @@
+"""What MemEvolve's code does with a store, in our own words: truth, absent faiss, settings, limits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_kit import Given, store_at
+from milvus_fake import FakeMilvus
+
+from memevolve_gpu import EngineError, MemorySystem, MemorySystemConfig, StorageBackend, VectorStore
+from memevolve_gpu.components.scratch import ScratchStore
+from memevolve_gpu.components.store.milvus_store import MilvusStore
+from memevolve_gpu.langchain import MemEvolveVectorStore
+
+
+def everything_that_may_be_asked_for_its_truth(path: Path) -> dict[str, Any]:
+    """An empty one of each of our backends and of what wraps them."""
+    store = store_at(path)
+    milvus = MilvusStore(
+        Given(), storage_config={"background": False}, milvus_config={"timeout": 20}, client=FakeMilvus().connect
+    )
+    return {
+        "VectorStore": store,
+        "VectorStore.index": store.index,
+        "MilvusStore": milvus,
+        "ScratchStore": ScratchStore(),
+        "LangChain": MemEvolveVectorStore(store, embedding=None),
+        "LangChain on Milvus": MemEvolveVectorStore(milvus, embedding=None),
+        "MemorySystem": MemorySystem(MemorySystemConfig(storage_backend=store)),
+        "a user's own": type("Own", (ScratchStore,), {"__len__": lambda self: 0})(),
+    }
+
+
+def test_a_backend_is_true_with_units_and_without(tmp_path: Path) -> None:
+    """MemEvolve asks ``if not self.storage``: an empty backend that counts as absent never gets its first unit."""
+    asked = everything_that_may_be_asked_for_its_truth(tmp_path)
+    assert {name: bool(one) for name, one in asked.items()} == dict.fromkeys(asked, True)
+    for name in ("VectorStore", "MilvusStore", "ScratchStore"):
+        asked[name].store({"id": "a", "content": "one"})
+        assert bool(asked[name]), name
+        asked[name].clear()
+        assert bool(asked[name]), name
+        assert asked[name].count() == 0
+    for name in ("VectorStore", "MilvusStore"):
+        asked[name].close()
+        assert bool(asked[name]), f"{name}, closed: truth must not raise"
+
+
+def test_no_backend_of_ours_takes_its_truth_from_its_length() -> None:
+    ours: list[type] = [StorageBackend]
+    for cls in ours:  # grows while it is read
+        children: list[type] = cls.__subclasses__()
+        ours += [child for child in children if child.__module__.startswith("memevolve_gpu")]
+    assert {VectorStore, MilvusStore, ScratchStore} <= set(ours)
+    assert [cls for cls in ours if "__bool__" not in dir(cls)] == []
+
+
+def test_a_blocked_faiss_is_said_by_the_constructor_also_after_it_was_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store_at(tmp_path) as running:
+        running.store({"id": "a", "content": "one"})
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "faiss", None)
+            for kind in ("flat", "ivf"):
+                with pytest.raises(RuntimeError, match=f"Failed to create {kind} index") as raised:
+                    VectorStore(tmp_path / "new", Given(), index_type=kind)
+                assert isinstance(raised.value, EngineError)
+            assert running.search("one", 1)[0][1] == "a", "a store that is open keeps what it has"
+        assert list(tmp_path.glob("new*")) == []
+    with store_at(tmp_path) as again:
+        assert again.count() == 1, "a block that is lifted is forgotten"
+
+
+def test_each_call_that_memevolve_makes_on_a_store(tmp_path: Path) -> None:
+    """Its calls by keyword and position, with what it does with the results."""
+    embed = Given()
+    store = VectorStore(
+        index_file=str(tmp_path / "vector"),
+        embedding_function=embed,
+        embedding_dim=16,
+        index_type="flat",
+        storage_config=None,
+    )
+    assert store.count() == 0
+    assert store.store_batch([]) == []
+    assert store.store_batch([{"id": "a", "content": "one", "tags": []}, {"id": "b", "content": "two"}]) == ["a", "b"]
+    assert store.store({"id": "c", "content": "three", "metadata": {"encoding_method": "llm"}}) == "c"
+    everything = store.retrieve_all()
+    assert isinstance(everything, list)
+    assert [unit["id"] for unit in everything[:5]] == ["a", "b", "c"]
+    assert all(unit["metadata"].get("created_at", "") > "" for unit in everything)
+    assert store.exists("a")
+    assert not store.exists("z")
+    assert store.retrieve("z") is None
+    assert [store.delete(unit_id) for unit_id in ("c", "z", "")] == [True, False, False]
+    assert store.update("a", {"content": "other"}) is True
+    assert store.update("z", {"content": "other"}) is False
+    assert "one" not in store.retrieve("a")["content"]  # type: ignore[index]
+    assert sorted(store.data.keys()) == ["a", "b"]
+    assert store.index.ntotal == 2
+    found = store.search("two", top_k=5)
+    assert [type(part) for part in found[0]] == [float, str]
+    store.restore_state(store.save_state())
+    assert store.count() == 2
+    store.clear()
+    assert store.retrieve_all() == []
+    store.close()
