@@ -229,7 +229,9 @@ class Server:
 
     def chat(self, question: str) -> str:
         """One request of a user, as their client would send it."""
-        found = self.post("/v1/chat/completions", {"model": "stub", "messages": [{"role": "user", "content": question}]})
+        found = self.post(
+            "/v1/chat/completions", {"model": "stub", "messages": [{"role": "user", "content": question}]}
+        )
         return str(found["choices"][0]["message"]["content"])
 
     def _ask(self, request: urllib.request.Request) -> Any:
@@ -266,7 +268,10 @@ def outcomes(report: Path) -> Iterator[tuple[str, str]]:
     for case in ElementTree.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
         bad = kinds & {"failure", "error"}
-        yield f"{case.get('classname')}::{case.get('name')}", "failed" if bad else "skipped" if "skipped" in kinds else "passed"
+        yield (
+            f"{case.get('classname')}::{case.get('name')}",
+            "failed" if bad else "skipped" if "skipped" in kinds else "passed",
+        )
 
 
 def commit_name() -> str:

@@ -17,7 +17,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "memevolve_gpu"
 
 LAYERS = [
-    {"cli", "dropin", "langchain"},
+    {"cli", "demo", "dropin", "langchain"},
+    {"health_hook"},
     {"memory_system"},
     {"components"},
     {"live"},

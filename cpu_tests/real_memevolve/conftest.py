@@ -35,8 +35,8 @@ def found() -> list[tuple[str, str, str]]:
     return FOUND
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def stub() -> Iterator[memevolve_kit.Stub]:
-    """The model services of the tests of one file."""
+    """The model services of one test."""
     with memevolve_kit.Stub() as running:
         yield running

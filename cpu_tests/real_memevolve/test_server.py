@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-from memevolve_kit import DIM, Server, Stub, copy_of, digests, environment, python_of
+from memevolve_kit import DIM, Server, Stub, copy_of, digests
 
 from memevolve_gpu import HashingEmbedder, VectorStore
 
@@ -26,9 +24,7 @@ QUESTIONS = [f"Give one rule for {topic}" for topic in TOPICS]
 
 def units_of(prefix: Path) -> dict[str, dict[str, Any]]:
     """What our own store reads from the files, without MemEvolve and without writing."""
-    with VectorStore(
-        str(prefix), HashingEmbedder(DIM), DIM, storage_config={"read_only": True, "background": False}
-    ) as store:
+    with VectorStore(str(prefix), HashingEmbedder(DIM), DIM, storage_config={"background": False}) as store:
         return {unit["id"]: unit for unit in store.retrieve_all()}
 
 
@@ -64,52 +60,35 @@ def test_from_the_first_request_on(tmp_path: Path, stub: Stub, found: list[tuple
         hits = []
         for question, topic in zip(QUESTIONS, TOPICS, strict=True):
             server.chat(question)
-            hits.append(f"question user: {question}" in injected(stub.prompts[-1]) or topic in injected(stub.prompts[-1]))
+            hits.append(topic in injected(stub.prompts[-1]))
     found.append(("16 later requests: prompt holds the memory", "", f"{sum(hits)} of 16"))
     assert all(hits)
 
 
-@pytest.fixture
-def old_data(tmp_path: Path, stub: Stub) -> Path:
-    """A copy whose data folder MemEvolve's own store filled with 12 units."""
+def test_an_old_data_folder_is_imported(tmp_path: Path, stub: Stub, found: list[tuple[str, str, str]]) -> None:
     tree = copy_of(tmp_path / "old")
-    code = """
-import os
-from memevolve.components.store.vector_store import VectorStore
-from memevolve.utils.embeddings import create_embedding_function
-os.makedirs("data/memory")
-embed = create_embedding_function(provider="openai", base_url=os.environ["MEMEVOLVE_EMBEDDING_BASE_URL"])
-store = VectorStore("data/memory/vector", embed, int(os.environ["MEMEVOLVE_EMBEDDING_DIMENSION"]))
-for at in range(12):
-    words = " ".join(f"word{at * 7 + step}" for step in range(7))
-    store.store({"id": f"old_{at}", "type": "lesson", "content": f"An old lesson about {words}", "tags": ["old"]})
-print(type(store).__module__, store.count())
-"""
-    done = subprocess.run(
-        python_of(False, "-c", code), cwd=tree, env=environment(tree, stub), capture_output=True, text=True, check=False
-    )
-    assert done.stdout.endswith("memevolve.components.store.vector_store 12\n"), done.stdout + done.stderr
-    return tree
-
-
-def test_an_old_data_folder_is_imported(old_data: Path, stub: Stub, found: list[tuple[str, str, str]]) -> None:
-    folder = old_data / "data/memory"
+    folder = tree / "data/memory"
+    with Server(tree, stub, dropped_in=False) as server:
+        for question in QUESTIONS[:12]:
+            server.chat(question)
+        old = server.get("/memory/stats")["total_experiences"]
     before = digests(folder)
     assert set(before) == {"vector.data", "vector.index"}
-    with Server(old_data, stub, dropped_in=True) as server:
+
+    with Server(tree, stub, dropped_in=True) as server:
         imported = server.get("/memory/stats")["total_experiences"]
-        hits = server.post("/memory/search", {"query": "word14 word15 word16 word17 word18 word19 word20", "limit": 1})
-        server.chat("Give one rule for reading old notes")
+        server.chat(QUESTIONS[3])
+        server.chat(QUESTIONS[12])
     after = digests(folder)
     same = all(after[name] == digest for name, digest in before.items())
-    found.append(("old data: units imported", "", f"{imported} of 12"))
-    found.append(("old files byte-identical", "", "yes" if same else "NO"))
-    assert imported == 12
-    assert "word14" in hits[0]["content"]
-    assert same
     kept = units_of(folder / "vector")
-    assert {f"old_{at}" for at in range(12)} < set(kept)
-    assert len(kept) == 13
+    found.append(("old data: units stored, imported", str(old), str(imported)))
+    found.append(("old files byte-identical", "", "yes" if same else "NO"))
+    assert imported == old > 0
+    assert any(TOPICS[3] in injected(messages) for messages in stub.prompts[-2:-1])
+    assert same
+    assert remembered(kept) >= {12}
+    assert len(kept) == old + 2
 
 
 def test_its_start_is_without_false_warnings(tmp_path: Path, stub: Stub) -> None:
@@ -119,3 +98,26 @@ def test_its_start_is_without_false_warnings(tmp_path: Path, stub: Stub) -> None
         printed = server.text()
     ours = [line for line in printed.splitlines() if "memevolve_gpu" in line or "MEMEVOLVE_STORAGE_" in line]
     assert ours == []
+
+
+def test_its_health_endpoint_and_dashboard_show_the_store(
+    tmp_path: Path, stub: Stub, found: list[tuple[str, str, str]]
+) -> None:
+    tree = copy_of(tmp_path / "health")
+    paths = ("/health", "/dashboard-data")
+    with Server(tree, stub, dropped_in=False) as server:
+        before = {path: set(server.get(path)) for path in paths}
+        page = server.get("/dashboard")
+    with Server(tree, stub, dropped_in=True) as server:
+        server.chat(QUESTIONS[0])
+        report = server.get("/memory/storage")
+        after = {path: server.get(path) for path in paths}
+        shown = server.get("/dashboard")
+    assert (report["current_count"], report["max_units"]) == (1, 50_000)
+    for path in paths:
+        assert set(after[path]) == before[path] | {"storage"}
+        assert after[path]["storage"].keys() == report.keys()
+    assert after["/health"]["status"] == "healthy"
+    assert "current_count" in shown
+    assert "current_count" not in page
+    found.append(("store's report in /health, dashboard", "no", "yes"))

@@ -7,8 +7,9 @@ Either import this module before anything of MemEvolve, or run a program with it
     python -m memevolve_gpu.dropin -m package.module arguments...
 
 From then on ``memevolve.components.store.vector_store`` is ``memevolve_gpu.components.store.vector_store``: the same
-module, the same class. Where MemEvolve is installed nothing else of it changes, and our ``VectorStore`` passes its
-checks for its own ``StorageBackend``. Where it is not, ``memevolve`` and the inner paths that this package has as well
+module, the same class. Where MemEvolve is installed our ``VectorStore`` passes its checks for its own
+``StorageBackend``, and its memory system, health endpoint and dashboard get the store's report (``health_hook``);
+nothing else of it changes. Where it is not, ``memevolve`` and the inner paths that this package has as well
 (``components``, ``utils``, ``memory_system``) are this package's.
 
 A process that a program starts anew (``subprocess``, ``multiprocessing`` with spawn, server workers) begins without
@@ -21,11 +22,14 @@ import importlib
 import importlib.util
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+from .health_hook import add_to_app, add_to_memory_system
 
 __all__ = ["install", "main", "uninstall"]
 
@@ -105,10 +109,10 @@ def _run_script(script: Path) -> int:
 
 
 class _Finder(MetaPathFinder):
-    """Answers for the modules of MemEvolve that are ours."""
+    """Answers for the modules of MemEvolve that are ours, and for its own that get the store's report."""
 
     def find_spec(
-        self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None, /
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
     ) -> ModuleSpec | None:
         if fullname == _THEIRS:
             return None if _memevolve_is_installed() else _alias(fullname)
@@ -116,7 +120,59 @@ class _Finder(MetaPathFinder):
             return None
         if fullname == _THEIRS + _STORE or sys.modules.get(_THEIRS) is sys.modules.get(_OURS):
             return _alias(fullname)
-        return None
+        add_report = _REPORTING.get(fullname.removeprefix(_THEIRS))
+        return None if add_report is None else _hooked(fullname, path, target, add_report)
+
+
+class _HookedLoader(Loader):
+    """Loads a module of MemEvolve as its own loader does, then calls ``hook`` with it."""
+
+    def __init__(self, loader: Any, hook: Callable[[ModuleType], None]) -> None:
+        self.loader = loader
+        self.hook = hook
+
+    def __getattr__(self, name: str) -> Any:
+        """What else a loader can do: ``get_source`` for tracebacks, ``get_code`` for ``python -m``."""
+        if name == "loader":
+            raise AttributeError(name)  # asked while a copy is made
+        return getattr(self.loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """Let MemEvolve's loader make the module."""
+        found: ModuleType | None = self.loader.create_module(spec)
+        return found
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the module, then the hook."""
+        self.loader.exec_module(module)
+        self.hook(module)
+
+
+def _hooked(
+    fullname: str, path: Sequence[str] | None, target: ModuleType | None, hook: Callable[[ModuleType], None]
+) -> ModuleSpec | None:
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = None if _is_ours(finder) or find is None else find(fullname, path, target)
+        if spec is not None:
+            if spec.loader is not None:
+                spec.loader = _HookedLoader(spec.loader, hook)
+            return spec
+    return None
+
+
+def _memory_system_reports(module: ModuleType) -> None:
+    if isinstance(getattr(module, "MemorySystem", None), type):
+        add_to_memory_system(module.MemorySystem)
+
+
+def _server_reports(module: ModuleType) -> None:
+    if hasattr(module, "get_memory_system") and hasattr(getattr(module, "app", None), "add_middleware"):
+        add_to_app(module.app, module.get_memory_system)
+
+
+_REPORTING = {".memory_system": _memory_system_reports, ".api.server": _server_reports}
+"""Modules of MemEvolve that get the store's report once they are loaded."""
 
 
 class _AliasLoader(Loader):
