@@ -333,6 +333,56 @@ def test_adopt_takes_the_attributes_of_a_foreign_object(monkeypatch: pytest.Monk
     assert (config.index_type, config.metric, config.nlist_min, config.device) == ("hnsw", "l2", 11, "auto")
 
 
+class Theirs:
+    """A storage configuration as MemEvolve makes it: class defaults, and attributes where something was set."""
+
+    max_units = 50_000
+    warning_threshold = 0.8
+    enable_auto_retrain = True
+    min_training_vectors = 100
+
+    def __init__(self, **chosen: Any) -> None:
+        vars(self).update(chosen)
+
+
+def test_adopt_honours_what_was_set_under_memevolve_s_names_and_not_its_defaults() -> None:
+    held = StorageConfig.adopt(Theirs())
+    assert (held.background, held.min_training_units) == (True, 1_000)
+    assert not {"background", "min_training_units"} & held.model_fields_set
+    held = StorageConfig.adopt(Theirs(enable_auto_retrain=False, min_training_vectors=250))
+    assert (held.background, held.min_training_units) == (False, 250)
+    mapped = StorageConfig.adopt({"enable_auto_retrain": False, "min_training_vectors": 100})
+    assert (mapped.background, mapped.min_training_units) == (False, 100), "a mapping holds no defaults"
+
+
+def test_memevolve_s_variables_are_honoured_without_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(".env").write_text("MEMEVOLVE_STORAGE_MIN_TRAINING_VECTORS=100\n", encoding="utf-8")
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_ENABLE_AUTO_RETRAIN", "off")
+    held = StorageConfig.adopt(Theirs(enable_auto_retrain=True))
+    assert (held.background, held.min_training_units) == (False, 100)
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_MIN_TRAINING_UNITS", "300")
+    assert StorageConfig().min_training_units == 300, "the environment goes before the file"
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("threshold", [0.81, 0.9, 0.95, 1.0])
+def test_a_prune_threshold_that_nobody_chose_rises_with_the_warning(
+    threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = (threshold, max(0.9, threshold))
+    chosen = StorageConfig().replace(warning_threshold=threshold)
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_WARNING_THRESHOLD", str(threshold))
+    for held in (StorageConfig.adopt(Theirs(warning_threshold=threshold)), StorageConfig(), chosen):
+        assert (held.warning_threshold, held.prune_threshold) == expected
+        assert "prune_threshold" not in held.model_fields_set
+        lowered = held.replace(warning_threshold=0.5)
+        assert (lowered.warning_threshold, lowered.prune_threshold) == (0.5, 0.9)
+    with pytest.raises(ConfigurationError, match="must not exceed"):
+        StorageConfig(warning_threshold=threshold, prune_threshold=0.8)
+
+
 def test_adopt_of_a_foreign_object_reports_its_bad_value() -> None:
     with pytest.raises(ConfigurationError, match=r"max_memory_units=-1 .*at least 1"):
         StorageConfig.adopt(SimpleNamespace(max_units=-1))

@@ -11,7 +11,7 @@ from index.oracle import clustered, rows_of
 from memevolve_gpu.errors import CapacityError
 from memevolve_gpu.index.catalog import build
 from memevolve_gpu.planner.effort import effort_for
-from memevolve_gpu.planner.nlist import adaptive_nlist, lists_status, should_recreate
+from memevolve_gpu.planner.nlist import ListsRule, adaptive_nlist, lists_status, should_recreate
 from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, plan_index, search_cost
 from memevolve_gpu.planner.sizes import plan_bytes
 from memevolve_gpu.types import IndexPlan, Precision
@@ -109,23 +109,46 @@ def test_recreated_at_a_quarter(current: int, planned: int, due: bool) -> None:
         (5000, 49, "DEGRADED"),
         (5000, 500, "OPTIMAL"),  # 10
         (5000, 501, "INEFFICIENT"),
-        (40_000, 256, "OPTIMAL"),  # 156 per centroid, as the capped plan holds
-        (40_000, 100, "OPTIMAL"),  # 400 = 156 * 100 / 39
-        (40_000, 99, "DEGRADED"),
-        (40_000, 998, "OPTIMAL"),
-        (40_000, 999, "INEFFICIENT"),
+        (40_000, 256, "DEGRADED"),  # 156 per centroid under the default maximum
+        (40_000, 400, "OPTIMAL"),
+        (6_000, 20, "DEGRADED"),
         (200, 10, "OPTIMAL"),  # the minimum is in play: 20 per centroid are planned
-        (50, 10, "OPTIMAL"),
-        (0, 10, "OPTIMAL"),
+        (100, 10, "OPTIMAL"),
+        (99, 10, "INEFFICIENT"),
     ],
 )
 def test_status_of_lists(n: int, nlist: int, status: str) -> None:
-    assert lists_status(n, nlist, planned=adaptive_nlist(n)) == status
+    assert lists_status(n, nlist) == status
 
 
-@given(n=st.integers(1, 10**7))
-def test_what_the_rule_plans_is_optimal(n: int) -> None:
-    assert lists_status(n, adaptive_nlist(n), planned=adaptive_nlist(n)) == "OPTIMAL"
+@given(n=st.integers(100, 10**7), per=st.integers(10, 100))
+def test_what_the_rule_plans_is_optimal_unless_a_setting_holds_it(n: int, per: int) -> None:
+    rule = ListsRule(vectors_per_centroid=per)
+    nlist = adaptive_nlist(n, vectors_per_centroid=per)
+    held = rule.held_by(n, nlist)
+    assert (lists_status(n, nlist) == "OPTIMAL") == (not held)
+    assert all(name.startswith(("NLIST_M", f"VECTORS_PER_CENTROID={per}")) for name in held)
+
+
+@pytest.mark.parametrize(
+    ("n", "nlist", "rule", "held"),
+    [
+        (5000, 128, ListsRule(), []),
+        (5000, 49, ListsRule(), []),  # the rule would have 128: a rebuild helps
+        (5000, 0, ListsRule(nlist_max=1), []),
+        (40_000, 256, ListsRule(), ["NLIST_MAX=256"]),
+        (6000, 20, ListsRule(nlist_max=20), ["NLIST_MAX=20"]),
+        (50, 10, ListsRule(), ["NLIST_MIN=10"]),
+        (5000, 600, ListsRule(nlist_min=600, nlist_max=600), ["NLIST_MIN=600"]),
+        (5000, 1000, ListsRule(vectors_per_centroid=5, nlist_max=5000), ["VECTORS_PER_CENTROID=5"]),
+        (2000, 256, ListsRule(vectors_per_centroid=5), ["VECTORS_PER_CENTROID=5"]),
+        (50_000, 250, ListsRule(vectors_per_centroid=200), ["VECTORS_PER_CENTROID=200"]),
+        (6000, 50, ListsRule(adaptive=False), ["ADAPTIVE_NLIST=false"]),
+        (6000, 20, ListsRule(nlist_max=20, adaptive=False), ["ADAPTIVE_NLIST=false", "NLIST_MAX=20"]),
+    ],
+)
+def test_the_setting_that_holds_the_lists_is_known(n: int, nlist: int, rule: ListsRule, held: list[str]) -> None:
+    assert rule.held_by(n, nlist) == held
 
 
 # ------------------------------------------------------------------------------------------------------------- kind

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from memory_kit import Given, store_at
+from memory_kit import DIM, Given, store_at
 from milvus_fake import FakeMilvus
 
 from memevolve_gpu import EngineError, MemorySystem, MemorySystemConfig, StorageBackend, VectorStore
@@ -109,3 +110,36 @@ def test_each_call_that_memevolve_makes_on_a_store(tmp_path: Path) -> None:
     store.clear()
     assert store.retrieve_all() == []
     store.close()
+
+
+class TestLists:
+    """Too many or too few vectors in each list are said, whatever bounds the number of lists."""
+
+    def held(self, path: Path, count: int, **settings: Any) -> dict[str, Any]:
+        rng = np.random.default_rng(7)
+        with store_at(path, index_type="ivf", **settings) as store:
+            for start in range(0, count, 1500):
+                rows = range(start, min(count, start + 1500))
+                given = rng.standard_normal((len(rows), DIM)).astype(np.float32)
+                store.store_batch([{"id": f"u{row}", "content": "x"} for row in rows], given)
+                store.run_maintenance()
+            return dict(store.get_storage_health())
+
+    def test_a_maximum_of_lists_is_named(self, tmp_path: Path) -> None:
+        health = self.held(tmp_path, 3000, nlist_max=20)
+        assert (health["current_nlist"], health["performance_status"]) == (20, "DEGRADED")
+        assert any("MEMEVOLVE_STORAGE_NLIST_MAX=20" in one for one in health["recommendations"])
+
+    def test_lists_that_do_not_follow_are_named(self, tmp_path: Path) -> None:
+        health = self.held(tmp_path, 4500, adaptive_nlist=False)
+        assert (health["current_nlist"], health["performance_status"]) == (38, "DEGRADED")
+        assert any("MEMEVOLVE_STORAGE_ADAPTIVE_NLIST=false" in one for one in health["recommendations"])
+
+    def test_too_many_lists_are_named(self, tmp_path: Path) -> None:
+        health = self.held(tmp_path, 1500, nlist_min=200)
+        assert health["performance_status"] == "INEFFICIENT"
+        assert any("MEMEVOLVE_STORAGE_NLIST_MIN=200" in one for one in health["recommendations"])
+
+    def test_lists_by_the_rule_need_no_word(self, tmp_path: Path) -> None:
+        health = self.held(tmp_path, 1500)
+        assert (health["performance_status"], health["recommendations"]) == ("OPTIMAL", [])

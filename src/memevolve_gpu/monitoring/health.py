@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..planner.nlist import lists_status
+from ..planner.nlist import ListsRule, lists_status
 
 __all__ = ["Figures", "health"]
 
@@ -21,8 +21,7 @@ class Figures:
     memory_bytes: int
     max_memory_bytes: int
     nlist: int
-    planned_nlist: int
-    vectors_per_centroid: int
+    lists: ListsRule
     quality: float | None
     build_cause: str
     background: bool
@@ -51,7 +50,7 @@ def health(figures: Figures) -> dict[str, Any]:
         "max_memory_mb": figures.max_memory_bytes / 2**20,
         "near_limit": usage >= figures.warning_threshold,
         "at_limit": figures.count >= figures.max_units or figures.memory_bytes >= figures.max_memory_bytes,
-        "performance_status": _status(figures),
+        "performance_status": lists_status(figures.count, figures.nlist),
         "current_nlist": figures.nlist or None,
         "vectors_per_centroid": figures.count / figures.nlist if figures.nlist else None,
         "training_quality_score": 1.0 if figures.quality is None else figures.quality,
@@ -62,20 +61,12 @@ def health(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _status(figures: Figures) -> str:
-    return lists_status(
-        figures.count,
-        figures.nlist,
-        planned=figures.planned_nlist,
-        vectors_per_centroid=figures.vectors_per_centroid,
-    )
-
-
 def _recommendations(figures: Figures, usage: float) -> list[str]:
     found = [*_about_room(figures, usage)]
     if figures.build_cause:
         how = "it is done in the background" if figures.background else "call run_maintenance()"
         found.append(f"The index is due for a rebuild ({figures.build_cause}); {how}.")
+    found += _about_lists(figures)
     found += [f"The last build was refused ({cause}); search stays exact." for cause in figures.refusals]
     found += _about_device(figures.device)
     if figures.legacy_problem:
@@ -83,6 +74,17 @@ def _recommendations(figures: Figures, usage: float) -> list[str]:
     if figures.read_only:
         found.append("The store is read-only: make the file and its folder writable to store units.")
     return found
+
+
+def _about_lists(figures: Figures) -> list[str]:
+    """The setting that holds the lists too few or too many."""
+    settings = figures.lists.held_by(figures.count, figures.nlist)
+    if not settings:
+        return []
+    each, few = figures.count / figures.nlist, lists_status(figures.count, figures.nlist) == "DEGRADED"
+    names = " and ".join(f"MEMEVOLVE_STORAGE_{name}" for name in settings)
+    keeps = f"{names} keep{'s' if len(settings) == 1 else ''} the index from {'more' if few else 'fewer'}"
+    return [f"{each:.0f} vectors in each list are too {'many' if few else 'few'}: {keeps} lists; change it."]
 
 
 def _about_device(device: dict[str, Any]) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
     "DEFAULT_NLIST_MAX",
     "DEFAULT_NLIST_MIN",
     "DEFAULT_VECTORS_PER_CENTROID",
+    "ListsRule",
     "ListsStatus",
     "adaptive_nlist",
     "lists_status",
@@ -24,8 +26,8 @@ DEFAULT_NLIST_MAX = 256
 
 _CAP_GROWS_FROM = 50_000
 _RECREATE_AT = 0.25
-_DEGRADED_ABOVE = 100 / 39
-_INEFFICIENT_BELOW = 10 / 39
+DEGRADED_ABOVE, INEFFICIENT_BELOW = 100, 10
+"""Vectors per list beyond which lists are too few, or too many."""
 
 
 def adaptive_nlist(
@@ -47,24 +49,50 @@ def should_recreate(current: int, planned: int) -> bool:
     return planned > 0 and abs(current - planned) >= _RECREATE_AT * planned
 
 
-def lists_status(
-    n: int, nlist: int, *, planned: int, vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID
-) -> ListsStatus:
-    """How well ``nlist`` lists suit ``n`` vectors, where the plan for n would have ``planned`` lists.
+def lists_status(n: int, nlist: int) -> ListsStatus:
+    """How well ``nlist`` lists suit ``n`` vectors, whatever bounds their number.
 
     Returns:
-        GOOD where no lists are used; DEGRADED above 100/39 times, INEFFICIENT below 10/39 times the vectors per
-        centroid that the plan holds, else OPTIMAL. With no cap in play and 39 vectors per centroid that is above 100
-        and below 10.
+        GOOD where no lists are used; DEGRADED above 100, INEFFICIENT below 10 vectors per list, else OPTIMAL.
     """
     if nlist <= 0:
         return "GOOD"
-    capped = planned != n // vectors_per_centroid
-    held = n / planned if capped and planned > 0 else vectors_per_centroid
-    ratio = n / nlist / held if held > 0 else 1.0
-    if ratio > _DEGRADED_ABOVE:
+    if n > DEGRADED_ABOVE * nlist:
         return "DEGRADED"
-    return "INEFFICIENT" if ratio < _INEFFICIENT_BELOW else "OPTIMAL"
+    return "INEFFICIENT" if n < INEFFICIENT_BELOW * nlist else "OPTIMAL"
+
+
+@dataclass(frozen=True, slots=True)
+class ListsRule:
+    """The settings that decide the number of lists; ``nlist_max`` None: 256, growing above 50,000 vectors."""
+
+    vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID
+    nlist_min: int = DEFAULT_NLIST_MIN
+    nlist_max: int | None = None
+    adaptive: bool = True
+
+    def held_by(self, n: int, nlist: int) -> list[str]:
+        """The settings, by variable, because of which ``nlist`` lists are too few or too many for ``n`` vectors.
+
+        Empty where the lists suit, and where the rule would have better ones, so that a rebuild helps.
+        """
+        status = lists_status(n, nlist)
+        if status not in ("DEGRADED", "INEFFICIENT"):
+            return []
+        ruled = adaptive_nlist(
+            n, vectors_per_centroid=self.vectors_per_centroid, nlist_min=self.nlist_min, nlist_max=self.nlist_max
+        )
+        found = [] if self.adaptive else ["ADAPTIVE_NLIST=false"]
+        return found + self._bounds(n, status == "DEGRADED") if lists_status(n, ruled) == status else found
+
+    def _bounds(self, n: int, too_few: bool) -> list[str]:
+        """What keeps the rule's own number of lists from suiting ``n`` vectors."""
+        wanted, most = n // self.vectors_per_centroid, _maximum(n, self.nlist_max)
+        if too_few and wanted > most:
+            return [f"NLIST_MAX={most}"]
+        if not too_few and wanted < self.nlist_min:
+            return [f"NLIST_MIN={self.nlist_min}"]
+        return [f"VECTORS_PER_CENTROID={self.vectors_per_centroid}"]
 
 
 def _maximum(n: int, nlist_max: int | None) -> int:

@@ -131,6 +131,10 @@ class _Settings(BaseSettings):
     """Start of every variable of this configuration."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Second name of a setting to its first."""
+    borrowed: ClassVar[frozenset[str]] = frozenset()
+    """Second names that are MemEvolve's own, with defaults that differ: in an object they are no choice."""
+    follows: ClassVar[Mapping[str, str]] = {}
+    """Setting to another that it must not be below: where it is not chosen, it rises with the other."""
     foreign: ClassVar[frozenset[str]] = frozenset()
     """Names that start like ours and are MemEvolve's own."""
     secret: ClassVar[frozenset[str]] = frozenset()
@@ -143,11 +147,13 @@ class _Settings(BaseSettings):
 
         Args:
             values: settings by name or second name. ``_env_file`` names another file than ``.env`` in the current
-                folder, or None for no file.
+                folder, or None for no file; ``_chosen`` the settings that count as chosen, all that are given unless
+                it is there.
 
         Raises:
             ConfigurationError: a keyword is unknown, a value is not allowed, or ``.env`` cannot be read.
         """
+        chosen = values.pop("_chosen", None)
         files = {"env_file": values.pop("_env_file")} if "_env_file" in values else {}
         found = self._from_variables(files) | self._from_keywords(values)
         try:
@@ -155,6 +161,9 @@ class _Settings(BaseSettings):
         except ValidationError as error:
             texts = dict.fromkeys(self._explain(row, found) for row in error.errors())
             raise ConfigurationError("; ".join(texts)) from None
+        if chosen is not None:
+            object.__setattr__(self, "__pydantic_fields_set__", chosen)
+        self._let_follow()
         self._check_together()
 
     @classmethod
@@ -202,7 +211,7 @@ class _Settings(BaseSettings):
                 f"object with attributes such as {next(iter(cls.model_fields))}"
             )
         plain = (str, bool, numbers.Real, SecretStr)
-        return cls(**cls._values_of(lambda name: getattr(source, name, None), plain))
+        return cls(**cls._values_of(lambda name: cls._attribute(source, name), plain))
 
     def replace(self: _Config, **changes: Any) -> _Config:
         """Return a copy with ``changes``, validated, without a second look at the environment.
@@ -213,8 +222,13 @@ class _Settings(BaseSettings):
             ConfigurationError: as the constructor does.
         """
         changes = {name: entry.value for name, entry in self._from_keywords(changes).items()}
-        new = type(self)(_env_file=None, **(dict(self) | changes))
-        return self.model_construct(_fields_set=self.model_fields_set | set(changes), **dict(new))
+        return type(self)(_env_file=None, _chosen=self.model_fields_set | set(changes), **(dict(self) | changes))
+
+    @classmethod
+    def _attribute(cls, source: object, name: str) -> object:
+        """What somebody else's object says; None where a borrowed name only has the default of its class."""
+        value = getattr(source, name, None)
+        return None if name in cls.borrowed and value == getattr(type(source), name, None) else value
 
     @classmethod
     def _values_of(cls, get: Callable[[str], object], kinds: type | tuple[type, ...]) -> dict[str, Any]:
@@ -280,6 +294,12 @@ class _Settings(BaseSettings):
         shown = "..." if setting in cls.secret else repr(value)
         return f"{name}={shown} ({place}): must be {cls.allowed(setting)}"
 
+    def _let_follow(self) -> None:
+        """Raise the defaults that follow a chosen setting."""
+        for name, other in self.follows.items():
+            if name not in self.model_fields_set:
+                self.__dict__[name] = max(type(self).model_fields[name].default, getattr(self, other))
+
     def _check_together(self) -> None:
         """Refuse values that are fine alone and contradict each other."""
 
@@ -293,7 +313,13 @@ class StorageConfig(_Settings):
         super().__init__(**values)
 
     prefix: ClassVar[str] = "MEMEVOLVE_STORAGE_"
-    aliases: ClassVar[Mapping[str, str]] = {"max_units": "max_memory_units"}
+    aliases: ClassVar[Mapping[str, str]] = {
+        "max_units": "max_memory_units",
+        "enable_auto_retrain": "background",
+        "min_training_vectors": "min_training_units",
+    }
+    borrowed: ClassVar[frozenset[str]] = frozenset({"enable_auto_retrain", "min_training_vectors"})
+    follows: ClassVar[Mapping[str, str]] = {"prune_threshold": "warning_threshold"}
     foreign: ClassVar[frozenset[str]] = frozenset({"path", "vector_dim"})
     watched: ClassVar[bool] = True
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ...live.view import View
 from ...monitoring.health import Figures, health
+from ...planner.nlist import ListsRule
 from ...records.schema import MODEL_KEY
 from .engine import Engine
 from .operations import history
@@ -17,7 +18,6 @@ __all__ = ["health_report", "statistics_report"]
 def health_report(engine: Engine) -> dict[str, Any]:
     engine.live.look_at_device()
     view = engine.live.catch_up()
-    plan = engine.maintenance.plan(view)
     quality = view.facts.quality
     cause = engine.maintenance.cause(view)
     figures = Figures(
@@ -28,8 +28,7 @@ def health_report(engine: Engine) -> dict[str, Any]:
         memory_bytes=engine.live.nbytes,
         max_memory_bytes=engine.max_memory_bytes,
         nlist=view.body.nlist,
-        planned_nlist=plan.nlist,
-        vectors_per_centroid=engine.config.vectors_per_centroid,
+        lists=_lists_rule(engine),
         quality=None if quality is None else quality.score,
         build_cause=cause.text if cause else "",
         background=engine.config.background,
@@ -82,6 +81,11 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "event_totals": engine.events.totals(),
         "events": [event.as_dict() for event in engine.events.recent()[-20:]],
     }
+
+
+def _lists_rule(engine: Engine) -> ListsRule:
+    held = engine.live.settings
+    return ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist)
 
 
 def _performance(engine: Engine, view: View) -> dict[str, Any]:

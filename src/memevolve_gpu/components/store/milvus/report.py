@@ -8,6 +8,7 @@ from typing import Any
 
 from ....errors import InvalidQueryError
 from ....monitoring.health import Figures, health
+from ....planner.nlist import ListsRule
 from ..operations import OPERATIONS
 from ..units import checked_unit
 from .core import Core
@@ -30,8 +31,7 @@ def health_report(core: Core) -> dict[str, Any]:
         memory_bytes=0,
         max_memory_bytes=int(most * 2**20),
         nlist=0,
-        planned_nlist=0,
-        vectors_per_centroid=config.vectors_per_centroid,
+        lists=ListsRule(),
         quality=None,
         build_cause=f"{waiting} rows wait for the server's {core.plan.index}" if waiting else "",
         background=False,
