@@ -593,6 +593,18 @@ class TestAround:
         assert store.statistics()["count"] == 9
         assert store.register_management_operation("prune", {"removed": 1})["decision"] in ("nothing", "append")
 
+    def test_deletes_re_arm_the_warning(self, make: Make) -> None:
+        store = make(max_memory_units=10)
+        store.store_batch(units(9))
+        assert store.statistics()["event_totals"]["near-limit"] == 1
+        store.delete_batch(["u0", "u1", "u2"])
+        assert store.delete("u3")
+        store.store_batch(units(9))
+        assert store.statistics()["event_totals"]["near-limit"] == 2
+        store.clear()
+        store.store_batch(units(9))
+        assert store.statistics()["event_totals"]["near-limit"] == 3
+
     def test_state_moves_to_another_instance(self, make: Make, backend: str) -> None:
         store = make("first")
         store.store_batch(units(7))

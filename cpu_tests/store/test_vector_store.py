@@ -428,6 +428,40 @@ class TestLimits:
                 store.store(unit)
             assert len([r for r in caplog.records if "near-limit" in r.message]) == 2
 
+    @pytest.mark.parametrize("go", ["delete", "delete_batch", "clear", "another process's"])
+    def test_deletes_below_the_warning_re_arm_it(self, make: Make, caplog: pytest.LogCaptureFixture, go: str) -> None:
+        """However few are left to write: the next write may cross the threshold in one step."""
+        store = make(max_memory_units=10, warning_threshold=0.8)
+        with caplog.at_level(logging.WARNING, logger="memevolve_gpu"):
+            store.store_batch(units(9))
+            store.update("u1", {"content": "not another crossing"})
+            store.store({"id": "u1", "content": "nor this"})
+            assert len([r for r in caplog.records if "near-limit" in r.message]) == 1
+            if go == "delete":
+                assert all(store.delete(f"u{number}") for number in range(3))
+            elif go == "delete_batch":
+                store.delete_batch(["u0", "u1", "u2"])
+            elif go == "clear":
+                store.clear()
+            else:
+                make().delete_batch(["u0", "u1", "u2"])
+            store.store_batch(units(9))
+            assert len([r for r in caplog.records if "near-limit" in r.message]) == 2
+
+    def test_memory_warns_and_counts_as_near_a_limit(self, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+        store = make(max_memory_mb=0.05)
+        assert not store.get_storage_health()["near_limit"]
+        with caplog.at_level(logging.WARNING, logger="memevolve_gpu"):
+            for start in range(0, 2000, 10):
+                if store.get_storage_health()["near_limit"]:
+                    break
+                store.store_batch([{**unit, "id": f"m{start}-{i}"} for i, unit in enumerate(units(10))])
+        health = store.get_storage_health()
+        assert health["memory_usage_mb"] >= 0.8 * health["max_memory_mb"]
+        assert health["usage_percentage"] < 0.1
+        assert any("MAX_MEMORY_MB" in one for one in health["recommendations"])
+        assert len([r for r in caplog.records if "MAX_MEMORY_MB" in r.message]) == 1
+
     def test_memory_is_counted_and_limited(self, make: Make) -> None:
         store = make(max_memory_mb=0.05)
         with pytest.raises(CapacityError, match="MAX_MEMORY_MB"):

@@ -48,7 +48,7 @@ def health(figures: Figures) -> dict[str, Any]:
         "usage_percentage": usage,
         "memory_usage_mb": figures.memory_bytes / 2**20,
         "max_memory_mb": figures.max_memory_bytes / 2**20,
-        "near_limit": usage >= figures.warning_threshold,
+        "near_limit": usage >= figures.warning_threshold or _is_near_memory(figures),
         "at_limit": figures.count >= figures.max_units or figures.memory_bytes >= figures.max_memory_bytes,
         "performance_status": lists_status(figures.count, figures.nlist),
         "current_nlist": figures.nlist or None,
@@ -104,9 +104,13 @@ def _about_room(figures: Figures, usage: float) -> list[str]:
         found.append(f"The store is {usage:.0%} full: prune now.")
     elif usage >= figures.warning_threshold:
         found.append(f"The store is {usage:.0%} full: plan to prune or consolidate.")
-    if figures.memory_bytes >= figures.warning_threshold * figures.max_memory_bytes:
+    if _is_near_memory(figures):
         found.append(
             "Index memory is near its limit: prune, narrow MEMEVOLVE_STORAGE_PRECISION, or raise "
             "MEMEVOLVE_STORAGE_MAX_MEMORY_MB."
         )
     return found
+
+
+def _is_near_memory(figures: Figures) -> bool:
+    return figures.memory_bytes >= figures.warning_threshold * figures.max_memory_bytes

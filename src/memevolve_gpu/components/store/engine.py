@@ -54,7 +54,8 @@ class Engine:
     embedder: Embedder | None
     max_memory_bytes: int
     legacy_problem: str = ""
-    warned: bool = False
+    warned: set[str] = field(default_factory=set)
+    """Which limits, units or memory, a warning was logged for; see ``limits``."""
     unapplied: int = 0
     worker: Worker = field(init=False)
     accesses: Accesses = field(init=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Literal
 
 from ...errors import CapacityError
 from ...live.tail import row_bytes
@@ -25,8 +26,9 @@ def check_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> No
             f"the store holds {tx.count} of at most {limit} units and cannot take {new} more; "
             "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
         )
-    _check_memory(engine, tx.count, new)
-    _warn_once(engine, tx.count + new, limit)
+    needed = _check_memory(engine, tx.count, new)
+    _warn_once(engine, "units", (tx.count, tx.count + new, limit))
+    _warn_once(engine, "memory", (*needed, engine.max_memory_bytes))
 
 
 def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
@@ -35,24 +37,35 @@ def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
     return len(named) - known + sum(1 for unit_id in ids if not unit_id)
 
 
-def _check_memory(engine: Engine, count: int, new: int) -> None:
-    waiting = max(0, count - engine.live.view.count)  # committed and not applied yet
-    needed = engine.live.nbytes + (waiting + new) * row_bytes(engine.records.dim)
+def _check_memory(engine: Engine, count: int, new: int) -> tuple[int, int]:
+    """Bytes in use, and bytes that will be; raise CapacityError where those are too many."""
+    waiting, each = max(0, count - engine.live.view.count), row_bytes(engine.records.dim)  # committed, not applied yet
+    used = engine.live.nbytes + waiting * each
+    needed = used + new * each
     if new and needed > engine.max_memory_bytes:
         raise CapacityError(
             f"index and vectors would take {needed / 2**20:.1f} MB of at most {engine.max_memory_bytes / 2**20:.1f}; "
             "delete units, narrow MEMEVOLVE_STORAGE_PRECISION or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
         )
+    return used, needed
 
 
-def _warn_once(engine: Engine, count: int, limit: int) -> None:
-    above = count >= engine.config.warning_threshold * limit
-    if above and not engine.warned:
-        engine.events.record(
-            "near-limit",
-            f"{count} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS",
-            level=logging.WARNING,
-            count=count,
-            limit=limit,
+def _warn_once(engine: Engine, what: Literal["units", "memory"], figures: tuple[int, int, int]) -> None:
+    """Warn when a write crosses the warning threshold. figures: how much there is, how much there will be, the most.
+
+    What has fallen below the threshold since the last warning, by whomever, may cross it again.
+    """
+    held, wanted, limit = figures
+    least = engine.config.warning_threshold * limit
+    if held < least:
+        engine.warned.discard(what)
+    if wanted < least or what in engine.warned:
+        return
+    engine.warned.add(what)
+    text = f"{wanted} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+    if what == "memory":
+        text = (
+            f"index and vectors take {wanted / 2**20:.1f} of {limit / 2**20:.1f} MB: prune, narrow "
+            "MEMEVOLVE_STORAGE_PRECISION, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
         )
-    engine.warned = above
+    engine.events.record("near-limit", text, level=logging.WARNING, count=wanted, limit=limit)

@@ -202,12 +202,12 @@ class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
 
     def delete(self, unit_id: str) -> bool:
         """Delete a unit; False when there is none."""
-        table = self._open.table
-        return bool(table.drop([unit_id])) if is_id(unit_id) else False
+        core = self._open
+        return bool(core.drop([unit_id])) if is_id(unit_id) else False
 
     def clear(self) -> None:
         """Delete every unit."""
-        self._open.table.clear()
+        self._open.clear()
 
     # Reading
 

@@ -101,6 +101,17 @@ class Core:
         rows = [Row(unit, vector, born, wrote) for unit, vector, born in zip(units, vectors, births, strict=True)]
         self.table.put(rows, bodies)
 
+    def drop(self, ids: list[str]) -> int:
+        """Delete these units; how many went. Where that takes the store below the warning, it may warn again."""
+        gone = self.table.drop(ids)
+        self._less(gone)
+        return gone
+
+    def clear(self) -> None:
+        """Delete every unit."""
+        self.table.clear()
+        self._less(None)
+
     def check_room(self, ids: Sequence[str | None]) -> None:
         """Raise CapacityError when the units of these ids (None: a new one each) do not fit; warn once per crossing.
 
@@ -129,6 +140,14 @@ class Core:
         with self._lock:
             self._counted = (count + coming, at)
         return count + coming
+
+    def _less(self, gone: int | None) -> None:
+        """So many units went; None: all of them."""
+        with self._lock:
+            count, at = self._counted
+            self._counted = (0 if gone is None else max(0, count - gone), at)
+            if self._counted[0] < self.config.warning_threshold * self.config.max_memory_units:
+                self.warned = False
 
     def _warn_once(self, count: int, limit: int) -> None:
         above = count >= self.config.warning_threshold * limit

@@ -56,7 +56,7 @@ class Doors:
     def delete_batch(self, ids: Iterable[str]) -> int:
         """Delete several units; how many went. Not one transaction: an error leaves some of them deleted."""
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
-        return self._open.table.drop(list(dict.fromkeys(wanted)))
+        return self._open.drop(list(dict.fromkeys(wanted)))
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
