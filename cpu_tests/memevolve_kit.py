@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -19,16 +20,29 @@ import sys
 import tarfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 from support import FakeEmbedder
 
-__all__ = ["CHECKOUT", "COMMIT", "DIM", "Server", "Stub", "copy_of", "digests", "environment", "python_of", "why_not"]
+__all__ = [
+    "CHECKOUT",
+    "COMMIT",
+    "DIM",
+    "Server",
+    "Stub",
+    "commit_name",
+    "copy_of",
+    "digests",
+    "environment",
+    "outcomes",
+    "python_of",
+    "why_not",
+]
 
 CHECKOUT = os.environ.get("MEMEVOLVE_CHECKOUT", "")
 """A checkout (or a git directory) of MemEvolve-API; conftest.py keeps the variable for these tests."""
@@ -52,14 +66,11 @@ def why_not() -> str:
 
 
 def copy_of(folder: Path) -> Path:
-    """Put the files of the commit into ``folder``, with ``.env.example`` as its ``.env``; nobody's keys or data come along."""
-    source = Path(CHECKOUT).resolve()
+    """Put the files into ``folder``, with ``.env.example`` as its ``.env``; nobody's keys or data come along."""
     folder.mkdir(parents=True)
     archive = folder.with_suffix(".tar")
     with archive.open("wb") as file:
-        # A bare repository or a .git folder belongs to another user in many containers; it is only read.
-        git = ["git", "-c", f"safe.directory={source}", "-C", str(source)]
-        subprocess.run([*git, "archive", COMMIT or "HEAD"], stdout=file, check=True, timeout=120)
+        subprocess.run([*_git(), "archive", COMMIT or "HEAD"], stdout=file, check=True, timeout=120)
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     archive.unlink()
@@ -256,16 +267,12 @@ def _free_port() -> int:
 
 
 def _installed(name: str) -> bool:
-    import importlib.util
-
     return importlib.util.find_spec(name) is not None
 
 
 def outcomes(report: Path) -> Iterator[tuple[str, str]]:
     """(test, passed / failed / skipped) of a JUnit report."""
-    import xml.etree.ElementTree as ElementTree
-
-    for case in ElementTree.parse(report).iter("testcase"):
+    for case in ET.parse(report).iter("testcase"):
         kinds = {child.tag for child in case}
         bad = kinds & {"failure", "error"}
         yield (
@@ -276,9 +283,12 @@ def outcomes(report: Path) -> Iterator[tuple[str, str]]:
 
 def commit_name() -> str:
     """The commit as git names it, short."""
+    show = [*_git(), "log", "-1", "--format=%h of %cs", COMMIT or "HEAD"]
+    return subprocess.run(show, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _git() -> list[str]:
+    """Git in the checkout; in many containers its files belong to another user, and it is only read."""
     source = Path(CHECKOUT).resolve()
-    git = ["git", "-c", f"safe.directory={source}", "-C", str(source)]
-    done = subprocess.run(
-        [*git, "log", "-1", "--format=%h of %cs", COMMIT or "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip()
+    trusted = [argument for folder in (source, source / ".git") for argument in ("-c", f"safe.directory={folder}")]
+    return ["git", *trusted, "-C", str(source)]

@@ -163,6 +163,27 @@ def test_a_memevolve_without_the_contract_is_served_too(tmp_path: Path) -> None:
     assert found == "memevolve_gpu.components.store.vector_store"
 
 
+def test_memevolve_s_server_and_memory_system_get_the_store_s_report() -> None:
+    code = (
+        EMBED
+        + """
+import inspect
+import memevolve_gpu.dropin
+from memevolve.api import server
+from memevolve.memory_system import MemorySystem
+system = MemorySystem("memory", embed, 32)
+system.remember("close the file before you rename it")
+assert system.get_storage_health()["current_count"] == 1
+assert type(server.app.call).__module__ == "memevolve_gpu.health_hook"
+assert server.app.call.get_memory_system is server.get_memory_system
+assert "ASGI application" in inspect.getsource(server) and server.__spec__.loader.get_source(server.__name__)
+system.storage.close()
+print("reported")
+"""
+    )
+    assert output(code, stand_in=True) == "reported"
+
+
 # --- without MemEvolve ------------------------------------------------------------------------------------------
 
 

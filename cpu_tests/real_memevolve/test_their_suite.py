@@ -61,7 +61,7 @@ def test_its_tests_of_the_store_pass_in_any_order(
         assert outcome.keys() == in_order.keys()
         worst = {**outcome, **{name: how for name, how in worst.items() if how != "passed"}}
     found.append((f"{STORE_TESTS}, in 3 shuffled orders", "", counts(worst)))
-    assert len(in_order) > 30
+    assert len(in_order) > 20, "its tests of the store did not run"
     assert set(in_order.values()) | set(worst.values()) == {"passed"}, {
         name for name in in_order if (in_order[name], worst[name]) != ("passed", "passed")
     }
