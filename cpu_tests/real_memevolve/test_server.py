@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
-from memevolve_kit import DIM, Server, Stub, copy_of, digests
+from memevolve_kit import DIM, Server, Stub, copy_of, digests, environment, python_of
 
 from memevolve_gpu import HashingEmbedder, VectorStore
 
@@ -121,3 +122,31 @@ def test_its_health_endpoint_and_dashboard_show_the_store(
     assert "current_count" in shown
     assert "current_count" not in page
     found.append(("store's report in /health, dashboard", "no", "yes"))
+
+
+def test_its_maintenance_scripts_work_beside_the_running_server(
+    tmp_path: Path, stub: Stub, found: list[tuple[str, str, str]]
+) -> None:
+    tree = copy_of(tmp_path / "scripts")
+    counts = []
+    with Server(tree, stub, dropped_in=True) as server:
+        for question in QUESTIONS[:5]:
+            server.chat(question)
+        for script, *arguments in (
+            ("memory_consolidate.py",),
+            ("memory_deduplicate.py", "--threshold", "0.9"),
+            ("memory_forget.py", "--count", "2"),
+            ("memory_prune.py", "--max-count", "2"),
+        ):
+            command = python_of(True, f"scripts/{script}", *arguments)
+            done = subprocess.run(
+                command, cwd=tree, env=environment(tree, stub), capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            counts.append(server.get("/memory/stats")["total_experiences"])
+        server.chat(QUESTIONS[5])
+    kept = units_of(tree / "data/memory/vector")
+    found.append(("its 4 maintenance scripts, server running", "", "ok"))
+    assert counts == [5, 5, 3, 2]
+    assert len(kept) == 3
+    assert 5 in remembered(kept)
