@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,28 @@ from memevolve_gpu.records.filters import matches
 
 DIM = 24
 Make = Any
+
+
+class Unspeakable:
+    """Has no repr of its own."""
+
+    def __repr__(self) -> str:
+        raise ValueError("no")
+
+
+ROUND: dict[str, Any] = {}
+ROUND["again"] = ROUND
+ODD_DETAILS = [
+    {},
+    None,
+    [1, object()],
+    "in words",
+    {"callback": print, "raw": b"\0", "many": 10**400, "lone": "\ud800"},
+    {("a", 1): Unspeakable()},
+    ROUND,
+    {"long": "x" * 5_000_000},
+    {"count_before": "seven", "removed": True, "ids": 5},
+]
 
 CORE = {
     "BulkDelete",
@@ -592,6 +616,21 @@ class TestAround:
         assert (held["count"], held["types"]["lesson"], held["bytes"] > 0) == (9, 3, True)
         assert store.statistics()["count"] == 9
         assert store.register_management_operation("prune", {"removed": 1})["decision"] in ("nothing", "append")
+
+    @pytest.mark.parametrize("details", ODD_DETAILS)
+    def test_any_details_of_an_operation_are_kept(self, make: Make, details: Any) -> None:
+        store = make()
+        entry = store.register_management_operation("prune", details)
+        kept = store.statistics()["management"][-1]
+        assert kept["details"] == entry["details"]
+        assert isinstance(kept["details"], dict)
+        assert len(json.dumps(entry, allow_nan=False)) < 10_000
+
+    def test_details_that_json_cannot_keep_are_kept_as_their_repr(self, make: Make) -> None:
+        now = datetime(2026, 1, 2, tzinfo=timezone.utc)
+        said = {"removed": np.int64(3), "when": now, 4: {"a"}, "share": float("nan"), "ids": ("x", "y")}
+        entry = make().register_management_operation("forget", said)
+        assert entry["details"] == {"removed": 3, "when": repr(now), "4": ["a"], "share": "nan", "ids": ["x", "y"]}
 
     def test_deletes_re_arm_the_warning(self, make: Make) -> None:
         store = make(max_memory_units=10)

@@ -143,3 +143,38 @@ class TestLists:
     def test_lists_by_the_rule_need_no_word(self, tmp_path: Path) -> None:
         health = self.held(tmp_path, 1500)
         assert (health["performance_status"], health["recommendations"]) == ("OPTIMAL", [])
+
+
+class TestQualityOfNow:
+    """``training_quality_score`` is about the searches of now, not about the last build."""
+
+    def built(self, path: Path, vectors: Any, **settings: Any) -> VectorStore:
+        store = store_at(path, index_type="ivf", **settings)
+        store.store_batch([{"id": f"u{row}", "content": "x"} for row in range(len(vectors))], vectors)
+        store.run_maintenance()
+        return store
+
+    def test_it_follows_the_recall_of_what_is_asked(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(5)
+        vectors = (rng.standard_normal((20_000, 32)) * 0.85 ** np.arange(32)).astype(np.float32)
+        settings = {"background": False, "target_recall": 0.3, "vectors_per_centroid": 50, "nlist_max": 400}
+        with VectorStore(tmp_path / "m", lambda _text: vectors[0], 32, "ivf", settings) as store:
+            store.store_batch([{"id": f"u{row}", "content": "x"} for row in range(len(vectors))], vectors)
+            store.run_maintenance()
+            at_first = store.get_storage_health()["training_quality_score"]
+            asked = (rng.standard_normal((60, 32)) * 3).astype(np.float32)  # unlike the units
+            found, _ = store.search_vectors(asked, 10)
+            exact, _ = store.search_vectors(asked, 10, recall=1.0)
+            recall = float((found <= exact[:, -1:] * (1 + 1e-5)).mean())
+            assert recall < at_first - 0.02, "this test asks for what the index finds less well"
+            assert store.get_storage_health()["training_quality_score"] == pytest.approx(recall, abs=0.015)
+
+    @pytest.mark.parametrize("metric", ["l2", "cosine"])
+    def test_rows_far_from_all_others_count(self, tmp_path: Path, metric: str) -> None:
+        rng = np.random.default_rng(6)
+        with self.built(tmp_path, rng.standard_normal((1500, DIM)).astype(np.float32), metric=metric) as store:
+            far = (50 + rng.standard_normal((700, DIM))).astype(np.float32)
+            store.store_batch([{"id": f"far{row}", "content": "x"} for row in range(700)], far)
+            _, ids = store.search_vectors(far, 1)
+            alone = float(np.mean([found == [f"far{row}"] for row, found in enumerate(ids)]))
+            assert store.get_storage_health()["training_quality_score"] == pytest.approx(alone, abs=0.1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import FakeEmbedder
 
-from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu import CapacityError, StorageConfig, VectorStore
 
 DIM = 12
 
@@ -45,6 +45,34 @@ def test_units_are_imported_once_and_found_by_meaning(tmp_path: Path, wrapped: b
         assert not store.exists("unit_3"), "what was deleted after the import came back"
     assert len(embedder.texts) == embedded
     assert all(path.read_bytes() == content for path, content in files.items())
+
+
+@pytest.mark.parametrize(
+    ("limits", "setting"),
+    [({"max_memory_units": 5}, "MAX_MEMORY_UNITS"), ({"max_memory_mb": 0.003}, "MAX_MEMORY_MB")],
+    ids=["units", "memory"],
+)
+def test_more_than_fits_is_not_imported_at_all(tmp_path: Path, limits: dict[str, Any], setting: str) -> None:
+    files = old_store(tmp_path / "s", {f"unit_{i}": {"id": f"unit_{i}", "content": f"fact {i}"} for i in range(30)})
+    embedder = FakeEmbedder(DIM)
+    with pytest.raises(CapacityError, match=f"30 old units.*MEMEVOLVE_STORAGE_{setting}") as raised:
+        opened(tmp_path / "s", embedder, **limits)
+    assert isinstance(raised.value, RuntimeError)
+    assert len(embedder.texts) <= 1, "units were paid for in vain"
+    assert all(path.read_bytes() == content for path, content in files.items())
+    with opened(tmp_path / "s", embedder) as store:
+        assert store.count() == 30, "with room for them they are all imported"
+    with opened(tmp_path / "s", embedder, **limits) as store:
+        assert store.count() == 30, "what was imported once does not count again"
+
+
+def test_units_that_are_there_already_need_no_room(tmp_path: Path) -> None:
+    with opened(tmp_path / "s") as store:
+        store.store_batch([{"id": f"unit_{i}", "content": f"new {i}"} for i in range(4)])
+    old_store(tmp_path / "s", {f"unit_{i}": {"id": f"unit_{i}", "content": f"fact {i}"} for i in range(5)})
+    with opened(tmp_path / "s", max_memory_units=5) as store:
+        assert store.count() == 5
+        assert store.data["unit_0"]["content"] == "new 0"
 
 
 class Hostile:

@@ -16,6 +16,7 @@ from ..monitoring.events import EventLog
 from ..monitoring.latency import LatencyRing
 from ..records.filters import canonical
 from ..records.records import Records
+from ..training.quality import Quality
 from ..types import Effort, FloatArray, Head
 from ..utils.device_arrays import DeviceQueries
 from ..utils.forking import renew_in_child
@@ -64,6 +65,8 @@ class LiveIndex:
         self.last_search = 0.0
         """When a search last began or ended, by ``time.perf_counter``."""
         self.relisted: Relisted | None = None
+        self.quality_now: tuple[object, Quality] | None = None
+        """How searches did when that was last asked, and of which state."""
         self.look_due = False
         """Set by a search once in a while; upkeep takes it back."""
         self.mutex = threading.RLock()

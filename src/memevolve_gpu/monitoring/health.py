@@ -39,7 +39,7 @@ def health(figures: Figures) -> dict[str, Any]:
     usage_percentage is 0..1; memory in MiB; vectors_per_centroid is None where no lists are used;
     Above PERFORMANCE_THRESHOLD units: latency of the newest searches, embedding apart, in ms; probed_recall, recall@10
     of real queries in use; nlist_change, what the last change of nlist did to both. None for what is not known yet.
-    training_quality_score is the worse of self-hit rate and recall@10 of the body in use (1.0 for exact search).
+    training_quality_score is the worse of self-hit rate and recall@10 that searches reach now (1.0 for exact search).
     """
     usage = figures.count / figures.max_units
     return {

@@ -68,6 +68,14 @@ class Reading:
         """At most ``limit`` live rows with after_slot < slot <= upto_slot, slots ascending, as of one moment."""
         return list(map(Row._make, self._rows(_SCAN, (after_slot, upto_slot, limit))))
 
+    def spread(self, count: int) -> list[Row]:
+        """At most ``count`` live rows, spread evenly over their age, oldest first."""
+        last = self.head().last_slot
+        first = [row.slot - 1 for row in self.scan(0, last, 1)]
+        probes = np.linspace(first[0], last, count, endpoint=False).astype(int).tolist() if first else []
+        rows = [row for probe in dict.fromkeys(probes) for row in self.scan(probe, last, 1)]
+        return list({row.slot: row for row in rows}.values())
+
     def get(self, unit_id: str) -> MemoryUnit | None:
         """The unit of that id, or None."""
         rows = self._rows("SELECT unit FROM units WHERE id = ?", (unit_id,))

@@ -193,7 +193,7 @@ class Inventory(Protocol):
 class OperationRegister(Protocol):
     """Wants to hear of every management operation."""
 
-    def register_management_operation(self, operation_type: str, details: Mapping[str, Any]) -> Any:
+    def register_management_operation(self, operation_type: str, details: Any) -> Any:
         """Called once an operation is done."""
         ...  # pragma: no cover
 

@@ -29,7 +29,7 @@ from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import check_vector, check_vectors
 from .accesses import Accesses
-from .legacy_import import import_legacy
+from .legacy_import import Limits, import_legacy
 from .samples import Samples
 
 __all__ = ["Engine", "engine_table", "open_engine", "this_machine"]
@@ -230,8 +230,8 @@ def _assemble(
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
-    legacy_problem = import_legacy(prefix, records, embedder, events)
     limit = _memory_limit(config)
+    legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
     desk = _desk(config, machine, table, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), desk)
     samples = Samples(records, embedder, events, live.settings.seed)

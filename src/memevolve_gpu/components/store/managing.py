@@ -83,11 +83,7 @@ class Managing:
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
         """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
-        records = self._open.records
-        last = records.head().last_slot
-        first = [row.slot - 1 for row in records.scan(0, last, 1)]
-        probes = np.linspace(first[0], last, count, endpoint=False).astype(int).tolist() if first else []
-        rows = [row for probe in dict.fromkeys(probes) for row in records.scan(probe, last, 1)]
+        rows = self._open.records.spread(count)
         return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
 
     def inventory(self) -> dict[str, Any]:

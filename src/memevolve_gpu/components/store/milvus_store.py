@@ -252,8 +252,8 @@ class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
         del samples
         return self.run_maintenance(progress)
 
-    def register_management_operation(self, operation_type: str, details: Mapping[str, Any]) -> dict[str, Any]:
-        """Note what management did. Raises InvalidQueryError, InvalidUnitError."""
+    def register_management_operation(self, operation_type: str, details: Any) -> dict[str, Any]:
+        """Note what management did; details that are not JSON are kept as their repr. Raises InvalidQueryError."""
         return registered(self._open, operation_type, details)
 
     def get_storage_health(self) -> dict[str, Any]:

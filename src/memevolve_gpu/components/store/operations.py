@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import numbers
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,23 +12,29 @@ from typing import Any
 from ...errors import InvalidQueryError
 from ...live.causes import Cause
 from .engine import Engine
-from .units import checked_unit
+from .units import MAX_UNIT_BYTES
 
-__all__ = ["OPERATIONS", "history", "register"]
+__all__ = ["OPERATIONS", "history", "plain_details", "register"]
 
 OPERATIONS = ("prune", "consolidate", "deduplicate", "forget")
 HISTORY_KEY = "management_history"
 KEPT = 100
 
+MOST_DEEP = 32
+"""Levels of details that are kept; what lies deeper, or contains itself, is kept as its repr."""
+
+MOST_REPR = 1000
+"""Characters of a repr that are kept."""
+
 RETRAIN_SHARE = 0.25
 """Management that removed this share of what the index was trained on has changed what it should be trained on."""
 
 
-def register(engine: Engine, operation: str, details: Mapping[str, Any]) -> dict[str, Any]:
+def register(engine: Engine, operation: str, details: Any) -> dict[str, Any]:
     """Note an operation and decide what it means for the index; see ``VectorStore.register_management_operation``."""
     if operation not in OPERATIONS:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-    entry = _entry(engine, operation, checked_unit(dict(details), "details"))
+    entry = _entry(engine, operation, plain_details(details))
     with engine.records.write() as tx:
         held = tx.get_meta(HISTORY_KEY)
         kept = [*(json.loads(held) if held else []), entry][-KEPT:]
@@ -34,6 +42,18 @@ def register(engine: Engine, operation: str, details: Mapping[str, Any]) -> dict
     entry["decision"] = _decide(engine, kept)
     engine.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
     return entry
+
+
+def plain_details(details: Any) -> dict[str, Any]:
+    """Whatever management said of an operation, as JSON keeps it: what JSON has no word for as its ``repr``.
+
+    What is no mapping comes under ``details``; what would take more than MAX_UNIT_BYTES is cut to its beginning.
+    """
+    plain = _plain(details if isinstance(details, Mapping) else {"details": details}, MOST_DEEP)
+    size = len(json.dumps(plain))
+    if size <= MAX_UNIT_BYTES:
+        return dict(plain)
+    return {"removed": _removed(plain), "details": f"{_repr(details)}, {size} bytes as JSON"}
 
 
 def history(engine: Engine) -> list[dict[str, Any]]:
@@ -46,7 +66,9 @@ def history(engine: Engine) -> list[dict[str, Any]]:
 def _entry(engine: Engine, operation: str, details: dict[str, Any]) -> dict[str, Any]:
     after = engine.records.count()
     removed = _removed(details)
-    before = details.get("count_before", after + removed)
+    before = details.get("count_before")
+    if not isinstance(before, int) or isinstance(before, bool):
+        before = after + removed
     return {
         "operation": operation,
         "at": time.time(),
@@ -62,10 +84,10 @@ def _removed(details: Mapping[str, Any]) -> int:
     """How many units went, by whichever word the caller says it."""
     for name in ("removed", "deleted", "count"):
         value = details.get(name)
-        if isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool):
             return value
-    ids = details.get("ids", ())
-    return len(ids) if isinstance(ids, (list, tuple)) else 0
+    ids = details.get("ids")
+    return len(ids) if isinstance(ids, list) else 0
 
 
 def _decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
@@ -85,3 +107,25 @@ def _decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
 
 def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: entry[name] for name in ("count_before", "count_after", "removed")}
+
+
+def _plain(value: Any, deep: int) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral) and abs(int(value)) < 2**63:
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and math.isfinite(value):
+        return float(value)
+    if deep and isinstance(value, Mapping):
+        return {key if isinstance(key, str) else _repr(key): _plain(one, deep - 1) for key, one in value.items()}
+    if deep and isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one, deep - 1) for one in value]
+    return _repr(value)
+
+
+def _repr(value: Any) -> str:
+    """The beginning of its repr; that of any object where its own fails."""
+    try:
+        return repr(value)[:MOST_REPR]
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return object.__repr__(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ...live.attention import quality_now
 from ...live.view import View
 from ...monitoring.health import Figures, health
 from ...planner.nlist import ListsRule
@@ -18,7 +19,7 @@ __all__ = ["health_report", "statistics_report"]
 def health_report(engine: Engine) -> dict[str, Any]:
     engine.live.look_at_device()
     view = engine.live.catch_up()
-    quality = view.facts.quality
+    quality = quality_now(engine.live, view)
     cause = engine.maintenance.cause(view)
     figures = Figures(
         count=view.count,

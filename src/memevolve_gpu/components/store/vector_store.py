@@ -259,12 +259,12 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         """
         return self._open.maintenance.run(progress, force=Cause("train", "asked for", by_request=samples)).as_dict()
 
-    def register_management_operation(self, operation_type: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    def register_management_operation(self, operation_type: str, details: Any) -> dict[str, Any]:
         """Tell the store what management did, so that the index follows.
 
-        operation_type: prune, consolidate, deduplicate or forget. details: plain JSON; ``removed`` (or ``count``, or
-        ``ids``) says how many units went. Returns the history's entry with the store's ``decision``: retrain, compact,
-        append or nothing. Raises InvalidQueryError, InvalidUnitError.
+        operation_type: prune, consolidate, deduplicate or forget. details: whatever there is to say, what is not JSON
+        is kept as its repr; ``removed`` (or ``count``, or ``ids``) says how many units went. Returns the history's
+        entry with the store's ``decision``: retrain, compact, append or nothing. Raises InvalidQueryError.
         """
         return register(self._open, operation_type, details)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from ....errors import InvalidQueryError
 from ....monitoring.health import Figures, health
 from ....planner.nlist import ListsRule
-from ..operations import OPERATIONS
-from ..units import checked_unit
+from ..operations import OPERATIONS, plain_details
 from .core import Core
 
 __all__ = ["health_report", "registered", "statistics_report"]
@@ -66,11 +64,11 @@ def statistics_report(core: Core) -> dict[str, Any]:
     }
 
 
-def registered(core: Core, operation: str, details: Mapping[str, Any]) -> dict[str, Any]:
+def registered(core: Core, operation: str, details: Any) -> dict[str, Any]:
     """Note an operation in this process. The server compacts and indexes by itself, so there is nothing to decide."""
     if operation not in OPERATIONS:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-    entry = {"operation": operation, "at": time.time(), "details": checked_unit(dict(details), "details")}
+    entry = {"operation": operation, "at": time.time(), "details": plain_details(details)}
     core.operations.append(entry)
     core.events.record("management", f"{operation}: nothing")
     return {**entry, "count_after": core.table.count(), "decision": "nothing"}
