@@ -26,7 +26,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if FOUND:
         terminalreporter.section(f"MemEvolve {memevolve_kit.commit_name()}")
         for row in [("", "its own store", "through the drop-in"), *FOUND]:
-            terminalreporter.write_line(f"{row[0]:<44} {row[1]:<24} {row[2]}")
+            terminalreporter.write_line(f"{row[0]:<50} {row[1]:<20} {row[2]}")
 
 
 @pytest.fixture

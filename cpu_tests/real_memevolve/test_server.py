@@ -94,11 +94,31 @@ def test_an_old_data_folder_is_imported(tmp_path: Path, stub: Stub, found: list[
 
 def test_its_start_is_without_false_warnings(tmp_path: Path, stub: Stub) -> None:
     tree = copy_of(tmp_path / "start")
-    with Server(tree, stub, dropped_in=True) as server:
-        server.chat(QUESTIONS[0])
-        printed = server.text()
-    ours = [line for line in printed.splitlines() if "memevolve_gpu" in line or "MEMEVOLVE_STORAGE_" in line]
-    assert ours == []
+    code = """
+import logging
+told = []
+handler = logging.Handler(logging.WARNING)
+handler.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("memevolve_gpu").addHandler(handler)
+import memevolve_gpu.dropin
+from memevolve.memory_system import MemorySystem
+from memevolve.utils.config import load_config
+memory = MemorySystem(load_config())
+memory.add_experience({"id": "e", "type": "lesson", "content": "Measure first, and then change one thing at a time"})
+memory.query_memory("what to do first", top_k=3)
+memory.storage.close()
+print("TOLD", told)
+"""
+    told = {}
+    for name, more in (("as shipped", {}), ("with a slip", {"MEMEVOLVE_STORAGE_NLIST_MAXX": "3"})):
+        command = python_of(False, "-c", code)
+        done = subprocess.run(
+            command, cwd=tree, env=environment(tree, stub, **more), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        told[name] = done.stdout.splitlines()[-1]
+    assert told["as shipped"] == "TOLD []"
+    assert "MEMEVOLVE_STORAGE_NLIST_MAXX" in told["with a slip"]
 
 
 def test_its_health_endpoint_and_dashboard_show_the_store(
