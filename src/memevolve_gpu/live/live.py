@@ -25,7 +25,7 @@ from .desk import DeviceDesk
 from .draft import Draft, on_host
 from .facts import BodyFacts
 from .masks import FilterMasks, Touched
-from .recovery import agrees, load_snapshot, read_everything
+from .recovery import agrees, full_precision, load_snapshot, read_everything
 from .relisted import Relisted
 from .settings import LiveSettings
 from .view import Found, Mask, View
@@ -122,6 +122,10 @@ class LiveIndex:
             self.desk.poll(view.body)
         self.look_due |= self.asked.note(queries) or self.desk.due
         return found
+
+    def truth(self, body: Body) -> Body:
+        """A float32 body with the rows and positions of ``body``: itself, or one read from the records."""
+        return full_precision(body, self.records)
 
     def describe(self, body: Body, facts: BodyFacts) -> None:
         """Publish what was learnt of a body, if it is still in use."""

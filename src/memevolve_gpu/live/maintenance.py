@@ -296,7 +296,7 @@ class Maintenance:
     def _extended(self) -> tuple[Built, Gathered] | None:
         """The body in use with the rows of the tail behind its own; None where it cannot have them."""
         live, gathered = self._live, gather_tail(self._live.view)
-        built = extend_verified(gathered, live.settings, live.asked, self._pause())
+        built = extend_verified(gathered, live.settings, live.asked, live.truth, self._pause())
         if built is None:
             return None
         if built.body.plan.engine != "cpu":
@@ -378,9 +378,11 @@ class Maintenance:
 
     def _good(self, view: View) -> bool:
         """Is the body that another process judged good enough for the recall that this one promises?"""
-        settings = self._live.settings
-        quality = view.facts.quality or judged(view.body, view.facts, self._live.asked, settings)[1]
-        return quality.meets(settings.target_recall)
+        live = self._live
+        quality = view.facts.quality
+        if quality is None:
+            quality = judged(view.body, view.facts, live.asked, live.settings, live.truth(view.body))[1]
+        return quality.meets(live.settings.target_recall)
 
 
 def _silent(_stage: str, _share: float) -> None:

@@ -120,6 +120,7 @@ def calibrate(
     seed: int = 0,
     pause: Pause = no_pause,
     limit: int = MOST_QUESTIONS,
+    truth: Body | None = None,
 ) -> Calibration:
     """Find the least effort for each of ``KS`` and ``TARGETS``.
 
@@ -134,6 +135,7 @@ def calibrate(
         seed: decides which are taken, and the held-out ones.
         pause: called every few milliseconds of work; what it raises ends the calibration.
         limit: most questions to ask; fewer over large bodies, where the truth is dear, but at least 96.
+        truth: a float32 body of the same rows, which decides what is found; None where ``body`` holds float32.
 
     Raises:
         EngineError: the body cannot be searched.
@@ -142,8 +144,9 @@ def calibrate(
     source = _source(queries)
     asked, entries = 0, _exact_entries() if body.kind == "exact" else []
     if body.n and not entries:
-        questions = _questions(body, queries, source, _count(body, limit), np.random.default_rng(seed))
-        judge, margin = Judge(body, questions, KS, pause), 1.0 if source == "queries" else HELD_OUT_MARGIN
+        exact = body if truth is None else truth
+        questions = _questions(exact, queries, source, _count(exact, limit), np.random.default_rng(seed))
+        judge, margin = Judge(body, questions, KS, pause, exact), 1.0 if source == "queries" else HELD_OUT_MARGIN
         ladders, asked = Ladders(judge), len(questions)
         entries = [entry for k in KS for entry in _climb(judge, ladders, k, margin)]
     seconds = round(time.perf_counter() - started, 6)
