@@ -138,7 +138,7 @@ class LiveIndex:
 
     def look_at_device(self) -> None:
         """Note what happened there, and how much room there is now; may take seconds."""
-        view = self.catch_up()
+        view = self._view
         self.desk.poll(view.body)
         self.desk.look(view.count)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import InvalidQueryError
 from ...live.causes import Cause
-from .engine import Engine
+from .engine import AFTER_COMMIT, Engine
 from .units import checked_unit
 
 __all__ = ["OPERATIONS", "history", "register"]
@@ -31,7 +31,11 @@ def register(engine: Engine, operation: str, details: Mapping[str, Any]) -> dict
         held = tx.get_meta(HISTORY_KEY)
         kept = [*(json.loads(held) if held else []), entry][-KEPT:]
         tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
-    entry["decision"] = _decide(engine, kept)
+    try:
+        entry["decision"] = _decide(engine, kept)
+    except AFTER_COMMIT as error:
+        engine.events.record("apply-failed", f"{operation} is noted, the index follows later: {error}")
+        entry["decision"] = "nothing"
     engine.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
     return entry
 

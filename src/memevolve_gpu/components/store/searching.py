@@ -119,7 +119,7 @@ class Searching:
         if engine.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
         found = engine.live.search(vectors, int(top_k), filters, recall)
-        if engine.live.look_due:
+        if engine.live.look_due or engine.worker.start_failure:
             engine.consider_maintenance()
         return found
 
