@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import InvalidQueryError
 from ...types import FloatArray, MemoryUnit
+from ...utils.arguments import shown, whole_number
 from ...utils.vectors import check_vector, cosines
 from .engine import Engine
 from .guards import drop_unchanged
@@ -60,10 +61,9 @@ class Managing:
         Raises InvalidQueryError.
         """
         if kind not in ("lru", "lfu"):
-            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {kind!r}")
-        if limit < 0:
-            raise InvalidQueryError(f"limit must be a whole number of at least 0, got {limit!r}")
-        return self._open.accesses.in_order(kind, limit)
+            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {shown(kind)}")
+        engine, most = self._open, whole_number("limit", limit, least=0)
+        return engine.accesses.in_order(kind, min(most, engine.records.count()))
 
     def access_counts(self) -> dict[str, int]:
         """How often each unit was read, by id, of those that ever were; counted as for ``access_order``."""
@@ -84,7 +84,8 @@ class Managing:
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
         """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
         records = self._open.records
-        last = records.head().last_slot
+        head = records.head()
+        last, count = head.last_slot, min(whole_number("count", count, least=0), head.count)
         first = [row.slot - 1 for row in records.scan(0, last, 1)]
         probes = np.linspace(first[0], last, count, endpoint=False).astype(int).tolist() if first else []
         rows = [row for probe in dict.fromkeys(probes) for row in records.scan(probe, last, 1)]
