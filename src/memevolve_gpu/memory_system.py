@@ -27,6 +27,7 @@ from .components.store.opening import AnyStore, open_store
 from .components.trials import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, MemEvolveError
 from .types import MemoryUnit
+from .utils.arguments import whole_number
 from .utils.config import EmbeddingConfig, StorageConfig
 from .utils.embeddings import embedder_from_config
 
@@ -114,6 +115,8 @@ class MemorySystem:
     ) -> list[str]:
         """As :meth:`add_trajectory`, through the encoder's ``encode_trajectory_batch`` where it has one."""
         encoder = self._encoder()
+        whole_number("max_workers", max_workers, error=ConfigurationError)
+        whole_number("batch_size", batch_size, error=ConfigurationError)
         if use_parallel and hasattr(encoder, "encode_trajectory_batch"):
             encoded = encoder.encode_trajectory_batch(trajectory, max_workers=max_workers, batch_size=batch_size)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Annotated, Any, Optional
@@ -24,6 +25,8 @@ from .writing import export_line, write_lines
 __all__ = ["export", "get", "health", "list_units", "missing", "search", "stats"]
 
 _PROGRESS_EVERY = 100
+_LAST = sys.maxsize
+"""The largest position that an iterator can be cut at."""
 _IN_FULL = (
     "events",
     "index.reason",
@@ -96,7 +99,7 @@ def list_units(
     """List units, oldest first."""
     asked = parse_filters(condition, filters)
     with open_existing(store_at(store), None) as opened:
-        units = list(islice(opened.units(asked), offset, offset + limit + 1))
+        units = list(islice(opened.units(asked), min(offset, _LAST), min(offset + limit + 1, _LAST)))
         count = opened.count()
     more, units = len(units) > limit, units[:limit]
     document = {"units": units, "offset": offset, "limit": limit, "more": more, "count": count}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..errors import ConfigurationError
 from ..types import MemoryUnit
+from ..utils.arguments import whole_number
 from .manage import ManagementStrategy
 from .retrieve import RetrievalResult, RetrievalStrategy
 from .store import StorageBackend
@@ -72,6 +73,7 @@ class MemorySystemConfig:
     on_manage_complete: Callable[[str, Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        whole_number("default_retrieval_top_k", self.default_retrieval_top_k, error=ConfigurationError)
         if self.prune_policy not in POLICIES:
             raise ConfigurationError(f"prune_policy must be one of {', '.join(POLICIES)}, got {self.prune_policy!r}")
         if self.log_level is not None and not isinstance(logging.getLevelName(self.log_level.upper()), int):

@@ -9,6 +9,7 @@ from typing import Any
 from langchain_core.documents import Document
 
 from ..errors import InvalidQueryError, InvalidUnitError
+from ..utils.arguments import whole_number
 from .filters import Conjunction, alternatives
 
 __all__ = ["Asked", "batches", "checked_ids", "documents_of", "no_more", "pairs_of", "query_text"]
@@ -29,8 +30,10 @@ class Asked:
         filters = alternatives(rest.pop("filter", None), rest.pop("filters", None))
         recall = rest.pop("recall", None)
         no_more(rest)
-        wanted = whole("k", k)
-        return cls(wanted, wanted if fetch_k is None else max(wanted, whole("fetch_k", fetch_k)), filters, recall)
+        wanted = whole_number("k", k)
+        return cls(
+            wanted, wanted if fetch_k is None else max(wanted, whole_number("fetch_k", fetch_k)), filters, recall
+        )
 
 
 def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> list[Document]:
@@ -62,7 +65,7 @@ def pairs_of(
 
 def batches(texts: list[str], batch_size: int | None) -> list[list[str]]:
     """The texts in lists of at most ``batch_size``, in order; all in one when it is None."""
-    size = len(texts) if batch_size is None else whole("batch_size", batch_size)
+    size = len(texts) if batch_size is None else whole_number("batch_size", batch_size)
     return [texts[start : start + size] for start in range(0, len(texts), size or 1)]
 
 
@@ -78,13 +81,6 @@ def query_text(query: str) -> str:
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see similarity_search_by_vector")
     return query
-
-
-def whole(name: str, value: Any) -> int:
-    """The value, once it is known to be a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InvalidQueryError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
 
 
 def no_more(options: Mapping[str, Any]) -> None:

@@ -129,6 +129,7 @@ class Bridge:
     ) -> list[tuple[str, float]]:
         """(id, distance) of the k nearest over all filters: those of a union are among those of its parts."""
         best: dict[str, float] = {}
+        k = min(k, max(1, self.backend.count()))
         for one in filters:
             distances, ids = self._doors.search_vectors([vector], k, one or None, recall)
             for unit_id, distance in zip(ids[0], distances[0].tolist(), strict=True):

@@ -107,13 +107,14 @@ class LiveIndex:
     def search(
         self, queries: FloatArray | DeviceQueries, k: int, filters: Any = None, recall: float | None = None
     ) -> Found:
-        """The k nearest live units of each query.
+        """The k nearest live units of each query; at most as many columns as there are live units, but one.
 
         queries float32 (nq, dim), normalised under cosine, on the host or on a device; recall overrides the target of
         the settings.
         """
         started = self.last_search = time.perf_counter()
         view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)
+        k = min(k, max(1, view.count if mask is None else min(view.count, len(mask.slots))))
         target = self.settings.target_recall if recall is None else recall
         found = self._answered(view, queries, k, target, mask)
         self.last_search = time.perf_counter()
@@ -145,7 +146,7 @@ class LiveIndex:
 
     def look_at_device(self) -> None:
         """Note what happened there, and how much room there is now; may take seconds."""
-        view = self.catch_up()
+        view = self._view
         self.desk.poll(view.body)
         self.desk.look(view.count)
 

@@ -35,19 +35,18 @@ class Worker:
         self._work = weakref.WeakMethod(work)
         self._events = events
         self._thread: threading.Thread | None = None
+        self.start_failure = ""
+        """Why the last attempt to start the thread failed; empty when it did not."""
         self._reset()
         renew_in_child(self)
 
-    def poke(self) -> None:
-        """There may be something to do."""
+    def poke(self) -> bool:
+        """There may be something to do; False when no thread can see to it now. The next call tries again."""
         with self._lock:
             if self._stopping.is_set():
-                return
+                return False
             self._wake.set()
-            if self._thread is None:
-                thread = threading.Thread(target=self._loop, name="memevolve-maintenance", daemon=True)
-                self._thread = thread
-                thread.start()
+            return self._thread is not None or self._started()
 
     def stop(self) -> None:
         """Let a running round finish, then end the thread."""
@@ -55,7 +54,7 @@ class Worker:
             self._stopping.set()
             self._wake.set()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join()
 
     def after_fork(self) -> None:
@@ -63,19 +62,38 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call in the middle of poke
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = None
 
+    def _started(self) -> bool:
+        """Start the thread; the lock is held. The system may have none to give: then this is a state, not an error."""
+        self._thread = thread = threading.Thread(target=self._loop, name="memevolve-maintenance", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            self._thread = None
+            if not self.start_failure:
+                self._events.record("background-failed", f"no thread: {error}; tried again", level=logging.WARNING)
+            self.start_failure = str(error) or type(error).__name__
+            return False
+        self.start_failure = ""
+        return True
+
     def _loop(self) -> None:
         _step_back()
-        while not self._ends():
-            self._wake.clear()
-            later = self._one_round()
-            if later is not None:
-                self._wake.wait(later)
-                self._wake.set()
+        try:
+            while not self._ends():
+                self._wake.clear()
+                later = self._one_round()
+                if later is not None:
+                    self._wake.wait(later)
+                    self._wake.set()
+        finally:
+            with self._lock:  # after an error that nobody foresaw the next call must find no dead thread
+                if self._thread is threading.current_thread():
+                    self._thread = None
 
     def _ends(self) -> bool:
         """Wait for work; True when the thread is to end, which a poke can then no longer overlook."""
@@ -93,7 +111,7 @@ class Worker:
             return None
         try:
             return work()
-        except (MemEvolveError, OSError, MemoryError) as error:
+        except (MemEvolveError, OSError, MemoryError, RuntimeError) as error:
             self._events.record("maintenance-failed", str(error), level=logging.ERROR)
             self._stopping.wait(RETRY_SECONDS)
             return 0.0

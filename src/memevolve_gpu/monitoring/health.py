@@ -31,6 +31,11 @@ class Figures:
     refusals: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
     """Where searches run, what is held there and what went wrong; plain values."""
+    index_lag: int = 0
+    """Changes that are stored and not in the index yet."""
+    lag_cause: str = ""
+    thread_failure: str = ""
+    """Why the thread of the background could not start."""
 
 
 def health(figures: Figures) -> dict[str, Any]:
@@ -55,6 +60,7 @@ def health(figures: Figures) -> dict[str, Any]:
         "vectors_per_centroid": figures.count / figures.nlist if figures.nlist else None,
         "training_quality_score": 1.0 if figures.quality is None else figures.quality,
         "needs_retraining": bool(figures.build_cause),
+        "index_lag": figures.index_lag,
         "recommendations": _recommendations(figures, usage),
         "device": figures.device,
         **figures.performance,
@@ -69,6 +75,16 @@ def _recommendations(figures: Figures, usage: float) -> list[str]:
     found += _about_lists(figures)
     found += [f"The last build was refused ({cause}); search stays exact." for cause in figures.refusals]
     found += _about_device(figures.device)
+    if figures.lag_cause:
+        found.append(
+            f"The index lacks {figures.index_lag} changes ({figures.lag_cause}). They are stored; every search tries "
+            "again to apply them, and opening the store again reads them."
+        )
+    if figures.thread_failure:
+        found.append(
+            f"No thread can be started for the background ({figures.thread_failure}): raise the limit of processes "
+            "(ulimit -u) or of memory; it is tried again at the next write or search."
+        )
     if figures.legacy_problem:
         found.append(f"An old store could not be imported: {figures.legacy_problem}.")
     if figures.read_only:

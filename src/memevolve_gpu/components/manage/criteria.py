@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from ...errors import ConfigurationError
 from ...types import MemoryUnit
+from ...utils.arguments import real_number, whole_number
 from ..stamps import age_stamp
 from ..store.base import StorageBackend
 from ..store.doors import units_of
@@ -96,14 +96,11 @@ def _filters(value: Any) -> Mapping[str, Any]:
 def _days(value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < math.inf:
-        raise ConfigurationError(f"criteria['max_age'] must be a number of days of at least 0, got {value!r}")
-    return float(value)
+    allowed = "a number of days of at least 0"
+    return real_number("criteria['max_age']", value, allowed, 0, math.inf, ConfigurationError)
 
 
 def _count(value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ConfigurationError(f"criteria['max_count'] must be a whole number of at least 0, got {value!r}")
-    return int(value)
+    return whole_number("criteria['max_count']", value, least=0, error=ConfigurationError)

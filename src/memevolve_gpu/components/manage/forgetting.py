@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 import random
 from itertools import islice
 from typing import Any
 
 from ...errors import ConfigurationError
+from ...utils.arguments import whole_number
 from ..store.base import StorageBackend
 from ..store.capabilities import AccessFigures
 from ..store.doors import units_of
@@ -28,7 +28,12 @@ def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | 
     """
     if strategy not in STRATEGIES:
         raise ConfigurationError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
-    wanted = max(1, backend.count() // _SHARE) if count is None else _checked(count)
+    held = backend.count()
+    if count is None:
+        wanted = max(1, held // _SHARE)
+    else:
+        remedy = "None takes a tenth"
+        wanted = min(held, whole_number("count", count, least=0, error=ConfigurationError, remedy=remedy))
     if wanted == 0:
         return []
     if strategy == "random":
@@ -47,9 +52,3 @@ def _all_ids(backend: StorageBackend) -> list[str]:
 
 def _by_age(backend: StorageBackend, count: int | None) -> list[str]:
     return [unit["id"] for unit in islice(units_of(backend), count)]
-
-
-def _checked(count: Any) -> int:
-    if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 0:
-        raise ConfigurationError(f"count must be a whole number of at least 0, got {count!r}; None takes a tenth")
-    return int(count)

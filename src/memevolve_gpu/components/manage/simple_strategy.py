@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ...errors import ConfigurationError, ConflictError
 from ...types import MemoryUnit
+from ...utils.arguments import real_number, whole_number
 from ..store.base import StorageBackend
 from ..store.capabilities import AccessFigures
 from ..store.doors import change_number, register, remove, replace, retrieve_many, units_of
@@ -73,6 +74,7 @@ class SimpleManagementStrategy(ManagementStrategy):
         if by not in ("similarity", "type"):
             raise ConfigurationError(f"by must be 'similarity' or 'type', got {by!r}")
         _check_threshold(similarity_threshold)
+        whole_number("max_characters", max_characters, error=ConfigurationError)
         changed: set[str] = set()
         for attempt in range(_ATTEMPTS):
             since = change_number(storage_backend)
@@ -202,5 +204,6 @@ def _rank(backend: StorageBackend, keep: Keep) -> Callable[[str], int] | None:
 
 
 def _check_threshold(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < float(value) <= 1:
-        raise ConfigurationError(f"similarity_threshold must be a cosine above 0 and at most 1, got {value!r}")
+    real_number(
+        "similarity_threshold", value, "a cosine above 0 and at most 1", sys.float_info.min, 1, ConfigurationError
+    )

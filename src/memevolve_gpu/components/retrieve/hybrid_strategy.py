@@ -70,7 +70,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         ``metadata`` has ``semantic_score``, ``keyword_score``, ``semantic_rank`` and ``keyword_rank`` (from 0; None
         where that half did not find the unit). Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
         """
-        check_query(query, top_k)
+        top_k = check_query(query, top_k)
         fused = self._fused(query, storage_backend, max(POOL, POOL_FACTOR * top_k), filters)
         units = retrieve_many(storage_backend, [one.id for one in fused[:top_k]])
         if len(units) < min(top_k, len(fused)):  # somebody deletes while we read

@@ -20,7 +20,7 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
         """The units that share words with the query, best first. Raises InvalidQueryError, InvalidFilterError."""
-        check_query(query, top_k)
+        top_k = check_query(query, top_k)
         ranked = by_keywords(storage_backend, query, top_k, filters)
         units = retrieve_many(storage_backend, [one.id for one in ranked])
         note_access(storage_backend, list(units))

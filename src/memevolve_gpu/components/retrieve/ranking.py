@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import EmbeddingError, InvalidQueryError
 from ...types import FloatArray
+from ...utils.arguments import whole_number
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import normalize_rows
 from ..store.base import StorageBackend
@@ -40,12 +41,11 @@ class Ranked(NamedTuple):
     distance: float | None = None
 
 
-def check_query(query: Any, top_k: Any) -> None:
-    """Raise InvalidQueryError for what no strategy can answer."""
+def check_query(query: Any, top_k: Any) -> int:
+    """``top_k`` as an int; InvalidQueryError for what no strategy can answer."""
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}")
-    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-        raise InvalidQueryError(f"top_k must be a whole number of at least 1, got {top_k!r}")
+    return whole_number("top_k", top_k)
 
 
 def by_meaning(

@@ -36,7 +36,7 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
 
         Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
         """
-        check_query(query, top_k)
+        top_k = check_query(query, top_k)
         found = self._found(query, storage_backend, top_k, filters)
         kept = [one for one in found if self.similarity_threshold is None or one.score >= self.similarity_threshold]
         note_access(storage_backend, [one.unit_id for one in kept])

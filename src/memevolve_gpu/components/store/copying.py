@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
 from ...types import FloatArray, MemoryUnit
+from ...utils.arguments import whole_number
 from .base import StorageBackend
 from .capabilities import BulkRetrieve, Maintainable, VectorDoors
 from .doors import change_number, remove
@@ -25,6 +26,8 @@ __all__ = ["CopyReport", "Refreshable", "copy_store"]
 Progress = Callable[[str, float], None]
 
 PAGE = 1_000
+MOST_ROWS = 10_000
+"""Rows that are copied at once, however many the caller asks for."""
 MOST_PASSES = 20
 SAMPLED = 1_000
 QUERIES, NEIGHBOURS = 64, 10
@@ -88,7 +91,8 @@ def copy_store(
     copy does not hold against the source, or the source does not stop changing; and what the stores raise.
     """
     started = time.monotonic()
-    run = _Copy(_checked(source, "source"), _checked(target, "target"), page_size, progress or _silent)
+    rows = min(whole_number("page_size", page_size, error=ConfigurationError), MOST_ROWS)
+    run = _Copy(_checked(source, "source"), _checked(target, "target"), rows, progress or _silent)
     run.check_pair()
     if not replace:
         run.refuse_conflicts()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...errors import StorageError
+from ...errors import MemEvolveError, StorageError
 from ...records.filters import canonical, matches
 from ...types import MemoryUnit
 from .base import StorageBackend
@@ -58,7 +58,11 @@ def remove(backend: StorageBackend, ids: Sequence[str], since: int | None) -> li
         gone = backend.delete_batch(ids, unchanged_since=since)
     else:
         gone = backend.delete_batch(ids)
-    return list(ids) if gone == len(ids) else [unit_id for unit_id in ids if not backend.exists(unit_id)]
+    try:
+        return list(ids) if gone == len(ids) else [unit_id for unit_id in ids if not backend.exists(unit_id)]
+    except StorageError as error:
+        _log.warning("%d of %d units were deleted; which ones cannot be read: %s", gone, len(ids), error)
+        return list(ids)
 
 
 def replace(
@@ -88,5 +92,5 @@ def register(backend: StorageBackend, operation: str, details: Mapping[str, Any]
         return
     try:
         backend.register_management_operation(operation, dict(details))
-    except StorageError as error:
+    except (MemEvolveError, OSError, MemoryError, RuntimeError) as error:
         _log.warning("%s is done, but could not be noted: %s", operation, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 from ...devices.budget import host_budget
 from ...devices.gpu import Prober
 from ...devices.machine import Machine
-from ...errors import ConfigurationError, EmbeddingError, EngineError, ModelMismatchError
+from ...errors import ConfigurationError, EmbeddingError, EngineError, MemEvolveError, ModelMismatchError
 from ...index.faiss_door import require_faiss
 from ...index.torch_engine.replay import record_searches
 from ...live import DeviceDesk, Found, LiveIndex, LiveSettings, Maintenance, Worker
@@ -32,13 +33,18 @@ from .accesses import Accesses
 from .legacy_import import Limits, import_legacy
 from .samples import Samples
 
-__all__ = ["Engine", "engine_table", "open_engine", "this_machine"]
+__all__ = ["AFTER_COMMIT", "Engine", "engine_table", "open_engine", "this_machine"]
 
 INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
 
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date although nobody has searched."""
+
+
+AFTER_COMMIT = (MemEvolveError, OSError, MemoryError, RuntimeError, ValueError)
+"""What the work after a commit may fail with. The write is durable by then, so it becomes an event and a state of
+health, and the caller sees no error."""
 
 
 @dataclass
@@ -57,6 +63,8 @@ class Engine:
     warned: set[str] = field(default_factory=set)
     """Which limits, units or memory, a warning was logged for; see ``limits``."""
     unapplied: int = 0
+    lagging: str = ""
+    """Why the index could not be brought up to date when that was last tried; empty when it was."""
     worker: Worker = field(init=False)
     accesses: Accesses = field(init=False)
 
@@ -90,28 +98,41 @@ class Engine:
         """So many rows were committed; bring the index up to date when enough have come together.
 
         Every search catches up before it answers, so nothing waits to be found; applying one row at a time cost a
-        fifth of a single store (measured). Should it fail, the records stand and the next search tries again.
+        fifth of a single store (measured). Should it fail, the records stand and the next search tries again; nothing
+        is raised.
         """
         self.unapplied += rows
         if self.unapplied < APPLY_EVERY:
             return
         self.unapplied = 0
-        try:
-            self.live.catch_up()
-        except (EngineError, MemoryError) as error:
-            self.events.record("apply-failed", f"{error}; the records stand, the next search tries again")
+        self.follow()
         self.consider_maintenance()
 
+    def follow(self) -> bool:
+        """Bring the index up to date; False, with an event and ``lagging``, when it cannot be. Raises nothing."""
+        try:
+            self.live.catch_up()
+        except AFTER_COMMIT as error:
+            self.lagging = str(error) or type(error).__name__
+            cause = f"{self.lagging}; the records stand, the next search tries again"
+            self.events.record("apply-failed", cause, level=logging.WARNING)
+            return False
+        self.lagging = ""
+        return True
+
     def consider_maintenance(self) -> None:
-        if self.maintenance.due():
+        """Wake the background where there is work, or where its thread could not start before. Raises nothing."""
+        try:
+            due = self.maintenance.due()
+        except AFTER_COMMIT as error:
+            self.events.record("maintenance-failed", f"cannot tell whether any is due: {error}", level=logging.ERROR)
+            return
+        if due or self.worker.start_failure:
             self.wake()
 
     def wake(self) -> bool:
         """Let the background look for work now; False where there is no background."""
-        if not self.config.background or self.records.read_only:
-            return False
-        self.worker.poke()
-        return True
+        return self.config.background and not self.records.read_only and self.worker.poke()
 
     def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
         """Fetch the units of a search; when one was replaced meanwhile the search is made again."""
@@ -155,11 +176,13 @@ class Engine:
         return f"the index lacks {lacking} of {len(true)} units and holds {extra} that are gone"
 
     def close(self) -> None:
-        self.worker.stop()
-        self.accesses.flush()
-        self.live.asked.save()
-        self.maintenance.close()
-        self.records.close()
+        try:
+            self.worker.stop()
+            self.accesses.flush()
+            self.live.asked.save()
+            self.maintenance.close()
+        finally:
+            self.records.close()
 
     def _background_round(self) -> float | None:
         if self.accesses.is_full:

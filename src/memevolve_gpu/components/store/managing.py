@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import InvalidQueryError
 from ...types import FloatArray, MemoryUnit
+from ...utils.arguments import shown, whole_number
 from ...utils.vectors import check_vector, cosines
 from .engine import Engine
 from .guards import drop_unchanged
@@ -60,10 +61,9 @@ class Managing:
         Raises InvalidQueryError.
         """
         if kind not in ("lru", "lfu"):
-            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {kind!r}")
-        if limit < 0:
-            raise InvalidQueryError(f"limit must be a whole number of at least 0, got {limit!r}")
-        return self._open.accesses.in_order(kind, limit)
+            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {shown(kind)}")
+        engine, most = self._open, whole_number("limit", limit, least=0)
+        return engine.accesses.in_order(kind, min(most, engine.records.count()))
 
     def access_counts(self) -> dict[str, int]:
         """How often each unit was read, by id, of those that ever were; counted as for ``access_order``."""
@@ -83,7 +83,8 @@ class Managing:
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
         """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
-        rows = self._open.records.spread(count)
+        head_count = self._open.records.head().count
+        rows = self._open.records.spread(min(whole_number("count", count, least=0), head_count))
         return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
 
     def inventory(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import InvalidQueryError
 from ...live.causes import Cause
-from .engine import Engine
+from .engine import AFTER_COMMIT, Engine
 from .units import MAX_UNIT_BYTES
 
 __all__ = ["OPERATIONS", "history", "plain_details", "register"]
@@ -39,7 +39,11 @@ def register(engine: Engine, operation: str, details: Any) -> dict[str, Any]:
         held = tx.get_meta(HISTORY_KEY)
         kept = [*(json.loads(held) if held else []), entry][-KEPT:]
         tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
-    entry["decision"] = _decide(engine, kept)
+    try:
+        entry["decision"] = _decide(engine, kept)
+    except AFTER_COMMIT as error:
+        engine.events.record("apply-failed", f"{operation} is noted, the index follows later: {error}")
+        entry["decision"] = "nothing"
     engine.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
     return entry
 

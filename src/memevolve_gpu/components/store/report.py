@@ -17,12 +17,13 @@ __all__ = ["health_report", "statistics_report"]
 
 
 def health_report(engine: Engine) -> dict[str, Any]:
+    engine.follow()
     engine.live.look_at_device()
-    view = engine.live.catch_up()
+    view, head = engine.live.view, engine.records.head()
     quality = quality_now(engine.live, view)
     cause = engine.maintenance.cause(view)
     figures = Figures(
-        count=view.count,
+        count=head.count,
         max_units=engine.config.max_memory_units,
         warning_threshold=engine.config.warning_threshold,
         prune_threshold=engine.config.prune_threshold,
@@ -38,17 +39,21 @@ def health_report(engine: Engine) -> dict[str, Any]:
         performance=_performance(engine, view) if view.count > engine.config.performance_threshold else {},
         refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
         device=_device(engine, view),
+        index_lag=max(0, head.last_seq - view.watermark),
+        lag_cause=engine.lagging,
+        thread_failure=engine.worker.start_failure,
     )
     return health(figures)
 
 
 def statistics_report(engine: Engine) -> dict[str, Any]:
+    engine.follow()
     engine.live.look_at_device()
-    view, head = engine.live.catch_up(), engine.records.head()
+    view, head = engine.live.view, engine.records.head()
     held, planned = view.body.plan, engine.maintenance.plan(view)
     return {
         "store_id": engine.records.store_id,
-        "count": view.count,
+        "count": head.count,
         "dim": engine.records.dim,
         "embedding_model": (engine.records.get_meta(MODEL_KEY) or b"").decode() or None,
         "metric": engine.records.metric,

@@ -19,6 +19,7 @@ from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction
 from ...types import FloatArray, MemoryUnit
+from ...utils.arguments import whole_number
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.vectors import check_vectors
@@ -37,6 +38,9 @@ __all__ = ["VectorStore"]
 
 Progress = Callable[[str, float], None]
 _Store = TypeVar("_Store", bound="VectorStore")
+
+_LARGEST_PAGE = 10_000
+"""Rows that are read at once, however many the caller asks for."""
 
 
 class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
@@ -215,15 +219,11 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         return self._open.records.units(filters=filters)
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """(unit, vector as it was given, float32 (dim,)) one by one, oldest first."""
-        records = self._open.records
-        after, last = 0, records.head().last_slot
-        while rows := records.scan(after, last, page_size):
-            units = records.units_at([row.slot for row in rows])
-            for row in rows:
-                if row.slot in units:
-                    yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
-            after = rows[-1].slot
+        """(unit, vector as it was given, float32 (dim,)) one by one, oldest first.
+
+        page_size: rows read at once, at most 10,000 of them. Raises InvalidQueryError.
+        """
+        return _exported(self._open.records, min(whole_number("page_size", page_size), _LARGEST_PAGE))
 
     def exists(self, unit_id: str) -> bool:
         return is_id(unit_id) and self._open.records.exists(unit_id)
@@ -381,6 +381,16 @@ def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:
         while unit_id in own and not unit.get("id"):
             unit_id = tx.next_auto_id()
         yield unit_id
+
+
+def _exported(records: Records, page_size: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+    after, last = 0, records.head().last_slot
+    while rows := records.scan(after, last, page_size):
+        units = records.units_at([row.slot for row in rows])
+        for row in rows:
+            if row.slot in units:
+                yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
+        after = rows[-1].slot
 
 
 def _with_id(unit: Any, unit_id: str) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import EmbeddingError, EngineError
+from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray
+from ..arguments import whole_number
 
 __all__ = ["DEFAULT_MODEL", "LocalEmbedder", "packaged_model", "sentence_transformers_installed"]
 
@@ -58,7 +59,7 @@ class LocalEmbedder:
         self._default = model in _DEFAULT_NAMES
         self._source = model or DEFAULT_MODEL
         self._device = device
-        self._batch_size = batch_size
+        self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
         self._lock = threading.Lock()
         self._loaded: Any = None
         self.model_name = DEFAULT_MODEL if self._default else self._source

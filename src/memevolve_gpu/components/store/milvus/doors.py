@@ -10,6 +10,7 @@ import numpy as np
 
 from ....records.filters import matches
 from ....types import FloatArray, MemoryUnit
+from ....utils.arguments import whole_number
 from ..units import checked_id, is_id
 from .core import Core
 from .expressions import filter_expression
@@ -75,13 +76,14 @@ class Doors:
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
         """(unit, vector as it was given, float32 (dim,)) one by one, oldest first."""
-        for row in self._open.table.in_order(["body", "vector"], page=page_size):
-            yield unit_of(row["body"]), vector_of(row["vector"])
+        rows = self._open.table.in_order(["body", "vector"], page=whole_number("page_size", page_size))
+        return ((unit_of(row["body"]), vector_of(row["vector"])) for row in rows)
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
         """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
+        most = whole_number("count", count, least=0)
         ids = [str(row["id"]) for row in self._open.table.in_order([])]
-        spread = np.linspace(0, len(ids), max(0, count), endpoint=False).astype(int)
+        spread = np.linspace(0, len(ids), min(most, len(ids)), endpoint=False).astype(int)
         return self.vectors_of([ids[at] for at in np.unique(spread).tolist()] if ids else [])
 
     def inventory(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from ....types import FloatArray, Hit
 from ....utils.vectors import check_vectors, cosines
 from ..engine import score_of
-from ..searching import check_arguments
+from ..searching import check_arguments, check_width
 from .core import Core
 from .search import Candidate
 
@@ -69,11 +69,12 @@ class Finding:
         StoreUnavailableError.
         """
         core = self._open
-        check_arguments(top_k, recall)
+        width = check_arguments(top_k, recall)
         vectors = check_vectors(queries, core.facts.dim, core.facts.metric, name="queries")
-        found = self._find(vectors, int(top_k), filters, recall, with_units=False)
-        distances = np.full((len(vectors), int(top_k)), np.inf, dtype=np.float32)
-        ids: list[list[str | None]] = [[None] * int(top_k) for _ in found]
+        check_width(len(vectors), width)
+        found = self._find(vectors, width, filters, recall, with_units=False)
+        distances = np.full((len(vectors), width), np.inf, dtype=np.float32)
+        ids: list[list[str | None]] = [[None] * width for _ in found]
         for row, candidates in enumerate(found):
             distances[row, : len(candidates)] = [one.distance for one in candidates]
             ids[row][: len(candidates)] = [one.id for one in candidates]
@@ -92,9 +93,9 @@ class Finding:
     def _find_text(
         self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None, *, with_units: bool
     ) -> list[Candidate]:
-        check_arguments(top_k, recall, query)
+        wanted = check_arguments(top_k, recall, query)
         vector = self._open.embed_query(query)
-        return self._find(vector[None, :], int(top_k), filters, recall, with_units=with_units)[0]
+        return self._find(vector[None, :], wanted, filters, recall, with_units=with_units)[0]
 
     def _find(
         self,
