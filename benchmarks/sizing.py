@@ -1,19 +1,22 @@
 """Sizing on paper, from a million units to a billion: what one machine needs, and what a Milvus cluster needs.
 
-    python benchmarks/sizing.py [--dim 384] [--write docs/scaling.md]
+    python benchmarks/sizing.py [--dim 384] [--write docs/explanation/scaling.md]
 
-Pure arithmetic: nothing is measured here. Each constant names its source; ``docs/scaling.md`` tells what the columns
-mean, and a test holds its tables to this module. GB are 10^9 bytes.
+Pure arithmetic: nothing is measured here. Measured constants are read from ``benchmarks/results``, the others name
+their source; ``docs/explanation/scaling.md`` explains the columns, and a test compares its tables with this module. GB
+are 10^9 bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.planner.sizes import plan_bytes
@@ -26,22 +29,29 @@ DIMS = (384, 1024)
 
 # One machine
 
-UNIT_BYTES = 1007
-"""Of a unit in the database beside its vector: JSON, full-text index, log. Measured: ``results/record_sizes.json``,
-``json_bytes_per_unit`` + ``other_bytes_per_unit``. Longer texts add their length about twice."""
 
-STORED_PER_SECOND = 21_000
-"""Units written and indexed on the way to 1,000,000, embeddings given. Measured: ``results/million.json``."""
+def _measured(name: str) -> Any:
+    return json.loads((Path(__file__).with_name("results") / f"{name}.json").read_text(encoding="utf-8"))
 
-SETTLED_SECONDS = 41
-SETTLED_AT = 1_000_000
-"""Building the index over so many rows with two threads. Measured: ``results/million.json``, the last event."""
 
-SEARCH_MS = 0.244
-SEARCH_AT = 39_320
-"""Median of ``search_vectors``, index_type auto, target recall 0.99. Measured: ``results/foundation.json``. Above it a
-search reads codes in proportion to the number of units, so its time is taken to grow with that: an upper estimate
-where lists are skipped, a lower one where the codes have left the processor's cache."""
+_RECORDS, _MILLION = _measured("record_sizes"), _measured("million")
+
+UNIT_BYTES: int = round(_RECORDS["json_bytes_per_unit"] + _RECORDS["other_bytes_per_unit"])
+"""Of a unit in the database beside its vector: JSON, full-text index, log. Longer texts add their length
+about twice."""
+
+MEASURED_AT = 1_000_000
+"""Units of the three figures below: embeddings given, two cores, index_type auto, target recall 0.95."""
+
+STORED_PER_SECOND: float = _MILLION["stored_per_s"]
+"""Units written and indexed on the way there."""
+
+BUILD_SECONDS: float = _MILLION["events"][-1]["seconds"]
+"""Building the index over all rows with two threads."""
+
+SEARCH_MS: float = _MILLION["search"]["median_ms"]
+"""Median of one search. Above that size a search is taken to grow with the number of units: an upper estimate where
+more lists are skipped, a lower one where the codes leave the processor's cache."""
 
 # A cluster
 
@@ -147,9 +157,9 @@ def one_machine(n: int, dim: int) -> dict[str, float]:
     return {
         "memory": float(memory),
         "disk": float(n * (4 * dim + UNIT_BYTES) + memory),
-        "search_ms": SEARCH_MS * n / SEARCH_AT * dim / 384,
+        "search_ms": SEARCH_MS * n / MEASURED_AT * dim / 384,
         "fill_s": n / STORED_PER_SECOND,
-        "build_s": SETTLED_SECONDS * n / SETTLED_AT * dim / 384,
+        "build_s": BUILD_SECONDS * n / MEASURED_AT * dim / 384,
         "gpu": 2.0 * n * dim,
         "gpu_ms": 2.0 * n * dim / (REACHED * GPU.bandwidth) * 1e3,
     }
@@ -172,7 +182,7 @@ def tables(dim: int) -> str:
 
 
 def written(document: str) -> str:
-    """The document with its tables made anew, each between ``<!-- sizing DIM -->`` and ``<!-- end -->``."""
+    """The document with its tables made again, each between ``<!-- sizing DIM -->`` and ``<!-- end -->``."""
     return re.sub(
         r"(?s)(<!-- sizing (\d+) -->\n).*?(\n<!-- end -->)",
         lambda found: f"{found[1]}\n{tables(int(found[2]))}\n{found[3]}",
@@ -241,7 +251,7 @@ def _time(seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--dim", type=int, action="append")
-    parser.add_argument("--write", type=Path, help="a document whose tables to make anew")
+    parser.add_argument("--write", type=Path, help="a document whose tables to update")
     options = parser.parse_args()
     if options.write:
         options.write.write_text(written(options.write.read_text(encoding="utf-8")), encoding="utf-8")

@@ -26,6 +26,27 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_00
 hypothesis.settings.load_profile("ci")
 
 
+FEW = 4
+"""Tests of each file that ``--few`` runs."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--few", action="store_true", help=f"run {FEW} quick tests of each file, spread over it")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under ``--few`` keep the same few tests of each file in every run, and none that is marked slow."""
+    if not config.getoption("--few"):
+        return
+    by_file: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            by_file.setdefault(item.path, []).append(item)
+    kept = {id(found[len(found) * n // FEW]) for found in by_file.values() for n in range(FEW)}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Name what is needed to repeat this run."""
     profile = config.getoption("--hypothesis-profile", default=None) or "ci (derandomized)"

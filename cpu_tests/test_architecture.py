@@ -1,7 +1,7 @@
 """The layering and the budgets of the package, read from its source.
 
-See docs/architecture.md. Each rule is also run on a small sample that breaks it, so that a rule which stopped looking
-would be noticed.
+See docs/explanation/architecture.md. Each rule is also run on a small sample that breaks it, so that a rule which
+stopped looking would be noticed.
 """
 
 from __future__ import annotations

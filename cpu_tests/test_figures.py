@@ -1,8 +1,9 @@
-"""Every figure in the README's table comes from a file under ``benchmarks/results``."""
+"""Every figure in the README and on the page of figures comes from a file under ``benchmarks/results``."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ def read(repository: Path, name: str) -> Any:
 
 
 def rows(repository: Path) -> list[str]:
-    """The cells that the README must show, worded from the results."""
+    """The cells that the page of figures must show, worded from the results."""
     foundation = read(repository, "foundation.json")
     search, filters = foundation["search, ivf, target_recall=0.99"], foundation["filters, ivf, target_recall=0.99"]
     opening, writes = foundation["opening, ivf"], foundation["single writes"]["at all units"]
@@ -58,10 +59,74 @@ def promised(*targets: Any) -> list[str]:
     ]
 
 
+def test_the_page_of_figures_shows_what_was_measured(repository: Path) -> None:
+    shown = cells(repository / "docs" / "explanation" / "figures.md", "| what | figure | command |")
+    assert sorted(shown) == sorted(rows(repository))
+
+
+def cells(document: Path, head: str) -> list[str]:
+    """The second column of the table below ``head``."""
+    lines = document.read_text(encoding="utf-8").split(head)[1].splitlines()[2:]
+    table = lines[: lines.index("")]
+    return [line.split(" | ")[1] for line in table]
+
+
+def promises(repository: Path) -> list[str]:
+    """The figures of the README's table in their order, worded from the results."""
+    foundation, promise, million, months, two = (
+        read(repository, f"{name}.json")
+        for name in ("foundation", "promise", "million", "months_of_use", "two_processes")
+    )
+    kills = [json.loads(line) for line in (repository / RESULTS / "endurance.jsonl").read_text().splitlines()]
+    asked = promise["recall"]["ivf"]["cold"]["0.95"]
+    search = foundation["search, ivf, target_recall=0.99"]["in"]
+    writes = foundation["single writes"]["at all units"]
+    return [
+        f"{sum(run['operations'] for run in kills):,} operations, {sum(run['kills'] for run in kills)} kills, 0 lost",
+        "{operations:,} operations in a minute, {lost} lost, {doubled} doubled".format(**two),
+        (
+            f"months of use: {months['mapping_errors']} wrong mappings, "
+            f"files {months['files']['ratio']:.2f} times fresh ones"
+        ),
+        (
+            f"asked 0.95: {asked['in']['recall@10']:.3f} on queries like the data, "
+            f"{asked['out']['recall@10']:.3f} out of distribution"
+        ),
+        f"{search['ms']['search_vectors']:.2f} ms at recall {search['recall@10']:.3f}, 39,320 units",
+        f"{million['search']['median_ms']:.1f} ms at recall {million['search']['recall@10']:.3f}",
+        f"{writes['store']:.2f} ms, {writes['store/bare']:.1f} times a bare SQLite commit",
+        f"{foundation['opening, ivf']['with snapshot']['counted_mb_per_1000']:.2f} MB for 1,000 units",
+    ]
+
+
 def test_the_readme_shows_what_was_measured(repository: Path) -> None:
-    table = (repository / "README.md").read_text().split("## Figures")[1].split("\n## ")[0]
-    missing = [row for row in rows(repository) if f"| {row} |" not in table]
-    assert not missing, f"not in README's table of figures: {missing}"
+    assert cells(repository / "README.md", "| guarantee | figure | command |") == promises(repository)
+
+
+def test_the_readme_has_no_other_figure(repository: Path) -> None:
+    """What is left of its prose without the held figures has only numbers that name a version or the sample."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    install = read(repository, "install.json")
+    peers = (repository / RESULTS / "peers.jsonl").read_text(encoding="utf-8")
+    assert '"size": 50000, ' in peers
+    assert '"dimension": 384' in peers
+    assert install["setup"]["mb"] < 300
+    assert round(install["extras cpu and local"]["mb"] / 1024, 1) == 1.5
+    assert install["test --quick"]["processor_seconds"] / install["machine"]["cores"] < 60
+    known = [
+        *promises(repository),
+        "50,000 units of 384 dimensions",
+        "1.5 GB",
+        "under 300 MB",
+        "the 300 units in examples/",
+        "Python 3.10",
+        "Version 0.1.0",
+    ]
+    text = re.sub(r"(?s)```python.*?```|https?://\S+|`[^`\n]+`", "", text)
+    for figure in known:
+        assert figure in text, figure
+        text = text.replace(figure, "")
+    assert re.findall(r"\d[\d.,]*", text) == []
 
 
 def test_every_kill_of_the_long_run_was_survived(repository: Path) -> None:
@@ -75,7 +140,7 @@ def test_the_gpu_document_shows_what_cpu_tensors_answered(repository: Path) -> N
     """The newest figures of CPU tensors."""
     newest = max((repository / RESULTS / "gpu").glob("*-cpu-tensors.json"))
     answers = json.loads(newest.read_text())["answers"]["answers"]
-    text = (repository / "docs" / "gpu.md").read_text()
+    text = (repository / "docs" / "how-to" / "gpu.md").read_text()
     for name, kind, precision in (("exact, float32", "exact", "float32"), ("exact, int8", "exact", "int8")):
         assert f"| {name} | {_cells(answers, kind, precision)} |" in text
     assert f"| 256 lists, calibrated for 0.95 | {_cells(answers, 'ivf', 'float32')} |" in text

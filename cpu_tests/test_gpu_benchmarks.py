@@ -14,7 +14,10 @@ import pytest
 
 from memevolve_gpu.planner.engine_table import read_engine_table
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ def reopened(prefix: Path, service: Service, count: int, found: Any) -> None:
         VectorStore(prefix, HashingEmbedder(DIM))
 
 
-@pytest.mark.parametrize("name", ["management", "retrieval", "memevolve"])
+@pytest.mark.parametrize("name", ["how-to/management", "explanation/retrieval", "how-to/memevolve"])
 def test_the_python_of_the_documents_runs(
     name: str, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -266,4 +266,4 @@ def test_the_python_of_the_documents_runs(
         with VectorStore(tmp_path / "memory", HashingEmbedder(384)) as store:
             store.store_batch([{"type": "skill", "content": f"undo a bad rebase {n}"} for n in range(3)])
         exec(compile(block, f"{name}.md", "exec"), {})
-    assert ("rebase" in capsys.readouterr().out) is (name != "management")
+    assert ("rebase" in capsys.readouterr().out) is (name != "how-to/management")

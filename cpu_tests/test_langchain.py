@@ -66,7 +66,9 @@ def test_the_quick_start_for_langchain_runs(repository: Path, tmp_path: Path) ->
 
 
 def test_the_python_of_the_document_runs(repository: Path, tmp_path: Path) -> None:
-    blocks = re.findall(r"(?s)```python\n(.*?)```", (repository / "docs" / "langchain.md").read_text(encoding="utf-8"))
+    blocks = re.findall(
+        r"(?s)```python\n(.*?)```", (repository / "docs" / "how-to" / "langchain.md").read_text(encoding="utf-8")
+    )
     program = tmp_path / "document.py"
     program.write_text("\n".join(blocks), encoding="utf-8")
     done = run(program, tmp_path)

@@ -1,4 +1,4 @@
-"""What the benchmarks against other stores say: who is first, the page, its pictures, the README's section."""
+"""What the benchmarks against other stores say: who is first, the page, its pictures, the document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-from peers import readme
+from peers import document
 from peers.charts import charts
 from peers.drawing import svg
 from peers.filing import newest
@@ -135,17 +135,17 @@ def test_each_section_is_that_of_the_newest_run_that_has_it(tmp_path: Path) -> N
     assert newest(file) == [lines[0], *lines[2:]]
 
 
-def test_the_readmes_section_is_put_between_its_marks(records: list[dict[str, Any]], tmp_path: Path) -> None:
-    made = readme.section(records, tmp_path)
-    text = f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\nafter\n"
-    assert readme.patched(text, made) == f"# Title\n\n{readme.BEGIN}\n{made}\n{readme.END}\n\nafter\n"
+def test_the_section_is_put_between_its_marks(records: list[dict[str, Any]], tmp_path: Path) -> None:
+    made = document.section(records, tmp_path)
+    text = f"# Title\n\n{document.BEGIN}\nold\n{document.END}\n\nafter\n"
+    assert document.patched(text, made) == f"# Title\n\n{document.BEGIN}\n{made}\n{document.END}\n\nafter\n"
     assert "| qdrant-edge ahead, 2.00 times |" in made
     with pytest.raises(ValueError, match="needs the lines"):
-        readme.patched("# Title", made)
+        document.patched("# Title", made)
 
 
-def test_the_readme_shows_what_the_committed_run_measured(repository: Path) -> None:
-    text = (repository / "README.md").read_text(encoding="utf-8")
+def test_the_document_shows_what_the_committed_run_measured(repository: Path) -> None:
+    assert repository / "docs" / "explanation" / "peers.md" == document.DOCUMENT
+    text = document.DOCUMENT.read_text(encoding="utf-8")
     results = repository / "benchmarks" / "results" / "peers.jsonl"
-    marked = readme.BEGIN in text
-    assert not marked or readme.patched(text, readme.section(newest(results), results.parent)) == text
+    assert document.patched(text, document.section(newest(results), results.parent)) == text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -47,7 +48,7 @@ def files() -> Iterator[Path]:
     for folder, folders, names in os.walk(ROOT):
         top = Path(folder) == ROOT
         folders[:] = [name for name in folders if name not in NOT_OURS and not (top and name in MADE_HERE)]
-        yield from (Path(folder) / name for name in names)
+        yield from (Path(folder) / name for name in names if name not in NOT_OURS)  # .git of a worktree is a file
 
 
 def documents() -> list[Path]:
@@ -110,7 +111,9 @@ def test_the_example_file_with_every_line_taken_is_the_default(tmp_path: Path) -
 
 
 def test_the_configuration_document_has_every_setting_with_its_default() -> None:
-    sections = re.findall(r"(?m)^### (\w+)\n\nDefault: (.+?)\. Allowed: (.+)\.$", read("docs/configuration.md"))
+    sections = re.findall(
+        r"(?m)^### (\w+)\n\nDefault: (.+?)\. Allowed: (.+)\.$", read("docs/reference/configuration.md")
+    )
     expected = {
         (variable, f"`{shown(config, name)}`" if shown(config, name) else "none", config.allowed(name))
         for variable, (config, name) in settings().items()
@@ -130,7 +133,7 @@ def test_documents_name_only_variables_that_exist() -> None:
 def test_second_names_are_documented() -> None:
     for config in CONFIGS:
         for name in config.aliases:
-            for document in (".env.example", "docs/configuration.md"):
+            for document in (".env.example", "docs/reference/configuration.md"):
                 assert config.prefix + name.upper() in read(document)
 
 
@@ -157,15 +160,15 @@ def commands() -> set[str]:
     return set(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
 
-def test_the_readme_lists_the_commands() -> None:
-    rows = table_after("| command |", read("README.md"))
+def test_the_command_line_page_lists_the_commands() -> None:
+    rows = table_after("| command |", read("docs/reference/cli.md"))
     assert {row[0] for row in rows} == commands()
 
 
-def test_the_readme_lists_the_exit_codes() -> None:
+def test_the_command_line_page_lists_the_exit_codes() -> None:
     from memevolve_gpu.cli.codes import MEANING
 
-    rows = table_after("| code |", read("README.md"))
+    rows = table_after("| code |", read("docs/reference/cli.md"))
     assert [(int(code), meaning) for code, meaning in rows] == [(int(code), text) for code, text in MEANING.items()]
 
 
@@ -180,21 +183,70 @@ def test_documents_and_scripts_use_only_commands_that_exist() -> None:
 # README
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    blocks = re.findall(r"(?s)```python\n(.*?)```", read("README.md"))
-    assert len(blocks) >= 2
-    program = tmp_path / "readme.py"
-    program.write_text("\n".join(blocks), encoding="utf-8")
+def python_of(name: str) -> list[str]:
+    return re.findall(r"(?s)```python\n(.*?)```", read(name))
+
+
+STAND_IN = """
+from memevolve_gpu import HashingEmbedder
+
+class SentenceTransformer:
+    def __init__(self, source, device, local_files_only): pass
+    def encode(self, texts, **options): return HashingEmbedder(384).embed_batch(texts)
+"""
+"""A model of words for where sentence-transformers is not installed; where it is, the real model runs."""
+
+
+def run_python_of(name: str, folder: Path) -> str:
+    """Run a document's Python as one program in an empty folder; return what it prints."""
+    program = folder / "program.py"
+    program.write_text("\n".join(python_of(name)), encoding="utf-8")
+    if importlib.util.find_spec("sentence_transformers") is None:
+        (folder / "sentence_transformers.py").write_text(STAND_IN, encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(program)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", str(program)], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].split()[1].startswith("unit_")
-    assert "git worktree" in done.stdout
+    return done.stdout
 
 
-def test_the_readme_tells_where_the_files_of_memevolve_are() -> None:
-    rows = table_after("| in MemEvolve |", read("README.md"))
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    (block,) = python_of("README.md")
+    assert len([line for line in block.splitlines() if line]) <= 8
+    assert "LocalEmbedder" in block
+    first, second = run_python_of("README.md", tmp_path).splitlines()
+    assert re.fullmatch(r"0\.\d\d git bisect finds the commit that broke a test\.", first)
+    assert second == "[]"
+
+
+def test_the_python_of_the_tutorial_runs(tmp_path: Path) -> None:
+    assert len(python_of("docs/tutorial/index.md")) >= 5
+    lines = run_python_of("docs/tutorial/index.md", tmp_path).splitlines()
+    assert lines[0] == "['unit_0', 'unit_1']"
+    assert lines[-3:] == ["2 True", "2 of 50000 units; nothing to do", "[]"]
+    assert "git worktree checks out a second branch." in lines
+
+
+def test_the_readme_is_short() -> None:
+    assert len(read("README.md").splitlines()) <= 120
+
+
+def test_the_readme_goes_in_the_order_of_a_newcomers_questions() -> None:
+    text = read("README.md")
+    assert re.findall(r"(?m)^## (.+)$", text) == [
+        "Install",
+        "In Python",
+        "Two commands",
+        "What it guarantees",
+        "When not to use it",
+        "Links",
+    ]
+    assert text.count("![") == 1
+    assert text.index("![") < text.index("## Install")
+
+
+def test_the_architecture_page_tells_where_the_files_of_memevolve_are() -> None:
+    rows = table_after("| in MemEvolve |", read("docs/explanation/architecture.md"))
     assert len(rows) == 7
     for theirs, ours, what in rows:
         assert theirs.replace("src/memevolve/", "src/memevolve_gpu/") == ours
@@ -209,12 +261,46 @@ def is_committed(name: str) -> bool:
     return bool(listed.stdout)
 
 
-def test_the_readme_lists_the_extras() -> None:
-    rows = table_after("| extra |", read("README.md"))
+def test_the_install_page_lists_the_extras() -> None:
+    rows = table_after("| extra |", read("docs/how-to/install.md"))
     assert {row[0] for row in rows} == set(project()["optional-dependencies"])
 
 
 # Links and paths
+
+
+PLACEHOLDER = "https://memevolve-gpu.example/"
+"""Stands for the public address until there is one; docs/how-to/release.md says how to replace it."""
+
+
+def targets(text: str) -> list[str]:
+    """What the links of a Markdown text lead to, inline ones and definitions."""
+    return re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"(?m)^\[[^\]]+\]: (\S+)$", text)
+
+
+def in_checkout(address: str) -> Path:
+    """The file of this checkout that an address in the repository stands for."""
+    repository = project()["urls"]["Repository"]
+    found = re.fullmatch(rf"{re.escape(repository)}/(?:blob|raw|tree)/main/([^#]+)(?:#.*)?", address)
+    assert found, f"{address} is no file of {repository}"
+    return ROOT / found[1]
+
+
+def test_every_address_of_the_project_is_one_that_pyproject_names() -> None:
+    urls = project()["urls"]
+    assert all(url.startswith(PLACEHOLDER) for url in urls.values())
+    assert f"site_url: {urls['Documentation']}\n" in read("mkdocs.yml")
+    assert f"repo_url: {urls['Repository']}\n" in read("mkdocs.yml")
+    for path in files():
+        if path.suffix in {".md", ".txt", ".yml", ".py"}:
+            found = re.findall(rf"{re.escape(PLACEHOLDER)}[^\s)\]\"'`,]+", path.read_text(encoding="utf-8"))
+            assert all(address.startswith((urls["Documentation"], urls["Repository"])) for address in found), path
+
+
+def test_the_links_of_the_readme_are_absolute() -> None:
+    assert all(target.startswith(PLACEHOLDER) for target in targets(read("README.md")))
+    used = set(re.findall(r"\[[^\]]+\]\[([a-z]+)\]", read("README.md").replace("\n", " ")))
+    assert used == set(re.findall(r"(?m)^\[([a-z]+)\]: ", read("README.md")))
 
 
 def slug(heading: str) -> str:
@@ -224,11 +310,14 @@ def slug(heading: str) -> str:
 @pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_relative_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"(?s)```.*?```", "", document.read_text(encoding="utf-8"))
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"[a-z]+:", target):
-            continue
+    for target in targets(text):
         name, _, anchor = target.partition("#")
-        path = (document.parent / name).resolve() if name else document
+        if name.startswith(PLACEHOLDER):
+            path = in_checkout(name)
+        elif re.match(r"[a-z]+:", name):
+            continue
+        else:
+            path = (document.parent / name).resolve() if name else document
         assert path.exists(), target
         assert ROOT in (path, *path.parents), target
         if anchor:
@@ -236,9 +325,75 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
             assert anchor in map(slug, headings), target
 
 
+def linked_documents(document: Path) -> Iterator[Path]:
+    for target in targets(document.read_text(encoding="utf-8")):
+        name = target.partition("#")[0]
+        path = in_checkout(name) if name.startswith(PLACEHOLDER) else (document.parent / name).resolve()
+        if path.suffix == ".md" and path.is_file():
+            yield path
+
+
 def test_every_document_can_be_reached_from_the_readme() -> None:
-    linked = set(re.findall(r"\]\((docs/[\w.-]+)", read("README.md")))
-    assert linked == {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        document = waiting.pop()
+        if document not in reached:
+            reached.add(document)
+            waiting += linked_documents(document)
+    assert set((ROOT / "docs").rglob("*.md")) <= reached
+
+
+def test_documents_that_the_code_names_exist() -> None:
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), ROOT / ".env.example"]:
+        for name in re.findall(r"(?<![/\w])docs/[\w/.-]+\.md", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"
+
+
+# The documentation site
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    for module in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(module, reason="the site's tools are not installed: pip install 'memevolve-gpu[docs]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "reference" / "api" / "store" / "index.html").read_text(encoding="utf-8")
+    assert 'id="memevolve_gpu.VectorStore.store_batch"' in page
+
+
+def navigation() -> list[str]:
+    """The pages of the site in their order."""
+    return re.findall(r"(?m)^ +- (?:[^:\n]+: )?([\w/.-]+\.md)$", read("mkdocs.yml").partition("\nnav:")[2])
+
+
+def test_the_site_has_every_document() -> None:
+    pages = navigation()
+    assert len(pages) == len(set(pages))
+    assert {ROOT / "docs" / page for page in pages} == set((ROOT / "docs").rglob("*.md"))
+    assert pages[pages.index("tutorial/index.md") + 1] == "choose.md"
+
+
+def test_the_site_documents_every_public_name() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference" / "api").glob("*.md"))
+    shown = set(re.findall(r"(?m)^::: memevolve_gpu\.(\w+)$", pages))
+    errors = {name for name in memevolve_gpu.__all__ if name.endswith(("Error", "Closed"))}
+    assert "::: memevolve_gpu.errors\n" in pages
+    assert shown - {"errors"} == set(memevolve_gpu.__all__) - errors
+
+
+def test_llms_txt_lists_the_pages_of_the_site() -> None:
+    text = read("docs/llms.txt")
+    assert text.startswith("# memevolve-gpu\n\n> ")
+    base = project()["urls"]["Repository"] + "/raw/main/docs/"
+    linked = [target.removeprefix(base) for target in targets(text)]
+    assert linked == [page for page in navigation() if page != "index.md"]
 
 
 def test_no_file_names_a_machine() -> None:
@@ -255,11 +410,11 @@ def test_no_file_names_a_machine() -> None:
     assert machine.search("cd " + "/wo" + "rk/main")
 
 
-@pytest.mark.parametrize("name", ["setup", "test", "demo"])
+@pytest.mark.parametrize("name", ["setup", "test", "demo", "release-check"])
 def test_scripts_can_be_run_and_stop_at_errors(name: str) -> None:
     assert os.access(ROOT / "scripts" / name, os.X_OK)
     assert "set -euo pipefail" in read(f"scripts/{name}")
-    assert f"scripts/{name}" in read("README.md") + read("CONTRIBUTING.md")
+    assert f"scripts/{name}" in read("README.md") + read("CONTRIBUTING.md") + read("docs/how-to/release.md")
 
 
 # Installation
@@ -382,7 +537,9 @@ def test_importing_the_package_loads_no_engine() -> None:
 def test_every_file_of_a_store_is_documented(tmp_path: Path) -> None:
     from memevolve_gpu import HashingEmbedder, VectorStore
 
-    documented = {row[0].removeprefix("<prefix>") for row in table_after("| file |", read("docs/file-format.md"))}
+    documented = {
+        row[0].removeprefix("<prefix>") for row in table_after("| file |", read("docs/reference/file-format.md"))
+    }
     with VectorStore(tmp_path / "m", HashingEmbedder(16), storage_config={"background": False}) as store:
         store.store_batch([{"content": f"word{number}"} for number in range(20)])
         store.run_maintenance()

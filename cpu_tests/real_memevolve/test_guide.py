@@ -1,4 +1,4 @@
-"""What docs/memevolve.md tells its readers to type, typed."""
+"""What docs/how-to/memevolve.md tells its readers to type, typed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memevolve_kit import Stub, copy_of, environment, python_of
 
 def recipe(repository: Path, heading: str) -> str:
     """The first Python block below a heading of the guide."""
-    text = (repository / "docs/memevolve.md").read_text(encoding="utf-8")
+    text = (repository / "docs/how-to/memevolve.md").read_text(encoding="utf-8")
     found = re.search(r"```python\n(.*?)```", text[text.index(heading) :], re.DOTALL)
     assert found is not None, heading
     return found[1]

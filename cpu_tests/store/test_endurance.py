@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from endurance import endure
 
+pytestmark = pytest.mark.slow
 SEED = 20_240_607
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from endurance import DIM, Model, contents, damage, embed, verify
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.live import causes
+
+pytestmark = pytest.mark.slow
 
 IDS = st.sampled_from([f"id{i}" for i in range(40)])
 WORDS = st.integers(0, 300).map(lambda n: f"w{n % 7} fact {n}")

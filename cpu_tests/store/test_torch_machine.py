@@ -33,6 +33,7 @@ from memevolve_gpu.live.view import Mask, View
 from memevolve_gpu.types import Effort, FloatArray, IntArray
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+pytestmark = pytest.mark.slow
 
 DIM, DEVICE = 8, "cuda:0"
 IDS = [f"u{i}" for i in range(500)]

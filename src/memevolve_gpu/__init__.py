@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .components.store.vector_store import VectorStore
     from .memory_system import MemorySystem, MemorySystemConfig
     from .utils.config import EmbeddingConfig, StorageConfig
-    from .utils.embeddings import HashingEmbedder
+    from .utils.embeddings import HashingEmbedder, LocalEmbedder, OpenAIEmbedder
 
 __version__ = "0.1.0"
 
@@ -50,12 +50,14 @@ __all__ = [
     "InvalidQueryError",
     "InvalidUnitError",
     "InvalidVectorError",
+    "LocalEmbedder",
     "MemEvolveError",
     "MemorySystem",
     "MemorySystemConfig",
     "MemoryUnit",
     "MilvusStore",
     "ModelMismatchError",
+    "OpenAIEmbedder",
     "StorageBackend",
     "StorageConfig",
     "StorageError",
@@ -68,9 +70,11 @@ __all__ = [
 _LAZY = {
     "EmbeddingConfig": "utils.config",
     "HashingEmbedder": "utils.embeddings",
+    "LocalEmbedder": "utils.embeddings",
     "MemorySystem": "memory_system",
     "MemorySystemConfig": "memory_system",
     "MilvusStore": "components.store.milvus_store",
+    "OpenAIEmbedder": "utils.embeddings",
     "StorageBackend": "components.store.base",
     "StorageConfig": "utils.config",
     "VectorStore": "components.store.vector_store",
@@ -79,9 +83,14 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load the heavier rooms when they are first asked for, so that ``import memevolve_gpu`` stays light."""
+    """Import the heavier modules on first use, so that ``import memevolve_gpu`` stays light."""
     if name in _LAZY:
         from importlib import import_module
 
         return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those not imported yet included, so that tools can complete them."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

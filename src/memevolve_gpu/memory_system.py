@@ -177,7 +177,7 @@ class MemorySystem:
         return self.memory_manager.get_health_metrics()
 
     def get_storage_health(self) -> dict[str, Any]:
-        """The backend's own report, see docs/operations.md; of one that has none, ``current_count``."""
+        """The backend's own report, see docs/how-to/operations.md; of one that has none, ``current_count``."""
         if isinstance(self.storage, StorageHealth):
             return self.storage.get_storage_health()
         return {"current_count": self.storage.count()}

@@ -87,4 +87,6 @@ def no_more(options: Mapping[str, Any]) -> None:
     """Refuse options that nobody knows."""
     if options:
         unknown = ", ".join(map(repr, options))
-        raise InvalidQueryError(f"unknown option {unknown}; leave it out, or see docs/langchain.md for what is taken")
+        raise InvalidQueryError(
+            f"unknown option {unknown}; leave it out, or see docs/how-to/langchain.md for what is taken"
+        )

@@ -1,8 +1,8 @@
 """LangChain's metadata filters in this package's filter language.
 
 ``{"source": "wiki", "page": {"$gte": 3}, "$or": [{"lang": "en"}, {"lang": {"$exists": False}}]}``: keys are paths into
-the document's metadata, operators are those of ``docs/filters.md`` with or without a dollar. ``$or`` gives several
-filters, of which a document must match one; whoever searches asks each and merges.
+the document's metadata, operators are those of ``docs/reference/filters.md`` with or without a dollar. ``$or`` gives
+several filters, of which a document must match one; whoever searches asks each and merges.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class MemEvolveVectorStore(Searching):
     call); any other option is refused, for a misspelt filter must not match everything. Scores are distances by the
     backend's metric, smaller is nearer; relevance scores are in [0, 1].
 
-    As safe to use from several threads and processes as the backend. See docs/langchain.md.
+    As safe to use from several threads and processes as the backend. See docs/how-to/langchain.md.
     """
 
     def __init__(

@@ -305,7 +305,7 @@ class _Settings(BaseSettings):
 
 
 class StorageConfig(_Settings):
-    """Settings of a store: ``MEMEVOLVE_STORAGE_*``. Immutable; see docs/configuration.md for each in detail."""
+    """Settings of a store: ``MEMEVOLVE_STORAGE_*``. Immutable; docs/reference/configuration.md has each in detail."""
 
     # Written out in each class: the one that type checkers make up knows neither second names nor files.
     def __init__(self, **values: Any) -> None:

@@ -32,7 +32,7 @@ _Consistency = Annotated[
 
 
 class MilvusConfig(_Settings):
-    """Settings of ``MilvusStore``: ``MEMEVOLVE_MILVUS_*``. Immutable; see docs/milvus.md."""
+    """Settings of ``MilvusStore``: ``MEMEVOLVE_MILVUS_*``. Immutable; see docs/how-to/milvus.md."""
 
     def __init__(self, **values: Any) -> None:
         """Make a configuration; see ``StorageConfig`` for ``values`` and errors."""

@@ -45,8 +45,8 @@ class PruneCriteria:
     def parse(cls, criteria: Mapping[str, Any] | None) -> PruneCriteria | None:
         """None when nothing is asked for.
 
-        criteria: ``max_age`` (days), ``max_count``, ``type`` (one or a list), ``filters`` (see docs/filters.md). Raises
-        ConfigurationError for another key or a value that cannot be used.
+        criteria: ``max_age`` (days), ``max_count``, ``type`` (one or a list), ``filters`` (docs/reference/filters.md).
+        Raises ConfigurationError for another key or a value that cannot be used.
         """
         if not criteria:
             return None
@@ -90,7 +90,9 @@ class PruneCriteria:
 def _filters(value: Any) -> Mapping[str, Any]:
     if value is None or isinstance(value, Mapping):
         return value or {}
-    raise ConfigurationError(f"criteria['filters'] must be a mapping, got {type(value).__name__}; see docs/filters.md")
+    raise ConfigurationError(
+        f"criteria['filters'] must be a mapping, got {type(value).__name__}; see docs/reference/filters.md"
+    )
 
 
 def _days(value: Any) -> float | None:

@@ -40,8 +40,8 @@ class SimpleManagementStrategy(ManagementStrategy):
     ) -> Removal:
         """Delete what the criteria name: (count, ids); nothing without criteria.
 
-        ``type`` (one or a list) and ``filters`` (see docs/filters.md) say which units are looked at. Of these go all,
-        or those that break a bound: older than ``max_age`` days by ``metadata.created_at``, or beyond the newest
+        ``type`` (one or a list) and ``filters`` (docs/reference/filters.md) say which units are looked at. Of these go
+        all, or those that break a bound: older than ``max_age`` days by ``metadata.created_at``, or beyond the newest
         ``max_count``. Units without a readable time stamp never go by age; ``notes["undated"]`` counts them. Raises
         ConfigurationError, InvalidFilterError.
         """

@@ -42,7 +42,7 @@ class RetrievalStrategy(ABC):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """The ``top_k`` best matching units, best first. filters: see docs/filters.md."""
+        """The ``top_k`` best matching units, best first. filters: see docs/reference/filters.md."""
 
     def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
         """The units of these ids that exist, in this order, with score 1."""

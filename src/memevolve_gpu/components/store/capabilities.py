@@ -203,7 +203,7 @@ class StorageHealth(Protocol):
     """Judges itself."""
 
     def get_storage_health(self) -> dict[str, Any]:
-        """See docs/operations.md."""
+        """See docs/how-to/operations.md."""
         ...  # pragma: no cover
 
 

@@ -1,6 +1,6 @@
 """``MilvusStore``: the same memory on a Milvus server, for those who outgrow one machine.
 
-This module translates the public API to rows of a collection; see docs/milvus.md for what Milvus cannot do.
+This module translates the public API to rows of a collection; see docs/how-to/milvus.md for what Milvus cannot do.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class MilvusIndexFace:
 
 
 class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
-    """Keeps memory units in a collection of a Milvus server. See ``docs/milvus.md`` for guarantees and differences.
+    """Keeps memory units in a collection of a Milvus server. ``docs/how-to/milvus.md``: guarantees and differences.
 
     Safe to use from several threads, by several writers on one collection, and after ``os.fork``.
     """
@@ -162,7 +162,7 @@ class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
     def store_batch(
         self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
     ) -> list[str]:
-        """Keep several units and return their ids in order. Not one transaction: see docs/milvus.md.
+        """Keep several units and return their ids in order. Not one transaction: see docs/how-to/milvus.md.
 
         Everything is checked and embedded before the first row is written; an error of the server's later than that
         leaves the rows before it stored. Where an id occurs twice the later unit stays. Raises as ``store`` does.

@@ -40,9 +40,9 @@ class Searching:
     ) -> list[tuple[float, str]]:
         """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
 
-        Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/filters.md``. recall
-        overrides TARGET_RECALL for this call (1.0: exact). record=False leaves the access figures alone, for those who
-        pass only some of the results on. Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/reference/filters.md``.
+        recall overrides TARGET_RECALL for this call (1.0: exact). record=False leaves the access figures alone,
+        for those who pass only some of the results on. Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
         """
         found = self._find_text(query, top_k, filters, recall)
         if found is None:

@@ -1,8 +1,8 @@
-"""The README's section of comparisons, made from the committed results.
+"""The table and pictures of docs/explanation/peers.md, made from the committed results.
 
-    PYTHONPATH=benchmarks python -m peers.readme [--patch]
+    PYTHONPATH=benchmarks python -m peers.document [--patch]
 
-Prints the section; with --patch, puts it between its two marks in README.md.
+Prints them; with --patch, puts them between their two marks in the document.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ __all__ = ["BEGIN", "END", "patched", "section"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "peers.jsonl"
-BEGIN = "<!-- peers: made by benchmarks/peers/readme.py -->"
+DOCUMENT = ROOT / "docs" / "explanation" / "peers.md"
+RAW = "https://memevolve-gpu.example/repository/raw/main"
+BEGIN = "<!-- peers: made by benchmarks/peers/document.py -->"
 END = "<!-- /peers -->"
 PICTURES = ("recall", "latency-095", "scaling-search_ms")
 
@@ -36,29 +38,28 @@ def section(records: Sequence[dict[str, Any]], pictures: Path) -> str:
     lines += ["", "| what | this store | best of the others | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(cells(ranking))} |" for ranking in rankings(records)]
     there = [name for name in PICTURES if (pictures / f"peers-{name}.png").exists()]
-    lines += ["", *(f"![{name}](benchmarks/results/peers-{name}.png)" for name in there)] if there else []
+    lines += ["", *(f"![{name}]({RAW}/benchmarks/results/peers-{name}.png)" for name in there)] if there else []
     return "\n".join(lines)
 
 
-def patched(readme: str, made: str) -> str:
-    """The README with the section in its place. Raises ValueError when it has no marks."""
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"README.md needs the lines {BEGIN!r} and {END!r} where the section shall be")
-    before, rest = readme.split(BEGIN, 1)
+def patched(document: str, made: str) -> str:
+    """The document with the section in its place. Raises ValueError when it has no marks."""
+    if BEGIN not in document or END not in document:
+        raise ValueError(f"{DOCUMENT.name} needs the lines {BEGIN!r} and {END!r} around the section")
+    before, rest = document.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
     return f"{before}{BEGIN}\n{made}\n{END}{after}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--patch", action="store_true", help="write README.md")
+    parser.add_argument("--patch", action="store_true", help=f"write {DOCUMENT.relative_to(ROOT)}")
     arguments = parser.parse_args()
     made = section(newest(RESULTS), RESULTS.parent)
     if not arguments.patch:
         print(made)
         return 0
-    readme = ROOT / "README.md"
-    readme.write_text(patched(readme.read_text(encoding="utf-8"), made), encoding="utf-8")
+    DOCUMENT.write_text(patched(DOCUMENT.read_text(encoding="utf-8"), made), encoding="utf-8")
     return 0
 
 
