@@ -11,10 +11,11 @@ from typing import Any
 
 from ...errors import InvalidQueryError
 from ...live.causes import Cause
+from ...records.transaction import Transaction
 from .engine import Engine
 from .units import MAX_UNIT_BYTES
 
-__all__ = ["OPERATIONS", "history", "plain_details", "register"]
+__all__ = ["OPERATIONS", "decide", "history", "noted", "plain_details", "register"]
 
 OPERATIONS = ("prune", "consolidate", "deduplicate", "forget")
 HISTORY_KEY = "management_history"
@@ -36,12 +37,18 @@ def register(engine: Engine, operation: str, details: Any) -> dict[str, Any]:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
     entry = _entry(engine, operation, plain_details(details))
     with engine.records.write() as tx:
-        held = tx.get_meta(HISTORY_KEY)
-        kept = [*(json.loads(held) if held else []), entry][-KEPT:]
-        tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
-    entry["decision"] = _decide(engine, kept)
+        kept = noted(tx, entry)
+    entry["decision"] = decide(engine, kept)
     engine.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
     return entry
+
+
+def noted(tx: Transaction, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add the entry to the history, which is returned, in this transaction."""
+    held = tx.get_meta(HISTORY_KEY)
+    kept = [*(json.loads(held) if held else []), entry][-KEPT:]
+    tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
+    return kept
 
 
 def plain_details(details: Any) -> dict[str, Any]:
@@ -90,7 +97,8 @@ def _removed(details: Mapping[str, Any]) -> int:
     return len(ids) if isinstance(ids, list) else 0
 
 
-def _decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
+def decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
+    """What the index should do after the operations of this history: retrain, compact, append or nothing."""
     view = engine.live.catch_up()
     trained = view.facts.trained_rows
     removed = sum(entry["removed"] for entry in kept if entry["generation"] == engine.live.generation)
