@@ -20,6 +20,8 @@ DEFAULTS = {
     "max_memory_units": 50_000,
     "warning_threshold": 0.8,
     "prune_threshold": 0.9,
+    "prune_target": 0.7,
+    "auto_prune": "off",
     "max_memory_mb": 2048,
     "performance_threshold": 10_000,
     "adaptive_nlist": True,
@@ -47,6 +49,8 @@ OTHERS = {
     "max_memory_units": "200",
     "warning_threshold": "0.5",
     "prune_threshold": "1",
+    "prune_target": "0.4",
+    "auto_prune": "LFU",
     "max_memory_mb": "auto",
     "performance_threshold": "7",
     "adaptive_nlist": "no",
@@ -74,6 +78,8 @@ BAD = {
     "max_memory_units": ["0", "-1", "2.5", "many", "1e999"],
     "warning_threshold": ["0", "1.01", "nan", "high"],
     "prune_threshold": ["0", "-0.1", "inf"],
+    "prune_target": ["0", "1.1", "nan"],
+    "auto_prune": ["on", "random", "true"],
     "max_memory_mb": ["0", "-5", "nan", "inf", "2 GB"],
     "performance_threshold": ["0", "x"],
     "adaptive_nlist": ["maybe", "2"],
@@ -381,6 +387,14 @@ def test_a_prune_threshold_that_nobody_chose_rises_with_the_warning(
         assert (lowered.warning_threshold, lowered.prune_threshold) == (0.5, 0.9)
     with pytest.raises(ConfigurationError, match="must not exceed"):
         StorageConfig(warning_threshold=threshold, prune_threshold=0.8)
+
+
+def test_a_prune_target_that_nobody_chose_does_not_exceed_a_low_prune_threshold() -> None:
+    held = StorageConfig(warning_threshold=0.4, prune_threshold=0.5)
+    assert held.prune_target == 0.5
+    assert held.replace(prune_threshold=0.8).prune_target == 0.7
+    with pytest.raises(ConfigurationError, match=r"PRUNE_TARGET=0.8 must not exceed MEMEVOLVE_STORAGE_PRUNE_THRESHOLD"):
+        StorageConfig(prune_target=0.8, prune_threshold=0.7, warning_threshold=0.5)
 
 
 def test_adopt_of_a_foreign_object_reports_its_bad_value() -> None:

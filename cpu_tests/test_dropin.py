@@ -83,6 +83,27 @@ print("kept")
     assert Path("memory.lock").exists() or any(Path().glob("memory*"))
 
 
+def test_memevolve_s_automatic_management_lets_our_store_prune(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        EMBED
+        + """
+import memevolve_gpu.dropin as dropin
+from memevolve.memory_system import MemorySystem
+from memevolve_gpu import VectorStore
+storage = MemorySystem("memory", embed, 32).storage
+print(storage.config.auto_prune, storage.config.background)
+storage.close()
+dropin.uninstall()
+with VectorStore("other", embed) as own:
+    print(own.config.auto_prune)
+"""
+    )
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_ENABLE_AUTO_RETRAIN", "false")
+    for value, policy in (("true", "lru"), ("false", "off")):
+        monkeypatch.setenv("MEMEVOLVE_MANAGEMENT_ENABLE_AUTO_MANAGEMENT", value)
+        assert output(code, stand_in=True).split() == [policy, "False", "off"]
+
+
 def test_the_store_s_own_path_may_come_first() -> None:
     code = """
     import memevolve_gpu.dropin

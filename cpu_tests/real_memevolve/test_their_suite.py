@@ -32,15 +32,36 @@ def counts(outcome: dict[str, str]) -> str:
     return f"{found['passed']} of {found.total()} pass"
 
 
+def node_id(name: str) -> str:
+    """What pytest calls the test that its report calls ``name``."""
+    where, _, test = name.partition("::")
+    folder, module, *classes = where.split(".")
+    return "::".join([f"{folder}/{module}.py", *classes, test])
+
+
+def unstable(folder: Path, stub: Stub, names: list[str]) -> set[str]:
+    """Those of the tests that fail on its own store as well, in one of ten more runs: their outcome is chance."""
+    found: set[str] = set()
+    for turn in range(10):
+        if found == set(names):
+            break
+        again = run_suite(folder / str(turn), stub, *map(node_id, names), dropped_in=False)
+        found |= {name for name in names if again[name] != "passed"}
+    return found
+
+
 def test_nothing_that_passes_without_the_drop_in_fails_with_it(
     tmp_path: Path, stub: Stub, found: list[tuple[str, str, str]]
 ) -> None:
     theirs = run_suite(tmp_path / "theirs", stub, "tests", dropped_in=False)
     ours = run_suite(tmp_path / "ours", stub, "tests", dropped_in=True)
-    broken = sorted(name for name, how in theirs.items() if how == "passed" and ours.get(name) != "passed")
+    suspects = sorted(name for name, how in theirs.items() if how == "passed" and ours.get(name) != "passed")
+    chance = unstable(tmp_path / "again", stub, suspects)
+    broken = [name for name in suspects if name not in chance]
     mended = sorted(name for name, how in ours.items() if how == "passed" and theirs.get(name) != "passed")
     found.append(("its own tests", counts(theirs), counts(ours)))
-    found.append(("pass on one side only", str(len(broken)), str(len(mended))))
+    found.append(("  pass on this side only", str(len(broken)), str(len(mended))))
+    found += [(f"  by chance: {name.partition('::')[2]}", "passes, or fails", "fails, or passes") for name in chance]
     for name in mended:
         print(f"passes with the drop-in only: {name}")
     assert Counter(theirs.values())["passed"] > 200, "its suite did not run"
@@ -51,8 +72,7 @@ def test_its_tests_of_the_store_pass_in_any_order(
     tmp_path: Path, stub: Stub, found: list[tuple[str, str, str]]
 ) -> None:
     in_order = run_suite(tmp_path / "in_order", stub, STORE_TESTS, dropped_in=True)
-    names = [name.partition("::")[::2] for name in in_order]
-    shuffled = [f"{STORE_TESTS}::{where.rpartition('.')[2]}::{test}" for where, test in names]
+    shuffled = [node_id(name) for name in in_order]
     found.append((f"{STORE_TESTS}, in file order", "", counts(in_order)))
     worst: dict[str, str] = {}
     for turn in range(3):

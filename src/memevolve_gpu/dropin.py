@@ -68,6 +68,7 @@ def install() -> None:
 def uninstall() -> None:
     """Take back what ``install`` did. What MemEvolve has imported from our store in the meantime stays imported."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]
+    _serve(False)
     for name, module in list(sys.modules.items()):
         if _below(name, _THEIRS) and _below(getattr(module, "__name__", ""), _OURS):
             del sys.modules[name]
@@ -186,6 +187,7 @@ class _AliasLoader(Loader):
         target = importlib.import_module(self.target)
         sys.modules[module.__name__] = target
         if module.__name__ == _THEIRS + _STORE:
+            _serve(True)
             _pass_for_their_backend(target)
 
 
@@ -210,6 +212,13 @@ def _pass_for_their_backend(store: ModuleType) -> None:
         return  # a MemEvolve without such a class cannot check for it
     if backend not in store.VectorStore.__mro__ and hasattr(backend, "register"):
         backend.register(store.VectorStore)
+
+
+def _serve(does: bool) -> None:
+    """Tell our configuration, where it is loaded, whether MemEvolve makes the stores."""
+    config = sys.modules.get(f"{_OURS}.utils.config")
+    if config is not None:
+        config.serve_memevolve(does)
 
 
 def _memevolve_is_installed() -> bool:

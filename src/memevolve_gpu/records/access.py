@@ -23,9 +23,15 @@ ON CONFLICT (id) DO UPDATE SET
     last_access = max(last_access, excluded.last_access), count = count + excluded.count
 """
 
+_WRITTEN = """ifnull(unixepoch(substr(coalesce(
+    u.unit ->> '$.metadata.updated_at', u.unit ->> '$.metadata.created_at'), 1, 19)), 0)"""
+"""Unix time of a row's own time stamp, to the second and without regard to its offset; 0 where it has none."""
+
 _ORDERS = {
     "lru": "a.last_access, u.slot",
     "lfu": "ifnull(a.count, 0), a.last_access, u.slot",
+    "used": f"max(ifnull(a.last_access, 0), {_WRITTEN}), u.slot",
+    "oldest": "u.slot",
 }
 
 
@@ -34,8 +40,11 @@ def enter(con: apsw.Connection, reads: Mapping[str, tuple[float, int]]) -> None:
     con.execute(_ENTER, (json.dumps(reads),))
 
 
-def in_order(con: apsw.Connection, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
-    """Ids of ``limit`` live units: read longest ago, or least often, first; before them never read ones, by slot."""
+def in_order(con: apsw.Connection, kind: Literal["lru", "lfu", "used", "oldest"], limit: int) -> list[str]:
+    """Ids of ``limit`` live units: read longest ago, or least often, first; before them never read ones, by slot.
+
+    used: read or written longest ago first; oldest: by slot alone.
+    """
     sql = f"SELECT u.id FROM units AS u LEFT JOIN access AS a ON a.id = u.id ORDER BY {_ORDERS[kind]} LIMIT ?"
     return [row[0] for row in all_rows(con, sql, (limit,))]
 

@@ -27,12 +27,19 @@ from pydantic_settings import PydanticBaseSettingsSource as _Source
 from ..errors import ConfigurationError
 from ..types import Metric
 
-__all__ = ["Allowed", "EmbeddingConfig", "StorageConfig", "gpu_order", "visible_gpus"]
+__all__ = ["Allowed", "EmbeddingConfig", "StorageConfig", "gpu_order", "serve_memevolve", "visible_gpus"]
 
 _log = logging.getLogger("memevolve_gpu.config")
 _warned: set[str] = set()
+_serves_memevolve = False
 
 _Config = TypeVar("_Config", bound="_Settings")
+
+
+def serve_memevolve(does: bool) -> None:
+    """Say whether the drop-in is in place: whether it is MemEvolve that makes stores in this process."""
+    global _serves_memevolve  # noqa: PLW0603 - a fact of the process, as the drop-in itself is
+    _serves_memevolve = does
 
 
 class Allowed(NamedTuple):
@@ -93,6 +100,9 @@ _Backend = Annotated[
     Literal["vector", "milvus"],
     BeforeValidator(lambda value: _word(value) if _word(value) == "milvus" else "vector"),
     Allowed("vector or milvus; MemEvolve's other words mean vector"),
+]
+_AutoPrune = Annotated[
+    Literal["off", "lru", "lfu", "oldest"], BeforeValidator(_word), Allowed("off, lru, lfu or oldest")
 ]
 _Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
 _Provider = Annotated[
@@ -329,6 +339,10 @@ class StorageConfig(_Settings):
     """Share of a limit at which health warns."""
     prune_threshold: _Share = 0.9
     """Share of a limit at which management should prune."""
+    prune_target: _Share = 0.7
+    """Share of the unit limit to which ``auto_prune`` goes down."""
+    auto_prune: _AutoPrune = "off"
+    """Whether a write that reaches the prune threshold deletes other units, and which go first."""
     max_memory_mb: _Megabytes = 2048.0
     """Most memory of index, vectors, maps and masks, in MiB; ``auto`` takes what the device or host allows."""
     performance_threshold: _Count = 10_000
@@ -370,8 +384,36 @@ class StorageConfig(_Settings):
     backend_type: _Backend = "vector"
     """Where the units are: in files of this package, or on a Milvus server."""
 
+    @classmethod
+    def adopt(cls, source: object = None) -> StorageConfig:
+        """As in the base class; a store that MemEvolve makes prunes by itself where MemEvolve is told to manage.
+
+        That is ``auto_prune="lru"`` unless it was chosen, under the drop-in, for what is no configuration or mapping of
+        our users, with MEMEVOLVE_MANAGEMENT_ENABLE_AUTO_MANAGEMENT on in the environment or ``.env``.
+        """
+        config = super().adopt(source)
+        ours = isinstance(source, (StorageConfig, Mapping)) or "auto_prune" in config.model_fields_set
+        if ours or not (_serves_memevolve and cls._memevolve_manages()):
+            return config
+        return config.replace(auto_prune="lru")
+
+    @classmethod
+    def _memevolve_manages(cls) -> bool:
+        file = cls.model_config["env_file"]
+        for variables in (EnvSettingsSource(cls).env_vars, DotEnvSettingsSource(cls, env_file=file).env_vars):
+            for name, value in variables.items():
+                if name.lower() == "memevolve_management_enable_auto_management" and value:
+                    return value.strip().lower() in ("true", "1", "yes", "on")
+        return False
+
+    def _let_follow(self) -> None:
+        super()._let_follow()
+        if "prune_target" not in self.model_fields_set:
+            self.__dict__["prune_target"] = min(type(self).model_fields["prune_target"].default, self.prune_threshold)
+
     def _check_together(self) -> None:
-        for low, high in (("warning_threshold", "prune_threshold"), ("nlist_min", "nlist_max")):
+        pairs = [("warning_threshold", "prune_threshold"), ("nlist_min", "nlist_max")]
+        for low, high in [*pairs, ("prune_target", "prune_threshold")]:
             if getattr(self, low) > getattr(self, high):
                 raise ConfigurationError(
                     f"{self.prefix}{low.upper()}={getattr(self, low)} must not exceed "

@@ -11,7 +11,7 @@ from ...live.tail import row_bytes
 from ...records.transaction import Transaction
 from .engine import Engine
 
-__all__ = ["check_room"]
+__all__ = ["check_room", "new_units"]
 
 
 def check_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> None:
@@ -19,7 +19,7 @@ def check_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> No
 
     Replacing a unit that is there needs no room.
     """
-    new = _new_units(tx, ids)
+    new = new_units(tx, ids)
     limit = engine.config.max_memory_units
     if new and tx.count + new > limit:
         raise CapacityError(
@@ -31,7 +31,8 @@ def check_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> No
     _warn_once(engine, "memory", (*needed, engine.max_memory_bytes))
 
 
-def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
+def new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
+    """How many of the units of these ids (None: a new one each) are not there yet."""
     named = {unit_id for unit_id in ids if unit_id}
     known = sum(1 for unit_id in named if tx.find(unit_id) is not None)
     return len(named) - known + sum(1 for unit_id in ids if not unit_id)

@@ -11,10 +11,11 @@ from typing import Any
 
 from ...errors import InvalidQueryError
 from ...live.causes import Cause
+from ...records.transaction import Transaction
 from .engine import AFTER_COMMIT, Engine
 from .units import MAX_UNIT_BYTES
 
-__all__ = ["OPERATIONS", "history", "plain_details", "register"]
+__all__ = ["OPERATIONS", "decide", "history", "noted", "plain_details", "register"]
 
 OPERATIONS = ("prune", "consolidate", "deduplicate", "forget")
 HISTORY_KEY = "management_history"
@@ -36,16 +37,18 @@ def register(engine: Engine, operation: str, details: Any) -> dict[str, Any]:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
     entry = _entry(engine, operation, plain_details(details))
     with engine.records.write() as tx:
-        held = tx.get_meta(HISTORY_KEY)
-        kept = [*(json.loads(held) if held else []), entry][-KEPT:]
-        tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
-    try:
-        entry["decision"] = _decide(engine, kept)
-    except AFTER_COMMIT as error:
-        engine.events.record("apply-failed", f"{operation} is noted, the index follows later: {error}")
-        entry["decision"] = "nothing"
+        kept = noted(tx, entry)
+    entry["decision"] = decide(engine, kept)
     engine.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
     return entry
+
+
+def noted(tx: Transaction, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add the entry to the history, which is returned, in this transaction."""
+    held = tx.get_meta(HISTORY_KEY)
+    kept = [*(json.loads(held) if held else []), entry][-KEPT:]
+    tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
+    return kept
 
 
 def plain_details(details: Any) -> dict[str, Any]:
@@ -92,6 +95,18 @@ def _removed(details: Mapping[str, Any]) -> int:
             return value
     ids = details.get("ids")
     return len(ids) if isinstance(ids, list) else 0
+
+
+def decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
+    """What the index should do after the operations of this history: retrain, compact, append or nothing.
+
+    The operations are committed: an index that cannot follow now is an event, and the next search tries again.
+    """
+    try:
+        return _decide(engine, kept)
+    except AFTER_COMMIT as error:
+        engine.events.record("apply-failed", f"the operation is noted, the index follows later: {error}")
+        return "nothing"
 
 
 def _decide(engine: Engine, kept: list[dict[str, Any]]) -> str:

@@ -30,6 +30,7 @@ from .guards import drop_all
 from .limits import check_room
 from .managing import Managing
 from .operations import register
+from .pruning import make_room, prepare, tell
 from .report import health_report, statistics_report
 from .searching import Searching
 from .units import checked_id, checked_unit, is_id, unit_to_text
@@ -123,11 +124,14 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         checked = self._add_metadata(checked_unit(unit))
         text = unit_to_text(checked)
         vector = engine.embed(text)
+        prepare(engine, 1)
         with engine.records.write() as tx:
+            pruned = make_room(engine, tx, [checked.get("id")])
             check_room(engine, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
         engine.written(1)
+        tell(engine, pruned)
         return unit_id
 
     def store_batch(
@@ -354,13 +358,16 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         texts = [unit_to_text(unit) for unit in checked]
         vectors = self._vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
+        prepare(engine, len(checked))
         with engine.records.write() as tx:
             drop_all(tx, delete_ids, since)
+            pruned = make_room(engine, tx, [unit.get("id") for unit in checked])
             check_room(engine, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
             named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
         engine.written()
+        tell(engine, pruned)
         return ids
 
     def _vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
