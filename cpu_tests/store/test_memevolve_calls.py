@@ -178,3 +178,50 @@ class TestQualityOfNow:
             _, ids = store.search_vectors(far, 1)
             alone = float(np.mean([found == [f"far{row}"] for row, found in enumerate(ids)]))
             assert store.get_storage_health()["training_quality_score"] == pytest.approx(alone, abs=0.1)
+
+
+class TestTrainingSection:
+    """Health says what the index was trained on, or why it was not and which setting changes that."""
+
+    def of(self, store: VectorStore) -> dict[str, Any]:
+        return dict(store.get_storage_health()["training"])
+
+    def test_below_the_threshold_it_names_the_setting(self, tmp_path: Path) -> None:
+        with store_at(tmp_path) as store:
+            store.store_batch([{"id": f"u{row}", "content": f"w{row}"} for row in range(30)])
+            store.run_maintenance()
+            found = self.of(store)
+            assert (found["trained"], found["source"], found["samples"]) == (False, None, 0)
+            assert (found["next_source"], found["next_samples"], found["min_training_units"]) == ("service", 2000, 1000)
+            assert "30 units are fewer than the 1000" in found["reason"]
+            assert found["setting"] == "MEMEVOLVE_STORAGE_MIN_TRAINING_UNITS"
+
+    @pytest.mark.parametrize(("count", "source", "samples"), [(40, "service", 2000), (120, "hybrid", 1380)])
+    def test_a_lowered_threshold_trains_on_samples_and_says_so(
+        self, tmp_path: Path, count: int, source: str, samples: int
+    ) -> None:
+        with store_at(tmp_path, index_type="ivf", min_training_units=20) as store:
+            store.store_batch([{"id": f"u{row}", "content": f"w{row}"} for row in range(count)])
+            before = self.of(store)
+            assert not before["trained"]
+            assert "run_maintenance()" in before["reason"]
+            assert before["setting"] == "MEMEVOLVE_STORAGE_BACKGROUND"
+            store.run_maintenance()
+            found = self.of(store)
+            assert (found["source"], found["units"], found["samples"]) == (source, count, samples)
+            assert (found["trained"], found["reason"], found["setting"]) == (True, "", "")
+            assert found["samples_kept"] == samples
+            assert found["last_samples"]["service"] == samples
+
+    def test_from_a_thousand_on_its_own_vectors_are_enough(self, tmp_path: Path) -> None:
+        vectors = np.random.default_rng(3).standard_normal((1200, DIM)).astype(np.float32)
+        with store_at(tmp_path, index_type="ivf") as store:
+            store.store_batch([{"id": f"u{row}", "content": "x"} for row in range(1200)], vectors)
+            store.run_maintenance()
+            found = self.of(store)
+            assert (found["trained"], found["source"], found["units"]) == (True, "existing", 1200)
+            assert (found["samples"], found["samples_kept"], found["last_samples"]) == (0, 0, None)
+        with store_at(tmp_path, index_type="flat") as store:
+            store.run_maintenance()
+            found = self.of(store)
+            assert (found["trained"], found["setting"]) == (False, "MEMEVOLVE_STORAGE_INDEX_TYPE")

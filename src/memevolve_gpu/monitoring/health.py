@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..planner.nlist import ListsRule, lists_status
 
-__all__ = ["Figures", "health"]
+__all__ = ["Figures", "Training", "health"]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the index in use was trained on, or why nothing was trained yet.
+
+    source: existing (the store's own vectors), hybrid (those and service samples), service (samples alone); None while
+    nothing is trained. units and samples: how many of each; samples_kept: embedded and kept for a later training.
+    next_source and next_samples: what a training now would take. last_samples: the figures of the last collection in
+    this process. reason: why nothing is trained, else empty; setting: the variable that changes it, else empty.
+    """
+
+    trained: bool
+    source: str | None = None
+    units: int = 0
+    samples: int = 0
+    samples_kept: int = 0
+    next_source: str | None = None
+    next_samples: int = 0
+    min_training_units: int = 0
+    last_samples: dict[str, Any] | None = None
+    reason: str = ""
+    setting: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +51,7 @@ class Figures:
     read_only: bool
     legacy_problem: str
     performance: dict[str, Any]
+    training: Training
     refusals: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
     """Where searches run, what is held there and what went wrong; plain values."""
@@ -59,6 +83,7 @@ def health(figures: Figures) -> dict[str, Any]:
         "current_nlist": figures.nlist or None,
         "vectors_per_centroid": figures.count / figures.nlist if figures.nlist else None,
         "training_quality_score": 1.0 if figures.quality is None else figures.quality,
+        "training": asdict(figures.training),
         "needs_retraining": bool(figures.build_cause),
         "index_lag": figures.index_lag,
         "recommendations": _recommendations(figures, usage),

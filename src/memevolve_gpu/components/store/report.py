@@ -12,6 +12,7 @@ from ...planner.nlist import ListsRule
 from ...records.schema import MODEL_KEY
 from .engine import Engine
 from .operations import history
+from .training_report import training_report
 
 __all__ = ["health_report", "statistics_report"]
 
@@ -37,6 +38,7 @@ def health_report(engine: Engine) -> dict[str, Any]:
         read_only=engine.records.read_only,
         legacy_problem=engine.legacy_problem,
         performance=_performance(engine, view) if view.count > engine.config.performance_threshold else {},
+        training=training_report(engine, view, cause),
         refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
         device=_device(engine, view),
         index_lag=max(0, head.last_seq - view.watermark),

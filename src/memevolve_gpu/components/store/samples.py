@@ -27,6 +27,11 @@ class Samples:
     def __init__(self, records: Records, embedder: Embedder | None, events: EventLog, seed: int) -> None:
         self._records, self._embedder, self._events, self._seed = records, embedder, events, seed
 
+    @property
+    def kept(self) -> int:
+        """Samples that are embedded and kept."""
+        return sum(len(json.loads(_texts_in(batch))) for batch in self._batches())
+
     def collect(self, existing: FloatArray) -> TrainingSet:
         """What to train on beside ``existing``, float32 (n, dim): by count, service samples, or fallbacks for them."""
         embed = None if self._embedder is None else self._embedder.embed_many
@@ -47,10 +52,11 @@ class Samples:
         texts: list[str] = []
         pieces = [np.empty((0, self._records.dim), dtype=np.float32)]
         for batch in self._batches():
-            (length,) = _TEXTS_LENGTH.unpack_from(batch)
-            start = _TEXTS_LENGTH.size + length
-            texts += json.loads(batch[_TEXTS_LENGTH.size : start])
-            pieces.append(np.frombuffer(batch[start:], dtype="<f4").reshape(-1, self._records.dim))
+            written = _texts_in(batch)
+            texts += json.loads(written)
+            pieces.append(
+                np.frombuffer(batch[_TEXTS_LENGTH.size + len(written) :], dtype="<f4").reshape(-1, self._records.dim)
+            )
         return texts, np.concatenate(pieces)
 
     def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
@@ -70,3 +76,9 @@ class Samples:
         while (batch := self._records.get_meta(KEY.format(number))) is not None:
             yield batch
             number += 1
+
+
+def _texts_in(batch: bytes) -> bytes:
+    """The part of a kept batch that is the JSON of its texts."""
+    (length,) = _TEXTS_LENGTH.unpack_from(batch)
+    return batch[_TEXTS_LENGTH.size : _TEXTS_LENGTH.size + length]

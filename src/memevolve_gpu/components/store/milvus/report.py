@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ....errors import InvalidQueryError
-from ....monitoring.health import Figures, health
+from ....monitoring.health import Figures, Training, health
 from ....planner.nlist import ListsRule
 from ..operations import OPERATIONS, plain_details
 from .core import Core
@@ -35,6 +35,12 @@ def health_report(core: Core) -> dict[str, Any]:
         background=False,
         read_only=False,
         legacy_problem="",
+        training=Training(
+            trained=core.plan.index != "FLAT",
+            source=None if core.plan.index == "FLAT" else "existing",
+            reason="the server trains an index for each segment, on its own vectors",
+            setting="MEMEVOLVE_STORAGE_INDEX_TYPE",
+        ),
         performance={"latency": core.latency.percentiles()} if count > config.performance_threshold else {},
     )
     return health(figures)
