@@ -417,6 +417,16 @@ def test_scripts_can_be_run_and_stop_at_errors(name: str) -> None:
     assert f"scripts/{name}" in read("README.md") + read("CONTRIBUTING.md") + read("docs/how-to/release.md")
 
 
+def test_the_forge_tests_every_python_that_the_project_names() -> None:
+    matrix = re.search(r"(?m)^ +python: \[(.+)\]$", read(".github/workflows/test.yml"))
+    assert matrix
+    tested = re.findall(r'"(3\.\d+)"', matrix[1])
+    named = {line.rpartition(" ")[2] for line in project()["classifiers"] if re.search(r":: 3\.\d+$", line)}
+    assert named <= set(tested)
+    assert "run: scripts/test\n" in read(".github/workflows/test.yml")
+    assert "exec scripts/test\n" in read(".ci/run")
+
+
 # Installation
 
 
