@@ -24,6 +24,7 @@ Every message names the parameter at fault and the remedy. What the old API rais
         ├── StorageFullError                        disk full or quota reached
         ├── ReadOnlyError                           file, folder or file system is read-only
         ├── NetworkFilesystemError                  locks cannot be trusted there
+        ├── ReentrantCallError                      a handler or callback calls inside a call that it interrupts
         ├── StoreUnavailableError                   the server does not answer within the stated time
         └── StoreClosedError                        used after close()
 """
@@ -53,6 +54,7 @@ __all__ = [
     "NewerSchemaError",
     "NotAStoreError",
     "ReadOnlyError",
+    "ReentrantCallError",
     "StorageError",
     "StorageFullError",
     "StoreClosedError",
@@ -164,6 +166,11 @@ class ReadOnlyError(StorageError):
 
 class NetworkFilesystemError(StorageError):
     """File locks cannot be trusted on this file system."""
+
+
+class ReentrantCallError(StorageError):
+    """A signal handler, finalizer or callback called into the store inside a call of the same thread that it
+    interrupts, at a moment when only that call can go on; nothing was done. Call again once it has returned."""
 
 
 class StoreClosedError(StorageError):

@@ -66,8 +66,9 @@ class MemorySystem:
         self.retrieval_context = RetrievalContext(strategy, self.config.default_retrieval_top_k)
         self.memory_manager = MemoryManager(self.storage, self.config.management_strategy or SimpleManagementStrategy())
         self.operation_log: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
-        self._swapping = threading.Lock()
-        self._making_room = threading.Lock()
+        self._swapping = threading.RLock()
+        self._making_room = threading.RLock()
+        self._is_making_room = False
         self._room_for_memory_at = 0
 
     @classmethod
@@ -249,8 +250,14 @@ class MemorySystem:
 
     def _make_room(self, storage: StorageBackend, units: list[MemoryUnit]) -> None:
         with self._making_room:
-            room = self._room_needed(storage, units)
-            removed = self._free(storage, room) if room.excess else None
+            if self._is_making_room:  # a handler or callback inside this very call: the backend decides
+                return
+            self._is_making_room = True
+            try:
+                room = self._room_needed(storage, units)
+                removed = self._free(storage, room) if room.excess else None
+            finally:
+                self._is_making_room = False
         if removed is not None:  # outside the lock: a callback may well add units
             details = {"policy": self.config.prune_policy, "count": removed[0], "cause": room.cause}
             self._note("auto_prune", details)

@@ -105,7 +105,7 @@ class Holdings:
         """Has this process begun to use CUDA? From then on its context is there, and asking the device costs little."""
         self.forked = False
         """Was this process forked from one that had? CUDA cannot be used in it any more."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         renew_in_child(self)
 
     def add(self, holder: Holder) -> None:
@@ -125,7 +125,7 @@ class Holdings:
 
     def after_fork(self) -> None:
         """In a forked child nothing on a device is ours."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.forked |= self.active
         self.active = False
         self._holders = weakref.WeakSet()

@@ -130,7 +130,7 @@ class Prober:
 
     def after_fork(self) -> None:
         """In a forked child: a lock that nobody holds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def look(self, max_age: float = float("inf")) -> GpuList:
         """The GPUs, as they were at most ``max_age`` seconds ago. Raises nothing; takes ``timeout`` at the worst.

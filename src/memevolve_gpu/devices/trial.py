@@ -83,7 +83,7 @@ class _Known:
 
     def after_fork(self) -> None:
         """In a forked child: a lock that nobody holds."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
 
 _known = _Known()

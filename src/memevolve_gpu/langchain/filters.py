@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidFilterError
+from ..utils.plain import plain_text
 
 __all__ = ["MAX_ALTERNATIVES", "Conjunction", "alternatives"]
 
@@ -55,7 +56,7 @@ def _condition(key: Any, value: Any, depth: int) -> list[Conjunction]:
     if not isinstance(key, str):
         raise InvalidFilterError(f"filter[{key!r}]: a key must be a string, not {type(key).__name__}")
     if not key.startswith("$"):
-        return [{f"metadata.{key}": _operators(value, key)}]
+        return [{f"metadata.{plain_text(key)}": _operators(value, key)}]
     if key not in ("$and", "$or"):
         raise InvalidFilterError(f"filter[{key!r}]: unknown; use $and, $or, or an operator below a metadata key")
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):

@@ -92,12 +92,12 @@ class DeviceDesk:
         self._standing: dict[str, str] = {}
         """Why the device is not used at present, by cause: each was told when it came up, and is told again only after
         it had gone."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         renew_in_child(self)
 
     def after_fork(self) -> None:
         """In a forked child: a lock that nobody holds; and what holds of the device may not hold here."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._unseen |= self._budget is not None
 
     @property

@@ -23,7 +23,7 @@ from .facts import BodyFacts
 from .tail import NEVER, Tail
 from .view import View
 
-__all__ = ["Draft", "empty_body", "exact_body", "host_twin", "on_host", "view_of"]
+__all__ = ["Draft", "apart", "empty_body", "exact_body", "host_twin", "on_host", "view_of"]
 
 UNKNOWN = BodyFacts()
 EXACT = IndexPlan("exact", reason="exact search needs no training")
@@ -57,6 +57,12 @@ def view_of(body: Body, watermark: int, facts: BodyFacts = UNKNOWN, dead: IntArr
     if deaths:
         died[dead] = watermark
     return View(watermark, body, watermark, died, deaths, len(deaths), Tail(body.dim), 0, 0, body.metric, facts)
+
+
+def apart(view: View) -> View:
+    """The same view with deaths and tail in memory of its own, for a draft that the published view does not see."""
+    deaths = array("q", view.body_deaths[: view.body_dead])
+    return replace(view, body_died=view.body_died.copy(), body_deaths=deaths, tail=view.tail.copy(view.tail_n))
 
 
 class Draft:

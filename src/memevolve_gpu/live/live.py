@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..devices.machine import Machine
-from ..errors import DeviceError
+from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Body
 from ..monitoring.events import EventLog
 from ..monitoring.latency import LatencyRing
@@ -22,7 +24,7 @@ from ..utils.device_arrays import DeviceQueries
 from ..utils.forking import renew_in_child
 from .asked import Asked
 from .desk import DeviceDesk
-from .draft import Draft, on_host
+from .draft import Draft, apart, on_host
 from .facts import BodyFacts
 from .masks import FilterMasks, Touched
 from .recovery import agrees, full_precision, load_snapshot, read_everything
@@ -70,6 +72,8 @@ class LiveIndex:
         self.look_due = False
         """Set by a search once in a while; upkeep takes it back."""
         self.mutex = threading.RLock()
+        self._changing = False
+        """Is the view being replaced? Read and set by the thread that holds the mutex."""
         self._masks = FilterMasks(records.matching)
         self._touched = Touched(0)
         self._measured: tuple[object, int] = (None, 0)
@@ -97,12 +101,20 @@ class LiveIndex:
 
         A view is published only once the newest entry of the last page read is in it, so an update is never seen
         half: rows that a later entry replaced are missing from earlier pages.
+
+        A signal handler, finalizer or callback may call this while the same thread is about to publish a view; it gets
+        a view of its own, as new as any, and what it interrupts goes on undisturbed.
         """
-        view = self._view
-        if self.records.head().last_seq == view.watermark:
-            return view
-        with self.mutex:
-            return self._advance()
+        return self._caught_up()[0]
+
+    @contextmanager
+    def exclusive(self) -> Iterator[View]:
+        """Hold the mutex, and yield the up-to-date view, to publish another one in its place.
+
+        Raises ReentrantCallError in a thread that does so already.
+        """
+        with self._held():
+            yield self._advance()
 
     def search(
         self, queries: FloatArray | DeviceQueries, k: int, filters: Any = None, recall: float | None = None
@@ -130,12 +142,12 @@ class LiveIndex:
 
     def describe(self, body: Body, facts: BodyFacts) -> None:
         """Publish what was learnt of a body, if it is still in use."""
-        with self.mutex:
+        with self._held():
             if self._view.body is body:
                 self._view = replace(self._view, facts=facts)
 
     def replace(self, view: View, generation: int) -> None:
-        """Publish a view with another body (the caller holds the mutex and has caught up)."""
+        """Publish a view with another body; the caller is in :meth:`exclusive`."""
         self.desk.poll(self._view.body)
         if view.body.nlist != self._view.body.nlist:
             self.relisted = Relisted.between(self._view, view, self.latency.percentiles())
@@ -152,15 +164,15 @@ class LiveIndex:
 
     def leave_device(self) -> View:
         """Go on from the host's own vectors of the body in use, so that nothing is held on its device any more."""
-        with self.mutex:
-            view = self.catch_up()
+        with self.exclusive() as view:
             self.replace(on_host(view), self.generation)
             return self._view
 
     def adopt(self, view: View, generation: int) -> None:
-        """Go on from another process's body: its view, brought up to date from the log (the mutex is held)."""
-        self._restart(view, generation)
-        self._advance()
+        """Go on from another process's body: its view, brought up to date from the log."""
+        with self._held():
+            self._restart(view, generation)
+            self._advance()
 
     def caught_up(self, view: View) -> View | None:
         """A view that is not in use, brought up to date; None when it was cleared or the log begins after it."""
@@ -169,12 +181,42 @@ class LiveIndex:
 
     def reload(self, cause: str) -> View:
         """Throw the derived state away and read everything from the records; searches go on with the old view."""
-        with self.mutex:
+        with self._held():
             started = time.perf_counter()
             self._restart(read_everything(self.records), 0)
             view = self._advance()
             self.events.record("reload", cause, seconds=time.perf_counter() - started, rows=view.count)
             return view
+
+    def _caught_up(self) -> tuple[View, bool]:
+        """An up-to-date view, and whether it is the caller's own rather than the published one."""
+        view = self._view
+        if self.records.head().last_seq == view.watermark:
+            return view, False
+        with self.mutex:
+            if self._changing:
+                return self._apart(), True
+            with self.exclusive() as view:
+                return view, False
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with self.mutex:
+            if self._changing:
+                raise ReentrantCallError("the index is being changed by the call that this one interrupts; call later")
+            try:
+                self._changing = True
+                yield
+            finally:
+                self._changing = False
+
+    def _apart(self) -> View:
+        """An up-to-date view in memory of its own: a second draft on the published one's would spoil the first."""
+        left_behind = self._left_behind(self.records.head())
+        draft = None if left_behind else self._applied(apart(self._view))
+        while draft is None:
+            draft = self._applied(read_everything(self.records))
+        return draft.publish()
 
     def _open(self) -> View:
         loaded = load_snapshot(self.snapshot_path, self.records, self.events)
@@ -190,11 +232,11 @@ class LiveIndex:
         return self._advance()
 
     def _restart(self, view: View, generation: int) -> None:
+        self._touched.restart(view.watermark)
+        self._masks.clear()
         self._view = view
         self.generation = generation
         self.epoch += 1
-        self._touched.restart(view.watermark)
-        self._masks.clear()
 
     def _advance(self) -> View:
         """Apply the log; the mutex is held."""
@@ -238,7 +280,7 @@ class LiveIndex:
         except DeviceError as error:
             self.desk.refused(error, view.body.plan)
             with self.mutex:
-                if self._view.body is view.body:
+                if self._view.body is view.body and not self._changing:
                     self.leave_device()
             return on_host(view).search(queries, k, Effort(exact=True), mask)
 
@@ -246,8 +288,11 @@ class LiveIndex:
         """A mask and the view that it was made for: neither newer nor older than the records were."""
         key = canonical(filters)
         for _ in range(SETTLE_ATTEMPTS):
-            view = self.catch_up()
-            mask = self._masks.mask(key, filters, view, self._touched)
+            view, own = self._caught_up()
+            masks, touched = self._masks, self._touched
+            if own:  # the shared ones do not know yet what this view holds
+                masks, touched = FilterMasks(self.records.matching), Touched(view.watermark)
+            mask = masks.mask(key, filters, view, touched)
             if self.records.head().last_seq == view.watermark:
                 break
         return view, mask
@@ -256,6 +301,7 @@ class LiveIndex:
         """In a forked child: locks that nobody holds, and nothing half-done by a thread that is not there."""
         self.latency = LatencyRing()
         self.mutex = threading.RLock()
+        self._changing = False
         self._masks = FilterMasks(self.records.matching)
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DeviceError, ReadOnlyError
+from ..errors import DeviceError, ReadOnlyError, ReentrantCallError
 from ..records.failures import translated
 from ..training.quality import Quality
 from ..types import IndexPlan
@@ -68,7 +68,9 @@ class Maintenance:
         self._collect = collect
         self._live = live
         self._lock_path = lock_path
-        self._one_round = threading.Lock()
+        self._one_round = threading.RLock()
+        self._round_by: int | None = None
+        """The thread whose round is on."""
         self.running = False
         self.rounds = 0
         self.cpu_seconds = 0.0
@@ -146,14 +148,16 @@ class Maintenance:
         ``wait=False`` returns at once when another round is on; ``quiet``: nobody writes, so less need wait.
         """
         started = time.perf_counter()
-        if not self._one_round.acquire(blocking=wait):
+        if self._in_round() or not self._one_round.acquire(blocking=wait):
             return Report(["skipped: another round is running"])
         try:
+            self._round_by = threading.get_ident()
             with one_process(self._lock_path, wait) as held:
                 if not held:
                     return Report(["skipped: another process is maintaining this store"])
                 actions, reason = self._timed_round(progress or _silent, force, quiet)
         finally:
+            self._round_by = None
             self._one_round.release()
         return Report(actions, reason, round(time.perf_counter() - started, 6), self._live.view.facts.quality)
 
@@ -166,6 +170,8 @@ class Maintenance:
             raise ReadOnlyError(
                 f"{self._live.snapshot_path}: the store is read-only; make it writable to save its index"
             )
+        if self._in_round():
+            raise ReentrantCallError("snapshot() inside a round of maintenance in one thread would wait for itself")
         with self._one_round, one_process(self._lock_path, wait=True):
             self._saver.forget_failure()
             view = self._live.catch_up()
@@ -184,7 +190,9 @@ class Maintenance:
 
     def close(self) -> None:
         """Save what was only extended in memory, unless another process is maintaining; a failure is an event."""
-        if self._saver.unsaved and not self._live.records.read_only and self._one_round.acquire(blocking=False):
+        if not self._saver.unsaved or self._live.records.read_only or self._in_round():
+            return
+        if self._one_round.acquire(blocking=False):
             try:
                 with one_process(self._lock_path, wait=False) as held:
                     if held:
@@ -194,7 +202,11 @@ class Maintenance:
 
     def after_fork(self) -> None:
         """In a forked child nobody is in the middle of a round."""
-        self._one_round = threading.Lock()
+        self._one_round, self._round_by = threading.RLock(), None
+
+    def _in_round(self) -> bool:
+        """Is this call made inside a round, by a signal handler, a finalizer or a callback of the same thread?"""
+        return self._round_by == threading.get_ident()
 
     def _timed_round(self, progress: Progress, force: Cause | None, quiet: bool) -> tuple[list[str], str]:
         busy = time.thread_time()
@@ -268,8 +280,7 @@ class Maintenance:
         if made is None:
             return f"kept {live.view.body.kind}: the device refused"
         built, gathered = made
-        with live.mutex:
-            now = live.catch_up()
+        with live.exclusive() as now:
             if live.epoch != epoch:
                 return "dropped a build that was overtaken by a reload"
             live.replace(swapped(gathered, built.body, built.facts, now), live.generation)
@@ -372,8 +383,7 @@ class Maintenance:
             return False
         if view.body.kind != "exact" and not self._good(view):
             return False
-        with live.mutex:
-            live.adopt(view, info.generation)
+        live.adopt(view, info.generation)
         return True
 
     def _good(self, view: View) -> bool:

@@ -36,20 +36,22 @@ class Touched:
 
     def restart(self, since: int) -> None:
         """Forget everything; what was touched up to ``since`` is no longer known."""
-        self._known_from = since
+        self._known_from = since  # first: whoever reads meanwhile must rather know too little
         self._entries: deque[tuple[int, int]] = deque()
 
     def extend(self, entries: Iterable[tuple[int, int]]) -> None:
         self._entries.extend(entries)
         while len(self._entries) > KEPT_TOUCHES:
-            self._known_from = self._entries.popleft()[0]
+            self._known_from = self._entries[0][0]
+            self._entries.popleft()
 
     def since(self, seq: int) -> IntArray | None:
         """Ascending distinct slots touched after ``seq``; None when that is no longer known."""
+        entries = list(self._entries)  # in one step: other threads, and signal handlers, append meanwhile
         if seq < self._known_from:
             return None
         found: list[int] = []
-        for at, slot in reversed(self._entries):
+        for at, slot in reversed(entries):
             if at <= seq:
                 break
             found.append(slot)
@@ -71,7 +73,8 @@ class _Entry:
     rows: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     allowed_dead: int = -1
     allowed: Allowed | None = None
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    busy: bool = False
 
 
 class FilterMasks:
@@ -80,7 +83,7 @@ class FilterMasks:
     def __init__(self, matching: Matching) -> None:
         self._matching = matching
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
@@ -92,8 +95,14 @@ class FilterMasks:
         """The mask of ``filters`` for ``view``; ``key`` is the filter's canonical form."""
         entry = self._entry(key)
         with entry.lock:
-            self._refresh(entry, filters, view, touched)
-            return Mask(self._allowed(entry, view), entry.slots)
+            if entry.busy:  # a signal handler or finalizer inside this very call: it does without what is half done
+                entry = _Entry()
+            entry.busy = True
+            try:
+                self._refresh(entry, filters, view, touched)
+                return Mask(self._allowed(entry, view), entry.slots)
+            finally:
+                entry.busy = False
 
     def clear(self) -> None:
         with self._lock:
@@ -101,8 +110,8 @@ class FilterMasks:
 
     def _entry(self, key: str) -> _Entry:
         with self._lock:
-            entry = self._entries.setdefault(key, _Entry())
-            self._entries.move_to_end(key)
+            entry = self._entries.pop(key, None) or _Entry()
+            self._entries[key] = entry
             while len(self._entries) > KEPT_FILTERS:
                 self._entries.popitem(last=False)
             return entry

@@ -131,6 +131,17 @@ class Tail:
                 )
         return other
 
+    def copy(self, end: int) -> Tail:
+        """The rows up to position ``end`` in memory of their own."""
+        other = Tail(self.dim)
+        for piece in self.pieces(0, end):
+            other.extend(piece.slots.tolist(), self.ids[piece.start : piece.end], piece.vectors)
+        for chunk in other._chunks:
+            for piece in self.pieces(chunk.start, min(chunk.end, end)):
+                low = piece.start - chunk.start
+                chunk.died[low : low + len(piece.died)] = piece.died
+        return other
+
     def _chunk_at(self, position: int) -> Chunk:
         return next(chunk for chunk in reversed(self._chunks) if chunk.start <= position)
 

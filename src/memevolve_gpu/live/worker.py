@@ -6,9 +6,11 @@ import logging
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from ..errors import MemEvolveError
 from ..monitoring.events import EventLog
@@ -43,16 +45,16 @@ class Worker:
     def poke(self) -> bool:
         """There may be something to do; False when no thread can see to it now. The next call tries again."""
         with self._lock:
-            if self._stopping.is_set():
+            if self._stopping:
                 return False
-            self._wake.set()
+            self._call()
             return self._thread is not None or self._started()
 
     def stop(self) -> None:
         """Let a running round finish, then end the thread."""
         with self._lock:
-            self._stopping.set()
-            self._wake.set()
+            self._stopping = True
+            self._calls.put(None)
             thread = self._thread
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             thread.join()
@@ -62,10 +64,27 @@ class Worker:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may call in the middle of poke
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
+        """Signal handlers and finalizers may call in the middle of everything here, so the locks are re-entrant ones;
+        ``threading.Event`` has none."""
+        self._lock = threading.RLock()
+        self._calls: SimpleQueue[None] = SimpleQueue()
+        self._stopping = False
         self._thread = None
+
+    def _call(self) -> None:
+        if self._calls.empty():
+            self._calls.put(None)
+
+    def _called(self, timeout: float) -> bool:
+        """Wait for a call, and take all that have come; False when none came in so many seconds."""
+        try:
+            self._calls.get(timeout=timeout)
+        except Empty:
+            return False
+        with suppress(Empty):
+            while True:
+                self._calls.get_nowait()
+        return True
 
     def _started(self) -> bool:
         """Start the thread; the lock is held. The system may have none to give: then this is a state, not an error."""
@@ -84,22 +103,22 @@ class Worker:
     def _loop(self) -> None:
         _step_back()
         try:
-            while not self._ends():
-                self._wake.clear()
+            due = False
+            while not self._ends(due):
                 later = self._one_round()
-                if later is not None:
-                    self._wake.wait(later)
-                    self._wake.set()
+                due = later is not None
+                if later:
+                    self._called(later)
         finally:
             with self._lock:  # after an error that nobody foresaw the next call must find no dead thread
                 if self._thread is threading.current_thread():
                     self._thread = None
 
-    def _ends(self) -> bool:
-        """Wait for work; True when the thread is to end, which a poke can then no longer overlook."""
-        self._wake.wait(IDLE_SECONDS)
+    def _ends(self, due: bool) -> bool:
+        """Wait for work unless some is due; True when the thread is to end, which no later poke can overlook."""
+        due = due or self._called(IDLE_SECONDS)
         with self._lock:
-            if self._wake.is_set() and not self._stopping.is_set():
+            if (due or not self._calls.empty()) and not self._stopping:
                 return False
             self._thread = None
             return True
@@ -107,14 +126,21 @@ class Worker:
     def _one_round(self) -> float | None:
         work = self._work()
         if work is None:
-            self._stopping.set()
+            self._stopping = True
             return None
         try:
             return work()
         except (MemEvolveError, OSError, MemoryError, RuntimeError) as error:
             self._events.record("maintenance-failed", str(error), level=logging.ERROR)
-            self._stopping.wait(RETRY_SECONDS)
+            del work
+            self._rest(RETRY_SECONDS)
             return 0.0
+
+    def _rest(self, seconds: float) -> None:
+        """Wait so long, whoever calls, unless the thread is to end."""
+        until = time.monotonic() + seconds
+        while not self._stopping and (left := until - time.monotonic()) > 0:
+            self._called(left)
 
 
 def _step_back() -> None:

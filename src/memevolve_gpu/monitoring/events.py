@@ -35,10 +35,10 @@ class Event:
 
 
 class EventLog:
-    """A bounded, thread-safe ring of events."""
+    """A bounded, thread-safe ring of events; signal handlers and finalizers may use it too."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._events: deque[Event] = deque(maxlen=kept)
         self._totals: Counter[str] = Counter()
 
@@ -55,7 +55,7 @@ class EventLog:
     def recent(self, kind: str | None = None) -> list[Event]:
         """Newest last."""
         with self._lock:
-            return [event for event in self._events if kind is None or event.kind == kind]
+            return [event for event in list(self._events) if kind is None or event.kind == kind]
 
     def totals(self) -> dict[str, int]:
         with self._lock:
@@ -63,4 +63,4 @@ class EventLog:
 
     def reset_lock(self) -> None:
         """Give a forked child a lock that nobody holds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()

@@ -22,6 +22,7 @@ from operator import ge, gt, le, lt
 from typing import Any
 
 from ..errors import InvalidFilterError
+from ..utils.plain import plain_scalar, plain_text
 
 __all__ = ["Condition", "Filters", "Scalar", "canonical", "kind_of", "matches", "parse"]
 
@@ -146,6 +147,7 @@ def _condition(key: str, path: tuple[str, ...], op: Any, operand: Any) -> Condit
             raise InvalidFilterError(f"filters[{key!r}]: {op} takes a list, not {type(operand).__name__}")
         return Condition(path, op, tuple(_scalar(key, op, one) for one in operand))
     if op == "exists":
+        operand = plain_scalar(operand)
         if not isinstance(operand, bool):
             raise InvalidFilterError(f"filters[{key!r}]: exists takes True or False, not {operand!r}")
         return Condition(path, op, (operand,))
@@ -158,7 +160,7 @@ def _condition(key: str, path: tuple[str, ...], op: Any, operand: Any) -> Condit
 def _path(key: Any) -> tuple[str, ...]:
     if not isinstance(key, str):
         raise InvalidFilterError(f"filters[{key!r}]: a path must be a string, not {type(key).__name__}")
-    path = tuple(key.split("."))
+    path = tuple(plain_text(key).split("."))
     if not all(path):
         raise InvalidFilterError(
             f"filters[{key!r}]: an empty path or an empty part of one; write 'field' or 'field.part'"
@@ -168,6 +170,7 @@ def _path(key: Any) -> tuple[str, ...]:
 
 
 def _scalar(key: str, op: str, value: Any) -> Scalar:
+    given, value = value, plain_scalar(value)
     kind = kind_of(value)
     if kind == "text":
         _refuse_surrogates(key, value)
@@ -176,7 +179,7 @@ def _scalar(key: str, op: str, value: Any) -> Scalar:
         return _number(key, op, value)
     if kind in ("array", "object"):
         raise InvalidFilterError(
-            f"filters[{key!r}]: {op} takes None, True, False, a number or a string, not {type(value).__name__}"
+            f"filters[{key!r}]: {op} takes None, True, False, a number or a string, not {type(given).__name__}"
         )
     return bool(value) if value is not None else None
 
@@ -226,6 +229,7 @@ def _lookup(unit: Any, path: tuple[str, ...]) -> Any:
 
 
 def _equal(element: Any, value: Scalar) -> bool:
+    element = plain_scalar(element)
     kind = kind_of(element)
     if kind != kind_of(value) or kind in ("array", "object"):
         return False
@@ -233,6 +237,7 @@ def _equal(element: Any, value: Scalar) -> bool:
 
 
 def _in_range(op: str, element: Any, bound: float | str) -> bool:
+    element = plain_scalar(element)
     kind = kind_of(element)
     if kind != kind_of(bound):
         return False

@@ -9,9 +9,15 @@ import os
 import threading
 from pathlib import Path
 
-from ..errors import ReadOnlyError, StorageError
+from ..errors import ReadOnlyError, ReentrantCallError, StorageError
 
 __all__ = ["WriteLock"]
+
+
+class _Here(threading.local):
+    """What the calling thread has to do with a lock."""
+
+    inside = False
 
 
 class WriteLock:
@@ -22,43 +28,50 @@ class WriteLock:
 
     Among threads a re-entrant lock is used only because it knows its owner: an interrupt that arrives at any point of
     :meth:`acquire` or :meth:`release` leaves nothing behind that the same thread's next release would not undo.
+
+    A thread counts as inside from the moment when it begins to wait: a signal handler that runs during the wait would
+    otherwise take the lock a second time and give back both.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._threads = threading.RLock()
-        self._owner: int | None = None
+        self._here = _Here()
         self._file: io.FileIO | None = None
 
     def refuse_nesting(self) -> None:
-        """Raise StorageError in the thread that holds the lock: it would wait for itself."""
+        """Raise ReentrantCallError in the thread that holds the lock or waits for it: it would wait for itself."""
         if self.held_here():
-            raise StorageError("write() inside write() in one thread would wait for itself; use the open transaction")
+            raise ReentrantCallError(
+                "write() inside write() in one thread would wait for itself; use the open transaction, and from a "
+                "signal handler or finalizer write later"
+            )
 
     def acquire(self) -> None:
         """Wait for the lock. Call :meth:`refuse_nesting` before."""
         try:
+            self._here.inside = True
             self._threads.acquire()
             self._take_files(self._fileno())
-            self._owner = threading.get_ident()
         except BaseException:
             self.release()
             raise
 
     def release(self) -> None:
         """Give back whatever the calling thread holds; nothing when it holds nothing."""
-        if not self._threads.acquire(blocking=False):
-            return
         try:
-            self._owner = None
-            if self._file is not None:
-                fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+            if self._threads.acquire(blocking=False):
+                try:
+                    if self._file is not None:
+                        fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+                finally:
+                    self._release_threads()
         finally:
-            self._release_threads()
+            self._here.inside = False
 
     def held_here(self) -> bool:
-        """Does the calling thread hold the lock?"""
-        return self._owner == threading.get_ident()
+        """Does the calling thread hold the lock, or wait for it?"""
+        return self._here.inside
 
     def exclude(self, timeout: float = -1) -> bool:
         """Keep other threads of this process from writing until :meth:`release`; leaves the lock file alone."""

@@ -32,7 +32,7 @@ class ReaderPool:
         self._immutable = immutable
         self._idle: list[apsw.Connection] = []
         self._all: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         self._barred = False
         self._refusal: str | None = None
 
@@ -85,7 +85,7 @@ class ReaderPool:
     def strand(self) -> list[apsw.Connection]:
         """In a forked child that could not be prepared: refuse use, and return what must be neither used nor closed."""
         inherited, self._idle, self._all = list(self._all), [], weakref.WeakSet()
-        self._opening = threading.Lock()
+        self._opening = threading.RLock()
         self._bar("the process was forked while the store was in use; fork while no call is running, or use spawn")
         return inherited
 

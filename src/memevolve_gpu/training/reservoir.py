@@ -52,7 +52,8 @@ class Reservoir:
         self._seed = seed
         self._kept = np.empty((0, dim), np.float32)
         self._count = 0
-        self._lock = threading.Lock()
+        self._offering = False
+        self.reset_lock()
         self._restart(0)
 
     @property
@@ -75,11 +76,17 @@ class Reservoir:
             ValueError: a vector that would be taken has another length.
         """
         with self._lock:
-            first = self._seen + 1
-            self._seen += len(vectors)
-            while self._next <= self._seen:
-                self._take(vectors[self._next - first])
-                self._next += self._skip(self._next + 1)
+            if self._offering:  # a signal handler or finalizer inside this very call: its queries may be missed
+                return
+            self._offering = True
+            try:
+                first = self._seen + 1
+                self._seen += len(vectors)
+                while self._next <= self._seen:
+                    self._take(vectors[self._next - first])
+                    self._next += self._skip(self._next + 1)
+            finally:
+                self._offering = False
 
     def sample(self) -> FloatArray:
         """A copy of the sample in no particular order, float32 (m, dim)."""
@@ -117,7 +124,8 @@ class Reservoir:
 
     def reset_lock(self) -> None:
         """In a forked child: a lock that nobody holds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._offering = False
 
     def _adopt(self, rows: FloatArray, seen: int) -> None:
         if len(rows) > self.capacity:

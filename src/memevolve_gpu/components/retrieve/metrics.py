@@ -24,7 +24,7 @@ class RetrievalMetrics:
     """Figures by the name of a strategy. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._tallies: dict[str, _Tally] = {}
 
     def record(self, strategy: str, seconds: float, found: int | None) -> None:

@@ -84,7 +84,7 @@ class VectorScan:
         """Raises EmbeddingError when ``function`` cannot be called."""
         self._embedder = Embedder(function)
         self._known: OrderedDict[str, FloatArray] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the embedding function may ask the strategy something
 
     def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
         """The units with the largest cosine."""
@@ -102,7 +102,8 @@ class VectorScan:
             new = [text for text in dict.fromkeys(texts) if text not in self._known]
             fresh = self._embedder.embed_many(new) if new else ()
             self._known.update(zip(new, fresh, strict=True))
-            rows = np.array([self._known[text] for text in texts])
+            found = dict(zip(new, fresh, strict=True))
+            rows = np.array([found[text] if text in found else self._known[text] for text in texts])
             while len(self._known) > _CACHED_TEXTS:
                 self._known.popitem(last=False)
         return rows

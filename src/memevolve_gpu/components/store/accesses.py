@@ -37,7 +37,8 @@ class Accesses:
         self._wake = wake
         self._reads: list[tuple[float, Sequence[str]]] = []
         self._held = 0
-        self._flushing = threading.Lock()
+        self._flushing = threading.RLock()
+        self._busy = False
         renew_in_child(self)
 
     @property
@@ -55,14 +56,13 @@ class Accesses:
     def flush(self) -> None:
         """Write down what is held, in one transaction that the index takes no notice of; drop it where that fails."""
         with self._flushing:
-            reads = self._taken()
-            if not reads or self._records.read_only:
+            if self._busy:  # a signal handler or finalizer inside this very call
                 return
+            self._busy = True
             try:
-                with self._records.write() as tx:
-                    tx.outside(lambda con: enter(con, reads))
-            except StorageError as error:
-                self._events.record("access-lost", f"{len(reads)} units' access figures: {error}")
+                self._write_down(self._taken())
+            finally:
+                self._busy = False
 
     def in_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """See ``VectorStore.access_order``. Where nothing can be written, units are taken by age."""
@@ -82,8 +82,18 @@ class Accesses:
 
     def after_fork(self) -> None:
         """In a forked child: nobody holds the lock, and the reads are the parent's to write down."""
-        self._flushing = threading.Lock()
+        self._flushing = threading.RLock()
+        self._busy = False
         self._taken()
+
+    def _write_down(self, reads: dict[str, tuple[float, int]]) -> None:
+        if not reads or self._records.read_only:
+            return
+        try:
+            with self._records.write() as tx:
+                tx.outside(lambda con: enter(con, reads))
+        except StorageError as error:
+            self._events.record("access-lost", f"{len(reads)} units' access figures: {error}")
 
     def _overflow(self) -> None:
         wake = self._wake()

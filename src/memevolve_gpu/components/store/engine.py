@@ -19,6 +19,7 @@ from ...errors import ConfigurationError, EmbeddingError, EngineError, MemEvolve
 from ...index.faiss_door import require_faiss
 from ...index.torch_engine.replay import record_searches
 from ...live import DeviceDesk, Found, LiveIndex, LiveSettings, Maintenance, Worker
+from ...live.view import View
 from ...monitoring.events import EventLog
 from ...planner.engine_table import read_engine_table
 from ...planner.engines import TABLE, EngineTable
@@ -108,17 +109,17 @@ class Engine:
         self.follow()
         self.consider_maintenance()
 
-    def follow(self) -> bool:
-        """Bring the index up to date; False, with an event and ``lagging``, when it cannot be. Raises nothing."""
+    def follow(self) -> View:
+        """Bring the index up to date; as it was, with an event and ``lagging``, when it cannot be. Raises nothing."""
         try:
-            self.live.catch_up()
+            view = self.live.catch_up()
         except AFTER_COMMIT as error:
             self.lagging = str(error) or type(error).__name__
             cause = f"{self.lagging}; the records stand, the next search tries again"
             self.events.record("apply-failed", cause, level=logging.WARNING)
-            return False
+            return self.live.view
         self.lagging = ""
-        return True
+        return view
 
     def consider_maintenance(self) -> None:
         """Wake the background where there is work, or where its thread could not start before. Raises nothing."""

@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import InvalidQueryError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import shown, whole_number
+from ...utils.plain import plain_text
 from ...utils.vectors import check_vector, cosines
 from .engine import Engine
 from .guards import drop_unchanged
@@ -52,7 +53,7 @@ class Managing:
         ``retrieve``, ``search`` and ``search_units`` do this themselves. What was read is written down a thousand ids
         at a time, at maintenance and when the store is closed; a crash loses what was not yet.
         """
-        self._open.accesses.note([unit_id for unit_id in ids if is_id(unit_id)])
+        self._open.accesses.note([plain_text(unit_id) for unit_id in ids if is_id(unit_id)])
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """Ids of at most ``limit`` units: read longest ago (lru) or least often (lfu) first, before them those never
@@ -110,4 +111,4 @@ class Managing:
 
 
 def _looked_up(ids: Sequence[str]) -> list[str]:
-    return [unit_id for unit_id in dict.fromkeys(ids) if is_id(unit_id)]
+    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))

@@ -186,7 +186,7 @@ class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
         same unit may be lost: Milvus has no transactions.
         """
         core = self._open
-        checked_id(unit_id)
+        unit_id = checked_id(unit_id)
         checked = checked_unit(_with_id(unit, unit_id))
         held = core.table.get([unit_id], ["body", "vector", "born"]).get(unit_id)
         if held is None:

@@ -18,9 +18,8 @@ __all__ = ["health_report", "statistics_report"]
 
 
 def health_report(engine: Engine) -> dict[str, Any]:
-    engine.follow()
     engine.live.look_at_device()
-    view, head = engine.live.view, engine.records.head()
+    view, head = engine.follow(), engine.records.head()
     quality = quality_now(engine.live, view)
     cause = engine.maintenance.cause(view)
     figures = Figures(
@@ -49,9 +48,8 @@ def health_report(engine: Engine) -> dict[str, Any]:
 
 
 def statistics_report(engine: Engine) -> dict[str, Any]:
-    engine.follow()
     engine.live.look_at_device()
-    view, head = engine.live.view, engine.records.head()
+    view, head = engine.follow(), engine.records.head()
     held, planned = view.body.plan, engine.maintenance.plan(view)
     return {
         "store_id": engine.records.store_id,

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from ...errors import InvalidUnitError
 from ...types import MemoryUnit
+from ...utils.plain import as_plain, plain_scalar, plain_text
 
 __all__ = ["MAX_ID_CHARS", "MAX_UNIT_BYTES", "checked_id", "checked_unit", "is_id", "unit_to_text"]
 
@@ -18,7 +19,10 @@ MAX_ID_CHARS = 1024
 
 
 def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
-    """The unit itself, once it is known that JSON keeps every bit of it.
+    """A copy of the unit in plain JSON values, which is what is stored, embedded and compared from here on.
+
+    Tuples become lists; members of ``str`` and ``int`` enumerations, NumPy's scalars and moments in time become what
+    :func:`~...utils.plain.plain_scalar` says. The caller may change the given unit afterwards.
 
     Raises InvalidUnitError, naming ``where`` and the remedy: no dict, keys that are no strings, values that JSON has
     no word for (NaN and infinity among them), an id that cannot be one, metadata that is no dict, too large.
@@ -34,17 +38,16 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     metadata = unit.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise InvalidUnitError(f"{where}['metadata'] must be a dict, got {type(metadata).__name__}")
-    _check_json(unit, where)
-    return unit
+    return _through_json(unit, where)
 
 
 def checked_id(unit_id: Any, where: str = "unit_id") -> str:
-    """The id itself: a non-empty string of at most MAX_ID_CHARS characters without NUL; else InvalidUnitError."""
+    """The id as a plain string of 1 to MAX_ID_CHARS characters without NUL; else InvalidUnitError."""
     if not isinstance(unit_id, str):
         raise InvalidUnitError(f"{where} must be a string, got {type(unit_id).__name__}")
     if not unit_id or len(unit_id) > MAX_ID_CHARS or "\0" in unit_id:
         raise InvalidUnitError(f"{where} must have 1 to {MAX_ID_CHARS} characters and no NUL, got {unit_id[:40]!r}")
-    return unit_id
+    return plain_text(unit_id)
 
 
 def is_id(value: object) -> TypeGuard[str]:
@@ -56,16 +59,20 @@ def unit_to_text(unit: Mapping[str, Any]) -> str:
     """The text that is embedded: content, reasoning, query, tags and type, joined by spaces."""
     parts = []
     if unit.get("content") is not None:
-        parts.append(str(unit["content"]))
+        parts.append(_spoken(unit["content"]))
     if unit.get("reasoning"):
-        parts.append(f"Reasoning: {unit['reasoning']}")
+        parts.append(f"Reasoning: {_spoken(unit['reasoning'])}")
     if unit.get("query"):
-        parts.append(f"Query: {unit['query']}")
-    if isinstance(unit.get("tags"), list):
-        parts.append(" ".join(str(tag) for tag in unit["tags"]))
+        parts.append(f"Query: {_spoken(unit['query'])}")
+    if isinstance(unit.get("tags"), (list, tuple)):
+        parts.append(" ".join(_spoken(tag) for tag in unit["tags"]))
     if unit.get("type") is not None:
-        parts.append(str(unit["type"]))
+        parts.append(_spoken(unit["type"]))
     return " ".join(part for part in parts if part)
+
+
+def _spoken(value: Any) -> str:
+    return str(plain_scalar(value))
 
 
 def _check_keys(value: Any, where: str) -> None:
@@ -85,12 +92,15 @@ def _too_deep(where: str) -> InvalidUnitError:
     return InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten it")
 
 
-def _check_json(unit: MemoryUnit, where: str) -> None:
+def _through_json(unit: MemoryUnit, where: str) -> MemoryUnit:
     try:
-        size = len(json.dumps(unit, ensure_ascii=False, allow_nan=False).encode())
+        text = json.dumps(unit, ensure_ascii=False, allow_nan=False, default=as_plain)
+        size = len(text.encode())
+        plain: MemoryUnit = json.loads(text)
     except RecursionError:
         raise _too_deep(where) from None
     except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
         raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")
+    return plain

@@ -22,6 +22,7 @@ from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import whole_number
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
+from ...utils.plain import plain_text
 from ...utils.vectors import check_vectors
 from .base import MetadataMixin, StorageBackend
 from .engine import Engine, open_engine
@@ -168,7 +169,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         does; works at the capacity limit too.
         """
         engine = self._open
-        checked_id(unit_id)
+        unit_id = checked_id(unit_id)
         checked = checked_unit(_with_id(unit, unit_id))
         text = unit_to_text(checked)
         vector: FloatArray | None = None
@@ -212,7 +213,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         engine = self._open
         unit = engine.records.get(unit_id) if is_id(unit_id) else None
         if unit is not None:
-            engine.accesses.note((unit_id,))
+            engine.accesses.note((plain_text(unit_id),))
         return unit
 
     def retrieve_all(self) -> list[MemoryUnit]:

@@ -58,7 +58,7 @@ class _Process:
 
     ends = False
     turns: dict[str, Turn] = {}  # noqa: RUF012 - one for the process
-    lock = threading.Lock()
+    lock = threading.RLock()
     builds = 0
     fewer_builds = threading.Condition()
     builds_here = _Depth()
@@ -99,7 +99,7 @@ def _end() -> None:
 
 def _in_child() -> None:
     """Locks that the parent's threads held would never be given back."""
-    _Process.lock, _Process.fewer_builds, _Process.builds = threading.Lock(), threading.Condition(), 0
+    _Process.lock, _Process.fewer_builds, _Process.builds = threading.RLock(), threading.Condition(), 0
     _Process.turns.clear()
 
 

@@ -45,7 +45,7 @@ class Embedder:
             kind = type(function).__name__
             raise EmbeddingError(f"embedding_function must be callable with a text, got {kind}; pass a function")
         self._function = function
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._dim = dim if dim is not None else _declared_dimension(function)
         self._cached_query = lru_cache(maxsize=QUERY_CACHE_SIZE)(self._embed_frozen)
 

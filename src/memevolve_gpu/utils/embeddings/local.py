@@ -60,7 +60,7 @@ class LocalEmbedder:
         self._source = model or DEFAULT_MODEL
         self._device = device
         self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._loaded: Any = None
         self.model_name = DEFAULT_MODEL if self._default else self._source
         self.dimension = _DEFAULT_DIMENSION if self._default else None

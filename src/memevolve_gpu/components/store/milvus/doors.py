@@ -11,6 +11,7 @@ import numpy as np
 from ....records.filters import matches
 from ....types import FloatArray, MemoryUnit
 from ....utils.arguments import whole_number
+from ....utils.plain import plain_text
 from ..units import checked_id, is_id
 from .core import Core
 from .expressions import filter_expression
@@ -114,4 +115,4 @@ def _created(row: Mapping[str, Any] | None) -> str | None:
 
 
 def _looked_up(ids: Sequence[str]) -> list[str]:
-    return [unit_id for unit_id in dict.fromkeys(ids) if is_id(unit_id)]
+    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))
