@@ -32,6 +32,8 @@ class Figures:
     refusals: list[str] = field(default_factory=list)
     device: dict[str, Any] = field(default_factory=dict)
     """Where searches run, what is held there and what went wrong; plain values."""
+    damage: str | None = None
+    """The first damage that any process met in the store."""
 
 
 def health(figures: Figures) -> dict[str, Any]:
@@ -58,6 +60,7 @@ def health(figures: Figures) -> dict[str, Any]:
         "needs_retraining": bool(figures.build_cause),
         "recommendations": _recommendations(figures, usage),
         "device": figures.device,
+        "damage": figures.damage,
         **figures.performance,
     }
 
@@ -72,7 +75,7 @@ def _status(figures: Figures) -> str:
 
 
 def _recommendations(figures: Figures, usage: float) -> list[str]:
-    found = [*_about_room(figures, usage)]
+    found = [*_about_damage(figures.damage), *_about_room(figures, usage)]
     if figures.build_cause:
         how = "it is done in the background" if figures.background else "call run_maintenance()"
         found.append(f"The index is due for a rebuild ({figures.build_cause}); {how}.")
@@ -83,6 +86,12 @@ def _recommendations(figures: Figures, usage: float) -> list[str]:
     if figures.read_only:
         found.append("The store is read-only: make the file and its folder writable to store units.")
     return found
+
+
+def _about_damage(damage: str | None) -> list[str]:
+    if damage is None:
+        return []
+    return [f"Damage was met ({damage}). Run memevolve-store check --fix; if problems remain, restore a backup."]
 
 
 def _about_device(device: dict[str, Any]) -> list[str]:
