@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import apsw
 import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
@@ -30,7 +31,7 @@ SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "memory_units.jsonl"
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 COMMANDS = [
     *("init", "add", "search", "get", "update", "delete", "list", "stats", "health", "check", "maintain"),
-    *("snapshot", "backup", "export", "import"),
+    *("snapshot", "backup", "restore", "export", "import"),
 ]
 
 UNITS: list[dict[str, Any]] = [
@@ -576,7 +577,7 @@ def test_a_unit_cannot_steer_the_terminal() -> None:
         assert not {"\x1b", "\x9b", "\r", "\u202e"} & set(shown)
 
 
-# stats, health, check, maintain, snapshot, backup
+# stats, health, check, maintain, snapshot, backup, restore
 
 
 def test_stats(sample: str) -> None:
@@ -648,6 +649,74 @@ def test_backup_into_a_missing_folder(store: str) -> None:
     assert result.exit_code in (ExitCode.FAILED, ExitCode.STORAGE)
     assert "no/such" in result.stderr
     assert "Traceback" not in result.output
+
+
+KILLED_WRITER = """
+import os, signal
+from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore
+store = VectorStore({prefix!r}, HashingEmbedder({dim}), storage_config=StorageConfig(background=False))
+for n in range(30):
+    store.store({{"id": f"later{{n}}", "content": f"written later {{n}}"}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def kill_a_writer(prefix: str) -> None:
+    """A process of its own stores 30 units and is killed; its log stays behind."""
+    dim = ok("stats", "--store", prefix)["dim"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    script = KILLED_WRITER.format(prefix=prefix, dim=dim)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert database(prefix).with_name(f"{database(prefix).name}-wal").stat().st_size > 30 * 4096
+
+
+def test_a_restore_by_cp_beside_the_log_of_a_killed_writer_is_noticed_and_restore_helps(store: str) -> None:
+    before = ids(store)
+    ok("backup", "copy.db", "--store", store)
+    kill_a_writer(store)
+    shutil.copyfile("copy.db", database(store))
+    refused = run("health", "--store", store)
+    assert refused.exit_code == ExitCode.STORAGE
+    assert "does not belong" in refused.stderr
+    kill_a_writer(store)
+    shown = ok("restore", "copy.db", "--store", store)
+    assert shown["count"] == len(before)
+    assert ids(store) == before
+    assert len(ids(shown["replaced"].removesuffix(".db"))) == len(before) + 30
+    assert ok("check", "--store", store)["ok"]
+    assert ok("health", "--store", store)["damage"] is None
+    text = run("restore", "copy.db", "--store", store).stdout
+    assert "the old store is kept as " in text
+
+
+def test_restore_of_what_is_no_backup(store: str) -> None:
+    assert "no backup" in bad(ExitCode.STORAGE, "restore", "nowhere.db", "--store", store)
+    Path("garbage.db").write_bytes(b"garbage" * 1000)
+    assert "garbage.db" in bad(ExitCode.STORAGE, "restore", "garbage.db", "--store", store)
+    with VectorStore(store, None, storage_config=StorageConfig(background=False)) as opened:
+        opened.backup("copy.db")
+        assert "is open" in bad(ExitCode.STORAGE, "restore", "copy.db", "--store", store)
+    assert "Milvus" in bad(ExitCode.USAGE, "restore", "copy.db", "--store", "milvus://localhost:1/x")
+
+
+def test_damage_that_was_met_stays_in_health_until_a_check_is_clean(store: str) -> None:
+    file = database(store)
+    with apsw.Connection(str(file)) as con:
+        con.execute("UPDATE units SET unit = CAST(x'7b2261ff' AS TEXT) WHERE id = 'wal'")
+    con.close()
+    bad(ExitCode.STORAGE, "get", "wal", "--store", store)
+    shown = run("health", "--store", store, "--json")
+    assert shown.exit_code == ExitCode.STORAGE
+    document = json.loads(shown.stdout)
+    assert "'wal'" in document["damage"]
+    assert "check --fix" in document["recommendations"][0]
+    assert run("health", "--store", store).exit_code == ExitCode.STORAGE
+    assert run("check", "--store", store).exit_code == ExitCode.FAILED
+    assert run("health", "--store", store).exit_code == ExitCode.STORAGE
+    ok("delete", "wal", "--store", store)
+    ok("check", "--fix", "--store", store)
+    assert ok("health", "--store", store)["damage"] is None
 
 
 # export and import

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -317,6 +319,71 @@ def test_a_read_only_store_reads_and_refuses_to_write(open_folder: Path, what: s
         open_folder.chmod(0o755)
         records.close()
     assert status == 0
+
+
+def test_a_reader_who_may_not_write_to_the_folder_sees_later_writers(open_folder: Path) -> None:
+    """The reader opens the closed store once and reads after each stage of its owner's."""
+    prefix, expected = open_folder / "memory", [["a"], ["a", "b"], ["b"], ["later"], ["later", "last"]]
+    with Records.open(prefix, dim=DIM) as records:
+        put(records, "a")
+    for path in open_folder.iterdir():
+        path.chmod(0o644)
+    to_reader, to_owner = os.pipe(), os.pipe()
+
+    def read() -> None:
+        with Records.open(prefix) as reading:
+            assert reading.read_only
+            for ids in expected:
+                assert os.read(to_reader[0], 1) == b"x"
+                for _ in range(3):
+                    assert list(reading.ids()) == ids
+                    assert sorted(name for _, name in reading.keyword("content", 5)) == sorted(ids)
+                assert reading.check() == []
+                os.write(to_owner[1], b"x")
+
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(without_rights(read))
+
+    def stage_is_read() -> None:
+        os.write(to_reader[1], b"x")
+        ready, _, _ = select.select([to_owner[0]], [], [], 30)
+        assert ready, "the reader failed"
+        os.read(to_owner[0], 1)
+
+    stage_is_read()
+    with Records.open(prefix) as records:
+        put(records, "b")
+        stage_is_read()
+        with records.write() as tx:
+            tx.drop("a")
+    stage_is_read()
+    with Records.open(prefix) as records, records.write() as tx:
+        tx.clear()
+        put(tx, "later")
+    stage_is_read()
+
+    def kill() -> None:
+        put(Records.open(prefix), "last")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert as_child(kill) == -signal.SIGKILL
+    stage_is_read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_log_that_a_reader_cannot_read_is_refused_with_the_remedy(open_folder: Path) -> None:
+    def read() -> None:
+        with pytest.raises(ReadOnlyError, match=r"newest writes are in memory.db-wal.*right to write to the folder"):
+            Records.open(open_folder / "memory")
+
+    with Records.open(open_folder / "memory", dim=DIM) as records:
+        put(records, "a")
+        for path in open_folder.iterdir():
+            path.chmod(0o644)
+        (open_folder / "memory.db-shm").chmod(0o600)
+        assert without_rights(read) == 0
 
 
 def test_a_store_cannot_be_created_in_a_read_only_folder(open_folder: Path) -> None:

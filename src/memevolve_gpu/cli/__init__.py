@@ -40,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "maintain": upkeep.maintain,
     "snapshot": upkeep.snapshot,
     "backup": upkeep.backup,
+    "restore": upkeep.restore,
     "copy": copying.copy,
     "export": asking.export,
     "import": changing.import_file,

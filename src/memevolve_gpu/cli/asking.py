@@ -117,13 +117,15 @@ def stats(*, store: Prefix = None, as_json: AsJson = False) -> None:
 
 
 def health(*, store: Prefix = None, as_json: AsJson = False) -> None:
-    """Judge the store: how full, how good, and what should be done."""
+    """Judge the store: how full, how good, and what should be done. Exits with 5 when damage was met in its file."""
     with open_existing(store_at(store), None) as opened:
         document = opened.get_storage_health()
     advice = list(document["recommendations"])
     rows = [[name, _cell(value)] for name, value in _flat(document) if name not in ("recommendations", *_IN_FULL)]
     texts = [f"- {one_line(sentence)}" for sentence in advice] or ["Nothing needs to be done."]
     Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _problem(document)), *texts)
+    if document.get("damage"):
+        raise typer.Exit(ExitCode.STORAGE)
 
 
 def export(

@@ -1,4 +1,4 @@
-"""Commands that look after the store: check, maintain, snapshot, backup."""
+"""Commands that look after the store: check, maintain, snapshot, backup, restore."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from .codes import ExitCode
+from ..components.store.vector_store import VectorStore
+from ..utils.milvus_config import is_milvus_uri
+from .codes import ExitCode, InputError
 from .opening import open_existing, open_local, store_at
 from .options import AsJson, IndexType, Prefix
 from .output import Output, Rows
 
-__all__ = ["backup", "check", "maintain", "snapshot"]
+__all__ = ["backup", "check", "maintain", "restore", "snapshot"]
 
 
 def check(
@@ -62,3 +64,25 @@ def backup(
     with open_local(store_at(store)) as opened, output.progress("copying"):
         opened.backup(path)
     output.show({"backup": path}, f"copied the records to {path}")
+
+
+def restore(
+    path: Annotated[str, typer.Argument(metavar="BACKUP", help="The file that backup wrote.")],
+    *,
+    store: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a copy of a backup in the store's place and keep the old store. Refuses while anybody has it open."""
+    prefix = store_at(store)
+    if is_milvus_uri(prefix):
+        raise InputError(
+            f"--store: {prefix} is on a Milvus server, which has this command's work done by its own tools"
+        )
+    output = Output(as_json)
+    with output.progress("restoring"):
+        replaced = VectorStore.restore(path, prefix)
+    with open_local(prefix) as opened:
+        count = opened.count()
+    kept = "there was no store before" if replaced is None else f"the old store is kept as {replaced}"
+    document = {"restored": prefix, "backup": path, "count": count, "replaced": replaced}
+    output.show(document, f"restored {count} units from {path}", kept)

@@ -60,6 +60,8 @@ class Figures:
     lag_cause: str = ""
     thread_failure: str = ""
     """Why the thread of the background could not start."""
+    damage: str | None = None
+    """The first damage that any process met in the store."""
 
 
 def health(figures: Figures) -> dict[str, Any]:
@@ -88,12 +90,13 @@ def health(figures: Figures) -> dict[str, Any]:
         "index_lag": figures.index_lag,
         "recommendations": _recommendations(figures, usage),
         "device": figures.device,
+        "damage": figures.damage,
         **figures.performance,
     }
 
 
 def _recommendations(figures: Figures, usage: float) -> list[str]:
-    found = [*_about_room(figures, usage)]
+    found = [*_about_damage(figures.damage), *_about_room(figures, usage)]
     if figures.build_cause:
         how = "it is done in the background" if figures.background else "call run_maintenance()"
         found.append(f"The index is due for a rebuild ({figures.build_cause}); {how}.")
@@ -126,6 +129,12 @@ def _about_lists(figures: Figures) -> list[str]:
     names = " and ".join(f"MEMEVOLVE_STORAGE_{name}" for name in settings)
     keeps = f"{names} keep{'s' if len(settings) == 1 else ''} the index from {'more' if few else 'fewer'}"
     return [f"{each:.0f} vectors in each list are too {'many' if few else 'few'}: {keeps} lists; change it."]
+
+
+def _about_damage(damage: str | None) -> list[str]:
+    if damage is None:
+        return []
+    return [f"Damage was met ({damage}). Run memevolve-store check --fix; if problems remain, restore a backup."]
 
 
 def _about_device(device: dict[str, Any]) -> list[str]:

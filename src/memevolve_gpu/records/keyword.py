@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from ..types import MemoryUnit
+from .damage import read_unit
 from .filter_sql import where
 from .filters import Condition
 from .frequency import WordCache, holding, quoted, telling
@@ -114,9 +115,11 @@ def _pending(con: apsw.Connection, conditions: Sequence[Condition], cache: WordC
 
 def _read(con: apsw.Connection, ids: list[str], text_of: Callable[[MemoryUnit], str]) -> list[_Doc]:
     """Folded rows with the words of their texts."""
-    sql = "SELECT slot, id, unit FROM units WHERE id IN (SELECT value FROM json_each(?))"
+    sql = "SELECT slot, id, CAST(unit AS BLOB) FROM units WHERE id IN (SELECT value FROM json_each(?))"
     rows = all_rows(con, sql, (json.dumps(ids),))
-    return [_Doc(slot, unit_id, Counter(_tokens(con, text_of(json.loads(unit))))) for slot, unit_id, unit in rows]
+    return [
+        _Doc(slot, unit_id, Counter(_tokens(con, text_of(read_unit(unit, unit_id))))) for slot, unit_id, unit in rows
+    ]
 
 
 def _scorer(

@@ -12,8 +12,10 @@ from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageE
 from ..types import Metric
 from .connections import Durability, Patience, connect, keep_log_on_close, set_up_writer, shut, shut_on_failure
 from .failures import FOREIGN, translated
+from .lineage import beside, refuse_foreign_log
 from .lock import WriteLock
 from .network import refuse_network_filesystem
+from .restore import drop_second_name, has_second_name
 from .schema import VERSION, StoreFacts, create, facts_of, migrate, refuse_mismatch, state_of
 from .sql import first_row
 
@@ -35,12 +37,12 @@ class Wish(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The first connection to a store; ``immutable`` when nothing at all may be written beside the file."""
+    """The first connection to a store; ``unshared`` when this user may create no files beside it."""
 
     con: apsw.Connection
     facts: StoreFacts
     read_only: bool
-    immutable: bool
+    unshared: bool
 
 
 def database_path(prefix: str | os.PathLike[str]) -> Path:
@@ -62,6 +64,11 @@ def peek(path: Path) -> StoreFacts | None:
         return None
     refuse_network_filesystem(path.parent)
     _refuse_fragment(path)
+    lock = WriteLock(lock_path(path))
+    try:
+        _settle(path, None, lock)
+    finally:
+        lock.close_file()
     con, _ = _existing(path, None)
     try:
         return facts_of(con) if state_of(con, path) else None
@@ -78,18 +85,19 @@ def open_store(path: Path, lock: WriteLock, wish: Wish) -> Opened:
     exists = path.exists()
     if exists:
         _refuse_fragment(path)
+        _settle(path, wish.vfs, lock)
     else:
         _refuse_creation(path, wish.dim, wish.create)
-    con, immutable = _existing(path, wish.vfs) if exists else (_new(path, wish.vfs), False)
+    con, unshared = _existing(path, wish.vfs) if exists else (_new(path, wish.vfs), False)
     try:
         with shut_on_failure(con):
-            return _ready(con, path, lock, wish, immutable=immutable)
+            return _ready(con, path, lock, wish, unshared=unshared)
     except FOREIGN as error:
         raise translated(error, path) from error
 
 
-def _ready(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish, *, immutable: bool) -> Opened:
-    read_only = immutable or con.readonly("main")
+def _ready(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish, *, unshared: bool) -> Opened:
+    read_only = unshared or con.readonly("main")
     version = state_of(con, path)
     if version == 0:
         _refuse_creation(path, wish.dim, wish.create and not read_only)
@@ -103,7 +111,7 @@ def _ready(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish, *, imm
         _use_write_ahead_log(con, path, lock)
         set_up_writer(con, wish.durability)
         keep_log_on_close(con, False)
-    return Opened(con, facts, read_only, immutable)
+    return Opened(con, facts, read_only, unshared)
 
 
 def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish) -> None:
@@ -163,7 +171,7 @@ def _new(path: Path, vfs: str | None) -> apsw.Connection:
 
 
 def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:
-    """A connection that can read the file, and whether it had to be opened as immutable.
+    """A connection that can read the file, and whether it reads the file alone, without locks.
 
     Closing it changes no byte of a file that turns out not to be ours.
     """
@@ -173,19 +181,46 @@ def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:
         try:
             with shut_on_failure(con):
                 first_row(con, "SELECT count(*) FROM sqlite_schema")
-            return con, False
+            return con, not os.access(path.parent, os.W_OK)
         except (apsw.CantOpenError, apsw.ReadOnlyError):
-            if not _can_be_immutable(path):
+            if os.access(path.parent, os.W_OK):
                 raise
+            _refuse_unreadable_log(path)
         return connect(path, read_only=True, immutable=True, vfs=vfs), True
     except FOREIGN as error:
         raise translated(error, path) from error
 
 
-def _can_be_immutable(path: Path) -> bool:
-    """A folder where nothing can be written, and no write-ahead log that would have to be read."""
-    wal = path.with_name(path.name + "-wal")
-    return not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)
+def _settle(path: Path, vfs: str | None, lock: WriteLock) -> None:
+    """Before SQLite reads the file: undo a restore that was killed half-way, let no foreign log be replayed."""
+    try:
+        if has_second_name(path) and os.access(path.parent, os.W_OK):
+            _drop_second_name(path, lock)
+        refuse_foreign_log(path, vfs, lock)
+    except FOREIGN as error:
+        raise translated(error, path) from error
+
+
+def _drop_second_name(path: Path, lock: WriteLock) -> None:
+    try:
+        lock.acquire()
+        drop_second_name(path)
+    finally:
+        lock.release()
+
+
+def _refuse_unreadable_log(path: Path) -> None:
+    """Raise ReadOnlyError when SQLite cannot read the log; called when it cannot open the file as usual."""
+    wal, shm = beside(path, "-wal"), beside(path, "-shm")
+    if not wal.exists():
+        return
+    if os.access(wal, os.R_OK) and wal.stat().st_size == 0 and not shm.exists():
+        return
+    raise ReadOnlyError(
+        f"{path}: its newest writes are in {wal.name}, which this user cannot read without {shm.name}; give this user "
+        "the right to write to the folder or to read both files, let a user who may write open and close the store, or "
+        "copy .db and -wal together to another folder"
+    )
 
 
 def _refuse_settings(dim: object, metric: object, durability: object) -> None:

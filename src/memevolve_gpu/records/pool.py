@@ -6,30 +6,60 @@ import threading
 import time
 import weakref
 from pathlib import Path
+from typing import NamedTuple
 
 import apsw
 
-from ..errors import StoreClosedError
+from ..errors import StorageError, StoreClosedError
 from . import keyword
 from .connections import connect, shut, shut_on_failure
 from .failures import FOREIGN, translated
+from .lineage import beside, token_bytes
 
-__all__ = ["IDLE_READERS", "ReaderPool"]
+__all__ = ["IDLE_READERS", "FileId", "ReaderPool", "refuse_replaced"]
 
 IDLE_READERS = 8
 """Connections kept open while nobody uses them."""
+
+
+class FileId(NamedTuple):
+    """Which file it is, and which content it has as far as the file system tells."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+
+def refuse_replaced(path: Path, file: FileId | None) -> FileId:
+    """What is at ``path`` now. Raises StorageError when it is not the file that was opened."""
+    try:
+        at = path.stat()
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{path} was deleted or moved while it was open; close this store and open it again"
+        ) from error
+    now = FileId(at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
+    if file is not None and now[:2] != file[:2]:
+        raise StorageError(f"{path} was replaced by another file while it was open; close this store and open it again")
+    return now
 
 
 class ReaderPool:
     """Connections for reading. Any thread may take one; a connection is used by one thread at a time.
 
     One that is taken and, by an interrupt, never handed back is closed when it is forgotten.
+
+    ``unshared``: this user may create no shared memory beside the file. While there is no log, the file alone is read
+    without locks, and each result counts only when the file did not change meanwhile, see :meth:`is_current`.
     """
 
-    def __init__(self, path: Path, *, vfs: str | None, immutable: bool) -> None:
+    def __init__(self, path: Path, *, vfs: str | None, unshared: bool) -> None:
         self.path = path
         self.vfs = vfs
-        self._immutable = immutable
+        self.file = refuse_replaced(path, None)
+        self._unshared = unshared
+        self._states: weakref.WeakKeyDictionary[apsw.Connection, object] = weakref.WeakKeyDictionary()
         self._idle: list[apsw.Connection] = []
         self._all: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
         self._opening = threading.RLock()
@@ -40,16 +70,33 @@ class ReaderPool:
         """An idle connection, or a new one. Raises StoreClosedError."""
         if self._barred:
             self._wait()
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._new()
+        refuse_replaced(self.path, self.file)
+        while True:
+            try:
+                con = self._idle.pop()
+            except IndexError:
+                return self._new()
+            if self.is_current(con):
+                return con
+            self._drop(con)
 
     def give(self, con: apsw.Connection) -> None:
         """Hand a connection back."""
         self._idle.append(con)
         if self._barred or len(self._idle) > IDLE_READERS:
             self._close_one()
+
+    def is_current(self, con: apsw.Connection) -> bool:
+        """Is what this connection has just read what the store holds? Where it takes locks it always is."""
+        state = self._states.get(con)
+        return state is None or state == self._state()
+
+    def _state(self) -> object:
+        """Equal at two moments only when nobody wrote between them; None while there is a log."""
+        wal = beside(self.path, "-wal")
+        if wal.exists() and wal.stat().st_size:
+            return None
+        return self.path.stat().st_ctime_ns, refuse_replaced(self.path, self.file), token_bytes(self.path, self.vfs)
 
     def refuse_if_closed(self) -> None:
         """Raise StoreClosedError when the pool may no longer be used."""
@@ -102,7 +149,7 @@ class ReaderPool:
     def _new(self) -> apsw.Connection:
         with self._opening:
             try:
-                con = connect(self.path, read_only=True, immutable=self._immutable, vfs=self.vfs)
+                con = self._connected()
                 with shut_on_failure(con):
                     keyword.register(con)
             except FOREIGN as error:
@@ -110,11 +157,23 @@ class ReaderPool:
             self._all.add(con)
             return con
 
+    def _connected(self) -> apsw.Connection:
+        if self._unshared:
+            state = self._state()
+            if state is not None:
+                con = connect(self.path, read_only=True, immutable=True, vfs=self.vfs)
+                self._states[con] = state
+                return con
+        return connect(self.path, read_only=True, vfs=self.vfs)
+
+    def _drop(self, con: apsw.Connection) -> None:
+        shut(con)
+        self._all.discard(con)
+
     def _close_one(self) -> bool:
         try:
             con = self._idle.pop()
         except IndexError:
             return False
-        shut(con)
-        self._all.discard(con)
+        self._drop(con)
         return True

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import apsw
 import numpy as np
 
+from ..errors import CorruptStoreError, StorageError
 from ..types import Change, Head, IntArray, MemoryUnit, Row
 from .check import TextOf, default_text
-from .failures import FOREIGN, translated
+from .damage import noted, read_unit
+from .failures import FOREIGN
 from .filter_sql import where
 from .filters import Filters, parse
 from .folding import FOLD_AT
@@ -26,6 +28,8 @@ __all__ = ["Reading"]
 
 T = TypeVar("T")
 
+_ATTEMPTS = 100
+
 _HEAD = "SELECT last_seq, horizon, last_slot, count FROM counters"
 _READ_AFTER = """
 SELECT l.seq, l.op, l.slot, u.id, v.vector
@@ -36,8 +40,8 @@ _SCAN = """
 SELECT u.slot, u.id, v.vector FROM units AS u JOIN vectors AS v ON v.slot = u.slot
 WHERE u.slot > ? AND u.slot <= ? ORDER BY u.slot LIMIT ?
 """
-_UNITS_OF = "SELECT id, unit FROM units WHERE id IN (SELECT value FROM json_each(?))"
-_UNITS_AT = "SELECT slot, unit FROM units WHERE slot IN (SELECT value FROM json_each(?))"
+_UNITS_OF = "SELECT id, CAST(unit AS BLOB) FROM units WHERE id IN (SELECT value FROM json_each(?))"
+_UNITS_AT = "SELECT slot, CAST(unit AS BLOB), id FROM units WHERE slot IN (SELECT value FROM json_each(?))"
 _VECTORS_OF = """
 SELECT u.id, v.vector FROM units AS u JOIN vectors AS v ON v.slot = u.slot
 WHERE u.id IN (SELECT value FROM json_each(?))
@@ -78,19 +82,19 @@ class Reading:
 
     def get(self, unit_id: str) -> MemoryUnit | None:
         """The unit of that id, or None."""
-        rows = self._rows("SELECT unit FROM units WHERE id = ?", (unit_id,))
-        return json.loads(rows[0][0]) if rows else None
+        rows = self._rows("SELECT CAST(unit AS BLOB) FROM units WHERE id = ?", (unit_id,))
+        return self._unit(rows[0][0], unit_id) if rows else None
 
     def get_many(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
         found = dict(self._rows(_UNITS_OF, (json.dumps(list(ids)),)))
-        return {unit_id: json.loads(found[unit_id]) for unit_id in ids if unit_id in found}
+        return {unit_id: self._unit(found[unit_id], unit_id) for unit_id in ids if unit_id in found}
 
     def units_at(self, slots: Sequence[int] | IntArray) -> dict[int, MemoryUnit]:
         """The live units of the slots, by slot; slots that are gone are missing."""
         numbers = slots.tolist() if isinstance(slots, np.ndarray) else slots
         listed = "[" + ",".join([str(int(slot)) for slot in numbers]) + "]"
-        return {slot: json.loads(unit) for slot, unit in self._rows(_UNITS_AT, (listed,))}
+        return {slot: self._unit(raw, unit_id) for slot, raw, unit_id in self._rows(_UNITS_AT, (listed,))}
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, bytes]:
         """The vectors of the ids that exist, by id: ``dim`` little-endian float32 each."""
@@ -111,7 +115,8 @@ class Reading:
     def units(self, page_size: int = 1000, filters: Filters | None = None) -> Iterator[MemoryUnit]:
         """Every unit that matches, in slot order, in short transactions. Raises InvalidFilterError at once."""
         parse(filters)
-        return (json.loads(unit) for _, unit in self._pages("u.slot, u.unit", page_size, filters))
+        pages = self._pages("u.slot, u.id, CAST(u.unit AS BLOB)", page_size, filters)
+        return (self._unit(raw, unit_id) for _, unit_id, raw in pages)
 
     def matching(self, filters: Filters | None, slots: IntArray | None = None) -> IntArray:
         """Slots of the live units that match, int64 (n,), ascending; among ``slots`` (ascending too) when given.
@@ -145,28 +150,48 @@ class Reading:
         return bytes(rows[0][0]) if rows else None
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
-        con = self._pool.take()
         try:
-            return con.execute(sql, parameters).fetchall()
-        except FOREIGN as error:
-            raise translated(error, self.path) from error
+            return self._read(lambda con: con.execute(sql, parameters).fetchall())
         except UnicodeEncodeError:
             return []  # text that UTF-8 cannot hold equals nothing here
-        finally:
-            self._pool.give(con)
 
     def _snapshot(self, read: Callable[[apsw.Connection], T]) -> T:
         """Several statements on one state of the database."""
-        con = self._pool.take()
-        try:
+
+        def act(con: apsw.Connection) -> T:
             con.execute("BEGIN")
-            return read(con)
-        except FOREIGN as error:
-            raise translated(error, self.path) from error
-        finally:
-            if con.in_transaction:
-                con.execute("ROLLBACK")
-            self._pool.give(con)
+            try:
+                return read(con)
+            finally:
+                if con.in_transaction:
+                    con.execute("ROLLBACK")
+
+        return self._read(act)
+
+    def _unit(self, raw: object, name: object) -> MemoryUnit:
+        try:
+            return read_unit(raw, name)
+        except CorruptStoreError as error:
+            raise noted(error, self.path) from error
+
+    def _read(self, act: Callable[[apsw.Connection], T]) -> T:
+        """What ``act`` reads; done again when the file changed under a connection that takes no locks."""
+        for _ in range(_ATTEMPTS):
+            con = self._pool.take()
+            try:
+                result = act(con)
+                if self._pool.is_current(con):
+                    return result
+            except UnicodeDecodeError as error:
+                if self._pool.is_current(con):
+                    message = f"{self.path} holds a text that is not UTF-8 ({error}); run check()"
+                    raise noted(CorruptStoreError(message), self.path) from error
+            except (*FOREIGN, CorruptStoreError) as error:
+                if self._pool.is_current(con):
+                    raise noted(error, self.path) from error
+            finally:
+                self._pool.give(con)
+        raise StorageError(f"{self.path} changes too often to be read without write permission; grant it on the folder")
 
     def _pages(self, columns: str, size: int, filters: Filters | None) -> Iterator[Any]:
         bound: list[Any] = [0, size]

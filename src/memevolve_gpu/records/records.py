@@ -10,11 +10,12 @@ from . import fork
 from .backup import backup
 from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability
-from .failures import FOREIGN, translated
+from .damage import clear_damage, damage_of
 from .lock import WriteLock
 from .opening import Wish, database_path, lock_path, open_store, peek
 from .pool import ReaderPool
 from .reading import Reading
+from .restore import backup_path, restore
 from .schema import StoreFacts
 from .writer import Session, Writing
 
@@ -39,7 +40,7 @@ class Records(Reading):
             except BaseException:
                 lock.close_file()
                 raise
-            pool = ReaderPool(path, vfs=wish.vfs, immutable=opened.immutable)
+            pool = ReaderPool(path, vfs=wish.vfs, unshared=opened.unshared)
             self._session = Session(path, lock, opened.con, pool, wish.durability, opened.read_only)
             fork.watch(self._session)
         super().__init__(path, pool)
@@ -109,13 +110,8 @@ class Records(Reading):
         The copy is a store of its own with its own ``store_id``, so that no snapshot of the original is ever taken
         for its. Raises StorageError when the target exists.
         """
-        con = self._pool.take()
-        try:
-            return backup(con, database_path(os.fspath(target).removesuffix(".db")), self._pool.vfs)
-        except FOREIGN as error:
-            raise translated(error, self.path) from error
-        finally:
-            self._pool.give(con)
+        goal = database_path(os.fspath(target).removesuffix(".db"))
+        return self._read(lambda con: backup(con, goal, self._pool.vfs, self._pool.is_current))
 
     def check(self, fix: bool = False, *, text_of: TextOf = default_text) -> list[Finding]:
         """Compare everything with everything; with ``fix`` repair what can be repaired, under the write lock.
@@ -124,9 +120,25 @@ class Records(Reading):
         finds itself below the horizon and reloads.
         """
         if not fix:
-            return self._snapshot(lambda con: examine(con, self.dim))
-        with self.write() as tx:
-            return tx.outside(lambda con: repair(con, self.dim, text_of))
+            found = self._snapshot(lambda con: examine(con, self.dim))
+        else:
+            with self.write() as tx:
+                found = tx.outside(lambda con: repair(con, self.dim, text_of))
+        if all(finding.fixed for finding in found):
+            clear_damage(self.path)
+        return found
+
+    @property
+    def damage(self) -> str | None:
+        """The first damage that any process met in this store; None since :meth:`check` found or left none."""
+        return damage_of(self.path)
+
+    @staticmethod
+    def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> Path | None:
+        """See :func:`.restore.restore`."""
+        path = database_path(prefix)
+        with fork.held_off(path):
+            return restore(backup_path(backup), path)
 
     def file_bytes(self) -> dict[str, int]:
         """Sizes in bytes of the ``database`` and of its write-ahead log, ``wal``."""

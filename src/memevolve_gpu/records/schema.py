@@ -11,6 +11,7 @@ import apsw
 
 from ..errors import ConfigurationError, DimensionMismatchError, NewerSchemaError, NotAStoreError
 from ..types import Metric
+from .lineage import first_link
 from .sql import all_rows, first_row
 
 __all__ = [
@@ -54,10 +55,17 @@ CREATE TABLE counters (                 -- one row, changed by every transaction
     count INTEGER NOT NULL,             -- live units
     next_auto INTEGER NOT NULL,         -- number of the next unit_<n>
     folded INTEGER NOT NULL,            -- slots up to here are in words and terms, later ones in pending
-    backlog INTEGER NOT NULL            -- rows of pending and stale
+    backlog INTEGER NOT NULL,           -- rows of pending and stale
+    link BLOB NOT NULL DEFAULT x''      -- which log belongs to the file, see lineage.py; the last column
 ) STRICT;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE units (slot INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, unit TEXT NOT NULL) STRICT;
+CREATE TABLE units (
+    slot INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    unit TEXT NOT NULL,
+    unit_crc INTEGER,                   -- CRC-32 of the text; NULL in rows that were written before version 2
+    vector_crc INTEGER                  -- and of the vector
+) STRICT;
 CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE log (seq INTEGER PRIMARY KEY, op INTEGER NOT NULL, slot INTEGER NOT NULL) STRICT;
 CREATE TABLE terms (field TEXT, value TEXT, slot INTEGER, PRIMARY KEY (field, value, slot)) STRICT, WITHOUT ROWID;
@@ -72,10 +80,18 @@ CREATE TABLE stale (slot INTEGER PRIMARY KEY, unit TEXT NOT NULL) STRICT;
     + WORDS_TABLE
 )
 
-MIGRATIONS: tuple[str, ...] = ()
+MIGRATIONS: tuple[str, ...] = (
+    """
+ALTER TABLE counters ADD COLUMN link BLOB NOT NULL DEFAULT x'';
+ALTER TABLE units ADD COLUMN unit_crc INTEGER;
+ALTER TABLE units ADD COLUMN vector_crc INTEGER
+""",
+)
 """Scripts that lift a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
 
 VERSION = 1 + len(MIGRATIONS)
+
+_FIRST_WITH_LINK = 2
 
 
 class StoreFacts(NamedTuple):
@@ -112,7 +128,7 @@ def state_of(con: apsw.Connection, path: Path) -> int:
 def create(con: apsw.Connection, dim: int, metric: Metric) -> None:
     """Write the tables of a new store. Call inside a transaction on an empty file."""
     con.execute(_TABLES)
-    con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0)")
+    con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0, ?)", (first_link(),))
     con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))
     con.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     con.execute(f"PRAGMA user_version = {VERSION}")
@@ -122,6 +138,11 @@ def migrate(con: apsw.Connection, version: int) -> None:
     """Lift the file from ``version`` to ``VERSION``. Call inside a transaction."""
     for script in MIGRATIONS[version - 1 :]:
         con.execute(script)
+    if version < _FIRST_WITH_LINK:
+        counters = first_row(
+            con, "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog FROM counters"
+        )
+        con.execute("UPDATE counters SET link = ?", (first_link(counters),))
     con.execute(f"PRAGMA user_version = {VERSION}")
 
 

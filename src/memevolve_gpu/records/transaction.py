@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,11 +13,13 @@ import apsw
 
 from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
 from ..types import Head, MemoryUnit, Op
-from .failures import FOREIGN, translated
+from .damage import noted, read_unit
+from .failures import FOREIGN
 from .folding import FOLD_AT, add_terms, drop_terms, fold, forget_all
+from .lineage import NO_TOKEN, Link
 from .sql import all_rows, first_row
 
-__all__ = ["AUTO_LIMIT", "Stored", "Transaction", "encode_unit"]
+__all__ = ["AUTO_LIMIT", "Stored", "Transaction", "crc_of", "encode_unit"]
 
 T = TypeVar("T")
 
@@ -30,11 +33,12 @@ _AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
 _CHUNK = 1000
 _json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
-_COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog FROM counters"
+_COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog, link FROM counters"
 _KEEP = (
     "UPDATE counters SET last_seq = ?, horizon = ?, last_slot = ?, count = ?, next_auto = ?, folded = ?, backlog = ?"
+    ", link = ?"
 )
-_ADD_UNIT = "INSERT INTO units VALUES (?, ?, ?)"
+_ADD_UNIT = "INSERT INTO units VALUES (?, ?, ?, ?, ?)"
 _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
 _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
 _ADD_TEXT = "INSERT INTO pending VALUES (?, ?)"
@@ -57,12 +61,14 @@ class Transaction:
     the state before it.
     """
 
-    def __init__(self, con: apsw.Connection, path: Path, dim: int) -> None:
+    def __init__(self, con: apsw.Connection, path: Path, dim: int, floor: bytes = NO_TOKEN) -> None:
         self._con: apsw.Connection | None = con
         self._path = path
         self._dim = dim
         self._seq = self._horizon = self._slot = self._count = self._auto = self._folded = self._backlog = 0
+        self._changes = con.total_changes()
         self._load(con)
+        self._link = Link.after(self._held, floor)
         self.head = Head(self._seq, self._horizon, self._slot, self._count)
 
     @property
@@ -72,8 +78,8 @@ class Transaction:
 
     def find(self, unit_id: str) -> Stored | None:
         """The live unit of that id, or None."""
-        rows = self._run("SELECT slot, unit FROM units WHERE id = ?", (unit_id,))
-        return Stored(rows[0][0], json.loads(rows[0][1])) if rows else None
+        rows = self._run("SELECT slot, CAST(unit AS BLOB) FROM units WHERE id = ?", (unit_id,))
+        return Stored(rows[0][0], read_unit(rows[0][1], unit_id)) if rows else None
 
     def put(self, unit: MemoryUnit, text: str, vector: bytes, unit_id: str) -> int:
         """Store a row version and return its new slot; a live unit of the same id is replaced.
@@ -83,13 +89,14 @@ class Transaction:
         """
         written = self._checked(unit, text, vector, unit_id)
         slot = self._slot + 1
+        row = slot, unit_id, written, crc_of(written), zlib.crc32(vector)
         try:
-            self._raw(_ADD_UNIT, (slot, unit_id, written))
+            self._raw(_ADD_UNIT, row)
         except apsw.ConstraintError:
             self._remove(unit_id)
-            self._run(_ADD_UNIT, (slot, unit_id, written))
+            self._run(_ADD_UNIT, row)
         except FOREIGN as error:
-            raise translated(error, self._path) from error
+            raise noted(error, self._path) from error
         self._run(_ADD_VECTOR, (slot, vector))
         self._run(_ADD_TEXT, (slot, text))
         self._slot = slot
@@ -113,13 +120,13 @@ class Transaction:
 
     def edit(self, unit_id: str, unit: MemoryUnit) -> bool:
         """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit."""
-        rows = self._run("SELECT slot, unit FROM units WHERE id = ?", (unit_id,))
+        rows = self._run("SELECT slot, CAST(unit AS BLOB) FROM units WHERE id = ?", (unit_id,))
         if not rows:
             return False
-        slot, old = rows[0]
+        slot, old = rows[0][0], _text(rows[0][1])
         new = encode_unit(unit, unit_id)
-        self._run("UPDATE units SET unit = ? WHERE slot = ?", (new, slot))
-        if slot <= self._folded and _terms_of(json.loads(old)) != _terms_of(unit):
+        self._run("UPDATE units SET unit = ?, unit_crc = ? WHERE slot = ?", (new, crc_of(new), slot))
+        if slot <= self._folded and _terms_of(read_unit(old, unit_id)) != _terms_of(unit):
             self._guarded(drop_terms, slot, old)
             self._guarded(add_terms, slot, new)
         self._log(Op.EDIT, slot)
@@ -175,8 +182,8 @@ class Transaction:
         if self._backlog >= FOLD_AT:
             self.fold()
         now = (self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog)
-        if now != self._before:
-            self._run(_KEEP, now)
+        if now != self._before or (self._con is not None and self._con.total_changes() != self._changes):
+            self._run(_KEEP, (*now, self._link.pack()))
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
@@ -199,10 +206,10 @@ class Transaction:
         self._con = None
 
     def _remove(self, unit_id: str) -> bool:
-        rows = self._run("DELETE FROM units WHERE id = ? RETURNING slot, unit", (unit_id,))
+        rows = self._run("DELETE FROM units WHERE id = ? RETURNING slot, CAST(unit AS BLOB)", (unit_id,))
         if not rows:
             return False
-        slot, unit = rows[0]
+        slot, unit = rows[0][0], _text(rows[0][1])
         self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
         if slot <= self._folded:
             self._run("INSERT INTO stale VALUES (?, ?)", (slot, unit))
@@ -215,7 +222,8 @@ class Transaction:
         return True
 
     def _load(self, con: apsw.Connection) -> None:
-        self._before: tuple[int, ...] = first_row(con, _COUNTERS)
+        *numbers, self._held = first_row(con, _COUNTERS)
+        self._before: tuple[int, ...] = tuple(numbers)
         self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog = self._before
 
     def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes]]) -> None:
@@ -227,7 +235,9 @@ class Transaction:
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
         seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
         rows = list(chunk.values())
-        self._many(_ADD_UNIT, zip(slots, chunk, (row[0] for row in rows), strict=True))
+        sums = ((crc_of(row[0]), zlib.crc32(row[2])) for row in rows)
+        made = zip(slots, chunk, (row[0] for row in rows), sums, strict=True)
+        self._many(_ADD_UNIT, ((slot, unit_id, text, *crcs) for slot, unit_id, text, crcs in made))
         self._many(_ADD_VECTOR, zip(slots, (row[2] for row in rows), strict=True))
         self._many(_ADD_TEXT, zip(slots, (row[1] for row in rows), strict=True))
         self._many(_ADD_LOG, zip(seqs, [Op.PUT] * len(rows), slots, strict=True))
@@ -268,7 +278,7 @@ class Transaction:
         try:
             return self._raw(sql, parameters)
         except FOREIGN as error:
-            raise translated(error, self._path) from error
+            raise noted(error, self._path) from error
         except UnicodeEncodeError:
             return []  # an id that UTF-8 cannot hold is the id of nothing here
 
@@ -281,7 +291,7 @@ class Transaction:
         try:
             return act(self._con, *arguments)
         except FOREIGN as error:
-            raise translated(error, self._path) from error
+            raise noted(error, self._path) from error
 
 
 def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
@@ -296,6 +306,11 @@ def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
     if text.count("{") + text.count("[") > MAX_NESTING and _depth(unit) > MAX_NESTING:
         raise InvalidUnitError(f"unit {unit_id!r} is nested more than {MAX_NESTING} levels deep; flatten it")
     return text
+
+
+def crc_of(text: str) -> int:
+    """CRC-32 of a text in UTF-8."""
+    return zlib.crc32(text.encode())
 
 
 def _refuse_surrogates(text: str, what: str) -> None:
@@ -317,6 +332,11 @@ def _depth(value: Any) -> int:
             for child in (one.values() if isinstance(one, dict) else one if isinstance(one, (list, tuple)) else ())
         ]
     return depth
+
+
+def _text(raw: bytes) -> str:
+    """The JSON text of a row that goes, or changes; a damaged one must be able to."""
+    return raw.decode(errors="replace")
 
 
 def _terms_of(unit: MemoryUnit) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import apsw
 
-from ..errors import ReadOnlyError, StorageError
+from ..errors import CorruptStoreError, ReadOnlyError, StorageError
 from .connections import (
     Durability,
     connect,
@@ -17,9 +17,12 @@ from .connections import (
     shut_on_failure,
     try_to_empty_log,
 )
-from .failures import FOREIGN, translated
+from .damage import noted
+from .failures import FOREIGN
+from .lineage import NO_TOKEN, Link, beside, why_foreign
 from .lock import WriteLock
-from .pool import ReaderPool
+from .pool import FileId, ReaderPool, refuse_replaced
+from .sql import first_row
 from .transaction import Transaction
 
 __all__ = ["Session", "Writing"]
@@ -46,6 +49,10 @@ class Session:
         self.read_only = read_only
         self._durability: Durability = durability
         self._con: apsw.Connection | None = con
+        self._checked: FileId | None = None
+        """The database file when its log was last found to be its own."""
+        self.floor = NO_TOKEN
+        """The newest token that this session knows to be in the database file, see ``lineage.py``."""
 
     def connection(self) -> apsw.Connection:
         """The writing connection, opened when needed. Call with the lock held."""
@@ -56,6 +63,32 @@ class Session:
                 set_up_writer(con, self._durability)
             self._con = con
         return self._con
+
+    def begin(self, con: apsw.Connection) -> None:
+        """Begin a transaction on the writing connection. Call with the lock held; the caller rolls back.
+
+        Raises CorruptStoreError when somebody changed the database file under its log, StorageError when it was
+        replaced.
+        """
+        file = refuse_replaced(self.path, self.pool.file)
+        if file != self._checked:
+            why = why_foreign(self.path, self.pool.vfs)
+            if why is not None:
+                raise CorruptStoreError(f"{why}; close the store in every process, then restore a backup")
+            self._checked = file
+        if _is_empty(beside(self.path, "-wal")):
+            self._mark_file(con)
+        con.execute("BEGIN IMMEDIATE")
+
+    def _mark_file(self, con: apsw.Connection) -> None:
+        """Before a log begins, put a token into the database file that no copy of it from before has."""
+        con.execute("BEGIN IMMEDIATE")
+        link = Link.after(first_row(con, "SELECT link FROM counters")[0], NO_TOKEN)
+        con.execute("UPDATE counters SET link = ?", (link.pack(),))
+        con.execute("COMMIT")
+        in_log, copied = con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        if in_log == copied:
+            self.floor = link.token
 
     def refuse_writing(self) -> None:
         """Raise StoreClosedError or ReadOnlyError where they apply."""
@@ -77,7 +110,7 @@ class Session:
             self.lock.acquire()
             try_to_empty_log(self.connection())
         except FOREIGN as error:
-            raise translated(error, self.path) from error
+            raise noted(error, self.path) from error
         finally:
             self.lock.release()
 
@@ -120,6 +153,13 @@ class Session:
         return inherited
 
 
+def _is_empty(file: Path) -> bool:
+    try:
+        return not file.stat().st_size
+    except FileNotFoundError:
+        return True
+
+
 class Writing:
     """The context of one write transaction; ``Records.write()`` makes it."""
 
@@ -139,12 +179,12 @@ class Writing:
             hold.guard = weakref.ref(self, hold.abandon)
             session.lock.acquire()
             hold.con = session.connection()
-            hold.con.execute("BEGIN IMMEDIATE")
-            hold.tx = Transaction(hold.con, session.path, self._dim)
+            session.begin(hold.con)
+            hold.tx = Transaction(hold.con, session.path, self._dim, session.floor)
             return hold.tx
         except FOREIGN as error:
             hold.failed = True
-            raise translated(error, session.path) from error
+            raise noted(error, session.path) from error
         finally:
             if hold.tx is None:
                 hold.leave()
@@ -158,7 +198,7 @@ class Writing:
                 hold.con.execute("COMMIT")
                 hold.failed = False
         except FOREIGN as error:
-            raise translated(error, self._session.path) from error
+            raise noted(error, self._session.path) from error
         finally:
             hold.leave()
 

@@ -36,6 +36,7 @@ def health_report(engine: Engine) -> dict[str, Any]:
         background=engine.config.background,
         read_only=engine.records.read_only,
         legacy_problem=engine.legacy_problem,
+        damage=engine.records.damage,
         performance=_performance(engine, view) if view.count > engine.config.performance_threshold else {},
         training=training_report(engine, view, cause),
         refusals=[event.cause for event in engine.events.recent("refused")[-1:]],

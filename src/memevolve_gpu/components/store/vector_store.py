@@ -288,6 +288,28 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         """Copy the records to a new database file, consistent while the store is in use."""
         self._open.records.backup(Path(path))
 
+    @staticmethod
+    def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
+        """Put a copy of a backup in the place of the store at ``prefix``.
+
+        Works while nobody has the store open, and leaves one whole store wherever it is killed. The backup is verified
+        first. The old store is kept.
+
+        Args:
+            backup: The file that :meth:`backup` wrote, with or without its ending ``.db``.
+            prefix: The path prefix of the store; there need not be one.
+
+        Returns:
+            The path of the old database file under its new name; None when there was none.
+
+        Raises:
+            CorruptStoreError: The backup is damaged; nothing was changed.
+            NotAStoreError: It is no backup of a store.
+            StorageError: A process has the store open, or there is no such backup; nothing was changed.
+        """
+        aside = Records.restore(backup, prefix)
+        return None if aside is None else str(aside)
+
     def get_storage_health(self) -> dict[str, Any]:
         """Fill level, memory, index quality, and sentences that an operator can act on."""
         return health_report(self._open)

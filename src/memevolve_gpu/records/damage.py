@@ -1,0 +1,73 @@
+"""Remember that damage was met, until a check comes out clean.
+
+Whoever meets damage gets an error, but the operator looks at health, perhaps in another process. So the first error is
+kept in a small file beside the store.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import CorruptStoreError, MemEvolveError
+from ..types import MemoryUnit
+from .failures import translated
+
+__all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit"]
+
+_LONGEST = 10_000
+
+
+def damage_path(path: Path) -> Path:
+    """The file that says that damage was met in the database file ``path``."""
+    return path.with_name(path.name.removesuffix(".db") + ".damage")
+
+
+def noted(error: BaseException, path: Path) -> MemEvolveError:
+    """As :func:`.failures.translated`, for errors of an open store: damage is remembered, as far as the disk allows."""
+    ours = error if isinstance(error, MemEvolveError) else translated(error, path)
+    if isinstance(ours, CorruptStoreError):
+        document = json.dumps({"at": time.time(), "error": str(ours)})
+        with suppress(OSError), damage_path(path).open("x", encoding="utf-8") as file:
+            file.write(document)
+    return ours
+
+
+def read_unit(raw: object, name: object) -> MemoryUnit:
+    """The unit of a JSON text as the database holds it, bytes or text; ``name``: its id, or its slot as a number.
+
+    Raises CorruptStoreError, which names it, when it is no JSON object.
+    """
+    try:
+        unit = json.loads(raw.decode() if isinstance(raw, bytes) else raw)  # type: ignore[arg-type]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise CorruptStoreError(_message(name, str(error))) from error
+    if not isinstance(unit, dict):
+        raise CorruptStoreError(_message(name, "it is no JSON object"))
+    return unit
+
+
+def _message(name: object, why: str) -> str:
+    what = f"in slot {name}" if isinstance(name, int) else repr(name)
+    return f"the unit {what} is damaged ({why}); store it again or delete it, then run check()"
+
+
+def damage_of(path: Path) -> str | None:
+    """The first damage that was met and is not known to be repaired; None when there is none."""
+    try:
+        with damage_path(path).open(encoding="utf-8", errors="replace") as file:
+            text = file.read(_LONGEST)
+    except OSError:
+        return None
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, TypeError, KeyError):
+        return f"{path}: damage was met"  # killed while it was written
+
+
+def clear_damage(path: Path) -> None:
+    """Everything was checked and is in order."""
+    with suppress(OSError):
+        damage_path(path).unlink(missing_ok=True)
