@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.allowed import Allowed
-from ..index.base import Body
+from ..index.base import Body, chunks
 from ..index.scan import exact_scan
 from ..types import Effort, FloatArray, IntArray, Metric
 from ..utils.device_arrays import DeviceQueries
@@ -19,6 +19,9 @@ from .facts import BodyFacts
 from .tail import Tail
 
 __all__ = ["Alive", "Found", "Mask", "View"]
+
+_WIDER = 8
+"""How much wider each scan is than the one before, while it cuts a tie."""
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -136,18 +139,46 @@ class View:
         return Allowed(np.concatenate([np.empty(0, np.bool_), *rows]))
 
     def search(self, queries: FloatArray | DeviceQueries, k: int, effort: Effort, mask: Mask | None = None) -> Found:
-        """Exact distances of the k nearest living, matching rows.
+        """Exact distances of the k nearest living, matching rows; of rows at equal distances the older first.
+
+        One result more is looked for than is asked for: where it lies at the distance of the k-th, more rows may, and
+        an exact scan finds which of them are the oldest. So the first results do not depend on how many are wanted.
 
         queries float32 (nq, dim), normalised under cosine; those on a device come to the host for a tail or a body that
         cannot take them as they are.
         """
+        distances, places = self._nearest(queries, min(k + 1, max(k, self.count)), effort, mask)
+        if places.shape[1] > k:
+            tied = np.flatnonzero((distances[:, k - 1] == distances[:, k]) & (places[:, k] >= 0))
+            distances, places = distances[:, :k], places[:, :k]
+            if tied.size:
+                distances, places = distances.copy(), places.copy()
+                self._untie(np.asarray(queries), tied, mask, (distances, places))
+        return Found(self, np.ascontiguousarray(distances), np.ascontiguousarray(places))
+
+    def _nearest(
+        self, queries: FloatArray | DeviceQueries, k: int, effort: Effort, mask: Mask | None
+    ) -> tuple[FloatArray, IntArray]:
         parts: list[tuple[FloatArray, IntArray]] = []
         allowed = self.alive if mask is None else mask.body
         if self.body.n and (allowed is None or allowed.count):
             parts.append(self.body.search(_taken_by(self.body, queries), k, effort, allowed))
         parts += self._search_tail(queries, k, mask)
-        distances, places = _merge(parts, len(queries), k)
-        return Found(self, distances, places)
+        return _merge(parts, len(queries), k)
+
+    def _untie(self, queries: FloatArray, tied: IntArray, mask: Mask | None, out: tuple[FloatArray, IntArray]) -> None:
+        """Fill the rows ``tied`` of ``out``, (nq, k), by exact scans so wide that no tie is cut."""
+        k = width = out[0].shape[1]
+        while tied.size:
+            width = min(_WIDER * (width + 1), self.count)
+            still = []
+            for part in chunks(len(tied), 12 * width):
+                rows = tied[part]
+                distances, places = self._nearest(queries[rows], width, Effort(exact=True), mask)
+                whole = (distances[:, k - 1] < distances[:, -1]) | (places[:, -1] < 0) | (width >= self.count)
+                out[0][rows[whole]], out[1][rows[whole]] = distances[whole, :k], places[whole, :k]
+                still.append(rows[~whole])
+            tied = np.concatenate(still)
 
     def ids_at(self, places: IntArray) -> list[str]:
         """The ids at ``places`` (m,), none of which is -1."""
@@ -208,11 +239,15 @@ def contains(sorted_slots: IntArray, slots: IntArray) -> BoolArray:
 
 
 def _merge(parts: Sequence[tuple[FloatArray, IntArray]], nq: int, k: int) -> tuple[FloatArray, IntArray]:
-    if len(parts) == 1:
-        return parts[0]
+    """The k nearest of all parts, nearest first, of equal ones the oldest."""
     if not parts:
         return np.full((nq, k), np.inf, dtype=np.float32), np.full((nq, k), -1, dtype=np.int64)
-    distances = np.concatenate([d for d, _ in parts], axis=1)
-    places = np.concatenate([p for _, p in parts], axis=1)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    if len(parts) == 1:
+        distances, places = parts[0]
+        if not bool((distances[:, 1:] == distances[:, :-1]).any()):
+            return distances, places
+    else:
+        distances = np.concatenate([d for d, _ in parts], axis=1)
+        places = np.concatenate([p for _, p in parts], axis=1)
+    order = np.lexsort((places, distances), axis=1)[:, :k]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(places, order, axis=1)
