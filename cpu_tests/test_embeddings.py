@@ -187,7 +187,7 @@ def test_zero_vectors_are_refused_under_cosine_alone(metric: Metric, refused: bo
         check_vectors(vectors, 3, metric)
 
 
-@pytest.mark.parametrize("scale", [1e-42, 1e-25, 1e-15, 1.0, 1e15, 1e25, 3e38])
+@pytest.mark.parametrize("scale", [1e-42, 1e-25, 1e-15, 1.0, 1e15, 1e17])
 def test_very_small_and_very_large_vectors_are_good_and_normalise(scale: float) -> None:
     vectors = random_vectors(3, 16)
     vectors[1] = 0

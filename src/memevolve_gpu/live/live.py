@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +125,8 @@ class LiveIndex:
         the settings.
         """
         started = self.last_search = time.perf_counter()
-        view, mask = self._view_and_mask(filters) if filters else (self.catch_up(), None)
+        restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
+        view, mask = self._view_and_mask(filters) if restricts else (self.catch_up(), None)
         k = min(k, max(1, view.count if mask is None else min(view.count, len(mask.slots))))
         target = self.settings.target_recall if recall is None else recall
         found = self._answered(view, queries, k, target, mask)

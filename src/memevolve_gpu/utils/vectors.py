@@ -20,6 +20,7 @@ from .device_arrays import fetched, lies_on_device
 
 __all__ = ["check_vector", "check_vectors", "cosines", "normalize_rows", "to_host"]
 
+_LARGEST = 1e18
 _SMALLEST_SAFE = 1e-30
 _LARGEST_SAFE = 1e30
 """Squared float32 norms between these two lose nothing; beyond them they may under- or overflow: float64 then."""
@@ -165,6 +166,8 @@ def _check_row(raw: npt.NDArray[Any], vector: FloatArray, metric: Metric, name: 
     if not np.isfinite(vector).all():
         largest = max(math.fabs(float(raw.max())), math.fabs(float(raw.min())))
         raise InvalidVectorError(f"{name} holds {largest:g}, beyond float32 (3.4e38); scale the vectors down")
+    if max(float(vector.max(initial=0.0)), -float(vector.min(initial=0.0))) > _LARGEST:
+        raise InvalidVectorError(f"{name} holds values beyond 1e18, whose squares overflow; scale the vectors down")
     if metric == "cosine" and not vector.any():
         raise InvalidVectorError(
             f"{name} is a zero vector, which has no direction under cosine; use l2 or leave it out"

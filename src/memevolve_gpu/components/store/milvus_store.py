@@ -22,7 +22,7 @@ from .milvus.finding import Finding
 from .milvus.report import health_report, registered, statistics_report
 from .milvus.rows import unit_of, vector_of
 from .milvus.schema import describe
-from .units import checked_id, checked_unit, is_id, unit_to_text
+from .units import checked_id, checked_unit, is_id, one_id, unit_to_text
 from .vector_store import VectorStore
 
 __all__ = ["MilvusIndexFace", "MilvusStore"]
@@ -203,7 +203,7 @@ class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
     def delete(self, unit_id: str) -> bool:
         """Delete a unit; False when there is none."""
         core = self._open
-        return bool(core.drop([unit_id])) if is_id(unit_id) else False
+        return bool(core.drop([unit_id])) if one_id(unit_id, "delete_batch") else False
 
     def clear(self) -> None:
         """Delete every unit."""
@@ -212,13 +212,13 @@ class MilvusStore(Finding, Doors, StorageBackend, MetadataMixin):
     # Reading
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
-        return self._open.table.units([unit_id]).get(unit_id) if is_id(unit_id) else None
+        return self._open.table.units([unit_id]).get(unit_id) if one_id(unit_id, "retrieve_batch") else None
 
     def retrieve_all(self) -> list[MemoryUnit]:
         return list(self.units())
 
     def exists(self, unit_id: str) -> bool:
-        return is_id(unit_id) and bool(self._open.table.get([unit_id], []))
+        return one_id(unit_id, "retrieve_batch") and bool(self._open.table.get([unit_id], []))
 
     def count(self) -> int:
         return self._open.table.count()

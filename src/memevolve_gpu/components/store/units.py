@@ -10,7 +10,7 @@ from ...errors import InvalidUnitError
 from ...types import MemoryUnit
 from ...utils.plain import as_plain, plain_scalar, plain_text
 
-__all__ = ["MAX_ID_CHARS", "MAX_UNIT_BYTES", "checked_id", "checked_unit", "is_id", "unit_to_text"]
+__all__ = ["MAX_ID_CHARS", "MAX_UNIT_BYTES", "checked_id", "checked_unit", "is_id", "one_id", "unit_to_text"]
 
 MAX_UNIT_BYTES = 4 * 2**20
 """A unit whose JSON is longer is refused: memories are read into prompts, and one row must not stall the log."""
@@ -50,6 +50,13 @@ def checked_id(unit_id: Any, where: str = "unit_id") -> str:
     return plain_text(unit_id)
 
 
+def one_id(value: Any, batch: str) -> bool:
+    """May ``value`` be looked up as an id? Several ids at once are a TypeError that names ``batch``."""
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        raise TypeError(f"unit_id must be one id, got a {type(value).__name__}; for several ids call {batch}")
+    return is_id(value)
+
+
 def is_id(value: object) -> TypeGuard[str]:
     """May ``value`` be looked up as an id? What cannot be one is not in the store."""
     return isinstance(value, str)
@@ -80,6 +87,10 @@ def _check_keys(value: Any, where: str) -> None:
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
+            if "\0" in key:
+                raise InvalidUnitError(
+                    f"{where} has a key with NUL, {key[:40]!r}; no filter could name it: leave NUL out"
+                )
             if isinstance(inner, (dict, list, tuple)):
                 _check_keys(inner, f"{where}[{key!r}]")
     elif isinstance(value, (list, tuple)):

@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ...devices.machine import Machine
-from ...errors import EmbeddingError, StoreClosedError
+from ...errors import EmbeddingError, InvalidUnitError, StoreClosedError
 from ...live.causes import Cause
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import whole_number
+from ...utils.arguments import shown, whole_number
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
@@ -34,7 +34,7 @@ from .operations import register
 from .pruning import make_room, prepare, tell
 from .report import health_report, statistics_report
 from .searching import Searching
-from .units import checked_id, checked_unit, is_id, unit_to_text
+from .units import checked_id, checked_unit, is_id, one_id, unit_to_text
 
 __all__ = ["VectorStore"]
 
@@ -160,6 +160,9 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         unit to delete was stored or updated after it, or is gone. Raises as ``store_batch`` does.
         """
         wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(delete_ids)]
+        if len(set(wanted)) < len(wanted):
+            twice = next(one for at, one in enumerate(wanted) if one in wanted[:at])
+            raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
         return self._write_batch(wanted, units, embeddings, None, unchanged_since)
 
     def update(self, unit_id: str, unit: MemoryUnit) -> bool:
@@ -192,7 +195,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
     def delete(self, unit_id: str) -> bool:
         """Delete a unit; False when there is none."""
         engine = self._open
-        if not is_id(unit_id):
+        if not one_id(unit_id, "delete_batch"):
             return False
         with engine.records.write() as tx:
             dropped = tx.drop(unit_id)
@@ -211,7 +214,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
         engine = self._open
-        unit = engine.records.get(unit_id) if is_id(unit_id) else None
+        unit = engine.records.get(unit_id) if one_id(unit_id, "retrieve_batch") else None
         if unit is not None:
             engine.accesses.note((plain_text(unit_id),))
         return unit
@@ -231,7 +234,7 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         return _exported(self._open.records, min(whole_number("page_size", page_size), _LARGEST_PAGE))
 
     def exists(self, unit_id: str) -> bool:
-        return is_id(unit_id) and self._open.records.exists(unit_id)
+        return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id)
 
     def count(self) -> int:
         return self._open.records.count()
