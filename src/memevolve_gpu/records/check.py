@@ -164,8 +164,8 @@ def _wrong_checksums(case: _Case) -> str | None:
     return _listed(case, "units whose text or vector changed by itself (store them again, or delete them), ids", sql)
 
 
-def _crc32(raw: Any) -> int | None:
-    return None if raw is None else zlib.crc32(raw)
+def _crc32(*raw: Any) -> int | None:
+    return None if raw[0] is None else zlib.crc32(raw[0])
 
 
 def _renamed_units(case: _Case) -> str | None:
