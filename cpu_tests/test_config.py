@@ -39,6 +39,7 @@ DEFAULTS = {
     "gpu_memory_fraction": 0.8,
     "gpu_graphs": False,
     "durability": "full",
+    "lock_timeout": 30.0,
     "background": True,
     "sample_queries": True,
     "backend_type": "vector",
@@ -68,6 +69,7 @@ OTHERS = {
     "gpu_memory_fraction": "0.5",
     "gpu_graphs": "true",
     "durability": "normal",
+    "lock_timeout": "2.5",
     "background": "0",
     "sample_queries": "no",
     "backend_type": "MILVUS",
@@ -96,6 +98,7 @@ BAD = {
     "gpu_memory_fraction": ["0", "1.2", "nan"],
     "gpu_graphs": ["sometimes"],
     "durability": ["off"],
+    "lock_timeout": ["0", "-1", "nan"],
     "background": ["sometimes"],
     "sample_queries": ["sometimes"],
 }

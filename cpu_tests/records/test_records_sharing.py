@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from records_kit import DIM, facts, foreign_connection, put, unit, vector
 from support import SEED, as_child
 
-from memevolve_gpu.errors import StorageError, StoreClosedError
+from memevolve_gpu.errors import LockTimeoutError, StorageError, StorageFullError, StoreClosedError
 from memevolve_gpu.records import Records, connections, fork, pool, writer
 from memevolve_gpu.records.folding import FOLD_AT
 
@@ -473,3 +474,58 @@ def test_vectors_survive_byte_for_byte(records: Records) -> None:
     assert records.vectors_of(["a"]) == {"a": b"\x00\xff" * 8}
     assert records.scan(0, 9, 9)[0].vector == b"\x00\xff" * 8
     assert vector() != b"\x00\xff" * 8
+
+
+def test_a_wait_for_another_process_ends_with_an_error_that_names_it(prefix: Path) -> None:
+    ready, tell = os.pipe()
+    with Records.open(prefix, dim=DIM) as records:
+        put(records, "a")
+    pid = os.fork()
+    if pid == 0:
+        with Records.open(prefix) as held, held.write():
+            os.write(tell, b"x")
+            signal.pause()
+        os._exit(1)
+    try:
+        assert os.read(ready, 1) == b"x"
+        with Records.open(prefix, lock_timeout=0.2) as records:
+            with pytest.raises(LockTimeoutError, match=rf"process {pid} has held the writer lock"):
+                put(records, "b")
+            assert list(records.ids()) == ["a"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    with Records.open(prefix, lock_timeout=0.2) as records:
+        put(records, "b")
+
+
+def test_out_of_descriptors_says_so(records: Records) -> None:
+    put(records, "a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def act() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        with pytest.raises(StorageError, match="too many files open"):
+            Records.open(records.path.with_suffix(""))
+
+    assert as_child(act) == 0
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+
+
+def test_a_file_size_limit_is_a_full_disk(records: Records) -> None:
+    put(records, "a")
+
+    def act() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+        def fill() -> None:
+            with records.write() as tx:
+                for number in range(2000):
+                    put(tx, f"b{number}", "word " * 100)
+
+        with pytest.raises(StorageFullError, match="quota"):
+            fill()
+        assert list(records.ids()) == ["a"]
+
+    assert as_child(act) == 0

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import writers
 from endurance import DIM, Model, contents, embed, verify
+from support import FakeEmbedder
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.live import saving
+from memevolve_gpu.records import Records
 
 SEED = 20_240_607
 PATIENCE = 60.0
@@ -234,3 +236,17 @@ class TestDeadProcesses:
             assert store.run_maintenance()["actions"][0].startswith("built ivf")
             verify(store, [model_of(units(0, 300))])
             assert contents(store) == model_of(units(0, 300))
+
+
+def test_counting_what_was_read_waits_for_no_writer(tmp_path: Path) -> None:
+    config = {"background": False, "lock_timeout": 30}
+    with (
+        VectorStore(tmp_path / "m", FakeEmbedder(8), storage_config=config) as store,
+        Records.open(tmp_path / "m") as other,
+    ):
+        store.store({"id": "a", "content": "a"})
+        with other.write() as tx:
+            for _ in range(2500):
+                store.retrieve("a")
+            tx.set_meta("x", b"y")
+        assert store.access_counts() == {"a": 2500}

@@ -21,6 +21,7 @@ Every message names the parameter at fault and the remedy. What the old API rais
         ├── NotAStoreError                          the file exists and is not ours
         ├── NewerSchemaError                        written by a newer version of this package
         ├── CorruptStoreError                       SQLite reports damage, or the truth contradicts itself
+        ├── LockTimeoutError                        another process kept the writer lock for too long
         ├── StorageFullError                        disk full or quota reached
         ├── ReadOnlyError                           file, folder or file system is read-only
         ├── NetworkFilesystemError                  locks cannot be trusted there
@@ -48,6 +49,7 @@ __all__ = [
     "InvalidUnitError",
     "InvalidVectorError",
     "LegacyImportError",
+    "LockTimeoutError",
     "MemEvolveError",
     "ModelMismatchError",
     "NetworkFilesystemError",
@@ -154,6 +156,10 @@ class NewerSchemaError(StorageError):
 
 class CorruptStoreError(StorageError):
     """SQLite reports damage, or the records contradict each other."""
+
+
+class LockTimeoutError(StorageError):
+    """Another writer held the lock for longer than the stated time; nothing was written."""
 
 
 class StorageFullError(StorageError):

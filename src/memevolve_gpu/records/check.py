@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -154,6 +155,19 @@ def _unreadable_units(case: _Case) -> str | None:
 _UNREADABLE = "CASE WHEN json_valid(unit) THEN json_type(unit) <> 'object' ELSE 1 END"
 
 
+def _wrong_checksums(case: _Case) -> str | None:
+    sql = """
+        SELECT u.id FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
+        WHERE u.unit_crc <> crc32_of(CAST(u.unit AS BLOB)) OR u.vector_crc <> crc32_of(v.vector)
+        """
+    case.con.create_scalar_function("crc32_of", _crc32, 1, deterministic=True)
+    return _listed(case, "units whose text or vector changed by itself (store them again, or delete them), ids", sql)
+
+
+def _crc32(*raw: Any) -> int | None:
+    return None if raw[0] is None else zlib.crc32(raw[0])
+
+
 def _renamed_units(case: _Case) -> str | None:
     return _listed(case, "units whose JSON holds another id, ids", f"SELECT id FROM units WHERE {_RENAMED}")
 
@@ -162,7 +176,7 @@ _RENAMED = f"NOT ({_UNREADABLE}) AND CASE WHEN json_valid(unit) THEN json_extrac
 
 
 def _rename_units(case: _Case) -> None:
-    case.con.execute(f"UPDATE units SET unit = json_set(unit, '$.id', id) WHERE {_RENAMED}")
+    case.con.execute(f"UPDATE units SET unit = json_set(unit, '$.id', id), unit_crc = NULL WHERE {_RENAMED}")
 
 
 # -- counters and log -------------------------------------------------------------------------------------------------
@@ -282,6 +296,7 @@ _PROBES = (
     _Probe("missing_vectors", _missing_vectors),
     _Probe("wrong_vectors", _wrong_vectors),
     _Probe("unreadable_units", _unreadable_units),
+    _Probe("wrong_checksums", _wrong_checksums),
     _Probe("renamed_units", _renamed_units, _rename_units),
     _Probe("counters", _counters, _set_counters),
     _Probe("log", _log, _restart_log),

@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import apsw
+
 from ..errors import CorruptStoreError, MemEvolveError
 from ..types import MemoryUnit
 from .failures import translated
@@ -25,9 +27,9 @@ def damage_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".db") + ".damage")
 
 
-def noted(error: BaseException, path: Path) -> MemEvolveError:
+def noted(error: BaseException, path: Path, con: apsw.Connection | None = None) -> MemEvolveError:
     """As :func:`.failures.translated`, for errors of an open store: damage is remembered, as far as the disk allows."""
-    ours = error if isinstance(error, MemEvolveError) else translated(error, path)
+    ours = error if isinstance(error, MemEvolveError) else translated(error, path, con)
     if isinstance(ours, CorruptStoreError):
         document = json.dumps({"at": time.time(), "error": str(ours)})
         with suppress(OSError), damage_path(path).open("x", encoding="utf-8") as file:

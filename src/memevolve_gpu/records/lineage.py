@@ -216,7 +216,7 @@ def _difference(path: Path, vfs: str | None) -> str | None:
     wal = beside(path, "-wal")
     try:
         file = _file_side(path, vfs)
-        frames = list(_frames(wal))
+        frames = list(_frames(wal, vfs))
     except (FileNotFoundError, PermissionError, apsw.CantOpenError):
         return None  # there is nothing to replay, or opening says by itself what is wrong
     if not file.ours or not frames:
@@ -288,23 +288,27 @@ def _file_side(path: Path, vfs: str | None) -> _FileSide:
     return _FileSide(True, head[18:20] == b"\x02\x02", frozenset(tokens), readings[0] if readings else None)
 
 
-def _frames(wal: Path) -> Iterator[_Frame]:
+def _frames(wal: Path, vfs: str | None) -> Iterator[_Frame]:
     """What every frame that SQLite would replay says; one without link and counters for other pages than theirs."""
-    with wal.open("rb", buffering=0) as file:
-        head = file.read(_WAL_HEADER.size)
+    file = apsw.VFSFile(vfs or "", str(wal), [apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_WAL, 0])
+    try:
+        head = file.xRead(_WAL_HEADER.size, 0)
         if len(head) < _WAL_HEADER.size or not _is_valid(head):
             return
         size = _page_size(_WAL_HEADER.unpack(head)[2])
-        salts, at = head[16:24], _WAL_HEADER.size
-        while len(frame := os.pread(file.fileno(), _FRAME_HEADER.size, at)) == _FRAME_HEADER.size:
+        salts, at, end = head[16:24], _WAL_HEADER.size, file.xFileSize()
+        while at + _FRAME_HEADER.size + size <= end:
+            frame = file.xRead(_FRAME_HEADER.size, at)
             if frame[8:16] != salts:
                 return
             page = b""
             if frame[:4] == COUNTERS_PAGE.to_bytes(4, "big"):
-                page = os.pread(file.fileno(), size, at + _FRAME_HEADER.size)
+                page = file.xRead(size, at + _FRAME_HEADER.size)
             link = Link.unpack(page)
             yield _Frame(link, next(_counters_in(page), None) if page and link is None else None)
             at += _FRAME_HEADER.size + size
+    finally:
+        file.xClose()
 
 
 def _is_valid(head: bytes) -> bool:

@@ -7,11 +7,18 @@ import fcntl
 import io
 import os
 import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
-from ..errors import ReadOnlyError, ReentrantCallError, StorageError
+from ..errors import LockTimeoutError, ReadOnlyError, ReentrantCallError, StorageError
 
-__all__ = ["WriteLock"]
+__all__ = ["LOCK_SECONDS", "WriteLock"]
+
+LOCK_SECONDS = 30.0
+"""How long a write waits for others unless a setting says otherwise."""
 
 
 class _Here(threading.local):
@@ -24,7 +31,8 @@ class WriteLock:
     """Held around every write transaction. Waiting is fair among processes and ends with Ctrl-C.
 
     Two locks of the same file, taken one after the other: whoever waits for the second holds the first, so a process
-    that has just released both cannot overtake it. SQLite's own waiting polls and starves one side.
+    that has just released both cannot overtake it. SQLite's own waiting polls and starves one side. The holder's
+    process id stands in the file.
 
     Among threads a re-entrant lock is used only because it knows its owner: an interrupt that arrives at any point of
     :meth:`acquire` or :meth:`release` leaves nothing behind that the same thread's next release would not undo.
@@ -33,8 +41,9 @@ class WriteLock:
     otherwise take the lock a second time and give back both.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, timeout: float = LOCK_SECONDS) -> None:
         self.path = path
+        self.timeout = timeout
         self._threads = threading.RLock()
         self._here = _Here()
         self._file: io.FileIO | None = None
@@ -47,12 +56,21 @@ class WriteLock:
                 "signal handler or finalizer write later"
             )
 
-    def acquire(self) -> None:
-        """Wait for the lock. Call :meth:`refuse_nesting` before."""
+    def acquire(self, timeout: float | None = None) -> None:
+        """Wait for the lock, at most ``timeout`` seconds, by default those of the store.
+
+        Call :meth:`refuse_nesting` before. Raises LockTimeoutError, which names the process that holds the lock.
+        """
+        patience = self.timeout if timeout is None else timeout
+        deadline = time.monotonic() + patience
         try:
             self._here.inside = True
-            self._threads.acquire()
-            self._take_files(self._fileno())
+            if not self._threads.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
+                self._give_up(patience, os.getpid())
+            number = self._fileno()
+            if not self._take_files(number, deadline):
+                self._give_up(patience, _holder(number))
+            os.pwrite(number, f"{os.getpid():<19}\n".encode(), 0)
         except BaseException:
             self.release()
             raise
@@ -95,13 +113,44 @@ class WriteLock:
             self._file = _open(self.path)
         return self._file.fileno()
 
+    def _give_up(self, patience: float, holder: int | None) -> NoReturn:
+        who = "another process" if holder is None else f"process {holder}"
+        raise LockTimeoutError(
+            f"{self.path}: {who} has held the writer lock for more than {patience:g} s; wait for it or end it, or "
+            "raise MEMEVOLVE_STORAGE_LOCK_TIMEOUT"
+        )
+
     @staticmethod
-    def _take_files(number: int) -> None:
-        fcntl.lockf(number, fcntl.LOCK_EX, 1)
+    def _take_files(number: int, deadline: float) -> bool:
+        if not _waited(lambda: fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1), deadline):
+            return False
         try:
-            fcntl.flock(number, fcntl.LOCK_EX)
+            return _waited(lambda: fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB), deadline)
         finally:
             fcntl.lockf(number, fcntl.LOCK_UN, 1)
+
+
+def _waited(take: Callable[[], object], deadline: float) -> bool:
+    """Try to take a lock, more and more rarely up to 200 times a second; False when the deadline has passed."""
+    pause = 0.0001
+    while True:
+        try:
+            take()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        else:
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, 0.005)
+
+
+def _holder(number: int) -> int | None:
+    with suppress(ValueError, OSError):
+        return int(os.pread(number, 20, 0))
+    return None
 
 
 def _open(path: Path) -> io.FileIO:
@@ -109,5 +158,8 @@ def _open(path: Path) -> io.FileIO:
         return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
     except OSError as error:
         kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else StorageError
-        message = f"{path}: the lock file cannot be opened ({error.strerror}); make it and its folder writable"
+        remedy = "make it and its folder writable"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "too many files are open; close some or raise the limit (ulimit -n)"
+        message = f"{path}: the lock file cannot be opened ({error.strerror}); {remedy}"
         raise kind(message) from error

@@ -11,7 +11,7 @@ from .backup import backup
 from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability
 from .damage import clear_damage, damage_of
-from .lock import WriteLock
+from .lock import LOCK_SECONDS, WriteLock
 from .opening import Wish, database_path, lock_path, open_store, peek
 from .pool import ReaderPool
 from .reading import Reading
@@ -32,8 +32,8 @@ class Records(Reading):
     refused.
     """
 
-    def __init__(self, path: Path, wish: Wish) -> None:
-        lock = WriteLock(lock_path(path))
+    def __init__(self, path: Path, wish: Wish, lock_timeout: float = LOCK_SECONDS) -> None:
+        lock = WriteLock(lock_path(path), lock_timeout)
         with fork.held_off(path):
             try:
                 opened = open_store(path, lock, wish)
@@ -59,15 +59,17 @@ class Records(Reading):
         durability: Durability = "full",
         create: bool = True,
         vfs: str | None = None,
+        lock_timeout: float = LOCK_SECONDS,
     ) -> Records:
         """Open ``<prefix>.db``, or create it.
 
         dim: length of the vectors; None reads it from an existing file. metric: l2, cosine or ip; None likewise.
         durability: full syncs every commit; under normal a power cut may lose the last commits, a crash of the
-        process none. vfs: name of an apsw VFS. Raises ConfigurationError, DimensionMismatchError, StorageError,
+        process none. vfs: name of an apsw VFS. lock_timeout: seconds that a write waits for others.
+        Raises ConfigurationError, DimensionMismatchError, StorageError,
         NotAStoreError, NewerSchemaError, ReadOnlyError (when creating), NetworkFilesystemError, CorruptStoreError.
         """
-        return cls(database_path(prefix), Wish(dim, metric, durability, create, vfs))
+        return cls(database_path(prefix), Wish(dim, metric, durability, create, vfs), lock_timeout)
 
     @staticmethod
     def peek(prefix: str | os.PathLike[str]) -> StoreFacts | None:
@@ -86,12 +88,13 @@ class Records(Reading):
         """Release the file; waits for a running write. Every later call but this raises StoreClosedError."""
         self._session.close()
 
-    def write(self) -> Writing:
+    def write(self, timeout: float | None = None) -> Writing:
         """A context manager that yields a :class:`Transaction`: committed on success, rolled back on any exception.
 
-        Waits for other writers; Ctrl-C ends the wait. Raises ReadOnlyError, StorageFullError, StorageError.
+        Waits for other writers, at most ``timeout`` seconds, by default those given to :meth:`open`; Ctrl-C ends the
+        wait. Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
         """
-        return Writing(self._session, self.dim)
+        return Writing(self._session, self.dim, timeout)
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""

@@ -96,7 +96,7 @@ class Transaction:
             self._remove(unit_id)
             self._run(_ADD_UNIT, row)
         except FOREIGN as error:
-            raise noted(error, self._path) from error
+            raise noted(error, self._path, self._con) from error
         self._run(_ADD_VECTOR, (slot, vector))
         self._run(_ADD_TEXT, (slot, text))
         self._slot = slot
@@ -278,7 +278,7 @@ class Transaction:
         try:
             return self._raw(sql, parameters)
         except FOREIGN as error:
-            raise noted(error, self._path) from error
+            raise noted(error, self._path, self._con) from error
         except UnicodeEncodeError:
             return []  # an id that UTF-8 cannot hold is the id of nothing here
 
@@ -291,7 +291,7 @@ class Transaction:
         try:
             return act(self._con, *arguments)
         except FOREIGN as error:
-            raise noted(error, self._path) from error
+            raise noted(error, self._path, self._con) from error
 
 
 def encode_unit(unit: MemoryUnit, unit_id: str) -> str:

@@ -149,7 +149,7 @@ class Session:
         inherited: list[object] = [*self.pool.strand(), self._con]
         self._con = None
         self.lock.close_file()
-        self.lock = WriteLock(self.lock.path)
+        self.lock = WriteLock(self.lock.path, self.lock.timeout)
         return inherited
 
 
@@ -163,9 +163,10 @@ def _is_empty(file: Path) -> bool:
 class Writing:
     """The context of one write transaction; ``Records.write()`` makes it."""
 
-    __slots__ = ("__weakref__", "_dim", "_hold", "_session")
+    __slots__ = ("__weakref__", "_dim", "_hold", "_session", "_timeout")
 
-    def __init__(self, session: Session, dim: int) -> None:
+    def __init__(self, session: Session, dim: int, timeout: float | None = None) -> None:
+        self._timeout = timeout
         self._session = session
         self._dim = dim
         self._hold = _Hold(session)
@@ -177,14 +178,14 @@ class Writing:
         session.lock.refuse_nesting()
         try:
             hold.guard = weakref.ref(self, hold.abandon)
-            session.lock.acquire()
+            session.lock.acquire(self._timeout)
             hold.con = session.connection()
             session.begin(hold.con)
             hold.tx = Transaction(hold.con, session.path, self._dim, session.floor)
             return hold.tx
         except FOREIGN as error:
             hold.failed = True
-            raise noted(error, session.path) from error
+            raise noted(error, session.path, hold.con) from error
         finally:
             if hold.tx is None:
                 hold.leave()
@@ -198,7 +199,7 @@ class Writing:
                 hold.con.execute("COMMIT")
                 hold.failed = False
         except FOREIGN as error:
-            raise noted(error, self._session.path) from error
+            raise noted(error, self._session.path, hold.con) from error
         finally:
             hold.leave()
 

@@ -377,6 +377,8 @@ class StorageConfig(_Settings):
     """Whether single queries of the torch engine are recorded as CUDA graphs."""
     durability: _Durability = "full"
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
+    lock_timeout: _Seconds = 30.0
+    """Seconds that a write waits for other writers of the store before it fails; searches never wait for them."""
     sample_queries: _Switch = True
     """Whether a bounded sample of query vectors is kept to calibrate the index on what is really asked."""
     background: _Switch = True

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Literal
 
-from ...errors import StorageError
+from ...errors import LockTimeoutError, StorageError
 from ...monitoring.events import EventLog
 from ...records.access import enter, in_order, read_counts
 from ...records.records import Records
@@ -49,8 +49,9 @@ class Accesses:
     def note(self, ids: Sequence[str]) -> None:
         """The units of these ids were given to somebody."""
         self._reads.append((time.time(), ids))
+        before = self._held // FLUSH_AT
         self._held += len(ids)
-        if self._held >= FLUSH_AT:
+        if self._held // FLUSH_AT > before:
             self._overflow()
 
     def flush(self) -> None:
@@ -90,10 +91,22 @@ class Accesses:
         if not reads or self._records.read_only:
             return
         try:
-            with self._records.write() as tx:
+            with self._records.write(timeout=0) as tx:
                 tx.outside(lambda con: enter(con, reads))
+        except LockTimeoutError:
+            self._keep(reads)
         except StorageError as error:
             self._events.record("access-lost", f"{len(reads)} units' access figures: {error}")
+
+    def _keep(self, reads: dict[str, tuple[float, int]]) -> None:
+        """Somebody writes just now: hold the reads for the next time, up to the limit."""
+        if self._held + len(reads) > MOST_HELD:
+            self._events.record(
+                "access-lost", f"{len(reads)} units' access figures: another process writes all the time"
+            )
+            return
+        self._reads.extend((moment, (unit_id,) * count) for unit_id, (moment, count) in reads.items())
+        self._held += sum(count for _, count in reads.values())
 
     def _overflow(self) -> None:
         wake = self._wake()

@@ -206,6 +206,8 @@ def open_engine(
     machine: Machine | None = None,
 ) -> Engine:
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
+    if prefix and not Path(prefix).is_absolute():
+        prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
     table = engine_table(config)
     try:
         require_faiss()
@@ -214,7 +216,11 @@ def open_engine(
     facts = Records.peek(prefix)
     embedder = None if function is None else Embedder(function, facts.dim if facts and dim is None else dim)
     records = Records.open(
-        prefix, dim=_dimension(facts, embedder, dim), metric=_metric(facts, config), durability=config.durability
+        prefix,
+        dim=_dimension(facts, embedder, dim),
+        metric=_metric(facts, config),
+        durability=config.durability,
+        lock_timeout=config.lock_timeout,
     )
     try:
         return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
