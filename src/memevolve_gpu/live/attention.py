@@ -9,11 +9,11 @@ import numpy as np
 
 from ..training.judge import Pause, no_pause
 from ..training.quality import recall_of
-from ..types import Effort, FloatArray
+from ..types import Effort
 from .builder import JUDGED_AT, judged
 from .causes import Cause
 from .live import LiveIndex
-from .view import Found, View
+from .view import View
 
 __all__ = ["calibration_is_old", "probe", "recalibrate"]
 
@@ -35,8 +35,7 @@ def calibration_is_old(live: LiveIndex, view: View) -> bool:
 def recalibrate(live: LiveIndex, view: View, pause: Pause = no_pause) -> Cause | None:
     """Measure the body in use on the queries of today; a cause to train when it falls short."""
     started = time.perf_counter()
-    known, truth = replace(view.facts, calibration=None), live.truth(view.body)
-    facts, quality = judged(view.body, known, live.asked, live.settings, truth, pause)
+    facts, quality = judged(view.body, replace(view.facts, calibration=None), live.asked, live.settings, pause)
     live.describe(view.body, facts)
     queries = facts.calibration.queries if facts.calibration is not None else 0
     live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
@@ -51,27 +50,14 @@ def probe(live: LiveIndex, view: View, pause: Pause = no_pause) -> Cause | None:
     if view.facts.calibration is None or not len(queries):
         return None
     target = live.settings.target_recall
-    judge = replace(view, body=live.truth(view.body))
-    found = _distances(judge, queries, view.search(queries, JUDGED_AT, view.facts.effort(view.body, JUDGED_AT, target)))
+    found = view.search(queries, JUDGED_AT, view.facts.effort(view.body, JUDGED_AT, target)).distances
     truth = np.empty_like(found)
     for start in range(0, len(queries), STEP):
         part = slice(start, start + STEP)
-        truth[part] = judge.search(queries[part], JUDGED_AT, Effort(exact=True)).distances
+        truth[part] = view.search(queries[part], JUDGED_AT, Effort(exact=True)).distances
         pause()
     probed = recall_of(found, truth)
     live.describe(view.body, replace(live.view.facts, probed=probed))
     if len(queries) < PROBED or probed >= target - PROBE_SLACK:
         return None
     return Cause("train", f"recall@10 of real queries fell to {probed:.3f}")
-
-
-def _distances(judge: View, queries: FloatArray, found: Found) -> FloatArray:
-    """The distances of what was found, by the vectors of ``judge``; tails are exact already."""
-    if judge.body is found.view.body:
-        return found.distances
-    in_body = (found.places >= 0) & (found.places < judge.body.n)
-    order = np.argsort(~in_body, axis=1, kind="stable")
-    candidates = np.take_along_axis(np.where(in_body, found.places, -1), order, axis=1)
-    in_tail = np.where(in_body, np.float32(np.inf), found.distances)
-    exact = judge.body.table.rerank(queries, np.ascontiguousarray(candidates), JUDGED_AT)[0]
-    return np.sort(np.concatenate([exact, in_tail], axis=1), axis=1)[:, :JUDGED_AT]
