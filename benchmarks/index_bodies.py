@@ -41,8 +41,6 @@ def plans(n: int) -> dict[str, IndexPlan]:
     return {
         "exact": IndexPlan("exact"),
         "two_stage": IndexPlan("two_stage"),
-        "two_stage float16": IndexPlan("two_stage", precision="float16"),
-        "two_stage int8": IndexPlan("two_stage", precision="int8"),
         "ivf": IndexPlan("ivf", nlist=nlist),
         "hnsw": IndexPlan("hnsw"),
     }

@@ -63,8 +63,8 @@ class Kind(NamedTuple):
 
 KINDS = (
     Kind("exact", "l2", "flat", "float32"),
-    Kind("two_stage", "l2", "hnsw", "float16"),  # a graph holds float32 only, so codes take its place
-    Kind("ivf", "ip", "ivf", "int8"),
+    Kind("two_stage", "l2", "hnsw", "float32"),  # a graph does not fit, so codes take its place
+    Kind("ivf", "ip", "ivf", "float32"),
     Kind("hnsw", "cosine", "hnsw", "float32"),
 )
 
@@ -90,6 +90,7 @@ def settings(kind: Kind) -> StorageConfig:
         index_type=kind.index_type,
         precision=kind.precision,
         device="cpu",
+        max_memory_mb=0.016 if kind.name == "two_stage" else 16.0,
         min_training_units=40,
         vectors_per_centroid=15,
         nlist_min=4,

@@ -39,8 +39,9 @@ def test_target_is_reached(index_type: IndexType, vectors: FloatArray, queries: 
     n, dim = vectors.shape
     plan = plan_index(count=n, dim=dim, metric="l2", index_type=index_type, target_recall=0.99, budget_bytes=1 << 30)
     body = build(plan, rows_of(vectors), "l2", seed=1)
-    assert body.nbytes < 2000 * n, "2 MB for 1,000 units"
-    assert body.nbytes == pytest.approx(plan.bytes, rel=0.1)
+    resident = body.nbytes - body.table.nbytes  # without the vectors, which a store maps from its snapshot
+    assert resident < 400 * n
+    assert resident == pytest.approx(plan.bytes, rel=0.1)
     masks = [None, Allowed(np.arange(n) % 3 == 0), Allowed(np.arange(n) % 100 == 0)]
     for name, rows in queries.items():
         for mask in masks:

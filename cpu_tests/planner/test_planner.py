@@ -14,7 +14,7 @@ from memevolve_gpu.planner.effort import effort_for
 from memevolve_gpu.planner.nlist import ListsRule, adaptive_nlist, lists_status, should_recreate
 from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, plan_index, search_cost
 from memevolve_gpu.planner.sizes import plan_bytes
-from memevolve_gpu.types import IndexPlan, Precision
+from memevolve_gpu.types import IndexPlan
 
 PLENTY = 1 << 40
 
@@ -198,9 +198,7 @@ def test_auto_takes_the_cheapest(count: int, target: float, kind: str) -> None:
 @given(count=st.integers(1000, 10**6), target=st.floats(0.5, 0.999), dim=st.integers(1, 2048))
 def test_auto_is_never_dearer_than_a_scan(count: int, target: float, dim: int) -> None:
     found = plan(count, "auto", target=target, dim=dim)
-    assert search_cost(found, count, dim, target) <= search_cost(IndexPlan("exact"), count, dim, target) or (
-        found.precision != "float32"
-    )
+    assert search_cost(found, count, dim, target) <= search_cost(IndexPlan("exact"), count, dim, target)
 
 
 def test_lists_are_kept_until_they_differ_by_a_quarter() -> None:
@@ -210,62 +208,34 @@ def test_lists_are_kept_until_they_differ_by_a_quarter() -> None:
     assert plan(5000, "ivf", adaptive=False).nlist == 128, "the first body has to start somewhere"
 
 
-# -------------------------------------------------------------------------------------------------- precision, bytes
+# ------------------------------------------------------------------------------------------------------------ bytes
 
 
-@pytest.mark.parametrize(
-    ("dim", "precision"),
-    [
-        (3, "float32"),
-        (384, "float32"),
-        (430, "float32"),
-        (512, "float16"),
-        (768, "float16"),
-        (1536, "int8"),
-        (4096, "int8"),
-    ],
-)
-@pytest.mark.parametrize("index_type", ["ivf", "auto"])
-def test_wide_vectors_are_narrowed_to_stay_below_two_megabytes(
-    dim: int, precision: Precision, index_type: IndexType
-) -> None:
-    found = plan(20_000, index_type, dim=dim)
-    assert found.precision == precision
-    assert dim > 1500 or found.bytes <= 20_000 * 2000 * 1.1
-    assert ("kept as" in found.reason) == (precision != "float32")
+@pytest.mark.parametrize("dim", [3, 384, 1536, 4096])
+@pytest.mark.parametrize("index_type", ["flat", "ivf", "auto"])
+@pytest.mark.parametrize("precision", ["auto", "float16", "int8"])
+def test_vectors_stay_whole_and_take_no_memory(dim: int, index_type: IndexType, precision: PrecisionSetting) -> None:
+    found = plan(20_000, index_type, dim=dim, precision=precision)
+    assert found.precision == "float32"
+    assert found.bytes < 20_000 * (64 + dim)  # two 4-bit codes for every two components, slots and ids
 
 
-def test_exact_and_graph_stay_float32_where_they_fit() -> None:
-    assert plan(20_000, "flat", dim=1536).precision == "float32"
-    assert plan(20_000, "hnsw", dim=1536).precision == "float32"
-
-
-def test_a_named_precision_is_taken() -> None:
-    for precision in ("float32", "float16", "int8"):
-        assert plan(20_000, "ivf", dim=1024, precision=precision).precision == precision
-        assert plan(500, "flat", precision=precision).precision == precision
-    graph = plan(20_000, "hnsw", precision="int8")
-    assert (graph.kind, graph.precision) == ("two_stage", "int8")
-    assert "hnsw" in graph.notes[0]
-
-
-@pytest.mark.parametrize(("index_type", "kind"), [("flat", "exact"), ("ivf", "ivf"), ("auto", "two_stage")])
-def test_precision_narrows_to_the_budget_and_then_gives_up(index_type: IndexType, kind: str) -> None:
-    sizes = [plan(20_000, index_type, precision=precision).bytes for precision in ("float32", "float16", "int8")]
-    for size, precision in zip(sizes, ("float32", "float16", "int8"), strict=True):
-        found = plan(20_000, index_type, budget=size)
-        assert (found.kind, found.precision, found.bytes) == (kind, precision, size)
+@pytest.mark.parametrize("index_type", ["flat", "ivf", "hnsw", "auto"])
+def test_what_fits_no_budget_is_refused(index_type: IndexType) -> None:
+    size = plan(20_000, index_type).bytes
+    if index_type == "hnsw":
+        size = plan(20_000, index_type, budget=size - 1).bytes
+    assert plan(20_000, index_type, budget=size).bytes == size
     with pytest.raises(CapacityError, match="max_memory_mb"):
-        plan(20_000, index_type, budget=sizes[-1] - 1)
-    with pytest.raises(CapacityError, match="precision to auto"):
-        plan(20_000, index_type, budget=sizes[0] - 1, precision="float32")
+        plan(20_000, index_type, budget=size - 1)
 
 
 def test_graph_gives_way_to_codes_when_memory_is_short() -> None:
     graph = plan(20_000, "hnsw")
     found = plan(20_000, "hnsw", budget=graph.bytes - 1)
-    assert (found.kind, found.precision) == ("two_stage", "float32")
+    assert found.kind == "two_stage"
     assert "does not fit" in found.reason
+    assert "hnsw" in found.notes[0]
 
 
 @given(
@@ -293,19 +263,18 @@ def test_a_plan_fits_its_budget_and_explains_itself(
 
 
 SIZES = [(1000, 384), (1000, 8), (3000, 33), (2500, 128)]
-SIZED = [("exact", "float32"), ("exact", "float16"), ("two_stage", "float32"), ("two_stage", "int8")]
-SIZED += [("ivf", "float16"), ("ivf", "float32"), ("hnsw", "float32")]
 
 
 @pytest.mark.parametrize(("n", "dim"), SIZES)
-@pytest.mark.parametrize(("kind", "precision"), SIZED)
-def test_predicted_bytes_are_those_of_the_body(n: int, dim: int, kind: str, precision: Precision) -> None:
+@pytest.mark.parametrize("kind", ["exact", "two_stage", "ivf", "hnsw"])
+def test_predicted_bytes_are_those_of_the_body(n: int, dim: int, kind: str) -> None:
     rows = rows_of(clustered(np.random.default_rng(3), n, dim, "l2"))
     nlist = adaptive_nlist(n) if kind == "ivf" else 0
-    wanted = IndexPlan(kind=kind, nlist=nlist, precision=precision)  # type: ignore[arg-type]
+    wanted = IndexPlan(kind=kind, nlist=nlist)  # type: ignore[arg-type]
     body = build(wanted, rows, "l2", seed=1)
     predicted = plan_bytes(wanted, n, dim, rows.id_bytes.nbytes / n)
-    assert predicted == pytest.approx(body.nbytes, rel=0.1)
+    mapped = 0 if kind == "hnsw" else body.table.nbytes
+    assert predicted == pytest.approx(body.nbytes - mapped, rel=0.1)
 
 
 # ----------------------------------------------------------------------------------------------------------- effort

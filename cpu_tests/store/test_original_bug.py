@@ -91,17 +91,3 @@ def assert_sound(store: VectorStore, vectors: np.ndarray) -> None:
     assert {found for found in everything if found} == {f"u{i}" for i in range(len(vectors))}
     assert store.index.ntotal == len(vectors)
     assert store.index.is_trained
-
-
-@pytest.mark.parametrize("index_type", ["flat", "ivf", "auto"])
-def test_vectors_beyond_the_range_of_float16_cause_no_build_loop(tmp_path: Path, index_type: str) -> None:
-    vectors = DATA["one outlier of 10^4"].astype("float32") * 10
-    config = StorageConfig(index_type=index_type, precision="float16", min_training_units=100, background=False)
-    with VectorStore(tmp_path / "s", None, DIM, storage_config=config) as store:
-        store.store_batch([{"id": f"u{i}", "content": f"{i}"} for i in range(len(vectors))], vectors)
-        store.run_maintenance()
-        assert store.statistics()["index"]["precision"] == "int8"
-        built = store.statistics()["event_totals"]["built"]
-        store.run_maintenance()
-        assert store.statistics()["event_totals"]["built"] == built
-        assert not store.get_storage_health()["needs_retraining"]

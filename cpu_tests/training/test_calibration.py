@@ -29,7 +29,7 @@ from memevolve_gpu.training.calibration import (
     calibrate,
 )
 from memevolve_gpu.training.quality import recall_of, recalls_of
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric, Precision
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
 
 ROWS, DIM = 5000, 96
 TRIED = ("two_stage", "ivf", "hnsw")
@@ -97,8 +97,8 @@ def test_held_out_vectors_promise_enough_for_questions_near_and_far(
 def lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a store so large that codes are not kept in one piece beside the lists, and scans are dear."""
 
-    def dear(rows: int, dim: int, precision: Precision) -> float:
-        return scan_cost(rows, dim, precision) * (1e6 if rows >= ROWS else 1.0)
+    def dear(rows: int, dim: int) -> float:
+        return scan_cost(rows, dim) * (1e6 if rows >= ROWS else 1.0)
 
     for room in (ivf, ladder):
         monkeypatch.setattr(room, "WHOLE_ROWS", 0)

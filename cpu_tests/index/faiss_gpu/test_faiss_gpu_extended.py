@@ -127,7 +127,6 @@ def test_without_room_beside_the_old_body_there_is_none(
 def test_what_the_precision_cannot_hold_is_left_to_a_new_body(card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, N, DIM, "l2")
     far: Callable[[], Any] = lambda: cut(rows_of(np.concatenate((vectors, vectors[:3] * 1e6))), N, N + 3)  # noqa: E731
-    assert body_of("exact", vectors, "l2", "float16").extended(far()) is None
     assert body_of("ivf", vectors, "l2", "float16").extended(far()) is None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..errors import EngineError
 from ..types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 from .allowed import Allowed
 from .growing import grown
-from .rerank import VectorTable, make_table, table_from
+from .rerank import VectorTable, table_from
 from .sample import padded_columns
 from .scan import padded
 
@@ -45,8 +45,8 @@ class BuildJob:
         return self.rows.vectors if self.training is None else self.training
 
     def table(self) -> VectorTable:
-        """The rows' vectors in the plan's precision."""
-        return make_table(self.rows.vectors, self.plan.precision, self.metric)
+        """The rows' vectors."""
+        return VectorTable(np.ascontiguousarray(self.rows.vectors), self.metric)
 
     def blocks(self, size: int, width: int) -> Iterator[FloatArray]:
         """The rows' vectors in blocks of ``size``, widened to ``width`` columns, while ``add`` progress is reported."""
@@ -67,7 +67,7 @@ class Body(ABC):
     """An index over n row versions that never changes. Any number of threads may search it at the same time.
 
     ``slots`` int64 (n,) strictly ascending; ``id_bytes`` and ``id_ends`` hold the ids as in :class:`~..types.Rows`;
-    ``table`` holds the vectors in the plan's precision. Results are positions, 0 to n - 1, into these arrays.
+    ``table`` holds the float32 vectors that decide. Results are positions, 0 to n - 1, into these arrays.
     """
 
     kind: ClassVar[str]
@@ -75,7 +75,7 @@ class Body(ABC):
     """Whether ``search`` takes torch tensors, float32 (nq, dim), as they lie on a device."""
 
     def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable) -> None:
-        self.plan = plan if plan.precision == table.precision else _with_precision(plan, table)
+        self.plan = plan
         self.metric: Metric = metric
         self.slots = rows.slots
         self.id_bytes = rows.id_bytes
@@ -149,13 +149,20 @@ class Body(ABC):
 
     @property
     def vectors(self) -> FloatArray:
-        """All vectors as float32 (n, dim); a view for float32 tables, a conversion of everything otherwise."""
+        """All vectors as float32 (n, dim), a view."""
         return self.table.gather(slice(0, self.n))
 
     @property
     def nbytes(self) -> int:
-        """Real bytes: slot table, ids, vectors, and what faiss holds."""
-        return self.slots.nbytes + self.id_bytes.nbytes + self.id_ends.nbytes + self.table.nbytes + self._engine_bytes()
+        """Bytes of memory: slot table, ids, what faiss holds, and the vectors that are not mapped from a file."""
+        own = self.slots.nbytes + self.id_bytes.nbytes + self.id_ends.nbytes
+        return own + self.table.resident_bytes + self._engine_bytes()
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of vectors that are mapped from a file: the system reads them when they are needed and drops them when
+        memory is short."""
+        return self.table.nbytes - self.table.resident_bytes
 
     def search(
         self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None = None
@@ -169,8 +176,7 @@ class Body(ABC):
             allowed: rows that may be returned, over exactly n rows; None for all.
 
         Returns:
-            distances float32 (nq, k) ascending (exact for float32 tables) and positions int64 (nq, k), padded with
-            +inf and -1.
+            exact distances float32 (nq, k), ascending, and positions int64 (nq, k), padded with +inf and -1.
 
         Raises:
             EngineError: faiss fails.
@@ -212,7 +218,7 @@ class Body(ABC):
         ]
 
     def vectors_at(self, positions: IntArray) -> FloatArray:
-        """The vectors at ``positions`` (m,), float32 (m, dim), as the table holds them."""
+        """The vectors at ``positions`` (m,), float32 (m, dim)."""
         return self.table.gather(np.asarray(positions, dtype=np.int64))
 
     def position_of(self, slots: IntArray) -> IntArray:
@@ -261,8 +267,8 @@ class Body(ABC):
         return Rows(slots, id_bytes, id_ends, np.empty((0, 0), np.float32))
 
     @staticmethod
-    def _table_of(plan: IndexPlan, metric: Metric, rows: Rows, parts: Arrays) -> VectorTable:
-        table = table_from(plan.precision, parts, metric)
+    def _table_of(metric: Metric, rows: Rows, parts: Arrays) -> VectorTable:
+        table = table_from(parts, metric)
         if table.n != len(rows.slots):
             raise EngineError(f"{table.n} vectors for {len(rows.slots)} slots; rebuild the index")
         return table
@@ -278,10 +284,6 @@ def _column(parts: Arrays, name: str, dtype: type[np.generic]) -> npt.NDArray[An
 def out_of_range(precision: Precision) -> str:
     """The note in the plan of a body that could not hold its vectors in ``precision``."""
     return f"vectors leave the range of {precision}"
-
-
-def _with_precision(plan: IndexPlan, table: VectorTable) -> IndexPlan:
-    return replace(plan, precision=table.precision, notes=(*plan.notes, out_of_range(plan.precision)))
 
 
 def chunks(nq: int, bytes_each: int) -> Iterator[slice]:

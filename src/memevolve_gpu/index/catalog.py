@@ -77,6 +77,8 @@ def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
 def _body_class(plan: IndexPlan) -> type[Body]:
     if plan.kind not in KINDS:
         raise EngineError(f"plan.kind {plan.kind!r} is unknown; known are {', '.join(sorted(KINDS))}")
+    if plan.engine == "cpu" and plan.precision != "float32":
+        raise EngineError(f"plan.precision {plan.precision!r} is for a device; the CPU searches float32")
     found = ENGINES.get((plan.engine, plan.kind))
     if found is None:
         known = sorted(kind for engine, kind in ENGINES if engine == plan.engine)

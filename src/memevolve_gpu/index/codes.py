@@ -77,7 +77,7 @@ class CodeScan:
         """Candidates (nq, want), and the queries for which too few were found before a scan became cheaper."""
         candidates = np.full((len(queries), want), -1, np.int64)
         enough, todo = min(want, allowed.count), np.arange(len(queries))
-        scan = scan_cost(allowed.count, self.table.dim, self.table.precision)
+        scan = scan_cost(allowed.count, self.table.dim)
         while todo.size and self._cost(want, width) < scan:
             proposed = self._propose(queries[todo], width)
             hits = allowed.test(proposed)
@@ -110,4 +110,4 @@ class CodeScan:
     def _cost(self, want: int, width: int) -> float:
         if 4 * width >= self.table.n:
             return math.inf
-        return codes_cost(self._reads, width, want, self.table.dim, self.table.precision)
+        return codes_cost(self._reads, width, want, self.table.dim)

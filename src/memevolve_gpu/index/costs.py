@@ -7,8 +7,6 @@ ratios matter, and they move little between machines because all of it is memory
 
 from __future__ import annotations
 
-from ..types import Precision
-
 __all__ = [
     "CANDIDATE",
     "GATHERED_FLOAT",
@@ -20,10 +18,10 @@ __all__ = [
     "scan_cost",
 ]
 
-SCANNED_FLOAT: dict[Precision, float] = {"float32": 13.0, "float16": 20.0, "int8": 60.0}
+SCANNED_FLOAT = 13.0
 """One component of a row, in an exact scan."""
-GATHERED_FLOAT: dict[Precision, float] = {"float32": 13.0, "float16": 50.0, "int8": 45.0}
-"""One component of a candidate that is fetched, widened and compared."""
+GATHERED_FLOAT = 13.0
+"""One component of a candidate that is fetched and compared."""
 CANDIDATE = 4000.0
 """Keeping one more row in the result of a fast scan."""
 LIST = 35_000.0
@@ -36,11 +34,11 @@ _CALL = 2_000_000.0
 """A second stage: buffers, calls, and testing candidates."""
 
 
-def scan_cost(rows: int, dim: int, precision: Precision) -> float:
+def scan_cost(rows: int, dim: int) -> float:
     """An exact scan of ``rows`` vectors."""
-    return SCANNED_FLOAT[precision] * rows * dim
+    return SCANNED_FLOAT * rows * dim
 
 
-def codes_cost(code_reads: float, width: int, want: int, dim: int, precision: Precision) -> float:
+def codes_cost(code_reads: float, width: int, want: int, dim: int) -> float:
     """A fast scan that reads ``code_reads`` codes and keeps ``width`` rows, of which ``want`` are reranked."""
-    return _CALL + code_reads + width * CANDIDATE + want * dim * GATHERED_FLOAT[precision]
+    return _CALL + code_reads + width * CANDIDATE + want * dim * GATHERED_FLOAT

@@ -26,11 +26,11 @@ class ExactBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> ExactBody:
         rows = cls._rows_of(parts)
-        return cls(plan, metric, rows, cls._table_of(plan, metric, rows, parts))
+        return cls(plan, metric, rows, cls._table_of(metric, rows, parts))
 
-    def _extended(self, rows: Rows) -> ExactBody | None:
+    def _extended(self, rows: Rows) -> ExactBody:
         table = self.table.extended(rows.vectors)
-        return None if table is None else ExactBody(self.plan, self.metric, self._slot_table_with(rows), table)
+        return ExactBody(self.plan, self.metric, self._slot_table_with(rows), table)
 
     def _search(
         self,

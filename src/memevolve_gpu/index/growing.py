@@ -2,11 +2,17 @@
 
 An array from :func:`roomy` or :func:`grown` is a view of a larger allocation. Whoever holds the longest view of it may
 be followed by a longer one that shares its memory; nobody's rows are ever written again. Room that no row has touched
-takes address space and no memory.
+takes address space and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
+they are needed, and drops them when memory is short.
 """
 
 from __future__ import annotations
 
+import ctypes
+import math
+import mmap
+import os
+import sys
 import threading
 import weakref
 from typing import Any, TypeVar
@@ -14,11 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["grown", "lengthened", "roomy"]
+__all__ = ["grown", "in_memory", "lengthened", "mapped", "roomy"]
 
 _SHARE = 4
 """Room for a quarter more rows: a store that grows is trained anew before it needs a fourth allocation."""
 _LEAST = 64
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -30,14 +38,46 @@ class _Room(np.ndarray[Any, Any]):
     lock: threading.Lock
     copied: tuple[weakref.ref[Any], int] | None = None
     """Whose first rows lie here too, and how many of them."""
+    from_file: int = 0
+    """How many of the first rows are mapped from a file."""
 
 
 def roomy(shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
     """An array of ``shape``, not initialised, that :func:`grown` can lengthen without a copy."""
     rows = shape[0]
-    room = np.ndarray.__new__(_Room, (rows + max(_LEAST, rows // _SHARE), *shape[1:]), dtype)
+    room = np.ndarray.__new__(_Room, (_with_room(rows), *shape[1:]), dtype)
     room.used, room.lock = rows, threading.Lock()
     return _first(room, rows)
+
+
+def mapped(file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+    """An array of ``shape`` that a file holds from ``offset`` bytes on, mapped in place; :func:`grown` can lengthen it.
+
+    ``file`` is a descriptor that may be closed afterwards. The rows must lie within the file, and nobody may ever cut
+    it or write to it: it is replaced by renaming another over it. What is written to the array stays in this process.
+
+    Raises:
+        OSError: the system cannot map this file there.
+    """
+    rows, width = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    if offset % mmap.PAGESIZE or os.fstat(file).st_size < offset + rows * width:
+        raise OSError(f"{rows} rows of {width} bytes at byte {offset} cannot be mapped")
+    capacity = _with_room(rows)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    region = mmap.mmap(-1, max(1, capacity * width), flags=flags)
+    if rows * width:
+        _lay_over(region, file, offset, rows * width)
+    room = np.ndarray.__new__(_Room, (capacity, *shape[1:]), dtype, buffer=region)
+    room.used, room.lock, room.from_file = rows, threading.Lock(), rows
+    return _first(room, rows)
+
+
+def in_memory(array: npt.NDArray[Any]) -> int:
+    """Bytes of the rows of ``array`` that no file holds."""
+    room = _room_of(array)
+    if room is None or not len(array):
+        return array.nbytes
+    return max(0, len(array) - room.from_file) * (array.nbytes // len(array))
 
 
 def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Scalar]:
@@ -64,6 +104,23 @@ def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
     longer[:n] = array
     _owner(longer).copied = (weakref.ref(_owner(array)), n)
     return longer
+
+
+def _with_room(rows: int) -> int:
+    return rows + max(_LEAST, rows // _SHARE)
+
+
+def _lay_over(region: mmap.mmap, file: int, offset: int, size: int) -> None:
+    """Put ``size`` bytes of a file in place of the first of ``region``, whose end unmaps both."""
+    library = ctypes.CDLL(None, use_errno=True)
+    place = library.mmap
+    place.restype = ctypes.c_void_p
+    place.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    address = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+    if place(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, offset) != address:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _follows(room: _Room, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:

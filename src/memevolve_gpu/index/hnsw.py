@@ -13,7 +13,7 @@ from .base import Arrays, Body, BuildJob, chunks
 from .costs import HNSW_ROWS_PER_BEAM
 from .engine import from_bytes, metric_of, to_bytes, with_rows
 from .faiss_door import load_faiss, one_thread, translated
-from .rerank import Float32Table
+from .rerank import VectorTable
 from .scan import padded, to_distances
 
 __all__ = ["HNSW_LINKS", "HNSWBody"]
@@ -31,7 +31,7 @@ class HNSWBody(Body):
     kind: ClassVar[str] = "hnsw"
 
     def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, engine: Any, storage: Any) -> None:
-        table = Float32Table(_view(storage), metric, owner=storage)
+        table = VectorTable(_view(storage), metric, owner=storage)
         super().__init__(plan, metric, rows, table)
         self._engine = engine
 
@@ -51,9 +51,9 @@ class HNSWBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> HNSWBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, metric, rows, parts)
+        table = cls._table_of(metric, rows, parts)
         engine = from_bytes(parts, "faiss", "IndexHNSWFlat", table.n, metric)
-        if engine.d != table.dim or not isinstance(table, Float32Table):
+        if engine.d != table.dim:
             raise EngineError(f"a graph of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
         _check_links(engine, table.n)
         faiss = load_faiss()

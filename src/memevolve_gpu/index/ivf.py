@@ -71,7 +71,7 @@ class IVFBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> IVFBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, metric, rows, parts)
+        table = cls._table_of(metric, rows, parts)
         lists = from_bytes(parts, "faiss", "IndexIVFPQFastScan", table.n, metric)
         check_codes(lists, table.dim)
         if lists.nlist != plan.nlist:
@@ -97,8 +97,6 @@ class IVFBody(Body):
 
     def _extended(self, rows: Rows) -> IVFBody | None:
         table, whole = self.table.extended(rows.vectors), None
-        if table is None:
-            return None
         lists = with_rows(self._lists, rows.vectors, ADD_ROWS)
         if self._whole is not None and self.n + len(rows.slots) <= WHOLE_ROWS:
             whole = with_rows(self._whole.engine, rows.vectors, ADD_ROWS)
@@ -123,7 +121,7 @@ class IVFBody(Body):
         want = candidate_width(k, effort)
         nprobe = self._lists_to_probe(effort, allowed)
         count = self.n if allowed is None else allowed.count
-        scan = scan_cost(count, self.dim, self.table.precision)
+        scan = scan_cost(count, self.dim)
         lists = self._lists_cost(want, nprobe)
         whole = math.inf if self._whole is None else self._whole.cost(want, allowed)
         if want >= count or scan < min(lists, whole):
@@ -176,10 +174,8 @@ class IVFBody(Body):
         return min(self._nlist, math.ceil(wanted * math.sqrt(self.n / allowed.count)))
 
     def _lists_cost(self, want: int, nprobe: int) -> float:
-        reads = (
-            self.n * nprobe / self._nlist * self._codes + nprobe * LIST + scan_cost(self._nlist, self.dim, "float32")
-        )
-        return codes_cost(reads, want, want, self.dim, self.table.precision)
+        reads = self.n * nprobe / self._nlist * self._codes + nprobe * LIST + scan_cost(self._nlist, self.dim)
+        return codes_cost(reads, want, want, self.dim)
 
 
 def _trained(job: BuildJob) -> Any:

@@ -3,14 +3,16 @@
 Layout, little-endian::
 
     offset 0   magic      8 bytes  b"MEVSNAP\\n"
-           8   version    u32      1
+           8   version    u32      2
           12   length     u32      bytes of the header
           16   crc        u32      CRC-32 of version, length and header
           20   header     JSON     info with plan; sections in order, each with name, dtype, shape, crc32
-         ...   the sections, each at the next multiple of 4096, zeros between them; the last one ends the file
+         ...   the sections, each at the next multiple of 4096, the vectors at one of 65536, so that pages of any
+               size can be mapped; zeros between them; the last one ends the file
 
 Nothing is allocated before its size was held against the size of the file, and no byte is handed to an engine before
-its checksum held.
+its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
+those of a body that was just written.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -36,7 +38,7 @@ from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, Metric
 from .base import Arrays, Body
 from .catalog import KINDS, from_parts
-from .growing import roomy
+from .growing import mapped, roomy
 
 __all__ = [
     "FORMAT_VERSION",
@@ -48,12 +50,14 @@ __all__ = [
     "write_snapshot",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MAGIC = b"MEVSNAP\n"
 _PREFIX = struct.Struct("<8sIII")
-_PAGE = 4096
+_PAGE, _LARGEST_PAGE = 4096, 65536
 _DEAD = "dead"
+_VECTORS = "vectors"
+_STEP = 1 << 20
 _MAX_HEADER = 1 << 20
 _DTYPES = {"uint8", "int8", "int64", "float16", "float32"}
 _METRICS = ("l2", "cosine", "ip")
@@ -110,7 +114,7 @@ class _Section:
 
 
 def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo) -> None:
-    """Write ``body`` to ``path``, replacing what is there in one step.
+    """Write ``body`` to ``path``, replacing what is there in one step, and let it read its vectors from there.
 
     Raises:
         SnapshotError: the system refuses (disk full, no permission, folder missing); what was at ``path`` stays.
@@ -124,12 +128,13 @@ def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo)
         raise SnapshotError("unwritable", f"extra: the header takes {len(header)} bytes, {_MAX_HEADER} are allowed")
     temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            _write(file, header, arrays)
+        with temporary.open("x+b") as file:
+            places = _write(file, header, arrays)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
-        _sync_folder(target.parent)
+            temporary.replace(target)
+            _sync_folder(target.parent)
+            _map(body, file, places[_VECTORS])
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise SnapshotError(
@@ -194,13 +199,23 @@ def clear_leftovers(path: str | os.PathLike[str], older_than_s: float = 3600.0) 
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> None:
+def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> dict[str, int]:
+    """Write everything; returns where each section begins."""
+    places = {}
     crc = _header_crc(FORMAT_VERSION, header)
     file.write(_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header), crc) + header)
-    for array in arrays.values():
-        file.write(bytes(-file.tell() % _PAGE))
+    for name, array in arrays.items():
+        file.write(bytes(_gap(name, file.tell())))
+        places[name] = file.tell()
         if array.nbytes:
             file.write(_raw(array))
+    return places
+
+
+def _map(body: Body, file: BinaryIO, offset: int) -> None:
+    """Have the vectors of ``body`` read from where they were written; where that cannot be they stay in memory."""
+    with suppress(OSError):
+        body.table.moved_to(mapped(file.fileno(), offset, body.table.vectors.shape, np.float32))
 
 
 def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
@@ -221,6 +236,11 @@ def _header_crc(version: int, header: bytes) -> int:
 def _raw(array: npt.NDArray[np.generic]) -> memoryview:
     """The bytes of a C-contiguous array; an empty one has none."""
     return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(bytearray())
+
+
+def _gap(name: str, position: int) -> int:
+    """Zeros in front of a section."""
+    return -position % (_LARGEST_PAGE if name == _VECTORS else _PAGE)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -327,7 +347,7 @@ def _natural(value: Any) -> int:
 
 def _sections_end(position: int, sections: list[_Section]) -> int:
     for section in sections:
-        position += -position % _PAGE + section.nbytes
+        position += _gap(section.name, position) + section.nbytes
     return position
 
 
@@ -344,12 +364,36 @@ def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
     """The arrays, each held against its checksum, and the zeros between them."""
     parts: Arrays = {}
     for section in sections:
-        gap = file.read(-file.tell() % _PAGE)
-        array = roomy(section.shape, np.dtype(section.dtype).type)
-        raw = _raw(array)
-        if file.readinto(raw) != len(raw):  # type: ignore[attr-defined]
-            raise SnapshotError("torn", f"snapshot {file.name} ends inside section {section.name!r}")
-        if any(gap) or zlib.crc32(raw) != section.crc32:
+        gap = file.read(_gap(section.name, file.tell()))
+        array = _mapped_section(file, section) if section.name == _VECTORS else None
+        if array is None:
+            array = roomy(section.shape, np.dtype(section.dtype).type)
+            raw = _raw(array)
+            if file.readinto(raw) != len(raw):  # type: ignore[attr-defined]
+                raise SnapshotError("torn", f"snapshot {file.name} ends inside section {section.name!r}")
+            crc = zlib.crc32(raw)
+        else:
+            crc = _crc_of(file, section.nbytes)
+        if any(gap) or crc != section.crc32:
             raise SnapshotError("damaged", f"section {section.name!r} of snapshot {file.name} fails its checksum")
         parts[section.name] = array
     return parts
+
+
+def _mapped_section(file: BinaryIO, section: _Section) -> npt.NDArray[np.generic] | None:
+    """The array mapped in place; None where the system cannot, and it has to be read."""
+    try:
+        return mapped(file.fileno(), file.tell(), section.shape, np.dtype(section.dtype).type)
+    except OSError:
+        return None
+
+
+def _crc_of(file: BinaryIO, size: int) -> int:
+    """The checksum of the next ``size`` bytes, read a piece at a time, so that they take no memory of this process."""
+    crc = 0
+    while size:
+        piece = file.read(min(size, _STEP))
+        if not piece:
+            return -1
+        crc, size = zlib.crc32(piece, crc), size - len(piece)
+    return crc

@@ -38,7 +38,7 @@ class TwoStageBody(Body):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TwoStageBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, metric, rows, parts)
+        table = cls._table_of(metric, rows, parts)
         engine = from_bytes(parts, "faiss", "IndexPQFastScan", table.n, metric)
         check_codes(engine, table.dim)
         return cls(plan, metric, rows, table, engine)
@@ -49,8 +49,6 @@ class TwoStageBody(Body):
 
     def _extended(self, rows: Rows) -> TwoStageBody | None:
         table = self.table.extended(rows.vectors)
-        if table is None:
-            return None
         engine = with_rows(self._codes.engine, rows.vectors, ADD_ROWS)
         return TwoStageBody(self.plan, self.metric, self._slot_table_with(rows), table, engine)
 
@@ -65,7 +63,7 @@ class TwoStageBody(Body):
     ) -> tuple[FloatArray, IntArray]:
         want = candidate_width(k, effort)
         count = self.n if allowed is None else allowed.count
-        if scan_cost(count, self.dim, self.table.precision) < self._codes.cost(want, allowed):
+        if scan_cost(count, self.dim) < self._codes.cost(want, allowed):
             return self.table.scan(queries, k, allowed)
         return self._codes.search(queries, k, want, allowed)
 

@@ -15,7 +15,7 @@ from ..utils.vectors import normalize_rows
 from .builder import JUDGED_AT, judged
 from .causes import Cause
 from .live import LiveIndex
-from .view import Found, View
+from .view import View
 
 __all__ = ["calibration_is_old", "probe", "quality_now", "recalibrate"]
 
@@ -43,8 +43,7 @@ def calibration_is_old(live: LiveIndex, view: View) -> bool:
 def recalibrate(live: LiveIndex, view: View, pause: Pause = no_pause) -> Cause | None:
     """Measure the body in use on the queries of today; a cause to train when it falls short."""
     started = time.perf_counter()
-    known, truth = replace(view.facts, calibration=None), live.truth(view.body)
-    facts, quality = judged(view.body, known, live.asked, live.settings, truth, pause)
+    facts, quality = judged(view.body, replace(view.facts, calibration=None), live.asked, live.settings, pause)
     live.describe(view.body, facts)
     queries = facts.calibration.queries if facts.calibration is not None else 0
     live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
@@ -98,12 +97,11 @@ def _measured_now(live: LiveIndex, view: View, held: Quality) -> Quality:
 def _recall(live: LiveIndex, view: View, queries: FloatArray, pause: Pause) -> float:
     """Recall@10 at the effort of searches."""
     target = live.settings.target_recall
-    judge = replace(view, body=live.truth(view.body))
-    found = _distances(judge, queries, view.search(queries, JUDGED_AT, view.facts.effort(view.body, JUDGED_AT, target)))
+    found = view.search(queries, JUDGED_AT, view.facts.effort(view.body, JUDGED_AT, target)).distances
     truth = np.empty_like(found)
     for start in range(0, len(queries), STEP):
         part = slice(start, start + STEP)
-        truth[part] = judge.search(queries[part], JUDGED_AT, Effort(exact=True)).distances
+        truth[part] = view.search(queries[part], JUDGED_AT, Effort(exact=True)).distances
         pause()
     return recall_of(found, truth)
 
@@ -120,15 +118,3 @@ def _self_hits(live: LiveIndex, view: View) -> float:
     held = live.records.vectors_of(nearest)
     hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
     return sum(hits) / len(hits)
-
-
-def _distances(judge: View, queries: FloatArray, found: Found) -> FloatArray:
-    """The distances of what was found, by the vectors of ``judge``; tails are exact already."""
-    if judge.body is found.view.body:
-        return found.distances
-    in_body = (found.places >= 0) & (found.places < judge.body.n)
-    order = np.argsort(~in_body, axis=1, kind="stable")
-    candidates = np.take_along_axis(np.where(in_body, found.places, -1), order, axis=1)
-    in_tail = np.where(in_body, np.float32(np.inf), found.distances)
-    exact = judge.body.table.rerank(queries, np.ascontiguousarray(candidates), JUDGED_AT)[0]
-    return np.sort(np.concatenate([exact, in_tail], axis=1), axis=1)[:, :JUDGED_AT]

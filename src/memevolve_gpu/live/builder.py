@@ -13,7 +13,7 @@ from ..training.collector import TrainingSet, source_for
 from ..training.drift import list_balance
 from ..training.judge import Pause, no_pause
 from ..training.quality import Quality, measure, self_hits
-from ..types import FloatArray, IndexPlan, Rows
+from ..types import FloatArray, IndexPlan
 from .asked import Asked
 from .causes import Cause
 from .draft import exact_body
@@ -21,11 +21,9 @@ from .facts import BodyFacts
 from .rebuild import Gathered
 from .settings import LiveSettings
 
-__all__ = ["JUDGED_AT", "Built", "Collect", "Truth", "build_verified", "extend_verified", "judged"]
+__all__ = ["JUDGED_AT", "Built", "Collect", "build_verified", "extend_verified", "judged"]
 
 Collect = Callable[[FloatArray], TrainingSet]
-Truth = Callable[[Body], Body]
-"""Gives a float32 body of the same rows, which decides what a narrower one finds."""
 
 JUDGED_AT = 10
 """recall@k is judged at this k."""
@@ -79,20 +77,17 @@ def build_verified(
         except EngineError as error:
             refused = f"cannot build {plan.kind}: {error}"
             continue
-        truth = _truth_of(rows, body)
         for known in _known(old.facts, body, like):
-            facts, quality = judged(body, known, asked, settings, truth, pause)
+            facts, quality = judged(body, known, asked, settings, pause)
             if quality.meets(settings.target_recall):
                 return Built(body, replace(facts, by_request=cause.by_request), trained=like is None)
         refused = f"{plan.kind} fell short: {quality}"
     return Built(exact_body(rows, old.metric), BodyFacts(refused_rows=len(rows.slots)), trained=False, refused=refused)
 
 
-def extend_verified(
-    gathered: Gathered, settings: LiveSettings, asked: Asked, truth: Truth, pause: Pause = no_pause
-) -> Built | None:
+def extend_verified(gathered: Gathered, settings: LiveSettings, asked: Asked, pause: Pause = no_pause) -> Built | None:
     """The body of the view with the gathered rows behind its own; None where it cannot have them, or is not good
-    enough then. What is known of it is carried over; its new rows must find themselves. truth: gives full precision.
+    enough then. What is known of it is carried over; its new rows must find themselves.
     """
     old = gathered.view
     try:
@@ -102,36 +97,29 @@ def extend_verified(
     if body is None or body is old.body or (body.kind == "exact" and body.plan.engine == "cpu"):
         return None if body is None else Built(body, old.facts, trained=False)
     if body.kind == "exact":  # on a device, whose numbers are narrower than those that decide
-        facts, quality = _looked_at(body, old.facts, old.body.n, settings, truth)
+        facts, quality = _looked_at(body, old.facts, old.body.n, settings)
         return Built(body, facts, trained=False) if quality.meets(settings.target_recall) else None
     for known in _known(old.facts, body, old.body):
         if known.calibration is not None:
-            facts, quality = _looked_at(body, replace(known, quality=old.facts.quality), old.body.n, settings, truth)
+            facts, quality = _looked_at(body, replace(known, quality=old.facts.quality), old.body.n, settings)
         else:
-            facts, _ = judged(body, known, asked, settings, truth(body), pause)
-            facts, quality = _looked_at(body, facts, old.body.n, settings, truth)
+            facts, _ = judged(body, known, asked, settings, pause)
+            facts, quality = _looked_at(body, facts, old.body.n, settings)
         if quality.meets(settings.target_recall):
             return Built(body, facts, trained=False)
     return None
 
 
-def _looked_at(
-    body: Body, known: BodyFacts, start: int, settings: LiveSettings, truth: Truth
-) -> tuple[BodyFacts, Quality]:
+def _looked_at(body: Body, known: BodyFacts, start: int, settings: LiveSettings) -> tuple[BodyFacts, Quality]:
     """How an extended body does: rows from ``start`` on find themselves, and recall, where it grew much since."""
     effort = known.effort(body, JUDGED_AT, settings.target_recall)
     hits = self_hits(body, effort, start=start, queries=FEW, seed=settings.seed)
     held = known.quality
     if held is None or body.n > MEASURED_AGAIN * known.measured_rows:
-        held = measure(body, effort, k=JUDGED_AT, queries=FEW, seed=settings.seed, truth=truth(body))
+        held = measure(body, effort, k=JUDGED_AT, queries=FEW, seed=settings.seed)
         known = replace(known, measured_rows=body.n)
     quality = replace(held, self_hit=hits)
     return replace(known, quality=quality), quality
-
-
-def _truth_of(rows: Rows, body: Body) -> Body:
-    """The rows that ``body`` was built of, in float32."""
-    return body if body.table.precision == "float32" else exact_body(rows, body.metric)
 
 
 def _quantiser(plan: IndexPlan, nlist: int) -> tuple[object, ...]:
@@ -153,18 +141,17 @@ def _training(plan: IndexPlan, vectors: FloatArray, collect: Collect) -> FloatAr
 
 
 def judged(
-    body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings, truth: Body, pause: Pause = no_pause
+    body: Body, known: BodyFacts, asked: Asked, settings: LiveSettings, pause: Pause = no_pause
 ) -> tuple[BodyFacts, Quality]:
     """Calibrate the body, unless that is known, and see how it does at the effort that searches will use then.
 
-    ``truth`` holds the same rows in float32 and decides what is found; it is the body itself where that holds float32.
     A scan on a device has nothing to calibrate, but it is judged: its numbers are narrower than those that decide.
     """
     if known.calibration is None and body.kind != "exact":
-        fresh = calibrate(body, asked.sample(), seed=settings.seed, pause=pause, truth=truth)
+        fresh = calibrate(body, asked.sample(), seed=settings.seed, pause=pause)
         known = replace(known, calibration=fresh, calibrated_rows=body.n, asked=asked.seen)
     effort = known.effort(body, JUDGED_AT, settings.target_recall)
-    quality = measure(body, effort, k=JUDGED_AT, seed=settings.seed, pause=pause, truth=truth)
+    quality = measure(body, effort, k=JUDGED_AT, seed=settings.seed, pause=pause)
     return replace(known, quality=quality, measured_rows=body.n), quality
 
 

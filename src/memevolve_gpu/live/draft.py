@@ -37,7 +37,7 @@ def exact_body(rows: Rows, metric: Metric) -> Body:
 def host_twin(body: Body) -> Body:
     """A body on the CPU that scans the vectors of ``body``, which it shares: the same positions, at no cost."""
     rows = Rows(body.slots, body.id_bytes, body.id_ends, np.empty((0, body.dim), dtype=np.float32))
-    return ExactBody(replace(EXACT, precision=body.table.precision), body.metric, rows, body.table)
+    return ExactBody(EXACT, body.metric, rows, body.table)
 
 
 def on_host(view: View) -> View:

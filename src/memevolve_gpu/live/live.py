@@ -27,7 +27,7 @@ from .desk import DeviceDesk
 from .draft import Draft, apart, on_host
 from .facts import BodyFacts
 from .masks import FilterMasks, Touched
-from .recovery import agrees, full_precision, load_snapshot, read_everything
+from .recovery import agrees, load_snapshot, read_everything
 from .relisted import Relisted
 from .settings import LiveSettings
 from .view import Found, Mask, View
@@ -76,7 +76,7 @@ class LiveIndex:
         """Is the view being replaced? Read and set by the thread that holds the mutex."""
         self._masks = FilterMasks(records.matching)
         self._touched = Touched(0)
-        self._measured: tuple[object, int] = (None, 0)
+        self._measured: tuple[object, object, int] = (None, None, 0)
         self._parents_body: Body | None = None
         self._view = self._open()
         renew_in_child(self)
@@ -88,12 +88,13 @@ class LiveIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by body, vectors, id maps, deaths and masks."""
+        """Bytes of memory that cannot be dropped: of the body, rows that no file holds, id maps, deaths and masks."""
         view = self._view
-        body, body_bytes = self._measured
-        if body is not view.body:
-            body_bytes = view.body.nbytes
-            self._measured = view.body, body_bytes
+        body, vectors, body_bytes = self._measured
+        if body is not view.body or vectors is not view.body.table.vectors:
+            body, vectors = view.body, view.body.table.vectors
+            body_bytes = body.nbytes
+            self._measured = body, vectors, body_bytes
         return body_bytes + view.body_died.nbytes + view.tail.nbytes + self._masks.nbytes
 
     def catch_up(self) -> View:
@@ -137,10 +138,6 @@ class LiveIndex:
         self.look_due |= self.asked.note(queries) or self.desk.due
         return found
 
-    def truth(self, body: Body) -> Body:
-        """A float32 body with the rows and positions of ``body``: itself, or one read from the records."""
-        return full_precision(body, self.records)
-
     def describe(self, body: Body, facts: BodyFacts) -> None:
         """Publish what was learnt of a body, if it is still in use."""
         with self._held():
@@ -154,7 +151,7 @@ class LiveIndex:
             self.relisted = Relisted.between(self._view, view, self.latency.percentiles())
             self.latency.forget()
         self._view = view
-        self._measured = (None, 0)  # the old body shall go, and its device memory with it
+        self._measured = (None, None, 0)  # the old body shall go, and its device memory with it
         self.generation = generation
 
     def look_at_device(self) -> None:

@@ -229,6 +229,7 @@ class Maintenance:
             actions.append(self._build(cause, progress, forced=force is not None))
         actions += self._attend()
         actions += self._shortened()
+        actions += self._moved()
         return actions, cause.text if cause else ""
 
     def _found_cause(self, actions: list[str], quiet: bool) -> Cause | None:
@@ -250,6 +251,15 @@ class Maintenance:
             if self._saver.log_is_held():
                 self._save()
         return [f"purged {self._saver.purge()} log entries"]
+
+    def _moved(self) -> list[str]:
+        """Save, where many vectors are in memory that could be mapped from the snapshot."""
+        live = self._live
+        if live.records.read_only or self._saver.failed is not None or not self._saver.holds_vectors(live.view):
+            return []
+        self._saver.made()
+        self._save()
+        return [] if self._saver.unsaved else ["saved the vectors, to map them"]
 
     def _healed(self) -> list[str]:
         """Hold the index against the records; what contradicts them is thrown away and read anew."""
@@ -273,9 +283,6 @@ class Maintenance:
         made = self._extended() if cause.kind == "append" else None
         extended = made is not None
         if made is None:
-            if live.view.body.plan.precision != "float32":
-                live.reload("full precision is needed to rebuild")
-            epoch = live.epoch
             made = self._anew(cause, progress, forced=forced)
         if made is None:
             return f"kept {live.view.body.kind}: the device refused"
@@ -307,7 +314,7 @@ class Maintenance:
     def _extended(self) -> tuple[Built, Gathered] | None:
         """The body in use with the rows of the tail behind its own; None where it cannot have them."""
         live, gathered = self._live, gather_tail(self._live.view)
-        built = extend_verified(gathered, live.settings, live.asked, live.truth, self._pause())
+        built = extend_verified(gathered, live.settings, live.asked, self._pause())
         if built is None:
             return None
         if built.body.plan.engine != "cpu":
@@ -388,11 +395,9 @@ class Maintenance:
 
     def _good(self, view: View) -> bool:
         """Is the body that another process judged good enough for the recall that this one promises?"""
-        live = self._live
-        quality = view.facts.quality
-        if quality is None:
-            quality = judged(view.body, view.facts, live.asked, live.settings, live.truth(view.body))[1]
-        return quality.meets(live.settings.target_recall)
+        settings = self._live.settings
+        quality = view.facts.quality or judged(view.body, view.facts, self._live.asked, settings)[1]
+        return quality.meets(settings.target_recall)
 
 
 def _silent(_stage: str, _share: float) -> None:

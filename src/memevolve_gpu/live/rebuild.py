@@ -32,7 +32,7 @@ class Gathered:
 def gather(view: View) -> Gathered:
     """The living rows of a view. Body slots are all older than tail slots, so the order is kept.
 
-    Where no row of the body has died they share its memory, if that holds float32; else they are a copy.
+    Where no row of the body has died they share its memory, if it is not a graph; else they are a copy.
     """
     from_body = np.flatnonzero(view.body_died > view.watermark).astype(np.int64)
     living = _living(view)
@@ -92,7 +92,7 @@ def _living(view: View) -> _Living:
 
 def _may_grow(body: Body) -> bool:
     """Can rows be put behind the body's own in its memory? A graph's vectors are in memory that faiss holds."""
-    return body.plan.precision == "float32" and body.kind != "hnsw"
+    return body.kind != "hnsw"
 
 
 def swapped(gathered: Gathered, body: Body, facts: BodyFacts, now: View) -> View:

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..index.base import Body
 from ..index.growing import roomy
-from ..index.rerank import make_table
 from ..index.snapshot import SnapshotError, SnapshotInfo, read_snapshot
 from ..monitoring.events import EventLog
 from ..records.records import Records
@@ -21,14 +20,12 @@ from .draft import empty_body, exact_body, view_of
 from .facts import BodyFacts
 from .view import View
 
-__all__ = ["agrees", "full_precision", "load_snapshot", "read_everything", "spot_check"]
+__all__ = ["agrees", "load_snapshot", "read_everything", "spot_check"]
 
 PAGE = 512
 SAMPLED = 32
-ROUNDING = {"float32": 1e-5, "float16": 2e-3, "int8": 2e-2}
-"""Relative errors allowed between a row of the index and the same row of the records in the same precision. A row that
-is normalised alone may differ in its last bit from the same row among many; a component at a border then rounds the
-other way, by one step, and in int8 six of them stay within this."""
+TOLERANCE = 1e-5
+"""Relative; a row that is normalised alone may differ in its last bits from the same row among many."""
 
 
 def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View, SnapshotInfo] | None:
@@ -82,23 +79,6 @@ def read_everything(records: Records) -> View:
     return view_of(exact_body(rows, records.metric), head.last_seq)
 
 
-def full_precision(body: Body, records: Records) -> Body:
-    """An exact float32 body with the positions of ``body``: itself where it holds float32, else the records' vectors.
-
-    Rows that the records no longer hold keep the vectors of ``body``. Takes 4 bytes for each component while it lives.
-    """
-    if body.table.precision == "float32":
-        return body
-    vectors = body.vectors
-    after, last = -1, int(body.slots[-1]) if body.n else -1
-    while page := records.scan(after, last, PAGE):
-        after = page[-1].slot
-        at = body.position_of(np.array([row.slot for row in page], dtype=np.int64))
-        rows = np.frombuffer(b"".join([row.vector for row in page]), dtype="<f4").reshape(len(page), -1)
-        vectors[at[at >= 0]] = (normalize_rows(rows) if body.metric == "cosine" else rows)[at >= 0]
-    return exact_body(Rows(body.slots, body.id_bytes, body.id_ends, vectors), body.metric)
-
-
 def agrees(view: View, records: Records, seed: int) -> bool:
     """Does an up-to-date view hold as many units as the records, and the right ones where it was sampled?
 
@@ -138,9 +118,7 @@ def _same(body: Body, position: int, raw: bytes | None) -> bool:
     if body.metric == "cosine":
         truth = normalize_rows(truth[None, :])[0]
     held = body.vectors_at(np.array([position], dtype=np.int64))[0]
-    precision = body.table.precision
-    expected = make_table(truth[None, :], precision, body.metric).gather(slice(0, 1))[0]
-    return bool(np.linalg.norm(held - expected) <= ROUNDING[precision] * max(1e-12, float(np.linalg.norm(truth))))
+    return bool(np.linalg.norm(held - truth) <= TOLERANCE * max(1e-12, float(np.linalg.norm(truth))))
 
 
 def _fill(

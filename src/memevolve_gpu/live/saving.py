@@ -24,7 +24,11 @@ LOG_SHARE = 0.25
 
 CHANGED_SHARE = 0.12
 """Log entries since the snapshot, as a share of the live units, from which an extended body is saved: so much is
-applied again by the next opening if this process is killed."""
+applied again by the next opening if this process is killed. The same share of the vectors may be in memory instead of
+being mapped from the snapshot."""
+
+MOVED_BYTES = 16 << 20
+"""Fewer bytes of vectors stay in memory without a reason to save."""
 
 
 class Saver:
@@ -65,6 +69,11 @@ class Saver:
         """Would an opening from the snapshot on disk have much to apply?"""
         info = self.info()
         return info is None or view.watermark - info.watermark >= CHANGED_SHARE * view.count
+
+    def holds_vectors(self, view: View) -> bool:
+        """Are many vectors in memory that a snapshot would allow to be mapped?"""
+        table = view.body.table
+        return view.body.kind != "hnsw" and table.resident_bytes > max(MOVED_BYTES, CHANGED_SHARE * table.nbytes)
 
     def is_saved(self, view: View) -> bool:
         """Does the snapshot on disk, from which this process came or which it wrote, hold nearly all of ``view``?

@@ -62,12 +62,16 @@ class Figures:
     """Why the thread of the background could not start."""
     damage: str | None = None
     """The first damage that any process met in the store."""
+    mapped_bytes: int = 0
+    disk_bytes: int = 0
 
 
 def health(figures: Figures) -> dict[str, Any]:
     """The report of ``get_storage_health``: plain JSON values.
 
-    usage_percentage is 0..1; memory in MiB; vectors_per_centroid is None where no lists are used;
+    usage_percentage is 0..1; memory in MiB: memory_usage_mb is resident and cannot be dropped, and counts against the
+    limit; mapped_mb are vectors in a mapped file, which the system reads as needed; disk_mb are all files of the store.
+    vectors_per_centroid is None where no lists are used.
     Above PERFORMANCE_THRESHOLD units: latency of the newest searches, embedding apart, in ms; probed_recall, recall@10
     of real queries in use; nlist_change, what the last change of nlist did to both. None for what is not known yet.
     training_quality_score is the worse of self-hit rate and recall@10 that searches reach now (1.0 for exact search).
@@ -79,6 +83,8 @@ def health(figures: Figures) -> dict[str, Any]:
         "usage_percentage": usage,
         "memory_usage_mb": figures.memory_bytes / 2**20,
         "max_memory_mb": figures.max_memory_bytes / 2**20,
+        "mapped_mb": figures.mapped_bytes / 2**20,
+        "disk_mb": figures.disk_bytes / 2**20,
         "near_limit": usage >= figures.warning_threshold or _is_near_memory(figures),
         "at_limit": figures.count >= figures.max_units or figures.memory_bytes >= figures.max_memory_bytes,
         "performance_status": lists_status(figures.count, figures.nlist),
@@ -155,10 +161,7 @@ def _about_room(figures: Figures, usage: float) -> list[str]:
     elif usage >= figures.warning_threshold:
         found.append(f"The store is {usage:.0%} full: plan to prune or consolidate.")
     if _is_near_memory(figures):
-        found.append(
-            "Index memory is near its limit: prune, narrow MEMEVOLVE_STORAGE_PRECISION, or raise "
-            "MEMEVOLVE_STORAGE_MAX_MEMORY_MB."
-        )
+        found.append("Index memory is near its limit: prune, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB.")
     return found
 
 

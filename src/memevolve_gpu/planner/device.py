@@ -67,7 +67,7 @@ def on_device(
         nlist: lists, where lists are used.
         index_type: flat, ivf, hnsw or auto.
         target_recall: in (0, 1].
-        precisions: of the vectors that stay on the host and decide, best first.
+        precisions: of the rows on the device, best first; the host's float32 decide.
         budget: host memory that the finished body may take.
         id_bytes: mean length of an id.
     """

@@ -13,15 +13,13 @@ from .device import DeviceFacts, on_device
 from .effort import effort_for
 from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
 from .nlist import adaptive_nlist as nlist_by_rule
-from .sizes import DEFAULT_ID_BYTES, plan_bytes, vector_bytes
+from .sizes import DEFAULT_ID_BYTES, plan_bytes
 
 __all__ = ["IndexType", "PrecisionSetting", "plan_index", "search_cost"]
 
 IndexType = Literal["flat", "ivf", "hnsw", "auto"]
 PrecisionSetting = Literal["auto", "float32", "float16", "int8"]
 
-_BYTES_PER_UNIT = 2000
-"""Above this, precision ``auto`` narrows the rerank vectors: 2 MB for 1,000 units."""
 _ORDER: tuple[Precision, ...] = ("float32", "float16", "int8")
 _HANDICAP = {"exact": 1.0, "two_stage": 3.0, "ivf": 3.75}
 """What is trained must pay for its training: three times as fast as a scan, and lists a quarter faster than none."""
@@ -59,7 +57,8 @@ def plan_index(
         min_training_units: below it nothing is trained, whatever ``index_type`` says.
         adaptive_nlist: False keeps ``current_nlist`` however the store grows.
         vectors_per_centroid, nlist_min, nlist_max: the rule for lists; see :func:`~.nlist.adaptive_nlist`.
-        precision: of the rerank vectors; auto narrows them where float32 would pass 2 MB per 1,000 units.
+        precision: of the rows on a GPU; auto narrows them where float32 does not fit there. On the host float32
+            decides, mapped from a file.
         current_nlist: lists of the body in use; kept while they differ from the rule by less than a quarter.
         id_bytes: mean length of an id.
         device: a GPU that may be used; None keeps the plan on the CPU.
@@ -68,21 +67,21 @@ def plan_index(
         The plan with predicted bytes and its reason.
 
     Raises:
-        CapacityError: nothing fits ``budget_bytes``, however narrow.
+        CapacityError: nothing fits ``budget_bytes``.
     """
     del metric  # every kind serves every metric
     needed = max(min_training_units, 1)
     size: dict[str, Any] = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
     if count < needed and index_type != "flat":
         wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
-        return _fitted(wanted, precision, **size)
+        return _fitted(wanted, **size)
     rule: dict[str, Any] = {
         "vectors_per_centroid": vectors_per_centroid,
         "nlist_min": nlist_min,
         "nlist_max": nlist_max,
     }
     nlist = _nlist(count, current_nlist, adaptive_nlist, rule)
-    host = _fitted(_wanted(index_type, count, dim, nlist, target_recall), precision, **size)
+    host = _fitted(_wanted(index_type, count, dim, nlist, target_recall), **size)
     if device is None or count < needed:
         return host
     precisions: tuple[Precision, ...] = _ORDER if precision == "auto" else (precision,)
@@ -93,12 +92,12 @@ def plan_index(
 def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> float:
     """Time of one query of ten results, in the units of :mod:`..index.costs`; for the kinds that ``auto`` considers."""
     if plan.kind == "exact":
-        return scan_cost(n, dim, plan.precision)
+        return scan_cost(n, dim)
     effort = effort_for(plan, n, _RESULTS, target_recall)
     reads = float(n * (plan.codes or default_codes(dim)))
     if plan.kind == "ivf":
-        reads = reads * effort.nprobe / plan.nlist + effort.nprobe * LIST + scan_cost(plan.nlist, dim, "float32")
-    return codes_cost(reads, effort.rerank, effort.rerank, dim, plan.precision)
+        reads = reads * effort.nprobe / plan.nlist + effort.nprobe * LIST + scan_cost(plan.nlist, dim)
+    return codes_cost(reads, effort.rerank, effort.rerank, dim)
 
 
 def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, Any]) -> int:
@@ -122,49 +121,19 @@ def _wanted(index_type: IndexType, count: int, dim: int, nlist: int, target_reca
     return replace(best, reason=f"cheapest at recall {target_recall:g} for {count} units of {dim} dimensions")
 
 
-def _fitted(
-    wanted: IndexPlan, precision: PrecisionSetting, *, count: int, dim: int, budget: int, id_bytes: float
-) -> IndexPlan:
-    """``wanted`` in the widest precision that its setting and the budget allow."""
+def _fitted(wanted: IndexPlan, *, count: int, dim: int, budget: int, id_bytes: float) -> IndexPlan:
+    """``wanted`` where the budget allows; codes in place of a graph, which holds its vectors in memory."""
+    options = [wanted]
+    if wanted.kind == "hnsw":
+        note = f"hnsw does not fit {budget} bytes; two_stage instead"
+        reason = f"{wanted.reason}; {note}"
+        options.append(IndexPlan("two_stage", codes=default_codes(dim), reason=reason, notes=(note,)))
     smallest = 0
-    for plan in _by_precision(wanted, precision, dim, id_bytes):
+    for plan in options:
         smallest = plan_bytes(plan, count, dim, id_bytes)
         if smallest <= budget:
-            return _explained(plan, wanted, smallest, budget)
-    remedy = "raise max_memory_mb, lower max_memory_units"
-    if precision != "auto":
-        remedy += ", or set precision to auto"
+            return replace(plan, bytes=smallest)
     raise CapacityError(
-        f"{count} units of {dim} dimensions need {smallest} bytes as {wanted.kind} at the least, "
-        f"max_memory_mb leaves {budget}; {remedy}"
+        f"{count} units of {dim} dimensions need {smallest} bytes as {options[-1].kind} at the least, "
+        f"max_memory_mb leaves {budget}; raise max_memory_mb or lower max_memory_units"
     )
-
-
-def _by_precision(wanted: IndexPlan, precision: PrecisionSetting, dim: int, id_bytes: float) -> list[IndexPlan]:
-    """The plans to try, best first. A graph holds float32 only; where it does not fit, codes take its place."""
-    if precision != "auto":
-        order: tuple[Precision, ...] = (precision,)
-    elif wanted.kind in ("two_stage", "ivf"):
-        order = tuple(p for p in _ORDER if _unit_bytes(wanted.kind, dim, p, id_bytes) <= _BYTES_PER_UNIT) or _ORDER[-1:]
-    else:
-        order = _ORDER
-    if wanted.kind != "hnsw":
-        return [replace(wanted, precision=p) for p in order]
-    coded = IndexPlan("two_stage", codes=default_codes(dim), reason=wanted.reason)
-    graph = [wanted] if "float32" in order else []
-    return graph + [replace(coded, precision=p) for p in order]
-
-
-def _unit_bytes(kind: str, dim: int, precision: Precision, id_bytes: float) -> float:
-    """Memory of one unit in a coded body; lists keep the codes twice, and the unit's place."""
-    codes = default_codes(dim) / 2
-    return vector_bytes(1, dim, precision) + (2 * codes + 8 if kind == "ivf" else codes) + 24 + id_bytes
-
-
-def _explained(plan: IndexPlan, wanted: IndexPlan, size: int, budget: int) -> IndexPlan:
-    notes = []
-    if plan.kind != wanted.kind:
-        notes.append(f"{wanted.kind} does not fit {budget} bytes or precision {plan.precision}; {plan.kind} instead")
-    if plan.precision != "float32":
-        notes.append(f"vectors kept as {plan.precision} to stay within memory")
-    return replace(plan, bytes=size, notes=tuple(notes), reason="; ".join((plan.reason, *notes)))

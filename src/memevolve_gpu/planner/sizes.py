@@ -5,16 +5,15 @@ from __future__ import annotations
 from ..index.costs import WHOLE_ROWS
 from ..index.engine import aligned_bytes
 from ..index.sample import default_codes, padded_dim
-from ..types import IndexPlan, Precision
+from ..types import IndexPlan
 
-__all__ = ["DEFAULT_ID_BYTES", "code_bytes", "plan_bytes", "vector_bytes"]
+__all__ = ["DEFAULT_ID_BYTES", "code_bytes", "plan_bytes"]
 
 DEFAULT_ID_BYTES = 16.0
 """Assumed length of an id in UTF-8 bytes; callers that know better say so."""
 
 _SLOT_BYTES = 8 + 8
 """A slot and the end of its id."""
-_WIDTH: dict[Precision, int] = {"float32": 4, "float16": 2, "int8": 1}
 _HNSW_LINKS = 32
 _BLOCK = 32
 _CENTROID_VALUES = 16
@@ -23,22 +22,18 @@ _CENTROID_VALUES = 16
 def plan_bytes(plan: IndexPlan, n: int, dim: int, id_bytes: float = DEFAULT_ID_BYTES) -> int:
     """Memory in bytes of the finished body that ``plan`` makes of ``n`` vectors of ``dim`` dimensions.
 
-    ``id_bytes`` is the mean length of an id. Within 10 % of what the body reports (tested).
+    Vectors that are mapped from a file are not counted; only a graph holds its own. ``id_bytes`` is the mean length of
+    an id. Within 10 % of what the body reports (tested).
     """
-    total = n * (_SLOT_BYTES + id_bytes) + vector_bytes(n, dim, plan.precision)
+    total = n * (_SLOT_BYTES + id_bytes)
     codes = plan.codes or default_codes(dim)
     if plan.kind == "two_stage":
         total += code_bytes(n, dim, codes)
     elif plan.kind == "ivf":
         total += _list_bytes(n, dim, codes, max(1, plan.nlist)) + (code_bytes(n, dim, codes) if n <= WHOLE_ROWS else 0)
     elif plan.kind == "hnsw":
-        total += _graph_bytes(n)
+        total += _graph_bytes(n) + 4 * n * dim
     return int(total)
-
-
-def vector_bytes(n: int, dim: int, precision: Precision) -> int:
-    """Bytes of the vector table; int8 keeps one float32 scale a row."""
-    return n * dim * _WIDTH[precision] + (4 * n if precision == "int8" else 0)
 
 
 def code_bytes(n: int, dim: int, codes: int) -> int:

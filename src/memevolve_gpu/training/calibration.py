@@ -38,7 +38,7 @@ FEWEST_QUESTIONS = 96
 _TRUTH_COST = 200_000_000_000.0
 """Exact search that sets the number of questions, in units of 10 picoseconds (2 s)."""
 _SHARED_SCAN = 0.2
-"""What one of many exact queries costs of a scan of its own, over float32 (see ``index/scan_many.py``)."""
+"""What one of many exact queries costs of a scan of its own (see ``index/scan_many.py``)."""
 
 SPREADS = (0.0, 2.0)
 """How far held-out vectors are moved, in standard deviations; each half has to be served. The first are where rows lie
@@ -120,7 +120,6 @@ def calibrate(
     seed: int = 0,
     pause: Pause = no_pause,
     limit: int = MOST_QUESTIONS,
-    truth: Body | None = None,
 ) -> Calibration:
     """Find the least effort for each of ``KS`` and ``TARGETS``.
 
@@ -135,7 +134,6 @@ def calibrate(
         seed: decides which are taken, and the held-out ones.
         pause: called every few milliseconds of work; what it raises ends the calibration.
         limit: most questions to ask; fewer over large bodies, where the truth is dear, but at least 96.
-        truth: a float32 body of the same rows, which decides what is found; None where ``body`` holds float32.
 
     Raises:
         EngineError: the body cannot be searched.
@@ -144,9 +142,8 @@ def calibrate(
     source = _source(queries)
     asked, entries = 0, _exact_entries() if body.kind == "exact" else []
     if body.n and not entries:
-        exact = body if truth is None else truth
-        questions = _questions(exact, queries, source, _count(exact, limit), np.random.default_rng(seed))
-        judge, margin = Judge(body, questions, KS, pause, exact), 1.0 if source == "queries" else HELD_OUT_MARGIN
+        questions = _questions(body, queries, source, _count(body, limit), np.random.default_rng(seed))
+        judge, margin = Judge(body, questions, KS, pause), 1.0 if source == "queries" else HELD_OUT_MARGIN
         ladders, asked = Ladders(judge), len(questions)
         entries = [entry for k in KS for entry in _climb(judge, ladders, k, margin)]
     seconds = round(time.perf_counter() - started, 6)
@@ -159,8 +156,7 @@ def _exact_entries() -> list[Entry]:
 
 def _count(body: Body, limit: int) -> int:
     """How many questions the time for exact scans allows."""
-    share = _SHARED_SCAN if body.table.precision == "float32" else 1.0
-    affordable = int(_TRUTH_COST / (share * scan_cost(body.n, body.dim, body.table.precision)))
+    affordable = int(_TRUTH_COST / (_SHARED_SCAN * scan_cost(body.n, body.dim)))
     return min(limit, max(FEWEST_QUESTIONS, affordable))
 
 

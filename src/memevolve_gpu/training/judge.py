@@ -64,26 +64,17 @@ def together(*several: Questions) -> Questions:
 class Judge:
     """Ground truth of some questions, computed once, and what efforts find of it, measured once each.
 
-    ``ks`` are the k to judge by, ascending. ``truth`` is a float32 body of the same rows, which decides; None where
-    ``body`` holds float32 itself.
+    ``ks`` are the k to judge by, ascending.
     """
 
-    def __init__(
-        self,
-        body: Body,
-        questions: Questions,
-        ks: tuple[int, ...],
-        pause: Pause = no_pause,
-        truth: Body | None = None,
-    ) -> None:
+    def __init__(self, body: Body, questions: Questions, ks: tuple[int, ...], pause: Pause = no_pause) -> None:
         self.body = body
-        self._exact = body if truth is None else truth
         self.questions = questions
         self.ks = ks
         self._pause = pause
         self._found: dict[tuple[Effort, int], npt.NDArray[np.float64]] = {}
-        step = max(_TRUTHS_IN_STEP, int(_STEP_COST / scan_cost(body.n, body.dim, self._exact.table.precision)))
-        self._truth = self._search(self._exact, Effort(exact=True), ks[-1], np.arange(len(questions)), step)
+        step = max(_TRUTHS_IN_STEP, int(_STEP_COST / scan_cost(body.n, body.dim)))
+        self._truth = self._search(Effort(exact=True), ks[-1], np.arange(len(questions)), step)
         self.stratum = _strata(questions, self._truth)
 
     @property
@@ -95,9 +86,9 @@ class Judge:
         """Recall of each ``every``-th question at each of ``ks``, float64 (nq, len(ks)), from one search for the ``k``
         nearest; NaN above k."""
         rows = np.arange(0, len(self.questions), every)
-        if effort.exact and self._exact is self.body:
+        if effort.exact:
             return np.ones((len(rows), len(self.ks)))
-        found = self._search(self.body, effort, k, rows, _SEARCHES_IN_STEP)
+        found = self._search(effort, k, rows, _SEARCHES_IN_STEP)
         columns = [recalls_of(found[:, :at], self._truth[rows, :at]) if at <= k else _unknown(rows) for at in self.ks]
         return np.stack(columns, axis=1)
 
@@ -120,16 +111,13 @@ class Judge:
         strata = self.stratum[::every]
         return 1.0 / max(1, min(int((strata == name).sum()) for name in np.unique(strata)))
 
-    def _search(self, body: Body, effort: Effort, k: int, rows: IntArray, step: int) -> FloatArray:
-        """Exact distances float32 (len(rows), k) of the k that ``body`` finds, the questions' sources left out."""
+    def _search(self, effort: Effort, k: int, rows: IntArray, step: int) -> FloatArray:
+        """Distances float32 (len(rows), k) of the k nearest, the questions' sources left out."""
         source = self.questions.source
         pieces = []
         for part in _parts(rows, step):
             more = 0 if source is None else 1
-            queries = self.questions.queries[part]
-            distances, positions = body.search(queries, k + more, effort)
-            if body is not self._exact:
-                distances, positions = self._exact.table.rerank(queries, positions, k + more)
+            distances, positions = self.body.search(self.questions.queries[part], k + more, effort)
             if source is not None:
                 distances[positions == source[part, None]] = np.inf
                 distances = np.sort(distances, axis=1)[:, :k]

@@ -136,16 +136,16 @@ def reach(effort: Effort, most: int) -> int:
 
 def effort_cost(body: Body, effort: Effort, k: int) -> float:
     """Modelled time of one query, in units of 10 picoseconds: what the body will take for the cheapest of its ways."""
-    n, dim, precision = body.n, body.dim, body.table.precision
+    n, dim = body.n, body.dim
     if body.plan.engine != "cpu":
         return math.inf if effort.exact else _device_cost(body, effort.nprobe or body.nlist, max(effort.rerank, 2 * k))
-    scan = scan_cost(n, dim, precision)
+    scan = scan_cost(n, dim)
     if effort.exact or body.kind == "exact":
         return scan
     if body.kind == "hnsw":
-        return min(scan, scan_cost(max(effort.ef, 2 * k) * HNSW_ROWS_PER_BEAM, dim, precision))
+        return min(scan, scan_cost(max(effort.ef, 2 * k) * HNSW_ROWS_PER_BEAM, dim))
     want, codes = max(effort.rerank, 2 * k), _codes(body)
-    whole = codes_cost(n * codes, want, want, dim, precision)
+    whole = codes_cost(n * codes, want, want, dim)
     if body.kind == "ivf":
         ways = [_lists_cost(body, effort.nprobe, want), *([whole] if n <= WHOLE_ROWS else [])]
         return min(scan, *ways)
@@ -165,9 +165,9 @@ def _codes(body: Body) -> int:
 def _lists_cost(body: Body, nprobe: int, want: int) -> float:
     if body.plan.engine != "cpu":
         return _device_cost(body, nprobe, want)
-    lists = nprobe * LIST + scan_cost(body.nlist, body.dim, "float32")
+    lists = nprobe * LIST + scan_cost(body.nlist, body.dim)
     reads = body.n * nprobe / body.nlist * _codes(body) + lists
-    return codes_cost(reads, want, want, body.dim, body.table.precision)
+    return codes_cost(reads, want, want, body.dim)
 
 
 def _lists_ladder(body: Body) -> list[int]:

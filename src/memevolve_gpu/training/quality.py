@@ -52,23 +52,21 @@ def measure(
     queries: int = 64,
     seed: int = 0,
     pause: Callable[[], None] = lambda: None,
-    truth: Body | None = None,
 ) -> Quality:
     """Search the body with a seeded sample of its own vectors.
 
     The sample is nudged for the recall part (a tenth of the mean distance between sampled rows), so that the
-    nearest row is not simply the query itself. ``pause`` is called between searches of a few queries. ``truth`` is a
-    float32 body of the same rows, which decides; None where ``body`` holds float32.
+    nearest row is not simply the query itself. ``pause`` is called between searches of a few queries.
     """
     if body.n == 0:
         return Quality(1.0, 1.0, 0)
     rng = np.random.default_rng(seed)
     picked = np.sort(rng.choice(body.n, min(queries, body.n), replace=False)).astype(np.int64)
-    stored, exact = body.vectors_at(picked), body if truth is None else truth
-    nudged = _nudge(exact.vectors_at(picked), rng, normalise=body.metric == "cosine")
-    found = _in_steps(body, nudged, k, effort, pause, exact)
-    wanted = _in_steps(exact, nudged, k, Effort(exact=True), pause, exact)
-    return Quality(_self_hit(body, stored, effort), recall_of(found, wanted), len(picked))
+    stored = body.vectors_at(picked)
+    nudged = _nudge(stored, rng, normalise=body.metric == "cosine")
+    found = _in_steps(body, nudged, k, effort, pause)
+    truth = _in_steps(body, nudged, k, Effort(exact=True), pause)
+    return Quality(_self_hit(body, stored, effort), recall_of(found, truth), len(picked))
 
 
 def self_hits(body: Body, effort: Effort, *, start: int = 0, queries: int = 64, seed: int = 0) -> float:
@@ -98,31 +96,22 @@ def recalls_of(found: FloatArray, truth: FloatArray) -> npt.NDArray[np.float64]:
     return np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0).astype(np.float64)
 
 
-def _in_steps(
-    body: Body, queries: FloatArray, k: int, effort: Effort, pause: Callable[[], None], exact: Body
-) -> FloatArray:
-    """Distances float32 (nq, k) to what ``body`` finds, by the vectors of ``exact``; a few queries at a time."""
+def _in_steps(body: Body, queries: FloatArray, k: int, effort: Effort, pause: Callable[[], None]) -> FloatArray:
+    """Distances float32 (nq, k), a few queries at a time."""
     pieces = []
     for start in range(0, len(queries), _STEP):
-        some = queries[start : start + _STEP]
-        distances, positions = body.search(some, k, effort)
-        pieces.append(distances if body is exact else exact.table.rerank(some, positions, k)[0])
+        pieces.append(body.search(queries[start : start + _STEP], k, effort)[0])
         pause()
     return np.concatenate(pieces)
 
 
 def _self_hit(body: Body, stored: FloatArray, effort: Effort) -> float:
-    """A row of length one does not keep that length in float16 and int8, so under cosine it is as far from itself as it
-    is too short."""
+    """The share of ``stored`` that find themselves."""
     if body.metric == "ip":
         return 1.0
-    lengths = np.maximum(np.linalg.norm(stored, axis=1, keepdims=True), 1e-6)
-    if body.metric == "cosine":
-        own, scale, asked = np.maximum(1 - lengths[:, 0], 0), np.ones(len(stored)), stored / lengths
-    else:
-        own, scale, asked = np.zeros(len(stored)), np.square(lengths[:, 0]), stored
-    distances, _ = body.search(asked, 1, effort)
-    return float(np.mean(distances[:, 0] <= own + RELATIVE_EPSILON * scale))
+    scale = np.maximum(np.einsum("ij,ij->i", stored, stored), 1e-12)
+    distances, _ = body.search(stored, 1, effort)
+    return float(np.mean(distances[:, 0] <= RELATIVE_EPSILON * scale))
 
 
 def _nudge(stored: FloatArray, rng: np.random.Generator, *, normalise: bool) -> FloatArray:

@@ -344,7 +344,8 @@ class StorageConfig(_Settings):
     auto_prune: _AutoPrune = "off"
     """Whether a write that reaches the prune threshold deletes other units, and which go first."""
     max_memory_mb: _Megabytes = 2048.0
-    """Most memory of index, vectors, maps and masks, in MiB; ``auto`` takes what the device or host allows."""
+    """Most memory of codes, maps, masks and the vectors that are not mapped from a file, in MiB; ``auto`` takes what
+    the device or host allows."""
     performance_threshold: _Count = 10_000
     """Number of units from which speed deserves attention; nothing acts on it yet."""
     adaptive_nlist: _Switch = True
@@ -364,7 +365,7 @@ class StorageConfig(_Settings):
     target_recall: _Share = 0.95
     """Recall that a search must reach against an exact scan."""
     precision: _PrecisionName = "auto"
-    """Number format of the vectors that the index keeps."""
+    """Number format of the rows on a GPU; float32 decides, and the CPU searches nothing else."""
     device: _Device = "auto"
     """Where searches run."""
     gpu_engine: _GpuEngine = "auto"

@@ -46,7 +46,7 @@ def _check_memory(engine: Engine, count: int, new: int) -> tuple[int, int]:
     if new and needed > engine.max_memory_bytes:
         raise CapacityError(
             f"index and vectors would take {needed / 2**20:.1f} MB of at most {engine.max_memory_bytes / 2**20:.1f}; "
-            "delete units, narrow MEMEVOLVE_STORAGE_PRECISION or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
+            "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
         )
     return used, needed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -44,6 +45,8 @@ def health_report(engine: Engine) -> dict[str, Any]:
         index_lag=max(0, head.last_seq - view.watermark),
         lag_cause=engine.lagging,
         thread_failure=engine.worker.start_failure,
+        mapped_bytes=view.body.mapped_bytes,
+        disk_bytes=sum(_file_bytes(engine).values()),
     )
     return health(figures)
 
@@ -72,6 +75,7 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "tail_rows": view.tail_n,
         "tombstones": view.body_dead + view.tail_dead,
         "memory_bytes": engine.live.nbytes,
+        "mapped_bytes": view.body.mapped_bytes,
         "max_memory_bytes": engine.max_memory_bytes,
         "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
         "management": history(engine)[-20:],
@@ -84,7 +88,7 @@ def statistics_report(engine: Engine) -> dict[str, Any]:
         "queries_sampled": engine.live.asked.kept,
         "latency": engine.live.latency.percentiles(),
         "generation": engine.live.generation,
-        "files": engine.records.file_bytes() | _snapshot_bytes(engine),
+        "files": _file_bytes(engine),
         "event_totals": engine.events.totals(),
         "events": [event.as_dict() for event in engine.events.recent()[-20:]],
     }
@@ -108,6 +112,8 @@ def _device(engine: Engine, view: View) -> dict[str, Any]:
     return engine.live.desk.report(view.body)
 
 
-def _snapshot_bytes(engine: Engine) -> dict[str, int]:
-    path = engine.live.snapshot_path
-    return {"snapshot": path.stat().st_size} if path.exists() else {}
+def _file_bytes(engine: Engine) -> dict[str, int]:
+    files = engine.records.file_bytes()
+    with suppress(FileNotFoundError):
+        files["snapshot"] = engine.live.snapshot_path.stat().st_size
+    return files

@@ -122,10 +122,10 @@ class FaissGpuBody(Body):
         if self._resident is None or nprobe is None:
             return None
         count = self.n if allowed is None else allowed.count
-        times, plus = _SPARE[self.table.precision]
+        times, plus = _SPARE[self.plan.precision]
         spare = k * times + plus
         asked = effort.rerank or spare
-        want = min(max(k, asked if self.table.precision == "int8" else min(asked, spare)), MOST, count)
+        want = min(max(k, asked if self.plan.precision == "int8" else min(asked, spare)), MOST, count)
         fetch = want if allowed is None else int(want * self.n / count * _SLACK) + 1
         if k > MOST or (fetch > MOST and count < self.n):
             return None
@@ -192,7 +192,7 @@ class FaissGpuBody(Body):
     def _shape(self, nq: int, ask: Ask) -> Hashable:
         """What decides which kernels a search launches, roughly."""
         sizes = (self.n, nq, ask.fetch - 1, ask.nprobe)
-        return self.kind, self.metric, self.table.precision, self.dim, *(size.bit_length() for size in sizes)
+        return self.kind, self.metric, self.plan.precision, self.dim, *(size.bit_length() for size in sizes)
 
 
 def doubled(ask: Ask, n: int) -> Ask | None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 from ..allowed import Allowed
 from ..base import Arrays, BuildJob
 from ..engine import metric_of
@@ -29,7 +29,7 @@ _FEW_SMALL = 16
 
 
 class FaissGpuExactBody(FaissGpuBody):
-    """A flat index: float32 for float32 tables, else float16 where the vectors fit its range."""
+    """A flat index: float32 for float32 plans, else float16 where the vectors fit its range."""
 
     kind: ClassVar[str] = "exact"
 
@@ -45,7 +45,7 @@ class FaissGpuExactBody(FaissGpuBody):
     ) -> None:
         """``vectors`` float32 (n, dim): those of ``table``, rounded or not; they are not kept. ``beside``: only where
         as much stays free as the body takes, since the one that it follows lies there too."""
-        self._half = _half(table, vectors)
+        self._half = _half(plan.precision, metric, vectors)
         self._largest = _SQUARED_MAX if metric == "l2" else _FLOAT16_MAX
         super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, vectors, self._half, beside))
 
@@ -58,13 +58,11 @@ class FaissGpuExactBody(FaissGpuBody):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuExactBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, metric, rows, parts)
+        table = cls._table_of(metric, rows, parts)
         return cls(plan, metric, rows, table, table.gather(slice(0, table.n)))
 
     def _extended(self, rows: Rows) -> FaissGpuExactBody | None:
         table = self.table.extended(rows.vectors)
-        if table is None:
-            return None
         vectors, slots = table.gather(slice(0, table.n)), self._slot_table_with(rows)
         return FaissGpuExactBody(self._plan_with(table), self.metric, slots, table, vectors, beside=True)
 
@@ -86,13 +84,13 @@ class FaissGpuExactBody(FaissGpuBody):
         return flat_query_bytes(self.n, self.dim, ask.fetch, half=self._half)
 
 
-def _half(table: VectorTable, vectors: FloatArray) -> bool:
-    """Whether the device keeps float16: not for float32 tables, nor where float16 or its squares cannot hold them."""
-    if table.precision == "float32" or (table.precision == "float16" and table.metric != "l2"):
-        return table.precision == "float16"
-    low, high = (_SQUARED_MIN, _SQUARED_MAX) if table.metric == "l2" else (_FLOAT16_NORMAL, _FLOAT16_MAX)
+def _half(precision: Precision, metric: Metric, vectors: FloatArray) -> bool:
+    """Whether the device keeps float16: not for float32 plans, nor where float16 or its squares cannot hold them."""
+    if precision == "float32":
+        return False
+    low, high = (_SQUARED_MIN, _SQUARED_MAX) if metric == "l2" else (_FLOAT16_NORMAL, _FLOAT16_MAX)
     small = 0
-    for start in range(0, table.n, ADD_ROWS):
+    for start in range(0, len(vectors), ADD_ROWS):
         largest = np.abs(vectors[start : start + ADD_ROWS]).max(axis=1)
         small += int(np.count_nonzero((largest < low) & (largest > 0)))
         if small > _FEW_SMALL or not bool((largest <= high).all()):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from ...errors import EngineError
 from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 from ..allowed import Allowed
-from ..base import Arrays, BuildJob
+from ..base import Arrays, BuildJob, out_of_range
 from ..engine import emptied, from_bytes, metric_of, quiet, to_bytes
 from ..faiss_door import load_faiss, one_thread, translated
 from ..growing import grown
@@ -35,6 +35,7 @@ _ROUNDS = 10
 """Rounds of k-means, as many as faiss does for its lists."""
 _SCALE_POINTS = 16_384
 """Rows from which the range of 8-bit components is taken; 2**-8 of it is lost on either side at the most."""
+_FLOAT16_MAX, _FLOAT16_NORMAL = 65504.0, 2.0**-14
 _STORED: dict[Precision, str] = {"float32": "", "float16": "QT_fp16", "int8": "QT_8bit"}
 
 
@@ -60,19 +61,19 @@ class FaissGpuIVFBody(FaissGpuBody):
         self._assigned = assigned
         self._nlist = int(trained.nlist)
         self._sizes: list[int] = np.bincount(assigned, minlength=self._nlist).tolist()
-        resident = _uploaded(plan.device, table, trained, assigned, self._sizes, beside)
+        resident = _uploaded(plan, table, trained, assigned, self._sizes, beside)
         super().__init__(plan, metric, rows, table, resident)
 
     @classmethod
     def build(cls, job: BuildJob) -> FaissGpuIVFBody:
-        table, plan = job.table(), job.plan
+        table, plan = job.table(), _within_range(job.plan, job.rows.vectors)
         if not 1 <= plan.nlist <= len(job.source):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
         owner = owner_of(plan.device)
-        if isinstance(job.like, FaissGpuIVFBody) and job.like.table.precision == table.precision:
+        if isinstance(job.like, FaissGpuIVFBody) and job.like.plan.precision == plan.precision:
             trained = emptied(job.like.trained)
         else:
-            trained = _trained(job, owner, table.precision)
+            trained = _trained(job, owner, plan.precision)
         assigned = _assigned(owner, trained, len(job.rows.vectors), job.blocks(ADD_ROWS, trained.d))
         body = cls(plan, job.metric, job.rows, table, trained, assigned)
         job.progress("add", 1.0)
@@ -81,15 +82,15 @@ class FaissGpuIVFBody(FaissGpuBody):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuIVFBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, metric, rows, parts)
-        name = "IndexIVFScalarQuantizer" if _STORED[table.precision] else "IndexIVFFlat"
+        table = cls._table_of(metric, rows, parts)
+        name = "IndexIVFScalarQuantizer" if _STORED[plan.precision] else "IndexIVFFlat"
         trained = from_bytes(parts, "faiss", name, 0, metric)
         _check_trained(trained, plan, table)
         return cls(plan, metric, rows, table, trained, _checked_lists(parts, table.n, plan.nlist))
 
     def _extended(self, rows: Rows) -> FaissGpuIVFBody | None:
         table, owner, m = self.table.extended(rows.vectors), owner_of(self.plan.device), len(rows.slots)
-        if table is None:
+        if _within_range(self.plan, rows.vectors) is not self.plan:
             return None
         blocks = (padded_columns(rows.vectors[at : at + ADD_ROWS], self.dim) for at in range(0, m, ADD_ROWS))
         assigned = grown(self._assigned, _assigned(owner, self._trained, m, blocks))
@@ -138,6 +139,17 @@ class FaissGpuIVFBody(FaissGpuBody):
         parameters = load_faiss().SearchParametersIVF()
         parameters.nprobe = ask.nprobe
         return parameters
+
+
+def _within_range(plan: IndexPlan, vectors: FloatArray) -> IndexPlan:
+    """``plan``; with int8 for float16 where a vector has more than 65504 or nothing but subnormal components."""
+    if plan.precision != "float16":
+        return plan
+    for start in range(0, len(vectors), ADD_ROWS):
+        largest = np.abs(vectors[start : start + ADD_ROWS]).max(axis=1, initial=0.0)
+        if (largest > _FLOAT16_MAX).any() or ((largest < _FLOAT16_NORMAL) & (largest > 0)).any():
+            return replace(plan, precision="int8", notes=(*plan.notes, out_of_range(plan.precision)))
+    return plan
 
 
 def _trained(job: BuildJob, owner: Owner, precision: Precision) -> Any:
@@ -209,12 +221,12 @@ def _assigned(owner: Owner, trained: Any, n: int, blocks: Iterable[FloatArray]) 
 
 
 def _uploaded(
-    device: str, table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32], sizes: list[int], beside: bool
+    plan: IndexPlan, table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32], sizes: list[int], beside: bool
 ) -> Resident:
     """The lists, filled on the host and sent to the device in one piece."""
-    owner, narrow = owner_of(device), bool(_STORED[table.precision])
+    owner, narrow = owner_of(plan.device), bool(_STORED[plan.precision])
     name = "GpuIndexIVFScalarQuantizer" if narrow else "GpuIndexIVFFlat"
-    size = lists_bytes(sizes, table.dim, table.precision)
+    size = lists_bytes(sizes, table.dim, plan.precision)
     owner.check()
     lists = _filled(table, trained, assigned)
     with owner.building("loading inverted lists", 2 * size if beside else size, keep=True) as (resources, held):
@@ -243,8 +255,8 @@ def _check_trained(trained: Any, plan: IndexPlan, table: VectorTable) -> None:
             f"{trained.nlist} lists of {trained.d} dimensions where the plan has {plan.nlist} of {table.dim}; "
             "rebuild the index"
         )
-    if _STORED[table.precision] and trained.sq.qtype != getattr(load_faiss().ScalarQuantizer, _STORED[table.precision]):
-        raise EngineError(f"lists of another precision than {table.precision}; rebuild the index")
+    if _STORED[plan.precision] and trained.sq.qtype != getattr(load_faiss().ScalarQuantizer, _STORED[plan.precision]):
+        raise EngineError(f"lists of another precision than {plan.precision}; rebuild the index")
 
 
 def _checked_lists(parts: Arrays, n: int, nlist: int) -> npt.NDArray[np.int32]:

@@ -34,6 +34,8 @@ from .turns import turn_on
 
 __all__ = ["TorchBody", "candidate_width"]
 
+_INT8_SPARE = (4, 32)
+"""int8 rows reorder near neighbours: at least so many times as many candidates as results, and so many more."""
 _DEVICE_CALL = 15_000_000.0
 """Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
 
@@ -44,7 +46,7 @@ def candidate_width(k: int, effort: Effort) -> int:
 
 
 class TorchBody(Body):
-    """Rows on a device in float16 (int8 for int8 plans), and on the host in the plan's precision.
+    """Rows on a device in float16 (int8 for int8 plans), and in float32 on the host.
 
     The device proposes, float32 distances decide: those of the host's rows, or of float32 rows on the device when
     ``plan.device_bytes`` leaves room for them. When the device fails the host answers by an exact scan; see
@@ -103,7 +105,7 @@ class TorchBody(Body):
         if self._loaded is None or not nq:
             return None
         here = isinstance(given, np.ndarray)
-        if here and nq * scan_cost(count, self.dim, "float32") < _DEVICE_CALL:
+        if here and nq * scan_cost(count, self.dim) < _DEVICE_CALL:
             return None
 
         def ask(batch: int) -> tuple[FloatArray, IntArray] | None:
@@ -182,10 +184,8 @@ class TorchBody(Body):
         if held is None or not self._guard.serving or not self._space.holds(rows.vectors):
             return None
         table = self.table.extended(rows.vectors)
-        if table is None:
-            return None
         full = held.rows.full is not None
-        size = predicted_bytes(table.n, self.dim, table.precision, nlist=self.nlist, full=full)
+        size = predicted_bytes(table.n, self.dim, self.plan.precision, nlist=self.nlist, full=full)
         with building(self.plan.device):
             plan = replace(self.plan, device_bytes=size)
             body, layout = self._longer(plan, self._slot_table_with(rows), table, rows.vectors, held)
@@ -208,7 +208,7 @@ class TorchBody(Body):
         raise NotImplementedError
 
     def _load_of(self, layout: Layout, *, full: bool) -> Load:
-        return Load(self.table, self._space, self._device_metric, layout, full)
+        return Load(self.table, self.plan.precision, self._space, self._device_metric, layout, full)
 
     def _run(
         self, load: Load, device: Any, progress: Callable[[float], None], before: Resident | None = None
@@ -239,10 +239,12 @@ class TorchBody(Body):
 
     def _search(self, queries: Any, k: int, effort: Effort, allowed: Allowed | None) -> tuple[FloatArray, IntArray]:
         want, nq = candidate_width(k, effort), len(queries)
+        if self.plan.precision == "int8":
+            want = max(want, _INT8_SPARE[0] * k + _INT8_SPARE[1])
         count = self.n if allowed is None else allowed.count
         if nq == 0:
             return padded(0, k)
-        if want >= count or nq * scan_cost(count, self.dim, self.table.precision) < _DEVICE_CALL:
+        if want >= count or nq * scan_cost(count, self.dim) < _DEVICE_CALL:
             return self.table.scan(on_host(queries), k, allowed)
         if self._loaded is None:
             if self._guard.serving:

@@ -38,7 +38,7 @@ class TorchExactBody(TorchBody):
             with turn_on(job.plan.device):
                 device = open_device(job.plan.device)
             space = (
-                measured_space(table, device, turn_on(job.plan.device))
+                measured_space(table, job.plan.precision, device, turn_on(job.plan.device))
                 if table.n
                 else Space(np.zeros(table.dim, np.float32), 1.0)
             )
@@ -49,7 +49,7 @@ class TorchExactBody(TorchBody):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchExactBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, metric, rows, parts)
+        table = cls._table_of(metric, rows, parts)
         body = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
         body._load_or_remark()
         return body

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ...errors import EngineError
 from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob
-from ..rerank import Float32Table, VectorTable
+from ..rerank import VectorTable
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from .arrays import part
 from .body import TorchBody
@@ -71,7 +71,7 @@ class TorchIVFBody(TorchBody):
             turn = turn_on(plan.device)
             with turn:
                 device = open_device(plan.device)
-            space = measured_space(table, device, turn)
+            space = measured_space(table, plan.precision, device, turn)
             centroids = job.like.centroids if isinstance(job.like, TorchIVFBody) else _trained(job, space, device, turn)
             assignment = _assigned(table, space, centroids, device, turn)
             body = cls(plan, job.metric, job.rows, table, space, centroids, assignment)
@@ -81,7 +81,7 @@ class TorchIVFBody(TorchBody):
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFBody:
         rows = cls._rows_of(parts)
-        table = cls._table_of(plan, metric, rows, parts)
+        table = cls._table_of(metric, rows, parts)
         centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
         assignment = part(parts, "assignment", np.int64, (table.n,))
         if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
@@ -117,7 +117,7 @@ class TorchIVFBody(TorchBody):
     def _longer(
         self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: Loaded
     ) -> tuple[TorchIVFBody, Layout]:
-        new, turn = Float32Table(vectors, self.metric), turn_on(plan.device)
+        new, turn = VectorTable(vectors, self.metric), turn_on(plan.device)
         assigned = _assigned(new, self._space, self.centroids, held.device, turn)
         assignment = np.concatenate([self._assignment, assigned])
         body = TorchIVFBody(plan, self.metric, rows, table, self._space, self.centroids, assignment)

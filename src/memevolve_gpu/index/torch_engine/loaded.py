@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...types import IntArray, Metric
-from ..rerank import Int8Table, VectorTable
+import numpy as np
+import numpy.typing as npt
+
+from ...types import FloatArray, IntArray, Metric, Precision
+from ..rerank import VectorTable
 from .door import host_tensor, load_torch
 from .lists import Lists
 from .masks import Tombstones
@@ -67,9 +70,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Rows to bring to a device; ``full``: float32 rows beside the narrow ones."""
+    """Rows to bring to a device, as int8 where ``precision`` says so, else as float16; ``full``: float32 beside."""
 
     table: VectorTable
+    precision: Precision
     space: Space
     metric: Metric
     layout: Layout
@@ -80,7 +84,7 @@ class Load:
         """Bytes that they take there."""
         table, layout = self.table, self.layout
         return bytes_in_groups(
-            layout.groups, table.n, table.dim, table.precision, nlist=len(layout.lists), full=self.full
+            layout.groups, table.n, table.dim, self.precision, nlist=len(layout.lists), full=self.full
         )
 
     def run(
@@ -92,7 +96,7 @@ class Load:
         before: Resident | None = None,
     ) -> Loaded:
         """Bring them; those that the layout keeps are copied from ``before``, which lies on the device already."""
-        int8, listed = isinstance(self.table, Int8Table), bool(self.layout.lists)
+        int8, listed = self.precision == "int8", bool(self.layout.lists)
         shape = (self.table.n, self.table.dim, self.layout.groups)
         with turn:
             rows = Resident.empty(self.metric, self.space, shape, device, int8=int8, full=self.full, listed=listed)
@@ -108,13 +112,14 @@ class Load:
         for first, block in blocks_of(self.table, self.layout.kept):
             stop = first + len(block)
             with turn:
-                codes = None
-                if isinstance(self.table, Int8Table):
-                    parts = (self.table.rows[first:stop], self.table.scales[first:stop])
-                    codes = tuple(host_tensor(part).to(device) for part in parts)
+                codes, near = None, block
                 places = host_tensor(self.layout.places(first, stop)).to(device)
                 vectors = host_tensor(block).to(device) if rows.full is not None else None
-                rows.put(first, self.space.enter(block, rows.columns, device), places, codes, vectors)
+                if self.precision == "int8":
+                    parts = _int8_rows(block)
+                    codes = tuple(host_tensor(part).to(device) for part in parts)
+                    near = parts[0] * parts[1][:, None]
+                rows.put(first, self.space.enter(near, rows.columns, device), places, codes, vectors)
             if stop < self.table.n:
                 progress(stop / self.table.n)
 
@@ -150,3 +155,14 @@ class Load:
         nlist = len(self.layout.lists)
         each = [-(-queries * nlist // nq) for queries in (1, 17, 33)] if nq == _USUAL[-1] else [1]
         return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
+
+
+def _int8_rows(vectors: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Rows int8 (m, dim) and scales float32 (m,): a vector is its row times its scale, and has the vector's length."""
+    largest = np.abs(vectors).max(axis=1, initial=0.0)
+    step = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+    steps = vectors / step[:, None]
+    rounded = np.rint(steps)
+    lengths, kept = np.linalg.norm(steps, axis=1), np.linalg.norm(rounded, axis=1)
+    scales = step * np.where(kept > 0, lengths / np.maximum(kept, 1), 1)
+    return rounded.astype(np.int8), scales.astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...types import FloatArray
+from ...types import FloatArray, Precision
 from ..rerank import VectorTable
 from .door import host_tensor, load_torch
 from .turns import Turn
@@ -76,8 +76,8 @@ def blocks_of(table: VectorTable, first: int = 0) -> Iterator[tuple[int, FloatAr
         yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
 
 
-def measured_space(table: VectorTable, device: Any, turn: Turn) -> Space:
-    """The space of a table's rows; int8 rows stay where they are, so that their codes can be taken over."""
+def measured_space(table: VectorTable, precision: Precision, device: Any, turn: Turn) -> Space:
+    """The space of a table's rows; around the origin for int8, whose codes are of the rows as they are."""
     least = np.full(table.dim, np.inf, np.float32)
     most = np.full(table.dim, -np.inf, np.float32)
     for _, block in blocks_of(table):
@@ -87,4 +87,4 @@ def measured_space(table: VectorTable, device: Any, turn: Turn) -> Space:
             np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
     step = max(1, table.n // 1024)
     sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
-    return Space.around(sample, least, most, centred=table.precision != "int8")
+    return Space.around(sample, least, most, centred=precision != "int8")
