@@ -26,11 +26,11 @@ import numpy as np
 from harness import Hnsw32, load, machine, rounded, taking_turns
 
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.planner.effort import effort_for
+from memevolve_gpu.index.registry import build
 from memevolve_gpu.planner.nlist import adaptive_nlist
+from memevolve_gpu.planner.plan import effort_for
 from memevolve_gpu.training.calibration import Calibration, calibrate
-from memevolve_gpu.training.quality import recall_of
+from memevolve_gpu.training.recall import recall_of
 from memevolve_gpu.training.reservoir import Reservoir
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Rows
 from memevolve_gpu.utils.vectors import normalize_rows

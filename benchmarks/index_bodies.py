@@ -23,12 +23,12 @@ import faiss
 import numpy as np
 from harness import load, machine, rounded, taking_turns
 
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.index.snapshot import SnapshotInfo, read_snapshot, write_snapshot
-from memevolve_gpu.planner.effort import effort_for
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.registry import build
+from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
 from memevolve_gpu.planner.nlist import adaptive_nlist
+from memevolve_gpu.planner.plan import effort_for
 from memevolve_gpu.types import FloatArray, IndexPlan, Metric, Rows
 
 K = 10

@@ -21,8 +21,8 @@ from milvus_kit import URI, Cluster, Standalone, running
 from milvus_scenarios import killed_while_writing, paused, query_node_killed
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.components.store.copying import copy_store
-from memevolve_gpu.components.store.milvus_store import MilvusStore
+from memevolve_gpu.components.store.copy import copy_store
+from memevolve_gpu.milvus.store import MilvusStore
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "milvus.json"

@@ -82,7 +82,7 @@ OVERHEAD_MS = 10.0
 on two cores. With Strong consistency it was 200 to 400."""
 PROBED = 0.32
 """Share of the lists that is read for recall@10 of 0.95: what ``MilvusStore`` probes, measured with questions out of
-distribution over 39,320 units (``components/store/milvus/plan.py``); others are found with less."""
+distribution over 39,320 units (``milvus/plan.py``); others are found with less."""
 GRAPH_READS = 128 * 32
 """Vectors that a walk over one graph reads for recall 0.95: a beam of 128, 32 neighbours each, as ``MilvusStore`` asks
 of GPU_CAGRA; about as many for HNSW. An estimate."""

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from memevolve_gpu.devices.budget import Holdings
-from memevolve_gpu.devices.gpu import Gpu, GpuList, Prober
-from memevolve_gpu.devices.machine import Machine
+from memevolve_gpu.devices.gpu_probe import Gpu, GpuList, Prober
+from memevolve_gpu.devices.memory import Holdings
+from memevolve_gpu.devices.selection import Machine
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Arrays, BuildJob
-from memevolve_gpu.index.exact import ExactBody
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.flat import ExactBody
 from memevolve_gpu.types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric
 
 __all__ = [

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.components.scratch import ScratchStore
 from memevolve_gpu.components.store import StorageBackend
+from memevolve_gpu.components.validation import ScratchStore
 
 __all__ = ["DIM", "Given", "days_ago", "ids_of", "open_scratch", "store_at", "unit"]
 

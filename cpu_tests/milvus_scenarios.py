@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from milvus_kit import URI, Cluster, Standalone
 
-from memevolve_gpu.components.store.milvus_store import MilvusStore
 from memevolve_gpu.errors import StoreUnavailableError
+from memevolve_gpu.milvus.store import MilvusStore
 
 __all__ = ["killed_while_writing", "paused", "query_node_killed"]
 

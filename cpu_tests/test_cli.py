@@ -24,7 +24,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore, cli
-from memevolve_gpu.cli.codes import MEANING, ExitCode
+from memevolve_gpu.cli.app import MEANING, ExitCode
 from memevolve_gpu.errors import MemEvolveError
 
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "memory_units.jsonl"
@@ -982,7 +982,7 @@ def test_progress_is_drawn_on_a_terminal_only(store: str) -> None:
 
 def test_every_error_of_the_package_has_a_code() -> None:
     from memevolve_gpu import errors
-    from memevolve_gpu.cli.codes import exit_code_of
+    from memevolve_gpu.cli.app import exit_code_of
 
     kinds = [getattr(errors, name) for name in errors.__all__]
     codes = {kind.__name__: exit_code_of(kind.__new__(kind)) for kind in kinds if issubclass(kind, MemEvolveError)}

@@ -11,7 +11,7 @@ from memory_kit import days_ago
 from test_cli import bad, ids, ok, run, write
 
 from memevolve_gpu import HashingEmbedder, VectorStore, cli
-from memevolve_gpu.cli.codes import ExitCode
+from memevolve_gpu.cli.app import ExitCode
 from memevolve_gpu.errors import ConflictError
 
 UNITS: list[dict[str, Any]] = [
@@ -177,7 +177,7 @@ def test_embed_says_when_the_embedder_does_not_fit_the_store(
     said = bad(ExitCode.ENGINE, "embed", "x", "--store", other, "--embedder", "hashing")
     assert "expected 384, got 32" in said
     assert ok("embed", "x", "--store", str(tmp_path / "none"), "--embedder", "hashing")["dimension"] == 32
-    monkeypatch.setattr(cli.embedding, "choose_embedder", lambda *_: Renamed(384))
+    monkeypatch.setattr(cli.read_commands, "choose_embedder", lambda *_: Renamed(384))
     assert "was filled by" in bad(ExitCode.ENGINE, "embed", "x", "--store", store)
 
 

@@ -28,7 +28,7 @@ from memevolve_gpu.utils.embeddings import (
     embedder_from_config,
 )
 from memevolve_gpu.utils.embeddings import local as local_module
-from memevolve_gpu.utils.embeddings import service as service_module
+from memevolve_gpu.utils.embeddings import openai as service_module
 
 KEY = "sk-not-a-real-key"
 

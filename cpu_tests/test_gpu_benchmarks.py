@@ -69,7 +69,7 @@ def test_the_engine_table_follows_from_the_figures(
     path, report = outcome
     script = repository / "benchmarks" / "gpu" / "engine_table.py"
     first = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=True).stdout
-    assert first.startswith("# Not for planner/engines.py")
+    assert first.startswith("# Not for planner/engine_table.py")
     shown = {"cpu": {1000: 0.1, 100_000: 1.0}, "torch": {1000: 0.3, 100_000: 0.2}, "faiss": {1000: 0.4, 100_000: 0.3}}
     table = [
         {"rows": rows, "dim": 384, "engine": engine, "recall": 1.0, "times": _times(ms)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memevolve_gpu.devices.host import HostMemory, available_memory
+from memevolve_gpu.devices.memory import HostMemory, available_memory
 
 MB = 1 << 20
 UNLIMITED_1 = "9223372036854771712"

@@ -16,7 +16,7 @@ pytest.importorskip("langchain_tests", reason="langchain-tests is not installed:
 
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
-from memevolve_gpu.langchain import MemEvolveVectorStore
+from memevolve_gpu.integrations.langchain import MemEvolveVectorStore
 
 
 class Conformance(VectorStoreIntegrationTests):

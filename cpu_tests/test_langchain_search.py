@@ -22,8 +22,8 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance as thei
 from langchain_kit import Plain, Words, documents
 
 from memevolve_gpu.errors import InvalidFilterError, InvalidQueryError
-from memevolve_gpu.langchain import MemEvolveVectorStore, maximal_marginal_relevance, relevance
-from memevolve_gpu.langchain.filters import MAX_ALTERNATIVES, alternatives
+from memevolve_gpu.integrations.langchain import MemEvolveVectorStore, maximal_marginal_relevance, relevance
+from memevolve_gpu.integrations.langchain.filters import MAX_ALTERNATIVES, alternatives
 
 CONFIG = {"background": False}
 

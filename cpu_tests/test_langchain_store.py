@@ -34,7 +34,7 @@ from memevolve_gpu.errors import (
     ModelMismatchError,
     StoreClosedError,
 )
-from memevolve_gpu.langchain import EmbeddingsFunction, FunctionEmbeddings, MemEvolveVectorStore
+from memevolve_gpu.integrations.langchain import EmbeddingsFunction, FunctionEmbeddings, MemEvolveVectorStore
 
 CONFIG = {"background": False}
 
@@ -694,6 +694,6 @@ def test_nothing_but_the_door_imports_langchain() -> None:
 
 
 def test_without_langchain_the_door_says_what_to_install() -> None:
-    done = run("import sys; sys.modules['langchain_core'] = None\nimport memevolve_gpu.langchain")
+    done = run("import sys; sys.modules['langchain_core'] = None\nimport memevolve_gpu.integrations.langchain")
     assert "pip install 'memevolve-gpu[langchain]'" in done.stderr
     assert done.returncode == 1

@@ -25,11 +25,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import SEED
 
+from memevolve_gpu.components.store import legacy_import
+from memevolve_gpu.components.store.legacy_import import LegacyStore, PlainReader, read_legacy
 from memevolve_gpu.errors import LegacyImportError
-from memevolve_gpu.records import legacy
-from memevolve_gpu.records.legacy import LegacyStore, read_legacy
-from memevolve_gpu.utils import plain_pickle
-from memevolve_gpu.utils.plain_pickle import PlainReader
 
 UNITS: dict[str, dict[str, Any]] = {
     "unit_0": {
@@ -384,7 +382,7 @@ def test_a_registered_extension_is_refused_although_it_was_loaded_before(tmp_pat
 
 def test_every_instruction_of_the_format_is_known_or_refused() -> None:
     codes = {ord(opcode.code) for opcode in pickletools.opcodes}
-    known = {*plain_pickle._HANDLERS, *plain_pickle._FORBIDDEN, ord("."), ord("c"), 0x93}
+    known = {*legacy_import._HANDLERS, *legacy_import._FORBIDDEN, ord("."), ord("c"), 0x93}
     assert known == codes
 
 
@@ -454,7 +452,7 @@ def test_any_bytes_at_all_are_read_or_refused(data: bytes) -> None:
     with nothing_runs():
         try:
             PlainReader(data).run()
-        except (plain_pickle.RefusedError, IndexError, KeyError, ValueError, struct.error):
+        except (legacy_import.RefusedError, IndexError, KeyError, ValueError, struct.error):
             return
 
 
@@ -498,12 +496,12 @@ def test_endless_numbers_are_refused(tmp_path: Path, number: bytes) -> None:
 
 
 def test_endless_instructions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plain_pickle, "MAX_INSTRUCTIONS", 1000)
+    monkeypatch.setattr(legacy_import, "MAX_INSTRUCTIONS", 1000)
     refusal(write(tmp_path, b"N0" * 600 + b"}."), "more than 1000 instructions")
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(legacy, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(legacy_import, "MAX_FILE_BYTES", 100)
     refusal(write(tmp_path, pickle.dumps({"a": "x" * 100})), "larger than 100 bytes")
 
 

@@ -14,15 +14,14 @@ from memory_kit import DIM, Given, days_ago, ids_of, open_scratch, store_at, uni
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
-from memevolve_gpu.components.manage.capacity import Capacity
 from memevolve_gpu.components.retrieve import (
     HybridRetrievalStrategy,
     KeywordRetrievalStrategy,
     RetrievalResult,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.scratch import ScratchStore
 from memevolve_gpu.components.store import StorageBackend
+from memevolve_gpu.components.validation import ScratchStore
 from memevolve_gpu.errors import (
     CapacityError,
     ConfigurationError,
@@ -32,7 +31,7 @@ from memevolve_gpu.errors import (
     MemEvolveError,
     StoreClosedError,
 )
-from memevolve_gpu.memory_system import ComponentType, MemorySystem, MemorySystemConfig
+from memevolve_gpu.memory_system import Capacity, ComponentType, MemorySystem, MemorySystemConfig
 
 
 class Encoder:

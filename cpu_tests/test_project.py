@@ -19,8 +19,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import memevolve_gpu
-from memevolve_gpu.utils.config import EmbeddingConfig, StorageConfig
-from memevolve_gpu.utils.milvus_config import MilvusConfig
+from memevolve_gpu.utils.config import EmbeddingConfig, MilvusConfig, StorageConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -166,7 +165,7 @@ def test_the_command_line_page_lists_the_commands() -> None:
 
 
 def test_the_command_line_page_lists_the_exit_codes() -> None:
-    from memevolve_gpu.cli.codes import MEANING
+    from memevolve_gpu.cli.app import MEANING
 
     rows = table_after("| code |", read("docs/reference/cli.md"))
     assert [(int(code), meaning) for code, meaning in rows] == [(int(code), text) for code, text in MEANING.items()]

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import sizing
 
-from memevolve_gpu.components.store.milvus.plan import search_params
+from memevolve_gpu.milvus.plan import search_params
 
 INDEX_BYTES = sum(sizing.one_machine(10**6, 384)[name] for name in ("memory", "mapped"))
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"

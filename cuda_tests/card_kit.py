@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.devices.machine import Machine
-from memevolve_gpu.devices.trial import try_engine
+from memevolve_gpu.devices.engine_probe import try_engine
+from memevolve_gpu.devices.selection import Machine
 from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES
 from memevolve_gpu.types import FloatArray
 
@@ -115,7 +115,7 @@ def scratch_of(engine: str) -> int:
     """Bytes of a prediction that the engine shares among all bodies."""
     if engine == "faiss":
         return TEMPORARY_BYTES
-    from memevolve_gpu.index.torch_engine.memory import SCRATCH
+    from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH
 
     return SCRATCH
 

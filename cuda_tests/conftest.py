@@ -88,7 +88,7 @@ def torch() -> Any:
 @pytest.fixture(autouse=True)
 def _recorded() -> Iterator[None]:
     """Single queries are recorded, as a user may ask for: the plain way is gone the first two times."""
-    from memevolve_gpu.index.torch_engine.replay import record_searches
+    from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
 
     record_searches(True)
     yield

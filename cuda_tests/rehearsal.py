@@ -17,9 +17,9 @@ from typing import Any
 from cuda_tests.card_kit import DEVICE, Hooks
 from gpu_kit import MB, Card, machine_with
 
-from memevolve_gpu.devices.machine import Machine
-from memevolve_gpu.index.torch_engine import body, exact, guard, ivf
-from memevolve_gpu.index.torch_engine.memory import account_of
+from memevolve_gpu.devices.selection import Machine
+from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
+from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
 
 __all__ = ["start"]
 
@@ -29,10 +29,10 @@ _CARD = Card(8000 * MB)
 def start() -> None:
     """Put the stand-ins in place, for the whole process."""
     torch = importlib.import_module("torch")
-    for module in (body, exact, ivf):
+    for module in (index, flat, ivf):
         _replace(module, "open_device", lambda _: torch.device("cpu"))
-    _replace(guard, "current", lambda _: nullcontext())
-    _replace(guard, "_release", lambda _: None)
+    _replace(failover, "current", lambda _: nullcontext())
+    _replace(failover, "_release", lambda _: None)
     Hooks.tensors = "cpu"
     Hooks.machine = _machine
     Hooks.filled = _filled

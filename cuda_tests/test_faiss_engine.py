@@ -22,15 +22,15 @@ from index.test_extended import cut
 from support import as_child
 
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.index.faiss_door import load_faiss
-from memevolve_gpu.index.faiss_gpu import owner as owner_module
-from memevolve_gpu.index.faiss_gpu.body import FaissGpuBody
-from memevolve_gpu.index.faiss_gpu.owner import owner_of, use_free_bytes
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.faiss_gpu import resources as owner_module
+from memevolve_gpu.index.faiss_gpu.index import FaissGpuBody
+from memevolve_gpu.index.faiss_gpu.resources import owner_of, use_free_bytes
 from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES, plan_device_bytes
-from memevolve_gpu.index.scan import exact_scan
+from memevolve_gpu.index.faiss_support import load_faiss
+from memevolve_gpu.index.registry import build
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Precision
 
 # The tests of the contract and their cases, collected here as if they were written here.

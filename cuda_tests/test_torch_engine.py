@@ -24,19 +24,16 @@ from cuda_tests.torch_kit import (
 )
 
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.allowed import Allowed
-from memevolve_gpu.index.catalog import from_parts
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine import reference
-from memevolve_gpu.index.torch_engine.body import TorchBody
-from memevolve_gpu.index.torch_engine.geometry import GROUP, padded_groups
-from memevolve_gpu.index.torch_engine.kmeans import train
-from memevolve_gpu.index.torch_engine.lists import Lists, ListWork
-from memevolve_gpu.index.torch_engine.memory import SCRATCH, account_of, predicted_bytes
-from memevolve_gpu.index.torch_engine.operations import Operations
-from memevolve_gpu.index.torch_engine.resident import Queries, Resident
-from memevolve_gpu.index.torch_engine.space import Space
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.registry import from_parts
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import kernel_ops
+from memevolve_gpu.index.torch_gpu.device_rows import GROUP, Queries, Resident, Space, padded_groups
+from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
+from memevolve_gpu.index.torch_gpu.kmeans import train
+from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, account_of, predicted_bytes
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision
 
 
@@ -79,13 +76,13 @@ def test_minima_and_rescore(torch: Any, operations: Operations, nq: int, dim: in
     rows = resident(torch, 5000, dim, int8=int8)
     queries = Queries.prepare(torch.from_numpy(vectors_of(nq, dim, 1)).to(here()), rows)
     q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
-    assert_close(operations.minima(rows, *q), reference.minima(rows, *q))
+    assert_close(operations.minima(rows, *q), kernel_ops.minima(rows, *q))
     chosen = torch.from_numpy(np.random.default_rng(SEED).integers(-1, rows.groups, (nq, 5))).to(here())
     wide = (queries.wide, queries.factor)
     scores = operations.rescore(rows, *wide, chosen)
-    assert_close(scores, reference.rescore(rows, *wide, chosen))
+    assert_close(scores, kernel_ops.rescore(rows, *wide, chosen))
     near = torch.topk(scores, 40, dim=1, largest=False)
-    assert torch.equal(operations.locate(rows, chosen, near), reference.locate(rows, chosen, near))
+    assert torch.equal(operations.locate(rows, chosen, near), kernel_ops.locate(rows, chosen, near))
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -98,7 +95,7 @@ def test_list_minima(torch: Any, operations: Operations, nq: int, nprobe: int, *
     probed = torch.from_numpy(np.stack([rng.permutation(50)[:nprobe] for _ in range(nq)])).to(here())
     work = ListWork.of(Lists.of(sizes, torch.device(here())), probed)
     q = queries.narrow()
-    assert_close(operations.list_minima(rows, *q, work), reference.list_minima(rows, *q, work))
+    assert_close(operations.list_minima(rows, *q, work), kernel_ops.list_minima(rows, *q, work))
 
 
 @pytest.mark.parametrize(("m", "dim", "nlist"), [(20_000, 384, 300), (5, 16, 3), (3000, 768, 129), (700, 48, 1)])
@@ -107,13 +104,13 @@ def test_assign_and_sum_lists(torch: Any, operations: Operations, m: int, dim: i
     centroids = x[:nlist].contiguous()
     norms = centroids.float().square().sum(1)
     labels, scores = operations.assign(x, centroids, norms)
-    expected = reference.assign(x, centroids, norms)
+    expected = kernel_ops.assign(x, centroids, norms)
     assert (labels == expected[0]).float().mean() >= 0.999
     assert_close(scores, expected[1])
     ordered = torch.sort(labels, stable=True)
     starts = torch.searchsorted(ordered.values, torch.arange(nlist + 1, dtype=torch.int32, device=here()))
     sums = operations.sum_lists(x, ordered.indices, starts)
-    assert_close(sums, reference.sum_lists(x, ordered.indices, starts))
+    assert_close(sums, kernel_ops.sum_lists(x, ordered.indices, starts))
     assert torch.equal(sums, operations.sum_lists(x, ordered.indices, starts)), "equal bits each time"
 
 
@@ -301,8 +298,8 @@ def test_a_search_without_room_is_answered(
 
 PREPARE = """
 import gc, os, torch
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine.replay import record_searches
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
 body_module._DEVICE_CALL = 0.0
 record_searches(True)
 vectors, queries = vectors_of(60_000, 128), vectors_of(50, 128, 2)
@@ -369,7 +366,7 @@ print(os.waitpid(child, 0)[1], body.device)
 def test_a_program_may_end_while_rows_are_on_their_way(torch: Any) -> None:
     """A body of a snapshot comes to the device behind searches; the interpreter may end meanwhile."""
     program = """
-from memevolve_gpu.index.catalog import from_parts
+from memevolve_gpu.index.registry import from_parts
 many = vectors_of(400_000, 128)
 parts, plan = on_card("exact", many).parts(), body.plan
 again = from_parts(plan, "l2", parts)

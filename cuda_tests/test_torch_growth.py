@@ -20,11 +20,11 @@ from cuda_tests.torch_kit import (
 )
 
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.allowed import Allowed
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine.body import TorchBody
-from memevolve_gpu.index.torch_engine.memory import account_of
-from memevolve_gpu.live.tail import NEVER
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
+from memevolve_gpu.live.delta_buffer import NEVER
 from memevolve_gpu.live.view import Alive
 from memevolve_gpu.types import Effort, FloatArray, Metric, Precision
 

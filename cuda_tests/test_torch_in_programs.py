@@ -20,15 +20,15 @@ from cuda_tests.torch_kit import (
     vectors_of,
 )
 
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine.guard import lost_devices
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.torch_gpu.failover import lost_devices
 from memevolve_gpu.types import Effort
 
 
 def test_bodies_are_built_while_others_record(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A build waits for the device, which CUDA forbids while a search is being recorded: neither may fail for it."""
     vectors, query = vectors_of(60_000, 128), vectors_of(1, 128, 2)
-    monkeypatch.setattr("memevolve_gpu.index.torch_engine.body._DEVICE_CALL", 0.0)
+    monkeypatch.setattr("memevolve_gpu.index.torch_gpu.index._DEVICE_CALL", 0.0)
     expected = exact_scan(query, vectors, 10, "l2")[1]
 
     def build() -> None:
@@ -47,10 +47,10 @@ def test_bodies_are_built_while_others_record(torch: Any, monkeypatch: pytest.Mo
 
 PREPARE = """
 import torch
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine.guard import lost_devices
-from memevolve_gpu.index.torch_engine.replay import record_searches
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu.failover import lost_devices
+from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
 body_module._DEVICE_CALL = 0.0
 record_searches(True)
 vectors, queries = vectors_of(60_000, 128), vectors_of(40, 128, 2)

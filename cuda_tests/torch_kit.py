@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from cuda_tests.card_kit import DEVICE, Hooks
 
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine.body import TorchBody
+from memevolve_gpu.index.registry import build
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu.index import TorchBody
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
 
 __all__ = [

@@ -16,7 +16,7 @@ from pathlib import Path
 from langchain_core.documents import Document
 
 from memevolve_gpu import HashingEmbedder
-from memevolve_gpu.langchain import FunctionEmbeddings, MemEvolveVectorStore
+from memevolve_gpu.integrations.langchain import FunctionEmbeddings, MemEvolveVectorStore
 
 UNITS = Path(__file__).with_name("memory_units.jsonl")
 

@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gpu.common import FAILURES, METRIC, Setting, built, note, release, rows_of, script, why_not
 from harness import load
 
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.live.tail import NEVER, Tail
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.live.delta_buffer import NEVER, Tail
 from memevolve_gpu.live.view import Alive
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.training.calibration import calibrate

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from memevolve_gpu import __version__
-from memevolve_gpu.devices.trial import try_engine
+from memevolve_gpu.devices.engine_probe import try_engine
 from memevolve_gpu.errors import MemEvolveError
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.planner.device_sizes import sized
+from memevolve_gpu.index.registry import build
+from memevolve_gpu.planner.device_plan import sized
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Rows
 
 __all__ = [

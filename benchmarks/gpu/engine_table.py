@@ -1,4 +1,4 @@
-"""The table behind GPU_ENGINE=auto, from measured figures: for planner/engines.py, or for a store's own settings.
+"""The table behind GPU_ENGINE=auto, from measured figures: for planner/engine_table.py, or for a store's own settings.
 
     python benchmarks/gpu/engine_table.py benchmarks/results/gpu/DATE-DEVICE.json
     python benchmarks/gpu/engine_table.py RESULTS.json --json measured.json
@@ -66,7 +66,7 @@ def round_down(number: float) -> int:
 
 
 def as_python(found: list[Band], source: str) -> str:
-    """The lines for planner/engines.py."""
+    """The lines for planner/engine_table.py."""
     lines = [f"    Band({'None' if rows is None else f'{rows:_}'}, {engines!r})," for rows, engines in found]
     return "\n".join(["BANDS = (", *lines, ")", f'SOURCE = "{source}"', "MEASURED = True"]).replace("'", '"')
 
@@ -96,7 +96,7 @@ def main() -> None:
         return
     source = f"benchmarks/results/gpu/{path.name}, {machine['device_name']}, {machine['date']}"
     if unfit:
-        print("# Not for planner/engines.py: these figures were not taken on a GPU, or with --quick.")
+        print("# Not for planner/engine_table.py: these figures were not taken on a GPU, or with --quick.")
     print(as_python(found, source))
 
 

@@ -31,7 +31,7 @@ from gpu.common import (
 )
 
 from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES
-from memevolve_gpu.index.torch_engine.memory import SCRATCH
+from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.types import Effort, IndexPlan, Rows
 

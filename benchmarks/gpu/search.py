@@ -42,11 +42,10 @@ from gpu.common import (
 )
 
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.faiss_gpu.body import FaissGpuBody
-from memevolve_gpu.index.torch_engine.replay import record_searches
-from memevolve_gpu.planner.effort import effort_for
+from memevolve_gpu.index.faiss_gpu.index import FaissGpuBody
+from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
 from memevolve_gpu.planner.nlist import adaptive_nlist
-from memevolve_gpu.planner.plan import plan_index
+from memevolve_gpu.planner.plan import effort_for, plan_index
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Precision, Rows
 
 K, TARGET, BATCHES = 10, 0.95, (1, 16, 1024)

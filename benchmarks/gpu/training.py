@@ -44,8 +44,8 @@ Train = Callable[[FloatArray, int, Setting], FloatArray]
 
 def by_torch(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
     """The torch engine's own way, with flash-kmeans where it is installed."""
-    from memevolve_gpu.index.torch_engine.kmeans import train
-    from memevolve_gpu.index.torch_engine.operations import Operations
+    from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
+    from memevolve_gpu.index.torch_gpu.kmeans import train
 
     torch = module("torch")
     device = torch.device(setting.device)
@@ -76,7 +76,7 @@ def by_flash(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
 
 def by_faiss_gpu(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
     """faiss' k-means with assignments on the GPU, as its GPU indexes train."""
-    from memevolve_gpu.index.faiss_gpu.owner import owner_of
+    from memevolve_gpu.index.faiss_gpu.resources import owner_of
 
     owner = owner_of(setting.device)
     with owner.building("measuring", 0, keep=False) as (resources, held):

@@ -14,7 +14,7 @@ from milvus_kit import URI, Standalone, milvus_folder, running
 from support import FakeEmbedder
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.components.store.milvus_store import MilvusStore
+from memevolve_gpu.milvus.store import MilvusStore
 
 DIM = 24
 

@@ -29,8 +29,8 @@ from memevolve_gpu import (
 )
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
 from memevolve_gpu.components.retrieve import HybridRetrievalStrategy, SemanticRetrievalStrategy
-from memevolve_gpu.components.store import capabilities
-from memevolve_gpu.components.store.copying import Refreshable, copy_store
+from memevolve_gpu.components.store import base
+from memevolve_gpu.components.store.copy import Refreshable, copy_store
 from memevolve_gpu.records.filters import matches
 
 DIM = 24
@@ -161,7 +161,8 @@ class TestVerbs:
 
     def test_what_a_backend_declares(self, make: Make, backend: str) -> None:
         store = make()
-        every = {name for name in capabilities.__all__ if isinstance(store, getattr(capabilities, name))}
+        protocols = [name for name in base.__all__ if getattr(getattr(base, name), "_is_protocol", False)]
+        every = {name for name in protocols if isinstance(store, getattr(base, name))}
         assert every == (CORE | ONLY_IN_FILES if backend == "vector" else CORE)
         assert hasattr(store, "check") == hasattr(store, "backup") == (backend == "vector")
 

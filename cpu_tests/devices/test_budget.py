@@ -13,18 +13,18 @@ from typing import Any, cast
 import pytest
 from gpu_kit import MB, Card, FakeProber, line, machine_with
 
-from memevolve_gpu.devices.budget import (
+from memevolve_gpu.devices.gpu_probe import Gpu, Prober
+from memevolve_gpu.devices.memory import (
     CONTEXT_BYTES,
     Holdings,
+    HostMemory,
     MemoryBudget,
     device_budget,
     free_bytes,
     host_budget,
     loaded_module,
 )
-from memevolve_gpu.devices.gpu import Gpu, Prober
-from memevolve_gpu.devices.host import HostMemory
-from memevolve_gpu.devices.machine import Machine
+from memevolve_gpu.devices.selection import Machine
 
 GB = 1 << 30
 GPU = Gpu(0, "Test GPU", (9, 0), 80 * GB, 60 * GB)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from gpu_kit import MB, Card, FakeProber, machine_with
 
-from memevolve_gpu.devices.budget import Holdings
-from memevolve_gpu.devices.gpu import Prober
-from memevolve_gpu.devices.machine import Machine
+from memevolve_gpu.devices.gpu_probe import Prober
+from memevolve_gpu.devices.memory import Holdings
+from memevolve_gpu.devices.selection import Machine
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.live.desk import DeviceDesk
+from memevolve_gpu.index.registry import build
+from memevolve_gpu.live.device_manager import DeviceDesk
 from memevolve_gpu.monitoring.events import EventLog
 from memevolve_gpu.types import IndexPlan, Rows
 

@@ -11,8 +11,14 @@ import pytest
 from support import SEED
 
 from memevolve_gpu.errors import DeviceError, InvalidVectorError
-from memevolve_gpu.utils.device_arrays import DeviceQueries, device_queries, fetched, lies_on_device, wait_for_maker
-from memevolve_gpu.utils.vectors import check_vectors
+from memevolve_gpu.utils.vectors import (
+    DeviceQueries,
+    check_vectors,
+    device_queries,
+    fetched,
+    lies_on_device,
+    wait_for_maker,
+)
 
 ROWS = np.random.default_rng(SEED).standard_normal((4, 8)).astype(np.float32)
 KINDS = ["dlpack", "interface"]

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 from gpu_kit import line, on_disk, table_at
 
-from memevolve_gpu.cli import opening
-from memevolve_gpu.cli.asking import health, stats
-from memevolve_gpu.cli.machine import devices
-from memevolve_gpu.components.store.engine import _prober, this_machine
-from memevolve_gpu.devices import trial
+from memevolve_gpu.cli import options
+from memevolve_gpu.cli.read_commands import devices, health, stats
+from memevolve_gpu.components.store.session import _prober, this_machine
+from memevolve_gpu.devices import engine_probe
 from memevolve_gpu.errors import ConfigurationError
-from memevolve_gpu.planner.engines import TABLE
+from memevolve_gpu.planner.engine_table import TABLE
 from memevolve_gpu.utils.config import StorageConfig, visible_gpus
 from memevolve_gpu.utils.embeddings import HashingEmbedder
 
@@ -111,16 +110,16 @@ def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE", table_at(tmp_path, 1000))
-    monkeypatch.setattr(trial, "_version", lambda name: "2.11.0" if name == "torch" else "")
+    monkeypatch.setattr(engine_probe, "_version", lambda name: "2.11.0" if name == "torch" else "")
     run()
     prefix = str(tmp_path / "memory")
-    with opening.open_or_make(prefix, HashingEmbedder(16)) as store:
+    with options.open_or_make(prefix, HashingEmbedder(16)) as store:
         store.store_batch([{"content": f"number {i}"} for i in range(1500)])
         done = store.run_maintenance()
         assert store.statistics()["index"]["engine"] == "cpu", done
-    with opening.open_existing(prefix, None) as store:
+    with options.open_existing(prefix, None) as store:
         assert not store.get_storage_health()["needs_retraining"]
-    with opening.open_existing(prefix, None, as_served=True) as store:
+    with options.open_existing(prefix, None, as_served=True) as store:
         assert store.statistics()["plan"]["engine"] == "torch"
         assert "Second GPU (cuda:1)" in store.statistics()["plan"]["reason"]
         assert "measured: a test" in store.statistics()["plan"]["reason"]
@@ -182,9 +181,9 @@ def test_stats_prints_the_plan_and_why(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(trial, "_version", lambda name: "2.11.0" if name in ("torch", "faiss-cpu") else "")
+    monkeypatch.setattr(engine_probe, "_version", lambda name: "2.11.0" if name in ("torch", "faiss-cpu") else "")
     prefix = str(tmp_path / "memory")
-    with opening.open_or_make(prefix, HashingEmbedder(16)) as store:
+    with options.open_or_make(prefix, HashingEmbedder(16)) as store:
         store.store_batch([{"content": f"number {i}"} for i in range(1500)])
         store.run_maintenance()
     on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\n{driver}\n")

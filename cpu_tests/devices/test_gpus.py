@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from gpu_kit import MB, line, on_disk, printing
 
-from memevolve_gpu.devices.asking import ask
-from memevolve_gpu.devices.gpu import GpuList, Prober
-from memevolve_gpu.devices.nvml_child import PROGRAM
-from memevolve_gpu.devices.request import resolve
+from memevolve_gpu.devices.gpu_probe import PROGRAM, GpuList, Prober
+from memevolve_gpu.devices.selection import resolve
+from memevolve_gpu.devices.subprocess_query import ask
 
 
 def found(*lines: str, visible: str | None = None, order: str | None = None) -> GpuList:
@@ -334,7 +333,7 @@ def test_the_child_reads_nvml_by_its_c_interface(status: int, tmp_path: Path) ->
 def test_looking_loads_no_gpu_library(tmp_path: Path) -> None:
     program = """
 import sys
-from memevolve_gpu.devices.machine import Machine
+from memevolve_gpu.devices.selection import Machine
 machine = Machine("auto")
 machine.choice, machine.engines(), machine.budget()
 print([name for name in ("torch", "cupy", "pynvml", "triton", "faiss") if name in sys.modules])

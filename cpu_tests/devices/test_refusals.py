@@ -14,10 +14,10 @@ from gpu_kit import MB, Card, OnCard, line, machine_with, others_take_all, print
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.devices.budget import Holdings
-from memevolve_gpu.devices.gpu import Prober
-from memevolve_gpu.devices.machine import Machine
-from memevolve_gpu.index import catalog
+from memevolve_gpu.devices.gpu_probe import Prober
+from memevolve_gpu.devices.memory import Holdings
+from memevolve_gpu.devices.selection import Machine
+from memevolve_gpu.index import registry
 
 DIM, COUNT = 16, 400
 
@@ -26,7 +26,7 @@ DIM, COUNT = 16, 400
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     """The only card of the machine."""
     made = Card()
-    monkeypatch.setitem(catalog.ENGINES, ("torch", "exact"), OnCard)
+    monkeypatch.setitem(registry.ENGINES, ("torch", "exact"), OnCard)
     monkeypatch.setattr(OnCard, "card", made, raising=False)
     yield made
     made.holders.clear()

@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 from gpu_kit import on_disk
 
-from memevolve_gpu.devices import trial
-from memevolve_gpu.devices.trial import installed, try_engine
+from memevolve_gpu.devices import engine_probe
+from memevolve_gpu.devices.engine_probe import installed, try_engine
 
 NO_KERNEL = """UserWarning: Test GPU with CUDA capability sm_120 is not compatible with the current installation.
 Traceback (most recent call last):
@@ -32,8 +32,8 @@ def looks_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     fake.StandardGpuResources = object  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "faiss", fake)
     monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-    monkeypatch.setattr(trial, "_version", lambda _name: "2.11.0")
-    monkeypatch.setattr(trial, "_known", type(trial._known)())
+    monkeypatch.setattr(engine_probe, "_version", lambda _name: "2.11.0")
+    monkeypatch.setattr(engine_probe, "_known", type(engine_probe._known)())
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_process_that_ignores_its_children_is_not_deceived(tmp_path: Path) -> 
 @pytest.mark.usefixtures("looks_installed")
 def test_a_frozen_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(trial, "ask", pytest.fail)
+    monkeypatch.setattr(engine_probe, "ask", pytest.fail)
     assert try_engine("torch", 0) == ""
 
 
@@ -108,8 +108,8 @@ def test_the_programs_run_with_what_is_installed_here() -> None:
 
 @pytest.mark.parametrize("engine", ["torch", "faiss"])
 def test_each_program_asks_its_library(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "installed", lambda _engine: "")
-    monkeypatch.setattr(trial, "_known", type(trial._known)())
+    monkeypatch.setattr(engine_probe, "installed", lambda _engine: "")
+    monkeypatch.setattr(engine_probe, "_known", type(engine_probe._known)())
     answer = try_engine(engine, 0)
     assert f"{engine} does not work on this GPU" in answer
     assert "without" in answer or "No module" in answer

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memevolve_gpu import StorageConfig, VectorStore, __version__
-from memevolve_gpu.index.snapshot import FORMAT_VERSION, read_info
+from memevolve_gpu.index.snapshot_file import FORMAT_VERSION, read_info
 from memevolve_gpu.records.schema import VERSION
 
 __all__ = ["DIM", "FILTERS", "KEYWORDS", "KINDS", "TOP_K", "Kind", "filled", "make", "settings"]
@@ -128,7 +128,7 @@ def stopped_clocks(number: int) -> Iterator[None]:
         "time.time": lambda: NOW,
         "uuid.uuid4": lambda: uuid.UUID(int=number),
         "memevolve_gpu.training.calibration.time": SimpleNamespace(perf_counter=lambda: 0.0),
-        "memevolve_gpu.live.builder.source_for": lambda _count: "existing",
+        "memevolve_gpu.live.rebuild.source_for": lambda _count: "existing",
         "memevolve_gpu.components.store.base.MetadataMixin._generate_timestamp": lambda _self: "2026-07-02T00:00:00Z",
     }
     with ExitStack() as stack:

@@ -18,8 +18,8 @@ import pytest
 from golden import make
 
 from memevolve_gpu import ModelMismatchError, VectorStore
-from memevolve_gpu.index.snapshot import FORMAT_VERSION, read_info, read_snapshot, write_snapshot
-from memevolve_gpu.live.facts import BodyFacts
+from memevolve_gpu.index.snapshot_file import FORMAT_VERSION, read_info, read_snapshot, write_snapshot
+from memevolve_gpu.live.index_stats import BodyFacts
 from memevolve_gpu.records.schema import VERSION
 from memevolve_gpu.types import Effort
 from memevolve_gpu.utils.vectors import normalize_rows
@@ -31,7 +31,8 @@ MOST_BYTES = 200_000
 WHAT_TO_DO = (
     "The format on disk has changed. Stores that people have must stay readable, so: (1) keep every golden file that "
     "is there; (2) for the database, raise its version by a script in MIGRATIONS of records/schema.py; for the "
-    "snapshot, raise FORMAT_VERSION of index/snapshot.py (older snapshots are then refused and built again from the "
+    "snapshot, raise FORMAT_VERSION of index/snapshot_file.py (older snapshots are then refused and built again from "
+    "the "
     "records); (3) run: python cpu_tests/golden/make.py, and commit the new file beside the old ones."
 )
 

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build, from_parts
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 
 KINDS = ("exact", "two_stage", "ivf", "hnsw")

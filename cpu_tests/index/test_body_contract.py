@@ -24,9 +24,9 @@ from index.oracle import (
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import costs, hnsw
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.registry import build
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
 
 N, DIM = 4000, 96

@@ -7,7 +7,7 @@ import pytest
 from index.oracle import EVERY_KIND, KINDS, METRICS, body_of, check_answer, clustered, nearest, recall
 
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index.bitmap import Allowed
 from memevolve_gpu.types import Effort, FloatArray, Metric, Precision
 
 

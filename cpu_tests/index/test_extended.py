@@ -26,8 +26,8 @@ from index.oracle import (
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import ivf
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.growing import grown, lengthened, roomy
-from memevolve_gpu.index.snapshot import SnapshotInfo, read_snapshot, write_snapshot
+from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
+from memevolve_gpu.index.vector_table import grown, lengthened, roomy
 from memevolve_gpu.planner.sizes import plan_bytes
 from memevolve_gpu.types import Effort, FloatArray, Metric, Precision, Rows
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index import faiss_door
-from memevolve_gpu.index.faiss_door import after_fork, load_faiss, one_thread, translated
+from memevolve_gpu.index import faiss_support
+from memevolve_gpu.index.faiss_support import after_fork, load_faiss, one_thread, translated
 
 
 def distribution(version: str, *files: str) -> Any:
@@ -36,7 +36,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return claimed[name]
 
     monkeypatch.setattr(importlib.metadata, "distribution", look_up)
-    monkeypatch.setattr(faiss_door, "_module", None)
+    monkeypatch.setattr(faiss_support, "_module", None)
     return claimed
 
 
@@ -143,7 +143,7 @@ def test_too_old(instead: Path) -> None:
 
 
 def test_nothing_is_imported_with_the_modules() -> None:
-    code = "import memevolve_gpu.index.catalog, memevolve_gpu.index.snapshot, sys; print('faiss' in sys.modules)"
+    code = "import memevolve_gpu.index.registry, memevolve_gpu.index.snapshot_file, sys; print('faiss' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "False"
 
@@ -163,7 +163,7 @@ def test_one_thread_is_undone() -> None:
 
 
 def test_after_fork_without_faiss_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_door, "_module", None)
+    monkeypatch.setattr(faiss_support, "_module", None)
     after_fork()
 
 
@@ -190,7 +190,7 @@ def test_our_own_errors_pass_unchanged() -> None:
 
 FORKING = """
 import os, signal, numpy as np
-from memevolve_gpu.index.catalog import build
+from memevolve_gpu.index.registry import build
 from memevolve_gpu.types import Effort, IndexPlan, Rows
 n = 3000
 x = np.random.default_rng(1).standard_normal((n, 64)).astype(np.float32)

@@ -12,8 +12,8 @@ from index.oracle import KINDS, body_of, check_answer, clustered, rows_of
 from support import as_child
 
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.growing import grown, in_memory, lengthened, mapped
-from memevolve_gpu.index.snapshot import SnapshotInfo, read_snapshot, write_snapshot
+from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
+from memevolve_gpu.index.vector_table import grown, in_memory, lengthened, mapped
 from memevolve_gpu.types import Effort, FloatArray
 
 N, DIM = 1000, 33  # rows that end within a page
@@ -137,7 +137,7 @@ def test_where_nothing_can_be_mapped_rows_are_read(
     def refuse(*_arguments: object) -> None:
         raise OSError("no such thing on this file system")
 
-    monkeypatch.setattr("memevolve_gpu.index.snapshot.mapped", refuse)
+    monkeypatch.setattr("memevolve_gpu.index.snapshot_file.mapped", refuse)
     vectors = clustered(rng, N, DIM, "l2")
     body = body_of("exact", vectors, "l2")
     again = saved(tmp_path / "s", body)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from index.oracle import recall, rows_of
 
-from memevolve_gpu.index.allowed import Allowed
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.planner.effort import effort_for
-from memevolve_gpu.planner.plan import IndexType, plan_index
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.registry import build
+from memevolve_gpu.planner.plan import IndexType, effort_for, plan_index
 from memevolve_gpu.types import FloatArray
 
 QUERIES = 120

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from index.oracle import METRICS, all_distances, clustered, fitted, nearest
 
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import chunks
-from memevolve_gpu.index.faiss_door import load_faiss
-from memevolve_gpu.index.rerank import merge_best
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan, rerank_rows, scan_many
+from memevolve_gpu.index.faiss_support import load_faiss
 from memevolve_gpu.index.sample import default_codes, padded_columns, padded_dim, training_sample
-from memevolve_gpu.index.scan import exact_scan, rerank_rows
-from memevolve_gpu.index.scan_many import scan_many
+from memevolve_gpu.index.vector_table import merge_best
 from memevolve_gpu.types import FloatArray, Metric
 
 

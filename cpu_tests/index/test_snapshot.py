@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from index.oracle import KINDS, METRICS, WAYS, body_of, clustered
 
 from memevolve_gpu.errors import MemEvolveError
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.faiss_door import load_faiss
-from memevolve_gpu.index.snapshot import (
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.faiss_support import load_faiss
+from memevolve_gpu.index.snapshot_file import (
     FORMAT_VERSION,
     SnapshotError,
     SnapshotInfo,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from index.oracle import body_of, clustered
 
-from memevolve_gpu.index.snapshot import SnapshotError, SnapshotInfo, read_info, read_snapshot, write_snapshot
+from memevolve_gpu.index.snapshot_file import SnapshotError, SnapshotInfo, read_info, read_snapshot, write_snapshot
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from memory_kit import DIM, Given, days_ago, ids_of, open_scratch, store_at, uni
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
-from memevolve_gpu.components.stamps import parse_stamp
 from memevolve_gpu.components.store import StorageBackend
 from memevolve_gpu.errors import (
     ConfigurationError,
@@ -25,6 +24,7 @@ from memevolve_gpu.errors import (
     InvalidQueryError,
     StorageFullError,
 )
+from memevolve_gpu.utils.timestamps import parse_stamp
 
 STRATEGY = SimpleManagementStrategy()
 

@@ -12,9 +12,6 @@ import pytest
 from milvus_fake import FakeError, FakeMilvus
 from support import FakeEmbedder
 
-from memevolve_gpu.components.store.milvus.door import Door, Version
-from memevolve_gpu.components.store.milvus.retry import GaveUp, Retrying
-from memevolve_gpu.components.store.milvus_store import MilvusStore
 from memevolve_gpu.errors import (
     ConfigurationError,
     ReadOnlyError,
@@ -23,7 +20,9 @@ from memevolve_gpu.errors import (
     StoreClosedError,
     StoreUnavailableError,
 )
-from memevolve_gpu.utils.milvus_config import MilvusConfig, is_milvus_uri
+from memevolve_gpu.milvus.client import Door, GaveUp, Retrying, Version
+from memevolve_gpu.milvus.store import MilvusStore
+from memevolve_gpu.utils.config import MilvusConfig, is_milvus_uri
 
 
 class Time:
@@ -244,7 +243,7 @@ class TestAddresses:
 
 
 def test_the_client_s_own_log_is_quiet_unless_somebody_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memevolve_gpu.components.store.milvus.door import _quiet
+    from memevolve_gpu.milvus.client import _quiet
 
     log = logging.getLogger("a_client_of_ours")
     for as_it_comes in (logging.NOTSET, logging.WARNING):

@@ -11,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from milvus_fake import FakeMilvus, _Collection, _Json, _Schema
 
-from memevolve_gpu.components.store.milvus.expressions import filter_expression, ids_expression, joined, quoted
-from memevolve_gpu.components.store.milvus.facts import MAX_FACTS_BYTES, digits_above, digits_below, facts_of
+from memevolve_gpu.milvus.filters import (
+    MAX_FACTS_BYTES,
+    digits_above,
+    digits_below,
+    facts_of,
+    filter_expression,
+    ids_expression,
+    joined,
+    quoted,
+)
 from memevolve_gpu.records.filters import matches
 
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)

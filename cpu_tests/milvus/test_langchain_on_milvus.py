@@ -16,8 +16,8 @@ import test_langchain_store as beyond
 from langchain_kit import Words
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 
-from memevolve_gpu.components.store.milvus_store import MilvusStore
-from memevolve_gpu.langchain import EmbeddingsFunction, MemEvolveVectorStore
+from memevolve_gpu.integrations.langchain import EmbeddingsFunction, MemEvolveVectorStore
+from memevolve_gpu.milvus.store import MilvusStore
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memevolve_gpu import ConfigurationError, StorageConfig
-from memevolve_gpu.utils.milvus_config import MilvusConfig
+from memevolve_gpu.utils.config import MilvusConfig
 
 DEFAULTS = {
     "uri": "http://localhost:19530",

@@ -10,12 +10,8 @@ import pytest
 from milvus_fake import FakeError, FakeMilvus
 from support import SEED, FakeEmbedder
 
-from memevolve_gpu import MemorySystem, StorageConfig, VectorStore
-from memevolve_gpu.components.store import opening
-from memevolve_gpu.components.store.milvus.door import Version
-from memevolve_gpu.components.store.milvus.plan import plan_for, search_params
-from memevolve_gpu.components.store.milvus_store import MilvusStore
-from memevolve_gpu.components.store.opening import open_store, store_exists
+from memevolve_gpu import MemorySystem, StorageConfig, VectorStore, backends
+from memevolve_gpu.backends import open_store, store_exists
 from memevolve_gpu.errors import (
     ConfigurationError,
     InvalidUnitError,
@@ -23,6 +19,9 @@ from memevolve_gpu.errors import (
     NotAStoreError,
     StoreUnavailableError,
 )
+from memevolve_gpu.milvus.client import Version
+from memevolve_gpu.milvus.plan import plan_for, search_params
+from memevolve_gpu.milvus.store import MilvusStore
 from memevolve_gpu.types import Metric
 
 DIM = 12
@@ -161,8 +160,8 @@ class TestSearchesThatFallShort:
         assert found[1] == [[f"u{i}" for i in row] for row in exact]
 
     def test_more_than_the_server_gives_at_once_is_put_together_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for room in ("search", "table"):
-            monkeypatch.setattr(f"memevolve_gpu.components.store.milvus.{room}.WINDOW", 50)
+        for room in ("search", "collection"):
+            monkeypatch.setattr(f"memevolve_gpu.milvus.{room}.WINDOW", 50)
         store, _ = filled(FakeMilvus(), 170)
         distances, ids = store.search_vectors(np.zeros((1, DIM)), 165)
         assert (len(set(ids[0])), None in ids[0]) == (165, False)
@@ -195,12 +194,12 @@ class TestSearchesThatFallShort:
     def test_rows_that_still_grow_may_be_too_many_for_an_exact_answer_of_the_server(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("memevolve_gpu.components.store.milvus.search._INTERIM_ROWS", 40)
+        monkeypatch.setattr("memevolve_gpu.milvus.search._INTERIM_ROWS", 40)
         server = FakeMilvus()
         store, vectors = filled(server, 50)
         assert store.search_vectors(vectors[:1], 1, recall=1.0)[1] == [["u0"]]
         assert server.calls["search"] == 0
-        monkeypatch.setattr("memevolve_gpu.components.store.milvus.core._IN_FLIGHT", 0)
+        monkeypatch.setattr("memevolve_gpu.milvus.session._IN_FLIGHT", 0)
         store.run_maintenance()
         store.search_vectors(vectors[:1], 1, recall=1.0)
         assert server.calls["search"] == 1
@@ -313,7 +312,7 @@ class TestOpening:
             def __init__(self, function: Any, dim: Any = None, config: Any = None, place: Any = None) -> None:
                 super().__init__(function, dim, config, place, client=server.connect)
 
-        monkeypatch.setattr(opening, "MilvusStore", OnIt)
+        monkeypatch.setattr(backends, "MilvusStore", OnIt)
         return server
 
     def test_settings_choose_the_backend(self, server: FakeMilvus, monkeypatch: pytest.MonkeyPatch) -> None:

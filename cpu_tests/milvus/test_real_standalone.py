@@ -19,9 +19,9 @@ if milvus_folder() is None:
     pytest.skip("no real Milvus was asked for: scripts/test-milvus", allow_module_level=True)
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.components.store.copying import copy_store
-from memevolve_gpu.components.store.milvus_store import MilvusStore
+from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.errors import StoreUnavailableError
+from memevolve_gpu.milvus.store import MilvusStore
 
 DIM = 32
 
@@ -96,7 +96,7 @@ def test_every_index_meets_its_target(server: Standalone, index_type: str, kind:
 
 FORKING = """
 import os, sys
-from memevolve_gpu.components.store.milvus_store import MilvusStore
+from memevolve_gpu.milvus.store import MilvusStore
 
 store = MilvusStore(None, 4, milvus_config={"collection": "forked"})
 store.store_batch([{"content": "of the parent"}], [[1, 2, 3, 4]])

@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from memevolve_gpu.errors import CapacityError
-from memevolve_gpu.planner.device import EXACT_BYTES, DeviceFacts
-from memevolve_gpu.planner.device_sizes import device_bytes, scratch_bytes, sized
-from memevolve_gpu.planner.effort import effort_for
-from memevolve_gpu.planner.engines import NEVER, TABLE, Band, EngineTable, engine_for, gpu_pays_from
-from memevolve_gpu.planner.plan import plan_index
+from memevolve_gpu.planner.device_plan import EXACT_BYTES, DeviceFacts, device_bytes, scratch_bytes, sized
+from memevolve_gpu.planner.engine_table import NEVER, TABLE, Band, EngineTable, engine_for, gpu_pays_from
+from memevolve_gpu.planner.plan import effort_for, plan_index
 from memevolve_gpu.types import Effort, IndexPlan
 
 GB = 1 << 30

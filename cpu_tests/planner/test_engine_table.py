@@ -11,8 +11,7 @@ from gpu_kit import table_at
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import ConfigurationError
-from memevolve_gpu.planner.engine_table import SETTING, read_engine_table
-from memevolve_gpu.planner.engines import TABLE, Band
+from memevolve_gpu.planner.engine_table import SETTING, TABLE, Band, read_engine_table
 from memevolve_gpu.utils.config import StorageConfig
 
 GOOD: dict[str, Any] = {

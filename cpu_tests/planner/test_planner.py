@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from index.oracle import clustered, rows_of
 
 from memevolve_gpu.errors import CapacityError
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.planner.effort import effort_for
+from memevolve_gpu.index.registry import build
 from memevolve_gpu.planner.nlist import ListsRule, adaptive_nlist, lists_status, should_recreate
-from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, plan_index, search_cost
+from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, effort_for, plan_index, search_cost
 from memevolve_gpu.planner.sizes import plan_bytes
 from memevolve_gpu.types import IndexPlan
 

@@ -17,7 +17,7 @@ from memevolve_gpu.errors import (
     StoreClosedError,
 )
 from memevolve_gpu.records import Records, Stored
-from memevolve_gpu.records.folding import FOLD_AT
+from memevolve_gpu.records.fulltext_buffer import FOLD_AT
 from memevolve_gpu.types import Change, Head, Op, Row
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from records_kit import DIM, put
 
 from memevolve_gpu.records import Records
-from memevolve_gpu.records.folding import FOLD_AT
+from memevolve_gpu.records.fulltext_buffer import FOLD_AT
 
 TEXTS = {
     "once": "the red fox",

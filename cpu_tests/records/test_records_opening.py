@@ -27,7 +27,7 @@ from memevolve_gpu.errors import (
     ReadOnlyError,
     StorageError,
 )
-from memevolve_gpu.records import MODEL_KEY, Records, StoreFacts, network, opening, schema
+from memevolve_gpu.records import MODEL_KEY, Records, StoreFacts, file_lock, opening, schema
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -425,26 +425,26 @@ nonsense
 def test_the_file_system_of_a_folder(tmp_path: Path, folder: str, kind: str) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(MOUNTS)
-    assert network.filesystem_of(Path(folder), mounts) == kind
+    assert file_lock.filesystem_of(Path(folder), mounts) == kind
     if kind in ("ext4", "xfs"):
-        network.refuse_network_filesystem(Path(folder), mounts)
+        file_lock.refuse_network_filesystem(Path(folder), mounts)
     else:
         with pytest.raises(NetworkFilesystemError, match=rf"{kind}.*local disk"):
-            network.refuse_network_filesystem(Path(folder), mounts)
+            file_lock.refuse_network_filesystem(Path(folder), mounts)
 
 
 def test_a_sandbox_whose_root_is_9p_is_local(tmp_path: Path) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text("1 1 0:1 / / rw - 9p none rw\n2 1 0:2 / /tmp rw - 9p none rw\n")
-    network.refuse_network_filesystem(Path("/tmp/x"), mounts)
+    file_lock.refuse_network_filesystem(Path("/tmp/x"), mounts)
 
 
 def test_without_a_mount_table_nothing_is_refused(tmp_path: Path) -> None:
-    network.refuse_network_filesystem(Path("/home"), tmp_path / "absent")
+    file_lock.refuse_network_filesystem(Path("/home"), tmp_path / "absent")
 
 
 def test_opening_asks_which_file_system_it_is(prefix: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "filesystem_of", lambda *_: "lustre")
+    monkeypatch.setattr(file_lock, "filesystem_of", lambda *_: "lustre")
     with pytest.raises(NetworkFilesystemError, match="lustre"):
         Records.open(prefix, dim=DIM)
     prefix.with_name("memory.db").touch()

@@ -19,8 +19,8 @@ from records_kit import DIM, facts, foreign_connection, put, unit, vector
 from support import SEED, as_child
 
 from memevolve_gpu.errors import LockTimeoutError, StorageError, StorageFullError, StoreClosedError
-from memevolve_gpu.records import Records, connections, fork, pool, writer
-from memevolve_gpu.records.folding import FOLD_AT
+from memevolve_gpu.records import Records, connections, pool, writer
+from memevolve_gpu.records.fulltext_buffer import FOLD_AT
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -459,13 +459,13 @@ def test_threads_wait_while_another_forks(records: Records) -> None:
 
 
 def test_a_store_that_nobody_holds_is_forgotten(prefix: Path) -> None:
-    before = len(fork._stores)
+    before = len(writer._stores)
     for number in range(3):
         Records.open(prefix.with_name(f"s{number}"), dim=DIM).close()
     import gc
 
     gc.collect()
-    assert len(fork._stores) <= before
+    assert len(writer._stores) <= before
 
 
 def test_vectors_survive_byte_for_byte(records: Records) -> None:

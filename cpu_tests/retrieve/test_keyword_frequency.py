@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memevolve_gpu.records import Records, frequency
-from memevolve_gpu.records.sql import first_row
+from memevolve_gpu.records import Records, fulltext
+from memevolve_gpu.records.connections import first_row
 
 DIM = 4
 VECTOR = np.ones(DIM, np.float32).tobytes()
@@ -45,7 +45,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Records]:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a store of two thousand rows behave like a large one."""
-    monkeypatch.setattr(frequency, "FREQUENT_ROWS", 20)
+    monkeypatch.setattr(fulltext, "FREQUENT_ROWS", 20)
 
 
 def found(records: Records, text: str, limit: int = 10_000) -> list[str]:
@@ -73,14 +73,14 @@ def test_frequent_words_are_looked_up_when_nothing_else_is_left(records: Records
 
 
 def test_few_rows_are_no_reason_to_drop_a_word(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frequency, "FREQUENT_ROWS", 500)
+    monkeypatch.setattr(fulltext, "FREQUENT_ROWS", 500)
     assert set(found(records, "tenth rare")) == rows_with("tenth", "rare")
 
 
 def test_what_a_query_reads_is_bounded(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frequency, "MOST_ROWS", 43)
+    monkeypatch.setattr(fulltext, "MOST_ROWS", 43)
     assert set(found(records, "fiftieth rare own7")) == rows_with("rare", "own7")
-    monkeypatch.setattr(frequency, "MOST_ROWS", 45)
+    monkeypatch.setattr(fulltext, "MOST_ROWS", 45)
     assert set(found(records, "fiftieth rare own7")) == rows_with("fiftieth", "rare", "own7")
 
 
@@ -144,7 +144,7 @@ def test_known_words_are_not_counted_again(records: Records, monkeypatch: pytest
             counted.append(parameters)
         return first_row(con, sql, parameters)
 
-    monkeypatch.setattr(frequency, "first_row", count)
+    monkeypatch.setattr(fulltext, "first_row", count)
     found(records, "every own1234")
     assert len(counted) <= 2
     counted.clear()

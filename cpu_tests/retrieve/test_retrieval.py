@@ -23,8 +23,7 @@ from memevolve_gpu.components.retrieve import (
     RetrievalStrategy,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.retrieve.fusion import reciprocal_ranks, weighted
-from memevolve_gpu.components.retrieve.ranking import Ranked
+from memevolve_gpu.components.retrieve.strategies import Ranked, reciprocal_ranks, weighted
 from memevolve_gpu.components.store import StorageBackend
 from memevolve_gpu.errors import ConfigurationError, EmbeddingError, InvalidFilterError, InvalidQueryError
 

@@ -18,8 +18,8 @@ from memevolve_gpu.components.retrieve import (
     KeywordRetrievalStrategy,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.store.copying import copy_store
-from memevolve_gpu.components.store.searching import MAX_RESULTS
+from memevolve_gpu.components.store.copy import copy_store
+from memevolve_gpu.components.store.vector_store import MAX_RESULTS
 from memevolve_gpu.errors import ConfigurationError, InvalidQueryError, MemEvolveError
 from memevolve_gpu.memory_system import MemorySystemConfig
 

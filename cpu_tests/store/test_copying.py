@@ -14,7 +14,7 @@ import pytest
 from support import FakeEmbedder
 
 from memevolve_gpu.components.store import VectorStore
-from memevolve_gpu.components.store.copying import PAGE, copy_store
+from memevolve_gpu.components.store.copy import PAGE, copy_store
 from memevolve_gpu.errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
 
 DIM = 12

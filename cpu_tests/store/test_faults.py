@@ -19,8 +19,8 @@ from fault_vfs import FAULTS, Cut, Disk, Event, FaultVFS, faulty_disk
 
 from memevolve_gpu import StorageConfig, StorageError, VectorStore
 from memevolve_gpu.errors import StorageFullError
-from memevolve_gpu.index import snapshot
-from memevolve_gpu.live import saving
+from memevolve_gpu.index import snapshot_file
+from memevolve_gpu.live import snapshot_writer
 
 SEED = 20_240_607
 LATE = "stored after the fault"
@@ -124,7 +124,7 @@ def quick(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _short_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let maintenance purge the log of this small workload too."""
-    monkeypatch.setattr(saving, "LOG_KEPT", 8)
+    monkeypatch.setattr(snapshot_writer, "LOG_KEPT", 8)
 
 
 def crashed(bench: Bench) -> Iterator[Path]:
@@ -343,7 +343,7 @@ class TestDerivedFiles:
         before = (bench.folder / "store.snapshot").read_bytes()
         bench.it.store_batch([unit(i) for i in range(100, 220)])
         model = {one["id"]: one for one in (*THIRTY, *(unit(i) for i in range(100, 220)))}
-        monkeypatch.setattr(snapshot, "_write", failing_half_way(number))
+        monkeypatch.setattr(snapshot_file, "_write", failing_half_way(number))
         report = bench.it.run_maintenance()
         assert any(action.startswith("built") for action in report["actions"])
         assert bench.it.statistics()["event_totals"]["snapshot-failed"] == 1
@@ -359,7 +359,7 @@ class TestDerivedFiles:
     def test_asking_for_a_snapshot_that_cannot_be_written_is_an_error(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(snapshot, "_write", failing_half_way(errno.ENOSPC))
+        monkeypatch.setattr(snapshot_file, "_write", failing_half_way(errno.ENOSPC))
         with pytest.raises(StorageFullError, match="snapshot"):
             bench.it.snapshot()
         assert bench.it.statistics()["event_totals"]["snapshot-failed"] == 1

@@ -17,13 +17,12 @@ from gpu_kit import MB, Card, OnCard, machine_with, others_take_all, table_at
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.devices import budget
-from memevolve_gpu.devices.budget import CONTEXT_BYTES
-from memevolve_gpu.devices.machine import Machine
-from memevolve_gpu.devices.request import DeviceChoice
+from memevolve_gpu.devices import memory
+from memevolve_gpu.devices.memory import CONTEXT_BYTES
+from memevolve_gpu.devices.selection import DeviceChoice, Machine
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index import catalog
-from memevolve_gpu.planner.engines import TABLE
+from memevolve_gpu.index import registry
+from memevolve_gpu.planner.engine_table import TABLE
 from memevolve_gpu.types import DeviceIncident
 
 DIM = 16
@@ -34,7 +33,7 @@ COUNT = 400
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     """The only card of the machine, on which exact torch bodies live that are no torch bodies."""
     made = Card()
-    monkeypatch.setitem(catalog.ENGINES, ("torch", "exact"), OnCard)
+    monkeypatch.setitem(registry.ENGINES, ("torch", "exact"), OnCard)
     monkeypatch.setattr(OnCard, "card", made, raising=False)
     yield made
     made.holders.clear()
@@ -241,7 +240,7 @@ def test_memory_that_goes_while_a_body_is_built_sends_it_to_the_cpu_and_back(
 def test_an_index_that_fits_but_not_beside_the_old_one_takes_its_place(
     tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget, "CONTEXT_BYTES", 0)
+    monkeypatch.setattr(memory, "CONTEXT_BYTES", 0)
     with filled(tmp_path, machine_with(card, fraction=1.0)) as store:
         held = card.total - card.free
         card.total = int(1.5 * held)

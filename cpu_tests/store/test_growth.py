@@ -14,10 +14,10 @@ import pytest
 from endurance import DIM, Model, embed, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.live import builder, causes, maintenance, pace, saving
-from memevolve_gpu.live.courtesy import Courtesy
-from memevolve_gpu.live.pace import Pace
+from memevolve_gpu.live import maintenance, rebuild, rebuild_rules, snapshot_writer
+from memevolve_gpu.live.rebuild_rules import Pace
 from memevolve_gpu.live.view import View
+from memevolve_gpu.live.worker import Courtesy
 
 TAIL, QUIET = 40, 10
 KINDS = ["flat", "ivf", "hnsw", "auto"]
@@ -39,9 +39,9 @@ def model_of(*batches: list[dict[str, Any]]) -> Model:
 @pytest.fixture(autouse=True)
 def _short_tails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows be too many, so that small stores do what large ones do."""
-    monkeypatch.setattr(causes, "TAIL_ROWS", TAIL)
-    monkeypatch.setattr(causes, "TAIL_MOST", TAIL)
-    monkeypatch.setattr(causes, "QUIET_ROWS", QUIET)
+    monkeypatch.setattr(rebuild_rules, "TAIL_ROWS", TAIL)
+    monkeypatch.setattr(rebuild_rules, "TAIL_MOST", TAIL)
+    monkeypatch.setattr(rebuild_rules, "QUIET_ROWS", QUIET)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_deaths_and_rows_that_come_meanwhile(
 ) -> None:
     store = open_store(index_type=index_type)
     grown(store, 0, 300)
-    extend = builder.extend_verified
+    extend = rebuild.extend_verified
 
     def and_meanwhile(*arguments: Any) -> Any:
         built = extend(*arguments)
@@ -149,13 +149,13 @@ def test_a_long_life_of_appends_and_deaths(open_store: Open) -> None:
 
 def test_snapshots_are_rare_and_closing_makes_one(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    save = saving.Saver.save
+    save = snapshot_writer.Saver.save
 
-    def counted(saver: saving.Saver, view: View) -> None:
+    def counted(saver: snapshot_writer.Saver, view: View) -> None:
         written.append(view.watermark)
         save(saver, view)
 
-    monkeypatch.setattr(saving.Saver, "save", counted)
+    monkeypatch.setattr(snapshot_writer.Saver, "save", counted)
     store = open_store()
     grown(store, 0, 1000)
     assert len(written) == 1
@@ -189,7 +189,7 @@ def test_what_was_only_extended_survives_a_crash(open_store: Open, tmp_path: Pat
 
 
 def test_the_log_stays_short_whatever_is_written(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "LOG_KEPT", 20)
+    monkeypatch.setattr(snapshot_writer, "LOG_KEPT", 20)
     store = open_store()
     grown(store, 0, 200)
     longest = 0
@@ -214,7 +214,7 @@ def test_new_rows_that_do_not_find_themselves_make_it_train_anew(
 ) -> None:
     store = open_store()
     grown(store, 0, 300)
-    monkeypatch.setattr(builder, "self_hits", lambda *_given, **_more: 0.5)
+    monkeypatch.setattr(rebuild, "self_hits", lambda *_given, **_more: 0.5)
     assert grown(store, 300, 345)[0].startswith("built ivf")
     verify(store, [model_of(units(0, 345))])
 
@@ -230,7 +230,7 @@ def test_recall_is_measured_again_once_it_has_grown(open_store: Open) -> None:
 
 
 def test_the_background_keeps_the_tail_short(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(rebuild_rules, "QUIET_SECONDS", 0.1)
     store = open_store(background=True)
     for start in range(0, 600, 20):
         store.store_batch(units(start, start + 20))
@@ -269,15 +269,15 @@ def test_pace_of_appends(a_view: Callable[[int, int], View]) -> None:
     clock = Clock()
     keeper = Pace(clock)
     assert keeper.delay(a_view(QUIET, 1)) is None
-    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(pace.QUIET_SECONDS)
+    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(rebuild_rules.QUIET_SECONDS)
     clock.now += 1.5
-    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(pace.QUIET_SECONDS - 1.5)
+    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(rebuild_rules.QUIET_SECONDS - 1.5)
     clock.now += 0.5
     assert keeper.delay(a_view(QUIET + 1, 2)) == 0.0
     assert keeper.is_quiet()
     assert keeper.delay(a_view(TAIL + 1, 3)) == 0.0, "too many wait"
     keeper.appended(0.5)
-    assert keeper.delay(a_view(TAIL + 1, 4)) == pytest.approx(pace.QUIET_SECONDS), "a bulk load goes on"
+    assert keeper.delay(a_view(TAIL + 1, 4)) == pytest.approx(rebuild_rules.QUIET_SECONDS), "a bulk load goes on"
     for watermark in range(5, 50):
         clock.now += 0.2
         assert keeper.delay(a_view(TAIL + 1, watermark)) > 0.0  # type: ignore[operator]

@@ -12,9 +12,9 @@ from memory_kit import DIM, Given, store_at
 from milvus_fake import FakeMilvus
 
 from memevolve_gpu import EngineError, MemorySystem, MemorySystemConfig, StorageBackend, VectorStore
-from memevolve_gpu.components.scratch import ScratchStore
-from memevolve_gpu.components.store.milvus_store import MilvusStore
-from memevolve_gpu.langchain import MemEvolveVectorStore
+from memevolve_gpu.components.validation import ScratchStore
+from memevolve_gpu.integrations.langchain import MemEvolveVectorStore
+from memevolve_gpu.milvus.store import MilvusStore
 
 
 def everything_that_may_be_asked_for_its_truth(path: Path) -> dict[str, Any]:

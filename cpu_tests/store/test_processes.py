@@ -18,7 +18,7 @@ from endurance import DIM, Model, contents, embed, verify
 from support import FakeEmbedder
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.live import saving
+from memevolve_gpu.live import snapshot_writer
 from memevolve_gpu.records import Records
 
 SEED = 20_240_607
@@ -79,7 +79,7 @@ class Process:
 
 def serve(line: Connection, prefix: str, settings: dict[str, Any]) -> None:
     """The other process's side."""
-    saving.LOG_KEPT = settings.pop("log_kept", saving.LOG_KEPT)
+    snapshot_writer.LOG_KEPT = settings.pop("log_kept", snapshot_writer.LOG_KEPT)
     with open_store(prefix, **settings) as store:
         line.send("ready")
         while (asked := line.recv()) is not None:

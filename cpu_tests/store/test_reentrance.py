@@ -22,7 +22,7 @@ from support import SEED, FakeEmbedder, as_child
 import memevolve_gpu
 from memevolve_gpu import MemorySystem, StorageConfig, VectorStore
 from memevolve_gpu.errors import ReentrantCallError
-from memevolve_gpu.live.draft import Draft
+from memevolve_gpu.live.view_builder import Draft
 from memevolve_gpu.memory_system import MemorySystemConfig
 
 DIM = 8

@@ -24,11 +24,12 @@ from support import FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import DeviceError, StorageError
-from memevolve_gpu.index.torch_engine import batches, body, exact, guard, ivf, search, tail
-from memevolve_gpu.index.torch_engine.body import TorchBody
-from memevolve_gpu.index.torch_engine.memory import account_of
-from memevolve_gpu.index.torch_engine.resident import Resident
-from memevolve_gpu.live import builder, causes, live
+from memevolve_gpu.index.torch_gpu import delta_buffer, failover, flat, ivf, search
+from memevolve_gpu.index.torch_gpu import index as index_module
+from memevolve_gpu.index.torch_gpu.device_rows import Resident
+from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
+from memevolve_gpu.live import live_index, rebuild, rebuild_rules
 from memevolve_gpu.live.view import Mask, View
 from memevolve_gpu.types import Effort, FloatArray, IntArray
 
@@ -97,20 +98,20 @@ def patched(faults: Faults) -> ExitStack:
     """``cuda:0`` is the CPU and fails as it is told; a few rows are many, and the device is asked for all of them."""
     stack = ExitStack()
     propose, empty = search.propose, Resident.empty
-    for one in (body, exact, ivf):
+    for one in (index_module, flat, ivf):
         stack.enter_context(patch.object(one, "open_device", lambda _: torch.device("cpu")))
-    for one in (body, batches):
+    for one in (index_module, search):
         stack.enter_context(patch.object(one, "propose", faults.before("propose", propose)))
     for owner, name, changed in (
-        (guard, "current", lambda _: nullcontext()),
-        (guard, "_release", lambda _: None),
-        (body, "_DEVICE_CALL", 0.0),
-        (tail, "_LEAST_ROWS", 16),
-        (causes, "TAIL_ROWS", 30),
-        (causes, "TAIL_FRACTION", 0.0),
-        (causes, "DEAD_ROWS", 120),
-        (live, "PAGE", 16),
-        (builder, "_training", lambda *_: None),
+        (failover, "current", lambda _: nullcontext()),
+        (failover, "_release", lambda _: None),
+        (index_module, "_DEVICE_CALL", 0.0),
+        (delta_buffer, "_LEAST_ROWS", 16),
+        (rebuild_rules, "TAIL_ROWS", 30),
+        (rebuild_rules, "TAIL_FRACTION", 0.0),
+        (rebuild_rules, "DEAD_ROWS", 120),
+        (live_index, "PAGE", 16),
+        (rebuild, "_training", lambda *_: None),
         (Resident, "empty", faults.before("empty", empty)),
         (Resident, "put", faults.put(Resident.put)),
         (Resident, "only", faults.before("only", Resident.only)),
@@ -269,7 +270,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
     @rule(device=st.booleans())
     def restart(self, device: bool) -> None:
         self.store.close()
-        guard._lost.clear()
+        failover._lost.clear()
         self.faults.step = ""
         self.store = self.opened(Card() if device else None)
         if device:
@@ -353,7 +354,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
             gc.collect()
             assert account_of(DEVICE).used <= self.used, "bytes are counted that nobody holds"
             self.stack.close()
-            guard._lost.clear()
+            failover._lost.clear()
             account_of(DEVICE).limit = None
             shutil.rmtree(self.folder)
 

@@ -16,12 +16,12 @@ from gpu_kit import Card, machine_with
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine import body, exact, guard, ivf
-from memevolve_gpu.index.torch_engine.memory import account_of
-from memevolve_gpu.live import causes
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
+from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
+from memevolve_gpu.live import rebuild_rules
 from memevolve_gpu.types import Effort, FloatArray, Metric
-from memevolve_gpu.utils.device_arrays import DeviceQueries
+from memevolve_gpu.utils.vectors import DeviceQueries
 
 DIM = 16
 TAIL = 150
@@ -31,13 +31,13 @@ TAIL = 150
 def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """torch, whose ``cuda:0`` is the CPU here; a few rows are many, and the device is asked for all of them."""
     module = pytest.importorskip("torch", reason="torch is not installed")
-    for one in (body, exact, ivf):
+    for one in (index, flat, ivf):
         monkeypatch.setattr(one, "open_device", lambda _: module.device("cpu"))
-    monkeypatch.setattr(guard, "current", lambda _: nullcontext())
-    monkeypatch.setattr(guard, "_release", lambda _: None)
-    monkeypatch.setattr(body, "_DEVICE_CALL", 0.0)
-    monkeypatch.setattr(causes, "TAIL_ROWS", TAIL)
-    monkeypatch.setattr(causes, "TAIL_FRACTION", 0.0)
+    monkeypatch.setattr(failover, "current", lambda _: nullcontext())
+    monkeypatch.setattr(failover, "_release", lambda _: None)
+    monkeypatch.setattr(index, "_DEVICE_CALL", 0.0)
+    monkeypatch.setattr(rebuild_rules, "TAIL_ROWS", TAIL)
+    monkeypatch.setattr(rebuild_rules, "TAIL_FRACTION", 0.0)
     yield module
     account_of("cuda:0").limit = None
 
@@ -176,7 +176,7 @@ import numpy as np, torch
 from gpu_kit import Card, machine_with
 from support import FakeBatchEmbedder
 from memevolve_gpu import VectorStore
-from memevolve_gpu.index.torch_engine import body, exact, guard, ivf, kmeans
+from memevolve_gpu.index.torch_gpu import index as body, flat as exact, failover as guard, ivf, kmeans
 for one in (body, exact, ivf):
     one.open_device = lambda _: torch.device("cpu")
 guard.current, guard._release = lambda _: nullcontext(), lambda _: None

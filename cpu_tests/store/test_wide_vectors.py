@@ -10,7 +10,7 @@ import pytest
 from support import SEED, as_child
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.live import causes, saving
+from memevolve_gpu.live import rebuild_rules, snapshot_writer
 from memevolve_gpu.types import FloatArray
 
 DIM, COUNT = 256, 600
@@ -145,8 +145,8 @@ def test_a_limit_that_float32_passes_is_kept(tmp_path: Path) -> None:
 
 
 def test_new_rows_lie_in_memory_until_enough_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(causes, "TAIL_ROWS", 40)
-    monkeypatch.setattr(causes, "TAIL_MOST", 40)
+    monkeypatch.setattr(rebuild_rules, "TAIL_ROWS", 40)
+    monkeypatch.setattr(rebuild_rules, "TAIL_MOST", 40)
     vectors = heavy_tailed()
     with filled(tmp_path, vectors[:500], index_type="ivf") as store:
         store.snapshot()
@@ -158,7 +158,7 @@ def test_new_rows_lie_in_memory_until_enough_came(tmp_path: Path, monkeypatch: p
 
 
 def test_vectors_are_saved_although_nothing_else_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "MOVED_BYTES", 1000)
+    monkeypatch.setattr(snapshot_writer, "MOVED_BYTES", 1000)
     vectors = heavy_tailed()
     with filled(tmp_path, vectors, index_type="flat") as store:
         store.snapshot()
@@ -235,7 +235,7 @@ def test_a_folder_that_cannot_be_written_leaves_vectors_in_memory(
         raise OSError(28, "No space left on device")
 
     with filled(tmp_path, vectors) as store:
-        monkeypatch.setattr("memevolve_gpu.index.snapshot._write", full)
+        monkeypatch.setattr("memevolve_gpu.index.snapshot_file._write", full)
         store.run_maintenance()
         assert store.statistics()["event_totals"]["snapshot-failed"] == 1
         assert store.statistics()["mapped_bytes"] == 0

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from support import SEED
 
-from memevolve_gpu.training.bounds import lower_bounds
+from memevolve_gpu.training.recall import lower_bounds
 
 
 def drawn(rng: np.random.Generator, draws: int, n: int, lost: float, rare: float) -> npt.NDArray[np.float64]:

@@ -15,9 +15,9 @@ from support import SEED
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import ivf
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
 from memevolve_gpu.index.costs import scan_cost
-from memevolve_gpu.training import ladder
+from memevolve_gpu.index.registry import build
+from memevolve_gpu.training import search_param_sweep
 from memevolve_gpu.training.calibration import (
     ENOUGH_REAL,
     KS,
@@ -28,7 +28,7 @@ from memevolve_gpu.training.calibration import (
     Entry,
     calibrate,
 )
-from memevolve_gpu.training.quality import recall_of, recalls_of
+from memevolve_gpu.training.recall import recall_of, recalls_of
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
 
 ROWS, DIM = 5000, 96
@@ -100,7 +100,7 @@ def lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     def dear(rows: int, dim: int) -> float:
         return scan_cost(rows, dim) * (1e6 if rows >= ROWS else 1.0)
 
-    for room in (ivf, ladder):
+    for room in (ivf, search_param_sweep):
         monkeypatch.setattr(room, "WHOLE_ROWS", 0)
         monkeypatch.setattr(room, "scan_cost", dear)
 

@@ -9,7 +9,7 @@ import pytest
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu.errors import DimensionMismatchError, EmbeddingError, StorageError
-from memevolve_gpu.training.collector import collect, drawn_like, existing_sample, samples_wanted, source_for
+from memevolve_gpu.training.training_set import collect, drawn_like, existing_sample, samples_wanted, source_for
 from memevolve_gpu.types import FloatArray, Metric
 
 DIM = 16

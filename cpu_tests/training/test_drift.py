@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import SEED
 
-from memevolve_gpu.training.drift import Balance, Now, Trained, list_balance, needs_retraining
+from memevolve_gpu.training.retrain_rules import Balance, Now, Trained, list_balance, needs_retraining
 
 TARGET = 0.95
 AS_TRAINED = Trained(10_000, 256, Balance(1.3, 0.0), 0.97)

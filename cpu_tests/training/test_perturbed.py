@@ -8,8 +8,8 @@ from index.oracle import METRICS, body_of, clustered
 from support import SEED
 
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.training.judge import Judge, Questions
-from memevolve_gpu.training.perturbed import perturbed
+from memevolve_gpu.training.calibration import perturbed
+from memevolve_gpu.training.recall import Judge, Questions
 from memevolve_gpu.types import Effort, Metric
 
 

@@ -11,7 +11,7 @@ from support import FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.training.quality import measure, self_hits
+from memevolve_gpu.training.recall import measure, self_hits
 from memevolve_gpu.types import Effort, FloatArray, IntArray, Metric
 
 DIM = 96

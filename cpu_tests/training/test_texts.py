@@ -10,8 +10,7 @@ import pytest
 
 from memevolve_gpu.components.store.units import unit_to_text
 from memevolve_gpu.errors import ConfigurationError
-from memevolve_gpu.training.texts import SAMPLE_TYPES, available_texts, sample_texts
-from memevolve_gpu.training.words import DOMAINS
+from memevolve_gpu.training.training_set import DOMAINS, SAMPLE_TYPES, available_texts, sample_texts
 
 SHAPES = {
     "lesson": r"Regular .+ prevents .+",

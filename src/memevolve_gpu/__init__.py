@@ -25,11 +25,11 @@ from .errors import (
 from .types import Hit, MemoryUnit
 
 if TYPE_CHECKING:
+    from .backends import open_store
     from .components.store.base import StorageBackend
-    from .components.store.milvus_store import MilvusStore
-    from .components.store.opening import open_store
     from .components.store.vector_store import VectorStore
     from .memory_system import MemorySystem, MemorySystemConfig
+    from .milvus.store import MilvusStore
     from .utils.config import EmbeddingConfig, StorageConfig
     from .utils.embeddings import HashingEmbedder, LocalEmbedder, OpenAIEmbedder
 
@@ -73,12 +73,12 @@ _LAZY = {
     "LocalEmbedder": "utils.embeddings",
     "MemorySystem": "memory_system",
     "MemorySystemConfig": "memory_system",
-    "MilvusStore": "components.store.milvus_store",
+    "MilvusStore": "milvus.store",
     "OpenAIEmbedder": "utils.embeddings",
     "StorageBackend": "components.store.base",
     "StorageConfig": "utils.config",
     "VectorStore": "components.store.vector_store",
-    "open_store": "components.store.opening",
+    "open_store": "backends",
 }
 
 

@@ -1,18 +1,19 @@
-"""``MemorySystem``: a memory as MemEvolve's callers know it, on this package's store and strategies."""
+"""``MemorySystem``: stores, retrieves and manages memory units through one object."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal
 
-from .components.manage import HealthMetrics, MemoryManager, SimpleManagementStrategy
-from .components.manage.capacity import Capacity, Room
-from .components.memory_config import ComponentType, MemorySystemConfig
-from .components.observers import notify
+from .backends import AnyStore, open_store
+from .components.manage import HealthMetrics, ManagementStrategy, MemoryManager, SimpleManagementStrategy
 from .components.retrieve import (
     HybridRetrievalStrategy,
     KeywordRetrievalStrategy,
@@ -20,26 +21,166 @@ from .components.retrieve import (
     RetrievalResult,
     RetrievalStrategy,
 )
-from .components.stamps import now_text
-from .components.store import StorageBackend
-from .components.store.capabilities import KeywordSearch, Maintainable, StorageHealth, TextSearch
-from .components.store.opening import AnyStore, open_store
-from .components.trials import encoded_units, try_encoder, try_management, try_retrieval, try_storage
+from .components.store.base import KeywordSearch, Maintainable, StorageBackend, StorageHealth, TextSearch
+from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, MemEvolveError
 from .types import MemoryUnit
 from .utils.arguments import whole_number
 from .utils.config import EmbeddingConfig, StorageConfig
 from .utils.embeddings import embedder_from_config
+from .utils.timestamps import now_text
 
-__all__ = ["ComponentType", "MemorySystem", "MemorySystemConfig"]
+__all__ = ["Capacity", "ComponentType", "MemorySystem", "MemorySystemConfig"]
+
+_BELOW_WARNING = 0.1
+_BELOW_THRESHOLD = 0.9
+_DEFAULT_WARNING, _DEFAULT_PRUNE = 0.8, 0.9
+
+
+@dataclass(frozen=True)
+class Room:
+    """``excess``: units that must go before the new ones come, 0 when all is well; ``cause`` says why."""
+
+    excess: int
+    cause: str = ""
+    for_memory: bool = False
+
+
+@dataclass
+class Capacity:
+    """When to make room, and how much.
+
+    threshold: most units; None for the backend's own limits, of which ``prune_threshold`` may be used. level: share of
+    the limit to go down to; None for the warning threshold less 0.1, or for 0.9 of ``threshold``.
+    """
+
+    threshold: int | None = None
+    level: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and self.threshold < 1:
+            raise ConfigurationError(f"auto_prune_threshold must be at least 1 unit, got {self.threshold}")
+        if self.level is not None and not 0 <= self.level < 1:
+            raise ConfigurationError(f"prune_to must be a share of at least 0 and below 1, got {self.level}")
+
+    def room(self, backend: StorageBackend, new: int) -> Room:
+        """What must go so that ``new`` units can come."""
+        if self.threshold is not None:
+            share = _BELOW_THRESHOLD if self.level is None else self.level
+            bounds = (math.floor(self.threshold * share), self.threshold, self.threshold)
+            return _within(backend.count(), new, bounds)
+        if not isinstance(backend, StorageHealth):
+            return Room(0)
+        return self._by_limits(backend, new)
+
+    def _by_limits(self, backend: StorageHealth, new: int) -> Room:
+        config = getattr(backend, "config", None)
+        warning = float(getattr(config, "warning_threshold", _DEFAULT_WARNING))
+        share = float(getattr(config, "prune_threshold", _DEFAULT_PRUNE))
+        level = self.level if self.level is not None else max(0.0, warning - _BELOW_WARNING)
+        health = backend.get_storage_health()
+        count, limit = int(health["current_count"]), int(health["max_units"])
+        by_units = _within(count, new, (math.floor(level * limit), math.ceil(share * limit) - 1, limit))
+        used, most = float(health["memory_usage_mb"]), float(health["max_memory_mb"])
+        if by_units.excess or used < share * most:
+            return by_units
+        excess = max(0, math.ceil(count * (1 - level * most / used)))
+        return Room(excess, f"index memory is {used:.0f} of at most {most:.0f} MiB", for_memory=True)
+
+
+def _within(count: int, new: int, bounds: tuple[int, int, int]) -> Room:
+    """bounds: where to go down to, most units before room is made, and the limit.
+
+    A batch that is larger than the first bound goes by the next: as little as needed is deleted for it, and nothing for
+    one that does not fit at all.
+    """
+    if count + new <= bounds[1]:
+        return Room(0)
+    bound = next((bound for bound in bounds if new <= bound), count + new)
+    return Room(min(count, max(0, count + new - bound)), f"{count} units of at most {bounds[2]}, and {new} to come")
+
+
+POLICIES = ("lru", "lfu", "random", "oldest")
+
+PrunePolicy = Literal["lru", "lfu", "random", "oldest"]
+
+
+class ComponentType(Enum):
+    """What ``MemorySystem.reconfigure_component`` can replace."""
+
+    ENCODER = "encoder"
+    STORAGE = "storage"
+    RETRIEVAL = "retrieval"
+    MANAGER = "manager"
+
+    @classmethod
+    def parse(cls, value: ComponentType | str) -> ComponentType:
+        """The component of that name. Raises ConfigurationError."""
+        try:
+            return cls(value)
+        except ValueError:
+            names = ", ".join(kind.value for kind in cls)
+            raise ConfigurationError(f"component_type must be one of {names}, got {value!r}") from None
+
+
+@dataclass
+class MemorySystemConfig:
+    """What a memory system is made of. Every field has MemEvolve's name where MemEvolve has it.
+
+    ``memory_*`` belong to MemEvolve's encoder; nothing here reads them.
+    """
+
+    memory_base_url: str = ""
+    memory_api_key: str = field(default="", repr=False)
+    memory_model: str | None = None
+    memory_timeout: int = 600
+    storage_backend: StorageBackend | None = None
+    """Used as it is, and left open by ``close()``; None: a ``VectorStore`` by the environment's settings."""
+    retrieval_strategy: RetrievalStrategy | None = None
+    """None: hybrid where the backend has both indexes, else keyword."""
+    management_strategy: ManagementStrategy | None = None
+    """None: ``SimpleManagementStrategy``."""
+    default_retrieval_top_k: int = 5
+    enable_auto_management: bool = True
+    """Whether room is made before the backend would refuse."""
+    auto_prune_threshold: int | None = None
+    """Units beyond which room is made; None: MEMEVOLVE_STORAGE_PRUNE_THRESHOLD of the backend's limits."""
+    prune_policy: PrunePolicy = "lru"
+    """Who goes first: read longest ago, least often, at random, or the oldest."""
+    prune_to: float | None = None
+    """Share of the limit to go down to; None: MEMEVOLVE_STORAGE_WARNING_THRESHOLD less 0.1."""
+    log_level: str | None = None
+    """Level of this package's loggers; None leaves it alone."""
+    on_encode_complete: Callable[[str, MemoryUnit], Any] | None = None
+    on_retrieve_complete: Callable[[str, list[RetrievalResult]], Any] | None = None
+    on_manage_complete: Callable[[str, Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        whole_number("default_retrieval_top_k", self.default_retrieval_top_k, error=ConfigurationError)
+        if self.prune_policy not in POLICIES:
+            raise ConfigurationError(f"prune_policy must be one of {', '.join(POLICIES)}, got {self.prune_policy!r}")
+        if self.log_level is not None and not isinstance(logging.getLevelName(self.log_level.upper()), int):
+            raise ConfigurationError(f"log_level must be a level of Python's logging, got {self.log_level!r}")
+
+
+_log = logging.getLogger("memevolve_gpu.memory_system")
+
+
+def notify(callback: Callable[..., Any] | None, *arguments: Any) -> None:
+    """Call it, if there is one. What it raises is logged: the work that it is told of is done and stays done."""
+    if callback is None:
+        return
+    try:
+        callback(*arguments)
+    except Exception:  # noqa: BLE001 - it is the user's and may raise anything
+        _log.exception("a callback failed; what it was told of is done all the same")
+
 
 LOG_KEPT = 1000
 """Operations that the log remembers."""
 
 MEMORY_GROWTH = 1.05
 """Room is made for memory's sake once, and again when the units have grown by a twentieth since."""
-
-_log = logging.getLogger("memevolve_gpu.memory_system")
 
 
 class MemorySystem:

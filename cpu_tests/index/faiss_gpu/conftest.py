@@ -9,23 +9,23 @@ from contextlib import contextmanager
 import pytest
 from index.faiss_gpu.stand_in import Card, gpu_faiss
 
-from memevolve_gpu.index import faiss_door
-from memevolve_gpu.index.faiss_gpu import owner
+from memevolve_gpu.index import faiss_support
+from memevolve_gpu.index.faiss_gpu import resources
 
 
 @contextmanager
 def installed(card: Card) -> Iterator[Card]:
     """Put the stand-in behind the faiss door; nobody may have met anybody on the card."""
-    before = faiss_door.load_faiss()
-    faiss_door._module = gpu_faiss(card)
-    owner._owners.clear()
-    owner.use_free_bytes(card.free)
+    before = faiss_support.load_faiss()
+    faiss_support._module = gpu_faiss(card)
+    resources._owners.clear()
+    resources.use_free_bytes(card.free)
     try:
         yield card
     finally:
-        faiss_door._module = before
-        owner.use_free_bytes(None)
-        owner._owners.clear()
+        faiss_support._module = before
+        resources.use_free_bytes(None)
+        resources._owners.clear()
     assert card.violations == 0, "two threads were on the device at once"
 
 
@@ -49,7 +49,7 @@ def others_on(device: str) -> Iterator[None]:
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with owner.owner_of(device).using("holding"):
+        with resources.owner_of(device).using("holding"):
             inside.set()
             leave.wait()
 

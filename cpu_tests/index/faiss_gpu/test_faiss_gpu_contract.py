@@ -30,9 +30,9 @@ from index.test_body_contract import (
     test_threads_search_one_body_at_the_same_time,
 )
 
-from memevolve_gpu.index.allowed import Allowed
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build, from_parts
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric, Precision
 
 __all__ = [

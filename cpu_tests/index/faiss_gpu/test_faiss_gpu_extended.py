@@ -16,8 +16,8 @@ from index.test_extended import cut
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import from_parts
-from memevolve_gpu.index.faiss_gpu import owner, sizes
+from memevolve_gpu.index.faiss_gpu import resources, sizes
+from memevolve_gpu.index.registry import from_parts
 from memevolve_gpu.types import Effort, FloatArray, Metric, Precision
 
 N, M, DIM = 1500, 333, 40
@@ -109,7 +109,7 @@ def test_without_room_beside_the_old_body_there_is_none(
 ) -> None:
     vectors = clustered(rng, 200_000 // DIM, DIM, "l2")
     old = body_of(kind, vectors[:N], "l2")
-    owner.use_free_bytes(card.free if asked_first else None)
+    resources.use_free_bytes(card.free if asked_first else None)
     room = sizes.CODE_BYTES + sizes.flat_bytes(len(vectors), DIM, half=False) * 3 // 2 if asked_first else 100_000
     card.others = card.total - sum(card.held.values()) - room
     held = dict(card.held)

@@ -15,12 +15,12 @@ from index.oracle import check_answer, clustered, nearest, recall, rows_of
 from support import as_child
 
 from memevolve_gpu.errors import DeviceError, EngineError
-from memevolve_gpu.index import faiss_door
-from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index import faiss_support
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build, from_parts
-from memevolve_gpu.index.faiss_gpu import body as body_module
-from memevolve_gpu.index.faiss_gpu import duty, owner, sizes
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.faiss_gpu import index, resources, sizes
+from memevolve_gpu.index.faiss_gpu import index as body_module
+from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan
 
 N, DIM = 3000, 32
@@ -60,7 +60,7 @@ def causes(body: Body) -> list[tuple[str, str]]:
 def test_building_without_room_is_refused_with_its_cause(
     kind: str, asked_first: bool, card: Card, vectors: FloatArray
 ) -> None:
-    owner.use_free_bytes(card.free if asked_first else None)
+    resources.use_free_bytes(card.free if asked_first else None)
     card.others = card.total - sizes.TEMPORARY_BYTES - 100_000
     with pytest.raises(DeviceError, match="needs" if asked_first else "out of memory") as caught:
         body_of(kind, vectors, "l2")
@@ -88,7 +88,7 @@ def test_without_any_room_the_host_answers_until_there_is(
 ) -> None:
     clock = Clock()
     body = body_of(kind, vectors, "l2")
-    body._duty = duty.Duty("cuda:0", clock)  # type: ignore[attr-defined]
+    body._duty = index.Duty("cuda:0", clock)  # type: ignore[attr-defined]
     card.scratch_left = 0
     right(body, vectors, vectors[:50])
     assert causes(body) == [("out-of-memory", "smaller-batch"), ("out-of-memory", "cpu")]
@@ -107,7 +107,7 @@ def test_without_any_room_the_host_answers_until_there_is(
 
 def test_rests_grow_while_they_are_in_vain() -> None:
     clock = Clock()
-    made = duty.Duty("cuda:0", clock)
+    made = index.Duty("cuda:0", clock)
     made.failed(DeviceError("full", "out-of-memory"), 1)
     asked = []
     for _ in range(10_000):
@@ -124,7 +124,7 @@ def test_rests_grow_while_they_are_in_vain() -> None:
 
 def test_a_limit_is_lifted_step_by_step() -> None:
     clock = Clock()
-    made = duty.Duty("cuda:0", clock)
+    made = index.Duty("cuda:0", clock)
     made.failed(DeviceError("full", "out-of-memory"), 64)
     assert made.batch(1000) == 32
     clock.now = 2.0
@@ -139,7 +139,7 @@ def test_a_limit_is_lifted_step_by_step() -> None:
 
 
 def test_incidents_are_bounded() -> None:
-    made = duty.Duty("cuda:0", Clock())
+    made = index.Duty("cuda:0", Clock())
     for _ in range(500):
         made.failed(DeviceError("full", "out-of-memory"), 2)
         made.worked(2, 2)
@@ -193,7 +193,7 @@ def test_an_odd_refusal_keeps_its_body_only_off_the_device(card: Card, vectors: 
 
 
 def test_faiss_without_gpu_indexes_is_named(card: Card, vectors: FloatArray) -> None:
-    module = faiss_door.load_faiss()
+    module = faiss_support.load_faiss()
     del module.GpuIndexIVFFlat
     with pytest.raises(DeviceError, match="install faiss-gpu"):
         body_of("exact", vectors, "l2")
@@ -210,7 +210,7 @@ def test_a_driver_that_refuses_is_named(card: Card, vectors: FloatArray, monkeyp
     def refusing() -> int:
         raise RuntimeError("Error: CUDA driver version is insufficient for CUDA runtime version")
 
-    monkeypatch.setattr(faiss_door.load_faiss(), "get_num_gpus", refusing, raising=False)
+    monkeypatch.setattr(faiss_support.load_faiss(), "get_num_gpus", refusing, raising=False)
     with pytest.raises(DeviceError, match=r"insufficient.*update the NVIDIA driver"):
         body_of("exact", vectors, "l2")
 
@@ -305,7 +305,7 @@ def test_bodies_share_a_device_and_are_freed_on_its_turn(card: Card, vectors: Fl
         assert all(done.result() > 0 for done in churning)
     del churning
     gc.collect()
-    with owner.owner_of("cuda:0").using("looking"):
+    with resources.owner_of("cuda:0").using("looking"):
         pass
     assert sum(card.held.values()) == sizes.TEMPORARY_BYTES + body.device_bytes
     assert card.violations == 0
@@ -337,7 +337,7 @@ def _child_is_right(body: Body, vectors: FloatArray, card: Card, searched: int) 
 def test_the_lock_of_another_thread_does_not_reach_the_child(card: Card, vectors: FloatArray) -> None:
     body = body_of("exact", vectors, "l2")
     with others_on("cuda:0"):
-        owner_before = owner.owner_of("cuda:0")
+        owner_before = resources.owner_of("cuda:0")
         owner_before.after_fork()
         right(body, vectors, vectors[:3])
         assert causes(body) == [("fork", "cpu-until-restart")]
@@ -355,7 +355,7 @@ def test_predicted_bytes_are_what_the_card_holds(
     plan = plan_of(kind, n, precision)  # type: ignore[arg-type]
     body = build(plan, rows_of(clustered(rng, n, dim, "l2")), "l2", seed=1)
     held = sum(card.held.values())
-    assert body.device_bytes + sizes.TEMPORARY_BYTES == held == owner.owner_of("cuda:0").allocated()
+    assert body.device_bytes + sizes.TEMPORARY_BYTES == held == resources.owner_of("cuda:0").allocated()
     predicted = sizes.plan_device_bytes(plan, n, dim) - sizes.TEMPORARY_BYTES
     assert predicted == pytest.approx(body.device_bytes, rel=0.1)
 

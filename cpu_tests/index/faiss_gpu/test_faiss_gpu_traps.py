@@ -16,12 +16,13 @@ from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
 from index.oracle import check_answer, clustered, nearest, recall, rows_of
 
 from memevolve_gpu.errors import CapacityError, DeviceError
-from memevolve_gpu.index import faiss_door
-from memevolve_gpu.index.allowed import Allowed
+from memevolve_gpu.index import faiss_support
 from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.index.faiss_gpu import body as body_module
-from memevolve_gpu.index.faiss_gpu import ivf, owner, sizes
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.faiss_gpu import index as body_module
+from memevolve_gpu.index.faiss_gpu import ivf, sizes
+from memevolve_gpu.index.faiss_gpu import resources as resources_module
+from memevolve_gpu.index.registry import build
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
 
 N, DIM = 3000, 32
@@ -48,7 +49,7 @@ def alloc_failed(why: str) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_resources_that_failed_half_way_are_not_used_again(kind: str, card: Card, vectors: FloatArray) -> None:
     """faiss marks a device as ready before it takes the temporary memory, whose absence it then never checks."""
-    owner.use_free_bytes(None)
+    resources_module.use_free_bytes(None)
     card.others = card.total - sizes.TEMPORARY_BYTES + 1
     for _ in range(2):
         with pytest.raises(DeviceError, match="out of memory") as caught:
@@ -113,12 +114,12 @@ def test_errors_that_stay_are_told_from_a_full_card(text: str, cause: str, card:
     card.failing = text
     right(body, vectors, vectors[:5])
     assert {told.cause for told in body.incidents()} == {cause}
-    assert (owner._owners[0].lost is not None) == (cause == "device-error")
+    assert (resources_module._owners[0].lost is not None) == (cause == "device-error")
 
 
 def test_what_failed_is_freed_at_once_though_the_error_is_kept(card: Card, vectors: FloatArray) -> None:
     """The frames of the error hold the index: freed with them, it would be freed in any thread at any moment."""
-    owner.use_free_bytes(None)
+    resources_module.use_free_bytes(None)
     card.others = card.total - sizes.TEMPORARY_BYTES - vectors.nbytes - 100_000
     kept = body_of("exact", vectors[:10], "l2")
     card.others = card.total - sum(card.held.values()) - vectors.nbytes - N
@@ -158,7 +159,7 @@ def test_searches_do_not_wait_for_a_training(kind: str, card: Card, vectors: Flo
     right(body, vectors, vectors[:5])
 
     def train() -> None:
-        with owner.owner_of("cuda:0").building("training", 0, keep=False):
+        with resources_module.owner_of("cuda:0").building("training", 0, keep=False):
             inside.set()
             leave.wait()
 
@@ -290,7 +291,7 @@ def test_pages_of_unequal_lists_are_predicted(spread: float, precision: Any, rng
 
 
 def test_the_stand_in_is_as_strict_as_faiss(card: Card) -> None:
-    faiss: Any = faiss_door.load_faiss()
+    faiss: Any = faiss_support.load_faiss()
     config = faiss.GpuIndexFlatConfig()
     with pytest.raises(AttributeError, match="use_raft"):
         config.use_raft = False

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from memevolve_gpu.index.torch_engine import body, exact, guard, ivf
-from memevolve_gpu.index.torch_engine.memory import Account, account_of
+from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
+from memevolve_gpu.index.torch_gpu.memory_accounting import Account, account_of
 
 CARD = "cuda:7"
 
@@ -31,7 +31,7 @@ def torch() -> Any:
 def kernels(torch: Any) -> SimpleNamespace:
     """The Triton kernels in Triton's interpreter, or a skipped test."""
     triton = pytest.importorskip("triton", reason="triton is not installed")
-    from memevolve_gpu.index.torch_engine import kernels as module
+    from memevolve_gpu.index.torch_gpu import kernels as module
 
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET=1 must be set before triton is imported")
@@ -41,13 +41,13 @@ def kernels(torch: Any) -> SimpleNamespace:
 @pytest.fixture
 def card(torch: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     """The account of device ``CARD``, whose tensors lie on the CPU; set its ``limit`` to make the card small."""
-    for module in (body, exact, ivf):
+    for module in (index, flat, ivf):
         monkeypatch.setattr(module, "open_device", lambda _: torch.device("cpu"))
-    monkeypatch.setattr(guard, "current", lambda _: nullcontext())
-    monkeypatch.setattr(guard, "_release", lambda _: None)
+    monkeypatch.setattr(failover, "current", lambda _: nullcontext())
+    monkeypatch.setattr(failover, "_release", lambda _: None)
     account = account_of(CARD)
     if account.used:
         gc.collect()  # what an earlier test saw raised holds its bodies
     yield account
     account.limit = None
-    guard._lost.pop(CARD, None)
+    failover._lost.pop(CARD, None)

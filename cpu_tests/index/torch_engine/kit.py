@@ -11,10 +11,10 @@ import pytest
 from index.oracle import clustered, plan_of, rows_of
 from index.torch_engine.conftest import CARD
 
-from memevolve_gpu.index.catalog import build
-from memevolve_gpu.index.torch_engine import batches, search
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine.body import TorchBody
+from memevolve_gpu.index.registry import build
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import search
+from memevolve_gpu.index.torch_gpu.index import TorchBody
 from memevolve_gpu.types import FloatArray, IndexPlan, Metric, Precision
 
 N, DIM = 2000, 48
@@ -53,6 +53,6 @@ def fails_when(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], BaseExcep
             raise error
         return real(rows, queries, *rest)
 
-    for module in (body_module, batches):
+    for module in (body_module, search):
         monkeypatch.setattr(module, "propose", propose)
     return asked

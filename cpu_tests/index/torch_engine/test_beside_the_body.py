@@ -15,17 +15,17 @@ from index.torch_engine.conftest import CARD
 from index.torch_engine.kit import DIM, ILLEGAL, N, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.allowed import Allowed
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine import tail as tail_module
-from memevolve_gpu.index.torch_engine.body import TorchBody
-from memevolve_gpu.index.torch_engine.memory import SCRATCH, Account
-from memevolve_gpu.index.torch_engine.resident import Resident
-from memevolve_gpu.live.tail import NEVER
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.torch_gpu import delta_buffer as tail_module
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu.device_rows import Resident
+from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, Account
+from memevolve_gpu.live.delta_buffer import NEVER
 from memevolve_gpu.live.view import Alive
 from memevolve_gpu.types import Effort, FloatArray, IntArray, Metric, Precision, Rows
-from memevolve_gpu.utils.device_arrays import DeviceQueries
+from memevolve_gpu.utils.vectors import DeviceQueries
 
 KINDS = ("exact", "ivf")
 

@@ -20,17 +20,17 @@ from index.torch_engine.conftest import CARD
 from index.torch_engine.kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError, EngineError
-from memevolve_gpu.index.allowed import Allowed
-from memevolve_gpu.index.catalog import build, from_parts
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine import door, failures, guard, space
-from memevolve_gpu.index.torch_engine import ivf as ivf_module
-from memevolve_gpu.index.torch_engine import loaded as loaded_module
-from memevolve_gpu.index.torch_engine.body import TorchBody
-from memevolve_gpu.index.torch_engine.memory import Account, resident_bytes
-from memevolve_gpu.index.torch_engine.operations import Operations
-from memevolve_gpu.index.torch_engine.resident import Resident
-from memevolve_gpu.index.torch_engine.turns import turn_on
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.registry import build, from_parts
+from memevolve_gpu.index.torch_gpu import device_rows, failover, runtime
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import ivf as ivf_module
+from memevolve_gpu.index.torch_gpu import upload as loaded_module
+from memevolve_gpu.index.torch_gpu.device_rows import Resident
+from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
+from memevolve_gpu.index.torch_gpu.memory_accounting import Account, resident_bytes
+from memevolve_gpu.index.torch_gpu.runtime import turn_on
 from memevolve_gpu.types import Effort, FloatArray, IndexPlan
 
 KINDS = ("exact", "ivf")
@@ -110,7 +110,7 @@ def test_work_on_a_device_has_a_stream_of_its_own(torch: Any, monkeypatch: pytes
         done.append(("in", what if isinstance(what, str) else "own"))
         yield
 
-    monkeypatch.setattr(door, "_streams", {})
+    monkeypatch.setattr(runtime, "_streams", {})
     for name, fake in {
         "Stream": Stream,
         "stream": entered,
@@ -119,7 +119,7 @@ def test_work_on_a_device_has_a_stream_of_its_own(torch: Any, monkeypatch: pytes
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     for _ in range(2):
-        with door.current("cuda:3"):
+        with runtime.current("cuda:3"):
             done.append("work")
     once = [("waits for", "caller"), ("in", "own"), "work"]
     assert done == [("in", "cuda:3"), ("made", "cuda:3"), *once, ("in", "cuda:3"), *once]
@@ -289,7 +289,7 @@ def test_a_snapshot_opens_where_its_device_is_missing(
 
 
 def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(failover, "_PATIENCE_S", 0.05)
     vectors, queries = some(1), some(2, 20)
     body, hangs, go_on = on_card("exact", vectors), threading.Event(), threading.Event()
 
@@ -342,7 +342,7 @@ def last():
 
 atexit.register(last)  # what is registered first runs last
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.torch_engine.turns import begun_build, turn_on
+from memevolve_gpu.index.torch_gpu.runtime import begun_build, turn_on
 
 over = []
 
@@ -370,7 +370,7 @@ time.sleep(0.1)
 
 def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
-    body, real, searched = on_card("exact", vectors), space.blocks_of, []
+    body, real, searched = on_card("exact", vectors), device_rows.blocks_of, []
 
     def blocks(table: Any, first: int = 0) -> Iterator[Any]:
         for block in real(table, first):
@@ -380,7 +380,7 @@ def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch
             yield block
 
     monkeypatch.setattr(loaded_module, "blocks_of", blocks)
-    monkeypatch.setattr(space, "blocks_of", blocks)
+    monkeypatch.setattr(device_rows, "blocks_of", blocks)
     monkeypatch.setattr(ivf_module, "blocks_of", blocks)
     on_card("ivf", vectors)
     assert len(searched) == 3
@@ -392,15 +392,15 @@ def test_without_torch_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(EngineError, match=r"pip install 'memevolve-gpu\[torch\]'"):
         build(IndexPlan("exact", engine="torch"), rows_of(vectors), "l2", seed=1)
     with pytest.raises(EngineError, match="pip install"):
-        door.open_device("cpu")
+        runtime.open_device("cpu")
 
 
 def test_a_machine_without_a_gpu_says_so(torch: Any) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(DeviceError, match="sees no GPU"):
-        door.open_device("cuda:0")
-    assert door.open_device("cpu").type == "cpu"
+        runtime.open_device("cuda:0")
+    assert runtime.open_device("cpu").type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
     ],
 )
 def test_what_torch_says_is_understood(text: str, cause: str) -> None:
-    assert failures.cause_of(RuntimeError(text)) == cause
+    assert runtime.cause_of(RuntimeError(text)) == cause
 
 
 @pytest.mark.parametrize("error", [AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("no driver")])
@@ -471,6 +471,6 @@ def test_a_torch_that_cannot_begin_is_refused(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(guard, "current", fails)
+    monkeypatch.setattr(failover, "current", fails)
     with pytest.raises(DeviceError, match=f"{error}; the CPU can hold this index"):
         on_card("exact", some(1))

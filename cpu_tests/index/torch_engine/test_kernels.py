@@ -13,16 +13,21 @@ import pytest
 from index.oracle import check_answer, nearest, recall
 from index.torch_engine.kit import on_card, some
 
-from memevolve_gpu.index.allowed import Allowed
-from memevolve_gpu.index.torch_engine import operations as operations_module
-from memevolve_gpu.index.torch_engine import reference
-from memevolve_gpu.index.torch_engine.geometry import GROUP, padded_groups, span_columns, tile_columns
-from memevolve_gpu.index.torch_engine.lists import Lists, ListWork
-from memevolve_gpu.index.torch_engine.memory import Account
-from memevolve_gpu.index.torch_engine.operations import Operations
-from memevolve_gpu.index.torch_engine.resident import Queries, Resident
-from memevolve_gpu.index.torch_engine.search import best_columns
-from memevolve_gpu.index.torch_engine.space import Space
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.torch_gpu import kernel_ops
+from memevolve_gpu.index.torch_gpu import kernel_ops as operations_module
+from memevolve_gpu.index.torch_gpu.device_rows import (
+    GROUP,
+    Queries,
+    Resident,
+    Space,
+    padded_groups,
+    span_columns,
+    tile_columns,
+)
+from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
+from memevolve_gpu.index.torch_gpu.memory_accounting import Account
+from memevolve_gpu.index.torch_gpu.search import best_columns
 from memevolve_gpu.types import Effort, Metric
 
 SEED = 20_260_404
@@ -67,7 +72,7 @@ def test_minima(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *
     queries = asked(torch, rows, nq, dim)
     q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
     got = kernel_way.minima(rows, *q)
-    assert_close(got, reference.minima(rows, *q))
+    assert_close(got, kernel_ops.minima(rows, *q))
     assert got[:, -(-n // GROUP) :].isinf().all(), "padding is never near"
 
 
@@ -79,10 +84,10 @@ def test_rescore(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, 
     chosen = torch.from_numpy(np.random.default_rng(SEED).integers(-1, rows.groups, (nq, 3)))
     q = (queries.wide, queries.factor)
     scores = kernel_way.rescore(rows, *q, chosen)
-    assert_close(scores, reference.rescore(rows, *q, chosen))
+    assert_close(scores, kernel_ops.rescore(rows, *q, chosen))
     near = torch.topk(scores, 40, dim=1, largest=False)
     found = kernel_way.locate(rows, chosen, near)
-    assert torch.equal(found, reference.locate(rows, chosen, near))
+    assert torch.equal(found, kernel_ops.locate(rows, chosen, near))
     assert found.dtype == torch.int64
     assert ((found < 0) == near.values.isinf()).all()
 
@@ -96,8 +101,8 @@ def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *
     probed = torch.from_numpy(np.stack([rng.permutation(len(sizes))[:nprobe] for _ in range(nq)]))
     work = ListWork.of(Lists.of(sizes, "cpu"), probed)
     got = kernel_way.list_minima(rows, *queries.narrow(), work)
-    assert_close(got, reference.list_minima(rows, *queries.narrow(), work))
-    everything = reference.minima(rows, *queries.narrow())
+    assert_close(got, kernel_ops.list_minima(rows, *queries.narrow(), work))
+    everything = kernel_ops.minima(rows, *queries.narrow())
     starts = np.cumsum([0, *sizes])
     for row, lists in enumerate(probed.tolist()):
         groups = [group for place in lists for group in range(starts[place], starts[place + 1])]
@@ -114,13 +119,13 @@ def test_assign_and_sum_lists(torch: Any, kernel_way: Operations, m: int, dim: i
     centroids = x[torch.from_numpy(rng.permutation(m)[:nlist])].contiguous()
     norms = centroids.float().square().sum(1)
     labels, scores = kernel_way.assign(x, centroids, norms)
-    expected = reference.assign(x, centroids, norms)
+    expected = kernel_ops.assign(x, centroids, norms)
     assert labels.tolist() == expected[0].tolist()
     assert_close(scores, expected[1])
     ordered = torch.sort(labels, stable=True)
     starts = torch.searchsorted(ordered.values, torch.arange(nlist + 1, dtype=torch.int32))
     sums = kernel_way.sum_lists(x, ordered.indices, starts)
-    assert_close(sums, reference.sum_lists(x, ordered.indices, starts))
+    assert_close(sums, kernel_ops.sum_lists(x, ordered.indices, starts))
     again = kernel_way.sum_lists(x, ordered.indices, starts)
     assert torch.equal(sums, again)
 
@@ -136,7 +141,7 @@ def test_whole_searches_by_kernels(
     kind: str, precision: str, card: Account, kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operations_module, "triton_kernels", lambda _: (kernels, ""))
-    monkeypatch.setattr("memevolve_gpu.index.torch_engine.body._DEVICE_CALL", 0.0)
+    monkeypatch.setattr("memevolve_gpu.index.torch_gpu.index._DEVICE_CALL", 0.0)
     vectors, queries = some(1, 400, 24), some(2, 3, 24)
     body = on_card(kind, vectors, precision=precision)
     half = Allowed(np.arange(400) % 2 == 0)
@@ -171,7 +176,7 @@ def test_tiles_divide_what_they_cut(columns: int) -> None:
 
 COMPILE = """
 import sys
-from memevolve_gpu.index.torch_engine import kernels as module
+from memevolve_gpu.index.torch_gpu import kernels as module
 kernels = module.load()
 import triton
 from triton.backends.compiler import GPUTarget

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from memevolve_gpu.index.torch_engine import replay
-from memevolve_gpu.index.torch_engine.replay import Replays
+from memevolve_gpu.index.torch_gpu import cuda_graphs
+from memevolve_gpu.index.torch_gpu.cuda_graphs import Replays
 
 CARD = SimpleNamespace(type="cuda")
 
@@ -37,9 +37,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(columns)
         return SimpleNamespace(run=lambda _: "replayed")
 
-    monkeypatch.setattr(replay, "_Recording", recording)
-    monkeypatch.setattr(replay, "load_torch", lambda: waiting(lambda: None))
-    monkeypatch.setattr(replay._Switch, "on", True)
+    monkeypatch.setattr(cuda_graphs, "_Recording", recording)
+    monkeypatch.setattr(cuda_graphs, "load_torch", lambda: waiting(lambda: None))
+    monkeypatch.setattr(cuda_graphs._Switch, "on", True)
     return made
 
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_recorded_is_launched_and_told_once(
         recorded.append(1)
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(replay, "_Recording", failing)
+    monkeypatch.setattr(cuda_graphs, "_Recording", failing)
     notes: list[str] = []
     replays = Replays(notes.append)
     assert [ask(replays, (32, 0)) for _ in range(6)] == ["launched"] * 6
@@ -93,8 +93,8 @@ def test_a_lost_device_is_not_taken_for_a_failed_recording(
     def lost(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(replay, "_Recording", lost)
-    monkeypatch.setattr(replay, "load_torch", lambda: waiting(lost))
+    monkeypatch.setattr(cuda_graphs, "_Recording", lost)
+    monkeypatch.setattr(cuda_graphs, "load_torch", lambda: waiting(lost))
     replays = Replays(pytest.fail)
     ask(replays, (32, 0))
     ask(replays, (32, 0))
@@ -103,28 +103,28 @@ def test_a_lost_device_is_not_taken_for_a_failed_recording(
 
 
 def test_nothing_is_recorded_unless_it_is_asked_for(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    replay.record_searches(False)
+    cuda_graphs.record_searches(False)
     replays = Replays(pytest.fail)
     assert [ask(replays, (32, 0)) for _ in range(6)] == ["launched"] * 6
-    replay.record_searches(True)
+    cuda_graphs.record_searches(True)
     assert [ask(replays, (32, 0)) for _ in range(3)] == ["launched"] * 2 + ["replayed"]
 
 
 def test_a_full_device_is_not_taken_for_a_failed_recording(
     recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = replay._Recording
+    real = cuda_graphs._Recording
 
     def full(*_: object) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(replay, "_Recording", full)
+    monkeypatch.setattr(cuda_graphs, "_Recording", full)
     replays = Replays(pytest.fail)
     ask(replays, (32, 0))
     ask(replays, (32, 0))
     with pytest.raises(RuntimeError, match="out of memory"):
         ask(replays, (32, 0))
-    monkeypatch.setattr(replay, "_Recording", real)
+    monkeypatch.setattr(cuda_graphs, "_Recording", real)
     assert ask(replays, (32, 0)) == "replayed", "it is tried again once there is room"
 
 
@@ -159,7 +159,7 @@ def test_a_recording_that_breaks_off_leaves_the_thread_on_its_stream(monkeypatch
     )
     bindings = SimpleNamespace(_cuda_endAllocateToPool=lambda *given: done.append(given))
     torch = SimpleNamespace(cuda=cuda, _C=bindings, zeros=lambda *_, **__: None, float32=None)
-    monkeypatch.setattr(replay, "load_torch", lambda: torch)
+    monkeypatch.setattr(cuda_graphs, "load_torch", lambda: torch)
     with pytest.raises(RuntimeError, match="capture"):
-        replay._Recording(4, CARD, lambda _: None)
+        cuda_graphs._Recording(4, CARD, lambda _: None)
     assert done == [before, (3, "pool")]

@@ -13,19 +13,19 @@ from index.torch_engine.conftest import CARD
 from index.torch_engine.kit import DIM, N, card_plan, fails_when, on_card, some
 
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.allowed import Allowed
-from memevolve_gpu.index.catalog import build, from_parts
-from memevolve_gpu.index.faiss_door import load_faiss
-from memevolve_gpu.index.scan import exact_scan
-from memevolve_gpu.index.torch_engine import batches, reference
-from memevolve_gpu.index.torch_engine import body as body_module
-from memevolve_gpu.index.torch_engine.body import TorchBody
-from memevolve_gpu.index.torch_engine.kmeans import _step as kmeans_step
-from memevolve_gpu.index.torch_engine.kmeans import norms_of, train
-from memevolve_gpu.index.torch_engine.memory import SCRATCH, Account, predicted_bytes, resident_bytes
-from memevolve_gpu.index.torch_engine.operations import Operations
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.exact_scan import exact_scan
+from memevolve_gpu.index.faiss_support import load_faiss
+from memevolve_gpu.index.registry import build, from_parts
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import kernel_ops, search
+from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
+from memevolve_gpu.index.torch_gpu.kmeans import _step as kmeans_step
+from memevolve_gpu.index.torch_gpu.kmeans import norms_of, train
+from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, Account, predicted_bytes, resident_bytes
 from memevolve_gpu.types import Effort, FloatArray, IntArray, Metric, Precision
-from memevolve_gpu.utils.device_arrays import DeviceQueries
+from memevolve_gpu.utils.vectors import DeviceQueries
 
 KINDS = ("exact", "ivf")
 LISTS = Effort(nprobe=8)
@@ -69,7 +69,7 @@ def test_a_batch_is_cut_so_that_scratch_stays_bounded(
     body = on_card(kind, vectors, full=full)
     whole = body.search(queries, 10, LISTS)
     asked = fails_when(monkeypatch, lambda _: None)
-    monkeypatch.setattr(batches, "SCRATCH", 200_000)
+    monkeypatch.setattr(search, "SCRATCH", 200_000)
     parts = body.search(queries, 10, LISTS)
     assert len(asked) > 2
     assert sum(asked) == 50
@@ -195,7 +195,7 @@ def test_references_keep_to_their_tiles(tile: int, card: Account, monkeypatch: p
     vectors, queries = some(1), some(2, 9)
     monkeypatch.setattr(body_module, "_DEVICE_CALL", 0.0)
     expected = [on_card(kind, vectors).search(queries, 10, Effort(nprobe=3)) for kind in KINDS]
-    monkeypatch.setattr(reference, "_TILE", tile)
+    monkeypatch.setattr(kernel_ops, "_TILE", tile)
     for kind, answer in zip(KINDS, expected, strict=True):
         body = on_card(kind, vectors)
         for some_queries in (queries, queries[:1]):

@@ -22,33 +22,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import asking, changing, copying, embedding, machine, managing, upkeep
-from .app import app, main
-from .codes import ExitCode
+from . import admin_commands, read_commands, write_commands
+from .app import ExitCode, app, main
 
 _COMMANDS: dict[str, Callable[..., None]] = {
-    "init": changing.init,
-    "add": changing.add,
-    "search": asking.search,
-    "get": asking.get,
-    "update": changing.update,
-    "delete": changing.delete,
-    "list": asking.list_units,
-    "stats": asking.stats,
-    "health": asking.health,
-    "check": upkeep.check,
-    "maintain": upkeep.maintain,
-    "snapshot": upkeep.snapshot,
-    "backup": upkeep.backup,
-    "restore": upkeep.restore,
-    "copy": copying.copy,
-    "export": asking.export,
-    "import": changing.import_file,
-    "embed": embedding.embed,
-    "devices": machine.devices,
+    "init": write_commands.init,
+    "add": write_commands.add,
+    "search": read_commands.search,
+    "get": read_commands.get,
+    "update": write_commands.update,
+    "delete": write_commands.delete,
+    "list": read_commands.list_units,
+    "stats": read_commands.stats,
+    "health": read_commands.health,
+    "check": admin_commands.check,
+    "maintain": admin_commands.maintain,
+    "snapshot": admin_commands.snapshot,
+    "backup": admin_commands.backup,
+    "restore": admin_commands.restore,
+    "copy": write_commands.copy,
+    "export": read_commands.export,
+    "import": write_commands.import_file,
+    "embed": read_commands.embed,
+    "devices": read_commands.devices,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
-app.add_typer(managing.app, name="manage")
+app.add_typer(admin_commands.app, name="manage")
 
 __all__ = ["ExitCode", "app", "main"]

@@ -1,4 +1,4 @@
-"""Where results, progress and errors go: one JSON document or text for people on stdout, all else on stderr."""
+"""Output: one JSON document or text on stdout, progress and errors on stderr, and Ctrl-C handling."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from rich.cells import cell_len
@@ -18,7 +21,49 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Output", "Report", "Rows", "one_line", "printable"]
+__all__ = ["Output", "Report", "Rows", "held_interrupt", "one_line", "printable"]
+
+
+class HeldInterrupt:
+    """Whether Ctrl-C was pressed while it was held back, and whether it was pressed again."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+        self.twice = False
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt when Ctrl-C was pressed."""
+        if self.pressed:
+            raise KeyboardInterrupt
+
+    def press(self, _signal: int, _frame: FrameType | None) -> None:
+        """Handle the signal."""
+        self.twice = self.pressed
+        self.pressed = True
+        if self.twice:
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def held_interrupt() -> Iterator[HeldInterrupt]:
+    """Hold back the first Ctrl-C until ``check`` is called; a second one acts at once.
+
+    Outside the main thread, where Python delivers no signals, and where Ctrl-C is ignored, nothing changes.
+    """
+    held = HeldInterrupt()
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) not in (
+        signal.SIG_IGN,
+        None,
+    )
+    if not ours:
+        yield held
+        return
+    before = signal.signal(signal.SIGINT, held.press)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 
 Report = Callable[[str, float], None]
 """Told the stage of a long operation and the share of it that is done, 0..1."""

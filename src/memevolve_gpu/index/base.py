@@ -12,11 +12,10 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
-from .allowed import Allowed
-from .growing import grown
-from .rerank import VectorTable, table_from
+from .bitmap import Allowed
+from .exact_scan import padded
 from .sample import padded_columns
-from .scan import padded
+from .vector_table import VectorTable, grown, table_from
 
 __all__ = ["Arrays", "Body", "BuildJob", "NewerRows", "Progress", "chunks", "out_of_range"]
 
@@ -29,7 +28,7 @@ _SCRATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class BuildJob:
-    """The arguments of :func:`~.catalog.build`."""
+    """The arguments of :func:`~.registry.build`."""
 
     plan: IndexPlan
     rows: Rows
@@ -66,7 +65,8 @@ class NewerRows(Protocol):
 class Body(ABC):
     """An index over n row versions that never changes. Any number of threads may search it at the same time.
 
-    ``slots`` int64 (n,) strictly ascending; ``id_bytes`` and ``id_ends`` hold the ids as in :class:`~..types.Rows`;
+    ``slots`` int64 (n,) strictly ascending; ``id_bytes`` and ``id_ends`` hold the ids as in
+    :class:`~memevolve_gpu.types.Rows`;
     ``table`` holds the float32 vectors that decide. Results are positions, 0 to n - 1, into these arrays.
     """
 
@@ -88,7 +88,7 @@ class Body(ABC):
     @classmethod
     @abstractmethod
     def build(cls, job: BuildJob) -> Body:
-        """Make a body; see :func:`~.catalog.build`."""
+        """Make a body; see :func:`~.registry.build`."""
 
     @classmethod
     @abstractmethod

@@ -8,13 +8,13 @@ import numpy as np
 
 from ..errors import EngineError
 from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
-from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
+from .bitmap import Allowed
 from .costs import HNSW_ROWS_PER_BEAM
-from .engine import from_bytes, metric_of, to_bytes, with_rows
-from .faiss_door import load_faiss, one_thread, translated
-from .rerank import VectorTable
-from .scan import padded, to_distances
+from .exact_scan import padded, to_distances
+from .faiss_helpers import from_bytes, metric_of, to_bytes, with_rows
+from .faiss_support import load_faiss, one_thread, translated
+from .vector_table import VectorTable
 
 __all__ = ["HNSW_LINKS", "HNSWBody"]
 

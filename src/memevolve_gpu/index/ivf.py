@@ -14,13 +14,13 @@ import numpy as np
 
 from ..errors import EngineError
 from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
-from .allowed import Allowed
 from .base import Arrays, Body, BuildJob, chunks
-from .codes import CodeScan, candidate_width
+from .bitmap import Allowed
 from .costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
-from .engine import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
-from .faiss_door import load_faiss, one_thread, translated
-from .rerank import VectorTable
+from .exact_scan import padded
+from .faiss_helpers import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
+from .faiss_support import load_faiss, one_thread, translated
+from .fastscan import CodeScan, candidate_width
 from .sample import (
     ADD_ROWS,
     CODE_ROUNDS,
@@ -31,7 +31,7 @@ from .sample import (
     padded_columns,
     training_sample,
 )
-from .scan import padded
+from .vector_table import VectorTable
 
 __all__ = ["IVFBody"]
 

@@ -1,9 +1,8 @@
 """The running store: an immutable view (body + tail + mask), the log applied to it, maintenance, recovery."""
 
-from .desk import DeviceDesk
-from .live import LiveIndex
+from .device_manager import DeviceDesk
+from .live_index import LiveIndex, LiveSettings
 from .maintenance import Maintenance, Report
-from .settings import LiveSettings
 from .view import Found, View
 from .worker import Worker
 

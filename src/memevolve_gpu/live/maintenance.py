@@ -1,4 +1,4 @@
-"""What keeps the index healthy: build the planned body beside the old one, verify it, swap it in, tidy up."""
+"""Maintenance: build the planned index beside the old one, verify it, swap it in, probe recall, clean up."""
 
 from __future__ import annotations
 
@@ -6,29 +6,171 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DeviceError, ReadOnlyError, ReentrantCallError
-from ..records.failures import translated
-from ..training.quality import Quality
-from ..types import IndexPlan
-from ..utils.forking import renew_in_child
-from .attention import calibration_is_old, probe, recalibrate
-from .builder import Built, Collect, build_verified, extend_verified, judged
-from .causes import Cause, cause_to_build, is_extendable
-from .courtesy import Courtesy
-from .live import LiveIndex
-from .pace import Pace
-from .planning import planned
-from .rebuild import Gathered, gather, gather_tail, swapped
-from .recovery import agrees, load_snapshot
-from .rounds import one_process
-from .saving import Saver, joins_log
-from .view import View
+import numpy as np
 
-__all__ = ["Maintenance", "Report"]
+from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError
+from ..planner.plan import plan_index
+from ..records.file_lock import one_process
+from ..records.sqlite_errors import translated
+from ..training.recall import Pause, Quality, no_pause, recall_of
+from ..types import Effort, FloatArray, IndexPlan
+from ..utils.forking import renew_in_child
+from ..utils.vectors import normalize_rows
+from .live_index import LiveIndex
+from .rebuild import (
+    JUDGED_AT,
+    Built,
+    Collect,
+    Gathered,
+    build_verified,
+    extend_verified,
+    gather,
+    gather_tail,
+    judged,
+    swapped,
+)
+from .rebuild_rules import Cause, Pace, cause_to_build, is_extendable
+from .snapshot_writer import Saver, joins_log
+from .snapshots import agrees, load_snapshot
+from .view import View
+from .worker import Courtesy
+
+__all__ = ["Maintenance", "Report", "quality_now"]
+
+PROBED = 48
+"""Real queries that one probe asks."""
+
+STEP = 24
+"""Exact searches between two pauses."""
+
+ROWS_READ = 4_000_000
+"""Rows that exact search may read for a figure in health: 0.2 s at 384 dimensions, one thread."""
+
+FEWEST = 8
+"""Queries that a recall is measured on at the least."""
+
+PROBE_SLACK = 0.03
+"""48 queries of ten results say no more: one standard error at recall 0.95 is about 0.01."""
+
+
+def calibration_is_old(live: LiveIndex, view: View) -> bool:
+    """Was the body calibrated before most of what is asked now was asked?"""
+    return view.facts.calibration is not None and live.asked.has_news_since(view.facts.asked)
+
+
+def recalibrate(live: LiveIndex, view: View, pause: Pause = no_pause) -> Cause | None:
+    """Measure the body in use on the queries of today; a cause to train when it falls short."""
+    started = time.perf_counter()
+    facts, quality = judged(view.body, replace(view.facts, calibration=None), live.asked, live.settings, pause)
+    live.describe(view.body, facts)
+    queries = facts.calibration.queries if facts.calibration is not None else 0
+    live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
+    if quality.meets(live.settings.target_recall):
+        return None
+    return Cause("train", f"real queries find too little: {quality}")
+
+
+def probe(live: LiveIndex, view: View, pause: Pause = no_pause) -> Cause | None:
+    """Recall@10 of real queries on the view as it is, tail and tombstones included; a cause to train when it fell."""
+    queries = live.asked.sample()[:PROBED]
+    if view.facts.calibration is None or not len(queries):
+        return None
+    probed, target = _recall(live, view, queries, pause), live.settings.target_recall
+    live.describe(view.body, replace(live.view.facts, probed=probed))
+    if len(queries) < PROBED or probed >= target - PROBE_SLACK:
+        return None
+    return Cause("train", f"recall@10 of real queries fell to {probed:.3f}")
+
+
+def quality_now(live: LiveIndex, view: View) -> Quality | None:
+    """How searches do on the view as it is, tail and tombstones included; None where nothing stands for exact search.
+
+    The self-hits of living rows, and recall@10 of the real queries kept: asked again beside exact search where that
+    reads few enough rows, else as last probed, else as measured when the body was built. Remembered until something
+    changes.
+    """
+    held = view.facts.quality
+    if held is None:
+        return None
+    key = (view.watermark, id(view.body), live.asked.seen, view.facts.probed)
+    known = live.quality_now
+    if known is None or known[0] != key:
+        try:
+            known = key, _measured_now(live, view, held)
+        except DeviceError:  # the next search goes on from the host
+            return held
+        live.quality_now = known
+    return known[1]
+
+
+def _measured_now(live: LiveIndex, view: View, held: Quality) -> Quality:
+    queries = live.asked.sample()[: min(PROBED, ROWS_READ // max(1, view.count))]
+    if len(queries) >= FEWEST:
+        recall = _recall(live, view, queries, no_pause)
+    else:
+        recall = held.recall if view.facts.probed is None else view.facts.probed
+    return Quality(_self_hits(live, view), recall, len(queries))
+
+
+def _recall(live: LiveIndex, view: View, queries: FloatArray, pause: Pause) -> float:
+    """Recall@10 at the effort of searches."""
+    target = live.settings.target_recall
+    found = view.search(queries, JUDGED_AT, view.facts.effort(view.body, JUDGED_AT, target)).distances
+    truth = np.empty_like(found)
+    for start in range(0, len(queries), STEP):
+        part = slice(start, start + STEP)
+        truth[part] = view.search(queries[part], JUDGED_AT, Effort(exact=True)).distances
+        pause()
+    return recall_of(found, truth)
+
+
+def _self_hits(live: LiveIndex, view: View) -> float:
+    """The share of living rows, spread over their age, that find themselves or a row with the same vector."""
+    rows = live.records.spread(PROBED)
+    if not rows or view.metric == "ip":  # there the nearest need not be the row itself
+        return 1.0
+    vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
+    queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
+    found = view.search(queries, 1, view.facts.effort(view.body, 1, live.settings.target_recall))
+    nearest = ["".join(found.ids(place)) for place in range(len(rows))]
+    held = live.records.vectors_of(nearest)
+    hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
+    """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
+    settings, facts = live.settings, live.desk.facts(view.count, view.body)
+    try:
+        plan = plan_index(
+            count=view.count,
+            dim=view.body.dim,
+            metric=view.metric,
+            index_type=settings.index_type,
+            target_recall=settings.target_recall,
+            budget_bytes=settings.budget_bytes,
+            min_training_units=0 if early else settings.min_training_units,
+            adaptive_nlist=settings.adaptive_nlist,
+            vectors_per_centroid=settings.vectors_per_centroid,
+            nlist_min=settings.nlist_min,
+            nlist_max=settings.nlist_max,
+            precision=settings.precision,
+            current_nlist=view.body.nlist or None,
+            device=facts,
+        )
+    except CapacityError as error:
+        return replace(view.body.plan, reason=f"kept as it is: {error}", refusal="")
+    live.desk.note(plan, facts)
+    missing = live.desk.absence() if facts is None else ""
+    if not missing:
+        return plan
+    note = f"{missing}; the CPU instead"
+    return replace(plan, reason=f"{plan.reason}; {note}", notes=(*plan.notes, note))
+
 
 LOOK_EVERY, LOOK_AT_LEAST_EVERY = 16, 512
 """Log entries after which it is asked whether there is anything to do; a hundredth of the units in between."""

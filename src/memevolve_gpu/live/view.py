@@ -1,24 +1,47 @@
-"""An immutable picture of the store at one watermark: body + tail + deaths."""
+"""An immutable view of the store at one watermark: index + delta + tombstones."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ..index.allowed import Allowed
 from ..index.base import Body, chunks
-from ..index.scan import exact_scan
+from ..index.bitmap import Allowed
+from ..index.exact_scan import exact_scan
 from ..types import Effort, FloatArray, IntArray, Metric
-from ..utils.device_arrays import DeviceQueries
-from ..utils.lazy import lazy
-from .facts import BodyFacts
-from .tail import Tail
+from ..utils.vectors import DeviceQueries
+from .delta_buffer import Tail
+from .index_stats import BodyFacts
 
 __all__ = ["Alive", "Found", "Mask", "View"]
+
+T = TypeVar("T")
+
+
+class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
+    """``functools.cached_property`` without a lock: two threads at once may compute the value twice.
+
+    Up to Python 3.11 the original holds one lock for all instances while it computes. A process that is forked while
+    another thread is at it would wait for that lock for ever.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+        value: T = self._compute(instance)
+        instance.__dict__[self._name] = value  # found before this descriptor from now on
+        return value
+
 
 _WIDER = 8
 """How much wider each scan is than the one before, while it cuts a tie."""

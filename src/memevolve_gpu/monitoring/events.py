@@ -1,4 +1,4 @@
-"""What happened to the store, kept for those who run it: heals, builds, refusals, imports.
+"""Events of a store for its operators, and latencies of recent searches.
 
 Events are logged and held in a bounded ring; the totals by kind are never forgotten while the store is open.
 """
@@ -12,7 +12,34 @@ from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["Event", "EventLog"]
+import numpy as np
+
+__all__ = ["Event", "EventLog", "LatencyRing"]
+
+LATENCIES_KEPT = 2048
+
+
+class LatencyRing:
+    """The durations of the newest searches. Appending to a deque is atomic, so threads need no lock."""
+
+    def __init__(self, kept: int = LATENCIES_KEPT) -> None:
+        self._seconds: deque[float] = deque(maxlen=kept)
+
+    def record(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    def forget(self) -> None:
+        """Start anew, so that the figures before and after a change can be told apart."""
+        self._seconds.clear()
+
+    def percentiles(self) -> dict[str, float] | None:
+        """{"p50_ms", "p95_ms", "p99_ms", "searches"} of the newest searches; None before the first."""
+        taken = np.array(list(self._seconds)) * 1e3
+        if not len(taken):
+            return None
+        p50, p95, p99 = np.percentile(taken, [50, 95, 99]).tolist()
+        return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "searches": len(taken)}
+
 
 KEPT = 256
 

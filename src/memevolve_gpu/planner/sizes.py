@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..index.costs import WHOLE_ROWS
-from ..index.engine import aligned_bytes
+from ..index.faiss_helpers import aligned_bytes
 from ..index.sample import default_codes, padded_dim
 from ..types import IndexPlan
 

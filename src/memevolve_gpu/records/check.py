@@ -13,10 +13,10 @@ import apsw
 import numpy as np
 
 from ..types import IntArray, MemoryUnit, Op
-from . import folding
-from .folding import terms_of_folded
+from . import fulltext_buffer
+from .connections import all_rows, first_row
+from .fulltext_buffer import terms_of_folded
 from .schema import WORDS_TABLE
-from .sql import all_rows, first_row
 from .transaction import AUTO_LIMIT
 
 __all__ = ["Finding", "TextOf", "default_text", "examine", "repair"]
@@ -286,7 +286,7 @@ def _rebuild_words(case: _Case) -> None:
     con.executemany(
         "INSERT INTO pending VALUES (?, ?)", ((slot, case.text_of(json.loads(unit))) for slot, unit in rows)
     )
-    folding.fold(con)
+    fulltext_buffer.fold(con)
     con.execute("UPDATE counters SET folded = last_slot")
 
 

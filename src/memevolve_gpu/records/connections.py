@@ -1,28 +1,41 @@
-"""SQLite connections: how they are set up, and the pool that readers share."""
+"""SQLite connections: set-up, and helpers that read a row or every row."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import apsw
 
-from .failures import FOREIGN
+from .sqlite_errors import FOREIGN
 
 __all__ = [
     "BUSY_SECONDS",
     "Durability",
     "Patience",
+    "all_rows",
     "connect",
+    "first_row",
     "keep_log_on_close",
     "set_up_writer",
     "shut",
     "shut_on_failure",
     "try_to_empty_log",
 ]
+
+
+def all_rows(con: apsw.Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    """Every row of a query, as tuples."""
+    return con.execute(sql, parameters).fetchall()
+
+
+def first_row(con: apsw.Connection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
+    """The first row of a query that has one, read to its end, so that no statement stays open."""
+    return con.execute(sql, parameters).fetchall()[0]
+
 
 Durability = Literal["full", "normal"]
 

@@ -15,7 +15,7 @@ import apsw
 
 from ..errors import CorruptStoreError, MemEvolveError
 from ..types import MemoryUnit
-from .failures import translated
+from .sqlite_errors import translated
 
 __all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit"]
 
@@ -28,7 +28,8 @@ def damage_path(path: Path) -> Path:
 
 
 def noted(error: BaseException, path: Path, con: apsw.Connection | None = None) -> MemEvolveError:
-    """As :func:`.failures.translated`, for errors of an open store: damage is remembered, as far as the disk allows."""
+    """As :func:`.sqlite_errors.translated`, for errors of an open store: damage is remembered, as far as the disk
+    allows."""
     ours = error if isinstance(error, MemEvolveError) else translated(error, path, con)
     if isinstance(ours, CorruptStoreError):
         document = json.dumps({"at": time.time(), "error": str(ours)})

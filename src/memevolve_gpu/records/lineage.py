@@ -31,8 +31,8 @@ from typing import NamedTuple
 import apsw
 
 from ..errors import CorruptStoreError, ReadOnlyError
-from .failures import FOREIGN, translated
-from .lock import WriteLock
+from .file_lock import WriteLock
+from .sqlite_errors import FOREIGN, translated
 
 __all__ = [
     "LINK_BYTES",
@@ -127,7 +127,7 @@ def beside(path: Path, ending: str) -> Path:
 def refuse_foreign_log(path: Path, vfs: str | None, lock: WriteLock) -> None:
     """Let nothing replay a log that is not the database file's own.
 
-    A log that :func:`.restore.restore` was about to remove when it was killed is removed. Any other one is set aside
+    A log that :func:`.backup.restore` was about to remove when it was killed is removed. Any other one is set aside
     when nobody has the store open. Raises CorruptStoreError then, and when it cannot be set aside.
     """
     if why_foreign(path, vfs) is None:

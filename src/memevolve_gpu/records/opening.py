@@ -1,4 +1,4 @@
-"""From a prefix to an open, recognised, up-to-date database file."""
+"""Open a database file at a prefix: check the file system, recognise, migrate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
-from .connections import Durability, Patience, connect, keep_log_on_close, set_up_writer, shut, shut_on_failure
-from .failures import FOREIGN, translated
+from .backup import drop_second_name, has_second_name
+from .connections import (
+    Durability,
+    Patience,
+    connect,
+    first_row,
+    keep_log_on_close,
+    set_up_writer,
+    shut,
+    shut_on_failure,
+)
+from .file_lock import WriteLock, refuse_network_filesystem
 from .lineage import beside, refuse_foreign_log
-from .lock import WriteLock
-from .network import refuse_network_filesystem
-from .restore import drop_second_name, has_second_name
 from .schema import VERSION, StoreFacts, create, facts_of, migrate, refuse_mismatch, state_of
-from .sql import first_row
+from .sqlite_errors import FOREIGN, translated
 
 __all__ = ["Opened", "Wish", "database_path", "lock_path", "open_store", "peek"]
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import apsw
 
 from ..errors import StorageError, StoreClosedError
-from . import keyword
+from . import fulltext
 from .connections import connect, shut, shut_on_failure
-from .failures import FOREIGN, translated
 from .lineage import beside, token_bytes
+from .sqlite_errors import FOREIGN, translated
 
 __all__ = ["IDLE_READERS", "FileId", "ReaderPool", "refuse_replaced"]
 
@@ -151,7 +151,7 @@ class ReaderPool:
             try:
                 con = self._connected()
                 with shut_on_failure(con):
-                    keyword.register(con)
+                    fulltext.register(con)
             except FOREIGN as error:
                 raise translated(error, self.path) from error
             self._all.add(con)

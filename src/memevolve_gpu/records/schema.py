@@ -11,8 +11,8 @@ import apsw
 
 from ..errors import ConfigurationError, DimensionMismatchError, NewerSchemaError, NotAStoreError
 from ..types import Metric
+from .connections import all_rows, first_row
 from .lineage import first_link
-from .sql import all_rows, first_row
 
 __all__ = [
     "APPLICATION_ID",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...types import MemoryUnit
-from ..stamps import now_text
+from ...utils.timestamps import now_text
 from ..store.base import StorageBackend
 
 __all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Removal"]

@@ -1,25 +1,336 @@
-"""The management strategy that comes with the store."""
+"""The default management strategy: prune, consolidate, deduplicate, forget, and health figures."""
 
 from __future__ import annotations
 
+import json
+import math
+import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
+import numpy as np
+
 from ...errors import ConfigurationError, ConflictError
-from ...types import MemoryUnit
+from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import real_number, whole_number
-from ..store.base import StorageBackend
-from ..store.capabilities import AccessFigures
-from ..store.doors import change_number, register, remove, replace, retrieve_many, units_of
+from ...utils.timestamps import age_stamp, now_text, parse_stamp
+from ..store.base import (
+    AccessFigures,
+    Inventory,
+    StorageBackend,
+    VectorDoors,
+    change_number,
+    register,
+    remove,
+    replace,
+    retrieve_many,
+    units_of,
+)
 from .base import HealthMetrics, ManagementStrategy, Removal
-from .criteria import PruneCriteria
-from .figures import health_metrics
-from .forgetting import first_to_go
-from .merge import MAX_CHARACTERS, merged_unit, portions
-from .near import near_groups
+from .near_duplicates import near_groups
 
 __all__ = ["SimpleManagementStrategy"]
+
+_DAY = 86_400.0
+_KEYS = ("max_age", "max_count", "type", "filters")
+
+
+@dataclass
+class Chosen:
+    """Ids to delete, and how many units had no time stamp to judge by."""
+
+    ids: list[str] = field(default_factory=list)
+    undated: int = 0
+
+
+@dataclass(frozen=True)
+class PruneCriteria:
+    """``filters`` says which units are looked at. Of these go all, or those that break a bound.
+
+    max_age: seconds since ``created_at``; max_count: how many may stay, the newest.
+    """
+
+    filters: Mapping[str, Any] | None
+    max_age: float | None
+    max_count: int | None
+
+    @classmethod
+    def parse(cls, criteria: Mapping[str, Any] | None) -> PruneCriteria | None:
+        """None when nothing is asked for.
+
+        criteria: ``max_age`` (days), ``max_count``, ``type`` (one or a list), ``filters`` (docs/reference/filters.md).
+        Raises ConfigurationError for another key or a value that cannot be used.
+        """
+        if not criteria:
+            return None
+        for key in criteria:
+            if key not in _KEYS:
+                raise ConfigurationError(f"criteria[{key!r}] is not known; use {', '.join(_KEYS)}")
+        filters = dict(_filters(criteria.get("filters")))
+        if criteria.get("type") is not None:
+            if "type" in filters:
+                raise ConfigurationError("criteria['type'] and criteria['filters']['type'] are both given; give one")
+            filters["type"] = criteria["type"]
+        days, most = _days(criteria.get("max_age")), _count(criteria.get("max_count"))
+        if not filters and days is None and most is None:
+            return None
+        return cls(filters or None, None if days is None else days * _DAY, most)
+
+    def choose(self, backend: StorageBackend, now: float | None = None) -> Chosen:
+        """The units to delete."""
+        if self.max_age is None and self.filters is None:
+            excess = max(0, backend.count() - (self.max_count or 0))
+            return Chosen([unit["id"] for unit in islice(units_of(backend), excess)])
+        chosen = Chosen()
+        kept = [unit_id for unit_id, old in self._judged(units_of(backend, self.filters), chosen, now) if not old]
+        if self.max_count is not None and len(kept) > self.max_count:
+            chosen.ids += kept[: len(kept) - self.max_count]
+        return chosen
+
+    def _judged(self, units: Iterable[MemoryUnit], chosen: Chosen, now: float | None) -> Iterable[tuple[str, bool]]:
+        """(id, whether it goes by itself); those that go are noted in ``chosen``."""
+        bound = None if self.max_age is None else (time.time() if now is None else now) - self.max_age
+        alone = self.max_age is None and self.max_count is None
+        for unit in units:
+            stamp = None if bound is None else age_stamp(unit)
+            chosen.undated += bound is not None and stamp is None
+            goes = alone or (bound is not None and stamp is not None and stamp < bound)
+            if goes:
+                chosen.ids.append(unit["id"])
+            yield unit["id"], goes
+
+
+def _filters(value: Any) -> Mapping[str, Any]:
+    if value is None or isinstance(value, Mapping):
+        return value or {}
+    raise ConfigurationError(
+        f"criteria['filters'] must be a mapping, got {type(value).__name__}; see docs/reference/filters.md"
+    )
+
+
+def _days(value: Any) -> float | None:
+    if value is None:
+        return None
+    allowed = "a number of days of at least 0"
+    return real_number("criteria['max_age']", value, allowed, 0, math.inf, ConfigurationError)
+
+
+def _count(value: Any) -> int | None:
+    if value is None:
+        return None
+    return whole_number("criteria['max_count']", value, least=0, error=ConfigurationError)
+
+
+SAMPLE = 64
+"""Units asked how often they occur, when there are more."""
+
+_SAME = 16
+"""Occurrences of one unit that the sample can tell apart."""
+
+_ALIKE = 0.9999
+"""Cosine from which a unit counts as said twice."""
+
+
+def health_metrics(backend: StorageBackend) -> HealthMetrics:
+    """The figures; ``last_operation`` is that of asking."""
+    known = backend.inventory() if isinstance(backend, Inventory) else _counted(backend)
+    count = int(known["count"])
+    duplicates, exact = _duplicates(backend, count)
+    return HealthMetrics(
+        total_units=count,
+        total_size_bytes=int(known["bytes"]),
+        average_unit_size=known["bytes"] / count if count else 0.0,
+        oldest_unit_timestamp=known["oldest"],
+        newest_unit_timestamp=known["newest"],
+        unit_types_distribution=dict(known["types"]),
+        duplicate_count=duplicates,
+        last_operation="metrics",
+        last_operation_time=now_text(),
+        duplicate_count_is_exact=exact,
+    )
+
+
+def _counted(backend: StorageBackend) -> dict[str, Any]:
+    """The same by reading every unit."""
+    size, count, types = 0, 0, Counter[str]()
+    stamps: list[tuple[float, str]] = []
+    for unit in units_of(backend):
+        count += 1
+        size += len(json.dumps(unit, ensure_ascii=False, default=str).encode())
+        types[str(unit.get("type") or "unknown")] += 1
+        moment = age_stamp(unit)
+        if moment is not None:
+            stamps.append((moment, unit["metadata"]["created_at"]))
+    ends = (min(stamps)[1], max(stamps)[1]) if stamps else (None, None)
+    return {"count": count, "bytes": size, "types": types, "oldest": ends[0], "newest": ends[1]}
+
+
+def _duplicates(backend: StorageBackend, count: int) -> tuple[int, bool]:
+    """How many units say what another one says, and whether that is counted or estimated.
+
+    A unit that occurs m times is 1 - 1/m of a duplicate, which adds up to units less distinct units; a sample of units
+    gives the mean.
+    """
+    if count <= SAMPLE or not isinstance(backend, VectorDoors):
+        return sum(len(group) - 1 for group in near_groups(backend, _ALIKE)), True
+    sample = backend.sample_vectors(SAMPLE)
+    if not sample:
+        return 0, True
+    vectors = np.array(list(sample.values()))
+    ids = backend.search_vectors(vectors, _SAME)[1]
+    found = backend.vectors_of(list({name for row in ids for name in row if name is not None}))
+    shares = []
+    for vector, row in zip(vectors, ids, strict=True):
+        near = [found[name] for name in row if name is not None and name in found]
+        alike = sum(_cosine(vector, other) >= _ALIKE for other in near)
+        shares.append(1.0 - 1.0 / max(1, alike))
+    return round(count * float(np.mean(shares))), False
+
+
+def _cosine(one: FloatArray, other: FloatArray) -> float:
+    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / lengths if lengths else 0.0
+
+
+STRATEGIES = ("lru", "lfu", "random")
+
+_SHARE = 10
+"""Without a count, one unit in so many is forgotten."""
+
+
+def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | None) -> list[str]:
+    """``count`` ids, or those of a tenth of the units (at least one), in the order in which they are to go.
+
+    lru: read longest ago; lfu: read least often; in both those never read come first, by age. random: by ``seed``, the
+    same for the same ids. A backend without access figures is taken by age. Raises ConfigurationError.
+    """
+    if strategy not in STRATEGIES:
+        raise ConfigurationError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    held = backend.count()
+    if count is None:
+        wanted = max(1, held // _SHARE)
+    else:
+        remedy = "None takes a tenth"
+        wanted = min(held, whole_number("count", count, least=0, error=ConfigurationError, remedy=remedy))
+    if wanted == 0:
+        return []
+    if strategy == "random":
+        ids = sorted(_all_ids(backend))
+        return random.Random(seed).sample(ids, min(wanted, len(ids)))  # noqa: S311 - a sample, no secret
+    if isinstance(backend, AccessFigures):
+        return backend.access_order("lru" if strategy == "lru" else "lfu", wanted)
+    return _by_age(backend, wanted)
+
+
+def _all_ids(backend: StorageBackend) -> list[str]:
+    if isinstance(backend, AccessFigures):
+        return backend.access_order("lru", backend.count())  # which reads no unit
+    return _by_age(backend, None)
+
+
+def _by_age(backend: StorageBackend, count: int | None) -> list[str]:
+    return [unit["id"] for unit in islice(units_of(backend), count)]
+
+
+MAX_CHARACTERS = 8000
+"""Characters of a merged content: about what embedding models read of a text before they cut it off."""
+
+SOURCES_NAMED = 1000
+"""Ids of sources that a merged unit names at most; their number is exact."""
+
+_TEXTS = ("content", "reasoning", "query")
+_OWN = ("consolidated_from", "consolidated_count", "consolidated_at", "first_created_at", "last_created_at")
+
+
+def merged_unit(units: Sequence[MemoryUnit]) -> MemoryUnit:
+    """One unit, without an id, of two or more, oldest first.
+
+    Distinct texts are joined by an empty line, tags are united, ``type`` is the most frequent. Of other fields, and of
+    ``metadata``, the newest value stays. ``metadata`` says whence: ``consolidated_from`` (ids, those of earlier merges
+    included), ``consolidated_count``, ``first_created_at`` and ``last_created_at`` (the span of the sources),
+    ``consolidated_at``. ``created_at`` is that of the newest source, so that merging makes nothing younger.
+    """
+    merged: MemoryUnit = {}
+    for unit in units:
+        merged.update({key: value for key, value in unit.items() if key != "id"})
+    merged.update({key: _joined(units, key) for key in _TEXTS if any(unit.get(key) for unit in units)})
+    types = Counter(unit["type"] for unit in units if isinstance(unit.get("type"), str))
+    if types:
+        merged["type"] = types.most_common(1)[0][0]
+    tags = [tag for unit in units if isinstance(unit.get("tags"), list) for tag in unit["tags"]]
+    merged["tags"] = list({repr(tag): tag for tag in tags}.values())
+    merged["metadata"] = _metadata(units)
+    return merged
+
+
+def portions(units: Iterable[MemoryUnit], most: int = MAX_CHARACTERS) -> Iterator[list[MemoryUnit]]:
+    """Cut into runs of two or more whose joined contents have at most ``most`` characters; others are left out."""
+    run: list[MemoryUnit] = []
+    length = 0
+    for unit in units:
+        size = len(str(unit.get("content") or "")) + 2
+        if run and length + size > most:
+            if len(run) > 1:
+                yield run
+            run, length = [], 0
+        run.append(unit)
+        length += size
+    if len(run) > 1:
+        yield run
+
+
+def _joined(units: Sequence[MemoryUnit], key: str) -> str:
+    texts = [str(unit[key]).strip() for unit in units if unit.get(key)]
+    return "\n\n".join(dict.fromkeys(texts))
+
+
+def _metadata(units: Sequence[MemoryUnit]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for unit in units:
+        found.update({key: value for key, value in _metadata_of(unit).items() if key not in _OWN})
+    sources = [source for unit in units for source in _sources(unit)]
+    found["consolidated_from"] = list(dict.fromkeys(sources))[:SOURCES_NAMED]
+    found["consolidated_count"] = sum(_merged_count(unit) for unit in units)
+    first, last = _span(units)
+    if first is not None and last is not None:
+        found.update(created_at=last, first_created_at=first, last_created_at=last)
+    found["consolidated_at"] = now_text()
+    return found
+
+
+def _metadata_of(unit: MemoryUnit) -> dict[str, Any]:
+    metadata = unit.get("metadata")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _sources(unit: MemoryUnit) -> list[str]:
+    """The units that it was merged from, else itself."""
+    sources = _metadata_of(unit).get("consolidated_from")
+    named = [source for source in sources if isinstance(source, str)] if isinstance(sources, list) else []
+    return named or [str(unit.get("id", ""))]
+
+
+def _merged_count(unit: MemoryUnit) -> int:
+    count = _metadata_of(unit).get("consolidated_count")
+    return count if isinstance(count, int) and not isinstance(count, bool) and count > 0 else len(_sources(unit))
+
+
+def _span(units: Sequence[MemoryUnit]) -> tuple[str | None, str | None]:
+    """``created_at`` of the oldest and of the newest unit that was ever merged into these."""
+    stamps: list[tuple[float, str]] = []
+    for unit in units:
+        held = _metadata_of(unit)
+        for key in ("first_created_at", "created_at", "last_created_at"):
+            moment = parse_stamp(held.get(key))
+            if moment is not None:
+                stamps.append((moment, held[key]))
+    return (min(stamps)[1], max(stamps)[1]) if stamps else (None, None)
+
 
 Grouping = Literal["similarity", "type"]
 Keep = Literal["oldest", "accessed"]

@@ -1,10 +1,7 @@
 """Retrieval: by meaning, by words, and both together."""
 
-from .base import RetrievalContext, RetrievalResult, RetrievalStrategy
-from .hybrid_strategy import HybridRetrievalStrategy
-from .keyword_strategy import KeywordRetrievalStrategy
-from .metrics import RetrievalMetrics
-from .semantic_strategy import SemanticRetrievalStrategy
+from .base import RetrievalContext, RetrievalMetrics, RetrievalResult, RetrievalStrategy
+from .strategies import HybridRetrievalStrategy, KeywordRetrievalStrategy, SemanticRetrievalStrategy
 
 __all__ = [
     "HybridRetrievalStrategy",

@@ -1,22 +1,74 @@
-"""Retrieval: the contract of a strategy, its results, and the context that runs one and keeps figures."""
+"""The contract of a retrieval strategy, its results and metrics, and the context that runs one."""
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from ...monitoring.events import LatencyRing
 from ...types import MemoryUnit
-from ..stamps import now_text
-from ..store.base import StorageBackend
-from ..store.capabilities import AccessFigures
-from ..store.doors import retrieve_many
-from .metrics import RetrievalMetrics
+from ...utils.timestamps import now_text
+from ..store.base import AccessFigures, StorageBackend, retrieve_many
 
-__all__ = ["RetrievalContext", "RetrievalResult", "RetrievalStrategy"]
+__all__ = ["RetrievalContext", "RetrievalMetrics", "RetrievalResult", "RetrievalStrategy"]
+
+
+@dataclass
+class _Tally:
+    queries: int = 0
+    failures: int = 0
+    empty: int = 0
+    results: int = 0
+    latencies: LatencyRing = field(default_factory=LatencyRing)
+
+
+class RetrievalMetrics:
+    """Figures by the name of a strategy. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._tallies: dict[str, _Tally] = {}
+
+    def record(self, strategy: str, seconds: float, found: int | None) -> None:
+        """A query took ``seconds`` and found so many units; None: it failed."""
+        with self._lock:
+            tally = self._tallies.setdefault(strategy, _Tally())
+            tally.queries += 1
+            tally.failures += found is None
+            tally.empty += found == 0
+            tally.results += found or 0
+        tally.latencies.record(seconds)
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """For each strategy ``queries``, ``failures``, ``empty``, ``mean_results`` (of those that did not fail), and
+        ``p50_ms``, ``p95_ms``, ``p99_ms`` of the newest queries, embedding included.
+        """
+        with self._lock:
+            tallies = dict(self._tallies)
+        return {name: _described(tally) for name, tally in tallies.items()}
+
+    def clear(self) -> None:
+        """Start anew."""
+        with self._lock:
+            self._tallies.clear()
+
+
+def _described(tally: _Tally) -> dict[str, Any]:
+    answered = tally.queries - tally.failures
+    latencies = tally.latencies.percentiles() or {}
+    return {
+        "queries": tally.queries,
+        "failures": tally.failures,
+        "empty": tally.empty,
+        "mean_results": tally.results / answered if answered else 0.0,
+        **{name: value for name, value in latencies.items() if name != "searches"},
+    }
+
 
 HISTORY_KEPT = 1000
 """Queries that a context remembers."""

@@ -9,11 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...records.access import in_order
-from ...records.transaction import Transaction
-from .engine import Engine
-from .limits import new_units
-from .operations import decide, noted
+from ...records.transaction import Transaction, in_order
+from .reports import decide, noted
+from .session import Engine, new_units
 
 __all__ = ["Pruned", "make_room", "prepare", "tell"]
 

@@ -22,7 +22,7 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     """A copy of the unit in plain JSON values, which is what is stored, embedded and compared from here on.
 
     Tuples become lists; members of ``str`` and ``int`` enumerations, NumPy's scalars and moments in time become what
-    :func:`~...utils.plain.plain_scalar` says. The caller may change the given unit afterwards.
+    :func:`~memevolve_gpu.utils.plain.plain_scalar` says. The caller may change the given unit afterwards.
 
     Raises InvalidUnitError, naming ``where`` and the remedy: no dict, keys that are no strings, values that JSON has
     no word for (NaN and infinity among them), an id that cannot be one, metadata that is no dict, too large.

@@ -1,4 +1,4 @@
-"""``VectorStore``: MemEvolve's vector store, with the records as its only truth.
+"""``VectorStore``: MemEvolve's vector store, with the records as the only source of record.
 
 This module translates the public API to the records and the live index and holds no state of its own.
 """
@@ -7,36 +7,163 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ...devices.machine import Machine
-from ...errors import EmbeddingError, InvalidUnitError, StoreClosedError
-from ...live.causes import Cause
+from ...devices.selection import Machine
+from ...errors import ConflictError, EmbeddingError, InvalidQueryError, InvalidUnitError, StoreClosedError
+from ...live import Found, LiveIndex, Maintenance
+from ...live.rebuild_rules import Cause
 from ...records.check import Finding
 from ...records.records import Records
-from ...records.transaction import Transaction
-from ...types import FloatArray, MemoryUnit
+from ...records.transaction import Transaction, changed_since
+from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import shown, whole_number
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
-from ...utils.vectors import check_vectors
+from ...utils.vectors import DeviceQueries, check_vector, check_vectors, cosines, device_queries, normalize_rows
 from .base import MetadataMixin, StorageBackend
-from .engine import Engine, open_engine
-from .facades import IndexFace, UnitMapping
-from .guards import drop_all
-from .limits import check_room
-from .managing import Managing
-from .operations import register
 from .pruning import make_room, prepare, tell
-from .report import health_report, statistics_report
-from .searching import Searching
+from .reports import health_report, register, statistics_report
+from .session import Engine, check_room, open_engine
 from .units import checked_id, checked_unit, is_id, one_id, unit_to_text
 
-__all__ = ["VectorStore"]
+__all__ = ["MAX_RESULTS", "VectorStore", "check_arguments", "check_width"]
+
+
+class UnitMapping(Mapping[str, MemoryUnit]):
+    """id -> unit, read from the records at each access; never a copy of the store in memory."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def __getitem__(self, unit_id: str) -> MemoryUnit:
+        unit = self._records.get(unit_id) if is_id(unit_id) else None
+        if unit is None:
+            raise KeyError(unit_id)
+        return unit
+
+    def __contains__(self, unit_id: object) -> bool:
+        return is_id(unit_id) and self._records.exists(unit_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._records.ids()
+
+    def __len__(self) -> int:
+        return self._records.count()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} memory units>"
+
+
+class IndexFace:
+    """What the index holds now; every property is up to date with the records."""
+
+    def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
+        self._live = live
+        self._maintenance = maintenance
+
+    @property
+    def ntotal(self) -> int:
+        """Live vectors."""
+        return self._live.catch_up().count
+
+    @property
+    def nlist(self) -> int:
+        """Inverted lists of the body in use; 0 while none are used."""
+        return self._live.view.body.nlist
+
+    @property
+    def is_trained(self) -> bool:
+        """Does the body in use need no training, or has it been trained? Never False while it answers."""
+        return True
+
+    @property
+    def is_building(self) -> bool:
+        """Is a round of maintenance on in this process? Searches go on meanwhile."""
+        return self._maintenance.running
+
+    @property
+    def kind(self) -> str:
+        """exact, two_stage, ivf or hnsw."""
+        return self._live.view.body.kind
+
+
+def drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> int:
+    """Delete the units that exist and did not change after log entry ``since`` (None: in any case); their number.
+
+    Where the log no longer says what changed, nothing is deleted.
+    """
+    if since is None:
+        return tx.drop_many(ids)
+    changed = tx.outside(lambda con: changed_since(con, since))
+    return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
+
+
+def drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
+    """Delete the units; with ``since`` raise ConflictError when one of them changed after it or is gone."""
+    if since is None:
+        tx.drop_many(ids)
+        return
+    changed = tx.outside(lambda con: changed_since(con, since))
+    conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
+    conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
+    if conflicts:
+        raise ConflictError(conflicts)
+
+
+_PAGE = 1000
+
+
+def _looked_up(ids: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))
+
+
+MAX_RESULTS = 10_000_000
+"""Most results of one call of ``search_vectors``, queries times ``top_k``: 120 MB of distances and places, and ids."""
+
+
+def _queries(engine: Engine, given: Any) -> FloatArray | DeviceQueries:
+    """Checked queries, on the device where they lie if the body takes them there, else on the host."""
+    body, dim, metric = engine.live.view.body, engine.records.dim, engine.records.metric
+    if body.accepts_device_queries and body.device != "cpu":
+        found = device_queries(given, dim, metric)
+        if found is not None:
+            return found
+    return check_vectors(given, dim, metric, name="queries")
+
+
+def check_arguments(top_k: Any, recall: Any, query: Any = "") -> int:
+    """``top_k`` as an int; InvalidQueryError for what no search can answer."""
+    if not isinstance(query, str):
+        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
+    wanted = whole_number("top_k", top_k)
+    if recall is not None and (isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1):
+        raise InvalidQueryError(f"recall must be a number above 0 and at most 1, got {shown(recall)}")
+    return wanted
+
+
+def check_width(queries: int, top_k: int) -> None:
+    """Raise InvalidQueryError where so many queries with so many results each are more than one call may return."""
+    if queries * top_k > MAX_RESULTS:
+        raise InvalidQueryError(
+            f"top_k={shown(top_k)} for {queries} queries are more than {MAX_RESULTS:,} results; ask for fewer, or "
+            "for fewer queries at once"
+        )
+
+
+def _widened(distances: FloatArray, width: int) -> FloatArray:
+    """As many columns as were asked for, +inf where nothing exists."""
+    if distances.shape[1] == width:
+        return distances
+    wide = np.full((len(distances), width), np.inf, dtype=np.float32)
+    wide[:, : distances.shape[1]] = distances
+    return wide
+
 
 Progress = Callable[[str, float], None]
 _Store = TypeVar("_Store", bound="VectorStore")
@@ -45,7 +172,7 @@ _LARGEST_PAGE = 10_000
 """Rows that are read at once, however many the caller asks for."""
 
 
-class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
+class VectorStore(StorageBackend, MetadataMixin):
     """Keeps memory units and finds them by meaning. See ``docs/`` for files, settings and guarantees.
 
     Safe to use from several threads, from several processes on one file, and after ``os.fork``.
@@ -351,6 +478,160 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
             return f"<VectorStore {self.index_file!r}, closed>"
         return f"<VectorStore {self.index_file!r}, {self.count()} units, {self.index.kind}>"
 
+    def search(
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        recall: float | None = None,
+        *,
+        record: bool = True,
+    ) -> list[tuple[float, str]]:
+        """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
+
+        Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/reference/filters.md``.
+        recall overrides TARGET_RECALL for this call (1.0: exact). record=False leaves the access figures alone,
+        for those who pass only some of the results on. Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        """
+        found = self._find_text(query, top_k, filters, recall)
+        if found is None:
+            return []
+        ids = found.ids(0)
+        if record:
+            self._open.accesses.note(ids)
+        return list(zip(found.distances[0].tolist(), ids, strict=False))
+
+    def search_units(
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        recall: float | None = None,
+        *,
+        record: bool = True,
+    ) -> list[Hit]:
+        """As ``search``, with each unit and a score that grows with similarity."""
+        found = self._find_text(query, top_k, filters, recall)
+        if found is None:
+            return []
+        hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall))
+        if record:
+            self._open.accesses.note([hit.id for hit in hits])
+        return hits
+
+    def search_vectors(
+        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> tuple[FloatArray, list[list[str | None]]]:
+        """queries (n, dim) -> distances float32 (n, top_k) and n lists of top_k ids; +inf and None where fewer exist.
+
+        n times top_k may be 10,000,000 at most. queries may lie on a GPU, as a torch tensor, a cupy array or anything
+        that speaks DLPack; they stay there where the index does too.
+
+        Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
+        """
+        engine = self._open
+        width = check_arguments(top_k, recall)
+        vectors = _queries(engine, queries)
+        check_width(len(vectors), width)
+        found = self._find(vectors, width, filters, recall)
+        ids: list[list[str | None]] = []
+        for row in range(len(vectors)):
+            names: list[str | None] = list(found.ids(row))
+            ids.append(names + [None] * (width - len(names)))
+        return _widened(found.distances, width), ids
+
+    def search_keywords(
+        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> list[tuple[float, str]]:
+        """[(score, id), ...] of the units whose embedded text has words of the query, best BM25 score first.
+
+        Words in more than a twentieth of the units score but find nothing by themselves, unless there is no other.
+        Raises InvalidQueryError, InvalidFilterError.
+        """
+        records = self._open.records
+        limit = min(check_arguments(top_k, None, query), max(1, records.count()))
+        return records.keyword(query, limit, filters, text_of=unit_to_text)
+
+    @property
+    def change_number(self) -> int:
+        """The number of the newest change by anyone; for ``unchanged_since``."""
+        return self._open.records.head().last_seq
+
+    def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
+        """Delete several units in one transaction; how many went.
+
+        unchanged_since: a ``change_number``; units that were stored or updated after it stay.
+        """
+        engine = self._open
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        with engine.records.write() as tx:
+            dropped = drop_unchanged(tx, wanted, unchanged_since)
+        if dropped:
+            engine.written()
+        return dropped
+
+    def record_access(self, ids: Iterable[str]) -> None:
+        """The units of these ids were given to somebody. Costs about a microsecond.
+
+        ``retrieve``, ``search`` and ``search_units`` do this themselves. What was read is written down a thousand ids
+        at a time, at maintenance and when the store is closed; a crash loses what was not yet.
+        """
+        self._open.accesses.note([plain_text(unit_id) for unit_id in ids if is_id(unit_id)])
+
+    def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
+        """Ids of at most ``limit`` units: read longest ago (lru) or least often (lfu) first, before them those never
+        read, by age. Counts every read of this process, and those that others have written down.
+
+        Raises InvalidQueryError.
+        """
+        if kind not in ("lru", "lfu"):
+            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {shown(kind)}")
+        engine, most = self._open, whole_number("limit", limit, least=0)
+        return engine.accesses.in_order(kind, min(most, engine.records.count()))
+
+    def access_counts(self) -> dict[str, int]:
+        """How often each unit was read, by id, of those that ever were; counted as for ``access_order``."""
+        return self._open.accesses.counts()
+
+    def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
+        """The units that exist, by id, in the order of ``ids``; leaves the access figures alone."""
+        return self._open.records.get_many(_looked_up(ids))
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
+        """The vectors, as they were given, of the units that exist: float32 (dim,) by id, in the order of ``ids``."""
+        wanted, records = _looked_up(ids), self._open.records
+        found: dict[str, bytes] = {}
+        for start in range(0, len(wanted), _PAGE):
+            found.update(records.vectors_of(wanted[start : start + _PAGE]))
+        return {unit_id: np.frombuffer(found[unit_id], dtype="<f4") for unit_id in wanted if unit_id in found}
+
+    def sample_vectors(self, count: int) -> dict[str, FloatArray]:
+        """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
+        head_count = self._open.records.head().count
+        rows = self._open.records.spread(min(whole_number("count", count, least=0), head_count))
+        return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
+
+    def inventory(self) -> dict[str, Any]:
+        """What units there are, without reading them: ``count``; ``bytes`` of the database and its log on the disk;
+        ``types``, type to number, those without one under ``unknown``; ``oldest`` and ``newest``, ``created_at`` of the
+        first and the last unit in the order of writing.
+        """
+        records = self._open.records
+        found = records.inventory()
+        unknown = found.count - sum(found.types.values())
+        types = {**found.types, "unknown": unknown} if unknown > 0 else found.types
+        size = sum(records.file_bytes().values())
+        return {**asdict(found), "types": types, "bytes": size}
+
+    def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """The cosine between the text and each of the units that exist, by id, whatever the store's metric.
+
+        Raises EmbeddingError.
+        """
+        engine = self._open
+        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
+        return cosines(vector, self.vectors_of(ids))
+
     # Inside
 
     @property
@@ -404,6 +685,31 @@ class VectorStore(Searching, Managing, StorageBackend, MetadataMixin):
         if len(vectors) != len(texts):
             raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
         return vectors
+
+    def _find_text(
+        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
+    ) -> Found | None:
+        engine = self._open
+        wanted = check_arguments(top_k, recall, query)
+        if not engine.live.catch_up().count:
+            return None
+        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
+        return self._find(vector[None, :], wanted, filters, recall)
+
+    def _find(
+        self,
+        vectors: FloatArray | DeviceQueries,
+        top_k: int,
+        filters: Mapping[str, Any] | None,
+        recall: float | None,
+    ) -> Found:
+        engine = self._open
+        if engine.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
+            vectors = normalize_rows(vectors)
+        found = engine.live.search(vectors, top_k, filters, recall)
+        if engine.live.look_due or engine.worker.start_failure:
+            engine.consider_maintenance()
+        return found
 
 
 def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:

@@ -18,15 +18,14 @@ import numpy.typing as npt
 
 from ...errors import EngineError
 from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
-from ..allowed import Allowed
 from ..base import Arrays, BuildJob, out_of_range
-from ..engine import emptied, from_bytes, metric_of, quiet, to_bytes
-from ..faiss_door import load_faiss, one_thread, translated
-from ..growing import grown
-from ..rerank import VectorTable
+from ..bitmap import Allowed
+from ..faiss_helpers import emptied, from_bytes, metric_of, quiet, to_bytes
+from ..faiss_support import load_faiss, one_thread, translated
 from ..sample import ADD_ROWS, POINTS_PER_LIST, padded_columns, training_sample
-from .body import Ask, FaissGpuBody, doubled
-from .owner import Owner, Resident, owner_of
+from ..vector_table import VectorTable, grown
+from .index import Ask, FaissGpuBody, doubled
+from .resources import Owner, Resident, owner_of
 from .sizes import MOST, flat_bytes, flat_query_bytes, lists_bytes, lists_query_bytes, sent_bytes
 
 __all__ = ["FaissGpuIVFBody"]

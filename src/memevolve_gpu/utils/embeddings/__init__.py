@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from .adapter import Embedder
+from .adapter import BatchEmbeddingFunction, Embedder, EmbeddingFunction
 from .factory import embedder_from_config
 from .hashing import HashingEmbedder
 from .local import LocalEmbedder
-from .protocol import BatchEmbeddingFunction, EmbeddingFunction
-from .service import OpenAIEmbedder
+from .openai import OpenAIEmbedder
 
 __all__ = [
     "BatchEmbeddingFunction",

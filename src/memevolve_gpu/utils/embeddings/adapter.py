@@ -1,4 +1,4 @@
-"""The store's side of an embedding function: batches, checks what comes back, remembers recent queries."""
+"""The embedding function's protocol, and the store's adapter: batches, checks, and a query cache."""
 
 from __future__ import annotations
 
@@ -6,16 +6,43 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
 from ..vectors import check_vector, check_vectors, to_host
-from .protocol import EmbeddingFunction
 
-__all__ = ["BATCH_SIZE", "QUERY_CACHE_SIZE", "Embedder"]
+__all__ = ["BATCH_SIZE", "QUERY_CACHE_SIZE", "BatchEmbeddingFunction", "Embedder", "EmbeddingFunction"]
+
+
+@runtime_checkable
+class EmbeddingFunction(Protocol):
+    """Maps a text to one vector, array-like of d real numbers, the same d for every text.
+
+    Three attributes are read where a function offers them, and never asked for:
+
+    - ``embed_batch(texts) -> (n, d)``, used instead of n single calls (see :class:`BatchEmbeddingFunction`);
+    - ``dimension: int``, d, which spares the probe that would detect it;
+    - ``model_name: str``, kept in the store so that it is not filled by two models.
+
+    The store may call it from several threads at once.
+    """
+
+    def __call__(self, text: str, /) -> Any:
+        """Embed one text: array-like (d,)."""
+        ...  # pragma: no cover
+
+
+@runtime_checkable
+class BatchEmbeddingFunction(EmbeddingFunction, Protocol):
+    """An embedding function that takes many texts at once."""
+
+    def embed_batch(self, texts: Sequence[str], /) -> Any:
+        """Embed n texts: array-like (n, d), in the order of the texts."""
+        ...  # pragma: no cover
+
 
 BATCH_SIZE = 256
 """Texts handed to ``embed_batch`` at once."""

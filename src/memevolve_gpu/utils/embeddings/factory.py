@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 
 from ..config import EmbeddingConfig
+from .adapter import EmbeddingFunction
 from .hashing import HashingEmbedder
 from .local import LocalEmbedder, packaged_model, sentence_transformers_installed
-from .protocol import EmbeddingFunction
-from .service import OpenAIEmbedder
+from .openai import OpenAIEmbedder
 
 __all__ = ["embedder_from_config"]
 

@@ -1,0 +1,387 @@
+"""Commands that read: search, get, list, stats, health, export, embed, devices."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Annotated, Any, Optional
+
+import numpy as np
+import typer
+from rich.console import RenderableType
+
+from ..backends import AnyStore
+from ..components.retrieve import HybridRetrievalStrategy, KeywordRetrievalStrategy, RetrievalStrategy
+from ..components.store.session import engine_table, this_machine
+from ..components.store.vector_store import VectorStore
+from ..devices.selection import Machine
+from ..errors import DimensionMismatchError, ModelMismatchError
+from ..records import Records, canonical, matches
+from ..types import FloatArray, MemoryUnit
+from ..utils.config import StorageConfig
+from ..utils.embeddings import Embedder as Checked
+from .app import ExitCode, InputError
+from .files import export_line, write_lines
+from .options import (
+    AsJson,
+    Conditions,
+    Embedder,
+    EmbedderName,
+    FilterJson,
+    Prefix,
+    choose_embedder,
+    open_existing,
+    parse_filters,
+    remembered_model,
+    store_at,
+)
+from .output import Output, Rows, one_line, printable
+
+__all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing", "search", "stats"]
+
+
+def embed(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to embed.")],
+    *,
+    store: Prefix = None,
+    embedder: Embedder = EmbedderName.AUTO,
+    as_json: AsJson = False,
+) -> None:
+    """Embed texts and show what came of it: does the service answer, and does it fit the store?
+
+    With --json the vectors are printed; for people the model, the dimension and how similar the texts are. Exits with 6
+    when the embedder fails, or when a store is there that another model filled. Stores nothing.
+    """
+    prefix = store_at(store)
+    held = remembered_model(prefix)
+    checked = Checked(choose_embedder(embedder, held))
+    started = time.perf_counter()
+    vectors = checked.embed_many(texts)
+    seconds = time.perf_counter() - started
+    _refuse_misfit(prefix, checked, held)
+    document = {
+        "model": checked.model_name,
+        "dimension": vectors.shape[1],
+        "seconds": seconds,
+        "vectors": vectors.tolist(),
+    }
+    rows: list[list[str]] = [
+        [f"{length:.4f}", f"{cosine:.4f}", text] for length, cosine, text in _described(vectors, texts)
+    ]
+    told = f"{checked.model_name or 'a model without a name'}: {vectors.shape[1]} numbers, {seconds * 1e3:.1f} ms"
+    Output(as_json).show(document, told, Rows(("length", "cosine to first", "text"), rows))
+
+
+def _refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
+    """Raise what opening the store with this embedder would raise."""
+    if not VectorStore.exists_at(prefix):
+        return
+    facts = Records.peek(prefix)
+    if facts is not None and facts.dim != checked.dimension:
+        raise DimensionMismatchError(facts.dim, checked.dimension, f"the store {prefix} was filled by another model")
+    if held and checked.model_name and held != checked.model_name:
+        raise ModelMismatchError(
+            f"the store {prefix} was filled by the embedding model {held!r}, this is {checked.model_name!r}"
+        )
+
+
+def _described(vectors: FloatArray, texts: list[str]) -> list[tuple[float, float, str]]:
+    lengths = np.linalg.norm(vectors, axis=1)
+    scaled: Any = vectors / np.where(lengths > 0, lengths, 1)[:, None]
+    return list(zip(lengths.tolist(), (scaled @ scaled[0]).tolist(), texts, strict=True))
+
+
+def strategy_for(*, hybrid: bool, keyword: bool, recall: float | None) -> RetrievalStrategy | None:
+    """The strategy that the flags ask for; None for the search by meaning. Raises InputError where they clash."""
+    if hybrid and keyword:
+        raise InputError("--hybrid and --keyword: give one of them")
+    if recall is not None and (hybrid or keyword):
+        raise InputError("--recall goes with the search by meaning alone; leave it out")
+    if keyword:
+        return KeywordRetrievalStrategy()
+    return HybridRetrievalStrategy() if hybrid else None
+
+
+def find(
+    output: Output,
+    prefix: str,
+    embedder: EmbedderName,
+    strategy: RetrievalStrategy,
+    text: str,
+    top_k: int,
+    filters: dict[str, Any] | None,
+) -> None:
+    """Search the store at ``prefix`` and show what was found. Without need of it no embedder is asked for."""
+    needed = None if isinstance(strategy, KeywordRetrievalStrategy) else embedder
+    with open_existing(prefix, needed) as opened:
+        results = strategy.retrieve(text, opened, top_k, filters)
+    hits = [{"id": one.unit_id, "score": one.score, **(one.metadata or {}), "unit": one.unit} for one in results]
+    rows = [
+        [f"{one.score:.4f}", one.unit_id, str(one.unit.get("type", "")), str(one.unit.get("content", ""))]
+        for one in results
+    ]
+    found: RenderableType = Rows(("score", "id", "type", "content"), rows) if rows else "nothing found"
+    output.show({"query": text, "hits": hits}, found)
+
+
+def devices(*, as_json: AsJson = False) -> None:
+    """List the GPUs, what their memory has room for, which engines are installed, and what DEVICE leads to."""
+    config = StorageConfig()
+    machine = this_machine(config)
+    found, choice = machine.gpus(), machine.choice
+    document = {
+        "gpus": [
+            {
+                "device": gpu.device,
+                "name": gpu.name,
+                "compute_capability": ".".join(map(str, gpu.capability)),
+                "total_mb": gpu.total_mb,
+                "free_mb": gpu.free_mb,
+                "problem": gpu.problem or None,
+            }
+            for gpu in found.gpus
+        ],
+        "driver": found.driver or None,
+        "problem": found.problem or None,
+        "engines": {engine: problem or "installed" for engine, problem in machine.engines().items()},
+        "engine_table": engine_table(config).as_dict(),
+        "requested": machine.request,
+        "chosen": choice.device,
+        "reason": choice.reason,
+        "budget": machine.budget().as_dict(),
+    }
+    Output(as_json).show(document, *_texts(document, machine))
+
+
+def _texts(document: dict[str, Any], machine: Machine) -> list[RenderableType]:
+    titles = ("device", "name", "capability", "total MB", "free MB", "problem")
+    rows = [[str(value or "-") for value in gpu.values()] for gpu in document["gpus"]]
+    budget = machine.budget()
+    figures = [
+        ["driver", document["driver"] or "-"],
+        ["searches run on", document["chosen"]],
+    ]
+    figures += [[f"engine {name}", state] for name, state in document["engines"].items()]
+    figures += [["memory limit", f"{budget.limit >> 20} MB of {budget.total >> 20} MB, {budget.free >> 20} MB free"]]
+    listed: RenderableType = Rows(titles, rows) if rows else f"no GPU: {document['problem']}"
+    why = f"device: {document['chosen']}: {document['reason']}"
+    table = f"engines by number of units: {_table_text(document['engine_table'])}"
+    return [listed, "", Rows(("figure", "value"), figures), "", one_line(why), one_line(table)]
+
+
+def _table_text(table: dict[str, Any]) -> str:
+    """The engines for how many units, quickest first, in one line."""
+    bands = [f"{'beyond' if rows is None else f'to {rows}'}: {', '.join(names)}" for rows, names in table["bands"]]
+    return f"{'; '.join(bands)} ({'measured' if table['measured'] else 'unmeasured'}: {table['source']})"
+
+
+_PROGRESS_EVERY = 100
+_LAST = sys.maxsize
+"""The largest position that an iterator can be cut at."""
+_IN_FULL = (
+    "events",
+    "index.reason",
+    "plan.reason",
+    "plan.notes",
+    "device.reason",
+    "device.engine_table",
+    "device.problem",
+)
+"""Figures that tables for people leave out: most of them are sentences, and stand below that of stats in full."""
+
+
+def search(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in words.")],
+    *,
+    store: Prefix = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many units to return at most.")] = 5,
+    condition: Conditions = None,
+    filters: FilterJson = None,
+    recall: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--recall",
+            show_default=False,
+            help="Recall to reach, above 0 and at most 1 (exact).  \\[default: the setting's]",
+        ),
+    ] = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Search by meaning and by words together.")] = False,
+    keyword: Annotated[bool, typer.Option("--keyword", help="Search by words; needs no embedder.")] = False,
+    embedder: Embedder = EmbedderName.AUTO,
+    as_json: AsJson = False,
+) -> None:
+    """Find the units nearest in meaning to a text, or with its words, or both."""
+    asked = parse_filters(condition, filters)
+    strategy = strategy_for(hybrid=hybrid, keyword=keyword, recall=recall)
+    if strategy is not None:
+        find(Output(as_json), store_at(store), embedder, strategy, text, top_k, asked)
+        return
+    with open_existing(store_at(store), embedder) as opened:
+        hits = opened.search_units(text, top_k, asked, recall)
+    document = [{"id": hit.id, "distance": hit.distance, "score": hit.score, "unit": hit.unit} for hit in hits]
+    rows = [[f"{hit.distance:.4f}", f"{hit.score:.4f}", *_row(hit.unit)] for hit in hits]
+    found: RenderableType = Rows(("distance", "score", "id", "type", "content"), rows) if rows else "nothing found"
+    Output(as_json).show({"query": text, "hits": document}, found)
+
+
+def get(
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of units.")],
+    *,
+    store: Prefix = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print units as they are stored. Exits with 3 when one of the ids is unknown; the others are printed."""
+    with open_existing(store_at(store), None) as opened:
+        found = {unit_id: opened.retrieve(unit_id) for unit_id in dict.fromkeys(ids)}
+    units = [unit for unit in found.values() if unit is not None]
+    texts = [printable(json.dumps(unit, ensure_ascii=False, indent=2)) for unit in units]
+    missing(Output(as_json), {"units": units}, [name for name, unit in found.items() if unit is None], *texts)
+
+
+def list_units(
+    *,
+    store: Prefix = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many units to print at most.")] = 20,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="How many units to pass over first.")] = 0,
+    condition: Conditions = None,
+    filters: FilterJson = None,
+    as_json: AsJson = False,
+) -> None:
+    """List units, oldest first."""
+    asked = parse_filters(condition, filters)
+    with open_existing(store_at(store), None) as opened:
+        units = list(islice(opened.units(asked), min(offset, _LAST), min(offset + limit + 1, _LAST)))
+        count = opened.count()
+    more, units = len(units) > limit, units[:limit]
+    document = {"units": units, "offset": offset, "limit": limit, "more": more, "count": count}
+    texts: list[RenderableType] = [Rows(("id", "type", "content"), [_row(unit) for unit in units])] if units else []
+    texts.append(_page_line(offset, len(units), count, more=more, filtered=asked is not None))
+    Output(as_json).show(document, *texts)
+
+
+def stats(*, store: Prefix = None, as_json: AsJson = False) -> None:
+    """Show counts, the index and the plan for it with its reason, files and recent events."""
+    with open_existing(store_at(store), None, as_served=True) as opened:
+        document = opened.statistics()
+    rows = [[name, _cell(value)] for name, value in _flat(document) if name not in _IN_FULL]
+    Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _whys(document)))
+
+
+def health(*, store: Prefix = None, as_json: AsJson = False) -> None:
+    """Judge the store: how full, how good, and what should be done. Exits with 5 when damage was met in its file."""
+    with open_existing(store_at(store), None) as opened:
+        document = opened.get_storage_health()
+    advice = list(document["recommendations"])
+    rows = [[name, _cell(value)] for name, value in _flat(document) if name not in ("recommendations", *_IN_FULL)]
+    texts = [f"- {one_line(sentence)}" for sentence in advice] or ["Nothing needs to be done."]
+    Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _problem(document)), *texts)
+    if document.get("damage"):
+        raise typer.Exit(ExitCode.STORAGE)
+
+
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE.jsonl", help="Where to write; - is stdout.")],
+    *,
+    store: Prefix = None,
+    vectors: Annotated[
+        bool, typer.Option("--vectors", help="Write each unit's vector too; import takes it back.")
+    ] = False,
+    condition: Conditions = None,
+    filters: FilterJson = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write units to a file of JSON lines, oldest first. The file appears complete or not at all."""
+    output, prefix = Output(as_json), store_at(store)
+    asked = parse_filters(condition, filters)
+    with open_existing(prefix, None) as opened, output.progress("exporting") as report:
+        total = max(1, opened.count())
+
+        def told(count: int) -> None:
+            if count % _PROGRESS_EVERY == 0:
+                report(f"exporting {count} units", count / total)
+
+        count = write_lines(file, _export_lines(opened, asked, prefix if vectors else None), told)
+    if file == "-":
+        output.note(f"exported {count} units")
+    else:
+        output.show({"exported": count, "file": file, "vectors": vectors}, f"exported {count} units to {file}")
+
+
+def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: RenderableType) -> None:
+    """Show what was done, and end with 3 when some ids are unknown."""
+    if not ids:
+        output.show({**document, "missing": []}, *texts)
+        return
+    error = f"no unit with the id{'s' if len(ids) > 1 else ''} {', '.join(map(repr, ids))}"
+    output.show({**document, "missing": ids, "error": error, "type": "NotFoundError"}, *texts)
+    if not output.as_json:
+        output.fail(error, "NotFoundError")
+    raise typer.Exit(ExitCode.NOT_FOUND)
+
+
+def _export_lines(store: AnyStore, filters: dict[str, Any] | None, vectors_of: str | None) -> Iterator[str]:
+    """The lines of an export, with vectors when the prefix of the store is given."""
+    if vectors_of is None:
+        return (export_line(unit) for unit in store.units(filters))
+    canonical(filters)  # a mistake is worth an error even where there is no unit to hold it against
+    model = remembered_model(vectors_of)
+    rows = store.export_rows()
+    return (export_line(unit, vector, model) for unit, vector in rows if matches(filters, unit))
+
+
+def _row(unit: MemoryUnit) -> list[str]:
+    return [str(unit.get("id", "")), str(unit.get("type", "")), str(unit.get("content", ""))]
+
+
+def _page_line(offset: int, shown: int, count: int, *, more: bool, filtered: bool) -> str:
+    if not shown:
+        return f"no units here; the store holds {count}"
+    of = "" if filtered else f" of {count}"
+    return f"{offset + 1} to {offset + shown}{of}" + (f"; go on with --offset {offset + shown}" if more else "")
+
+
+def _whys(document: Mapping[str, Any]) -> Iterator[str]:
+    """The plan and why, in full: what cut a sentence short would most often cut the reason for the CPU."""
+    index, plan, device = document["index"], document.get("plan"), document.get("device")
+    if plan is None or device is None:  # on a server, which plans for itself
+        yield f"index: {index.get('reason', '-')}"
+        return
+    yield f"plan: {_place(plan)}: {plan['reason']}"
+    if (index["kind"], index["engine"], index["device"]) != (plan["kind"], plan["engine"], plan["device"]):
+        yield f"in use until the next build: {_place(index)}: {index['reason']}"
+    yield f"device: {device['reason']}"
+    yield f"engines: GPU_ENGINE={device['engine_setting']}, table {device['engine_table']}"
+    yield from _problem(document)
+
+
+def _problem(document: Mapping[str, Any]) -> Iterator[str]:
+    problem = (document.get("device") or {}).get("problem")
+    if problem:
+        yield f"the GPU is not used: {problem}"
+
+
+def _place(index: Mapping[str, Any]) -> str:
+    return f"{index['kind']} on {index['device']}" + ("" if index["device"] == "cpu" else f" by {index['engine']}")
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        value = "; ".join(map(str, value))
+    if value == "":
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

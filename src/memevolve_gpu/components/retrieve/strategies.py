@@ -1,0 +1,398 @@
+"""Retrieval strategies: keyword, semantic, and hybrid with rank fusion."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
+from ...types import FloatArray
+from ...utils.arguments import whole_number
+from ...utils.embeddings import Embedder, EmbeddingFunction
+from ...utils.vectors import normalize_rows
+from ..store.base import KeywordSearch, Similarities, StorageBackend, TextSearch, retrieve_many, units_of
+from ..store.session import score_of
+from ..store.units import unit_to_text
+from .base import COUNTED, RetrievalResult, RetrievalStrategy, note_access
+
+__all__ = [
+    "HybridRetrievalStrategy",
+    "KeywordRetrievalStrategy",
+    "Ranked",
+    "SemanticRetrievalStrategy",
+    "reciprocal_ranks",
+    "weighted",
+]
+
+Filters = Mapping[str, Any] | None
+
+K1, B = 1.2, 0.75
+"""BM25 as in the store's own keyword index (Robertson and Zaragoza, 2009)."""
+
+_WORD = re.compile(r"\w+")
+_CACHED_TEXTS = 20_000
+
+
+class Ranked(NamedTuple):
+    """An id, its score, and what else is known; score and list are best first."""
+
+    id: str
+    score: float
+    distance: float | None = None
+
+
+def check_query(query: Any, top_k: Any) -> int:
+    """``top_k`` as an int; InvalidQueryError for what no strategy can answer."""
+    if not isinstance(query, str):
+        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}")
+    return whole_number("top_k", top_k)
+
+
+def by_meaning(
+    backend: StorageBackend, query: str, limit: int, filters: Filters, scan: VectorScan | None
+) -> list[Ranked]:
+    """The nearest units. Access figures are left alone.
+
+    Raises EmbeddingError when the backend has no index and ``scan`` is None.
+    """
+    if isinstance(backend, TextSearch):
+        metric = str(getattr(backend, "metric", "l2"))
+        found = backend.search(query, limit, filters, record=False)
+        return [Ranked(unit_id, score_of(distance, metric), distance) for distance, unit_id in found]
+    if scan is None:
+        raise EmbeddingError(
+            f"embedding_function is None, and a {type(backend).__name__} cannot search by meaning itself; give the "
+            "strategy an embedding function, or use a VectorStore"
+        )
+    return scan.ranked(backend, query, limit, filters)
+
+
+def by_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
+    """The units that share words with the query, by BM25."""
+    if isinstance(backend, KeywordSearch):
+        return [Ranked(unit_id, score) for score, unit_id in backend.search_keywords(query, limit, filters)]
+    return _scanned_keywords(backend, query, limit, filters)
+
+
+class VectorScan:
+    """Search by meaning in a backend that has no index: every unit is compared, its text embedded once.
+
+    Meant for small memories; the last 20,000 texts are remembered.
+    """
+
+    def __init__(self, function: EmbeddingFunction) -> None:
+        """Raises EmbeddingError when ``function`` cannot be called."""
+        self._embedder = Embedder(function)
+        self._known: OrderedDict[str, FloatArray] = OrderedDict()
+        self._lock = threading.RLock()  # the embedding function may ask the strategy something
+
+    def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
+        """The units with the largest cosine."""
+        units = list(units_of(backend, filters))
+        if not units:
+            return []
+        rows = normalize_rows(self._vectors([unit_to_text(unit) for unit in units]))
+        asked = normalize_rows(self._embedder.embed_query(query)[None, :])[0]
+        cosines = rows @ asked
+        order = np.argsort(-cosines, kind="stable")[:limit].tolist()
+        return [Ranked(units[at]["id"], float(cosines[at]), 1.0 - float(cosines[at])) for at in order]
+
+    def _vectors(self, texts: list[str]) -> FloatArray:
+        with self._lock:
+            new = [text for text in dict.fromkeys(texts) if text not in self._known]
+            fresh = self._embedder.embed_many(new) if new else ()
+            self._known.update(zip(new, fresh, strict=True))
+            found = dict(zip(new, fresh, strict=True))
+            rows = np.array([found[text] if text in found else self._known[text] for text in texts])
+            while len(self._known) > _CACHED_TEXTS:
+                self._known.popitem(last=False)
+        return rows
+
+
+def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
+    words = dict.fromkeys(_words(query))
+    docs = [(unit["id"], Counter(_words(unit_to_text(unit)))) for unit in units_of(backend, filters)]
+    weight = _weigher(words, [counts for _, counts in docs])
+    found = [Ranked(unit_id, weight(counts)) for unit_id, counts in docs if not words.keys().isdisjoint(counts)]
+    return sorted(found, key=lambda one: -one.score)[:limit]
+
+
+def _weigher(words: Mapping[str, Any], docs: Sequence[Counter[str]]) -> Callable[[Counter[str]], float]:
+    """BM25 of a document among ``docs``."""
+    average = sum(counts.total() for counts in docs) / len(docs) if docs else 1.0
+    idf = {}
+    for word in words:
+        holding = sum(word in counts for counts in docs)
+        idf[word] = max(1e-6, math.log((len(docs) - holding + 0.5) / (holding + 0.5)))
+
+    def weight(counts: Counter[str]) -> float:
+        norm = K1 * (1 - B + B * counts.total() / (average or 1.0))
+        return sum(idf[word] * counts[word] * (K1 + 1) / (counts[word] + norm) for word in idf)
+
+    return weight
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+RANK_CONSTANT = 60
+"""k of reciprocal rank fusion: Cormack, Clarke and Buettcher, Reciprocal Rank Fusion outperforms Condorcet (2009)."""
+
+
+@dataclass
+class Fused:
+    """A unit in either list: its score, and score and rank (from 0) in each list that has it."""
+
+    id: str
+    score: float = 0.0
+    semantic_score: float | None = None
+    keyword_score: float | None = None
+    semantic_rank: int | None = None
+    keyword_rank: int | None = None
+
+
+def weighted(
+    semantic: Sequence[Ranked],
+    keyword: Sequence[Ranked],
+    weights: tuple[float, float],
+    similarity: Mapping[str, float],
+) -> list[Fused]:
+    """score = w_s * max(0, similarity) + w_k * BM25 / best BM25, best first; both parts are in 0..1.
+
+    similarity: the exact cosine of each unit, by id, also of those that only the keywords found, which would else be
+    ranked as if they had none. One that is missing counts as its score in ``semantic``, else as 0. This is min-max
+    normalisation with fixed lower bounds, so a score says the same for every query: it does not depend on the worst
+    unit that happened to be found. (Compare S. Bruch, S. Gai and A. Ingber, An Analysis of Fusion Functions for Hybrid
+    Retrieval, 2023, section 4.)
+    """
+    fused = _united(semantic, keyword)
+    best = max((one.score for one in keyword), default=0.0) or 1.0
+    for one in fused:
+        if one.id in similarity:
+            one.semantic_score = similarity[one.id]
+        meaning = min(1.0, max(0.0, one.semantic_score or 0.0))
+        one.score = weights[0] * meaning + weights[1] * (one.keyword_score or 0.0) / best
+    return sorted(fused, key=lambda one: -one.score)
+
+
+def reciprocal_ranks(semantic: Sequence[Ranked], keyword: Sequence[Ranked]) -> list[Fused]:
+    """The sum of 1 / (60 + rank) over the lists that hold the unit, ranks from 1; as a share of the largest."""
+    fused = _united(semantic, keyword)
+    for one in fused:
+        ranks = [rank for rank in (one.semantic_rank, one.keyword_rank) if rank is not None]
+        one.score = sum((RANK_CONSTANT + 1) / (RANK_CONSTANT + 1 + rank) for rank in ranks) / 2
+    return sorted(fused, key=lambda one: -one.score)
+
+
+def _united(semantic: Sequence[Ranked], keyword: Sequence[Ranked]) -> list[Fused]:
+    """Each unit once, those found by meaning first."""
+    found: dict[str, Fused] = {}
+    for rank, one in enumerate(semantic):
+        found[one.id] = Fused(one.id, semantic_score=one.score, semantic_rank=rank)
+    for rank, one in enumerate(keyword):
+        fused = found.setdefault(one.id, Fused(one.id))
+        fused.keyword_score, fused.keyword_rank = one.score, rank
+    return list(found.values())
+
+
+class KeywordRetrievalStrategy(RetrievalStrategy):
+    """Asks the backend's full-text index; the score is BM25. A backend without one is scanned."""
+
+    def retrieve(
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> list[RetrievalResult]:
+        """The units that share words with the query, best first. Raises InvalidQueryError, InvalidFilterError."""
+        top_k = check_query(query, top_k)
+        ranked = by_keywords(storage_backend, query, top_k, filters)
+        units = retrieve_many(storage_backend, [one.id for one in ranked])
+        note_access(storage_backend, list(units))
+        return [RetrievalResult(one.id, units[one.id], one.score, {}) for one in ranked if one.id in units]
+
+    def count_relevant(
+        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
+    ) -> int:
+        """How many units share a word with the query, counted up to a thousand."""
+        check_query(query, 1)
+        return len(by_keywords(storage_backend, query, COUNTED, filters))
+
+
+class SemanticRetrievalStrategy(RetrievalStrategy):
+    """Asks the backend's vector index. The score is the store's: the cosine, the dot product, or 1 / (1 + distance)."""
+
+    def __init__(
+        self, embedding_function: EmbeddingFunction | None = None, similarity_threshold: float | None = None
+    ) -> None:
+        """``embedding_function`` serves backends without an index, which are scanned; a store embeds by itself.
+
+        Results whose score is below ``similarity_threshold`` are left out. Raises EmbeddingError when the function
+        cannot be called.
+        """
+        self.similarity_threshold = similarity_threshold
+        self._scan = None if embedding_function is None else VectorScan(embedding_function)
+
+    def retrieve(
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> list[RetrievalResult]:
+        """The nearest units, nearest first; ``metadata["distance"]`` as in ``VectorStore.search``.
+
+        Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        """
+        top_k = check_query(query, top_k)
+        found = self._found(query, storage_backend, top_k, filters)
+        kept = [one for one in found if self.similarity_threshold is None or one.score >= self.similarity_threshold]
+        note_access(storage_backend, [one.unit_id for one in kept])
+        return kept
+
+    def count_relevant(
+        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
+    ) -> int:
+        """How many units reach the threshold, counted up to a thousand; without one, every unit that matches."""
+        check_query(query, 1)
+        found = by_meaning(storage_backend, query, COUNTED, filters, self._scan)
+        least = self.similarity_threshold
+        return sum(least is None or one.score >= least for one in found)
+
+    def save_state(self) -> dict[str, Any]:
+        """The threshold."""
+        return {"similarity_threshold": self.similarity_threshold}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take the threshold over."""
+        self.similarity_threshold = state.get("similarity_threshold", self.similarity_threshold)
+
+    def _found(
+        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+    ) -> list[RetrievalResult]:
+        if isinstance(backend, TextSearch):
+            hits = backend.search_units(query, top_k, filters, record=False)
+            return [RetrievalResult(hit.id, hit.unit, hit.score, {"distance": hit.distance}) for hit in hits]
+        ranked = by_meaning(backend, query, top_k, filters, self._scan)
+        units = retrieve_many(backend, [one.id for one in ranked])
+        return [
+            RetrievalResult(one.id, units[one.id], one.score, {"distance": one.distance})
+            for one in ranked
+            if one.id in units
+        ]
+
+
+Fusion = Literal["weighted", "rrf"]
+
+POOL, POOL_FACTOR = 20, 4
+"""Units that each half proposes: this many, and at least so many times ``top_k``."""
+
+
+class HybridRetrievalStrategy(RetrievalStrategy):
+    """Asks the vector index and the full-text index, and fuses what they find.
+
+    weighted: 0.7 of the cosine and 0.3 of BM25 relative to the best of the query; scores are in 0..1. rrf: reciprocal
+    rank fusion, which looks at ranks only.
+    """
+
+    def __init__(
+        self,
+        embedding_function: EmbeddingFunction | None = None,
+        semantic_weight: float = 0.7,
+        keyword_weight: float = 0.3,
+        similarity_threshold: float | None = None,
+        *,
+        fusion: Fusion = "weighted",
+    ) -> None:
+        """``embedding_function`` serves backends without an index, which are scanned; a store embeds by itself.
+
+        Weights are taken as shares of their sum, and only ``weighted`` reads them. Results whose fused score is below
+        ``similarity_threshold`` are left out. Raises ConfigurationError, EmbeddingError.
+        """
+        if fusion not in ("weighted", "rrf"):
+            raise ConfigurationError(f"fusion must be 'weighted' or 'rrf', got {fusion!r}")
+        self.fusion: Fusion = fusion
+        self.similarity_threshold = similarity_threshold
+        self.set_weights(semantic_weight, keyword_weight)
+        self._scan = None if embedding_function is None else VectorScan(embedding_function)
+
+    def set_weights(self, semantic_weight: float, keyword_weight: float) -> None:
+        """Set both weights, as shares of their sum. Raises ConfigurationError when one is negative or both are 0."""
+        total = semantic_weight + keyword_weight
+        if not (semantic_weight >= 0 and keyword_weight >= 0 and 0 < total < math.inf):
+            raise ConfigurationError(
+                f"semantic_weight={semantic_weight!r} and keyword_weight={keyword_weight!r} must be at least 0 and not "
+                "both 0"
+            )
+        self.semantic_weight = semantic_weight / total
+        self.keyword_weight = keyword_weight / total
+
+    def retrieve(
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+    ) -> list[RetrievalResult]:
+        """The best units of both kinds of search, each once, best first.
+
+        ``metadata`` has ``semantic_score``, ``keyword_score``, ``semantic_rank`` and ``keyword_rank`` (from 0; None
+        where that half did not find the unit). Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        """
+        top_k = check_query(query, top_k)
+        fused = self._fused(query, storage_backend, max(POOL, POOL_FACTOR * top_k), filters)
+        units = retrieve_many(storage_backend, [one.id for one in fused[:top_k]])
+        if len(units) < min(top_k, len(fused)):  # somebody deletes while we read
+            units = retrieve_many(storage_backend, [one.id for one in fused])
+        found = [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
+        note_access(storage_backend, [one.unit_id for one in found])
+        return found
+
+    def count_relevant(
+        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
+    ) -> int:
+        """How many units either half finds and the threshold lets pass, counted up to a thousand."""
+        check_query(query, 1)
+        return min(COUNTED, len(self._fused(query, storage_backend, COUNTED, filters)))
+
+    def save_state(self) -> dict[str, Any]:
+        """Weights, threshold and the kind of fusion."""
+        return {
+            "semantic_weight": self.semantic_weight,
+            "keyword_weight": self.keyword_weight,
+            "similarity_threshold": self.similarity_threshold,
+            "fusion": self.fusion,
+        }
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what ``save_state`` of another instance gave."""
+        self.set_weights(
+            state.get("semantic_weight", self.semantic_weight), state.get("keyword_weight", self.keyword_weight)
+        )
+        self.similarity_threshold = state.get("similarity_threshold", self.similarity_threshold)
+        self.fusion = state.get("fusion", self.fusion)
+
+    def _fused(self, query: str, backend: StorageBackend, pool: int, filters: Mapping[str, Any] | None) -> list[Fused]:
+        semantic = by_meaning(backend, query, pool, filters, self._scan)
+        keyword = by_keywords(backend, query, pool, filters)
+        if self.fusion == "rrf":
+            fused = reciprocal_ranks(semantic, keyword)
+        else:
+            weights = self.semantic_weight, self.keyword_weight
+            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword))
+        least = self.similarity_threshold
+        return [one for one in fused if least is None or one.score >= least]
+
+    def _similarity(
+        self, query: str, backend: StorageBackend, semantic: list[Ranked], keyword: list[Ranked]
+    ) -> dict[str, float]:
+        if not isinstance(backend, Similarities):
+            return {}
+        return backend.similarities(query, list({one.id: None for one in (*semantic, *keyword)}))
+
+
+def _result(one: Fused, unit: dict[str, Any]) -> RetrievalResult:
+    metadata = {
+        "semantic_score": one.semantic_score,
+        "keyword_score": one.keyword_score,
+        "semantic_rank": one.semantic_rank,
+        "keyword_rank": one.keyword_rank,
+    }
+    return RetrievalResult(one.id, unit, one.score, metadata)

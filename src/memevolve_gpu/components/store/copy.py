@@ -1,0 +1,297 @@
+"""Copy a store into another of any kind: page by page, resumable, and verified against the source.
+
+Every page is compared with what the target holds before it is written, so that a copy that was interrupted goes on
+where it was, and one that is repeated writes nothing. No state is kept beside the two stores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
+from ...types import FloatArray, MemoryUnit
+from ...utils.arguments import whole_number
+from .base import BulkRetrieve, Maintainable, StorageBackend, VectorDoors, change_number, remove
+
+__all__ = ["CopyReport", "Refreshable", "copy_store"]
+
+Progress = Callable[[str, float], None]
+
+PAGE = 1_000
+MOST_ROWS = 10_000
+"""Rows that are copied at once, however many the caller asks for."""
+MOST_PASSES = 20
+SAMPLED = 1_000
+QUERIES, NEIGHBOURS = 64, 10
+_SEED = 7
+_CLOSE = 1e-3
+"""Distances of two engines, both in float32, differ by less than this share."""
+
+
+@runtime_checkable
+class Refreshable(Protocol):
+    """Sees the writes of others when it is asked to."""
+
+    def refresh(self) -> None:
+        """See all that was acknowledged before."""
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """copied: units that the target lacked; replaced: it had others of their ids; present: it had them already;
+    removed: copied by this call and deleted from the source meanwhile; others: units of the target that the source has
+    not.
+
+    recall_before and recall_after: recall@10 of source and target at their own target recall, each against its own
+    exact search, on the same queries; None for stores of less than ten units.
+    """
+
+    copied: int
+    replaced: int
+    present: int
+    removed: int
+    others: int
+    count: int
+    passes: int
+    vectors_compared: int
+    recall_before: float | None
+    recall_after: float | None
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def copy_store(
+    source: StorageBackend,
+    target: StorageBackend,
+    *,
+    replace: bool = False,
+    page_size: int = PAGE,
+    progress: Progress | None = None,
+) -> CopyReport:
+    """Copy every unit with its vector and id, in order, and verify the copy.
+
+    Interrupted, it is called again and goes on. Changes of the source meanwhile are followed until a pass finds none.
+    Units of the target that the source has not are left alone. replace: units of the target that have an id of the
+    source's and other content are replaced; without it they are an error, before anything is written. progress is
+    told (stage, share done).
+
+    Raises ConfigurationError when one of the two has no vectors to give, the metrics differ, or ids are taken;
+    DimensionMismatchError; CapacityError when the source is larger than the target's limit; StorageError when the
+    copy does not hold against the source, or the source does not stop changing; and what the stores raise.
+    """
+    started = time.monotonic()
+    rows = min(whole_number("page_size", page_size, error=ConfigurationError), MOST_ROWS)
+    run = _Copy(_checked(source, "source"), _checked(target, "target"), rows, progress or _silent)
+    run.check_pair()
+    if not replace:
+        run.refuse_conflicts()
+    run.follow()
+    if isinstance(target, Maintainable):
+        target.run_maintenance()
+    verified = run.verify()
+    before, after = run.recalls()
+    return CopyReport(
+        **run.figures,
+        **verified,
+        recall_before=before,
+        recall_after=after,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+Rows = list[tuple[MemoryUnit, FloatArray]]
+
+
+@dataclass
+class _Copy:
+    source: Any
+    target: Any
+    page_size: int
+    progress: Progress
+    ours: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
+    figures: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("copied", "replaced", "present", "removed", "passes"), 0)
+    )
+
+    def check_pair(self) -> None:
+        if self.source.metric != self.target.metric:
+            raise ConfigurationError(
+                f"target: its metric is {self.target.metric}, the source's is {self.source.metric}; distances would "
+                "change: copy into a new store"
+            )
+        dims = [getattr(store, "embedding_dim", None) for store in (self.source, self.target)]
+        if None not in dims and dims[0] != dims[1]:
+            raise DimensionMismatchError(int(dims[1] or 0), int(dims[0] or 0), "copy into a new store")
+        limit = getattr(getattr(self.target, "config", None), "max_memory_units", None)
+        if limit is not None and self.source.count() > limit:
+            raise CapacityError(
+                f"the source holds {self.source.count()} units, the target takes {limit}; "
+                "raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+            )
+
+    def refuse_conflicts(self) -> None:
+        """Raise ConfigurationError when the target has other units under ids of the source's."""
+        if not self.target.count():
+            return
+        taken: list[str] = []
+        for rows in self._pages("comparing"):
+            taken += self._different(rows)[1]
+        if taken:
+            shown = ", ".join(map(repr, taken[:5])) + (", ..." if len(taken) > 5 else "")
+            raise ConfigurationError(
+                f"target: it holds other units under {len(taken)} ids of the source's ({shown}); ask to replace them, "
+                "or name another target; nothing was written"
+            )
+
+    def follow(self) -> None:
+        """Copy, and copy what changed meanwhile, until nothing did."""
+        while self.figures["passes"] < MOST_PASSES:
+            self.figures["passes"] += 1
+            first = self.figures["passes"] == 1
+            mark = change_number(self.source)
+            changed = self._pass(blank=first and not self.target.count())
+            quiet = change_number(self.source) == mark if mark is not None else not changed
+            if quiet:
+                return
+        raise StorageError(
+            f"source: it changed during each of {MOST_PASSES} passes; stop its writers and copy again, what is there "
+            "is kept"
+        )
+
+    def _pass(self, blank: bool) -> bool:
+        """One walk over the source; whether anything had to be done. blank: the target holds nothing to compare."""
+        if isinstance(self.source, Refreshable):
+            self.source.refresh()
+        before, seen, present = sum(self.figures.values()), set[str](), 0
+        for rows in self._pages("copying"):
+            seen.update(unit["id"] for unit, _ in rows)
+            missing, other = ([unit["id"] for unit, _ in rows], []) if blank else self._different(rows)
+            self._write(rows, missing, other)
+            present += len(rows) - len(missing) - len(other)
+        gone = [unit_id for unit_id in self.ours - seen if not self.source.exists(unit_id)]
+        removed = remove(self.target, gone, None)
+        self.ours.difference_update(removed)
+        self.figures["removed"] += len(removed)
+        changed = sum(self.figures.values()) != before
+        if self.figures["passes"] == 1:
+            self.figures["present"] = present
+        return changed
+
+    def _write(self, rows: Rows, missing: Sequence[str], other: Sequence[str]) -> None:
+        chosen = {*missing, *other}
+        if not chosen:
+            return
+        taken = [(unit, vector) for unit, vector in rows if unit["id"] in chosen]
+        self.target.store_batch([unit for unit, _ in taken], np.array([vector for _, vector in taken]))
+        self.ours.update(missing)
+        self.figures["copied"] += len(missing)
+        self.figures["replaced"] += sum(unit_id not in self.written for unit_id in other)
+        self.written |= chosen
+
+    def _different(self, rows: Rows) -> tuple[list[str], list[str]]:
+        """Ids that the target lacks, and those under which it holds something else."""
+        ids = [unit["id"] for unit, _ in rows]
+        units: Mapping[str, MemoryUnit] = self.target.retrieve_batch(ids)
+        vectors = self.target.vectors_of(list(units))
+        missing = [unit_id for unit_id in ids if unit_id not in units]
+        other = [
+            unit["id"]
+            for unit, vector in rows
+            if unit["id"] in units and not _same(unit, vector, units[unit["id"]], vectors.get(unit["id"]))
+        ]
+        return missing, other
+
+    def _pages(self, stage: str) -> Iterator[Rows]:
+        total, done = max(1, self.source.count()), 0
+        rows = self.source.export_rows(self.page_size)
+        while page := list(islice(rows, self.page_size)):
+            yield page
+            done += len(page)
+            self.progress(stage, min(1.0, done / total))
+
+    def verify(self) -> dict[str, Any]:
+        """Hold the target against the source: every id and unit, the count, and the vectors of a sample."""
+        if isinstance(self.target, Refreshable):
+            self.target.refresh()
+        count = 0
+        for rows in self._pages("verifying"):
+            held: Mapping[str, MemoryUnit] = self.target.retrieve_batch([unit["id"] for unit, _ in rows])
+            wrong = [unit["id"] for unit, _ in rows if held.get(unit["id"]) != unit]
+            if wrong:
+                raise StorageError(
+                    f"target: unit {wrong[0]!r} and {len(wrong) - 1} more are not the source's; copy again"
+                )
+            count += len(rows)
+        others = self.target.count() - count
+        if others < 0:
+            raise StorageError(f"target: it counts {-others} units less than it holds; copy again")
+        return {"count": count, "others": others, "vectors_compared": self._verify_vectors()}
+
+    def _verify_vectors(self) -> int:
+        sample: Mapping[str, FloatArray] = self.source.sample_vectors(SAMPLED)
+        held = self.target.vectors_of(list(sample))
+        wrong = [unit_id for unit_id, vector in sample.items() if not _equal(vector, held.get(unit_id))]
+        if wrong:
+            raise StorageError(
+                f"target: the vector of {wrong[0]!r} and {len(wrong) - 1} more are not the source's; copy again"
+            )
+        return len(sample)
+
+    def recalls(self) -> tuple[float | None, float | None]:
+        """recall@10 of both on points between stored vectors; StorageError when their exact answers differ."""
+        sample = list(self.source.sample_vectors(2 * QUERIES).values())
+        if len(sample) < NEIGHBOURS:
+            return None, None
+        queries = _between(np.array(sample))
+        exact = [store.search_vectors(queries, NEIGHBOURS, recall=1.0)[0] for store in (self.source, self.target)]
+        worse = exact[1] > exact[0] + _CLOSE * np.abs(exact[0]) + _CLOSE
+        if worse.any():
+            raise StorageError(
+                f"target: its exact search misses {int(worse.sum())} neighbours of the source's; copy again"
+            )
+        found = [store.search_vectors(queries, NEIGHBOURS)[0] for store in (self.source, self.target)]
+        return _recall(found[0], exact[0]), _recall(found[1], exact[1])
+
+
+def _checked(store: StorageBackend, name: str) -> StorageBackend:
+    if not isinstance(store, VectorDoors) or not isinstance(store, BulkRetrieve):
+        raise ConfigurationError(
+            f"{name}: a {type(store).__name__} cannot give vectors; embed its units into a new store"
+        )
+    return store
+
+
+def _same(unit: MemoryUnit, vector: FloatArray, held: MemoryUnit, held_vector: FloatArray | None) -> bool:
+    return unit == held and _equal(vector, held_vector)
+
+
+def _equal(vector: FloatArray, held: FloatArray | None) -> bool:
+    return held is not None and np.array_equal(vector, held)
+
+
+def _between(vectors: FloatArray) -> FloatArray:
+    """Points two thirds of the way from a vector to another: float32 (at most QUERIES, dim)."""
+    rng = np.random.default_rng(_SEED)
+    ends = rng.permutation(len(vectors))[:QUERIES]
+    starts = vectors[:QUERIES][: len(ends)]
+    return np.ascontiguousarray(starts + np.float32(2 / 3) * (vectors[ends] - starts) + np.float32(1e-6))
+
+
+def _recall(found: FloatArray, exact: FloatArray) -> float:
+    """Share of the exact neighbours that are found; those at the same distance count alike."""
+    bound = exact[:, -1:] + _CLOSE * np.abs(exact[:, -1:]) * 0.1 + 1e-6
+    return float(np.mean((found <= bound) & np.isfinite(found)))
+
+
+def _silent(_stage: str, _share: float) -> None:
+    return

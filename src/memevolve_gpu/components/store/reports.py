@@ -1,0 +1,471 @@
+"""Health and statistics reports of a store, and the history of management operations."""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...errors import InvalidQueryError
+from ...live.maintenance import quality_now
+from ...live.rebuild_rules import Cause
+from ...live.view import View
+from ...planner.nlist import ListsRule, lists_status
+from ...records.schema import MODEL_KEY
+from ...records.transaction import Transaction
+from ...training.training_set import samples_wanted, source_for
+from .session import AFTER_COMMIT, Engine, Samples
+from .units import MAX_UNIT_BYTES
+
+__all__ = [
+    "OPERATIONS",
+    "Figures",
+    "Training",
+    "decide",
+    "health",
+    "health_report",
+    "noted",
+    "plain_details",
+    "register",
+    "statistics_report",
+]
+
+OPERATIONS = ("prune", "consolidate", "deduplicate", "forget")
+HISTORY_KEY = "management_history"
+KEPT = 100
+
+MOST_DEEP = 32
+"""Levels of details that are kept; what lies deeper, or contains itself, is kept as its repr."""
+
+MOST_REPR = 1000
+"""Characters of a repr that are kept."""
+
+RETRAIN_SHARE = 0.25
+"""Management that removed this share of what the index was trained on has changed what it should be trained on."""
+
+
+def register(engine: Engine, operation: str, details: Any) -> dict[str, Any]:
+    """Note an operation and decide what it means for the index; see ``VectorStore.register_management_operation``."""
+    if operation not in OPERATIONS:
+        raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
+    entry = _entry(engine, operation, plain_details(details))
+    with engine.records.write() as tx:
+        kept = noted(tx, entry)
+    entry["decision"] = decide(engine, kept)
+    engine.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
+    return entry
+
+
+def noted(tx: Transaction, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add the entry to the history, which is returned, in this transaction."""
+    held = tx.get_meta(HISTORY_KEY)
+    kept = [*(json.loads(held) if held else []), entry][-KEPT:]
+    tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
+    return kept
+
+
+def plain_details(details: Any) -> dict[str, Any]:
+    """Whatever management said of an operation, as JSON keeps it: what JSON has no word for as its ``repr``.
+
+    What is no mapping comes under ``details``; what would take more than MAX_UNIT_BYTES is cut to its beginning.
+    """
+    plain = _plain(details if isinstance(details, Mapping) else {"details": details}, MOST_DEEP)
+    size = len(json.dumps(plain))
+    if size <= MAX_UNIT_BYTES:
+        return dict(plain)
+    return {"removed": _removed(plain), "details": f"{_repr(details)}, {size} bytes as JSON"}
+
+
+def history(engine: Engine) -> list[dict[str, Any]]:
+    """The newest operations, oldest of them first."""
+    held = engine.records.get_meta(HISTORY_KEY)
+    found: list[dict[str, Any]] = json.loads(held) if held else []
+    return found
+
+
+def _entry(engine: Engine, operation: str, details: dict[str, Any]) -> dict[str, Any]:
+    after = engine.records.count()
+    removed = _removed(details)
+    before = details.get("count_before")
+    if not isinstance(before, int) or isinstance(before, bool):
+        before = after + removed
+    return {
+        "operation": operation,
+        "at": time.time(),
+        "count_before": before,
+        "count_after": after,
+        "removed": removed,
+        "generation": engine.live.generation,
+        "details": details,
+    }
+
+
+def _removed(details: Mapping[str, Any]) -> int:
+    """How many units went, by whichever word the caller says it."""
+    for name in ("removed", "deleted", "count"):
+        value = details.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    ids = details.get("ids")
+    return len(ids) if isinstance(ids, list) else 0
+
+
+def decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
+    """What the index should do after the operations of this history: retrain, compact, append or nothing.
+
+    The operations are committed: an index that cannot follow now is an event, and the next search tries again.
+    """
+    try:
+        return _decide(engine, kept)
+    except AFTER_COMMIT as error:
+        engine.events.record("apply-failed", f"the operation is noted, the index follows later: {error}")
+        return "nothing"
+
+
+def _decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
+    view = engine.live.catch_up()
+    trained = view.facts.trained_rows
+    removed = sum(entry["removed"] for entry in kept if entry["generation"] == engine.live.generation)
+    if trained and removed >= RETRAIN_SHARE * trained:
+        engine.maintenance.ask(Cause("train", f"management removed {removed} of {trained} units since the training"))
+        decision = "retrain"
+    else:
+        cause = engine.maintenance.cause(view)
+        decision = "nothing" if cause is None else {"train": "retrain"}.get(cause.kind, cause.kind)
+    if decision != "nothing":
+        engine.wake()
+    return decision
+
+
+def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in ("count_before", "count_after", "removed")}
+
+
+def _plain(value: Any, deep: int) -> Any:
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral) and abs(int(value)) < 2**63:
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral) and math.isfinite(value):
+        return float(value)
+    if deep and isinstance(value, Mapping):
+        return {key if isinstance(key, str) else _repr(key): _plain(one, deep - 1) for key, one in value.items()}
+    if deep and isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(one, deep - 1) for one in value]
+    return _repr(value)
+
+
+def _repr(value: Any) -> str:
+    """The beginning of its repr; that of any object where its own fails."""
+    try:
+        return repr(value)[:MOST_REPR]
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+        return object.__repr__(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What the index in use was trained on, or why nothing was trained yet.
+
+    source: existing (the store's own vectors), hybrid (those and service samples), service (samples alone); None while
+    nothing is trained. units and samples: how many of each; samples_kept: embedded and kept for a later training.
+    next_source and next_samples: what a training now would take. last_samples: the figures of the last collection in
+    this process. reason: why nothing is trained, else empty; setting: the variable that changes it, else empty.
+    """
+
+    trained: bool
+    source: str | None = None
+    units: int = 0
+    samples: int = 0
+    samples_kept: int = 0
+    next_source: str | None = None
+    next_samples: int = 0
+    min_training_units: int = 0
+    last_samples: dict[str, Any] | None = None
+    reason: str = ""
+    setting: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What the running store measured; ``quality`` is None while no trained body is in use."""
+
+    count: int
+    max_units: int
+    warning_threshold: float
+    prune_threshold: float
+    memory_bytes: int
+    max_memory_bytes: int
+    nlist: int
+    lists: ListsRule
+    quality: float | None
+    build_cause: str
+    background: bool
+    read_only: bool
+    legacy_problem: str
+    performance: dict[str, Any]
+    training: Training
+    refusals: list[str] = field(default_factory=list)
+    device: dict[str, Any] = field(default_factory=dict)
+    """Where searches run, what is held there and what went wrong; plain values."""
+    index_lag: int = 0
+    """Changes that are stored and not in the index yet."""
+    lag_cause: str = ""
+    thread_failure: str = ""
+    """Why the thread of the background could not start."""
+    damage: str | None = None
+    """The first damage that any process met in the store."""
+    mapped_bytes: int = 0
+    disk_bytes: int = 0
+
+
+def health(figures: Figures) -> dict[str, Any]:
+    """The report of ``get_storage_health``: plain JSON values.
+
+    usage_percentage is 0..1; memory in MiB: memory_usage_mb is resident and cannot be dropped, and counts against the
+    limit; mapped_mb are vectors in a mapped file, which the system reads as needed; disk_mb are all files of the store.
+    vectors_per_centroid is None where no lists are used.
+    Above PERFORMANCE_THRESHOLD units: latency of the newest searches, embedding apart, in ms; probed_recall, recall@10
+    of real queries in use; nlist_change, what the last change of nlist did to both. None for what is not known yet.
+    training_quality_score is the worse of self-hit rate and recall@10 that searches reach now (1.0 for exact search).
+    """
+    usage = figures.count / figures.max_units
+    return {
+        "current_count": figures.count,
+        "max_units": figures.max_units,
+        "usage_percentage": usage,
+        "memory_usage_mb": figures.memory_bytes / 2**20,
+        "max_memory_mb": figures.max_memory_bytes / 2**20,
+        "mapped_mb": figures.mapped_bytes / 2**20,
+        "disk_mb": figures.disk_bytes / 2**20,
+        "near_limit": usage >= figures.warning_threshold or _is_near_memory(figures),
+        "at_limit": figures.count >= figures.max_units or figures.memory_bytes >= figures.max_memory_bytes,
+        "performance_status": lists_status(figures.count, figures.nlist),
+        "current_nlist": figures.nlist or None,
+        "vectors_per_centroid": figures.count / figures.nlist if figures.nlist else None,
+        "training_quality_score": 1.0 if figures.quality is None else figures.quality,
+        "training": asdict(figures.training),
+        "needs_retraining": bool(figures.build_cause),
+        "index_lag": figures.index_lag,
+        "recommendations": _recommendations(figures, usage),
+        "device": figures.device,
+        "damage": figures.damage,
+        **figures.performance,
+    }
+
+
+def _recommendations(figures: Figures, usage: float) -> list[str]:
+    found = [*_about_damage(figures.damage), *_about_room(figures, usage)]
+    if figures.build_cause:
+        how = "it is done in the background" if figures.background else "call run_maintenance()"
+        found.append(f"The index is due for a rebuild ({figures.build_cause}); {how}.")
+    found += _about_lists(figures)
+    found += [f"The last build was refused ({cause}); search stays exact." for cause in figures.refusals]
+    found += _about_device(figures.device)
+    if figures.lag_cause:
+        found.append(
+            f"The index lacks {figures.index_lag} changes ({figures.lag_cause}). They are stored; every search tries "
+            "again to apply them, and opening the store again reads them."
+        )
+    if figures.thread_failure:
+        found.append(
+            f"No thread can be started for the background ({figures.thread_failure}): raise the limit of processes "
+            "(ulimit -u) or of memory; it is tried again at the next write or search."
+        )
+    if figures.legacy_problem:
+        found.append(f"An old store could not be imported: {figures.legacy_problem}.")
+    if figures.read_only:
+        found.append("The store is read-only: make the file and its folder writable to store units.")
+    return found
+
+
+def _about_lists(figures: Figures) -> list[str]:
+    """The setting that holds the lists too few or too many."""
+    settings = figures.lists.held_by(figures.count, figures.nlist)
+    if not settings:
+        return []
+    each, few = figures.count / figures.nlist, lists_status(figures.count, figures.nlist) == "DEGRADED"
+    names = " and ".join(f"MEMEVOLVE_STORAGE_{name}" for name in settings)
+    keeps = f"{names} keep{'s' if len(settings) == 1 else ''} the index from {'more' if few else 'fewer'}"
+    return [f"{each:.0f} vectors in each list are too {'many' if few else 'few'}: {keeps} lists; change it."]
+
+
+def _about_damage(damage: str | None) -> list[str]:
+    if damage is None:
+        return []
+    return [f"Damage was met ({damage}). Run memevolve-store check --fix; if problems remain, restore a backup."]
+
+
+def _about_device(device: dict[str, Any]) -> list[str]:
+    """A GPU that was asked for, or that should be at work, and is not."""
+    if device.get("disappointed"):
+        return [f"No GPU is used ({device['reason']}); the CPU answers. MEMEVOLVE_STORAGE_DEVICE=auto accepts that."]
+    if device.get("problem"):
+        return [f"The GPU is not used ({device['problem']}); the CPU answers."]
+    return []
+
+
+def _about_room(figures: Figures, usage: float) -> list[str]:
+    found = []
+    if usage >= 1:
+        found.append("The store is full: delete or consolidate units, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS.")
+    elif usage >= figures.prune_threshold:
+        found.append(f"The store is {usage:.0%} full: prune now.")
+    elif usage >= figures.warning_threshold:
+        found.append(f"The store is {usage:.0%} full: plan to prune or consolidate.")
+    if _is_near_memory(figures):
+        found.append("Index memory is near its limit: prune, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB.")
+    return found
+
+
+def _is_near_memory(figures: Figures) -> bool:
+    return figures.memory_bytes >= figures.warning_threshold * figures.max_memory_bytes
+
+
+_PREFIX = "MEMEVOLVE_STORAGE_"
+
+
+def training_report(engine: Engine, view: View, cause: Cause | None) -> Training:
+    """The ``training`` section of the health report. cause: why a build is due, if one is."""
+    rows, settings = view.facts.trained_rows, engine.live.settings
+    sampled = rows > 0 and view.body.kind != "hnsw"  # a graph is built of the rows alone
+    collections = engine.events.recent("samples")
+    reason, setting = ("", "") if rows else _why_not(engine, view, cause)
+    return Training(
+        trained=rows > 0,
+        source=None if not rows else source_for(rows) if sampled else "existing",
+        units=rows,
+        samples=samples_wanted(rows) if sampled else 0,
+        samples_kept=Samples(engine.records, engine.embedder, engine.events, settings.seed).kept,
+        next_source=source_for(view.count),
+        next_samples=samples_wanted(view.count),
+        min_training_units=settings.min_training_units,
+        last_samples=collections[-1].figures if collections else None,
+        reason=reason,
+        setting=setting,
+    )
+
+
+def _why_not(engine: Engine, view: View, cause: Cause | None) -> tuple[str, str]:
+    """Why exact search answers, and the setting that changes it; "" where waiting is enough."""
+    settings, count = engine.live.settings, view.count
+    if settings.index_type == "flat":
+        return "index_type is flat, which needs no training", _PREFIX + "INDEX_TYPE"
+    if count < settings.min_training_units:
+        few = f"{count} units are fewer than the {settings.min_training_units} from which an index is trained"
+        return f"{few}; an exact scan answers, and is right for so few", _PREFIX + "MIN_TRAINING_UNITS"
+    if not count:
+        return "there are no units yet", ""
+    if view.facts.refused_rows:
+        said = [event.cause for event in engine.events.recent("refused")[-1:]]
+        return f"the last index was not good enough: {''.join(said) or 'see the log'}", _PREFIX + "TARGET_RECALL"
+    if cause is not None:
+        how = "the background builds it" if settings.background else "call run_maintenance()"
+        return f"an index is due ({cause.text}); {how}", "" if settings.background else _PREFIX + "BACKGROUND"
+    return engine.maintenance.plan(view).reason, _PREFIX + "INDEX_TYPE"
+
+
+def health_report(engine: Engine) -> dict[str, Any]:
+    engine.live.look_at_device()
+    view, head = engine.follow(), engine.records.head()
+    quality = quality_now(engine.live, view)
+    cause = engine.maintenance.cause(view)
+    figures = Figures(
+        count=head.count,
+        max_units=engine.config.max_memory_units,
+        warning_threshold=engine.config.warning_threshold,
+        prune_threshold=engine.config.prune_threshold,
+        memory_bytes=engine.live.nbytes,
+        max_memory_bytes=engine.max_memory_bytes,
+        nlist=view.body.nlist,
+        lists=_lists_rule(engine),
+        quality=None if quality is None else quality.score,
+        build_cause=cause.text if cause else "",
+        background=engine.config.background,
+        read_only=engine.records.read_only,
+        legacy_problem=engine.legacy_problem,
+        damage=engine.records.damage,
+        performance=_performance(engine, view) if view.count > engine.config.performance_threshold else {},
+        training=training_report(engine, view, cause),
+        refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
+        device=_device(engine, view),
+        index_lag=max(0, head.last_seq - view.watermark),
+        lag_cause=engine.lagging,
+        thread_failure=engine.worker.start_failure,
+        mapped_bytes=view.body.mapped_bytes,
+        disk_bytes=sum(_file_bytes(engine).values()),
+    )
+    return health(figures)
+
+
+def statistics_report(engine: Engine) -> dict[str, Any]:
+    engine.live.look_at_device()
+    view, head = engine.follow(), engine.records.head()
+    held, planned = view.body.plan, engine.maintenance.plan(view)
+    return {
+        "store_id": engine.records.store_id,
+        "count": head.count,
+        "dim": engine.records.dim,
+        "embedding_model": (engine.records.get_meta(MODEL_KEY) or b"").decode() or None,
+        "metric": engine.records.metric,
+        "index": {
+            "kind": view.body.kind,
+            "nlist": view.body.nlist,
+            "rows": view.body.n,
+            "engine": held.engine,
+            "device": view.body.device,
+            "precision": held.precision,
+            "reason": held.reason,
+        },
+        "plan": asdict(planned),
+        "device": _device(engine, view),
+        "tail_rows": view.tail_n,
+        "tombstones": view.body_dead + view.tail_dead,
+        "memory_bytes": engine.live.nbytes,
+        "mapped_bytes": view.body.mapped_bytes,
+        "max_memory_bytes": engine.max_memory_bytes,
+        "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
+        "management": history(engine)[-20:],
+        "maintenance": {
+            "running": engine.maintenance.running,
+            "rounds": engine.maintenance.rounds,
+            "cpu_seconds": engine.maintenance.cpu_seconds,
+        },
+        "probed_recall": view.facts.probed,
+        "queries_sampled": engine.live.asked.kept,
+        "latency": engine.live.latency.percentiles(),
+        "generation": engine.live.generation,
+        "files": _file_bytes(engine),
+        "event_totals": engine.events.totals(),
+        "events": [event.as_dict() for event in engine.events.recent()[-20:]],
+    }
+
+
+def _lists_rule(engine: Engine) -> ListsRule:
+    held = engine.live.settings
+    return ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist)
+
+
+def _performance(engine: Engine, view: View) -> dict[str, Any]:
+    """Latency, probed recall, and what the last change of nlist did to both."""
+    live = engine.live
+    latency = live.latency.percentiles()
+    change = None if live.relisted is None else live.relisted.report(view, latency)
+    return {"latency": latency, "probed_recall": view.facts.probed, "nlist_change": change}
+
+
+def _device(engine: Engine, view: View) -> dict[str, Any]:
+    """The device as it was found a moment ago, with what stands against the plan that was made since."""
+    return engine.live.desk.report(view.body)
+
+
+def _file_bytes(engine: Engine) -> dict[str, int]:
+    files = engine.records.file_bytes()
+    with suppress(FileNotFoundError):
+        files["snapshot"] = engine.live.snapshot_path.stat().st_size
+    return files

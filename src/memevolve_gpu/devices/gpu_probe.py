@@ -1,0 +1,378 @@
+"""Detect the GPUs of this machine in a child process, without loading CUDA here.
+
+Nothing in this module loads CUDA: not into a process that asked for the CPU, and not into one that will fork. The
+driver is asked through ``nvidia-smi``, or where that tool is missing through its library NVML, in a child with a time
+limit; a driver that hangs or crashes costs that child.
+
+It prints what ``nvidia-smi --query-gpu`` prints for the same fields. Functions and structures are those of NVML's
+public header (nvml.h: nvmlInit_v2; nvmlDeviceGetMemoryInfo with total, free and used as 64-bit counts of bytes).
+
+CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are NVIDIA's (CUDA C++ Programming Guide, "CUDA Environment Variables"); the
+driver's own lists, which are in the order of the PCI bus, obey neither.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..utils.forking import renew_in_child
+from .subprocess_query import Answer, ask
+
+__all__ = ["PROGRAM", "Gpu", "GpuList", "Prober"]
+
+PROGRAM = """
+import ctypes as c, sys
+
+def load():
+    for name in sys.argv[1:] or ["libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1"]:
+        try:
+            return c.CDLL(name)
+        except OSError as error:
+            problem = error
+    sys.exit("the driver's library NVML cannot be loaded: %s" % problem)
+
+class Memory(c.Structure):
+    _fields_ = [("total", c.c_ulonglong), ("free", c.c_ulonglong), ("used", c.c_ulonglong)]
+
+nvml = load()
+
+def asked(name, *arguments):
+    function = getattr(nvml, name, None)
+    return -1 if function is None else function(*arguments)
+
+def call(name, *arguments):
+    status = asked(name, *arguments)
+    if status:
+        meaning = getattr(nvml, "nvmlErrorString", None)
+        if meaning is not None:
+            meaning.restype = c.c_char_p
+            meaning = (meaning(c.c_int(status)) or b"").decode("ascii", "replace")
+        sys.exit("%s answers error %d (%s)" % (name, status, meaning or "no explanation"))
+
+def text(name, *handle):
+    room = c.create_string_buffer(96)
+    call(name, *handle, room, c.c_uint(96))
+    return room.value.decode("ascii", "replace").replace(chr(0xFFFD), "?")
+
+call("nvmlInit_v2")
+count, driver, index = c.c_uint(), text("nvmlSystemGetDriverVersion"), 0
+call("nvmlDeviceGetCount_v2", c.byref(count))
+for place in range(count.value):
+    handle, memory, sliced, coming = c.c_void_p(), Memory(), c.c_uint(), c.c_uint()
+    major, minor = c.c_int(), c.c_int()
+    if asked("nvmlDeviceGetHandleByIndex_v2", c.c_uint(place), c.byref(handle)):
+        continue  # lost, or not for this container
+    known = not asked("nvmlDeviceGetMemoryInfo", handle, c.byref(memory))
+    sizes = (memory.total >> 20, memory.free >> 20) if known else ("[N/A]", "[N/A]")
+    asked("nvmlDeviceGetCudaComputeCapability", handle, c.byref(major), c.byref(minor))
+    asked("nvmlDeviceGetMigMode", handle, c.byref(sliced), c.byref(coming))
+    names = text("nvmlDeviceGetName", handle), text("nvmlDeviceGetUUID", handle)
+    capability, mode = "%d.%d" % (major.value, minor.value), ("Disabled", "Enabled")[sliced.value == 1]
+    print(index, *names, capability, *sizes, mode, driver, sep=", ")
+    index += 1
+"""
+
+
+BY_BUS = "PCI_BUS_ID"
+"""CUDA_DEVICE_ORDER under which CUDA numbers GPUs as the driver lists them; by default the fastest comes first."""
+
+_NUMBER = re.compile(r"\s*\+?([0-9]{1,9})")
+
+
+def is_by_number(visible: str | None) -> bool:
+    """Are GPUs numbered, so that their numbers depend on the order in which CUDA counts?"""
+    return visible is None or not visible.strip().startswith("GPU-")
+
+
+def names_slices(visible: str | None) -> bool:
+    """Does the variable name MIG slices?"""
+    return visible is not None and visible.strip().startswith("MIG-")
+
+
+def chosen(visible: str | None, uuids: list[str]) -> list[int]:
+    """Places in ``uuids`` of the GPUs that CUDA shows, in its order.
+
+    Entries count up to the first that names no GPU: a number out of range or below 0, a text, a start of an UUID that
+    fits none or several. The same entry twice leaves nothing. ``1gpu`` is 1, as C's strtoul reads it.
+
+    Args:
+        visible: CUDA_VISIBLE_DEVICES; None shows all.
+        uuids: of all GPUs, in the order of their numbers.
+    """
+    if visible is None:
+        return list(range(len(uuids)))
+    found: list[int] = []
+    for entry in visible.split(","):
+        place = _numbered(entry, len(uuids)) if is_by_number(visible) else _named(entry.strip(), uuids)
+        if place in found:
+            return []
+        if place is None:
+            break
+        found.append(place)
+    return found
+
+
+def _numbered(entry: str, count: int) -> int | None:
+    number = _NUMBER.match(entry)
+    return int(number[1]) if number is not None and int(number[1]) < count else None
+
+
+def _named(entry: str, uuids: list[str]) -> int | None:
+    matching = [place for place, uuid in enumerate(uuids) if uuid.startswith(entry)]
+    return matching[0] if len(entry) > len("GPU-") and len(matching) == 1 else None
+
+
+_SIGNS = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
+"""Without the first there is no NVIDIA driver on Linux; the second is its counterpart inside WSL, for all makers."""
+
+_WSL_TOOL = "/usr/lib/wsl/lib/nvidia-smi"
+"""Where WSL puts the tool; not on every PATH."""
+
+FIELDS = ["index", "name", "uuid", "compute_cap", "memory.total", "memory.free", "mig.mode.current", "driver_version"]
+"""What is asked of nvidia-smi; sizes come in MiB. All are known to every driver that is new enough."""
+_OLD_FIELDS = ["index", "name", "uuid", "memory.total", "memory.free", "driver_version"]
+"""The same for a driver that does not know one of them."""
+_UNKNOWN_FIELD = "not a valid field"
+_NO_DEVICES = "No devices were found"
+
+TIMEOUT = 15.0
+"""Seconds; without persistence mode a driver initialises every card anew for each question, seconds on large hosts."""
+
+_REST = 60.0
+"""Seconds for which a driver that has stopped answering is left alone."""
+
+_OLDEST_DRIVER = (525, 60)
+"""The first branch for CUDA 12 (NVIDIA, "CUDA Compatibility", table of minimum drivers); CUDA 13 wants 580."""
+_OLDEST_CAPABILITY = (7, 0)
+"""Volta, the first with half-precision matrix units; the libraries for CUDA 13 begin at 7.5 and say so themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU. index: N of ``cuda:N`` in this process; capability: compute capability, (0, 0) when not told; total and
+    free: bytes; problem: why it cannot serve, else empty."""
+
+    index: int
+    name: str
+    capability: tuple[int, int]
+    total: int
+    free: int
+    uuid: str = ""
+    problem: str = ""
+
+    @property
+    def device(self) -> str:
+        """``cuda:N``."""
+        return f"cuda:{self.index}"
+
+    @property
+    def total_mb(self) -> int:
+        return self.total >> 20
+
+    @property
+    def free_mb(self) -> int:
+        return self.free >> 20
+
+
+@dataclass(frozen=True, slots=True)
+class GpuList:
+    """What was found. problem: one sentence when there is no usable GPU, else empty; driver: its version, or empty.
+
+    unlisted: there is a GPU, or most likely one, that is not in the list: its driver hangs, crashes or fails, or only
+    slices of it are shown. doubt: why the numbers may not be those of CUDA, else empty.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    problem: str = ""
+    driver: str = ""
+    unlisted: bool = False
+    doubt: str = ""
+
+    @property
+    def present(self) -> bool:
+        """Is there a GPU, or most likely one, whether it can be used or not?"""
+        return bool(self.gpus) or self.unlisted
+
+    @property
+    def usable(self) -> tuple[Gpu, ...]:
+        return tuple(gpu for gpu in self.gpus if not gpu.problem)
+
+
+class Prober:
+    """Asks the driver once and remembers the answer. Safe from any thread."""
+
+    def __init__(
+        self,
+        visible: str | None = None,
+        order: str | None = None,
+        *,
+        command: Sequence[str] | None = None,
+        timeout: float = TIMEOUT,
+        signs: Sequence[Path] = _SIGNS,
+    ) -> None:
+        """
+        Args:
+            visible: CUDA_VISIBLE_DEVICES, which the driver's own list ignores; None for all.
+            order: CUDA_DEVICE_ORDER, which it ignores as well.
+            command: what prints a line for each GPU with the values of FIELDS; None for nvidia-smi, else NVML.
+            timeout: seconds to wait for it.
+            signs: files of which one exists where an NVIDIA driver is loaded.
+        """
+        self._visible = visible
+        self._order = order
+        self._command = command
+        self._timeout = timeout
+        self._signs = signs
+        self._found: GpuList | None = None
+        self._at = 0.0
+        self.after_fork()
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: a lock that nobody holds."""
+        self._lock = threading.RLock()
+
+    def look(self, max_age: float = float("inf")) -> GpuList:
+        """The GPUs, as they were at most ``max_age`` seconds ago. Raises nothing; takes ``timeout`` at the worst.
+
+        A driver that did not answer is not asked again in this process. One that answered before and does not now has
+        no memory to give, and is asked again after a while.
+        """
+        with self._lock:
+            found = self._found
+            silent = found is not None and not found.gpus
+            if found is None or (not silent and time.monotonic() - self._at > max_age):
+                found = self._found = self._asked_again(found)
+            return found
+
+    def _asked_again(self, before: GpuList | None) -> GpuList:
+        found = self._ask()
+        self._at = time.monotonic()
+        if before is None or found.gpus:
+            return found
+        self._at += _REST
+        return replace(before, gpus=tuple(replace(gpu, free=0) for gpu in before.gpus))
+
+    def _ask(self) -> GpuList:
+        command = self._command or _command(self._signs)
+        if command is None:
+            return GpuList(problem="there is no NVIDIA driver on this machine")
+        answer, fields = ask(command, self._timeout), FIELDS
+        tool = self._command is None and command[0].endswith("nvidia-smi")
+        if tool and _UNKNOWN_FIELD in answer.out + answer.problem:
+            fields = _OLD_FIELDS
+            answer = ask(_query(command[0], fields), self._timeout)
+        gpus = tuple(_parsed(answer.out, fields))
+        if gpus:  # whatever the status: one lost card fails the whole question
+            return self._shown(_judged(gpus))
+        if answer.code == 0 or _NO_DEVICES in answer.problem:
+            return GpuList(problem="the GPU driver lists no GPU")
+        return GpuList(problem=f"the GPU driver gives no answer: {answer.problem}", unlisted=self._is_there(answer))
+
+    def _is_there(self, answer: Answer) -> bool:
+        """Does a driver that gives no answer speak for a GPU? Its tool, and WSL's sign, may be there without one."""
+        started = answer.code is not None or answer.late
+        crashed = answer.late or (answer.code is not None and answer.code < 0)
+        return started and (crashed or any(sign.exists() and sign.name != "dxg" for sign in self._signs))
+
+    def _shown(self, found: GpuList) -> GpuList:
+        """The list as CUDA shows it to this process."""
+        if names_slices(self._visible):
+            problem = (
+                f"CUDA_VISIBLE_DEVICES={self._visible!r} names MIG slices, which are not supported; name whole GPUs"
+            )
+            return GpuList(problem=problem, driver=found.driver, unlisted=True)
+        places = chosen(self._visible, [gpu.uuid for gpu in found.gpus])
+        if not places:
+            problem = f"CUDA_VISIBLE_DEVICES={self._visible!r} leaves none of {len(found.gpus)} GPUs"
+            return GpuList(problem=problem, driver=found.driver)
+        doubt = ""
+        if self._order != BY_BUS and is_by_number(self._visible) and _differ(found.gpus):
+            doubt = f"CUDA may count these GPUs in another order; set CUDA_DEVICE_ORDER={BY_BUS}"
+        gpus = tuple(replace(found.gpus[place], index=number) for number, place in enumerate(places))
+        return replace(found, gpus=gpus, problem=_common_problem(gpus), doubt=doubt)
+
+
+def _command(signs: Sequence[Path]) -> Sequence[str] | None:
+    tool = shutil.which("nvidia-smi") or shutil.which(_WSL_TOOL)
+    if tool is not None:
+        return _query(tool, FIELDS)
+    if any(sign.exists() for sign in signs) and sys.executable and not getattr(sys, "frozen", False):
+        return [sys.executable, "-I", "-S", "-c", PROGRAM]
+    return None
+
+
+def _query(tool: str, fields: Sequence[str]) -> Sequence[str]:
+    return [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+
+
+def _parsed(text: str, fields: Sequence[str]) -> Iterator[tuple[Gpu, str]]:
+    """Each GPU, and the version of its driver. A value that is not told, such as ``[N/A]``, is 0 or empty."""
+    rest = len(fields) - 2
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) < len(fields) or _natural(cells[0]) is None:
+            continue
+        values = dict(zip(fields[2:], cells[-rest:], strict=True))
+        gpu = Gpu(
+            int(cells[0]),
+            ", ".join(cells[1:-rest]),  # a name may hold commas
+            _pair(values.get("compute_cap", "")),
+            (_natural(values["memory.total"]) or 0) << 20,
+            (_natural(values["memory.free"]) or 0) << 20,
+            values["uuid"],
+        )
+        told = _natural(values["memory.free"]) is not None
+        yield replace(gpu, problem=_problem(gpu, told, values.get("mig.mode.current", ""))), values["driver_version"]
+
+
+def _judged(parsed: Sequence[tuple[Gpu, str]]) -> GpuList:
+    gpus, driver = tuple(gpu for gpu, _ in parsed), parsed[-1][1]
+    old = _old_driver(driver)
+    if old:
+        gpus = tuple(replace(gpu, problem=old) for gpu in gpus)
+    return GpuList(gpus, _common_problem(gpus), driver)
+
+
+def _common_problem(gpus: Sequence[Gpu]) -> str:
+    """Why none of them can be used; empty when one can."""
+    return gpus[0].problem if all(gpu.problem for gpu in gpus) else ""
+
+
+def _problem(gpu: Gpu, told: bool, slices: str) -> str:
+    if gpu.capability != (0, 0) and gpu.capability < _OLDEST_CAPABILITY:
+        have, want = (".".join(map(str, pair)) for pair in (gpu.capability, _OLDEST_CAPABILITY))
+        return f"{gpu.name} has compute capability {have}; at least {want} is needed"
+    if slices == "Enabled":
+        return f"{gpu.name} is cut into MIG slices, which are not supported; use a whole GPU"
+    return "" if gpu.total and told else f"{gpu.name} does not tell its memory"
+
+
+def _old_driver(version: str) -> str:
+    numbers = _pair(version)
+    if numbers == (0, 0) or numbers >= _OLDEST_DRIVER:
+        return ""
+    return f"the GPU driver {version} is too old; CUDA 12 needs {_OLDEST_DRIVER[0]}.{_OLDEST_DRIVER[1]} or newer"
+
+
+def _differ(gpus: Sequence[Gpu]) -> bool:
+    return len({(gpu.name, gpu.total) for gpu in gpus}) > 1
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """The first two numbers of a version; (0, 0) for anything else."""
+    first, _, rest = text.partition(".")
+    major, minor = _natural(first), _natural(rest.partition(".")[0])
+    return (0, 0) if major is None or minor is None else (major, minor)
+
+
+def _natural(text: str) -> int | None:
+    """A whole number from 0; None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,0 +1,77 @@
+"""Row filters of an index: which rows a search may return."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..types import IntArray
+
+__all__ = ["Allowed"]
+
+
+class Allowed:
+    """A mask over the n rows of a body.
+
+    ``rows`` is bool (n,) and must not change afterwards; ``count`` is the number of rows that may be returned.
+    Safe to share between threads: what is derived from the mask is computed once and never changes.
+    """
+
+    __slots__ = ("_packed", "_positions", "count", "n", "rows")
+
+    def __init__(self, rows: npt.NDArray[np.bool_]) -> None:
+        if rows.dtype != np.bool_ or rows.ndim != 1:
+            raise ValueError(f"rows must be bool (n,), got {rows.dtype} {rows.shape}")
+        self.rows = rows
+        self.n = int(rows.shape[0])
+        self.count = int(np.count_nonzero(rows))
+        self._packed: npt.NDArray[np.uint8] | None = None
+        self._positions: IntArray | None = None
+
+    def test(self, positions: IntArray) -> npt.NDArray[np.bool_]:
+        """Which of ``positions`` (int64, any shape) may be returned; -1 is never allowed."""
+        if self.n == 0:
+            return np.zeros(positions.shape, dtype=np.bool_)
+        hits: npt.NDArray[np.bool_] = self.rows.take(positions, mode="wrap")
+        hits &= positions >= 0
+        return hits
+
+    def dead_since(self, other: Allowed | None) -> IntArray | None:  # noqa: ARG002 - for masks that know
+        """The rows that ``other`` (None: all n) allows and this mask does not, int64 (m,) in any order, where this one
+        allows no others and that is known without a look at every row; None where it is not."""
+        return None
+
+    @property
+    def packed(self) -> npt.NDArray[np.uint8]:
+        """The mask as a bitmap, uint8 (ceil(n / 8),), lowest bit first."""
+        if self._packed is None:
+            self._packed = np.packbits(self.rows, bitorder="little")
+        return self._packed
+
+    @property
+    def positions(self) -> IntArray:
+        """The allowed rows, int64 (count,), ascending."""
+        if self._positions is None:
+            self._positions = np.flatnonzero(self.rows).astype(np.int64, copy=False)
+        return self._positions
+
+    def bitmap(self, faiss: ModuleType) -> Any:
+        """A selector that faiss asks row by row."""
+        packed = self.packed
+        return _holding(faiss.IDSelectorBitmap(self.n, faiss.swig_ptr(packed)), packed)
+
+    def listing(self, faiss: ModuleType) -> Any:
+        """A selector whose rows faiss visits one after another."""
+        positions = self.positions
+        return _holding(faiss.IDSelectorArray(self.count, faiss.swig_ptr(positions)), positions)
+
+
+def _holding(selector: Any, memory: npt.NDArray[Any]) -> Any:
+    """The selector, which keeps the memory that it points to: of two threads that derive it at once, one sees its own
+    copy replaced, and freed, while its search is on.
+    """
+    selector.memory = memory
+    return selector

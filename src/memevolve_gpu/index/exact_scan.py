@@ -1,0 +1,205 @@
+"""Exact search in plain memory, for one query or many at once.
+
+A scan reads every vector once per query; a matrix product reads it once for all of them. Over 40,000 rows of 384
+dimensions 48 queries for 100 results take 0.3 of the scan's time each, 192 take 0.2; over 5,000 rows, which stay in
+the cache, 0.8 and 0.7 (one thread).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..types import FloatArray, IntArray, Metric
+from .bitmap import Allowed
+from .faiss_support import load_faiss, translated
+
+__all__ = ["exact_scan", "finished", "padded", "rerank_rows", "scan_many", "to_distances"]
+
+
+def exact_scan(
+    queries: FloatArray, vectors: FloatArray, k: int, metric: Metric, allowed: Allowed | None = None
+) -> tuple[FloatArray, IntArray]:
+    """The k nearest of ``vectors`` for each query.
+
+    Args:
+        queries: float32 (nq, d), C-contiguous; normalised under cosine.
+        vectors: float32 (n, d), C-contiguous, may be a slice of a larger buffer; normalised under cosine.
+        k: results per query, at least 1, may exceed n.
+        metric: l2 (squared distance), cosine (1 - dot) or ip (-dot).
+        allowed: rows that may be returned; None for all.
+
+    Returns:
+        distances float32 (nq, k) ascending and positions int64 (nq, k), padded with +inf and -1.
+
+    Raises:
+        EngineError: faiss cannot be loaded or fails.
+    """
+    nq, n = queries.shape[0], vectors.shape[0]
+    count = n if allowed is None else allowed.count
+    found = min(k, count)
+    if nq == 0 or found == 0:
+        return padded(nq, k)
+    distances, positions = np.empty((nq, found), np.float32), np.empty((nq, found), np.int64)
+    with translated("scanning"):
+        _scan(queries, vectors, metric, allowed, (distances, positions))
+    return finished(distances, positions, k, metric)
+
+
+def rerank_rows(
+    queries: FloatArray, vectors: FloatArray, candidates: IntArray, k: int, metric: Metric
+) -> tuple[FloatArray, IntArray]:
+    """The k nearest among each query's own candidates, by exact distance.
+
+    Args:
+        queries: float32 (nq, d), C-contiguous.
+        vectors: float32 (n, d), C-contiguous.
+        candidates: int64 (nq, r), C-contiguous positions; a row ends at its first -1.
+        k: results per query.
+        metric: as in :func:`exact_scan`.
+
+    Returns:
+        distances float32 (nq, k) ascending and positions int64 (nq, k), padded with +inf and -1.
+    """
+    (nq, width), found = candidates.shape, min(k, candidates.shape[1])
+    if nq == 0 or found == 0:
+        return padded(nq, k)
+    faiss = load_faiss()
+    distances, positions = np.empty((nq, found), np.float32), np.empty((nq, found), np.int64)
+    ptr = faiss.swig_ptr
+    rank = faiss.knn_L2sqr_by_idx if metric == "l2" else faiss.knn_inner_products_by_idx
+    n, dim = vectors.shape
+    with translated("reranking"):
+        rank(
+            ptr(queries), ptr(vectors), ptr(candidates), dim, nq, n, width, found, ptr(distances), ptr(positions), width
+        )
+    return finished(distances, positions, k, metric)
+
+
+def to_distances(raw: FloatArray, metric: Metric) -> FloatArray:
+    """Turn, in place, squared L2 or dot products as faiss returns them into distances that grow with dissimilarity."""
+    if metric == "cosine":
+        np.subtract(1.0, raw, out=raw)
+        np.maximum(raw, 0.0, out=raw)
+    elif metric == "ip":
+        np.negative(raw, out=raw)
+    return raw
+
+
+def padded(nq: int, k: int) -> tuple[FloatArray, IntArray]:
+    """Results of a search that found nothing: +inf and -1, (nq, k)."""
+    return np.full((nq, k), np.inf, np.float32), np.full((nq, k), -1, np.int64)
+
+
+def _scan(
+    queries: FloatArray,
+    vectors: FloatArray,
+    metric: Metric,
+    allowed: Allowed | None,
+    out: tuple[FloatArray, IntArray],
+) -> None:
+    """Fill ``out``. Always with a selector: without one faiss may compute |x|^2 + |y|^2 - 2xy, which cancels, for
+    batches (before 1.15), wide vectors (since) or single queries (proposed); with one it subtracts component-wise.
+    """
+    distances, positions = out
+    faiss = load_faiss()
+    ptr = faiss.swig_ptr
+    selector = faiss.IDSelectorAll() if allowed is None else allowed.listing(faiss)
+    (n, dim), (nq, k) = vectors.shape, distances.shape
+    if metric == "l2":
+        faiss.knn_L2sqr(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), None, selector)
+    else:
+        faiss.knn_inner_product(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), selector)
+
+
+def finished(distances: FloatArray, positions: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
+    """Distances of the metric, +inf where faiss found nothing, and as many columns as were asked for."""
+    to_distances(distances, metric)
+    if positions[:, -1].min() < 0:
+        distances[positions < 0] = np.inf
+    nq, found = positions.shape
+    if found == k:
+        return distances, positions
+    all_distances, all_positions = padded(nq, k)
+    all_distances[:, :found] = distances
+    all_positions[:, :found] = positions
+    return all_distances, all_positions
+
+
+_FEWEST_QUERIES, _FEWEST_ROWS = 16, 8192
+"""Below these it does not pay."""
+_BLOCK_ROWS = 1024
+_MOST_QUERIES = 256
+_SPARE = 32
+"""Proposed beyond the k wanted, so that the last of them lies clearly farther than the k-th and certifies it."""
+_UNIT_ROUNDOFF = 2.0**-24
+
+
+def scan_many(queries: FloatArray, vectors: FloatArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
+    """What :func:`exact_scan` returns, sooner for many queries.
+
+    |x|^2 + |y|^2 - 2xy cancels where vectors lie close together, so it only proposes. Its error is at most
+    (d + 8) 2**-24 (|x|^2 + |y|^2) (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); a query whose k-th
+    result does not lie nearer than the last proposal by twice that is scanned row by row.
+    """
+    nq, n = len(queries), len(vectors)
+    if nq < _FEWEST_QUERIES or n < max(_FEWEST_ROWS, 4 * (k + _SPARE)):
+        return exact_scan(queries, vectors, k, metric)
+    distances, positions = padded(nq, k)
+    for start in range(0, nq, _MOST_QUERIES):
+        part = slice(start, start + _MOST_QUERIES)
+        mine = queries[part]
+        edge, candidates, largest = _proposed(mine, vectors, k + _SPARE, metric)
+        distances[part], positions[part] = rerank_rows(mine, vectors, candidates, k, metric)
+        doubtful = start + np.flatnonzero(~_certain(distances[part, -1], edge, mine, largest, metric))
+        if doubtful.size:
+            distances[doubtful], positions[doubtful] = exact_scan(queries[doubtful], vectors, k, metric)
+    return distances, positions
+
+
+def _proposed(
+    queries: FloatArray, vectors: FloatArray, width: int, metric: Metric
+) -> tuple[FloatArray, IntArray, float]:
+    """The score of the last proposal of each query (nq,), the proposals (nq, width) in no order, and max |y|^2.
+
+    The score is the squared distance; under inner product |x|^2 - 2xy, which orders rows like -xy.
+    """
+    faiss, nq = load_faiss(), len(queries)
+    scores = np.empty((nq, _BLOCK_ROWS), np.float32)
+    kept, candidates = np.empty((nq, width), np.float32), np.empty((nq, width), np.int64)
+    largest = 0.0
+    with translated("scanning many queries"):
+        heap = _heap(faiss, kept, candidates)
+        for start in range(0, len(vectors), _BLOCK_ROWS):
+            block = vectors[start : start + _BLOCK_ROWS]
+            out = scores.reshape(-1)[: nq * len(block)].reshape(nq, len(block))
+            faiss.pairwise_L2sqr(
+                block.shape[1], nq, faiss.swig_ptr(queries), len(block), faiss.swig_ptr(block), faiss.swig_ptr(out)
+            )
+            norms = np.einsum("ij,ij->i", block, block)  # the block is in the cache now
+            largest = max(largest, float(norms.max()))
+            if metric == "ip":
+                out -= norms
+            heap.addn(len(block), faiss.swig_ptr(out), start)
+    return kept.max(axis=1), candidates, largest
+
+
+def _heap(faiss: Any, kept: FloatArray, candidates: IntArray) -> Any:
+    heap = faiss.float_maxheap_array_t()
+    heap.nh, heap.k = kept.shape
+    heap.val, heap.ids = faiss.swig_ptr(kept), faiss.swig_ptr(candidates)
+    heap.heapify()
+    return heap
+
+
+def _certain(
+    last: FloatArray, edge: FloatArray, queries: FloatArray, largest: float, metric: Metric
+) -> npt.NDArray[np.bool_]:
+    """For which queries no row that was not proposed can be among the k nearest; ``largest`` is max |y|^2."""
+    own = np.einsum("ij,ij->i", queries, queries)
+    error = (queries.shape[1] + 8) * _UNIT_ROUNDOFF * (own + largest)
+    scores = last if metric == "l2" else 2.0 * last if metric == "cosine" else own + 2.0 * last
+    certain: npt.NDArray[np.bool_] = scores + 2.0 * error < edge
+    return certain

@@ -1,0 +1,312 @@
+"""GPU resources of faiss: one locked owner per device, none after a fork."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from ...errors import DeviceError, MemEvolveError
+from ..faiss_support import load_faiss
+from .sizes import CODE_BYTES, TEMPORARY_BYTES
+
+__all__ = ["BusyError", "FreeBytes", "Owner", "Resident", "device_number", "owner_of", "use_free_bytes"]
+
+FreeBytes = Callable[[int], "int | None"]
+"""Free bytes of the GPU with this number; None where nobody knows."""
+
+_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "memoryallocation", "cublas_status_alloc_failed")
+_BROKEN = ("cuda", "cublas", "illegal", "launch failure", "device-side", "unspecified")
+"""Looked for after those: an error that stays makes allocations fail as well, and faiss tells of both in one form."""
+_NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexIVFScalarQuantizer")
+
+_MOMENT = 0.1
+"""Seconds that a search waits for a device on which somebody builds."""
+
+_owners: dict[int, Owner] = {}
+_registry = threading.Lock()
+
+
+class _Reading:
+    """Where free bytes are read; set once by whoever knows the devices."""
+
+    free_bytes: FreeBytes | None = None
+
+
+def use_free_bytes(reader: FreeBytes | None) -> None:
+    """Let ``reader`` say how many bytes are free before any are asked for; without one, faiss' own refusal decides."""
+    _Reading.free_bytes = staticmethod(reader) if reader is not None else None
+
+
+def device_number(device: str) -> int:
+    """The N of ``cuda:N``; 0 for ``cuda``.
+
+    Raises:
+        DeviceError: ``device`` names no GPU.
+    """
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not (number == "" or (number.isascii() and number.isdigit())):
+        raise DeviceError(f"plan.device is {device!r}; the faiss engine needs cuda or cuda:N")
+    return int(number or 0)
+
+
+def owner_of(device: str) -> Owner:
+    """The one owner of ``device``, made when first asked for.
+
+    Raises:
+        DeviceError: this faiss has no GPU indexes, there is no such GPU, or this process may not use it any more.
+        EngineError: faiss cannot be loaded.
+    """
+    number = device_number(device)
+    faiss = load_faiss()
+    with _registry:
+        owner = _owners.get(number)
+        if owner is None or owner.faiss is not faiss:
+            _check(faiss, number)
+            owner = _owners[number] = Owner(faiss, number)
+    owner.check()
+    return owner
+
+
+def _check(faiss: ModuleType, number: int) -> None:
+    if any(not hasattr(faiss, name) for name in _NEEDED):
+        raise DeviceError("this faiss has no GPU indexes; install faiss-gpu instead of faiss-cpu, or set device to cpu")
+    try:
+        count = int(faiss.get_num_gpus())
+    except RuntimeError as error:
+        raise DeviceError(f"faiss cannot count the GPUs: {_first_line(error)}; update the NVIDIA driver") from error
+    if number >= count:
+        raise DeviceError(f"device cuda:{number} does not exist for faiss, which sees {count}; set device to cpu")
+
+
+class BusyError(DeviceError):
+    """Somebody builds on the device, which takes seconds: the CPU answers meanwhile. Nothing is wrong."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"{device} is being built on; the CPU answers", "limit")
+
+
+class Owner:
+    """Holds a device's faiss resources and its lock. ``lost`` is why this process may not use it, or None."""
+
+    def __init__(self, faiss: ModuleType, number: int) -> None:
+        self.faiss = faiss
+        self.number = number
+        self.lost: DeviceError | None = None
+        self._lock = threading.RLock()
+        self._resources: Any = None
+        self._residents: weakref.WeakSet[Resident] = weakref.WeakSet()
+        self._retired: deque[list[Any]] = deque()
+        self._building = 0
+        self._met: set[Hashable] = set()
+
+    @property
+    def name(self) -> str:
+        """The device as plans name it."""
+        return f"cuda:{self.number}"
+
+    def check(self) -> None:
+        """Raises DeviceError when this process may not use the device any more."""
+        if self.lost is not None:
+            raise DeviceError(str(self.lost), self.lost.cause)
+
+    @contextmanager
+    def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[Any]:
+        """Yield the resources, alone on the device, after ``needed`` bytes were found to be free.
+
+        Raises:
+            BusyError: somebody builds there, and ``waits`` is False.
+            DeviceError: the bytes are not free, faiss failed inside, or the device is lost to this process.
+        """
+        with self._turn(waits):
+            self.check()
+            self._free_retired()
+            try:
+                if self._resources is None:
+                    self._require(doing, needed + TEMPORARY_BYTES + CODE_BYTES)
+                    self._resources = _resources(self.faiss, self.number)
+                else:
+                    self._require(doing, needed)
+                yield self._resources
+            except MemEvolveError:
+                raise
+            except (RuntimeError, MemoryError) as error:
+                traceback.clear_frames(error.__traceback__)
+                raise self._refused(error, doing) from error
+            finally:
+                self._free_retired()
+
+    @contextmanager
+    def searching(self, shape: Hashable) -> Iterator[None]:
+        """As :meth:`using`, for a search that does not wait for builders. CUDA loads the code of a kernel when it is
+        first launched, and faiss ends the process where there is no room for that: the first search of each ``shape``
+        asks for it beforehand."""
+        with self.using("searching", 0 if shape in self._met else CODE_BYTES, waits=False):
+            yield
+            self._met.add(shape)
+
+    @contextmanager
+    def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[tuple[Any, list[Any]]]:
+        """As :meth:`using`, with a list for the indexes that are made: emptied on the device's turn unless all went
+        well and ``keep``. Nobody else may hold them, or they would be freed at another moment."""
+        held: list[Any] = []
+        with self.using(doing, needed + CODE_BYTES) as resources:
+            self._building += 1
+            done = False
+            try:
+                yield resources, held
+                done = True
+            except MemEvolveError:  # whoever follows the progress of a build may end it
+                raise
+            except (RuntimeError, MemoryError) as error:
+                traceback.clear_frames(error.__traceback__)
+                raise self._refused(error, doing) from error
+            finally:
+                self._building -= 1
+                traceback.clear_frames(sys.exc_info()[2])  # calls that failed hold the index they were made on
+                if not (done and keep):
+                    self._let_go(held)
+
+    def made(self, name: str, *arguments: Any) -> Any:
+        """A new index of faiss' class ``name``. Its Python part keeps an argument of the constructor for as long as it
+        lives; that may be the index whose rows were just copied to the device, so it is taken away."""
+        index = getattr(self.faiss, name)(*arguments)
+        index.referenced_objects = []
+        return index
+
+    def config(self, name: str) -> Any:
+        """faiss' configuration ``name`` for this device, without cuVS."""
+        config = getattr(self.faiss, name)()
+        config.device = self.number
+        config.use_cuvs = False
+        return config
+
+    def allocated(self) -> int:
+        """Bytes that faiss says it holds on this device for this process, temporary memory included."""
+        with self._lock:
+            if self._resources is None or self.lost is not None:
+                return 0
+            kinds = self._resources.getMemoryInfo().get(self.number, {})
+            return sum(int(size) for _, size in kinds.values())
+
+    def adopt(self, resident: Resident) -> None:
+        """Know an index, so that it can be given up after a fork."""
+        with self._lock:
+            self._residents.add(resident)
+
+    def retire(self, held: list[Any]) -> None:
+        """Free the indexes in ``held``: at once where nobody is on the device, else when the next one comes."""
+        self._retired.append(held)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._free_retired()
+            finally:
+                self._lock.release()
+
+    def give_up(self, error: DeviceError) -> None:
+        """Never touch the device again. What lies there is not freed: freeing is a call to a device that is gone."""
+        self.lost = DeviceError(str(error), error.cause)  # without the frames, and thus the vectors, of who met it
+        for resident in list(self._residents):
+            resident.engine.this.disown()
+        if self._resources is not None:
+            self._resources.this.disown()
+
+    def after_fork(self) -> None:
+        """In a child: the parent's CUDA context does not exist here, and its lock may be held by a thread that does
+        not either."""
+        self._lock = threading.RLock()
+        if self.lost is None:
+            self.give_up(DeviceError(f"{self.name} belongs to the process before the fork; spawn instead", "fork"))
+
+    @contextmanager
+    def _turn(self, waits: bool) -> Iterator[None]:
+        lock = self._lock
+        while not lock.acquire(timeout=_MOMENT):
+            if self._building and not waits:
+                raise BusyError(self.name)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _free_retired(self) -> None:
+        while self._retired:
+            self._let_go(self._retired.popleft())
+
+    def _let_go(self, held: list[Any]) -> None:
+        if self.lost is not None:
+            for engine in held:
+                engine.this.disown()
+        held.clear()
+
+    def _require(self, doing: str, needed: int) -> None:
+        reader = _Reading.free_bytes
+        free = None if reader is None or needed == 0 else reader(self.number)
+        if free is not None and free < needed:
+            raise DeviceError(
+                f"{doing} needs {needed} bytes on {self.name}, {free} are free; lower gpu_memory_fraction or precision",
+                "out-of-memory",
+            )
+
+    def _refused(self, error: BaseException, doing: str) -> DeviceError:
+        text = str(error).lower()
+        message = f"faiss failed on {self.name} while {doing}: {_first_line(error)}"
+        if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+            return DeviceError(f"{message}; free memory on the device or lower precision", "out-of-memory")
+        refusal = DeviceError(f"{message}; restart this process to use the device again", "device-error")
+        if any(sign in text for sign in _BROKEN):
+            self.give_up(refusal)
+        return refusal
+
+
+class Resident:
+    """An index that lies on a device. Freed by its owner when this object goes, whoever lets go of it and when."""
+
+    def __init__(self, owner: Owner, held: list[Any], nbytes: int) -> None:
+        """``held`` is the list of :meth:`Owner.building` with the index; ``nbytes`` what it takes on the device."""
+        self.owner = owner
+        self.nbytes = nbytes
+        self._held = held
+        owner.adopt(self)
+        weakref.finalize(self, owner.retire, self._held)
+
+    @property
+    def engine(self) -> Any:
+        """The index. It is let go of where the owner empties the list that holds it, under the owner's lock: a second
+        reference would free it elsewhere, so keep none."""
+        return self._held[0]
+
+
+def _resources(faiss: ModuleType, number: int) -> Any:
+    """Resources with our own measure of temporary memory and no pinned host memory: what we send is small.
+
+    Whole or not at all: faiss would take them for ready after a failure half way, and follow a null pointer later.
+    """
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(TEMPORARY_BYTES)
+    resources.setPinnedMemory(0)
+    resources.getDefaultStream(number)  # sets up all that belongs to the device, temporary memory last
+    return resources
+
+
+def _first_line(error: BaseException) -> str:
+    """The gist of a faiss error: what follows the function and the source line that it names first."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text.rpartition("Error: ")[2][:300]
+
+
+def _after_fork() -> None:
+    global _registry  # noqa: PLW0603 - a lock that may be held by a thread which does not exist in the child
+    _registry = threading.Lock()
+    for owner in _owners.values():
+        owner.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,93 @@
+"""Helpers for faiss objects that several indexes share."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import EngineError
+from ..types import FloatArray, Metric
+from .base import Arrays
+from .faiss_support import load_faiss, one_thread, translated
+from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
+
+__all__ = ["aligned_bytes", "check_codes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes", "with_rows"]
+
+
+def metric_of(faiss: ModuleType, metric: Metric) -> int:
+    """The faiss metric: unit vectors under cosine are ranked by their dot product."""
+    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
+
+
+def quiet(parameters: Any, seed: int, rounds: int | None = None) -> None:
+    """Set clustering parameters: seeded, bounded points a centroid, no warnings about few points; ``rounds`` of k-means
+    if not as many as faiss makes by itself."""
+    if rounds is not None:
+        parameters.niter = rounds
+    parameters.seed = seed & 0x7FFFFFFF
+    parameters.min_points_per_centroid = 1
+    parameters.max_points_per_centroid = POINTS_PER_CENTROID
+    parameters.verbose = False
+
+
+def emptied(engine: Any) -> Any:
+    """A copy of an index that keeps what it was trained to and holds no rows."""
+    faiss = load_faiss()
+    with translated("taking over trained quantisers"):
+        copy = faiss.clone_index(engine)
+        copy.reset()
+    return copy
+
+
+def with_rows(engine: Any, vectors: FloatArray, step: int) -> Any:
+    """A copy of an index that holds float32 (m, dim) ``vectors`` as well, added ``step`` at a time in one thread."""
+    faiss = load_faiss()
+    with translated("extending an index"), one_thread():
+        copy = faiss.clone_index(engine)
+        for start in range(0, len(vectors), step):
+            copy.add(padded_columns(vectors[start : start + step], copy.d))
+    return copy
+
+
+def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """faiss' own serialisation of an index, uint8 (m,)."""
+    with translated("serialising an index"):
+        data: np.ndarray[Any, np.dtype[np.uint8]] = load_faiss().serialize_index(engine, flags)
+    return data
+
+
+def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> Any:
+    """The index in the part ``name``, whose checksum the caller has verified, if it is what it should be.
+
+    Raises:
+        EngineError: bytes missing, not readable by this faiss, or another kind, size or metric of index.
+    """
+    data = parts.get(name)
+    if data is None or data.dtype != np.uint8 or data.ndim != 1:
+        raise EngineError(f"part {name!r} is missing; rebuild the index")
+    faiss = load_faiss()
+    with translated("reading an index"):
+        engine = faiss.deserialize_index(data)
+    if type(engine).__name__ != kind or engine.ntotal != n or engine.metric_type != metric_of(faiss, metric):
+        raise EngineError(
+            f"expected {kind} over {n} rows, found {type(engine).__name__} over {engine.ntotal}; rebuild the index"
+        )
+    return engine
+
+
+def check_codes(engine: Any, dim: int) -> None:
+    """Refuse 4-bit codes that were not made for vectors of ``dim`` dimensions.
+
+    Raises:
+        EngineError: they were not.
+    """
+    codes = int(engine.pq.M)
+    if codes > dim or engine.d != padded_dim(dim, codes):
+        raise EngineError(f"{codes} codes over {engine.d} columns for vectors of {dim} dimensions; rebuild the index")
+
+
+def aligned_bytes(size: int) -> int:
+    """Bytes that an aligned table of faiss occupies: ``size`` rounded up to a power of two, at least 256."""
+    return 0 if size == 0 else max(256, 1 << (size - 1).bit_length())

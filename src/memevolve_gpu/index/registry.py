@@ -1,0 +1,115 @@
+"""Index classes by engine and kind, and the functions that build one or restore it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import EngineError
+from ..types import FloatArray, IndexPlan, Metric, Rows
+from .base import Arrays, Body, BuildJob, Progress
+from .faiss_gpu.flat import FaissGpuExactBody
+from .faiss_gpu.ivf import FaissGpuIVFBody
+from .fastscan import TwoStageBody
+from .flat import ExactBody
+from .hnsw import HNSWBody
+from .ivf import IVFBody
+from .sample import default_codes
+from .torch_gpu.flat import TorchExactBody
+from .torch_gpu.ivf import TorchIVFBody
+
+__all__ = ["ENGINES", "KINDS", "build", "from_parts"]
+
+ENGINES: dict[tuple[str, str], type[Body]] = {
+    ("cpu", "exact"): ExactBody,
+    ("cpu", "two_stage"): TwoStageBody,
+    ("cpu", "ivf"): IVFBody,
+    ("cpu", "hnsw"): HNSWBody,
+    ("faiss", "exact"): FaissGpuExactBody,
+    ("faiss", "ivf"): FaissGpuIVFBody,
+    ("torch", "exact"): TorchExactBody,
+    ("torch", "ivf"): TorchIVFBody,
+}
+"""What searches a body, and its kind. Importing these classes imports no engine."""
+KINDS = frozenset(kind for _, kind in ENGINES)
+
+
+def build(
+    plan: IndexPlan,
+    rows: Rows,
+    metric: Metric,
+    *,
+    seed: int,
+    training: FloatArray | None = None,
+    like: Body | None = None,
+    progress: Progress | None = None,
+) -> Body:
+    """Build the body that ``plan`` asks for over ``rows``.
+
+    Args:
+        plan: kind, lists, codes and precision.
+        rows: n row versions; their arrays are kept, not copied, where the body can use them as they are.
+        metric: l2, cosine (vectors already normalised) or ip.
+        seed: decides the training sample and k-means; the same seed and rows give the same body.
+        training: float32 (m, dim) to train on instead of a sample of the rows.
+        like: a body of the same kind whose trained quantisers are taken over; nothing is trained then.
+        progress: called with the stage (``train``, ``add``) and its finished fraction.
+
+    Raises:
+        DeviceError: the plan's device has no room, is lost or cannot be used; the same plan for the CPU can be built.
+        EngineError: an engine is missing or fails, the rows are too few for this kind, or ``like`` was trained for
+            something else; an exact body on the CPU always works.
+    """
+    _check(plan, rows)
+    if like is not None:
+        _check_like(like, plan, rows.vectors.shape[1], metric)
+    return _body_class(plan).build(BuildJob(plan, rows, metric, seed, training, like, progress or _silent))
+
+
+def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
+    """Make a body again from :meth:`~.base.Body.parts`.
+
+    Raises:
+        EngineError: the parts are incomplete or contradict each other or the plan.
+    """
+    return _body_class(plan).from_parts(plan, metric, parts)
+
+
+def _body_class(plan: IndexPlan) -> type[Body]:
+    if plan.kind not in KINDS:
+        raise EngineError(f"plan.kind {plan.kind!r} is unknown; known are {', '.join(sorted(KINDS))}")
+    if plan.engine == "cpu" and plan.precision != "float32":
+        raise EngineError(f"plan.precision {plan.precision!r} is for a device; the CPU searches float32")
+    found = ENGINES.get((plan.engine, plan.kind))
+    if found is None:
+        known = sorted(kind for engine, kind in ENGINES if engine == plan.engine)
+        raise EngineError(
+            f"plan.engine {plan.engine!r} has no kind {plan.kind!r}; "
+            + (f"it has {', '.join(known)}" if known else f"known are {', '.join(sorted({e for e, _ in ENGINES}))}")
+        )
+    return found
+
+
+def _check(plan: IndexPlan, rows: Rows) -> None:
+    _body_class(plan)
+    if rows.vectors.ndim != 2 or rows.vectors.dtype != np.float32:
+        raise EngineError(f"rows.vectors must be float32 (n, dim), got {rows.vectors.dtype} {rows.vectors.shape}")
+    if not len(rows.slots) == len(rows.id_ends) == len(rows.vectors):
+        raise EngineError(
+            f"rows has {len(rows.slots)} slots, {len(rows.id_ends)} ids, {len(rows.vectors)} vectors; they must agree"
+        )
+
+
+def _check_like(like: Body, plan: IndexPlan, dim: int, metric: Metric) -> None:
+    """Quantisers of another shape would read memory that is not theirs."""
+    own = like.plan
+    trained = (own.engine, like.kind, like.metric, like.dim, like.nlist, own.codes or default_codes(like.dim))
+    nlist = plan.nlist if plan.kind == "ivf" else 0
+    wanted = (plan.engine, plan.kind, metric, dim, nlist, plan.codes or default_codes(dim))
+    if trained != wanted:
+        raise EngineError(
+            f"like was trained for (engine, kind, metric, dim, nlist, codes) {trained}, the plan wants {wanted}"
+        )
+
+
+def _silent(stage: str, fraction: float) -> None:
+    """Progress that nobody watches."""

@@ -1,0 +1,399 @@
+"""Index snapshots on disk: written atomically, used only after sizes and checksums are verified.
+
+Layout, little-endian::
+
+    offset 0   magic      8 bytes  b"MEVSNAP\n"
+           8   version    u32      2
+          12   length     u32      bytes of the header
+          16   crc        u32      CRC-32 of version, length and header
+          20   header     JSON     info with plan; sections in order, each with name, dtype, shape, crc32
+         ...   the sections, each at the next multiple of 4096, the vectors at one of 65536, so that pages of any
+               size can be mapped; zeros between them; the last one ends the file
+
+Nothing is allocated before its size was held against the size of the file, and no byte is handed to an engine before
+its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
+those of a body that was just written.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+import secrets
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError, MemEvolveError
+from ..types import IndexPlan, IntArray, Metric
+from .base import Arrays, Body
+from .registry import KINDS, from_parts
+from .vector_table import mapped, roomy
+
+__all__ = [
+    "FORMAT_VERSION",
+    "SnapshotError",
+    "SnapshotInfo",
+    "clear_leftovers",
+    "read_info",
+    "read_snapshot",
+    "write_snapshot",
+]
+
+FORMAT_VERSION = 2
+
+_MAGIC = b"MEVSNAP\n"
+_PREFIX = struct.Struct("<8sIII")
+_PAGE, _LARGEST_PAGE = 4096, 65536
+_DEAD = "dead"
+_VECTORS = "vectors"
+_STEP = 1 << 20
+_MAX_HEADER = 1 << 20
+_DTYPES = {"uint8", "int8", "int64", "float16", "float32"}
+_METRICS = ("l2", "cosine", "ip")
+_PRECISIONS = ("float32", "float16", "int8")
+
+SnapshotReason = Literal["missing", "unreadable", "torn", "garbage", "version", "foreign", "damaged", "unwritable"]
+
+
+class SnapshotError(MemEvolveError):
+    """A snapshot that cannot be used or written; ``reason`` is one word, the message says what was found.
+
+    missing: no such file. unreadable, unwritable: the system refused. torn: shorter or longer than it says.
+    garbage: not a snapshot. version: written in a newer format. foreign: of another store, dimension or metric.
+    damaged: a checksum does not hold or the contents contradict each other.
+    """
+
+    def __init__(self, reason: SnapshotReason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """What a snapshot says about itself.
+
+    ``watermark`` is the sequence number up to which the log is contained, ``created_at`` seconds since 1970,
+    ``extra`` any JSON object of the caller's. ``dead`` int64 (m,): positions of the rows that are dead as of the
+    watermark, ascending; a section of its own, empty from :func:`read_info`.
+    """
+
+    store_id: str
+    generation: int
+    watermark: int
+    count: int
+    plan: IndexPlan
+    metric: Metric
+    dim: int
+    created_at: float
+    seed: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    dead: IntArray = field(default_factory=lambda: np.empty(0, np.int64), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    crc32: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo) -> None:
+    """Write ``body`` to ``path``, replacing what is there in one step, and let it read its vectors from there.
+
+    Raises:
+        SnapshotError: the system refuses (disk full, no permission, folder missing); what was at ``path`` stays.
+    """
+    target = Path(path)
+    arrays = {name: np.ascontiguousarray(array) for name, array in body.parts().items()}
+    if len(info.dead):
+        arrays[_DEAD] = np.ascontiguousarray(info.dead)
+    header = _header_bytes(arrays, info)
+    if len(header) > _MAX_HEADER:
+        raise SnapshotError("unwritable", f"extra: the header takes {len(header)} bytes, {_MAX_HEADER} are allowed")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x+b") as file:
+            places = _write(file, header, arrays)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(target)
+            _sync_folder(target.parent)
+            _map(body, file, places[_VECTORS])
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SnapshotError(
+            "unwritable", f"cannot write snapshot {target}: {error.strerror or error}; free space or check permissions"
+        ) from error
+
+
+def read_snapshot(
+    path: str | os.PathLike[str], *, store_id: str, dim: int, metric: Metric
+) -> tuple[Body, SnapshotInfo]:
+    """Read and verify the snapshot at ``path``.
+
+    Raises:
+        SnapshotError: missing, torn, foreign, damaged or not a snapshot; never anything else for what a file contains.
+        EngineError: faiss itself cannot be loaded.
+    """
+    with _opened(path) as file:
+        info, sections = _read_header(file)
+        if (info.store_id, info.dim, info.metric) != (store_id, dim, metric):
+            raise SnapshotError(
+                "foreign",
+                f"snapshot {path} belongs to store {info.store_id!r} ({info.dim} dimensions, {info.metric}), "
+                f"not to {store_id!r} ({dim}, {metric}); it is ignored",
+            )
+        parts = _read_sections(file, sections)
+    dead = parts.pop(_DEAD, info.dead)
+    try:
+        body = from_parts(info.plan, info.metric, parts)
+    except EngineError as error:
+        raise SnapshotError("damaged", f"snapshot {path} cannot be restored: {error}") from error
+    if (body.n, body.dim) != (info.count, info.dim):
+        raise SnapshotError("damaged", f"snapshot {path} holds {body.n} x {body.dim}, its header says otherwise")
+    return body, replace(info, dead=_positions(dead, body.n, path))
+
+
+def read_info(path: str | os.PathLike[str]) -> SnapshotInfo:
+    """Read and verify the header alone.
+
+    Raises:
+        SnapshotError: missing, torn, damaged or not a snapshot.
+    """
+    with _opened(path) as file:
+        return _read_header(file)[0]
+
+
+def clear_leftovers(path: str | os.PathLike[str], older_than_s: float = 3600.0) -> int:
+    """Delete the temporary files that a killed writer left beside ``path``; return how many.
+
+    Files younger than ``older_than_s`` seconds may belong to a writer at work and stay.
+    """
+    target, gone = Path(path), 0
+    for leftover in target.parent.glob(f"{glob.escape(target.name)}.*.tmp"):
+        try:
+            if _age(leftover) >= older_than_s:
+                leftover.unlink()
+                gone += 1
+        except OSError:
+            continue
+    return gone
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> dict[str, int]:
+    """Write everything; returns where each section begins."""
+    places = {}
+    crc = _header_crc(FORMAT_VERSION, header)
+    file.write(_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header), crc) + header)
+    for name, array in arrays.items():
+        file.write(bytes(_gap(name, file.tell())))
+        places[name] = file.tell()
+        if array.nbytes:
+            file.write(_raw(array))
+    return places
+
+
+def _map(body: Body, file: BinaryIO, offset: int) -> None:
+    """Have the vectors of ``body`` read from where they were written; where that cannot be they stay in memory."""
+    with suppress(OSError):
+        body.table.moved_to(mapped(file.fileno(), offset, body.table.vectors.shape, np.float32))
+
+
+def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
+    plan = asdict(info.plan)
+    del plan["refusal"]  # of the day when it was planned; the body itself has none
+    described = {f.name: getattr(info, f.name) for f in fields(info) if f.name != _DEAD} | {"plan": plan}
+    sections = [
+        {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "crc32": zlib.crc32(_raw(array))}
+        for name, array in arrays.items()
+    ]
+    return json.dumps({"info": described, "sections": sections}, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _header_crc(version: int, header: bytes) -> int:
+    return zlib.crc32(header, zlib.crc32(struct.pack("<II", version, len(header))))
+
+
+def _raw(array: npt.NDArray[np.generic]) -> memoryview:
+    """The bytes of a C-contiguous array; an empty one has none."""
+    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(bytearray())
+
+
+def _gap(name: str, position: int) -> int:
+    """Zeros in front of a section."""
+    return -position % (_LARGEST_PAGE if name == _VECTORS else _PAGE)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.stat().st_mtime
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The file at ``path``; whatever the system says about it becomes a SnapshotError."""
+    try:
+        with Path(path).open("rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise SnapshotError("missing", f"there is no snapshot at {path}") from error
+    except OSError as error:
+        raise SnapshotError("unreadable", f"cannot read snapshot {path}: {error.strerror or error}") from error
+
+
+def _read_header(file: BinaryIO) -> tuple[SnapshotInfo, list[_Section]]:
+    """Info and sections, after the header's checksum held and the sections were found to fill the file exactly."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size:
+        raise SnapshotError("torn", f"snapshot {file.name} ends after {len(prefix)} bytes")
+    magic, version, length, crc = _PREFIX.unpack(prefix)
+    if magic != _MAGIC:
+        raise SnapshotError("garbage", f"{file.name} is not a snapshot")
+    if length > min(_MAX_HEADER, size - _PREFIX.size):
+        raise SnapshotError("torn", f"snapshot {file.name} is {size} bytes long, its header alone claims {length}")
+    header = file.read(length)
+    if _header_crc(version, header) != crc:
+        raise SnapshotError("damaged", f"the header of snapshot {file.name} fails its checksum")
+    if version != FORMAT_VERSION:
+        raise SnapshotError(
+            "version", f"snapshot {file.name} has format {version}, this package reads {FORMAT_VERSION}"
+        )
+    info, sections = _parse(file.name, header)
+    expected = _sections_end(_PREFIX.size + length, sections)
+    if expected != size:
+        raise SnapshotError("torn", f"snapshot {file.name} is {size} bytes long, {expected} were written")
+    return info, sections
+
+
+def _parse(name: str, header: bytes) -> tuple[SnapshotInfo, list[_Section]]:
+    try:
+        document = json.loads(header)
+        return _info(document["info"]), [_section(entry) for entry in document["sections"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SnapshotError("damaged", f"the header of snapshot {name} makes no sense: {error}") from error
+
+
+def _info(entry: dict[str, Any]) -> SnapshotInfo:
+    plan = dict(entry["plan"])
+    plan["notes"] = tuple(_typed(note, str) for note in plan.get("notes", ()))
+    whole: dict[str, Any] = {
+        name: _natural(entry[name]) for name in ("generation", "watermark", "count", "dim", "seed")
+    }
+    info = SnapshotInfo(
+        store_id=_typed(entry["store_id"], str),
+        plan=IndexPlan(**plan),
+        metric=_typed(entry["metric"], str),
+        created_at=float(entry["created_at"]),
+        extra=_typed(entry["extra"], dict),
+        **whole,
+    )
+    for number in (info.plan.nlist, info.plan.codes, info.plan.bytes):
+        _natural(number)
+    if info.plan.kind not in KINDS or info.plan.precision not in _PRECISIONS or info.metric not in _METRICS:
+        raise ValueError(
+            f"kind {info.plan.kind!r}, precision {info.plan.precision!r} or metric {info.metric!r} is unknown"
+        )
+    return info
+
+
+def _section(entry: dict[str, Any]) -> _Section:
+    if entry["dtype"] not in _DTYPES or not 1 <= len(entry["shape"]) <= 2:
+        raise ValueError(f"section of dtype {entry['dtype']!r} and shape {entry['shape']!r}")
+    shape = tuple(_natural(length) for length in entry["shape"])
+    return _Section(_typed(entry["name"], str), entry["dtype"], shape, _natural(entry["crc32"]))
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is not a natural number")
+    return value
+
+
+def _sections_end(position: int, sections: list[_Section]) -> int:
+    for section in sections:
+        position += _gap(section.name, position) + section.nbytes
+    return position
+
+
+def _positions(dead: npt.NDArray[Any], n: int, path: str | os.PathLike[str]) -> IntArray:
+    """``dead``, if it is a set of positions below ``n``."""
+    if dead.dtype != np.int64 or dead.ndim != 1 or (len(dead) and (dead[0] < 0 or dead[-1] >= n)):
+        raise SnapshotError("damaged", f"snapshot {path} names dead rows that it does not hold")
+    if (np.diff(dead) <= 0).any():
+        raise SnapshotError("damaged", f"snapshot {path} names dead rows twice or out of order")
+    return dead
+
+
+def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
+    """The arrays, each held against its checksum, and the zeros between them."""
+    parts: Arrays = {}
+    for section in sections:
+        gap = file.read(_gap(section.name, file.tell()))
+        array = _mapped_section(file, section) if section.name == _VECTORS else None
+        if array is None:
+            array = roomy(section.shape, np.dtype(section.dtype).type)
+            raw = _raw(array)
+            if file.readinto(raw) != len(raw):  # type: ignore[attr-defined]
+                raise SnapshotError("torn", f"snapshot {file.name} ends inside section {section.name!r}")
+            crc = zlib.crc32(raw)
+        else:
+            crc = _crc_of(file, section.nbytes)
+        if any(gap) or crc != section.crc32:
+            raise SnapshotError("damaged", f"section {section.name!r} of snapshot {file.name} fails its checksum")
+        parts[section.name] = array
+    return parts
+
+
+def _mapped_section(file: BinaryIO, section: _Section) -> npt.NDArray[np.generic] | None:
+    """The array mapped in place; None where the system cannot, and it has to be read."""
+    try:
+        return mapped(file.fileno(), file.tell(), section.shape, np.dtype(section.dtype).type)
+    except OSError:
+        return None
+
+
+def _crc_of(file: BinaryIO, size: int) -> int:
+    """The checksum of the next ``size`` bytes, read a piece at a time, so that they take no memory of this process."""
+    crc = 0
+    while size:
+        piece = file.read(min(size, _STEP))
+        if not piece:
+            return -1
+        crc, size = zlib.crc32(piece, crc), size - len(piece)
+    return crc

@@ -1,0 +1,129 @@
+"""CUDA graphs for single queries: recorded once, replayed afterwards."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from .runtime import cause_of, load_torch
+
+__all__ = ["Replays", "record_searches"]
+
+_KEPT = 4
+_MOST_RECORDED = 16
+"""Recording takes some hundredths of a second: where shapes change all the time, plain launches are better."""
+Shape = tuple[int, int, bool]
+"""Candidates, lists to read, and whether tombstones are looked at."""
+_WARM = 2
+"""Searches of a shape that go the plain way before it is recorded: they compile the kernels."""
+
+
+class _Recording:
+    """One graph with the buffers that it reads and writes; used under the device's lock."""
+
+    def __init__(self, columns: int, device: Any, search: Callable[[Any], Any]) -> None:
+        torch = load_torch()
+        self._reads = search  # the graph knows addresses alone
+        self.query = torch.zeros((1, columns), dtype=torch.float32, device=device)
+        before, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        side.wait_stream(before)
+        with torch.cuda.stream(side):
+            search(self.query)
+            side.synchronize()
+        self.graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                self.found = search(self.query)
+        except RuntimeError:
+            _undo(torch, before, pool)
+            raise
+        before.wait_stream(side)
+
+    def run(self, query: Any) -> Any:
+        self.query.copy_(query, non_blocking=True)
+        self.graph.replay()
+        return self.found.cpu()
+
+
+def _undo(torch: Any, before: Any, pool: Any) -> None:
+    """Leave the caller on the stream where it was, and torch's allocator as it was: a recording that broke off leaves
+    neither (torch 2.13)."""
+    torch.cuda.set_stream(before)
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)  # noqa: SLF001 - there is no public way
+    if end is not None:
+        with suppress(RuntimeError):
+            end(before.device_index, pool)
+
+
+class _Switch:
+    """Whether this process records searches."""
+
+    on = False
+
+
+def record_searches(on: bool) -> None:
+    """Whether the bodies of this process record their single queries from now on.
+
+    A recording takes a few milliseconds, once for each body and shape. Meanwhile CUDA refuses every call that waits for
+    the whole device (``torch.cuda.synchronize()``), in whatever thread of the process, so it is for the user to say
+    that there are none.
+    """
+    _Switch.on = on
+
+
+class Replays:
+    """Recordings of one body's single queries, by their shape. Used under the device's lock.
+
+    A search that cannot be recorded is not tried again, and goes the plain way.
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._seen: dict[Shape, int] = {}
+        self._kept: OrderedDict[Shape, _Recording] = OrderedDict()
+        self._works = True
+        self._recorded = 0
+
+    def run(self, shape: Shape, query: Any, device: Any, search: Callable[[Any], Any]) -> Any:
+        """``search(query)`` on the host: int64 (1, w); ``query`` float32 (1, columns) on the host or ``device``.
+
+        ``search`` computes the same from any query of that ``shape``.
+        """
+        if not (_Switch.on and self._works) or device.type != "cuda" or not self._warm(shape):
+            return search(query.to(device)).cpu()
+        recording = self._kept.get(shape)
+        if recording is None and self._recorded < _MOST_RECORDED:
+            recording = self._record(shape, int(query.shape[1]), device, search)
+        if recording is None:
+            return search(query.to(device)).cpu()
+        self._kept.move_to_end(shape)
+        return recording.run(query)
+
+    def clear(self) -> None:
+        """Drop all recordings with the memory that they hold."""
+        self._kept.clear()
+
+    def _warm(self, shape: Shape) -> bool:
+        if len(self._seen) > 64:
+            self._seen.clear()
+        self._seen[shape] = self._seen.get(shape, 0) + 1
+        return self._seen[shape] > _WARM
+
+    def _record(self, shape: Shape, columns: int, device: Any, search: Callable[[Any], Any]) -> _Recording | None:
+        try:
+            recording = _Recording(columns, device, search)
+        except RuntimeError as error:
+            self.clear()
+            if cause_of(error) == "out-of-memory":
+                raise
+            self._works = False
+            load_torch().cuda.current_stream(device).synchronize()  # raises if it was more than the recording
+            self._note(f"single queries are not recorded ({str(error).splitlines()[0][:200]}); each kernel is launched")
+            return None
+        self._recorded += 1
+        self._kept[shape] = recording
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return recording

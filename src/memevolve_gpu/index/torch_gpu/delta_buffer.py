@@ -1,0 +1,160 @@
+"""The newest rows of a store on the device of the index that they follow."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...errors import DeviceError
+from ...types import FloatArray, IntArray, Metric
+from ..base import NewerRows
+from ..bitmap import Allowed
+from .device_rows import GROUP, Resident, Space, padded_columns, padded_groups
+from .memory_accounting import Account, resident_bytes
+from .runtime import cause_of, host_tensor, load_torch
+from .search import LEAST_CANDIDATES, Search, columns, found_in_batches
+from .upload import Loaded
+
+__all__ = ["DeviceTail"]
+
+_LEAST_ROWS = 4096
+
+
+class DeviceTail:
+    """Rows as they come: float16 proposes and float32 decides, as in a body. Used under the device's lock.
+
+    There is room for twice as many rows whenever it ends. Where the device has none, or float16 cannot hold a row in
+    the body's space, ``search`` answers None from then on: the host scans the tail until there is a new body.
+    """
+
+    def __init__(
+        self,
+        newer: NewerRows,
+        metric: Metric,
+        space: Space,
+        beside: Loaded,
+        account: Account,
+        note: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            newer: the rows.
+            metric: of the store.
+            space: of the body.
+            beside: what the body holds.
+            account: of its device.
+            note: is told why the device does not take the rows.
+        """
+        self.newer = newer
+        self._metric: Metric = metric
+        self._space = space
+        self._beside = beside
+        self._account = account
+        self._note = note
+        self._rows: Resident | None = None
+        self._giving: Callable[[], object] = _nothing
+        self._n = self._room = 0
+        self._masked: tuple[Allowed, int, Resident] | None = None
+        self._refused = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        rows = self._rows
+        return 0 if rows is None else rows.nbytes
+
+    def search(
+        self, n: int, queries: Any, k: int, allowed: Allowed | None, batch: int
+    ) -> tuple[FloatArray, IntArray] | None:
+        """The k nearest of the first ``n`` rows, those that ``allowed`` (over n rows) does not name left out.
+
+        distances float32 (nq, k), positions int64 (nq, k), +inf and -1 where there are fewer; at most ``batch`` queries
+        at once.
+        """
+        rows = self._up_to(n)
+        if rows is None:
+            return None
+        rows = self._shown(rows, n, allowed)
+        want = max(2 * k, LEAST_CANDIDATES)
+        search = Search(
+            rows, self._beside.device, self._beside.operations, None, self._account, self._metric == "cosine"
+        )
+        distances, positions = found_in_batches(search, queries, want, batch)
+        if distances is None:  # rows in float32 are always there
+            raise DeviceError("the tail on the device has no float32 rows")
+        return columns(distances, positions, k)
+
+    def _up_to(self, n: int) -> Resident | None:
+        """The rows with at least the first ``n`` in them."""
+        try:
+            if n > self._room and not self._refused:
+                self._grow(n)
+            for block in self.newer.blocks(self._n, n) if n > self._n else ():
+                if not self._refused:
+                    self._put(block)
+        except (RuntimeError, MemoryError) as error:
+            if cause_of(error) not in {"out-of-memory", "limit"}:
+                self._drop()  # of the last rows some part may lie there, seen by whoever looks for the rows before them
+                raise
+            self._refuse(str(error).splitlines()[0])
+        return None if self._refused else self._rows
+
+    def _grow(self, n: int) -> None:
+        dim, old = len(self._space.centre), self._rows
+        room = max(_LEAST_ROWS, 2 * n)
+        amount = resident_bytes(room, dim, "float32", full=True)
+        self._account.take(amount, f"{n} new rows")
+        giving = weakref.finalize(self, self._account.give, amount)
+        try:
+            shape = (room, dim, padded_groups(-(-room // GROUP)))
+            metric: Metric = "ip" if self._metric == "ip" else "l2"
+            rows = Resident.empty(metric, self._space, shape, self._beside.device, full=True)
+            if old is not None:
+                rows.take_over(old, load_torch().arange(old.groups, device=self._beside.device))
+        except (RuntimeError, MemoryError):
+            giving()
+            raise
+        self._rows, self._room, self._masked = rows, room, None
+        self._giving()
+        self._giving = giving
+
+    def _put(self, block: FloatArray) -> None:
+        if self._rows is None or not self._space.holds(block):
+            self._refuse("new rows lie too far from the others for float16")
+            return
+        device, start = self._beside.device, self._n
+        places = load_torch().arange(start, start + len(block), device=device)
+        entered = self._space.enter(block, padded_columns(block.shape[1]), device)
+        self._rows.put(start, entered, places, None, host_tensor(block).to(device))
+        self._n = start + len(block)
+
+    def _refuse(self, why: str) -> None:
+        self._refused = True
+        self._drop()
+        self._note(f"the host scans the newest rows ({why})")
+
+    def _drop(self) -> None:
+        self._rows = self._masked = None
+        self._n = self._room = 0
+        self._giving()
+        self._giving = _nothing
+
+    def _shown(self, rows: Resident, n: int, allowed: Allowed | None) -> Resident:
+        """The first ``n`` rows that are allowed; what an older view does not know yet is hidden from it."""
+        if allowed is None and n == self._n:
+            return rows
+        if self._masked is not None and self._masked[0] is allowed and self._masked[1] == n:
+            return self._masked[2]
+        shown = np.zeros(self._room, np.bool_)
+        shown[:n] = True if allowed is None else allowed.rows
+        own = rows.only(host_tensor(shown).to(self._beside.device))
+        if allowed is not None:
+            self._masked = (allowed, n, own)
+        return own
+
+
+def _nothing() -> None:
+    """There is nothing to give back."""

@@ -1,0 +1,298 @@
+"""Rows on the device: their quantisation, padding and groups, and the queries that scan them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ...types import FloatArray, Metric, Precision
+from ..vector_table import VectorTable
+from .runtime import Turn, host_tensor, load_torch
+
+__all__ = [
+    "BLOCK_GROUPS",
+    "GROUP",
+    "Queries",
+    "Resident",
+    "Space",
+    "blocks_of",
+    "measured_space",
+    "padded_columns",
+    "padded_groups",
+    "span_columns",
+    "tile_columns",
+]
+
+GROUP = 32
+"""Rows of which a scan keeps one number, the best of their scores. The k best rows of all lie in the k groups with the
+best such numbers, so a scan writes 4 bytes per 32 rows and query instead of 128, and what it read is never sorted."""
+BLOCK_GROUPS = 8
+"""The number of groups is a multiple of this, so that no kernel needs to ask where the rows end."""
+
+
+def padded_columns(dim: int) -> int:
+    """Columns of a row on the device: a multiple of 16 (aligned, and what matrix units want), 32 from 128 on, 64 from
+    512 on, so that :func:`tile_columns` stays wide."""
+    step = 16 if dim < 128 else 32 if dim < 512 else 64
+    return -(-dim // step) * step
+
+
+def tile_columns(columns: int, most: int = 128) -> int:
+    """The widest power of two up to ``most`` that divides ``columns``."""
+    return min(most, columns & -columns)
+
+
+def span_columns(columns: int, most: int = 512) -> int:
+    """The widest multiple of :func:`tile_columns` up to ``most`` that divides ``columns``: a kernel holds so many of a
+    row's columns in registers. Twice as many spilled from 1,536 columns on (looked up in compiled kernels, sm_90).
+    """
+    tile = tile_columns(columns)
+    return max(step for step in range(tile, max(tile, most) + 1, tile) if columns % step == 0)
+
+
+def padded_groups(groups: int) -> int:
+    """``groups`` rounded up to whole blocks, at least one."""
+    return max(1, -(-groups // BLOCK_GROUPS)) * BLOCK_GROUPS
+
+
+_BLOCK_BYTES = 32 << 20
+_TYPICAL_NORM = 16.0
+_LARGEST = 2.0**14
+_FARTHEST = 128
+"""So many times its own width a new cluster of rows, as wide as that of usual ones, may lie away. float16 rounds rows
+by their length: in 8 to 1,024 dimensions recall@10 among 2,000 such rows was 1.0 up to 256 times, 0.92 to 1.0 at 400,
+and 0.34 (384 dimensions) at 1,000 times."""
+_CENTRE_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """How vectors become what the device holds: ``(vector - centre) * scale``, in float16.
+
+    Moving the origin changes no squared distance and moves all dot products of a query alike, so the order of rows
+    stays. Around their median, in units in which a usual row has length 16 and no component exceeds 2**14, float16's
+    11 significant bits serve vectors of any size and any place.
+    """
+
+    centre: FloatArray
+    scale: float
+    farthest: float = _FARTHEST * _TYPICAL_NORM
+    """The length here of the longest row that is taken although the space was not made for it."""
+
+    @classmethod
+    def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Space:
+        """For rows like ``sample`` (m, dim) whose columns lie between ``least`` and ``most`` (dim,)."""
+        rows = sample[:: max(1, len(sample) // _CENTRE_ROWS)]
+        centre = np.median(rows, axis=0).astype(np.float32) if centred and len(rows) else np.zeros_like(least)
+        norms = np.linalg.norm((rows - centre).astype(np.float64), axis=1) if len(rows) else np.zeros(1)
+        norm, long = (float(one) for one in np.quantile(norms, (0.5, 0.9)))
+        reach = float(np.maximum(most - centre, centre - least).max(initial=0.0))
+        scale = min(
+            _TYPICAL_NORM / norm if norm > 0 else np.inf,
+            _LARGEST / reach if reach > 0 else np.inf,
+        )
+        scale = float(np.float32(scale)) if np.isfinite(scale) else 1.0
+        return cls(centre, scale, scale * max(_FARTHEST * norm, 2 * long) or _FARTHEST * _TYPICAL_NORM)
+
+    def holds(self, vectors: FloatArray) -> bool:
+        """Does float16 tell ``vectors`` (m, dim) from each other here, which the space was not made for?"""
+        far = vectors - self.centre
+        longest = float(np.einsum("ij,ij->i", far, far, dtype=np.float64).max(initial=0.0)) ** 0.5
+        reach = float(np.abs(far, out=far).max(initial=0.0))
+        return longest * self.scale <= self.farthest and reach * self.scale <= 2 * _LARGEST
+
+    def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
+        """``vectors`` (m, dim) on the device: float32 (m, columns)."""
+        torch = load_torch()
+        rows = host_tensor(vectors).to(device)
+        rows = rows.sub(host_tensor(self.centre).to(device)).mul_(self.scale)
+        return torch.nn.functional.pad(rows, (0, columns - rows.shape[1]))
+
+
+def blocks_of(table: VectorTable, first: int = 0) -> Iterator[tuple[int, FloatArray]]:
+    """The rows from ``first`` on in blocks of 32 MB with the position of the first."""
+    step = max(1024, _BLOCK_BYTES // (4 * table.dim))
+    for start in range(first, table.n, step):
+        yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
+
+
+def measured_space(table: VectorTable, precision: Precision, device: Any, turn: Turn) -> Space:
+    """The space of a table's rows; around the origin for int8, whose codes are of the rows as they are."""
+    least = np.full(table.dim, np.inf, np.float32)
+    most = np.full(table.dim, -np.inf, np.float32)
+    for _, block in blocks_of(table):
+        with turn:
+            rows = host_tensor(block).to(device)
+            np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
+            np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
+    step = max(1, table.n // 1024)
+    sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
+    return Space.around(sample, least, most, centred=precision != "int8")
+
+
+_LARGEST_QUERY = 1024.0
+_SLICE = 1 << 20
+"""Rows at a time where a step takes some bytes for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Queries on the device: ``wide`` float32 (nq, columns), in the rows' space, with their factor float32 (nq,).
+
+    A row's score is ``bias - factor * dot``. ``raw`` float32 (nq, dim) is what was given; None for one query.
+    """
+
+    raw: Any
+    wide: Any
+    factor: Any
+
+    @classmethod
+    def prepare(cls, raw: Any, rows: Resident) -> Queries:
+        """``raw`` float32 (nq, dim) on the device of ``rows``."""
+        torch = load_torch()
+        wide = raw if rows.metric == "ip" else raw.sub(rows.centre).mul_(rows.scale)
+        if rows.columns != raw.shape[1]:
+            wide = torch.nn.functional.pad(wide, (0, rows.columns - raw.shape[1]))
+        return cls.entered(raw, wide.contiguous(), rows)
+
+    @classmethod
+    def entered(cls, raw: Any, wide: Any, rows: Resident) -> Queries:
+        """``wide`` as :meth:`Resident.entered` gives it, on the device."""
+        torch = load_torch()
+        factor = 1.0 if rows.metric == "ip" else 2.0
+        return cls(raw, wide, torch.full((len(wide),), factor, dtype=torch.float32, device=wide.device))
+
+    def narrow(self) -> tuple[Any, Any]:
+        """The queries in float16 (nq, columns), stretched to use its range, with the factors that undo it."""
+        torch = load_torch()
+        stretch = _LARGEST_QUERY / self.wide.abs().amax(1).clamp_min_(1e-30)
+        return (self.wide * stretch[:, None]).to(torch.float16), self.factor / stretch
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """n rows on a device in padded groups of 32.
+
+    x float16 or int8 (32 * groups, columns); scales float32 (32 * groups,) for int8, else empty; bias float32
+    (32 * groups,), +inf in padding; living, the same with +inf for rows that died (see
+    :class:`~.device_masks.Tombstones`); order int32 (32 * groups,), the position of each row, -1 in padding; places
+    int32 (n,), where each position lies, or
+    None where that is the position itself; full float32 (n, dim) by position, or None; centre float32 (dim,).
+    """
+
+    metric: Metric
+    x: Any
+    scales: Any
+    bias: Any
+    living: Any
+    order: Any
+    places: Any
+    full: Any
+    centre: Any
+    scale: float
+
+    @classmethod
+    def empty(cls, metric: Metric, space: Space, shape: tuple[int, int, int], device: Any, **kinds: bool) -> Resident:
+        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, ``full`` for float32 rows beside it, ``listed`` for
+        rows in another order than that of their positions.
+        """
+        torch = load_torch()
+        n, dim, groups = shape
+        rows, columns, int8 = groups * GROUP, padded_columns(dim), kinds.get("int8")
+        return cls(
+            metric,
+            torch.zeros((rows, columns), dtype=torch.int8 if int8 else torch.float16, device=device),
+            torch.zeros(rows if int8 else 0, dtype=torch.float32, device=device),
+            torch.full((rows,), float("inf"), dtype=torch.float32, device=device),
+            torch.full((rows,), float("inf"), dtype=torch.float32, device=device),
+            torch.full((rows,), -1, dtype=torch.int32, device=device),
+            torch.zeros(n, dtype=torch.int32, device=device) if kinds.get("listed") else None,
+            torch.zeros((n, dim), dtype=torch.float32, device=device) if kinds.get("full") else None,
+            host_tensor(space.centre).to(device),
+            space.scale,
+        )
+
+    @property
+    def columns(self) -> int:
+        """Columns of a row, padding included."""
+        return int(self.x.shape[1])
+
+    @property
+    def groups(self) -> int:
+        """Groups of 32 rows, padding included."""
+        return int(self.x.shape[0]) // GROUP
+
+    def entered(self, query: FloatArray, space: Space) -> FloatArray:
+        """One query, float32 (1, dim) on the host, as a scan wants it: float32 (1, columns), on the host."""
+        wide = np.zeros((1, self.columns), np.float32)
+        own = wide[:, : query.shape[1]]
+        if self.metric == "ip":
+            own[:] = query
+        else:
+            np.subtract(query, space.centre, out=own)
+            own *= np.float32(space.scale)
+        return wide
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        own = (self.x, self.scales, self.bias, self.living, self.order, self.places, self.full, self.centre)
+        return sum(int(one.numel() * one.element_size()) for one in own if one is not None)
+
+    def put(self, start: int, block: Any, places: Any, codes: tuple[Any, Any] | None, vectors: Any) -> None:
+        """Fill in rows ``start`` and following at ``places`` int64 (m,).
+
+        block float32 (m, columns) as :meth:`Space.enter` gives them; codes: int8 rows and scales, for int8;
+        vectors float32 (m, dim), kept when there is room for them.
+        """
+        torch = load_torch()
+        if codes is None:
+            narrow = block.to(torch.float16)
+            self.x.index_copy_(0, places, narrow)
+            block = narrow.to(torch.float32)
+        else:
+            self.x.index_copy_(0, places, torch.nn.functional.pad(codes[0], (0, self.columns - codes[0].shape[1])))
+            self.scales.index_copy_(0, places, codes[1] * self.scale)
+        bias = (
+            torch.zeros(len(places), dtype=torch.float32, device=self.x.device)
+            if self.metric == "ip"
+            else block.square().sum(1)
+        )
+        self.bias.index_copy_(0, places, bias)
+        self.living.index_copy_(0, places, bias)
+        if self.places is not None:
+            self.places[start : start + len(places)] = places
+        positions = torch.arange(start, start + len(places), dtype=torch.int32, device=self.x.device)
+        self.order.index_copy_(0, places, positions)
+        if self.full is not None:
+            self.full[start : start + len(places)] = vectors
+
+    def take_over(self, old: Resident, moved: Any) -> None:
+        """Fill in the rows of ``old``, all of them alive: its group i goes to ``moved[i]``, rows stay in their groups.
+
+        moved int64 (groups in use,).
+        """
+        torch = load_torch()
+        used = len(moved)
+        for name in ("x", "scales", "bias", "order"):
+            to, of = getattr(self, name), getattr(old, name)
+            if of.numel():
+                to.view(self.groups, -1).index_copy_(0, moved, of.view(old.groups, -1)[:used])
+        self.living.copy_(self.bias)
+        if old.places is not None:
+            group = torch.div(old.places, GROUP, rounding_mode="floor")
+            self.places[: len(group)] = moved[group.long()] * GROUP + old.places % GROUP
+        if old.full is not None and self.full is not None:
+            self.full[: len(old.full)] = old.full
+
+    def only(self, allowed: Any) -> Resident:
+        """The same rows with those hidden that ``allowed`` bool (n,) on the device does not name."""
+        bias = self.bias.clone()
+        for start in range(0, len(bias), _SLICE):
+            some = slice(start, start + _SLICE)
+            shown = allowed.index_select(0, self.order[some].clamp_min(0))
+            bias[some].masked_fill_(~shown, float("inf"))
+        return replace(self, bias=bias)

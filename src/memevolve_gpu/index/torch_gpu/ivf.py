@@ -1,0 +1,196 @@
+"""Inverted lists on the device: trained there, laid out list after list, and read for many queries at once."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import EngineError
+from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ..base import Arrays, BuildJob
+from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
+from ..vector_table import VectorTable
+from .device_rows import GROUP, Space, blocks_of, measured_space, padded_columns, padded_groups
+from .failover import building
+from .index import TorchBody
+from .kernel_ops import Operations
+from .kmeans import norms_of, train
+from .memory_accounting import account_of
+from .runtime import load_torch, open_device, turn_on
+from .search import part
+from .upload import Layout, Loaded
+
+__all__ = ["TorchIVFBody"]
+
+_ENTER_ROWS = 16_384
+_LARGEST = 60_000.0
+_WHOLE = 0.5
+"""Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
+most twice as much, and a batch is to answer as its queries do one by one."""
+
+
+class TorchIVFBody(TorchBody):
+    """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them."""
+
+    kind: ClassVar[str] = "ivf"
+
+    def __init__(
+        self,
+        plan: IndexPlan,
+        metric: Metric,
+        rows: Rows,
+        table: VectorTable,
+        space: Space,
+        centroids: FloatArray,
+        assignment: npt.NDArray[np.int32],
+    ) -> None:
+        """``centroids`` float32 (nlist, dim), as vectors are given; ``assignment`` int32 (n,), each row's list."""
+        super().__init__(plan, metric, rows, table, space)
+        self.centroids = centroids
+        self._assignment = assignment
+        self._sizes = np.bincount(assignment, minlength=len(centroids)).astype(np.int64)
+
+    @classmethod
+    def build(cls, job: BuildJob) -> TorchIVFBody:
+        """Train k-means on a sample, assign the rows, and bring them to the device list by list.
+
+        Raises:
+            DeviceError: the device refuses.
+            EngineError: fewer training vectors than lists, or than 16.
+        """
+        plan = job.plan
+        if not 1 <= plan.nlist <= len(job.source):
+            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
+        table = job.table()
+        with building(plan.device):
+            turn = turn_on(plan.device)
+            with turn:
+                device = open_device(plan.device)
+            space = measured_space(table, plan.precision, device, turn)
+            centroids = job.like.centroids if isinstance(job.like, TorchIVFBody) else _trained(job, space, device, turn)
+            assignment = _assigned(table, space, centroids, device, turn)
+            body = cls(plan, job.metric, job.rows, table, space, centroids, assignment)
+            body._load(lambda fraction: job.progress("add", fraction))
+        return body
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFBody:
+        rows = cls._rows_of(parts)
+        table = cls._table_of(metric, rows, parts)
+        centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
+        assignment = part(parts, "assignment", np.int64, (table.n,))
+        if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
+            raise EngineError("the lists make no sense; rebuild the index")
+        space = cls._space_of(parts, table.dim)
+        body = cls(plan, metric, rows, table, space, centroids, assignment.astype(np.int32))
+        body._load_or_remark()
+        return body
+
+    @property
+    def nlist(self) -> int:
+        return len(self.centroids)
+
+    @property
+    def list_sizes(self) -> list[int]:
+        sizes: list[int] = self._sizes.tolist()
+        return sizes
+
+    def _engine_parts(self) -> Arrays:
+        return super()._engine_parts() | {
+            "centroids": self.centroids,
+            "assignment": self._assignment.astype(np.int64),
+        }
+
+    def _engine_bytes(self) -> int:
+        return super()._engine_bytes() + self.centroids.nbytes + self._assignment.nbytes + self._sizes.nbytes
+
+    def _layout(self, device: Any) -> Layout:
+        with turn_on(self.plan.device):
+            centroids = self._space.enter(self.centroids, padded_columns(self.dim), device)
+        return _listed(self._assignment, np.zeros_like(self._sizes), centroids)
+
+    def _longer(
+        self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: Loaded
+    ) -> tuple[TorchIVFBody, Layout]:
+        new, turn = VectorTable(vectors, self.metric), turn_on(plan.device)
+        assigned = _assigned(new, self._space, self.centroids, held.device, turn)
+        assignment = np.concatenate([self._assignment, assigned])
+        body = TorchIVFBody(plan, self.metric, rows, table, self._space, self.centroids, assignment)
+        return body, _listed(assignment, self._sizes, held.centroids)
+
+    def _lists_to_probe(self, effort: Effort) -> int:
+        nprobe = effort.nprobe or self.nlist
+        return 0 if nprobe > _WHOLE * self.nlist else nprobe
+
+    def _wider(self, nprobe: int) -> int:
+        return 0 if 2 * nprobe > _WHOLE * self.nlist else 2 * nprobe
+
+
+def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -> Layout:
+    """Rows list after list, each list from a group of its own on.
+
+    Args:
+        assignment: int32 (n,), the list of each row.
+        held: int64 (nlist,), how many of the first rows lie in each list already.
+        centroids: on the device.
+    """
+    kept, sizes = int(held.sum()), np.bincount(assignment, minlength=len(held))
+    groups, held_groups = -(-sizes // GROUP), -(-held // GROUP)
+    first_group, held_first = np.cumsum(groups) - groups, np.cumsum(held_groups) - held_groups
+    moved = np.arange(int(held_groups.sum())) + np.repeat(first_group - held_first, held_groups)
+    order = np.argsort(assignment[kept:], kind="stable")
+    own, more = assignment[kept:][order], sizes - held
+    target = np.empty(len(own), np.int64)
+    target[order] = (first_group * GROUP + held)[own] + np.arange(len(own)) - (np.cumsum(more) - more)[own]
+
+    def places(start: int, stop: int) -> IntArray:
+        return target[start - kept : stop - kept]
+
+    return Layout(padded_groups(int(groups.sum())), places, groups.tolist(), centroids, kept, moved)
+
+
+def _trained(job: BuildJob, space: Space, device: Any, turn: AbstractContextManager[Any]) -> FloatArray:
+    """Centroids float32 (nlist, dim) of a sample, as vectors are given."""
+    nlist = job.plan.nlist
+    job.progress("train", 0.0)
+    sample = training_sample(job.source, max(CODE_TRAINING_POINTS, POINTS_PER_LIST * nlist), job.seed)
+    operations, size = Operations(device, lambda _: None), 2 * len(sample) * padded_columns(sample.shape[1])
+    with account_of(job.plan.device).scratch(size, "training"):
+        with turn:
+            x = _narrow(space, sample, device)
+        found = train(
+            x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f), turn=turn
+        )
+        del x
+    with turn:
+        own: FloatArray = found[:, : sample.shape[1]].cpu().numpy()
+    return np.ascontiguousarray(own / np.float32(space.scale) + space.centre, dtype=np.float32)
+
+
+def _assigned(
+    table: VectorTable, space: Space, centroids: FloatArray, device: Any, turn: AbstractContextManager[Any]
+) -> npt.NDArray[np.int32]:
+    """The list of each row."""
+    operations = Operations(device, lambda _: None)
+    with turn:
+        narrow = _narrow(space, centroids, device)
+        norms = norms_of(narrow)
+    found = np.empty(table.n, np.int32)
+    for start, block in blocks_of(table):
+        with turn:
+            labels, _ = operations.assign(_narrow(space, block, device), narrow, norms)
+            found[start : start + len(block)] = labels.cpu().numpy()
+    return found
+
+
+def _narrow(space: Space, vectors: FloatArray, device: Any) -> Any:
+    """float16 (m, columns) on the device; what a training vector has beyond float16's range is cut."""
+    torch, columns = load_torch(), padded_columns(vectors.shape[1])
+    narrow = torch.empty((len(vectors), columns), dtype=torch.float16, device=device)
+    for start in range(0, len(vectors), _ENTER_ROWS):
+        wide = space.enter(vectors[start : start + _ENTER_ROWS], columns, device)
+        narrow[start : start + _ENTER_ROWS] = wide.clamp_(-_LARGEST, _LARGEST)
+    return narrow

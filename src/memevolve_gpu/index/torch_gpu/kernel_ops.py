@@ -1,0 +1,425 @@
+"""Kernel operations: Triton where it runs, torch reference implementations elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from .device_rows import BLOCK_GROUPS, GROUP, span_columns, tile_columns
+from .runtime import cause_of, host_tensor, kernel_errors, load_torch, triton_kernels
+
+__all__ = ["ListWork", "Lists", "Operations", "assign", "list_minima", "locate", "minima", "rescore", "sum_lists"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Where the inverted lists lie: list i holds groups ``start[i]`` up to ``start[i + 1]`` (int64, on the device).
+
+    ``widest[p]`` is the number of groups in the p largest lists, known on the host.
+    """
+
+    start: Any
+    widest: tuple[int, ...]
+
+    @classmethod
+    def of(cls, groups: list[int], device: Any) -> Lists:
+        """Lists of ``groups`` each."""
+        start = host_tensor(np.cumsum([0, *groups], dtype=np.int64))
+        widest = [0]
+        for size in sorted(groups, reverse=True):
+            widest.append(widest[-1] + size)
+        return cls(start.to(device), tuple(widest))
+
+    @property
+    def nlist(self) -> int:
+        """How many."""
+        return len(self.widest) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ListWork:
+    """nq queries that probe ``nprobe`` of ``nlist`` lists each.
+
+    probed int64 (nq, nprobe); ends int64 (nq, nprobe): the column after each probed list's groups in a query's row of
+    minima; columns int64 (nq, nprobe): the first such column; width: columns of that row, enough for any query;
+    pairs int64 (nq * nprobe,): query * nprobe + place in ``probed``, list after list; first_pair int64 (nlist + 1,):
+    where each list's pairs begin; list_start as in :class:`Lists`.
+    """
+
+    nlist: int
+    nprobe: int
+    width: int
+    probed: Any
+    ends: Any
+    columns: Any
+    pairs: Any
+    first_pair: Any
+    list_start: Any
+
+    @classmethod
+    def of(cls, lists: Lists, probed: Any) -> ListWork:
+        """For ``probed`` int64 (nq, nprobe), no list twice in a row."""
+        torch = load_torch()
+        sizes = lists.start.diff()[probed]
+        ends = sizes.cumsum(1)
+        ordered = torch.sort(probed.flatten(), stable=True)
+        bounds = torch.arange(lists.nlist + 1, device=probed.device)
+        first = torch.searchsorted(ordered.values, bounds)
+        nprobe = int(probed.shape[1])
+        width = -(-lists.widest[nprobe] // BLOCK_GROUPS) * BLOCK_GROUPS
+        return cls(lists.nlist, nprobe, width, probed, ends, ends - sizes, ordered.indices, first, lists.start)
+
+    def groups_at(self, columns: Any) -> Any:
+        """The groups int64 (nq, w) behind ``columns`` int64 (nq, w) of the minima."""
+        torch = load_torch()
+        place = torch.searchsorted(self.ends, columns, right=True).clamp_max(self.nprobe - 1)
+        within = columns - self.columns.gather(1, place)
+        return self.list_start[self.probed.gather(1, place)] + within
+
+    def tiles(self, block_q: int, block_groups: int = BLOCK_GROUPS) -> tuple[Any, Any, Any]:
+        """Cut the work into pieces of ``block_q`` pairs and ``block_groups`` groups.
+
+        Returns:
+            (work_list, work_start, tiles): the list of each piece int32 (pieces,), ``nlist`` for surplus pieces; the
+            first piece of each list, and its pairs in units of ``block_q``, int64 (nlist,).
+        """
+        torch = load_torch()
+        tiles = (self.first_pair.diff() + block_q - 1) // block_q
+        blocks = (self.list_start.diff() + block_groups - 1) // block_groups
+        ends = (tiles * blocks).cumsum(0)
+        alone = len(self.probed) == 1  # then there is no need to wait for the device: no query has more
+        total = self.width // block_groups + self.nprobe if alone else int(ends[-1].item())
+        pieces = torch.arange(total, device=ends.device)
+        return torch.searchsorted(ends, pieces, right=True).to(torch.int32), ends - tiles * blocks, tiles
+
+
+_TILE = 1 << 24
+"""Numbers held at a time."""
+
+
+def minima(rows: Any, q: Any, factor: Any) -> Any:
+    """The best score of each group: float32 (nq, groups).
+
+    rows: a :class:`~.device_rows.Resident`; q float32 or float16 (nq, columns); factor float32 (nq,).
+    """
+    torch = load_torch()
+    out = torch.empty((len(q), rows.groups), dtype=torch.float32, device=q.device)
+    for some in _pieces(0, rows.groups, max(len(q), rows.columns)):
+        out[:, some] = _best_in(rows, some, q, factor)
+    return out
+
+
+def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+    """The scores of all rows of ``chosen`` groups int64 (nq, w): float32 (nq, 32 * w), +inf for group -1."""
+    torch = load_torch()
+    nq, width = chosen.shape
+    out = torch.empty((nq, width, GROUP), dtype=torch.float32, device=q.device)
+    x, bias = rows.x.unflatten(0, (-1, GROUP)), rows.bias.unflatten(0, (-1, GROUP))
+    step = max(1, _TILE // max(1, width * GROUP * rows.columns))
+    for start in range(0, nq, step):
+        some = slice(start, start + step)
+        at = chosen[some].clamp_min(0)
+        dots = (x[at].to(torch.float32) * q[some, None, None].to(torch.float32)).sum(3)
+        if rows.scales.numel():
+            dots *= rows.scales.unflatten(0, (-1, GROUP))[at]
+        scores = bias[at] - factor[some, None, None] * dots
+        out[some] = scores.masked_fill((chosen[some] < 0)[..., None], float("inf"))
+    return out.flatten(1)
+
+
+def locate(rows: Any, groups: Any, near: Any) -> Any:
+    """Positions int64 (nq, w) of the rows ``near`` names by their scores: ``values`` and ``indices`` (nq, w) into the
+    rows of ``groups`` int64 (nq, any); -1 where the score is +inf.
+    """
+    row = groups.gather(1, near.indices // GROUP).clamp_min(0) * GROUP + near.indices % GROUP
+    return rows.order[row].long().masked_fill(near.values.isinf(), -1)
+
+
+def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
+    """The best score of each group of each probed list, in the columns of ``work``; +inf where there is none."""
+    torch = load_torch()
+    out = torch.full((len(q), work.width), float("inf"), dtype=torch.float32, device=q.device)
+    starts, first = work.list_start.tolist(), work.first_pair.tolist()
+    for place in range(work.nlist):
+        size = starts[place + 1] - starts[place]
+        pairs = work.pairs[first[place] : first[place + 1]]
+        if size == 0 or len(pairs) == 0:
+            continue
+        asking = pairs // work.nprobe
+        for some in _pieces(starts[place], starts[place + 1], max(len(pairs), rows.columns)):
+            within = torch.arange(some.start - starts[place], some.stop - starts[place], device=q.device)
+            column = work.columns.flatten()[pairs][:, None] + within
+            out[asking[:, None], column] = _best_in(rows, some, q[asking], factor[asking])
+    return out
+
+
+def assign(x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
+    """The nearest centroid of each row, the first of equals: int32 (m,), and |c|^2 - 2 x.c: float32 (m,).
+
+    x and centroids float16 (m, columns) and (nlist, columns); norms float32 (nlist,).
+    """
+    torch = load_torch()
+    labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
+    scores = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    wide, step = centroids.to(torch.float32).T, max(1, _TILE // max(len(centroids), x.shape[1]))
+    for start in range(0, len(x), step):
+        least = torch.min(norms - 2 * (x[start : start + step].to(torch.float32) @ wide), 1)
+        scores[start : start + step], labels[start : start + step] = least.values, least.indices.to(torch.int32)
+    return labels, scores
+
+
+def sum_lists(x: Any, order: Any, starts: Any) -> Any:
+    """The sum of each list's rows, float32 (nlist, columns): list i holds rows ``order[starts[i]:starts[i + 1]]``."""
+    torch = load_torch()
+    nlist = len(starts) - 1
+    out = torch.zeros((nlist, x.shape[1]), dtype=torch.float32, device=x.device)
+    owner = torch.repeat_interleave(torch.arange(nlist, device=x.device), starts.diff())
+    step = max(1, _TILE // x.shape[1])
+    for start in range(0, len(owner), step):
+        some = slice(start, start + step)
+        out.index_add_(0, owner[some], x[order[some]].to(torch.float32))
+    return out
+
+
+def _pieces(start: int, stop: int, wide: int) -> Iterator[slice]:
+    """Groups ``start`` to ``stop`` (exclusive), so many at a time that their rows times ``wide`` numbers fit a tile."""
+    step = max(1, _TILE // (GROUP * wide))
+    for first in range(start, stop, step):
+        yield slice(first, min(first + step, stop))
+
+
+def _best_in(rows: Any, groups: slice, q: Any, factor: Any) -> Any:
+    """The best score of each of these groups, float32 (nq, groups)."""
+    some = slice(groups.start * GROUP, groups.stop * GROUP)
+    return _scores(rows, some, q, factor).unflatten(1, (-1, GROUP)).amin(2)
+
+
+def _scores(rows: Any, some: slice, q: Any, factor: Any) -> Any:
+    """Scores float32 (nq, m) of the rows in ``some``."""
+    torch = load_torch()
+    dots = q.to(torch.float32) @ rows.x[some].to(torch.float32).T
+    if rows.scales.numel():
+        dots *= rows.scales[some]
+    return rows.bias[some] - factor[:, None] * dots
+
+
+T = TypeVar("T")
+
+_ONE_GROUPS = 2
+_MANY_GROUPS = 4
+_LIST_GROUPS = 4
+_ASSIGN_ROWS, _ASSIGN_CENTROIDS = 128, 128
+_SUM_ROWS = 32
+_LOCATED = 1024
+
+
+class Operations:
+    """The steps of a search and of training on one device; arguments and results as in :mod:`.kernel_ops`.
+
+    A kernel that cannot be compiled or launched is not tried again: its reference answers, on the same device, and
+    ``note`` is told once. Running out of memory and losing the device are not the kernel's fault and are raised.
+    """
+
+    def __init__(self, device: Any, note: Callable[[str], None], kernels: Any = None) -> None:
+        """``kernels``: those of :func:`.kernels.load` for a device that would not use them by itself."""
+        self._kernels, why = (kernels, "") if kernels is not None else triton_kernels(device)
+        self._note = note
+        self._broken: set[str] = set()
+        if why and device.type == "cuda":
+            note(why)
+
+    def minima(self, rows: Any, q: Any, factor: Any) -> Any:
+        """The best score of each group; a kernel of its own for one query in float32."""
+        return self._either(
+            "minima_one" if len(q) == 1 else "minima_many",
+            self._minima_one if len(q) == 1 else self._minima_many,
+            minima,
+            rows,
+            q,
+            factor,
+        )
+
+    def rescore(self, rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+        """The scores of all rows of the chosen groups."""
+        return self._either("rescore", self._rescore, rescore, rows, q, factor, chosen)
+
+    def locate(self, rows: Any, groups: Any, near: Any) -> Any:
+        """The positions of rows that were chosen by their scores."""
+        return self._either("locate", self._locate, locate, rows, groups, near)
+
+    def list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
+        """The best score of each group of the probed lists."""
+        return self._either("list_minima", self._list_minima, list_minima, rows, q, factor, work)
+
+    def assign(self, x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
+        """The nearest centroid of each row."""
+        return self._either("assign", self._assign, assign, x, centroids, norms)
+
+    def sum_lists(self, x: Any, order: Any, starts: Any) -> Any:
+        """The sum of each list's rows."""
+        return self._either("sum_lists", self._sum_lists, sum_lists, x, order, starts)
+
+    def _either(self, name: str, kernel: Callable[..., T], plain: Callable[..., T], *args: Any) -> T:
+        if self._kernels is None or name in self._broken:
+            return plain(*args)
+        try:
+            return kernel(*args)
+        except kernel_errors() as error:
+            if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
+                raise
+            self._broken.add(name)
+            text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            self._note(f"kernel {name} does not run here ({text}); torch's own operations answer")
+            return plain(*args)
+
+    def _minima_one(self, rows: Any, q: Any, factor: Any) -> Any:
+        out = _floats((1, rows.groups), q)
+        self._kernels.minima_one[(rows.groups // _ONE_GROUPS,)](
+            rows.x,
+            rows.scales,
+            rows.bias,
+            q,
+            factor,
+            out,
+            dim=rows.columns,
+            block_d=tile_columns(rows.columns),
+            span=span_columns(rows.columns),
+            block_g=_ONE_GROUPS,
+            scaled=rows.scales.numel() > 0,
+            num_warps=4,
+        )
+        return out
+
+    def _minima_many(self, rows: Any, q: Any, factor: Any) -> Any:
+        nq = len(q)
+        out = _floats((nq, rows.groups), q)
+        block_q = _queries_at_once(nq, 128)
+        self._kernels.minima_many[(rows.groups // _MANY_GROUPS * -(-nq // block_q),)](
+            rows.x,
+            rows.scales,
+            rows.bias,
+            q,
+            factor,
+            out,
+            rows.groups,
+            nq,
+            dim=rows.columns,
+            block_d=tile_columns(rows.columns, 64),
+            block_g=_MANY_GROUPS,
+            block_q=block_q,
+            scaled=rows.scales.numel() > 0,
+            num_warps=8 if block_q == 128 else 4,
+            num_stages=3,
+        )
+        return out
+
+    def _rescore(self, rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+        nq, width = chosen.shape
+        out = _floats((nq, width * 32), q)
+        self._kernels.rescore[(width, nq)](
+            rows.x,
+            rows.scales,
+            rows.bias,
+            q,
+            factor,
+            chosen,
+            out,
+            dim=rows.columns,
+            block_d=tile_columns(rows.columns),
+            span=span_columns(rows.columns),
+            scaled=rows.scales.numel() > 0,
+            num_warps=4,
+        )
+        return out
+
+    def _locate(self, rows: Any, groups: Any, near: Any) -> Any:
+        nq, count = near.indices.shape
+        out = load_torch().empty((nq, count), dtype=groups.dtype, device=groups.device)
+        block = max(16, min(_LOCATED, 1 << (count - 1).bit_length()))
+        self._kernels.locate[(nq, -(-count // block))](
+            groups,
+            near.indices,
+            near.values,
+            rows.order,
+            out,
+            groups.shape[1],
+            count,
+            block=block,
+            num_warps=1 if count <= 128 else 4,
+        )
+        return out
+
+    def _list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
+        torch = load_torch()
+        out = torch.full((len(q), work.width), float("inf"), dtype=torch.float32, device=q.device)
+        block_q = _queries_at_once(len(work.pairs) // work.nlist, 64)
+        work_list, work_start, tiles = work.tiles(block_q, _LIST_GROUPS)
+        if len(work_list):
+            self._kernels.list_minima[(len(work_list),)](
+                rows.x,
+                rows.scales,
+                rows.bias,
+                q,
+                factor,
+                out,
+                work_list,
+                work_start,
+                tiles,
+                work.first_pair,
+                work.pairs,
+                work.columns,
+                work.list_start,
+                work.nlist,
+                work.nprobe,
+                work.width,
+                dim=rows.columns,
+                block_d=tile_columns(rows.columns, 64),
+                block_g=_LIST_GROUPS,
+                block_q=block_q,
+                scaled=rows.scales.numel() > 0,
+                num_warps=4,
+                num_stages=3,
+            )
+        return out
+
+    def _assign(self, x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
+        torch = load_torch()
+        labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
+        scores = _floats((len(x),), x)
+        self._kernels.assign[(-(-len(x) // _ASSIGN_ROWS),)](
+            x,
+            centroids,
+            norms,
+            labels,
+            scores,
+            len(x),
+            len(centroids),
+            dim=x.shape[1],
+            block_d=tile_columns(x.shape[1], 64),
+            block_n=_ASSIGN_ROWS,
+            block_c=_ASSIGN_CENTROIDS,
+            num_warps=8,
+            num_stages=3,
+        )
+        return labels, scores
+
+    def _sum_lists(self, x: Any, order: Any, starts: Any) -> Any:
+        block_d = tile_columns(x.shape[1])
+        out = _floats((len(starts) - 1, x.shape[1]), x)
+        self._kernels.sum_lists[(len(starts) - 1, x.shape[1] // block_d)](
+            x, order, starts, out, dim=x.shape[1], block_d=block_d, block_r=_SUM_ROWS, num_warps=4
+        )
+        return out
+
+
+def _floats(shape: tuple[int, ...], like: Any) -> Any:
+    torch = load_torch()
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _queries_at_once(nq: int, most: int) -> int:
+    """A power of two from 16 (the least that matrix units take) to ``most``, near ``nq``."""
+    return min(most, max(16, 1 << max(0, nq - 1).bit_length()))

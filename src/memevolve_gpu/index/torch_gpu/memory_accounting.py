@@ -1,0 +1,103 @@
+"""Device memory: predicted before an index is built, counted while it lives, held below a limit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...errors import DeviceError
+from ...types import Precision
+from ...utils.forking import renew_in_child
+from .device_rows import GROUP, padded_columns, padded_groups
+
+__all__ = ["SCRATCH", "Account", "account_of", "bytes_in_groups", "predicted_bytes", "resident_bytes"]
+
+SCRATCH = 256 << 20
+"""Bytes that a search or a build takes beside the rows, at most; queries are cut into parts that keep to it."""
+_ROW_EXTRA = 12
+"""Bias, and bias of the living, float32; position, int32."""
+_PLACE = 4
+"""Where a row lies, int32; without lists it lies at its position."""
+_SMALL = 4096
+"""What an allocator rounds up, over all small tensors."""
+
+
+def resident_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0, full: bool = False) -> int:
+    """Bytes that stay on the device for ``count`` rows of ``dim`` columns.
+
+    float16 rows unless ``precision`` is int8, padded to a multiple of 16 columns and 32 rows (a list: half a group on
+    average); ``full``: float32 rows beside them, which decide there instead of on the host.
+    """
+    groups = padded_groups(-(-count // GROUP) + (nlist + 1) // 2)
+    return bytes_in_groups(groups, count, dim, precision, nlist=nlist, full=full) + _SMALL
+
+
+def bytes_in_groups(groups: int, count: int, dim: int, precision: Precision, *, nlist: int, full: bool) -> int:
+    """:func:`resident_bytes` once the number of ``groups`` is known, padding included."""
+    columns = padded_columns(dim)
+    row = columns * (1 if precision == "int8" else 2) + _ROW_EXTRA + (4 if precision == "int8" else 0)
+    lists = nlist * (4 * columns + 12) + (_PLACE * count if nlist else 0)
+    return groups * GROUP * row + (4 * count * dim if full else 0) + lists
+
+
+def predicted_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0, full: bool = False) -> int:
+    """:func:`resident_bytes` and the scratch of searches: what :class:`~....types.IndexPlan` calls ``device_bytes``.
+
+    A plan whose ``device_bytes`` reach this with ``full`` gets float32 rows on the device.
+    """
+    return resident_bytes(count, dim, precision, nlist=nlist, full=full) + SCRATCH
+
+
+class Account:
+    """What the bodies of this process hold on one device. ``limit`` in bytes may be set at any time; None: no limit."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.limit: int | None = None
+        self.used = 0
+        self._lock = threading.RLock()  # what is collected while it is held may give, too
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """In a forked child: a lock that nobody holds."""
+        self._lock = threading.RLock()
+
+    def take(self, amount: int, purpose: str) -> None:
+        """Count ``amount`` bytes as used.
+
+        Raises:
+            DeviceError: the limit would be passed; its cause is ``limit``.
+        """
+        with self._lock:
+            if self.limit is not None and self.used + amount > self.limit:
+                raise DeviceError(
+                    f"device {self.device}: {purpose} needs {amount >> 20} MB, {self.used >> 20} of {self.limit >> 20} "
+                    "MB are in use; raise gpu_memory_fraction or max_memory_mb, or free GPU memory",
+                    "limit",
+                )
+            self.used += amount
+
+    def give(self, amount: int) -> None:
+        """Count ``amount`` bytes as free again."""
+        with self._lock:
+            self.used -= amount
+
+    @contextmanager
+    def scratch(self, amount: int, purpose: str) -> Iterator[None]:
+        """``amount`` bytes for the time of the block."""
+        self.take(amount, purpose)
+        try:
+            yield
+        finally:
+            self.give(amount)
+
+
+_accounts: dict[str, Account] = {}
+_accounts_lock = threading.Lock()
+
+
+def account_of(device: str) -> Account:
+    """The account of ``device``, one for the whole process."""
+    with _accounts_lock:
+        return _accounts.setdefault(device, Account(device))

@@ -1,0 +1,330 @@
+"""The torch runtime: imports, device locks, transfers and error classification.
+
+Kernels of two searches would share the bandwidth anyway; this way buffers and recorded graphs are free to be reused,
+and scratch memory is that of one batch. A thread that the end of the interpreter stops inside torch ends the process
+with an abort, so the end of the process stops builds at their next step, waits for them, and takes all turns for good.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import DeviceError, EngineError
+from ...utils.vectors import as_tensor
+
+__all__ = [
+    "Cause",
+    "Turn",
+    "begun_build",
+    "cause_of",
+    "current",
+    "device_errors",
+    "device_tensor",
+    "forked",
+    "host_tensor",
+    "kernel_errors",
+    "load_torch",
+    "open_device",
+    "settled",
+    "triton_kernels",
+    "turn_on",
+]
+
+Cause = Literal["out-of-memory", "device-lost", "device-error", "fork", "limit"]
+
+_LASTING = (
+    "illegal",
+    "misaligned",
+    "unspecified launch failure",
+    "device-side assert",
+    "ecc error",
+    "uncorrectable",
+    "lost",
+    "hardware stack",
+    "unrecoverable",
+    "launch timed out",
+    "invalid program counter",
+    "shared address space",
+    "context is destroyed",
+    "unknown error",
+)
+"""Words of CUDA's errors after which nothing works on the device until the process ends."""
+_PASSING = (
+    "captur",
+    "invalid argument",
+    "invalid configuration",
+    "invalid device function",
+    "no kernel image",
+    "busy or unavailable",
+    "not supported",
+    "too many resources",
+    "initialization error",
+)
+"""Words of those after which it goes on. One that lasts after all says so again, in other words or the same."""
+_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not_initialized")
+"""Among them what cuBLAS says when it finds no room for its own buffers."""
+
+
+def kernel_errors() -> tuple[type[BaseException], ...]:
+    """What compiling or launching a kernel raises, CUDA's own errors among it (see :func:`cause_of`)."""
+    kinds: list[type[BaseException]] = [RuntimeError, ImportError, OSError, TypeError, ValueError, AttributeError]
+    kinds += [subprocess.SubprocessError, AssertionError]  # a C compiler without Python's headers, a driver not found
+    try:
+        kinds.append(importlib.import_module("triton.errors").TritonError)
+    except (ImportError, AttributeError):
+        kinds.append(KeyError)
+    return tuple(kinds)
+
+
+def device_errors() -> tuple[type[BaseException], ...]:
+    """What torch raises where a device, or the memory for something, cannot be had; when CUDA starts up it asserts, and
+    has an exception of its own for what it put off until then."""
+    late = getattr(getattr(sys.modules.get("torch"), "cuda", None), "DeferredCudaCallError", RuntimeError)
+    return (RuntimeError, MemoryError, AssertionError, late)
+
+
+def cause_of(error: BaseException) -> Cause | None:
+    """What an exception of torch or of a kernel says about the device; None when it says nothing of it."""
+    if isinstance(error, DeviceError):
+        return error.cause
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in _NO_ROOM):
+        return "out-of-memory"
+    if any(word in text for word in _LASTING) and "cuda" in text:
+        return "device-lost"
+    if any(word in text for word in _PASSING):
+        return "device-error"
+    if type(error).__name__ == "AcceleratorError" or text.startswith("cuda error"):
+        return "device-lost"
+    return "device-error" if isinstance(error, RuntimeError) else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, up to 300 characters of its first line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+_PATIENCE_S = 10.0
+"""For each build, and each turn, at the end of the process."""
+
+
+class Turn:
+    """A lock that a thread may take again, and that refuses a build's next step once the process ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """As of ``threading.RLock``."""
+        return self._lock.acquire(blocking, timeout)
+
+    def release(self) -> None:
+        """As of ``threading.RLock``."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if _Process.ends and _Process.builds_here.depth:
+            self._lock.release()
+            raise EngineError("the process ends")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+
+class _Depth(threading.local):
+    depth = 0
+
+
+class _Process:
+    """What all threads share."""
+
+    ends = False
+    turns: dict[str, Turn] = {}  # noqa: RUF012 - one for the process
+    lock = threading.RLock()
+    builds = 0
+    fewer_builds = threading.Condition()
+    builds_here = _Depth()
+
+
+def turn_on(device: str) -> Turn:
+    """The turn on ``device``, one object for the whole process."""
+    with _Process.lock:
+        return _Process.turns.setdefault(device, Turn())
+
+
+@contextmanager
+def begun_build() -> Iterator[None]:
+    """A build is under way in this thread, which the end of the process waits for; it takes its turns step by step."""
+    with _Process.fewer_builds:
+        _Process.builds += 1
+    _Process.builds_here.depth += 1
+    try:
+        yield
+    except EngineError as error:
+        traceback.clear_frames(error.__traceback__)  # their tensors go while torch may still be called
+        raise
+    finally:
+        _Process.builds_here.depth -= 1
+        with _Process.fewer_builds:
+            _Process.builds -= 1
+            _Process.fewer_builds.notify_all()
+
+
+@atexit.register
+def _end() -> None:
+    _Process.ends = True
+    with _Process.fewer_builds:
+        _Process.fewer_builds.wait_for(lambda: _Process.builds == 0, _PATIENCE_S)
+    for turn in list(_Process.turns.values()):
+        turn.acquire(timeout=_PATIENCE_S)
+
+
+def _in_child() -> None:
+    """Locks that the parent's threads held would never be given back."""
+    _Process.lock, _Process.fewer_builds, _Process.builds = threading.RLock(), threading.Condition(), 0
+    _Process.turns.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
+
+
+_INSTALL = "pip install 'memevolve-gpu[torch]'"
+_lock = threading.Lock()
+_streams: dict[str, Any] = {}
+_owner: int | None = None
+"""The process that opened a GPU first; its children must leave it alone."""
+
+
+def load_torch() -> Any:
+    """The torch module.
+
+    Raises:
+        EngineError: torch is missing or cannot be loaded; the message says what to install.
+    """
+    try:
+        return sys.modules.get("torch") or importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise EngineError(f"torch is not installed, and gpu_engine 'torch' needs it. Run: {_INSTALL}") from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise EngineError(f"torch cannot be loaded: {first_line(error)}. Reinstall it: {_INSTALL}") from error
+
+
+def open_device(device: str) -> Any:
+    """The ``torch.device`` called ``device``, after it was seen to work.
+
+    Raises:
+        DeviceError: there is no such device, its driver refuses, or this process was forked from one that uses it.
+        EngineError: torch is missing.
+    """
+    global _owner  # noqa: PLW0603 - a process-wide fact
+    torch = load_torch()
+    if device == "cpu":
+        return torch.device("cpu")
+    if forked():
+        raise DeviceError(f"device {device} belongs to the parent process; use the CPU after a fork, or spawn", "fork")
+    try:
+        if not torch.cuda.is_available():
+            raise DeviceError(f"device {device}: torch {torch.__version__} sees no GPU; set device to 'cpu'")
+        found = torch.device(device)
+        with _lock:
+            torch.empty(1, device=found)
+            _owner = os.getpid()
+    except RuntimeError as error:
+        if isinstance(error, EngineError):
+            raise
+        raise DeviceError(f"device {device}: {first_line(error)}", cause_of(error) or "device-error") from error
+    return found
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had opened a GPU here."""
+    return _owner is not None and _owner != os.getpid()
+
+
+def triton_kernels(device: Any) -> tuple[Any, str]:
+    """The Triton kernels for ``device`` and "", or None and why there are none: they want a GPU of compute capability
+    8.0 or later.
+    """
+    if device.type != "cuda":
+        return None, "the CPU has no Triton; torch's own operations answer"
+    if load_torch().cuda.get_device_capability(device) < (8, 0):
+        return None, f"{device} is older than compute capability 8.0; torch's own operations answer"
+    try:
+        from . import kernels
+
+        return kernels.load(), ""
+    except (ImportError, AttributeError, OSError) as error:
+        return None, f"triton cannot be used ({first_line(error)}); torch's own operations answer"
+
+
+@contextmanager
+def current(device: str) -> Iterator[None]:
+    """Work on ``device``, whatever the calling thread has set for its own use of torch: under its autocast, products of
+    float32 would be those of float16."""
+    torch, kind = load_torch(), device.split(":", 1)[0]
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(kind, enabled=False), ExitStack() as stack:
+        if kind == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            own = _stream_of(torch, device)
+            own.wait_stream(torch.cuda.current_stream(device))  # the caller's arrays may still be being filled
+            stack.enter_context(torch.cuda.stream(own))
+        yield
+
+
+def _stream_of(torch: Any, device: str) -> Any:
+    """The stream of all work on ``device``: it does not queue behind the kernels of the program's own models, and what
+    torch keeps for each stream is kept once.
+
+    Results are waited for before a caller goes on, so nothing here is still being read when its memory is free again.
+    """
+    with _lock:
+        if device not in _streams:
+            _streams[device] = torch.cuda.Stream(device)
+        return _streams[device]
+
+
+def host_tensor(array: npt.NDArray[Any]) -> Any:
+    """``array`` as a tensor, C-contiguous; a copy only of what may not be written to, which torch cannot share."""
+    own = np.ascontiguousarray(array)
+    return load_torch().from_numpy(own if own.flags.writeable else own.copy())
+
+
+def device_tensor(queries: Any, device: Any) -> Any:
+    """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
+
+    Taken are numpy arrays, and what :func:`~....utils.device_arrays.as_tensor` takes.
+    """
+    torch = load_torch()
+    if isinstance(queries, np.ndarray):
+        found = host_tensor(queries.astype(np.float32, copy=False))
+    else:
+        found = as_tensor(queries, torch, device)
+    return found.to(device=device, dtype=torch.float32).contiguous()
+
+
+def settled(tensor: Any, given: Any) -> Any:
+    """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: what was converted was so
+    on the engine's own, while a float32 tensor of the same device is the memory that was given."""
+    torch = load_torch()
+    same = isinstance(given, torch.Tensor) and given.data_ptr() == tensor.data_ptr()
+    if tensor.device.type == "cuda" and not same:
+        torch.cuda.current_stream(tensor.device).synchronize()
+    return tensor

@@ -1,0 +1,225 @@
+"""The device's part of a search: best groups, best rows, float32 distances, in batches that fit the scratch memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import EngineError
+from ...types import FloatArray, IntArray
+from ...utils.vectors import DeviceQueries
+from ..base import Arrays
+from .device_rows import BLOCK_GROUPS, GROUP, Queries, Resident
+from .kernel_ops import Lists, ListWork, Operations
+from .memory_accounting import SCRATCH, Account
+from .runtime import device_tensor, host_tensor, load_torch
+
+__all__ = [
+    "LEAST_CANDIDATES",
+    "Probe",
+    "Search",
+    "best_columns",
+    "columns",
+    "decide",
+    "found_in_batches",
+    "on_host",
+    "on_some_device",
+    "part",
+    "propose",
+    "scratch_each",
+    "some",
+    "widened",
+]
+
+
+def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """A part of exactly this kind, or an EngineError."""
+    array = parts.get(name)
+    if array is None or array.dtype != dtype or array.shape != shape:
+        raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} {shape}; rebuild the index")
+    return array
+
+
+def on_some_device(queries: Any) -> bool:
+    return hasattr(queries, "__dlpack__") or hasattr(queries, "__cuda_array_interface__")
+
+
+def on_host(queries: Any) -> FloatArray:
+    if isinstance(queries, np.ndarray):
+        return queries
+    if isinstance(queries, DeviceQueries):
+        return queries.host()
+    if hasattr(queries, "detach"):
+        return DeviceQueries(queries.detach()).host()
+    if hasattr(queries, "get"):
+        queries = queries.get()
+    return np.ascontiguousarray(queries, dtype=np.float32)
+
+
+def some(queries: Any, rows: IntArray) -> Any:
+    if isinstance(queries, np.ndarray):
+        return np.ascontiguousarray(queries[rows])
+    return queries[host_tensor(rows).to(queries.device)]
+
+
+def widened(positions: IntArray, want: int) -> IntArray:
+    """``positions`` (nq, w) with as many columns as were asked for, -1 in the new ones; C-contiguous."""
+    if positions.shape[1] == want:
+        return np.ascontiguousarray(positions)
+    wide = np.full((len(positions), want), -1, np.int64)
+    wide[:, : positions.shape[1]] = positions[:, :want]
+    return wide
+
+
+def columns(distances: FloatArray, positions: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+    return np.ascontiguousarray(distances[:, :k]), np.ascontiguousarray(positions[:, :k])
+
+
+def joined(found: list[tuple[FloatArray | None, IntArray]], want: int) -> tuple[FloatArray | None, IntArray]:
+    positions = np.concatenate([widened(one, want) for _, one in found])
+    if found[0][0] is None:
+        return None, positions
+    distances = np.full(positions.shape, np.inf, np.float32)
+    row = 0
+    for own, _ in found:
+        if own is not None:
+            distances[row : row + len(own), : own.shape[1]] = own
+            row += len(own)
+    return distances, positions
+
+
+LEAST_CANDIDATES = 32
+"""So many rows at least are proposed, so that float16 loses none of those that are wanted."""
+_FOLDED = 8
+"""Below so many folds for each that is wanted, folding saves nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Which lists a search reads: the ``nprobe`` whose centroids are nearest; 0 for all rows.
+
+    centroids float32 (nlist, columns) and norms float32 (nlist,), zeros under inner product.
+    """
+
+    lists: Lists
+    centroids: Any
+    norms: Any
+    nprobe: int
+
+    def work(self, queries: Queries) -> ListWork:
+        """The lists of each query."""
+        torch = load_torch()
+        if len(queries.wide) == 1:  # without cuBLAS, whose own buffers no recording should hold
+            dots = (self.centroids * queries.wide).sum(1)[None]
+        else:
+            dots = queries.wide @ self.centroids.T
+        scores = self.norms - queries.factor[:, None] * dots
+        return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
+
+
+def propose(rows: Resident, queries: Queries, want: int, operations: Operations, probe: Probe | None) -> Any:
+    """The ``want`` best rows of each query by the narrow rows, as positions int64 (nq, up to want), best first, -1
+    at the end where fewer were met.
+    """
+    torch, work = load_torch(), None
+    if probe is not None:
+        work = probe.work(queries)
+        best = operations.list_minima(rows, *queries.narrow(), work)
+    elif len(queries.wide) == 1:
+        best = operations.minima(rows, queries.wide, queries.factor)
+    else:
+        best = operations.minima(rows, *queries.narrow())
+    values, columns = best_columns(best, want)
+    # A group without a row that may be found scores +inf throughout; columns behind a query's lists have no group.
+    groups = columns if work is None else work.groups_at(columns).masked_fill_(values.isinf(), -1)
+    scores = operations.rescore(rows, queries.wide, queries.factor, groups)
+    near = torch.topk(scores, min(want, scores.shape[1]), dim=1, largest=False, sorted=True)
+    return operations.locate(rows, groups, near)
+
+
+def best_columns(best: Any, want: int) -> tuple[Any, Any]:
+    """The least values of each row of ``best`` float32 (nq, w) and their columns, (nq, up to want), in no order.
+
+    Long rows of many queries are folded first: the least values of all lie in the folds with the least values.
+    torch reads a row many times over to select from it.
+    """
+    torch = load_torch()
+    (nq, width), folds = best.shape, best.shape[1] // BLOCK_GROUPS
+    if nq == 1 or width % BLOCK_GROUPS or folds < _FOLDED * want:
+        top = torch.topk(best, min(want, width), dim=1, largest=False, sorted=False)
+        return top.values, top.indices
+    fold = torch.topk(best.unflatten(1, (folds, -1)).amin(2), want, dim=1, largest=False, sorted=False).indices
+    within = torch.arange(BLOCK_GROUPS, device=best.device)
+    columns = (fold[:, :, None] * BLOCK_GROUPS + within).flatten(1)
+    top = torch.topk(best.gather(1, columns), want, dim=1, largest=False, sorted=False)
+    return top.values, columns.gather(1, top.indices)
+
+
+def decide(rows: Resident, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:
+    """The k nearest of ``positions`` int64 (nq, w) by float32 rows: distances float32 and positions, (nq, up to k)."""
+    torch = load_torch()
+    missing = positions < 0
+    found = rows.full[positions.clamp_min(0)]
+    if rows.metric == "l2" and not cosine:
+        distances = found.sub_(queries.raw[:, None]).square_().sum(2)
+    else:
+        dots = found.mul_(queries.raw[:, None]).sum(2)
+        distances = (1 - dots).clamp_min(0) if cosine else -dots
+    distances = distances.masked_fill(missing, float("inf"))
+    ordered = torch.sort(distances, dim=1, stable=True)
+    return ordered.values[:, :k], positions.gather(1, ordered.indices)[:, :k]
+
+
+def scratch_each(rows: Resident, want: int, width: int) -> int:
+    """Bytes that one query of a batch takes: ``width`` minima, the candidates' scores, and their float32 rows.
+
+    Minima and scores are counted twice: what selects the best of them may copy them.
+    """
+    chosen = min(want, width)
+    full = 0 if rows.full is None else 4 * want * int(rows.full.shape[1])
+    return 8 * width + 8 * chosen * (GROUP + 8) + 24 * want + full + 12 * rows.columns
+
+
+_MOST_QUERIES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is searched: rows on a device, all of them or the lists of ``probe``, on the account of that device."""
+
+    rows: Resident
+    device: Any
+    operations: Operations
+    probe: Probe | None
+    account: Account
+    cosine: bool
+
+    def scratch_each(self, want: int) -> int:
+        """Bytes that a query takes for a moment."""
+        width = self.rows.groups if self.probe is None else self.probe.lists.widest[self.probe.nprobe]
+        return scratch_each(self.rows, want, width)
+
+
+def found_in_batches(search: Search, queries: Any, want: int, batch: int) -> tuple[FloatArray | None, IntArray]:
+    """Candidates (nq, want), at most ``batch`` queries at once; with their distances, nearest first, where float32 rows
+    lie on the device.
+    """
+    each, found = search.scratch_each(want), []
+    step = max(1, min(batch, _MOST_QUERIES, SCRATCH // each))
+    for start in range(0, len(queries), step):
+        part = queries[start : start + step]
+        with search.account.scratch(each * len(part), "a search"):
+            asked = Queries.prepare(device_tensor(part, search.device), search.rows)
+            positions = propose(search.rows, asked, want, search.operations, search.probe)
+            found.append(_decided(search, asked, positions, want))
+    return joined(found, want)
+
+
+def _decided(search: Search, asked: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
+    if search.rows.full is None:
+        return None, positions.cpu().numpy()
+    distances, positions = decide(search.rows, asked, positions, k, cosine=search.cosine)
+    return distances.cpu().numpy(), positions.cpu().numpy()

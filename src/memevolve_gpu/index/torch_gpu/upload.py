@@ -1,0 +1,165 @@
+"""Upload rows to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...types import FloatArray, IntArray, Metric, Precision
+from ..vector_table import VectorTable
+from .device_masks import Tombstones
+from .device_rows import Queries, Resident, Space, blocks_of
+from .kernel_ops import Lists, Operations
+from .memory_accounting import SCRATCH, bytes_in_groups
+from .runtime import Turn, host_tensor, load_torch
+from .search import LEAST_CANDIDATES, Probe, propose, scratch_each
+
+__all__ = ["Layout", "Load", "Loaded"]
+
+_USUAL = (1, 16, 32, 64, 128)
+"""Numbers of queries at once for which different kernels are compiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where rows go on the device: ``places(start, stop)`` gives int64 places of those rows; ``groups`` of 32 in all.
+
+    With lists, ``lists`` holds the groups of each, and ``centroids`` float32 (nlist, columns) lie in the body's space.
+    Where the first ``kept`` rows lie there already, ``moved`` int64 (their groups,) says where each group goes.
+    """
+
+    groups: int
+    places: Callable[[int, int], IntArray]
+    lists: list[int]
+    centroids: Any = None
+    kept: int = 0
+    moved: IntArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a body holds on its device."""
+
+    rows: Resident
+    device: Any
+    operations: Operations
+    tombstones: Tombstones
+    lists: Lists | None
+    centroids: Any
+    norms: Any
+
+    def probe(self, nprobe: int) -> Probe | None:
+        """How to read so many lists; None for everything."""
+        if self.lists is None or nprobe == 0:
+            return None
+        return Probe(self.lists, self.centroids, self.norms, nprobe)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        lists = (self.centroids, self.norms, None if self.lists is None else self.lists.start)
+        return self.rows.nbytes + sum(int(one.numel() * one.element_size()) for one in lists if one is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Rows to bring to a device, as int8 where ``precision`` says so, else as float16; ``full``: float32 beside."""
+
+    table: VectorTable
+    precision: Precision
+    space: Space
+    metric: Metric
+    layout: Layout
+    full: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that they take there."""
+        table, layout = self.table, self.layout
+        return bytes_in_groups(
+            layout.groups, table.n, table.dim, self.precision, nlist=len(layout.lists), full=self.full
+        )
+
+    def run(
+        self,
+        device: Any,
+        turn: Turn,
+        note: Callable[[str], None],
+        progress: Callable[[float], None],
+        before: Resident | None = None,
+    ) -> Loaded:
+        """Bring them; those that the layout keeps are copied from ``before``, which lies on the device already."""
+        int8, listed = self.precision == "int8", bool(self.layout.lists)
+        shape = (self.table.n, self.table.dim, self.layout.groups)
+        with turn:
+            rows = Resident.empty(self.metric, self.space, shape, device, int8=int8, full=self.full, listed=listed)
+            if before is not None and self.layout.moved is not None:
+                rows.take_over(before, host_tensor(self.layout.moved).to(device))
+        self._fill(rows, device, turn, progress)
+        with turn:
+            loaded = self._finished(rows, device, Operations(device, note))
+        self._warm(loaded, turn)
+        return loaded
+
+    def _fill(self, rows: Resident, device: Any, turn: Turn, progress: Callable[[float], None]) -> None:
+        for first, block in blocks_of(self.table, self.layout.kept):
+            stop = first + len(block)
+            with turn:
+                codes, near = None, block
+                places = host_tensor(self.layout.places(first, stop)).to(device)
+                vectors = host_tensor(block).to(device) if rows.full is not None else None
+                if self.precision == "int8":
+                    parts = _int8_rows(block)
+                    codes = tuple(host_tensor(part).to(device) for part in parts)
+                    near = parts[0] * parts[1][:, None]
+                rows.put(first, self.space.enter(near, rows.columns, device), places, codes, vectors)
+            if stop < self.table.n:
+                progress(stop / self.table.n)
+
+    def _finished(self, rows: Resident, device: Any, operations: Operations) -> Loaded:
+        layout, tombstones = self.layout, Tombstones(rows)
+        if not layout.lists:
+            return Loaded(rows, device, operations, tombstones, None, None, None)
+        norms = layout.centroids.square().sum(1)
+        if rows.metric == "ip":
+            norms = norms.zero_()
+        lists = Lists.of(layout.lists, device)
+        return Loaded(rows, device, operations, tombstones, lists, layout.centroids, norms)
+
+    def _warm(self, loaded: Loaded, turn: Turn) -> None:
+        """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream.
+
+        Only this thread's stream is waited for: to wait for the whole device would break what another thread records.
+        """
+        if loaded.device.type != "cuda":
+            return
+        torch = load_torch()
+        each = scratch_each(loaded.rows, LEAST_CANDIDATES, loaded.rows.groups)
+        for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
+            for nprobe in self._probes(nq):
+                with turn:
+                    raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
+                    asked = Queries.prepare(raw, loaded.rows)
+                    propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
+                    torch.cuda.current_stream(loaded.device).synchronize()
+
+    def _probes(self, nq: int) -> list[int]:
+        """Numbers of lists for which ``nq`` queries use different kernels (1, 17 and 33 queries to a list); 0: all."""
+        nlist = len(self.layout.lists)
+        each = [-(-queries * nlist // nq) for queries in (1, 17, 33)] if nq == _USUAL[-1] else [1]
+        return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
+
+
+def _int8_rows(vectors: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
+    """Rows int8 (m, dim) and scales float32 (m,): a vector is its row times its scale, and has the vector's length."""
+    largest = np.abs(vectors).max(axis=1, initial=0.0)
+    step = np.where(largest > 0, largest / np.float32(127), np.float32(1))
+    steps = vectors / step[:, None]
+    rounded = np.rint(steps)
+    lengths, kept = np.linalg.norm(steps, axis=1), np.linalg.norm(rounded, axis=1)
+    scales = step * np.where(kept > 0, lengths / np.maximum(kept, 1), 1)
+    return rounded.astype(np.int8), scales.astype(np.float32)

@@ -1,0 +1,243 @@
+"""Tables of float32, float16 or int8 vectors that answer exact distances, and arrays with room to grow.
+
+An array from :func:`roomy` or :func:`grown` is a view of a larger allocation. Whoever holds the longest view of it may
+be followed by a longer one that shares its memory; nobody's rows are ever written again. Room that no row has touched
+takes address space and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
+they are needed, and drops them when memory is short.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import sys
+import threading
+import weakref
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import EngineError
+from ..types import FloatArray, IntArray, Metric
+from .bitmap import Allowed
+from .exact_scan import exact_scan, rerank_rows, scan_many
+
+__all__ = ["VectorTable", "grown", "in_memory", "lengthened", "mapped", "merge_best", "roomy", "table_from"]
+
+_SHARE = 4
+"""Room for a quarter more rows: a store that grows is trained anew before it needs a fourth allocation."""
+_LEAST = 64
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class _Room(np.ndarray[Any, Any]):
+    """An allocation, of which the first ``used`` rows belong to views."""
+
+    used: int
+    lock: threading.Lock
+    copied: tuple[weakref.ref[Any], int] | None = None
+    """Whose first rows lie here too, and how many of them."""
+    from_file: int = 0
+    """How many of the first rows are mapped from a file."""
+
+
+def roomy(shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+    """An array of ``shape``, not initialised, that :func:`grown` can lengthen without a copy."""
+    rows = shape[0]
+    room = np.ndarray.__new__(_Room, (_with_room(rows), *shape[1:]), dtype)
+    room.used, room.lock = rows, threading.Lock()
+    return _first(room, rows)
+
+
+def mapped(file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+    """An array of ``shape`` that a file holds from ``offset`` bytes on, mapped in place; :func:`grown` can lengthen it.
+
+    ``file`` is a descriptor that may be closed afterwards. The rows must lie within the file, and nobody may ever cut
+    it or write to it: it is replaced by renaming another over it. What is written to the array stays in this process.
+
+    Raises:
+        OSError: the system cannot map this file there.
+    """
+    rows, width = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    if offset % mmap.PAGESIZE or os.fstat(file).st_size < offset + rows * width:
+        raise OSError(f"{rows} rows of {width} bytes at byte {offset} cannot be mapped")
+    capacity = _with_room(rows)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    region = mmap.mmap(-1, max(1, capacity * width), flags=flags)
+    if rows * width:
+        _lay_over(region, file, offset, rows * width)
+    room = np.ndarray.__new__(_Room, (capacity, *shape[1:]), dtype, buffer=region)
+    room.used, room.lock, room.from_file = rows, threading.Lock(), rows
+    return _first(room, rows)
+
+
+def in_memory(array: npt.NDArray[Any]) -> int:
+    """Bytes of the rows of ``array`` that no file holds."""
+    room = _room_of(array)
+    if room is None or not len(array):
+        return array.nbytes
+    return max(0, len(array) - room.from_file) * (array.nbytes // len(array))
+
+
+def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Scalar]:
+    """``array`` followed by the rows ``more``, in the memory of ``array`` where that has room and nobody was faster.
+
+    ``array`` keeps its rows and its length. Any number of threads may call this for the same array; the second copies.
+    Rows that :func:`lengthened` put behind ``array`` are there already.
+    """
+    room = _owner(more)
+    if isinstance(room, _Room) and len(more) and _follows(room, array, more):
+        return _first(room, len(array) + len(more))
+    longer = lengthened(array, len(more))
+    longer[len(array) :] = more
+    return longer
+
+
+def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
+    """``array`` and room for ``by`` more rows, not initialised, which the caller alone may write; as :func:`grown`."""
+    n, total = len(array), len(array) + by
+    room = _room_of(array)
+    if room is not None and _taken(room, n, total):
+        return _first(room, total)
+    longer = roomy((total, *array.shape[1:]), array.dtype.type)
+    longer[:n] = array
+    _owner(longer).copied = (weakref.ref(_owner(array)), n)
+    return longer
+
+
+def _with_room(rows: int) -> int:
+    return rows + max(_LEAST, rows // _SHARE)
+
+
+def _lay_over(region: mmap.mmap, file: int, offset: int, size: int) -> None:
+    """Put ``size`` bytes of a file in place of the first of ``region``, whose end unmaps both."""
+    library = ctypes.CDLL(None, use_errno=True)
+    place = library.mmap
+    place.restype = ctypes.c_void_p
+    place.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
+    address = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+    if place(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, offset) != address:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _follows(room: _Room, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
+    """Do the rows ``more`` lie in ``room`` right behind those of ``array``, or behind the copy made of them?"""
+    same = more.dtype == array.dtype == room.dtype and more.shape[1:] == array.shape[1:] == room.shape[1:]
+    if not (same and more.flags.c_contiguous and more.ctypes.data == room.ctypes.data + array.nbytes):
+        return False
+    if _room_of(array) is room:
+        return True
+    return room.copied is not None and room.copied[0]() is _owner(array) and room.copied[1] == len(array)
+
+
+def _first(room: _Room, rows: int) -> npt.NDArray[Any]:
+    view: npt.NDArray[Any] = room[:rows].view(np.ndarray)
+    return view
+
+
+def _taken(room: _Room, n: int, total: int) -> bool:
+    """Take the rows from ``n`` to ``total``, unless they are taken or beyond the end."""
+    with room.lock:
+        if room.used != n or total > len(room):
+            return False
+        room.used = total
+        return True
+
+
+def _room_of(array: npt.NDArray[Any]) -> _Room | None:
+    """The allocation whose first rows ``array`` is."""
+    owner = _owner(array)
+    if not isinstance(owner, _Room):
+        return None
+    same = array.dtype == owner.dtype and array.shape[1:] == owner.shape[1:] and array.flags.c_contiguous
+    return owner if same and array.ctypes.data == owner.ctypes.data else None
+
+
+def _owner(array: npt.NDArray[Any]) -> Any:
+    """The array whose memory ``array`` looks into; itself where it is nobody's view."""
+    owner: Any = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return owner
+
+
+class VectorTable:
+    """n vectors of one dimension as they were given, float32."""
+
+    def __init__(self, vectors: FloatArray, metric: Metric, owner: object = None) -> None:
+        """``vectors`` float32 (n, dim), C-contiguous; ``owner`` keeps alive whoever holds their memory."""
+        self.n, self.dim = int(vectors.shape[0]), int(vectors.shape[1])
+        self.metric: Metric = metric
+        self.vectors = vectors
+        self._owner = owner
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows, wherever they are."""
+        return self.vectors.nbytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the rows that take memory: those that are not mapped from a file."""
+        return in_memory(self.vectors)
+
+    def moved_to(self, vectors: FloatArray) -> None:
+        """Read the rows from ``vectors``, which hold the same, from now on; searches that run go on as they are.
+
+        Rows that an engine holds stay with it.
+        """
+        if self._owner is None:
+            self.vectors = vectors
+
+    def gather(self, positions: IntArray | slice) -> FloatArray:
+        """The vectors at ``positions`` (m,), as float32 (m, dim), C-contiguous; a slice may give a view."""
+        return self.vectors[positions]
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """What :func:`table_from` needs to make this table again."""
+        return {"vectors": self.vectors}
+
+    def extended(self, vectors: FloatArray) -> VectorTable:
+        """A table of these rows followed by float32 (m, dim); it shares memory where there is room (see
+        :mod:`.vector_table`)."""
+        return VectorTable(grown(self.vectors, vectors), self.metric)
+
+    def scan(self, queries: FloatArray, k: int, allowed: Allowed | None = None) -> tuple[FloatArray, IntArray]:
+        """Exact search over all allowed rows; shapes as in :func:`~.exact_scan.exact_scan`."""
+        if allowed is None:
+            return scan_many(queries, self.vectors, k, self.metric)
+        return exact_scan(queries, self.vectors, k, self.metric, allowed)
+
+    def rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+        """The k nearest of each query's candidates (nq, r); a row of candidates ends at its first -1."""
+        return rerank_rows(queries, self.vectors, candidates, k, self.metric)
+
+
+def table_from(arrays: dict[str, npt.NDArray[np.generic]], metric: Metric) -> VectorTable:
+    """Make a table from what :meth:`VectorTable.arrays` returned.
+
+    Raises:
+        EngineError: the vectors are missing or not float32 (n, dim).
+    """
+    vectors = arrays.get("vectors")
+    if vectors is None or vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.flags.c_contiguous:
+        raise EngineError("vectors are missing or not a C-contiguous float32 matrix; rebuild the index")
+    return VectorTable(vectors.view(np.float32), metric)
+
+
+def merge_best(
+    left: tuple[FloatArray, IntArray], right: tuple[FloatArray, IntArray], k: int
+) -> tuple[FloatArray, IntArray]:
+    """The k nearest of two results of the same queries; each (nq, any), ascending, padded with +inf and -1."""
+    distances = np.concatenate((left[0], right[0]), axis=1)
+    positions = np.concatenate((left[1], right[1]), axis=1)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(positions, order, axis=1)

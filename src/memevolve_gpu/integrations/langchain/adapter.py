@@ -1,0 +1,321 @@
+"""Convert between LangChain's arguments and documents and a backend's units and searches.
+
+A document is kept as ``{"id", "content", "metadata", "langchain"}``. The store adds time stamps to the metadata;
+``langchain`` lists which of them are the document's own, so that it comes back as it was given. The text that a store
+embeds by itself is then the content alone, so that an edit of the metadata costs no embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from langchain_core.documents import Document
+
+from ...components.store.base import (
+    AccessFigures,
+    BulkDelete,
+    BulkRetrieve,
+    ChangeNumber,
+    StorageBackend,
+    UnitStream,
+    VectorDoors,
+)
+from ...components.store.units import checked_unit, unit_to_text
+from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
+from ...records.filters import matches
+from ...types import FloatArray, MemoryUnit
+from ...utils.arguments import whole_number
+from .filters import Conjunction, alternatives
+
+__all__ = [
+    "Asked",
+    "Bridge",
+    "batches",
+    "checked_ids",
+    "documents_of",
+    "no_more",
+    "pairs_of",
+    "query_text",
+    "to_document",
+    "to_documents",
+    "to_units",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The options of one search, checked. ``filters`` are alternatives; ``fetch_k`` is at least ``k``."""
+
+    k: int
+    fetch_k: int
+    filters: list[Conjunction]
+    recall: float | None
+
+    @classmethod
+    def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> Asked:
+        rest = dict(options)
+        filters = alternatives(rest.pop("filter", None), rest.pop("filters", None))
+        recall = rest.pop("recall", None)
+        no_more(rest)
+        wanted = whole_number("k", k)
+        return cls(
+            wanted, wanted if fetch_k is None else max(wanted, whole_number("fetch_k", fetch_k)), filters, recall
+        )
+
+
+def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> list[Document]:
+    """One document per text. Raises InvalidUnitError when the two have not the same length."""
+    given = list(texts)
+    if not metadatas:
+        return [Document(page_content=text) for text in given]
+    if len(metadatas) != len(given):
+        raise InvalidUnitError(f"metadatas has {len(metadatas)} entries for {len(given)} texts; pass one for each")
+    return [Document(page_content=text, metadata=one or {}) for text, one in zip(given, metadatas, strict=True)]
+
+
+def pairs_of(
+    text_embeddings: Iterable[tuple[str, Sequence[float]]] | None,
+    embeddings: Iterable[Sequence[float]] | None,
+    metadatas: Sequence[dict[str, Any]] | None,
+) -> list[tuple[str, Sequence[float]]]:
+    """(text, vector) pairs; of vectors alone the texts are ``data`` in the metadata, or empty."""
+    if embeddings is None:
+        return list(text_embeddings or ())
+    if text_embeddings is not None:
+        raise InvalidUnitError("text_embeddings and embeddings exclude each other; give one of them")
+    vectors = list(embeddings)
+    texts = [str((one or {}).get("data") or "") for one in metadatas or [{}] * len(vectors)]
+    if len(texts) != len(vectors):
+        raise InvalidUnitError(f"metadatas has {len(texts)} entries for {len(vectors)} vectors; pass one for each")
+    return list(zip(texts, vectors, strict=True))
+
+
+def batches(texts: list[str], batch_size: int | None) -> list[list[str]]:
+    """The texts in lists of at most ``batch_size``, in order; all in one when it is None."""
+    size = len(texts) if batch_size is None else whole_number("batch_size", batch_size)
+    return [texts[start : start + size] for start in range(0, len(texts), size or 1)]
+
+
+def checked_ids(ids: Sequence[str]) -> list[str]:
+    """The ids as a list; a string is refused, for it would be read as one id per letter."""
+    if isinstance(ids, str):
+        raise InvalidUnitError(f"ids must be a list of ids, got the string {ids[:40]!r}; write [{ids[:40]!r}]")
+    return list(ids)
+
+
+def query_text(query: str) -> str:
+    """The query itself, once it is known to be a string."""
+    if not isinstance(query, str):
+        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see similarity_search_by_vector")
+    return query
+
+
+def no_more(options: Mapping[str, Any]) -> None:
+    """Refuse options that nobody knows."""
+    if options:
+        unknown = ", ".join(map(repr, options))
+        raise InvalidQueryError(
+            f"unknown option {unknown}; leave it out, or see docs/how-to/langchain.md for what is taken"
+        )
+
+
+MARK = "langchain"
+STAMPS = ("created_at", "updated_at")
+"""What a store writes into ``metadata``."""
+
+_OF_A_DOCUMENT = {"id", "content", "metadata", MARK}
+
+
+def to_units(documents: Sequence[Document], ids: Sequence[str | None] | None = None) -> list[MemoryUnit]:
+    """One unit per document, checked; an id is taken from ``ids``, else from the document, else it is a new UUID.
+
+    The documents stay as they are. Raises InvalidUnitError, naming the document at fault.
+    """
+    if ids is not None and len(ids) != len(documents):
+        raise InvalidUnitError(
+            f"ids has {len(ids)} entries for {len(documents)} documents; pass one, or None, for each"
+        )
+    given = [None] * len(documents) if ids is None else ids
+    return [
+        _checked(_unit(document, own), f"documents[{position}]")
+        for position, (document, own) in enumerate(zip(documents, given, strict=True))
+    ]
+
+
+def to_document(unit: MemoryUnit) -> Document:
+    """The document that a unit was made from.
+
+    Of a unit that came another way the metadata holds its other fields too (``type``, ``tags``, ...), as far as the
+    metadata has no such key, and its time stamps.
+    """
+    content = unit.get("content")
+    text = content if isinstance(content, str) else unit_to_text(unit)
+    return Document(id=unit["id"], page_content=text, metadata=_metadata(unit))
+
+
+def to_documents(units: Sequence[MemoryUnit]) -> list[Document]:
+    """One document per unit, in order."""
+    return [to_document(unit) for unit in units]
+
+
+def _unit(document: Document, own_id: str | None) -> MemoryUnit:
+    metadata = document.metadata
+    unit_id = own_id if own_id is not None else document.id
+    return {
+        "id": str(uuid4()) if unit_id is None else unit_id,
+        "content": document.page_content,
+        "metadata": metadata,
+        MARK: [stamp for stamp in STAMPS if stamp in metadata],
+    }
+
+
+def _checked(unit: MemoryUnit, where: str) -> MemoryUnit:
+    try:
+        return checked_unit(unit, where)
+    except RecursionError:
+        raise InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten its metadata") from None
+
+
+def _metadata(unit: MemoryUnit) -> dict[str, Any]:
+    metadata: dict[str, Any] = unit.get("metadata") or {}
+    own = unit.get(MARK)
+    if isinstance(own, list):
+        return {key: value for key, value in metadata.items() if key not in STAMPS or key in own}
+    rest = {key: value for key, value in unit.items() if key not in _OF_A_DOCUMENT}
+    return {**rest, **metadata}
+
+
+ATTEMPTS = 3
+"""Searches made when others change the store between finding documents and reading them."""
+
+_Read = TypeVar("_Read")
+
+
+class Bridge:
+    """Writes, finds and deletes units of a backend that knows vectors. As thread-safe as the backend."""
+
+    def __init__(self, backend: StorageBackend) -> None:
+        """Raises ConfigurationError when the backend cannot search by vector."""
+        if not isinstance(backend, VectorDoors):
+            raise ConfigurationError(
+                f"backend must be able to search by vector, which {type(backend).__name__} is not; "
+                "give a VectorStore, or call open(path prefix, embedding)"
+            )
+        self.backend = backend
+        self._doors: VectorDoors = backend
+        # Asked once: a protocol with a property reads it, which may be a query of the database.
+        self._many = backend if isinstance(backend, BulkRetrieve) else None
+        self._changes = backend if isinstance(backend, ChangeNumber) else None
+        self._accesses = backend if isinstance(backend, AccessFigures) else None
+
+    @property
+    def metric(self) -> str:
+        """l2, cosine or ip."""
+        return self._doors.metric
+
+    def keep(self, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
+        """Store units with their vectors (n, dim); their ids."""
+        return list(self.backend.store_batch(list(units), vectors))  # type: ignore[call-arg]
+
+    def units_of(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
+        """The units that exist, by id, in the order of ``ids``."""
+        if self._many is not None:
+            return self._many.retrieve_batch(ids)
+        found = ((unit_id, self.backend.retrieve(unit_id)) for unit_id in dict.fromkeys(ids))
+        return {unit_id: unit for unit_id, unit in found if unit is not None}
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
+        """The vectors of the units that exist, by id, in the order of ``ids``."""
+        return self._doors.vectors_of(ids)
+
+    def nearest(
+        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
+    ) -> list[tuple[MemoryUnit, float]]:
+        """At most k units that match one of the filters with their distances, nearest first."""
+
+        def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
+            near = self._near(vector, k, filters, recall)
+            units = self.units_of([unit_id for unit_id, _ in near])
+            found = [(units[unit_id], distance) for unit_id, distance in near if unit_id in units]
+            return found, len(found) == len(near)
+
+        return self._undisturbed(read)
+
+    def nearest_vectors(
+        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
+    ) -> list[tuple[MemoryUnit, FloatArray]]:
+        """As ``nearest``, with the units' vectors in place of the distances."""
+
+        def read() -> tuple[list[tuple[MemoryUnit, FloatArray]], bool]:
+            ids = [unit_id for unit_id, _ in self._near(vector, k, filters, recall)]
+            units, vectors = self.units_of(ids), self.vectors_of(ids)
+            found = [(units[unit_id], vectors[unit_id]) for unit_id in ids if unit_id in units and unit_id in vectors]
+            return found, len(found) == len(ids)
+
+        return self._undisturbed(read)
+
+    def note_read(self, ids: Sequence[str]) -> None:
+        """These units were given to somebody."""
+        if self._accesses is not None:
+            self._accesses.record_access(ids)
+
+    def drop(self, ids: Sequence[str]) -> None:
+        """Delete the units that exist."""
+        if isinstance(self.backend, BulkDelete):
+            self.backend.delete_batch(ids)
+        else:
+            for unit_id in ids:
+                self.backend.delete(unit_id)
+
+    def drop_matching(self, filters: Sequence[Conjunction]) -> None:
+        """Delete what matches one of the filters. Where the backend numbers changes, what changes meanwhile stays."""
+        if self._changes is not None:
+            number = self._changes.change_number
+            self._changes.delete_batch(self._matching(filters), unchanged_since=number)
+        else:
+            self.drop(self._matching(filters))
+
+    # Inside
+
+    def _matching(self, filters: Sequence[Conjunction]) -> list[str]:
+        found: dict[str, None] = {}
+        for one in filters:
+            units = (
+                self.backend.units(one)
+                if isinstance(self.backend, UnitStream)
+                else (unit for unit in self.backend.retrieve_all() if matches(one, unit))
+            )
+            found.update((unit["id"], None) for unit in units)
+        return list(found)
+
+    def _near(
+        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
+    ) -> list[tuple[str, float]]:
+        """(id, distance) of the k nearest over all filters: those of a union are among those of its parts."""
+        best: dict[str, float] = {}
+        k = min(k, max(1, self.backend.count()))
+        for one in filters:
+            distances, ids = self._doors.search_vectors([vector], k, one or None, recall)
+            for unit_id, distance in zip(ids[0], distances[0].tolist(), strict=True):
+                if unit_id is not None:
+                    best[unit_id] = min(distance, best.get(unit_id, distance))
+        return sorted(best.items(), key=lambda found: found[1])[:k]
+
+    def _undisturbed(self, read: Callable[[], tuple[list[_Read], bool]]) -> list[_Read]:
+        """Read again while others change the store in between, so that documents and distances belong together.
+
+        The last attempt counts; what it could not find is left out.
+        """
+        found: list[_Read] = []
+        for _ in range(ATTEMPTS):
+            before = self._change_number()
+            found, complete = read()
+            if complete and self._change_number() == before:
+                break
+        return found
+
+    def _change_number(self) -> int | None:
+        return None if self._changes is None else self._changes.change_number

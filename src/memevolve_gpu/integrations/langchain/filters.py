@@ -1,0 +1,177 @@
+"""LangChain's metadata filters in this package's filter language, relevance scores and MMR.
+
+``{"source": "wiki", "page": {"$gte": 3}, "$or": [{"lang": "en"}, {"lang": {"$exists": False}}]}``: keys are paths into
+the document's metadata, operators are those of ``docs/reference/filters.md`` with or without a dollar. ``$or`` gives
+several filters, of which a document must match one; whoever searches asks each and merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...errors import InvalidFilterError, InvalidQueryError
+from ...utils.plain import plain_text
+
+__all__ = ["MAX_ALTERNATIVES", "Conjunction", "alternatives", "maximal_marginal_relevance", "relevance"]
+
+
+def relevance(distance: float, metric: str) -> float:
+    """A score in [0, 1] that never grows with the distance, 1 for the most similar.
+
+    l2: 1 / (1 + d), of the squared distance. cosine: (1 + cos) / 2 = 1 - d / 2. ip: (1 + s / (1 + \\|s\\|)) / 2 of the
+    dot product s, which has no bounds: 0.5 at 0, 0.75 at 1, 0.25 at -1.
+    """
+    if metric == "l2":
+        return 1.0 / (1.0 + max(distance, 0.0))
+    if metric == "cosine":
+        return min(1.0, max(0.0, 1.0 - distance / 2.0))
+    return (1.0 - distance / (1.0 + abs(distance))) / 2.0
+
+
+def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: float = 0.5) -> list[int]:
+    """Rows of ``vectors`` that are like the query and unlike each other, in the order in which they are chosen.
+
+    query (d,), vectors (n, d). The first is the most similar row; each further one has the largest
+    ``lambda_mult * cos(query, row) - (1 - lambda_mult) * max cos(chosen, row)`` (Carbonell and Goldstein, 1998), the
+    earlier row of equals. A zero vector has cosine 0 to everything. At most n rows.
+
+    Raises InvalidQueryError for ``lambda_mult`` outside [0, 1].
+    """
+    if not 0.0 <= lambda_mult <= 1.0:
+        raise InvalidQueryError(
+            f"lambda_mult must be between 0 (most varied) and 1 (most similar), got {lambda_mult!r}"
+        )
+    if not len(vectors):
+        return []
+    rows = _directions(np.asarray(vectors, dtype=np.float64))
+    similar = rows @ _directions(np.asarray(query, dtype=np.float64)[None, :])[0]
+    nearest_chosen = np.full(len(rows), -np.inf)
+    free = np.ones(len(rows), dtype=bool)
+    worth, chosen = similar, []
+    for _ in range(min(k, len(rows))):
+        best = int(np.argmax(np.where(free, worth, -np.inf)))
+        chosen.append(best)
+        free[best] = False
+        nearest_chosen = np.maximum(nearest_chosen, rows @ rows[best])
+        worth = lambda_mult * similar - (1.0 - lambda_mult) * nearest_chosen
+    return chosen
+
+
+def _directions(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    directions: npt.NDArray[np.float64] = rows / np.where(lengths > 0, lengths, 1.0)
+    return directions
+
+
+MAX_ALTERNATIVES = 32
+"""Most filters that one filter with ``$or`` may come to: each is a search of its own."""
+
+Conjunction = dict[str, Any]
+"""A filter of this package: path to value or operators, all of which must hold."""
+
+_OPERATORS = {"eq", "ne", "in", "nin", "gt", "gte", "lt", "lte", "exists"}
+_DEEPEST = 20
+
+
+def alternatives(
+    metadata_filter: Mapping[str, Any] | None, unit_filter: Mapping[str, Any] | None = None
+) -> list[Conjunction]:
+    """The filters of which a unit must match at least one; ``[{}]`` matches all, ``[]`` none.
+
+    metadata_filter: LangChain's form; unit_filter: a filter of this package, which must hold as well. Values are not
+    looked at: the backend refuses those that cannot be compared. Raises InvalidFilterError, naming the key.
+    """
+    every = [{}] if metadata_filter is None else _alternatives(metadata_filter, 0)
+    if unit_filter is None:
+        return every
+    if not isinstance(unit_filter, Mapping):
+        raise InvalidFilterError(f"filters must be a mapping of paths to conditions, not {type(unit_filter).__name__}")
+    return _both(every, [{path: _operators(value) for path, value in unit_filter.items()}])
+
+
+def _alternatives(group: Any, depth: int) -> list[Conjunction]:
+    if not isinstance(group, Mapping):
+        raise InvalidFilterError(f"filter must be a mapping of metadata keys to conditions, not {type(group).__name__}")
+    if depth > _DEEPEST:
+        raise InvalidFilterError(f"filter is nested more than {_DEEPEST} deep; flatten it")
+    found: list[Conjunction] = [{}]
+    for key, value in group.items():
+        found = _both(found, _condition(key, value, depth))
+    return found
+
+
+def _condition(key: Any, value: Any, depth: int) -> list[Conjunction]:
+    if not isinstance(key, str):
+        raise InvalidFilterError(f"filter[{key!r}]: a key must be a string, not {type(key).__name__}")
+    if not key.startswith("$"):
+        return [{f"metadata.{plain_text(key)}": _operators(value, key)}]
+    if key not in ("$and", "$or"):
+        raise InvalidFilterError(f"filter[{key!r}]: unknown; use $and, $or, or an operator below a metadata key")
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise InvalidFilterError(f"filter[{key!r}] must be a list of filters, not {type(value).__name__}")
+    parts = [_alternatives(part, depth + 1) for part in value]
+    if key == "$or":
+        return _bounded([one for part in parts for one in part])
+    found: list[Conjunction] = [{}]
+    for part in parts:
+        found = _both(found, part)
+    return found
+
+
+def _operators(value: Any, key: str = "") -> Any:
+    """A condition as a mapping of operators, without their dollars where it stands under a metadata ``key``."""
+    if isinstance(value, Mapping):
+        return {_operator(name, key): operand for name, operand in value.items()}
+    return {"in": list(value)} if isinstance(value, (list, tuple)) else {"eq": value}
+
+
+def _operator(name: Any, key: str) -> Any:
+    """The operator's name here; without ``key`` it is one already, and the backend's to judge."""
+    if not key:
+        return name
+    bare = name.removeprefix("$") if isinstance(name, str) else name
+    if bare not in _OPERATORS:
+        known = ", ".join(f"${one}" for one in sorted(_OPERATORS))
+        raise InvalidFilterError(
+            f"filter[{key!r}]: unknown operator {name!r}; use one of {known}, or {key}.{name} for a key within"
+        )
+    return bare
+
+
+def _both(left: list[Conjunction], right: list[Conjunction]) -> list[Conjunction]:
+    _bounded([None] * (len(left) * len(right)))
+    return [_merged(one, other) for one in left for other in right]
+
+
+def _bounded(found: list[Any]) -> list[Any]:
+    if len(found) > MAX_ALTERNATIVES:
+        raise InvalidFilterError(
+            f"filter comes to {len(found)} alternatives, the most is {MAX_ALTERNATIVES}; "
+            "write {key: [values]} for several values of one key"
+        )
+    return found
+
+
+def _merged(one: Conjunction, other: Conjunction) -> Conjunction:
+    merged = {path: dict(conditions) for path, conditions in one.items()}
+    for path, conditions in other.items():
+        held = merged.setdefault(path, {})
+        for operator, operand in conditions.items():
+            _add(held, operator, operand, path)
+    return merged
+
+
+def _add(held: dict[str, Any], operator: str, operand: Any, path: str) -> None:
+    """A path carries each operator once: exclusions are joined, and anything else that differs is refused."""
+    if operator == "ne" and "ne" in held:
+        operator, operand = "nin", [operand]
+    if operator == "nin" and isinstance(held.get("nin"), list) and isinstance(operand, (list, tuple)):
+        held["nin"] = [*held["nin"], *operand]
+    elif operator not in held:
+        held[operator] = list(operand) if isinstance(operand, tuple) else operand
+    elif repr(held[operator]) != repr(operand):  # 1 equals True in Python, and not in a filter
+        raise InvalidFilterError(f"filter has two conditions {operator!r} on {path!r}; make one of them")

@@ -1,0 +1,160 @@
+"""The delta buffer: an exact, append-only buffer of rows that no index holds yet.
+
+Rows live in chunks that never move or shrink, so a reader that knows how many rows its view may see needs no lock. A
+row that dies is not taken out: ``died`` holds the sequence number of its death, and a view at watermark w sees the
+rows with ``died > w``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..types import FloatArray, IntArray
+
+__all__ = ["NEVER", "Chunk", "Tail", "row_bytes"]
+
+NEVER = np.iinfo(np.int64).max
+"""The time of death of a row that is alive."""
+
+SMALLEST_CHUNK = 1024
+LARGEST_CHUNK = 65_536
+
+
+def row_bytes(dim: int) -> int:
+    """Bytes of one row: vector, slot, death, and the id as a Python string of about 64 bytes."""
+    return 4 * dim + 16 + 64
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Room for ``len(slots)`` rows from tail position ``start`` on.
+
+    slots int64 (c,), died int64 (c,), vectors float32 (c, dim).
+    """
+
+    start: int
+    slots: IntArray
+    died: IntArray
+    vectors: FloatArray
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.slots)
+
+
+class Tail:
+    """Rows in slot order. One writer at a time (the caller's mutex), any number of readers below ``n``."""
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self.n = 0
+        self.ids: list[str] = []
+        self._chunks: list[Chunk] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows in use."""
+        return self.n * row_bytes(self.dim)
+
+    def extend(self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray) -> None:
+        """Append m rows: slots ascending and above all before, vectors float32 (m, dim)."""
+        done, m = 0, len(slots)
+        while done < m:
+            chunk = self._room()
+            low = self.n - chunk.start
+            high = min(low + m - done, len(chunk.slots))
+            upto = done + high - low
+            chunk.slots[low:high] = slots[done:upto]
+            chunk.died[low:high] = NEVER
+            chunk.vectors[low:high] = vectors[done:upto]
+            self.ids.extend(ids[done:upto])
+            self.n += high - low
+            done = upto
+
+    def truncate(self, n: int) -> None:
+        """Forget rows from position n on; only rows that no view has seen may go."""
+        del self.ids[n:]
+        self.n = n
+
+    def position_of(self, slot: int) -> int:
+        """Tail position of ``slot``, -1 where it is not in the tail."""
+        for chunk in reversed(self._chunks):
+            used = min(self.n, chunk.end) - chunk.start
+            if used > 0 and chunk.slots[0] <= slot:
+                at = int(np.searchsorted(chunk.slots[:used], slot))
+                return chunk.start + at if at < used and chunk.slots[at] == slot else -1
+        return -1
+
+    def mark_dead(self, position: int, seq: int) -> None:
+        """Record that the row died with log entry ``seq``."""
+        chunk = self._chunk_at(position)
+        chunk.died[position - chunk.start] = seq
+
+    def died_at(self, position: int) -> int:
+        chunk = self._chunk_at(position)
+        return int(chunk.died[position - chunk.start])
+
+    def slot_at(self, position: int) -> int:
+        chunk = self._chunk_at(position)
+        return int(chunk.slots[position - chunk.start])
+
+    def pieces(self, start: int, end: int) -> Iterator[Chunk]:
+        """The rows from tail position ``start`` to ``end`` (exclusive), as chunks that share memory with the tail."""
+        for chunk in self._chunks:
+            low, high = max(start, chunk.start) - chunk.start, min(end, chunk.end) - chunk.start
+            if low < high:
+                yield Chunk(chunk.start + low, chunk.slots[low:high], chunk.died[low:high], chunk.vectors[low:high])
+
+    def blocks(self, start: int, end: int) -> Iterator[FloatArray]:
+        """The vectors of these rows, float32 (m, dim) at a time, which share memory with the tail."""
+        return (piece.vectors for piece in self.pieces(start, end))
+
+    def rest(self, start: int, end: int) -> Tail:
+        """A tail of the rows from position ``start`` to ``end`` (exclusive), for the views to come.
+
+        It shares the memory of this one, which must not be written any more; readers of older views go on undisturbed:
+        later rows lie beyond their ``n``, and later deaths above their watermark. Only the chunk in which ``start``
+        lies is copied, so that the rows before it can be freed.
+        """
+        other = Tail(self.dim)
+        other.n, other.ids = end - start, self.ids[start:end]
+        for chunk in self._chunks:
+            if chunk.start >= start:
+                other._chunks.append(replace(chunk, start=chunk.start - start))
+            elif chunk.end > start:
+                low = start - chunk.start
+                other._chunks.append(
+                    Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), chunk.vectors[low:].copy())
+                )
+        return other
+
+    def copy(self, end: int) -> Tail:
+        """The rows up to position ``end`` in memory of their own."""
+        other = Tail(self.dim)
+        for piece in self.pieces(0, end):
+            other.extend(piece.slots.tolist(), self.ids[piece.start : piece.end], piece.vectors)
+        for chunk in other._chunks:
+            for piece in self.pieces(chunk.start, min(chunk.end, end)):
+                low = piece.start - chunk.start
+                chunk.died[low : low + len(piece.died)] = piece.died
+        return other
+
+    def _chunk_at(self, position: int) -> Chunk:
+        return next(chunk for chunk in reversed(self._chunks) if chunk.start <= position)
+
+    def _room(self) -> Chunk:
+        for chunk in reversed(self._chunks):
+            if chunk.start <= self.n < chunk.end:
+                return chunk
+        size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self.n))
+        chunk = Chunk(
+            start=self.n,
+            slots=np.empty(size, dtype=np.int64),
+            died=np.full(size, NEVER, dtype=np.int64),
+            vectors=np.empty((size, self.dim), dtype=np.float32),
+        )
+        self._chunks.append(chunk)
+        return chunk

@@ -1,0 +1,360 @@
+"""The live index: one view, one way to bring it up to date, one way to search it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..devices.selection import Machine
+from ..errors import DeviceError, ReentrantCallError
+from ..index.base import Body
+from ..monitoring.events import EventLog, LatencyRing
+from ..records.filters import canonical
+from ..records.records import Records
+from ..training.recall import Quality
+from ..types import Effort, FloatArray, Head, Precision
+from ..utils.forking import renew_in_child
+from ..utils.vectors import DeviceQueries
+from .device_manager import DeviceDesk
+from .filter_cache import FilterMasks, Touched
+from .index_stats import BodyFacts
+from .query_sample import Asked
+from .snapshots import agrees, load_snapshot, read_everything
+from .view import Found, Mask, View
+from .view_builder import Draft, apart, on_host
+
+__all__ = ["LiveIndex", "LiveSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Relisted:
+    """The last change of nlist: when (seconds since 1970), from what to what, and how the store did before it."""
+
+    at: float
+    nlist_before: int
+    nlist_after: int
+    before: dict[str, float | None]
+
+    @classmethod
+    def between(cls, old: View, new: View, latency: dict[str, float] | None) -> Relisted:
+        return cls(time.time(), old.body.nlist, new.body.nlist, _figures(old, latency))
+
+    def report(self, view: View, latency: dict[str, float] | None) -> dict[str, Any]:
+        """Plain values: nlist, recall@10 and latency before and since; None for what is not known yet."""
+        return {
+            "at": self.at,
+            "nlist": [self.nlist_before, self.nlist_after],
+            "before": self.before,
+            "since": _figures(view, latency),
+        }
+
+
+def _recall(view: View) -> float | None:
+    """recall@10 as it was last measured: of real queries in use, else of the body when it was judged."""
+    if view.facts.probed is not None:
+        return view.facts.probed
+    return None if view.facts.quality is None else view.facts.quality.recall
+
+
+def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | None]:
+    known = latency or {}
+    return {"recall": _recall(view), "p50_ms": known.get("p50_ms"), "p95_ms": known.get("p95_ms")}
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSettings:
+    """The part of ``StorageConfig`` that concerns the index; ``budget_bytes`` bounds body, vectors and maps."""
+
+    index_type: Literal["flat", "ivf", "hnsw", "auto"] = "ivf"
+    target_recall: float = 0.95
+    min_training_units: int = 1000
+    adaptive_nlist: bool = True
+    vectors_per_centroid: int = 39
+    nlist_min: int = 10
+    nlist_max: int | None = None
+    precision: Literal["auto"] | Precision = "auto"
+    budget_bytes: int = 2048 * 2**20
+    background: bool = True
+    sample_queries: bool = True
+    seed: int = 20_240_607
+
+
+PAGE = 1024
+SETTLE_ATTEMPTS = 8
+
+
+class LiveIndex:
+    """The derived side of one open store. Threads may search and catch up at the same time.
+
+    Everything here comes from ``records`` and may be thrown away; the watermark of the view says how much of the log
+    it has applied.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        settings: LiveSettings,
+        events: EventLog,
+        snapshot: Path,
+        desk: DeviceDesk | None = None,
+    ) -> None:
+        """``desk`` gives access to a GPU; None keeps everything on the CPU."""
+        self.records = records
+        self.desk = desk or DeviceDesk(Machine("cpu"), events)
+        self.settings = settings
+        self.events = events
+        self.snapshot_path = snapshot
+        self.generation = 0
+        self.epoch = 0
+        """Grows when the body is replaced by something other than maintenance; a build that began before is void."""
+        self.latency = LatencyRing()
+        self.asked = Asked(records, events, settings.seed, settings.sample_queries)
+        self.last_search = 0.0
+        """When a search last began or ended, by ``time.perf_counter``."""
+        self.relisted: Relisted | None = None
+        self.quality_now: tuple[object, Quality] | None = None
+        """How searches did when that was last asked, and of which state."""
+        self.look_due = False
+        """Set by a search once in a while; upkeep takes it back."""
+        self.mutex = threading.RLock()
+        self._changing = False
+        """Is the view being replaced? Read and set by the thread that holds the mutex."""
+        self._masks = FilterMasks(records.matching)
+        self._touched = Touched(0)
+        self._measured: tuple[object, object, int] = (None, None, 0)
+        self._parents_body: Body | None = None
+        self._view = self._open()
+        renew_in_child(self)
+
+    @property
+    def view(self) -> View:
+        """The newest published view; it may lag behind the records until ``catch_up``."""
+        return self._view
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that cannot be dropped: of the body, rows that no file holds, id maps, deaths and masks."""
+        view = self._view
+        body, vectors, body_bytes = self._measured
+        if body is not view.body or vectors is not view.body.table.vectors:
+            body, vectors = view.body, view.body.table.vectors
+            body_bytes = body.nbytes
+            self._measured = body, vectors, body_bytes
+        return body_bytes + view.body_died.nbytes + view.tail.nbytes + self._masks.nbytes
+
+    def catch_up(self) -> View:
+        """Apply what the log holds beyond the watermark and return a view that includes it.
+
+        A view is published only once the newest entry of the last page read is in it, so an update is never seen
+        half: rows that a later entry replaced are missing from earlier pages.
+
+        A signal handler, finalizer or callback may call this while the same thread is about to publish a view; it gets
+        a view of its own, as new as any, and what it interrupts goes on undisturbed.
+        """
+        return self._caught_up()[0]
+
+    @contextmanager
+    def exclusive(self) -> Iterator[View]:
+        """Hold the mutex, and yield the up-to-date view, to publish another one in its place.
+
+        Raises ReentrantCallError in a thread that does so already.
+        """
+        with self._held():
+            yield self._advance()
+
+    def search(
+        self, queries: FloatArray | DeviceQueries, k: int, filters: Any = None, recall: float | None = None
+    ) -> Found:
+        """The k nearest live units of each query; at most as many columns as there are live units, but one.
+
+        queries float32 (nq, dim), normalised under cosine, on the host or on a device; recall overrides the target of
+        the settings.
+        """
+        started = self.last_search = time.perf_counter()
+        restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
+        view, mask = self._view_and_mask(filters) if restricts else (self.catch_up(), None)
+        k = min(k, max(1, view.count if mask is None else min(view.count, len(mask.slots))))
+        target = self.settings.target_recall if recall is None else recall
+        found = self._answered(view, queries, k, target, mask)
+        self.last_search = time.perf_counter()
+        self.latency.record(self.last_search - started)
+        if view.body.plan.engine != "cpu":
+            self.desk.poll(view.body)
+        self.look_due |= self.asked.note(queries) or self.desk.due
+        return found
+
+    def describe(self, body: Body, facts: BodyFacts) -> None:
+        """Publish what was learnt of a body, if it is still in use."""
+        with self._held():
+            if self._view.body is body:
+                self._view = replace(self._view, facts=facts)
+
+    def replace(self, view: View, generation: int) -> None:
+        """Publish a view with another body; the caller is in :meth:`exclusive`."""
+        self.desk.poll(self._view.body)
+        if view.body.nlist != self._view.body.nlist:
+            self.relisted = Relisted.between(self._view, view, self.latency.percentiles())
+            self.latency.forget()
+        self._view = view
+        self._measured = (None, None, 0)  # the old body shall go, and its device memory with it
+        self.generation = generation
+
+    def look_at_device(self) -> None:
+        """Note what happened there, and how much room there is now; may take seconds."""
+        view = self._view
+        self.desk.poll(view.body)
+        self.desk.look(view.count)
+
+    def leave_device(self) -> View:
+        """Go on from the host's own vectors of the body in use, so that nothing is held on its device any more."""
+        with self.exclusive() as view:
+            self.replace(on_host(view), self.generation)
+            return self._view
+
+    def adopt(self, view: View, generation: int) -> None:
+        """Go on from another process's body: its view, brought up to date from the log."""
+        with self._held():
+            self._restart(view, generation)
+            self._advance()
+
+    def caught_up(self, view: View) -> View | None:
+        """A view that is not in use, brought up to date; None when it was cleared or the log begins after it."""
+        draft = self._applied(view)
+        return None if draft is None or draft.cleared else draft.publish()
+
+    def reload(self, cause: str) -> View:
+        """Throw the derived state away and read everything from the records; searches go on with the old view."""
+        with self._held():
+            started = time.perf_counter()
+            self._restart(read_everything(self.records), 0)
+            view = self._advance()
+            self.events.record("reload", cause, seconds=time.perf_counter() - started, rows=view.count)
+            return view
+
+    def _caught_up(self) -> tuple[View, bool]:
+        """An up-to-date view, and whether it is the caller's own rather than the published one."""
+        view = self._view
+        if self.records.head().last_seq == view.watermark:
+            return view, False
+        with self.mutex:
+            if self._changing:
+                return self._apart(), True
+            with self.exclusive() as view:
+                return view, False
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        with self.mutex:
+            if self._changing:
+                raise ReentrantCallError("the index is being changed by the call that this one interrupts; call later")
+            try:
+                self._changing = True
+                yield
+            finally:
+                self._changing = False
+
+    def _apart(self) -> View:
+        """An up-to-date view in memory of its own: a second draft on the published one's would spoil the first."""
+        left_behind = self._left_behind(self.records.head())
+        draft = None if left_behind else self._applied(apart(self._view))
+        while draft is None:
+            draft = self._applied(read_everything(self.records))
+        return draft.publish()
+
+    def _open(self) -> View:
+        loaded = load_snapshot(self.snapshot_path, self.records, self.events)
+        if loaded is not None:
+            view, info = loaded
+            self._restart(view, info.generation)
+            view = self._advance()
+            if agrees(view, self.records, self.settings.seed):
+                return view
+            cause = "snapshot contradicts the records"
+            self.events.record("snapshot-refused", f"{cause}; rebuilding from them", level=logging.WARNING)
+        self._restart(read_everything(self.records), 0)
+        return self._advance()
+
+    def _restart(self, view: View, generation: int) -> None:
+        self._touched.restart(view.watermark)
+        self._masks.clear()
+        self._view = view
+        self.generation = generation
+        self.epoch += 1
+
+    def _advance(self) -> View:
+        """Apply the log; the mutex is held."""
+        if self._left_behind(self.records.head()):
+            self._restart(read_everything(self.records), 0)
+            self.events.record("reload", "the log was purged beyond the watermark; read everything again")
+        draft = self._applied(self._view)
+        if draft is None:
+            return self._advance()
+        if draft.watermark != self._view.watermark:
+            self._publish(draft)
+        return self._view
+
+    def _applied(self, view: View) -> Draft | None:
+        """``view`` with the log from its watermark on applied; None when the log was purged beyond it."""
+        draft = Draft(view)
+        while True:
+            changes = self.records.read_after(draft.watermark, PAGE)
+            if changes and changes[0].seq != draft.watermark + 1:
+                return None
+            draft.apply(changes)
+            if len(changes) < PAGE:
+                return draft
+
+    def _publish(self, draft: Draft) -> None:
+        if draft.cleared:
+            self._restart(draft.publish(), 0)
+            return
+        self._touched.extend(draft.touched)
+        self._view = draft.publish()
+
+    def _left_behind(self, head: Head) -> bool:
+        return not head.horizon <= self._view.watermark <= head.last_seq
+
+    def _answered(
+        self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, mask: Mask | None
+    ) -> Found:
+        """The results; from the host's own vectors, should a device fail in a way that its body did not catch."""
+        try:
+            return view.search(queries, k, view.facts.effort(view.body, k, target), mask)
+        except DeviceError as error:
+            self.desk.refused(error, view.body.plan)
+            with self.mutex:
+                if self._view.body is view.body and not self._changing:
+                    self.leave_device()
+            return on_host(view).search(queries, k, Effort(exact=True), mask)
+
+    def _view_and_mask(self, filters: Any) -> tuple[View, Mask]:
+        """A mask and the view that it was made for: neither newer nor older than the records were."""
+        key = canonical(filters)
+        for _ in range(SETTLE_ATTEMPTS):
+            view, own = self._caught_up()
+            masks, touched = self._masks, self._touched
+            if own:  # the shared ones do not know yet what this view holds
+                masks, touched = FilterMasks(self.records.matching), Touched(view.watermark)
+            mask = masks.mask(key, filters, view, touched)
+            if self.records.head().last_seq == view.watermark:
+                break
+        return view, mask
+
+    def after_fork(self) -> None:
+        """In a forked child: locks that nobody holds, and nothing half-done by a thread that is not there."""
+        self.latency = LatencyRing()
+        self.mutex = threading.RLock()
+        self._changing = False
+        self._masks = FilterMasks(self.records.matching)
+        self._touched = Touched(self._view.watermark)
+        self.events.reset_lock()
+        self.asked.after_fork()
+        if self._view.body.plan.engine != "cpu":  # a child must not touch the device of its parent
+            self._parents_body = self._view.body  # kept: to free its memory would be to touch the device
+            self._view = on_host(self._view)

@@ -1,0 +1,135 @@
+"""Open a store: from the snapshot when it is valid, else from the records. Opening never trains."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from ..index.base import Body
+from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
+from ..index.vector_table import roomy
+from ..monitoring.events import EventLog
+from ..records.records import Records
+from ..types import IntArray, Row, Rows
+from ..utils.vectors import normalize_rows
+from .index_stats import BodyFacts
+from .view import View
+from .view_builder import empty_body, exact_body, view_of
+
+__all__ = ["agrees", "load_snapshot", "read_everything", "spot_check"]
+
+PAGE = 512
+SAMPLED = 32
+TOLERANCE = 1e-5
+"""Relative; a row that is normalised alone may differ in its last bits from the same row among many."""
+
+
+def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View, SnapshotInfo] | None:
+    """The snapshot's body as a view at the snapshot's watermark; None, with an event, when it cannot serve."""
+    started = time.perf_counter()
+    if not path.exists():
+        return None
+    try:
+        body, info = read_snapshot(path, store_id=records.store_id, dim=records.dim, metric=records.metric)
+    except SnapshotError as error:
+        events.record("snapshot-refused", f"{error}; rebuilding from the records", level=logging.WARNING)
+        return None
+    head = records.head()
+    if info.watermark > head.last_seq and not records.read_only:
+        _forget(path)
+    if not head.horizon <= info.watermark <= head.last_seq:
+        events.record(
+            "snapshot-refused",
+            f"snapshot at entry {info.watermark} does not join the log ({head.horizon} to {head.last_seq}); "
+            "rebuilding from the records",
+        )
+        return None
+    events.record("snapshot-loaded", f"{body.n} rows of kind {body.kind}", seconds=time.perf_counter() - started)
+    return view_of(body, info.watermark, BodyFacts.from_dict(info.extra, body), info.dead), info
+
+
+def _forget(path: Path) -> None:
+    """Remove a snapshot that is ahead of the log: the records went back in time, to an older copy or by a power cut
+    under durability normal. Left alone it would join the log again once as much was written, and be wrong."""
+    with suppress(OSError):
+        path.unlink()
+
+
+def read_everything(records: Records) -> View:
+    """An exact body of every live row, at the log's end as of the start of the reading."""
+    head = records.head()
+    if not head.count:
+        return view_of(empty_body(records.dim, records.metric), head.last_seq)
+    vectors = roomy((head.count, records.dim), np.float32)
+    slots = np.empty(head.count, dtype=np.int64)
+    ids: list[bytes] = []
+    after = 0
+    while page := records.scan(after, head.last_slot, PAGE):
+        _fill(page, len(ids), slots, vectors)
+        ids.extend(row.id.encode() for row in page)
+        after = page[-1].slot
+    n = len(ids)  # fewer than head.count when rows died during the reading; their DROPs follow in the log
+    if records.metric == "cosine":
+        vectors[:n] = normalize_rows(vectors[:n])
+    rows = Rows(slots[:n], *_joined(ids), vectors[:n])
+    return view_of(exact_body(rows, records.metric), head.last_seq)
+
+
+def agrees(view: View, records: Records, seed: int) -> bool:
+    """Does an up-to-date view hold as many units as the records, and the right ones where it was sampled?
+
+    A view that others have written past meanwhile cannot be judged and passes.
+    """
+    sampled = spot_check(view, records, seed)
+    head = records.head()
+    return head.last_seq != view.watermark or (sampled and head.count == view.count)
+
+
+def spot_check(view: View, records: Records, seed: int) -> bool:
+    """Do sampled rows of the body, and its newest ones, carry the ids and vectors that the records hold?"""
+    positions = _sample(view, seed)
+    body = view.body
+    units = records.units_at(body.slots[positions].tolist())
+    ids = [str(unit_id) for unit_id in body.ids_at(positions)]
+    vectors = records.vectors_of(ids)
+    return all(
+        slot in units and units[slot].get("id") == unit_id and _same(body, position, vectors.get(unit_id))
+        for position, slot, unit_id in zip(positions.tolist(), body.slots[positions].tolist(), ids, strict=True)
+    )
+
+
+def _sample(view: View, seed: int) -> IntArray:
+    alive = np.flatnonzero(view.body_died > view.watermark).astype(np.int64)
+    if len(alive) <= 2 * SAMPLED:
+        return alive
+    rng = np.random.default_rng(seed)
+    picked = rng.choice(alive[:-SAMPLED], SAMPLED, replace=False)
+    return np.sort(np.concatenate([picked, alive[-SAMPLED:]]))
+
+
+def _same(body: Body, position: int, raw: bytes | None) -> bool:
+    if raw is None:
+        return False
+    truth = np.frombuffer(raw, dtype="<f4")
+    if body.metric == "cosine":
+        truth = normalize_rows(truth[None, :])[0]
+    held = body.vectors_at(np.array([position], dtype=np.int64))[0]
+    return bool(np.linalg.norm(held - truth) <= TOLERANCE * max(1e-12, float(np.linalg.norm(truth))))
+
+
+def _fill(
+    page: list[Row], at: int, slots: IntArray, vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+) -> None:
+    end = at + len(page)
+    slots[at:end] = [row.slot for row in page]
+    raw = b"".join([row.vector for row in page])
+    vectors[at:end] = np.frombuffer(raw, dtype="<f4").reshape(len(page), -1)
+
+
+def _joined(ids: list[bytes]) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], IntArray]:
+    ends = np.cumsum([len(one) for one in ids], dtype=np.int64)
+    return np.frombuffer(b"".join(ids), dtype=np.uint8), ends

@@ -1,0 +1,1 @@
+"""The Milvus backend: client, collection, filters, search and ``MilvusStore``."""

@@ -1,0 +1,204 @@
+"""Milvus filter expressions over hashed field values; no user text reaches the server.
+
+Every fact about a unit is hashed on this side: that a path exists, that a value stands there. For ranges the least and
+the greatest value at a path is kept in hexadecimal digits whose alphabetical order is the order of the values. So an
+expression consists of our own words and of hashes, and nothing in a filter can change its meaning. The server's own
+JSON operators would not do: they split paths at brackets, and compare 1 and "1", or integers beyond 2**53, differently.
+
+Layout of the column ``facts``::
+
+    {"has": [token, ...],                    one for each path, one for each value at it
+     "n<path>": digits, "s<path>": digits,   the only number, the only text
+     "nh<path>": ..., "nl<path>": ...,       greatest and least number of a list with several; sh, sl for texts
+    }
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from base64 import urlsafe_b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import blake2b
+from typing import Any
+
+from ..records.filters import Condition, doubled, kind_of, parse
+
+__all__ = [
+    "MAX_FACTS_BYTES",
+    "NOTHING",
+    "born_between",
+    "digits_above",
+    "digits_below",
+    "facts_of",
+    "filter_expression",
+    "ids_expression",
+    "joined",
+    "quoted",
+]
+
+MAX_FACTS_BYTES = 60_000
+"""A JSON column of Milvus takes 65,536 bytes. A unit with more facts is marked ``vague`` and checked by its content."""
+
+_TEXT_BYTES = 24
+"""Bytes of a text that ranges compare on the server; those that agree in them are told apart by the client."""
+
+_SIGN = 1 << 63
+_ALL = (1 << 64) - 1
+
+
+def facts_of(unit: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The column's value, and whether it had to be left out because there is too much of it."""
+    tokens: dict[str, None] = {}
+    facts: dict[str, Any] = {}
+    for path, value in _paths(unit, ()):
+        tokens[path_token(path)] = None
+        elements = list(value) if isinstance(value, (list, tuple)) else [value]
+        scalars = [one for one in elements if kind_of(one) not in ("array", "object")]
+        tokens.update(dict.fromkeys(value_token(path, one) for one in scalars))
+        _add_bounds(facts, path, scalars)
+    facts["has"] = list(tokens)
+    if len(json.dumps(facts, separators=(",", ":"))) > MAX_FACTS_BYTES:
+        return {"has": []}, True
+    return facts, False
+
+
+def path_token(path: tuple[str, ...]) -> str:
+    """Stands for "there is something at this path"."""
+    return _hashed(["path", *path])
+
+
+def value_token(path: tuple[str, ...], value: Any) -> str:
+    """Stands for "this value is there": equal for numbers that are equal, 1 and 1.0 among them."""
+    kind = kind_of(value)
+    text = _number_text(value) if kind == "number" else value if kind == "text" else ""
+    return _hashed(["value", kind, text, *path])
+
+
+def digits_below(value: Any) -> str:
+    """Digits of the greatest double that is not above the number, or of a text's beginning."""
+    if isinstance(value, str):
+        return value.encode()[:_TEXT_BYTES].hex()
+    number = float(doubled(value))
+    return _ordered(math.nextafter(number, -math.inf) if number > doubled(value) else number)
+
+
+def digits_above(value: Any) -> str:
+    """Digits of the least double that is not below the number, or of a text's beginning."""
+    if isinstance(value, str):
+        return value.encode()[:_TEXT_BYTES].hex()
+    number = float(doubled(value))
+    return _ordered(math.nextafter(number, math.inf) if number < doubled(value) else number)
+
+
+def _add_bounds(facts: dict[str, Any], path: tuple[str, ...], scalars: list[Any]) -> None:
+    for kind, letter in (("number", "n"), ("text", "s")):
+        highs = [digits_above(one) for one in scalars if kind_of(one) == kind]
+        lows = [digits_below(one) for one in scalars if kind_of(one) == kind]
+        token = path_token(path)
+        if len(highs) == 1 and highs == lows:
+            facts[letter + token] = highs[0]
+        elif highs:
+            facts[f"{letter}h{token}"] = max(highs)
+            facts[f"{letter}l{token}"] = min(lows)
+
+
+def _paths(value: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every path that a filter can name: keys that are empty or have a dot cannot be."""
+    for key, inner in value.items():
+        if not key or "." in key:
+            continue
+        yield (*above, key), inner
+        if isinstance(inner, Mapping):
+            yield from _paths(inner, (*above, key))
+
+
+def _number_text(value: Any) -> str:
+    number: Any = doubled(value)
+    if isinstance(number, float) and number.is_integer() and -(2.0**63) <= number < 2.0**63:
+        return str(int(number))
+    return repr(number)
+
+
+def _ordered(number: float) -> str:
+    """16 digits whose alphabetical order is the order of doubles."""
+    (bits,) = struct.unpack(">Q", struct.pack(">d", number + 0.0))
+    return f"{(bits ^ _ALL) if bits & _SIGN else (bits | _SIGN):016x}"
+
+
+def _hashed(parts: list[str]) -> str:
+    digest = blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+NOTHING = "born < 0"
+"""No row is older than the epoch."""
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-.:/@")
+
+
+def quoted(text: str) -> str:
+    """The text as a literal: everything but plain letters, digits and a few signs as an escape of its code point."""
+    return '"' + "".join(one if one in _PLAIN else _escaped(ord(one)) for one in text) + '"'
+
+
+def ids_expression(ids: Iterable[str]) -> str:
+    """True of the units with these ids."""
+    return f"id in [{', '.join(map(quoted, ids))}]"
+
+
+def born_between(low: int, high: int) -> str:
+    """True of the rows written at ``low`` or later and before ``high``."""
+    return f"born >= {low:d} and born < {high:d}"
+
+
+def filter_expression(filters: Mapping[str, Any] | None) -> str:
+    """True of every unit that matches the filter, and of few others; "" for every unit.
+
+    Exact for in, nin and exists. Ranges compare doubles and the first bytes of texts, and a unit with too many
+    facts is let through: whoever uses the expression holds the units against the filter again. Raises
+    InvalidFilterError.
+    """
+    conditions = parse(filters)
+    if not conditions:
+        return ""
+    if any(one.op == "in" and not one.values for one in conditions):
+        return NOTHING
+    parts = [part for part in map(_condition, conditions) if part]
+    return f"({' and '.join(parts)}) or vague == true" if parts else ""
+
+
+def joined(*parts: str) -> str:
+    """All of them at once; empty ones are left out."""
+    return " and ".join(f"({part})" for part in parts if part)
+
+
+def _condition(one: Condition) -> str:
+    if one.op == "exists":
+        return _any_of([path_token(one.path)], negated=not one.values[0])
+    if one.op in ("in", "nin"):
+        tokens = dict.fromkeys(value_token(one.path, value) for value in one.values)
+        return _any_of(list(tokens), negated=one.op == "nin") if tokens else ""
+    return _range(one)
+
+
+def _any_of(tokens: list[str], negated: bool) -> str:
+    listed = ", ".join(f'"{token}"' for token in tokens)
+    return f'{"not " if negated else ""}json_contains_any(facts["has"], [{listed}])'
+
+
+def _range(one: Condition) -> str:
+    """Some element lies above a bound when the greatest does, and below one when the least does."""
+    bound, token = one.values[0], path_token(one.path)
+    letter = "s" if isinstance(bound, str) else "n"
+    upward = one.op in ("gt", "gte")
+    sign = (">" if upward else "<") + ("" if one.op in ("gt", "lt") and letter == "n" else "=")
+    digits = digits_below(bound) if upward else digits_above(bound)
+    side = "h" if upward else "l"
+    names = (letter + token, letter + side + token)
+    return "(" + " or ".join(f'facts["{name}"] {sign} "{digits}"' for name in names) + ")"
+
+
+def _escaped(code: int) -> str:
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -1,0 +1,277 @@
+"""The parts of one open ``MilvusStore``, and its health and statistics reports."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..components.store.reports import OPERATIONS, Figures, Training, health, plain_details
+from ..errors import CapacityError, EmbeddingError, InvalidQueryError, StorageError
+from ..monitoring.events import EventLog, LatencyRing
+from ..planner.nlist import ListsRule
+from ..types import FloatArray, MemoryUnit
+from ..utils.config import MilvusConfig, StorageConfig
+from ..utils.embeddings import Embedder, EmbeddingFunction
+from ..utils.forking import renew_in_child
+from ..utils.vectors import check_vector, check_vectors
+from .client import LONG, Client, Door, Version
+from .collection import Facts, Row, Table, bodies_of, body_of, describe, open_collection, serve
+from .plan import ServerPlan
+from .search import Search
+
+__all__ = ["Core", "Progress", "health_report", "open_core", "registered", "statistics_report"]
+
+Progress = Callable[[str, float], None]
+
+_COUNT_AGE = 1.0
+"""Seconds for which a count of all writers' units serves to tell how near the limit is."""
+
+_INDEXED_FROM = 1024
+"""Rows from which the server indexes a segment; smaller ones are compared row by row."""
+
+_POLL = 0.25
+
+_IN_FLIGHT = 60 * 10**9
+"""Nanoseconds for which a row may have been on its way, or a writer's clock behind, when everything was sealed."""
+
+
+@dataclass(eq=False)
+class Core:
+    """config: limits and targets; table: the rows; search: finds them; embedder: None when none was given."""
+
+    config: StorageConfig
+    place: MilvusConfig
+    facts: Facts
+    version: Version
+    plan: ServerPlan
+    table: Table
+    embedder: Embedder | None
+    events: EventLog = field(default_factory=EventLog)
+    latency: LatencyRing = field(default_factory=LatencyRing)
+    operations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=100))
+    warned: bool = False
+
+    def __post_init__(self) -> None:
+        self.search = Search(self.table, self.plan, self.facts.metric, self.config.target_recall)
+        self._lock = threading.Lock()
+        self._counted = (0, -_COUNT_AGE)
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+
+    # Embedding
+
+    def embed(self, text: str) -> FloatArray:
+        return check_vector(self._embedder().embed(text), self.facts.dim, self.facts.metric)
+
+    def embed_query(self, text: str) -> FloatArray:
+        vector = self._embedder().embed_query(text)
+        return check_vector(vector, self.facts.dim, self.facts.metric, name="query")
+
+    def vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
+        """The given vectors, or those of the texts: float32 (n, dim)."""
+        if embeddings is None:
+            report = None if progress is None else (lambda done, of: progress("embed", done / of))
+            embeddings = self._embedder().embed_many(texts, report)
+        vectors = check_vectors(embeddings, self.facts.dim, self.facts.metric)
+        if len(vectors) != len(texts):
+            raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
+        return vectors
+
+    def _embedder(self) -> Embedder:
+        if self.embedder is None:
+            raise EmbeddingError("embedding_function is None: open the store with one, or give embeddings")
+        return self.embedder
+
+    # Writing
+
+    def put(self, units: Sequence[MemoryUnit], vectors: FloatArray, births: Sequence[int]) -> None:
+        """Write units that have ids, each id once; nothing is written when one of them is too long."""
+        bodies = [body_of(units[0])] if len(units) == 1 else bodies_of(units)
+        wrote = self.table.clock.births(1)[0]
+        rows = [Row(unit, vector, born, wrote) for unit, vector, born in zip(units, vectors, births, strict=True)]
+        self.table.put(rows, bodies)
+
+    def drop(self, ids: list[str]) -> int:
+        """Delete these units; how many went. Where that takes the store below the warning, it may warn again."""
+        gone = self.table.drop(ids)
+        self._less(gone)
+        return gone
+
+    def clear(self) -> None:
+        """Delete every unit."""
+        self.table.clear()
+        self._less(None)
+
+    def check_room(self, ids: Sequence[str | None]) -> None:
+        """Raise CapacityError when the units of these ids (None: a new one each) do not fit; warn once per crossing.
+
+        Far from the limit a count of at most a second ago decides; near it the server is asked who is there already.
+        """
+        limit = self.config.max_memory_units
+        count = self._about(len(ids))
+        if count > limit:
+            named = list({unit_id for unit_id in ids if unit_id})
+            new = len(named) - len(self.table.get(named, [])) + sum(not unit_id for unit_id in ids)
+            held = self.table.count()
+            count = held + new
+            if new and count > limit:
+                raise CapacityError(
+                    f"the store holds {held} of at most {limit} units and cannot take {new} more; "
+                    "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+                )
+        self._warn_once(count, limit)
+
+    def _about(self, coming: int) -> int:
+        """At most how many units there will be, as far as is known."""
+        with self._lock:
+            count, at = self._counted
+        if time.monotonic() - at >= _COUNT_AGE:
+            count, at = self.table.count(), time.monotonic()
+        with self._lock:
+            self._counted = (count + coming, at)
+        return count + coming
+
+    def _less(self, gone: int | None) -> None:
+        """So many units went; None: all of them."""
+        with self._lock:
+            count, at = self._counted
+            self._counted = (0 if gone is None else max(0, count - gone), at)
+            if self._counted[0] < self.config.warning_threshold * self.config.max_memory_units:
+                self.warned = False
+
+    def _warn_once(self, count: int, limit: int) -> None:
+        above = count >= self.config.warning_threshold * limit
+        if above and not self.warned:
+            text = f"{count} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+            self.events.record("near-limit", text, level=logging.WARNING, count=count, limit=limit)
+        self.warned = above
+
+    # Upkeep
+
+    def unsettled(self) -> int:
+        """Rows in segments that the server has not given the planned index yet."""
+        least = math.inf if self.plan.index == "FLAT" else _INDEXED_FROM  # FLAT is no index, and never listed as one
+        segments = self.table.segments() or []
+        return sum(one.rows for one in segments if not one.loaded or (one.rows >= least and not one.indexed))
+
+    def settle(self, progress: Progress | None = None) -> int:
+        """Seal what was written and wait until it is indexed; how many rows had to be waited for.
+
+        Raises StorageError when the server fails to index, or has not done it after ten minutes.
+        """
+        before = self.unsettled()
+        begun = self.table.clock.births(1)[0]
+        self.table.flush()
+        until = time.monotonic() + LONG
+        most = max(1, before, self.unsettled())
+        while left := self.unsettled():
+            state = self.table.index_state()
+            if str(state.get("state")) == "Failed":
+                raise StorageError(f"the server could not build its {self.plan.index} index; see its log")
+            if time.monotonic() > until:
+                raise StorageError(f"{left} rows are still not indexed after {LONG:g} s; ask again later")
+            if progress is not None:
+                progress("index", 1 - left / max(most, left))
+            time.sleep(_POLL)
+        self.search.sealed_until = begun - _IN_FLIGHT
+        return before
+
+
+def open_core(
+    place: MilvusConfig,
+    function: EmbeddingFunction | None,
+    dim: int | None,
+    config: StorageConfig,
+    make: Callable[[float], Client] | None,
+) -> Core:
+    """Open or make the collection; raises as ``MilvusStore`` documents, and leaves no connection behind then."""
+    door = Door(place, make)
+    try:
+        version = door.version()
+        held = describe(door)
+        embedder = None if function is None else Embedder(function, held.dim if held and dim is None else dim)
+        wanted = dim
+        if wanted is None and held is None and embedder is not None:
+            wanted = embedder.dimension
+        model = embedder.model_name if embedder is not None else None
+        facts = open_collection(door, wanted, model, config)
+        plan = serve(door, facts, version, config)
+        return Core(config, place, facts, version, plan, Table(door, facts.dim), embedder)
+    except BaseException:
+        door.close()
+        raise
+
+
+_DEFAULT_MB = 2048.0
+
+
+def health_report(core: Core) -> dict[str, Any]:
+    """As ``VectorStore.get_storage_health``: memory is the server's and counts as 0 here, lists are per segment."""
+    config, count = core.config, core.table.count()
+    waiting = core.unsettled()
+    most = _DEFAULT_MB if config.max_memory_mb == "auto" else float(config.max_memory_mb)
+    figures = Figures(
+        count=count,
+        max_units=config.max_memory_units,
+        warning_threshold=config.warning_threshold,
+        prune_threshold=config.prune_threshold,
+        memory_bytes=0,
+        max_memory_bytes=int(most * 2**20),
+        nlist=0,
+        lists=ListsRule(),
+        quality=None,
+        build_cause=f"{waiting} rows wait for the server's {core.plan.index}" if waiting else "",
+        background=False,
+        read_only=False,
+        legacy_problem="",
+        training=Training(
+            trained=core.plan.index != "FLAT",
+            source=None if core.plan.index == "FLAT" else "existing",
+            reason="the server trains an index for each segment, on its own vectors",
+            setting="MEMEVOLVE_STORAGE_INDEX_TYPE",
+        ),
+        performance={"latency": core.latency.percentiles()} if count > config.performance_threshold else {},
+    )
+    return health(figures)
+
+
+def statistics_report(core: Core) -> dict[str, Any]:
+    segments = core.table.segments() or []
+    return {
+        "store": core.place.address,
+        "count": core.table.count(),
+        "dim": core.facts.dim,
+        "embedding_model": core.facts.model,
+        "metric": core.facts.metric,
+        "index": {"kind": core.plan.index, "nlist": core.plan.nlist, "reason": core.plan.reason},
+        "server": {
+            "version": core.version.text,
+            "gpu": core.version.gpu,
+            "consistency": core.table.clock.level,
+            "segments": len(segments),
+            "rows_indexed": sum(one.rows for one in segments if one.indexed),
+            "rows_not_indexed": sum(one.rows for one in segments if not one.indexed),
+        },
+        "management": list(core.operations)[-20:],
+        "latency": core.latency.percentiles(),
+        "event_totals": core.events.totals(),
+        "events": [event.as_dict() for event in core.events.recent()[-20:]],
+    }
+
+
+def registered(core: Core, operation: str, details: Any) -> dict[str, Any]:
+    """Note an operation in this process. The server compacts and indexes by itself, so there is nothing to decide."""
+    if operation not in OPERATIONS:
+        raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
+    entry = {"operation": operation, "at": time.time(), "details": plain_details(details)}
+    core.operations.append(entry)
+    core.events.record("management", f"{operation}: nothing")
+    return {**entry, "count_after": core.table.count(), "decision": "nothing"}

@@ -1,0 +1,238 @@
+"""Keyword search: BM25 over the FTS5 index and the pending rows, with selective terms only.
+
+    score(doc) = sum over query tokens of idf * f * (k1 + 1) / (f + k1 * (1 - b + b * len / avglen))
+    idf = ln((N - n + 0.5) / (n + 0.5)), at least 1e-6;  k1 = 1.2, b = 0.75
+
+Source: S. Robertson and H. Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (2009), with the constants
+and the floor of idf that SQLite's FTS5 documents, so that folded and pending rows are scored alike.
+
+FTS5 scores every row that holds any of the words, so a query of common words reads most of the index. Therefore only
+the *telling* words of a query (see ``records/fulltext.py``) propose rows, and all of its words score what they propose.
+
+A word in every twentieth row costs much and tells little, so it is dropped from the lookup unless nothing else is left;
+and so are the more frequent of the rest once the rarer ones match enough rows. What a query reads is thereby bounded,
+and does not grow with the store.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import apsw
+
+from ..types import MemoryUnit
+from .connections import all_rows, first_row
+from .damage import read_unit
+from .filter_sql import where
+from .filters import Condition
+
+__all__ = ["MOST_WORDS", "WordCache", "keyword", "register"]
+
+FREQUENT_SHARE = 0.05
+FREQUENT_ROWS = 500
+"""A word is frequent when it is in more than this share of the units, and in more than this many."""
+
+MOST_ROWS = 3000
+"""Rows that the telling words of a query match in all, at most, but for a single word. Scoring one takes 2 us."""
+
+_AGE = 0.05
+_EXACT_ROWS = 1000
+"""A count is taken anew when the number of units has changed by this share; below so many units, by any change."""
+
+_MOST_WORDS = 20_000
+
+
+@dataclass
+class WordCache:
+    """What keyword queries need not read twice.
+
+    pending: words of rows that are not folded yet, by slot; rows never change their text. counts: for a word, how many
+    folded rows hold it, and of how many folded rows that was said.
+    """
+
+    pending: dict[int, Counter[str]] = field(default_factory=dict)
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def holding(con: apsw.Connection, words: Sequence[str], cache: WordCache) -> dict[str, int]:
+    """For each word the number of folded rows that hold it, or held it a little while ago."""
+    folded = _folded_rows(con)
+    if len(cache.counts) > _MOST_WORDS:
+        cache.counts = {}
+    found = {}
+    for word in words:
+        count, of = cache.counts.get(word, (0, -1))
+        if of < 0 or abs(folded - of) > (_AGE * of if of >= _EXACT_ROWS else 0):
+            count = int(first_row(con, "SELECT count(*) FROM words WHERE words MATCH ?", (quoted(word),))[0])
+            cache.counts[word] = count, folded
+        found[word] = count
+    return found
+
+
+def telling(con: apsw.Connection, counts: Mapping[str, int]) -> list[str]:
+    """The words to look up, rarest first; counts: how many rows hold each word of the query."""
+    units = int(first_row(con, "SELECT count FROM counters")[0])
+    frequent = max(FREQUENT_ROWS, FREQUENT_SHARE * units)
+    chosen: list[str] = []
+    rows = 0
+    for word in sorted(counts, key=lambda one: counts[one]):
+        rows += counts[word]
+        if chosen and counts[chosen[-1]] and (counts[word] > frequent or rows > MOST_ROWS):
+            break
+        chosen.append(word)
+    return chosen
+
+
+def quoted(word: str) -> str:
+    """The word as FTS5 takes it literally."""
+    return '"' + word.replace('"', '""') + '"'
+
+
+def _folded_rows(con: apsw.Connection) -> int:
+    count, pending = all_rows(con, "SELECT count, (SELECT count(*) FROM pending) FROM counters")[0]
+    return int(count) - int(pending)
+
+
+K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
+
+MOST_WORDS = 256
+"""Distinct words of a query that are looked at."""
+
+PROPOSED, PROPOSED_FACTOR = 64, 2
+"""Rows that the telling words propose: this many, and at least so many times the limit. On 39,320 real units 64 of them
+hold the wanted unit as often as 200 do."""
+
+
+def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
+    return f"{api.row_count} {api.column_total_size(0)}"
+
+
+class _Corpus(NamedTuple):
+    rows: int
+    tokens: int
+
+
+class _Doc(NamedTuple):
+    slot: int
+    id: str
+    counts: Counter[str]
+
+
+def register(con: apsw.Connection) -> None:
+    """Make the size of the index readable in SQL. Every connection that calls :func:`keyword` needs it."""
+    con.register_fts5_function("corpus_size", _corpus_size)
+
+
+def keyword(
+    con: apsw.Connection,
+    text: str,
+    limit: int,
+    conditions: Sequence[Condition],
+    cache: WordCache,
+    text_of: Callable[[MemoryUnit], str],
+) -> list[tuple[float, str]]:
+    """The best rows that hold a telling word of ``text``: (score, id), best first. Call inside a read transaction.
+
+    text_of: the text of a unit that was given to the index.
+    """
+    tokens = list(dict.fromkeys(_tokens(con, text)))[:MOST_WORDS]
+    if not tokens or limit < 1:
+        return []
+    pending = _pending(con, conditions, cache)
+    folded = holding(con, tokens, cache)
+    counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
+    words = telling(con, counts)
+    hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
+    if len(words) == len(tokens):
+        found = _ranked(con, words, limit, conditions)
+    else:
+        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), conditions)
+        hits += _read(con, [unit_id for _, unit_id in proposed], text_of)
+        found = []
+    if hits:
+        score = _scorer(_corpus(con, folded), tokens, counts, pending)
+        found += [(score(doc.counts), doc.id) for doc in hits]
+    found.sort(key=lambda pair: -pair[0])
+    return found[:limit]
+
+
+def _ranked(
+    con: apsw.Connection, words: Iterable[str], limit: int, conditions: Sequence[Condition]
+) -> list[tuple[float, str]]:
+    """The best folded rows by these words."""
+    bound: list[Any] = [_query(words), limit]
+    sql = (
+        "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
+        f"WHERE words MATCH ?1 AND {where(conditions, bound)} ORDER BY words.rank LIMIT ?2"
+    )
+    return all_rows(con, sql, bound)
+
+
+def _pending(con: apsw.Connection, conditions: Sequence[Condition], cache: WordCache) -> list[_Doc]:
+    """The rows that are not folded yet."""
+    bound: list[Any] = []
+    restriction = where(conditions, bound)
+    sql = f"SELECT p.slot, u.id, p.text FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot WHERE {restriction}"
+    rows = all_rows(con, sql, bound)
+    return [_Doc(slot, unit_id, _counts(con, slot, text, cache)) for slot, unit_id, text in rows]
+
+
+def _read(con: apsw.Connection, ids: list[str], text_of: Callable[[MemoryUnit], str]) -> list[_Doc]:
+    """Folded rows with the words of their texts."""
+    sql = "SELECT slot, id, CAST(unit AS BLOB) FROM units WHERE id IN (SELECT value FROM json_each(?))"
+    rows = all_rows(con, sql, (json.dumps(ids),))
+    return [
+        _Doc(slot, unit_id, Counter(_tokens(con, text_of(read_unit(unit, unit_id))))) for slot, unit_id, unit in rows
+    ]
+
+
+def _scorer(
+    corpus: _Corpus, tokens: list[str], counts: Mapping[str, int], pending: list[_Doc]
+) -> Callable[[Counter[str]], float]:
+    """BM25 of a row among the folded and the pending ones; counts: how many of these hold each token."""
+    rows = corpus.rows + len(pending)
+    average = (corpus.tokens + sum(doc.counts.total() for doc in pending)) / rows or 1.0
+    known = {token: min(max(1, counts[token]), rows) for token in tokens}  # what was counted may be a little old
+    idf = {token: max(LEAST_IDF, math.log((rows - n + 0.5) / (n + 0.5))) for token, n in known.items()}
+
+    def score(words: Counter[str]) -> float:
+        norm = K1 * (1 - B + B * words.total() / average)
+        return sum(weight * words[token] * (K1 + 1) / (words[token] + norm) for token, weight in idf.items())
+
+    return score
+
+
+def _corpus(con: apsw.Connection, folded: Mapping[str, int]) -> _Corpus:
+    """Rows and tokens of the index, read off its rarest word; zeros when no folded row holds any of the words."""
+    known = [word for word, count in folded.items() if count]
+    word = quoted(min(known, key=lambda one: folded[one])) if known else ""
+    sizes = all_rows(con, "SELECT corpus_size(words) FROM words WHERE words MATCH ? LIMIT 1", (word,)) if word else []
+    return _Corpus(*map(int, sizes[0][0].split())) if sizes else _Corpus(0, 0)
+
+
+def _query(tokens: Iterable[str]) -> str:
+    return " OR ".join(map(quoted, tokens))
+
+
+def _counts(con: apsw.Connection, slot: int, text: str, cache: WordCache) -> Counter[str]:
+    counts = cache.pending.get(slot)
+    if counts is None:
+        counts = cache.pending[slot] = Counter(_tokens(con, text))
+    return counts
+
+
+def _tokens(con: apsw.Connection, text: str) -> list[str]:
+    tokenizer: Any = con.fts5_tokenizer("unicode61", ["remove_diacritics", "2"])
+    found: list[str] = tokenizer(
+        text.encode(errors="replace"),
+        apsw.FTS5_TOKENIZE_DOCUMENT,
+        None,
+        include_offsets=False,
+        include_colocated=False,
+    )
+    return found

@@ -1,0 +1,543 @@
+"""Training vectors of an index: rows of the store, and service samples where there are too few.
+
+They train an index and nothing else: they are never stored as units and never found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, Protocol
+
+import numpy as np
+
+from ..errors import ConfigurationError, EmbeddingError, EngineError, InvalidVectorError
+from ..types import FloatArray, Metric
+from ..utils.vectors import check_vectors, normalize_rows
+
+__all__ = [
+    "DOMAINS",
+    "SAMPLE_TYPES",
+    "Embed",
+    "Progress",
+    "SampleCache",
+    "TrainingSet",
+    "TrainingSource",
+    "available_texts",
+    "collect",
+    "drawn_like",
+    "existing_sample",
+    "sample_texts",
+    "samples_wanted",
+    "source_for",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """Phrases about one topic that fit into the sentences of :mod:`.training_set`, six of each kind."""
+
+    name: str
+    activities: tuple[str, ...]
+    failures: tuple[str, ...]
+    techniques: tuple[str, ...]
+    gains: tuple[str, ...]
+    tools: tuple[str, ...]
+    chores: tuple[str, ...]
+    factors: tuple[str, ...]
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(phrase.strip() for phrase in text.split("|"))
+
+
+_ALGORITHM = Topic(
+    "algorithm",
+    _list(
+        "complexity analysis|edge case review|invariant checking|input profiling|proof reading|numeric range checking"
+    ),
+    _list("quadratic blowups|infinite loops|off-by-one errors|stack overflows|silent rounding loss|unstable orderings"),
+    _list("divide and conquer|memoised recursion|a sliding window|binary search|topological sorting|a priority queue"),
+    _list("linear running time|stable sorting|predictable memory|correct pagination|exact deduplication|fast lookups"),
+    _list(
+        "a complexity profiler|a property tester|a graph visualiser|an input fuzzer|a trace recorder|a scheduler model"
+    ),
+    _list("batch ranking|path planning|conflict resolution|record matching|queue balancing|interval merging"),
+    _list("exactness|recursion depth|lookup speed|memory footprint|approximation|preprocessing effort"),
+)
+_DEVELOPMENT = Topic(
+    "development",
+    _list("code review|dependency pinning|refactoring|type checking|small commits|interface design"),
+    _list("merge conflicts|dead code|circular imports|broken builds|hidden coupling|version drift"),
+    _list(
+        "feature flags|dependency injection|trunk based branching|semantic versioning|pair programming|a facade class"
+    ),
+    _list("readable modules|safe upgrades|shorter reviews|reusable components|clean interfaces|quick onboarding"),
+    _list(
+        "a code formatter|a changelog writer|a dependency updater|a template generator|a commit linter|an import sorter"
+    ),
+    _list("release notes|licence checks|stub generation|branch cleanup|schema migration|package publishing"),
+    _list("abstraction|simplicity|code reuse|delivery speed|backward compatibility|explicitness"),
+)
+_PERFORMANCE = Topic(
+    "performance",
+    _list(
+        "load profiling|cache tuning|query planning|memory auditing|latency budgeting|connection pooling",
+    ),
+    _list(
+        "slow start-up|cache stampedes|memory leaks|tail latency spikes|lock contention|disk saturation",
+    ),
+    _list("request batching|lazy loading|index hints|zero-copy reads|work stealing|response compression"),
+    _list("steady throughput|low tail latency|smaller images|cheaper queries|warm caches|even load"),
+    _list(
+        "a flame graph viewer|a load generator|a cache inspector|a heap sampler|a query explainer|a latency dashboard"
+    ),
+    _list("capacity planning|regression detection|hot path discovery|cache warming|pool sizing|benchmark comparison"),
+    _list("throughput|latency|cache size|parallelism|data freshness|batch size"),
+)
+_SECURITY = Topic(
+    "security",
+    _list("key rotation|access review|input validation|patch management|threat modelling|secret scanning"),
+    _list("leaked credentials|injection attacks|privilege escalation|replayed requests|stale accounts|exposed backups"),
+    _list("least privilege|parameterised statements|token expiry|content signing|rate limiting|sandboxed execution"),
+    _list("auditable access|contained breaches|trusted builds|private logs|safe uploads|verified identities"),
+    _list(
+        "a secret scanner|a permission auditor|a certificate monitor|a policy checker|a log redactor|a token revoker"
+    ),
+    _list(
+        "certificate renewal|incident triage|vulnerability reports|account offboarding|policy enforcement|key escrow"
+    ),
+    _list("user convenience|strict isolation|audit detail|session length|privacy|recovery access"),
+)
+_QUERIES = Topic(
+    "queries",
+    _list(
+        "intent clarification|question rephrasing|scope narrowing|context recall|follow-up planning|assumption checking"
+    ),
+    _list("wrong answers|endless clarification|ignored constraints|misread intent|repeated questions|lost context"),
+    _list(
+        "query decomposition|keyword expansion|a clarifying question|example elicitation|source ranking|slot filling"
+    ),
+    _list("relevant answers|shorter dialogues|complete requirements|precise retrieval|fewer corrections|clear intent"),
+    _list("a query rewriter|an intent classifier|a question router|a synonym list|a context tracker|an answer ranker"),
+    _list("request triage|question routing|search suggestions|dialogue summaries|frequent answers|feedback collection"),
+    _list("brevity|coverage|speed of reply|certainty|user guidance|open exploration"),
+)
+_EXPLANATIONS = Topic(
+    "explanations",
+    _list("example building|audience analysis|analogy testing|step numbering|jargon removal|summary writing"),
+    _list("confused readers|skipped steps|false confidence|misplaced detail|circular definitions|unanswered whys"),
+    _list(
+        "a worked example|a concrete analogy|progressive disclosure|a contrast case|a labelled diagram|plain wording"
+    ),
+    _list(
+        "lasting understanding|confident readers|traceable reasoning|shared vocabulary|quick recall|honest uncertainty"
+    ),
+    _list(
+        "a glossary builder|a diagram generator|a readability checker|an outline maker|an example bank|a source finder"
+    ),
+    _list("tutorial drafts|step by step guides|terminology checks|lesson plans|quiz generation|translation review"),
+    _list("depth|accessibility|rigour|entertainment|formality|completeness"),
+)
+_CONCEPTS = Topic(
+    "concepts",
+    _list(
+        "definition sharpening|model comparison|boundary testing|taxonomy upkeep|counterexample search|premise auditing"
+    ),
+    _list("category errors|vague terminology|overgeneralisation|false analogies|hidden premises|conflated causes"),
+    _list(
+        "first principles|a concept map|causal diagrams|thought experiments|dimensional reasoning|Socratic questioning"
+    ),
+    _list(
+        "transferable insight|consistent terms|sound judgement|testable hypotheses|simple theories|sharper distinctions"
+    ),
+    _list("a concept mapper|an ontology editor|an argument checker|a notes linker|a definition index|a belief tracker"),
+    _list("literature mapping|knowledge linking|hypothesis tracking|term extraction|argument review|idea clustering"),
+    _list("generality|precision|intuition|formal proof|novelty|shared convention"),
+)
+_TESTING = Topic(
+    "testing",
+    _list("regression testing|fixture cleanup|mutation testing|coverage review|contract testing|seed recording"),
+    _list("flaky suites|untested branches|escaped defects|order dependence|brittle assertions|false alarms"),
+    _list("property based tests|fault injection|golden files|test doubles|snapshot comparison|boundary value analysis"),
+    _list("reproducible failures|fearless changes|fast feedback|isolated defects|trusted releases|measured coverage"),
+    _list("a test selector|a flake detector|a fixture factory|a coverage reporter|a mock server|a replay harness"),
+    _list("nightly test runs|failure triage|data seeding|browser checks|release sign-off|bug reproduction"),
+    _list("test isolation|realism|suite speed|coverage|maintenance effort|determinism"),
+)
+_DOCUMENTATION = Topic(
+    "documentation",
+    _list("runbook review|example testing|link checking|decision recording|glossary upkeep|screenshot renewal"),
+    _list("outdated guides|lost decisions|broken links|duplicated pages|tribal knowledge|misleading examples"),
+    _list("docs as code|architecture records|task oriented pages|executable examples|a style guide|a single source"),
+    _list("self-service support|searchable knowledge|faster handovers|accurate references|fewer tickets|quick lookups"),
+    _list("a link checker|a docs linter|an API reference builder|a page index|a change digest|a snippet runner"),
+    _list("reference updates|onboarding packs|page audits|version notices|meeting minutes|table of contents updates"),
+    _list("detail|scannability|freshness|authoring effort|a single voice|reader autonomy"),
+)
+_DEPLOYMENT = Topic(
+    "deployment",
+    _list("staged rollouts|backup drills|configuration review|image scanning|rollback rehearsal|capacity checks"),
+    _list("failed releases|configuration drift|prolonged outages|data loss|version skew|downtime at peak hours"),
+    _list("blue-green releases|canary traffic|immutable images|infrastructure as code|health gates|automatic rollback"),
+    _list(
+        "zero-downtime releases|repeatable environments|quick rollbacks|smaller blast radius|calm releases|known states"
+    ),
+    _list(
+        "a release pipeline|a rollback script|a drift detector|an image builder|a secrets injector|a migration runner"
+    ),
+    _list("environment setup|cluster upgrades|database migrations|artifact promotion|certificate rollout|cost reports"),
+    _list("release frequency|stability|automation|manual control|environment parity|infrastructure cost"),
+)
+_MONITORING = Topic(
+    "monitoring",
+    _list("alert review|log sampling|dashboard pruning|on-call handover|metric naming|incident review"),
+    _list("alert fatigue|silent failures|missing traces|unnoticed saturation|late detection|noisy dashboards"),
+    _list("distributed tracing|error budgets|anomaly detection|structured logging|synthetic probes|burn rate alerts"),
+    _list("early warning|short outages|explained incidents|meaningful alerts|visible trends|accountable services"),
+    _list("an alert router|a log parser|an uptime probe|a trace sampler|a status page|a metric exporter"),
+    _list("incident timelines|log rotation|service level reports|alert routing|health checks|trend summaries"),
+    _list("alert sensitivity|log volume|storage cost|diagnostic detail|sampling rate|quiet nights"),
+)
+
+DOMAINS: dict[str, tuple[Topic, ...]] = {
+    "technical": (_ALGORITHM, _DEVELOPMENT, _PERFORMANCE, _SECURITY),
+    "conversational": (_QUERIES, _EXPLANATIONS, _CONCEPTS),
+    "practical": (_TESTING, _DOCUMENTATION, _DEPLOYMENT, _MONITORING),
+}
+
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "technical": ("", "in web services", "in data pipelines", "in embedded devices", "in shared libraries"),
+    "conversational": ("", "in customer support", "in classroom tutoring", "in research reviews", "with new users"),
+    "practical": ("", "in small teams", "on legacy systems", "during incidents", "across several regions"),
+}
+"""Where it happens; often not said."""
+
+
+SAMPLE_TYPES = ("lesson", "skill", "tool", "abstraction")
+
+_Choices = tuple[tuple[str, str], ...]
+"""Phrases, each with the name of its topic."""
+
+
+def sample_texts(count: int, *, seed: int, proportions: Mapping[str, float] | None = None) -> list[str]:
+    """Distinct texts of the four types, in random order.
+
+    Each reads as a unit's text does: its content, then two tags and its type. The same arguments give the same texts,
+    and a smaller ``count`` with the same seed and proportions a part of them, so that embeddings may be kept.
+
+    Args:
+        count: how many.
+        seed: decides which.
+        proportions: how many of each type relative to the others, such as the counts of types in a store; types other
+            than the four are passed over. None, or none of the four, gives equal parts.
+
+    Raises:
+        ConfigurationError: ``count`` is negative or exceeds what can be made, or a proportion is no finite positive
+            number.
+    """
+    if count < 0:
+        raise ConfigurationError(f"count must not be negative, got {count}")
+    shares = _shares(count, _weights(proportions))
+    texts: list[str] = []
+    for kind, share in shares.items():
+        most = available_texts(kind)
+        if share > most:
+            raise ConfigurationError(f"count {count} asks for {share} texts of type {kind}; at most {most} exist")
+        chosen = _generator(seed, kind).permutation(most)[:share]
+        texts.extend(_text(kind, int(number)) for number in chosen)
+    order = _generator(seed, "order").permutation(len(texts))
+    return [texts[place] for place in order]
+
+
+def available_texts(kind: str) -> int:
+    """How many distinct texts of a type can be made."""
+    return sum(_domain_size(kind, domain) for domain in DOMAINS)
+
+
+def _weights(proportions: Mapping[str, float] | None) -> dict[str, float]:
+    weights = {kind: float((proportions or {}).get(kind, 0.0)) for kind in SAMPLE_TYPES}
+    for kind, weight in weights.items():
+        if not 0.0 <= weight < math.inf:
+            raise ConfigurationError(f"proportions[{kind!r}] must be a finite number from 0 on, got {weight}")
+    return weights if sum(weights.values()) > 0 else dict.fromkeys(SAMPLE_TYPES, 1.0)
+
+
+def _shares(count: int, weights: dict[str, float]) -> dict[str, int]:
+    """Whole numbers that add up to ``count``; the differences of rounded running sums."""
+    total = sum(weights.values())
+    ends = [round(count * end / total) for end in accumulate(weights.values())]
+    return {kind: end - start for kind, start, end in zip(weights, [0, *ends], ends, strict=False)}
+
+
+def _generator(seed: int, purpose: str) -> np.random.Generator:
+    digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def _text(kind: str, number: int) -> str:
+    """The ``number``-th text of a type."""
+    for domain in DOMAINS:
+        size = _domain_size(kind, domain)
+        if number < size:
+            return _in_domain(kind, domain, number)
+        number -= size
+    raise ConfigurationError(f"only {available_texts(kind)} texts of type {kind} exist")
+
+
+def _in_domain(kind: str, domain: str, number: int) -> str:
+    slots, sentence = _SENTENCES[kind](domain)
+    number, place = divmod(number, len(SETTINGS[domain]))
+    words, tags = [], []
+    for choices in slots:
+        number, at = divmod(number, len(choices))
+        words.append(choices[at][0])
+        tags.append(choices[at][1])
+    first, second = tags[0], tags[-1] if tags[-1] != tags[0] else domain
+    return f"{' '.join(filter(None, (sentence.format(*words), SETTINGS[domain][place])))} {first} {second} {kind}"
+
+
+def _domain_size(kind: str, domain: str) -> int:
+    slots, _ = _SENTENCES[kind](domain)
+    return math.prod(len(choices) for choices in slots) * len(SETTINGS[domain])
+
+
+def _phrases(domain: str, of: Callable[[Topic], tuple[str, ...]]) -> _Choices:
+    return tuple((phrase, topic.name) for topic in DOMAINS[domain] for phrase in of(topic))
+
+
+def _lesson(domain: str) -> tuple[list[_Choices], str]:
+    slots = [_phrases(domain, lambda topic: topic.activities), _phrases(domain, lambda topic: topic.failures)]
+    return slots, "Regular {0} prevents {1}"
+
+
+def _skill(domain: str) -> tuple[list[_Choices], str]:
+    slots = [_phrases(domain, lambda topic: topic.techniques), _phrases(domain, lambda topic: topic.gains)]
+    return slots, "Use {0} to achieve {1}"
+
+
+def _tool(domain: str) -> tuple[list[_Choices], str]:
+    slots = [_phrases(domain, lambda topic: topic.tools), _phrases(domain, lambda topic: topic.chores)]
+    return slots, "Create {0} for {1} automation"
+
+
+def _abstraction(domain: str) -> tuple[list[_Choices], str]:
+    """The two factors stand in different topics, so that nothing is balanced against itself."""
+    topics = DOMAINS[domain]
+    half = len(topics) // 2
+    first = tuple((phrase, topic.name) for topic in topics[:half] for phrase in topic.factors)
+    second = tuple((phrase, topic.name) for topic in topics[half:] for phrase in topic.factors)
+    return [first, second, _phrases(domain, lambda topic: topic.gains)], "Balance between {0} and {1} enables {2}"
+
+
+_SENTENCES: dict[str, Callable[[str], tuple[list[_Choices], str]]] = {
+    "lesson": _lesson,
+    "skill": _skill,
+    "tool": _tool,
+    "abstraction": _abstraction,
+}
+
+
+TrainingSource = Literal["existing", "hybrid", "service"]
+Embed = Callable[[Sequence[str]], FloatArray]
+"""Embeds n texts: (n, dim). May raise EmbeddingError."""
+Progress = Callable[[str, float], None]
+"""Called with ``samples`` and the finished fraction, 0 to 1; what it raises ends the collection."""
+
+ENOUGH_EXISTING = 1000
+ENOUGH_FOR_HYBRID = 100
+HYBRID_TOTAL = 1500
+SERVICE_TOTAL = 2000
+MOST_EXISTING = 65_536
+"""More vectors than any plan trains on."""
+BATCH = 64
+GIVE_UP_AFTER = 3
+"""Batches that fail one after another before the service is left alone."""
+_DIRECTION_ROWS = 2048
+
+
+class SampleCache(Protocol):
+    """Keeps embedded service samples, so that no text is paid for twice."""
+
+    def load(self) -> tuple[Sequence[str], FloatArray]:
+        """All texts kept and their vectors (n, dim) in the same order; none where the model has changed."""
+        ...  # pragma: no cover
+
+    def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
+        """Keep these as well; called after every batch."""
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingSet:
+    """Vectors float32 (m, dim) to train on, normalised under cosine, and where they come from.
+
+    m = existing + service + cached + fallbacks: rows of the store, samples embedded just now, samples embedded before,
+    and vectors drawn in place of samples that could not be embedded. Where ``usable`` is False the store must stay
+    exact, and ``reason`` says why in words; ``error`` is the first failure of the embedding function.
+    """
+
+    vectors: FloatArray
+    source: TrainingSource
+    existing: int = 0
+    service: int = 0
+    cached: int = 0
+    fallbacks: int = 0
+    usable: bool = True
+    reason: str = ""
+    error: str = ""
+
+
+def source_for(count: int) -> TrainingSource:
+    """What an index over ``count`` units is trained on: its own vectors from 1,000 on, with service samples from 100
+    on, service samples alone below."""
+    if count >= ENOUGH_EXISTING:
+        return "existing"
+    return "hybrid" if count >= ENOUGH_FOR_HYBRID else "service"
+
+
+def samples_wanted(count: int) -> int:
+    """How many service samples go with ``count`` units: none, as many as make 1,500 in all, or 2,000."""
+    return {"existing": 0, "hybrid": HYBRID_TOTAL - count, "service": SERVICE_TOTAL}[source_for(count)]
+
+
+def existing_sample(vectors: FloatArray, limit: int, seed: int) -> FloatArray:
+    """At most ``limit`` of the rows (n, dim), seeded, in their order; the same array where all fit."""
+    if len(vectors) <= limit:
+        return vectors
+    return vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), limit, replace=False))]
+
+
+def drawn_like(vectors: FloatArray, count: int, metric: Metric, seed: int) -> FloatArray:
+    """Draws from the Gaussian with the mean and covariance of ``vectors`` (n, dim), n at least 2.
+
+    Mixtures of centred rows have the sample's covariance without its being computed. Normalised under cosine.
+    """
+    rng = np.random.default_rng(seed)
+    base = existing_sample(vectors, _DIRECTION_ROWS, seed)
+    mean = base.mean(axis=0)
+    mixed = rng.standard_normal((count, len(base)), dtype=np.float32) @ (base - mean)
+    drawn = np.asarray(mean + mixed / np.sqrt(len(base) - 1), dtype=np.float32)
+    return np.ascontiguousarray(normalize_rows(drawn) if metric == "cosine" else drawn)
+
+
+def collect(
+    existing: FloatArray,
+    *,
+    metric: Metric,
+    seed: int,
+    embed: Embed | None = None,
+    cache: SampleCache | None = None,
+    proportions: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
+    limit: int = MOST_EXISTING,
+) -> TrainingSet:
+    """Gather what to train on; a failing embedding function is answered with fallbacks, never with an error.
+
+    Args:
+        existing: the store's vectors, float32 (n, dim), normalised under cosine; n decides what else is needed.
+        metric: l2, cosine or ip.
+        seed: decides the sample, the texts and the fallbacks.
+        embed: embeds a batch of texts; None where there is no embedding function.
+        cache: texts embedded before; None pays for all of them.
+        proportions: how often the store holds each type of unit.
+        progress: told after every batch of texts.
+        limit: most existing vectors to take.
+
+    Raises:
+        StorageError: the cache cannot be read or written.
+    """
+    source, dim = source_for(len(existing)), existing.shape[1]
+    own = existing_sample(existing, limit, seed) if source != "service" else existing[:0]
+    wanted = samples_wanted(len(existing))
+    if not wanted:
+        return TrainingSet(own, source, existing=len(own))
+    samples = _Samples(dim, metric, cache)
+    error = samples.fill(sample_texts(wanted, seed=seed, proportions=proportions), embed, progress or _silent)
+    real = existing if len(existing) > 1 else samples.vectors
+    missing = wanted - len(samples.vectors)
+    fallbacks = drawn_like(real, missing, metric, seed) if missing and len(real) > 1 else existing[:0]
+    reason = _objection(wanted, missing, error)
+    return TrainingSet(
+        vectors=np.concatenate([own, samples.vectors, fallbacks]),
+        source=source,
+        existing=len(own),
+        service=samples.fresh,
+        cached=samples.cached,
+        fallbacks=len(fallbacks),
+        usable=not reason,
+        reason=reason,
+        error=error,
+    )
+
+
+class _Samples:
+    """Vectors of texts, from the cache where they are in it."""
+
+    def __init__(self, dim: int, metric: Metric, cache: SampleCache | None) -> None:
+        self._dim = dim
+        self._metric: Metric = metric
+        self._cache = cache
+        self._pieces: list[FloatArray] = []
+        self.cached = 0
+        self.fresh = 0
+
+    @property
+    def vectors(self) -> FloatArray:
+        """float32 (m, dim), normalised under cosine."""
+        found = np.concatenate([np.empty((0, self._dim), np.float32), *self._pieces])
+        return normalize_rows(found) if self._metric == "cosine" else found
+
+    def fill(self, texts: Sequence[str], embed: Embed | None, progress: Progress) -> str:
+        """Get the vectors of ``texts``; returns the first error, empty where there was none."""
+        missing = self._from_cache(texts)
+        first_error = "" if embed or not missing else "there is no embedding function"
+        failures = 0
+        for start in range(0, len(missing) if embed else 0, BATCH):
+            error = self._embed(missing[start : start + BATCH], embed)
+            first_error = first_error or error
+            failures = failures + 1 if error else 0
+            progress("samples", min(1.0, (start + BATCH) / len(missing)))
+            if failures == GIVE_UP_AFTER:
+                break
+        return first_error
+
+    def _from_cache(self, texts: Sequence[str]) -> list[str]:
+        """Take what is kept; returns the texts that are not."""
+        kept, vectors = self._cache.load() if self._cache else ((), np.empty((0, self._dim), np.float32))
+        if len(kept) != len(vectors) or vectors.shape[1:] != (self._dim,):
+            return list(texts)
+        rows = dict(zip(kept, range(len(kept)), strict=True))
+        found = [rows[text] for text in texts if text in rows]
+        self.cached = len(found)
+        self._pieces.append(vectors[found])
+        return [text for text in texts if text not in rows]
+
+    def _embed(self, batch: list[str], embed: Embed | None) -> str:
+        if embed is None:
+            return ""
+        try:
+            vectors = check_vectors(embed(batch), self._dim, self._metric, name="embed(texts)")
+            if len(vectors) != len(batch):
+                return f"embed(texts) returned {len(vectors)} vectors for {len(batch)} texts"
+        except (EmbeddingError, InvalidVectorError, EngineError) as error:
+            return str(error)
+        self._pieces.append(vectors)
+        self.fresh += len(batch)
+        if self._cache is not None:
+            self._cache.save(batch, vectors)
+        return ""
+
+
+def _objection(wanted: int, missing: int, error: str) -> str:
+    """Why these samples must not be trained on; empty where they may."""
+    if 2 * missing <= wanted:
+        return ""
+    return f"{missing} of {wanted} training samples could not be embedded, more than half: {error}; staying exact"
+
+
+def _silent(_stage: str, _share: float) -> None:
+    return

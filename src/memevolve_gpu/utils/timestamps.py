@@ -1,0 +1,42 @@
+"""Parse the timestamps of units: ISO 8601 in its usual forms, and MemEvolve's ``...+00:00Z``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+__all__ = ["age_stamp", "now_text", "parse_stamp"]
+
+_OFFSET = re.compile(r"[+-]\d\d:?\d\d$")
+_SHORT_OFFSET = re.compile(r"(?<=\d[+-]\d\d)(?=\d\d$)")
+_FRACTION = re.compile(r"\.(\d+)")
+
+
+def parse_stamp(value: Any) -> float | None:
+    """Unix time of an ISO 8601 text; None for anything else. Without an offset it is taken as UTC."""
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    if text[-1:] in ("Z", "z"):
+        text = text[:-1] if _OFFSET.search(text[:-1]) else text[:-1] + "+00:00"
+    text = _SHORT_OFFSET.sub(":", text)
+    text = _FRACTION.sub(lambda found: "." + found[1][:6].ljust(6, "0"), text, count=1)
+    try:
+        moment = datetime.fromisoformat(text)
+        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+        return moment.timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def age_stamp(unit: Mapping[str, Any]) -> float | None:
+    """Unix time of ``metadata.created_at``; None when it is missing or unreadable."""
+    metadata = unit.get("metadata")
+    return parse_stamp(metadata.get("created_at")) if isinstance(metadata, Mapping) else None
+
+
+def now_text() -> str:
+    """Now, as ISO 8601 in UTC with its offset."""
+    return datetime.now(timezone.utc).isoformat()
