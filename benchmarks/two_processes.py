@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu_tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu_tests" / "helpers"))
 
 from writers import main
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-STAND_IN = Path(__file__).parent / "stand_in"
+STAND_IN = Path(__file__).parent / "helpers/memevolve_stub"
 EMBED = """
 import numpy as np
 from memevolve_gpu import HashingEmbedder

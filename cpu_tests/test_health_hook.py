@@ -14,7 +14,7 @@ import pytest
 from memevolve_gpu import HashingEmbedder, VectorStore
 from memevolve_gpu.health_hook import add_to_app, add_to_memory_system
 
-SERVER = Path(__file__).parent / "stand_in/memevolve/api/server.py"
+SERVER = Path(__file__).parent / "helpers/memevolve_stub/memevolve/api/server.py"
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fake_faiss_gpu as stand_in
 import numpy as np
 import pytest
 from cuda_tests.card_kit import Hooks, embeddings, filled_card, free_bytes, need_engine
-from index.faiss_gpu import stand_in
 from index.faiss_gpu import test_faiss_gpu_contract as contract
-from index.oracle import check_answer, clustered, nearest, recall, rows_of
 from index.test_extended import cut
+from oracle import check_answer, clustered, nearest, recall, rows_of
 from support import as_child
 
 from memevolve_gpu.errors import DeviceError

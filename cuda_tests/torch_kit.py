@@ -138,7 +138,7 @@ def meanwhile(work: Callable[[], None], *mishaps: type[BaseException]) -> Iterat
 
 def alone(program: str) -> str:
     """The last line that ``program`` prints in a process of its own, which must end well; it finds this module."""
-    paths = [str(_REPOSITORY), str(_REPOSITORY / "cpu_tests"), *sys.path]
+    paths = [str(_REPOSITORY), str(_REPOSITORY / "cpu_tests"), str(_REPOSITORY / "cpu_tests/helpers"), *sys.path]
     start = f"import sys; sys.path[:0] = {paths!r}\nfrom cuda_tests.torch_kit import *\n"
     if here() == "cpu":
         start += "from cuda_tests import rehearsal\nrehearsal.start()\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index.oracle import (
+from oracle import (
     EVERY_KIND,
     KINDS,
     METRICS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index.oracle import KINDS, body_of, check_answer, clustered, rows_of
+from oracle import KINDS, body_of, check_answer, clustered, rows_of
 from support import as_child
 
 from memevolve_gpu.index.base import Body

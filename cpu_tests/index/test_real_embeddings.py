@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from index.oracle import recall, rows_of
+from oracle import recall, rows_of
 
 from memevolve_gpu.index.bitmap import Allowed
 from memevolve_gpu.index.exact_scan import exact_scan

@@ -12,7 +12,7 @@ pytest.importorskip("langchain_tests", reason="langchain-tests is not installed:
 if milvus_folder() is None:
     pytest.skip("no real Milvus was asked for: scripts/test-milvus", allow_module_level=True)
 
-import test_langchain_store as beyond
+from integrations import test_langchain_store as beyond
 from langchain_kit import Words
 from langchain_tests.integration_tests.vectorstores import VectorStoreIntegrationTests
 

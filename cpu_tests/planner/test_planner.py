@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from index.oracle import clustered, rows_of
+from oracle import clustered, rows_of
 
 from memevolve_gpu.errors import CapacityError
 from memevolve_gpu.index.registry import build

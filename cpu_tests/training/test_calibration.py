@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index.oracle import METRICS, body_of, clustered, fitted, rows_of
+from oracle import METRICS, body_of, clustered, fitted, rows_of
 from support import SEED
 
 from memevolve_gpu.errors import EngineError

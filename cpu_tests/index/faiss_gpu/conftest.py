@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from index.faiss_gpu.stand_in import Card, gpu_faiss
+from fake_faiss_gpu import Card, gpu_faiss
 
 from memevolve_gpu.index import faiss_support
 from memevolve_gpu.index.faiss_gpu import resources

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from index.faiss_gpu.stand_in import Card
-from index.oracle import METRICS, check_answer, clustered, fitted, nearest, recall, rows_of
-from index.test_body_contract import (
+from fake_faiss_gpu import Card
+from index.test_index_contract import (
     DIM,
     Case,
     N,
@@ -29,6 +28,7 @@ from index.test_body_contract import (
     test_slot_table,
     test_threads_search_one_body_at_the_same_time,
 )
+from oracle import METRICS, check_answer, clustered, fitted, nearest, recall, rows_of
 
 from memevolve_gpu.index.base import Body
 from memevolve_gpu.index.bitmap import Allowed

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from index.faiss_gpu.stand_in import Card
+from fake_faiss_gpu import Card
 from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of
-from index.oracle import METRICS, check_answer, clustered, nearest, recall, rows_of
 from index.test_extended import cut
+from oracle import METRICS, check_answer, clustered, nearest, recall, rows_of
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.base import Body

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from fake_faiss_gpu import Card
 from index.faiss_gpu.conftest import others_on
-from index.faiss_gpu.stand_in import Card
 from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
-from index.oracle import check_answer, clustered, nearest, recall, rows_of
+from oracle import check_answer, clustered, nearest, recall, rows_of
 from support import as_child
 
 from memevolve_gpu.errors import DeviceError, EngineError

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_faiss_gpu import CODE, Card, Ended
 from index.faiss_gpu.conftest import others_on
-from index.faiss_gpu.stand_in import CODE, Card, Ended
 from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
-from index.oracle import check_answer, clustered, nearest, recall, rows_of
+from oracle import check_answer, clustered, nearest, recall, rows_of
 
 from memevolve_gpu.errors import CapacityError, DeviceError
 from memevolve_gpu.index import faiss_support

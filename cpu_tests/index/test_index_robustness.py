@@ -1,0 +1,97 @@
+"""Data that trips indexes: duplicates, zeros, outliers, an offset, and narrow precisions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from oracle import EVERY_KIND, KINDS, METRICS, body_of, check_answer, clustered, nearest, recall
+
+from memevolve_gpu.errors import EngineError
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.types import Effort, FloatArray, Metric, Precision
+
+
+def few_distinct(rng: np.random.Generator, n: int, dim: int, distinct: int, metric: Metric) -> FloatArray:
+    return np.ascontiguousarray(clustered(rng, distinct, dim, metric)[rng.integers(distinct, size=n)])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("distinct", [1, 2, 7, 20])
+def test_fewer_distinct_vectors_than_lists(kind: str, metric: Metric, distinct: int, rng: np.random.Generator) -> None:
+    vectors = few_distinct(rng, 2000, 32, distinct, metric)
+    body = body_of(kind, vectors, metric)
+    queries = vectors[:10]
+    answer = body.search(queries, 10, Effort())
+    check_answer(body, queries, vectors, answer)
+    assert (answer[1] >= 0).all()
+    if metric != "ip":
+        assert recall(answer[0], nearest(queries, vectors, metric, 1)) == 1.0, "an equal vector comes first"
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize("zeros", [0.5, 1.0])
+def test_zero_vectors(kind: str, metric: Metric, zeros: float, rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 1500, 24, metric)
+    vectors[: int(1500 * zeros)] = 0
+    body = body_of(kind, vectors, metric)
+    queries = np.concatenate((vectors[:2], clustered(rng, 5, 24, metric)))
+    answer = body.search(queries, 10, Effort())
+    check_answer(body, queries, vectors, answer)
+    assert (answer[1] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["two_stage", "ivf", "torch-exact", "torch-ivf"])
+def test_one_outlier_does_not_set_the_scale(kind: str, rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 3000, 64, "l2")
+    vectors[1234] *= 10_000
+    body = body_of(kind, vectors, "l2")
+    queries = clustered(rng, 100, 64, "l2")
+    effort = Effort(rerank=60)
+    assert recall(body.search(queries, 10, effort)[0], nearest(queries, vectors, "l2", 10)) >= 0.98
+    assert body.search(vectors[1234:1235], 1, effort)[1].tolist() == [[1234]]
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_vectors_far_from_the_origin(kind: str, rng: np.random.Generator) -> None:
+    vectors = clustered(rng, 2000, 32, "l2") + np.float32(100)
+    body = body_of(kind, vectors, "l2")
+    queries = vectors[rng.integers(2000, size=30)] + rng.standard_normal((30, 32)).astype(np.float32)
+    for effort in (Effort(), Effort(exact=True)):
+        answer = body.search(queries, 10, effort)
+        check_answer(body, queries, vectors, answer, tolerance=1e-3)
+        assert recall(answer[0], nearest(queries, vectors, "l2", 10)) >= 0.98
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_very_large_and_very_small_vectors(kind: str, rng: np.random.Generator) -> None:
+    for scale in (1e-6, 1e6):
+        vectors = clustered(rng, 1500, 24, "l2") * np.float32(scale)
+        body = body_of(kind, vectors, "l2")
+        answer = body.search(vectors[:20], 5, Effort())
+        truth = nearest(vectors[:20], vectors, "l2", 5)
+        np.testing.assert_allclose(answer[0] / scale**2, truth / scale**2, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+@pytest.mark.parametrize("kind", ["torch-exact", "torch-ivf"])
+def test_float32_decides_beside_narrow_precisions(
+    kind: str, metric: Metric, precision: Precision, rng: np.random.Generator
+) -> None:
+    vectors, queries = clustered(rng, 1500, 48, metric), clustered(rng, 20, 48, metric)
+    body = body_of(kind, vectors, metric, precision)
+    assert body.plan.precision == precision
+    for mask in (None, Allowed(rng.random(1500) < 0.5), Allowed(rng.random(1500) < 0.005)):
+        for effort in (Effort(), Effort(exact=True)):
+            answer = body.search(queries, 5, effort, mask)
+            check_answer(body, queries, vectors, answer, mask)
+            truth = nearest(queries, vectors, metric, 5, mask)
+            assert recall(answer[0], truth) >= (1.0 if effort.exact else 0.98)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cpu_searches_float32_alone(kind: str, rng: np.random.Generator) -> None:
+    with pytest.raises(EngineError, match="float32"):
+        body_of(kind, clustered(rng, 100, 8, "l2"), "l2", "int8")

@@ -1,0 +1,476 @@
+"""Whatever a device does, every query is answered, rightly, and somebody is told."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from index.torch_gpu.conftest import CARD
+from oracle import check_answer, nearest, recall, rows_of
+from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
+
+from memevolve_gpu.errors import DeviceError, EngineError
+from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.registry import build, from_parts
+from memevolve_gpu.index.torch_gpu import device_rows, failover, runtime
+from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import ivf as ivf_module
+from memevolve_gpu.index.torch_gpu import upload as loaded_module
+from memevolve_gpu.index.torch_gpu.device_rows import Resident
+from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
+from memevolve_gpu.index.torch_gpu.memory_accounting import Account, resident_bytes
+from memevolve_gpu.index.torch_gpu.runtime import turn_on
+from memevolve_gpu.types import Effort, FloatArray, IndexPlan
+
+KINDS = ("exact", "ivf")
+
+
+def assert_right(body: TorchBody, queries: FloatArray, vectors: FloatArray, effort: Effort | None = None) -> None:
+    answer = body.search(queries, 10, effort or Effort())
+    check_answer(body, queries, vectors, answer)
+    assert recall(answer[0], nearest(queries, vectors, body.metric, 10)) >= 0.999
+
+
+def what_happened(body: TorchBody) -> list[tuple[str, str]]:
+    return [(incident.cause, incident.action) for incident in body.incidents()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cause", ["out-of-memory", "limit"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+    kind: str, cause: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 40)
+    body = on_card(kind, vectors)
+    error = out_of_memory(torch) if cause == "out-of-memory" else DeviceError("no room", "limit")
+    asked = fails_when(monkeypatch, lambda at_once: error if at_once > 8 else None)
+    assert_right(body, queries, vectors)
+    assert asked == [40, 20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
+    assert what_happened(body) == [(cause, "smaller-batch")] * 3
+    assert body.device == CARD
+    assert_right(body, queries, vectors)
+    assert max(asked[11:]) == 5, "what was learnt is kept"
+    assert body.incidents() == []
+
+
+def test_filters_are_dropped_when_memory_is_short(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries, mask = some(1), some(2, 40), Allowed(np.arange(2000) % 2 == 0)
+    body = on_card("exact", vectors)
+    body.search(queries, 10, Effort(), mask)
+    assert len(body._masks._kept) == 1
+    fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > 8 else None)
+    assert_right(body, queries, vectors)
+    assert len(body._masks._kept) == 0
+
+
+def test_room_is_made_on_the_devices_turn_and_only_where_it_is_short(
+    card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 40)
+    body, free = on_card("exact", vectors), []
+
+    def look() -> None:
+        with ThreadPoolExecutor(1) as pool:  # another thread would get the lock only if nobody had it
+            free.append(pool.submit(turn_on(CARD).acquire, False).result())
+
+    monkeypatch.setattr(body._replays, "clear", look)
+    body._guard.relieved_by(look)
+    fails_when(monkeypatch, lambda _: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert_right(body, queries, vectors)
+    assert free == [], "nothing is dropped for what is no want of room"
+    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
+    fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > 20 else None)
+    assert_right(body, queries, vectors)
+    assert free == [False]
+
+
+def test_work_on_a_device_has_a_stream_of_its_own(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+
+    class Stream:
+        def __init__(self, device: str) -> None:
+            done.append(("made", device))
+
+        def wait_stream(self, other: Any) -> None:
+            done.append(("waits for", other))
+
+    @contextmanager
+    def entered(what: Any) -> Iterator[None]:
+        done.append(("in", what if isinstance(what, str) else "own"))
+        yield
+
+    monkeypatch.setattr(runtime, "_streams", {})
+    for name, fake in {
+        "Stream": Stream,
+        "stream": entered,
+        "device": entered,
+        "current_stream": lambda _: "caller",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for _ in range(2):
+        with runtime.current("cuda:3"):
+            done.append("work")
+    once = [("waits for", "caller"), ("in", "own"), "work"]
+    assert done == [("in", "cuda:3"), ("made", "cuda:3"), *once, ("in", "cuda:3"), *once]
+
+
+def test_a_cut_batch_grows_again(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 40)
+    body, now = on_card("exact", vectors), [0.0]
+    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    room = [8]
+    asked = fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > room[0] else None)
+    assert_right(body, queries, vectors)
+    room[0] = 100
+    for _ in range(5):
+        now[0] += 60.0
+        assert_right(body, queries, vectors)
+    assert asked[-1] == 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_with_a_byte_limit_answers_in_smaller_batches(kind: str, card: Account) -> None:
+    vectors, queries = some(1), some(2, 64)
+    body = on_card(kind, vectors)
+    card.limit = card.used + 40_000
+    assert_right(body, queries, vectors)
+    assert {cause for cause, _ in what_happened(body)} == {"limit"}
+    assert body.device == CARD
+    card.limit = card.used + 100
+    assert_right(body, queries, vectors)
+    assert what_happened(body)[-1] == ("limit", "cpu")
+    assert body.device == "cpu"
+    assert body.device_bytes > 0, "the rows wait there"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_host_answers_until_the_device_has_room_again(
+    kind: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body, now, full = on_card(kind, vectors), [1000.0], [True]
+    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    asked = fails_when(monkeypatch, lambda _: out_of_memory(torch) if full[0] else None)
+    assert_right(body, queries, vectors)
+    assert what_happened(body)[-1] == ("out-of-memory", "cpu")
+    before = len(asked)
+    for _ in range(3):
+        assert_right(body, queries, vectors)
+    assert len(asked) == before, "a resting device is left alone"
+    now[0] += 16.0
+    assert_right(body, queries, vectors)
+    assert len(asked) > before
+    assert what_happened(body) == [("out-of-memory", "cpu")]
+    full[0] = False
+    now[0] += 16.0
+    assert body.device == "cpu", "it rests twice as long the second time"
+    now[0] += 15.0
+    assert_right(body, queries, vectors)
+    assert what_happened(body) == [("recovered", "device-again")]
+    assert body.device == CARD
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lost_device_is_left_alone_until_restart(kind: str, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body, other = on_card(kind, vectors), on_card("exact", vectors)
+    asked = fails_when(monkeypatch, lambda _: RuntimeError(ILLEGAL))
+    assert_right(body, queries, vectors)
+    assert_right(body, queries, vectors)
+    assert_right(other, queries, vectors)
+    assert asked == [20]
+    assert what_happened(body) == what_happened(other) == [("device-lost", "cpu-until-restart")]
+    assert body.device == other.device == "cpu"
+    assert_right(other, queries, vectors)
+    assert other.incidents() == []
+    with pytest.raises(DeviceError, match="restart") as caught:
+        on_card(kind, vectors)
+    assert caught.value.cause == "device-lost"
+
+
+def test_single_queries_are_answered_too(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = some(1, 40_000)
+    body = on_card("exact", vectors)
+    fails_when(monkeypatch, lambda _: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert_right(body, some(2, 1), vectors)
+    assert what_happened(body) == [("device-error", "cpu")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forked_child_leaves_the_device_alone(kind: str, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body = on_card(kind, vectors)
+    expected = body.search(queries, 10, Effort())[1]
+    asked = fails_when(monkeypatch, lambda _: None)
+    reading, writing = os.pipe()
+    with turn_on(CARD), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: that is what is tested
+        child = os.fork()
+        if child == 0:
+            same = np.array_equal(np.sort(body.search(queries, 10, Effort())[1]), np.sort(expected))
+            happened = what_happened(body) == [("fork", "cpu-until-restart")]
+            os.write(writing, bytes([same, happened, asked == [], body.device == "cpu"]))
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reading, 10) == bytes([1, 1, 1, 1])
+    os.close(reading)
+    os.close(writing)
+    assert body.device == CARD
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_building_without_room_is_refused_and_leaves_nothing(
+    kind: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, used = some(1), card.used
+    card.limit = used + 100_000
+    with pytest.raises(DeviceError, match="gpu_memory_fraction") as caught:
+        on_card(kind, vectors)
+    assert caught.value.cause == "limit"
+    card.limit = None
+
+    def full(*_: object, **__: object) -> None:
+        raise out_of_memory(torch)
+
+    monkeypatch.setattr(Resident, "empty", full)
+    with pytest.raises(DeviceError, match="out of memory") as caught:
+        on_card(kind, vectors)
+    assert caught.value.cause == "out-of-memory"
+    assert card.used == used
+
+
+def test_what_a_body_held_is_given_back_when_it_is_gone(card: Account) -> None:
+    gc.collect()
+    vectors, used = some(1), card.used
+    body = on_card("exact", vectors)
+    held = card.used - used
+    assert held == pytest.approx(resident_bytes(len(vectors), vectors.shape[1], "float32"), rel=0.1)
+    assert held == pytest.approx(body.device_bytes, rel=0.01)
+    body.search(vectors[:50], 10, Effort())
+    del body
+    assert card.used == used, "at once, not when garbage is collected"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_snapshot_opens_where_its_device_is_missing(
+    kind: str, card: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors, queries = some(1), some(2, 20)
+    parts, plan = on_card(kind, vectors).parts(), card_plan(kind, vectors)
+
+    def missing(device: str) -> None:
+        raise DeviceError(f"device {device}: no GPU", "device-error")
+
+    with monkeypatch.context() as without:
+        without.setattr(body_module, "open_device", missing)
+        body = from_parts(plan, "l2", parts)
+        assert isinstance(body, TorchBody)
+        assert_right(body, queries, vectors)
+        assert (body.device, body.device_bytes, body.plan.engine) == ("cpu", 0, "torch")
+        assert what_happened(body) == [("device-error", "cpu")]
+    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
+    assert_right(body, queries, vectors)
+    assert body._loader is not None
+    body._loader.join()
+    assert body.device == CARD, "it comes back by itself"
+    assert_right(body, queries, vectors)
+    assert what_happened(body) == [("recovered", "device-again")]
+
+
+def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failover, "_PATIENCE_S", 0.05)
+    vectors, queries = some(1), some(2, 20)
+    body, hangs, go_on = on_card("exact", vectors), threading.Event(), threading.Event()
+
+    def hanging() -> None:
+        with turn_on(CARD):
+            hangs.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=hanging)
+    thread.start()
+    hangs.wait(60)
+    try:
+        assert_right(body, queries, vectors)
+        assert what_happened(body) == [("device-error", "cpu")]
+    finally:
+        go_on.set()
+        thread.join()
+
+
+def test_a_thread_that_cannot_be_had_fails_no_search(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    parts, plan = on_card("exact", vectors).parts(), card_plan("exact", vectors)
+
+    def refused(*_: object) -> None:
+        raise DeviceError("no GPU")
+
+    with monkeypatch.context() as without:
+        without.setattr(body_module, "open_device", refused)
+        body = from_parts(plan, "l2", parts)
+    assert isinstance(body, TorchBody)
+    now = [1e6]
+    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
+        assert_right(body, queries, vectors)
+    assert "no thread" in body.incidents()[-1].detail
+    now[0] += 1e6
+    assert_right(body, queries, vectors)
+    assert body._loader is not None
+    body._loader.join()
+    assert body.device == CARD
+
+
+def test_the_end_of_the_process_stops_builds_and_waits_for_them() -> None:
+    program = """
+import atexit, threading, time
+
+def last():
+    print("over" if over else "under way", turn_on("cuda:1").acquire(timeout=1), flush=True)
+
+atexit.register(last)  # what is registered first runs last
+from memevolve_gpu.errors import EngineError
+from memevolve_gpu.index.torch_gpu.runtime import begun_build, turn_on
+
+over = []
+
+def build():
+    try:
+        with begun_build():
+            while True:
+                with turn_on("cuda:0"):
+                    time.sleep(0.3)
+    except EngineError as error:
+        over.append(error)
+
+def search():
+    while True:
+        with turn_on("cuda:1"):
+            time.sleep(0.01)
+
+for work in (build, search):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.1)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (found.returncode, found.stdout) == (0, "over True\n"), found.stderr
+
+
+def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, queries = some(1), some(2, 20)
+    body, real, searched = on_card("exact", vectors), device_rows.blocks_of, []
+
+    def blocks(table: Any, first: int = 0) -> Iterator[Any]:
+        for block in real(table, first):
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(assert_right, body, queries, vectors).result(timeout=60)
+            searched.append(1)
+            yield block
+
+    monkeypatch.setattr(loaded_module, "blocks_of", blocks)
+    monkeypatch.setattr(device_rows, "blocks_of", blocks)
+    monkeypatch.setattr(ivf_module, "blocks_of", blocks)
+    on_card("ivf", vectors)
+    assert len(searched) == 3
+
+
+def test_without_torch_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    vectors = some(1, 100)
+    with pytest.raises(EngineError, match=r"pip install 'memevolve-gpu\[torch\]'"):
+        build(IndexPlan("exact", engine="torch"), rows_of(vectors), "l2", seed=1)
+    with pytest.raises(EngineError, match="pip install"):
+        runtime.open_device("cpu")
+
+
+def test_a_machine_without_a_gpu_says_so(torch: Any) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(DeviceError, match="sees no GPU"):
+        runtime.open_device("cuda:0")
+    assert runtime.open_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("no such instruction"),
+        subprocess.CalledProcessError(1, ["gcc"]),
+        AssertionError("libcuda.so cannot found!"),
+    ],
+)
+def test_a_kernel_that_does_not_run_gives_way_to_its_reference(error: Exception, torch: Any) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            raise error
+
+    notes: list[str] = []
+    operations = Operations(torch.device("cpu"), notes.append, Broken())
+    x = torch.eye(16, dtype=torch.float16)
+    for _ in range(2):
+        labels, _ = operations.assign(x, x, torch.ones(16))
+        assert labels.tolist() == list(range(16))
+    assert len(notes) == 1
+    assert "kernel assign" in notes[0]
+
+
+@pytest.mark.parametrize("error", ["CUDA out of memory. Tried to allocate 2 GiB", ILLEGAL])
+def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            raise RuntimeError(error)
+
+    operations = Operations(torch.device("cpu"), lambda _: None, Failing())
+    with pytest.raises(RuntimeError, match=error[:9]):
+        operations.assign(torch.eye(16), torch.eye(16), torch.ones(16))
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 MiB", "out-of-memory"),
+        ("CUDA error: out of memory", "out-of-memory"),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "out-of-memory"),
+        ("Triton Error [CUDA]: out of memory", "out-of-memory"),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes", "out-of-memory"),
+        (ILLEGAL, "device-lost"),
+        ("CUDA error: device-side assert triggered", "device-lost"),
+        ("Triton Error [CUDA]: an illegal memory access was encountered", "device-lost"),
+        ("CUDA error: uncorrectable ECC error encountered", "device-lost"),
+        ("Triton Error [CUDA]: device kernel image is invalid", "device-error"),
+        ("CUDA error: operation not permitted when stream is capturing", "device-error"),
+        ("CUDA error: no kernel image is available for execution on the device", "device-error"),
+        ("CUDA error: invalid argument", "device-error"),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", "device-error"),
+        ("CUDA error: operation not supported on global/shared address space", "device-lost"),
+        ("CUDA error: unknown error", "device-lost"),
+        ("CUDA error: something that is not known yet", "device-lost"),
+        ("expected scalar type Half but found Float", "device-error"),
+    ],
+)
+def test_what_torch_says_is_understood(text: str, cause: str) -> None:
+    assert runtime.cause_of(RuntimeError(text)) == cause
+
+
+@pytest.mark.parametrize("error", [AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("no driver")])
+def test_a_torch_that_cannot_begin_is_refused(
+    error: Exception, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(failover, "current", fails)
+    with pytest.raises(DeviceError, match=f"{error}; the CPU can hold this index"):
+        on_card("exact", some(1))

@@ -1,0 +1,325 @@
+"""The layering and the budgets of the package, read from its source.
+
+See docs/explanation/architecture.md. Each rule is also run on a small sample that breaks it, so that a rule which
+stopped looking would be noticed.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "memevolve_gpu"
+
+LAYERS = [
+    {"cli", "demo", "dropin", "integrations", "server"},
+    {"health_hook"},
+    {"memory_system"},
+    {"backends"},
+    {"components", "milvus"},
+    {"live"},
+    {"training", "planner", "monitoring"},
+    {"records", "index", "devices"},
+    {"utils"},
+    {"types", "errors"},
+]
+"""Rooms from the top down. A room sees itself and the rooms of lower layers; the package's door sees all of them."""
+
+NEIGHBOURLY = [{"components", "milvus"}, {"training", "planner", "monitoring"}, {"types", "errors"}]
+"""Layers whose rooms may see each other, as long as no circle comes of it."""
+
+ENGINES = {
+    "cupy",
+    "faiss",
+    "grpc",
+    "langchain_core",
+    "openai",
+    "pymilvus",
+    "pynvml",
+    "sentence_transformers",
+    "torch",
+    "triton",
+}
+"""Imported only inside functions: they are optional, slow to load, or fail when half installed."""
+
+BASES = {"integrations": "langchain_core"}
+"""Rooms whose classes derive from what is optional: they are imported by nobody but those who have it."""
+
+PICKLING = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
+LEGACY = "components/store/legacy_import.py"
+CONFIG = "utils/config.py"
+HANDING_ON = "demo/corruption.py"
+"""Hands the environment on to a child process, without settings, and reads none."""
+
+ANY_ERROR_ALLOWED = {
+    "utils/embeddings/adapter.py": "the embedding function is the user's and may raise anything",
+    "memory_system.py": "a callback is the user's; what it is told of is done and stays done",
+}
+"""Files with a handler for every exception, and why."""
+
+MOST_LINES_IN_FILE = 900
+MOST_LINES_IN_FUNCTION = 60
+
+
+class Module:
+    """One source file: its path below the package, its room and its syntax tree."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        self.tree = ast.parse(source)
+        self.parts = Path(name).with_suffix("").parts
+        self.room = self.parts[0]
+
+    def imports(self) -> Iterator[tuple[ast.stmt, str, bool]]:
+        """Yield (statement, dotted name, relative) for every import; relative ones are resolved below the package."""
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    yield node, alias.name, False
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                base = [*self.parts[: len(self.parts) - node.level], *(node.module or "").split(".")]
+                names = [".".join(filter(None, base))] if node.module else [alias.name for alias in node.names]
+                for name in names:
+                    yield node, ".".join(filter(None, [*([] if node.module else base), name])), True
+            elif isinstance(node, ast.ImportFrom):
+                yield node, node.module or "", False
+
+
+def modules() -> list[Module]:
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return [Module(path.relative_to(PACKAGE).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
+
+
+MODULES = modules()
+
+
+def layer(room: str) -> int:
+    """The number of the room's layer; -1, above all, for the package's own door and what is no room."""
+    return next((number for number, rooms in enumerate(LAYERS) if room in rooms), -1)
+
+
+def upward_imports(module: Module) -> list[str]:
+    if module.name == "__init__.py":
+        return []
+    return [
+        f"{module.name}:{node.lineno} imports {target}"
+        for node, target, relative in module.imports()
+        if relative and not may_see(module.room, target.split(".")[0])
+    ]
+
+
+def may_see(room: str, other: str) -> bool:
+    return room == other or layer(other) > layer(room) or any({room, other} <= layer_ for layer_ in NEIGHBOURLY)
+
+
+def absolute_imports_of_ours(module: Module) -> list[str]:
+    return [
+        f"{module.name}:{node.lineno} imports {target}"
+        for node, target, relative in module.imports()
+        if not relative and target.split(".")[0] == "memevolve_gpu"
+    ]
+
+
+def engine_imports_with_the_module(module: Module) -> list[str]:
+    """Whatever runs when the module is imported: everything but the insides of functions."""
+    found: list[str] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or _is_type_checking(node):
+            return
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        foreign = ENGINES - {BASES.get(module.room)}
+        found.extend(f"{module.name} imports {name}" for name in names if name.split(".")[0] in foreign)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(module.tree)
+    return found
+
+
+def _is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def environment_reads(module: Module) -> list[str]:
+    if module.name in {CONFIG, HANDING_ON}:
+        return []
+    reading = {"environ", "environb", "getenv", "getenvb", "load_dotenv", "dotenv_values", "find_dotenv"}
+    found = []
+    for node in ast.walk(module.tree):
+        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+        if isinstance(node, ast.alias):
+            name = node.name
+        if name in reading:
+            found.append(f"{module.name}:{getattr(node, 'lineno', 0)} {name}")
+    return found
+
+
+def pickling(module: Module) -> list[str]:
+    if module.name == LEGACY:
+        return []
+    found = [f"{module.name}:{node.lineno} {name}" for node, name, _ in module.imports() if name in PICKLING]
+    keywords = [node for node in ast.walk(module.tree) if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
+    return found + [f"{module.name} allow_pickle" for node in keywords if ast.unparse(node.value) != "False"]
+
+
+def blanket_handlers(module: Module) -> list[str]:
+    """Handlers for every exception; one that tidies up and ends with a bare ``raise`` swallows nothing."""
+    if module.name in ANY_ERROR_ALLOWED:
+        return []
+    return [
+        f"{module.name}:{node.lineno} except {ast.unparse(node.type) if node.type else ''}"
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ExceptHandler)
+        and _catches_everything(node.type)
+        and ast.unparse(node.body[-1]) != "raise"
+    ]
+
+
+def _catches_everything(kind: ast.expr | None) -> bool:
+    kinds = kind.elts if isinstance(kind, ast.Tuple) else [kind]
+    return any(one is None or (isinstance(one, ast.Name) and one.id in ("Exception", "BaseException")) for one in kinds)
+
+
+def asserts(module: Module) -> list[str]:
+    return [f"{module.name}:{node.lineno} assert" for node in ast.walk(module.tree) if isinstance(node, ast.Assert)]
+
+
+def long_files(module: Module) -> list[str]:
+    lines = len(module.source.splitlines())
+    return [f"{module.name}: {lines} lines"] if lines >= MOST_LINES_IN_FILE else []
+
+
+def function_lengths(module: Module) -> Iterator[tuple[int, str]]:
+    """Yield (lines without the docstring, place) of every function."""
+    for node in ast.walk(module.tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        lines = (node.end_lineno or node.lineno) - node.lineno + 1
+        if ast.get_docstring(node) is not None:
+            text = node.body[0]
+            lines -= (text.end_lineno or text.lineno) - text.lineno + 1
+        yield lines, f"{module.name}:{node.lineno} {node.name}: {lines} lines"
+
+
+def long_functions(module: Module) -> list[str]:
+    return [place for lines, place in function_lengths(module) if lines > MOST_LINES_IN_FUNCTION]
+
+
+BREAKING = {
+    upward_imports: ("records/log.py", "def f():\n    from ..index import base\n"),
+    absolute_imports_of_ours: ("live/a.py", "from memevolve_gpu.errors import MemEvolveError\n"),
+    engine_imports_with_the_module: ("index/a.py", "try:\n    import faiss.contrib\nexcept ImportError:\n    pass\n"),
+    environment_reads: ("live/a.py", "from os import environ\n"),
+    pickling: ("live/a.py", "import numpy as np\nnp.load('x', allow_pickle=True)\n"),
+    blanket_handlers: ("live/a.py", "try:\n    pass\nexcept (ValueError, Exception):\n    pass\n"),
+    asserts: ("live/a.py", "def f(x):\n    assert x\n"),
+    long_files: ("live/a.py", "x = 1\n" * MOST_LINES_IN_FILE),
+    long_functions: ("live/a.py", "def f():\n" + "    x = 1\n" * MOST_LINES_IN_FUNCTION),
+}
+RULES = list(BREAKING)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_package_keeps_the_rule(rule: object) -> None:
+    assert callable(rule)
+    assert [place for module in MODULES for place in rule(module)] == []
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_rule_finds_what_breaks_it(rule: object) -> None:
+    assert callable(rule)
+    assert rule(Module(*BREAKING[rule]))
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "breaks"),
+    [
+        ("records/a.py", "from .. import index\n", True),
+        ("records/a.py", "from ..errors import StorageError\n", False),
+        ("records/deep/a.py", "from ...index.base import Body\n", True),
+        ("records/deep/a.py", "from ..log import Log\n", False),
+        ("index/a.py", "from ..records.log import Log\n", True),
+        ("index/a.py", "from ..devices.host import available_memory\n", True),
+        ("planner/a.py", "from ..live.view import View\n", True),
+        ("live/a.py", "from ..records.log import Log\nfrom ..index.base import Body\n", False),
+        ("components/store/vector_store.py", "from ...live.live import Live\n", False),
+        ("components/store/vector_store.py", "from ...memory_system import MemorySystem\n", True),
+        ("utils/a.py", "from ..devices import host\n", True),
+        ("errors.py", "from .utils import config\n", True),
+        ("live/a.py", "from .. import __version__\n", True),
+        ("monitoring/events.py", "from ..planner import nlist_for\n", False),
+        ("memory_system.py", "from .components.store import VectorStore\n", False),
+        ("memory_system.py", "from .cli import main\n", True),
+        ("cli/main.py", "from ..memory_system import MemorySystem\nfrom .console import out\n", False),
+        (
+            "integrations/langchain/store.py",
+            "from ...components.store import VectorStore\nfrom .filters import parse\n",
+            False,
+        ),
+        ("integrations/langchain/store.py", "from ...cli import main\n", True),
+        ("components/a.py", "from ..integrations.langchain import MemEvolveVectorStore\n", True),
+    ],
+)
+def test_layering_of_samples(name: str, source: str, *, breaks: bool) -> None:
+    assert bool(upward_imports(Module(name, source))) is breaks
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("integrations/langchain/a.py", 0), ("components/a.py", 1), ("memory_system.py", 1), ("__init__.py", 1)],
+)
+def test_langchain_is_imported_with_its_own_door_only(name: str, found: int) -> None:
+    source = "from langchain_core.documents import Document\n"
+    assert len(engine_imports_with_the_module(Module(name, source))) == found
+
+
+@pytest.mark.parametrize("room", sorted(BASES))
+def test_nobody_imports_a_room_that_needs_what_is_optional(room: str) -> None:
+    named = {(module.name, target) for module in MODULES for _, target, relative in module.imports() if relative}
+    assert {name for name, target in named if target.split(".")[0] == room and not name.startswith(f"{room}/")} == set()
+
+
+def test_rooms_do_not_go_round_in_circles() -> None:
+    sees: dict[str, set[str]] = {}
+    for module in MODULES:
+        rooms = {target.split(".")[0] for _, target, relative in module.imports() if relative}
+        sees.setdefault(module.room, set()).update(rooms - {module.room})
+    graphlib.TopologicalSorter(sees).prepare()  # raises CycleError
+
+
+def test_every_room_has_a_layer() -> None:
+    rooms = {module.room for module in MODULES} - {"__init__"}
+    assert rooms <= set().union(*LAYERS)
+
+
+def declared() -> set[str]:
+    """Import names of the base dependencies and of every engine."""
+    return {"numpy", "apsw", "pydantic", "pydantic_core", "pydantic_settings", "rich", "typer"} | ENGINES
+
+
+def test_nothing_is_imported_that_is_not_declared() -> None:
+    foreign: Iterable[tuple[str, str]] = (
+        (module.name, target.split(".")[0])
+        for module in MODULES
+        for _, target, relative in module.imports()
+        if not relative
+    )
+    allowed = set(sys.stdlib_module_names) | declared() | {"memevolve"}
+    assert [(name, target) for name, target in foreign if target not in allowed] == []
+
+
+def test_every_exemption_is_still_needed() -> None:
+    names = {module.name for module in MODULES}
+    for name in ANY_ERROR_ALLOWED:
+        assert name in names

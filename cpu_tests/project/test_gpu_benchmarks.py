@@ -1,0 +1,202 @@
+"""The GPU benchmarks run: on CPU tensors and small sizes, so that a lease is not spent on their mistakes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memevolve_gpu.planner.engine_table import read_engine_table
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The file that one command writes, and what is in it."""
+    repository = Path(__file__).resolve().parents[2]
+    path = tmp_path_factory.mktemp("gpu") / "figures.json"
+    command = [sys.executable, "benchmarks/gpu/run.py", "--device", "cpu", "--quick", "--json", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository / "src")}
+    ran = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return path, json.loads(path.read_text())
+
+
+def test_every_part_was_measured(outcome: tuple[Path, dict[str, Any]]) -> None:
+    report = outcome[1]
+    assert report["left_out"] == {}
+    assert {"bandwidth", "search", "answers", "training", "memory", "ingest"} <= set(report)
+    assert report["machine"]["date"]
+    assert report["machine"]["command"] == "python benchmarks/gpu/run.py --device cpu --quick"
+    assert report["machine"]["device_name"] == "CPU tensors"
+    assert report["bandwidth"]["bytes_per_s"] > 0
+    assert {one["met"] for one in report["verdicts"]} == {None}, "figures without a GPU show nothing"
+
+
+def test_each_contender_has_figures_or_a_reason(outcome: tuple[Path, dict[str, Any]]) -> None:
+    report = outcome[1]
+    table = report["search"]["table"]
+    for row in table:
+        assert row.get("skipped") == "faiss-gpu needs a GPU" or row["times"].keys() == {"1", "16", "1024"}, row
+    assert {row["engine"] for row in table if "times" in row} == {"cpu", "torch"}
+    assert all(row["recall"] > 0.9 for row in table if "times" in row)
+    exact = [row for row in report["answers"]["answers"] if row["kind"] == "exact" and row["engine"] == "torch"]
+    assert {row["asked"] for row in exact} == {"whole", "a third dead", "a tenth allowed", "newest rows", "lengthened"}
+    assert all(row["recall"] >= 0.97 and row["not_allowed"] == 0 for row in exact)
+    training = report["training"]["training"]
+    assert training["torch engine"]["objective"] > 0
+    assert "GPU" in training["faiss-gpu"]["skipped"]
+    memory = [row for row in report["memory"]["memory"] if row["engine"] == "torch"]
+    assert all(row["predicted_bytes"] > 0 for row in memory)
+    assert all(row["found_at_once"] for row in report["ingest"]["ingest"] if "skipped" not in row)
+
+
+def test_the_engine_table_follows_from_the_figures(
+    outcome: tuple[Path, dict[str, Any]], repository: Path, tmp_path: Path
+) -> None:
+    path, report = outcome
+    script = repository / "benchmarks" / "gpu" / "engine_table.py"
+    first = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=True).stdout
+    assert first.startswith("# Not for planner/engine_table.py")
+    shown = {"cpu": {1000: 0.1, 100_000: 1.0}, "torch": {1000: 0.3, 100_000: 0.2}, "faiss": {1000: 0.4, 100_000: 0.3}}
+    table = [
+        {"rows": rows, "dim": 384, "engine": engine, "recall": 1.0, "times": _times(ms)}
+        for engine, own in shown.items()
+        for rows, ms in own.items()
+    ]
+    table += [{"rows": 1000, "dim": 384, "engine": "faiss", "recall": 0.5, "times": _times(1e-6)}]
+    table += [{"rows": 1000, "dim": 384, "engine": "faiss raw", "recall": 1.0, "times": _times(1e-6)}]
+    machine = {**report["machine"], "device": "cuda:0", "device_name": "A card", "quick": False}
+    made = tmp_path / "made.json"
+    made.write_text(json.dumps({"machine": machine, "search": {"table": table}}))
+    second = subprocess.run([sys.executable, str(script), str(made)], capture_output=True, text=True, check=True).stdout
+    names: dict[str, Any] = {"Band": lambda rows, engines: (rows, engines)}
+    exec(second, names)
+    assert names["BANDS"] == ((10_000, ("cpu", "torch", "faiss")), (None, ("torch", "faiss", "cpu")))
+    assert names["MEASURED"]
+    assert "A card" in names["SOURCE"]
+    own = tmp_path / "measured.json"
+    subprocess.run([sys.executable, str(script), str(made), "--json", str(own)], check=True)
+    read = read_engine_table(str(own))
+    assert read.bands == names["BANDS"]
+    assert "A card" in read.source
+    refused = subprocess.run(
+        [sys.executable, str(script), str(path), "--json", str(own)], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "not taken on a GPU" in refused.stderr
+
+
+def test_figures_without_searches_make_no_table(repository: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made.json"
+    made.write_text(json.dumps({"machine": {"device": "cuda:0", "device_name": "A card", "date": "-", "quick": False}}))
+    script = repository / "benchmarks" / "gpu" / "engine_table.py"
+    ran = subprocess.run([sys.executable, str(script), str(made)], capture_output=True, text=True, check=False)
+    assert ran.returncode
+    assert "holds no searches" in ran.stderr
+
+
+def _times(ms: float) -> dict[str, Any]:
+    return {"1": {"ms": ms}, "1024": {"qps": 1e3 / ms}}
+
+
+def test_targets_are_judged_by_the_figures(tmp_path: Path, repository: Path) -> None:
+    """Made-up figures of a card that reaches all but one target, and of one where half of the parts did not run."""
+    report = _card_figures()
+    assert _judged(report, repository, tmp_path) == (
+        "10 met, 1 missed, 0 not measured",
+        {"the same: 60 % or more of the bandwidth of a copy": "MISSED"},
+    )
+    table = report["search"]["table"]
+    report["search"]["table"] = [row for row in table if row["engine"] != "faiss raw" and row["rows"] < 10**7]
+    del report["training"]["training"]["faiss-gpu"]["seconds"]
+    slow = next(row for row in table if row["dim"] == 768)
+    slow["times"]["1"] |= {"ms": 1.5, "share_of_bandwidth": 0.7}
+    report["memory"]["memory"][0]["card_over_predicted"] = 0.85
+    report["search"]["table"].append({**table[0], "recall": 0.99})
+    slow["times"]["1 recorded"] = {"ms": 0.9}
+    first, told = _judged(report, repository, tmp_path)
+    assert first == "4 met, 3 missed, 4 not measured"
+    assert list(told.values()) == ["MISSED", "not measured", "MISSED", *["not measured"] * 3, "MISSED"]
+
+
+def test_figures_of_several_runs_are_taken_together(tmp_path: Path, repository: Path) -> None:
+    whole = _card_figures()
+    search = {**whole, "search": {"table": whole["search"]["table"][:3]}}
+    rest = {"machine": whole["machine"], "search": {"table": whole["search"]["table"][3:]}}
+    del search["memory"]
+    rest["memory"] = whole["memory"]
+    made = tmp_path / "whole.json"
+    assert _judged(search, repository, tmp_path, rest, made)[0] == "10 met, 1 missed, 0 not measured"
+    assert {key: found for key, found in json.loads(made.read_text()).items() if key != "verdicts"} == whole
+
+
+def test_figures_of_a_host_do_not_count_for_a_gpu(tmp_path: Path, repository: Path) -> None:
+    report = _card_figures()
+    for row in report["search"]["table"]:
+        row["searched_on"] = "cpu"
+    assert _judged(report, repository, tmp_path)[0] == "5 met, 0 missed, 6 not measured"
+    report["machine"]["device"] = "cpu"
+    assert _judged(report, repository, tmp_path)[0] == "0 met, 0 missed, 11 not measured"
+
+
+def _judged(
+    report: dict[str, Any], repository: Path, folder: Path, more: dict[str, Any] | None = None, made: Path | None = None
+) -> tuple[str, dict[str, str]]:
+    """The first line of the table, and the targets that are not met with what is said of them."""
+    paths = []
+    for number, one in enumerate([report] if more is None else [report, more]):
+        paths.append(folder / f"figures-{number}.json")
+        paths[-1].write_text(json.dumps(one))
+    script = repository / "benchmarks" / "gpu" / "verdicts.py"
+    command = [sys.executable, script, *paths, *(() if made is None else ("--json", made))]
+    ran = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
+    first, *lines = ran.stdout.splitlines()
+    told = [line.strip().split("  ") for line in lines]
+    words = {[part for part in parts if part][1].strip(): parts[0] for parts in told}
+    return first, {target: word for target, word in words.items() if word != "met"}
+
+
+def _card_figures() -> dict[str, Any]:
+    def row(engine: str, kind: str, rows: int, dim: int, qps: float, **more: Any) -> dict[str, Any]:
+        times = {"1": {"ms": 0.5, "p95_ms": 0.6, "share_of_bandwidth": 0.5}, "1024": {"qps": qps}}
+        own = {"engine": engine, "kind": kind, "rows": rows, "dim": dim, "recall": 1.0, "precision": "float16"}
+        return own | {"times": times, "searched_on": "cpu" if engine == "cpu" else "cuda:0"} | more
+
+    million = 10**6
+    table = [
+        row("torch", "exact", million, 768, 1e5, precision="float32"),
+        row("torch", "exact", million, 384, 2.1e5, recall=0.9995, precision="float32"),
+        row("torch", "exact", million, 384, 1e3, recall=0.998),
+        row("torch", "exact", million, 384, 9e5, recall=0.9, precision="int8"),
+        row("faiss raw", "exact", million, 384, 1e5),
+        row("torch", "ivf", 10 * million, 384, 3e4, recall=0.951),
+        row("faiss", "ivf", 10 * million, 384, 1e4, recall=0.96),
+        row("faiss raw", "ivf", 10 * million, 384, 9e9, recall=0.94),
+        *(row("cpu", "pq", n, dim, 1e3) for n, dim in ((million, 384), (million, 768), (10 * million, 384))),
+        {"engine": "faiss", "kind": "exact", "rows": million, "dim": 768, "skipped": "faiss is missing"},
+    ]
+    trained = {"torch engine": {"seconds": 1.0, "objective": 1.005}, "faiss-gpu": {"seconds": 1.1, "objective": 1.0}}
+    asked = {"engine": "torch", "kind": "exact", "precision": "float32", "asked": "whole", "queries": "in"}
+    memory = {"engine": "torch", "kind": "ivf", "precision": "int8", "rows": million, "dim": 384}
+    return {
+        "machine": {"device": "cuda:0", "device_name": "A card", "quick": False},
+        "bandwidth": {"bytes_per_s": 4e12},
+        "search": {"table": table},
+        "answers": {"answers": [{**asked, "recall": 1.0, "not_allowed": 0}, {**asked, "host": True}]},
+        "training": {"rows": million, "dim": 384, "centroids": 4096, "training": trained},
+        "memory": {"memory": [{**memory, "card_over_predicted": 1.05}, {**memory, "skipped": "no"}]},
+        "ingest": {"ingest": [{"engine": "torch", "index_type": "flat", "found_at_once": True}, {"engine": "faiss"}]},
+    }
