@@ -25,14 +25,14 @@ import faiss
 import numpy as np
 from harness import Hnsw32, load, machine, rounded, taking_turns
 
-from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.planner.nlist import adaptive_nlist
-from memevolve_gpu.planner.plan import effort_for
+from memevolve_gpu.planner.plan import search_params_for
 from memevolve_gpu.training.calibration import Calibration, calibrate
 from memevolve_gpu.training.recall import recall_of
 from memevolve_gpu.training.reservoir import Reservoir
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Rows
+from memevolve_gpu.types import FloatArray, IndexPlan, Rows, SearchParams
 from memevolve_gpu.utils.vectors import normalize_rows
 
 K = 10
@@ -43,7 +43,7 @@ BEAMS = (10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 38
 ROUNDS = 150
 
 
-def body_of(kind: str, vectors: FloatArray) -> Body:
+def index_of(kind: str, vectors: FloatArray) -> Index:
     ids = [f"unit_{i}".encode() for i in range(len(vectors))]
     ends = np.cumsum([len(i) for i in ids], dtype=np.int64)
     rows = Rows(np.arange(len(vectors), dtype=np.int64), np.frombuffer(b"".join(ids), np.uint8), ends, vectors)
@@ -63,8 +63,8 @@ def streamed(queries: dict[str, FloatArray], seed: int) -> FloatArray:
 class Beams(Hnsw32):
     """faiss HNSW32 beside the body: the least beam for a recall, and its searches."""
 
-    def __init__(self, body: Body) -> None:
-        super().__init__(body.vectors, faiss.METRIC_INNER_PRODUCT)
+    def __init__(self, index: Index) -> None:
+        super().__init__(index.vectors, faiss.METRIC_INNER_PRODUCT)
 
     def least_beam(self, queries: FloatArray, truth: FloatArray, recall: float) -> int:
         """The last beam where none reaches it."""
@@ -74,15 +74,15 @@ class Beams(Hnsw32):
         return np.asarray(np.maximum(1.0 - self.search(queries, K, beam)[0], 0.0), dtype=np.float32)
 
 
-def judged(body: Body, found: Sequence[Calibration], queries: FloatArray, truth: FloatArray, target: float) -> Any:
+def judged(index: Index, found: Sequence[Calibration], queries: FloatArray, truth: FloatArray, target: float) -> Any:
     """Recall@10 at each seed's effort, and the targets that were missed at any k by more than a tenth of the miss."""
-    efforts = [each.effort(K, target) or effort_for(body.plan, body.n, K, target) for each in found]
-    recalls = [recall_of(body.search(queries, K, effort)[0], truth[:, :K]) for effort in efforts]
+    param_sets = [each.effort(K, target) or search_params_for(index.plan, index.n, K, target) for each in found]
+    recalls = [recall_of(index.search(queries, K, params)[0], truth[:, :K]) for params in param_sets]
     short = 0
     for each in found:
         for k in ALL_K:
-            effort = each.effort(k, target) or effort_for(body.plan, body.n, k, target)
-            short += recall_of(body.search(queries, k, effort)[0], truth[:, :k]) < target - 0.1 * (1 - target)
+            params = each.effort(k, target) or search_params_for(index.plan, index.n, k, target)
+            short += recall_of(index.search(queries, k, params)[0], truth[:, :k]) < target - 0.1 * (1 - target)
     return {
         "recall": min(recalls),
         "mean recall": float(np.mean(recalls)),
@@ -91,7 +91,14 @@ def judged(body: Body, found: Sequence[Calibration], queries: FloatArray, truth:
 
 
 def timed(
-    body: Body, effort: Effort, plain: Effort, flat: Any, beams: Beams, queries: FloatArray, beam: int, rounds: int
+    index: Index,
+    params: SearchParams,
+    plain: SearchParams,
+    flat: Any,
+    beams: Beams,
+    queries: FloatArray,
+    beam: int,
+    rounds: int,
 ) -> dict[str, float]:
 
     def row(i: int) -> Any:
@@ -100,9 +107,9 @@ def timed(
     return taking_turns(
         {
             "flat": lambda i: flat.search(row(i), K),
-            "body": lambda i: body.search(row(i), K, effort),
+            "body": lambda i: index.search(row(i), K, params),
             "flat again": lambda i: flat.search(row(i), K),
-            "uncalibrated": lambda i: body.search(row(i), K, plain),
+            "uncalibrated": lambda i: index.search(row(i), K, plain),
             "and again": lambda i: flat.search(row(i), K),
             "hnsw32": lambda i: beams.search(row(i), K, beam),
         },
@@ -111,42 +118,42 @@ def timed(
 
 
 def state_figures(
-    body: Body, flat: Any, beams: Beams, queries: dict[str, FloatArray], found: list[Calibration], rounds: int
+    index: Index, flat: Any, beams: Beams, queries: dict[str, FloatArray], found: list[Calibration], rounds: int
 ) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "source": found[0].source,
         "questions": found[0].queries,
         "seconds": float(np.median([each.seconds for each in found])),
     }
-    truths = {name: body.search(rows, 100, Effort(exact=True))[0] for name, rows in queries.items()}
+    truths = {name: index.search(rows, 100, SearchParams(exact=True))[0] for name, rows in queries.items()}
     for target in TARGETS:
-        plain = effort_for(body.plan, body.n, K, target)
-        effort = found[0].effort(K, target) or plain
-        figures[str(target)] = {"effort": [effort.nprobe, effort.rerank, effort.ef, effort.exact]}
+        plain = search_params_for(index.plan, index.n, K, target)
+        params = found[0].effort(K, target) or plain
+        figures[str(target)] = {"effort": [params.nprobe, params.rerank, params.ef, params.exact]}
         for name, rows in queries.items():
-            line = judged(body, found, rows, truths[name], target)
-            own = recall_of(body.search(rows, K, effort)[0], truths[name][:, :K])
+            line = judged(index, found, rows, truths[name], target)
+            own = recall_of(index.search(rows, K, params)[0], truths[name][:, :K])
             beam = beams.least_beam(rows, truths[name][:, :K], own)
-            line |= {"hnsw32 ef": beam, "ms": timed(body, effort, plain, flat, beams, rows, beam, rounds)}
+            line |= {"hnsw32 ef": beam, "ms": timed(index, params, plain, flat, beams, rows, beam, rounds)}
             figures[str(target)][name] = line
     return figures
 
 
 def measured(kind: str, vectors: FloatArray, queries: dict[str, FloatArray], args: Any) -> dict[str, Any]:
-    body, rounds = body_of(kind, vectors), 30 if args.quick else ROUNDS
-    flat = faiss.IndexFlatIP(body.dim)
+    index, rounds = index_of(kind, vectors), 30 if args.quick else ROUNDS
+    flat = faiss.IndexFlatIP(index.dim)
     flat.add(vectors)
-    beams = Beams(body)
+    beams = Beams(index)
     halves = {name: rows[1::2] for name, rows in queries.items()}
     seeds = range(1 if args.quick else args.seeds)
-    cold = [calibrate(body, seed=seed) for seed in seeds]
-    warm = [calibrate(body, streamed(queries, seed), seed=seed) for seed in seeds]
+    cold = [calibrate(index, seed=seed) for seed in seeds]
+    warm = [calibrate(index, streamed(queries, seed), seed=seed) for seed in seeds]
     return {
         "body": kind,
-        "rows": body.n,
-        "nlist": body.nlist,
-        "cold": state_figures(body, flat, beams, queries, cold, rounds),
-        "warm": state_figures(body, flat, beams, halves, warm, rounds),
+        "rows": index.n,
+        "nlist": index.nlist,
+        "cold": state_figures(index, flat, beams, queries, cold, rounds),
+        "warm": state_figures(index, flat, beams, halves, warm, rounds),
     }
 
 

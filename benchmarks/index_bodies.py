@@ -23,12 +23,12 @@ import faiss
 import numpy as np
 from harness import load, machine, rounded, taking_turns
 
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
 from memevolve_gpu.planner.nlist import adaptive_nlist
-from memevolve_gpu.planner.plan import effort_for
+from memevolve_gpu.planner.plan import search_params_for
 from memevolve_gpu.types import FloatArray, IndexPlan, Metric, Rows
 
 K = 10
@@ -74,20 +74,20 @@ def truth_of(queries: FloatArray, vectors: FloatArray, metric: Metric) -> np.nda
 
 
 def searches(
-    body: Body, flat: Any, queries: dict[str, FloatArray], allowed: Allowed | None, target: float
+    index: Index, flat: Any, queries: dict[str, FloatArray], row_filter: RowFilter | None, target: float
 ) -> dict[str, Any]:
-    vectors, metric = flat.reconstruct_n(0, flat.ntotal), body.metric
-    effort = effort_for(body.plan, body.n, K, target)
-    kept = vectors if allowed is None else vectors[allowed.rows]
+    vectors, metric = flat.reconstruct_n(0, flat.ntotal), index.metric
+    params = search_params_for(index.plan, index.n, K, target)
+    kept = vectors if row_filter is None else vectors[row_filter.rows]
     figures: dict[str, Any] = {}
     for name, rows in queries.items():
-        some = rows if allowed is None else rows[:MASKED_QUERIES]
-        positions = body.search(some, K, effort, allowed)[1]
+        some = rows if row_filter is None else rows[:MASKED_QUERIES]
+        positions = index.search(some, K, params, row_filter)[1]
         figures[f"recall {name}"] = recall(positions, some, vectors, truth_of(some, kept, metric), metric)
         times = taking_turns(
             {
                 "flat": lambda i, rows=rows: flat.search(rows[i % len(rows)][None], K),  # type: ignore[misc]
-                "body": lambda i, rows=rows: body.search(rows[i % len(rows)][None], K, effort, allowed),  # type: ignore[misc]
+                "body": lambda i, rows=rows: index.search(rows[i % len(rows)][None], K, params, row_filter),  # type: ignore[misc]
             },
             60,
         )
@@ -96,14 +96,14 @@ def searches(
     return figures
 
 
-def snapshot_seconds(body: Body) -> dict[str, float]:
-    info = SnapshotInfo("bench", 1, 1, body.n, body.plan, body.metric, body.dim, time.time(), 1)
+def snapshot_seconds(index: Index) -> dict[str, float]:
+    info = SnapshotInfo("bench", 1, 1, index.n, index.plan, index.metric, index.dim, time.time(), 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "body.snapshot"
         started = time.perf_counter()
-        write_snapshot(path, body, info)
+        write_snapshot(path, index, info)
         written = time.perf_counter()
-        read_snapshot(path, store_id="bench", dim=body.dim, metric=body.metric)
+        read_snapshot(path, store_id="bench", dim=index.dim, metric=index.metric)
         return {"write s": written - started, "read s": time.perf_counter() - written}
 
 
@@ -111,14 +111,14 @@ def measured(
     name: str, plan: IndexPlan, rows: Rows, flat: Any, queries: dict[str, FloatArray], args: Any
 ) -> dict[str, Any]:
     started = time.perf_counter()
-    body = build(plan, rows, args.metric, seed=1)
+    index = build(plan, rows, args.metric, seed=1)
     figures: dict[str, Any] = {"body": name, "build s": time.perf_counter() - started}
-    figures["bytes per unit"] = body.nbytes / body.n
-    figures |= snapshot_seconds(body)
+    figures["bytes per unit"] = index.nbytes / index.n
+    figures |= snapshot_seconds(index)
     rng = np.random.default_rng(1)
     for mask, share in MASKS.items():
-        allowed = None if share == 1.0 else Allowed(rng.random(body.n) < share)
-        figures[mask] = searches(body, flat, queries, allowed, args.target)
+        row_filter = None if share == 1.0 else RowFilter(rng.random(index.n) < share)
+        figures[mask] = searches(index, flat, queries, row_filter, args.target)
     return figures
 
 

@@ -60,7 +60,7 @@ def copies(data: Data, folder: Path) -> dict[str, Any]:
         }
 
 
-def efforts(data: Data) -> dict[str, Any]:
+def param_sets(data: Data) -> dict[str, Any]:
     """recall@10 against an exact scan and median latency, by the recall that is asked for; 1.0 in one batch."""
     dim = data.vectors.shape[1]
     found: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def on_standalone(data: Data, folder: Path, wanted: set[str]) -> Iterator[tuple[
             yield "server", store.statistics()["server"]["version"]
         if "copy" in wanted:
             yield "copy", copies(data, folder)
-            yield "recall_by_effort", efforts(data)
+            yield "recall_by_effort", param_sets(data)
             yield "consistency", consistency(data)
         if "kill" in wanted:
             yield "standalone_kill_9", killed_while_writing(server, 5.0)

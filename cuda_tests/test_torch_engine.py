@@ -24,17 +24,17 @@ from cuda_tests.torch_kit import (
 )
 
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.exact_scan import exact_scan
 from memevolve_gpu.index.registry import from_parts
-from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import kernel_ops
-from memevolve_gpu.index.torch_gpu.device_rows import GROUP, Queries, Resident, Space, padded_groups
-from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.device_rows import GROUP, DeviceRows, Quantization, Queries, padded_groups
+from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
 from memevolve_gpu.index.torch_gpu.kmeans import train
 from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, account_of, predicted_bytes
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision
+from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, SearchParams
 
 
 @pytest.fixture
@@ -46,17 +46,17 @@ def operations(torch: Any) -> Operations:
 # ----------------------------------------------------------------------------------------------------------- kernels
 
 
-def resident(torch: Any, n: int, dim: int, *, int8: bool) -> Resident:
+def rows_on_device(torch: Any, n: int, dim: int, *, int8: bool) -> DeviceRows:
     vectors, card = vectors_of(n, dim), torch.device(here())
-    space = Space.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
+    quantization = Quantization.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
     shape = (n, dim, padded_groups(-(-n // GROUP)))
-    rows = Resident.empty("l2", space, shape, card, int8=int8, full=False)
+    rows = DeviceRows.empty("l2", quantization, shape, card, int8=int8, float32_rows=False)
     codes = None
     if int8:
         scales = np.abs(vectors).max(1) / np.float32(127)
         narrow = np.rint(vectors / scales[:, None]).astype(np.int8)
         codes = (torch.from_numpy(narrow).to(card), torch.from_numpy(scales).to(card))
-    rows.put(0, space.enter(vectors, rows.columns, card), torch.arange(n, device=card), codes, None)
+    rows.put(0, quantization.enter(vectors, rows.columns, card), torch.arange(n, device=card), codes, None)
     return rows
 
 
@@ -73,7 +73,7 @@ def assert_close(got: Any, want: Any) -> None:
 @pytest.mark.parametrize("dim", [5, 100, 384, 768, 1100, 1536, 3072])
 @pytest.mark.parametrize("nq", [1, 3, 16, 33, 64, 200])
 def test_minima_and_rescore(torch: Any, operations: Operations, nq: int, dim: int, *, int8: bool) -> None:
-    rows = resident(torch, 5000, dim, int8=int8)
+    rows = rows_on_device(torch, 5000, dim, int8=int8)
     queries = Queries.prepare(torch.from_numpy(vectors_of(nq, dim, 1)).to(here()), rows)
     q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
     assert_close(operations.minima(rows, *q), kernel_ops.minima(rows, *q))
@@ -90,7 +90,7 @@ def test_minima_and_rescore(torch: Any, operations: Operations, nq: int, dim: in
 def test_list_minima(torch: Any, operations: Operations, nq: int, nprobe: int, *, int8: bool) -> None:
     rng = np.random.default_rng(SEED)
     sizes = [int(size) for size in rng.integers(0, 12, 50)]
-    rows = resident(torch, GROUP * sum(sizes) - 7, 384, int8=int8)
+    rows = rows_on_device(torch, GROUP * sum(sizes) - 7, 384, int8=int8)
     queries = Queries.prepare(torch.from_numpy(vectors_of(nq, 384, 1)).to(here()), rows)
     probed = torch.from_numpy(np.stack([rng.permutation(50)[:nprobe] for _ in range(nq)])).to(here())
     work = ListWork.of(Lists.of(sizes, torch.device(here())), probed)
@@ -129,24 +129,24 @@ def test_kmeans_reaches_the_objective_of_faiss(torch: Any, operations: Operation
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("float32_rows", [False, True])
 def test_exact_answers_as_the_cpu_does(
-    torch: Any, metric: Metric, precision: Precision, monkeypatch: pytest.MonkeyPatch, *, full: bool
+    torch: Any, metric: Metric, precision: Precision, monkeypatch: pytest.MonkeyPatch, *, float32_rows: bool
 ) -> None:
     vectors, queries = vectors_of(60_000, 384, metric=metric), vectors_of(300, 384, 2, metric)
-    body = on_card("exact", vectors, metric, precision=precision, full=full)
-    truth, expected = exact_scan(queries, np.ascontiguousarray(body.vectors), 10, metric)
-    host_is_not_asked(body, monkeypatch)
+    index = on_card("exact", vectors, metric, precision=precision, float32_rows=float32_rows)
+    truth, expected = exact_scan(queries, np.ascontiguousarray(index.vectors), 10, metric)
+    host_is_not_asked(index, monkeypatch)
     for nq in (300, 16, 3):
-        distances, positions = body.search(queries[:nq], 10, Effort())
+        distances, positions = index.search(queries[:nq], 10, SearchParams())
         assert overlap(positions, expected[:nq]) >= 0.999
         np.testing.assert_allclose(distances, truth[:nq], rtol=1e-3, atol=1e-4)
     for row in range(12):  # the plain way first, then recorded
-        positions = body.search(queries[row : row + 1], 10, Effort())[1]
+        positions = index.search(queries[row : row + 1], 10, SearchParams())[1]
         assert overlap(positions, expected[row : row + 1]) >= 0.9
-    assert body.incidents() == [], "single queries were recorded"
+    assert index.incidents() == [], "single queries were recorded"
     if here() != "cpu":
-        assert len(body._replays._kept) == 1
+        assert len(index._graphs._kept) == 1
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
@@ -155,19 +155,19 @@ def test_lists_answer_as_on_the_cpu(
     torch: Any, metric: Metric, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = vectors_of(40_000, 128, metric=metric), vectors_of(200, 128, 2, metric)
-    body = on_card("ivf", vectors, metric, precision=precision, nlist=100)
-    parts = body.parts()
+    index = on_card("ivf", vectors, metric, precision=precision, nlist=100)
+    parts = index.parts()
     on_cpu = from_parts(IndexPlan("ivf", nlist=100, engine="torch", precision=precision), metric, parts)
-    host_is_not_asked(body, monkeypatch)
-    mask = Allowed(np.arange(len(vectors)) % 3 > 0)
+    host_is_not_asked(index, monkeypatch)
+    mask = RowFilter(np.arange(len(vectors)) % 3 > 0)
     for nprobe in (1, 8, 40):
-        effort = Effort(nprobe=nprobe)
-        for allowed in (None, mask):
-            expected = on_cpu.search(queries, 10, effort, allowed)[1]
-            assert overlap(body.search(queries, 10, effort, allowed)[1], expected) >= 0.995
-        single = np.concatenate([body.search(queries[row : row + 1], 10, effort)[1] for row in range(20)])
-        assert overlap(single, on_cpu.search(queries[:20], 10, effort)[1]) >= 0.99
-    assert body.incidents() == []
+        params = SearchParams(nprobe=nprobe)
+        for row_filter in (None, mask):
+            expected = on_cpu.search(queries, 10, params, row_filter)[1]
+            assert overlap(index.search(queries, 10, params, row_filter)[1], expected) >= 0.995
+        single = np.concatenate([index.search(queries[row : row + 1], 10, params)[1] for row in range(20)])
+        assert overlap(single, on_cpu.search(queries[:20], 10, params)[1]) >= 0.99
+    assert index.incidents() == []
 
 
 def test_real_queries_get_the_answers_of_the_oracle(torch: Any, shared_data: Path) -> None:
@@ -176,53 +176,53 @@ def test_real_queries_get_the_answers_of_the_oracle(torch: Any, shared_data: Pat
     for name in ("tldr_queries", "ood_queries"):
         queries = np.load(shared_data / f"{name}_minilm_f16.npy")[:1000].astype(np.float32)
         _, expected = exact_scan(queries, vectors, 10, "l2")
-        assert overlap(exact.search(queries, 10, Effort())[1], expected) >= 0.999
-        assert overlap(lists.search(queries, 10, Effort(nprobe=96))[1], expected) >= 0.95
+        assert overlap(exact.search(queries, 10, SearchParams())[1], expected) >= 0.999
+        assert overlap(lists.search(queries, 10, SearchParams(nprobe=96))[1], expected) >= 0.95
 
 
 def test_masks_and_starved_lists(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = vectors_of(40_000, 128), vectors_of(50, 128, 2)
     for kind in ("exact", "ivf"):
-        body = on_card(kind, vectors)
+        index = on_card(kind, vectors)
         for share in (0.9, 0.3, 0.02):
-            mask = Allowed(np.random.default_rng(SEED).random(len(vectors)) < share)
+            mask = RowFilter(np.random.default_rng(SEED).random(len(vectors)) < share)
             _, expected = exact_scan(queries, vectors, 10, "l2", mask)
             with monkeypatch.context() as strict:
-                host_is_not_asked(body, strict)
-                for effort in (Effort(), Effort(nprobe=1)):
-                    found = body.search(queries, 10, effort, mask)[1]
+                host_is_not_asked(index, strict)
+                for params in (SearchParams(), SearchParams(nprobe=1)):
+                    found = index.search(queries, 10, params, mask)[1]
                     assert mask.test(found).all()
-                    if not effort.nprobe:
+                    if not params.nprobe:
                         assert overlap(found, expected) >= 0.999
 
 
 def test_threads_get_the_answers_of_one(torch: Any) -> None:
     need_card()
     vectors = vectors_of(60_000, 384)
-    bodies = [on_card("exact", vectors, full=True), on_card("ivf", vectors)]
-    jobs = [(body, vectors_of(nq, 384, seed)) for body in bodies for seed in range(8) for nq in (1, 1, 1, 20, 130)]
-    expected = [body.search(queries, 10, Effort(nprobe=8))[1] for body, queries in jobs]
+    indexes = [on_card("exact", vectors, float32_rows=True), on_card("ivf", vectors)]
+    jobs = [(index, vectors_of(nq, 384, seed)) for index in indexes for seed in range(8) for nq in (1, 1, 1, 20, 130)]
+    expected = [index.search(queries, 10, SearchParams(nprobe=8))[1] for index, queries in jobs]
     streams = threading.local()
 
-    def search(job: tuple[TorchBody, FloatArray]) -> IntArray:
+    def search(job: tuple[TorchIndex, FloatArray]) -> IntArray:
         if not hasattr(streams, "own"):
             streams.own = torch.cuda.Stream()
         with torch.cuda.stream(streams.own):
-            return job[0].search(job[1], 10, Effort(nprobe=8))[1]
+            return job[0].search(job[1], 10, SearchParams(nprobe=8))[1]
 
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
             for found, own in zip(pool.map(search, jobs), expected, strict=True):
                 assert overlap(found, own) >= 0.999
-    assert all(body.incidents() == [] for body in bodies)
+    assert all(index.incidents() == [] for index in indexes)
 
 
 def test_queries_on_the_device_stay_there(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = vectors_of(60_000, 384), vectors_of(40, 384, 2)
-    body = on_card("exact", vectors, full=True)
-    expected = body.search(queries, 10, Effort())
-    host_is_not_asked(body, monkeypatch)
-    monkeypatch.setattr(body_module, "on_host", None)
+    index = on_card("exact", vectors, float32_rows=True)
+    expected = index.search(queries, 10, SearchParams())
+    host_is_not_asked(index, monkeypatch)
+    monkeypatch.setattr(index_module, "on_host", None)
     tensor = torch.from_numpy(queries).to(here())
     given = [tensor, tensor.double(), tensor.half().float() + 0, torch.utils.dlpack.from_dlpack(tensor)]
     try:
@@ -232,7 +232,7 @@ def test_queries_on_the_device_stay_there(torch: Any, monkeypatch: pytest.Monkey
     except ImportError:
         pass
     for one in given:
-        distances, positions = body.search(one, 10, Effort())
+        distances, positions = index.search(one, 10, SearchParams())
         assert overlap(positions, expected[1]) >= 0.99
         np.testing.assert_allclose(distances, expected[0], rtol=1e-2, atol=1e-2)
 
@@ -242,25 +242,27 @@ def test_queries_on_the_device_stay_there(torch: Any, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
 @pytest.mark.parametrize(
-    ("precision", "full"), [("float32", False), ("float32", True), ("float16", False), ("int8", False)]
+    ("precision", "float32_rows"), [("float32", False), ("float32", True), ("float16", False), ("int8", False)]
 )
-def test_predicted_bytes_are_those_of_the_allocator(torch: Any, kind: str, precision: Precision, *, full: bool) -> None:
+def test_predicted_bytes_are_those_of_the_allocator(
+    torch: Any, kind: str, precision: Precision, *, float32_rows: bool
+) -> None:
     need_card()
     vectors = vectors_of(200_000, 384)
     (
         torch.zeros((16, 16), device=here()) @ torch.zeros((16, 16), device=here())
     ).sum().item()  # cuBLAS takes its buffers
     before = torch.cuda.memory_allocated(DEVICE)
-    body = on_card(kind, vectors, precision=precision, full=full)
+    index = on_card(kind, vectors, precision=precision, float32_rows=float32_rows)
     held = torch.cuda.memory_allocated(DEVICE) - before
-    predicted = predicted_bytes(len(vectors), 384, precision, nlist=body.nlist, full=full)
+    predicted = predicted_bytes(len(vectors), 384, precision, nlist=index.nlist, float32_rows=float32_rows)
     assert predicted - SCRATCH == pytest.approx(held, rel=0.1)
-    assert body.device_bytes == pytest.approx(held, rel=0.1)
+    assert index.device_bytes == pytest.approx(held, rel=0.1)
     used = account_of(DEVICE).used
     torch.cuda.reset_peak_memory_stats()
-    body.search(vectors[:4096], 10, Effort())
+    index.search(vectors[:4096], 10, SearchParams())
     assert torch.cuda.max_memory_allocated() - before - held <= 2 * SCRATCH, "scratch is bounded"
-    del body
+    del index
     gc.collect()
     assert torch.cuda.memory_allocated(DEVICE) <= before + (1 << 20), "nothing is left behind"
     assert account_of(DEVICE).used < used
@@ -278,19 +280,19 @@ def test_a_search_without_room_is_answered(
     torch: Any, small_card: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = vectors_of(200_000, 384), vectors_of(2048, 384, 2)
-    body = on_card("exact", vectors)
+    index = on_card("exact", vectors)
     _, expected = exact_scan(queries[:50], vectors, 10, "l2")
     small_card(24 << 20)
-    found = body.search(queries, 10, Effort())[1]
+    found = index.search(queries, 10, SearchParams())[1]
     assert overlap(found[:50], expected) >= 0.999
-    assert "smaller-batch" in {incident.action for incident in body.incidents()}
+    assert "smaller-batch" in {incident.action for incident in index.incidents()}
     small_card(0)
-    found = body.search(queries[:50], 10, Effort())[1]
+    found = index.search(queries[:50], 10, SearchParams())[1]
     assert overlap(found, expected) >= 0.999
     small_card(None)
-    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
-    assert overlap(body.search(queries[:50], 10, Effort())[1], expected) >= 0.999
-    assert body.device == DEVICE
+    monkeypatch.setattr(index._failover, "_clock", lambda: float("inf"))
+    assert overlap(index.search(queries[:50], 10, SearchParams())[1], expected) >= 0.999
+    assert index.device == DEVICE
 
 
 # ---------------------------------------------------------------------------------- errors that end a process's use
@@ -298,15 +300,15 @@ def test_a_search_without_room_is_answered(
 
 PREPARE = """
 import gc, os, torch
-from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
-body_module._DEVICE_CALL = 0.0
+index_module._DEVICE_CALL = 0.0
 record_searches(True)
 vectors, queries = vectors_of(60_000, 128), vectors_of(50, 128, 2)
-body = on_card("exact", vectors)
-expected = body.search(queries, 10, Effort())[1]
+index = on_card("exact", vectors)
+expected = index.search(queries, 10, Effort())[1]
 for _ in range(5):  # the last ones are recorded
-    body.search(queries[:1], 10, Effort())
+    index.search(queries[:1], 10, Effort())
 """
 
 
@@ -368,7 +370,7 @@ def test_a_program_may_end_while_rows_are_on_their_way(torch: Any) -> None:
     program = """
 from memevolve_gpu.index.registry import from_parts
 many = vectors_of(400_000, 128)
-parts, plan = on_card("exact", many).parts(), body.plan
+parts, plan = on_card("exact", many).parts(), index.plan
 again = from_parts(plan, "l2", parts)
 again._loaded = None
 again._load_behind()

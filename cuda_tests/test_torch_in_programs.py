@@ -22,7 +22,7 @@ from cuda_tests.torch_kit import (
 
 from memevolve_gpu.index.exact_scan import exact_scan
 from memevolve_gpu.index.torch_gpu.failover import lost_devices
-from memevolve_gpu.types import Effort
+from memevolve_gpu.types import SearchParams
 
 
 def test_bodies_are_built_while_others_record(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,22 +36,22 @@ def test_bodies_are_built_while_others_record(torch: Any, monkeypatch: pytest.Mo
 
     with meanwhile(build):
         for _ in range(4 if here() == "cpu" else 20):
-            body = on_card("exact", vectors)
+            index = on_card("exact", vectors)
             for k in (10, 20, 40):
                 for _ in range(4):
-                    assert overlap(body.search(query, k, Effort())[1][:, :10], expected) >= 0.9
-            assert body.incidents() == []
-            assert body.device == DEVICE
+                    assert overlap(index.search(query, k, SearchParams())[1][:, :10], expected) >= 0.9
+            assert index.incidents() == []
+            assert index.device == DEVICE
     assert lost_devices() == {}
 
 
 PREPARE = """
 import torch
 from memevolve_gpu.index.exact_scan import exact_scan
-from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu.failover import lost_devices
 from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
-body_module._DEVICE_CALL = 0.0
+index_module._DEVICE_CALL = 0.0
 record_searches(True)
 vectors, queries = vectors_of(60_000, 128), vectors_of(40, 128, 2)
 expected = exact_scan(queries, vectors, 10, "l2")[1]
@@ -86,7 +86,7 @@ def test_a_program_that_records_graphs_of_its_own(torch: Any) -> None:
     nothing that passes is taken for the end."""
     need_card()
     program = """
-body, right = on_card("exact", vectors), []
+index, right = on_card("exact", vectors), []
 x = torch.ones(1024, device=DEVICE)
 def record():
     graph = torch.cuda.CUDAGraph()
@@ -96,9 +96,9 @@ def record():
     graph.replay()
 with meanwhile(record, RuntimeError) as refused:
     for _ in range(30):
-        right += [overlap(body.search(queries, 10, Effort())[1], expected) >= 0.999]
-        right += [overlap(body.search(queries[:1], 10, Effort())[1], expected[:1]) >= 0.9]
-print(len(refused), "recordings of the program broke off", body.incidents())
+        right += [overlap(index.search(queries, 10, Effort())[1], expected) >= 0.999]
+        right += [overlap(index.search(queries[:1], 10, Effort())[1], expected[:1]) >= 0.9]
+print(len(refused), "recordings of the program broke off", index.incidents())
 print(all(right), lost_devices(), flush=True)
 import os
 os._exit(0)  # what broke off is the program's own affair
@@ -109,23 +109,23 @@ os._exit(0)  # what broke off is the program's own affair
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
 def test_autocast_and_tf32_of_the_program_do_no_harm(torch: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = 100 * vectors_of(20_000, 128), 100 * vectors_of(200, 128, 2)
-    body = on_card(kind, vectors)
-    host_is_not_asked(body, monkeypatch)
-    efforts = (Effort(), Effort(nprobe=4))
-    expected = [body.search(queries, 10, effort) for effort in efforts]
+    index = on_card(kind, vectors)
+    host_is_not_asked(index, monkeypatch)
+    param_sets = (SearchParams(), SearchParams(nprobe=4))
+    expected = [index.search(queries, 10, params) for params in param_sets]
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
         with torch.autocast("cuda" if here() != "cpu" else "cpu", dtype=torch.bfloat16), torch.inference_mode():
-            for effort, (distances, positions) in zip(efforts, expected, strict=True):
-                found = body.search(queries, 10, effort)
+            for params, (distances, positions) in zip(param_sets, expected, strict=True):
+                found = index.search(queries, 10, params)
                 assert overlap(found[1], positions) >= 0.995
-                single = np.concatenate([body.search(queries[row : row + 1], 10, effort)[1] for row in range(8)])
+                single = np.concatenate([index.search(queries[row : row + 1], 10, params)[1] for row in range(8)])
                 assert overlap(single, positions[:8]) >= 0.95
                 np.testing.assert_allclose(np.median(found[0]), np.median(distances), rtol=1e-3)
     finally:
         torch.set_float32_matmul_precision(precision)
-    assert body.incidents() == []
+    assert index.incidents() == []
 
 
 def test_what_another_stream_still_writes_is_waited_for(torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,9 +133,9 @@ def test_what_another_stream_still_writes_is_waited_for(torch: Any, monkeypatch:
     need_card()
     cupy = pytest.importorskip("cupy", reason="cupy is not installed")
     vectors, queries = vectors_of(60_000, 384), vectors_of(64, 384, 2)
-    body = on_card("exact", vectors, full=True)
-    host_is_not_asked(body, monkeypatch)
-    expected = body.search(queries, 10, Effort())[1]
+    index = on_card("exact", vectors, float32_rows=True)
+    host_is_not_asked(index, monkeypatch)
+    expected = index.search(queries, 10, SearchParams())[1]
     source, large = cupy.asarray(queries), cupy.ones((8192, 8192), cupy.float32)
     stream = cupy.cuda.Stream(non_blocking=True)
     for _ in range(5):
@@ -145,7 +145,7 @@ def test_what_another_stream_still_writes_is_waited_for(torch: Any, monkeypatch:
             for _ in range(20):
                 cupy.matmul(large, large)
             late[...] = source
-            found = body.search(late, 10, Effort())[1]
+            found = index.search(late, 10, SearchParams())[1]
         assert overlap(found, expected) >= 0.99
 
 

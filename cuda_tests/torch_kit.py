@@ -15,15 +15,15 @@ import pytest
 from cuda_tests.card_kit import DEVICE, Hooks
 
 from memevolve_gpu.index.registry import build
-from memevolve_gpu.index.torch_gpu import index as body_module
-from memevolve_gpu.index.torch_gpu.index import TorchBody
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from memevolve_gpu.index.torch_gpu import index as index_module
+from memevolve_gpu.index.torch_gpu.index import TorchIndex
+from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 
 __all__ = [
     "DEVICE",
     "SEED",
-    "Effort",
     "Newer",
+    "SearchParams",
     "alone",
     "cut",
     "here",
@@ -84,19 +84,19 @@ class Newer:
             yield self.vectors[low : min(end, low + 5000)]
 
 
-def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", *, nlist: int = 64, **how: Any) -> TorchBody:
+def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", *, nlist: int = 64, **how: Any) -> TorchIndex:
     """A body on the card, all of whose kernels run there."""
-    full = how.pop("full", False)
+    float32_rows = how.pop("full", False)
     plan = IndexPlan(
         kind,  # type: ignore[arg-type]
         nlist=nlist if kind == "ivf" else 0,
         engine="torch",
         device=DEVICE,
-        device_bytes=1 << 50 if full else 0,
+        device_bytes=1 << 50 if float32_rows else 0,
         **how,
     )
     found = build(plan, rows_of(vectors), metric, seed=7)
-    assert isinstance(found, TorchBody)
+    assert isinstance(found, TorchIndex)
     assert found.incidents() == [], "a kernel does not run here"
     assert found.device == DEVICE
     return found
@@ -108,10 +108,10 @@ def overlap(found: IntArray, expected: IntArray) -> float:
     return sum(hits) / expected.size
 
 
-def host_is_not_asked(body: TorchBody, monkeypatch: pytest.MonkeyPatch) -> None:
+def host_is_not_asked(index: TorchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send everything to the device, and fail where the host scans."""
-    monkeypatch.setattr(body_module, "_DEVICE_CALL", 0.0)
-    monkeypatch.setattr(type(body.table), "scan", None)
+    monkeypatch.setattr(index_module, "_DEVICE_CALL", 0.0)
+    monkeypatch.setattr(type(index.table), "scan", None)
 
 
 @contextmanager

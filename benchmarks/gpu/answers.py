@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gpu.common import FAILURES, METRIC, Setting, built, note, release, rows_of, script, why_not
 from harness import load
 
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.exact_scan import exact_scan
-from memevolve_gpu.live.delta_buffer import NEVER, Tail
-from memevolve_gpu.live.view import Alive
+from memevolve_gpu.live.delta_buffer import NEVER, DeltaBuffer
+from memevolve_gpu.live.view import LiveRows
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.training.calibration import calibrate
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Rows
+from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Rows, SearchParams
 
 K, TARGET = 10, 0.95
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -48,23 +48,25 @@ def plans(n: int) -> Iterator[IndexPlan]:
     yield IndexPlan("ivf", adaptive_nlist(n), engine="faiss")
 
 
-def ways(body: Body, vectors: FloatArray, effort: Effort, seed: int) -> Iterator[tuple[str, Ask, Allowed | None, int]]:
+def ways(
+    index: Index, vectors: FloatArray, params: SearchParams, seed: int
+) -> Iterator[tuple[str, Ask, RowFilter | None, int]]:
     """(name, search, rows that may be found, the first of them) of each way to ask."""
-    rng, n = np.random.default_rng(seed), body.n
-    yield "whole", lambda asked: body.search(asked, K, effort), None, 0
+    rng, n = np.random.default_rng(seed), index.n
+    yield "whole", lambda asked: index.search(asked, K, params), None, 0
     dead = rng.random(n) < 1 / 3
     died, deaths = np.where(dead, 1, NEVER), array("q", np.flatnonzero(dead).tolist())
-    alive = Alive(died, 1, deaths, len(deaths))
-    yield "a third dead", lambda asked: body.search(asked, K, effort, alive), Allowed(~dead), 0
-    some = Allowed(rng.random(n) < 0.1)
-    yield "a tenth allowed", lambda asked: body.search(asked, K, effort, some), some, 0
+    alive = LiveRows(died, 1, deaths, len(deaths))
+    yield "a third dead", lambda asked: index.search(asked, K, params, alive), RowFilter(~dead), 0
+    some = RowFilter(rng.random(n) < 0.1)
+    yield "a tenth allowed", lambda asked: index.search(asked, K, params, some), some, 0
     start = n - n // 10
-    newest, only = Tail(body.dim), Allowed(np.arange(n) >= start)
+    newest, only = DeltaBuffer(index.dim), RowFilter(np.arange(n) >= start)
     newest.extend(range(start, n), ["-"] * (n - start), vectors[start:])
-    yield "newest rows", lambda asked: body.search_newer(newest, newest.n, asked, K), only, start
+    yield "newest rows", lambda asked: index.search_delta(newest, newest.n, asked, K), only, start
 
 
-def lengthened(plan: IndexPlan, rows: Rows, setting: Setting) -> Body:
+def lengthened(plan: IndexPlan, rows: Rows, setting: Setting) -> Index:
     """A body over all rows that was built over nine tenths of them."""
     cut = len(rows.slots) - len(rows.slots) // 10
     first = Rows(rows.slots[:cut], rows.id_bytes[: 8 * cut], rows.id_ends[:cut], rows.vectors[:cut])
@@ -76,38 +78,38 @@ def lengthened(plan: IndexPlan, rows: Rows, setting: Setting) -> Body:
 
 
 def answered(
-    ask: Ask, queries: FloatArray, vectors: FloatArray, allowed: Allowed | None, first: int
+    ask: Ask, queries: FloatArray, vectors: FloatArray, row_filter: RowFilter | None, first: int
 ) -> tuple[float, int] | None:
     """Recall@10, ties being hits, and results that are not allowed; None where the device does not answer."""
-    truth = exact_scan(queries, vectors, K, METRIC, allowed)[0]
+    truth = exact_scan(queries, vectors, K, METRIC, row_filter)[0]
     answer = ask(queries)
     if answer is None:
         return None
     positions = np.where(answer[1] < 0, -1, answer[1] + first)
     found = ((vectors[np.maximum(positions, 0)] - queries[:, None]) ** 2).sum(axis=2)
     hits = (positions >= 0) & (found <= truth[:, -1:] * (1 + 1e-5) + 1e-6)
-    return float(hits.mean()), 0 if allowed is None else int((~allowed.test(positions)).sum())
+    return float(hits.mean()), 0 if row_filter is None else int((~row_filter.test(positions)).sum())
 
 
 def of_plan(plan: IndexPlan, rows: Rows, queries: dict[str, FloatArray], setting: Setting) -> Iterator[Row]:
     missing = why_not(plan.engine, setting)
     if missing:
         raise RuntimeError(missing)
-    body = built(plan, rows, setting)
-    effort = Effort()
+    index = built(plan, rows, setting)
+    params = SearchParams()
     if plan.kind != "exact":
-        effort = calibrate(body, None, seed=setting.seed).effort(K, TARGET) or effort
-    for name, ask, allowed, first in ways(body, rows.vectors, effort, setting.seed):
-        yield from _rows(name, ask, allowed, first, rows.vectors, queries)
+        params = calibrate(index, None, seed=setting.seed).effort(K, TARGET) or params
+    for name, ask, row_filter, first in ways(index, rows.vectors, params, setting.seed):
+        yield from _rows(name, ask, row_filter, first, rows.vectors, queries)
     longer = lengthened(plan, rows, setting)
-    yield from _rows("lengthened", lambda asked: longer.search(asked, K, effort), None, 0, rows.vectors, queries)
+    yield from _rows("lengthened", lambda asked: longer.search(asked, K, params), None, 0, rows.vectors, queries)
 
 
 def _rows(
-    name: str, ask: Ask, allowed: Allowed | None, first: int, vectors: FloatArray, queries: dict[str, FloatArray]
+    name: str, ask: Ask, row_filter: RowFilter | None, first: int, vectors: FloatArray, queries: dict[str, FloatArray]
 ) -> Iterator[Row]:
     for kind, own in queries.items():
-        found = answered(ask, own, vectors, allowed, first)
+        found = answered(ask, own, vectors, row_filter, first)
         row: Row = {"asked": name, "queries": kind}
         yield row | ({"host": True} if found is None else {"recall": found[0], "not_allowed": found[1]})
 

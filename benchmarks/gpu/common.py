@@ -21,7 +21,7 @@ import numpy as np
 from memevolve_gpu import __version__
 from memevolve_gpu.devices.engine_probe import try_engine
 from memevolve_gpu.errors import MemEvolveError
-from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.planner.device_plan import sized
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Rows
@@ -179,15 +179,17 @@ def facts(setting: Setting) -> dict[str, Any]:
     return found
 
 
-def clustered(n: int, dim: int, setting: Setting, *, like: int | None = None, spread: float = _SPREAD) -> FloatArray:
+def clustered(
+    n: int, dim: int, setting: Setting, *, reuse_from: int | None = None, spread: float = _SPREAD
+) -> FloatArray:
     """Generated unit vectors float32 (n, dim), the same for the same arguments on the same kind of device.
 
     Centres, one for each 1,000 rows but at least 50, lie in a space of 32 dimensions; rows lie around them, ``spread``
     times as wide as the centres, are carried into ``dim`` dimensions, moved off that space by a little, and normalised.
-    ``like``: take the centres of so many rows. Not as uneven as real text is.
+    ``reuse_from``: take the centres of so many rows. Not as uneven as real text is.
     """
     torch = module("torch")
-    count = max(50, (like or n) // 1000)
+    count = max(50, (reuse_from or n) // 1000)
     made = np.empty((n, dim), np.float32)
     device = setting.device if setting.on_gpu else "cpu"
     fixed = torch.Generator(device=device).manual_seed(setting.seed + dim)
@@ -212,7 +214,7 @@ def rows_of(vectors: FloatArray) -> Rows:
     return Rows(np.arange(n, dtype=np.int64), digits.astype(np.uint8).ravel(), ends, vectors)
 
 
-def built(plan: IndexPlan, rows: Rows, setting: Setting) -> Body:
+def built(plan: IndexPlan, rows: Rows, setting: Setting) -> Index:
     """The body, on the device of the setting unless its engine is ``cpu``, with all the device memory it can use."""
     if plan.engine != "cpu":
         plan = replace(plan, device=setting.device)

@@ -51,7 +51,7 @@ def one_query(store: VectorStore, vectors: FloatArray, setting: Setting) -> floa
 
 def ingested(engine: str, index_type: str, vectors: FloatArray, setting: Setting) -> dict[str, Any]:
     """Store and index all rows with one engine; then a tenth more, and what searches cost meanwhile."""
-    n, newer = len(vectors), clustered(len(vectors) // 10, vectors.shape[1], setting, like=len(vectors))
+    n, newer = len(vectors), clustered(len(vectors) // 10, vectors.shape[1], setting, reuse_from=len(vectors))
     wanted = {"device": "cpu"} if engine == "cpu" else {"device": setting.device, "gpu_engine": engine}
     config = StorageConfig(index_type=index_type, background=False, max_memory_units=10**8, **wanted)
     with (

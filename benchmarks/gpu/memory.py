@@ -33,7 +33,7 @@ from gpu.common import (
 from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES
 from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH
 from memevolve_gpu.planner.nlist import adaptive_nlist
-from memevolve_gpu.types import Effort, IndexPlan, Rows
+from memevolve_gpu.types import IndexPlan, Rows, SearchParams
 
 SHARED = {"torch": SCRATCH, "faiss": TEMPORARY_BYTES}
 
@@ -64,15 +64,15 @@ def compared(plan: IndexPlan, rows: Rows, setting: Setting) -> dict[str, Any]:
         raise RuntimeError(missing)
     few = rows_of(rows.vectors[:1000].copy())
     first = built(IndexPlan("exact", engine=plan.engine), few, setting)
-    first.search(few.vectors[:1], 10, Effort())
+    first.search(few.vectors[:1], 10, SearchParams())
     take_buffers(setting)
     before = free_bytes(setting)
-    body = built(plan, rows, setting)
+    index = built(plan, rows, setting)
     taken = before - free_bytes(setting) if setting.on_gpu else None
-    predicted = body.plan.device_bytes - SHARED[plan.engine]
-    row: dict[str, Any] = {"predicted_bytes": predicted, "said_bytes": body.device_bytes, "card_bytes": taken}
+    predicted = index.plan.device_bytes - SHARED[plan.engine]
+    row: dict[str, Any] = {"predicted_bytes": predicted, "said_bytes": index.device_bytes, "card_bytes": taken}
     row["scratch_bytes"] = SHARED[plan.engine]
-    row["said_over_predicted"] = body.device_bytes / predicted
+    row["said_over_predicted"] = index.device_bytes / predicted
     if taken is not None:
         row["card_over_predicted"] = taken / predicted
     return row

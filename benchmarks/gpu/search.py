@@ -41,12 +41,12 @@ from gpu.common import (
     why_not,
 )
 
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.faiss_gpu.index import FaissGpuBody
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.faiss_gpu.index import FaissGpuIndex
 from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
 from memevolve_gpu.planner.nlist import adaptive_nlist
-from memevolve_gpu.planner.plan import effort_for, plan_index
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, IntArray, Precision, Rows
+from memevolve_gpu.planner.plan import plan_index, search_params_for
+from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Precision, Rows, SearchParams
 
 K, TARGET, BATCHES = 10, 0.95, (1, 16, 1024)
 MOST_PROBES = 2048
@@ -99,12 +99,12 @@ def recall(positions: IntArray, queries: FloatArray, vectors: FloatArray, truth:
     return float((distances <= truth[:, -1:] + 1e-5).mean())
 
 
-def raw(body: FaissGpuBody, nprobe: int) -> Ask:
+def raw(index: FaissGpuIndex, nprobe: int) -> Ask:
     """faiss-gpu's own search of the index that the body holds."""
-    resident = body.resident
-    if resident is None:
+    handle = index.handle
+    if handle is None:
         raise RuntimeError("the body has no rows")
-    faiss = resident.owner.faiss
+    faiss = handle.gpu_resources.faiss
 
     def ask(queries: FloatArray) -> tuple[FloatArray, IntArray]:
         distances, labels = np.empty((len(queries), K), np.float32), np.empty((len(queries), K), np.int64)
@@ -112,34 +112,34 @@ def raw(body: FaissGpuBody, nprobe: int) -> Ask:
         if nprobe:
             parameters = faiss.SearchParametersIVF()
             parameters.nprobe = nprobe
-        with resident.owner.using("measuring"):
+        with handle.gpu_resources.using("measuring"):
             ptr = faiss.swig_ptr
-            resident.engine.search_c(len(queries), ptr(queries), K, ptr(distances), ptr(labels), parameters)
+            handle.engine.search_c(len(queries), ptr(queries), K, ptr(distances), ptr(labels), parameters)
         return distances, labels
 
     return ask
 
 
-def ways(body: Body, queries: FloatArray, vectors: FloatArray, truth: FloatArray) -> Iterator[tuple[str, Ask, int]]:
+def ways(index: Index, queries: FloatArray, vectors: FloatArray, truth: FloatArray) -> Iterator[tuple[str, Ask, int]]:
     """(name, search, lists probed) of each way to ask this body."""
-    if body.plan.engine == "cpu":
-        effort = effort_for(body.plan, body.n, K, TARGET)
-        yield "cpu", lambda asked: body.search(asked, K, effort), effort.nprobe
+    if index.plan.engine == "cpu":
+        params = search_params_for(index.plan, index.n, K, TARGET)
+        yield "cpu", lambda asked: index.search(asked, K, params), params.nprobe
         return
     makers: dict[str, Callable[[int], Ask]] = {
-        body.plan.engine: lambda nprobe: lambda asked: body.search(asked, K, Effort(nprobe=nprobe))
+        index.plan.engine: lambda nprobe: lambda asked: index.search(asked, K, SearchParams(nprobe=nprobe))
     }
-    if isinstance(body, FaissGpuBody):
-        own = body
+    if isinstance(index, FaissGpuIndex):
+        own = index
         makers["faiss raw"] = lambda nprobe: raw(own, nprobe)
     for name, make in makers.items():
         nprobe = 0
-        if body.kind != "exact":
+        if index.kind != "exact":
 
             def enough(lists: int, make: Callable[[int], Ask] = make) -> bool:
                 return recall(make(lists)(queries)[1], queries, vectors, truth) >= TARGET
 
-            nprobe = fewest_lists(enough, min(body.nlist, MOST_PROBES))
+            nprobe = fewest_lists(enough, min(index.nlist, MOST_PROBES))
         yield name, make(nprobe), nprobe
 
 
@@ -154,10 +154,10 @@ def fewest_lists(enough: Callable[[int], bool], most: int) -> int:
     return probed
 
 
-def stored_bytes(body: Body, engine: str) -> float:
+def stored_bytes(index: Index, engine: str) -> float:
     """Bytes of one component where it is scanned."""
     narrow = {"float32": 2.0, "float16": 2.0, "int8": 1.0} if engine == "torch" else {"float32": 4.0, "float16": 2.0}
-    return narrow.get(body.plan.precision, 1.0)
+    return narrow.get(index.plan.precision, 1.0)
 
 
 def in_batches(ask: Ask, queries: FloatArray, batch: int, setting: Setting) -> Row:
@@ -178,25 +178,25 @@ def recorded() -> Iterator[None]:
 
 
 def measured(
-    body: Body, data: tuple[FloatArray, FloatArray, FloatArray], setting: Setting, bandwidth: float
+    index: Index, data: tuple[FloatArray, FloatArray, FloatArray], setting: Setting, bandwidth: float
 ) -> Iterator[Row]:
     vectors, queries, truth = data
-    for name, ask, nprobe in ways(body, queries, vectors, truth):
-        row: Row = {"engine": name, "kind": body.kind, "precision": body.plan.precision, "nlist": body.nlist}
-        row |= {"nprobe": nprobe, "device_bytes": body.device_bytes, "times": {}}
+    for name, ask, nprobe in ways(index, queries, vectors, truth):
+        row: Row = {"engine": name, "kind": index.kind, "precision": index.plan.precision, "nlist": index.nlist}
+        row |= {"nprobe": nprobe, "device_bytes": index.device_bytes, "times": {}}
         row["recall"] = recall(ask(queries)[1], queries, vectors, truth)
         for batch in BATCHES:
             row["times"][str(batch)] = in_batches(ask, queries, batch, setting)
         if name == "torch" and setting.on_gpu:
             with recorded():
                 row["times"]["1 recorded"] = in_batches(ask, queries, 1, setting)
-        if body.kind == "exact" and name != "cpu":
-            read = body.n * body.dim * stored_bytes(body, name)
+        if index.kind == "exact" and name != "cpu":
+            read = index.n * index.dim * stored_bytes(index, name)
             for alone in row["times"].keys() & {"1", "1 recorded"}:
                 times = row["times"][alone]
                 times["share_of_bandwidth"] = read / (times["ms"] / 1e3) / bandwidth
-        row["searched_on"] = body.device  # in the end: had the device failed, the host would have answered
-        row["incidents"] = [incident.detail for incident in body.incidents()]
+        row["searched_on"] = index.device  # in the end: had the device failed, the host would have answered
+        row["incidents"] = [incident.detail for incident in index.incidents()]
         yield row
 
 
@@ -205,7 +205,7 @@ def compare(n: int, dim: int, setting: Setting, bandwidth: float) -> list[Row]:
     note(f"{n} rows of {dim} dimensions: generating")
     vectors = clustered(n, dim, setting)
     half = 64 if setting.quick else 512
-    queries = np.concatenate([clustered(half, dim, setting, like=n, spread=spread) for spread in (0.5, 1.0)])
+    queries = np.concatenate([clustered(half, dim, setting, reuse_from=n, spread=spread) for spread in (0.5, 1.0)])
     queries = np.ascontiguousarray(queries[np.random.default_rng(setting.seed).permutation(len(queries))])
     data, rows, found = (vectors, queries, truth_of(queries, vectors, setting)), rows_of(vectors), []
     for plan in contenders(n, dim):
@@ -230,9 +230,9 @@ def of_plan(
     if missing:
         raise RuntimeError(missing)
     started = time.perf_counter()
-    body = built(plan, rows, setting)
+    index = built(plan, rows, setting)
     seconds = stopwatch(started)
-    for row in measured(body, data, setting, bandwidth):
+    for row in measured(index, data, setting, bandwidth):
         show(row | {"build_s": seconds})
         yield row | {"build_s": seconds}
 

@@ -76,9 +76,9 @@ def by_flash(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
 
 def by_faiss_gpu(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
     """faiss' k-means with assignments on the GPU, as its GPU indexes train."""
-    from memevolve_gpu.index.faiss_gpu.resources import owner_of
+    from memevolve_gpu.index.faiss_gpu.resources import resources_of
 
-    owner = owner_of(setting.device)
+    owner = resources_of(setting.device)
     with owner.building("measuring", 0, keep=False) as (resources, held):
         config = owner.config("GpuIndexFlatConfig")
         held.append(owner.faiss.GpuIndexFlatL2(resources, vectors.shape[1], config))

@@ -91,8 +91,8 @@ def nothing(_name: str) -> Any:
 
 
 def budget(modules: dict[str, Any], *, used: int = 0, active: bool = True, fraction: float = 0.8) -> MemoryBudget:
-    holdings, body = Holdings(), Body(used)
-    holdings.add(body)
+    holdings, index = Holdings(), Body(used)
+    holdings.add(index)
     if active:
         holdings.begin()
     return device_budget(GPU, fraction, holdings=holdings, load=modules.get)
@@ -225,14 +225,14 @@ def test_a_card_that_has_gone_has_no_memory(tmp_path: Path) -> None:
 
 def test_workers_on_one_card_share_it() -> None:
     """Each new worker takes all the room it is told of; together they never ask for more than the card has."""
-    card, bodies = Card(40 * GB), []
+    card, indexes = Card(40 * GB), []
     taken = []
     for _ in range(6):
         machine = Machine("cuda", 0.5, prober=cast("Prober", FakeProber(card)), holdings=Holdings(), load=nothing)
         room = machine.budget().room
-        body = Body(room)
-        machine.holdings.add(body)
-        bodies.append(body)
+        index = Body(room)
+        machine.holdings.add(index)
+        indexes.append(index)
         card.taken += room + CONTEXT_BYTES
         taken.append(room)
         assert card.free >= 0
@@ -279,8 +279,8 @@ def in_child(work: Callable[[], bool]) -> bool:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_child_of_a_process_that_uses_cuda_stays_off_it() -> None:
     machine = machine_with(Card())
-    body = Body(GB)
-    machine.holdings.add(body)
+    index = Body(GB)
+    machine.holdings.add(index)
     assert in_child(lambda: machine.choice.device == "cuda:0" and not machine.forked)
     machine.holdings.begin()
     assert in_child(

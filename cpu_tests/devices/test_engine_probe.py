@@ -94,7 +94,7 @@ def test_a_process_that_ignores_its_children_is_not_deceived(tmp_path: Path) -> 
 @pytest.mark.usefixtures("looks_installed")
 def test_a_frozen_program_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    monkeypatch.setattr(engine_probe, "ask", pytest.fail)
+    monkeypatch.setattr(engine_probe, "run_subprocess", pytest.fail)
     assert try_engine("torch", 0) == ""
 
 

@@ -12,8 +12,8 @@ import pytest
 from gpu_kit import MB, line, on_disk, printing
 
 from memevolve_gpu.devices.gpu_probe import PROGRAM, GpuList, Prober
-from memevolve_gpu.devices.selection import resolve
-from memevolve_gpu.devices.subprocess_query import ask
+from memevolve_gpu.devices.selection import select_device
+from memevolve_gpu.devices.subprocess_query import run_subprocess
 
 
 def found(*lines: str, visible: str | None = None, order: str | None = None) -> GpuList:
@@ -47,9 +47,9 @@ def test_what_cannot_serve_becomes_a_sentence(lines: tuple[str, ...], said: str)
     answer = found(*lines)
     assert said in answer.problem
     assert answer.usable == ()
-    assert said in resolve("cuda", lambda: answer).reason
+    assert said in select_device("cuda", lambda: answer).reason
     if lines and answer.gpus:
-        assert said in resolve("cuda:0", lambda: answer).reason
+        assert said in select_device("cuda:0", lambda: answer).reason
 
 
 def test_a_driver_that_fails_or_crashes_becomes_a_sentence() -> None:
@@ -73,7 +73,7 @@ def test_a_driver_that_hangs_costs_the_time_limit_once(tmp_path: Path) -> None:
 def test_a_child_that_cannot_be_killed_is_left_behind() -> None:
     """A grandchild keeps the pipe open after the child is gone, as a process that sleeps inside a driver would."""
     started = time.monotonic()
-    answer = ask(["/bin/sh", "-c", "setsid sleep 8 & wait"], 0.2)
+    answer = run_subprocess(["/bin/sh", "-c", "setsid sleep 8 & wait"], 0.2)
     assert answer.code is None
     assert time.monotonic() - started < 6
 
@@ -126,17 +126,17 @@ def test_an_ambiguous_uuid_ends_the_list() -> None:
 def test_slices_that_alone_are_shown_are_named() -> None:
     answer = found(line(), visible="MIG-3f2a")
     assert "names MIG slices, which are not supported" in answer.problem
-    assert answer.present
-    assert not found(line(), visible="").present
-    assert resolve("auto", lambda: answer).failed
+    assert answer.detected
+    assert not found(line(), visible="").detected
+    assert select_device("auto", lambda: answer).failed
 
 
 def test_doubt_about_the_numbers_is_told_where_cards_differ() -> None:
     """CUDA puts the fastest first unless told otherwise; the driver's list is in the order of the bus."""
     mixed, alike = [line(0, "Slow"), line(1, "Fast")], [line(0), line(1)]
     for request in ("cuda", "cuda:1", "auto"):
-        assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in resolve(request, lambda: found(*mixed)).reason
-        assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in resolve(request, lambda: found(*mixed, visible="1,0")).reason
+        assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in select_device(request, lambda: found(*mixed)).reason
+        assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in select_device(request, lambda: found(*mixed, visible="1,0")).reason
     assert found(*mixed, order="FASTEST_FIRST").doubt
     for sure in (
         found(*mixed, order="PCI_BUS_ID"),
@@ -145,7 +145,7 @@ def test_doubt_about_the_numbers_is_told_where_cards_differ() -> None:
         found(mixed[0]),
     ):
         assert not sure.doubt
-        assert "ORDER" not in resolve("cuda", lambda sure=sure: sure).reason  # type: ignore[misc]
+        assert "ORDER" not in select_device("cuda", lambda sure=sure: sure).reason  # type: ignore[misc]
 
 
 def test_a_lost_card_does_not_hide_the_others() -> None:
@@ -162,18 +162,18 @@ def test_a_driver_without_devices_is_no_failure(tmp_path: Path) -> None:
     sign.touch()
     answer = Prober(command=["/bin/sh", "-c", "echo No devices were found; exit 6"], signs=[sign]).look()
     assert answer.problem == "the GPU driver lists no GPU"
-    assert not answer.present
+    assert not answer.detected
 
 
 def test_a_driver_that_fails_speaks_for_a_card_only_where_it_is_loaded(tmp_path: Path) -> None:
     fails, (control, wsl) = ["/bin/sh", "-c", "exit 9"], (tmp_path / "nvidiactl", tmp_path / "dxg")
     wsl.touch()
-    assert not Prober(command=fails, signs=[control, wsl]).look().present, "WSL has its sign with every maker's card"
+    assert not Prober(command=fails, signs=[control, wsl]).look().detected, "WSL has its sign with every maker's card"
     control.touch()
-    assert Prober(command=fails, signs=[control, wsl]).look().present
-    assert not Prober(command=["./not/there"], signs=[control]).look().present
+    assert Prober(command=fails, signs=[control, wsl]).look().detected
+    assert not Prober(command=["./not/there"], signs=[control]).look().detected
     for broken in ("sleep 9", "kill -SEGV $$"):
-        assert Prober(command=["/bin/sh", "-c", broken], signs=[], timeout=0.3).look().present
+        assert Prober(command=["/bin/sh", "-c", broken], signs=[], timeout=0.3).look().detected
 
 
 def test_a_driver_too_old_for_the_question_is_called_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +217,7 @@ def test_an_interrupted_question_leaves_no_child(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ask(["/bin/sh", "-c", "sleep 60"], 50)
+        run_subprocess(["/bin/sh", "-c", "sleep 60"], 50)
     assert started[0].returncode == -9
 
 
@@ -233,22 +233,22 @@ def test_a_frozen_program_is_not_started_again(tmp_path: Path, monkeypatch: pyte
 def test_the_request_is_resolved_with_its_reason() -> None:
     cards = [line(0, "A", free=100), line(1, "B", free=300), line(2, "C", free=300)]
     three = found(*cards, order="PCI_BUS_ID")
-    assert resolve("auto", lambda: three).device == "cuda:1"
-    assert "most memory free" in resolve("auto", lambda: three).reason
-    assert resolve("cuda:2", lambda: three).gpu == three.gpus[2]
-    missing = resolve("cuda:3", lambda: three)
-    assert (missing.device, missing.disappointed) == ("cpu", True)
+    assert select_device("auto", lambda: three).device == "cuda:1"
+    assert "most memory free" in select_device("auto", lambda: three).reason
+    assert select_device("cuda:2", lambda: three).gpu == three.gpus[2]
+    missing = select_device("cuda:3", lambda: three)
+    assert (missing.device, missing.unmet) == ("cpu", True)
     assert "there are 3" in missing.reason
     none = GpuList(problem="there is no NVIDIA driver on this machine")
-    assert resolve("cuda", lambda: none).disappointed
-    assert not resolve("auto", lambda: none).disappointed
+    assert select_device("cuda", lambda: none).unmet
+    assert not select_device("auto", lambda: none).unmet
 
 
 def test_the_cpu_is_had_without_a_look() -> None:
     def looked() -> GpuList:
         raise AssertionError("the driver was asked")
 
-    assert resolve("cpu", looked).device == "cpu"
+    assert select_device("cpu", looked).device == "cpu"
 
 
 def test_memory_is_asked_anew_when_the_answer_is_old(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from golden import make
 
 from memevolve_gpu import ModelMismatchError, VectorStore
 from memevolve_gpu.index.snapshot_file import FORMAT_VERSION, read_info, read_snapshot, write_snapshot
-from memevolve_gpu.live.index_stats import BodyFacts
+from memevolve_gpu.live.index_stats import IndexStats
 from memevolve_gpu.records.schema import VERSION
-from memevolve_gpu.types import Effort
+from memevolve_gpu.types import SearchParams
 from memevolve_gpu.utils.vectors import normalize_rows
 
 FOLDER = Path(__file__).resolve().parent
@@ -49,12 +49,12 @@ CONDITIONS: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 ENGINES: dict[str, list[Callable[[Any, npt.NDArray[np.float32]], Any]]] = {
     "exact": [],
-    "two_stage": [lambda body, queries: body._codes.search(queries, make.TOP_K, 30, None)],
+    "two_stage": [lambda index, queries: index._codes.search(queries, make.TOP_K, 30, None)],
     "ivf": [
-        lambda body, queries: body._search_lists(queries, make.TOP_K, (30, body.nlist), None),
-        lambda body, queries: body._whole.search(queries, make.TOP_K, 30, None),
+        lambda index, queries: index._search_lists(queries, make.TOP_K, (30, index.nlist), None),
+        lambda index, queries: index._whole.search(queries, make.TOP_K, 30, None),
     ],
-    "hnsw": [lambda body, queries: body._walk(queries, make.TOP_K, 60, None)],
+    "hnsw": [lambda index, queries: index._walk(queries, make.TOP_K, 60, None)],
 }
 """How to ask what faiss kept; over so few rows a search would scan the vectors instead."""
 
@@ -236,13 +236,13 @@ def test_what_faiss_kept_is_read_back(copy: Copy) -> None:
     if copy.snapshot_version != FORMAT_VERSION:
         assert copy.snapshot_version < FORMAT_VERSION
         return
-    body, info = read_copy(copy)
-    assert (body.kind, body.n, info.watermark) == (copy.kind.name, info.count, copy.expected["snapshot"]["watermark"])
-    assert sum(body.list_sizes) == (body.n if body.nlist else 0)
+    index, info = read_copy(copy)
+    assert (index.kind, index.n, info.watermark) == (copy.kind.name, info.count, copy.expected["snapshot"]["watermark"])
+    assert sum(index.list_sizes) == (index.n if index.nlist else 0)
     queries = normalize_rows(copy.queries) if copy.kind.metric == "cosine" else copy.queries
-    _, truth = body.search(queries, make.TOP_K, Effort(exact=True))
+    _, truth = index.search(queries, make.TOP_K, SearchParams(exact=True))
     for ask in ENGINES[copy.kind.name]:
-        _, found = ask(body, queries)
+        _, found = ask(index, queries)
         hits = sum(len({*mine} & {*true}) for mine, true in zip(found.tolist(), truth.tolist(), strict=True))
         assert hits / truth.size >= 0.9
 
@@ -251,10 +251,10 @@ def test_what_was_measured_on_the_body_is_read_back(copy: Copy) -> None:
     if copy.snapshot_version != FORMAT_VERSION:
         assert copy.snapshot_version < FORMAT_VERSION
         return
-    body, info = read_copy(copy)
-    facts = BodyFacts.from_dict(info.extra, body)
-    assert_kept(info.extra, json.loads(json.dumps(facts.to_dict())))
-    assert (facts.calibration is not None, facts.quality is not None) == (copy.kind.name != "exact",) * 2
+    index, info = read_copy(copy)
+    stats = IndexStats.from_dict(info.extra, index)
+    assert_kept(info.extra, json.loads(json.dumps(stats.to_dict())))
+    assert (stats.calibration is not None, stats.quality is not None) == (copy.kind.name != "exact",) * 2
 
 
 def read_copy(copy: Copy) -> tuple[Any, Any]:
@@ -321,8 +321,8 @@ def test_snapshots_are_written_as_the_golden_one_was(copy: Copy, tmp_path: Path)
     if copy.snapshot_version != FORMAT_VERSION:
         assert copy.snapshot_version < FORMAT_VERSION
         return
-    body, info = read_copy(copy)
-    write_snapshot(tmp_path / "again", body, info)
+    index, info = read_copy(copy)
+    write_snapshot(tmp_path / "again", index, info)
     (version, before), (now, after) = header(copy.snapshot), header(tmp_path / "again")
     assert now == version
     assert after.keys() == before.keys(), WHAT_TO_DO

@@ -16,9 +16,9 @@ from memevolve_gpu.devices.memory import Holdings
 from memevolve_gpu.devices.selection import Machine
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.base import Arrays, BuildJob
-from memevolve_gpu.index.bitmap import Allowed
-from memevolve_gpu.index.flat import ExactBody
-from memevolve_gpu.types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric
+from memevolve_gpu.index.bitmap import RowFilter
+from memevolve_gpu.index.flat import FlatIndex
+from memevolve_gpu.types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, SearchParams
 
 __all__ = [
     "MB",
@@ -88,7 +88,7 @@ class FakeProber:
         return GpuList((Gpu(0, "Test GPU", (9, 0), self.card.total, self.card.free),), "", "580.65.06")
 
 
-class OnCard(ExactBody):
+class OnCard(FlatIndex):
     """An exact body that claims to live on ``card``; one instance of the class attribute serves all of a test."""
 
     accepts_device_queries: ClassVar[bool] = True
@@ -97,10 +97,10 @@ class OnCard(ExactBody):
 
     @classmethod
     def build(cls, job: BuildJob) -> OnCard:
-        body = cls(job.plan, job.metric, job.rows, job.table())
-        cls.card.allocate(body, job.plan.device_bytes)
+        index = cls(job.plan, job.metric, job.rows, job.table())
+        cls.card.allocate(index, job.plan.device_bytes)
         job.progress("add", 1.0)
-        return body
+        return index
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> OnCard:
@@ -124,7 +124,7 @@ class OnCard(ExactBody):
         return told
 
     def search(
-        self, queries: Any, k: int, effort: Effort, allowed: Allowed | None = None
+        self, queries: Any, k: int, effort: SearchParams, allowed: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray]:
         if hasattr(queries, "detach"):
             self.card.tensors.append(queries)

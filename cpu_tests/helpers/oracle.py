@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 
@@ -60,12 +60,12 @@ def plan_of(kind: str, vectors: FloatArray, precision: Precision = "float32") ->
     return IndexPlan(kind="ivf" if kind == "lists" else kind, nlist=nlist, precision=precision)  # type: ignore[arg-type]
 
 
-def body_of(kind: str, vectors: FloatArray, metric: Metric, precision: Precision = "float32", seed: int = 7) -> Body:
-    body = build(plan_of(kind, vectors, precision), rows_of(vectors), metric, seed=seed)
+def index_of(kind: str, vectors: FloatArray, metric: Metric, precision: Precision = "float32", seed: int = 7) -> Index:
+    index = build(plan_of(kind, vectors, precision), rows_of(vectors), metric, seed=seed)
     if kind != "lists":
-        return body
-    parts = {name: array for name, array in body.parts().items() if name != "whole"}
-    return from_parts(body.plan, metric, parts)
+        return index
+    parts = {name: array for name, array in index.parts().items() if name != "whole"}
+    return from_parts(index.plan, metric, parts)
 
 
 def all_distances(queries: FloatArray, vectors: FloatArray, metric: Metric) -> npt.NDArray[np.float64]:
@@ -78,12 +78,12 @@ def all_distances(queries: FloatArray, vectors: FloatArray, metric: Metric) -> n
 
 
 def nearest(
-    queries: FloatArray, vectors: FloatArray, metric: Metric, k: int, allowed: Allowed | None = None
+    queries: FloatArray, vectors: FloatArray, metric: Metric, k: int, row_filter: RowFilter | None = None
 ) -> npt.NDArray[np.float64]:
     """The k smallest distances float64 (nq, k) of each query, +inf where fewer rows are allowed."""
     distances = all_distances(queries, vectors, metric)
-    if allowed is not None:
-        distances = np.where(allowed.rows, distances, np.inf)
+    if row_filter is not None:
+        distances = np.where(row_filter.rows, distances, np.inf)
     missing = max(0, k - distances.shape[1])
     distances = np.pad(distances, ((0, 0), (0, missing)), constant_values=np.inf)
     return np.sort(distances, axis=1)[:, :k]
@@ -99,11 +99,11 @@ def recall(found: FloatArray, truth: npt.NDArray[np.float64], tolerance: float =
 
 
 def check_answer(
-    body: Body,
+    index: Index,
     queries: FloatArray,
     vectors: FloatArray,
     answer: tuple[FloatArray, IntArray],
-    allowed: Allowed | None = None,
+    row_filter: RowFilter | None = None,
     tolerance: float = 2e-4,
 ) -> None:
     """Shapes, types, order, padding, no row twice, nothing forbidden, and each distance that of its row.
@@ -114,7 +114,7 @@ def check_answer(
     assert distances.dtype == np.float32
     assert positions.dtype == np.int64
     assert distances.shape == positions.shape
-    truth = all_distances(queries, vectors, body.metric)
+    truth = all_distances(queries, vectors, index.metric)
     for row in range(len(queries)):
         found = positions[row] >= 0
         count = int(found.sum())
@@ -122,8 +122,8 @@ def check_answer(
         assert np.isposinf(distances[row, count:]).all()
         assert (np.diff(distances[row, :count]) >= 0).all()
         assert len(set(positions[row, :count].tolist())) == count
-        if allowed is not None:
-            assert allowed.rows[positions[row, :count]].all()
+        if row_filter is not None:
+            assert row_filter.rows[positions[row, :count]].all()
         own = truth[row, positions[row, :count]]
         scale = 1.0 if tolerance < 1e-3 else 1.0 + float(np.median(np.abs(truth[row])))
         np.testing.assert_allclose(distances[row, :count], own, rtol=tolerance, atol=tolerance * scale)

@@ -12,24 +12,28 @@ from index.torch_gpu.conftest import CARD
 from oracle import clustered, plan_of, rows_of
 
 from memevolve_gpu.index.registry import build
-from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import search
-from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.types import FloatArray, IndexPlan, Metric, Precision
 
 N, DIM = 2000, 48
 ILLEGAL = "CUDA error: an illegal memory access was encountered"
 
 
-def card_plan(kind: str, vectors: FloatArray, precision: Precision = "float32", *, full: bool = False) -> IndexPlan:
-    """A plan for the stand-in; ``full`` grants room for float32 rows there."""
-    return replace(plan_of(f"torch-{kind}", vectors, precision), device=CARD, device_bytes=1 << 40 if full else 0)
+def card_plan(
+    kind: str, vectors: FloatArray, precision: Precision = "float32", *, float32_rows: bool = False
+) -> IndexPlan:
+    """A plan for the stand-in; ``float32_rows`` grants room for float32 rows there."""
+    return replace(
+        plan_of(f"torch-{kind}", vectors, precision), device=CARD, device_bytes=1 << 40 if float32_rows else 0
+    )
 
 
-def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", **how: Any) -> TorchBody:
+def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", **how: Any) -> TorchIndex:
     """A body on the stand-in."""
     found = build(card_plan(kind, vectors, **how), rows_of(vectors), metric, seed=7)
-    assert isinstance(found, TorchBody)
+    assert isinstance(found, TorchIndex)
     return found
 
 
@@ -53,6 +57,6 @@ def fails_when(monkeypatch: pytest.MonkeyPatch, fault: Callable[[int], BaseExcep
             raise error
         return real(rows, queries, *rest)
 
-    for module in (body_module, search):
+    for module in (index_module, search):
         monkeypatch.setattr(module, "propose", propose)
     return asked

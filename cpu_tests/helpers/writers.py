@@ -28,7 +28,7 @@ import numpy as np
 from endurance import DIM, Model, contents, embed, verify
 
 from memevolve_gpu import MemEvolveError, StorageConfig, VectorStore
-from memevolve_gpu.records.writer import Writing
+from memevolve_gpu.records.writer import WriteContext
 
 NEAR = 1e-4
 
@@ -45,19 +45,19 @@ def text_of(unit: dict[str, Any]) -> str:
 @contextmanager
 def timed_entry(waits: list[float]) -> Any:
     """Note how many seconds every write transaction of this process takes to begin."""
-    enter = Writing.__enter__
+    enter = WriteContext.__enter__
 
-    def measured(writing: Writing) -> Any:
+    def measured(writing: WriteContext) -> Any:
         started = time.perf_counter()
         transaction = enter(writing)
         waits.append(time.perf_counter() - started)
         return transaction
 
-    Writing.__enter__ = measured  # type: ignore[method-assign]
+    WriteContext.__enter__ = measured  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Writing.__enter__ = enter  # type: ignore[method-assign]
+        WriteContext.__enter__ = enter  # type: ignore[method-assign]
 
 
 class Others:

@@ -14,7 +14,7 @@ from oracle import METRICS, all_distances, clustered, fitted, nearest
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index.base import chunks
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.exact_scan import exact_scan, rerank_rows, scan_many
 from memevolve_gpu.index.faiss_support import load_faiss
 from memevolve_gpu.index.sample import default_codes, padded_columns, padded_dim, training_sample
@@ -38,11 +38,11 @@ def test_scan_of_a_slice_of_a_larger_buffer(metric: Metric, nq: int, rng: np.ran
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.6, 1.0])
 def test_scan_under_a_mask(metric: Metric, k: int, share: float, rng: np.random.Generator) -> None:
     vectors, queries = clustered(rng, 120, 9, metric), clustered(rng, 23, 9, metric)
-    allowed = Allowed(rng.random(120) < share)
-    distances, positions = exact_scan(queries, vectors, k, metric, allowed)
-    assert allowed.rows[positions[positions >= 0]].all()
-    assert ((positions >= 0).sum(axis=1) == min(k, allowed.count)).all()
-    np.testing.assert_allclose(distances, nearest(queries, vectors, metric, k, allowed), rtol=1e-5, atol=1e-4)
+    row_filter = RowFilter(rng.random(120) < share)
+    distances, positions = exact_scan(queries, vectors, k, metric, row_filter)
+    assert row_filter.rows[positions[positions >= 0]].all()
+    assert ((positions >= 0).sum(axis=1) == min(k, row_filter.count)).all()
+    np.testing.assert_allclose(distances, nearest(queries, vectors, metric, k, row_filter), rtol=1e-5, atol=1e-4)
 
 
 def _far_away(vectors: FloatArray) -> FloatArray:
@@ -112,12 +112,12 @@ def test_rerank_ends_at_the_first_gap(metric: Metric, rng: np.random.Generator) 
 @given(mask=st.lists(st.booleans(), max_size=70), probes=st.lists(st.integers(-1, 69), max_size=20))
 def test_allowed_forms_agree(mask: list[bool], probes: list[int]) -> None:
     rows = np.array(mask, dtype=np.bool_)
-    allowed = Allowed(rows)
+    row_filter = RowFilter(rows)
     asked = np.array([probe for probe in probes if probe < len(mask)], dtype=np.int64)
-    assert (allowed.n, allowed.count) == (len(mask), sum(mask))
-    assert allowed.test(asked).tolist() == [probe >= 0 and mask[probe] for probe in asked.tolist()]
-    assert allowed.positions.tolist() == [at for at, yes in enumerate(mask) if yes]
-    bits = [bool(allowed.packed[at >> 3] >> (at & 7) & 1) for at in range(len(mask))]
+    assert (row_filter.n, row_filter.count) == (len(mask), sum(mask))
+    assert row_filter.test(asked).tolist() == [probe >= 0 and mask[probe] for probe in asked.tolist()]
+    assert row_filter.positions.tolist() == [at for at, yes in enumerate(mask) if yes]
+    bits = [bool(row_filter.packed[at >> 3] >> (at & 7) & 1) for at in range(len(mask))]
     assert bits == mask
 
 
@@ -125,7 +125,7 @@ def test_allowed_forms_agree(mask: list[bool], probes: list[int]) -> None:
 def test_a_selector_outlives_the_mask_that_made_it(form: str) -> None:
     """Two threads may derive the same mask at once; the search of the one whose copy is dropped must not notice."""
     n = 2_000_000
-    selector = getattr(Allowed(np.arange(n) % 3 == 0), form)(load_faiss())
+    selector = getattr(RowFilter(np.arange(n) % 3 == 0), form)(load_faiss())
     gc.collect()
     others = [np.zeros(size, np.uint8) for size in (n // 8, n // 8, 8 * (n // 3 + 1), 8 * (n // 3 + 1))]
     assert [selector.is_member(row) for row in range(0, n, 9_973)] == [row % 3 == 0 for row in range(0, n, 9_973)]
@@ -135,7 +135,7 @@ def test_a_selector_outlives_the_mask_that_made_it(form: str) -> None:
 @pytest.mark.parametrize("rows", [np.ones(3, np.int8), np.ones((2, 2), np.bool_)])
 def test_masks_are_booleans_over_rows(rows: npt.NDArray[np.generic]) -> None:
     with pytest.raises(ValueError, match="rows must be bool"):
-        Allowed(rows)  # type: ignore[arg-type]
+        RowFilter(rows)  # type: ignore[arg-type]
 
 
 def test_merge_keeps_the_best_of_both() -> None:

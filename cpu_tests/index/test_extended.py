@@ -15,9 +15,9 @@ from oracle import (
     METRICS,
     TORCH_KINDS,
     WAYS,
-    body_of,
     check_answer,
     clustered,
+    index_of,
     nearest,
     recall,
     rows_of,
@@ -25,14 +25,14 @@ from oracle import (
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import ivf
-from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
 from memevolve_gpu.index.vector_table import grown, lengthened, roomy
 from memevolve_gpu.planner.sizes import plan_bytes
-from memevolve_gpu.types import Effort, FloatArray, Metric, Precision, Rows
+from memevolve_gpu.types import FloatArray, Metric, Precision, Rows, SearchParams
 
 N, M, DIM = 1500, 333, 40
-TRY = Effort(nprobe=16, rerank=100, ef=64)
+TRY = SearchParams(nprobe=16, rerank=100, ef=64)
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
 CASES = [(kind, metric, "float32") for kind in WAYS for metric in METRICS]
 CASES += [(kind, metric, p) for kind in TORCH_KINDS for metric in METRICS for p in PRECISIONS[1:]]
@@ -46,12 +46,12 @@ def cut(rows: Rows, start: int, end: int) -> Rows:
     return Rows(rows.slots[start:end], text, ends, rows.vectors[start:end])
 
 
-def contents(body: Body) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in body.parts().items()}
+def contents(index: Index) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in index.parts().items()}
 
 
-def answers(body: Body, queries: FloatArray) -> list[bytes]:
-    found = [body.search(queries, 9, effort) for effort in (TRY, Effort(), Effort(exact=True))]
+def answers(index: Index, queries: FloatArray) -> list[bytes]:
+    found = [index.search(queries, 9, params) for params in (TRY, SearchParams(), SearchParams(exact=True))]
     return [array.tobytes() for pair in found for array in pair]
 
 
@@ -59,7 +59,7 @@ def answers(body: Body, queries: FloatArray) -> list[bytes]:
 def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision, rng: np.random.Generator) -> None:
     vectors, queries = clustered(rng, N + M, DIM, metric), clustered(rng, 30, DIM, metric)
     rows = rows_of(vectors)
-    old = body_of(kind, vectors[:N], metric, precision)
+    old = index_of(kind, vectors[:N], metric, precision)
     before, answered = contents(old), answers(old, queries)
     new = old.extended(cut(rows, N, N + M))
     assert new is not None
@@ -67,11 +67,11 @@ def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision,
     assert replace(new.plan, device_bytes=0) == replace(old.plan, device_bytes=0)
     assert np.array_equal(new.slots, rows.slots)
     assert new.ids_at(np.array([0, N - 1, N, N + M - 1])) == [f"unit-é-{i}" for i in (0, N - 1, N, N + M - 1)]
-    for effort, least in ((TRY, 0.95), (Effort(exact=True), 1.0)):
-        answer = new.search(queries, 10, effort)
+    for params, least in ((TRY, 0.95), (SearchParams(exact=True), 1.0)):
+        answer = new.search(queries, 10, params)
         check_answer(new, queries, vectors, answer)
         assert recall(answer[0], nearest(queries, vectors, metric, 10)) >= least
-    fresh = body_of(kind, vectors, metric, precision)
+    fresh = index_of(kind, vectors, metric, precision)
     assert np.array_equal(new.vectors, fresh.vectors)
     for name in ("vectors", "slots", "id_bytes", "id_ends"):
         assert np.array_equal(new.parts().get(name, 0), fresh.parts().get(name, 0)), name
@@ -82,7 +82,7 @@ def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision,
 @pytest.mark.parametrize("kind", WAYS)
 def test_new_rows_find_themselves(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, N + M, DIM, "l2")
-    new = body_of(kind, vectors[:N], "l2").extended(cut(rows_of(vectors), N, N + M))
+    new = index_of(kind, vectors[:N], "l2").extended(cut(rows_of(vectors), N, N + M))
     assert new is not None
     assert new.search(vectors[N:], 1, TRY)[1][:, 0].tolist() == list(range(N, N + M))
 
@@ -90,64 +90,64 @@ def test_new_rows_find_themselves(kind: str, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("kind", ["exact", "two_stage", "ivf", *TORCH_KINDS])
 def test_a_chain_shares_one_allocation(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 2000, DIM, "l2")
-    rows, body = rows_of(vectors), body_of(kind, vectors[:1000], "l2")
-    chain = [body]
+    rows, index = rows_of(vectors), index_of(kind, vectors[:1000], "l2")
+    chain = [index]
     for start in range(1000, 2000, 50):
-        body = chain[-1].extended(cut(rows, start, start + 50)) or body
-        chain.append(body)
-    assert body.n == 2000
+        index = chain[-1].extended(cut(rows, start, start + 50)) or index
+        chain.append(index)
+    assert index.n == 2000
     held = [one.parts()["vectors"] for one in chain]
     assert sum(not np.shares_memory(a, b) for a, b in pairwise(held)) <= 4
     for one in chain:
-        answer = one.search(vectors[: one.n : 97], 5, Effort(exact=True))
+        answer = one.search(vectors[: one.n : 97], 5, SearchParams(exact=True))
         check_answer(one, vectors[: one.n : 97], vectors[: one.n], answer)
-    assert recall(body.search(vectors[::9], 10, TRY)[0], nearest(vectors[::9], vectors, "l2", 10)) >= 0.97
+    assert recall(index.search(vectors[::9], 10, TRY)[0], nearest(vectors[::9], vectors, "l2", 10)) >= 0.97
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_two_extensions_of_one_body(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, N + 2 * M, DIM, "l2")
-    rows, old = rows_of(vectors), body_of(kind, vectors[:N], "l2")
+    rows, old = rows_of(vectors), index_of(kind, vectors[:N], "l2")
     first, second = old.extended(cut(rows, N, N + M)), old.extended(cut(rows, N + M, N + 2 * M))
     assert first is not None
     assert second is not None
     both = np.concatenate([vectors[:N], vectors[N + M :]])
     assert np.array_equal(first.vectors, vectors[: N + M])
     assert np.array_equal(second.vectors, both)
-    for body, truth in ((first, vectors[: N + M]), (second, both)):
-        check_answer(body, vectors[::50], truth, body.search(vectors[::50], 5, TRY))
+    for index, truth in ((first, vectors[: N + M]), (second, both)):
+        check_answer(index, vectors[::50], truth, index.search(vectors[::50], 5, TRY))
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_searched_by_others_meanwhile(kind: str, rng: np.random.Generator) -> None:
     vectors, queries = clustered(rng, N + 8 * 40, DIM, "l2"), clustered(rng, 20, DIM, "l2")
-    rows, old = rows_of(vectors), body_of(kind, vectors[:N], "l2")
+    rows, old = rows_of(vectors), index_of(kind, vectors[:N], "l2")
     expected = answers(old, queries)
     with ThreadPoolExecutor(6) as pool:
         made = [pool.submit(old.extended, cut(rows, N + 40 * i, N + 40 * i + 40)) for i in range(8)]
         searched = [pool.submit(answers, old, queries) for _ in range(12)]
         assert all(one.result() == expected for one in searched)
         for i, one in enumerate(made):
-            body = one.result()
-            assert body is not None
-            assert np.array_equal(body.vectors[N:], vectors[N + 40 * i : N + 40 * i + 40])
-            assert np.array_equal(body.vectors[:N], vectors[:N])
+            index = one.result()
+            assert index is not None
+            assert np.array_equal(index.vectors[N:], vectors[N + 40 * i : N + 40 * i + 40])
+            assert np.array_equal(index.vectors[:N], vectors[:N])
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_snapshot_holds_exactly_its_rows(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
     vectors = clustered(rng, N + M, DIM, "cosine")
     rows = rows_of(vectors)
-    middle = body_of(kind, vectors[:N], "cosine").extended(cut(rows, N, N + 100))
+    middle = index_of(kind, vectors[:N], "cosine").extended(cut(rows, N, N + 100))
     assert middle is not None
     newest = middle.extended(cut(rows, N + 100, N + M))
     assert newest is not None
-    for body in (middle, newest):
-        info = SnapshotInfo("s", 1, 1, body.n, body.plan, body.metric, DIM, 0.0, 7)
-        write_snapshot(tmp_path / "s", body, info)
+    for index in (middle, newest):
+        info = SnapshotInfo("s", 1, 1, index.n, index.plan, index.metric, DIM, 0.0, 7)
+        write_snapshot(tmp_path / "s", index, info)
         again, _ = read_snapshot(tmp_path / "s", store_id="s", dim=DIM, metric="cosine")
-        assert contents(again) == contents(body)
-        assert answers(again, vectors[:9]) == answers(body, vectors[:9])
+        assert contents(again) == contents(index)
+        assert answers(again, vectors[:9]) == answers(index, vectors[:9])
     few = rows_of(vectors[:5])
     more = again.extended(Rows(few.slots + 10**6, few.id_bytes, few.id_ends, few.vectors))
     assert more is not None
@@ -158,44 +158,44 @@ def test_snapshot_holds_exactly_its_rows(kind: str, tmp_path: Path, rng: np.rand
 def test_bytes_are_those_of_the_plan(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 9000, 384, "l2")
     rows = rows_of(vectors)
-    body = body_of(kind, vectors[:8000], "l2").extended(cut(rows, 8000, 9000))
-    assert body is not None
-    write_snapshot(tmp_path / "s", body, SnapshotInfo("s", 1, 1, body.n, body.plan, body.metric, 384, 0.0, 7))
-    assert body.mapped_bytes == (0 if kind == "hnsw" else vectors.nbytes)
-    predicted = plan_bytes(body.plan, body.n, body.dim, id_bytes=len(body.id_bytes) / body.n)
-    assert body.nbytes == pytest.approx(predicted, rel=0.1)
+    index = index_of(kind, vectors[:8000], "l2").extended(cut(rows, 8000, 9000))
+    assert index is not None
+    write_snapshot(tmp_path / "s", index, SnapshotInfo("s", 1, 1, index.n, index.plan, index.metric, 384, 0.0, 7))
+    assert index.mapped_bytes == (0 if kind == "hnsw" else vectors.nbytes)
+    predicted = plan_bytes(index.plan, index.n, index.dim, id_bytes=len(index.id_bytes) / index.n)
+    assert index.nbytes == pytest.approx(predicted, rel=0.1)
 
 
 def test_nothing_to_add(rng: np.random.Generator) -> None:
     vectors = clustered(rng, 100, 8, "l2")
-    body = body_of("two_stage", vectors, "l2")
-    assert body.extended(cut(rows_of(vectors), 5, 5)) is body
+    index = index_of("two_stage", vectors, "l2")
+    assert index.extended(cut(rows_of(vectors), 5, 5)) is index
 
 
 def test_an_empty_body_grows(rng: np.random.Generator) -> None:
     vectors = clustered(rng, 50, 8, "l2")
-    body = body_of("exact", vectors[:0], "l2").extended(rows_of(vectors))
-    assert body is not None
-    assert body.search(vectors, 1, TRY)[1][:, 0].tolist() == list(range(50))
+    index = index_of("exact", vectors[:0], "l2").extended(rows_of(vectors))
+    assert index is not None
+    assert index.search(vectors, 1, TRY)[1][:, 0].tolist() == list(range(50))
 
 
 def test_rows_that_do_not_follow_are_refused(rng: np.random.Generator) -> None:
     vectors = clustered(rng, 100, 8, "l2")
-    rows, body = rows_of(vectors), body_of("exact", vectors[:60], "l2")
+    rows, index = rows_of(vectors), index_of("exact", vectors[:60], "l2")
     with pytest.raises(EngineError, match="ascend"):
-        body.extended(cut(rows, 59, 70))
+        index.extended(cut(rows, 59, 70))
     later = cut(rows, 60, 70)
     with pytest.raises(EngineError, match="ascend"):
-        body.extended(Rows(later.slots[::-1].copy(), later.id_bytes, later.id_ends, later.vectors))
+        index.extended(Rows(later.slots[::-1].copy(), later.id_bytes, later.id_ends, later.vectors))
     with pytest.raises(EngineError, match="8 dimensions"):
-        body.extended(Rows(later.slots, later.id_bytes, later.id_ends, later.vectors[:, :5].copy()))
-    assert body.extended(later) is not None
+        index.extended(Rows(later.slots, later.id_bytes, later.id_ends, later.vectors[:, :5].copy()))
+    assert index.extended(later) is not None
 
 
 def test_beyond_a_size_the_codes_are_kept_once(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     monkeypatch.setattr(ivf, "WHOLE_ROWS", N + 10)
     vectors = clustered(rng, N + M, DIM, "l2")
-    rows, old = rows_of(vectors), body_of("ivf", vectors[:N], "l2")
+    rows, old = rows_of(vectors), index_of("ivf", vectors[:N], "l2")
     assert "whole" in old.parts()
     for upto, kept in ((N + 10, True), (N + 11, False), (N + M, False)):
         new = old.extended(cut(rows, N, upto))

@@ -15,7 +15,7 @@ import pytest
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import faiss_support
-from memevolve_gpu.index.faiss_support import after_fork, load_faiss, one_thread, translated
+from memevolve_gpu.index.faiss_support import after_fork, load_faiss, one_thread, translate_error
 
 
 def distribution(version: str, *files: str) -> Any:
@@ -175,7 +175,7 @@ def test_after_fork_without_faiss_does_nothing(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_what_faiss_raises_is_translated(raised: Exception, words: str) -> None:
-    with pytest.raises(EngineError, match=words) as caught, translated("testing"):
+    with pytest.raises(EngineError, match=words) as caught, translate_error("testing"):
         raise raised
     assert caught.value.__cause__ is raised
     assert "trace" not in str(caught.value)
@@ -183,7 +183,7 @@ def test_what_faiss_raises_is_translated(raised: Exception, words: str) -> None:
 
 def test_our_own_errors_pass_unchanged() -> None:
     ours = EngineError("as it was")
-    with pytest.raises(EngineError) as caught, translated("testing"):
+    with pytest.raises(EngineError) as caught, translate_error("testing"):
         raise ours
     assert caught.value is ours
 
@@ -191,16 +191,16 @@ def test_our_own_errors_pass_unchanged() -> None:
 FORKING = """
 import os, signal, numpy as np
 from memevolve_gpu.index.registry import build
-from memevolve_gpu.types import Effort, IndexPlan, Rows
+from memevolve_gpu.types import SearchParams, IndexPlan, Rows
 n = 3000
 x = np.random.default_rng(1).standard_normal((n, 64)).astype(np.float32)
 rows = Rows(np.arange(n), np.zeros(n, np.uint8), np.arange(1, n + 1), x)
-bodies = [build(IndexPlan(kind, nlist=16), rows, "l2", seed=1) for kind in ("exact", "two_stage", "ivf", "hnsw")]
-answers = [body.search(x[:200], 5, Effort())[1] for body in bodies]
+indexes = [build(IndexPlan(kind, nlist=16), rows, "l2", seed=1) for kind in ("exact", "two_stage", "ivf", "hnsw")]
+answers = [index.search(x[:200], 5, SearchParams())[1] for index in indexes]
 child = os.fork()
 if child == 0:
     signal.alarm(20)  # a child that hangs ends itself
-    same = all((body.search(x[:200], 5, Effort())[1] == answer).all() for body, answer in zip(bodies, answers))
+    same = all((index.search(x[:200], 5, SearchParams())[1] == answer).all() for index, answer in zip(indexes, answers))
     os._exit(0 if same else 3)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

@@ -12,10 +12,10 @@ from oracle import (
     METRICS,
     WAYS,
     all_distances,
-    body_of,
     check_answer,
     clustered,
     fitted,
+    index_of,
     nearest,
     plan_of,
     recall,
@@ -24,13 +24,13 @@ from oracle import (
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import costs, hnsw
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.registry import build
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
+from memevolve_gpu.types import FloatArray, IndexPlan, Metric, SearchParams
 
 N, DIM = 4000, 96
-TRY = Effort(nprobe=24, rerank=100, ef=64)
+TRY = SearchParams(nprobe=24, rerank=100, ef=64)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def index_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hnsw, "HNSW_ROWS_PER_BEAM", 0)
 
 
-Case = tuple[Body, FloatArray, FloatArray]
+Case = tuple[Index, FloatArray, FloatArray]
 
 
 @pytest.fixture(scope="module", params=[(kind, metric) for kind in WAYS for metric in METRICS], ids="-".join)
@@ -52,181 +52,186 @@ def case(request: pytest.FixtureRequest) -> Case:
     noise = 0.2 * vectors.std() * rng.standard_normal((40, DIM))
     inside, outside = vectors[rng.integers(N, size=20)], -vectors[rng.integers(N, size=20)]
     queries = fitted((np.concatenate((inside, outside)) + noise).astype(np.float32), metric)
-    return body_of(kind, vectors, metric), vectors, queries
+    return index_of(kind, vectors, metric), vectors, queries
 
 
 @pytest.mark.parametrize("k", [1, 10, 100])
 def test_finds_the_nearest_with_their_exact_distances(case: Case, k: int) -> None:
-    body, vectors, queries = case
-    answer = body.search(queries, k, TRY)
-    check_answer(body, queries, vectors, answer)
+    index, vectors, queries = case
+    answer = index.search(queries, k, TRY)
+    check_answer(index, queries, vectors, answer)
     assert answer[0].shape == (len(queries), k)
-    assert recall(answer[0], nearest(queries, vectors, body.metric, k)) >= 0.97
+    assert recall(answer[0], nearest(queries, vectors, index.metric, k)) >= 0.97
 
 
 def test_default_effort_reaches_the_usual_target(case: Case) -> None:
-    body, vectors, queries = case
-    answer = body.search(queries, 10, Effort())
-    assert recall(answer[0], nearest(queries, vectors, body.metric, 10)) >= 0.99
+    index, vectors, queries = case
+    answer = index.search(queries, 10, SearchParams())
+    assert recall(answer[0], nearest(queries, vectors, index.metric, 10)) >= 0.99
 
 
 def test_exact_effort_is_exact(case: Case) -> None:
-    body, vectors, queries = case
-    answer = body.search(queries, 10, Effort(exact=True))
-    check_answer(body, queries, vectors, answer)
-    assert recall(answer[0], nearest(queries, vectors, body.metric, 10)) == 1.0
+    index, vectors, queries = case
+    answer = index.search(queries, 10, SearchParams(exact=True))
+    check_answer(index, queries, vectors, answer)
+    assert recall(answer[0], nearest(queries, vectors, index.metric, 10)) == 1.0
 
 
 def test_index_answers_without_reading_every_vector(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    body, _, queries = case
-    if body.kind != "exact":
-        monkeypatch.setattr(type(body.table), "scan", None)
-    assert (body.search(queries, 5, TRY)[1] >= 0).all()
-    assert (body.search(queries, 5, TRY, Allowed(np.arange(N) % 4 > 0))[1] >= 0).all()
+    index, _, queries = case
+    if index.kind != "exact":
+        monkeypatch.setattr(type(index.table), "scan", None)
+    assert (index.search(queries, 5, TRY)[1] >= 0).all()
+    assert (index.search(queries, 5, TRY, RowFilter(np.arange(N) % 4 > 0))[1] >= 0).all()
 
 
 @pytest.mark.parametrize("share", [0.9, 1 / 3])
 @pytest.mark.usefixtures("index_preferred")
 def test_masks_are_obeyed_inside_the_index(case: Case, share: float, rng: np.random.Generator) -> None:
-    body, vectors, queries = case
-    allowed = Allowed(rng.random(N) < share)
-    answer = body.search(queries, 10, TRY, allowed)
-    check_answer(body, queries, vectors, answer, allowed)
-    assert recall(answer[0], nearest(queries, vectors, body.metric, 10, allowed)) >= 0.97
+    index, vectors, queries = case
+    row_filter = RowFilter(rng.random(N) < share)
+    answer = index.search(queries, 10, TRY, row_filter)
+    check_answer(index, queries, vectors, answer, row_filter)
+    assert recall(answer[0], nearest(queries, vectors, index.metric, 10, row_filter)) >= 0.97
 
 
 @pytest.mark.parametrize("share", [0.6, 0.2, 0.01])
 @pytest.mark.usefixtures("index_preferred")
 def test_mask_that_starves_the_index(case: Case, share: float) -> None:
     """Only what lies far from the query is allowed and hardly any effort is made, yet every place is filled."""
-    body, vectors, queries = case
+    index, vectors, queries = case
     for query in queries[::8]:
         one = query[None]
-        distances = all_distances(one, vectors, body.metric)[0]
-        allowed = Allowed(distances > np.quantile(distances, 1 - share))
-        answer = body.search(one, 10, Effort(nprobe=1, rerank=40, ef=1), allowed)
-        check_answer(body, one, vectors, answer, allowed)
+        distances = all_distances(one, vectors, index.metric)[0]
+        row_filter = RowFilter(distances > np.quantile(distances, 1 - share))
+        answer = index.search(one, 10, SearchParams(nprobe=1, rerank=40, ef=1), row_filter)
+        check_answer(index, one, vectors, answer, row_filter)
         assert (answer[1] >= 0).all()
-        if body.kind == "two_stage":
-            assert recall(answer[0], nearest(one, vectors, body.metric, 10, allowed)) >= 0.8
+        if index.kind == "two_stage":
+            assert recall(answer[0], nearest(one, vectors, index.metric, 10, row_filter)) >= 0.8
 
 
 @pytest.mark.usefixtures("index_preferred")
 def test_exact_effort_is_exact_where_little_effort_is_not(case: Case) -> None:
-    body, vectors, queries = case
-    truth = nearest(queries, vectors, body.metric, 10)
-    found = {exact: body.search(queries, 10, Effort(1, 1, 1, exact))[0] for exact in (True, False)}
+    index, vectors, queries = case
+    truth = nearest(queries, vectors, index.metric, 10)
+    found = {exact: index.search(queries, 10, SearchParams(1, 1, 1, exact))[0] for exact in (True, False)}
     assert recall(found[True], truth) == 1.0
-    assert (recall(found[False], truth) == 1.0) == (body.kind == "exact")
+    assert (recall(found[False], truth) == 1.0) == (index.kind == "exact")
 
 
 @pytest.mark.parametrize("share", [0.9, 1 / 3, 0.05, 0.01])
 def test_masks_are_obeyed_and_lose_nothing(case: Case, share: float, rng: np.random.Generator) -> None:
-    body, vectors, queries = case
-    allowed = Allowed(rng.random(N) < share)
-    answer = body.search(queries, 10, TRY, allowed)
-    check_answer(body, queries, vectors, answer, allowed)
-    assert recall(answer[0], nearest(queries, vectors, body.metric, 10, allowed)) >= 0.97
+    index, vectors, queries = case
+    row_filter = RowFilter(rng.random(N) < share)
+    answer = index.search(queries, 10, TRY, row_filter)
+    check_answer(index, queries, vectors, answer, row_filter)
+    assert recall(answer[0], nearest(queries, vectors, index.metric, 10, row_filter)) >= 0.97
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 9, 10, 11, N - 1, N])
 def test_masks_that_leave_few_or_nearly_all(case: Case, count: int, rng: np.random.Generator) -> None:
-    body, vectors, queries = case
+    index, vectors, queries = case
     mask = np.zeros(N, np.bool_)
     mask[rng.choice(N, count, replace=False)] = True
-    allowed = Allowed(mask)
-    answer = body.search(queries, 10, TRY, allowed)
-    check_answer(body, queries, vectors, answer, allowed)
+    row_filter = RowFilter(mask)
+    answer = index.search(queries, 10, TRY, row_filter)
+    check_answer(index, queries, vectors, answer, row_filter)
     assert ((answer[1] >= 0).sum(axis=1) == min(10, count)).all()
 
 
 @pytest.mark.parametrize("share", [0.3, 0.1, 0.02])
 def test_mask_that_allows_only_what_lies_far_away(case: Case, share: float) -> None:
-    body, vectors, queries = case
+    index, vectors, queries = case
     for query in queries[::10]:
         one = query[None]
-        distances = all_distances(one, vectors, body.metric)[0]
-        allowed = Allowed(distances > np.quantile(distances, 1 - share))
-        answer = body.search(one, 10, TRY, allowed)
-        check_answer(body, one, vectors, answer, allowed)
+        distances = all_distances(one, vectors, index.metric)[0]
+        row_filter = RowFilter(distances > np.quantile(distances, 1 - share))
+        answer = index.search(one, 10, TRY, row_filter)
+        check_answer(index, one, vectors, answer, row_filter)
         assert (answer[1] >= 0).all()
-        assert recall(answer[0], nearest(one, vectors, body.metric, 10, allowed)) >= 0.9
+        assert recall(answer[0], nearest(one, vectors, index.metric, 10, row_filter)) >= 0.9
 
 
 def test_more_results_than_rows(case: Case) -> None:
-    body, vectors, queries = case
-    answer = body.search(queries[:3], N + 50, TRY)
-    check_answer(body, queries[:3], vectors, answer)
+    index, vectors, queries = case
+    answer = index.search(queries[:3], N + 50, TRY)
+    check_answer(index, queries[:3], vectors, answer)
     assert ((answer[1] >= 0).sum(axis=1) == N).all()
 
 
 def test_batch_answers_as_single_queries_do(case: Case, rng: np.random.Generator) -> None:
-    body, _, queries = case
-    for allowed in (None, Allowed(rng.random(N) < 0.5)):
-        batch = body.search(queries, 10, TRY, allowed)
-        single = [body.search(query[None], 10, TRY, allowed) for query in queries]
+    index, _, queries = case
+    for row_filter in (None, RowFilter(rng.random(N) < 0.5)):
+        batch = index.search(queries, 10, TRY, row_filter)
+        single = [index.search(query[None], 10, TRY, row_filter) for query in queries]
         np.testing.assert_allclose(batch[0], np.concatenate([d for d, _ in single]), rtol=1e-5, atol=1e-6)
         assert np.array_equal(np.sort(batch[1]), np.sort(np.concatenate([p for _, p in single])))
 
 
 def test_no_queries_no_results(case: Case) -> None:
-    body, _, queries = case
-    distances, positions = body.search(queries[:0], 4, TRY)
+    index, _, queries = case
+    distances, positions = index.search(queries[:0], 4, TRY)
     assert distances.shape == positions.shape == (0, 4)
 
 
 def test_a_stored_vector_finds_itself(case: Case) -> None:
-    body, vectors, _ = case
-    distances, positions = body.search(vectors[:50], 1, TRY)
-    if body.metric == "ip":  # a vector need not be its own largest dot product
+    index, vectors, _ = case
+    distances, positions = index.search(vectors[:50], 1, TRY)
+    if index.metric == "ip":  # a vector need not be its own largest dot product
         assert (distances[:, 0] <= -(vectors[:50] ** 2).sum(axis=1) * 0.9999).all()
         return
     assert positions[:, 0].tolist() == list(range(50))
-    assert (distances == 0).all() if body.metric == "l2" else (distances < 1e-6).all()
+    assert (distances == 0).all() if index.metric == "l2" else (distances < 1e-6).all()
 
 
 def test_threads_search_one_body_at_the_same_time(case: Case, rng: np.random.Generator) -> None:
-    body, _, queries = case
-    allowed = Allowed(rng.random(N) < 0.4)
-    jobs = [(query[None], mask, effort) for query in queries for mask in (None, allowed) for effort in (TRY, Effort())]
-    expected = [body.search(query, 10, effort, mask) for query, mask, effort in jobs]
+    index, _, queries = case
+    row_filter = RowFilter(rng.random(N) < 0.4)
+    jobs = [
+        (query[None], mask, params)
+        for query in queries
+        for mask in (None, row_filter)
+        for params in (TRY, SearchParams())
+    ]
+    expected = [index.search(query, 10, params, mask) for query, mask, params in jobs]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(3):
-            got = pool.map(lambda job: body.search(job[0], 10, job[2], job[1]), jobs)
+            got = pool.map(lambda job: index.search(job[0], 10, job[2], job[1]), jobs)
             for (distances, positions), (own_distances, own_positions) in zip(expected, got, strict=True):
                 assert np.array_equal(positions, own_positions)
                 assert np.array_equal(distances, own_distances)
 
 
 def test_slot_table(case: Case) -> None:
-    body, vectors, _ = case
-    assert body.n == N
-    assert body.ids_at(np.array([0, -1, 3999, 17])) == ["unit-é-0", None, "unit-é-3999", "unit-é-17"]
-    assert body.position_of(np.array([10, 11, 13, 9, 10 + 3 * 3999, 10**9])).tolist() == [0, -1, 1, -1, 3999, -1]
-    assert np.array_equal(body.vectors_at(np.array([5, 2, 5])), vectors[[5, 2, 5]])
-    assert np.array_equal(body.vectors, vectors)
-    assert body.nlist == (32 if body.kind == "ivf" else 0)
+    index, vectors, _ = case
+    assert index.n == N
+    assert index.ids_at(np.array([0, -1, 3999, 17])) == ["unit-é-0", None, "unit-é-3999", "unit-é-17"]
+    assert index.position_of(np.array([10, 11, 13, 9, 10 + 3 * 3999, 10**9])).tolist() == [0, -1, 1, -1, 3999, -1]
+    assert np.array_equal(index.vectors_at(np.array([5, 2, 5])), vectors[[5, 2, 5]])
+    assert np.array_equal(index.vectors, vectors)
+    assert index.nlist == (32 if index.kind == "ivf" else 0)
 
 
 def test_same_seed_same_body(case: Case) -> None:
-    body, vectors, _ = case
-    again = build(body.plan, rows_of(vectors), body.metric, seed=7)
-    for name, array in body.parts().items():
+    index, vectors, _ = case
+    again = build(index.plan, rows_of(vectors), index.metric, seed=7)
+    for name, array in index.parts().items():
         assert np.array_equal(array, again.parts()[name]), name
-    other = build(body.plan, rows_of(vectors), body.metric, seed=8)
-    if body.kind in {"two_stage", "ivf"}:
-        trained = "faiss" if body.plan.engine == "cpu" else "centroids"
-        assert not np.array_equal(body.parts()[trained], other.parts()[trained]), "the seed decides"
+    other = build(index.plan, rows_of(vectors), index.metric, seed=8)
+    if index.kind in {"two_stage", "ivf"}:
+        trained = "faiss" if index.plan.engine == "cpu" else "centroids"
+        assert not np.array_equal(index.parts()[trained], other.parts()[trained]), "the seed decides"
 
 
 def test_bad_arguments_are_named(case: Case) -> None:
-    body, _, queries = case
+    index, _, queries = case
     with pytest.raises(ValueError, match="k at least 1"):
-        body.search(queries, 0, TRY)
+        index.search(queries, 0, TRY)
     with pytest.raises(ValueError, match="queries must be"):
-        body.search(queries[:, :5], 3, TRY)
+        index.search(queries[:, :5], 3, TRY)
     with pytest.raises(ValueError, match="allowed covers 3 rows"):
-        body.search(queries, 3, TRY, Allowed(np.ones(3, np.bool_)))
+        index.search(queries, 3, TRY, RowFilter(np.ones(3, np.bool_)))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -235,10 +240,10 @@ def test_bad_arguments_are_named(case: Case) -> None:
 def test_odd_dimensions(kind: str, metric: Metric, dim: int, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 400, dim, metric)
     queries = clustered(rng, 8, dim, metric)
-    body = body_of(kind, vectors, metric)
-    for effort in (Effort(), Effort(exact=True)):
-        answer = body.search(queries, 5, effort)
-        check_answer(body, queries, vectors, answer)
+    index = index_of(kind, vectors, metric)
+    for params in (SearchParams(), SearchParams(exact=True)):
+        answer = index.search(queries, 5, params)
+        check_answer(index, queries, vectors, answer)
         assert recall(answer[0], nearest(queries, vectors, metric, 5)) >= 0.9
 
 
@@ -247,9 +252,9 @@ def test_odd_dimensions(kind: str, metric: Metric, dim: int, rng: np.random.Gene
 @pytest.mark.parametrize("n", [16, 17, 31, 33])
 def test_few_rows(kind: str, metric: Metric, n: int, rng: np.random.Generator) -> None:
     vectors = clustered(rng, n, 12, metric)
-    body = body_of(kind, vectors, metric)
-    answer = body.search(vectors, 40, Effort(nprobe=1, rerank=1, ef=1))
-    check_answer(body, vectors, vectors, answer)
+    index = index_of(kind, vectors, metric)
+    answer = index.search(vectors, 40, SearchParams(nprobe=1, rerank=1, ef=1))
+    check_answer(index, vectors, vectors, answer)
     assert ((answer[1] >= 0).sum(axis=1) == n).all()
 
 
@@ -257,11 +262,11 @@ def test_few_rows(kind: str, metric: Metric, n: int, rng: np.random.Generator) -
 @pytest.mark.parametrize("kind", ["exact", "hnsw", "torch-exact"])
 def test_one_row_and_none(kind: str, metric: Metric, rng: np.random.Generator) -> None:
     one = clustered(rng, 1, 5, metric)
-    distances, positions = body_of(kind, one, metric).search(one, 3, Effort())
+    distances, positions = index_of(kind, one, metric).search(one, 3, SearchParams())
     assert positions.tolist() == [[0, -1, -1]]
     assert np.isposinf(distances[0, 1:]).all()
-    empty = body_of(kind, one[:0], metric)
-    assert empty.search(one, 2, Effort())[1].tolist() == [[-1, -1]]
+    empty = index_of(kind, one[:0], metric)
+    assert empty.search(one, 2, SearchParams())[1].tolist() == [[-1, -1]]
     assert empty.position_of(np.array([10])).tolist() == [-1]
 
 
@@ -297,8 +302,8 @@ def test_training_rows_may_be_given(rng: np.random.Generator) -> None:
     plan = plan_of("ivf", vectors)
     with pytest.raises(EngineError, match="15"):
         build(plan, rows_of(vectors), "l2", seed=1, training=vectors[:15])
-    body = build(plan, rows_of(vectors), "l2", seed=1, training=clustered(rng, 900, 16, "l2"))
-    assert recall(body.search(vectors, 10, Effort())[0], nearest(vectors, vectors, "l2", 10)) >= 0.99
+    index = build(plan, rows_of(vectors), "l2", seed=1, training=clustered(rng, 900, 16, "l2"))
+    assert recall(index.search(vectors, 10, SearchParams())[0], nearest(vectors, vectors, "l2", 10)) >= 0.99
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
@@ -308,27 +313,27 @@ def test_trained_quantisers_are_taken_over(kind: str, rng: np.random.Generator) 
     first = build(plan, rows_of(vectors), "l2", seed=1)
     fewer = np.ascontiguousarray(vectors[100:])
     stages: list[str] = []
-    again = build(plan, rows_of(fewer), "l2", seed=1, like=first, progress=lambda stage, _: stages.append(stage))
+    again = build(plan, rows_of(fewer), "l2", seed=1, reuse_from=first, progress=lambda stage, _: stages.append(stage))
     assert "train" not in stages
-    answer = again.search(vectors[:50], 10, Effort())
+    answer = again.search(vectors[:50], 10, SearchParams())
     check_answer(again, vectors[:50], fewer, answer)
     assert recall(answer[0], nearest(vectors[:50], fewer, "l2", 10)) >= 0.98
-    assert first.search(vectors[:50], 1, Effort())[1][:, 0].tolist() == list(range(50)), "the first is untouched"
+    assert first.search(vectors[:50], 1, SearchParams())[1][:, 0].tolist() == list(range(50)), "the first is untouched"
 
 
 def test_quantisers_trained_for_something_else_are_refused(rng: np.random.Generator) -> None:
     vectors = clustered(rng, 900, 16, "l2")
     plan = plan_of("ivf", vectors)
     others = [
-        body_of("two_stage", vectors, "l2"),
-        body_of("ivf", vectors, "ip"),
-        body_of("ivf", clustered(rng, 900, 12, "l2"), "l2"),
+        index_of("two_stage", vectors, "l2"),
+        index_of("ivf", vectors, "ip"),
+        index_of("ivf", clustered(rng, 900, 12, "l2"), "l2"),
         build(IndexPlan("ivf", nlist=8), rows_of(vectors), "l2", seed=1),
         build(IndexPlan("ivf", nlist=plan.nlist, codes=8), rows_of(vectors), "l2", seed=1),
     ]
     for other in others:
         with pytest.raises(EngineError, match="like was trained for"):
-            build(plan, rows_of(vectors), "l2", seed=1, like=other)
+            build(plan, rows_of(vectors), "l2", seed=1, reuse_from=other)
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from oracle import EVERY_KIND, KINDS, METRICS, body_of, check_answer, clustered, nearest, recall
+from oracle import EVERY_KIND, KINDS, METRICS, check_answer, clustered, index_of, nearest, recall
 
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.bitmap import Allowed
-from memevolve_gpu.types import Effort, FloatArray, Metric, Precision
+from memevolve_gpu.index.bitmap import RowFilter
+from memevolve_gpu.types import FloatArray, Metric, Precision, SearchParams
 
 
 def few_distinct(rng: np.random.Generator, n: int, dim: int, distinct: int, metric: Metric) -> FloatArray:
@@ -20,10 +20,10 @@ def few_distinct(rng: np.random.Generator, n: int, dim: int, distinct: int, metr
 @pytest.mark.parametrize("distinct", [1, 2, 7, 20])
 def test_fewer_distinct_vectors_than_lists(kind: str, metric: Metric, distinct: int, rng: np.random.Generator) -> None:
     vectors = few_distinct(rng, 2000, 32, distinct, metric)
-    body = body_of(kind, vectors, metric)
+    index = index_of(kind, vectors, metric)
     queries = vectors[:10]
-    answer = body.search(queries, 10, Effort())
-    check_answer(body, queries, vectors, answer)
+    answer = index.search(queries, 10, SearchParams())
+    check_answer(index, queries, vectors, answer)
     assert (answer[1] >= 0).all()
     if metric != "ip":
         assert recall(answer[0], nearest(queries, vectors, metric, 1)) == 1.0, "an equal vector comes first"
@@ -35,10 +35,10 @@ def test_fewer_distinct_vectors_than_lists(kind: str, metric: Metric, distinct: 
 def test_zero_vectors(kind: str, metric: Metric, zeros: float, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 1500, 24, metric)
     vectors[: int(1500 * zeros)] = 0
-    body = body_of(kind, vectors, metric)
+    index = index_of(kind, vectors, metric)
     queries = np.concatenate((vectors[:2], clustered(rng, 5, 24, metric)))
-    answer = body.search(queries, 10, Effort())
-    check_answer(body, queries, vectors, answer)
+    answer = index.search(queries, 10, SearchParams())
+    check_answer(index, queries, vectors, answer)
     assert (answer[1] >= 0).all()
 
 
@@ -46,21 +46,21 @@ def test_zero_vectors(kind: str, metric: Metric, zeros: float, rng: np.random.Ge
 def test_one_outlier_does_not_set_the_scale(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 3000, 64, "l2")
     vectors[1234] *= 10_000
-    body = body_of(kind, vectors, "l2")
+    index = index_of(kind, vectors, "l2")
     queries = clustered(rng, 100, 64, "l2")
-    effort = Effort(rerank=60)
-    assert recall(body.search(queries, 10, effort)[0], nearest(queries, vectors, "l2", 10)) >= 0.98
-    assert body.search(vectors[1234:1235], 1, effort)[1].tolist() == [[1234]]
+    params = SearchParams(rerank=60)
+    assert recall(index.search(queries, 10, params)[0], nearest(queries, vectors, "l2", 10)) >= 0.98
+    assert index.search(vectors[1234:1235], 1, params)[1].tolist() == [[1234]]
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_vectors_far_from_the_origin(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 2000, 32, "l2") + np.float32(100)
-    body = body_of(kind, vectors, "l2")
+    index = index_of(kind, vectors, "l2")
     queries = vectors[rng.integers(2000, size=30)] + rng.standard_normal((30, 32)).astype(np.float32)
-    for effort in (Effort(), Effort(exact=True)):
-        answer = body.search(queries, 10, effort)
-        check_answer(body, queries, vectors, answer, tolerance=1e-3)
+    for params in (SearchParams(), SearchParams(exact=True)):
+        answer = index.search(queries, 10, params)
+        check_answer(index, queries, vectors, answer, tolerance=1e-3)
         assert recall(answer[0], nearest(queries, vectors, "l2", 10)) >= 0.98
 
 
@@ -68,8 +68,8 @@ def test_vectors_far_from_the_origin(kind: str, rng: np.random.Generator) -> Non
 def test_very_large_and_very_small_vectors(kind: str, rng: np.random.Generator) -> None:
     for scale in (1e-6, 1e6):
         vectors = clustered(rng, 1500, 24, "l2") * np.float32(scale)
-        body = body_of(kind, vectors, "l2")
-        answer = body.search(vectors[:20], 5, Effort())
+        index = index_of(kind, vectors, "l2")
+        answer = index.search(vectors[:20], 5, SearchParams())
         truth = nearest(vectors[:20], vectors, "l2", 5)
         np.testing.assert_allclose(answer[0] / scale**2, truth / scale**2, rtol=1e-3, atol=1e-3)
 
@@ -81,17 +81,17 @@ def test_float32_decides_beside_narrow_precisions(
     kind: str, metric: Metric, precision: Precision, rng: np.random.Generator
 ) -> None:
     vectors, queries = clustered(rng, 1500, 48, metric), clustered(rng, 20, 48, metric)
-    body = body_of(kind, vectors, metric, precision)
-    assert body.plan.precision == precision
-    for mask in (None, Allowed(rng.random(1500) < 0.5), Allowed(rng.random(1500) < 0.005)):
-        for effort in (Effort(), Effort(exact=True)):
-            answer = body.search(queries, 5, effort, mask)
-            check_answer(body, queries, vectors, answer, mask)
+    index = index_of(kind, vectors, metric, precision)
+    assert index.plan.precision == precision
+    for mask in (None, RowFilter(rng.random(1500) < 0.5), RowFilter(rng.random(1500) < 0.005)):
+        for params in (SearchParams(), SearchParams(exact=True)):
+            answer = index.search(queries, 5, params, mask)
+            check_answer(index, queries, vectors, answer, mask)
             truth = nearest(queries, vectors, metric, 5, mask)
-            assert recall(answer[0], truth) >= (1.0 if effort.exact else 0.98)
+            assert recall(answer[0], truth) >= (1.0 if params.exact else 0.98)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_cpu_searches_float32_alone(kind: str, rng: np.random.Generator) -> None:
     with pytest.raises(EngineError, match="float32"):
-        body_of(kind, clustered(rng, 100, 8, "l2"), "l2", "int8")
+        index_of(kind, clustered(rng, 100, 8, "l2"), "l2", "int8")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import KINDS, body_of, check_answer, clustered, rows_of
+from oracle import KINDS, check_answer, clustered, index_of, rows_of
 from support import as_child
 
-from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
 from memevolve_gpu.index.vector_table import grown, in_memory, lengthened, mapped
-from memevolve_gpu.types import Effort, FloatArray
+from memevolve_gpu.types import FloatArray, SearchParams
 
 N, DIM = 1000, 33  # rows that end within a page
 
@@ -94,24 +94,24 @@ def test_no_rows(tmp_path: Path) -> None:
     assert grown(held, np.ones((3, DIM), np.float32)).tolist() == [[1.0] * DIM] * 3
 
 
-def saved(path: Path, body: Body) -> Body:
-    write_snapshot(path, body, SnapshotInfo("s", 1, 1, body.n, body.plan, body.metric, DIM, 0.0, 7))
-    return read_snapshot(path, store_id="s", dim=DIM, metric=body.metric)[0]
+def saved(path: Path, index: Index) -> Index:
+    write_snapshot(path, index, SnapshotInfo("s", 1, 1, index.n, index.plan, index.metric, DIM, 0.0, 7))
+    return read_snapshot(path, store_id="s", dim=DIM, metric=index.metric)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_body_answers_the_same_from_the_file(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
     vectors = clustered(rng, N, DIM, "l2")
-    body = body_of(kind, vectors[:800], "l2")
-    efforts = (Effort(), Effort(exact=True))
-    before = [body.search(vectors[:20], 5, effort) for effort in efforts]
-    again = saved(tmp_path / "s", body)
+    index = index_of(kind, vectors[:800], "l2")
+    param_sets = (SearchParams(), SearchParams(exact=True))
+    before = [index.search(vectors[:20], 5, params) for params in param_sets]
+    again = saved(tmp_path / "s", index)
     held = 0 if kind == "hnsw" else vectors[:800].nbytes  # a graph keeps its vectors
-    assert (body.mapped_bytes, again.mapped_bytes) == (held, held)
-    assert body.nbytes == again.nbytes
-    for one in (body, again):
-        for effort, (distances, positions) in zip(efforts, before, strict=True):
-            found = one.search(vectors[:20], 5, effort)
+    assert (index.mapped_bytes, again.mapped_bytes) == (held, held)
+    assert index.nbytes == again.nbytes
+    for one in (index, again):
+        for params, (distances, positions) in zip(param_sets, before, strict=True):
+            found = one.search(vectors[:20], 5, params)
             assert np.array_equal(found[0], distances)
             assert np.array_equal(found[1], positions)
     rest = rows_of(vectors)
@@ -121,13 +121,13 @@ def test_a_body_answers_the_same_from_the_file(kind: str, tmp_path: Path, rng: n
     )
     assert more is not None
     assert more.mapped_bytes == held
-    check_answer(more, vectors[::50], vectors, more.search(vectors[::50], 5, Effort(exact=True)))
+    check_answer(more, vectors[::50], vectors, more.search(vectors[::50], 5, SearchParams(exact=True)))
 
 
 def test_a_snapshot_is_replaced_under_a_body_that_reads_from_it(tmp_path: Path, rng: np.random.Generator) -> None:
     vectors, others = clustered(rng, N, DIM, "l2"), clustered(rng, 300, DIM, "l2")
-    first = saved(tmp_path / "s", body_of("two_stage", vectors, "l2"))
-    saved(tmp_path / "s", body_of("exact", others, "l2"))
+    first = saved(tmp_path / "s", index_of("two_stage", vectors, "l2"))
+    saved(tmp_path / "s", index_of("exact", others, "l2"))
     assert np.array_equal(first.vectors, vectors)
 
 
@@ -139,7 +139,7 @@ def test_where_nothing_can_be_mapped_rows_are_read(
 
     monkeypatch.setattr("memevolve_gpu.index.snapshot_file.mapped", refuse)
     vectors = clustered(rng, N, DIM, "l2")
-    body = body_of("exact", vectors, "l2")
-    again = saved(tmp_path / "s", body)
-    assert (body.mapped_bytes, again.mapped_bytes) == (0, 0)
+    index = index_of("exact", vectors, "l2")
+    again = saved(tmp_path / "s", index)
+    assert (index.mapped_bytes, again.mapped_bytes) == (0, 0)
     assert np.array_equal(again.vectors, vectors)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import KINDS, METRICS, WAYS, body_of, clustered
+from oracle import KINDS, METRICS, WAYS, clustered, index_of
 
 from memevolve_gpu.errors import MemEvolveError
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.faiss_support import load_faiss
 from memevolve_gpu.index.snapshot_file import (
     FORMAT_VERSION,
@@ -31,21 +31,21 @@ from memevolve_gpu.index.snapshot_file import (
     read_snapshot,
     write_snapshot,
 )
-from memevolve_gpu.types import Effort, Metric, Precision
+from memevolve_gpu.types import Metric, Precision, SearchParams
 
 STORE = "0f8fad5b"
 PREFIX = struct.Struct("<8sIII")
 
 
-def info_of(body: Body, **changes: Any) -> SnapshotInfo:
+def info_of(index: Index, **changes: Any) -> SnapshotInfo:
     info = SnapshotInfo(
         store_id=STORE,
         generation=3,
         watermark=2**40,
-        count=body.n,
-        plan=body.plan,
-        metric=body.metric,
-        dim=body.dim,
+        count=index.n,
+        plan=index.plan,
+        metric=index.metric,
+        dim=index.dim,
         created_at=1_750_000_000.25,
         seed=7,
         extra={"lists": [1, 2], "name": "é", "recall": 0.99},
@@ -53,8 +53,8 @@ def info_of(body: Body, **changes: Any) -> SnapshotInfo:
     return replace(info, **changes)
 
 
-def read(path: Path, body: Body) -> tuple[Body, SnapshotInfo]:
-    return read_snapshot(path, store_id=STORE, dim=body.dim, metric=body.metric)
+def read(path: Path, index: Index) -> tuple[Index, SnapshotInfo]:
+    return read_snapshot(path, store_id=STORE, dim=index.dim, metric=index.metric)
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +63,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def written(request: pytest.FixtureRequest, folder: Path) -> tuple[Body, bytes, Path]:
+def written(request: pytest.FixtureRequest, folder: Path) -> tuple[Index, bytes, Path]:
     """A small body, its snapshot's bytes, and a path to write damaged versions to."""
-    body = body_of(request.param, clustered(np.random.default_rng(5), 80, 6, "l2"), "l2")
+    index = index_of(request.param, clustered(np.random.default_rng(5), 80, 6, "l2"), "l2")
     path = folder / f"{request.param}.snapshot"
-    write_snapshot(path, body, info_of(body))
-    return body, path.read_bytes(), folder / f"{request.param}.damaged"
+    write_snapshot(path, index, info_of(index))
+    return index, path.read_bytes(), folder / f"{request.param}.damaged"
 
 
 CASES = [(kind, metric, "float32") for kind in WAYS for metric in METRICS]
@@ -78,47 +78,47 @@ CASES += [(kind, "l2", precision) for kind in ("torch-exact", "torch-ivf") for p
 @pytest.mark.parametrize(("kind", "metric", "precision"), CASES)
 def test_round_trip(kind: str, metric: Metric, precision: Precision, folder: Path, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 1500, 40, metric)
-    body = body_of(kind, vectors, metric, precision)
-    info = info_of(body)
+    index = index_of(kind, vectors, metric, precision)
+    info = info_of(index)
     path = folder / "whole.snapshot"
-    write_snapshot(path, body, info)
-    again, read_back = read(path, body)
+    write_snapshot(path, index, info)
+    again, read_back = read(path, index)
     assert read_back == info == read_info(path)
-    assert again.nbytes == body.nbytes
-    assert (again.kind, again.plan, again.n, again.nlist) == (body.kind, body.plan, body.n, body.nlist)
-    for name, array in body.parts().items():
+    assert again.nbytes == index.nbytes
+    assert (again.kind, again.plan, again.n, again.nlist) == (index.kind, index.plan, index.n, index.nlist)
+    for name, array in index.parts().items():
         assert np.array_equal(array, again.parts()[name]), name
     queries = clustered(rng, 20, 40, metric)
-    for mask in (None, Allowed(rng.random(1500) < 0.5)):
-        for effort in (Effort(nprobe=8, rerank=50, ef=20), Effort(exact=True)):
-            expected, got = body.search(queries, 7, effort, mask), again.search(queries, 7, effort, mask)
+    for mask in (None, RowFilter(rng.random(1500) < 0.5)):
+        for params in (SearchParams(nprobe=8, rerank=50, ef=20), SearchParams(exact=True)):
+            expected, got = index.search(queries, 7, params, mask), again.search(queries, 7, params, mask)
             assert np.array_equal(expected[1], got[1])
             assert np.array_equal(expected[0], got[0])
     positions = np.array([0, 1499, -1])
-    assert again.ids_at(positions) == body.ids_at(positions)
+    assert again.ids_at(positions) == index.ids_at(positions)
 
 
 @pytest.mark.parametrize("kind", ["exact", "hnsw", "torch-exact"])
 def test_empty_body(kind: str, folder: Path, rng: np.random.Generator) -> None:
-    body = body_of(kind, clustered(rng, 1, 6, "l2")[:0], "l2")
-    write_snapshot(folder / "empty", body, info_of(body))
-    again, _ = read(folder / "empty", body)
-    assert again.search(np.zeros((1, 6), np.float32), 2, Effort())[1].tolist() == [[-1, -1]]
+    index = index_of(kind, clustered(rng, 1, 6, "l2")[:0], "l2")
+    write_snapshot(folder / "empty", index, info_of(index))
+    again, _ = read(folder / "empty", index)
+    assert again.search(np.zeros((1, 6), np.float32), 2, SearchParams())[1].tolist() == [[-1, -1]]
 
 
 @given(data=st.data())
 @settings(max_examples=150)
-def test_any_flipped_bit_is_noticed(written: tuple[Body, bytes, Path], data: st.DataObject) -> None:
-    body, whole, path = written
+def test_any_flipped_bit_is_noticed(written: tuple[Index, bytes, Path], data: st.DataObject) -> None:
+    index, whole, path = written
     byte, bit = data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7))
     damaged = bytearray(whole)
     damaged[byte] ^= 1 << bit
     path.write_bytes(damaged)
     with pytest.raises(SnapshotError):
-        read(path, body)
+        read(path, index)
 
 
-def test_every_part_of_the_header_is_covered(written: tuple[Body, bytes, Path]) -> None:
+def test_every_part_of_the_header_is_covered(written: tuple[Index, bytes, Path]) -> None:
     _, whole, path = written
     end = PREFIX.size + PREFIX.unpack_from(whole)[2]
     for at in [*range(PREFIX.size), *range(PREFIX.size, end, 7)]:
@@ -131,34 +131,34 @@ def test_every_part_of_the_header_is_covered(written: tuple[Body, bytes, Path]) 
 
 @given(data=st.data())
 @settings(max_examples=60)
-def test_any_truncation_is_noticed(written: tuple[Body, bytes, Path], data: st.DataObject) -> None:
-    body, whole, path = written
+def test_any_truncation_is_noticed(written: tuple[Index, bytes, Path], data: st.DataObject) -> None:
+    index, whole, path = written
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(SnapshotError) as caught:
-        read(path, body)
+        read(path, index)
     assert caught.value.reason in {"torn", "damaged"}
 
 
 @given(junk=st.binary(max_size=300), prefix=st.sampled_from([0, 4, 8, 12, 20, 40, 4096]))
 @settings(max_examples=80)
-def test_garbage_is_refused(written: tuple[Body, bytes, Path], junk: bytes, prefix: int) -> None:
-    body, whole, path = written
+def test_garbage_is_refused(written: tuple[Index, bytes, Path], junk: bytes, prefix: int) -> None:
+    index, whole, path = written
     path.write_bytes(whole[:prefix] + junk)
     with pytest.raises(SnapshotError):
-        read(path, body)
+        read(path, index)
 
 
-def test_appended_bytes_are_refused(written: tuple[Body, bytes, Path]) -> None:
-    body, whole, path = written
+def test_appended_bytes_are_refused(written: tuple[Index, bytes, Path]) -> None:
+    index, whole, path = written
     path.write_bytes(whole + b"\0")
     with pytest.raises(SnapshotError, match="were written") as caught:
-        read(path, body)
+        read(path, index)
     assert caught.value.reason == "torn"
 
 
 @pytest.mark.parametrize(("store_id", "dim", "metric"), [("another", 6, "l2"), (STORE, 7, "l2"), (STORE, 6, "cosine")])
 def test_snapshot_of_another_store_is_refused(
-    written: tuple[Body, bytes, Path], store_id: str, dim: int, metric: Metric
+    written: tuple[Index, bytes, Path], store_id: str, dim: int, metric: Metric
 ) -> None:
     _, whole, path = written
     path.write_bytes(whole)
@@ -167,14 +167,14 @@ def test_snapshot_of_another_store_is_refused(
     assert caught.value.reason == "foreign"
 
 
-def test_what_is_no_readable_file(folder: Path, written: tuple[Body, bytes, Path]) -> None:
-    body = written[0]
+def test_what_is_no_readable_file(folder: Path, written: tuple[Index, bytes, Path]) -> None:
+    index = written[0]
     reasons = {}
     (folder / "nothing").write_bytes(b"")
     (folder / "folder").mkdir(exist_ok=True)
     for name in ("absent", "nothing", "folder"):
         with pytest.raises(SnapshotError) as caught:
-            read(folder / name, body)
+            read(folder / name, index)
         reasons[name] = caught.value.reason
         assert isinstance(caught.value, MemEvolveError)
     assert reasons == {"absent": "missing", "nothing": "torn", "folder": "unreadable"}
@@ -188,8 +188,8 @@ def forged(whole: bytes, change: Callable[[dict[str, Any]], object], version: in
     header = json.dumps(document).encode()
     crc = zlib.crc32(header, zlib.crc32(struct.pack("<II", version, len(header))))
     head = PREFIX.pack(whole[:8], version, len(header), crc) + header
-    body = whole[-(-(PREFIX.size + length) // 4096) * 4096 :]
-    return head + bytes(-len(head) % 4096) + body
+    index = whole[-(-(PREFIX.size + length) // 4096) * 4096 :]
+    return head + bytes(-len(head) % 4096) + index
 
 
 FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -224,34 +224,34 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_header_that_lies_is_refused(written: tuple[Body, bytes, Path], forgery: str) -> None:
-    body, whole, path = written
+def test_header_that_lies_is_refused(written: tuple[Index, bytes, Path], forgery: str) -> None:
+    index, whole, path = written
     path.write_bytes(forged(whole, FORGERIES[forgery]))
     with pytest.raises(SnapshotError) as caught:
-        read(path, body)
+        read(path, index)
     assert caught.value.reason in {"damaged", "torn", "foreign"}
 
 
-def test_forging_alone_changes_nothing(written: tuple[Body, bytes, Path]) -> None:
-    body, whole, path = written
+def test_forging_alone_changes_nothing(written: tuple[Index, bytes, Path]) -> None:
+    index, whole, path = written
     path.write_bytes(forged(whole, lambda document: None))
-    assert read(path, body)[0].n == body.n
+    assert read(path, index)[0].n == index.n
 
 
-def test_header_nested_too_deeply(written: tuple[Body, bytes, Path]) -> None:
-    body, whole, path = written
+def test_header_nested_too_deeply(written: tuple[Index, bytes, Path]) -> None:
+    index, whole, path = written
     header = b"[" * 200_000
     crc = zlib.crc32(header, zlib.crc32(struct.pack("<II", FORMAT_VERSION, len(header))))
     path.write_bytes(PREFIX.pack(whole[:8], FORMAT_VERSION, len(header), crc) + header)
     with pytest.raises(SnapshotError, match="makes no sense"):
-        read(path, body)
+        read(path, index)
 
 
-def test_newer_format_is_named(written: tuple[Body, bytes, Path]) -> None:
-    body, whole, path = written
+def test_newer_format_is_named(written: tuple[Index, bytes, Path]) -> None:
+    index, whole, path = written
     path.write_bytes(forged(whole, lambda document: None, version=FORMAT_VERSION + 1))
     with pytest.raises(SnapshotError, match=f"format {FORMAT_VERSION + 1}") as caught:
-        read(path, body)
+        read(path, index)
     assert caught.value.reason == "version"
 
 
@@ -270,42 +270,42 @@ def swapped(whole: bytes, name: str, array: np.ndarray[Any, Any]) -> bytes:
     return forged(whole, lambda d: next(s for s in d["sections"] if s["name"] == name).update(crc32=crc))
 
 
-def test_slot_table_that_contradicts_itself(written: tuple[Body, bytes, Path]) -> None:
-    body, whole, path = written
+def test_slot_table_that_contradicts_itself(written: tuple[Index, bytes, Path]) -> None:
+    index, whole, path = written
     for name, array in (
-        ("slots", body.slots[::-1].copy()),
-        ("slots", np.zeros_like(body.slots)),
-        ("id_ends", body.id_ends[::-1].copy()),
-        ("id_ends", body.id_ends + 1),
+        ("slots", index.slots[::-1].copy()),
+        ("slots", np.zeros_like(index.slots)),
+        ("id_ends", index.id_ends[::-1].copy()),
+        ("id_ends", index.id_ends + 1),
     ):
         path.write_bytes(swapped(whole, name, array))
         with pytest.raises(SnapshotError, match="contradicts itself"):
-            read(path, body)
+            read(path, index)
 
 
 @pytest.mark.parametrize("kind", ["two_stage", "ivf", "hnsw"])
 def test_engine_of_another_body_is_refused(kind: str, folder: Path, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 80, 6, "l2")
-    body = body_of(kind, vectors, "l2")
-    others = [body_of(kind, vectors, "ip"), body_of(kind, clustered(rng, 80, 12, "l2"), "l2")]
+    index = index_of(kind, vectors, "l2")
+    others = [index_of(kind, vectors, "ip"), index_of(kind, clustered(rng, 80, 12, "l2"), "l2")]
     others += [
-        body_of(kind, clustered(rng, 79, 6, "l2"), "l2"),
-        body_of("ivf" if kind == "hnsw" else "hnsw", vectors, "l2"),
+        index_of(kind, clustered(rng, 79, 6, "l2"), "l2"),
+        index_of("ivf" if kind == "hnsw" else "hnsw", vectors, "l2"),
     ]
-    others += [body_of("ivf", clustered(rng, 80, 6, "l2")[:60], "l2")]
+    others += [index_of("ivf", clustered(rng, 80, 6, "l2")[:60], "l2")]
     for other in others:
-        parts = body.parts() | {"faiss": other.parts()["faiss"]}
+        parts = index.parts() | {"faiss": other.parts()["faiss"]}
         path = folder / "mixed"
-        write_snapshot(path, _Parts(body, parts), info_of(body))  # type: ignore[arg-type]
+        write_snapshot(path, _Parts(index, parts), info_of(index))  # type: ignore[arg-type]
         with pytest.raises(SnapshotError, match="rebuild"):
-            read(path, body)
+            read(path, index)
 
 
 class _Parts:
     """Something to write whose parts come from several bodies."""
 
-    def __init__(self, body: Body, parts: dict[str, Any]) -> None:
-        self.plan, self.table, self._parts = body.plan, body.table, parts
+    def __init__(self, index: Index, parts: dict[str, Any]) -> None:
+        self.plan, self.table, self._parts = index.plan, index.table, parts
 
     def parts(self) -> dict[str, Any]:
         return self._parts
@@ -314,21 +314,21 @@ class _Parts:
 def test_graph_whose_links_leave_it(folder: Path, rng: np.random.Generator) -> None:
     faiss = load_faiss()
     for link in (80, 10**6, -2):
-        body = body_of("hnsw", clustered(rng, 80, 6, "l2"), "l2")
-        links = body._engine.hnsw.neighbors  # type: ignore[attr-defined]
+        index = index_of("hnsw", clustered(rng, 80, 6, "l2"), "l2")
+        links = index._engine.hnsw.neighbors  # type: ignore[attr-defined]
         faiss.rev_swig_ptr(links.data(), links.size())[5] = link
-        write_snapshot(folder / "links", body, info_of(body))
+        write_snapshot(folder / "links", index, info_of(index))
         with pytest.raises(SnapshotError, match="cannot be restored"):
-            read(folder / "links", body)
+            read(folder / "links", index)
 
 
 def test_engine_bytes_that_faiss_cannot_read(folder: Path, rng: np.random.Generator) -> None:
-    body = body_of("two_stage", clustered(rng, 80, 6, "l2"), "l2")
-    for junk in (np.zeros(0, np.uint8), np.arange(200, dtype=np.uint8), body.parts()["faiss"][:-9]):
+    index = index_of("two_stage", clustered(rng, 80, 6, "l2"), "l2")
+    for junk in (np.zeros(0, np.uint8), np.arange(200, dtype=np.uint8), index.parts()["faiss"][:-9]):
         path = folder / "junk"
-        write_snapshot(path, _Parts(body, body.parts() | {"faiss": junk}), info_of(body))  # type: ignore[arg-type]
+        write_snapshot(path, _Parts(index, index.parts() | {"faiss": junk}), info_of(index))  # type: ignore[arg-type]
         with pytest.raises(SnapshotError) as caught:
-            read(path, body)
+            read(path, index)
         assert caught.value.reason == "damaged"
 
 
@@ -339,16 +339,16 @@ def files(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
-def small(rng: np.random.Generator) -> Body:
-    return body_of("exact", clustered(rng, 10, 4, "l2"), "l2")
+def small(rng: np.random.Generator) -> Index:
+    return index_of("exact", clustered(rng, 10, 4, "l2"), "l2")
 
 
 @pytest.mark.parametrize(("call", "code"), [("fsync", errno.ENOSPC), ("fsync", errno.EIO), ("replace", errno.EACCES)])
 def test_failed_write_leaves_the_old_snapshot(
     call: str, code: int, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body, path = small(rng), tmp_path / "s"
-    write_snapshot(path, body, info_of(body, generation=1))
+    index, path = small(rng), tmp_path / "s"
+    write_snapshot(path, index, info_of(index, generation=1))
 
     def fail(*_: object) -> None:
         raise OSError(code, os.strerror(code))
@@ -356,7 +356,7 @@ def test_failed_write_leaves_the_old_snapshot(
     target = os if call == "fsync" else Path
     monkeypatch.setattr(target, call, fail)
     with pytest.raises(SnapshotError, match=os.strerror(code)) as caught:
-        write_snapshot(path, body, info_of(body, generation=2))
+        write_snapshot(path, index, info_of(index, generation=2))
     assert caught.value.reason == "unwritable"
     monkeypatch.undo()
     assert files(tmp_path) == ["s"]
@@ -364,21 +364,21 @@ def test_failed_write_leaves_the_old_snapshot(
 
 
 def test_missing_folder_is_named(tmp_path: Path, rng: np.random.Generator) -> None:
-    body = small(rng)
+    index = small(rng)
     with pytest.raises(SnapshotError, match="No such file"):
-        write_snapshot(tmp_path / "absent" / "s", body, info_of(body))
+        write_snapshot(tmp_path / "absent" / "s", index, info_of(index))
 
 
 def test_oversized_extra_is_refused_before_anything_is_replaced(tmp_path: Path, rng: np.random.Generator) -> None:
-    body, path = small(rng), tmp_path / "s"
+    index, path = small(rng), tmp_path / "s"
     with pytest.raises(SnapshotError, match="extra"):
-        write_snapshot(path, body, info_of(body, extra={"note": "x" * (1 << 20)}))
+        write_snapshot(path, index, info_of(index, extra={"note": "x" * (1 << 20)}))
     assert files(tmp_path) == []
 
 
 def test_leftovers_of_a_killed_writer_are_cleared_in_time(tmp_path: Path, rng: np.random.Generator) -> None:
-    body, path = small(rng), tmp_path / "s[1].snap"
-    write_snapshot(path, body, info_of(body))
+    index, path = small(rng), tmp_path / "s[1].snap"
+    write_snapshot(path, index, info_of(index))
     old, young, foreign = (tmp_path / name for name in ("s[1].snap.77.ab.tmp", "s[1].snap.78.cd.tmp", "other.tmp"))
     for leftover in (old, young, foreign):
         leftover.write_bytes(b"x")

@@ -387,7 +387,7 @@ class TestDerivedFiles:
 
     def test_check_finds_an_index_that_holds_the_right_number_of_wrong_units(self, bench: Bench) -> None:
         bench.it.run_maintenance()
-        bench.it._open.live.view.body_died[3] = 0  # this row is hidden; no counter knows
+        bench.it._open.live.view.index_died[3] = 0  # this row is hidden; no counter knows
         assert [(one.code, one.fixed) for one in bench.it.check()] == [("index-rows", False)]
         assert [(one.code, one.fixed) for one in bench.it.check(fix=True)] == [("index-rows", True)]
         verify(bench.it, [{one["id"]: one for one in THIRTY}])

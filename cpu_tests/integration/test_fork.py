@@ -20,7 +20,7 @@ import pytest
 from endurance import DIM, Model, contents, embed, verify
 
 from memevolve_gpu import StorageConfig, StoreClosedError, VectorStore
-from memevolve_gpu.live.view import Alive
+from memevolve_gpu.live.view import LiveRows
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),
@@ -208,12 +208,12 @@ def test_a_mask_half_made_by_another_thread_does_not_hang_the_child() -> None:
             go_on.wait(HANGS)
             return [True] * 3
 
-    half_made: Any = Alive(Slow(), 1, array("q"), 0)  # type: ignore[arg-type]
+    half_made: Any = LiveRows(Slow(), 1, array("q"), 0)  # type: ignore[arg-type]
     thread = threading.Thread(target=lambda: half_made.rows)
     thread.start()
     entered.wait(HANGS)
     try:
-        join(fork(lambda: Alive(np.array([5, 0, 5]), 1, array("q", [1]), 1).rows))
+        join(fork(lambda: LiveRows(np.array([5, 0, 5]), 1, array("q", [1]), 1).rows))
     finally:
         go_on.set()
         thread.join()

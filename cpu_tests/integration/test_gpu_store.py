@@ -289,7 +289,7 @@ def test_a_lost_device_answers_the_query_and_is_left_until_restart(tmp_path: Pat
 def test_an_error_that_the_body_did_not_catch_is_answered_all_the_same(
     cause: Any, filters: Any, tmp_path: Path, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: OnCard, queries: Any, k: int, effort: Any, allowed: Any = None) -> Any:
+    def failing(self: OnCard, queries: Any, k: int, params: Any, row_filter: Any = None) -> Any:
         raise DeviceError("something new", cause)
 
     with filled(tmp_path, machine_with(card)) as store:
@@ -307,8 +307,8 @@ def test_an_error_that_the_body_did_not_catch_is_answered_all_the_same(
 
 def test_incidents_are_counted_and_recovery_is_told(tmp_path: Path, card: Card) -> None:
     with filled(tmp_path, machine_with(card)) as store:
-        (body,) = card.holders
-        body._told += [
+        (index,) = card.holders
+        index._told += [
             DeviceIncident("cuda:0", "out-of-memory", "smaller-batch", "1,024 queries at once"),
             DeviceIncident("cuda:0", "out-of-memory", "cpu", "not one query"),
             DeviceIncident("cuda:0", "recovered", "device-again", "there is room"),
@@ -326,10 +326,10 @@ def test_a_body_that_finds_too_little_gives_way_to_the_plan_of_the_cpu(
 ) -> None:
     right = OnCard.search
 
-    def wrong(self: OnCard, queries: Any, k: int, effort: Any, allowed: Any = None) -> Any:
-        if effort.exact:
-            return right(self, queries, k, effort, allowed)
-        return right(self, queries + np.float32(3), k, effort, allowed)
+    def wrong(self: OnCard, queries: Any, k: int, params: Any, row_filter: Any = None) -> Any:
+        if params.exact:
+            return right(self, queries, k, params, row_filter)
+        return right(self, queries + np.float32(3), k, params, row_filter)
 
     monkeypatch.setattr(OnCard, "search", wrong)
     with filled(tmp_path, machine_with(card)) as store:

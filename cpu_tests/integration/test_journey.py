@@ -41,8 +41,8 @@ class Service:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = outer.answer(body["input"])
+                index = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, answer = outer.answer(index["input"])
                 data = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")

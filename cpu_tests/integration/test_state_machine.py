@@ -28,7 +28,7 @@ class StoreAgreesWithDict(RuleBasedStateMachine):
     @initialize(index_type=st.sampled_from(["flat", "ivf", "hnsw", "auto"]), metric=st.sampled_from(["l2", "cosine"]))
     def open(self, index_type: str, metric: str) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.short = patch.multiple(rebuild_rules, TAIL_ROWS=6, TAIL_MOST=6, QUIET_ROWS=3)
+        self.short = patch.multiple(rebuild_rules, DELTA_ROWS=6, DELTA_MOST=6, QUIET_ROWS=3)
         self.short.start()
         self.lives = 0
         self.config = StorageConfig(

@@ -20,11 +20,11 @@ from memevolve_gpu.index.exact_scan import exact_scan
 from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
 from memevolve_gpu.live import rebuild_rules
-from memevolve_gpu.types import Effort, FloatArray, Metric
+from memevolve_gpu.types import FloatArray, Metric, SearchParams
 from memevolve_gpu.utils.vectors import DeviceQueries
 
 DIM = 16
-TAIL = 150
+DELTA = 150
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(failover, "current", lambda _: nullcontext())
     monkeypatch.setattr(failover, "_release", lambda _: None)
     monkeypatch.setattr(index, "_DEVICE_CALL", 0.0)
-    monkeypatch.setattr(rebuild_rules, "TAIL_ROWS", TAIL)
-    monkeypatch.setattr(rebuild_rules, "TAIL_FRACTION", 0.0)
+    monkeypatch.setattr(rebuild_rules, "DELTA_ROWS", DELTA)
+    monkeypatch.setattr(rebuild_rules, "DELTA_FRACTION", 0.0)
     yield module
     account_of("cuda:0").limit = None
 
@@ -101,8 +101,8 @@ def opened(folder: Path, metric: str, index_type: str, card: Card | None = None)
 def test_a_store_that_grows_and_forgets(index_type: str, metric: Metric, tmp_path: Path) -> None:
     model, done = Model(metric, SEED), []
     with opened(tmp_path, metric, index_type, Card()) as store:
-        for turn in range(12):
-            units, vectors = model.batch(400 if turn == 0 else 90)
+        for lock in range(12):
+            units, vectors = model.batch(400 if lock == 0 else 90)
             store.store_batch(units, embeddings=vectors)
             for gone in model.some(12):
                 assert store.delete(gone)
@@ -110,7 +110,7 @@ def test_a_store_that_grows_and_forgets(index_type: str, metric: Metric, tmp_pat
             model.check(store)
             model.check(store, skills=True)
             live = store._open.live
-            assert live.view.body.device_bytes == live.desk.machine.holdings.on("cuda:0")
+            assert live.view.index.device_bytes == live.device_manager.machine.holdings.on("cuda:0")
             done += store.run_maintenance()["actions"]
             model.check(store)
         figures = store.statistics()
@@ -134,11 +134,11 @@ def test_queries_on_the_device_stay_there(tmp_path: Path, torch: Any, monkeypatc
             store.delete(gone)
             del model.vectors[gone]
         view, queries = store._open.live.catch_up(), model.queries()
-        assert view.tail_n == 100
-        assert view.body_dead
-        assert view.tail_dead
+        assert view.delta_n == 100
+        assert view.index_dead
+        assert view.delta_dead
         monkeypatch.setattr(DeviceQueries, "host", lambda _: pytest.fail("they came to the host"))
-        found = view.search(DeviceQueries(torch.from_numpy(queries)), 10, Effort())
+        found = view.search(DeviceQueries(torch.from_numpy(queries)), 10, SearchParams())
         truth, ids = model.truth(queries)
         np.testing.assert_allclose(found.distances, truth, rtol=1e-4, atol=1e-4)
         assert [found.ids(row) for row in range(40)] == ids
@@ -152,9 +152,9 @@ def test_nothing_is_held_on_a_device_that_was_left(tmp_path: Path) -> None:
         store.store_batch(units, embeddings=vectors)
         store.run_maintenance()
         live = store._open.live
-        holdings = live.desk.machine.holdings
+        holdings = live.device_manager.machine.holdings
         model.check(store, skills=True)
-        assert holdings.on("cuda:0") == live.view.body.device_bytes > 0
+        assert holdings.on("cuda:0") == live.view.index.device_bytes > 0
         live.leave_device()
         assert holdings.on("cuda:0") == 0
         model.check(store, skills=True)
@@ -164,7 +164,7 @@ def test_nothing_is_held_on_a_device_that_was_left(tmp_path: Path) -> None:
             store.delete(gone)
             del model.vectors[gone]
         assert store.run_maintenance()["actions"] == ["built exact of 100 rows"]
-        assert holdings.on("cuda:0") == live.view.body.device_bytes > 0
+        assert holdings.on("cuda:0") == live.view.index.device_bytes > 0
         model.check(store, skills=True)
 
 
@@ -176,10 +176,10 @@ import numpy as np, torch
 from gpu_kit import Card, machine_with
 from support import FakeBatchEmbedder
 from memevolve_gpu import VectorStore
-from memevolve_gpu.index.torch_gpu import index as body, flat as exact, failover as guard, ivf, kmeans
-for one in (body, exact, ivf):
+from memevolve_gpu.index.torch_gpu import index as index, flat as exact, failover as failover, ivf, kmeans
+for one in (index, exact, ivf):
     one.open_device = lambda _: torch.device("cpu")
-guard.current, guard._release = lambda _: nullcontext(), lambda _: None
+failover.current, failover._release = lambda _: nullcontext(), lambda _: None
 kmeans._ENOUGH = -1.0  # as long as it may
 chosen = {"index_type": "ivf", "min_training_units": 100}
 memory, machine = Path(sys.argv[1]) / "memory", machine_with(Card())

@@ -334,14 +334,14 @@ def test_deleting_by_filter_spares_what_changes_meanwhile(
     store: MemEvolveVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.add_texts(["old one", "old two"], [{"n": 1}, {"n": 1}], ids=["1", "2"])
-    matching = store._bridge._matching
+    matching = store._adapter._matching
 
     def meanwhile(filters: Any) -> list[str]:
         found = matching(filters)
         store.add_texts(["new one"], [{"n": 2}], ids=["1"])
         return found
 
-    monkeypatch.setattr(store._bridge, "_matching", meanwhile)
+    monkeypatch.setattr(store._adapter, "_matching", meanwhile)
     store.delete(filter={"n": 1})
     assert contents(store.get_by_ids(["1", "2"])) == ["new one"]
 
@@ -568,7 +568,7 @@ def test_nothing_stays_open_when_filling_fails(tmp_path: Path, monkeypatch: pyte
 async def test_every_asynchronous_call_uses_the_asynchronous_model_and_leaves_the_loop_free(tmp_path: Path) -> None:
     with opened(tmp_path / "m", AsyncOnly()) as store:
         loop, busy = threading.get_ident(), set()
-        bridge = store._bridge
+        bridge = store._adapter
         for name in ("keep", "nearest", "nearest_vectors", "units_of", "drop"):
             monitored(bridge, name, lambda: busy.add(threading.get_ident()))
         ids = await store.aadd_documents(documents(6), batch_size=2)

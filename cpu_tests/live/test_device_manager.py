@@ -15,7 +15,7 @@ from memevolve_gpu.devices.memory import Holdings
 from memevolve_gpu.devices.selection import Machine
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.registry import build
-from memevolve_gpu.live.device_manager import DeviceDesk
+from memevolve_gpu.live.device_manager import DeviceManager
 from memevolve_gpu.monitoring.events import EventLog
 from memevolve_gpu.types import IndexPlan, Rows
 
@@ -32,7 +32,7 @@ class Clock:
         return self.now
 
 
-def body() -> Any:
+def index() -> Any:
     slots = np.arange(3)
     rows = Rows(slots, np.zeros(3, np.uint8), slots + 1, np.eye(3, dtype=np.float32))
     return build(IndexPlan("exact"), rows, "l2", seed=0)
@@ -48,119 +48,119 @@ def clock() -> Clock:
     return Clock()
 
 
-def looked_at(card: Card, clock: Clock, request: str = "cuda") -> DeviceDesk:
-    desk = DeviceDesk(machine_with(card, request), EventLog(), clock=clock)
-    desk.look(10)
-    return desk
+def looked_at(card: Card, clock: Clock, request: str = "cuda") -> DeviceManager:
+    device_manager = DeviceManager(machine_with(card, request), EventLog(), clock=clock)
+    device_manager.look(10)
+    return device_manager
 
 
-def problem(desk: DeviceDesk) -> str:
-    facts = desk.facts(10, body())
-    assert facts is not None
-    return facts.problem
+def problem(device_manager: DeviceManager) -> str:
+    state = device_manager.state(10, index())
+    assert state is not None
+    return state.problem
 
 
 def test_facts_are_there_after_a_look_and_not_before(card: Card, clock: Clock) -> None:
-    desk = DeviceDesk(machine_with(card), EventLog(), clock=clock)
-    assert desk.facts(10, body()) is None
-    assert desk.take_due()
-    assert not desk.due
-    assert desk.facts(10, body()) is None
-    assert not desk.due, "the same look is asked for again and again"
-    desk.look(10)
-    facts = desk.facts(10, body())
-    assert facts is not None
-    assert (facts.device, facts.name, facts.wanted, facts.engines) == ("cuda:0", "Test GPU", True, ("torch",))
-    assert facts.missing == "faiss is not installed"
-    assert 0 < facts.limit_bytes <= card.free
+    device_manager = DeviceManager(machine_with(card), EventLog(), clock=clock)
+    assert device_manager.state(10, index()) is None
+    assert device_manager.take_due()
+    assert not device_manager.due
+    assert device_manager.state(10, index()) is None
+    assert not device_manager.due, "the same look is asked for again and again"
+    device_manager.look(10)
+    state = device_manager.state(10, index())
+    assert state is not None
+    assert (state.device, state.name, state.requested, state.engines) == ("cuda:0", "Test GPU", True, ("torch",))
+    assert state.missing == "faiss is not installed"
+    assert 0 < state.limit_bytes <= card.free
 
 
 def test_a_device_without_room_rests_longer_each_time(card: Card, clock: Clock) -> None:
-    desk = looked_at(card, clock)
+    device_manager = looked_at(card, clock)
     rested = []
     for _ in range(10):
-        desk.refused(DeviceError("no room", "out-of-memory"), PLAN)
+        device_manager.refused(DeviceError("no room", "out-of-memory"), PLAN)
         started = clock.now
-        while problem(desk):
+        while problem(device_manager):
             clock.now += 1
-            desk.look(10)
+            device_manager.look(10)
         rested.append(clock.now - started)
     assert rested[:4] == [30, 60, 120, 240]
     assert rested[-1] == 1800
-    assert desk.incidents == {"out-of-memory": 10}
-    desk.built(body())
-    desk.refused(DeviceError("no room", "limit"), PLAN)
+    assert device_manager.incidents == {"out-of-memory": 10}
+    device_manager.built(index())
+    device_manager.refused(DeviceError("no room", "limit"), PLAN)
     clock.now += 30
-    desk.look(10)
-    assert not problem(desk), "a success makes the first rest short again"
+    device_manager.look(10)
+    assert not problem(device_manager), "a success makes the first rest short again"
 
 
 def test_more_room_ends_the_rest(card: Card, clock: Clock) -> None:
-    desk = looked_at(card, clock)
+    device_manager = looked_at(card, clock)
     card.taken = 1000 * MB
-    desk.refused(DeviceError("no room", "out-of-memory"), PLAN)
-    desk.look(10)
-    assert "no room" in problem(desk)
+    device_manager.refused(DeviceError("no room", "out-of-memory"), PLAN)
+    device_manager.look(10)
+    assert "no room" in problem(device_manager)
     card.taken = 990 * MB
-    desk.look(10)
-    assert problem(desk), "a tenth of more room is not worth a try"
+    device_manager.look(10)
+    assert problem(device_manager), "a tenth of more room is not worth a try"
     card.taken = 500 * MB
-    desk.look(10)
-    assert not problem(desk)
+    device_manager.look(10)
+    assert not problem(device_manager)
 
 
 def test_rounds_are_asked_for_while_it_rests_however_often_somebody_asks(card: Card, clock: Clock) -> None:
-    desk = looked_at(card, clock)
-    desk.refused(DeviceError("no room", "out-of-memory"), PLAN)
+    device_manager = looked_at(card, clock)
+    device_manager.refused(DeviceError("no room", "out-of-memory"), PLAN)
     asked = 0
     for _ in range(100):
         clock.now += 1
-        asked += desk.take_due()
+        asked += device_manager.take_due()
     assert 2 <= asked <= 4
 
 
 def test_a_plan_without_room_is_looked_at_again_after_a_while(card: Card, clock: Clock) -> None:
-    desk = looked_at(card, clock)
-    facts = desk.facts(10, body())
+    device_manager = looked_at(card, clock)
+    state = device_manager.state(10, index())
     refused = IndexPlan("exact", notes=("no room",), refusal="limit")
-    desk.note(refused, facts)
-    assert not desk.due, "it was looked at a moment ago"
+    device_manager.note(refused, state)
+    assert not device_manager.due, "it was looked at a moment ago"
     clock.now += 31
-    assert desk.take_due()
-    assert not desk.due
+    assert device_manager.take_due()
+    assert not device_manager.due
     clock.now += 31
-    desk.note(PLAN, facts)
-    assert not desk.due, "there is room"
+    device_manager.note(PLAN, state)
+    assert not device_manager.due, "there is room"
 
 
 @pytest.mark.parametrize("cause", ["device-lost", "fork"])
 def test_a_lost_device_is_not_asked_again(cause: Any, card: Card, clock: Clock) -> None:
-    desk = looked_at(card, clock)
-    desk.refused(DeviceError("gone", cause), PLAN)
+    device_manager = looked_at(card, clock)
+    device_manager.refused(DeviceError("gone", cause), PLAN)
     clock.now += 1e6
-    desk.look(10)
-    assert "until restart: gone" in problem(desk)
-    assert not desk.due
+    device_manager.look(10)
+    assert "until restart: gone" in problem(device_manager)
+    assert not device_manager.due
 
 
 def test_a_failing_engine_leaves_the_other_one(card: Card, clock: Clock) -> None:
-    desk = DeviceDesk(machine_with(card, present={}), EventLog(), clock=clock)
-    desk.look(10)
-    desk.refused(DeviceError("torch has a fault", "device-error"), PLAN)
-    facts = desk.facts(10, body())
-    assert facts is not None
-    assert (facts.engines, facts.missing, facts.problem) == (("faiss",), "torch has a fault", "")
+    device_manager = DeviceManager(machine_with(card, present={}), EventLog(), clock=clock)
+    device_manager.look(10)
+    device_manager.refused(DeviceError("torch has a fault", "device-error"), PLAN)
+    state = device_manager.state(10, index())
+    assert state is not None
+    assert (state.engines, state.missing, state.problem) == (("faiss",), "torch has a fault", "")
 
 
 def test_a_card_that_was_filled_meanwhile_is_not_touched(card: Card, clock: Clock) -> None:
     """Neither a trial nor CUDA's context in this process is started on it."""
-    desk = looked_at(card, clock)
-    desk.machine._trial = lambda _engine, _index: pytest.fail("tried")
+    device_manager = looked_at(card, clock)
+    device_manager.machine._trial = lambda _engine, _index: pytest.fail("tried")
     card.taken = card.total
     with pytest.raises(DeviceError, match="100 MB are needed on cuda:0, its budget has room for 0") as caught:
-        desk.admit(PLAN, body())
+        device_manager.admit(PLAN, index())
     assert caught.value.cause == "limit"
-    assert not desk.machine.holdings.active
+    assert not device_manager.machine.holdings.active
 
 
 def test_the_reserve_of_torch_is_room_for_torch_alone(clock: Clock) -> None:
@@ -175,20 +175,20 @@ def test_the_reserve_of_torch_is_room_for_torch_alone(clock: Clock) -> None:
         "trial": lambda *_: "",
         "present": lambda _: "",
     }
-    desk = DeviceDesk(Machine("cuda", 1.0, holdings=Holdings(), **given), EventLog(), clock=clock)
+    device_manager = DeviceManager(Machine("cuda", 1.0, holdings=Holdings(), **given), EventLog(), clock=clock)
     plan = IndexPlan("exact", device="cuda:0", device_bytes=500 * MB)
-    assert desk.admit(replace(plan, engine="torch"), body())
+    assert device_manager.admit(replace(plan, engine="torch"), index())
     with pytest.raises(DeviceError, match="500 MB are needed on cuda:0, its budget has room for 200"):
-        desk.admit(replace(plan, engine="faiss"), body())
+        device_manager.admit(replace(plan, engine="faiss"), index())
 
 
 def test_admission_names_what_is_lacking(card: Card, clock: Clock) -> None:
-    desk = looked_at(card, clock)
-    assert desk.admit(PLAN, body())
+    device_manager = looked_at(card, clock)
+    assert device_manager.admit(PLAN, index())
     with pytest.raises(DeviceError, match="9000 MB are needed on cuda:0, its budget has room for") as caught:
-        desk.admit(IndexPlan("exact", engine="torch", device="cuda:0", device_bytes=9000 * MB), body())
+        device_manager.admit(IndexPlan("exact", engine="torch", device="cuda:0", device_bytes=9000 * MB), index())
     assert caught.value.cause == "limit"
-    busy = DeviceDesk(machine_with(card, trial={"torch": "another process fills the GPU"}), EventLog(), clock=clock)
+    busy = DeviceManager(machine_with(card, trial={"torch": "another process fills the GPU"}), EventLog(), clock=clock)
     with pytest.raises(DeviceError, match="another process") as caught:
-        busy.admit(PLAN, body())
+        busy.admit(PLAN, index())
     assert caught.value.cause == "out-of-memory"

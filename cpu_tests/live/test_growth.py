@@ -15,11 +15,11 @@ from endurance import DIM, Model, embed, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.live import maintenance, rebuild, rebuild_rules, snapshot_writer
-from memevolve_gpu.live.rebuild_rules import Pace
+from memevolve_gpu.live.rebuild_rules import AppendThrottle
 from memevolve_gpu.live.view import View
-from memevolve_gpu.live.worker import Courtesy
+from memevolve_gpu.live.worker import SearchYield
 
-TAIL, QUIET = 40, 10
+DELTA, QUIET = 40, 10
 KINDS = ["flat", "ivf", "hnsw", "auto"]
 Open = Callable[..., VectorStore]
 
@@ -39,8 +39,8 @@ def model_of(*batches: list[dict[str, Any]]) -> Model:
 @pytest.fixture(autouse=True)
 def _short_tails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows be too many, so that small stores do what large ones do."""
-    monkeypatch.setattr(rebuild_rules, "TAIL_ROWS", TAIL)
-    monkeypatch.setattr(rebuild_rules, "TAIL_MOST", TAIL)
+    monkeypatch.setattr(rebuild_rules, "DELTA_ROWS", DELTA)
+    monkeypatch.setattr(rebuild_rules, "DELTA_MOST", DELTA)
     monkeypatch.setattr(rebuild_rules, "QUIET_ROWS", QUIET)
 
 
@@ -69,11 +69,11 @@ def grown(store: VectorStore, start: int, end: int) -> list[str]:
 def test_rows_are_put_behind_those_of_the_body(open_store: Open, index_type: str) -> None:
     store = open_store(index_type=index_type)
     grown(store, 0, 300)
-    trained, before = store._open.live.view.facts.trained_rows, store._open.live.view.body
+    trained, before = store._open.live.view.stats.trained_rows, store._open.live.view.index
     assert grown(store, 300, 345) == [f"extended {before.kind} of 345 rows"]
     after = store._open.live.view
-    assert (after.body.n, after.tail_n, after.body.nlist) == (345, 0, before.nlist)
-    assert after.facts.trained_rows == trained
+    assert (after.index.n, after.delta_n, after.index.nlist) == (345, 0, before.nlist)
+    assert after.stats.trained_rows == trained
     assert store.statistics()["event_totals"].get("reload", 0) == 0
     verify(store, [model_of(units(0, 345))])
 
@@ -120,12 +120,12 @@ def test_a_snapshot_names_the_dead(open_store: Open, index_type: str) -> None:
     assert grown(store, 300, 345)[0].startswith("extended")
     store.delete("id333")
     view = store._open.live.catch_up()
-    assert view.body_dead == 21
+    assert view.index_dead == 21
     store.snapshot()
     store.close()
     again = open_store(index_type=index_type)
     held = again._open.live.view
-    assert (held.body.kind, held.body.n, held.body_dead, held.tail_n) == (view.body.kind, 345, 21, 0)
+    assert (held.index.kind, held.index.n, held.index_dead, held.delta_n) == (view.index.kind, 345, 21, 0)
     expected = model_of(units(0, 345))
     for number in [*range(0, 40, 2), 333]:
         del expected[f"id{number}"]
@@ -144,7 +144,7 @@ def test_a_long_life_of_appends_and_deaths(open_store: Open) -> None:
         grown(store, start, start + 45)
         expected |= model_of(units(start, start + 45))
         verify(store, [expected])
-    assert store._open.live.view.tail_n <= TAIL
+    assert store._open.live.view.delta_n <= DELTA
 
 
 def test_snapshots_are_rare_and_closing_makes_one(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_snapshots_are_rare_and_closing_makes_one(open_store: Open, monkeypatch:
     assert len(written) == 3
     again = open_store()
     view = again._open.live.view
-    assert (view.body.n, view.tail_n) == (1205, 0)
+    assert (view.index.n, view.delta_n) == (1205, 0)
     again.close()
     assert len(written) == 3, "nothing new to save"
 
@@ -185,7 +185,7 @@ def test_what_was_only_extended_survives_a_crash(open_store: Open, tmp_path: Pat
             shutil.copyfile(path, tmp_path / path.name.replace("store", "crashed", 1))
     crashed = open_store("crashed")
     verify(crashed, [expected])
-    assert crashed._open.live.view.body.n == 1000
+    assert crashed._open.live.view.index.n == 1000
 
 
 def test_the_log_stays_short_whatever_is_written(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +222,11 @@ def test_new_rows_that_do_not_find_themselves_make_it_train_anew(
 def test_recall_is_measured_again_once_it_has_grown(open_store: Open) -> None:
     store = open_store(adaptive_nlist=False)
     grown(store, 0, 400)
-    assert store._open.live.view.facts.measured_rows == 400
+    assert store._open.live.view.stats.measured_rows == 400
     grown(store, 400, 445)
-    assert store._open.live.view.facts.measured_rows == 400
+    assert store._open.live.view.stats.measured_rows == 400
     grown(store, 445, 490)
-    assert store._open.live.view.facts.measured_rows == 490
+    assert store._open.live.view.stats.measured_rows == 490
 
 
 def test_the_background_keeps_the_tail_short(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_the_background_keeps_the_tail_short(open_store: Open, monkeypatch: pyte
     for start in range(0, 600, 20):
         store.store_batch(units(start, start + 20))
     deadline = time.monotonic() + 60
-    while store._open.live.view.tail_n > QUIET:
+    while store._open.live.view.delta_n > QUIET:
         assert time.monotonic() < deadline, store.statistics()
         time.sleep(0.02)
     verify(store, [model_of(units(0, 600))])
@@ -259,15 +259,15 @@ def a_view(open_store: Open) -> Callable[[int, int], View]:
     grown(store, 0, 1000)
     base = store._open.live.view
 
-    def with_tail(tail_n: int, watermark: int) -> View:
-        return replace(base, watermark=watermark, tail_n=tail_n)
+    def with_delta(delta_n: int, watermark: int) -> View:
+        return replace(base, watermark=watermark, delta_n=delta_n)
 
-    return with_tail
+    return with_delta
 
 
 def test_pace_of_appends(a_view: Callable[[int, int], View]) -> None:
     clock = Clock()
-    keeper = Pace(clock)
+    keeper = AppendThrottle(clock)
     assert keeper.delay(a_view(QUIET, 1)) is None
     assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(rebuild_rules.QUIET_SECONDS)
     clock.now += 1.5
@@ -275,22 +275,22 @@ def test_pace_of_appends(a_view: Callable[[int, int], View]) -> None:
     clock.now += 0.5
     assert keeper.delay(a_view(QUIET + 1, 2)) == 0.0
     assert keeper.is_quiet()
-    assert keeper.delay(a_view(TAIL + 1, 3)) == 0.0, "too many wait"
+    assert keeper.delay(a_view(DELTA + 1, 3)) == 0.0, "too many wait"
     keeper.appended(0.5)
-    assert keeper.delay(a_view(TAIL + 1, 4)) == pytest.approx(rebuild_rules.QUIET_SECONDS), "a bulk load goes on"
+    assert keeper.delay(a_view(DELTA + 1, 4)) == pytest.approx(rebuild_rules.QUIET_SECONDS), "a bulk load goes on"
     for watermark in range(5, 50):
         clock.now += 0.2
-        assert keeper.delay(a_view(TAIL + 1, watermark)) > 0.0  # type: ignore[operator]
+        assert keeper.delay(a_view(DELTA + 1, watermark)) > 0.0  # type: ignore[operator]
     assert not keeper.is_quiet()
     clock.now += 1.1
-    assert keeper.delay(a_view(TAIL + 1, 50)) == 0.0, "twenty times as long as the last append took"
+    assert keeper.delay(a_view(DELTA + 1, 50)) == 0.0, "twenty times as long as the last append took"
     keeper.appended(0.5)
     assert keeper.delay(a_view(251, 51)) == 0.0, "a quarter of the body is too much in any case"
 
 
 def test_courtesy_ends() -> None:
     clock = Clock()
-    pause = Courtesy(lambda: clock.now, clock, clock.sleep)
+    pause = SearchYield(lambda: clock.now, clock, clock.sleep)
     began, worked = clock.now, 0.0
     for _ in range(500):
         clock.now += 0.004
@@ -302,7 +302,7 @@ def test_courtesy_ends() -> None:
 
 def test_courtesy_does_not_rest_while_nobody_searches() -> None:
     clock = Clock()
-    pause = Courtesy(lambda: 0.0, clock, clock.sleep)
+    pause = SearchYield(lambda: 0.0, clock, clock.sleep)
     for _ in range(50):
         clock.now += 0.01
         pause()
@@ -315,10 +315,10 @@ def test_found_while_it_grows(open_store: Open) -> None:
     grown(store, 0, 300)
     old = store._open.live.view
     query = np.stack([embed("w3 fact 3")])
-    before = old.search(query, 10, old.facts.effort(old.body, 10, 0.95)).ids(0)
+    before = old.search(query, 10, old.stats.effort(old.index, 10, 0.95)).ids(0)
     for start in range(300, 525, 45):
         grown(store, start, start + 45)
-    assert old.search(query, 10, old.facts.effort(old.body, 10, 0.95)).ids(0) == before
+    assert old.search(query, 10, old.stats.effort(old.index, 10, 0.95)).ids(0) == before
 
 
 def test_rows_that_wait_for_a_training_are_put_behind_the_body_first(open_store: Open) -> None:

@@ -26,12 +26,12 @@ from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import DeviceError, StorageError
 from memevolve_gpu.index.torch_gpu import delta_buffer, failover, flat, ivf, search
 from memevolve_gpu.index.torch_gpu import index as index_module
-from memevolve_gpu.index.torch_gpu.device_rows import Resident
-from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.device_rows import DeviceRows
+from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
 from memevolve_gpu.live import live_index, rebuild, rebuild_rules
-from memevolve_gpu.live.view import Mask, View
-from memevolve_gpu.types import Effort, FloatArray, IntArray
+from memevolve_gpu.live.view import View, ViewFilter
+from memevolve_gpu.types import FloatArray, IntArray, SearchParams
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ class Held:
     """A view, a mask for those of kind "skill" made for it, and what the store held then."""
 
     view: View
-    mask: Mask
+    mask: ViewFilter
     model: dict[str, Row]
 
 
@@ -84,11 +84,11 @@ class Faults:
     def put(self, real: Callable[..., None]) -> Callable[..., None]:
         """Half-way: all of it is there but the last, the float32 rows."""
 
-        def call(rows: Resident, start: int, block: Any, places: Any, codes: Any, vectors: Any) -> None:
+        def call(rows: DeviceRows, start: int, block: Any, places: Any, codes: Any, vectors: Any) -> None:
             self.strike("put")
             real(rows, start, block, places, codes, vectors)
-            if self.step == "half a put" and rows.full is not None:
-                rows.full[start : start + len(places)] = 0
+            if self.step == "half a put" and rows.float32_rows is not None:
+                rows.float32_rows[start : start + len(places)] = 0
                 self.strike("half a put")
 
         return call
@@ -97,7 +97,7 @@ class Faults:
 def patched(faults: Faults) -> ExitStack:
     """``cuda:0`` is the CPU and fails as it is told; a few rows are many, and the device is asked for all of them."""
     stack = ExitStack()
-    propose, empty = search.propose, Resident.empty
+    propose, empty = search.propose, DeviceRows.empty
     for one in (index_module, flat, ivf):
         stack.enter_context(patch.object(one, "open_device", lambda _: torch.device("cpu")))
     for one in (index_module, search):
@@ -107,15 +107,15 @@ def patched(faults: Faults) -> ExitStack:
         (failover, "_release", lambda _: None),
         (index_module, "_DEVICE_CALL", 0.0),
         (delta_buffer, "_LEAST_ROWS", 16),
-        (rebuild_rules, "TAIL_ROWS", 30),
-        (rebuild_rules, "TAIL_FRACTION", 0.0),
+        (rebuild_rules, "DELTA_ROWS", 30),
+        (rebuild_rules, "DELTA_FRACTION", 0.0),
         (rebuild_rules, "DEAD_ROWS", 120),
         (live_index, "PAGE", 16),
         (rebuild, "_training", lambda *_: None),
-        (Resident, "empty", faults.before("empty", empty)),
-        (Resident, "put", faults.put(Resident.put)),
-        (Resident, "only", faults.before("only", Resident.only)),
-        (Resident, "take_over", faults.before("take_over", Resident.take_over)),
+        (DeviceRows, "empty", faults.before("empty", empty)),
+        (DeviceRows, "put", faults.put(DeviceRows.put)),
+        (DeviceRows, "only", faults.before("only", DeviceRows.only)),
+        (DeviceRows, "take_over", faults.before("take_over", DeviceRows.take_over)),
         (torch.Tensor, "index_fill_", faults.before("index_fill_", torch.Tensor.index_fill_)),
     ):
         stack.enter_context(patch.object(owner, name, changed))
@@ -127,13 +127,13 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         index_type=st.sampled_from(["flat", "ivf"]),
         metric=st.sampled_from(["l2", "cosine", "ip"]),
         seed=st.integers(0, 99),
-        full=st.booleans(),
+        float32_rows=st.booleans(),
     )
-    def open(self, index_type: str, metric: str, seed: int, full: bool) -> None:
+    def open(self, index_type: str, metric: str, seed: int, float32_rows: bool) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.faults = Faults()
         self.stack = patched(self.faults)
-        self.stack.enter_context(patch.object(TorchBody, "_room_for_full", lambda *_: full))
+        self.stack.enter_context(patch.object(TorchIndex, "_room_for_full", lambda *_: float32_rows))
         self.metric, self.used = metric, account_of(DEVICE).used
         self.config = {"background": False, "min_training_units": 60, "index_type": index_type, "metric": metric}
         self.rng = np.random.default_rng(seed)
@@ -142,7 +142,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         self.store, self.other = self.opened(Card()), self.opened(None)
         self.put(IDS[:240])
         self.store.run_maintenance()
-        assert self.store._open.live.view.body.device == DEVICE
+        assert self.store._open.live.view.index.device == DEVICE
 
     def opened(self, card: Card | None) -> VectorStore:
         machine = machine_with(card, "cpu" if card is None else "cuda")
@@ -212,11 +212,11 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
     def come_back(self) -> None:
         """What rests has rested, and what is due is done."""
         index = self.store._open.live
-        index.desk._resting = ""
-        index.desk._broken.clear()
+        index.device_manager._backoff_reason = ""
+        index.device_manager._broken.clear()
         for view in [index.view, *(one.view for one in self.held)]:
-            if isinstance(view.body, TorchBody):
-                view.body._guard._until = float("-inf")
+            if isinstance(view.index, TorchIndex):
+                view.index._failover._until = float("-inf")
         self.store.run_maintenance()
 
     # ------------------------------------------------------------------------------------------------- failing
@@ -280,8 +280,8 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
 
     @rule()
     def hold(self) -> None:
-        view, mask = self.store._open.live._view_and_mask({"metadata.kind": "skill"})
-        self.held = [*self.held[-3:], Held(view, mask, dict(self.model))]
+        view, view_filter = self.store._open.live._view_and_mask({"metadata.kind": "skill"})
+        self.held = [*self.held[-3:], Held(view, view_filter, dict(self.model))]
 
     @precondition(lambda self: bool(getattr(self, "held", None)))
     @rule(which=st.integers(0, 3), k=st.integers(1, 50), nq=st.sampled_from([1, 7]), filtered=st.booleans())
@@ -307,18 +307,18 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
     def agrees(self) -> None:
         if hasattr(self, "store"):
             assert self.store.count() == len(self.model)
-            view, mask = self.store._open.live._view_and_mask({"metadata.kind": "skill"})
+            view, view_filter = self.store._open.live._view_and_mask({"metadata.kind": "skill"})
             assert view.count == len(self.model)
-            self.check_view(Held(view, mask, self.model), self.queries(2), 10, False)
-            self.check_view(Held(view, mask, self.model), self.queries(1), 5, True)
+            self.check_view(Held(view, view_filter, self.model), self.queries(2), 10, False)
+            self.check_view(Held(view, view_filter, self.model), self.queries(1), 5, True)
 
     def queries(self, nq: int) -> FloatArray:
         found = self.rng.standard_normal((nq, DIM)).astype(np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True) if self.metric == "cosine" else found
 
     def check_view(self, held: Held, queries: FloatArray, k: int, filtered: bool) -> None:
-        effort = Effort() if isinstance(held.view.body, TorchBody) else Effort(exact=True)
-        found = held.view.search(queries, k, effort, held.mask if filtered else None)
+        params = SearchParams() if isinstance(held.view.index, TorchIndex) else SearchParams(exact=True)
+        found = held.view.search(queries, k, params, held.mask if filtered else None)
         ids = [found.ids(row) for row in range(len(queries))]
         self.check(held.model, queries, k, filtered, found.distances, ids)
 

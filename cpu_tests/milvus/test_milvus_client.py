@@ -20,7 +20,7 @@ from memevolve_gpu.errors import (
     StoreClosedError,
     StoreUnavailableError,
 )
-from memevolve_gpu.milvus.client import Door, GaveUp, Retrying, Version
+from memevolve_gpu.milvus.client import GaveUp, MilvusClient, Retrying, Version
 from memevolve_gpu.milvus.store import MilvusStore
 from memevolve_gpu.utils.config import MilvusConfig, is_milvus_uri
 
@@ -91,8 +91,8 @@ class TestRetrying:
             Retrying(10.0, time.clock, time.sleep).run(failing(time, [TypeError("a bug")]), (OSError,), lambda _: False)
 
 
-def door(server: FakeMilvus, **settings: Any) -> Door:
-    return Door(MilvusConfig(**{"timeout": 0.3, **settings}), server.connect)
+def door(server: FakeMilvus, **settings: Any) -> MilvusClient:
+    return MilvusClient(MilvusConfig(**{"timeout": 0.3, **settings}), server.connect)
 
 
 class TestErrors:
@@ -130,7 +130,7 @@ class TestErrors:
         def nobody(_seconds: float) -> Any:
             raise ConnectionRefusedError("nobody listens")
 
-        away = Door(MilvusConfig(uri="http://away.test:19530", timeout=0.2), nobody)
+        away = MilvusClient(MilvusConfig(uri="http://away.test:19530", timeout=0.2), nobody)
         with pytest.raises(
             StoreUnavailableError, match=r"http://away.test:19530 gave no answer within 0.2 s"
         ) as caught:
@@ -156,7 +156,7 @@ class TestErrors:
 
         monkeypatch.setattr(builtins, "__import__", without)
         with pytest.raises(ConfigurationError, match=r"pip install 'memevolve-gpu\[milvus\]'"):
-            Door(MilvusConfig()).call("has_collection", "x")
+            MilvusClient(MilvusConfig()).call("has_collection", "x")
 
     def test_a_closed_door_says_so(self) -> None:
         closed = door(FakeMilvus())

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from memevolve_gpu.errors import CapacityError
-from memevolve_gpu.planner.device_plan import EXACT_BYTES, DeviceFacts, device_bytes, scratch_bytes, sized
+from memevolve_gpu.planner.device_plan import EXACT_BYTES, DeviceState, device_bytes, scratch_bytes, sized
 from memevolve_gpu.planner.engine_table import NEVER, TABLE, Band, EngineTable, engine_for, gpu_pays_from
-from memevolve_gpu.planner.plan import effort_for, plan_index
-from memevolve_gpu.types import Effort, IndexPlan
+from memevolve_gpu.planner.plan import plan_index, search_params_for
+from memevolve_gpu.types import IndexPlan, SearchParams
 
 GB = 1 << 30
-CARD = DeviceFacts("cuda:0", "Test GPU", 60 * GB, ("torch", "faiss"))
+CARD = DeviceState("cuda:0", "Test GPU", 60 * GB, ("torch", "faiss"))
 LARGE = 1_000_000
 
 
-def planned(count: int = LARGE, facts: DeviceFacts | None = CARD, **other: Any) -> IndexPlan:
+def planned(count: int = LARGE, state: DeviceState | None = CARD, **other: Any) -> IndexPlan:
     settings: dict[str, Any] = {
         "dim": 384,
         "metric": "cosine",
@@ -26,7 +26,7 @@ def planned(count: int = LARGE, facts: DeviceFacts | None = CARD, **other: Any) 
         "target_recall": 0.95,
         "budget_bytes": 200 * GB,
     }
-    return plan_index(count=count, device=facts, **(settings | other))
+    return plan_index(count=count, device=state, **(settings | other))
 
 
 def test_a_large_store_goes_to_the_device_and_says_why() -> None:
@@ -38,7 +38,7 @@ def test_a_large_store_goes_to_the_device_and_says_why() -> None:
         assert said in plan.reason
     assert any("unmeasured" in note for note in plan.notes) == (not TABLE.measured)
     measured = EngineTable((Band(None, ("torch", "cpu")),), "our card")
-    assert "engine torch by the table (measured: our card)" in planned(facts=replace(CARD, table=measured)).notes
+    assert "engine torch by the table (measured: our card)" in planned(state=replace(CARD, table=measured)).notes
     assert planned(1000, replace(CARD, table=measured)).engine == "torch"
 
 
@@ -57,15 +57,15 @@ def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
     [
         ({"count": 20_000}, "the CPU is quicker for so many rows", ""),
         ({"index_type": "hnsw"}, "no GPU engine has graphs", "kind"),
-        ({"facts": replace(CARD, problem="the card is gone")}, "the card is gone", ""),
-        ({"facts": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed", "engine"),
-        ({"facts": replace(CARD, limit_bytes=GB // 4)}, "do not fit the 256 MB allowed there", "limit"),
-        ({"facts": replace(CARD, engines=("torch",), setting="faiss")}, "GPU_ENGINE=faiss cannot be used", "engine"),
+        ({"state": replace(CARD, problem="the card is gone")}, "the card is gone", ""),
+        ({"state": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed", "engine"),
+        ({"state": replace(CARD, limit_bytes=GB // 4)}, "do not fit the 256 MB allowed there", "limit"),
+        ({"state": replace(CARD, engines=("torch",), setting="faiss")}, "GPU_ENGINE=faiss cannot be used", "engine"),
     ],
 )
 def test_the_cpu_says_why_it_is_not_the_gpu(changes: dict[str, Any], said: str, refusal: str) -> None:
     plan = planned(**changes)
-    host = planned(**{**changes, "facts": None})
+    host = planned(**{**changes, "state": None})
     assert said in plan.reason
     assert said in plan.notes[-1]
     assert plan.refusal == refusal
@@ -73,17 +73,17 @@ def test_the_cpu_says_why_it_is_not_the_gpu(changes: dict[str, Any], said: str, 
 
 
 def test_below_the_training_limit_nothing_goes_to_a_device() -> None:
-    assert planned(500, replace(CARD, wanted=True)).engine == "cpu"
-    assert planned(500, replace(CARD, wanted=True, engines=())).refusal == "", "nothing was asked of it"
-    assert planned(999, replace(CARD, wanted=True)).engine == "cpu"
-    assert planned(1000, replace(CARD, wanted=True)).engine == "torch"
+    assert planned(500, replace(CARD, requested=True)).engine == "cpu"
+    assert planned(500, replace(CARD, requested=True, engines=())).refusal == "", "nothing was asked of it"
+    assert planned(999, replace(CARD, requested=True)).engine == "cpu"
+    assert planned(1000, replace(CARD, requested=True)).engine == "torch"
 
 
 def test_a_tighter_limit_narrows_the_vectors_before_it_leads_to_the_cpu() -> None:
     """float32 on the device too, float16 there with float32 on the host, int8, the CPU."""
     seen: list[tuple[str, str]] = []
     for limit in range(4000, 0, -50):
-        plan = planned(facts=replace(CARD, limit_bytes=limit << 20), index_type="flat")
+        plan = planned(state=replace(CARD, limit_bytes=limit << 20), index_type="flat")
         if not seen or seen[-1] != (plan.engine, plan.precision):
             seen.append((plan.engine, plan.precision))
         assert plan.device_bytes <= limit << 20
@@ -95,7 +95,7 @@ def test_a_tighter_limit_narrows_the_vectors_before_it_leads_to_the_cpu() -> Non
 
 def test_the_hosts_memory_counts_too() -> None:
     """But not that of the vectors, which are mapped from a file."""
-    least = planned(facts=None).bytes
+    least = planned(state=None).bytes
     assert least < LARGE * 384
     assert planned(budget_bytes=least).engine == "torch"
     with pytest.raises(CapacityError):
@@ -103,13 +103,13 @@ def test_the_hosts_memory_counts_too() -> None:
 
 
 def test_faiss_is_asked_for_its_own_sizes() -> None:
-    facts = replace(CARD, setting="faiss")
-    plan = planned(facts=facts)
+    state = replace(CARD, setting="faiss")
+    plan = planned(state=state)
     assert plan.engine == "faiss"
     assert (
         plan.device_bytes == device_bytes(plan, LARGE, 384) != device_bytes(replace(plan, engine="torch"), LARGE, 384)
     )
-    assert planned(facts=replace(CARD, engines=("faiss",))).engine == "faiss"
+    assert planned(state=replace(CARD, engines=("faiss",))).engine == "faiss"
     assert device_bytes(IndexPlan("exact"), LARGE, 384) == 0
 
 
@@ -196,9 +196,9 @@ def test_a_store_at_the_border_does_not_waver() -> None:
 
 def test_scans_and_lists_on_a_device_get_their_efforts() -> None:
     scan, lists = planned(), planned(index_type="ivf")
-    assert effort_for(scan, LARGE, 10, 0.95) == Effort()
-    assert effort_for(scan, LARGE, 10, 1.0) == Effort(exact=True)
-    effort = effort_for(lists, LARGE, 10, 0.95)
+    assert search_params_for(scan, LARGE, 10, 0.95) == SearchParams()
+    assert search_params_for(scan, LARGE, 10, 1.0) == SearchParams(exact=True)
+    effort = search_params_for(lists, LARGE, 10, 0.95)
     assert 0 < effort.nprobe <= lists.nlist
     assert effort.rerank == 0, "torch knows how far float16 errs"
-    assert effort_for(replace(lists, engine="faiss"), LARGE, 10, 0.95).rerank > 0
+    assert search_params_for(replace(lists, engine="faiss"), LARGE, 10, 0.95).rerank > 0

@@ -11,7 +11,7 @@ from oracle import clustered, rows_of
 from memevolve_gpu.errors import CapacityError
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.planner.nlist import ListsRule, adaptive_nlist, lists_status, should_recreate
-from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, effort_for, plan_index, search_cost
+from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, plan_index, search_cost, search_params_for
 from memevolve_gpu.planner.sizes import plan_bytes
 from memevolve_gpu.types import IndexPlan
 
@@ -270,10 +270,10 @@ def test_predicted_bytes_are_those_of_the_body(n: int, dim: int, kind: str) -> N
     rows = rows_of(clustered(np.random.default_rng(3), n, dim, "l2"))
     nlist = adaptive_nlist(n) if kind == "ivf" else 0
     wanted = IndexPlan(kind=kind, nlist=nlist)  # type: ignore[arg-type]
-    body = build(wanted, rows, "l2", seed=1)
+    index = build(wanted, rows, "l2", seed=1)
     predicted = plan_bytes(wanted, n, dim, rows.id_bytes.nbytes / n)
-    mapped = 0 if kind == "hnsw" else body.table.nbytes
-    assert predicted == pytest.approx(body.nbytes - mapped, rel=0.1)
+    mapped = 0 if kind == "hnsw" else index.table.nbytes
+    assert predicted == pytest.approx(index.nbytes - mapped, rel=0.1)
 
 
 # ----------------------------------------------------------------------------------------------------------- effort
@@ -281,9 +281,9 @@ def test_predicted_bytes_are_those_of_the_body(n: int, dim: int, kind: str) -> N
 
 def test_many_results_spread_over_more_lists() -> None:
     lists = IndexPlan("ivf", nlist=200)
-    assert [effort_for(lists, 10_000, k, 0.99).nprobe for k in (10, 100)] == [150, 200]
-    assert [effort_for(lists, 10_000, k, 0.95).nprobe for k in (10, 100)] == [100, 135]
-    assert effort_for(lists, 9_999, 10, 0.95).nprobe == 135, "few rows make short lists"
+    assert [search_params_for(lists, 10_000, k, 0.99).nprobe for k in (10, 100)] == [150, 200]
+    assert [search_params_for(lists, 10_000, k, 0.95).nprobe for k in (10, 100)] == [100, 135]
+    assert search_params_for(lists, 9_999, 10, 0.95).nprobe == 135, "few rows make short lists"
 
 
 PLANS = [IndexPlan("two_stage", codes=192), IndexPlan("ivf", nlist=256, codes=192), IndexPlan("hnsw")]
@@ -291,8 +291,8 @@ PLANS = [IndexPlan("two_stage", codes=192), IndexPlan("ivf", nlist=256, codes=19
 
 @pytest.mark.parametrize("found", [*PLANS, IndexPlan("exact")], ids=lambda found: found.kind)
 def test_full_recall_is_an_exact_scan(found: IndexPlan) -> None:
-    assert effort_for(found, 10_000, 10, 1.0).exact
-    assert effort_for(found, 10_000, 10, 0.99).exact == (found.kind == "exact")
+    assert search_params_for(found, 10_000, 10, 1.0).exact
+    assert search_params_for(found, 10_000, 10, 0.99).exact == (found.kind == "exact")
 
 
 @given(
@@ -304,8 +304,8 @@ def test_full_recall_is_an_exact_scan(found: IndexPlan) -> None:
 )
 def test_effort_grows_with_target_and_results(found: IndexPlan, n: int, k: int, target: float, more: float) -> None:
     higher = target + more * (0.999 - target)
-    least = effort_for(found, n, k, target)
-    for other in (effort_for(found, n, k, higher), effort_for(found, n, 2 * k, target)):
+    least = search_params_for(found, n, k, target)
+    for other in (search_params_for(found, n, k, higher), search_params_for(found, n, 2 * k, target)):
         assert (other.nprobe, other.rerank, other.ef) >= (least.nprobe, least.rerank, least.ef)
         assert other.rerank >= least.rerank
     if found.kind == "hnsw":

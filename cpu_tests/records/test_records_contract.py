@@ -208,7 +208,7 @@ def test_a_transaction_ends_with_its_block(records: Records) -> None:
     with pytest.raises(StorageError, match="transaction has ended"):
         tx.drop("a")
     with pytest.raises(StorageError, match="transaction has ended"):
-        tx.fold()
+        tx.merge_pending()
 
 
 def test_write_inside_write_is_refused_and_harms_nothing(records: Records) -> None:

@@ -84,10 +84,10 @@ def refill(store: Records, units: Sequence[dict[str, Any]], folded: int) -> None
         tx.clear()
         for number, one in enumerate(units):
             if number == folded:
-                tx.fold()
+                tx.merge_pending()
             tx.put(one, "", vector(), one["id"])
         if folded >= len(units):
-            tx.fold()
+            tx.merge_pending()
 
 
 @pytest.mark.parametrize(("filters", "expected"), CASES)
@@ -195,7 +195,7 @@ def test_dropped_replaced_and_edited_rows_leave_the_terms_index(store: Records) 
         assert ids({"tags": "t", "type": ["old", "new"]}) == ["u2", "u3", "u4", "u5"]
         assert store.check() == []
         with store.write() as tx:
-            tx.fold()
+            tx.merge_pending()
 
 
 def test_canonical_is_equal_for_equal_meaning_only() -> None:
@@ -267,8 +267,8 @@ def scalars_of(value: Any) -> list[Any]:
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[list[dict[str, Any]], int, list[dict[str, Any]]]:
-    bodies = draw(st.lists(st.dictionaries(KEYS, VALUES, max_size=4), min_size=1, max_size=6))
-    units = [{**body, "id": f"u{number}"} for number, body in enumerate(bodies)]
+    indexes = draw(st.lists(st.dictionaries(KEYS, VALUES, max_size=4), min_size=1, max_size=6))
+    units = [{**index, "id": f"u{number}"} for number, index in enumerate(indexes)]
     near = st.sampled_from([one for unit in units for one in scalars_of(unit)])
     filters = draw(
         st.lists(

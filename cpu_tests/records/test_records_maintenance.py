@@ -21,7 +21,7 @@ def stocked(records: Records) -> Records:
     with records.write() as tx:
         for number in range(8):
             put(tx, f"u{number}", f"word{number}", tags=[f"t{number % 2}"])
-        tx.fold()
+        tx.merge_pending()
         tx.drop("u0")
         put(tx, "u1", "word1 again", tags=["t1"])
         tx.edit("u2", unit("u2", tags=["edited"]))
@@ -231,7 +231,7 @@ def test_check_sees_what_another_store_changed(stocked: Records, prefix: Path) -
         with other.write() as tx:
             tx.clear()
             put(tx, "fresh")
-            tx.fold()
+            tx.merge_pending()
         assert stocked.check() == []
         assert stocked.check(fix=True) == []
         assert other.check() == []

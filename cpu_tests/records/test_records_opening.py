@@ -27,7 +27,7 @@ from memevolve_gpu.errors import (
     ReadOnlyError,
     StorageError,
 )
-from memevolve_gpu.records import MODEL_KEY, Records, StoreFacts, file_lock, opening, schema
+from memevolve_gpu.records import MODEL_KEY, Records, StoreInfo, file_lock, opening, schema
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 
@@ -77,10 +77,10 @@ def test_another_folder_later_does_not_matter(tmp_path: Path, monkeypatch: pytes
 def test_peek(prefix: Path) -> None:
     assert Records.peek(prefix) is None
     with Records.open(prefix, dim=7, metric="cosine") as opened:
-        assert Records.peek(prefix) == StoreFacts(7, "cosine", opened.store_id, None)
+        assert Records.peek(prefix) == StoreInfo(7, "cosine", opened.store_id, None)
         with opened.write() as tx:
             tx.set_meta(MODEL_KEY, "модель-v1".encode())
-        assert Records.peek(prefix) == StoreFacts(7, "cosine", opened.store_id, "модель-v1")
+        assert Records.peek(prefix) == StoreInfo(7, "cosine", opened.store_id, "модель-v1")
     (prefix.parent / "blank.db").touch()
     assert Records.peek(prefix.parent / "blank") is None
 

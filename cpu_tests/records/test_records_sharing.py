@@ -140,7 +140,7 @@ def test_two_stores_on_one_file_see_each_other(records: Records, prefix: Path) -
         assert other.head() == records.head()
         put(other, "b", "beta")
         with other.write() as tx:
-            tx.fold()
+            tx.merge_pending()
             tx.drop("a")
         assert facts(records) == {"b": unit("b")}
         assert records.keyword("alpha", 5) == []

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracle import METRICS, body_of, clustered, fitted, rows_of
+from oracle import METRICS, clustered, fitted, index_of, rows_of
 from support import SEED
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import ivf
-from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.costs import scan_cost
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.training import search_param_sweep
@@ -22,75 +22,77 @@ from memevolve_gpu.training.calibration import (
     ENOUGH_REAL,
     KS,
     MIN_REAL,
-    MOST_QUESTIONS,
+    MOST_EVAL_QUERIES,
     TARGETS,
     Calibration,
     Entry,
     calibrate,
 )
 from memevolve_gpu.training.recall import recall_of, recalls_of
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
+from memevolve_gpu.types import FloatArray, IndexPlan, Metric, SearchParams
 
 ROWS, DIM = 5000, 96
 TRIED = ("two_stage", "ivf", "hnsw")
-BODIES = [(kind, metric) for kind in TRIED for metric in METRICS if (kind, metric) != ("hnsw", "ip")]
+INDEXES = [(kind, metric) for kind in TRIED for metric in METRICS if (kind, metric) != ("hnsw", "ip")]
 
 
-def questions(metric: Metric, count: int, seed: int = SEED + 1) -> FloatArray:
+def eval_queries(metric: Metric, count: int, seed: int = SEED + 1) -> FloatArray:
     return clustered(np.random.default_rng(seed), count, DIM, metric)
 
 
 def elsewhere(count: int) -> FloatArray:
     """Questions in the directions in which the data varies, but nowhere near its clusters in particular."""
-    base = questions("l2", 2 * count, SEED + 3)
+    base = eval_queries("l2", 2 * count, SEED + 3)
     return fitted(base[:count] - base[count:], "cosine")
 
 
-def made(kind: str, metric: Metric = "cosine", rows: int = ROWS, nlist: int = 128) -> Body:
+def made(kind: str, metric: Metric = "cosine", rows: int = ROWS, nlist: int = 128) -> Index:
     vectors = clustered(np.random.default_rng(SEED), rows, DIM, metric)
     plan = IndexPlan(kind, nlist if kind == "ivf" else 0)  # type: ignore[arg-type]
     return build(plan, rows_of(vectors), metric, seed=SEED)
 
 
 @pytest.fixture(scope="module")
-def bodies() -> dict[tuple[str, Metric], Body]:
+def indexes() -> dict[tuple[str, Metric], Index]:
     return {
         (kind, metric): made(kind, metric) for kind in TRIED for metric in METRICS if (kind, metric) != ("hnsw", "ip")
     }
 
 
-def recall_with(body: Body, asked: FloatArray, k: int, effort: Effort) -> float:
-    return recall_of(body.search(asked, k, effort)[0], body.search(asked, k, Effort(exact=True))[0])
+def recall_with(index: Index, asked: FloatArray, k: int, params: SearchParams) -> float:
+    return recall_of(index.search(asked, k, params)[0], index.search(asked, k, SearchParams(exact=True))[0])
 
 
-@pytest.mark.parametrize(("kind", "metric"), BODIES)
-def test_real_queries_get_what_was_promised(bodies: dict[tuple[str, Metric], Body], kind: str, metric: Metric) -> None:
-    body = bodies[kind, metric]
-    found = calibrate(body, questions(metric, ENOUGH_REAL), seed=SEED)
+@pytest.mark.parametrize(("kind", "metric"), INDEXES)
+def test_real_queries_get_what_was_promised(
+    indexes: dict[tuple[str, Metric], Index], kind: str, metric: Metric
+) -> None:
+    index = indexes[kind, metric]
+    found = calibrate(index, eval_queries(metric, ENOUGH_REAL), seed=SEED)
     assert found.source == "queries"
-    unseen = questions(metric, 400, SEED + 2)
-    truth = body.search(unseen, 100, Effort(exact=True))[0]
+    unseen = eval_queries(metric, 400, SEED + 2)
+    truth = index.search(unseen, 100, SearchParams(exact=True))[0]
     for k in (1, 10, 37, 100):
         assert found.effort(k, 0.95) is not None
         for target in TARGETS:
-            effort = found.effort(k, target)
-            if effort is not None:
-                assert recall_of(body.search(unseen, k, effort)[0], truth[:, :k]) >= target
+            params = found.effort(k, target)
+            if params is not None:
+                assert recall_of(index.search(unseen, k, params)[0], truth[:, :k]) >= target
 
 
 @pytest.mark.parametrize("kind", TRIED)
 def test_held_out_vectors_promise_enough_for_questions_near_and_far(
-    bodies: dict[tuple[str, Metric], Body], kind: str
+    indexes: dict[tuple[str, Metric], Index], kind: str
 ) -> None:
-    body = bodies[kind, "cosine"]
-    found = calibrate(body, seed=SEED)
+    index = indexes[kind, "cosine"]
+    found = calibrate(index, seed=SEED)
     assert found.source == "held-out"
-    near, far = questions("cosine", 300, SEED + 2), elsewhere(300)
+    near, far = eval_queries("cosine", 300, SEED + 2), elsewhere(300)
     for target in (0.9, 0.95, 0.99):
-        effort = found.effort(10, target)
-        assert effort is not None
-        assert recall_with(body, near, 10, effort) >= target
-        assert recall_with(body, far, 10, effort) >= target
+        params = found.effort(10, target)
+        assert params is not None
+        assert recall_with(index, near, 10, params) >= target
+        assert recall_with(index, far, 10, params) >= target
 
 
 @pytest.fixture
@@ -107,122 +109,122 @@ def lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("asked", [None, "questions"])
 def test_lists_are_probed_as_the_target_asks(lists_pay: None, asked: str | None) -> None:
-    body = made("ivf", "l2")
-    found = calibrate(body, questions("l2", ENOUGH_REAL) if asked else None, seed=SEED)
-    efforts = [found.effort(10, target) for target in TARGETS]
-    probed = [effort.nprobe for effort in efforts if effort is not None]
+    index = made("ivf", "l2")
+    found = calibrate(index, eval_queries("l2", ENOUGH_REAL) if asked else None, seed=SEED)
+    param_sets = [found.effort(10, target) for target in TARGETS]
+    probed = [params.nprobe for params in param_sets if params is not None]
     assert len(probed) == len(TARGETS)
     assert probed == sorted(probed)
-    assert 0 < probed[0] < body.nlist / 2
+    assert 0 < probed[0] < index.nlist / 2
     assert probed[0] < probed[-1]
-    unseen = questions("l2", 400, SEED + 2)
-    for target, effort in zip(TARGETS, efforts, strict=True):
-        assert effort is not None
-        assert recall_with(body, unseen, 10, effort) >= target
+    unseen = eval_queries("l2", 400, SEED + 2)
+    for target, params in zip(TARGETS, param_sets, strict=True):
+        assert params is not None
+        assert recall_with(index, unseen, 10, params) >= target
 
 
 def test_a_hard_half_is_not_hidden_by_an_easy_one() -> None:
-    body = made("hnsw", rows=8000)
-    easy = questions("cosine", 400)
+    index = made("hnsw", rows=8000)
+    easy = eval_queries("cosine", 400)
     noise = np.random.default_rng(SEED).standard_normal(easy.shape)
     hard = fitted(noise.astype(np.float32), "cosine")
-    mixed = calibrate(body, np.concatenate([easy[:200], hard[:200]]), seed=SEED).effort(10, 0.95)
-    alone = calibrate(body, easy[:200], seed=SEED).effort(10, 0.95)
+    mixed = calibrate(index, np.concatenate([easy[:200], hard[:200]]), seed=SEED).effort(10, 0.95)
+    alone = calibrate(index, easy[:200], seed=SEED).effort(10, 0.95)
     assert mixed is not None
     assert alone is not None
-    assert recall_with(body, hard[200:], 10, mixed) >= 0.95 > recall_with(body, hard[200:], 10, alone)
+    assert recall_with(index, hard[200:], 10, mixed) >= 0.95 > recall_with(index, hard[200:], 10, alone)
 
 
-def test_the_same_seed_finds_the_same(bodies: dict[tuple[str, Metric], Body]) -> None:
-    first, second = (calibrate(bodies["ivf", "cosine"], seed=SEED) for _ in range(2))
+def test_the_same_seed_finds_the_same(indexes: dict[tuple[str, Metric], Index]) -> None:
+    first, second = (calibrate(indexes["ivf", "cosine"], seed=SEED) for _ in range(2))
     assert first.entries == second.entries
 
 
 def test_between_the_grid_points_the_next_stricter_one_serves() -> None:
-    entries = tuple(Entry(k, t, Effort(nprobe=k, rerank=round(t * 1000)), t, t) for k in KS for t in TARGETS)
+    entries = tuple(Entry(k, t, SearchParams(nprobe=k, rerank=round(t * 1000)), t, t) for k in KS for t in TARGETS)
     table = Calibration("ivf", 1, 1, "queries", 100, 0.1, entries)
-    assert table.effort(1, 0.5) == Effort(nprobe=1, rerank=900)
-    assert table.effort(7, 0.95) == Effort(nprobe=10, rerank=950)
-    assert table.effort(10, 0.951) == Effort(nprobe=10, rerank=980)
-    assert table.effort(51, 0.991) == Effort(nprobe=100, rerank=995)
+    assert table.effort(1, 0.5) == SearchParams(nprobe=1, rerank=900)
+    assert table.effort(7, 0.95) == SearchParams(nprobe=10, rerank=950)
+    assert table.effort(10, 0.951) == SearchParams(nprobe=10, rerank=980)
+    assert table.effort(51, 0.991) == SearchParams(nprobe=100, rerank=995)
     assert table.effort(101, 0.9) is None
     assert table.effort(10, 0.999) is None
 
 
 def test_what_could_not_be_shown_is_not_in_the_table() -> None:
-    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, Effort(nprobe=3), 0.93, 0.91),))
-    assert table.effort(10, 0.9) == Effort(nprobe=3)
+    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, SearchParams(nprobe=3), 0.93, 0.91),))
+    assert table.effort(10, 0.9) == SearchParams(nprobe=3)
     assert table.effort(10, 0.95) is None
     assert table.effort(20, 0.9) is None
 
 
 def test_an_exact_body_needs_no_measurement() -> None:
-    found = calibrate(body_of("exact", questions("l2", 50), "l2"))
-    assert (found.queries, found.effort(100, 0.995)) == (0, Effort(exact=True))
+    found = calibrate(index_of("exact", eval_queries("l2", 50), "l2"))
+    assert (found.queries, found.effort(100, 0.995)) == (0, SearchParams(exact=True))
 
 
 def test_an_empty_body_has_nothing_to_promise() -> None:
-    body = made("two_stage", rows=64)
-    body.n = 0
-    assert calibrate(body).entries == ()
+    index = made("two_stage", rows=64)
+    index.n = 0
+    assert calibrate(index).entries == ()
 
 
 @pytest.mark.parametrize("kind", TRIED)
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_copies_of_one_vector_are_all_hits(kind: str, metric: Metric) -> None:
-    one = questions(metric, 1)
-    body = build(
+    one = eval_queries(metric, 1)
+    index = build(
         IndexPlan(kind, 4 if kind == "ivf" else 0),  # type: ignore[arg-type]
         rows_of(np.repeat(one, 300, axis=0)),
         metric,
         seed=SEED,
     )
-    found = calibrate(body, seed=SEED)
-    effort = found.effort(10, 0.995)
-    assert effort is not None
-    assert recall_with(body, one, 10, effort) == 1.0
+    found = calibrate(index, seed=SEED)
+    params = found.effort(10, 0.995)
+    assert params is not None
+    assert recall_with(index, one, 10, params) == 1.0
 
 
 def test_few_rows_are_scanned() -> None:
-    body = made("ivf", rows=80, nlist=4)
-    effort = calibrate(body, seed=SEED).effort(100, 0.995)
-    assert effort is not None
-    assert recall_with(body, questions("cosine", 20), 100, effort) == 1.0
+    index = made("ivf", rows=80, nlist=4)
+    params = calibrate(index, seed=SEED).effort(100, 0.995)
+    assert params is not None
+    assert recall_with(index, eval_queries("cosine", 20), 100, params) == 1.0
 
 
 def test_queries_count_from_a_minimum_on_and_alone_once_they_are_many() -> None:
-    body = made("two_stage", rows=2000)
-    asked = questions("cosine", ENOUGH_REAL)
-    assert calibrate(body, asked[: MIN_REAL - 1]).source == "held-out"
-    few = calibrate(body, asked[:MIN_REAL])
-    assert (few.source, few.queries) == ("mixed", MIN_REAL + MOST_QUESTIONS // 2)
-    many = calibrate(body, asked)
-    assert (many.source, many.queries) == ("queries", MOST_QUESTIONS)
+    index = made("two_stage", rows=2000)
+    asked = eval_queries("cosine", ENOUGH_REAL)
+    assert calibrate(index, asked[: MIN_REAL - 1]).source == "held-out"
+    few = calibrate(index, asked[:MIN_REAL])
+    assert (few.source, few.queries) == ("mixed", MIN_REAL + MOST_EVAL_QUERIES // 2)
+    many = calibrate(index, asked)
+    assert (many.source, many.queries) == ("queries", MOST_EVAL_QUERIES)
 
 
 def test_easy_questions_at_the_start_do_not_starve_the_hard_ones_that_follow(lists_pay: None) -> None:
     """All that is asked first is about one thing."""
-    body = made("ivf", "cosine")
-    first = fitted(body.vectors_at(np.full(200, 7)) + 0.01 * questions("l2", 200), "cosine")
-    effort = calibrate(body, first, seed=SEED).effort(10, 0.95)
-    assert effort is not None
-    assert recall_with(body, elsewhere(300), 10, effort) >= 0.95
+    index = made("ivf", "cosine")
+    first = fitted(index.vectors_at(np.full(200, 7)) + 0.01 * eval_queries("l2", 200), "cosine")
+    params = calibrate(index, first, seed=SEED).effort(10, 0.95)
+    assert params is not None
+    assert recall_with(index, elsewhere(300), 10, params) >= 0.95
 
 
 def test_work_is_bounded_and_gives_way() -> None:
-    body = made("ivf")
+    index = made("ivf")
     asked, exact, pauses = [0], [0], [0]
-    search = body.search
+    search = index.search
 
-    def counted(queries: FloatArray, k: int, effort: Effort, allowed: Any = None) -> Any:
-        (exact if effort.exact else asked)[0] += len(queries)
-        return search(queries, k, effort, allowed)
+    def counted(queries: FloatArray, k: int, params: SearchParams, row_filter: Any = None) -> Any:
+        (exact if params.exact else asked)[0] += len(queries)
+        return search(queries, k, params, row_filter)
 
     def pause() -> None:
         pauses[0] += 1
 
-    body.search = counted  # type: ignore[method-assign]
-    found = calibrate(body, questions("cosine", 5000), pause=pause)
+    index.search = counted  # type: ignore[method-assign]
+    found = calibrate(index, eval_queries("cosine", 5000), pause=pause)
     assert found.queries == exact[0] <= 256
     assert asked[0] <= 60 * 192
     assert pauses[0] >= asked[0] / 32
@@ -240,9 +242,9 @@ def test_a_pause_may_end_it() -> None:
 
 
 def test_it_belongs_to_the_body_it_was_measured_on() -> None:
-    body = made("ivf", rows=2000, nlist=50)
-    found = calibrate(body)
-    assert found.fits(body)
+    index = made("ivf", rows=2000, nlist=50)
+    found = calibrate(index)
+    assert found.fits(index)
     assert not found.fits(made("ivf", rows=2001, nlist=50))
     assert not found.fits(made("two_stage", rows=2000))
 
@@ -284,7 +286,7 @@ def _set(*path: Any) -> Callable[[Any], None]:
     ],
 )
 def test_garbage_is_refused_by_name(change: Callable[[Any], None], field: str) -> None:
-    entry = Entry(10, 0.95, Effort(nprobe=3, rerank=40), 0.97, 0.96)
+    entry = Entry(10, 0.95, SearchParams(nprobe=3, rerank=40), 0.97, 0.96)
     data = json.loads(json.dumps(Calibration("ivf", 9, 3, "queries", 100, 0.5, (entry,)).to_dict()))
     change(data)
     with pytest.raises(EngineError, match=rf"calibration\.{field}"):
@@ -304,9 +306,9 @@ def test_a_store_of_real_units_that_has_seen_no_question(shared_data: Path) -> N
         for name in ("tldr", "tldr_queries", "ood_queries")
     )
     chosen = np.sort(np.random.default_rng(SEED).choice(len(vectors), 5000, replace=False))
-    body = build(IndexPlan("ivf", 128), rows_of(vectors[chosen]), "cosine", seed=SEED)
-    found = calibrate(body, seed=SEED)
+    index = build(IndexPlan("ivf", 128), rows_of(vectors[chosen]), "cosine", seed=SEED)
+    found = calibrate(index, seed=SEED)
     for target in (0.95, 0.99):
-        effort = found.effort(10, target)
-        assert effort is not None
-        assert min(recall_with(body, sample[:500], 10, effort) for sample in (asked, odd)) >= target
+        params = found.effort(10, target)
+        assert params is not None
+        assert min(recall_with(index, sample[:500], 10, params) for sample in (asked, odd)) >= target

@@ -6,41 +6,41 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from oracle import METRICS, body_of, clustered
+from oracle import METRICS, clustered, index_of
 from support import FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.index.base import Body
+from memevolve_gpu.index.base import Index
 from memevolve_gpu.training.recall import measure, self_hits
-from memevolve_gpu.types import Effort, FloatArray, IntArray, Metric
+from memevolve_gpu.types import FloatArray, IntArray, Metric, SearchParams
 
 DIM = 96
-TRY = Effort(nprobe=16, rerank=100)
+TRY = SearchParams(nprobe=16, rerank=100)
 
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("kind", ["two_stage", "ivf"])
 def test_rows_find_themselves(kind: str, metric: Metric, rng: np.random.Generator) -> None:
-    body = body_of(kind, clustered(rng, 1500, DIM, metric), metric)
-    assert self_hits(body, TRY) == 1.0
-    assert measure(body, TRY).self_hit == 1.0
+    index = index_of(kind, clustered(rng, 1500, DIM, metric), metric)
+    assert self_hits(index, TRY) == 1.0
+    assert measure(index, TRY).self_hit == 1.0
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_rows_that_are_mixed_up_are_noticed(metric: Metric, rng: np.random.Generator) -> None:
-    body = body_of("two_stage", clustered(rng, 1500, DIM, metric), metric)
+    index = index_of("two_stage", clustered(rng, 1500, DIM, metric), metric)
 
     class Mixed:
         """The body, which looks elsewhere than it was asked to."""
 
         def __getattr__(self, name: str) -> object:
-            return getattr(body, name)
+            return getattr(index, name)
 
-        def search(self, queries: FloatArray, k: int, effort: Effort) -> tuple[FloatArray, IntArray]:
+        def search(self, queries: FloatArray, k: int, params: SearchParams) -> tuple[FloatArray, IntArray]:
             shifted = queries + np.float32(0.05)
-            return body.search(shifted / np.linalg.norm(shifted, axis=1, keepdims=True), k, effort)
+            return index.search(shifted / np.linalg.norm(shifted, axis=1, keepdims=True), k, params)
 
-    mixed: Body = Mixed()  # type: ignore[assignment]
+    mixed: Index = Mixed()  # type: ignore[assignment]
     assert self_hits(mixed, TRY) < 0.5
 
 

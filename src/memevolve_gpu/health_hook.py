@@ -95,7 +95,7 @@ class _StorageHealth:
 
 
 class _Rewriter:
-    """Holds an answer back until its body is whole, and sends it on with the report in it."""
+    """Holds an answer back until its index is whole, and sends it on with the report in it."""
 
     def __init__(
         self, send: Send, rewrite: Callable[[bytes, dict[str, Any]], bytes | None], report: dict[str, Any]

@@ -11,7 +11,6 @@ import numpy.typing as npt
 __all__ = [
     "Change",
     "DeviceIncident",
-    "Effort",
     "FloatArray",
     "Head",
     "Hit",
@@ -23,6 +22,7 @@ __all__ = [
     "Precision",
     "Row",
     "Rows",
+    "SearchParams",
 ]
 
 MemoryUnit = dict[str, Any]
@@ -94,7 +94,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Parallel arrays of n row versions, slots strictly ascending: what a body is built from.
+    """Parallel arrays of n row versions, slots strictly ascending: what an index is built from.
 
     slots int64 (n,); id_bytes uint8, the UTF-8 ids one after another; id_ends int64 (n,), where each id ends in
     ``id_bytes``; vectors float32 (n, dim), C-contiguous, already normalised under cosine.
@@ -107,8 +107,8 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
-    """How hard a body tries: lists probed, candidates reranked, HNSW beam width. Each body reads what it knows."""
+class SearchParams:
+    """How hard an index tries: lists probed, candidates reranked, HNSW beam width. Each index reads what it knows."""
 
     nprobe: int = 0
     rerank: int = 0
@@ -118,13 +118,13 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class IndexPlan:
-    """Which body to build and why.
+    """Which index to build and why.
 
     kind: exact, two_stage, ivf or hnsw; nlist: 0 where no lists are used; codes: number of 4-bit codes per vector,
-    0 where none; precision of the rerank vectors; bytes: predicted memory of the finished body; reason: one sentence.
+    0 where none; precision of the rerank vectors; bytes: predicted memory of the finished index; reason: one sentence.
     engine: what searches it, faiss-cpu (``cpu``), torch or faiss-gpu (``faiss``); device: ``cpu`` or ``cuda:N``;
     device_bytes: predicted memory on that device, scratch included, 0 on the CPU. refusal: what keeps it from a device
-    that could be of use (no room there, no engine that works, no engine with such a body); empty where nothing does.
+    that could be of use (no room there, no engine that works, no engine with such an index); empty where nothing does.
     """
 
     kind: Literal["exact", "two_stage", "ivf", "hnsw"]

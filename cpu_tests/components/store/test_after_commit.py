@@ -16,7 +16,7 @@ from memevolve_gpu import MemorySystem, StorageConfig, VectorStore
 from memevolve_gpu.errors import CorruptStoreError, DeviceError, EngineError, StorageError
 from memevolve_gpu.memory_system import MemorySystemConfig
 from memevolve_gpu.records.records import Records
-from memevolve_gpu.records.writer import Writing
+from memevolve_gpu.records.writer import WriteContext
 
 DIM = 8
 ERRORS: tuple[Exception, ...] = (
@@ -53,9 +53,9 @@ class FailingAfterCommit:
         self.error: Exception | None = None
         self.struck = 0
         self._committed = False
-        leave, read = Writing.__exit__, Records.read_after
+        leave, read = WriteContext.__exit__, Records.read_after
 
-        def left(writing: Writing, kind: type[BaseException] | None, *details: object) -> None:
+        def left(writing: WriteContext, kind: type[BaseException] | None, *details: object) -> None:
             leave(writing, kind, *details)
             self._committed = self._committed or kind is None
 
@@ -65,7 +65,7 @@ class FailingAfterCommit:
                 raise self.error
             return read(records, seq, limit)
 
-        monkeypatch.setattr(Writing, "__exit__", left)
+        monkeypatch.setattr(WriteContext, "__exit__", left)
         monkeypatch.setattr(Records, "read_after", read_after)
 
     def arm(self, error: Exception) -> None:
@@ -230,15 +230,15 @@ class TestThreadThatCannotStart:
         rounds, seen = [0], threading.Event()
         monkeypatch.setattr(threading, "excepthook", lambda *_: seen.set())
         with VectorStore(tmp_path / "store", FakeBatchEmbedder(DIM), DIM, storage_config=config) as store:
-            tend = store._open.maintenance.tend
+            run_if_due = store._open.maintenance.run_if_due
 
             def failing_once() -> float | None:
                 rounds[0] += 1
                 if rounds[0] == 1:
                     raise ZeroDivisionError
-                return tend()
+                return run_if_due()
 
-            monkeypatch.setattr(store._open.maintenance, "tend", failing_once)
+            monkeypatch.setattr(store._open.maintenance, "run_if_due", failing_once)
             store.store_batch(units(0, 100))
             assert seen.wait(30)
             for start in range(100, 700, 100):

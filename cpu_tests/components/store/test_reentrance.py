@@ -22,7 +22,7 @@ from support import SEED, FakeEmbedder, as_child
 import memevolve_gpu
 from memevolve_gpu import MemorySystem, StorageConfig, VectorStore
 from memevolve_gpu.errors import ReentrantCallError
-from memevolve_gpu.live.view_builder import Draft
+from memevolve_gpu.live.view_builder import ViewBuilder
 from memevolve_gpu.memory_system import MemorySystemConfig
 
 DIM = 8
@@ -174,22 +174,22 @@ def test_an_interruption_while_the_log_is_applied_sees_everything(tmp_path: Path
     def act() -> None:
         scene = Scene(tmp_path)
         other = VectorStore(tmp_path / "store", FakeEmbedder(DIM), storage_config=scene.store.config)
-        put, drop, left = Draft._put, Draft._drop, [0]
+        put, drop, left = ViewBuilder._put, ViewBuilder._drop, [0]
 
         def interrupt() -> None:
             if left[0] > 0:  # each writes two entries more: without a bound there would be no end
                 left[0] -= 1
                 scene.interrupt()
 
-        def interrupted_put(draft: Draft, changes: Any) -> None:
-            put(draft, changes)
+        def interrupted_put(builder: ViewBuilder, changes: Any) -> None:
+            put(builder, changes)
             interrupt()
 
-        def interrupted_drop(draft: Draft, slot: int, seq: int) -> None:
-            drop(draft, slot, seq)
+        def interrupted_drop(builder: ViewBuilder, slot: int, seq: int) -> None:
+            drop(builder, slot, seq)
             interrupt()
 
-        patched: Any = Draft
+        patched: Any = ViewBuilder
         patched._put, patched._drop = interrupted_put, interrupted_drop
         for number in range(30):
             names = [f"other{number}-{one}" for one in range(5)]

@@ -18,7 +18,7 @@ FILTER = {"type": "even"}
 
 
 def filled(
-    path: Path, index_type: str, metric: str, *, body: bool, tail: bool
+    path: Path, index_type: str, metric: str, *, index: bool, delta: bool
 ) -> tuple[VectorStore, np.ndarray[Any, Any]]:
     """Equal units among others, in the index, in the delta buffer or in both; some of them deleted since."""
     rng = np.random.default_rng(SEED)
@@ -36,10 +36,10 @@ def filled(
         ]
         store.store_batch(units, vectors)
 
-    if body:
+    if index:
         batch("body")
         store.retrain()
-    if tail:
+    if delta:
         batch("tail")
     found = store.search_vectors(same[None], EQUAL, recall=1.0)[1][0]
     store.delete_batch([one for one in found[3::5] if one is not None])
@@ -49,8 +49,8 @@ def filled(
 @pytest.mark.parametrize("index_type", KINDS)
 def test_a_smaller_k_is_a_prefix_of_a_larger_one(tmp_path: Path, index_type: str) -> None:
     for number, metric in enumerate(METRICS):
-        for body, tail in ((True, False), (False, True), (True, True)):
-            store, same = filled(tmp_path / f"{number}{body}{tail}", index_type, metric, body=body, tail=tail)
+        for index, delta in ((True, False), (False, True), (True, True)):
+            store, same = filled(tmp_path / f"{number}{index}{delta}", index_type, metric, index=index, delta=delta)
             for filters in (None, FILTER):
                 everything = store.search_vectors(same[None], 3 * EQUAL, filters, 1.0)
                 equal = int((everything[0][0] == everything[0][0][0]).sum()) if metric != "ip" else 0
@@ -58,7 +58,7 @@ def test_a_smaller_k_is_a_prefix_of_a_larger_one(tmp_path: Path, index_type: str
                 order = {unit["id"]: at for at, unit in enumerate(store.units())}
                 for k in (*range(1, 16), 25, 60):
                     distances, ids = store.search_vectors(same[None], k, filters)
-                    assert ids[0] == everything[1][0][:k], (metric, body, tail, filters, k)
+                    assert ids[0] == everything[1][0][:k], (metric, index, delta, filters, k)
                     places = [order[one] for one in ids[0][: min(k, equal)] if one is not None]
                     assert places == sorted(places)
                     assert (np.diff(distances[0]) >= 0).all()

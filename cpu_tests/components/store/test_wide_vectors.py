@@ -60,15 +60,15 @@ def finds(
 def is_at_rest(store: VectorStore, path: Path, vectors: FloatArray, **settings: Any) -> None:
     """Two rounds more do nothing, and an opening believes the snapshot."""
     store.snapshot()
-    body = store._open.live.view.body
+    index = store._open.live.view.index
     assert [store.run_maintenance()["actions"] for _ in range(2)] == [[], []]
-    assert store._open.live.view.body is body
+    assert store._open.live.view.index is index
     assert store.check() == []
     store.close()
     with opened(path, vectors, **settings) as again:
         totals = again.statistics()["event_totals"]
         assert (totals.get("snapshot-loaded"), totals.get("snapshot-refused", 0)) == (1, 0)
-        assert again._open.live.view.body.kind == body.kind
+        assert again._open.live.view.index.kind == index.kind
         assert finds(again, vectors, 1.0) == 1.0
 
 
@@ -100,7 +100,7 @@ def test_real_wide_text_is_found(shared_data: Path, tmp_path: Path) -> None:
 def test_another_vector_is_a_contradiction(tmp_path: Path) -> None:
     store = filled(tmp_path, heavy_tailed())
     store.run_maintenance()
-    rows = store._open.live.view.body.vectors
+    rows = store._open.live.view.index.vectors
     rows[:] = np.roll(rows, 1, axis=0)  # in this process alone
     assert store.run_maintenance()["actions"][0] == "healed the index"
     store.close()
@@ -139,21 +139,21 @@ def test_a_limit_that_float32_passes_is_kept(tmp_path: Path) -> None:
         for start in range(0, 1000, 500):
             store.store_batch(units(start, start + 500), embeddings=vectors[start : start + 500])
             store.retrain()
-        assert store._open.live.view.body.kind == "ivf"
+        assert store._open.live.view.index.kind == "ivf"
         assert store.get_storage_health()["memory_usage_mb"] < limit
         assert finds(store, vectors, 1.0) == 1.0
 
 
 def test_new_rows_lie_in_memory_until_enough_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuild_rules, "TAIL_ROWS", 40)
-    monkeypatch.setattr(rebuild_rules, "TAIL_MOST", 40)
+    monkeypatch.setattr(rebuild_rules, "DELTA_ROWS", 40)
+    monkeypatch.setattr(rebuild_rules, "DELTA_MOST", 40)
     vectors = heavy_tailed()
     with filled(tmp_path, vectors[:500], index_type="ivf") as store:
         store.snapshot()
         for end, mapped in ((550, 500), (600, 600)):
             store.store_batch(units(end - 50, end), embeddings=vectors[end - 50 : end])
             assert store.run_maintenance()["actions"] == [f"extended ivf of {end} rows"]
-            assert store._open.live.view.body.mapped_bytes == vectors[:mapped].nbytes
+            assert store._open.live.view.index.mapped_bytes == vectors[:mapped].nbytes
             assert finds(store, vectors[:end], 1.0) == 1.0
 
 
@@ -188,7 +188,7 @@ def test_whatever_becomes_of_the_snapshot(tmp_path: Path, what: str) -> None:
         path.unlink()
         path.write_bytes(whole)
     with opened(tmp_path, vectors) as store:
-        assert store._open.live.view.body.kind == "exact"
+        assert store._open.live.view.index.kind == "exact"
         assert finds(store, vectors, 1.0) == 1.0
         assert store.run_maintenance()["actions"] == ["built ivf of 600 rows"]
         assert store.statistics()["mapped_bytes"] == vectors.nbytes

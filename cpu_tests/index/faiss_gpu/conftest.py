@@ -18,14 +18,14 @@ def installed(card: Card) -> Iterator[Card]:
     """Put the stand-in behind the faiss door; nobody may have met anybody on the card."""
     before = faiss_support.load_faiss()
     faiss_support._module = gpu_faiss(card)
-    resources._owners.clear()
+    resources._by_device.clear()
     resources.use_free_bytes(card.free)
     try:
         yield card
     finally:
         faiss_support._module = before
         resources.use_free_bytes(None)
-        resources._owners.clear()
+        resources._by_device.clear()
     assert card.violations == 0, "two threads were on the device at once"
 
 
@@ -49,7 +49,7 @@ def others_on(device: str) -> Iterator[None]:
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with resources.owner_of(device).using("holding"):
+        with resources.resources_of(device).using("holding"):
             inside.set()
             leave.wait()
 

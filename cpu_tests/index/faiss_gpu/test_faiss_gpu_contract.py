@@ -30,10 +30,10 @@ from index.test_index_contract import (
 )
 from oracle import METRICS, check_answer, clustered, fitted, nearest, recall, rows_of
 
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.registry import build, from_parts
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric, Precision
+from memevolve_gpu.types import FloatArray, IndexPlan, Metric, Precision, SearchParams
 
 __all__ = [
     "index_preferred",
@@ -64,7 +64,7 @@ def plan_of(kind: str, n: int, precision: Precision = "float32") -> IndexPlan:
     return IndexPlan(kind, nlist=nlist, precision=precision, engine="faiss", device="cuda:0")  # type: ignore[arg-type]
 
 
-def body_of(kind: str, vectors: FloatArray, metric: Metric, precision: Precision = "float32", seed: int = 7) -> Body:
+def index_of(kind: str, vectors: FloatArray, metric: Metric, precision: Precision = "float32", seed: int = 7) -> Index:
     return build(plan_of(kind, len(vectors), precision), rows_of(vectors), metric, seed=seed)
 
 
@@ -77,7 +77,7 @@ def case(request: pytest.FixtureRequest, shared_card: Card) -> Case:
     noise = 0.2 * vectors.std() * rng.standard_normal((40, DIM))
     inside, outside = vectors[rng.integers(N, size=20)], -vectors[rng.integers(N, size=20)]
     queries = fitted((np.concatenate((inside, outside)) + noise).astype(np.float32), metric)
-    return body_of(kind, vectors, metric), vectors, queries
+    return index_of(kind, vectors, metric), vectors, queries
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -85,10 +85,10 @@ def case(request: pytest.FixtureRequest, shared_card: Card) -> Case:
 @pytest.mark.parametrize("dim", [1, 3, 33, 384])
 def test_odd_dimensions(kind: str, metric: Metric, dim: int, card: Card, rng: np.random.Generator) -> None:
     vectors, queries = clustered(rng, 400, dim, metric), clustered(rng, 8, dim, metric)
-    body = body_of(kind, vectors, metric)
-    for effort in (Effort(), Effort(exact=True)):
-        answer = body.search(queries, 5, effort)
-        check_answer(body, queries, vectors, answer)
+    index = index_of(kind, vectors, metric)
+    for params in (SearchParams(), SearchParams(exact=True)):
+        answer = index.search(queries, 5, params)
+        check_answer(index, queries, vectors, answer)
         assert recall(answer[0], nearest(queries, vectors, metric, 5)) >= 0.9
 
 
@@ -99,12 +99,12 @@ def test_narrow_precisions_stay_within_their_error(
     kind: str, metric: Metric, precision: Precision, tolerance: float, card: Card, rng: np.random.Generator
 ) -> None:
     vectors, queries = clustered(rng, 1500, 48, metric), clustered(rng, 20, 48, metric)
-    body = body_of(kind, vectors, metric, precision)
-    assert body.plan.precision == precision
-    for mask in (None, Allowed(rng.random(1500) < 0.5), Allowed(rng.random(1500) < 0.005)):
-        for effort in (Effort(), Effort(exact=True)):
-            answer = body.search(queries, 5, effort, mask)
-            check_answer(body, queries, vectors, answer, mask, tolerance=tolerance)
+    index = index_of(kind, vectors, metric, precision)
+    assert index.plan.precision == precision
+    for mask in (None, RowFilter(rng.random(1500) < 0.5), RowFilter(rng.random(1500) < 0.005)):
+        for params in (SearchParams(), SearchParams(exact=True)):
+            answer = index.search(queries, 5, params, mask)
+            check_answer(index, queries, vectors, answer, mask, tolerance=tolerance)
             assert recall(answer[0], nearest(queries, vectors, metric, 5, mask), tolerance) >= 0.98
 
 
@@ -115,10 +115,10 @@ def test_vectors_of_any_size(
     kind: str, scale: float, precision: Precision, card: Card, rng: np.random.Generator
 ) -> None:
     vectors = clustered(rng, 1500, 24, "l2") * np.float32(scale)
-    body = body_of(kind, vectors, "l2", precision)
-    distances, positions = body.search(vectors[:20], 5, Effort())
+    index = index_of(kind, vectors, "l2", precision)
+    distances, positions = index.search(vectors[:20], 5, SearchParams())
     truth = nearest(vectors[:20], vectors, "l2", 5)
-    loose = 1e-3 if body.plan.precision == "float32" else 0.3
+    loose = 1e-3 if index.plan.precision == "float32" else 0.3
     np.testing.assert_allclose(distances / scale**2, truth / scale**2, rtol=loose, atol=loose)
     assert (positions[:, 0] == np.arange(20)).all()
 
@@ -126,10 +126,10 @@ def test_vectors_of_any_size(
 @pytest.mark.parametrize("kind", KINDS)
 def test_vectors_far_from_the_origin(kind: str, card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 2000, 32, "l2") + np.float32(100)
-    body = body_of(kind, vectors, "l2")
+    index = index_of(kind, vectors, "l2")
     queries = vectors[rng.integers(2000, size=30)] + rng.standard_normal((30, 32)).astype(np.float32)
-    answer = body.search(queries, 10, Effort())
-    check_answer(body, queries, vectors, answer, tolerance=1e-3)
+    answer = index.search(queries, 10, SearchParams())
+    check_answer(index, queries, vectors, answer, tolerance=1e-3)
     assert recall(answer[0], nearest(queries, vectors, "l2", 10)) >= 0.98
 
 
@@ -137,19 +137,19 @@ def test_vectors_far_from_the_origin(kind: str, card: Card, rng: np.random.Gener
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_make_the_same_body_again(kind: str, precision: Precision, card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 900, 24, "cosine")
-    body = body_of(kind, vectors, "cosine", precision)
-    parts = {name: array.copy() for name, array in body.parts().items()}
-    again = from_parts(body.plan, "cosine", parts)
-    first, second = body.search(vectors[:40], 5, Effort()), again.search(vectors[:40], 5, Effort())
+    index = index_of(kind, vectors, "cosine", precision)
+    parts = {name: array.copy() for name, array in index.parts().items()}
+    again = from_parts(index.plan, "cosine", parts)
+    first, second = index.search(vectors[:40], 5, SearchParams()), again.search(vectors[:40], 5, SearchParams())
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
-    assert again.list_sizes == body.list_sizes
-    assert again.device_bytes == body.device_bytes
+    assert again.list_sizes == index.list_sizes
+    assert again.device_bytes == index.device_bytes
 
 
 def test_same_seed_same_lists(card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 900, 24, "l2")
-    one, same, other = [body_of("ivf", vectors, "l2", seed=seed).parts() for seed in (7, 7, 8)]
+    one, same, other = [index_of("ivf", vectors, "l2", seed=seed).parts() for seed in (7, 7, 8)]
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one["faiss"], other["faiss"])
 
@@ -157,27 +157,27 @@ def test_same_seed_same_lists(card: Card, rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_trained_lists_are_taken_over(precision: Precision, card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 900, 16, "l2")
-    first = body_of("ivf", vectors, "l2")
+    first = index_of("ivf", vectors, "l2")
     plan = IndexPlan("ivf", nlist=first.nlist, precision=precision, engine="faiss", device="cuda:0")
     fewer = np.ascontiguousarray(vectors[100:])
-    again = build(plan, rows_of(fewer), "l2", seed=1, like=first)
-    answer = again.search(vectors[:50], 10, Effort())
+    again = build(plan, rows_of(fewer), "l2", seed=1, reuse_from=first)
+    answer = again.search(vectors[:50], 10, SearchParams())
     check_answer(again, vectors[:50], fewer, answer, tolerance=2e-4 if precision == "float32" else 0.05)
-    assert first.search(vectors[:50], 1, Effort())[1][:, 0].tolist() == list(range(50)), "the first is untouched"
+    assert first.search(vectors[:50], 1, SearchParams())[1][:, 0].tolist() == list(range(50)), "the first is untouched"
 
 
 @pytest.mark.parametrize("distinct", [1, 2, 7])
 @pytest.mark.parametrize("kind", KINDS)
 def test_fewer_distinct_vectors_than_lists(kind: str, distinct: int, card: Card, rng: np.random.Generator) -> None:
     vectors = np.ascontiguousarray(clustered(rng, distinct, 32, "l2")[rng.integers(distinct, size=2000)])
-    answer = body_of(kind, vectors, "l2").search(vectors[:10], 10, Effort())
+    answer = index_of(kind, vectors, "l2").search(vectors[:10], 10, SearchParams())
     assert (answer[0] == 0).all()
     assert (answer[1] >= 0).all()
 
 
 def test_one_row_and_none(card: Card, rng: np.random.Generator) -> None:
     one = clustered(rng, 1, 5, "l2")
-    assert body_of("exact", one, "l2").search(one, 3, Effort())[1].tolist() == [[0, -1, -1]]
-    empty = body_of("exact", one[:0], "l2")
-    assert empty.search(one, 2, Effort())[1].tolist() == [[-1, -1]]
+    assert index_of("exact", one, "l2").search(one, 3, SearchParams())[1].tolist() == [[0, -1, -1]]
+    empty = index_of("exact", one[:0], "l2")
+    assert empty.search(one, 2, SearchParams())[1].tolist() == [[-1, -1]]
     assert (empty.device, empty.device_bytes) == ("cpu", 0)

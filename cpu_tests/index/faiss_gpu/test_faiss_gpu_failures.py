@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from fake_faiss_gpu import Card
 from index.faiss_gpu.conftest import others_on
-from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
+from index.faiss_gpu.test_faiss_gpu_contract import KINDS, index_of, plan_of
 from oracle import check_answer, clustered, nearest, recall, rows_of
 from support import as_child
 
 from memevolve_gpu.errors import DeviceError, EngineError
 from memevolve_gpu.index import faiss_support
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.faiss_gpu import index, resources, sizes
-from memevolve_gpu.index.faiss_gpu import index as body_module
+from memevolve_gpu.index.faiss_gpu import index as index_module
 from memevolve_gpu.index.registry import build, from_parts
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan
+from memevolve_gpu.types import FloatArray, IndexPlan, SearchParams
 
 N, DIM = 3000, 32
 ILLEGAL = "Error in run: Error: CUDA error 700 an illegal memory access was encountered"
@@ -42,14 +42,16 @@ class Clock:
         return self.now
 
 
-def right(body: Body, vectors: FloatArray, queries: FloatArray, allowed: Allowed | None = None, k: int = 10) -> None:
-    answer = body.search(queries, k, Effort(), allowed)
-    check_answer(body, queries, vectors, answer, allowed)
-    assert recall(answer[0], nearest(queries, vectors, "l2", k, allowed)) >= 0.99
+def right(
+    index: Index, vectors: FloatArray, queries: FloatArray, row_filter: RowFilter | None = None, k: int = 10
+) -> None:
+    answer = index.search(queries, k, SearchParams(), row_filter)
+    check_answer(index, queries, vectors, answer, row_filter)
+    assert recall(answer[0], nearest(queries, vectors, "l2", k, row_filter)) >= 0.99
 
 
-def causes(body: Body) -> list[tuple[str, str]]:
-    return [(told.cause, told.action) for told in body.incidents()]
+def causes(index: Index) -> list[tuple[str, str]]:
+    return [(told.cause, told.action) for told in index.incidents()]
 
 
 # -------------------------------------------------------------------------------------------------------- no room
@@ -63,23 +65,23 @@ def test_building_without_room_is_refused_with_its_cause(
     resources.use_free_bytes(card.free if asked_first else None)
     card.others = card.total - sizes.TEMPORARY_BYTES - 100_000
     with pytest.raises(DeviceError, match="needs" if asked_first else "out of memory") as caught:
-        body_of(kind, vectors, "l2")
+        index_of(kind, vectors, "l2")
     assert caught.value.cause == "out-of-memory"
     assert sum(card.held.values()) <= sizes.TEMPORARY_BYTES, "what was begun is freed, though the error is kept"
     card.others = 0
-    right(body_of(kind, vectors, "l2"), vectors, vectors[:5])
+    right(index_of(kind, vectors, "l2"), vectors, vectors[:5])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_room_for_a_batch_it_is_cut_smaller(kind: str, card: Card, vectors: FloatArray) -> None:
-    body = body_of(kind, vectors, "l2")
-    body.search(vectors[:1], 10, Effort())
-    card.scratch_left = 5 * (N * 8 if kind == "exact" else body.nlist * DIM * 4)
-    right(body, vectors, vectors[:100])
+    index = index_of(kind, vectors, "l2")
+    index.search(vectors[:1], 10, SearchParams())
+    card.scratch_left = 5 * (N * 8 if kind == "exact" else index.nlist * DIM * 4)
+    right(index, vectors, vectors[:100])
     assert max(nq for nq, _, _ in card.searches[-20:]) <= 5
-    assert causes(body) == [("out-of-memory", "smaller-batch")]
-    assert causes(body) == [], "told once"
-    assert body.device == "cuda:0"
+    assert causes(index) == [("out-of-memory", "smaller-batch")]
+    assert causes(index) == [], "told once"
+    assert index.device == "cuda:0"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,27 +89,27 @@ def test_without_any_room_the_host_answers_until_there_is(
     kind: str, card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    body = body_of(kind, vectors, "l2")
-    body._duty = index.Duty("cuda:0", clock)  # type: ignore[attr-defined]
+    built_index = index_of(kind, vectors, "l2")
+    built_index._failover = index.FaissGpuFailover("cuda:0", clock)  # type: ignore[attr-defined]
     card.scratch_left = 0
-    right(body, vectors, vectors[:50])
-    assert causes(body) == [("out-of-memory", "smaller-batch"), ("out-of-memory", "cpu")]
-    assert body.device == "cpu"
+    right(built_index, vectors, vectors[:50])
+    assert causes(built_index) == [("out-of-memory", "smaller-batch"), ("out-of-memory", "cpu")]
+    assert built_index.device == "cpu"
     before = len(card.searches)
-    right(body, vectors, vectors[:50])
+    right(built_index, vectors, vectors[:50])
     card.scratch_left = None
-    right(body, vectors, vectors[:50])
+    right(built_index, vectors, vectors[:50])
     assert len(card.searches) == before, "it rests"
     clock.now += 1.5
-    right(body, vectors, vectors[:50])
-    assert causes(body) == [("recovered", "device-again")]
-    assert body.device == "cuda:0"
+    right(built_index, vectors, vectors[:50])
+    assert causes(built_index) == [("recovered", "device-again")]
+    assert built_index.device == "cuda:0"
     assert card.searches[-1][0] == 50 or sum(nq for nq, _, _ in card.searches[before:]) >= 50
 
 
 def test_rests_grow_while_they_are_in_vain() -> None:
     clock = Clock()
-    made = index.Duty("cuda:0", clock)
+    made = index.FaissGpuFailover("cuda:0", clock)
     made.failed(DeviceError("full", "out-of-memory"), 1)
     asked = []
     for _ in range(10_000):
@@ -124,7 +126,7 @@ def test_rests_grow_while_they_are_in_vain() -> None:
 
 def test_a_limit_is_lifted_step_by_step() -> None:
     clock = Clock()
-    made = index.Duty("cuda:0", clock)
+    made = index.FaissGpuFailover("cuda:0", clock)
     made.failed(DeviceError("full", "out-of-memory"), 64)
     assert made.batch(1000) == 32
     clock.now = 2.0
@@ -139,7 +141,7 @@ def test_a_limit_is_lifted_step_by_step() -> None:
 
 
 def test_incidents_are_bounded() -> None:
-    made = index.Duty("cuda:0", Clock())
+    made = index.FaissGpuFailover("cuda:0", Clock())
     for _ in range(500):
         made.failed(DeviceError("full", "out-of-memory"), 2)
         made.worked(2, 2)
@@ -151,21 +153,21 @@ def test_incidents_are_bounded() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_broken_device_is_left_alone_by_all(kind: str, card: Card, vectors: FloatArray) -> None:
-    body, other = body_of(kind, vectors, "l2"), body_of("exact", vectors, "l2")
+    index, other = index_of(kind, vectors, "l2"), index_of("exact", vectors, "l2")
     card.failing = ILLEGAL
-    right(body, vectors, vectors[:20])
+    right(index, vectors, vectors[:20])
     card.failing = ""
     before = len(card.searches)
-    right(body, vectors, vectors[:20])
+    right(index, vectors, vectors[:20])
     right(other, vectors, vectors[:20])
     assert len(card.searches) == before
-    assert causes(body) == causes(other) == [("device-error", "cpu-until-restart")]
-    assert body.device == other.device == "cpu"
+    assert causes(index) == causes(other) == [("device-error", "cpu-until-restart")]
+    assert index.device == other.device == "cpu"
     with pytest.raises(DeviceError, match="restart this process") as caught:
-        body_of("exact", vectors, "l2")
+        index_of("exact", vectors, "l2")
     assert caught.value.cause == "device-error"
     held = dict(card.held)
-    del body, other
+    del index, other
     gc.collect()
     assert card.held == held, "nothing is freed on a device that is gone"
 
@@ -173,7 +175,7 @@ def test_a_broken_device_is_left_alone_by_all(kind: str, card: Card, vectors: Fl
 def test_a_device_that_breaks_while_lists_are_made_is_left_alone(card: Card, vectors: FloatArray) -> None:
     card.failing = ILLEGAL
     with pytest.raises(DeviceError, match="restart this process") as caught:
-        body_of("ivf", vectors, "l2")
+        index_of("ivf", vectors, "l2")
     assert caught.value.cause == "device-error"
     held = dict(card.held)
     assert sum(held.values()) > sizes.TEMPORARY_BYTES, "what was begun stays: freeing it is a call to the device"
@@ -182,21 +184,21 @@ def test_a_device_that_breaks_while_lists_are_made_is_left_alone(card: Card, vec
 
 
 def test_an_odd_refusal_keeps_its_body_only_off_the_device(card: Card, vectors: FloatArray) -> None:
-    body, other = body_of("exact", vectors, "l2"), body_of("exact", vectors, "l2")
+    index, other = index_of("exact", vectors, "l2"), index_of("exact", vectors, "l2")
     card.failing = "Error in search: Error: 'x' failed: something that nobody foresaw"
-    right(body, vectors, vectors[:20])
+    right(index, vectors, vectors[:20])
     card.failing = ""
-    right(body, vectors, vectors[:20])
+    right(index, vectors, vectors[:20])
     right(other, vectors, vectors[:20])
-    assert (body.device, other.device) == ("cpu", "cuda:0")
-    assert causes(body) == [("device-error", "cpu-until-restart")]
+    assert (index.device, other.device) == ("cpu", "cuda:0")
+    assert causes(index) == [("device-error", "cpu-until-restart")]
 
 
 def test_faiss_without_gpu_indexes_is_named(card: Card, vectors: FloatArray) -> None:
     module = faiss_support.load_faiss()
     del module.GpuIndexIVFFlat
     with pytest.raises(DeviceError, match="install faiss-gpu"):
-        body_of("exact", vectors, "l2")
+        index_of("exact", vectors, "l2")
 
 
 @pytest.mark.parametrize(("device", "message"), [("cuda:1", "sees 1"), ("cpu", "cuda:N"), ("cuda:x", "cuda:N")])
@@ -212,7 +214,7 @@ def test_a_driver_that_refuses_is_named(card: Card, vectors: FloatArray, monkeyp
 
     monkeypatch.setattr(faiss_support.load_faiss(), "get_num_gpus", refusing, raising=False)
     with pytest.raises(DeviceError, match=r"insufficient.*update the NVIDIA driver"):
-        body_of("exact", vectors, "l2")
+        index_of("exact", vectors, "l2")
 
 
 # --------------------------------------------------------------------------------------------------- its limits
@@ -220,23 +222,23 @@ def test_a_driver_that_refuses_is_named(card: Card, vectors: FloatArray, monkeyp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_than_2048_results_come_from_the_host(kind: str, card: Card, vectors: FloatArray) -> None:
-    body = body_of(kind, vectors, "l2")
+    index = index_of(kind, vectors, "l2")
     before = len(card.searches)
-    right(body, vectors, vectors[:2], k=2049)
+    right(index, vectors, vectors[:2], k=2049)
     assert len(card.searches) == before
-    right(body, vectors, vectors[:2], k=2048)
+    right(index, vectors, vectors[:2], k=2048)
     assert len(card.searches) > before
 
 
 def test_more_than_2048_lists_come_from_the_host(card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 4000, 8, "l2")
     plan = IndexPlan("ivf", nlist=2100, engine="faiss", device="cuda:0")
-    body = build(plan, rows_of(vectors), "l2", seed=1)
+    index = build(plan, rows_of(vectors), "l2", seed=1)
     before = len(card.searches)
-    distances, _ = body.search(vectors[:3], 5, Effort(nprobe=2100))
+    distances, _ = index.search(vectors[:3], 5, SearchParams(nprobe=2100))
     assert np.allclose(distances, nearest(vectors[:3], vectors, "l2", 5), atol=1e-5)
     assert len(card.searches) == before
-    body.search(vectors[:3], 5, Effort())
+    index.search(vectors[:3], 5, SearchParams())
     assert card.searches[-1][2] == 2048
 
 
@@ -244,39 +246,39 @@ def test_more_than_2048_lists_come_from_the_host(card: Card, rng: np.random.Gene
 def test_batches_are_tiled_to_the_temporary_memory(
     kind: str, card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(body_module, "TEMPORARY_BYTES", 1 << 20)
-    body = body_of(kind, vectors, "l2")
+    monkeypatch.setattr(index_module, "TEMPORARY_BYTES", 1 << 20)
+    index = index_of(kind, vectors, "l2")
     card.searches.clear()
-    right(body, vectors, vectors[:500])
-    each = N * 8 if kind == "exact" else body.nlist * DIM * 4
+    right(index, vectors, vectors[:500])
+    each = N * 8 if kind == "exact" else index.nlist * DIM * 4
     assert sum(nq for nq, _, _ in card.searches) >= 500
     assert all(nq * each <= 1 << 20 for nq, _, _ in card.searches)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_is_fetched_until_enough_is_left(kind: str, card: Card, vectors: FloatArray) -> None:
-    body = body_of(kind, vectors, "l2")
+    index = index_of(kind, vectors, "l2")
     query = vectors[:1]
     near = ((vectors - query) ** 2).sum(axis=1).argsort()
     mask = np.ones(N, np.bool_)
     mask[near[:400]] = False
     card.searches.clear()
-    right(body, vectors, query, Allowed(mask))
+    right(index, vectors, query, RowFilter(mask))
     fetched = [k for _, k, _ in card.searches]
     assert fetched == sorted(fetched)
     assert 400 < fetched[-1] <= 2048
     mask[near[:2500]] = False
-    right(body, vectors, query, Allowed(mask))
+    right(index, vectors, query, RowFilter(mask))
     assert max(k for _, k, _ in card.searches) <= 2048
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_allowed_rows_are_read_on_the_host(kind: str, card: Card, vectors: FloatArray) -> None:
-    body = body_of(kind, vectors, "l2")
+    index = index_of(kind, vectors, "l2")
     mask = np.zeros(N, np.bool_)
     mask[:20] = True
     before = len(card.searches)
-    right(body, vectors, vectors[:5], Allowed(mask))
+    right(index, vectors, vectors[:5], RowFilter(mask))
     assert len(card.searches) == before
 
 
@@ -286,61 +288,61 @@ def test_few_allowed_rows_are_read_on_the_host(kind: str, card: Card, vectors: F
 def test_bodies_share_a_device_and_are_freed_on_its_turn(card: Card, vectors: FloatArray) -> None:
     """Searches in eight threads while others build and drop bodies; the card notices two at once."""
     card.slow = 0.0002
-    body, stop = body_of("ivf", vectors, "l2"), threading.Event()
+    index, stop = index_of("ivf", vectors, "l2"), threading.Event()
 
     def churn() -> int:
         made = 0
         while not stop.is_set():
-            body_of("exact", vectors[:200], "l2").search(vectors[:1], 3, Effort())
+            index_of("exact", vectors[:200], "l2").search(vectors[:1], 3, SearchParams())
             made += 1
         return made
 
-    def ask(row: int) -> bool:
-        return int(body.search(vectors[row : row + 1], 1, Effort())[1][0, 0]) == row
+    def fetch(row: int) -> bool:
+        return int(index.search(vectors[row : row + 1], 1, SearchParams())[1][0, 0]) == row
 
     with ThreadPoolExecutor(8) as pool:
         churning = [pool.submit(churn) for _ in range(2)]
-        assert all(pool.map(ask, range(150)))
+        assert all(pool.map(fetch, range(150)))
         stop.set()
         assert all(done.result() > 0 for done in churning)
     del churning
     gc.collect()
-    with resources.owner_of("cuda:0").using("looking"):
+    with resources.resources_of("cuda:0").using("looking"):
         pass
-    assert sum(card.held.values()) == sizes.TEMPORARY_BYTES + body.device_bytes
+    assert sum(card.held.values()) == sizes.TEMPORARY_BYTES + index.device_bytes
     assert card.violations == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_after_a_fork_the_host_answers(kind: str, card: Card, vectors: FloatArray) -> None:
-    body = body_of(kind, vectors, "l2")
-    body.search(vectors[:1], 1, Effort())
+    index = index_of(kind, vectors, "l2")
+    index.search(vectors[:1], 1, SearchParams())
     searched = len(card.searches)
-    assert as_child(lambda: _child_is_right(body, vectors, card, searched)) == 0
-    assert causes(body) == []
-    assert body.device == "cuda:0"
-    right(body, vectors, vectors[:20])
+    assert as_child(lambda: _child_is_right(index, vectors, card, searched)) == 0
+    assert causes(index) == []
+    assert index.device == "cuda:0"
+    right(index, vectors, vectors[:20])
 
 
-def _child_is_right(body: Body, vectors: FloatArray, card: Card, searched: int) -> None:
-    found = body.search(vectors[:20], 1, Effort())[1][:, 0].tolist()
-    told, held = causes(body), dict(card.held)
+def _child_is_right(index: Index, vectors: FloatArray, card: Card, searched: int) -> None:
+    found = index.search(vectors[:20], 1, SearchParams())[1][:, 0].tolist()
+    told, held = causes(index), dict(card.held)
     with pytest.raises(DeviceError) as refused:
-        body_of("exact", vectors, "l2")
-    away = body.device
-    del body
+        index_of("exact", vectors, "l2")
+    away = index.device
+    del index
     gc.collect()
     facts = (found, told, refused.value.cause, away, len(card.searches), card.held)
     assert facts == (list(range(20)), [("fork", "cpu-until-restart")], "fork", "cpu", searched, held)
 
 
 def test_the_lock_of_another_thread_does_not_reach_the_child(card: Card, vectors: FloatArray) -> None:
-    body = body_of("exact", vectors, "l2")
+    index = index_of("exact", vectors, "l2")
     with others_on("cuda:0"):
-        owner_before = resources.owner_of("cuda:0")
+        owner_before = resources.resources_of("cuda:0")
         owner_before.after_fork()
-        right(body, vectors, vectors[:3])
-        assert causes(body) == [("fork", "cpu-until-restart")]
+        right(index, vectors, vectors[:3])
+        assert causes(index) == [("fork", "cpu-until-restart")]
 
 
 # ------------------------------------------------------------------------------------------------------- its bytes
@@ -353,20 +355,20 @@ def test_predicted_bytes_are_what_the_card_holds(
     kind: str, precision: str, n: int, dim: int, card: Card, rng: np.random.Generator
 ) -> None:
     plan = plan_of(kind, n, precision)  # type: ignore[arg-type]
-    body = build(plan, rows_of(clustered(rng, n, dim, "l2")), "l2", seed=1)
+    index = build(plan, rows_of(clustered(rng, n, dim, "l2")), "l2", seed=1)
     held = sum(card.held.values())
-    assert body.device_bytes + sizes.TEMPORARY_BYTES == held == resources.owner_of("cuda:0").allocated()
+    assert index.device_bytes + sizes.TEMPORARY_BYTES == held == resources.resources_of("cuda:0").allocated()
     predicted = sizes.plan_device_bytes(plan, n, dim) - sizes.TEMPORARY_BYTES
-    assert predicted == pytest.approx(body.device_bytes, rel=0.1)
+    assert predicted == pytest.approx(index.device_bytes, rel=0.1)
 
 
 def test_a_snapshot_is_refused_where_the_device_is_full(card: Card, vectors: FloatArray) -> None:
-    body = body_of("ivf", vectors, "l2")
-    parts = body.parts()
+    index = index_of("ivf", vectors, "l2")
+    parts = index.parts()
     card.others = card.total
     with pytest.raises(DeviceError):
-        from_parts(body.plan, "l2", parts)
+        from_parts(index.plan, "l2", parts)
     lists = parts["lists"].copy()
-    lists[3] = body.nlist
+    lists[3] = index.nlist
     with pytest.raises(EngineError, match="beyond the 32"):
-        from_parts(body.plan, "l2", parts | {"lists": lists})
+        from_parts(index.plan, "l2", parts | {"lists": lists})

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from fake_faiss_gpu import CODE, Card, Ended
 from index.faiss_gpu.conftest import others_on
-from index.faiss_gpu.test_faiss_gpu_contract import KINDS, body_of, plan_of
+from index.faiss_gpu.test_faiss_gpu_contract import KINDS, index_of, plan_of
 from oracle import check_answer, clustered, nearest, recall, rows_of
 
 from memevolve_gpu.errors import CapacityError, DeviceError
 from memevolve_gpu.index import faiss_support
-from memevolve_gpu.index.base import Body
-from memevolve_gpu.index.bitmap import Allowed
-from memevolve_gpu.index.faiss_gpu import index as body_module
+from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.bitmap import RowFilter
+from memevolve_gpu.index.faiss_gpu import index as index_module
 from memevolve_gpu.index.faiss_gpu import ivf, sizes
 from memevolve_gpu.index.faiss_gpu import resources as resources_module
 from memevolve_gpu.index.registry import build
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan, Metric
+from memevolve_gpu.types import FloatArray, IndexPlan, Metric, SearchParams
 
 N, DIM = 3000, 32
 
@@ -33,8 +33,8 @@ def vectors(rng: np.random.Generator) -> FloatArray:
     return clustered(rng, N, DIM, "l2")
 
 
-def right(body: Body, vectors: FloatArray, queries: FloatArray, metric: Metric = "l2", k: int = 10) -> None:
-    answer = body.search(queries, k, Effort())
+def right(index: Index, vectors: FloatArray, queries: FloatArray, metric: Metric = "l2", k: int = 10) -> None:
+    answer = index.search(queries, k, SearchParams())
     assert recall(answer[0], nearest(queries, vectors, metric, k)) >= 0.99
 
 
@@ -53,29 +53,29 @@ def test_resources_that_failed_half_way_are_not_used_again(kind: str, card: Card
     card.others = card.total - sizes.TEMPORARY_BYTES + 1
     for _ in range(2):
         with pytest.raises(DeviceError, match="out of memory") as caught:
-            body_of(kind, vectors, "l2")
+            index_of(kind, vectors, "l2")
         assert caught.value.cause == "out-of-memory"
         assert card.handles == set(), "given back, though the error is kept"
     assert card.held == {}
     card.others = 0
-    body = body_of(kind, vectors, "l2")
-    right(body, vectors, vectors[:5])
-    assert body.device == "cuda:0"
+    index = index_of(kind, vectors, "l2")
+    right(index, vectors, vectors[:5])
+    assert index.device == "cuda:0"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_code_is_loaded_where_there_is_room_for_it(kind: str, card: Card, vectors: FloatArray) -> None:
     """A kernel that cannot be loaded ends the process: the first search of its sort asks for room."""
-    body, met = body_of(kind, vectors, "l2"), body_of(kind, vectors, "l2")
+    index, met = index_of(kind, vectors, "l2"), index_of(kind, vectors, "l2")
     right(met, vectors, vectors[:4])
     card.others = card.total - sum(card.held.values()) - (CODE - 1)
     before = len(card.searches)
-    right(body, vectors, vectors[:4])
+    right(index, vectors, vectors[:4])
     assert len(card.searches) > before, "known kernels need no more room"
     before = len(card.searches)
-    right(body, vectors, vectors[:4], k=300)
+    right(index, vectors, vectors[:4], k=300)
     assert len(card.searches) == before
-    assert {told.cause for told in body.incidents()} == {"out-of-memory"}
+    assert {told.cause for told in index.incidents()} == {"out-of-memory"}
     right(met, vectors, vectors[:4])
     assert len(card.searches) > before
 
@@ -93,10 +93,10 @@ def test_the_host_keeps_no_second_copy_of_the_rows(
         return lists
 
     monkeypatch.setattr(ivf, "_filled", watched)
-    body = body_of("ivf", vectors, "l2")
+    index = index_of("ivf", vectors, "l2")
     gc.collect()
     assert [lists() for lists in filled] == [None]
-    right(body, vectors, vectors[:5])
+    right(index, vectors, vectors[:5])
 
 
 @pytest.mark.parametrize(
@@ -110,21 +110,21 @@ def test_the_host_keeps_no_second_copy_of_the_rows(
     ],
 )
 def test_errors_that_stay_are_told_from_a_full_card(text: str, cause: str, card: Card, vectors: FloatArray) -> None:
-    body = body_of("exact", vectors, "l2")
+    index = index_of("exact", vectors, "l2")
     card.failing = text
-    right(body, vectors, vectors[:5])
-    assert {told.cause for told in body.incidents()} == {cause}
-    assert (resources_module._owners[0].lost is not None) == (cause == "device-error")
+    right(index, vectors, vectors[:5])
+    assert {told.cause for told in index.incidents()} == {cause}
+    assert (resources_module._by_device[0].lost is not None) == (cause == "device-error")
 
 
 def test_what_failed_is_freed_at_once_though_the_error_is_kept(card: Card, vectors: FloatArray) -> None:
     """The frames of the error hold the index: freed with them, it would be freed in any thread at any moment."""
     resources_module.use_free_bytes(None)
     card.others = card.total - sizes.TEMPORARY_BYTES - vectors.nbytes - 100_000
-    kept = body_of("exact", vectors[:10], "l2")
+    kept = index_of("exact", vectors[:10], "l2")
     card.others = card.total - sum(card.held.values()) - vectors.nbytes - N
     with pytest.raises(DeviceError, match="out of memory") as caught:
-        body_of("exact", vectors, "l2")
+        index_of("exact", vectors, "l2")
     assert caught.value.__cause__ is not None
     assert sum(card.held.values()) == sizes.TEMPORARY_BYTES + kept.device_bytes
 
@@ -144,22 +144,22 @@ def test_who_ends_a_build_is_not_taken_for_the_device(error: BaseException, card
 
 
 def test_a_lost_device_keeps_no_vectors(card: Card, vectors: FloatArray) -> None:
-    body = body_of("exact", vectors, "l2")
+    index = index_of("exact", vectors, "l2")
     card.failing = alloc_failed("unspecified launch failure [719]")
-    right(body, vectors, vectors[:5])
-    gone = weakref.ref(body)
-    del body
+    right(index, vectors, vectors[:5])
+    gone = weakref.ref(index)
+    del index
     gc.collect()
     assert gone() is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_searches_do_not_wait_for_a_training(kind: str, card: Card, vectors: FloatArray) -> None:
-    body, inside, leave = body_of(kind, vectors, "l2"), threading.Event(), threading.Event()
-    right(body, vectors, vectors[:5])
+    index, inside, leave = index_of(kind, vectors, "l2"), threading.Event(), threading.Event()
+    right(index, vectors, vectors[:5])
 
     def train() -> None:
-        with resources_module.owner_of("cuda:0").building("training", 0, keep=False):
+        with resources_module.resources_of("cuda:0").building("training", 0, keep=False):
             inside.set()
             leave.wait()
 
@@ -168,23 +168,23 @@ def test_searches_do_not_wait_for_a_training(kind: str, card: Card, vectors: Flo
     inside.wait()
     before = len(card.searches)
     try:
-        right(body, vectors, vectors[:5])
+        right(index, vectors, vectors[:5])
         assert len(card.searches) == before
     finally:
         leave.set()
         trainer.join()
-    assert body.device == "cuda:0"
-    assert body.incidents() == [], "nothing is wrong"
-    right(body, vectors, vectors[:5])
+    assert index.device == "cuda:0"
+    assert index.incidents() == [], "nothing is wrong"
+    right(index, vectors, vectors[:5])
     assert len(card.searches) > before
 
 
 def test_what_is_dropped_while_others_are_on_the_device_is_freed_when_they_leave(
     card: Card, vectors: FloatArray
 ) -> None:
-    body = body_of("exact", vectors, "l2")
+    index = index_of("exact", vectors, "l2")
     with others_on("cuda:0"):
-        del body
+        del index
         gc.collect()
         assert sum(card.held.values()) > sizes.TEMPORARY_BYTES
     assert sum(card.held.values()) == sizes.TEMPORARY_BYTES
@@ -200,17 +200,17 @@ def test_squares_that_leave_float16_lose_no_rows(
     vectors = clustered(rng, N, DIM, metric)
     if metric != "cosine":
         vectors *= np.float32(scale / np.abs(vectors).max())
-    body = body_of("exact", vectors, metric, precision)
-    assert body.plan.precision == precision
+    index = index_of("exact", vectors, metric, precision)
+    assert index.plan.precision == precision
     queries = vectors[rng.integers(N, size=40)]
-    answer = body.search(queries, 10, Effort())
-    check_answer(body, queries, vectors, answer, tolerance=0.05)
+    answer = index.search(queries, 10, SearchParams())
+    check_answer(index, queries, vectors, answer, tolerance=0.05)
     assert recall(answer[0], nearest(queries, vectors, metric, 10), 0.05) >= 0.98
     half = metric != "l2" or scale == 1.0
-    assert body.device_bytes == sizes.flat_bytes(N, DIM, half)
+    assert index.device_bytes == sizes.flat_bytes(N, DIM, half)
     if metric == "l2":
         far = np.full((1, DIM), 300, np.float32)
-        assert body.search(far, 1, Effort())[1][0, 0] >= 0
+        assert index.search(far, 1, SearchParams())[1][0, 0] >= 0
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])
@@ -218,7 +218,7 @@ def test_few_large_rows_among_small_ones_are_found(precision: Any, card: Card, v
     """Rows that the device loses are not missed where it has others to offer."""
     mixed = vectors * np.float32(1 / np.abs(vectors).max())
     mixed[::10] *= np.float32(1000)
-    found = body_of("exact", mixed, "l2", precision).search(mixed[:100:10], 1, Effort())[1][:, 0]
+    found = index_of("exact", mixed, "l2", precision).search(mixed[:100:10], 1, SearchParams())[1][:, 0]
     assert found.tolist() == list(range(0, 100, 10))
 
 
@@ -226,9 +226,9 @@ def test_few_large_rows_among_small_ones_are_found(precision: Any, card: Card, v
 def test_few_tiny_rows_do_not_double_the_memory(small: int, card: Card, vectors: FloatArray) -> None:
     mixed = vectors * np.float32(1 / np.abs(vectors).max())
     mixed[5 : 5 + small] *= np.float32(2**-12)
-    body = body_of("exact", mixed, "l2", "float16")
-    assert body.search(mixed[: 5 + small], 1, Effort())[1][:, 0].tolist() == list(range(5 + small))
-    assert body.device_bytes == sizes.flat_bytes(N, DIM, half=small <= 16)
+    index = index_of("exact", mixed, "l2", "float16")
+    assert index.search(mixed[: 5 + small], 1, SearchParams())[1][:, 0].tolist() == list(range(5 + small))
+    assert index.device_bytes == sizes.flat_bytes(N, DIM, half=small <= 16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -237,22 +237,22 @@ def test_batches_never_need_more_than_the_temporary_memory(
     kind: str, k: int, card: Card, vectors: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Lists keep ``k`` results each before they are merged."""
-    monkeypatch.setattr(body_module, "TEMPORARY_BYTES", 4 << 20)
-    body = body_of(kind, vectors, "l2")
+    monkeypatch.setattr(index_module, "TEMPORARY_BYTES", 4 << 20)
+    index = index_of(kind, vectors, "l2")
     card.scratch_left = 4 << 20
-    right(body, vectors, vectors[:100], k=k)
-    right(body, vectors, vectors[:3], k=k)
-    mask = Allowed(np.arange(N) % 3 > 0)
-    body.search(vectors[:100], k, Effort(), mask)
-    assert body.incidents() == []
+    right(index, vectors, vectors[:100], k=k)
+    right(index, vectors, vectors[:3], k=k)
+    mask = RowFilter(np.arange(N) % 3 > 0)
+    index.search(vectors[:100], k, SearchParams(), mask)
+    assert index.incidents() == []
 
 
 def test_large_batches_under_a_mask_take_little_of_the_host(card: Card, vectors: FloatArray) -> None:
-    body, mask = body_of("exact", vectors, "l2"), Allowed(np.arange(N) % 2 > 0)
+    index, mask = index_of("exact", vectors, "l2"), RowFilter(np.arange(N) % 2 > 0)
     queries = np.ascontiguousarray(np.tile(vectors, (2, 1)))
     tracemalloc.start()
     try:
-        answer = body.search(queries, 700, Effort(), mask)
+        answer = index.search(queries, 700, SearchParams(), mask)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -264,11 +264,11 @@ def test_large_batches_under_a_mask_take_little_of_the_host(card: Card, vectors:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_body_is_searched_once_while_there_is_room(kind: str, card: Card, vectors: FloatArray) -> None:
     """The first real search then needs no room for code, and takes no longer than the next."""
-    body = body_of(kind, vectors, "l2")
+    index = index_of(kind, vectors, "l2")
     assert card.searches[-1][0] == 1
     card.others = card.total - sum(card.held.values())
     before = len(card.searches)
-    right(body, vectors, vectors[:1])
+    right(index, vectors, vectors[:1])
     assert len(card.searches) == before + 1
 
 

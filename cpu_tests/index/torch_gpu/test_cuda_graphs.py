@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from memevolve_gpu.index.torch_gpu import cuda_graphs
-from memevolve_gpu.index.torch_gpu.cuda_graphs import Replays
+from memevolve_gpu.index.torch_gpu.cuda_graphs import CudaGraphCache
 
 CARD = SimpleNamespace(type="cuda")
 
@@ -49,13 +49,13 @@ def waiting(synchronize: Any) -> Any:
     return SimpleNamespace(cuda=SimpleNamespace(current_stream=lambda _: stream))
 
 
-def ask(replays: Replays, shape: tuple[int, int], device: Any = CARD) -> str:
+def ask(replays: CudaGraphCache, shape: tuple[int, int], device: Any = CARD) -> str:
     found: str = replays.run((*shape, False), Asked(), device, lambda _: Found())
     return found
 
 
 def test_a_search_is_recorded_once_it_is_warm(recorded: list[int]) -> None:
-    replays = Replays(pytest.fail)
+    replays = CudaGraphCache(pytest.fail)
     assert [ask(replays, (32, 0)) for _ in range(5)] == ["launched"] * 2 + ["replayed"] * 3
     assert recorded == [4]
     assert ask(replays, (64, 0)) == "launched", "another shape"
@@ -63,7 +63,7 @@ def test_a_search_is_recorded_once_it_is_warm(recorded: list[int]) -> None:
 
 
 def test_shapes_that_change_all_the_time_are_launched_plainly(recorded: list[int]) -> None:
-    replays = Replays(pytest.fail)
+    replays = CudaGraphCache(pytest.fail)
     for _ in range(10):
         for want in range(8):
             ask(replays, (32 << want, 0))
@@ -81,7 +81,7 @@ def test_what_cannot_be_recorded_is_launched_and_told_once(
 
     monkeypatch.setattr(cuda_graphs, "_Recording", failing)
     notes: list[str] = []
-    replays = Replays(notes.append)
+    replays = CudaGraphCache(notes.append)
     assert [ask(replays, (32, 0)) for _ in range(6)] == ["launched"] * 6
     assert len(recorded) == len(notes) == 1
     assert "capturing" in notes[0]
@@ -95,7 +95,7 @@ def test_a_lost_device_is_not_taken_for_a_failed_recording(
 
     monkeypatch.setattr(cuda_graphs, "_Recording", lost)
     monkeypatch.setattr(cuda_graphs, "load_torch", lambda: waiting(lost))
-    replays = Replays(pytest.fail)
+    replays = CudaGraphCache(pytest.fail)
     ask(replays, (32, 0))
     ask(replays, (32, 0))
     with pytest.raises(RuntimeError, match="illegal"):
@@ -104,7 +104,7 @@ def test_a_lost_device_is_not_taken_for_a_failed_recording(
 
 def test_nothing_is_recorded_unless_it_is_asked_for(recorded: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     cuda_graphs.record_searches(False)
-    replays = Replays(pytest.fail)
+    replays = CudaGraphCache(pytest.fail)
     assert [ask(replays, (32, 0)) for _ in range(6)] == ["launched"] * 6
     cuda_graphs.record_searches(True)
     assert [ask(replays, (32, 0)) for _ in range(3)] == ["launched"] * 2 + ["replayed"]
@@ -115,11 +115,11 @@ def test_a_full_device_is_not_taken_for_a_failed_recording(
 ) -> None:
     real = cuda_graphs._Recording
 
-    def full(*_: object) -> None:
+    def float32_rows(*_: object) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    monkeypatch.setattr(cuda_graphs, "_Recording", full)
-    replays = Replays(pytest.fail)
+    monkeypatch.setattr(cuda_graphs, "_Recording", float32_rows)
+    replays = CudaGraphCache(pytest.fail)
     ask(replays, (32, 0))
     ask(replays, (32, 0))
     with pytest.raises(RuntimeError, match="out of memory"):

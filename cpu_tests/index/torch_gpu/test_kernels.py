@@ -13,14 +13,14 @@ import pytest
 from oracle import check_answer, nearest, recall
 from torch_gpu_kit import on_card, some
 
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.torch_gpu import kernel_ops
 from memevolve_gpu.index.torch_gpu import kernel_ops as operations_module
 from memevolve_gpu.index.torch_gpu.device_rows import (
     GROUP,
+    DeviceRows,
+    Quantization,
     Queries,
-    Resident,
-    Space,
     padded_groups,
     span_columns,
     tile_columns,
@@ -28,7 +28,7 @@ from memevolve_gpu.index.torch_gpu.device_rows import (
 from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account
 from memevolve_gpu.index.torch_gpu.search import best_columns
-from memevolve_gpu.types import Effort, Metric
+from memevolve_gpu.types import Metric, SearchParams
 
 SEED = 20_260_404
 
@@ -39,20 +39,20 @@ def kernel_way(torch: Any, kernels: SimpleNamespace) -> Operations:
     return Operations(torch.device("cpu"), pytest.fail, kernels)
 
 
-def resident(torch: Any, n: int, dim: int, *, int8: bool = False, metric: Metric = "l2") -> Resident:
+def rows_on_device(torch: Any, n: int, dim: int, *, int8: bool = False, metric: Metric = "l2") -> DeviceRows:
     vectors = np.random.default_rng(SEED).standard_normal((n, dim)).astype(np.float32)
-    space = Space.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
+    quantization = Quantization.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
     shape, cpu = (n, dim, padded_groups(-(-n // GROUP))), torch.device("cpu")
-    rows = Resident.empty(metric, space, shape, cpu, int8=int8, full=False)
+    rows = DeviceRows.empty(metric, quantization, shape, cpu, int8=int8, float32_rows=False)
     codes = None
     if int8:
         scales = np.abs(vectors).max(1) / np.float32(127)
         codes = (torch.from_numpy(np.rint(vectors / scales[:, None]).astype(np.int8)), torch.from_numpy(scales))
-    rows.put(0, space.enter(vectors, rows.columns, cpu), torch.arange(n), codes, None)
+    rows.put(0, quantization.enter(vectors, rows.columns, cpu), torch.arange(n), codes, None)
     return rows
 
 
-def asked(torch: Any, rows: Resident, nq: int, dim: int) -> Queries:
+def asked(torch: Any, rows: DeviceRows, nq: int, dim: int) -> Queries:
     raw = np.random.default_rng(SEED + 1).standard_normal((nq, dim)).astype(np.float32)
     return Queries.prepare(torch.from_numpy(raw), rows)
 
@@ -68,7 +68,7 @@ SHAPES = [(500, 20, 1), (500, 20, 7), (300, 150, 17), (40, 5, 3), (300, 24, 70),
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize(("n", "dim", "nq"), SHAPES)
 def test_minima(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *, int8: bool) -> None:
-    rows = resident(torch, n, dim, int8=int8, metric="ip" if nq == 7 else "l2")
+    rows = rows_on_device(torch, n, dim, int8=int8, metric="ip" if nq == 7 else "l2")
     queries = asked(torch, rows, nq, dim)
     q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
     got = kernel_way.minima(rows, *q)
@@ -79,7 +79,7 @@ def test_minima(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize(("n", "dim", "nq"), SHAPES)
 def test_rescore(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *, int8: bool) -> None:
-    rows = resident(torch, n, dim, int8=int8)
+    rows = rows_on_device(torch, n, dim, int8=int8)
     queries = asked(torch, rows, nq, dim)
     chosen = torch.from_numpy(np.random.default_rng(SEED).integers(-1, rows.groups, (nq, 3)))
     q = (queries.wide, queries.factor)
@@ -96,7 +96,7 @@ def test_rescore(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, 
 @pytest.mark.parametrize(("nq", "nprobe"), [(1, 1), (1, 4), (9, 3), (40, 6)])
 def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *, int8: bool) -> None:
     rng, sizes = np.random.default_rng(SEED), [3, 0, 1, 9, 2, 5]
-    rows = resident(torch, GROUP * sum(sizes) - 11, 40, int8=int8)
+    rows = rows_on_device(torch, GROUP * sum(sizes) - 11, 40, int8=int8)
     queries = asked(torch, rows, nq, 40)
     probed = torch.from_numpy(np.stack([rng.permutation(len(sizes))[:nprobe] for _ in range(nq)]))
     work = ListWork.of(Lists.of(sizes, "cpu"), probed)
@@ -143,16 +143,16 @@ def test_whole_searches_by_kernels(
     monkeypatch.setattr(operations_module, "triton_kernels", lambda _: (kernels, ""))
     monkeypatch.setattr("memevolve_gpu.index.torch_gpu.index._DEVICE_CALL", 0.0)
     vectors, queries = some(1, 400, 24), some(2, 3, 24)
-    body = on_card(kind, vectors, precision=precision)
-    half = Allowed(np.arange(400) % 2 == 0)
+    index = on_card(kind, vectors, precision=precision)
+    half = RowFilter(np.arange(400) % 2 == 0)
     for few in (queries, queries[:1]):
         for mask in (None, half):
-            answer = body.search(few, 5, Effort(nprobe=4), mask)
-            check_answer(body, few, vectors, answer, mask, tolerance=2e-4 if precision == "float32" else 0.05)
+            answer = index.search(few, 5, SearchParams(nprobe=4), mask)
+            check_answer(index, few, vectors, answer, mask, tolerance=2e-4 if precision == "float32" else 0.05)
             if kind == "exact":
                 truth = nearest(few, vectors, "l2", 5, mask)
                 assert recall(answer[0], truth, 1e-5 if precision == "float32" else 0.05) == 1.0
-    assert body.incidents() == []
+    assert index.incidents() == []
 
 
 @pytest.mark.parametrize(("nq", "width", "want"), [(1, 4096, 4), (3, 4096, 4), (3, 4100, 4), (5, 512, 8), (5, 64, 100)])

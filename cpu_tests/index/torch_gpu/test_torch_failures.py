@@ -20,30 +20,32 @@ from oracle import check_answer, nearest, recall, rows_of
 from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError, EngineError
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.index.torch_gpu import device_rows, failover, runtime
-from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import ivf as ivf_module
 from memevolve_gpu.index.torch_gpu import upload as loaded_module
-from memevolve_gpu.index.torch_gpu.device_rows import Resident
-from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.device_rows import DeviceRows
+from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account, resident_bytes
-from memevolve_gpu.index.torch_gpu.runtime import turn_on
-from memevolve_gpu.types import Effort, FloatArray, IndexPlan
+from memevolve_gpu.index.torch_gpu.runtime import device_lock
+from memevolve_gpu.types import FloatArray, IndexPlan, SearchParams
 
 KINDS = ("exact", "ivf")
 
 
-def assert_right(body: TorchBody, queries: FloatArray, vectors: FloatArray, effort: Effort | None = None) -> None:
-    answer = body.search(queries, 10, effort or Effort())
-    check_answer(body, queries, vectors, answer)
-    assert recall(answer[0], nearest(queries, vectors, body.metric, 10)) >= 0.999
+def assert_right(
+    index: TorchIndex, queries: FloatArray, vectors: FloatArray, params: SearchParams | None = None
+) -> None:
+    answer = index.search(queries, 10, params or SearchParams())
+    check_answer(index, queries, vectors, answer)
+    assert recall(answer[0], nearest(queries, vectors, index.metric, 10)) >= 0.999
 
 
-def what_happened(body: TorchBody) -> list[tuple[str, str]]:
-    return [(incident.cause, incident.action) for incident in body.incidents()]
+def what_happened(index: TorchIndex) -> list[tuple[str, str]]:
+    return [(incident.cause, incident.action) for incident in index.incidents()]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,46 +54,46 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     kind: str, cause: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = some(1), some(2, 40)
-    body = on_card(kind, vectors)
+    index = on_card(kind, vectors)
     error = out_of_memory(torch) if cause == "out-of-memory" else DeviceError("no room", "limit")
     asked = fails_when(monkeypatch, lambda at_once: error if at_once > 8 else None)
-    assert_right(body, queries, vectors)
+    assert_right(index, queries, vectors)
     assert asked == [40, 20, 10, 5, 5, 5, 5, 5, 5, 5, 5]
-    assert what_happened(body) == [(cause, "smaller-batch")] * 3
-    assert body.device == CARD
-    assert_right(body, queries, vectors)
+    assert what_happened(index) == [(cause, "smaller-batch")] * 3
+    assert index.device == CARD
+    assert_right(index, queries, vectors)
     assert max(asked[11:]) == 5, "what was learnt is kept"
-    assert body.incidents() == []
+    assert index.incidents() == []
 
 
 def test_filters_are_dropped_when_memory_is_short(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, queries, mask = some(1), some(2, 40), Allowed(np.arange(2000) % 2 == 0)
-    body = on_card("exact", vectors)
-    body.search(queries, 10, Effort(), mask)
-    assert len(body._masks._kept) == 1
+    vectors, queries, mask = some(1), some(2, 40), RowFilter(np.arange(2000) % 2 == 0)
+    index = on_card("exact", vectors)
+    index.search(queries, 10, SearchParams(), mask)
+    assert len(index._masks._kept) == 1
     fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > 8 else None)
-    assert_right(body, queries, vectors)
-    assert len(body._masks._kept) == 0
+    assert_right(index, queries, vectors)
+    assert len(index._masks._kept) == 0
 
 
 def test_room_is_made_on_the_devices_turn_and_only_where_it_is_short(
     card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = some(1), some(2, 40)
-    body, free = on_card("exact", vectors), []
+    index, free = on_card("exact", vectors), []
 
     def look() -> None:
         with ThreadPoolExecutor(1) as pool:  # another thread would get the lock only if nobody had it
-            free.append(pool.submit(turn_on(CARD).acquire, False).result())
+            free.append(pool.submit(device_lock(CARD).acquire, False).result())
 
-    monkeypatch.setattr(body._replays, "clear", look)
-    body._guard.relieved_by(look)
+    monkeypatch.setattr(index._graphs, "clear", look)
+    index._failover.relieved_by(look)
     fails_when(monkeypatch, lambda _: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
-    assert_right(body, queries, vectors)
+    assert_right(index, queries, vectors)
     assert free == [], "nothing is dropped for what is no want of room"
-    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
+    monkeypatch.setattr(index._failover, "_clock", lambda: float("inf"))
     fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > 20 else None)
-    assert_right(body, queries, vectors)
+    assert_right(index, queries, vectors)
     assert free == [False]
 
 
@@ -106,15 +108,15 @@ def test_work_on_a_device_has_a_stream_of_its_own(torch: Any, monkeypatch: pytes
             done.append(("waits for", other))
 
     @contextmanager
-    def entered(what: Any) -> Iterator[None]:
+    def to_device_space(what: Any) -> Iterator[None]:
         done.append(("in", what if isinstance(what, str) else "own"))
         yield
 
     monkeypatch.setattr(runtime, "_streams", {})
     for name, fake in {
         "Stream": Stream,
-        "stream": entered,
-        "device": entered,
+        "stream": to_device_space,
+        "device": to_device_space,
         "current_stream": lambda _: "caller",
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
@@ -127,31 +129,31 @@ def test_work_on_a_device_has_a_stream_of_its_own(torch: Any, monkeypatch: pytes
 
 def test_a_cut_batch_grows_again(card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 40)
-    body, now = on_card("exact", vectors), [0.0]
-    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    index, now = on_card("exact", vectors), [0.0]
+    monkeypatch.setattr(index._failover, "_clock", lambda: now[0])
     room = [8]
     asked = fails_when(monkeypatch, lambda at_once: out_of_memory(torch) if at_once > room[0] else None)
-    assert_right(body, queries, vectors)
+    assert_right(index, queries, vectors)
     room[0] = 100
     for _ in range(5):
         now[0] += 60.0
-        assert_right(body, queries, vectors)
+        assert_right(index, queries, vectors)
     assert asked[-1] == 40
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_card_with_a_byte_limit_answers_in_smaller_batches(kind: str, card: Account) -> None:
     vectors, queries = some(1), some(2, 64)
-    body = on_card(kind, vectors)
+    index = on_card(kind, vectors)
     card.limit = card.used + 40_000
-    assert_right(body, queries, vectors)
-    assert {cause for cause, _ in what_happened(body)} == {"limit"}
-    assert body.device == CARD
+    assert_right(index, queries, vectors)
+    assert {cause for cause, _ in what_happened(index)} == {"limit"}
+    assert index.device == CARD
     card.limit = card.used + 100
-    assert_right(body, queries, vectors)
-    assert what_happened(body)[-1] == ("limit", "cpu")
-    assert body.device == "cpu"
-    assert body.device_bytes > 0, "the rows wait there"
+    assert_right(index, queries, vectors)
+    assert what_happened(index)[-1] == ("limit", "cpu")
+    assert index.device == "cpu"
+    assert index.device_bytes > 0, "the rows wait there"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,39 +161,39 @@ def test_the_host_answers_until_the_device_has_room_again(
     kind: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = some(1), some(2, 20)
-    body, now, full = on_card(kind, vectors), [1000.0], [True]
-    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
-    asked = fails_when(monkeypatch, lambda _: out_of_memory(torch) if full[0] else None)
-    assert_right(body, queries, vectors)
-    assert what_happened(body)[-1] == ("out-of-memory", "cpu")
+    index, now, float32_rows = on_card(kind, vectors), [1000.0], [True]
+    monkeypatch.setattr(index._failover, "_clock", lambda: now[0])
+    asked = fails_when(monkeypatch, lambda _: out_of_memory(torch) if float32_rows[0] else None)
+    assert_right(index, queries, vectors)
+    assert what_happened(index)[-1] == ("out-of-memory", "cpu")
     before = len(asked)
     for _ in range(3):
-        assert_right(body, queries, vectors)
+        assert_right(index, queries, vectors)
     assert len(asked) == before, "a resting device is left alone"
     now[0] += 16.0
-    assert_right(body, queries, vectors)
+    assert_right(index, queries, vectors)
     assert len(asked) > before
-    assert what_happened(body) == [("out-of-memory", "cpu")]
-    full[0] = False
+    assert what_happened(index) == [("out-of-memory", "cpu")]
+    float32_rows[0] = False
     now[0] += 16.0
-    assert body.device == "cpu", "it rests twice as long the second time"
+    assert index.device == "cpu", "it rests twice as long the second time"
     now[0] += 15.0
-    assert_right(body, queries, vectors)
-    assert what_happened(body) == [("recovered", "device-again")]
-    assert body.device == CARD
+    assert_right(index, queries, vectors)
+    assert what_happened(index) == [("recovered", "device-again")]
+    assert index.device == CARD
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lost_device_is_left_alone_until_restart(kind: str, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
-    body, other = on_card(kind, vectors), on_card("exact", vectors)
+    index, other = on_card(kind, vectors), on_card("exact", vectors)
     asked = fails_when(monkeypatch, lambda _: RuntimeError(ILLEGAL))
-    assert_right(body, queries, vectors)
-    assert_right(body, queries, vectors)
+    assert_right(index, queries, vectors)
+    assert_right(index, queries, vectors)
     assert_right(other, queries, vectors)
     assert asked == [20]
-    assert what_happened(body) == what_happened(other) == [("device-lost", "cpu-until-restart")]
-    assert body.device == other.device == "cpu"
+    assert what_happened(index) == what_happened(other) == [("device-lost", "cpu-until-restart")]
+    assert index.device == other.device == "cpu"
     assert_right(other, queries, vectors)
     assert other.incidents() == []
     with pytest.raises(DeviceError, match="restart") as caught:
@@ -201,32 +203,32 @@ def test_a_lost_device_is_left_alone_until_restart(kind: str, card: Account, mon
 
 def test_single_queries_are_answered_too(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = some(1, 40_000)
-    body = on_card("exact", vectors)
+    index = on_card("exact", vectors)
     fails_when(monkeypatch, lambda _: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
-    assert_right(body, some(2, 1), vectors)
-    assert what_happened(body) == [("device-error", "cpu")]
+    assert_right(index, some(2, 1), vectors)
+    assert what_happened(index) == [("device-error", "cpu")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forked_child_leaves_the_device_alone(kind: str, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
-    body = on_card(kind, vectors)
-    expected = body.search(queries, 10, Effort())[1]
+    index = on_card(kind, vectors)
+    expected = index.search(queries, 10, SearchParams())[1]
     asked = fails_when(monkeypatch, lambda _: None)
     reading, writing = os.pipe()
-    with turn_on(CARD), warnings.catch_warnings():
+    with device_lock(CARD), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: that is what is tested
         child = os.fork()
         if child == 0:
-            same = np.array_equal(np.sort(body.search(queries, 10, Effort())[1]), np.sort(expected))
-            happened = what_happened(body) == [("fork", "cpu-until-restart")]
-            os.write(writing, bytes([same, happened, asked == [], body.device == "cpu"]))
+            same = np.array_equal(np.sort(index.search(queries, 10, SearchParams())[1]), np.sort(expected))
+            happened = what_happened(index) == [("fork", "cpu-until-restart")]
+            os.write(writing, bytes([same, happened, asked == [], index.device == "cpu"]))
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert os.read(reading, 10) == bytes([1, 1, 1, 1])
     os.close(reading)
     os.close(writing)
-    assert body.device == CARD
+    assert index.device == CARD
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,10 +242,10 @@ def test_building_without_room_is_refused_and_leaves_nothing(
     assert caught.value.cause == "limit"
     card.limit = None
 
-    def full(*_: object, **__: object) -> None:
+    def float32_rows(*_: object, **__: object) -> None:
         raise out_of_memory(torch)
 
-    monkeypatch.setattr(Resident, "empty", full)
+    monkeypatch.setattr(DeviceRows, "empty", float32_rows)
     with pytest.raises(DeviceError, match="out of memory") as caught:
         on_card(kind, vectors)
     assert caught.value.cause == "out-of-memory"
@@ -253,12 +255,12 @@ def test_building_without_room_is_refused_and_leaves_nothing(
 def test_what_a_body_held_is_given_back_when_it_is_gone(card: Account) -> None:
     gc.collect()
     vectors, used = some(1), card.used
-    body = on_card("exact", vectors)
+    index = on_card("exact", vectors)
     held = card.used - used
     assert held == pytest.approx(resident_bytes(len(vectors), vectors.shape[1], "float32"), rel=0.1)
-    assert held == pytest.approx(body.device_bytes, rel=0.01)
-    body.search(vectors[:50], 10, Effort())
-    del body
+    assert held == pytest.approx(index.device_bytes, rel=0.01)
+    index.search(vectors[:50], 10, SearchParams())
+    del index
     assert card.used == used, "at once, not when garbage is collected"
 
 
@@ -273,28 +275,28 @@ def test_a_snapshot_opens_where_its_device_is_missing(
         raise DeviceError(f"device {device}: no GPU", "device-error")
 
     with monkeypatch.context() as without:
-        without.setattr(body_module, "open_device", missing)
-        body = from_parts(plan, "l2", parts)
-        assert isinstance(body, TorchBody)
-        assert_right(body, queries, vectors)
-        assert (body.device, body.device_bytes, body.plan.engine) == ("cpu", 0, "torch")
-        assert what_happened(body) == [("device-error", "cpu")]
-    monkeypatch.setattr(body._guard, "_clock", lambda: float("inf"))
-    assert_right(body, queries, vectors)
-    assert body._loader is not None
-    body._loader.join()
-    assert body.device == CARD, "it comes back by itself"
-    assert_right(body, queries, vectors)
-    assert what_happened(body) == [("recovered", "device-again")]
+        without.setattr(index_module, "open_device", missing)
+        index = from_parts(plan, "l2", parts)
+        assert isinstance(index, TorchIndex)
+        assert_right(index, queries, vectors)
+        assert (index.device, index.device_bytes, index.plan.engine) == ("cpu", 0, "torch")
+        assert what_happened(index) == [("device-error", "cpu")]
+    monkeypatch.setattr(index._failover, "_clock", lambda: float("inf"))
+    assert_right(index, queries, vectors)
+    assert index._loader is not None
+    index._loader.join()
+    assert index.device == CARD, "it comes back by itself"
+    assert_right(index, queries, vectors)
+    assert what_happened(index) == [("recovered", "device-again")]
 
 
 def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failover, "_PATIENCE_S", 0.05)
     vectors, queries = some(1), some(2, 20)
-    body, hangs, go_on = on_card("exact", vectors), threading.Event(), threading.Event()
+    index, hangs, go_on = on_card("exact", vectors), threading.Event(), threading.Event()
 
     def hanging() -> None:
-        with turn_on(CARD):
+        with device_lock(CARD):
             hangs.set()
             go_on.wait(60)
 
@@ -302,8 +304,8 @@ def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monke
     thread.start()
     hangs.wait(60)
     try:
-        assert_right(body, queries, vectors)
-        assert what_happened(body) == [("device-error", "cpu")]
+        assert_right(index, queries, vectors)
+        assert what_happened(index) == [("device-error", "cpu")]
     finally:
         go_on.set()
         thread.join()
@@ -317,20 +319,20 @@ def test_a_thread_that_cannot_be_had_fails_no_search(card: Account, monkeypatch:
         raise DeviceError("no GPU")
 
     with monkeypatch.context() as without:
-        without.setattr(body_module, "open_device", refused)
-        body = from_parts(plan, "l2", parts)
-    assert isinstance(body, TorchBody)
+        without.setattr(index_module, "open_device", refused)
+        index = from_parts(plan, "l2", parts)
+    assert isinstance(index, TorchIndex)
     now = [1e6]
-    monkeypatch.setattr(body._guard, "_clock", lambda: now[0])
+    monkeypatch.setattr(index._failover, "_clock", lambda: now[0])
     with monkeypatch.context() as without:
         without.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
-        assert_right(body, queries, vectors)
-    assert "no thread" in body.incidents()[-1].detail
+        assert_right(index, queries, vectors)
+    assert "no thread" in index.incidents()[-1].detail
     now[0] += 1e6
-    assert_right(body, queries, vectors)
-    assert body._loader is not None
-    body._loader.join()
-    assert body.device == CARD
+    assert_right(index, queries, vectors)
+    assert index._loader is not None
+    index._loader.join()
+    assert index.device == CARD
 
 
 def test_the_end_of_the_process_stops_builds_and_waits_for_them() -> None:
@@ -338,11 +340,11 @@ def test_the_end_of_the_process_stops_builds_and_waits_for_them() -> None:
 import atexit, threading, time
 
 def last():
-    print("over" if over else "under way", turn_on("cuda:1").acquire(timeout=1), flush=True)
+    print("over" if over else "under way", device_lock("cuda:1").acquire(timeout=1), flush=True)
 
 atexit.register(last)  # what is registered first runs last
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.torch_gpu.runtime import begun_build, turn_on
+from memevolve_gpu.index.torch_gpu.runtime import begun_build, device_lock
 
 over = []
 
@@ -350,14 +352,14 @@ def build():
     try:
         with begun_build():
             while True:
-                with turn_on("cuda:0"):
+                with device_lock("cuda:0"):
                     time.sleep(0.3)
     except EngineError as error:
         over.append(error)
 
 def search():
     while True:
-        with turn_on("cuda:1"):
+        with device_lock("cuda:1"):
             time.sleep(0.01)
 
 for work in (build, search):
@@ -370,12 +372,12 @@ time.sleep(0.1)
 
 def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
-    body, real, searched = on_card("exact", vectors), device_rows.blocks_of, []
+    index, real, searched = on_card("exact", vectors), device_rows.blocks_of, []
 
     def blocks(table: Any, first: int = 0) -> Iterator[Any]:
         for block in real(table, first):
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(assert_right, body, queries, vectors).result(timeout=60)
+                pool.submit(assert_right, index, queries, vectors).result(timeout=60)
             searched.append(1)
             yield block
 

@@ -13,33 +13,33 @@ from oracle import METRICS, check_answer, rows_of
 from torch_gpu_kit import DIM, N, card_plan, fails_when, on_card, some
 
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index.bitmap import Allowed
+from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.exact_scan import exact_scan
 from memevolve_gpu.index.faiss_support import load_faiss
 from memevolve_gpu.index.registry import build, from_parts
-from memevolve_gpu.index.torch_gpu import index as body_module
+from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import kernel_ops, search
-from memevolve_gpu.index.torch_gpu.index import TorchBody
+from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
 from memevolve_gpu.index.torch_gpu.kmeans import _step as kmeans_step
 from memevolve_gpu.index.torch_gpu.kmeans import norms_of, train
 from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, Account, predicted_bytes, resident_bytes
-from memevolve_gpu.types import Effort, FloatArray, IntArray, Metric, Precision
+from memevolve_gpu.types import FloatArray, IntArray, Metric, Precision, SearchParams
 from memevolve_gpu.utils.vectors import DeviceQueries
 
 KINDS = ("exact", "ivf")
-LISTS = Effort(nprobe=8)
+LISTS = SearchParams(nprobe=8)
 LEAST: dict[Precision, float] = {"float32": 0.999, "float16": 0.995, "int8": 0.97}
 """Recall@10 of what each precision keeps; the data lie in float16, where rounding to it loses nothing."""
 
 
-def host_way(body: TorchBody, monkeypatch: pytest.MonkeyPatch) -> None:
+def host_way(index: TorchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make scans on the host fail the test."""
 
     def scan(*_: object) -> None:
         pytest.fail("the host was asked")
 
-    monkeypatch.setattr(type(body.table), "scan", scan)
+    monkeypatch.setattr(type(index.table), "scan", scan)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -48,11 +48,11 @@ def test_float32_rows_on_the_device_decide_as_those_of_the_host_do(
     kind: str, metric: Metric, card: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = some(1, metric=metric), some(2, 60, metric=metric)
-    by_host, by_device = on_card(kind, vectors, metric), on_card(kind, vectors, metric, full=True)
+    by_host, by_device = on_card(kind, vectors, metric), on_card(kind, vectors, metric, float32_rows=True)
     assert by_device.device_bytes - by_host.device_bytes == vectors.nbytes
     expected = by_host.search(queries, 10, LISTS)
     monkeypatch.setattr(type(by_device.table), "rerank", None)
-    for mask in (None, Allowed(np.arange(N) % 3 > 0)):
+    for mask in (None, RowFilter(np.arange(N) % 3 > 0)):
         answer = by_device.search(queries, 10, LISTS, mask)
         check_answer(by_device, queries, vectors, answer, mask)
         if mask is None:
@@ -61,16 +61,16 @@ def test_float32_rows_on_the_device_decide_as_those_of_the_host_do(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("float32_rows", [False, True])
 def test_a_batch_is_cut_so_that_scratch_stays_bounded(
-    kind: str, card: Account, monkeypatch: pytest.MonkeyPatch, *, full: bool
+    kind: str, card: Account, monkeypatch: pytest.MonkeyPatch, *, float32_rows: bool
 ) -> None:
     vectors, queries = some(1), some(2, 50)
-    body = on_card(kind, vectors, full=full)
-    whole = body.search(queries, 10, LISTS)
+    index = on_card(kind, vectors, float32_rows=float32_rows)
+    whole = index.search(queries, 10, LISTS)
     asked = fails_when(monkeypatch, lambda _: None)
     monkeypatch.setattr(search, "SCRATCH", 200_000)
-    parts = body.search(queries, 10, LISTS)
+    parts = index.search(queries, 10, LISTS)
     assert len(asked) > 2
     assert sum(asked) == 50
     np.testing.assert_allclose(whole[0], parts[0], rtol=1e-5, atol=1e-5)
@@ -78,14 +78,14 @@ def test_a_batch_is_cut_so_that_scratch_stays_bounded(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_kept_while_they_are_used(kind: str, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, queries, body = some(1), some(2, 30), on_card(kind, some(1))
-    host_way(body, monkeypatch)
-    masks = [Allowed(np.arange(N) % 12 != rest) for rest in range(12)]
+    vectors, queries, index = some(1), some(2, 30), on_card(kind, some(1))
+    host_way(index, monkeypatch)
+    masks = [RowFilter(np.arange(N) % 12 != rest) for rest in range(12)]
     for mask in [*masks, *masks[::-1]]:
-        for effort in (LISTS, Effort()):
-            answer = body.search(queries, 10, effort, mask)
-            check_answer(body, queries, vectors, answer, mask)
-    assert len(body._masks._kept) <= 8
+        for params in (LISTS, SearchParams()):
+            answer = index.search(queries, 10, params, mask)
+            check_answer(index, queries, vectors, answer, mask)
+    assert len(index._masks._kept) <= 8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,13 +94,13 @@ def test_nothing_that_is_given_need_be_writable(kind: str, precision: Precision,
     vectors, queries, rows = some(1), some(2, 30), np.arange(N) % 2 == 0
     for array in (vectors, queries, rows):
         array.flags.writeable = False
-    body = on_card(kind, vectors, precision=precision)
-    parts = {name: array.copy() for name, array in body.parts().items()}
+    index = on_card(kind, vectors, precision=precision)
+    parts = {name: array.copy() for name, array in index.parts().items()}
     for array in parts.values():
         array.flags.writeable = False
-    again = from_parts(body.plan, "l2", parts)
-    answer = again.search(queries, 10, LISTS, Allowed(rows))
-    check_answer(again, queries, vectors, answer, Allowed(rows), tolerance=2e-4 if precision == "float32" else 0.05)
+    again = from_parts(index.plan, "l2", parts)
+    answer = again.search(queries, 10, LISTS, RowFilter(rows))
+    check_answer(again, queries, vectors, answer, RowFilter(rows), tolerance=2e-4 if precision == "float32" else 0.05)
 
 
 @pytest.mark.parametrize("few", [1, 5])
@@ -108,13 +108,13 @@ def test_lists_that_hold_too_few_allowed_rows_are_not_the_end(
     few: int, card: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = some(1), some(2, 30)
-    body = on_card("ivf", vectors)
+    index = on_card("ivf", vectors)
     far = np.zeros(N, np.bool_)
     far[np.argsort(((vectors - queries[0]) ** 2).sum(1))[-N // 4 :]] = True
-    host_way(body, monkeypatch)
-    monkeypatch.setattr(body_module, "_DEVICE_CALL", 0.0)
-    answer = body.search(queries[:few], 10, Effort(nprobe=1), Allowed(far))
-    check_answer(body, queries[:few], vectors, answer, Allowed(far))
+    host_way(index, monkeypatch)
+    monkeypatch.setattr(index_module, "_DEVICE_CALL", 0.0)
+    answer = index.search(queries[:few], 10, SearchParams(nprobe=1), RowFilter(far))
+    check_answer(index, queries[:few], vectors, answer, RowFilter(far))
     assert (answer[1] >= 0).all()
 
 
@@ -140,51 +140,51 @@ def test_queries_that_lie_on_the_device_stay_there(
     kind: str, card: Account, torch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = some(1), some(2, 30)
-    body = on_card(kind, vectors, full=True)
-    expected = body.search(queries, 10, LISTS)
-    half = Allowed(np.arange(N) % 2 == 0)
-    masked = body.search(queries, 10, LISTS, half)
-    host_way(body, monkeypatch)
+    index = on_card(kind, vectors, float32_rows=True)
+    expected = index.search(queries, 10, LISTS)
+    half = RowFilter(np.arange(N) % 2 == 0)
+    masked = index.search(queries, 10, LISTS, half)
+    host_way(index, monkeypatch)
     tensor = torch.from_numpy(queries)
     for given in (tensor, tensor.double(), tensor.clone().requires_grad_(), Lent(tensor), DeviceQueries(tensor)):
-        answer = body.search(given, 10, LISTS)
+        answer = index.search(given, 10, LISTS)
         assert np.array_equal(answer[1], expected[1])
         assert np.array_equal(answer[0], expected[0])
-        assert np.array_equal(body.search(given, 10, LISTS, half)[1], masked[1])
-        assert np.array_equal(body.search(given, 10, LISTS, Allowed(np.ones(N, np.bool_)))[1], expected[1])
+        assert np.array_equal(index.search(given, 10, LISTS, half)[1], masked[1])
+        assert np.array_equal(index.search(given, 10, LISTS, RowFilter(np.ones(N, np.bool_)))[1], expected[1])
 
 
 def test_queries_on_a_device_are_checked_like_others(card: Account, torch: Any) -> None:
-    body = on_card("exact", some(1))
+    index = on_card("exact", some(1))
     queries = torch.from_numpy(some(2, 4))
     with pytest.raises(ValueError, match="queries must be"):
-        body.search(queries[:, :5], 3, LISTS)
+        index.search(queries[:, :5], 3, LISTS)
     with pytest.raises(ValueError, match="k at least 1"):
-        body.search(queries, 0, LISTS)
+        index.search(queries, 0, LISTS)
     with pytest.raises(ValueError, match="allowed covers 3 rows"):
-        body.search(queries, 3, LISTS, Allowed(np.ones(3, np.bool_)))
-    assert body.search(queries[:0], 3, LISTS)[1].shape == (0, 3)
-    nothing = body.search(queries, 3, LISTS, Allowed(np.zeros(N, np.bool_)))
+        index.search(queries, 3, LISTS, RowFilter(np.ones(3, np.bool_)))
+    assert index.search(queries[:0], 3, LISTS)[1].shape == (0, 3)
+    nothing = index.search(queries, 3, LISTS, RowFilter(np.zeros(N, np.bool_)))
     assert (nothing[1] == -1).all()
-    exact = body.search(DeviceQueries(queries), 3, Effort(exact=True))
-    assert np.array_equal(exact[1], body.search(queries.numpy(), 3, Effort(exact=True))[1])
+    exact = index.search(DeviceQueries(queries), 3, SearchParams(exact=True))
+    assert np.array_equal(exact[1], index.search(queries.numpy(), 3, SearchParams(exact=True))[1])
 
 
 def test_the_settings_of_the_calling_thread_do_no_harm(torch: Any) -> None:
     vectors, queries = some(1), some(2, 30)
     plan = card_plan("ivf", vectors)
     with torch.inference_mode():
-        body = build(type(plan)("ivf", nlist=plan.nlist, engine="torch"), rows_of(vectors), "l2", seed=7)
-        within = body.search(queries, 10, LISTS)
+        index = build(type(plan)("ivf", nlist=plan.nlist, engine="torch"), rows_of(vectors), "l2", seed=7)
+        within = index.search(queries, 10, LISTS)
     torch.set_default_dtype(torch.float64)
     try:
-        outside = body.search(queries, 10, LISTS)
-        again = build(body.plan, rows_of(vectors), "l2", seed=7).search(queries, 10, LISTS)
+        outside = index.search(queries, 10, LISTS)
+        again = build(index.plan, rows_of(vectors), "l2", seed=7).search(queries, 10, LISTS)
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = body.search(queries, 10, LISTS)
-        recast = build(body.plan, rows_of(vectors), "l2", seed=7).search(queries, 10, LISTS)
+        cast = index.search(queries, 10, LISTS)
+        recast = build(index.plan, rows_of(vectors), "l2", seed=7).search(queries, 10, LISTS)
     for other in (outside, again, cast, recast):
         assert np.array_equal(within[1], other[1])
         assert np.array_equal(within[0], other[0])
@@ -193,61 +193,63 @@ def test_the_settings_of_the_calling_thread_do_no_harm(torch: Any) -> None:
 @pytest.mark.parametrize("tile", [1, 5000, 1 << 24])
 def test_references_keep_to_their_tiles(tile: int, card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 9)
-    monkeypatch.setattr(body_module, "_DEVICE_CALL", 0.0)
-    expected = [on_card(kind, vectors).search(queries, 10, Effort(nprobe=3)) for kind in KINDS]
+    monkeypatch.setattr(index_module, "_DEVICE_CALL", 0.0)
+    expected = [on_card(kind, vectors).search(queries, 10, SearchParams(nprobe=3)) for kind in KINDS]
     monkeypatch.setattr(kernel_ops, "_TILE", tile)
     for kind, answer in zip(KINDS, expected, strict=True):
-        body = on_card(kind, vectors)
+        index = on_card(kind, vectors)
         for some_queries in (queries, queries[:1]):
-            found = body.search(some_queries, 10, Effort(nprobe=3))
+            found = index.search(some_queries, 10, SearchParams(nprobe=3))
             assert np.array_equal(found[1], answer[1][: len(some_queries)])
 
 
 def test_threads_with_masks_batches_and_faults(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = some(1)
-    bodies = [on_card(kind, vectors) for kind in KINDS]
-    mask = Allowed(np.arange(N) % 5 > 0)
+    indexes = [on_card(kind, vectors) for kind in KINDS]
+    mask = RowFilter(np.arange(N) % 5 > 0)
     jobs = [
-        (body, some(seed, nq), allowed)
-        for body in bodies
+        (index, some(seed, nq), row_filter)
+        for index in indexes
         for seed in range(5)
         for nq in (17, 40)
-        for allowed in (None, mask)
+        for row_filter in (None, mask)
     ]
-    expected = [body.search(queries, 10, LISTS, allowed) for body, queries, allowed in jobs]
-    turn = iter(range(10_000))
-    fails_when(monkeypatch, lambda _: MemoryError() if next(turn) % 7 == 0 else None)
+    expected = [index.search(queries, 10, LISTS, row_filter) for index, queries, row_filter in jobs]
+    lock = iter(range(10_000))
+    fails_when(monkeypatch, lambda _: MemoryError() if next(lock) % 7 == 0 else None)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda job: job[0].search(job[1], 10, LISTS, job[2]), jobs))
-    for (body, queries, allowed), answer, (distances, _) in zip(jobs, answers, expected, strict=True):
-        check_answer(body, queries, vectors, answer, allowed)
+    for (index, queries, row_filter), answer, (distances, _) in zip(jobs, answers, expected, strict=True):
+        check_answer(index, queries, vectors, answer, row_filter)
         assert (answer[0] <= distances + 1e-3).all(), "as good as without faults; the host's answers may be better"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("full", [False, True])
-def test_predicted_bytes_are_those_that_are_held(kind: str, precision: Precision, card: Account, *, full: bool) -> None:
+@pytest.mark.parametrize("float32_rows", [False, True])
+def test_predicted_bytes_are_those_that_are_held(
+    kind: str, precision: Precision, card: Account, *, float32_rows: bool
+) -> None:
     for n, dim in ((2000, 48), (5000, 100)):
         vectors = some(1, n, dim)
-        body = on_card(kind, vectors, precision=precision, full=full)
-        wide = full and precision == "float32"
-        predicted = predicted_bytes(n, dim, precision, nlist=body.nlist, full=wide)
-        assert body.device_bytes == pytest.approx(predicted - SCRATCH, rel=0.1)
-        held = resident_bytes(n, dim, precision, nlist=body.nlist, full=wide)
-        assert body.device_bytes == pytest.approx(held, rel=0.1)
+        index = on_card(kind, vectors, precision=precision, float32_rows=float32_rows)
+        wide = float32_rows and precision == "float32"
+        predicted = predicted_bytes(n, dim, precision, nlist=index.nlist, float32_rows=wide)
+        assert index.device_bytes == pytest.approx(predicted - SCRATCH, rel=0.1)
+        held = resident_bytes(n, dim, precision, nlist=index.nlist, float32_rows=wide)
+        assert index.device_bytes == pytest.approx(held, rel=0.1)
 
 
 def test_a_plan_with_room_gets_float32_rows(card: Account) -> None:
     vectors = some(1)
     plan = card_plan("exact", vectors)
-    for extra, full in ((-1, False), (0, True)):
-        room = predicted_bytes(N, DIM, "float32", full=True) + extra
-        body = build(
+    for extra, float32_rows in ((-1, False), (0, True)):
+        room = predicted_bytes(N, DIM, "float32", float32_rows=True) + extra
+        index = build(
             type(plan)("exact", engine="torch", device=CARD, device_bytes=room), rows_of(vectors), "l2", seed=1
         )
-        assert isinstance(body, TorchBody)
-        assert (body._ready().rows.full is not None) == full
+        assert isinstance(index, TorchIndex)
+        assert (index._ready().rows.float32_rows is not None) == float32_rows
 
 
 @pytest.mark.parametrize(
@@ -265,11 +267,11 @@ def test_a_plan_with_room_gets_float32_rows(card: Account) -> None:
     ],
 )
 def test_parts_that_make_no_sense_are_refused(card: Account, name: str, damage: Any) -> None:
-    body = on_card("ivf", some(1))
+    index = on_card("ivf", some(1))
     with np.errstate(invalid="ignore"):
-        parts = body.parts() | {name: damage(body.parts()[name])}
+        parts = index.parts() | {name: damage(index.parts()[name])}
     with pytest.raises(EngineError, match="rebuild"):
-        from_parts(body.plan, "l2", parts)
+        from_parts(index.plan, "l2", parts)
 
 
 def test_kmeans_does_as_well_as_that_of_faiss(torch: Any) -> None:
@@ -316,10 +318,10 @@ def test_exact_is_exact_on_real_queries(
     precision: Precision, real: tuple[FloatArray, dict[str, FloatArray]], card: Account
 ) -> None:
     vectors, queries = real
-    body = on_card("exact", vectors, precision=precision)
+    index = on_card("exact", vectors, precision=precision)
     for own in queries.values():
         truth, expected = exact_scan(own, vectors, 10, "l2")
-        distances, positions = body.search(own, 10, Effort())
+        distances, positions = index.search(own, 10, SearchParams())
         assert overlap(positions, expected) >= LEAST[precision]
         if precision == "float32":
             np.testing.assert_allclose(distances, truth, rtol=1e-4, atol=1e-5)
@@ -335,8 +337,8 @@ def test_lists_reach_their_recall_on_real_queries(
 ) -> None:
     vectors, queries = real
     plan = card_plan("ivf", vectors)
-    body = build(type(plan)("ivf", nlist=128, engine="torch", device=CARD), rows_of(vectors), "l2", seed=3)
-    assert sum(body.list_sizes) == len(vectors)
+    index = build(type(plan)("ivf", nlist=128, engine="torch", device=CARD), rows_of(vectors), "l2", seed=3)
+    assert sum(index.list_sizes) == len(vectors)
     for name, own, target in (("in", queries["in"], 0.95), ("out", queries["out"], 0.9)):
         _, expected = exact_scan(own, vectors, 10, "l2")
-        assert overlap(body.search(own, 10, Effort(nprobe=40))[1], expected) >= target, name
+        assert overlap(index.search(own, 10, SearchParams(nprobe=40))[1], expected) >= target, name

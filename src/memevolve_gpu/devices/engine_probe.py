@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..utils.forking import renew_in_child
-from .subprocess_query import Answer, ask
+from .subprocess_query import Answer, run_subprocess
 
 __all__ = ["ENGINES", "installed", "try_engine"]
 
@@ -130,7 +130,7 @@ def try_engine(
             anything: list[Any] = list(sys.path)
             places = [place for place in anything if isinstance(place, str)]  # Python passes over others, too
             same_path = f"import sys; sys.path[:] = {places!r}\n"
-            answer = ask([*start, "-c", same_path + _PROGRAMS[engine], str(index)], timeout)
+            answer = run_subprocess([*start, "-c", same_path + _PROGRAMS[engine], str(index)], timeout)
             problem = _sentence(engine, answer)
             if _TEMPORARY in problem:
                 return problem

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..utils.forking import renew_in_child
-from .subprocess_query import Answer, ask
+from .subprocess_query import Answer, run_subprocess
 
 __all__ = ["PROGRAM", "Gpu", "GpuList", "Prober"]
 
@@ -196,7 +196,7 @@ class GpuList:
     doubt: str = ""
 
     @property
-    def present(self) -> bool:
+    def detected(self) -> bool:
         """Is there a GPU, or most likely one, whether it can be used or not?"""
         return bool(self.gpus) or self.unlisted
 
@@ -264,11 +264,11 @@ class Prober:
         command = self._command or _command(self._signs)
         if command is None:
             return GpuList(problem="there is no NVIDIA driver on this machine")
-        answer, fields = ask(command, self._timeout), FIELDS
+        answer, fields = run_subprocess(command, self._timeout), FIELDS
         tool = self._command is None and command[0].endswith("nvidia-smi")
         if tool and _UNKNOWN_FIELD in answer.out + answer.problem:
             fields = _OLD_FIELDS
-            answer = ask(_query(command[0], fields), self._timeout)
+            answer = run_subprocess(_query(command[0], fields), self._timeout)
         gpus = tuple(_parsed(answer.out, fields))
         if gpus:  # whatever the status: one lost card fails the whole question
             return self._shown(_judged(gpus))

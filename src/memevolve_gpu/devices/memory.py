@@ -1,8 +1,8 @@
 """Bytes that the stores of this process may take, on a device and on the host.
 
-``limit = fraction * (free + ours)``, where *ours* is what bodies of this process hold, what allocators keep in reserve,
-and the CUDA context. What other processes hold, and what the same process holds for other ends, is in neither, so
-several workers on one card each plan with what the others have left.
+``limit = fraction * (free + ours)``, where *ours* is what indexes of this process hold, what allocators keep in
+reserve, and the CUDA context. What other processes hold, and what the same process holds for other ends, is in neither,
+so several workers on one card each plan with what the others have left.
 
 A container sees the whole machine in ``/proc/meminfo`` but is killed at the limit of its control group, so both are
 read and the smaller answer counts. Files that are missing, odd or unreadable are passed over; nothing here raises.
@@ -182,7 +182,7 @@ Load = Callable[[str], Any]
 class MemoryBudget:
     """The memory of a device, in bytes, as ``source`` tells it.
 
-    total, free: of the device. used: by bodies of this process. cached: in reserve in allocators of this process;
+    total, free: of the device. used: by indexes of this process. cached: in reserve in allocators of this process;
     foreign: the part of it that no engine can have, since it allocates elsewhere (cupy's pool). context: held by this
     process's CUDA context; coming: what it will hold once CUDA is in use.
     """

@@ -10,7 +10,7 @@ from .engine_probe import ENGINES, installed, try_engine
 from .gpu_probe import Gpu, GpuList, Prober
 from .memory import HOLDINGS, Holdings, Load, MemoryBudget, device_budget, free_bytes, host_budget, loaded_module
 
-__all__ = ["DeviceChoice", "Machine", "resolve"]
+__all__ = ["DeviceChoice", "Machine", "select_device"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +24,21 @@ class DeviceChoice:
     device: str
     reason: str
     gpu: Gpu | None = None
-    wanted: bool = False
-    present: bool = False
+    requested: bool = False
+    detected: bool = False
 
     @property
-    def disappointed(self) -> bool:
+    def unmet(self) -> bool:
         """A GPU was asked for and there is none."""
-        return self.wanted and self.gpu is None
+        return self.requested and self.gpu is None
 
     @property
     def failed(self) -> bool:
         """There is no GPU where there should be one: it was asked for, or is there and cannot be used."""
-        return self.gpu is None and (self.wanted or self.present)
+        return self.gpu is None and (self.requested or self.detected)
 
 
-def resolve(request: str, look: Callable[[], GpuList]) -> DeviceChoice:
+def select_device(request: str, look: Callable[[], GpuList]) -> DeviceChoice:
     """The device for ``request``: auto, cpu, cuda or cuda:N.
 
     Args:
@@ -51,7 +51,7 @@ def resolve(request: str, look: Callable[[], GpuList]) -> DeviceChoice:
     if request.startswith("cuda:"):
         return _numbered(request, found)
     if not found.usable:
-        return DeviceChoice("cpu", found.problem or "there is no usable GPU", None, wanted, found.present)
+        return DeviceChoice("cpu", found.problem or "there is no usable GPU", None, wanted, found.detected)
     gpu = max(found.usable, key=lambda each: (each.free, -each.index))
     others = f", of {len(found.usable)} GPUs the one with most memory free" if len(found.usable) > 1 else ""
     return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}{others}{_doubt(found)}", gpu, wanted, True)
@@ -62,7 +62,7 @@ def _numbered(request: str, found: GpuList) -> DeviceChoice:
     gpu = next((each for each in found.gpus if each.index == number), None)
     if gpu is None:
         there = f"there are {len(found.gpus)}, numbered from 0" if found.gpus else found.problem
-        return DeviceChoice("cpu", f"DEVICE={request}: no such GPU; {there}", None, True, found.present)
+        return DeviceChoice("cpu", f"DEVICE={request}: no such GPU; {there}", None, True, found.detected)
     if gpu.problem:
         return DeviceChoice("cpu", f"DEVICE={request}: {gpu.problem}", None, True, True)
     return DeviceChoice(gpu.device, f"DEVICE={request}: {gpu.name}{_doubt(found)}", gpu, True, True)
@@ -123,7 +123,7 @@ class Machine:
         if self.forked:
             return DeviceChoice("cpu", FORKED, None, self.request.startswith("cuda"), True)
         if self._choice is None:
-            self._choice = resolve(self.request, self._prober.look)
+            self._choice = select_device(self.request, self._prober.look)
         return self._choice
 
     def look_again(self) -> None:
@@ -135,7 +135,7 @@ class Machine:
             return
         found = self._prober.look(0.0)
         if self.request in ("auto", "cuda"):
-            self._choice = resolve(self.request, lambda: found)
+            self._choice = select_device(self.request, lambda: found)
 
     @property
     def forked(self) -> bool:

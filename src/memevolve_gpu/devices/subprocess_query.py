@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Answer", "run_subprocess"]
 
 _MOST_CHARACTERS = 1 << 16
 _GRACE_SECONDS = 1.0
@@ -32,7 +32,7 @@ class Answer(NamedTuple):
     late: bool = False
 
 
-def ask(command: Sequence[str], timeout: float) -> Answer:
+def run_subprocess(command: Sequence[str], timeout: float) -> Answer:
     """Run ``command`` and wait ``timeout`` seconds for its answer, and never much longer. Raises nothing."""
     name = command[0].rsplit("/", 1)[-1]
     _abandoned[:] = [each for each in _abandoned if each.poll() is None]

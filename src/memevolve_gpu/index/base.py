@@ -1,4 +1,4 @@
-"""The contract of every body: an immutable index with a slot table."""
+"""The contract of every index: an immutable index with a slot table."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from ..types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
-from .bitmap import Allowed
+from ..types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
+from .bitmap import RowFilter
 from .exact_scan import padded
 from .sample import padded_columns
 from .vector_table import VectorTable, grown, table_from
 
-__all__ = ["Arrays", "Body", "BuildJob", "NewerRows", "Progress", "chunks", "out_of_range"]
+__all__ = ["Arrays", "BuildJob", "DeltaRows", "Index", "Progress", "chunks", "out_of_range"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Progress = Callable[[str, float], None]
@@ -35,7 +35,7 @@ class BuildJob:
     metric: Metric
     seed: int
     training: FloatArray | None
-    like: Body | None
+    reuse_from: Index | None
     progress: Progress
 
     @property
@@ -55,14 +55,14 @@ class BuildJob:
             self.progress("add", min(1.0, (start + size) / n))
 
 
-class NewerRows(Protocol):
-    """Rows that came after a body was made. More come behind them; none ever changes."""
+class DeltaRows(Protocol):
+    """Rows that came after an index was made. More come behind them; none ever changes."""
 
     def blocks(self, start: int, end: int) -> Iterator[FloatArray]:
         """The vectors from position ``start`` to ``end`` (exclusive), float32 (m, dim) at a time."""
 
 
-class Body(ABC):
+class Index(ABC):
     """An index over n row versions that never changes. Any number of threads may search it at the same time.
 
     ``slots`` int64 (n,) strictly ascending; ``id_bytes`` and ``id_ends`` hold the ids as in
@@ -87,23 +87,23 @@ class Body(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, job: BuildJob) -> Body:
-        """Make a body; see :func:`~.registry.build`."""
+    def build(cls, job: BuildJob) -> Index:
+        """Make an index; see :func:`~.registry.build`."""
 
     @classmethod
     @abstractmethod
-    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
-        """Make the body again from its parts.
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> Index:
+        """Make the index again from its parts.
 
         Raises:
             EngineError: the parts are incomplete or contradict each other.
         """
 
-    def extended(self, rows: Rows) -> Body | None:
-        """A body over these rows followed by ``rows``, with the same quantisers; None: build anew instead.
+    def extended(self, rows: Rows) -> Index | None:
+        """An index over these rows followed by ``rows``, with the same quantisers; None: build anew instead.
 
         Made in the time that the new rows take and a copy of what the engine holds; vectors, slots and ids share
-        memory with this body where there is room. This body does not change and may be searched meanwhile. Any number
+        memory with this index where there is room. This index does not change and may be searched meanwhile. Any number
         of threads may extend it; only the first shares its memory.
 
         Raises:
@@ -135,12 +135,12 @@ class Body(ABC):
 
     @property
     def device(self) -> str:
-        """Where this body searches at the moment: ``cpu`` or ``cuda:N``."""
+        """Where this index searches at the moment: ``cpu`` or ``cuda:N``."""
         return "cpu"
 
     @property
     def device_bytes(self) -> int:
-        """Bytes that this body holds on its device; 0 on the CPU."""
+        """Bytes that this index holds on its device; 0 on the CPU."""
         return 0
 
     def incidents(self) -> list[DeviceIncident]:
@@ -165,15 +165,15 @@ class Body(ABC):
         return self.table.nbytes - self.table.resident_bytes
 
     def search(
-        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None = None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray]:
         """The k nearest allowed rows of each query.
 
         Args:
             queries: float32 (nq, dim); normalised under cosine.
             k: results per query, at least 1, may exceed n.
-            effort: how hard to try; fields that are 0 mean the body's default, ``exact`` an exact scan.
-            allowed: rows that may be returned, over exactly n rows; None for all.
+            params: how hard to try; fields that are 0 mean the index's default, ``exact`` an exact scan.
+            row_filter: rows that may be returned, over exactly n rows; None for all.
 
         Returns:
             exact distances float32 (nq, k), ascending, and positions int64 (nq, k), padded with +inf and -1.
@@ -184,26 +184,26 @@ class Body(ABC):
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim or k < 1:
             raise ValueError(f"queries must be (nq, {self.dim}) and k at least 1, got {queries.shape} and {k}")
-        if allowed is not None:
-            if allowed.n != self.n:
-                raise ValueError(f"allowed covers {allowed.n} rows, the body has {self.n}")
-            if allowed.count == self.n:
-                allowed = None
-        if self.n == 0 or (allowed is not None and allowed.count == 0):
+        if row_filter is not None:
+            if row_filter.n != self.n:
+                raise ValueError(f"allowed covers {row_filter.n} rows, the body has {self.n}")
+            if row_filter.count == self.n:
+                row_filter = None
+        if self.n == 0 or (row_filter is not None and row_filter.count == 0):
             return padded(len(queries), k)
-        if effort.exact:
-            return self.table.scan(queries, k, allowed)
-        return self._search(queries, k, effort, allowed)
+        if params.exact:
+            return self.table.scan(queries, k, row_filter)
+        return self._search(queries, k, params, row_filter)
 
-    def search_newer(
+    def search_delta(
         self,
-        newer: NewerRows,  # noqa: ARG002 - for those who can
+        newer: DeltaRows,  # noqa: ARG002 - for those who can
         n: int,  # noqa: ARG002
         queries: Any,  # noqa: ARG002
         k: int,  # noqa: ARG002
-        allowed: Allowed | None = None,  # noqa: ARG002
+        row_filter: RowFilter | None = None,  # noqa: ARG002
     ) -> tuple[FloatArray, IntArray] | None:
-        """The k nearest of the first ``n`` rows of ``newer``, by the device of this body; as :meth:`search`.
+        """The k nearest of the first ``n`` rows of ``newer``, by the device of this index; as :meth:`search`.
 
         None where the host had better scan them: there is no device, it does not answer, or asking it takes longer.
         """
@@ -231,16 +231,16 @@ class Body(ABC):
 
     @abstractmethod
     def _search(
-        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         """``search`` after the arguments were checked and the trivial cases answered."""
 
-    def _extended(self, rows: Rows) -> Body | None:  # noqa: ARG002 - for those who can
+    def _extended(self, rows: Rows) -> Index | None:  # noqa: ARG002 - for those who can
         """``extended`` after the arguments were checked; at least one row."""
         return None
 
     def _slot_table_with(self, rows: Rows) -> Rows:
-        """The slot table of this body followed by that of ``rows``; its ``vectors`` are left empty."""
+        """The slot table of this index followed by that of ``rows``; its ``vectors`` are left empty."""
         return Rows(
             grown(self.slots, rows.slots),
             grown(self.id_bytes, rows.id_bytes),
@@ -282,7 +282,7 @@ def _column(parts: Arrays, name: str, dtype: type[np.generic]) -> npt.NDArray[An
 
 
 def out_of_range(precision: Precision) -> str:
-    """The note in the plan of a body that could not hold its vectors in ``precision``."""
+    """The note in the plan of an index that could not hold its vectors in ``precision``."""
     return f"vectors leave the range of {precision}"
 
 

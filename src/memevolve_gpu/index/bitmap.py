@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from ..types import IntArray
 
-__all__ = ["Allowed"]
+__all__ = ["RowFilter"]
 
 
-class Allowed:
-    """A mask over the n rows of a body.
+class RowFilter:
+    """A mask over the n rows of an index.
 
     ``rows`` is bool (n,) and must not change afterwards; ``count`` is the number of rows that may be returned.
     Safe to share between threads: what is derived from the mask is computed once and never changes.
@@ -39,7 +39,7 @@ class Allowed:
         hits &= positions >= 0
         return hits
 
-    def dead_since(self, other: Allowed | None) -> IntArray | None:  # noqa: ARG002 - for masks that know
+    def dead_since(self, other: RowFilter | None) -> IntArray | None:  # noqa: ARG002 - for masks that know
         """The rows that ``other`` (None: all n) allows and this mask does not, int64 (m,) in any order, where this one
         allows no others and that is known without a look at every row; None where it is not."""
         return None

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import FloatArray, IntArray, Metric
-from .bitmap import Allowed
-from .faiss_support import load_faiss, translated
+from .bitmap import RowFilter
+from .faiss_support import load_faiss, translate_error
 
 __all__ = ["exact_scan", "finished", "padded", "rerank_rows", "scan_many", "to_distances"]
 
 
 def exact_scan(
-    queries: FloatArray, vectors: FloatArray, k: int, metric: Metric, allowed: Allowed | None = None
+    queries: FloatArray, vectors: FloatArray, k: int, metric: Metric, row_filter: RowFilter | None = None
 ) -> tuple[FloatArray, IntArray]:
     """The k nearest of ``vectors`` for each query.
 
@@ -29,7 +29,7 @@ def exact_scan(
         vectors: float32 (n, d), C-contiguous, may be a slice of a larger buffer; normalised under cosine.
         k: results per query, at least 1, may exceed n.
         metric: l2 (squared distance), cosine (1 - dot) or ip (-dot).
-        allowed: rows that may be returned; None for all.
+        row_filter: rows that may be returned; None for all.
 
     Returns:
         distances float32 (nq, k) ascending and positions int64 (nq, k), padded with +inf and -1.
@@ -38,13 +38,13 @@ def exact_scan(
         EngineError: faiss cannot be loaded or fails.
     """
     nq, n = queries.shape[0], vectors.shape[0]
-    count = n if allowed is None else allowed.count
+    count = n if row_filter is None else row_filter.count
     found = min(k, count)
     if nq == 0 or found == 0:
         return padded(nq, k)
     distances, positions = np.empty((nq, found), np.float32), np.empty((nq, found), np.int64)
-    with translated("scanning"):
-        _scan(queries, vectors, metric, allowed, (distances, positions))
+    with translate_error("scanning"):
+        _scan(queries, vectors, metric, row_filter, (distances, positions))
     return finished(distances, positions, k, metric)
 
 
@@ -71,7 +71,7 @@ def rerank_rows(
     ptr = faiss.swig_ptr
     rank = faiss.knn_L2sqr_by_idx if metric == "l2" else faiss.knn_inner_products_by_idx
     n, dim = vectors.shape
-    with translated("reranking"):
+    with translate_error("reranking"):
         rank(
             ptr(queries), ptr(vectors), ptr(candidates), dim, nq, n, width, found, ptr(distances), ptr(positions), width
         )
@@ -97,7 +97,7 @@ def _scan(
     queries: FloatArray,
     vectors: FloatArray,
     metric: Metric,
-    allowed: Allowed | None,
+    row_filter: RowFilter | None,
     out: tuple[FloatArray, IntArray],
 ) -> None:
     """Fill ``out``. Always with a selector: without one faiss may compute |x|^2 + |y|^2 - 2xy, which cancels, for
@@ -106,7 +106,7 @@ def _scan(
     distances, positions = out
     faiss = load_faiss()
     ptr = faiss.swig_ptr
-    selector = faiss.IDSelectorAll() if allowed is None else allowed.listing(faiss)
+    selector = faiss.IDSelectorAll() if row_filter is None else row_filter.listing(faiss)
     (n, dim), (nq, k) = vectors.shape, distances.shape
     if metric == "l2":
         faiss.knn_L2sqr(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), None, selector)
@@ -170,7 +170,7 @@ def _proposed(
     scores = np.empty((nq, _BLOCK_ROWS), np.float32)
     kept, candidates = np.empty((nq, width), np.float32), np.empty((nq, width), np.int64)
     largest = 0.0
-    with translated("scanning many queries"):
+    with translate_error("scanning many queries"):
         heap = _heap(faiss, kept, candidates)
         for start in range(0, len(vectors), _BLOCK_ROWS):
             block = vectors[start : start + _BLOCK_ROWS]

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import EngineError
 from ..types import FloatArray, Metric
 from .base import Arrays
-from .faiss_support import load_faiss, one_thread, translated
+from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
 
 __all__ = ["aligned_bytes", "check_codes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes", "with_rows"]
@@ -35,7 +35,7 @@ def quiet(parameters: Any, seed: int, rounds: int | None = None) -> None:
 def emptied(engine: Any) -> Any:
     """A copy of an index that keeps what it was trained to and holds no rows."""
     faiss = load_faiss()
-    with translated("taking over trained quantisers"):
+    with translate_error("taking over trained quantisers"):
         copy = faiss.clone_index(engine)
         copy.reset()
     return copy
@@ -44,7 +44,7 @@ def emptied(engine: Any) -> Any:
 def with_rows(engine: Any, vectors: FloatArray, step: int) -> Any:
     """A copy of an index that holds float32 (m, dim) ``vectors`` as well, added ``step`` at a time in one thread."""
     faiss = load_faiss()
-    with translated("extending an index"), one_thread():
+    with translate_error("extending an index"), one_thread():
         copy = faiss.clone_index(engine)
         for start in range(0, len(vectors), step):
             copy.add(padded_columns(vectors[start : start + step], copy.d))
@@ -53,7 +53,7 @@ def with_rows(engine: Any, vectors: FloatArray, step: int) -> Any:
 
 def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """faiss' own serialisation of an index, uint8 (m,)."""
-    with translated("serialising an index"):
+    with translate_error("serialising an index"):
         data: np.ndarray[Any, np.dtype[np.uint8]] = load_faiss().serialize_index(engine, flags)
     return data
 
@@ -68,7 +68,7 @@ def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> A
     if data is None or data.dtype != np.uint8 or data.ndim != 1:
         raise EngineError(f"part {name!r} is missing; rebuild the index")
     faiss = load_faiss()
-    with translated("reading an index"):
+    with translate_error("reading an index"):
         engine = faiss.deserialize_index(data)
     if type(engine).__name__ != kind or engine.ntotal != n or engine.metric_type != metric_of(faiss, metric):
         raise EngineError(

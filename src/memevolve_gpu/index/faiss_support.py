@@ -18,7 +18,7 @@ from types import ModuleType
 
 from ..errors import EngineError
 
-__all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", "require_faiss", "translated"]
+__all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", "require_faiss", "translate_error"]
 
 _DISTRIBUTIONS = ("faiss", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 _NEEDED = (
@@ -108,7 +108,7 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
+def translate_error(doing: str) -> Iterator[None]:
     """Turn what faiss raises while ``doing`` something into an EngineError that names it."""
     try:
         yield

@@ -7,25 +7,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
-from .base import Arrays, Body, BuildJob, chunks
-from .bitmap import Allowed
+from ..types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from .base import Arrays, BuildJob, Index, chunks
+from .bitmap import RowFilter
 from .costs import codes_cost, scan_cost
 from .exact_scan import padded
 from .faiss_helpers import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
-from .faiss_support import load_faiss, one_thread, translated
+from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import ADD_ROWS, CODE_ROUNDS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
 from .vector_table import VectorTable
 
-__all__ = ["CodeScan", "TwoStageBody", "candidate_width"]
+__all__ = ["CodeScan", "TwoStageIndex", "candidate_width"]
 
 
-def candidate_width(k: int, effort: Effort) -> int:
+def candidate_width(k: int, params: SearchParams) -> int:
     """How many candidates are reranked: what the effort says, but at least 2k; without a word, 60 + 4k.
 
     On 39,320 real embeddings 60 + 4k reached recall 0.996 to 1.0 for k from 1 to 100, in distribution and out of it.
     """
-    return max(effort.rerank or 60 + 4 * k, 2 * k)
+    return max(params.rerank or 60 + 4 * k, 2 * k)
 
 
 class CodeScan:
@@ -46,41 +46,43 @@ class CodeScan:
         """Bytes of codes and centroids."""
         return int(aligned_bytes(self.engine.codes.size()) + 4 * self.engine.pq.centroids.size())
 
-    def cost(self, want: int, allowed: Allowed | None) -> float:
+    def cost(self, want: int, row_filter: RowFilter | None) -> float:
         """What a search for ``want`` candidates costs; infinite where a scan of the vectors is cheaper in any case."""
-        return self._cost(want, self._first_width(want, allowed))
+        return self._cost(want, self._first_width(want, row_filter))
 
-    def search(self, queries: FloatArray, k: int, want: int, allowed: Allowed | None) -> tuple[FloatArray, IntArray]:
+    def search(
+        self, queries: FloatArray, k: int, want: int, row_filter: RowFilter | None
+    ) -> tuple[FloatArray, IntArray]:
         """The k nearest allowed rows of each query (nq, dim), ``want`` candidates reranked."""
-        if len(queries) == 1 and allowed is None:
+        if len(queries) == 1 and row_filter is None:
             return self.table.rerank(queries, self._propose(queries, want), k)
         distances, positions = padded(len(queries), k)
-        width = self._first_width(want, allowed)
+        width = self._first_width(want, row_filter)
         for part in chunks(len(queries), 32 * width):
-            distances[part], positions[part] = self._search_chunk(queries[part], k, want, width, allowed)
+            distances[part], positions[part] = self._search_chunk(queries[part], k, want, width, row_filter)
         return distances, positions
 
     def _search_chunk(
-        self, queries: FloatArray, k: int, want: int, width: int, allowed: Allowed | None
+        self, queries: FloatArray, k: int, want: int, width: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        if allowed is None:
+        if row_filter is None:
             return self.table.rerank(queries, self._propose(queries, want), k)
-        candidates, starved = self._allowed_candidates(queries, want, width, allowed)
+        candidates, starved = self._allowed_candidates(queries, want, width, row_filter)
         distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
-            distances[starved], positions[starved] = self.table.scan(queries[starved], k, allowed)
+            distances[starved], positions[starved] = self.table.scan(queries[starved], k, row_filter)
         return distances, positions
 
     def _allowed_candidates(
-        self, queries: FloatArray, want: int, width: int, allowed: Allowed
+        self, queries: FloatArray, want: int, width: int, row_filter: RowFilter
     ) -> tuple[IntArray, IntArray]:
         """Candidates (nq, want), and the queries for which too few were found before a scan became cheaper."""
         candidates = np.full((len(queries), want), -1, np.int64)
-        enough, todo = min(want, allowed.count), np.arange(len(queries))
-        scan = scan_cost(allowed.count, self.table.dim)
+        enough, todo = min(want, row_filter.count), np.arange(len(queries))
+        scan = scan_cost(row_filter.count, self.table.dim)
         while todo.size and self._cost(want, width) < scan:
             proposed = self._propose(queries[todo], width)
-            hits = allowed.test(proposed)
+            hits = row_filter.test(proposed)
             short = []
             for row, own, hit in zip(todo.tolist(), proposed, hits, strict=True):
                 kept = own[hit][:want]
@@ -97,15 +99,15 @@ class CodeScan:
         queries = padded_columns(queries, self._columns)
         distances, positions = np.empty((nq, width), np.float32), np.empty((nq, width), np.int64)
         ptr = load_faiss().swig_ptr
-        with translated("searching 4-bit codes"):
+        with translate_error("searching 4-bit codes"):
             self.engine.search_c(nq, ptr(queries), width, ptr(distances), ptr(positions))
         return positions
 
-    def _first_width(self, want: int, allowed: Allowed | None) -> int:
+    def _first_width(self, want: int, row_filter: RowFilter | None) -> int:
         """Wide enough that, were the mask independent of the query, three standard deviations would do."""
-        if allowed is None:
+        if row_filter is None:
             return want
-        return int((want + 3 * math.sqrt(want)) * self.table.n / allowed.count) + 1
+        return int((want + 3 * math.sqrt(want)) * self.table.n / row_filter.count) + 1
 
     def _cost(self, want: int, width: int) -> float:
         if 4 * width >= self.table.n:
@@ -113,7 +115,7 @@ class CodeScan:
         return codes_cost(self._reads, width, want, self.table.dim)
 
 
-class TwoStageBody(Body):
+class TwoStageIndex(Index):
     """4-bit codes over all rows, no lists."""
 
     kind: ClassVar[str] = "two_stage"
@@ -123,16 +125,16 @@ class TwoStageBody(Body):
         self._codes = CodeScan(engine, table)
 
     @classmethod
-    def build(cls, job: BuildJob) -> TwoStageBody:
+    def build(cls, job: BuildJob) -> TwoStageIndex:
         table = job.table()
-        engine = job.like.emptied_engine() if isinstance(job.like, TwoStageBody) else _trained(job)
-        with translated("adding 4-bit codes"):
+        engine = job.reuse_from.emptied_engine() if isinstance(job.reuse_from, TwoStageIndex) else _trained(job)
+        with translate_error("adding 4-bit codes"):
             for block in job.blocks(ADD_ROWS, engine.d):
                 engine.add(block)
         return cls(job.plan, job.metric, job.rows, table, engine)
 
     @classmethod
-    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TwoStageBody:
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TwoStageIndex:
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
         engine = from_bytes(parts, "faiss", "IndexPQFastScan", table.n, metric)
@@ -143,10 +145,10 @@ class TwoStageBody(Body):
         """A copy of what was trained, without rows."""
         return emptied(self._codes.engine)
 
-    def _extended(self, rows: Rows) -> TwoStageBody | None:
+    def _extended(self, rows: Rows) -> TwoStageIndex | None:
         table = self.table.extended(rows.vectors)
         engine = with_rows(self._codes.engine, rows.vectors, ADD_ROWS)
-        return TwoStageBody(self.plan, self.metric, self._slot_table_with(rows), table, engine)
+        return TwoStageIndex(self.plan, self.metric, self._slot_table_with(rows), table, engine)
 
     def _engine_parts(self) -> Arrays:
         return {"faiss": to_bytes(self._codes.engine)}
@@ -155,13 +157,13 @@ class TwoStageBody(Body):
         return self._codes.nbytes
 
     def _search(
-        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        want = candidate_width(k, effort)
-        count = self.n if allowed is None else allowed.count
-        if scan_cost(count, self.dim) < self._codes.cost(want, allowed):
-            return self.table.scan(queries, k, allowed)
-        return self._codes.search(queries, k, want, allowed)
+        want = candidate_width(k, params)
+        count = self.n if row_filter is None else row_filter.count
+        if scan_cost(count, self.dim) < self._codes.cost(want, row_filter):
+            return self.table.scan(queries, k, row_filter)
+        return self._codes.search(queries, k, want, row_filter)
 
 
 def _trained(job: BuildJob) -> Any:
@@ -170,7 +172,7 @@ def _trained(job: BuildJob) -> Any:
     codes, width = code_shape(job.plan, job.rows.vectors.shape[1])
     sample = padded_columns(training_sample(job.source, CODE_TRAINING_POINTS, job.seed), width)
     job.progress("train", 0.0)
-    with translated("training 4-bit codes"), one_thread():
+    with translate_error("training 4-bit codes"), one_thread():
         engine = faiss.IndexPQFastScan(width, codes, 4, metric_of(faiss, job.metric))
         quiet(engine.pq.cp, job.seed, CODE_ROUNDS)
         engine.train(sample)

@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import EngineError
-from ..types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
-from .base import Arrays, Body, BuildJob, chunks
-from .bitmap import Allowed
+from ..types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from .base import Arrays, BuildJob, Index, chunks
+from .bitmap import RowFilter
 from .costs import HNSW_ROWS_PER_BEAM
 from .exact_scan import padded, to_distances
 from .faiss_helpers import from_bytes, metric_of, to_bytes, with_rows
-from .faiss_support import load_faiss, one_thread, translated
+from .faiss_support import load_faiss, one_thread, translate_error
 from .vector_table import VectorTable
 
-__all__ = ["HNSW_LINKS", "HNSWBody"]
+__all__ = ["HNSW_LINKS", "HNSWIndex"]
 
 HNSW_LINKS = 32
 _BEAM_WHILE_BUILDING = 80
@@ -25,7 +25,7 @@ DEFAULT_EF = 256
 _ADD_ROWS = 4096
 
 
-class HNSWBody(Body):
+class HNSWIndex(Index):
     """32 links a node. The vectors live in faiss' storage and are seen from numpy without a copy."""
 
     kind: ClassVar[str] = "hnsw"
@@ -36,10 +36,10 @@ class HNSWBody(Body):
         self._engine = engine
 
     @classmethod
-    def build(cls, job: BuildJob) -> HNSWBody:
+    def build(cls, job: BuildJob) -> HNSWIndex:
         """Insert the rows one after another in one thread, so that the graph is the same every time."""
         faiss, dim = load_faiss(), job.rows.vectors.shape[1]
-        with translated("building a graph"), one_thread():
+        with translate_error("building a graph"), one_thread():
             engine = faiss.IndexHNSWFlat(dim, HNSW_LINKS, metric_of(faiss, job.metric))
             engine.hnsw.efConstruction = _BEAM_WHILE_BUILDING
             engine.hnsw.rng = faiss.RandomGenerator(job.seed & 0x7FFFFFFF)
@@ -49,7 +49,7 @@ class HNSWBody(Body):
         return cls(job.plan, job.metric, job.rows, engine, storage)
 
     @classmethod
-    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> HNSWBody:
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> HNSWIndex:
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
         engine = from_bytes(parts, "faiss", "IndexHNSWFlat", table.n, metric)
@@ -57,18 +57,18 @@ class HNSWBody(Body):
             raise EngineError(f"a graph of dimension {engine.d} for vectors of {table.dim}; rebuild the index")
         _check_links(engine, table.n)
         faiss = load_faiss()
-        with translated("restoring a graph"):
+        with translate_error("restoring a graph"):
             storage = faiss.IndexFlat(table.dim, metric_of(faiss, metric))
             storage.add(table.vectors)
             engine.storage = storage
             engine.own_fields = False
         return cls(plan, metric, rows, engine, storage)
 
-    def _extended(self, rows: Rows) -> HNSWBody:
+    def _extended(self, rows: Rows) -> HNSWIndex:
         """The graph's storage is copied with the graph: faiss adds rows only to memory of its own."""
         engine = with_rows(self._engine, rows.vectors, _ADD_ROWS)
         storage = load_faiss().downcast_index(engine.storage)
-        return HNSWBody(self.plan, self.metric, self._slot_table_with(rows), engine, storage)
+        return HNSWIndex(self.plan, self.metric, self._slot_table_with(rows), engine, storage)
 
     def _engine_parts(self) -> Arrays:
         return {"faiss": to_bytes(self._engine, load_faiss().IO_FLAG_SKIP_STORAGE)}
@@ -78,46 +78,48 @@ class HNSWBody(Body):
         return int(graph.neighbors.size() * 4 + graph.offsets.size() * 8 + graph.levels.size() * 4)
 
     def _search(
-        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        beam = self._beam(k, effort, allowed)
-        if self._scan_wins(beam, allowed):
-            return self.table.scan(queries, k, allowed)
-        nq, enough = len(queries), min(k, self.n if allowed is None else allowed.count)
+        beam = self._beam(k, params, row_filter)
+        if self._scan_wins(beam, row_filter):
+            return self.table.scan(queries, k, row_filter)
+        nq, enough = len(queries), min(k, self.n if row_filter is None else row_filter.count)
         distances, positions = padded(nq, k)
         for part in chunks(nq, self.n + 16 * beam):
-            distances[part], positions[part] = self._walk(queries[part], k, beam, allowed)
+            distances[part], positions[part] = self._walk(queries[part], k, beam, row_filter)
         short = np.flatnonzero(positions[:, enough - 1] < 0)
         if short.size:
-            wider = Effort(ef=4 * beam)
-            distances[short], positions[short] = self._search(queries[short], k, wider, allowed)
+            wider = SearchParams(ef=4 * beam)
+            distances[short], positions[short] = self._search(queries[short], k, wider, row_filter)
         return distances, positions
 
-    def _walk(self, queries: FloatArray, k: int, beam: int, allowed: Allowed | None) -> tuple[FloatArray, IntArray]:
+    def _walk(
+        self, queries: FloatArray, k: int, beam: int, row_filter: RowFilter | None
+    ) -> tuple[FloatArray, IntArray]:
         faiss, nq = load_faiss(), len(queries)
         distances, positions = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64)
         parameters = faiss.SearchParametersHNSW()
         parameters.efSearch = beam
-        selector = None if allowed is None else allowed.bitmap(faiss)
+        selector = None if row_filter is None else row_filter.bitmap(faiss)
         parameters.sel = selector
         ptr = faiss.swig_ptr
-        with translated("walking a graph"):
+        with translate_error("walking a graph"):
             self._engine.search_c(nq, ptr(queries), k, ptr(distances), ptr(positions), parameters)
         to_distances(distances, self.metric)
         distances[positions < 0] = np.inf
         return distances, positions
 
-    def _beam(self, k: int, effort: Effort, allowed: Allowed | None) -> int:
-        beam = max(effort.ef or DEFAULT_EF, 2 * k)
-        return beam if allowed is None else int(beam * self.n / allowed.count)
+    def _beam(self, k: int, params: SearchParams, row_filter: RowFilter | None) -> int:
+        beam = max(params.ef or DEFAULT_EF, 2 * k)
+        return beam if row_filter is None else int(beam * self.n / row_filter.count)
 
-    def _scan_wins(self, beam: int, allowed: Allowed | None) -> bool:
+    def _scan_wins(self, beam: int, row_filter: RowFilter | None) -> bool:
         """Whether a scan is cheaper; rows picked by a mask cost it twice as much as rows in sequence."""
         if 4 * beam >= self.n:
             return True
-        if allowed is None:
+        if row_filter is None:
             return self.n < beam * HNSW_ROWS_PER_BEAM
-        return 2 * allowed.count < beam * HNSW_ROWS_PER_BEAM
+        return 2 * row_filter.count < beam * HNSW_ROWS_PER_BEAM
 
 
 def _view(storage: Any) -> FloatArray:

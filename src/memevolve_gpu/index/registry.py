@@ -6,30 +6,30 @@ import numpy as np
 
 from ..errors import EngineError
 from ..types import FloatArray, IndexPlan, Metric, Rows
-from .base import Arrays, Body, BuildJob, Progress
-from .faiss_gpu.flat import FaissGpuExactBody
-from .faiss_gpu.ivf import FaissGpuIVFBody
-from .fastscan import TwoStageBody
-from .flat import ExactBody
-from .hnsw import HNSWBody
-from .ivf import IVFBody
+from .base import Arrays, BuildJob, Index, Progress
+from .faiss_gpu.flat import FaissGpuFlatIndex
+from .faiss_gpu.ivf import FaissGpuIVFIndex
+from .fastscan import TwoStageIndex
+from .flat import FlatIndex
+from .hnsw import HNSWIndex
+from .ivf import IVFIndex
 from .sample import default_codes
-from .torch_gpu.flat import TorchExactBody
-from .torch_gpu.ivf import TorchIVFBody
+from .torch_gpu.flat import TorchFlatIndex
+from .torch_gpu.ivf import TorchIVFIndex
 
 __all__ = ["ENGINES", "KINDS", "build", "from_parts"]
 
-ENGINES: dict[tuple[str, str], type[Body]] = {
-    ("cpu", "exact"): ExactBody,
-    ("cpu", "two_stage"): TwoStageBody,
-    ("cpu", "ivf"): IVFBody,
-    ("cpu", "hnsw"): HNSWBody,
-    ("faiss", "exact"): FaissGpuExactBody,
-    ("faiss", "ivf"): FaissGpuIVFBody,
-    ("torch", "exact"): TorchExactBody,
-    ("torch", "ivf"): TorchIVFBody,
+ENGINES: dict[tuple[str, str], type[Index]] = {
+    ("cpu", "exact"): FlatIndex,
+    ("cpu", "two_stage"): TwoStageIndex,
+    ("cpu", "ivf"): IVFIndex,
+    ("cpu", "hnsw"): HNSWIndex,
+    ("faiss", "exact"): FaissGpuFlatIndex,
+    ("faiss", "ivf"): FaissGpuIVFIndex,
+    ("torch", "exact"): TorchFlatIndex,
+    ("torch", "ivf"): TorchIVFIndex,
 }
-"""What searches a body, and its kind. Importing these classes imports no engine."""
+"""What searches an index, and its kind. Importing these classes imports no engine."""
 KINDS = frozenset(kind for _, kind in ENGINES)
 
 
@@ -40,41 +40,42 @@ def build(
     *,
     seed: int,
     training: FloatArray | None = None,
-    like: Body | None = None,
+    reuse_from: Index | None = None,
     progress: Progress | None = None,
-) -> Body:
-    """Build the body that ``plan`` asks for over ``rows``.
+) -> Index:
+    """Build the index that ``plan`` asks for over ``rows``.
 
     Args:
         plan: kind, lists, codes and precision.
-        rows: n row versions; their arrays are kept, not copied, where the body can use them as they are.
+        rows: n row versions; their arrays are kept, not copied, where the index can use them as they are.
         metric: l2, cosine (vectors already normalised) or ip.
-        seed: decides the training sample and k-means; the same seed and rows give the same body.
+        seed: decides the training sample and k-means; the same seed and rows give the same index.
         training: float32 (m, dim) to train on instead of a sample of the rows.
-        like: a body of the same kind whose trained quantisers are taken over; nothing is trained then.
+        reuse_from: an index of the same kind whose trained quantisers are taken over; nothing is trained then.
         progress: called with the stage (``train``, ``add``) and its finished fraction.
 
     Raises:
         DeviceError: the plan's device has no room, is lost or cannot be used; the same plan for the CPU can be built.
-        EngineError: an engine is missing or fails, the rows are too few for this kind, or ``like`` was trained for
-            something else; an exact body on the CPU always works.
+        EngineError: an engine is missing or fails, the rows are too few for this kind, or ``reuse_from`` was trained
+        for
+            something else; an exact index on the CPU always works.
     """
     _check(plan, rows)
-    if like is not None:
-        _check_like(like, plan, rows.vectors.shape[1], metric)
-    return _body_class(plan).build(BuildJob(plan, rows, metric, seed, training, like, progress or _silent))
+    if reuse_from is not None:
+        _check_reuse(reuse_from, plan, rows.vectors.shape[1], metric)
+    return _index_class(plan).build(BuildJob(plan, rows, metric, seed, training, reuse_from, progress or _silent))
 
 
-def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Body:
-    """Make a body again from :meth:`~.base.Body.parts`.
+def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Index:
+    """Make an index again from :meth:`~.base.Index.parts`.
 
     Raises:
         EngineError: the parts are incomplete or contradict each other or the plan.
     """
-    return _body_class(plan).from_parts(plan, metric, parts)
+    return _index_class(plan).from_parts(plan, metric, parts)
 
 
-def _body_class(plan: IndexPlan) -> type[Body]:
+def _index_class(plan: IndexPlan) -> type[Index]:
     if plan.kind not in KINDS:
         raise EngineError(f"plan.kind {plan.kind!r} is unknown; known are {', '.join(sorted(KINDS))}")
     if plan.engine == "cpu" and plan.precision != "float32":
@@ -90,7 +91,7 @@ def _body_class(plan: IndexPlan) -> type[Body]:
 
 
 def _check(plan: IndexPlan, rows: Rows) -> None:
-    _body_class(plan)
+    _index_class(plan)
     if rows.vectors.ndim != 2 or rows.vectors.dtype != np.float32:
         raise EngineError(f"rows.vectors must be float32 (n, dim), got {rows.vectors.dtype} {rows.vectors.shape}")
     if not len(rows.slots) == len(rows.id_ends) == len(rows.vectors):
@@ -99,10 +100,17 @@ def _check(plan: IndexPlan, rows: Rows) -> None:
         )
 
 
-def _check_like(like: Body, plan: IndexPlan, dim: int, metric: Metric) -> None:
+def _check_reuse(reuse_from: Index, plan: IndexPlan, dim: int, metric: Metric) -> None:
     """Quantisers of another shape would read memory that is not theirs."""
-    own = like.plan
-    trained = (own.engine, like.kind, like.metric, like.dim, like.nlist, own.codes or default_codes(like.dim))
+    own = reuse_from.plan
+    trained = (
+        own.engine,
+        reuse_from.kind,
+        reuse_from.metric,
+        reuse_from.dim,
+        reuse_from.nlist,
+        own.codes or default_codes(reuse_from.dim),
+    )
     nlist = plan.nlist if plan.kind == "ivf" else 0
     wanted = (plan.engine, plan.kind, metric, dim, nlist, plan.codes or default_codes(dim))
     if trained != wanted:

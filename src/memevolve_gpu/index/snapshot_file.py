@@ -12,7 +12,7 @@ Layout, little-endian::
 
 Nothing is allocated before its size was held against the size of the file, and no byte is handed to an engine before
 its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
-those of a body that was just written.
+those of an index that was just written.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, Metric
-from .base import Arrays, Body
+from .base import Arrays, Index
 from .registry import KINDS, from_parts
 from .vector_table import mapped, roomy
 
@@ -113,14 +113,14 @@ class _Section:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo) -> None:
-    """Write ``body`` to ``path``, replacing what is there in one step, and let it read its vectors from there.
+def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInfo) -> None:
+    """Write ``index`` to ``path``, replacing what is there in one step, and let it read its vectors from there.
 
     Raises:
         SnapshotError: the system refuses (disk full, no permission, folder missing); what was at ``path`` stays.
     """
     target = Path(path)
-    arrays = {name: np.ascontiguousarray(array) for name, array in body.parts().items()}
+    arrays = {name: np.ascontiguousarray(array) for name, array in index.parts().items()}
     if len(info.dead):
         arrays[_DEAD] = np.ascontiguousarray(info.dead)
     header = _header_bytes(arrays, info)
@@ -134,7 +134,7 @@ def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo)
             os.fsync(file.fileno())
             temporary.replace(target)
             _sync_folder(target.parent)
-            _map(body, file, places[_VECTORS])
+            _map(index, file, places[_VECTORS])
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise SnapshotError(
@@ -144,7 +144,7 @@ def write_snapshot(path: str | os.PathLike[str], body: Body, info: SnapshotInfo)
 
 def read_snapshot(
     path: str | os.PathLike[str], *, store_id: str, dim: int, metric: Metric
-) -> tuple[Body, SnapshotInfo]:
+) -> tuple[Index, SnapshotInfo]:
     """Read and verify the snapshot at ``path``.
 
     Raises:
@@ -162,12 +162,12 @@ def read_snapshot(
         parts = _read_sections(file, sections)
     dead = parts.pop(_DEAD, info.dead)
     try:
-        body = from_parts(info.plan, info.metric, parts)
+        index = from_parts(info.plan, info.metric, parts)
     except EngineError as error:
         raise SnapshotError("damaged", f"snapshot {path} cannot be restored: {error}") from error
-    if (body.n, body.dim) != (info.count, info.dim):
-        raise SnapshotError("damaged", f"snapshot {path} holds {body.n} x {body.dim}, its header says otherwise")
-    return body, replace(info, dead=_positions(dead, body.n, path))
+    if (index.n, index.dim) != (info.count, info.dim):
+        raise SnapshotError("damaged", f"snapshot {path} holds {index.n} x {index.dim}, its header says otherwise")
+    return index, replace(info, dead=_positions(dead, index.n, path))
 
 
 def read_info(path: str | os.PathLike[str]) -> SnapshotInfo:
@@ -212,15 +212,15 @@ def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> dict[str, int]:
     return places
 
 
-def _map(body: Body, file: BinaryIO, offset: int) -> None:
-    """Have the vectors of ``body`` read from where they were written; where that cannot be they stay in memory."""
+def _map(index: Index, file: BinaryIO, offset: int) -> None:
+    """Have the vectors of ``index`` read from where they were written; where that cannot be they stay in memory."""
     with suppress(OSError):
-        body.table.moved_to(mapped(file.fileno(), offset, body.table.vectors.shape, np.float32))
+        index.table.moved_to(mapped(file.fileno(), offset, index.table.vectors.shape, np.float32))
 
 
 def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
     plan = asdict(info.plan)
-    del plan["refusal"]  # of the day when it was planned; the body itself has none
+    del plan["refusal"]  # of the day when it was planned; the index itself has none
     described = {f.name: getattr(info, f.name) for f in fields(info) if f.name != _DEAD} | {"plan": plan}
     sections = [
         {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "crc32": zlib.crc32(_raw(array))}

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import FloatArray, IntArray, Metric
-from .bitmap import Allowed
+from .bitmap import RowFilter
 from .exact_scan import exact_scan, rerank_rows, scan_many
 
 __all__ = ["VectorTable", "grown", "in_memory", "lengthened", "mapped", "merge_best", "roomy", "table_from"]
@@ -210,11 +210,11 @@ class VectorTable:
         :mod:`.vector_table`)."""
         return VectorTable(grown(self.vectors, vectors), self.metric)
 
-    def scan(self, queries: FloatArray, k: int, allowed: Allowed | None = None) -> tuple[FloatArray, IntArray]:
+    def scan(self, queries: FloatArray, k: int, row_filter: RowFilter | None = None) -> tuple[FloatArray, IntArray]:
         """Exact search over all allowed rows; shapes as in :func:`~.exact_scan.exact_scan`."""
-        if allowed is None:
+        if row_filter is None:
             return scan_many(queries, self.vectors, k, self.metric)
-        return exact_scan(queries, self.vectors, k, self.metric, allowed)
+        return exact_scan(queries, self.vectors, k, self.metric, row_filter)
 
     def rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
         """The k nearest of each query's candidates (nq, r); a row of candidates ends at its first -1."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..types import FloatArray, IntArray
 
-__all__ = ["NEVER", "Chunk", "Tail", "row_bytes"]
+__all__ = ["NEVER", "Chunk", "DeltaBuffer", "row_bytes"]
 
 NEVER = np.iinfo(np.int64).max
 """The time of death of a row that is alive."""
@@ -30,7 +30,7 @@ def row_bytes(dim: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Room for ``len(slots)`` rows from tail position ``start`` on.
+    """Room for ``len(slots)`` rows from delta position ``start`` on.
 
     slots int64 (c,), died int64 (c,), vectors float32 (c, dim).
     """
@@ -45,7 +45,7 @@ class Chunk:
         return self.start + len(self.slots)
 
 
-class Tail:
+class DeltaBuffer:
     """Rows in slot order. One writer at a time (the caller's mutex), any number of readers below ``n``."""
 
     def __init__(self, dim: int) -> None:
@@ -80,7 +80,7 @@ class Tail:
         self.n = n
 
     def position_of(self, slot: int) -> int:
-        """Tail position of ``slot``, -1 where it is not in the tail."""
+        """Delta position of ``slot``, -1 where it is not in the delta buffer."""
         for chunk in reversed(self._chunks):
             used = min(self.n, chunk.end) - chunk.start
             if used > 0 and chunk.slots[0] <= slot:
@@ -102,24 +102,25 @@ class Tail:
         return int(chunk.slots[position - chunk.start])
 
     def pieces(self, start: int, end: int) -> Iterator[Chunk]:
-        """The rows from tail position ``start`` to ``end`` (exclusive), as chunks that share memory with the tail."""
+        """The rows from delta position ``start`` to ``end`` (exclusive), as chunks that share memory with the delta
+        buffer."""
         for chunk in self._chunks:
             low, high = max(start, chunk.start) - chunk.start, min(end, chunk.end) - chunk.start
             if low < high:
                 yield Chunk(chunk.start + low, chunk.slots[low:high], chunk.died[low:high], chunk.vectors[low:high])
 
     def blocks(self, start: int, end: int) -> Iterator[FloatArray]:
-        """The vectors of these rows, float32 (m, dim) at a time, which share memory with the tail."""
+        """The vectors of these rows, float32 (m, dim) at a time, which share memory with the delta buffer."""
         return (piece.vectors for piece in self.pieces(start, end))
 
-    def rest(self, start: int, end: int) -> Tail:
-        """A tail of the rows from position ``start`` to ``end`` (exclusive), for the views to come.
+    def rest(self, start: int, end: int) -> DeltaBuffer:
+        """A delta buffer of the rows from position ``start`` to ``end`` (exclusive), for the views to come.
 
         It shares the memory of this one, which must not be written any more; readers of older views go on undisturbed:
         later rows lie beyond their ``n``, and later deaths above their watermark. Only the chunk in which ``start``
         lies is copied, so that the rows before it can be freed.
         """
-        other = Tail(self.dim)
+        other = DeltaBuffer(self.dim)
         other.n, other.ids = end - start, self.ids[start:end]
         for chunk in self._chunks:
             if chunk.start >= start:
@@ -131,9 +132,9 @@ class Tail:
                 )
         return other
 
-    def copy(self, end: int) -> Tail:
+    def copy(self, end: int) -> DeltaBuffer:
         """The rows up to position ``end`` in memory of their own."""
-        other = Tail(self.dim)
+        other = DeltaBuffer(self.dim)
         for piece in self.pieces(0, end):
             other.extend(piece.slots.tolist(), self.ids[piece.start : piece.end], piece.vectors)
         for chunk in other._chunks:

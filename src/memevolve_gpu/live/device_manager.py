@@ -16,16 +16,16 @@ from typing import Any
 from ..devices.memory import MemoryBudget
 from ..devices.selection import Machine
 from ..errors import DeviceError
-from ..index.base import Body
+from ..index.base import Index
 from ..index.faiss_gpu.resources import use_free_bytes
 from ..index.torch_gpu.memory_accounting import account_of
 from ..monitoring.events import EventLog
-from ..planner.device_plan import DeviceFacts, scratch_bytes
+from ..planner.device_plan import DeviceState, scratch_bytes
 from ..planner.engine_table import NEVER, TABLE, EngineSetting, EngineTable, gpu_pays_from
 from ..types import IndexPlan
 from ..utils.forking import renew_in_child
 
-__all__ = ["DeviceDesk"]
+__all__ = ["DeviceManager"]
 
 _FIRST_REST = 30.0
 _LONGEST_REST = 1800.0
@@ -33,7 +33,7 @@ _LONGEST_REST = 1800.0
 _MORE_ROOM = 1.1
 """A device with so many times the room that it had when it refused is tried at once."""
 _GROWTH = 4 / 3
-"""What a body holds it may hold on to, grown by this much, though other processes have filled the card since."""
+"""What an index holds it may hold on to, grown by this much, though other processes have filled the card since."""
 _LASTING = ("device-lost", "fork")
 _OF_PLANS = ("limit", "engine", "kind")
 """Refusals that the next plan may take back."""
@@ -43,7 +43,7 @@ _UNTIL = {"limit": ", until there is room", "engine": ", until restart"}
 Clock = Callable[[], float]
 
 
-class DeviceDesk:
+class DeviceManager:
     """The device side of one live index. Any thread may ask."""
 
     def __init__(
@@ -79,16 +79,16 @@ class DeviceDesk:
         self._clock = clock
         self._budget: MemoryBudget | None = None
         self._broken: dict[str, str] = {}
-        self._barred = ""
-        self._resting = ""
+        self._disabled_reason = ""
+        self._backoff_reason = ""
         self._room_then = 0
         self._rest = _FIRST_REST
         self._look_at = 0.0
-        self._poke_at = 0.0
+        self._wake_at = 0.0
         self._unseen = self._announced = False
         self._waits = False
         """May room come by itself, where there is none? Not where MAX_MEMORY_MB leaves none."""
-        self._standing: dict[str, str] = {}
+        self._active_issues: dict[str, str] = {}
         """Why the device is not used at present, by cause: each was told when it came up, and is told again only after
         it had gone."""
         self._lock = threading.RLock()
@@ -102,22 +102,22 @@ class DeviceDesk:
     @property
     def due(self) -> bool:
         """Is it time that a round of maintenance looked at the device?"""
-        waits = bool(self._resting) or (self._waits and "limit" in self._standing)
-        return self._unseen or (waits and not self._barred and self._clock() >= self._poke_at)
+        waits = bool(self._backoff_reason) or (self._waits and "limit" in self._active_issues)
+        return self._unseen or (waits and not self._disabled_reason and self._clock() >= self._wake_at)
 
     def take_due(self) -> bool:
         """The same, once: whoever asks sees to it."""
         if not self.due:
             return False
         self._unseen = False
-        self._poke_at = self._clock() + _FIRST_REST
+        self._wake_at = self._clock() + _FIRST_REST
         return True
 
     def find(self) -> bool:
         """Is there a device? May take seconds. One that was asked for or is there, and cannot be used, is told of."""
         choice = self.machine.choice
         if choice.failed:
-            self._tell("no-device", choice.reason, logging.WARNING if choice.wanted else logging.INFO)
+            self._report_once("no-device", choice.reason, logging.WARNING if choice.requested else logging.INFO)
         return choice.gpu is not None
 
     def look(self, count: int) -> None:
@@ -125,15 +125,15 @@ class DeviceDesk:
         self._unseen = False
         if not self._concerned(count) or not self.find():
             return
-        if self._resting or "limit" in self._standing:
+        if self._backoff_reason or "limit" in self._active_issues:
             self.machine.look_again()
         self._budget = self.machine.budget()
-        if self._resting and self._may_try():
-            self._resting = ""
+        if self._backoff_reason and self._may_try():
+            self._backoff_reason = ""
 
-    def facts(self, count: int, body: Body) -> DeviceFacts | None:
-        """What a plan for ``count`` units, of which ``body`` holds the most now, needs to know; None for the CPU."""
-        there, held = body.plan.engine != "cpu", body.device_bytes
+    def state(self, count: int, index: Index) -> DeviceState | None:
+        """What a plan for ``count`` units, of which ``index`` holds the most now, needs to know; None for the CPU."""
+        there, held = index.plan.engine != "cpu", index.device_bytes
         if not self._concerned(2 * count if there else count):
             return None
         if self.machine.known is None or self._budget is None:
@@ -144,16 +144,16 @@ class DeviceDesk:
         if choice.gpu is None:
             return None
         missing = {engine: problem for engine, problem in (self.machine.engines() | self._broken).items() if problem}
-        return DeviceFacts(
+        return DeviceState(
             device=choice.device,
             name=choice.gpu.name,
             limit_bytes=self._limit(held),
             engines=tuple(engine for engine in self.machine.engines() if engine not in missing),
             missing="; ".join(missing.values()),
             setting=self._setting,
-            wanted=choice.wanted,
+            requested=choice.requested,
             held=there,
-            problem=self._barred or self._resting,
+            problem=self._disabled_reason or self._backoff_reason,
             table=self._table,
             bound="MAX_MEMORY_MB" if self._bounded(held) else "GPU_MEMORY_FRACTION",
         )
@@ -163,24 +163,24 @@ class DeviceDesk:
         choice = self.machine.known
         return choice.reason if choice is not None and choice.failed else ""
 
-    def note(self, plan: IndexPlan, facts: DeviceFacts | None) -> None:
-        """Tell of a plan that had to keep off the device that ``facts`` describe, once each time that this comes up.
+    def note(self, plan: IndexPlan, state: DeviceState | None) -> None:
+        """Tell of a plan that had to keep off the device that ``state`` describe, once each time that this comes up.
 
         Nothing is told while a failure lasts that was told when it happened.
         """
-        if facts is not None and facts.problem:
+        if state is not None and state.problem:
             return
         for cause in _OF_PLANS:
             if cause != plan.refusal:
-                self._standing.pop(cause, None)
-        if facts is None or not plan.refusal or (plan.refusal == "kind" and not facts.wanted):
+                self._active_issues.pop(cause, None)
+        if state is None or not plan.refusal or (plan.refusal == "kind" and not state.requested):
             return
-        lasting = plan.refusal != "limit" and not facts.wanted
-        self._waits = facts.bound == "GPU_MEMORY_FRACTION"
+        lasting = plan.refusal != "limit" and not state.requested
+        self._waits = state.bound == "GPU_MEMORY_FRACTION"
         why = plan.notes[-1].removesuffix(_INSTEAD)
-        self._tell(plan.refusal, why, logging.INFO if lasting else logging.WARNING)
+        self._report_once(plan.refusal, why, logging.INFO if lasting else logging.WARNING)
 
-    def admit(self, plan: IndexPlan, old: Body) -> bool:
+    def admit(self, plan: IndexPlan, old: Index) -> bool:
         """Make sure that ``plan`` can be built on the device now.
 
         Returns:
@@ -202,7 +202,7 @@ class DeviceDesk:
         self._set_limits(plan, budget)
         return plan.device_bytes <= room
 
-    def _room_for(self, plan: IndexPlan, old: Body) -> tuple[int, MemoryBudget]:
+    def _room_for(self, plan: IndexPlan, old: Index) -> tuple[int, MemoryBudget]:
         """Bytes that may be added on the device beside ``old``; raises DeviceError where ``plan`` needs more."""
         self._budget = self.budget_before = budget = self.machine.budget(fresh=True)
         held = old.device_bytes if old.device == plan.device else 0
@@ -212,15 +212,15 @@ class DeviceDesk:
             raise DeviceError(f"{needed}, its budget has room for {room + held >> 20}", "limit")
         return room, budget
 
-    def built(self, body: Body) -> None:
-        """``body`` was built and passed; from now on it counts in the budget of this process."""
-        self.machine.holdings.add(body)
+    def built(self, index: Index) -> None:
+        """``index`` was built and passed; from now on it counts in the budget of this process."""
+        self.machine.holdings.add(index)
         self._budget = self.budget_after = self.machine.budget(fresh=True)
-        self._resting, self._rest = "", _FIRST_REST
-        predicted, measured = body.plan.device_bytes, body.device_bytes
+        self._backoff_reason, self._rest = "", _FIRST_REST
+        predicted, measured = index.plan.device_bytes, index.device_bytes
         self._events.record(
             "device",
-            f"{body.kind} of {body.n} rows on {body.device} by {body.plan.engine}",
+            f"{index.kind} of {index.n} rows on {index.device} by {index.plan.engine}",
             predicted_bytes=predicted,
             measured_bytes=measured,
         )
@@ -231,36 +231,36 @@ class DeviceDesk:
         self.last_incident = str(error)
         then = "until restart"
         if error.cause in _LASTING:
-            self._barred = f"{plan.device} cannot be used until restart: {error}"
+            self._disabled_reason = f"{plan.device} cannot be used until restart: {error}"
         elif error.cause == "device-error":
-            self._broken[plan.engine] = self._standing["engine"] = str(error)
+            self._broken[plan.engine] = self._active_issues["engine"] = str(error)
         else:
-            self._standing["limit"] = str(error)
-            self._lie_down(f"{plan.device} had no room for this body ({error}); it is tried again later")
+            self._active_issues["limit"] = str(error)
+            self._start_backoff(f"{plan.device} had no room for this body ({error}); it is tried again later")
             then = "until there is room"
         self._events.record("device-refused", f"{error}; the CPU instead, {then}", level=logging.WARNING)
 
     def gave_up(self, plan: IndexPlan, why: str) -> None:
-        """The device took a body that was not good enough; its engine is not asked again until restart."""
+        """The device took an index that was not good enough; its engine is not asked again until restart."""
         self.refused(DeviceError(why), plan)
 
-    def poll(self, body: Body) -> None:
-        """Note what happened to ``body`` on its device since the last time."""
-        for incident in body.incidents():
+    def poll(self, index: Index) -> None:
+        """Note what happened to ``index`` on its device since the last time."""
+        for incident in index.incidents():
             self.incidents[incident.cause] += 1
             self.last_incident = f"{incident.device}: {incident.detail}"
             level = logging.INFO if incident.cause == "recovered" else logging.WARNING
             text = f"{incident.device}: {incident.detail} ({incident.cause}, {incident.action})"
             self._events.record("device-incident", text, level=level)
             if incident.action == "cpu-until-restart":
-                self._barred = f"{incident.device} cannot be used until restart: {incident.detail}"
+                self._disabled_reason = f"{incident.device} cannot be used until restart: {incident.detail}"
                 self._unseen = True
 
-    def report(self, body: Body) -> dict[str, Any]:
+    def report(self, index: Index) -> dict[str, Any]:
         """Plain values for health and statistics; bytes throughout.
 
         predicted_bytes are those of the plan, scratch_bytes the part of them that searches share; measured_bytes are
-        the body's own, to be held against the difference.
+        the index's own, to be held against the difference.
         """
         choice = self.machine.known
         budgets = {"before": self.budget_before, "after": self.budget_after, "now": self._budget}
@@ -268,18 +268,20 @@ class DeviceDesk:
             "requested": self.machine.request,
             "engine_setting": self._setting,
             "engine_table": self._table.trust,
-            "device": body.device,
-            "engine": body.plan.engine,
+            "device": index.device,
+            "engine": index.plan.engine,
             "reason": choice.reason if choice is not None else self._unlooked(),
             "name": choice.gpu.name if choice is not None and choice.gpu is not None else None,
-            "predicted_bytes": body.plan.device_bytes,
-            "scratch_bytes": scratch_bytes(body.plan),
-            "measured_bytes": body.device_bytes,
+            "predicted_bytes": index.plan.device_bytes,
+            "scratch_bytes": scratch_bytes(index.plan),
+            "measured_bytes": index.device_bytes,
             "budget": {when: None if one is None else one.as_dict() for when, one in budgets.items()},
-            "disappointed": choice is not None and choice.disappointed,
+            "disappointed": choice is not None and choice.unmet,
             "incidents": dict(self.incidents),
             "last_incident": self.last_incident or None,
-            "problem": self._barred or self._resting or next(iter(list(self._standing.values())), None),
+            "problem": self._disabled_reason
+            or self._backoff_reason
+            or next(iter(list(self._active_issues.values())), None),
         }
 
     def _unlooked(self) -> str:
@@ -292,14 +294,14 @@ class DeviceDesk:
             f"it may pay from {border} units on" if border < NEVER else "by the table it never pays"
         )
 
-    def _tell(self, cause: str, why: str, level: int) -> None:
+    def _report_once(self, cause: str, why: str, level: int) -> None:
         with self._lock:
-            news = cause not in self._standing
-            self._standing[cause] = why
+            news = cause not in self._active_issues
+            self._active_issues[cause] = why
         if news:
             self.incidents[cause] += 1
             self.last_incident = why
-            self._poke_at = self._clock() + _FIRST_REST
+            self._wake_at = self._clock() + _FIRST_REST
             self._events.record("device-refused", f"{why}{_INSTEAD}{_UNTIL.get(cause, '')}", level=level)
 
     def _set_limits(self, plan: IndexPlan, budget: MemoryBudget) -> None:
@@ -315,22 +317,22 @@ class DeviceDesk:
         return request != "cpu" and (request != "auto" or count >= gpu_pays_from(self._table))
 
     def _limit(self, held: int) -> int:
-        """What a body may take on the device in place of one that holds so many bytes there."""
-        allowed = self._allowed(held)
-        return allowed if self._most_bytes is None else min(allowed, self._most_bytes)
+        """What an index may take on the device in place of one that holds so many bytes there."""
+        allowed_bytes = self._allowed_bytes(held)
+        return allowed_bytes if self._most_bytes is None else min(allowed_bytes, self._most_bytes)
 
     def _bounded(self, held: int) -> bool:
-        return self._most_bytes is not None and self._most_bytes < self._allowed(held)
+        return self._most_bytes is not None and self._most_bytes < self._allowed_bytes(held)
 
-    def _allowed(self, held: int) -> int:
+    def _allowed_bytes(self, held: int) -> int:
         room = 0 if self._budget is None else self._budget.room
         return max(room + held, int(_GROWTH * held))
 
-    def _lie_down(self, why: str) -> None:
-        self._resting = why
+    def _start_backoff(self, why: str) -> None:
+        self._backoff_reason = why
         self._budget = self.machine.budget(fresh=True)
         self._room_then = self._budget.room
-        self._look_at = self._poke_at = self._clock() + self._rest
+        self._look_at = self._wake_at = self._clock() + self._rest
         self._rest = min(_LONGEST_REST, 2 * self._rest)
 
     def _may_try(self) -> bool:

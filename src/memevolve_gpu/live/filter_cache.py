@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..index.base import Body
-from ..index.bitmap import Allowed
+from ..index.base import Index
+from ..index.bitmap import RowFilter
 from ..types import IntArray
-from .view import Mask, View, contains
+from .view import View, ViewFilter, contains
 
-__all__ = ["FilterMasks", "Touched"]
+__all__ = ["FilterCache", "Touched"]
 
 KEPT_FILTERS = 32
 KEPT_TOUCHES = 16_384
@@ -58,26 +58,26 @@ class Touched:
         return np.unique(np.asarray(found, dtype=np.int64))
 
 
-def _no_body() -> None:
-    """No body has been masked."""
+def _no_index() -> None:
+    """No index has been masked."""
 
 
 @dataclass
 class _Entry:
-    """One filter: ``slots`` matched as of log entry ``seq``; the mask made of them for one body and its deaths."""
+    """One filter: ``slots`` matched as of log entry ``seq``; the mask made of them for one index and its deaths."""
 
     seq: int = -1
     slots: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    rows_for: Callable[[], Body | None] = _no_body
-    """The body, which is not kept alive for it: it may hold a device's memory."""
+    rows_for: Callable[[], Index | None] = _no_index
+    """The index, which is not kept alive for it: it may hold a device's memory."""
     rows: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     allowed_dead: int = -1
-    allowed: Allowed | None = None
+    row_filter: RowFilter | None = None
     lock: threading.RLock = field(default_factory=threading.RLock)
     busy: bool = False
 
 
-class FilterMasks:
+class FilterCache:
     """Masks by filter, least recently used first out."""
 
     def __init__(self, matching: Matching) -> None:
@@ -91,7 +91,7 @@ class FilterMasks:
             entries = list(self._entries.values())
         return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
 
-    def mask(self, key: str, filters: Any, view: View, touched: Touched) -> Mask:
+    def mask(self, key: str, filters: Any, view: View, touched: Touched) -> ViewFilter:
         """The mask of ``filters`` for ``view``; ``key`` is the filter's canonical form."""
         entry = self._entry(key)
         with entry.lock:
@@ -100,7 +100,7 @@ class FilterMasks:
             entry.busy = True
             try:
                 self._refresh(entry, filters, view, touched)
-                return Mask(self._allowed(entry, view), entry.slots)
+                return ViewFilter(self._row_filter(entry, view), entry.slots)
             finally:
                 entry.busy = False
 
@@ -121,7 +121,7 @@ class FilterMasks:
             return
         slots = touched.since(entry.seq) if entry.seq >= 0 else None
         if slots is None:
-            entry.slots, entry.rows_for = self._matching(filters, None), _no_body
+            entry.slots, entry.rows_for = self._matching(filters, None), _no_index
         elif len(slots):
             self._look_again(entry, filters, slots)
         entry.seq = view.watermark
@@ -130,20 +130,20 @@ class FilterMasks:
         matched = self._matching(filters, slots)
         stay = entry.slots[~contains(slots, entry.slots)]
         entry.slots = np.union1d(stay, matched)
-        body = entry.rows_for()
-        if body is not None and body.n and slots[0] <= body.slots[-1]:
-            entry.rows_for = _no_body
+        index = entry.rows_for()
+        if index is not None and index.n and slots[0] <= index.slots[-1]:
+            entry.rows_for = _no_index
 
-    def _allowed(self, entry: _Entry, view: View) -> Allowed | None:
-        if not view.body.n:
+    def _row_filter(self, entry: _Entry, view: View) -> RowFilter | None:
+        if not view.index.n:
             return None
-        if entry.rows_for() is not view.body or entry.rows is None:
-            rows = np.zeros(view.body.n, dtype=np.bool_)
-            positions = view.body.position_of(entry.slots)
+        if entry.rows_for() is not view.index or entry.rows is None:
+            rows = np.zeros(view.index.n, dtype=np.bool_)
+            positions = view.index.position_of(entry.slots)
             rows[positions[positions >= 0]] = True
-            entry.rows_for, entry.rows, entry.allowed_dead = weakref.ref(view.body), rows, -1
-        if entry.allowed_dead != view.body_dead or entry.allowed is None:
+            entry.rows_for, entry.rows, entry.allowed_dead = weakref.ref(view.index), rows, -1
+        if entry.allowed_dead != view.index_dead or entry.row_filter is None:
             alive = view.alive
-            entry.allowed = Allowed(entry.rows if alive is None else entry.rows & alive.rows)
-            entry.allowed_dead = view.body_dead
-        return entry.allowed
+            entry.row_filter = RowFilter(entry.rows if alive is None else entry.rows & alive.rows)
+            entry.allowed_dead = view.index_dead
+        return entry.row_filter

@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import EngineError
-from ..index.base import Body
-from ..planner.plan import effort_for
+from ..index.base import Index
+from ..planner.plan import search_params_for
 from ..training.calibration import Calibration
 from ..training.recall import Quality
 from ..training.retrain_rules import Balance
-from ..types import Effort
+from ..types import SearchParams
 
-__all__ = ["BodyFacts"]
+__all__ = ["IndexStats"]
 
 EVEN = Balance()
 CARRIED_FROM, CARRIED_TO = 3 / 4, 2.0
@@ -23,12 +23,12 @@ calibrated for 0.95 and 0.99 fell by 0.003 at the most, and by nothing in most c
 
 
 @dataclass(frozen=True, slots=True)
-class BodyFacts:
-    """trained_rows: live rows when the quantisers in use were trained, 0 for a body that needs none; trained_balance
-    and balance: how evenly rows lay in the lists then, and lie in this body.
+class IndexStats:
+    """trained_rows: live rows when the quantisers in use were trained, 0 for an index that needs none; trained_balance
+    and balance: how evenly rows lay in the lists then, and lie in this index.
 
-    refused_rows: live rows when the planned kind was refused and this exact body took its place, else 0.
-    quality: how the body did when it was verified; measured_rows: its rows when the recall was measured. calibration:
+    refused_rows: live rows when the planned kind was refused and this exact index took its place, else 0.
+    quality: how the index did when it was verified; measured_rows: its rows when the recall was measured. calibration:
     the least efforts that reach each target, measured when there were calibrated_rows and asked queries had been seen.
     by_request: trained although the units were few. probed: recall@10 of real queries, measured in use.
     """
@@ -45,17 +45,17 @@ class BodyFacts:
     probed: float | None = None
     measured_rows: int = 0
 
-    def carried_to(self, body: Body) -> BodyFacts | None:
-        """The same for a body with the same quantisers over a few more or fewer rows; None for many."""
+    def carried_to(self, index: Index) -> IndexStats | None:
+        """The same for an index with the same quantisers over a few more or fewer rows; None for many."""
         held = self.calibration
-        if held is None or not CARRIED_FROM <= body.n / max(1, self.calibrated_rows) <= CARRIED_TO:
+        if held is None or not CARRIED_FROM <= index.n / max(1, self.calibrated_rows) <= CARRIED_TO:
             return None
-        return replace(self, quality=None, calibration=replace(held, rows=body.n))
+        return replace(self, quality=None, calibration=replace(held, rows=index.n))
 
-    def effort(self, body: Body, k: int, target_recall: float) -> Effort:
+    def effort(self, index: Index, k: int, target_recall: float) -> SearchParams:
         """The calibrated effort; where none was measured, the conservative one of the planner's table."""
         found = self.calibration.effort(k, target_recall) if self.calibration is not None else None
-        return found or effort_for(body.plan, body.n, k, target_recall)
+        return found or search_params_for(index.plan, index.n, k, target_recall)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a snapshot."""
@@ -73,8 +73,8 @@ class BodyFacts:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], body: Body) -> BodyFacts:
-        """What ``to_dict`` gave; what is not of that form, or was measured on another body, counts as unknown."""
+    def from_dict(cls, values: dict[str, Any], index: Index) -> IndexStats:
+        """What ``to_dict`` gave; what is not of that form, or was measured on another index, counts as unknown."""
         try:
             quality, calibration = values.get("quality"), values.get("calibration")
             measured = None if calibration is None else Calibration.from_dict(calibration)
@@ -84,7 +84,7 @@ class BodyFacts:
                 Balance(**values.get("balance", {})),
                 int(values.get("refused_rows", 0)),
                 None if quality is None else Quality(**quality),
-                measured if measured is not None and measured.fits(body) else None,
+                measured if measured is not None and measured.fits(index) else None,
                 int(values.get("calibrated_rows", 0)),
                 int(values.get("asked", 0)),
                 bool(values.get("by_request", False)),

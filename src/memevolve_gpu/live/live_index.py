@@ -13,27 +13,27 @@ from typing import Any, Literal
 
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
-from ..index.base import Body
+from ..index.base import Index
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import canonical
 from ..records.records import Records
 from ..training.recall import Quality
-from ..types import Effort, FloatArray, Head, Precision
+from ..types import FloatArray, Head, Precision, SearchParams
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
-from .device_manager import DeviceDesk
-from .filter_cache import FilterMasks, Touched
-from .index_stats import BodyFacts
-from .query_sample import Asked
+from .device_manager import DeviceManager
+from .filter_cache import FilterCache, Touched
+from .index_stats import IndexStats
+from .query_sample import QuerySample
 from .snapshots import agrees, load_snapshot, read_everything
-from .view import Found, Mask, View
-from .view_builder import Draft, apart, on_host
+from .view import Found, View, ViewFilter
+from .view_builder import ViewBuilder, apart, on_host
 
 __all__ = ["LiveIndex", "LiveSettings"]
 
 
 @dataclass(frozen=True, slots=True)
-class Relisted:
+class NlistChange:
     """The last change of nlist: when (seconds since 1970), from what to what, and how the store did before it."""
 
     at: float
@@ -42,8 +42,8 @@ class Relisted:
     before: dict[str, float | None]
 
     @classmethod
-    def between(cls, old: View, new: View, latency: dict[str, float] | None) -> Relisted:
-        return cls(time.time(), old.body.nlist, new.body.nlist, _figures(old, latency))
+    def between(cls, old: View, new: View, latency: dict[str, float] | None) -> NlistChange:
+        return cls(time.time(), old.index.nlist, new.index.nlist, _figures(old, latency))
 
     def report(self, view: View, latency: dict[str, float] | None) -> dict[str, Any]:
         """Plain values: nlist, recall@10 and latency before and since; None for what is not known yet."""
@@ -56,10 +56,10 @@ class Relisted:
 
 
 def _recall(view: View) -> float | None:
-    """recall@10 as it was last measured: of real queries in use, else of the body when it was judged."""
-    if view.facts.probed is not None:
-        return view.facts.probed
-    return None if view.facts.quality is None else view.facts.quality.recall
+    """recall@10 as it was last measured: of real queries in use, else of the index when it was judged."""
+    if view.stats.probed is not None:
+        return view.stats.probed
+    return None if view.stats.quality is None else view.stats.quality.recall
 
 
 def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | None]:
@@ -69,7 +69,7 @@ def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | 
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """The part of ``StorageConfig`` that concerns the index; ``budget_bytes`` bounds body, vectors and maps."""
+    """The part of ``StorageConfig`` that concerns the index; ``budget_bytes`` bounds index, vectors and maps."""
 
     index_type: Literal["flat", "ivf", "hnsw", "auto"] = "ivf"
     target_recall: float = 0.95
@@ -102,22 +102,22 @@ class LiveIndex:
         settings: LiveSettings,
         events: EventLog,
         snapshot: Path,
-        desk: DeviceDesk | None = None,
+        device_manager: DeviceManager | None = None,
     ) -> None:
-        """``desk`` gives access to a GPU; None keeps everything on the CPU."""
+        """``device_manager`` gives access to a GPU; None keeps everything on the CPU."""
         self.records = records
-        self.desk = desk or DeviceDesk(Machine("cpu"), events)
+        self.device_manager = device_manager or DeviceManager(Machine("cpu"), events)
         self.settings = settings
         self.events = events
         self.snapshot_path = snapshot
         self.generation = 0
         self.epoch = 0
-        """Grows when the body is replaced by something other than maintenance; a build that began before is void."""
+        """Grows when the index is replaced by something other than maintenance; a build that began before is void."""
         self.latency = LatencyRing()
-        self.asked = Asked(records, events, settings.seed, settings.sample_queries)
+        self.asked = QuerySample(records, events, settings.seed, settings.sample_queries)
         self.last_search = 0.0
         """When a search last began or ended, by ``time.perf_counter``."""
-        self.relisted: Relisted | None = None
+        self.nlist_change: NlistChange | None = None
         self.quality_now: tuple[object, Quality] | None = None
         """How searches did when that was last asked, and of which state."""
         self.look_due = False
@@ -125,10 +125,10 @@ class LiveIndex:
         self.mutex = threading.RLock()
         self._changing = False
         """Is the view being replaced? Read and set by the thread that holds the mutex."""
-        self._masks = FilterMasks(records.matching)
+        self._masks = FilterCache(records.matching)
         self._touched = Touched(0)
         self._measured: tuple[object, object, int] = (None, None, 0)
-        self._parents_body: Body | None = None
+        self._parents_index: Index | None = None
         self._view = self._open()
         renew_in_child(self)
 
@@ -139,14 +139,14 @@ class LiveIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that cannot be dropped: of the body, rows that no file holds, id maps, deaths and masks."""
+        """Bytes of memory that cannot be dropped: of the index, rows that no file holds, id maps, deaths and masks."""
         view = self._view
-        body, vectors, body_bytes = self._measured
-        if body is not view.body or vectors is not view.body.table.vectors:
-            body, vectors = view.body, view.body.table.vectors
-            body_bytes = body.nbytes
-            self._measured = body, vectors, body_bytes
-        return body_bytes + view.body_died.nbytes + view.tail.nbytes + self._masks.nbytes
+        index, vectors, index_bytes = self._measured
+        if index is not view.index or vectors is not view.index.table.vectors:
+            index, vectors = view.index, view.index.table.vectors
+            index_bytes = index.nbytes
+            self._measured = index, vectors, index_bytes
+        return index_bytes + view.index_died.nbytes + view.delta.nbytes + self._masks.nbytes
 
     def catch_up(self) -> View:
         """Apply what the log holds beyond the watermark and return a view that includes it.
@@ -178,55 +178,55 @@ class LiveIndex:
         """
         started = self.last_search = time.perf_counter()
         restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
-        view, mask = self._view_and_mask(filters) if restricts else (self.catch_up(), None)
-        k = min(k, max(1, view.count if mask is None else min(view.count, len(mask.slots))))
+        view, view_filter = self._view_and_mask(filters) if restricts else (self.catch_up(), None)
+        k = min(k, max(1, view.count if view_filter is None else min(view.count, len(view_filter.slots))))
         target = self.settings.target_recall if recall is None else recall
-        found = self._answered(view, queries, k, target, mask)
+        found = self._answered(view, queries, k, target, view_filter)
         self.last_search = time.perf_counter()
         self.latency.record(self.last_search - started)
-        if view.body.plan.engine != "cpu":
-            self.desk.poll(view.body)
-        self.look_due |= self.asked.note(queries) or self.desk.due
+        if view.index.plan.engine != "cpu":
+            self.device_manager.poll(view.index)
+        self.look_due |= self.asked.note(queries) or self.device_manager.due
         return found
 
-    def describe(self, body: Body, facts: BodyFacts) -> None:
-        """Publish what was learnt of a body, if it is still in use."""
+    def describe(self, index: Index, stats: IndexStats) -> None:
+        """Publish what was learnt of an index, if it is still in use."""
         with self._held():
-            if self._view.body is body:
-                self._view = replace(self._view, facts=facts)
+            if self._view.index is index:
+                self._view = replace(self._view, stats=stats)
 
     def replace(self, view: View, generation: int) -> None:
-        """Publish a view with another body; the caller is in :meth:`exclusive`."""
-        self.desk.poll(self._view.body)
-        if view.body.nlist != self._view.body.nlist:
-            self.relisted = Relisted.between(self._view, view, self.latency.percentiles())
+        """Publish a view with another index; the caller is in :meth:`exclusive`."""
+        self.device_manager.poll(self._view.index)
+        if view.index.nlist != self._view.index.nlist:
+            self.nlist_change = NlistChange.between(self._view, view, self.latency.percentiles())
             self.latency.forget()
         self._view = view
-        self._measured = (None, None, 0)  # the old body shall go, and its device memory with it
+        self._measured = (None, None, 0)  # the old index shall go, and its device memory with it
         self.generation = generation
 
     def look_at_device(self) -> None:
         """Note what happened there, and how much room there is now; may take seconds."""
         view = self._view
-        self.desk.poll(view.body)
-        self.desk.look(view.count)
+        self.device_manager.poll(view.index)
+        self.device_manager.look(view.count)
 
     def leave_device(self) -> View:
-        """Go on from the host's own vectors of the body in use, so that nothing is held on its device any more."""
+        """Go on from the host's own vectors of the index in use, so that nothing is held on its device any more."""
         with self.exclusive() as view:
             self.replace(on_host(view), self.generation)
             return self._view
 
     def adopt(self, view: View, generation: int) -> None:
-        """Go on from another process's body: its view, brought up to date from the log."""
+        """Go on from another process's index: its view, brought up to date from the log."""
         with self._held():
             self._restart(view, generation)
             self._advance()
 
     def caught_up(self, view: View) -> View | None:
         """A view that is not in use, brought up to date; None when it was cleared or the log begins after it."""
-        draft = self._applied(view)
-        return None if draft is None or draft.cleared else draft.publish()
+        builder = self._applied(view)
+        return None if builder is None or builder.cleared else builder.publish()
 
     def reload(self, cause: str) -> View:
         """Throw the derived state away and read everything from the records; searches go on with the old view."""
@@ -262,10 +262,10 @@ class LiveIndex:
     def _apart(self) -> View:
         """An up-to-date view in memory of its own: a second draft on the published one's would spoil the first."""
         left_behind = self._left_behind(self.records.head())
-        draft = None if left_behind else self._applied(apart(self._view))
-        while draft is None:
-            draft = self._applied(read_everything(self.records))
-        return draft.publish()
+        builder = None if left_behind else self._applied(apart(self._view))
+        while builder is None:
+            builder = self._applied(read_everything(self.records))
+        return builder.publish()
 
     def _open(self) -> View:
         loaded = load_snapshot(self.snapshot_path, self.records, self.events)
@@ -292,69 +292,69 @@ class LiveIndex:
         if self._left_behind(self.records.head()):
             self._restart(read_everything(self.records), 0)
             self.events.record("reload", "the log was purged beyond the watermark; read everything again")
-        draft = self._applied(self._view)
-        if draft is None:
+        builder = self._applied(self._view)
+        if builder is None:
             return self._advance()
-        if draft.watermark != self._view.watermark:
-            self._publish(draft)
+        if builder.watermark != self._view.watermark:
+            self._publish(builder)
         return self._view
 
-    def _applied(self, view: View) -> Draft | None:
+    def _applied(self, view: View) -> ViewBuilder | None:
         """``view`` with the log from its watermark on applied; None when the log was purged beyond it."""
-        draft = Draft(view)
+        builder = ViewBuilder(view)
         while True:
-            changes = self.records.read_after(draft.watermark, PAGE)
-            if changes and changes[0].seq != draft.watermark + 1:
+            changes = self.records.read_after(builder.watermark, PAGE)
+            if changes and changes[0].seq != builder.watermark + 1:
                 return None
-            draft.apply(changes)
+            builder.apply(changes)
             if len(changes) < PAGE:
-                return draft
+                return builder
 
-    def _publish(self, draft: Draft) -> None:
-        if draft.cleared:
-            self._restart(draft.publish(), 0)
+    def _publish(self, builder: ViewBuilder) -> None:
+        if builder.cleared:
+            self._restart(builder.publish(), 0)
             return
-        self._touched.extend(draft.touched)
-        self._view = draft.publish()
+        self._touched.extend(builder.touched)
+        self._view = builder.publish()
 
     def _left_behind(self, head: Head) -> bool:
         return not head.horizon <= self._view.watermark <= head.last_seq
 
     def _answered(
-        self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, mask: Mask | None
+        self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, view_filter: ViewFilter | None
     ) -> Found:
-        """The results; from the host's own vectors, should a device fail in a way that its body did not catch."""
+        """The results; from the host's own vectors, should a device fail in a way that its index did not catch."""
         try:
-            return view.search(queries, k, view.facts.effort(view.body, k, target), mask)
+            return view.search(queries, k, view.stats.effort(view.index, k, target), view_filter)
         except DeviceError as error:
-            self.desk.refused(error, view.body.plan)
+            self.device_manager.refused(error, view.index.plan)
             with self.mutex:
-                if self._view.body is view.body and not self._changing:
+                if self._view.index is view.index and not self._changing:
                     self.leave_device()
-            return on_host(view).search(queries, k, Effort(exact=True), mask)
+            return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
 
-    def _view_and_mask(self, filters: Any) -> tuple[View, Mask]:
+    def _view_and_mask(self, filters: Any) -> tuple[View, ViewFilter]:
         """A mask and the view that it was made for: neither newer nor older than the records were."""
         key = canonical(filters)
         for _ in range(SETTLE_ATTEMPTS):
             view, own = self._caught_up()
             masks, touched = self._masks, self._touched
             if own:  # the shared ones do not know yet what this view holds
-                masks, touched = FilterMasks(self.records.matching), Touched(view.watermark)
-            mask = masks.mask(key, filters, view, touched)
+                masks, touched = FilterCache(self.records.matching), Touched(view.watermark)
+            view_filter = masks.mask(key, filters, view, touched)
             if self.records.head().last_seq == view.watermark:
                 break
-        return view, mask
+        return view, view_filter
 
     def after_fork(self) -> None:
         """In a forked child: locks that nobody holds, and nothing half-done by a thread that is not there."""
         self.latency = LatencyRing()
         self.mutex = threading.RLock()
         self._changing = False
-        self._masks = FilterMasks(self.records.matching)
+        self._masks = FilterCache(self.records.matching)
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()
         self.asked.after_fork()
-        if self._view.body.plan.engine != "cpu":  # a child must not touch the device of its parent
-            self._parents_body = self._view.body  # kept: to free its memory would be to touch the device
+        if self._view.index.plan.engine != "cpu":  # a child must not touch the device of its parent
+            self._parents_index = self._view.index  # kept: to free its memory would be to touch the device
             self._view = on_host(self._view)

@@ -15,9 +15,9 @@ import numpy as np
 from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError
 from ..planner.plan import plan_index
 from ..records.file_lock import one_process
-from ..records.sqlite_errors import translated
+from ..records.sqlite_errors import translate_error
 from ..training.recall import Pause, Quality, no_pause, recall_of
-from ..types import Effort, FloatArray, IndexPlan
+from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.forking import renew_in_child
 from ..utils.vectors import normalize_rows
 from .live_index import LiveIndex
@@ -25,19 +25,19 @@ from .rebuild import (
     JUDGED_AT,
     Built,
     Collect,
-    Gathered,
+    RebuildInput,
     build_verified,
     extend_verified,
     gather,
-    gather_tail,
+    gather_delta,
     judged,
     swapped,
 )
-from .rebuild_rules import Cause, Pace, cause_to_build, is_extendable
+from .rebuild_rules import AppendThrottle, RebuildReason, cause_to_build, is_extendable
 from .snapshot_writer import Saver, joins_log
 from .snapshots import agrees, load_snapshot
 from .view import View
-from .worker import Courtesy
+from .worker import SearchYield
 
 __all__ = ["Maintenance", "Report", "quality_now"]
 
@@ -58,45 +58,45 @@ PROBE_SLACK = 0.03
 
 
 def calibration_is_old(live: LiveIndex, view: View) -> bool:
-    """Was the body calibrated before most of what is asked now was asked?"""
-    return view.facts.calibration is not None and live.asked.has_news_since(view.facts.asked)
+    """Was the index calibrated before most of what is asked now was asked?"""
+    return view.stats.calibration is not None and live.asked.has_news_since(view.stats.asked)
 
 
-def recalibrate(live: LiveIndex, view: View, pause: Pause = no_pause) -> Cause | None:
-    """Measure the body in use on the queries of today; a cause to train when it falls short."""
+def recalibrate(live: LiveIndex, view: View, pause: Pause = no_pause) -> RebuildReason | None:
+    """Measure the index in use on the queries of today; a cause to train when it falls short."""
     started = time.perf_counter()
-    facts, quality = judged(view.body, replace(view.facts, calibration=None), live.asked, live.settings, pause)
-    live.describe(view.body, facts)
-    queries = facts.calibration.queries if facts.calibration is not None else 0
+    stats, quality = judged(view.index, replace(view.stats, calibration=None), live.asked, live.settings, pause)
+    live.describe(view.index, stats)
+    queries = stats.calibration.queries if stats.calibration is not None else 0
     live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
     if quality.meets(live.settings.target_recall):
         return None
-    return Cause("train", f"real queries find too little: {quality}")
+    return RebuildReason("train", f"real queries find too little: {quality}")
 
 
-def probe(live: LiveIndex, view: View, pause: Pause = no_pause) -> Cause | None:
+def probe(live: LiveIndex, view: View, pause: Pause = no_pause) -> RebuildReason | None:
     """Recall@10 of real queries on the view as it is, tail and tombstones included; a cause to train when it fell."""
     queries = live.asked.sample()[:PROBED]
-    if view.facts.calibration is None or not len(queries):
+    if view.stats.calibration is None or not len(queries):
         return None
     probed, target = _recall(live, view, queries, pause), live.settings.target_recall
-    live.describe(view.body, replace(live.view.facts, probed=probed))
+    live.describe(view.index, replace(live.view.stats, probed=probed))
     if len(queries) < PROBED or probed >= target - PROBE_SLACK:
         return None
-    return Cause("train", f"recall@10 of real queries fell to {probed:.3f}")
+    return RebuildReason("train", f"recall@10 of real queries fell to {probed:.3f}")
 
 
 def quality_now(live: LiveIndex, view: View) -> Quality | None:
     """How searches do on the view as it is, tail and tombstones included; None where nothing stands for exact search.
 
     The self-hits of living rows, and recall@10 of the real queries kept: asked again beside exact search where that
-    reads few enough rows, else as last probed, else as measured when the body was built. Remembered until something
+    reads few enough rows, else as last probed, else as measured when the index was built. Remembered until something
     changes.
     """
-    held = view.facts.quality
+    held = view.stats.quality
     if held is None:
         return None
-    key = (view.watermark, id(view.body), live.asked.seen, view.facts.probed)
+    key = (view.watermark, id(view.index), live.asked.seen, view.stats.probed)
     known = live.quality_now
     if known is None or known[0] != key:
         try:
@@ -112,18 +112,18 @@ def _measured_now(live: LiveIndex, view: View, held: Quality) -> Quality:
     if len(queries) >= FEWEST:
         recall = _recall(live, view, queries, no_pause)
     else:
-        recall = held.recall if view.facts.probed is None else view.facts.probed
+        recall = held.recall if view.stats.probed is None else view.stats.probed
     return Quality(_self_hits(live, view), recall, len(queries))
 
 
 def _recall(live: LiveIndex, view: View, queries: FloatArray, pause: Pause) -> float:
     """Recall@10 at the effort of searches."""
     target = live.settings.target_recall
-    found = view.search(queries, JUDGED_AT, view.facts.effort(view.body, JUDGED_AT, target)).distances
+    found = view.search(queries, JUDGED_AT, view.stats.effort(view.index, JUDGED_AT, target)).distances
     truth = np.empty_like(found)
     for start in range(0, len(queries), STEP):
         part = slice(start, start + STEP)
-        truth[part] = view.search(queries[part], JUDGED_AT, Effort(exact=True)).distances
+        truth[part] = view.search(queries[part], JUDGED_AT, SearchParams(exact=True)).distances
         pause()
     return recall_of(found, truth)
 
@@ -135,7 +135,7 @@ def _self_hits(live: LiveIndex, view: View) -> float:
         return 1.0
     vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
     queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
-    found = view.search(queries, 1, view.facts.effort(view.body, 1, live.settings.target_recall))
+    found = view.search(queries, 1, view.stats.effort(view.index, 1, live.settings.target_recall))
     nearest = ["".join(found.ids(place)) for place in range(len(rows))]
     held = live.records.vectors_of(nearest)
     hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
@@ -144,11 +144,11 @@ def _self_hits(live: LiveIndex, view: View) -> float:
 
 def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
     """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
-    settings, facts = live.settings, live.desk.facts(view.count, view.body)
+    settings, state = live.settings, live.device_manager.state(view.count, view.index)
     try:
         plan = plan_index(
             count=view.count,
-            dim=view.body.dim,
+            dim=view.index.dim,
             metric=view.metric,
             index_type=settings.index_type,
             target_recall=settings.target_recall,
@@ -159,13 +159,13 @@ def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
             nlist_min=settings.nlist_min,
             nlist_max=settings.nlist_max,
             precision=settings.precision,
-            current_nlist=view.body.nlist or None,
-            device=facts,
+            current_nlist=view.index.nlist or None,
+            device=state,
         )
     except CapacityError as error:
-        return replace(view.body.plan, reason=f"kept as it is: {error}", refusal="")
-    live.desk.note(plan, facts)
-    missing = live.desk.absence() if facts is None else ""
+        return replace(view.index.plan, reason=f"kept as it is: {error}", refusal="")
+    live.device_manager.note(plan, state)
+    missing = live.device_manager.absence() if state is None else ""
     if not missing:
         return plan
     note = f"{missing}; the CPU instead"
@@ -186,7 +186,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a round of maintenance did; ``actions`` in order, ``quality`` of the body in use."""
+    """What a round of maintenance did; ``actions`` in order, ``quality`` of the index in use."""
 
     actions: list[str] = field(default_factory=list)
     reason: str = ""
@@ -218,44 +218,44 @@ class Maintenance:
         self.cpu_seconds = 0.0
         """Processor time of the threads that ran the rounds; training and filling use no other."""
         self._look_at = 0
-        self._asked: Cause | None = None
+        self._asked: RebuildReason | None = None
         self._wanted = False
         self._sparing = False
         self._probe_at = 0.0
         self._saver = Saver(live)
-        self._pace = Pace()
+        self._pace = AppendThrottle()
         renew_in_child(self)
 
     def plan(self, view: View, early: bool = False) -> IndexPlan:
         """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
         return planned(self._live, view, early)
 
-    def cause(self, view: View, *, quiet: bool = False) -> Cause | None:
-        """Why a new body is due; None when the present one serves. ``quiet``: nobody writes, so less need wait."""
-        if self._asked is not None and view.facts.trained_rows:
+    def cause(self, view: View, *, quiet: bool = False) -> RebuildReason | None:
+        """Why a new index is due; None when the present one serves. ``quiet``: nobody writes, so less need wait."""
+        if self._asked is not None and view.stats.trained_rows:
             return self._asked
         return cause_to_build(view, self.plan(view), self._live.settings.min_training_units, quiet=quiet)
 
-    def ask(self, cause: Cause) -> None:
+    def ask(self, cause: RebuildReason) -> None:
         """Have the next round build for ``cause``, whatever the rules would say."""
         self._asked = cause
 
     def due(self) -> bool:
         """Is there anything to do? Cheap enough to ask after every write: it looks once in a while.
 
-        Rows that wait are the matter of ``tend``, which knows when they may be appended.
+        Rows that wait are the matter of ``run_if_due``, which knows when they may be appended.
         """
-        view, asked, desk = self._live.view, self._live.look_due, self._live.desk
-        if view.watermark < self._look_at and not asked and not desk.due:
+        view, asked, device_manager = self._live.view, self._live.look_due, self._live.device_manager
+        if view.watermark < self._look_at and not asked and not device_manager.due:
             return False
         self._live.look_due = False
         self._look_at = view.watermark + max(LOOK_EVERY, min(view.count // 100, LOOK_AT_LEAST_EVERY))
-        cause, calibrated = self.cause(view), view.facts.calibration is not None
+        cause, calibrated = self.cause(view), view.stats.calibration is not None
         building = cause is not None and cause.kind != "append"
-        self._wanted |= building or desk.take_due() or self._saver.log_is_long() or (asked and calibrated)
+        self._wanted |= building or device_manager.take_due() or self._saver.log_is_long() or (asked and calibrated)
         return self._wanted or self._pace.delay(view) is not None
 
-    def tend(self) -> float | None:
+    def run_if_due(self) -> float | None:
         """What the background does when woken: a round, if it is time for one.
 
         Returns:
@@ -282,7 +282,7 @@ class Maintenance:
         progress: Progress | None = None,
         *,
         wait: bool = True,
-        force: Cause | None = None,
+        force: RebuildReason | None = None,
         quiet: bool = False,
     ) -> Report:
         """One round: adopt or build, snapshot, purge.
@@ -301,10 +301,10 @@ class Maintenance:
         finally:
             self._round_by = None
             self._one_round.release()
-        return Report(actions, reason, round(time.perf_counter() - started, 6), self._live.view.facts.quality)
+        return Report(actions, reason, round(time.perf_counter() - started, 6), self._live.view.stats.quality)
 
     def snapshot(self) -> Path:
-        """Save the body from which the next opening goes on; what came after it is replayed from the log.
+        """Save the index from which the next opening goes on; what came after it is replayed from the log.
 
         Raises StorageError (StorageFullError, ReadOnlyError) when the file cannot be written; nothing else suffers.
         """
@@ -318,8 +318,8 @@ class Maintenance:
             self._saver.forget_failure()
             view = self._live.catch_up()
             cause = self.cause(view)
-            if cause is None and not (view.body.n and joins_log(view, self._live.records.head().horizon)):
-                cause = Cause("append", "snapshot asked for")
+            if cause is None and not (view.index.n and joins_log(view, self._live.records.head().horizon)):
+                cause = RebuildReason("append", "snapshot asked for")
             del view  # see _build
             if cause:
                 self._build(cause, _silent)
@@ -327,7 +327,7 @@ class Maintenance:
                 self._save()
             failed = self._saver.failed
             if failed is not None:
-                raise translated(failed.__cause__ or failed, self._live.snapshot_path)
+                raise translate_error(failed.__cause__ or failed, self._live.snapshot_path)
             return self._live.snapshot_path
 
     def close(self) -> None:
@@ -350,7 +350,7 @@ class Maintenance:
         """Is this call made inside a round, by a signal handler, a finalizer or a callback of the same thread?"""
         return self._round_by == threading.get_ident()
 
-    def _timed_round(self, progress: Progress, force: Cause | None, quiet: bool) -> tuple[list[str], str]:
+    def _timed_round(self, progress: Progress, force: RebuildReason | None, quiet: bool) -> tuple[list[str], str]:
         busy = time.thread_time()
         self.running = True
         try:
@@ -360,13 +360,13 @@ class Maintenance:
             self.rounds += 1
             self.cpu_seconds += time.thread_time() - busy
 
-    def _round(self, progress: Progress, force: Cause | None, quiet: bool) -> tuple[list[str], str]:
+    def _round(self, progress: Progress, force: RebuildReason | None, quiet: bool) -> tuple[list[str], str]:
         self._saver.forget_failure()
         actions = self._healed()
         self._live.look_at_device()
         cause = force or self._found_cause(actions, quiet)
         if cause and cause.kind == "train" and is_extendable(self._live.view):
-            actions.append(self._build(Cause("append", "rows wait, and training takes longer"), _silent))
+            actions.append(self._build(RebuildReason("append", "rows wait, and training takes longer"), _silent))
         if cause:
             actions.append(self._build(cause, progress, forced=force is not None))
         actions += self._attend()
@@ -374,8 +374,8 @@ class Maintenance:
         actions += self._moved()
         return actions, cause.text if cause else ""
 
-    def _found_cause(self, actions: list[str], quiet: bool) -> Cause | None:
-        """Why a new body is due, after a newer one of another process was adopted where that would do."""
+    def _found_cause(self, actions: list[str], quiet: bool) -> RebuildReason | None:
+        """Why a new index is due, after a newer one of another process was adopted where that would do."""
         view = self._live.catch_up()
         cause = self.cause(view, quiet=quiet)
         if cause and cause.kind != "append" and self.plan(view).engine == "cpu" and self._adopt():
@@ -388,8 +388,8 @@ class Maintenance:
         if self._live.records.read_only or not self._saver.log_is_long():
             return []
         if self._saver.failed is None and self._saver.log_is_held():
-            if self._live.catch_up().tail_n:
-                self._build(Cause("append", "the log is long"), _silent)
+            if self._live.catch_up().delta_n:
+                self._build(RebuildReason("append", "the log is long"), _silent)
             if self._saver.log_is_held():
                 self._save()
         return [f"purged {self._saver.purge()} log entries"]
@@ -417,8 +417,8 @@ class Maintenance:
         )
         return ["healed the index" if healed else "could not heal the index: run check"]
 
-    def _build(self, cause: Cause, progress: Progress, *, forced: bool = False) -> str:
-        """Put a new body in use. Callers hold no view: a device may have room for it only once the old one is gone."""
+    def _build(self, cause: RebuildReason, progress: Progress, *, forced: bool = False) -> str:
+        """Put a new index in use. Callers hold no view: a device may have room for it only once the old one is gone."""
         live, started = self._live, time.perf_counter()
         live.catch_up()
         epoch, self._asked = live.epoch, None
@@ -427,12 +427,12 @@ class Maintenance:
         if made is None:
             made = self._anew(cause, progress, forced=forced)
         if made is None:
-            return f"kept {live.view.body.kind}: the device refused"
-        built, gathered = made
+            return f"kept {live.view.index.kind}: the device refused"
+        built, rebuild_input = made
         with live.exclusive() as now:
             if live.epoch != epoch:
                 return "dropped a build that was overtaken by a reload"
-            live.replace(swapped(gathered, built.body, built.facts, now), live.generation)
+            live.replace(swapped(rebuild_input, built.index, built.stats, now), live.generation)
             saved = self._saver.is_saved(live.view)
             if not saved:
                 self._saver.made()
@@ -440,11 +440,11 @@ class Maintenance:
             self._pace.appended(time.perf_counter() - started)
         if not (extended or saved) or self._saver.is_due(live.view):
             self._save()
-        self._tell(built, cause, time.perf_counter() - started)
-        return f"{'extended' if extended else 'built'} {built.body.kind} of {built.body.n} rows"
+        self._report_once(built, cause, time.perf_counter() - started)
+        return f"{'extended' if extended else 'built'} {built.index.kind} of {built.index.n} rows"
 
-    def _anew(self, cause: Cause, progress: Progress, *, forced: bool) -> tuple[Built, Gathered] | None:
-        """A body built of all living rows; None where the device refused and nothing else is due."""
+    def _anew(self, cause: RebuildReason, progress: Progress, *, forced: bool) -> tuple[Built, RebuildInput] | None:
+        """An index built of all living rows; None where the device refused and nothing else is due."""
         made = self._on_device(cause, progress)
         if made is not None:
             return made
@@ -453,18 +453,18 @@ class Maintenance:
             return None
         return self._verified(self.plan(view, cause.by_request), view, cause, progress)
 
-    def _extended(self) -> tuple[Built, Gathered] | None:
-        """The body in use with the rows of the tail behind its own; None where it cannot have them."""
-        live, gathered = self._live, gather_tail(self._live.view)
-        built = extend_verified(gathered, live.settings, live.asked, self._pause())
+    def _extended(self) -> tuple[Built, RebuildInput] | None:
+        """The index in use with the rows of the delta buffer behind its own; None where it cannot have them."""
+        live, rebuild_input = self._live, gather_delta(self._live.view)
+        built = extend_verified(rebuild_input, live.settings, live.asked, self._pause())
         if built is None:
             return None
-        if built.body.plan.engine != "cpu":
-            live.desk.built(built.body)
-        return built, gathered
+        if built.index.plan.engine != "cpu":
+            live.device_manager.built(built.index)
+        return built, rebuild_input
 
     def _save(self) -> None:
-        """Write the snapshot of the view in use; a body made here gets a generation of its own."""
+        """Write the snapshot of the view in use; an index made here gets a generation of its own."""
         live = self._live
         with live.mutex:
             if self._saver.unsaved:
@@ -472,32 +472,36 @@ class Maintenance:
             view = live.view
         self._saver.save(view)
 
-    def _pause(self) -> Courtesy:
-        return Courtesy(lambda: self._live.last_search)
+    def _pause(self) -> SearchYield:
+        return SearchYield(lambda: self._live.last_search)
 
-    def _on_device(self, cause: Cause, progress: Progress) -> tuple[Built, Gathered] | None:
-        """The planned body where a device is to hold it; None where none is, and where the device refuses."""
-        view, desk = self._live.view, self._live.desk
+    def _on_device(self, cause: RebuildReason, progress: Progress) -> tuple[Built, RebuildInput] | None:
+        """The planned index where a device is to hold it; None where none is, and where the device refuses."""
+        view, device_manager = self._live.view, self._live.device_manager
         plan = self.plan(view, cause.by_request)
         if plan.engine == "cpu":
             return None
         try:
-            if not desk.admit(plan, view.body):
+            if not device_manager.admit(plan, view.index):
                 view = self._live.leave_device()
-            built, gathered = self._verified(plan, view, cause, progress)
+            built, rebuild_input = self._verified(plan, view, cause, progress)
         except DeviceError as error:
-            desk.refused(error, plan)
+            device_manager.refused(error, plan)
             return None
         if built.refused:
-            desk.gave_up(plan, built.refused)
+            device_manager.gave_up(plan, built.refused)
             return None
-        desk.built(built.body)
-        return built, gathered
+        device_manager.built(built.index)
+        return built, rebuild_input
 
-    def _verified(self, plan: IndexPlan, view: View, cause: Cause, progress: Progress) -> tuple[Built, Gathered]:
-        live, gathered = self._live, gather(view)
-        built = build_verified(plan, gathered, cause, live.settings, live.asked, self._collect, progress, self._pause())
-        return built, gathered
+    def _verified(
+        self, plan: IndexPlan, view: View, cause: RebuildReason, progress: Progress
+    ) -> tuple[Built, RebuildInput]:
+        live, rebuild_input = self._live, gather(view)
+        built = build_verified(
+            plan, rebuild_input, cause, live.settings, live.asked, self._collect, progress, self._pause()
+        )
+        return built, rebuild_input
 
     def _attend(self) -> list[str]:
         """Calibrate on what is asked today, where that is news, and see whether the recall holds."""
@@ -514,15 +518,15 @@ class Maintenance:
         live.asked.save()
         return ["calibrated on real queries"] if old else []
 
-    def _tell(self, built: Built, cause: Cause, seconds: float) -> None:
-        body, events = built.body, self._live.events
+    def _report_once(self, built: Built, cause: RebuildReason, seconds: float) -> None:
+        index, events = built.index, self._live.events
         if built.refused:
-            events.record("refused", f"{built.refused}; staying exact", level=logging.WARNING, rows=body.n)
-        text = f"{body.kind} of {body.n} rows ({cause.kind}): {cause.text}"
-        events.record("built", text, seconds=seconds, nlist=body.nlist, trained=built.trained)
+            events.record("refused", f"{built.refused}; staying exact", level=logging.WARNING, rows=index.n)
+        text = f"{index.kind} of {index.n} rows ({cause.kind}): {cause.text}"
+        events.record("built", text, seconds=seconds, nlist=index.nlist, trained=built.trained)
 
     def _adopt(self) -> bool:
-        """Take over a newer body that another process has made and saved."""
+        """Take over a newer index that another process has made and saved."""
         live, info = self._live, self._saver.info()
         if info is None or info.generation <= live.generation:
             return False
@@ -530,15 +534,15 @@ class Maintenance:
         view = None if loaded is None else live.caught_up(loaded[0])
         if view is None or not agrees(view, live.records, live.settings.seed):
             return False
-        if view.body.kind != "exact" and not self._good(view):
+        if view.index.kind != "exact" and not self._good(view):
             return False
         live.adopt(view, info.generation)
         return True
 
     def _good(self, view: View) -> bool:
-        """Is the body that another process judged good enough for the recall that this one promises?"""
+        """Is the index that another process judged good enough for the recall that this one promises?"""
         settings = self._live.settings
-        quality = view.facts.quality or judged(view.body, view.facts, self._live.asked, settings)[1]
+        quality = view.stats.quality or judged(view.index, view.stats, self._live.asked, settings)[1]
         return quality.meets(settings.target_recall)
 
 

@@ -12,7 +12,7 @@ from ..training.reservoir import Reservoir
 from ..types import FloatArray
 from ..utils.vectors import DeviceQueries
 
-__all__ = ["Asked"]
+__all__ = ["QuerySample"]
 
 KEY = "query_sample"
 
@@ -23,7 +23,7 @@ ASKED_ANEW = 4.0
 """A calibration is repeated when this many times as many queries have been seen as then."""
 
 
-class Asked:
+class QuerySample:
     """A bounded sample of query vectors; see :mod:`memevolve_gpu.training.reservoir`. Nothing is kept when ``enabled``
     is off."""
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..errors import StorageError
 from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_info, write_snapshot
-from .index_stats import BodyFacts
+from .index_stats import IndexStats
 from .live_index import LiveIndex
 from .view import View
-from .view_builder import host_twin
+from .view_builder import cpu_copy
 
 __all__ = ["LOG_KEPT", "Saver", "joins_log"]
 
@@ -23,7 +23,7 @@ LOG_SHARE = 0.25
 """Log entries, of some 12 bytes each, that are kept at most: so many times the live units, if that is more."""
 
 CHANGED_SHARE = 0.12
-"""Log entries since the snapshot, as a share of the live units, from which an extended body is saved: so much is
+"""Log entries since the snapshot, as a share of the live units, from which an extended index is saved: so much is
 applied again by the next opening if this process is killed. The same share of the vectors may be in memory instead of
 being mapped from the snapshot."""
 
@@ -42,11 +42,11 @@ class Saver:
 
     @property
     def unsaved(self) -> bool:
-        """Is the body in use one that this process made and did not save yet?"""
+        """Is the index in use one that this process made and did not save yet?"""
         return self._unsaved_epoch == self._live.epoch
 
     def made(self) -> None:
-        """Maintenance has just put another body in use."""
+        """Maintenance has just put another index in use."""
         self._unsaved_epoch = self._live.epoch
 
     def forget_failure(self) -> None:
@@ -72,40 +72,40 @@ class Saver:
 
     def holds_vectors(self, view: View) -> bool:
         """Are many vectors in memory that a snapshot would allow to be mapped?"""
-        table = view.body.table
-        return view.body.kind != "hnsw" and table.resident_bytes > max(MOVED_BYTES, CHANGED_SHARE * table.nbytes)
+        table = view.index.table
+        return view.index.kind != "hnsw" and table.resident_bytes > max(MOVED_BYTES, CHANGED_SHARE * table.nbytes)
 
     def is_saved(self, view: View) -> bool:
         """Does the snapshot on disk, from which this process came or which it wrote, hold nearly all of ``view``?
 
-        A body on a device adds nothing to it: what is saved of one are its vectors.
+        An index on a device adds nothing to it: what is saved of one are its vectors.
         """
         info = self.info()
         known = info is not None and info.generation == self._live.generation
-        return known and view.body.plan.engine != "cpu" and not self.is_due(view)
+        return known and view.index.plan.engine != "cpu" and not self.is_due(view)
 
     def save(self, view: View) -> None:
         """Write the snapshot of ``view``; a failure is an event, and is kept in ``failed``."""
         live, self.failed = self._live, None
         if live.records.read_only:
             return
-        body = view.body if view.body.plan.engine == "cpu" else host_twin(view.body)
+        index = view.index if view.index.plan.engine == "cpu" else cpu_copy(view.index)
         watermark = _as_of(view)
         info = SnapshotInfo(
             store_id=live.records.store_id,
             generation=live.generation,
             watermark=watermark,
-            count=body.n,
-            plan=body.plan,
-            metric=body.metric,
-            dim=body.dim,
+            count=index.n,
+            plan=index.plan,
+            metric=index.metric,
+            dim=index.dim,
             created_at=time.time(),
             seed=live.settings.seed,
-            extra=(view.facts if body is view.body else BodyFacts()).to_dict(),
-            dead=np.flatnonzero(view.body_died <= watermark).astype(np.int64),
+            extra=(view.stats if index is view.index else IndexStats()).to_dict(),
+            dead=np.flatnonzero(view.index_died <= watermark).astype(np.int64),
         )
         try:
-            write_snapshot(live.snapshot_path, body, info)
+            write_snapshot(live.snapshot_path, index, info)
             self._unsaved_epoch = -1
         except (OSError, StorageError, SnapshotError) as error:
             self.failed = error
@@ -133,8 +133,8 @@ def joins_log(view: View, horizon: int) -> bool:
 
 
 def _as_of(view: View) -> int:
-    """The log entry up to which body and deaths say everything."""
-    return view.body_seq if view.tail_n else view.watermark
+    """The log entry up to which index and deaths say everything."""
+    return view.index_seq if view.delta_n else view.watermark
 
 
 def _most_entries(count: int) -> int:

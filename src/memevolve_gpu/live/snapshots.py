@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..index.base import Body
+from ..index.base import Index
 from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
 from ..index.vector_table import roomy
 from ..monitoring.events import EventLog
 from ..records.records import Records
 from ..types import IntArray, Row, Rows
 from ..utils.vectors import normalize_rows
-from .index_stats import BodyFacts
+from .index_stats import IndexStats
 from .view import View
-from .view_builder import empty_body, exact_body, view_of
+from .view_builder import empty_index, flat_index, view_of
 
 __all__ = ["agrees", "load_snapshot", "read_everything", "spot_check"]
 
@@ -29,12 +29,12 @@ TOLERANCE = 1e-5
 
 
 def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View, SnapshotInfo] | None:
-    """The snapshot's body as a view at the snapshot's watermark; None, with an event, when it cannot serve."""
+    """The snapshot's index as a view at the snapshot's watermark; None, with an event, when it cannot serve."""
     started = time.perf_counter()
     if not path.exists():
         return None
     try:
-        body, info = read_snapshot(path, store_id=records.store_id, dim=records.dim, metric=records.metric)
+        index, info = read_snapshot(path, store_id=records.store_id, dim=records.dim, metric=records.metric)
     except SnapshotError as error:
         events.record("snapshot-refused", f"{error}; rebuilding from the records", level=logging.WARNING)
         return None
@@ -48,8 +48,8 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
             "rebuilding from the records",
         )
         return None
-    events.record("snapshot-loaded", f"{body.n} rows of kind {body.kind}", seconds=time.perf_counter() - started)
-    return view_of(body, info.watermark, BodyFacts.from_dict(info.extra, body), info.dead), info
+    events.record("snapshot-loaded", f"{index.n} rows of kind {index.kind}", seconds=time.perf_counter() - started)
+    return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead), info
 
 
 def _forget(path: Path) -> None:
@@ -60,10 +60,10 @@ def _forget(path: Path) -> None:
 
 
 def read_everything(records: Records) -> View:
-    """An exact body of every live row, at the log's end as of the start of the reading."""
+    """An exact index of every live row, at the log's end as of the start of the reading."""
     head = records.head()
     if not head.count:
-        return view_of(empty_body(records.dim, records.metric), head.last_seq)
+        return view_of(empty_index(records.dim, records.metric), head.last_seq)
     vectors = roomy((head.count, records.dim), np.float32)
     slots = np.empty(head.count, dtype=np.int64)
     ids: list[bytes] = []
@@ -76,7 +76,7 @@ def read_everything(records: Records) -> View:
     if records.metric == "cosine":
         vectors[:n] = normalize_rows(vectors[:n])
     rows = Rows(slots[:n], *_joined(ids), vectors[:n])
-    return view_of(exact_body(rows, records.metric), head.last_seq)
+    return view_of(flat_index(rows, records.metric), head.last_seq)
 
 
 def agrees(view: View, records: Records, seed: int) -> bool:
@@ -90,20 +90,20 @@ def agrees(view: View, records: Records, seed: int) -> bool:
 
 
 def spot_check(view: View, records: Records, seed: int) -> bool:
-    """Do sampled rows of the body, and its newest ones, carry the ids and vectors that the records hold?"""
+    """Do sampled rows of the index, and its newest ones, carry the ids and vectors that the records hold?"""
     positions = _sample(view, seed)
-    body = view.body
-    units = records.units_at(body.slots[positions].tolist())
-    ids = [str(unit_id) for unit_id in body.ids_at(positions)]
+    index = view.index
+    units = records.units_at(index.slots[positions].tolist())
+    ids = [str(unit_id) for unit_id in index.ids_at(positions)]
     vectors = records.vectors_of(ids)
     return all(
-        slot in units and units[slot].get("id") == unit_id and _same(body, position, vectors.get(unit_id))
-        for position, slot, unit_id in zip(positions.tolist(), body.slots[positions].tolist(), ids, strict=True)
+        slot in units and units[slot].get("id") == unit_id and _same(index, position, vectors.get(unit_id))
+        for position, slot, unit_id in zip(positions.tolist(), index.slots[positions].tolist(), ids, strict=True)
     )
 
 
 def _sample(view: View, seed: int) -> IntArray:
-    alive = np.flatnonzero(view.body_died > view.watermark).astype(np.int64)
+    alive = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
     if len(alive) <= 2 * SAMPLED:
         return alive
     rng = np.random.default_rng(seed)
@@ -111,13 +111,13 @@ def _sample(view: View, seed: int) -> IntArray:
     return np.sort(np.concatenate([picked, alive[-SAMPLED:]]))
 
 
-def _same(body: Body, position: int, raw: bytes | None) -> bool:
+def _same(index: Index, position: int, raw: bytes | None) -> bool:
     if raw is None:
         return False
     truth = np.frombuffer(raw, dtype="<f4")
-    if body.metric == "cosine":
+    if index.metric == "cosine":
         truth = normalize_rows(truth[None, :])[0]
-    held = body.vectors_at(np.array([position], dtype=np.int64))[0]
+    held = index.vectors_at(np.array([position], dtype=np.int64))[0]
     return bool(np.linalg.norm(held - truth) <= TOLERANCE * max(1e-12, float(np.linalg.norm(truth))))
 
 

@@ -10,15 +10,15 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..index.base import Body, chunks
-from ..index.bitmap import Allowed
+from ..index.base import Index, chunks
+from ..index.bitmap import RowFilter
 from ..index.exact_scan import exact_scan
-from ..types import Effort, FloatArray, IntArray, Metric
+from ..types import FloatArray, IntArray, Metric, SearchParams
 from ..utils.vectors import DeviceQueries
-from .delta_buffer import Tail
-from .index_stats import BodyFacts
+from .delta_buffer import DeltaBuffer
+from .index_stats import IndexStats
 
-__all__ = ["Alive", "Found", "Mask", "View"]
+__all__ = ["Found", "LiveRows", "View", "ViewFilter"]
 
 T = TypeVar("T")
 
@@ -49,8 +49,8 @@ _WIDER = 8
 BoolArray = npt.NDArray[np.bool_]
 
 
-class Alive(Allowed):
-    """The rows of a body that are alive at a watermark; the full mask is made only when a scan asks for it.
+class LiveRows(RowFilter):
+    """The rows of an index that are alive at a watermark; the full mask is made only when a scan asks for it.
 
     The first ``dead`` entries of ``deaths`` are the others, in the order in which they died.
     """
@@ -72,20 +72,21 @@ class Alive(Allowed):
     def test(self, positions: IntArray) -> BoolArray:
         return (self._died[positions] > self._watermark) & (positions >= 0)
 
-    def dead_since(self, other: Allowed | None) -> IntArray | None:
+    def dead_since(self, other: RowFilter | None) -> IntArray | None:
         known = 0
         if other is not None:
-            if not isinstance(other, Alive) or other.deaths is not self.deaths or other.dead > self.dead:
+            if not isinstance(other, LiveRows) or other.deaths is not self.deaths or other.dead > self.dead:
                 return None
             known = other.dead
         return np.array(self.deaths[known : self.dead], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
-class Mask:
-    """A filter's outcome on one view: rows allowed in the body (None: the living), and matching slots for the tail."""
+class ViewFilter:
+    """A filter's outcome on one view: rows allowed in the body (None: the living), and matching slots for the delta
+    buffer."""
 
-    body: Allowed | None
+    index: RowFilter | None
     slots: IntArray
 
 
@@ -93,7 +94,7 @@ class Mask:
 class Found:
     """Results of nq queries: distances float32 (nq, k), +inf where missing; places int64 (nq, k), -1 where missing.
 
-    A place is a body position, or the body's length plus a tail position, of the view that was searched.
+    A place is an index position, or the index's length plus a delta buffer position, of the view that was searched.
     """
 
     view: View
@@ -117,79 +118,84 @@ class Found:
 class View:
     """What a search sees; nothing reachable from here changes what it answers.
 
-    body_seq is a log entry as of which body and deaths say everything; while the tail is empty they do so as of
-    ``watermark``. body_died int64 (body.n,), body_deaths and the tail are shared with later views: rows are only ever
-    added past ``tail_n``, deaths only ever set to a sequence number above ``watermark``, and positions only ever put
-    behind the first ``body_dead`` of body_deaths, which are those of the body's dead rows.
+    body_seq is a log entry as of which index and deaths say everything; while the delta buffer is empty they do so as
+    of
+    ``watermark``. body_died int64 (index.n,), body_deaths and the delta buffer are shared with later views: rows are
+    only ever added past ``delta_n``, deaths only ever set to a sequence number above ``watermark``, and positions only
+    ever put behind the first ``index_dead`` of body_deaths, which are those of the index's dead rows.
     """
 
     watermark: int
-    body: Body
-    body_seq: int
-    body_died: IntArray
-    body_deaths: array[int]
-    body_dead: int
-    tail: Tail
-    tail_n: int
-    tail_dead: int
+    index: Index
+    index_seq: int
+    index_died: IntArray
+    index_deaths: array[int]
+    index_dead: int
+    delta: DeltaBuffer
+    delta_n: int
+    delta_dead: int
     metric: Metric
-    facts: BodyFacts
+    stats: IndexStats
 
     @property
     def count(self) -> int:
         """Live rows."""
-        return self.body.n - self.body_dead + self.tail_n - self.tail_dead
+        return self.index.n - self.index_dead + self.delta_n - self.delta_dead
 
     def live_slots(self) -> IntArray:
         """Slots of the live rows, int64 (count,), ascending."""
-        parts = [self.body.slots[self.body_died > self.watermark]]
-        parts += [piece.slots[piece.died > self.watermark] for piece in self.tail.pieces(0, self.tail_n)]
+        parts = [self.index.slots[self.index_died > self.watermark]]
+        parts += [piece.slots[piece.died > self.watermark] for piece in self.delta.pieces(0, self.delta_n)]
         return np.concatenate(parts)
 
     @lazy
-    def alive(self) -> Allowed | None:
-        """Living rows of the body; None when no row of it has died."""
-        if not self.body_dead:
+    def alive(self) -> RowFilter | None:
+        """Living rows of the index; None when no row of it has died."""
+        if not self.index_dead:
             return None
-        return Alive(self.body_died, self.watermark, self.body_deaths, self.body_dead)
+        return LiveRows(self.index_died, self.watermark, self.index_deaths, self.index_dead)
 
     @lazy
-    def tail_alive(self) -> Allowed | None:
-        """Living rows of the tail; None when no row of it has died."""
-        if not self.tail_dead:
+    def delta_alive(self) -> RowFilter | None:
+        """Living rows of the delta buffer; None when no row of it has died."""
+        if not self.delta_dead:
             return None
-        rows = [piece.died > self.watermark for piece in self.tail.pieces(0, self.tail_n)]
-        return Allowed(np.concatenate([np.empty(0, np.bool_), *rows]))
+        rows = [piece.died > self.watermark for piece in self.delta.pieces(0, self.delta_n)]
+        return RowFilter(np.concatenate([np.empty(0, np.bool_), *rows]))
 
-    def search(self, queries: FloatArray | DeviceQueries, k: int, effort: Effort, mask: Mask | None = None) -> Found:
+    def search(
+        self, queries: FloatArray | DeviceQueries, k: int, params: SearchParams, view_filter: ViewFilter | None = None
+    ) -> Found:
         """Exact distances of the k nearest living, matching rows; of rows at equal distances the older first.
 
         One result more is looked for than is asked for: where it lies at the distance of the k-th, more rows may, and
         an exact scan finds which of them are the oldest. So the first results do not depend on how many are wanted.
 
-        queries float32 (nq, dim), normalised under cosine; those on a device come to the host for a tail or a body that
-        cannot take them as they are.
+        queries float32 (nq, dim), normalised under cosine; those on a device come to the host for a delta buffer or an
+        index that cannot take them as they are.
         """
-        distances, places = self._nearest(queries, min(k + 1, max(k, self.count)), effort, mask)
+        distances, places = self._nearest(queries, min(k + 1, max(k, self.count)), params, view_filter)
         if places.shape[1] > k:
             tied = np.flatnonzero((distances[:, k - 1] == distances[:, k]) & (places[:, k] >= 0))
             distances, places = distances[:, :k], places[:, :k]
             if tied.size:
                 distances, places = distances.copy(), places.copy()
-                self._untie(np.asarray(queries), tied, mask, (distances, places))
+                self._untie(np.asarray(queries), tied, view_filter, (distances, places))
         return Found(self, np.ascontiguousarray(distances), np.ascontiguousarray(places))
 
     def _nearest(
-        self, queries: FloatArray | DeviceQueries, k: int, effort: Effort, mask: Mask | None
+        self, queries: FloatArray | DeviceQueries, k: int, params: SearchParams, view_filter: ViewFilter | None
     ) -> tuple[FloatArray, IntArray]:
         parts: list[tuple[FloatArray, IntArray]] = []
-        allowed = self.alive if mask is None else mask.body
-        if self.body.n and (allowed is None or allowed.count):
-            parts.append(self.body.search(_taken_by(self.body, queries), k, effort, allowed))
-        parts += self._search_tail(queries, k, mask)
+        row_filter = self.alive if view_filter is None else view_filter.index
+        if self.index.n and (row_filter is None or row_filter.count):
+            parts.append(self.index.search(_taken_by(self.index, queries), k, params, row_filter))
+        parts += self._search_delta(queries, k, view_filter)
         return _merge(parts, len(queries), k)
 
-    def _untie(self, queries: FloatArray, tied: IntArray, mask: Mask | None, out: tuple[FloatArray, IntArray]) -> None:
+    def _untie(
+        self, queries: FloatArray, tied: IntArray, view_filter: ViewFilter | None, out: tuple[FloatArray, IntArray]
+    ) -> None:
         """Fill the rows ``tied`` of ``out``, (nq, k), by exact scans so wide that no tie is cut."""
         k = width = out[0].shape[1]
         while tied.size:
@@ -197,7 +203,7 @@ class View:
             still = []
             for part in chunks(len(tied), 12 * width):
                 rows = tied[part]
-                distances, places = self._nearest(queries[rows], width, Effort(exact=True), mask)
+                distances, places = self._nearest(queries[rows], width, SearchParams(exact=True), view_filter)
                 whole = (distances[:, k - 1] < distances[:, -1]) | (places[:, -1] < 0) | (width >= self.count)
                 out[0][rows[whole]], out[1][rows[whole]] = distances[whole, :k], places[whole, :k]
                 still.append(rows[~whole])
@@ -205,44 +211,44 @@ class View:
 
     def ids_at(self, places: IntArray) -> list[str]:
         """The ids at ``places`` (m,), none of which is -1."""
-        n = self.body.n
-        in_body = iter(self.body.ids_at(places[places < n]))
-        return [self.tail.ids[place - n] if place >= n else str(next(in_body)) for place in places.tolist()]
+        n = self.index.n
+        in_index = iter(self.index.ids_at(places[places < n]))
+        return [self.delta.ids[place - n] if place >= n else str(next(in_index)) for place in places.tolist()]
 
     def slots_at(self, places: IntArray) -> list[int]:
-        n, slots = self.body.n, self.body.slots
-        return [self.tail.slot_at(p - n) if p >= n else int(slots[p]) for p in places.tolist()]
+        n, slots = self.index.n, self.index.slots
+        return [self.delta.slot_at(p - n) if p >= n else int(slots[p]) for p in places.tolist()]
 
-    def _search_tail(
-        self, queries: FloatArray | DeviceQueries, k: int, mask: Mask | None
+    def _search_delta(
+        self, queries: FloatArray | DeviceQueries, k: int, view_filter: ViewFilter | None
     ) -> list[tuple[FloatArray, IntArray]]:
-        """The nearest in the tail: on the device of the body, or piece by piece on the host."""
-        allowed = self.tail_alive if mask is None else self._allowed_in_tail(mask)
-        if not self.tail_n or (allowed is not None and not allowed.count):
+        """The nearest in the delta buffer: on the device of the index, or piece by piece on the host."""
+        row_filter = self.delta_alive if view_filter is None else self._delta_filter(view_filter)
+        if not self.delta_n or (row_filter is not None and not row_filter.count):
             return []
-        found = self.body.search_newer(self.tail, self.tail_n, queries, k, allowed)
+        found = self.index.search_delta(self.delta, self.delta_n, queries, k, row_filter)
         if found is not None:
-            return [(found[0], _moved(found[1], self.body.n))]
+            return [(found[0], _moved(found[1], self.index.n))]
         here, parts = np.asarray(queries), []
-        for piece in self.tail.pieces(0, self.tail_n):
-            own = None if allowed is None else Allowed(allowed.rows[piece.start : piece.end])
+        for piece in self.delta.pieces(0, self.delta_n):
+            own = None if row_filter is None else RowFilter(row_filter.rows[piece.start : piece.end])
             if own is None or own.count:
                 distances, places = exact_scan(here, piece.vectors, k, self.metric, own)
-                parts.append((distances, _moved(places, self.body.n + piece.start)))
+                parts.append((distances, _moved(places, self.index.n + piece.start)))
         return parts
 
-    def _allowed_in_tail(self, mask: Mask) -> Allowed:
-        slots = [piece.slots for piece in self.tail.pieces(0, self.tail_n)]
-        matching = contains(mask.slots, np.concatenate([np.empty(0, np.int64), *slots]))
-        alive = self.tail_alive
-        return Allowed(matching if alive is None else matching & alive.rows)
+    def _delta_filter(self, view_filter: ViewFilter) -> RowFilter:
+        slots = [piece.slots for piece in self.delta.pieces(0, self.delta_n)]
+        matching = contains(view_filter.slots, np.concatenate([np.empty(0, np.int64), *slots]))
+        alive = self.delta_alive
+        return RowFilter(matching if alive is None else matching & alive.rows)
 
 
-def _taken_by(body: Body, queries: FloatArray | DeviceQueries) -> FloatArray:
-    """Queries in the form that the body takes best: a tensor where it lies, or an array of the host."""
+def _taken_by(index: Index, queries: FloatArray | DeviceQueries) -> FloatArray:
+    """Queries in the form that the index takes best: a tensor where it lies, or an array of the host."""
     if isinstance(queries, DeviceQueries):
         tensor: FloatArray = queries.tensor
-        return tensor if body.accepts_device_queries and body.device != "cpu" else queries.host()
+        return tensor if index.accepts_device_queries and index.device != "cpu" else queries.host()
     return queries
 
 

@@ -1,7 +1,7 @@
 """Build the next view: apply log entries in order, under the store's mutex.
 
-A draft that is abandoned half-way leaves the published view as it was: rows past its ``tail_n`` are cut off by the
-next draft, so are deaths past its ``body_dead``, and those above its watermark are invisible to it and written again.
+A draft that is abandoned half-way leaves the published view as it was: rows past its ``delta_n`` are cut off by the
+next draft, so are deaths past its ``index_dead``, and those above its watermark are invisible to it and written again.
 """
 
 from __future__ import annotations
@@ -14,69 +14,71 @@ from operator import attrgetter
 
 import numpy as np
 
-from ..index.base import Body
-from ..index.flat import ExactBody
+from ..index.base import Index
+from ..index.flat import FlatIndex
 from ..index.registry import build
 from ..types import Change, FloatArray, IndexPlan, IntArray, Metric, Op, Rows
 from ..utils.vectors import normalize_rows
-from .delta_buffer import NEVER, Tail
-from .index_stats import BodyFacts
+from .delta_buffer import NEVER, DeltaBuffer
+from .index_stats import IndexStats
 from .view import View
 
-__all__ = ["Draft", "apart", "empty_body", "exact_body", "host_twin", "on_host", "view_of"]
+__all__ = ["ViewBuilder", "apart", "cpu_copy", "empty_index", "flat_index", "on_host", "view_of"]
 
-UNKNOWN = BodyFacts()
+UNKNOWN = IndexStats()
 EXACT = IndexPlan("exact", reason="exact search needs no training")
 
 
-def exact_body(rows: Rows, metric: Metric) -> Body:
-    """A body that scans its rows."""
+def flat_index(rows: Rows, metric: Metric) -> Index:
+    """An index that scans its rows."""
     return build(EXACT, rows, metric, seed=0)
 
 
-def host_twin(body: Body) -> Body:
-    """A body on the CPU that scans the vectors of ``body``, which it shares: the same positions, at no cost."""
-    rows = Rows(body.slots, body.id_bytes, body.id_ends, np.empty((0, body.dim), dtype=np.float32))
-    return ExactBody(EXACT, body.metric, rows, body.table)
+def cpu_copy(index: Index) -> Index:
+    """An index on the CPU that scans the vectors of ``index``, which it shares: the same positions, at no cost."""
+    rows = Rows(index.slots, index.id_bytes, index.id_ends, np.empty((0, index.dim), dtype=np.float32))
+    return FlatIndex(EXACT, index.metric, rows, index.table)
 
 
 def on_host(view: View) -> View:
     """The same view without a device: its rows, scanned on the host."""
-    return replace(view, body=host_twin(view.body), facts=UNKNOWN)
+    return replace(view, index=cpu_copy(view.index), stats=UNKNOWN)
 
 
-def empty_body(dim: int, metric: Metric) -> Body:
+def empty_index(dim: int, metric: Metric) -> Index:
     none = np.empty(0, dtype=np.int64)
-    return exact_body(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
+    return flat_index(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
 
 
-def view_of(body: Body, watermark: int, facts: BodyFacts = UNKNOWN, dead: IntArray | None = None) -> View:
-    """A view with an empty tail, in which every row of ``body`` is alive but those at ``dead``, int64 (m,)."""
-    died = np.full(body.n, NEVER, dtype=np.int64)
+def view_of(index: Index, watermark: int, stats: IndexStats = UNKNOWN, dead: IntArray | None = None) -> View:
+    """A view with an empty tail, in which every row of ``index`` is alive but those at ``dead``, int64 (m,)."""
+    died = np.full(index.n, NEVER, dtype=np.int64)
     deaths = array("q", () if dead is None else dead.tolist())
     if deaths:
         died[dead] = watermark
-    return View(watermark, body, watermark, died, deaths, len(deaths), Tail(body.dim), 0, 0, body.metric, facts)
+    return View(
+        watermark, index, watermark, died, deaths, len(deaths), DeltaBuffer(index.dim), 0, 0, index.metric, stats
+    )
 
 
 def apart(view: View) -> View:
     """The same view with deaths and tail in memory of its own, for a draft that the published view does not see."""
-    deaths = array("q", view.body_deaths[: view.body_dead])
-    return replace(view, body_died=view.body_died.copy(), body_deaths=deaths, tail=view.tail.copy(view.tail_n))
+    deaths = array("q", view.index_deaths[: view.index_dead])
+    return replace(view, index_died=view.index_died.copy(), index_deaths=deaths, delta=view.delta.copy(view.delta_n))
 
 
-class Draft:
+class ViewBuilder:
     """Applies changes on top of ``view`` and publishes the result."""
 
     def __init__(self, view: View) -> None:
         self._base = view
-        self._body = view.body
-        self._body_died = view.body_died
-        self._body_deaths = view.body_deaths
-        del self._body_deaths[view.body_dead :]
-        self._tail = view.tail
-        self._tail_dead = view.tail_dead
-        self._tail.truncate(view.tail_n)
+        self._index = view.index
+        self._index_died = view.index_died
+        self._index_deaths = view.index_deaths
+        del self._index_deaths[view.index_dead :]
+        self._delta = view.delta
+        self._delta_dead = view.delta_dead
+        self._delta.truncate(view.delta_n)
         self.watermark = view.watermark
         self.cleared = False
         self.touched: list[tuple[int, int]] = []
@@ -98,21 +100,21 @@ class Draft:
             self.watermark = changes[-1].seq
 
     def publish(self) -> View:
-        base, tail_n = self._base, self._tail.n
+        base, delta_n = self._base, self._delta.n
         view = View(
             self.watermark,
-            self._body,
-            self.watermark if self.cleared else base.body_seq,
-            self._body_died,
-            self._body_deaths,
-            len(self._body_deaths),
-            self._tail,
-            tail_n,
-            self._tail_dead,
+            self._index,
+            self.watermark if self.cleared else base.index_seq,
+            self._index_died,
+            self._index_deaths,
+            len(self._index_deaths),
+            self._delta,
+            delta_n,
+            self._delta_dead,
             base.metric,
-            UNKNOWN if self.cleared else base.facts,
+            UNKNOWN if self.cleared else base.stats,
         )
-        if view.body_dead == base.body_dead and self._body is base.body and "alive" in base.__dict__:
+        if view.index_dead == base.index_dead and self._index is base.index and "alive" in base.__dict__:
             view.__dict__["alive"] = base.__dict__["alive"]
         return view
 
@@ -121,7 +123,7 @@ class Draft:
         rows = [(one.slot, one.id, one.vector) for one in changes if one.id is not None and one.vector is not None]
         if rows:
             slots, ids, raw = zip(*rows, strict=True)
-            self._tail.extend(slots, ids, self._vectors(raw))
+            self._delta.extend(slots, ids, self._vectors(raw))
         self.touched += [(change.seq, change.slot) for change in changes]
 
     def _vectors(self, raw: Sequence[bytes]) -> FloatArray:
@@ -130,21 +132,21 @@ class Draft:
 
     def _drop(self, slot: int, seq: int) -> None:
         visible = self._base.watermark
-        position = self._tail.position_of(slot)
+        position = self._delta.position_of(slot)
         if position >= 0:
-            newly = position >= self._base.tail_n or self._tail.died_at(position) > visible
-            self._tail.mark_dead(position, seq)
-            self._tail_dead += newly
+            newly = position >= self._base.delta_n or self._delta.died_at(position) > visible
+            self._delta.mark_dead(position, seq)
+            self._delta_dead += newly
             return
-        position = int(np.searchsorted(self._body.slots, slot))
-        if position < self._body.n and self._body.slots[position] == slot:
-            if self._body_died[position] > visible:
-                self._body_deaths.append(position)
-            self._body_died[position] = seq
+        position = int(np.searchsorted(self._index.slots, slot))
+        if position < self._index.n and self._index.slots[position] == slot:
+            if self._index_died[position] > visible:
+                self._index_deaths.append(position)
+            self._index_died[position] = seq
 
     def _clear(self) -> None:
-        self._body = empty_body(self._base.body.dim, self._base.metric)
-        self._body_died = np.empty(0, dtype=np.int64)
-        self._tail = Tail(self._base.body.dim)
-        self._body_deaths, self._tail_dead = array("q"), 0
+        self._index = empty_index(self._base.index.dim, self._base.metric)
+        self._index_died = np.empty(0, dtype=np.int64)
+        self._delta = DeltaBuffer(self._base.index.dim)
+        self._index_deaths, self._delta_dead = array("q"), 0
         self.cleared = True

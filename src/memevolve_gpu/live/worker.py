@@ -16,7 +16,7 @@ from ..errors import MemEvolveError
 from ..monitoring.events import EventLog
 from ..utils.forking import renew_in_child
 
-__all__ = ["Courtesy", "Worker"]
+__all__ = ["SearchYield", "Worker"]
 
 ACTIVE_SECONDS = 0.05
 """A search so lately means that the next is near."""
@@ -25,7 +25,7 @@ LONGEST_REST = 0.01
 """Seconds of one rest."""
 
 
-class Courtesy:
+class SearchYield:
     """Called between pieces of work of some milliseconds: rests while searches are running, altogether at most as long
     as it has worked, so that upkeep takes at most twice as long."""
 
@@ -48,9 +48,9 @@ class Courtesy:
 
     def __call__(self) -> None:
         now = self._clock()
-        allowed = (now - self._began) - 2 * self.rested
-        if allowed > 0 and now - self._last_search() < ACTIVE_SECONDS:
-            self._sleep(min(allowed, LONGEST_REST))
+        row_filter = (now - self._began) - 2 * self.rested
+        if row_filter > 0 and now - self._last_search() < ACTIVE_SECONDS:
+            self._sleep(min(row_filter, LONGEST_REST))
             self.rested += self._clock() - now
 
 
@@ -65,7 +65,7 @@ NICENESS = 10
 
 
 class Worker:
-    """Runs ``work`` on a daemon thread whenever ``poke`` is called; never two at once."""
+    """Runs ``work`` on a daemon thread whenever ``wake`` is called; never two at once."""
 
     def __init__(self, work: Callable[[], float | None], events: EventLog) -> None:
         """``work`` is a bound method, held weakly; it returns the seconds after which to call it again, None for when
@@ -78,7 +78,7 @@ class Worker:
         self._reset()
         renew_in_child(self)
 
-    def poke(self) -> bool:
+    def wake(self) -> bool:
         """There may be something to do; False when no thread can see to it now. The next call tries again."""
         with self._lock:
             if self._stopping:

@@ -24,7 +24,7 @@ from ..errors import (
 from ..utils.config import MilvusConfig
 from ..utils.forking import renew_in_child
 
-__all__ = ["OLDEST", "Door", "GaveUp", "Retrying", "Version"]
+__all__ = ["OLDEST", "GaveUp", "MilvusClient", "Retrying", "Version"]
 
 _Result = TypeVar("_Result")
 
@@ -114,7 +114,7 @@ class Version(NamedTuple):
         return cls(numbers, "-gpu" in text.lower(), text)
 
 
-class Door:
+class MilvusClient:
     """Calls the server. Safe to use from several threads; a forked child connects anew."""
 
     def __init__(self, config: MilvusConfig, make: Callable[[float], Client] | None = None) -> None:

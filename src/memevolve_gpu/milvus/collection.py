@@ -27,13 +27,13 @@ from ..errors import (
 from ..types import FloatArray, MemoryUnit, Metric
 from ..utils.config import StorageConfig
 from ..utils.forking import renew_in_child
-from .client import LONG, Door, Version
+from .client import LONG, MilvusClient, Version
 from .filters import born_between, facts_of, ids_expression, joined
 from .plan import METRICS, ServerPlan, plan_for
 
 __all__ = [
     "WINDOW",
-    "Facts",
+    "CollectionInfo",
     "Row",
     "Segment",
     "Table",
@@ -61,7 +61,7 @@ class Clock:
     after a delete was the old one), and a new process would begin without any.
     """
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: MilvusClient) -> None:
         """Asks the server for its time: everything that anyone had acknowledged before is seen from here on."""
         self._door = door
         self._lock = threading.Lock()
@@ -102,7 +102,7 @@ class Clock:
         with self._lock:
             self._guarantee = max(self._guarantee, moment or 0)
 
-    def births(self, count: int) -> range:
+    def next_timestamps(self, count: int) -> range:
         """Moments in nanoseconds, ascending, after all that this writer was given before."""
         with self._lock:
             first = max(self._last_born + 1, time.time_ns() + self._offset)
@@ -203,7 +203,7 @@ _COLUMNS = {"id", "vector", "body", "kind", "born", "wrote", "facts", "vague"}
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CollectionInfo:
     """What a collection says of itself; ``model`` None: it was made without a name for it."""
 
     dim: int
@@ -211,7 +211,7 @@ class Facts:
     model: str | None
 
 
-def describe(door: Door) -> Facts | None:
+def describe(door: MilvusClient) -> CollectionInfo | None:
     """What the collection is; None when there is none. Raises NotAStoreError, NewerSchemaError."""
     name = door.config.collection
     if not door.call("has_collection", name):
@@ -226,10 +226,10 @@ def describe(door: Door) -> Facts | None:
         raise NewerSchemaError(
             f"the collection {name!r} has format {facts['format']}, this version reads {FORMAT}; upgrade"
         )
-    return Facts(int(fields["vector"]["params"]["dim"]), facts["metric"], facts.get("model"))
+    return CollectionInfo(int(fields["vector"]["params"]["dim"]), facts["metric"], facts.get("model"))
 
 
-def open_collection(door: Door, dim: int | None, model: str | None, config: StorageConfig) -> Facts:
+def open_collection(door: MilvusClient, dim: int | None, model: str | None, config: StorageConfig) -> CollectionInfo:
     """The collection, made when there is none, and held against what the caller brings.
 
     Raises ConfigurationError, DimensionMismatchError or ModelMismatchError when they do not fit.
@@ -240,7 +240,7 @@ def open_collection(door: Door, dim: int | None, model: str | None, config: Stor
             raise ConfigurationError(
                 "embedding_dim is not known: give it, or an embedding_function, to make a new store"
             )
-        make(door, Facts(dim, config.metric, model))
+        make(door, CollectionInfo(dim, config.metric, model))
         facts = describe(door)
     if facts is None:
         raise StorageError(f"the collection {door.config.collection!r} was dropped while it was opened; open it anew")
@@ -256,7 +256,7 @@ def open_collection(door: Door, dim: int | None, model: str | None, config: Stor
     return facts
 
 
-def make(door: Door, facts: Facts) -> None:
+def make(door: MilvusClient, facts: CollectionInfo) -> None:
     """Create the collection. Two that do so at once make the same one."""
     about = {"format": FORMAT, "metric": facts.metric, "model": facts.model}
     config = door.config
@@ -273,7 +273,7 @@ def make(door: Door, facts: Facts) -> None:
     door.attempt(create)
 
 
-def serve(door: Door, facts: Facts, version: Version, config: StorageConfig) -> ServerPlan:
+def serve(door: MilvusClient, facts: CollectionInfo, version: Version, config: StorageConfig) -> ServerPlan:
     """Index and load the collection, unless that is done; the plan of the index that is there."""
     name = door.config.collection
     held = door.call("list_indexes", name)
@@ -286,14 +286,14 @@ def serve(door: Door, facts: Facts, version: Version, config: StorageConfig) -> 
     return plan
 
 
-def held_plan(door: Door) -> ServerPlan:
+def held_plan(door: MilvusClient) -> ServerPlan:
     """The index as the server describes it."""
     found = door.call("describe_index", door.config.collection, "vector") or {}
     index = str(found.get("index_type", ""))
     return ServerPlan(index, int(found.get("nlist") or 0), index in ("FLAT", "GPU_BRUTE_FORCE"), "as it was made")
 
 
-def _create_index(door: Door, plan: ServerPlan, metric: Metric) -> None:
+def _create_index(door: MilvusClient, plan: ServerPlan, metric: Metric) -> None:
     def create(client: Any, seconds: float) -> None:
         wanted = client.prepare_index_params()
         wanted.add_index(
@@ -308,7 +308,7 @@ def _create_index(door: Door, plan: ServerPlan, metric: Metric) -> None:
     door.attempt(create, LONG)
 
 
-def _load(door: Door) -> None:
+def _load(door: MilvusClient) -> None:
     name, replicas = door.config.collection, door.config.replicas
     if "Loaded" in str(door.call("get_load_state", name).get("state")):
         return
@@ -376,8 +376,8 @@ class Segment(NamedTuple):
 class Table:
     """Reads see what this writer has had acknowledged; every write may be repeated without harm."""
 
-    def __init__(self, door: Door, dim: int) -> None:
-        self.door = door
+    def __init__(self, door: MilvusClient, dim: int) -> None:
+        self.client = door
         self.dim = dim
         self.name = door.config.collection
         self.clock = Clock(door)
@@ -391,7 +391,7 @@ class Table:
         """
         try:
             for batch in _batches(rows, bodies, 4 * self.dim):
-                self.door.call("upsert", self.name, batch)
+                self.client.call("upsert", self.name, batch)
         finally:
             self.clock.wrote()
 
@@ -401,15 +401,15 @@ class Table:
         for some in _chunks(ids, _IDS):
             there = list(self.get(some, []))
             if there:
-                self.door.call("delete", self.name, filter=ids_expression(there))
+                self.client.call("delete", self.name, filter=ids_expression(there))
                 self.clock.wrote()
             dropped += len(there)
         return dropped
 
     def clear(self) -> None:
         """Delete every row. One that is written later than a second from now stays, should the call arrive twice."""
-        moment = self.clock.births(1)[0] + _SECOND
-        self.door.call("delete", self.name, filter=f"wrote < {moment:d}")
+        moment = self.clock.next_timestamps(1)[0] + _SECOND
+        self.client.call("delete", self.name, filter=f"wrote < {moment:d}")
         self.clock.wrote()
 
     # Reading
@@ -417,7 +417,7 @@ class Table:
     def query(self, expression: str, columns: list[str], limit: int | None = None) -> list[dict[str, Any]]:
         """Rows of which the expression is true, in no order."""
         named = {} if limit is None else {"limit": limit}
-        found = self.door.call(
+        found = self.client.call(
             "query", self.name, filter=expression, output_fields=columns, **named, **self.clock.reading()
         )
         return [dict(row) for row in found]
@@ -462,7 +462,7 @@ class Table:
 
     def _middle(self, low: int, high: int) -> int:
         """Halfway; but nothing is younger than now, and all that is older than 2020 is nothing."""
-        now = self.clock.births(1)[0]
+        now = self.clock.next_timestamps(1)[0]
         if high == _LATEST and low < now:
             return now
         return 1_577_836_800_000_000_000 if low == _FROM else (low + high) // 2
@@ -476,11 +476,11 @@ class Table:
 
     def flush(self) -> None:
         """Seal what was written, so that the server indexes it."""
-        self.door.call("flush", self.name, seconds=LONG)
+        self.client.call("flush", self.name, seconds=LONG)
 
     def index_state(self) -> Mapping[str, Any]:
         """What the server says of the index on the vectors."""
-        return dict(self.door.call("describe_index", self.name, "vector") or {})
+        return dict(self.client.call("describe_index", self.name, "vector") or {})
 
     def segments(self) -> list[Segment] | None:
         """Everything that is sealed; None where the client cannot ask. What still grows is listed nowhere."""
@@ -493,11 +493,11 @@ class Table:
             sealed = connection.get_persistent_segment_infos(self.name, timeout=seconds)
             return [_segment(one, loaded.get(int(one.segmentID))) for one in sealed if int(one.state) in _SEALED]
 
-        found: list[Segment] | None = self.door.attempt(ask)
+        found: list[Segment] | None = self.client.attempt(ask)
         return found
 
     def close(self) -> None:
-        self.door.close()
+        self.client.close()
 
 
 def _segment(sealed: Any, loaded: Any | None) -> Segment:

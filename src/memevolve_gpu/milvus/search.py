@@ -116,7 +116,7 @@ class _Question:
         }
         found: list[list[Candidate]] = []
         for start in range(0, len(queries), _QUERIES):
-            answers = table.door.call(
+            answers = table.client.call(
                 "search",
                 table.name,
                 data=list(queries[start : start + _QUERIES]),

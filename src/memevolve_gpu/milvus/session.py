@@ -20,12 +20,12 @@ from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import Embedder, EmbeddingFunction
 from ..utils.forking import renew_in_child
 from ..utils.vectors import check_vector, check_vectors
-from .client import LONG, Client, Door, Version
-from .collection import Facts, Row, Table, bodies_of, body_of, describe, open_collection, serve
+from .client import LONG, Client, MilvusClient, Version
+from .collection import CollectionInfo, Row, Table, bodies_of, body_of, describe, open_collection, serve
 from .plan import ServerPlan
 from .search import Search
 
-__all__ = ["Core", "Progress", "health_report", "open_core", "registered", "statistics_report"]
+__all__ = ["MilvusSession", "Progress", "health_report", "open_session", "registered", "statistics_report"]
 
 Progress = Callable[[str, float], None]
 
@@ -42,12 +42,12 @@ _IN_FLIGHT = 60 * 10**9
 
 
 @dataclass(eq=False)
-class Core:
+class MilvusSession:
     """config: limits and targets; table: the rows; search: finds them; embedder: None when none was given."""
 
     config: StorageConfig
     place: MilvusConfig
-    facts: Facts
+    facts: CollectionInfo
     version: Version
     plan: ServerPlan
     table: Table
@@ -95,7 +95,7 @@ class Core:
     def put(self, units: Sequence[MemoryUnit], vectors: FloatArray, births: Sequence[int]) -> None:
         """Write units that have ids, each id once; nothing is written when one of them is too long."""
         bodies = [body_of(units[0])] if len(units) == 1 else bodies_of(units)
-        wrote = self.table.clock.births(1)[0]
+        wrote = self.table.clock.next_timestamps(1)[0]
         rows = [Row(unit, vector, born, wrote) for unit, vector, born in zip(units, vectors, births, strict=True)]
         self.table.put(rows, bodies)
 
@@ -168,7 +168,7 @@ class Core:
         Raises StorageError when the server fails to index, or has not done it after ten minutes.
         """
         before = self.unsettled()
-        begun = self.table.clock.births(1)[0]
+        begun = self.table.clock.next_timestamps(1)[0]
         self.table.flush()
         until = time.monotonic() + LONG
         most = max(1, before, self.unsettled())
@@ -185,15 +185,15 @@ class Core:
         return before
 
 
-def open_core(
+def open_session(
     place: MilvusConfig,
     function: EmbeddingFunction | None,
     dim: int | None,
     config: StorageConfig,
     make: Callable[[float], Client] | None,
-) -> Core:
+) -> MilvusSession:
     """Open or make the collection; raises as ``MilvusStore`` documents, and leaves no connection behind then."""
-    door = Door(place, make)
+    door = MilvusClient(place, make)
     try:
         version = door.version()
         held = describe(door)
@@ -204,7 +204,7 @@ def open_core(
         model = embedder.model_name if embedder is not None else None
         facts = open_collection(door, wanted, model, config)
         plan = serve(door, facts, version, config)
-        return Core(config, place, facts, version, plan, Table(door, facts.dim), embedder)
+        return MilvusSession(config, place, facts, version, plan, Table(door, facts.dim), embedder)
     except BaseException:
         door.close()
         raise
@@ -213,10 +213,10 @@ def open_core(
 _DEFAULT_MB = 2048.0
 
 
-def health_report(core: Core) -> dict[str, Any]:
+def health_report(session: MilvusSession) -> dict[str, Any]:
     """As ``VectorStore.get_storage_health``: memory is the server's and counts as 0 here, lists are per segment."""
-    config, count = core.config, core.table.count()
-    waiting = core.unsettled()
+    config, count = session.config, session.table.count()
+    waiting = session.unsettled()
     most = _DEFAULT_MB if config.max_memory_mb == "auto" else float(config.max_memory_mb)
     figures = Figures(
         count=count,
@@ -228,50 +228,50 @@ def health_report(core: Core) -> dict[str, Any]:
         nlist=0,
         lists=ListsRule(),
         quality=None,
-        build_cause=f"{waiting} rows wait for the server's {core.plan.index}" if waiting else "",
+        build_cause=f"{waiting} rows wait for the server's {session.plan.index}" if waiting else "",
         background=False,
         read_only=False,
         legacy_problem="",
         training=Training(
-            trained=core.plan.index != "FLAT",
-            source=None if core.plan.index == "FLAT" else "existing",
+            trained=session.plan.index != "FLAT",
+            source=None if session.plan.index == "FLAT" else "existing",
             reason="the server trains an index for each segment, on its own vectors",
             setting="MEMEVOLVE_STORAGE_INDEX_TYPE",
         ),
-        performance={"latency": core.latency.percentiles()} if count > config.performance_threshold else {},
+        performance={"latency": session.latency.percentiles()} if count > config.performance_threshold else {},
     )
     return health(figures)
 
 
-def statistics_report(core: Core) -> dict[str, Any]:
-    segments = core.table.segments() or []
+def statistics_report(session: MilvusSession) -> dict[str, Any]:
+    segments = session.table.segments() or []
     return {
-        "store": core.place.address,
-        "count": core.table.count(),
-        "dim": core.facts.dim,
-        "embedding_model": core.facts.model,
-        "metric": core.facts.metric,
-        "index": {"kind": core.plan.index, "nlist": core.plan.nlist, "reason": core.plan.reason},
+        "store": session.place.address,
+        "count": session.table.count(),
+        "dim": session.facts.dim,
+        "embedding_model": session.facts.model,
+        "metric": session.facts.metric,
+        "index": {"kind": session.plan.index, "nlist": session.plan.nlist, "reason": session.plan.reason},
         "server": {
-            "version": core.version.text,
-            "gpu": core.version.gpu,
-            "consistency": core.table.clock.level,
+            "version": session.version.text,
+            "gpu": session.version.gpu,
+            "consistency": session.table.clock.level,
             "segments": len(segments),
             "rows_indexed": sum(one.rows for one in segments if one.indexed),
             "rows_not_indexed": sum(one.rows for one in segments if not one.indexed),
         },
-        "management": list(core.operations)[-20:],
-        "latency": core.latency.percentiles(),
-        "event_totals": core.events.totals(),
-        "events": [event.as_dict() for event in core.events.recent()[-20:]],
+        "management": list(session.operations)[-20:],
+        "latency": session.latency.percentiles(),
+        "event_totals": session.events.totals(),
+        "events": [event.as_dict() for event in session.events.recent()[-20:]],
     }
 
 
-def registered(core: Core, operation: str, details: Any) -> dict[str, Any]:
+def registered(session: MilvusSession, operation: str, details: Any) -> dict[str, Any]:
     """Note an operation in this process. The server compacts and indexes by itself, so there is nothing to decide."""
     if operation not in OPERATIONS:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
     entry = {"operation": operation, "at": time.time(), "details": plain_details(details)}
-    core.operations.append(entry)
-    core.events.record("management", f"{operation}: nothing")
-    return {**entry, "count_after": core.table.count(), "decision": "nothing"}
+    session.operations.append(entry)
+    session.events.record("management", f"{operation}: nothing")
+    return {**entry, "count_after": session.table.count(), "decision": "nothing"}

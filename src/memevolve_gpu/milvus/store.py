@@ -25,13 +25,13 @@ from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
 from ..utils.plain import plain_text
 from ..utils.vectors import check_vectors, cosines
-from .client import Client, Door
+from .client import Client, MilvusClient
 from .collection import describe, unit_of, vector_of
 from .filters import filter_expression
 from .search import Candidate
-from .session import Core, Progress, health_report, open_core, registered, statistics_report
+from .session import MilvusSession, Progress, health_report, open_session, registered, statistics_report
 
-__all__ = ["MilvusIndexFace", "MilvusStore"]
+__all__ = ["MilvusIndexInfo", "MilvusStore"]
 
 _MEASURED = 256
 """Units whose length is taken for that of all."""
@@ -40,23 +40,23 @@ _MEASURED = 256
 class UnitsById(Mapping[str, MemoryUnit]):
     """id -> unit, read from the server at each access."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, session: MilvusSession) -> None:
+        self._session = session
 
     def __getitem__(self, unit_id: str) -> MemoryUnit:
-        found = self._core.table.units([unit_id]) if is_id(unit_id) else {}
+        found = self._session.table.units([unit_id]) if is_id(unit_id) else {}
         if unit_id not in found:
             raise KeyError(unit_id)
         return found[unit_id]
 
     def __contains__(self, unit_id: object) -> bool:
-        return is_id(unit_id) and bool(self._core.table.get([unit_id], []))
+        return is_id(unit_id) and bool(self._session.table.get([unit_id], []))
 
     def __iter__(self) -> Iterator[str]:
-        return (str(row["id"]) for row in self._core.table.in_order([]))
+        return (str(row["id"]) for row in self._session.table.in_order([]))
 
     def __len__(self) -> int:
-        return self._core.table.count()
+        return self._session.table.count()
 
     def __repr__(self) -> str:
         return f"<{len(self)} memory units>"
@@ -75,21 +75,21 @@ def _looked_up(ids: Sequence[str]) -> list[str]:
 _Store = TypeVar("_Store", bound="MilvusStore")
 
 
-class MilvusIndexFace:
+class MilvusIndexInfo:
     """What the server's index holds now."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, session: MilvusSession) -> None:
+        self._session = session
 
     @property
     def ntotal(self) -> int:
         """Vectors that a search compares or has indexed."""
-        return self._core.table.count()
+        return self._session.table.count()
 
     @property
     def nlist(self) -> int:
         """Lists of each full segment; 0 where none are used."""
-        return self._core.plan.nlist
+        return self._session.plan.nlist
 
     @property
     def is_trained(self) -> bool:
@@ -99,12 +99,12 @@ class MilvusIndexFace:
     @property
     def is_building(self) -> bool:
         """Do rows wait for the server to index them?"""
-        return self._core.unsettled() > 0
+        return self._session.unsettled() > 0
 
     @property
     def kind(self) -> str:
         """The server's name for it, such as IVF_FLAT."""
-        return self._core.plan.index
+        return self._session.plan.index
 
 
 class MilvusStore(StorageBackend, MetadataMixin):
@@ -135,12 +135,14 @@ class MilvusStore(StorageBackend, MetadataMixin):
         self.embedding_function = embedding_function
         place = MilvusConfig.adopt(milvus_config)
         self._place = place
-        self._core: Core | None = open_core(place, embedding_function, embedding_dim, self.config, client)
+        self._session: MilvusSession | None = open_session(
+            place, embedding_function, embedding_dim, self.config, client
+        )
 
     @staticmethod
     def exists_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> bool:
         """Is there a store of this name on the server?"""
-        door = Door(MilvusConfig.adopt(milvus_config), client)
+        door = MilvusClient(MilvusConfig.adopt(milvus_config), client)
         try:
             return describe(door) is not None
         finally:
@@ -149,7 +151,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
     @staticmethod
     def model_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> str | None:
         """The embedding model that filled the store; None when there is no store, or the model has no name."""
-        door = Door(MilvusConfig.adopt(milvus_config), client)
+        door = MilvusClient(MilvusConfig.adopt(milvus_config), client)
         try:
             facts = describe(door)
         finally:
@@ -183,9 +185,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return UnitsById(self._open)
 
     @property
-    def index(self) -> MilvusIndexFace:
+    def index(self) -> MilvusIndexInfo:
         """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``kind``."""
-        return MilvusIndexFace(self._open)
+        return MilvusIndexInfo(self._open)
 
     # Writing
 
@@ -196,12 +198,12 @@ class MilvusStore(StorageBackend, MetadataMixin):
         not changed; the stored unit has ``metadata.created_at``. Raises as ``VectorStore.store`` does, and
         StoreUnavailableError: then it may or may not be stored, and storing it again under its id is safe.
         """
-        core = self._open
+        session = self._open
         checked = self._add_metadata(checked_unit(unit))
-        vector = core.embed(unit_to_text(checked))
-        core.check_room([checked.get("id")])
-        unit_id = checked.get("id") or core.table.clock.next_id()
-        core.put([{**checked, "id": unit_id}], vector[None, :], core.table.clock.births(1))
+        vector = session.embed(unit_to_text(checked))
+        session.check_room([checked.get("id")])
+        unit_id = checked.get("id") or session.table.clock.next_id()
+        session.put([{**checked, "id": unit_id}], vector[None, :], session.table.clock.next_timestamps(1))
         return unit_id
 
     def store_batch(
@@ -212,16 +214,16 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Everything is checked and embedded before the first row is written; an error of the server's later than that
         leaves the rows before it stored. Where an id occurs twice the later unit stays. Raises as ``store`` does.
         """
-        core = self._open
+        session = self._open
         checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
         if not checked:
             return []
-        vectors = core.vectors_for([unit_to_text(unit) for unit in checked], embeddings, progress)
-        core.check_room([unit.get("id") for unit in checked])
-        ids = [unit.get("id") or core.table.clock.next_id() for unit in checked]
+        vectors = session.vectors_for([unit_to_text(unit) for unit in checked], embeddings, progress)
+        session.check_room([unit.get("id") for unit in checked])
+        ids = [unit.get("id") or session.table.clock.next_id() for unit in checked]
         last = list({unit_id: at for at, unit_id in enumerate(ids)}.values())
         named = [{**checked[at], "id": ids[at]} for at in last]
-        core.put(named, vectors[last], core.table.clock.births(len(last)))
+        session.put(named, vectors[last], session.table.clock.next_timestamps(len(last)))
         return ids
 
     def update(self, unit_id: str, unit: MemoryUnit) -> bool:
@@ -230,10 +232,10 @@ class MilvusStore(StorageBackend, MetadataMixin):
         A text that stays the same is not embedded again. Between reading and writing another writer's change to the
         same unit may be lost: Milvus has no transactions.
         """
-        core = self._open
+        session = self._open
         unit_id = checked_id(unit_id)
         checked = checked_unit(_with_id(unit, unit_id))
-        held = core.table.get([unit_id], ["body", "vector", "born"]).get(unit_id)
+        held = session.table.get([unit_id], ["body", "vector", "born"]).get(unit_id)
         if held is None:
             return False
         old = unit_of(held["body"])
@@ -241,14 +243,14 @@ class MilvusStore(StorageBackend, MetadataMixin):
         if unit_to_text(checked) == unit_to_text(old):
             vector, born = vector_of(held["vector"]), range(int(held["born"]), int(held["born"]) + 1)
         else:
-            vector, born = core.embed(unit_to_text(checked)), core.table.clock.births(1)
-        core.put([stamped], vector[None, :], born)
+            vector, born = session.embed(unit_to_text(checked)), session.table.clock.next_timestamps(1)
+        session.put([stamped], vector[None, :], born)
         return True
 
     def delete(self, unit_id: str) -> bool:
         """Delete a unit; False when there is none."""
-        core = self._open
-        return bool(core.drop([unit_id])) if one_id(unit_id, "delete_batch") else False
+        session = self._open
+        return bool(session.drop([unit_id])) if one_id(unit_id, "delete_batch") else False
 
     def clear(self) -> None:
         """Delete every unit."""
@@ -325,9 +327,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     def close(self) -> None:
         """Give the connection back. Further calls raise StoreClosedError."""
-        core, self._core = self._core, None
-        if core is not None:
-            core.table.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.table.close()
 
     def __enter__(self: _Store) -> _Store:
         return self
@@ -336,7 +338,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         self.close()
 
     def __repr__(self) -> str:
-        closed = ", closed" if self._core is None else ""
+        closed = ", closed" if self._session is None else ""
         return f"<MilvusStore {self._place.address}{closed}>"
 
     def search(
@@ -382,9 +384,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError,
         StoreUnavailableError.
         """
-        core = self._open
+        session = self._open
         width = check_arguments(top_k, recall)
-        vectors = check_vectors(queries, core.facts.dim, core.facts.metric, name="queries")
+        vectors = check_vectors(queries, session.facts.dim, session.facts.metric, name="queries")
         check_width(len(vectors), width)
         found = self._find(vectors, width, filters, recall, with_units=False)
         distances = np.full((len(vectors), width), np.inf, dtype=np.float32)
@@ -399,8 +401,8 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
         Raises EmbeddingError, StoreUnavailableError.
         """
-        core = self._open
-        return cosines(core.embed_query(query), core.table.vectors(list(dict.fromkeys(ids))))
+        session = self._open
+        return cosines(session.embed_query(query), session.table.vectors(list(dict.fromkeys(ids))))
 
     def delete_batch(self, ids: Iterable[str]) -> int:
         """Delete several units; how many went. Not one transaction: an error leaves some of them deleted."""
@@ -457,10 +459,10 @@ class MilvusStore(StorageBackend, MetadataMixin):
     # Inside
 
     @property
-    def _open(self) -> Core:
-        if self._core is None:
+    def _open(self) -> MilvusSession:
+        if self._session is None:
             raise StoreClosedError(f"the store {self._place.address} is closed; open a new MilvusStore")
-        return self._core
+        return self._session
 
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
         """The text that is embedded: content, then reasoning, query, tags and type."""
@@ -497,9 +499,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
         *,
         with_units: bool,
     ) -> list[list[Candidate]]:
-        core, started = self._open, time.perf_counter()
-        found = core.search.nearest(vectors, top_k, filters, recall, with_units)
-        core.latency.record(time.perf_counter() - started)
+        session, started = self._open, time.perf_counter()
+        found = session.search.nearest(vectors, top_k, filters, recall, with_units)
+        session.latency.record(time.perf_counter() - started)
         return found
 
 

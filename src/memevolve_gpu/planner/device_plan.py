@@ -14,7 +14,7 @@ from ..types import IndexPlan, Precision
 from .engine_table import TABLE, EngineSetting, EngineTable, engine_for
 from .sizes import plan_bytes
 
-__all__ = ["EXACT_BYTES", "DeviceFacts", "device_bytes", "on_device", "scratch_bytes", "sized"]
+__all__ = ["EXACT_BYTES", "DeviceState", "device_bytes", "on_device", "scratch_bytes", "sized"]
 
 _SPARED = 0.5
 """Share of the limit up to which float32 rows may lie on the device beside the narrow ones: others want room, too."""
@@ -23,8 +23,8 @@ _SPARED = 0.5
 def device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
     """Bytes on the device of ``n`` vectors of ``dim`` dimensions, mask and scratch included; 0 for plans on the CPU.
 
-    Without :func:`scratch_bytes`, within 10 % of what the body reports. Of a torch body the least that it can do with:
-    see :func:`sized`.
+    Without :func:`scratch_bytes`, within 10 % of what the index reports. Of a torch index the least that it can do
+    with: see :func:`sized`.
     """
     if plan.engine == "torch":
         return torch_bytes(n, dim, plan.precision, nlist=plan.nlist)
@@ -32,7 +32,7 @@ def device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
 
 
 def scratch_bytes(plan: IndexPlan) -> int:
-    """Bytes of :func:`device_bytes` that all searches on the device share, and that no body counts as its own."""
+    """Bytes of :func:`device_bytes` that all searches on the device share, and that no index counts as its own."""
     return {"torch": SCRATCH, "faiss": TEMPORARY_BYTES}.get(plan.engine, 0)
 
 
@@ -43,7 +43,7 @@ def sized(plan: IndexPlan, n: int, dim: int, limit: int) -> Iterator[IndexPlan]:
     way to the host.
     """
     if plan.engine == "torch" and plan.precision == "float32":
-        whole = torch_bytes(n, dim, plan.precision, nlist=plan.nlist, full=True)
+        whole = torch_bytes(n, dim, plan.precision, nlist=plan.nlist, float32_rows=True)
         if whole <= _SPARED * limit:
             yield replace(plan, device_bytes=whole)
     least = device_bytes(plan, n, dim)
@@ -60,13 +60,13 @@ _EXACT_RECALL = 0.995
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceFacts:
+class DeviceState:
     """What a plan needs to know of a GPU.
 
-    device: ``cuda:N``; name: the card's; limit_bytes: what this store's body may take there; bound: the setting that
+    device: ``cuda:N``; name: the card's; limit_bytes: what this store's index may take there; bound: the setting that
     makes it no more; engines: those that are
     installed; missing: what stands against the others; setting: GPU_ENGINE; wanted: the GPU was asked for in so many
-    words; held: this store's body is there already; problem: why it cannot be used at present, else empty; table: what
+    words; held: this store's index is there already; problem: why it cannot be used at present, else empty; table: what
     is quicker where the setting leaves the choice.
     """
 
@@ -76,7 +76,7 @@ class DeviceFacts:
     engines: tuple[str, ...]
     missing: str = ""
     setting: EngineSetting = "auto"
-    wanted: bool = False
+    requested: bool = False
     held: bool = False
     problem: str = ""
     table: EngineTable = TABLE
@@ -85,7 +85,7 @@ class DeviceFacts:
 
 def on_device(
     host: IndexPlan,
-    facts: DeviceFacts,
+    state: DeviceState,
     *,
     count: int,
     dim: int,
@@ -100,36 +100,36 @@ def on_device(
 
     Args:
         host: the plan for the CPU.
-        facts: the device.
+        state: the device.
         count, dim: of the vectors.
         nlist: lists, where lists are used.
         index_type: flat, ivf, hnsw or auto.
         target_recall: in (0, 1].
         precisions: of the rows on the device, best first; the host's float32 decide.
-        budget: host memory that the finished body may take.
+        budget: host memory that the finished index may take.
         id_bytes: mean length of an id.
     """
-    if facts.problem:
-        return _noted(host, facts.problem)
+    if state.problem:
+        return _noted(host, state.problem)
     if index_type == "hnsw":
         return _noted(host, "no GPU engine has graphs; the CPU instead", "kind")
-    rows = 2 * count if facts.held else count  # a store whose size wavers at a border stays where it is
-    engine, why, lacking = engine_for(facts.table, rows, facts.setting, facts.engines, wanted=facts.wanted)
+    rows = 2 * count if state.held else count  # a store whose size wavers at a border stays where it is
+    engine, why, lacking = engine_for(state.table, rows, state.setting, state.engines, wanted=state.requested)
     if engine == "cpu":
-        return _noted(host, f"{why} ({facts.missing})" if facts.missing else why, "engine" if lacking else "")
-    base = IndexPlan("exact", engine=engine, device=facts.device)
+        return _noted(host, f"{why} ({state.missing})" if state.missing else why, "engine" if lacking else "")
+    base = IndexPlan("exact", engine=engine, device=state.device)
     lists = replace(base, kind="ivf", nlist=nlist)
     smallest = 0
     for kind in _kinds(index_type, target_recall, lambda: device_bytes(base, count, dim)):
         for precision in precisions:
             plan = replace(base if kind == "exact" else lists, precision=precision)
             smallest = device_bytes(plan, count, dim)
-            fitting = next(sized(plan, count, dim, facts.limit_bytes), None)
+            fitting = next(sized(plan, count, dim, state.limit_bytes), None)
             on_host = plan_bytes(replace(plan, kind="exact"), count, dim, id_bytes)
             if fitting is not None and on_host <= budget:
-                return _told(replace(fitting, bytes=on_host), facts, count, why)
-    room = f"{smallest >> 20} MB do not fit the {facts.limit_bytes >> 20} MB allowed there by {facts.bound}"
-    return _noted(host, f"{facts.name} ({facts.device}): {room}; the CPU instead", "limit")
+                return _told(replace(fitting, bytes=on_host), state, count, why)
+    room = f"{smallest >> 20} MB do not fit the {state.limit_bytes >> 20} MB allowed there by {state.bound}"
+    return _noted(host, f"{state.name} ({state.device}): {room}; the CPU instead", "limit")
 
 
 def _kinds(index_type: str, target_recall: float, exact_bytes: Callable[[], int]) -> tuple[str, ...]:
@@ -141,11 +141,11 @@ def _kinds(index_type: str, target_recall: float, exact_bytes: Callable[[], int]
     return ("exact",) if exact_bytes() <= EXACT_BYTES else ("ivf", "exact")
 
 
-def _told(plan: IndexPlan, facts: DeviceFacts, count: int, why: str) -> IndexPlan:
+def _told(plan: IndexPlan, state: DeviceState, count: int, why: str) -> IndexPlan:
     shape = f"{plan.nlist} lists" if plan.kind == "ivf" else "exact scan"
-    there = f"{plan.device_bytes >> 20} MB of {facts.limit_bytes >> 20} MB allowed on the device"
+    there = f"{plan.device_bytes >> 20} MB of {state.limit_bytes >> 20} MB allowed on the device"
     note = f"{there}, {plan.bytes >> 20} MB on the host"
-    reason = f"{shape} of {count} units on {facts.name} ({facts.device}); {why}; {note}"
+    reason = f"{shape} of {count} units on {state.name} ({state.device}); {why}; {note}"
     return replace(plan, reason=reason, notes=(why, note))
 
 

@@ -19,13 +19,13 @@ from typing import Any, Literal
 from ..errors import CapacityError
 from ..index.costs import LIST, codes_cost, scan_cost
 from ..index.sample import default_codes
-from ..types import Effort, IndexPlan, Metric, Precision
-from .device_plan import DeviceFacts, on_device
+from ..types import IndexPlan, Metric, Precision, SearchParams
+from .device_plan import DeviceState, on_device
 from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
 from .nlist import adaptive_nlist as nlist_by_rule
 from .sizes import DEFAULT_ID_BYTES, plan_bytes
 
-__all__ = ["IndexType", "PrecisionSetting", "effort_for", "plan_index", "search_cost"]
+__all__ = ["IndexType", "PrecisionSetting", "plan_index", "search_cost", "search_params_for"]
 
 _MEASURED_AT = 40_000
 _FEW_ROWS = 10_000
@@ -34,22 +34,24 @@ _CODES_SLOPE = 0.3
 """Rerank 40 suffices at 100,000 units and 200 at 1,000,000: candidates grow with about the cube root of n."""
 
 
-def effort_for(plan: IndexPlan, n: int, k: int, target_recall: float) -> Effort:
-    """The effort with which ``plan``'s body over ``n`` rows reaches ``target_recall`` at ``k`` results.
+def search_params_for(plan: IndexPlan, n: int, k: int, target_recall: float) -> SearchParams:
+    """The effort with which ``plan``'s index over ``n`` rows reaches ``target_recall`` at ``k`` results.
 
     ``target_recall`` is in (0, 1]; 1.0 asks for the exact scan. Calibration on a store's own queries overrides this.
     """
     if target_recall >= 1.0 or (plan.kind == "exact" and plan.engine == "cpu"):
-        return Effort(exact=True)
+        return SearchParams(exact=True)
     if plan.kind == "exact":
-        return Effort()  # the device reads every row, in its own precision, and reranks as widely as it must
+        return SearchParams()  # the device reads every row, in its own precision, and reranks as widely as it must
     if plan.kind == "hnsw":
-        return Effort(ef=_beam(n, k, target_recall))
+        return SearchParams(ef=_beam(n, k, target_recall))
     rerank = _rerank(n, k, target_recall)
     if plan.kind == "two_stage":
-        return Effort(rerank=rerank)
+        return SearchParams(rerank=rerank)
     nprobe = max(1, math.ceil(plan.nlist * _share(n, k, target_recall)))
-    return Effort(nprobe=nprobe, rerank=0 if plan.engine == "torch" else rerank)  # torch knows how far float16 errs
+    return SearchParams(
+        nprobe=nprobe, rerank=0 if plan.engine == "torch" else rerank
+    )  # torch knows how far float16 errs
 
 
 def _rerank(n: int, k: int, target: float) -> int:
@@ -75,7 +77,7 @@ _ORDER: tuple[Precision, ...] = ("float32", "float16", "int8")
 _HANDICAP = {"exact": 1.0, "two_stage": 3.0, "ivf": 3.75}
 """What is trained must pay for its training: three times as fast as a scan, and lists a quarter faster than none."""
 _RESULTS = 10
-"""Bodies are compared by a query of so many results."""
+"""Indexes are compared by a query of so many results."""
 
 
 def plan_index(
@@ -94,9 +96,9 @@ def plan_index(
     precision: PrecisionSetting = "auto",
     current_nlist: int | None = None,
     id_bytes: float = DEFAULT_ID_BYTES,
-    device: DeviceFacts | None = None,
+    device: DeviceState | None = None,
 ) -> IndexPlan:
-    """The body for ``count`` vectors of ``dim`` dimensions.
+    """The index for ``count`` vectors of ``dim`` dimensions.
 
     Args:
         count: live vectors.
@@ -104,13 +106,13 @@ def plan_index(
         metric: l2, cosine or ip.
         index_type: flat, ivf or hnsw as the user asked; auto takes the cheapest that meets the target.
         target_recall: in (0, 1].
-        budget_bytes: memory that the finished body may take.
+        budget_bytes: memory that the finished index may take.
         min_training_units: below it nothing is trained, whatever ``index_type`` says.
         adaptive_nlist: False keeps ``current_nlist`` however the store grows.
         vectors_per_centroid, nlist_min, nlist_max: the rule for lists; see :func:`~.nlist.adaptive_nlist`.
         precision: of the rows on a GPU; auto narrows them where float32 does not fit there. On the host float32
             decides, mapped from a file.
-        current_nlist: lists of the body in use; kept while they differ from the rule by less than a quarter.
+        current_nlist: lists of the index in use; kept while they differ from the rule by less than a quarter.
         id_bytes: mean length of an id.
         device: a GPU that may be used; None keeps the plan on the CPU.
 
@@ -145,7 +147,7 @@ def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> floa
     considers."""
     if plan.kind == "exact":
         return scan_cost(n, dim)
-    effort = effort_for(plan, n, _RESULTS, target_recall)
+    effort = search_params_for(plan, n, _RESULTS, target_recall)
     reads = float(n * (plan.codes or default_codes(dim)))
     if plan.kind == "ivf":
         reads = reads * effort.nprobe / plan.nlist + effort.nprobe * LIST + scan_cost(plan.nlist, dim)
@@ -158,7 +160,7 @@ def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, Any]
 
 
 def _wanted(index_type: IndexType, count: int, dim: int, nlist: int, target_recall: float) -> IndexPlan:
-    """The body that the settings ask for, before its size is looked at."""
+    """The index that the settings ask for, before its size is looked at."""
     codes = default_codes(dim)
     if index_type == "flat":
         return IndexPlan("exact", reason="index_type is flat")

@@ -1,4 +1,4 @@
-"""How many bytes a body will take, before it is built."""
+"""How many bytes an index will take, before it is built."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _CENTROID_VALUES = 16
 
 
 def plan_bytes(plan: IndexPlan, n: int, dim: int, id_bytes: float = DEFAULT_ID_BYTES) -> int:
-    """Memory in bytes of the finished body that ``plan`` makes of ``n`` vectors of ``dim`` dimensions.
+    """Memory in bytes of the finished index that ``plan`` makes of ``n`` vectors of ``dim`` dimensions.
 
     Vectors that are mapped from a file are not counted; only a graph holds its own. ``id_bytes`` is the mean length of
-    an id. Within 10 % of what the body reports (tested).
+    an id. Within 10 % of what the index reports (tested).
     """
     total = n * (_SLOT_BYTES + id_bytes)
     codes = plan.codes or default_codes(dim)

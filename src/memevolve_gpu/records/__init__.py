@@ -4,9 +4,9 @@ from .check import Finding
 from .connections import Durability
 from .filters import Filters, canonical, matches
 from .records import Records
-from .schema import MODEL_KEY, StoreFacts
+from .schema import MODEL_KEY, StoreInfo
 from .transaction import Stored, Transaction
-from .writer import Writing
+from .writer import WriteContext
 
 __all__ = [
     "MODEL_KEY",
@@ -14,10 +14,10 @@ __all__ = [
     "Filters",
     "Finding",
     "Records",
-    "StoreFacts",
+    "StoreInfo",
     "Stored",
     "Transaction",
-    "Writing",
+    "WriteContext",
     "canonical",
     "matches",
 ]

@@ -23,7 +23,7 @@ from .damage import damage_path
 from .file_lock import WriteLock, refuse_network_filesystem
 from .lineage import beside, first_link, locked_alone, sync_folder, why_foreign
 from .schema import VERSION, facts_of, migrate, state_of
-from .sqlite_errors import FOREIGN, translated
+from .sqlite_errors import SQLITE_ERRORS, translate_error
 
 __all__ = ["backup", "backup_path", "copy_database", "drop_draft", "drop_second_name", "has_second_name", "restore"]
 
@@ -46,8 +46,8 @@ def backup(
         copy_database(source, draft, vfs)
         if is_current(source):
             _publish(draft, target)
-    except FOREIGN as error:
-        raise translated(error, target) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, target) from error
     finally:
         drop_draft(draft)
     return target
@@ -144,8 +144,8 @@ def restore(backup: Path, path: Path, vfs: str | None = None) -> Path | None:
                 return _replace(backup, path, vfs)
         except CorruptStoreError as error:
             raise (StorageError(refusal) if str(error) == refusal else error) from error
-    except FOREIGN as error:
-        raise translated(error, path) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, path) from error
     finally:
         lock.release()
         lock.close_file()
@@ -197,8 +197,8 @@ def _copy_verified(backup: Path, draft: Path, vfs: str | None) -> None:
         if state_of(source, backup) == 0:
             raise StorageError(f"{backup} is empty; choose another backup")
         copy_database(source, draft, vfs)
-    except FOREIGN as error:
-        raise translated(error, backup) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, backup) from error
     finally:
         shut(source)
     copy = connect(draft, vfs=vfs)

@@ -286,7 +286,7 @@ def _rebuild_words(case: _Case) -> None:
     con.executemany(
         "INSERT INTO pending VALUES (?, ?)", ((slot, case.text_of(json.loads(unit))) for slot, unit in rows)
     )
-    fulltext_buffer.fold(con)
+    fulltext_buffer.merge_pending(con)
     con.execute("UPDATE counters SET folded = last_slot")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import apsw
 
-from .sqlite_errors import FOREIGN
+from .sqlite_errors import SQLITE_ERRORS
 
 __all__ = [
     "BUSY_SECONDS",
@@ -98,7 +98,7 @@ def shut(con: apsw.Connection) -> None:
     The last one to close a file copies the write-ahead log into it. Nothing that was acknowledged depends on that, the
     next opening makes up for it, and SQLite keeps quiet when it fails; only a VFS written in Python does not.
     """
-    with suppress(*FOREIGN):
+    with suppress(*SQLITE_ERRORS):
         con.close(True)
 
 

@@ -15,7 +15,7 @@ import apsw
 
 from ..errors import CorruptStoreError, MemEvolveError
 from ..types import MemoryUnit
-from .sqlite_errors import translated
+from .sqlite_errors import translate_error
 
 __all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit"]
 
@@ -30,7 +30,7 @@ def damage_path(path: Path) -> Path:
 def noted(error: BaseException, path: Path, con: apsw.Connection | None = None) -> MemEvolveError:
     """As :func:`.sqlite_errors.translated`, for errors of an open store: damage is remembered, as far as the disk
     allows."""
-    ours = error if isinstance(error, MemEvolveError) else translated(error, path, con)
+    ours = error if isinstance(error, MemEvolveError) else translate_error(error, path, con)
     if isinstance(ours, CorruptStoreError):
         document = json.dumps({"at": time.time(), "error": str(ours)})
         with suppress(OSError), damage_path(path).open("x", encoding="utf-8") as file:

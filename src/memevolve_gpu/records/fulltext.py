@@ -59,7 +59,7 @@ class WordCache:
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-def holding(con: apsw.Connection, words: Sequence[str], cache: WordCache) -> dict[str, int]:
+def doc_frequencies(con: apsw.Connection, words: Sequence[str], cache: WordCache) -> dict[str, int]:
     """For each word the number of folded rows that hold it, or held it a little while ago."""
     folded = _folded_rows(con)
     if len(cache.counts) > _MOST_WORDS:
@@ -74,7 +74,7 @@ def holding(con: apsw.Connection, words: Sequence[str], cache: WordCache) -> dic
     return found
 
 
-def telling(con: apsw.Connection, counts: Mapping[str, int]) -> list[str]:
+def selective_terms(con: apsw.Connection, counts: Mapping[str, int]) -> list[str]:
     """The words to look up, rarest first; counts: how many rows hold each word of the query."""
     units = int(first_row(con, "SELECT count FROM counters")[0])
     frequent = max(FREQUENT_ROWS, FREQUENT_SHARE * units)
@@ -144,9 +144,9 @@ def keyword(
     if not tokens or limit < 1:
         return []
     pending = _pending(con, conditions, cache)
-    folded = holding(con, tokens, cache)
+    folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
-    words = telling(con, counts)
+    words = selective_terms(con, counts)
     hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
     if len(words) == len(tokens):
         found = _ranked(con, words, limit, conditions)

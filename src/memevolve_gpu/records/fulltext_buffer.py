@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import apsw
 
-__all__ = ["FOLD_AT", "add_terms", "drop_terms", "fold", "forget_all", "terms_of_folded"]
+__all__ = ["FOLD_AT", "add_terms", "drop_terms", "forget_all", "merge_pending", "terms_of_folded"]
 
 FOLD_AT = 256
 """Notes that make a transaction fold. Measured: folding 256 takes about 1 ms, a keyword query reads a note in 10 us."""
@@ -38,7 +38,7 @@ _ADD_ONE = _ADD.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", 
 _DROP_ONE = _DROP.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", condition="1")
 
 
-def fold(con: apsw.Connection) -> None:
+def merge_pending(con: apsw.Connection) -> None:
     """Bring ``words`` and ``terms`` up to every row. The caller updates ``folded`` and ``backlog`` with it."""
     stale = con.execute("SELECT slot FROM stale").fetchall()
     con.executemany("DELETE FROM words WHERE rowid = ?", stale)  # for a subquery FTS5 would read every row

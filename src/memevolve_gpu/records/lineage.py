@@ -32,7 +32,7 @@ import apsw
 
 from ..errors import CorruptStoreError, ReadOnlyError
 from .file_lock import WriteLock
-from .sqlite_errors import FOREIGN, translated
+from .sqlite_errors import SQLITE_ERRORS, translate_error
 
 __all__ = [
     "LINK_BYTES",
@@ -140,8 +140,8 @@ def refuse_foreign_log(path: Path, vfs: str | None, lock: WriteLock) -> None:
     except ReadOnlyError as error:
         message = f"{why_foreign(path, vfs)}; nothing was replayed. Let its owner run memevolve-store check or restore"
         raise CorruptStoreError(message) from error
-    except FOREIGN as error:
-        raise translated(error, path) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, path) from error
     finally:
         lock.release()
 

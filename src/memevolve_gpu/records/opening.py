@@ -23,17 +23,17 @@ from .connections import (
 )
 from .file_lock import WriteLock, refuse_network_filesystem
 from .lineage import beside, refuse_foreign_log
-from .schema import VERSION, StoreFacts, create, facts_of, migrate, refuse_mismatch, state_of
-from .sqlite_errors import FOREIGN, translated
+from .schema import VERSION, StoreInfo, create, facts_of, migrate, refuse_mismatch, state_of
+from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = ["Opened", "Wish", "database_path", "lock_path", "open_store", "peek"]
+__all__ = ["OpenOptions", "Opened", "database_path", "lock_path", "open_store", "peek"]
 
 METRICS = ("l2", "cosine", "ip")
 MAX_DIM = 65_536
 SMALLEST_DATABASE = 512
 
 
-class Wish(NamedTuple):
+class OpenOptions(NamedTuple):
     """What the caller of ``Records.open`` asked for; None takes what the file says."""
 
     dim: int | None
@@ -47,7 +47,7 @@ class Opened(NamedTuple):
     """The first connection to a store; ``unshared`` when this user may create no files beside it."""
 
     con: apsw.Connection
-    facts: StoreFacts
+    info: StoreInfo
     read_only: bool
     unshared: bool
 
@@ -65,7 +65,7 @@ def lock_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".db") + ".lock")
 
 
-def peek(path: Path) -> StoreFacts | None:
+def peek(path: Path) -> StoreInfo | None:
     """What the store is; None when there is none. Raises as opening it would."""
     if not path.exists():
         return None
@@ -79,49 +79,49 @@ def peek(path: Path) -> StoreFacts | None:
     con, _ = _existing(path, None)
     try:
         return facts_of(con) if state_of(con, path) else None
-    except FOREIGN as error:
-        raise translated(error, path) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, path) from error
     finally:
         shut(con)
 
 
-def open_store(path: Path, lock: WriteLock, wish: Wish) -> Opened:
+def open_store(path: Path, lock: WriteLock, options: OpenOptions) -> Opened:
     """Open or create the store at ``path``; see ``Records.open`` for what it raises."""
-    _refuse_settings(wish.dim, wish.metric, wish.durability)
+    _refuse_settings(options.dim, options.metric, options.durability)
     _refuse_folder(path.parent)
     exists = path.exists()
     if exists:
         _refuse_fragment(path)
-        _settle(path, wish.vfs, lock)
+        _settle(path, options.vfs, lock)
     else:
-        _refuse_creation(path, wish.dim, wish.create)
-    con, unshared = _existing(path, wish.vfs) if exists else (_new(path, wish.vfs), False)
+        _refuse_creation(path, options.dim, options.create)
+    con, unshared = _existing(path, options.vfs) if exists else (_new(path, options.vfs), False)
     try:
         with shut_on_failure(con):
-            return _ready(con, path, lock, wish, unshared=unshared)
-    except FOREIGN as error:
-        raise translated(error, path) from error
+            return _ready(con, path, lock, options, unshared=unshared)
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, path) from error
 
 
-def _ready(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish, *, unshared: bool) -> Opened:
+def _ready(con: apsw.Connection, path: Path, lock: WriteLock, options: OpenOptions, *, unshared: bool) -> Opened:
     read_only = unshared or con.readonly("main")
     version = state_of(con, path)
     if version == 0:
-        _refuse_creation(path, wish.dim, wish.create and not read_only)
+        _refuse_creation(path, options.dim, options.create and not read_only)
     if version < VERSION:
         if read_only:
             raise ReadOnlyError(f"{path} has schema version {version} and is read-only; make it writable to upgrade it")
-        _bring_up_to_date(con, path, lock, wish)
-    facts = facts_of(con)
-    refuse_mismatch(facts, wish.dim, wish.metric, path)
+        _bring_up_to_date(con, path, lock, options)
+    info = facts_of(con)
+    refuse_mismatch(info, options.dim, options.metric, path)
     if not read_only:
         _use_write_ahead_log(con, path, lock)
-        set_up_writer(con, wish.durability)
+        set_up_writer(con, options.durability)
         keep_log_on_close(con, False)
-    return Opened(con, facts, read_only, unshared)
+    return Opened(con, info, read_only, unshared)
 
 
-def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, wish: Wish) -> None:
+def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, options: OpenOptions) -> None:
     """Create or migrate in one transaction, under the lock, with a second look: another process may have been first.
 
     A new file gets its tables under SQLite's rollback journal, so that its first page says at once whose it is.
@@ -132,8 +132,8 @@ def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, wish: W
         con.execute("BEGIN IMMEDIATE")
         try:
             version = state_of(con, path)
-            if version == 0 and wish.dim is not None:
-                create(con, wish.dim, wish.metric or "l2")
+            if version == 0 and options.dim is not None:
+                create(con, options.dim, options.metric or "l2")
             elif 0 < version < VERSION:
                 migrate(con, version)
             con.execute("COMMIT")
@@ -171,8 +171,8 @@ def _switched(con: apsw.Connection) -> str:
 def _new(path: Path, vfs: str | None) -> apsw.Connection:
     try:
         con = connect(path, create=True, vfs=vfs)
-    except FOREIGN as error:
-        raise translated(error, path) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, path) from error
     keep_log_on_close(con, True)
     return con
 
@@ -194,8 +194,8 @@ def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:
                 raise
             _refuse_unreadable_log(path)
         return connect(path, read_only=True, immutable=True, vfs=vfs), True
-    except FOREIGN as error:
-        raise translated(error, path) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, path) from error
 
 
 def _settle(path: Path, vfs: str | None, lock: WriteLock) -> None:
@@ -204,8 +204,8 @@ def _settle(path: Path, vfs: str | None, lock: WriteLock) -> None:
         if has_second_name(path) and os.access(path.parent, os.W_OK):
             _drop_second_name(path, lock)
         refuse_foreign_log(path, vfs, lock)
-    except FOREIGN as error:
-        raise translated(error, path) from error
+    except SQLITE_ERRORS as error:
+        raise translate_error(error, path) from error
 
 
 def _drop_second_name(path: Path, lock: WriteLock) -> None:

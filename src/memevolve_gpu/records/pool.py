@@ -14,7 +14,7 @@ from ..errors import StorageError, StoreClosedError
 from . import fulltext
 from .connections import connect, shut, shut_on_failure
 from .lineage import beside, token_bytes
-from .sqlite_errors import FOREIGN, translated
+from .sqlite_errors import SQLITE_ERRORS, translate_error
 
 __all__ = ["IDLE_READERS", "FileId", "ReaderPool", "refuse_replaced"]
 
@@ -129,7 +129,7 @@ class ReaderPool:
         self._barred = self._refusal is not None
         self._opening.release()
 
-    def strand(self) -> list[apsw.Connection]:
+    def disable_in_child(self) -> list[apsw.Connection]:
         """In a forked child that could not be prepared: refuse use, and return what must be neither used nor closed."""
         inherited, self._idle, self._all = list(self._all), [], weakref.WeakSet()
         self._opening = threading.RLock()
@@ -152,8 +152,8 @@ class ReaderPool:
                 con = self._connected()
                 with shut_on_failure(con):
                     fulltext.register(con)
-            except FOREIGN as error:
-                raise translated(error, self.path) from error
+            except SQLITE_ERRORS as error:
+                raise translate_error(error, self.path) from error
             self._all.add(con)
             return con
 

@@ -24,11 +24,11 @@ from .filter_sql import matching, where
 from .filters import Filters, parse
 from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT
-from .opening import Wish, database_path, lock_path, open_store, peek
+from .opening import OpenOptions, database_path, lock_path, open_store, peek
 from .pool import ReaderPool
-from .schema import StoreFacts
-from .sqlite_errors import FOREIGN
-from .writer import Session, Writing
+from .schema import StoreInfo
+from .sqlite_errors import SQLITE_ERRORS
+from .writer import Session, WriteContext
 
 __all__ = ["Records"]
 
@@ -233,7 +233,7 @@ class Reading:
                 if self._pool.is_current(con):
                     message = f"{self.path} holds a text that is not UTF-8 ({error}); run check()"
                     raise noted(CorruptStoreError(message), self.path) from error
-            except (*FOREIGN, CorruptStoreError) as error:
+            except (*SQLITE_ERRORS, CorruptStoreError) as error:
                 if self._pool.is_current(con):
                     raise noted(error, self.path) from error
             finally:
@@ -262,21 +262,21 @@ class Records(Reading):
     refused.
     """
 
-    def __init__(self, path: Path, wish: Wish, lock_timeout: float = LOCK_SECONDS) -> None:
+    def __init__(self, path: Path, options: OpenOptions, lock_timeout: float = LOCK_SECONDS) -> None:
         lock = WriteLock(lock_path(path), lock_timeout)
-        with writer.held_off(path):
+        with writer.no_fork(path):
             try:
-                opened = open_store(path, lock, wish)
+                opened = open_store(path, lock, options)
             except BaseException:
                 lock.close_file()
                 raise
-            pool = ReaderPool(path, vfs=wish.vfs, unshared=opened.unshared)
-            self._session = Session(path, lock, opened.con, pool, wish.durability, opened.read_only)
+            pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared)
+            self._session = Session(path, lock, opened.con, pool, options.durability, opened.read_only)
             writer.watch(self._session)
         super().__init__(path, pool)
-        self.store_id: str = opened.facts.store_id
-        self.dim: int = opened.facts.dim
-        self.metric: Metric = opened.facts.metric
+        self.store_id: str = opened.info.store_id
+        self.dim: int = opened.info.dim
+        self.metric: Metric = opened.info.metric
         self.read_only: bool = opened.read_only
 
     @classmethod
@@ -299,13 +299,13 @@ class Records(Reading):
         Raises ConfigurationError, DimensionMismatchError, StorageError,
         NotAStoreError, NewerSchemaError, ReadOnlyError (when creating), NetworkFilesystemError, CorruptStoreError.
         """
-        return cls(database_path(prefix), Wish(dim, metric, durability, create, vfs), lock_timeout)
+        return cls(database_path(prefix), OpenOptions(dim, metric, durability, create, vfs), lock_timeout)
 
     @staticmethod
-    def peek(prefix: str | os.PathLike[str]) -> StoreFacts | None:
+    def peek(prefix: str | os.PathLike[str]) -> StoreInfo | None:
         """What the store at ``prefix`` is, without keeping it open; None when there is none. Raises as opening does."""
         path = database_path(prefix)
-        with writer.held_off(path):
+        with writer.no_fork(path):
             return peek(path)
 
     def __enter__(self) -> Records:
@@ -318,13 +318,13 @@ class Records(Reading):
         """Release the file; waits for a running write. Every later call but this raises StoreClosedError."""
         self._session.close()
 
-    def write(self, timeout: float | None = None) -> Writing:
+    def write(self, timeout: float | None = None) -> WriteContext:
         """A context manager that yields a :class:`Transaction`: committed on success, rolled back on any exception.
 
         Waits for other writers, at most ``timeout`` seconds, by default those given to :meth:`open`; Ctrl-C ends the
         wait. Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
         """
-        return Writing(self._session, self.dim, timeout)
+        return WriteContext(self._session, self.dim, timeout)
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
@@ -334,7 +334,7 @@ class Records(Reading):
     def checkpoint(self) -> None:
         """Fold the keyword index, and copy the write-ahead log into the database as far as readers allow."""
         with self.write() as tx:
-            tx.fold()
+            tx.merge_pending()
         self._session.empty_log()
 
     def backup(self, target: str | os.PathLike[str]) -> Path:
@@ -370,7 +370,7 @@ class Records(Reading):
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> Path | None:
         """See :func:`.backup.restore`."""
         path = database_path(prefix)
-        with writer.held_off(path):
+        with writer.no_fork(path):
             return restore(backup_path(backup), path)
 
     def file_bytes(self) -> dict[str, int]:

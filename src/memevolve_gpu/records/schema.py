@@ -19,7 +19,7 @@ __all__ = [
     "MODEL_KEY",
     "VERSION",
     "WORDS_TABLE",
-    "StoreFacts",
+    "StoreInfo",
     "create",
     "facts_of",
     "migrate",
@@ -94,7 +94,7 @@ VERSION = 1 + len(MIGRATIONS)
 _FIRST_WITH_LINK = 2
 
 
-class StoreFacts(NamedTuple):
+class StoreInfo(NamedTuple):
     """What a store is; ``model`` is the embedding model's name when one was recorded."""
 
     dim: int
@@ -146,21 +146,21 @@ def migrate(con: apsw.Connection, version: int) -> None:
     con.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def facts_of(con: apsw.Connection) -> StoreFacts:
+def facts_of(con: apsw.Connection) -> StoreInfo:
     """Read what the store is."""
     dim, metric, store_id = first_row(con, "SELECT dim, metric, store_id FROM store")
     model = all_rows(con, "SELECT value FROM meta WHERE key = ?", (MODEL_KEY,))
-    return StoreFacts(dim, metric, store_id, bytes(model[0][0]).decode() if model else None)
+    return StoreInfo(dim, metric, store_id, bytes(model[0][0]).decode() if model else None)
 
 
-def refuse_mismatch(facts: StoreFacts, dim: int | None, metric: Metric | None, path: Path) -> None:
+def refuse_mismatch(info: StoreInfo, dim: int | None, metric: Metric | None, path: Path) -> None:
     """Raise when the caller expects another dimension or metric than the store has."""
-    if dim is not None and dim != facts.dim:
+    if dim is not None and dim != info.dim:
         raise DimensionMismatchError(
-            facts.dim, dim, f"{path} holds vectors of {facts.dim} numbers; use the embedding model that filled it"
+            info.dim, dim, f"{path} holds vectors of {info.dim} numbers; use the embedding model that filled it"
         )
-    if metric is not None and metric != facts.metric:
+    if metric is not None and metric != info.metric:
         raise ConfigurationError(
-            f"metric {metric!r} was asked for, but {path} was created with metric {facts.metric!r}; "
-            f"open it with metric={facts.metric!r}, or import its units into a new store"
+            f"metric {metric!r} was asked for, but {path} was created with metric {info.metric!r}; "
+            f"open it with metric={info.metric!r}, or import its units into a new store"
         )

@@ -18,16 +18,16 @@ from ..errors import (
     StoreClosedError,
 )
 
-__all__ = ["FOREIGN", "translated"]
+__all__ = ["SQLITE_ERRORS", "translate_error"]
 
-FOREIGN = (apsw.Error, OSError)
+SQLITE_ERRORS = (apsw.Error, OSError)
 """What a call into SQLite may raise: its own errors, and those of a virtual file system written in Python."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-def translated(error: BaseException, path: Path, con: apsw.Connection | None = None) -> MemEvolveError:
+def translate_error(error: BaseException, path: Path, con: apsw.Connection | None = None) -> MemEvolveError:
     """The error of ours that says what happened to the database file ``path`` and what to do about it.
 
     con: where it happened; SQLite takes a quota or a file size limit for any I/O error, but keeps the system's number.

@@ -19,9 +19,9 @@ from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorErro
 from ..types import Head, MemoryUnit, Op
 from .connections import all_rows, first_row
 from .damage import noted, read_unit
-from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, fold, forget_all
+from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending
 from .lineage import NO_TOKEN, Link
-from .sqlite_errors import FOREIGN
+from .sqlite_errors import SQLITE_ERRORS
 
 __all__ = [
     "AUTO_LIMIT",
@@ -162,7 +162,7 @@ class Transaction:
         except apsw.ConstraintError:
             self._remove(unit_id)
             self._run(_ADD_UNIT, row)
-        except FOREIGN as error:
+        except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
         self._run(_ADD_VECTOR, (slot, vector))
         self._run(_ADD_TEXT, (slot, text))
@@ -239,15 +239,15 @@ class Transaction:
         _refuse_surrogates(key, f"meta key {key!r}")
         self._run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
 
-    def fold(self) -> None:
+    def merge_pending(self) -> None:
         """Bring the keyword and terms indexes up to every row now."""
-        self._guarded(fold)
+        self._guarded(merge_pending)
         self._folded, self._backlog = self._slot, 0
 
     def finish(self) -> None:
         """Write the counters; ``Records.write()`` calls this before it commits."""
         if self._backlog >= FOLD_AT:
-            self.fold()
+            self.merge_pending()
         now = (self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog)
         if now != self._before or (self._con is not None and self._con.total_changes() != self._changes):
             self._run(_KEEP, (*now, self._link.pack()))
@@ -344,7 +344,7 @@ class Transaction:
     def _run(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
         try:
             return self._raw(sql, parameters)
-        except FOREIGN as error:
+        except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
         except UnicodeEncodeError:
             return []  # an id that UTF-8 cannot hold is the id of nothing here
@@ -357,7 +357,7 @@ class Transaction:
             raise StorageError("the transaction has ended; open another with write()")
         try:
             return act(self._con, *arguments)
-        except FOREIGN as error:
+        except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
 
 
@@ -367,7 +367,9 @@ def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
         unit = {**unit, "id": unit_id}
     try:
         text = _json_text(unit)
-    except (TypeError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InvalidUnitError(f"unit {unit_id!r} is nested more than {MAX_NESTING} levels deep; flatten it") from error
+    except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"unit {unit_id!r} cannot be written as JSON: {error}") from error
     _refuse_surrogates(text, f"unit {unit_id!r}")
     if text.count("{") + text.count("[") > MAX_NESTING and _depth(unit) > MAX_NESTING:

@@ -33,10 +33,10 @@ from .damage import noted
 from .file_lock import WriteLock
 from .lineage import NO_TOKEN, Link, beside, why_foreign
 from .pool import FileId, ReaderPool, refuse_replaced
-from .sqlite_errors import FOREIGN
+from .sqlite_errors import SQLITE_ERRORS
 from .transaction import Transaction
 
-__all__ = ["Session", "Writing", "held_off", "watch"]
+__all__ = ["Session", "WriteContext", "no_fork", "watch"]
 
 
 class Forkable(Protocol):
@@ -48,7 +48,7 @@ class Forkable(Protocol):
 
     def after_fork(self) -> None: ...
 
-    def strand(self) -> list[object]: ...
+    def disable_in_child(self) -> list[object]: ...
 
 
 _stores: weakref.WeakSet[Forkable] = weakref.WeakSet()
@@ -60,7 +60,7 @@ _inherited: list[object] = []
 
 
 @contextmanager
-def held_off(path: Path) -> Iterator[None]:
+def no_fork(path: Path) -> Iterator[None]:
     """No fork happens inside the block. Raises StoreClosedError when this process must not touch the file."""
     if path in _stranded_paths:
         raise StoreClosedError(
@@ -92,7 +92,7 @@ def _after() -> None:
 
 def _in_child() -> None:
     for store in _unprepared:
-        _inherited.extend(store.strand())
+        _inherited.extend(store.disable_in_child())
         _stranded_paths.add(store.path)
     _after()
 
@@ -182,7 +182,7 @@ class Session:
         try:
             self.lock.acquire()
             try_to_empty_log(self.connection())
-        except FOREIGN as error:
+        except SQLITE_ERRORS as error:
             raise noted(error, self.path) from error
         finally:
             self.lock.release()
@@ -217,9 +217,9 @@ class Session:
         self.pool.resume()
         self.lock.release()
 
-    def strand(self) -> list[object]:
+    def disable_in_child(self) -> list[object]:
         """In a child that could not be prepared: refuse all use; returns what must live on unused."""
-        inherited: list[object] = [*self.pool.strand(), self._con]
+        inherited: list[object] = [*self.pool.disable_in_child(), self._con]
         self._con = None
         self.lock.close_file()
         self.lock = WriteLock(self.lock.path, self.lock.timeout)
@@ -233,7 +233,7 @@ def _is_empty(file: Path) -> bool:
         return True
 
 
-class Writing:
+class WriteContext:
     """The context of one write transaction; ``Records.write()`` makes it."""
 
     __slots__ = ("__weakref__", "_dim", "_hold", "_session", "_timeout")
@@ -242,11 +242,11 @@ class Writing:
         self._timeout = timeout
         self._session = session
         self._dim = dim
-        self._hold = _Hold(session)
+        self._hold = _WriteHold(session)
 
     def __enter__(self) -> Transaction:
         session = self._session
-        self._hold = hold = _Hold(session)
+        self._hold = hold = _WriteHold(session)
         session.refuse_writing()
         session.lock.refuse_nesting()
         try:
@@ -256,7 +256,7 @@ class Writing:
             session.begin(hold.con)
             hold.tx = Transaction(hold.con, session.path, self._dim, session.floor)
             return hold.tx
-        except FOREIGN as error:
+        except SQLITE_ERRORS as error:
             hold.failed = True
             raise noted(error, session.path, hold.con) from error
         finally:
@@ -266,18 +266,18 @@ class Writing:
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         hold = self._hold
         try:
-            hold.failed = kind is None or issubclass(kind, (*FOREIGN, StorageError))
+            hold.failed = kind is None or issubclass(kind, (*SQLITE_ERRORS, StorageError))
             if kind is None and hold.tx is not None and hold.con is not None:
                 hold.tx.finish()
                 hold.con.execute("COMMIT")
                 hold.failed = False
-        except FOREIGN as error:
+        except SQLITE_ERRORS as error:
             raise noted(error, self._session.path, hold.con) from error
         finally:
             hold.leave()
 
 
-class _Hold:
+class _WriteHold:
     """What a write transaction holds, and how it is given back.
 
     Ctrl-C may arrive between any two steps, even where no ``with`` statement can look after them. Then ``guard`` gives
@@ -291,7 +291,7 @@ class _Hold:
         self.con: apsw.Connection | None = None
         self.tx: Transaction | None = None
         self.failed = False
-        self.guard: weakref.ref[Writing] | None = None
+        self.guard: weakref.ref[WriteContext] | None = None
 
     def abandon(self, _: object) -> None:
         """The context is gone and nobody called :meth:`leave`."""
@@ -309,7 +309,7 @@ class _Hold:
                 self.tx.end()
             if self.con is not None and self.con.in_transaction:
                 self.con.execute("ROLLBACK")
-        except FOREIGN:
+        except SQLITE_ERRORS:
             self.failed = True
         finally:
             if self.failed:

@@ -2,7 +2,7 @@
 
 The efforts are looked for on real queries where there are enough of them, until then on stored vectors that are held
 out and partly moved away from where they lie (see :mod:`.calibration`), with a margin, and on the few real ones beside
-them. Exact search on the same body is the judge; ties are hits.
+them. Exact search on the same index is the judge; ties are hits.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ..errors import EngineError
-from ..index.base import Body
+from ..index.base import Index
 from ..index.costs import scan_cost
-from ..types import Effort, FloatArray, IntArray
+from ..types import FloatArray, IntArray, SearchParams
 from ..utils.vectors import normalize_rows
-from .recall import Judge, Pause, Questions, no_pause, together
-from .search_param_sweep import Ladders, reach
+from .recall import EvalQueries, Pause, RecallEvaluator, no_pause, together
+from .search_param_sweep import SearchParamSweep, reach
 
 __all__ = ["ENOUGH_REAL", "KS", "MIN_REAL", "TARGETS", "Calibration", "Entry", "Source", "calibrate", "perturbed"]
 
@@ -30,7 +30,7 @@ _DIRECTION_ROWS = 2048
 """Rows from which directions are mixed; more did not change what came out."""
 
 
-def perturbed(body: Body, count: int, spread: float, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
+def perturbed(index: Index, count: int, spread: float, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
     """Draw stored vectors and move them by ``spread`` times the data's own standard deviation.
 
     The move is along a random mixture of centred rows, so it has the data's covariance without anyone computing it,
@@ -43,7 +43,7 @@ def perturbed(body: Body, count: int, spread: float, rng: np.random.Generator) -
     39,320 rows.
 
     Args:
-        body: at least one row.
+        index: at least one row.
         count: how many queries.
         spread: 0 returns the stored vectors; 1 moves them by the data's standard deviation.
         rng: decides the draw.
@@ -52,8 +52,8 @@ def perturbed(body: Body, count: int, spread: float, rng: np.random.Generator) -
         queries float32 (count, dim), and the positions int64 (count,) of the rows that they were made of, which must
         not count as results.
     """
-    positions = np.sort(rng.choice(body.n, count, replace=count > body.n)).astype(np.int64)
-    base = body.vectors_at(np.sort(rng.choice(body.n, min(body.n, _DIRECTION_ROWS), replace=False)).astype(np.int64))
+    positions = np.sort(rng.choice(index.n, count, replace=count > index.n)).astype(np.int64)
+    base = index.vectors_at(np.sort(rng.choice(index.n, min(index.n, _DIRECTION_ROWS), replace=False)).astype(np.int64))
     mean = base.mean(axis=0)
     centred = base - mean
     deviation = float(np.sqrt(np.mean(np.einsum("ij,ij->i", centred, centred))))
@@ -61,8 +61,8 @@ def perturbed(body: Body, count: int, spread: float, rng: np.random.Generator) -
     lengths = np.linalg.norm(moves, axis=1, keepdims=True)
     moves *= spread * deviation / np.where(lengths > 0, lengths, 1.0)
     shrink = 1.0 / np.sqrt(1.0 + spread * spread)
-    queries = np.asarray(mean + shrink * (body.vectors_at(positions) - mean + moves), dtype=np.float32)
-    return np.ascontiguousarray(normalize_rows(queries) if body.metric == "cosine" else queries), positions
+    queries = np.asarray(mean + shrink * (index.vectors_at(positions) - mean + moves), dtype=np.float32)
+    return np.ascontiguousarray(normalize_rows(queries) if index.metric == "cosine" else queries), positions
 
 
 KS = (1, 5, 10, 20, 50, 100)
@@ -72,8 +72,8 @@ MIN_REAL = 64
 ENOUGH_REAL = 512
 """Fewer than this are asked beside held-out ones. What a store is asked first may all be about one thing: calibrated on
 250 queries like the data alone, a million rows gave recall 0.813 for the others where 0.95 was wanted."""
-MOST_QUESTIONS = 192
-FEWEST_QUESTIONS = 96
+MOST_EVAL_QUERIES = 192
+FEWEST_EVAL_QUERIES = 96
 _TRUTH_COST = 200_000_000_000.0
 """Exact search that sets the number of questions, in units of 10 picoseconds (2 s)."""
 _SHARED_SCAN = 0.2
@@ -98,14 +98,14 @@ class Entry:
 
     k: int
     target: float
-    effort: Effort
+    effort: SearchParams
     recall: float
     bound: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on one body: ``kind``, ``rows`` and ``nlist`` say which; ``queries`` how many questions were
+    """What was measured on one index: ``kind``, ``rows`` and ``nlist`` say which; ``queries`` how many questions were
     asked, taken from ``source``; ``seconds`` how long it took. Where no effort could be shown to do, an entry lacks."""
 
     kind: str
@@ -116,14 +116,14 @@ class Calibration:
     seconds: float
     entries: tuple[Entry, ...]
 
-    def effort(self, k: int, target: float) -> Effort | None:
+    def effort(self, k: int, target: float) -> SearchParams | None:
         """The effort for ``k`` results at recall ``target``, from the entry of the next larger k and the next higher
         target; None beyond the table and where no effort was shown to do."""
         return self._table.get((_next(KS, k), _next(TARGETS, target)))
 
-    def fits(self, body: Body) -> bool:
-        """Was this measured on such a body?"""
-        return (self.kind, self.rows, self.nlist) == (body.kind, body.n, body.nlist)
+    def fits(self, index: Index) -> bool:
+        """Was this measured on such an index?"""
+        return (self.kind, self.rows, self.nlist) == (index.kind, index.n, index.nlist)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; :meth:`from_dict` takes them back."""
@@ -148,17 +148,17 @@ class Calibration:
         )
 
     @cached_property
-    def _table(self) -> dict[tuple[float, float], Effort]:
+    def _table(self) -> dict[tuple[float, float], SearchParams]:
         return {(entry.k, entry.target): entry.effort for entry in self.entries}
 
 
 def calibrate(
-    body: Body,
+    index: Index,
     queries: FloatArray | None = None,
     *,
     seed: int = 0,
     pause: Pause = no_pause,
-    limit: int = MOST_QUESTIONS,
+    limit: int = MOST_EVAL_QUERIES,
 ) -> Calibration:
     """Find the least effort for each of ``KS`` and ``TARGETS``.
 
@@ -167,36 +167,39 @@ def calibrate(
     queries are halved into near and far ones, so that a few easy topics do not hide hard ones.
 
     Args:
-        body: the body that will be searched; an exact one needs no search.
+        index: the index that will be searched; an exact one needs no search.
         queries: real queries float32 (nq, dim), normalised under cosine; asked from ``MIN_REAL`` on, and alone from
             ``ENOUGH_REAL`` on.
         seed: decides which are taken, and the held-out ones.
         pause: called every few milliseconds of work; what it raises ends the calibration.
-        limit: most questions to ask; fewer over large bodies, where the truth is dear, but at least 96.
+        limit: most questions to ask; fewer over large indexes, where the truth is dear, but at least 96.
 
     Raises:
-        EngineError: the body cannot be searched.
+        EngineError: the index cannot be searched.
     """
     started = time.perf_counter()
     source = _source(queries)
-    asked, entries = 0, _exact_entries() if body.kind == "exact" else []
-    if body.n and not entries:
-        questions = _questions(body, queries, source, _count(body, limit), np.random.default_rng(seed))
-        judge, margin = Judge(body, questions, KS, pause), 1.0 if source == "queries" else HELD_OUT_MARGIN
-        ladders, asked = Ladders(judge), len(questions)
-        entries = [entry for k in KS for entry in _climb(judge, ladders, k, margin)]
+    asked, entries = 0, _exact_entries() if index.kind == "exact" else []
+    if index.n and not entries:
+        eval_queries = _questions(index, queries, source, _count(index, limit), np.random.default_rng(seed))
+        evaluator, margin = (
+            RecallEvaluator(index, eval_queries, KS, pause),
+            1.0 if source == "queries" else HELD_OUT_MARGIN,
+        )
+        sweep, asked = SearchParamSweep(evaluator), len(eval_queries)
+        entries = [entry for k in KS for entry in _climb(evaluator, sweep, k, margin)]
     seconds = round(time.perf_counter() - started, 6)
-    return Calibration(body.kind, body.n, body.nlist, source, asked, seconds, tuple(entries))
+    return Calibration(index.kind, index.n, index.nlist, source, asked, seconds, tuple(entries))
 
 
 def _exact_entries() -> list[Entry]:
-    return [Entry(k, target, Effort(exact=True), 1.0, 1.0) for k in KS for target in TARGETS]
+    return [Entry(k, target, SearchParams(exact=True), 1.0, 1.0) for k in KS for target in TARGETS]
 
 
-def _count(body: Body, limit: int) -> int:
+def _count(index: Index, limit: int) -> int:
     """How many questions the time for exact scans allows."""
-    affordable = int(_TRUTH_COST / (_SHARED_SCAN * scan_cost(body.n, body.dim)))
-    return min(limit, max(FEWEST_QUESTIONS, affordable))
+    affordable = int(_TRUTH_COST / (_SHARED_SCAN * scan_cost(index.n, index.dim)))
+    return min(limit, max(FEWEST_EVAL_QUERIES, affordable))
 
 
 def _source(queries: FloatArray | None) -> Source:
@@ -206,37 +209,37 @@ def _source(queries: FloatArray | None) -> Source:
 
 
 def _questions(
-    body: Body, queries: FloatArray | None, source: Source, count: int, rng: np.random.Generator
-) -> Questions:
+    index: Index, queries: FloatArray | None, source: Source, count: int, rng: np.random.Generator
+) -> EvalQueries:
     if queries is None or source == "held-out":
-        return _held_out(body, count, rng)
+        return _held_out(index, count, rng)
     if source == "queries":
         return _real(queries, count, rng)
-    return together(_real(queries, count // 2, rng), _held_out(body, count - count // 2, rng))
+    return together(_real(queries, count // 2, rng), _held_out(index, count - count // 2, rng))
 
 
-def _real(queries: FloatArray, count: int, rng: np.random.Generator) -> Questions:
+def _real(queries: FloatArray, count: int, rng: np.random.Generator) -> EvalQueries:
     chosen = rng.choice(len(queries), min(count, len(queries)), replace=False)
-    return Questions(np.ascontiguousarray(queries[chosen], dtype=np.float32))
+    return EvalQueries(np.ascontiguousarray(queries[chosen], dtype=np.float32))
 
 
-def _held_out(body: Body, count: int, rng: np.random.Generator) -> Questions:
+def _held_out(index: Index, count: int, rng: np.random.Generator) -> EvalQueries:
     each = max(1, count // len(SPREADS))
-    drawn = [perturbed(body, each, spread, rng) for spread in SPREADS]
-    return Questions(
+    drawn = [perturbed(index, each, spread, rng) for spread in SPREADS]
+    return EvalQueries(
         queries=np.concatenate([queries for queries, _ in drawn]),
         stratum=np.repeat(np.arange(len(SPREADS)), each),
         source=np.concatenate([source for _, source in drawn]),
     )
 
 
-def _climb(judge: Judge, ladders: Ladders, k: int, margin: float) -> list[Entry]:
+def _climb(evaluator: RecallEvaluator, sweep: SearchParamSweep, k: int, margin: float) -> list[Entry]:
     """One entry per target that some step reaches; targets ascend, and so does the way."""
     entries: list[Entry] = []
-    steps, column, at = ladders.steps(k), judge.ks.index(k), 0
+    steps, column, at = sweep.steps(k), evaluator.ks.index(k), 0
 
-    def measured(step: Effort) -> tuple[float, float]:
-        means, bounds = judge.bounds(step, reach(step, judge.ks[-1]))
+    def measured(step: SearchParams) -> tuple[float, float]:
+        means, bounds = evaluator.bounds(step, reach(step, evaluator.ks[-1]))
         return float(means[column]), float(bounds[column])
 
     def does(wanted: float, index: int) -> bool:
@@ -244,7 +247,7 @@ def _climb(judge: Judge, ladders: Ladders, k: int, margin: float) -> list[Entry]
 
     for target in TARGETS:
         wanted = 1.0 - margin * (1.0 - target)
-        while at < len(steps) - 1 and ladders.hoped(steps[at], k) < wanted:
+        while at < len(steps) - 1 and sweep.hoped(steps[at], k) < wanted:
             at += 1
         at = _first(partial(does, wanted), at, len(steps))
         if at == len(steps):
@@ -275,15 +278,15 @@ def _next(grid: tuple[float, ...], wanted: float) -> float:
 def _entry(data: Any) -> Entry:
     if not isinstance(data, Mapping):
         raise EngineError("calibration.entries holds something else than entries; calibrate again")
-    effort = _field(data, "effort", Mapping)
+    params = _field(data, "effort", Mapping)
     return Entry(
         k=_field(data, "k", int),
         target=float(_field(data, "target", int, float)),
-        effort=Effort(
-            nprobe=_field(effort, "nprobe", int),
-            rerank=_field(effort, "rerank", int),
-            ef=_field(effort, "ef", int),
-            exact=_field(effort, "exact", bool),
+        effort=SearchParams(
+            nprobe=_field(params, "nprobe", int),
+            rerank=_field(params, "rerank", int),
+            ef=_field(params, "ef", int),
+            exact=_field(params, "exact", bool),
         ),
         recall=float(_field(data, "recall", int, float)),
         bound=float(_field(data, "bound", int, float)),

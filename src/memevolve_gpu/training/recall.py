@@ -1,6 +1,6 @@
 """Recall of an index against exact search on the same rows, with a lower confidence bound.
 
-Nothing is added to or removed from the body to find out.
+Nothing is added to or removed from the index to find out.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ..index.base import Body
+from ..index.base import Index
 from ..index.costs import scan_cost
-from ..types import Effort, FloatArray, IntArray
+from ..types import FloatArray, IntArray, SearchParams
 
 __all__ = [
-    "Judge",
+    "EvalQueries",
     "Pause",
     "Quality",
-    "Questions",
+    "RecallEvaluator",
     "lower_bounds",
     "measure",
     "no_pause",
@@ -48,7 +48,7 @@ def lower_bounds(recalls: npt.NDArray[np.float64], ks: tuple[int, ...]) -> npt.N
     - Why not Hoeffding's or the empirical Bernstein bound: they always held, and asked for 6 to 40 times the miss that
       was there; no recall above 0.9 could be shown with 256 queries.
     - Non-increasing in k: the first neighbours are found no worse than the first k are on average (so measured on every
-      kind of body). Recall@1 is 0 or 1 per query, and its own bound would be several times as wide.
+      kind of index). Recall@1 is 0 or 1 per query, and its own bound would be several times as wide.
 
     Together, on near and on far queries apart, efforts chosen by this bound missed their target in 2 to 3 % of draws of
     192 real queries, at 1.2 to 1.3 times the least effort.
@@ -75,7 +75,7 @@ def lower_bounds(recalls: npt.NDArray[np.float64], ks: tuple[int, ...]) -> npt.N
 
 
 SELF_HIT_FLOOR = 0.9
-"""A body below this share of self-hits never goes live."""
+"""An index below this share of self-hits never goes live."""
 
 _STEP = 32
 
@@ -103,37 +103,37 @@ class Quality:
 
 
 def measure(
-    body: Body,
-    effort: Effort,
+    index: Index,
+    params: SearchParams,
     *,
     k: int = 10,
     queries: int = 64,
     seed: int = 0,
     pause: Callable[[], None] = lambda: None,
 ) -> Quality:
-    """Search the body with a seeded sample of its own vectors.
+    """Search the index with a seeded sample of its own vectors.
 
     The sample is nudged for the recall part (a tenth of the mean distance between sampled rows), so that the
     nearest row is not simply the query itself. ``pause`` is called between searches of a few queries.
     """
-    if body.n == 0:
+    if index.n == 0:
         return Quality(1.0, 1.0, 0)
     rng = np.random.default_rng(seed)
-    picked = np.sort(rng.choice(body.n, min(queries, body.n), replace=False)).astype(np.int64)
-    stored = body.vectors_at(picked)
-    nudged = _nudge(stored, rng, normalise=body.metric == "cosine")
-    found = _in_steps(body, nudged, k, effort, pause)
-    truth = _in_steps(body, nudged, k, Effort(exact=True), pause)
-    return Quality(_self_hit(body, stored, effort), recall_of(found, truth), len(picked))
+    picked = np.sort(rng.choice(index.n, min(queries, index.n), replace=False)).astype(np.int64)
+    stored = index.vectors_at(picked)
+    nudged = _nudge(stored, rng, normalise=index.metric == "cosine")
+    found = _in_steps(index, nudged, k, params, pause)
+    truth = _in_steps(index, nudged, k, SearchParams(exact=True), pause)
+    return Quality(_self_hit(index, stored, params), recall_of(found, truth), len(picked))
 
 
-def self_hits(body: Body, effort: Effort, *, start: int = 0, queries: int = 64, seed: int = 0) -> float:
+def self_hits(index: Index, params: SearchParams, *, start: int = 0, queries: int = 64, seed: int = 0) -> float:
     """The share of a seeded sample of the rows from position ``start`` on that find themselves; 1.0 where none are."""
-    if start >= body.n:
+    if start >= index.n:
         return 1.0
     rng = np.random.default_rng(seed)
-    picked = start + rng.choice(body.n - start, min(queries, body.n - start), replace=False)
-    return _self_hit(body, body.vectors_at(np.sort(picked).astype(np.int64)), effort)
+    picked = start + rng.choice(index.n - start, min(queries, index.n - start), replace=False)
+    return _self_hit(index, index.vectors_at(np.sort(picked).astype(np.int64)), params)
 
 
 def recall_of(found: FloatArray, truth: FloatArray) -> float:
@@ -154,21 +154,21 @@ def recalls_of(found: FloatArray, truth: FloatArray) -> npt.NDArray[np.float64]:
     return np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0).astype(np.float64)
 
 
-def _in_steps(body: Body, queries: FloatArray, k: int, effort: Effort, pause: Callable[[], None]) -> FloatArray:
+def _in_steps(index: Index, queries: FloatArray, k: int, params: SearchParams, pause: Callable[[], None]) -> FloatArray:
     """Distances float32 (nq, k), a few queries at a time."""
     pieces = []
     for start in range(0, len(queries), _STEP):
-        pieces.append(body.search(queries[start : start + _STEP], k, effort)[0])
+        pieces.append(index.search(queries[start : start + _STEP], k, params)[0])
         pause()
     return np.concatenate(pieces)
 
 
-def _self_hit(body: Body, stored: FloatArray, effort: Effort) -> float:
+def _self_hit(index: Index, stored: FloatArray, params: SearchParams) -> float:
     """The share of ``stored`` that find themselves."""
-    if body.metric == "ip":
+    if index.metric == "ip":
         return 1.0
     scale = np.maximum(np.einsum("ij,ij->i", stored, stored), 1e-12)
-    distances, _ = body.search(stored, 1, effort)
+    distances, _ = index.search(stored, 1, params)
     return float(np.mean(distances[:, 0] <= RELATIVE_EPSILON * scale))
 
 
@@ -197,7 +197,7 @@ def no_pause() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class EvalQueries:
     """Queries float32 (nq, dim) to judge by.
 
     ``stratum`` int64 (nq,) says which part each belongs to, and every part has to be served; those of part -1, and all
@@ -213,10 +213,10 @@ class Questions:
         return len(self.queries)
 
 
-def together(*several: Questions) -> Questions:
+def together(*several: EvalQueries) -> EvalQueries:
     """All the questions in one; what has a stratum keeps it."""
     nothing = [np.full(len(one), -1, np.int64) for one in several]
-    return Questions(
+    return EvalQueries(
         queries=np.concatenate([one.queries for one in several]),
         stratum=np.concatenate(
             [n if one.stratum is None else one.stratum for one, n in zip(several, nothing, strict=True)]
@@ -227,42 +227,42 @@ def together(*several: Questions) -> Questions:
     )
 
 
-class Judge:
+class RecallEvaluator:
     """Ground truth of some questions, computed once, and what efforts find of it, measured once each.
 
     ``ks`` are the k to judge by, ascending.
     """
 
-    def __init__(self, body: Body, questions: Questions, ks: tuple[int, ...], pause: Pause = no_pause) -> None:
-        self.body = body
-        self.questions = questions
+    def __init__(self, index: Index, eval_queries: EvalQueries, ks: tuple[int, ...], pause: Pause = no_pause) -> None:
+        self.index = index
+        self.eval_queries = eval_queries
         self.ks = ks
         self._pause = pause
-        self._found: dict[tuple[Effort, int], npt.NDArray[np.float64]] = {}
-        step = max(_TRUTHS_IN_STEP, int(_STEP_COST / scan_cost(body.n, body.dim)))
-        self._truth = self._search(Effort(exact=True), ks[-1], np.arange(len(questions)), step)
-        self.stratum = _strata(questions, self._truth)
+        self._found: dict[tuple[SearchParams, int], npt.NDArray[np.float64]] = {}
+        step = max(_TRUTHS_IN_STEP, int(_STEP_COST / scan_cost(index.n, index.dim)))
+        self._truth = self._search(SearchParams(exact=True), ks[-1], np.arange(len(eval_queries)), step)
+        self.stratum = _strata(eval_queries, self._truth)
 
     @property
     def truth(self) -> FloatArray:
         """Exact distances, float32 (nq, ks[-1]), sources left out."""
         return self._truth
 
-    def recalls(self, effort: Effort, k: int, every: int = 1) -> npt.NDArray[np.float64]:
+    def recalls(self, params: SearchParams, k: int, every: int = 1) -> npt.NDArray[np.float64]:
         """Recall of each ``every``-th question at each of ``ks``, float64 (nq, len(ks)), from one search for the ``k``
         nearest; NaN above k."""
-        rows = np.arange(0, len(self.questions), every)
-        if effort.exact:
+        rows = np.arange(0, len(self.eval_queries), every)
+        if params.exact:
             return np.ones((len(rows), len(self.ks)))
-        found = self._search(effort, k, rows, _SEARCHES_IN_STEP)
+        found = self._search(params, k, rows, _SEARCHES_IN_STEP)
         columns = [recalls_of(found[:, :at], self._truth[rows, :at]) if at <= k else _unknown(rows) for at in self.ks]
         return np.stack(columns, axis=1)
 
-    def bounds(self, effort: Effort, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def bounds(self, params: SearchParams, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """The worst stratum's mean recall and lower bound at each of ``ks``, float64 (len(ks),); see ``recalls``."""
-        if (effort, k) not in self._found:
-            self._found[effort, k] = self.recalls(effort, k)
-        recalls = self._found[effort, k]
+        if (params, k) not in self._found:
+            self._found[params, k] = self.recalls(params, k)
+        recalls = self._found[params, k]
         parts = [recalls[self.stratum == name] for name in np.unique(self.stratum)]
         means = np.min([part.mean(axis=0) for part in parts], axis=0)
         return means, np.min([lower_bounds(part, self.ks) for part in parts], axis=0)
@@ -277,13 +277,13 @@ class Judge:
         strata = self.stratum[::every]
         return 1.0 / max(1, min(int((strata == name).sum()) for name in np.unique(strata)))
 
-    def _search(self, effort: Effort, k: int, rows: IntArray, step: int) -> FloatArray:
+    def _search(self, params: SearchParams, k: int, rows: IntArray, step: int) -> FloatArray:
         """Distances float32 (len(rows), k) of the k nearest, the questions' sources left out."""
-        source = self.questions.source
+        source = self.eval_queries.source
         pieces = []
         for part in _parts(rows, step):
             more = 0 if source is None else 1
-            distances, positions = self.body.search(self.questions.queries[part], k + more, effort)
+            distances, positions = self.index.search(self.eval_queries.queries[part], k + more, params)
             if source is not None:
                 distances[positions == source[part, None]] = np.inf
                 distances = np.sort(distances, axis=1)[:, :k]
@@ -292,9 +292,9 @@ class Judge:
         return np.concatenate(pieces) if pieces else np.empty((0, k), np.float32)
 
 
-def _strata(questions: Questions, truth: FloatArray) -> IntArray:
+def _strata(eval_queries: EvalQueries, truth: FloatArray) -> IntArray:
     """Which part each question is judged in, int64 (nq,): those without one are near, -2, or far, -1."""
-    stratum = np.full(len(questions), -1, np.int64) if questions.stratum is None else questions.stratum.copy()
+    stratum = np.full(len(eval_queries), -1, np.int64) if eval_queries.stratum is None else eval_queries.stratum.copy()
     free = stratum < 0
     stratum[free] = _near_and_far(truth[free]) - 2
     return stratum

@@ -176,10 +176,10 @@ def _parsed(data: bytes, dim: int) -> tuple[FloatArray, int] | None:
     if len(data) < _HEADER.size:
         return None
     magic, version, unused, wide, seen, checksum = _HEADER.unpack_from(data)
-    body = data[_HEADER.size :]
-    if (magic, version, unused, wide) != (_MAGIC, _VERSION, 0, dim) or len(body) % (4 * dim):
+    index = data[_HEADER.size :]
+    if (magic, version, unused, wide) != (_MAGIC, _VERSION, 0, dim) or len(index) % (4 * dim):
         return None
-    if zlib.crc32(body, zlib.crc32(_HEADER.pack(magic, version, unused, wide, seen, 0))) != checksum:
+    if zlib.crc32(index, zlib.crc32(_HEADER.pack(magic, version, unused, wide, seen, 0))) != checksum:
         return None
-    rows = np.frombuffer(body, "<f4").astype(np.float32).reshape(-1, dim)
+    rows = np.frombuffer(index, "<f4").astype(np.float32).reshape(-1, dim)
     return (rows, seen) if np.isfinite(rows).all() else None

@@ -35,7 +35,7 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What was so when the body was trained: its rows, its lists (0 where none), their balance, and the recall that
+    """What was so when the index was trained: its rows, its lists (0 where none), their balance, and the recall that
     was measured then (None where it was not)."""
 
     rows: int

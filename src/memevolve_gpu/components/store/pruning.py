@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ...records.transaction import Transaction, in_order
 from .reports import decide, noted
-from .session import Engine, new_units
+from .session import StoreSession, new_units
 
 __all__ = ["Pruned", "make_room", "prepare", "tell"]
 
@@ -29,14 +29,14 @@ class Pruned:
     history: list[dict[str, Any]]
 
 
-def prepare(engine: Engine, coming: int) -> None:
+def prepare(engine: StoreSession, coming: int) -> None:
     """Before the transaction: write down who was read, where units may have to go."""
     config = engine.config
     if config.auto_prune != "off" and engine.records.count() + coming >= _trigger(engine):
         engine.accesses.flush()
 
 
-def make_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> Pruned | None:
+def make_room(engine: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> Pruned | None:
     """Delete what must go for the units of these ids (None: a new one each), which stay themselves."""
     if engine.config.auto_prune == "off":
         return None
@@ -60,7 +60,7 @@ def make_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> Pru
     return Pruned(going, noted(tx, entry)) if removed else None
 
 
-def tell(engine: Engine, pruned: Pruned | None) -> None:
+def tell(engine: StoreSession, pruned: Pruned | None) -> None:
     """After the commit: one event and one log line, and the index follows."""
     if pruned is None:
         return
@@ -81,11 +81,11 @@ def tell(engine: Engine, pruned: Pruned | None) -> None:
     decide(engine, pruned.history)
 
 
-def _trigger(engine: Engine) -> int:
+def _trigger(engine: StoreSession) -> int:
     return _share(engine.config.prune_threshold, engine.config.max_memory_units)
 
 
-def _excess(engine: Engine, count: int, new: int) -> int:
+def _excess(engine: StoreSession, count: int, new: int) -> int:
     """How many must go so that ``new`` can come; never so many that fewer than PRUNE_TARGET would be left.
 
     For a batch that is larger than the target as little goes as is needed, and nothing for one that cannot fit at all.

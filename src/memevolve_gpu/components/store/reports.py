@@ -13,13 +13,13 @@ from typing import Any
 
 from ...errors import InvalidQueryError
 from ...live.maintenance import quality_now
-from ...live.rebuild_rules import Cause
+from ...live.rebuild_rules import RebuildReason
 from ...live.view import View
 from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
-from .session import AFTER_COMMIT, Engine, Samples
+from .session import AFTER_COMMIT, Samples, StoreSession
 from .units import MAX_UNIT_BYTES
 
 __all__ = [
@@ -49,15 +49,15 @@ RETRAIN_SHARE = 0.25
 """Management that removed this share of what the index was trained on has changed what it should be trained on."""
 
 
-def register(engine: Engine, operation: str, details: Any) -> dict[str, Any]:
+def register(session: StoreSession, operation: str, details: Any) -> dict[str, Any]:
     """Note an operation and decide what it means for the index; see ``VectorStore.register_management_operation``."""
     if operation not in OPERATIONS:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-    entry = _entry(engine, operation, plain_details(details))
-    with engine.records.write() as tx:
+    entry = _entry(session, operation, plain_details(details))
+    with session.records.write() as tx:
         kept = noted(tx, entry)
-    entry["decision"] = decide(engine, kept)
-    engine.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
+    entry["decision"] = decide(session, kept)
+    session.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
     return entry
 
 
@@ -81,15 +81,15 @@ def plain_details(details: Any) -> dict[str, Any]:
     return {"removed": _removed(plain), "details": f"{_repr(details)}, {size} bytes as JSON"}
 
 
-def history(engine: Engine) -> list[dict[str, Any]]:
+def history(session: StoreSession) -> list[dict[str, Any]]:
     """The newest operations, oldest of them first."""
-    held = engine.records.get_meta(HISTORY_KEY)
+    held = session.records.get_meta(HISTORY_KEY)
     found: list[dict[str, Any]] = json.loads(held) if held else []
     return found
 
 
-def _entry(engine: Engine, operation: str, details: dict[str, Any]) -> dict[str, Any]:
-    after = engine.records.count()
+def _entry(session: StoreSession, operation: str, details: dict[str, Any]) -> dict[str, Any]:
+    after = session.records.count()
     removed = _removed(details)
     before = details.get("count_before")
     if not isinstance(before, int) or isinstance(before, bool):
@@ -100,7 +100,7 @@ def _entry(engine: Engine, operation: str, details: dict[str, Any]) -> dict[str,
         "count_before": before,
         "count_after": after,
         "removed": removed,
-        "generation": engine.live.generation,
+        "generation": session.live.generation,
         "details": details,
     }
 
@@ -115,30 +115,32 @@ def _removed(details: Mapping[str, Any]) -> int:
     return len(ids) if isinstance(ids, list) else 0
 
 
-def decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
+def decide(session: StoreSession, kept: list[dict[str, Any]]) -> str:
     """What the index should do after the operations of this history: retrain, compact, append or nothing.
 
     The operations are committed: an index that cannot follow now is an event, and the next search tries again.
     """
     try:
-        return _decide(engine, kept)
+        return _decide(session, kept)
     except AFTER_COMMIT as error:
-        engine.events.record("apply-failed", f"the operation is noted, the index follows later: {error}")
+        session.events.record("apply-failed", f"the operation is noted, the index follows later: {error}")
         return "nothing"
 
 
-def _decide(engine: Engine, kept: list[dict[str, Any]]) -> str:
-    view = engine.live.catch_up()
-    trained = view.facts.trained_rows
-    removed = sum(entry["removed"] for entry in kept if entry["generation"] == engine.live.generation)
+def _decide(session: StoreSession, kept: list[dict[str, Any]]) -> str:
+    view = session.live.catch_up()
+    trained = view.stats.trained_rows
+    removed = sum(entry["removed"] for entry in kept if entry["generation"] == session.live.generation)
     if trained and removed >= RETRAIN_SHARE * trained:
-        engine.maintenance.ask(Cause("train", f"management removed {removed} of {trained} units since the training"))
+        session.maintenance.ask(
+            RebuildReason("train", f"management removed {removed} of {trained} units since the training")
+        )
         decision = "retrain"
     else:
-        cause = engine.maintenance.cause(view)
+        cause = session.maintenance.cause(view)
         decision = "nothing" if cause is None else {"train": "retrain"}.get(cause.kind, cause.kind)
     if decision != "nothing":
-        engine.wake()
+        session.wake()
     return decision
 
 
@@ -193,7 +195,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What the running store measured; ``quality`` is None while no trained body is in use."""
+    """What the running store measured; ``quality`` is None while no trained index is in use."""
 
     count: int
     max_units: int
@@ -330,18 +332,18 @@ def _is_near_memory(figures: Figures) -> bool:
 _PREFIX = "MEMEVOLVE_STORAGE_"
 
 
-def training_report(engine: Engine, view: View, cause: Cause | None) -> Training:
+def training_report(session: StoreSession, view: View, cause: RebuildReason | None) -> Training:
     """The ``training`` section of the health report. cause: why a build is due, if one is."""
-    rows, settings = view.facts.trained_rows, engine.live.settings
-    sampled = rows > 0 and view.body.kind != "hnsw"  # a graph is built of the rows alone
-    collections = engine.events.recent("samples")
-    reason, setting = ("", "") if rows else _why_not(engine, view, cause)
+    rows, settings = view.stats.trained_rows, session.live.settings
+    sampled = rows > 0 and view.index.kind != "hnsw"  # a graph is built of the rows alone
+    collections = session.events.recent("samples")
+    reason, setting = ("", "") if rows else _why_not(session, view, cause)
     return Training(
         trained=rows > 0,
         source=None if not rows else source_for(rows) if sampled else "existing",
         units=rows,
         samples=samples_wanted(rows) if sampled else 0,
-        samples_kept=Samples(engine.records, engine.embedder, engine.events, settings.seed).kept,
+        samples_kept=Samples(session.records, session.embedder, session.events, settings.seed).kept,
         next_source=source_for(view.count),
         next_samples=samples_wanted(view.count),
         min_training_units=settings.min_training_units,
@@ -351,9 +353,9 @@ def training_report(engine: Engine, view: View, cause: Cause | None) -> Training
     )
 
 
-def _why_not(engine: Engine, view: View, cause: Cause | None) -> tuple[str, str]:
+def _why_not(session: StoreSession, view: View, cause: RebuildReason | None) -> tuple[str, str]:
     """Why exact search answers, and the setting that changes it; "" where waiting is enough."""
-    settings, count = engine.live.settings, view.count
+    settings, count = session.live.settings, view.count
     if settings.index_type == "flat":
         return "index_type is flat, which needs no training", _PREFIX + "INDEX_TYPE"
     if count < settings.min_training_units:
@@ -361,111 +363,111 @@ def _why_not(engine: Engine, view: View, cause: Cause | None) -> tuple[str, str]
         return f"{few}; an exact scan answers, and is right for so few", _PREFIX + "MIN_TRAINING_UNITS"
     if not count:
         return "there are no units yet", ""
-    if view.facts.refused_rows:
-        said = [event.cause for event in engine.events.recent("refused")[-1:]]
+    if view.stats.refused_rows:
+        said = [event.cause for event in session.events.recent("refused")[-1:]]
         return f"the last index was not good enough: {''.join(said) or 'see the log'}", _PREFIX + "TARGET_RECALL"
     if cause is not None:
         how = "the background builds it" if settings.background else "call run_maintenance()"
         return f"an index is due ({cause.text}); {how}", "" if settings.background else _PREFIX + "BACKGROUND"
-    return engine.maintenance.plan(view).reason, _PREFIX + "INDEX_TYPE"
+    return session.maintenance.plan(view).reason, _PREFIX + "INDEX_TYPE"
 
 
-def health_report(engine: Engine) -> dict[str, Any]:
-    engine.live.look_at_device()
-    view, head = engine.follow(), engine.records.head()
-    quality = quality_now(engine.live, view)
-    cause = engine.maintenance.cause(view)
+def health_report(session: StoreSession) -> dict[str, Any]:
+    session.live.look_at_device()
+    view, head = session.follow(), session.records.head()
+    quality = quality_now(session.live, view)
+    cause = session.maintenance.cause(view)
     figures = Figures(
         count=head.count,
-        max_units=engine.config.max_memory_units,
-        warning_threshold=engine.config.warning_threshold,
-        prune_threshold=engine.config.prune_threshold,
-        memory_bytes=engine.live.nbytes,
-        max_memory_bytes=engine.max_memory_bytes,
-        nlist=view.body.nlist,
-        lists=_lists_rule(engine),
+        max_units=session.config.max_memory_units,
+        warning_threshold=session.config.warning_threshold,
+        prune_threshold=session.config.prune_threshold,
+        memory_bytes=session.live.nbytes,
+        max_memory_bytes=session.max_memory_bytes,
+        nlist=view.index.nlist,
+        lists=_lists_rule(session),
         quality=None if quality is None else quality.score,
         build_cause=cause.text if cause else "",
-        background=engine.config.background,
-        read_only=engine.records.read_only,
-        legacy_problem=engine.legacy_problem,
-        damage=engine.records.damage,
-        performance=_performance(engine, view) if view.count > engine.config.performance_threshold else {},
-        training=training_report(engine, view, cause),
-        refusals=[event.cause for event in engine.events.recent("refused")[-1:]],
-        device=_device(engine, view),
+        background=session.config.background,
+        read_only=session.records.read_only,
+        legacy_problem=session.legacy_problem,
+        damage=session.records.damage,
+        performance=_performance(session, view) if view.count > session.config.performance_threshold else {},
+        training=training_report(session, view, cause),
+        refusals=[event.cause for event in session.events.recent("refused")[-1:]],
+        device=_device(session, view),
         index_lag=max(0, head.last_seq - view.watermark),
-        lag_cause=engine.lagging,
-        thread_failure=engine.worker.start_failure,
-        mapped_bytes=view.body.mapped_bytes,
-        disk_bytes=sum(_file_bytes(engine).values()),
+        lag_cause=session.lagging,
+        thread_failure=session.worker.start_failure,
+        mapped_bytes=view.index.mapped_bytes,
+        disk_bytes=sum(_file_bytes(session).values()),
     )
     return health(figures)
 
 
-def statistics_report(engine: Engine) -> dict[str, Any]:
-    engine.live.look_at_device()
-    view, head = engine.follow(), engine.records.head()
-    held, planned = view.body.plan, engine.maintenance.plan(view)
+def statistics_report(session: StoreSession) -> dict[str, Any]:
+    session.live.look_at_device()
+    view, head = session.follow(), session.records.head()
+    held, planned = view.index.plan, session.maintenance.plan(view)
     return {
-        "store_id": engine.records.store_id,
+        "store_id": session.records.store_id,
         "count": head.count,
-        "dim": engine.records.dim,
-        "embedding_model": (engine.records.get_meta(MODEL_KEY) or b"").decode() or None,
-        "metric": engine.records.metric,
+        "dim": session.records.dim,
+        "embedding_model": (session.records.get_meta(MODEL_KEY) or b"").decode() or None,
+        "metric": session.records.metric,
         "index": {
-            "kind": view.body.kind,
-            "nlist": view.body.nlist,
-            "rows": view.body.n,
+            "kind": view.index.kind,
+            "nlist": view.index.nlist,
+            "rows": view.index.n,
             "engine": held.engine,
-            "device": view.body.device,
+            "device": view.index.device,
             "precision": held.precision,
             "reason": held.reason,
         },
         "plan": asdict(planned),
-        "device": _device(engine, view),
-        "tail_rows": view.tail_n,
-        "tombstones": view.body_dead + view.tail_dead,
-        "memory_bytes": engine.live.nbytes,
-        "mapped_bytes": view.body.mapped_bytes,
-        "max_memory_bytes": engine.max_memory_bytes,
+        "device": _device(session, view),
+        "tail_rows": view.delta_n,
+        "tombstones": view.index_dead + view.delta_dead,
+        "memory_bytes": session.live.nbytes,
+        "mapped_bytes": view.index.mapped_bytes,
+        "max_memory_bytes": session.max_memory_bytes,
         "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
-        "management": history(engine)[-20:],
+        "management": history(session)[-20:],
         "maintenance": {
-            "running": engine.maintenance.running,
-            "rounds": engine.maintenance.rounds,
-            "cpu_seconds": engine.maintenance.cpu_seconds,
+            "running": session.maintenance.running,
+            "rounds": session.maintenance.rounds,
+            "cpu_seconds": session.maintenance.cpu_seconds,
         },
-        "probed_recall": view.facts.probed,
-        "queries_sampled": engine.live.asked.kept,
-        "latency": engine.live.latency.percentiles(),
-        "generation": engine.live.generation,
-        "files": _file_bytes(engine),
-        "event_totals": engine.events.totals(),
-        "events": [event.as_dict() for event in engine.events.recent()[-20:]],
+        "probed_recall": view.stats.probed,
+        "queries_sampled": session.live.asked.kept,
+        "latency": session.live.latency.percentiles(),
+        "generation": session.live.generation,
+        "files": _file_bytes(session),
+        "event_totals": session.events.totals(),
+        "events": [event.as_dict() for event in session.events.recent()[-20:]],
     }
 
 
-def _lists_rule(engine: Engine) -> ListsRule:
-    held = engine.live.settings
+def _lists_rule(session: StoreSession) -> ListsRule:
+    held = session.live.settings
     return ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist)
 
 
-def _performance(engine: Engine, view: View) -> dict[str, Any]:
+def _performance(session: StoreSession, view: View) -> dict[str, Any]:
     """Latency, probed recall, and what the last change of nlist did to both."""
-    live = engine.live
+    live = session.live
     latency = live.latency.percentiles()
-    change = None if live.relisted is None else live.relisted.report(view, latency)
-    return {"latency": latency, "probed_recall": view.facts.probed, "nlist_change": change}
+    change = None if live.nlist_change is None else live.nlist_change.report(view, latency)
+    return {"latency": latency, "probed_recall": view.stats.probed, "nlist_change": change}
 
 
-def _device(engine: Engine, view: View) -> dict[str, Any]:
+def _device(session: StoreSession, view: View) -> dict[str, Any]:
     """The device as it was found a moment ago, with what stands against the plan that was made since."""
-    return engine.live.desk.report(view.body)
+    return session.live.device_manager.report(view.index)
 
 
-def _file_bytes(engine: Engine) -> dict[str, int]:
-    files = engine.records.file_bytes()
+def _file_bytes(session: StoreSession) -> dict[str, int]:
+    files = session.records.file_bytes()
     with suppress(FileNotFoundError):
-        files["snapshot"] = engine.live.snapshot_path.stat().st_size
+        files["snapshot"] = session.live.snapshot_path.stat().st_size
     return files

@@ -28,14 +28,14 @@ from ...errors import (
 )
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
-from ...live import DeviceDesk, Found, LiveIndex, LiveSettings, Maintenance, Worker
+from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
 from ...live.delta_buffer import row_bytes
 from ...live.view import View
 from ...monitoring.events import EventLog
 from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
 from ...records.records import Records
-from ...records.schema import MODEL_KEY, StoreFacts
+from ...records.schema import MODEL_KEY, StoreInfo
 from ...records.transaction import Transaction
 from ...training.training_set import TrainingSet, collect
 from ...types import FloatArray, Hit, Metric
@@ -47,12 +47,12 @@ from .legacy_import import Limits, import_legacy
 
 __all__ = [
     "AFTER_COMMIT",
-    "Engine",
     "Samples",
+    "StoreSession",
     "check_room",
     "engine_table",
     "new_units",
-    "open_engine",
+    "open_session",
     "this_machine",
 ]
 
@@ -136,7 +136,7 @@ health, and the caller sees no error."""
 
 
 @dataclass
-class Engine:
+class StoreSession:
     """records: the truth; live: the index; maintenance and worker: its upkeep; embedder: None when none was given."""
 
     prefix: str
@@ -220,7 +220,7 @@ class Engine:
 
     def wake(self) -> bool:
         """Let the background look for work now; False where there is no background."""
-        return self.config.background and not self.records.read_only and self.worker.poke()
+        return self.config.background and not self.records.read_only and self.worker.wake()
 
     def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
         """Fetch the units of a search; when one was replaced meanwhile the search is made again."""
@@ -245,16 +245,16 @@ class Engine:
         findings = self.records.check(fix)
         if self.legacy_problem:
             findings.append(Finding("legacy-import", self.legacy_problem, False))
-        at_odds = self._index_at_odds()
-        if at_odds:
+        mismatch = self._index_mismatch()
+        if mismatch:
             if fix:
                 self.live.reload("check found the index at odds with the records")
-            findings.append(Finding("index-rows", at_odds, fix))
+            findings.append(Finding("index-rows", mismatch, fix))
         if fix and any(finding.fixed for finding in findings):
             self.live.reload("check repaired the records")
         return findings
 
-    def _index_at_odds(self) -> str:
+    def _index_mismatch(self) -> str:
         """Which rows the index has too few or too many; nothing while others are writing."""
         view = self.live.catch_up()
         held, true = view.live_slots(), self.records.matching(None)
@@ -275,7 +275,7 @@ class Engine:
     def _background_round(self) -> float | None:
         if self.accesses.is_full:
             self.accesses.flush()
-        return self.maintenance.tend()
+        return self.maintenance.run_if_due()
 
 
 def score_of(distance: float, metric: str) -> float:
@@ -285,13 +285,13 @@ def score_of(distance: float, metric: str) -> float:
     return -distance if metric == "ip" else 1.0 / (1.0 + distance)
 
 
-def open_engine(
+def open_session(
     prefix: str,
     function: EmbeddingFunction | None,
     dim: int | None,
     config: StorageConfig,
     machine: Machine | None = None,
-) -> Engine:
+) -> StoreSession:
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     if prefix and not Path(prefix).is_absolute():
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
@@ -343,22 +343,22 @@ def _assemble(
     config: StorageConfig,
     machine: Machine,
     table: EngineTable,
-) -> Engine:
+) -> StoreSession:
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
-    desk = _desk(config, machine, table, events)
-    live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), desk)
+    device_manager = _device_manager(config, machine, table, events)
+    live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), device_manager)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
-    engine = Engine(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
-    engine.consider_maintenance()
-    return engine
+    session = StoreSession(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
+    session.consider_maintenance()
+    return session
 
 
-def _dimension(facts: StoreFacts | None, embedder: Embedder | None, given: int | None) -> int | None:
+def _dimension(facts: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
     if given is not None or facts is not None:
         return given
     if embedder is None:
@@ -366,7 +366,7 @@ def _dimension(facts: StoreFacts | None, embedder: Embedder | None, given: int |
     return embedder.dimension
 
 
-def _metric(facts: StoreFacts | None, config: StorageConfig) -> Metric:
+def _metric(facts: StoreInfo | None, config: StorageConfig) -> Metric:
     """A file keeps its metric; only a setting that says otherwise in so many words is an error."""
     if facts is not None and "metric" not in config.model_fields_set:
         return facts.metric
@@ -401,15 +401,15 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
     return config
 
 
-def _desk(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceDesk:
+def _device_manager(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceManager:
     """The store's access to a GPU. Nobody who asked for one shall believe that it is at work when there is none."""
     most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
     if config.gpu_graphs:
         record_searches(True)
-    desk = DeviceDesk(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
+    device_manager = DeviceManager(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
     if machine.request.startswith("cuda"):
-        desk.find()
-    return desk
+        device_manager.find()
+    return device_manager
 
 
 def _memory_limit(config: StorageConfig) -> int:
@@ -430,21 +430,21 @@ def _settings(config: StorageConfig, limit: int) -> LiveSettings:
     return LiveSettings(budget_bytes=limit, **names)
 
 
-def check_room(engine: Engine, tx: Transaction, ids: Sequence[str | None]) -> None:
+def check_room(session: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> None:
     """Raise CapacityError when the units of these ids (None: a new one each) do not all fit; warn once per crossing.
 
     Replacing a unit that is there needs no room.
     """
     new = new_units(tx, ids)
-    limit = engine.config.max_memory_units
+    limit = session.config.max_memory_units
     if new and tx.count + new > limit:
         raise CapacityError(
             f"the store holds {tx.count} of at most {limit} units and cannot take {new} more; "
             "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
         )
-    needed = _check_memory(engine, tx.count, new)
-    _warn_once(engine, "units", (tx.count, tx.count + new, limit))
-    _warn_once(engine, "memory", (*needed, engine.max_memory_bytes))
+    needed = _check_memory(session, tx.count, new)
+    _warn_once(session, "units", (tx.count, tx.count + new, limit))
+    _warn_once(session, "memory", (*needed, session.max_memory_bytes))
 
 
 def new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
@@ -454,35 +454,38 @@ def new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
     return len(named) - known + sum(1 for unit_id in ids if not unit_id)
 
 
-def _check_memory(engine: Engine, count: int, new: int) -> tuple[int, int]:
+def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
     """Bytes in use, and bytes that will be; raise CapacityError where those are too many."""
-    waiting, each = max(0, count - engine.live.view.count), row_bytes(engine.records.dim)  # committed, not applied yet
-    used = engine.live.nbytes + waiting * each
+    waiting, each = (
+        max(0, count - session.live.view.count),
+        row_bytes(session.records.dim),
+    )  # committed, not applied yet
+    used = session.live.nbytes + waiting * each
     needed = used + new * each
-    if new and needed > engine.max_memory_bytes:
+    if new and needed > session.max_memory_bytes:
         raise CapacityError(
-            f"index and vectors would take {needed / 2**20:.1f} MB of at most {engine.max_memory_bytes / 2**20:.1f}; "
+            f"index and vectors would take {needed / 2**20:.1f} MB of at most {session.max_memory_bytes / 2**20:.1f}; "
             "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
         )
     return used, needed
 
 
-def _warn_once(engine: Engine, what: Literal["units", "memory"], figures: tuple[int, int, int]) -> None:
+def _warn_once(session: StoreSession, what: Literal["units", "memory"], figures: tuple[int, int, int]) -> None:
     """Warn when a write crosses the warning threshold. figures: how much there is, how much there will be, the most.
 
     What has fallen below the threshold since the last warning, by whomever, may cross it again.
     """
     held, wanted, limit = figures
-    least = engine.config.warning_threshold * limit
+    least = session.config.warning_threshold * limit
     if held < least:
-        engine.warned.discard(what)
-    if wanted < least or what in engine.warned:
+        session.warned.discard(what)
+    if wanted < least or what in session.warned:
         return
-    engine.warned.add(what)
+    session.warned.add(what)
     text = f"{wanted} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
     if what == "memory":
         text = (
             f"index and vectors take {wanted / 2**20:.1f} of {limit / 2**20:.1f} MB: prune, narrow "
             "MEMEVOLVE_STORAGE_PRECISION, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
         )
-    engine.events.record("near-limit", text, level=logging.WARNING, count=wanted, limit=limit)
+    session.events.record("near-limit", text, level=logging.WARNING, count=wanted, limit=limit)

@@ -16,7 +16,7 @@ import numpy as np
 from ...devices.selection import Machine
 from ...errors import ConflictError, EmbeddingError, InvalidQueryError, InvalidUnitError, StoreClosedError
 from ...live import Found, LiveIndex, Maintenance
-from ...live.rebuild_rules import Cause
+from ...live.rebuild_rules import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
@@ -29,7 +29,7 @@ from ...utils.vectors import DeviceQueries, check_vector, check_vectors, cosines
 from .base import MetadataMixin, StorageBackend
 from .pruning import make_room, prepare, tell
 from .reports import health_report, register, statistics_report
-from .session import Engine, check_room, open_engine
+from .session import StoreSession, check_room, open_session
 from .units import checked_id, checked_unit, is_id, one_id, unit_to_text
 
 __all__ = ["MAX_RESULTS", "VectorStore", "check_arguments", "check_width"]
@@ -60,7 +60,7 @@ class UnitMapping(Mapping[str, MemoryUnit]):
         return f"<{len(self)} memory units>"
 
 
-class IndexFace:
+class IndexInfo:
     """What the index holds now; every property is up to date with the records."""
 
     def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
@@ -74,12 +74,12 @@ class IndexFace:
 
     @property
     def nlist(self) -> int:
-        """Inverted lists of the body in use; 0 while none are used."""
-        return self._live.view.body.nlist
+        """Inverted lists of the index in use; 0 while none are used."""
+        return self._live.view.index.nlist
 
     @property
     def is_trained(self) -> bool:
-        """Does the body in use need no training, or has it been trained? Never False while it answers."""
+        """Does the index in use need no training, or has it been trained? Never False while it answers."""
         return True
 
     @property
@@ -90,7 +90,7 @@ class IndexFace:
     @property
     def kind(self) -> str:
         """exact, two_stage, ivf or hnsw."""
-        return self._live.view.body.kind
+        return self._live.view.index.kind
 
 
 def drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> int:
@@ -127,10 +127,10 @@ MAX_RESULTS = 10_000_000
 """Most results of one call of ``search_vectors``, queries times ``top_k``: 120 MB of distances and places, and ids."""
 
 
-def _queries(engine: Engine, given: Any) -> FloatArray | DeviceQueries:
-    """Checked queries, on the device where they lie if the body takes them there, else on the host."""
-    body, dim, metric = engine.live.view.body, engine.records.dim, engine.records.metric
-    if body.accepts_device_queries and body.device != "cpu":
+def _queries(session: StoreSession, given: Any) -> FloatArray | DeviceQueries:
+    """Checked queries, on the device where they lie if the index takes them there, else on the host."""
+    index, dim, metric = session.live.view.index, session.records.dim, session.records.metric
+    if index.accepts_device_queries and index.device != "cpu":
         found = device_queries(given, dim, metric)
         if found is not None:
             return found
@@ -205,8 +205,10 @@ class VectorStore(StorageBackend, MetadataMixin):
             config = config.replace(index_type=index_type)
         self.index_file = os.fspath(index_file)
         self.embedding_function = embedding_function
-        self._engine: Engine | None = open_engine(self.index_file, embedding_function, embedding_dim, config, machine)
-        self.config = self._engine.config
+        self._session: StoreSession | None = open_session(
+            self.index_file, embedding_function, embedding_dim, config, machine
+        )
+        self.config = self._session.config
 
     @staticmethod
     def exists_at(index_file: str | os.PathLike[str]) -> bool:
@@ -235,9 +237,9 @@ class VectorStore(StorageBackend, MetadataMixin):
         return UnitMapping(self._open.records)
 
     @property
-    def index(self) -> IndexFace:
+    def index(self) -> IndexInfo:
         """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``kind``."""
-        return IndexFace(self._open.live, self._open.maintenance)
+        return IndexInfo(self._open.live, self._open.maintenance)
 
     # Writing
 
@@ -248,18 +250,18 @@ class VectorStore(StorageBackend, MetadataMixin):
         unit has ``metadata.created_at``. Raises InvalidUnitError, EmbeddingError, InvalidVectorError,
         DimensionMismatchError, CapacityError, StorageError; nothing is written then.
         """
-        engine = self._open
+        session = self._open
         checked = self._add_metadata(checked_unit(unit))
         text = unit_to_text(checked)
-        vector = engine.embed(text)
-        prepare(engine, 1)
-        with engine.records.write() as tx:
-            pruned = make_room(engine, tx, [checked.get("id")])
-            check_room(engine, tx, [checked.get("id")])
+        vector = session.embed(text)
+        prepare(session, 1)
+        with session.records.write() as tx:
+            pruned = make_room(session, tx, [checked.get("id")])
+            check_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
-        engine.written(1)
-        tell(engine, pruned)
+        session.written(1)
+        tell(session, pruned)
         return unit_id
 
     def store_batch(
@@ -298,13 +300,13 @@ class VectorStore(StorageBackend, MetadataMixin):
         ``created_at`` is kept. The vector is made anew only when the embedded text has changed. Raises as ``store``
         does; works at the capacity limit too.
         """
-        engine = self._open
+        session = self._open
         unit_id = checked_id(unit_id)
         checked = checked_unit(_with_id(unit, unit_id))
         text = unit_to_text(checked)
         vector: FloatArray | None = None
         while True:
-            with engine.records.write() as tx:
+            with session.records.write() as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
@@ -315,35 +317,35 @@ class VectorStore(StorageBackend, MetadataMixin):
                 if vector is not None:
                     tx.put(stamped, text, vector.tobytes(), unit_id)
                     break
-            vector = engine.embed(text)  # outside the lock: it may take seconds, and the unit may change meanwhile
-        engine.written(1)
+            vector = session.embed(text)  # outside the lock: it may take seconds, and the unit may change meanwhile
+        session.written(1)
         return True
 
     def delete(self, unit_id: str) -> bool:
         """Delete a unit; False when there is none."""
-        engine = self._open
+        session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with engine.records.write() as tx:
+        with session.records.write() as tx:
             dropped = tx.drop(unit_id)
         if dropped:
-            engine.written(1)
+            session.written(1)
         return dropped
 
     def clear(self) -> None:
         """Delete every unit, in one transaction."""
-        engine = self._open
-        with engine.records.write() as tx:
+        session = self._open
+        with session.records.write() as tx:
             tx.clear()
-        engine.written()
+        session.written()
 
     # Reading
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
-        engine = self._open
-        unit = engine.records.get(unit_id) if one_id(unit_id, "retrieve_batch") else None
+        session = self._open
+        unit = session.records.get(unit_id) if one_id(unit_id, "retrieve_batch") else None
         if unit is not None:
-            engine.accesses.note((plain_text(unit_id),))
+            session.accesses.note((plain_text(unit_id),))
         return unit
 
     def retrieve_all(self) -> list[MemoryUnit]:
@@ -382,7 +384,7 @@ class VectorStore(StorageBackend, MetadataMixin):
     # Upkeep
 
     def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Do now what the background would do: build the planned body, verify and save it, purge the log."""
+        """Do now what the background would do: build the planned index, verify and save it, purge the log."""
         self._open.accesses.flush()
         return self._open.maintenance.run(progress).as_dict()
 
@@ -392,7 +394,9 @@ class VectorStore(StorageBackend, MetadataMixin):
         Below MIN_TRAINING_UNITS it stays exact, unless ``samples`` is set: then service samples, which are embedded
         through the store's function and kept, make up for the units that lack.
         """
-        return self._open.maintenance.run(progress, force=Cause("train", "asked for", by_request=samples)).as_dict()
+        return self._open.maintenance.run(
+            progress, force=RebuildReason("train", "asked for", by_request=samples)
+        ).as_dict()
 
     def register_management_operation(self, operation_type: str, details: Any) -> dict[str, Any]:
         """Tell the store what management did, so that the index follows.
@@ -463,9 +467,9 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     def close(self) -> None:
         """Let a running build finish and give everything back. Further calls raise StoreClosedError."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.close()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def __enter__(self: _Store) -> _Store:
         return self
@@ -474,7 +478,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         self.close()
 
     def __repr__(self) -> str:
-        if self._engine is None:
+        if self._session is None:
             return f"<VectorStore {self.index_file!r}, closed>"
         return f"<VectorStore {self.index_file!r}, {self.count()} units, {self.index.kind}>"
 
@@ -529,9 +533,9 @@ class VectorStore(StorageBackend, MetadataMixin):
 
         Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
         """
-        engine = self._open
+        session = self._open
         width = check_arguments(top_k, recall)
-        vectors = _queries(engine, queries)
+        vectors = _queries(session, queries)
         check_width(len(vectors), width)
         found = self._find(vectors, width, filters, recall)
         ids: list[list[str | None]] = []
@@ -562,12 +566,12 @@ class VectorStore(StorageBackend, MetadataMixin):
 
         unchanged_since: a ``change_number``; units that were stored or updated after it stay.
         """
-        engine = self._open
+        session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
-        with engine.records.write() as tx:
+        with session.records.write() as tx:
             dropped = drop_unchanged(tx, wanted, unchanged_since)
         if dropped:
-            engine.written()
+            session.written()
         return dropped
 
     def record_access(self, ids: Iterable[str]) -> None:
@@ -586,8 +590,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         if kind not in ("lru", "lfu"):
             raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {shown(kind)}")
-        engine, most = self._open, whole_number("limit", limit, least=0)
-        return engine.accesses.in_order(kind, min(most, engine.records.count()))
+        session, most = self._open, whole_number("limit", limit, least=0)
+        return session.accesses.in_order(kind, min(most, session.records.count()))
 
     def access_counts(self) -> dict[str, int]:
         """How often each unit was read, by id, of those that ever were; counted as for ``access_order``."""
@@ -628,17 +632,17 @@ class VectorStore(StorageBackend, MetadataMixin):
 
         Raises EmbeddingError.
         """
-        engine = self._open
-        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
+        session = self._open
+        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
         return cosines(vector, self.vectors_of(ids))
 
     # Inside
 
     @property
-    def _open(self) -> Engine:
-        if self._engine is None:
+    def _open(self) -> StoreSession:
+        if self._session is None:
             raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
-        return self._engine
+        return self._session
 
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
         """The text that is embedded: content, then reasoning, query, tags and type."""
@@ -658,30 +662,30 @@ class VectorStore(StorageBackend, MetadataMixin):
         progress: Progress | None,
         since: int | None,
     ) -> list[str]:
-        engine = self._open
+        session = self._open
         checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
         if not checked and not delete_ids:
             return []
         texts = [unit_to_text(unit) for unit in checked]
         vectors = self._vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
-        prepare(engine, len(checked))
-        with engine.records.write() as tx:
+        prepare(session, len(checked))
+        with session.records.write() as tx:
             drop_all(tx, delete_ids, since)
-            pruned = make_room(engine, tx, [unit.get("id") for unit in checked])
-            check_room(engine, tx, [unit.get("id") for unit in checked])
+            pruned = make_room(session, tx, [unit.get("id") for unit in checked])
+            check_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
             named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
-        engine.written()
-        tell(engine, pruned)
+        session.written()
+        tell(session, pruned)
         return ids
 
     def _vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
-        engine = self._open
+        session = self._open
         if embeddings is None:
-            return engine.embed_many(texts, progress)
-        vectors = check_vectors(embeddings, engine.records.dim, engine.records.metric)
+            return session.embed_many(texts, progress)
+        vectors = check_vectors(embeddings, session.records.dim, session.records.metric)
         if len(vectors) != len(texts):
             raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
         return vectors
@@ -689,11 +693,11 @@ class VectorStore(StorageBackend, MetadataMixin):
     def _find_text(
         self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
     ) -> Found | None:
-        engine = self._open
+        session = self._open
         wanted = check_arguments(top_k, recall, query)
-        if not engine.live.catch_up().count:
+        if not session.live.catch_up().count:
             return None
-        vector = check_vector(engine.embed_query(query), engine.records.dim, engine.records.metric, name="query")
+        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
         return self._find(vector[None, :], wanted, filters, recall)
 
     def _find(
@@ -703,12 +707,12 @@ class VectorStore(StorageBackend, MetadataMixin):
         filters: Mapping[str, Any] | None,
         recall: float | None,
     ) -> Found:
-        engine = self._open
-        if engine.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
+        session = self._open
+        if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
-        found = engine.live.search(vectors, top_k, filters, recall)
-        if engine.live.look_due or engine.worker.start_failure:
-            engine.consider_maintenance()
+        found = session.live.search(vectors, top_k, filters, recall)
+        if session.live.look_due or session.worker.start_failure:
+            session.consider_maintenance()
         return found
 
 

@@ -6,17 +6,17 @@ from typing import ClassVar
 
 import numpy as np
 
-from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
+from ...types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
 from ..base import Arrays, BuildJob
-from ..bitmap import Allowed
+from ..bitmap import RowFilter
 from ..faiss_helpers import metric_of
 from ..sample import ADD_ROWS
 from ..vector_table import VectorTable
-from .index import Ask, FaissGpuBody, doubled
-from .resources import Resident, owner_of
+from .index import FaissGpuIndex, Fetch, doubled
+from .resources import GpuIndexHandle, resources_of
 from .sizes import flat_bytes, flat_query_bytes
 
-__all__ = ["FaissGpuExactBody"]
+__all__ = ["FaissGpuFlatIndex"]
 
 _FLOAT16_MAX = 65504.0
 _FLOAT16_NORMAL = 2.0**-14
@@ -28,7 +28,7 @@ _FEW_SMALL = 16
 """Such small rows may be: they are confused with each other alone, and so many candidates are fetched beyond k."""
 
 
-class FaissGpuExactBody(FaissGpuBody):
+class FaissGpuFlatIndex(FaissGpuIndex):
     """A flat index: float32 for float32 plans, else float16 where the vectors fit its range."""
 
     kind: ClassVar[str] = "exact"
@@ -44,44 +44,44 @@ class FaissGpuExactBody(FaissGpuBody):
         beside: bool = False,
     ) -> None:
         """``vectors`` float32 (n, dim): those of ``table``, rounded or not; they are not kept. ``beside``: only where
-        as much stays free as the body takes, since the one that it follows lies there too."""
+        as much stays free as the index takes, since the one that it follows lies there too."""
         self._half = _half(plan.precision, metric, vectors)
         self._largest = _SQUARED_MAX if metric == "l2" else _FLOAT16_MAX
         super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, vectors, self._half, beside))
 
     @classmethod
-    def build(cls, job: BuildJob) -> FaissGpuExactBody:
-        body = cls(job.plan, job.metric, job.rows, job.table(), job.rows.vectors)
+    def build(cls, job: BuildJob) -> FaissGpuFlatIndex:
+        index = cls(job.plan, job.metric, job.rows, job.table(), job.rows.vectors)
         job.progress("add", 1.0)
-        return body
+        return index
 
     @classmethod
-    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuExactBody:
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuFlatIndex:
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
         return cls(plan, metric, rows, table, table.gather(slice(0, table.n)))
 
-    def _extended(self, rows: Rows) -> FaissGpuExactBody | None:
+    def _extended(self, rows: Rows) -> FaissGpuFlatIndex | None:
         table = self.table.extended(rows.vectors)
         vectors, slots = table.gather(slice(0, table.n)), self._slot_table_with(rows)
-        return FaissGpuExactBody(self._plan_with(table), self.metric, slots, table, vectors, beside=True)
+        return FaissGpuFlatIndex(self._plan_with(table), self.metric, slots, table, vectors, beside=True)
 
     def _search(
-        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         if self._half and np.abs(queries).max(initial=0.0) > self._largest:
-            return self.table.scan(queries, k, allowed)
-        return super()._search(queries, k, effort, allowed)
+            return self.table.scan(queries, k, row_filter)
+        return super()._search(queries, k, params, row_filter)
 
-    def _probes(self, effort: Effort, allowed: Allowed | None) -> int | None:
-        del effort, allowed
+    def _probes(self, params: SearchParams, row_filter: RowFilter | None) -> int | None:
+        del params, row_filter
         return 0
 
-    def _wider(self, ask: Ask, exhausted: bool) -> Ask | None:
-        return None if exhausted else doubled(ask, self.n)
+    def _wider(self, fetch: Fetch, exhausted: bool) -> Fetch | None:
+        return None if exhausted else doubled(fetch, self.n)
 
-    def _query_bytes(self, ask: Ask) -> int:
-        return flat_query_bytes(self.n, self.dim, ask.fetch, half=self._half)
+    def _query_bytes(self, fetch: Fetch) -> int:
+        return flat_query_bytes(self.n, self.dim, fetch.fetch, half=self._half)
 
 
 def _half(precision: Precision, metric: Metric, vectors: FloatArray) -> bool:
@@ -98,14 +98,18 @@ def _half(precision: Precision, metric: Metric, vectors: FloatArray) -> bool:
     return True
 
 
-def _uploaded(device: str, table: VectorTable, vectors: FloatArray, half: bool, beside: bool) -> Resident | None:
+def _uploaded(device: str, table: VectorTable, vectors: FloatArray, half: bool, beside: bool) -> GpuIndexHandle | None:
     """A flat index of ``vectors`` float32 (n, dim), added at once, so that it never grows."""
     if not table.n:
         return None
-    owner, size = owner_of(device), flat_bytes(table.n, table.dim, half)
-    with owner.building("loading vectors", 2 * size if beside else size, keep=True) as (resources, held):
-        config = owner.config("GpuIndexFlatConfig")
+    gpu_resources, size = resources_of(device), flat_bytes(table.n, table.dim, half)
+    with gpu_resources.building("loading vectors", 2 * size if beside else size, keep=True) as (resources, held):
+        config = gpu_resources.config("GpuIndexFlatConfig")
         config.useFloat16 = half
-        held.append(owner.made("GpuIndexFlat", resources, table.dim, metric_of(owner.faiss, table.metric), config))
+        held.append(
+            gpu_resources.made(
+                "GpuIndexFlat", resources, table.dim, metric_of(gpu_resources.faiss, table.metric), config
+            )
+        )
         held[0].add(np.ascontiguousarray(vectors))
-    return Resident(owner, held, size)
+    return GpuIndexHandle(gpu_resources, held, size)

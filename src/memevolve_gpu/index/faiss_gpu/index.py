@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError
-from ...types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
-from ..base import Body, chunks
-from ..bitmap import Allowed
+from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
+from ..base import Index, chunks
+from ..bitmap import RowFilter
 from ..vector_table import VectorTable
-from .resources import BusyError, Resident
+from .resources import BusyError, GpuIndexHandle
 from .sizes import MOST, TEMPORARY_BYTES, plan_device_bytes
 
-__all__ = ["Ask", "Duty", "FaissGpuBody", "doubled"]
+__all__ = ["FaissGpuFailover", "FaissGpuIndex", "Fetch", "doubled"]
 
 _SHORTEST_REST = 1.0
 _LONGEST_REST = 60.0
@@ -34,7 +34,7 @@ _KEPT = 32
 _LASTING = ("device-lost", "device-error", "fork")
 
 
-class Duty:
+class FaissGpuFailover:
     """Out of memory halves the batch, at one query the device rests a while; anything worse is for good.
 
     A rest that was in vain doubles the next one. Any thread may call. Incidents are told when a state begins or ends,
@@ -116,7 +116,7 @@ _USUAL_K = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Fetch:
     """``want`` candidates a query, ``enough`` of which end the search; ``fetch`` rows from ``nprobe`` lists."""
 
     want: int
@@ -125,166 +125,166 @@ class Ask:
     nprobe: int = 0
 
 
-class FaissGpuBody(Body):
+class FaissGpuIndex(Index):
     """Searches on ``plan.device``; the host's vectors answer whenever that cannot."""
 
     def __init__(
-        self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, resident: Resident | None
+        self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, handle: GpuIndexHandle | None
     ) -> None:
-        """``resident`` is the index on the device, None for a body without rows."""
+        """``handle`` is the index on the device, None for an index without rows."""
         super().__init__(plan, metric, rows, table)
-        self._resident = resident
-        self._duty = Duty(plan.device if resident is None else resident.owner.name)
+        self._handle = handle
+        self._failover = FaissGpuFailover(plan.device if handle is None else handle.gpu_resources.name)
         self._warm_up()
 
     @property
     def device(self) -> str:
-        return self.plan.device if self._resident is not None and self._duty.serving else "cpu"
+        return self.plan.device if self._handle is not None and self._failover.serving else "cpu"
 
     @property
     def device_bytes(self) -> int:
-        return 0 if self._resident is None else self._resident.nbytes
+        return 0 if self._handle is None else self._handle.nbytes
 
     @property
-    def resident(self) -> Resident | None:
-        """The index on the device, for those who measure faiss alone; None for a body without rows."""
-        return self._resident
+    def handle(self) -> GpuIndexHandle | None:
+        """The index on the device, for those who measure faiss alone; None for an index without rows."""
+        return self._handle
 
     def incidents(self) -> list[DeviceIncident]:
-        return self._duty.incidents()
+        return self._failover.incidents()
 
     def _search(
-        self, queries: FloatArray, k: int, effort: Effort, allowed: Allowed | None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        ask = self._first_ask(k, effort, allowed)
-        if ask is None or not len(queries):
-            return self.table.scan(queries, k, allowed)
+        fetch = self._first_fetch(k, params, row_filter)
+        if fetch is None or not len(queries):
+            return self.table.scan(queries, k, row_filter)
         try:
-            candidates, starved = self._candidates(queries, ask, allowed)
+            candidates, starved = self._candidates(queries, fetch, row_filter)
         except DeviceError:
-            return self.table.scan(queries, k, allowed)
+            return self.table.scan(queries, k, row_filter)
         distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
             rest = np.ascontiguousarray(queries[starved])
-            distances[starved], positions[starved] = self.table.scan(rest, k, allowed)
+            distances[starved], positions[starved] = self.table.scan(rest, k, row_filter)
         return distances, positions
 
     @abstractmethod
-    def _probes(self, effort: Effort, allowed: Allowed | None) -> int | None:
+    def _probes(self, params: SearchParams, row_filter: RowFilter | None) -> int | None:
         """Lists to probe at first, 0 where there are none; None where only the host can do what is asked."""
 
     @abstractmethod
-    def _wider(self, ask: Ask, exhausted: bool) -> Ask | None:
+    def _wider(self, fetch: Fetch, exhausted: bool) -> Fetch | None:
         """What to ask where too few were found, ``exhausted`` if all rows that were looked at were returned."""
 
     @abstractmethod
-    def _query_bytes(self, ask: Ask) -> int:
+    def _query_bytes(self, fetch: Fetch) -> int:
         """Scratch of one query on the device."""
 
     def _plan_with(self, table: VectorTable) -> IndexPlan:
-        """The plan of a body like this with the rows of ``table``."""
+        """The plan of an index like this with the rows of ``table``."""
         return replace(self.plan, device_bytes=plan_device_bytes(self.plan, table.n, table.dim))
 
     def _warm_up(self) -> None:
         """One search of the usual size: its code is loaded while there is room, and no user waits for that."""
-        ask = self._first_ask(_USUAL_K, Effort(), None)
-        if ask is not None:
+        fetch = self._first_fetch(_USUAL_K, SearchParams(), None)
+        if fetch is not None:
             with suppress(DeviceError):  # told by incidents()
-                self._propose(self.vectors_at(np.zeros(1, np.int64)), ask)
+                self._propose(self.vectors_at(np.zeros(1, np.int64)), fetch)
 
-    def _parameters(self, ask: Ask) -> Any:
+    def _parameters(self, fetch: Fetch) -> Any:
         """faiss' search parameters, made on the device's turn."""
-        del ask
+        del fetch
 
-    def _first_ask(self, k: int, effort: Effort, allowed: Allowed | None) -> Ask | None:
+    def _first_fetch(self, k: int, params: SearchParams, row_filter: RowFilter | None) -> Fetch | None:
         """None: more than the device gives at once, or so few rows allowed that reading them is less work."""
-        nprobe = self._probes(effort, allowed)
-        if self._resident is None or nprobe is None:
+        nprobe = self._probes(params, row_filter)
+        if self._handle is None or nprobe is None:
             return None
-        count = self.n if allowed is None else allowed.count
+        count = self.n if row_filter is None else row_filter.count
         times, plus = _SPARE[self.plan.precision]
         spare = k * times + plus
-        asked = effort.rerank or spare
+        asked = params.rerank or spare
         want = min(max(k, asked if self.plan.precision == "int8" else min(asked, spare)), MOST, count)
-        fetch = want if allowed is None else int(want * self.n / count * _SLACK) + 1
+        fetch = want if row_filter is None else int(want * self.n / count * _SLACK) + 1
         if k > MOST or (fetch > MOST and count < self.n):
             return None
-        enough = min(k, count) if allowed is None else want
-        return Ask(want, enough, min(fetch, self.n, MOST), nprobe)
+        enough = min(k, count) if row_filter is None else want
+        return Fetch(want, enough, min(fetch, self.n, MOST), nprobe)
 
-    def _candidates(self, queries: FloatArray, ask: Ask, allowed: Allowed | None) -> tuple[IntArray, IntArray]:
+    def _candidates(self, queries: FloatArray, fetch: Fetch, row_filter: RowFilter | None) -> tuple[IntArray, IntArray]:
         """Candidates int64 (nq, want), -1 at the end of a row, and the queries that only the host can serve.
 
         Raises:
             DeviceError: the device does not answer, not even one query.
         """
-        candidates: IntArray = np.full((len(queries), ask.want), -1, np.int64)
+        candidates: IntArray = np.full((len(queries), fetch.want), -1, np.int64)
         todo: IntArray = np.arange(len(queries))
-        step: Ask | None = ask
+        step: Fetch | None = fetch
         while todo.size and step is not None:
             short, exhausted = np.zeros(todo.size, np.bool_), step.fetch >= self.n
             for part in chunks(todo.size, _LABEL_BYTES * step.fetch):
                 rows = todo[part]
                 labels = self._propose(queries[rows], step)
-                good = _good(labels, self.n, allowed)
-                candidates[rows] = _packed(labels, good, ask.want)
-                short[part] = good.sum(axis=1) < ask.enough
+                good = _good(labels, self.n, row_filter)
+                candidates[rows] = _packed(labels, good, fetch.want)
+                short[part] = good.sum(axis=1) < fetch.enough
                 exhausted = exhausted or bool((labels[short[part], -1] < 0).any())
             todo, step = todo[short], self._wider(step, exhausted)
         return candidates, todo
 
-    def _propose(self, queries: FloatArray, ask: Ask) -> IntArray:
+    def _propose(self, queries: FloatArray, fetch: Fetch) -> IntArray:
         """The nearest ``ask.fetch`` rows by what the device holds, int64 (nq, fetch), -1 where fewer were met.
 
         Raises:
             DeviceError: the device does not answer, not even one query.
         """
-        nq, tile = len(queries), max(1, TEMPORARY_BYTES // self._query_bytes(ask))
-        labels: IntArray = np.empty((nq, ask.fetch), np.int64)
+        nq, tile = len(queries), max(1, TEMPORARY_BYTES // self._query_bytes(fetch))
+        labels: IntArray = np.empty((nq, fetch.fetch), np.int64)
         at = 0
         while at < nq:
             wanted = min(tile, nq - at)
-            size = self._duty.batch(wanted)
+            size = self._failover.batch(wanted)
             if not size:
                 raise DeviceError(f"{self.plan.device} rests; the CPU answers", "out-of-memory")
             part = slice(at, at + size)
             try:
-                labels[part] = self._on_device(np.ascontiguousarray(queries[part]), ask)
+                labels[part] = self._on_device(np.ascontiguousarray(queries[part]), fetch)
             except BusyError:
                 raise
             except DeviceError as error:
-                self._duty.failed(error, size)
+                self._failover.failed(error, size)
                 continue
-            self._duty.worked(size, wanted)
+            self._failover.worked(size, wanted)
             at += size
         return labels
 
-    def _on_device(self, queries: FloatArray, ask: Ask) -> IntArray:
-        if self._resident is None:
+    def _on_device(self, queries: FloatArray, fetch: Fetch) -> IntArray:
+        if self._handle is None:
             raise DeviceError(f"nothing lies on {self.plan.device}")
-        owner, engine, nq = self._resident.owner, self._resident.engine, len(queries)
-        distances, labels = np.empty((nq, ask.fetch), np.float32), np.empty((nq, ask.fetch), np.int64)
-        with owner.searching(self._shape(nq, ask)):
-            ptr = owner.faiss.swig_ptr
-            engine.search_c(nq, ptr(queries), ask.fetch, ptr(distances), ptr(labels), self._parameters(ask))
+        gpu_resources, engine, nq = self._handle.gpu_resources, self._handle.engine, len(queries)
+        distances, labels = np.empty((nq, fetch.fetch), np.float32), np.empty((nq, fetch.fetch), np.int64)
+        with gpu_resources.searching(self._shape(nq, fetch)):
+            ptr = gpu_resources.faiss.swig_ptr
+            engine.search_c(nq, ptr(queries), fetch.fetch, ptr(distances), ptr(labels), self._parameters(fetch))
         return labels
 
-    def _shape(self, nq: int, ask: Ask) -> Hashable:
+    def _shape(self, nq: int, fetch: Fetch) -> Hashable:
         """What decides which kernels a search launches, roughly."""
-        sizes = (self.n, nq, ask.fetch - 1, ask.nprobe)
+        sizes = (self.n, nq, fetch.fetch - 1, fetch.nprobe)
         return self.kind, self.metric, self.plan.precision, self.dim, *(size.bit_length() for size in sizes)
 
 
-def doubled(ask: Ask, n: int) -> Ask | None:
+def doubled(fetch: Fetch, n: int) -> Fetch | None:
     """Twice as many rows of as many lists; None where the device gives no more."""
     most = min(n, MOST)
-    return None if ask.fetch >= most else replace(ask, fetch=min(2 * ask.fetch, most))
+    return None if fetch.fetch >= most else replace(fetch, fetch=min(2 * fetch.fetch, most))
 
 
-def _good(labels: IntArray, n: int, allowed: Allowed | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _good(labels: IntArray, n: int, row_filter: RowFilter | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which labels are rows that may be returned."""
     real: np.ndarray[Any, np.dtype[np.bool_]] = (labels >= 0) & (labels < n)
-    return real if allowed is None else real & allowed.test(np.where(real, labels, -1))
+    return real if row_filter is None else real & row_filter.test(np.where(real, labels, -1))
 
 
 def _packed(labels: IntArray, good: np.ndarray[Any, np.dtype[np.bool_]], want: int) -> IntArray:

@@ -2,7 +2,7 @@
 
 The lists are put together on the host and sent in one piece: lists that grow on the device take up to twice their
 room. What was trained stays on the host, without rows, beside the number of each row's list: that is what a snapshot
-keeps and what the next body takes over.
+keeps and what the next index takes over.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import EngineError
-from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
+from ...types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
 from ..base import Arrays, BuildJob, out_of_range
-from ..bitmap import Allowed
+from ..bitmap import RowFilter
 from ..faiss_helpers import emptied, from_bytes, metric_of, quiet, to_bytes
-from ..faiss_support import load_faiss, one_thread, translated
+from ..faiss_support import load_faiss, one_thread, translate_error
 from ..sample import ADD_ROWS, POINTS_PER_LIST, padded_columns, training_sample
 from ..vector_table import VectorTable, grown
-from .index import Ask, FaissGpuBody, doubled
-from .resources import Owner, Resident, owner_of
+from .index import FaissGpuIndex, Fetch, doubled
+from .resources import GpuIndexHandle, GpuResources, resources_of
 from .sizes import MOST, flat_bytes, flat_query_bytes, lists_bytes, lists_query_bytes, sent_bytes
 
-__all__ = ["FaissGpuIVFBody"]
+__all__ = ["FaissGpuIVFIndex"]
 
 _ROUNDS = 10
 """Rounds of k-means, as many as faiss does for its lists."""
@@ -38,7 +38,7 @@ _FLOAT16_MAX, _FLOAT16_NORMAL = 65504.0, 2.0**-14
 _STORED: dict[Precision, str] = {"float32": "", "float16": "QT_fp16", "int8": "QT_8bit"}
 
 
-class FaissGpuIVFBody(FaissGpuBody):
+class FaissGpuIVFIndex(FaissGpuIndex):
     """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them, at most 2,048."""
 
     kind: ClassVar[str] = "ivf"
@@ -55,31 +55,31 @@ class FaissGpuIVFBody(FaissGpuBody):
         beside: bool = False,
     ) -> None:
         """``trained`` is faiss' CPU index without rows; ``assigned`` int32 (n,) the list of each row. ``beside``: only
-        where as much stays free as the body takes, since the one that it follows lies there too."""
+        where as much stays free as the index takes, since the one that it follows lies there too."""
         self._trained = trained
         self._assigned = assigned
         self._nlist = int(trained.nlist)
         self._sizes: list[int] = np.bincount(assigned, minlength=self._nlist).tolist()
-        resident = _uploaded(plan, table, trained, assigned, self._sizes, beside)
-        super().__init__(plan, metric, rows, table, resident)
+        handle = _uploaded(plan, table, trained, assigned, self._sizes, beside)
+        super().__init__(plan, metric, rows, table, handle)
 
     @classmethod
-    def build(cls, job: BuildJob) -> FaissGpuIVFBody:
+    def build(cls, job: BuildJob) -> FaissGpuIVFIndex:
         table, plan = job.table(), _within_range(job.plan, job.rows.vectors)
         if not 1 <= plan.nlist <= len(job.source):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
-        owner = owner_of(plan.device)
-        if isinstance(job.like, FaissGpuIVFBody) and job.like.plan.precision == plan.precision:
-            trained = emptied(job.like.trained)
+        gpu_resources = resources_of(plan.device)
+        if isinstance(job.reuse_from, FaissGpuIVFIndex) and job.reuse_from.plan.precision == plan.precision:
+            trained = emptied(job.reuse_from.trained)
         else:
-            trained = _trained(job, owner, plan.precision)
-        assigned = _assigned(owner, trained, len(job.rows.vectors), job.blocks(ADD_ROWS, trained.d))
-        body = cls(plan, job.metric, job.rows, table, trained, assigned)
+            trained = _trained(job, gpu_resources, plan.precision)
+        assigned = _assigned(gpu_resources, trained, len(job.rows.vectors), job.blocks(ADD_ROWS, trained.d))
+        index = cls(plan, job.metric, job.rows, table, trained, assigned)
         job.progress("add", 1.0)
-        return body
+        return index
 
     @classmethod
-    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuIVFBody:
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuIVFIndex:
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
         name = "IndexIVFScalarQuantizer" if _STORED[plan.precision] else "IndexIVFFlat"
@@ -87,14 +87,14 @@ class FaissGpuIVFBody(FaissGpuBody):
         _check_trained(trained, plan, table)
         return cls(plan, metric, rows, table, trained, _checked_lists(parts, table.n, plan.nlist))
 
-    def _extended(self, rows: Rows) -> FaissGpuIVFBody | None:
-        table, owner, m = self.table.extended(rows.vectors), owner_of(self.plan.device), len(rows.slots)
+    def _extended(self, rows: Rows) -> FaissGpuIVFIndex | None:
+        table, gpu_resources, m = self.table.extended(rows.vectors), resources_of(self.plan.device), len(rows.slots)
         if _within_range(self.plan, rows.vectors) is not self.plan:
             return None
         blocks = (padded_columns(rows.vectors[at : at + ADD_ROWS], self.dim) for at in range(0, m, ADD_ROWS))
-        assigned = grown(self._assigned, _assigned(owner, self._trained, m, blocks))
+        assigned = grown(self._assigned, _assigned(gpu_resources, self._trained, m, blocks))
         plan, slots = self._plan_with(table), self._slot_table_with(rows)
-        return FaissGpuIVFBody(plan, self.metric, slots, table, self._trained, assigned, beside=True)
+        return FaissGpuIVFIndex(plan, self.metric, slots, table, self._trained, assigned, beside=True)
 
     @property
     def nlist(self) -> int:
@@ -115,28 +115,28 @@ class FaissGpuIVFBody(FaissGpuBody):
     def _engine_bytes(self) -> int:
         return int(self._assigned.nbytes + 4 * self._nlist * self.dim)
 
-    def _probes(self, effort: Effort, allowed: Allowed | None) -> int | None:
-        wanted, most = min(effort.nprobe or self._nlist, self._nlist), min(self._nlist, MOST)
-        if effort.nprobe and wanted > MOST:
+    def _probes(self, params: SearchParams, row_filter: RowFilter | None) -> int | None:
+        wanted, most = min(params.nprobe or self._nlist, self._nlist), min(self._nlist, MOST)
+        if params.nprobe and wanted > MOST:
             return None
-        if allowed is not None:
-            wanted = math.ceil(wanted * math.sqrt(self.n / allowed.count))
+        if row_filter is not None:
+            wanted = math.ceil(wanted * math.sqrt(self.n / row_filter.count))
         return min(wanted, most)
 
-    def _wider(self, ask: Ask, exhausted: bool) -> Ask | None:
+    def _wider(self, fetch: Fetch, exhausted: bool) -> Fetch | None:
         """More lists where those probed hold too few, more of their rows where they may hold enough."""
         most = min(self._nlist, MOST)
-        if exhausted and ask.nprobe < most:
-            return replace(ask, nprobe=min(2 * ask.nprobe, most))
-        return doubled(ask, self.n)
+        if exhausted and fetch.nprobe < most:
+            return replace(fetch, nprobe=min(2 * fetch.nprobe, most))
+        return doubled(fetch, self.n)
 
-    def _query_bytes(self, ask: Ask) -> int:
-        coarse = flat_query_bytes(self._nlist, self.dim, ask.nprobe)
-        return lists_query_bytes(ask.nprobe, self.dim, ask.fetch) + coarse
+    def _query_bytes(self, fetch: Fetch) -> int:
+        coarse = flat_query_bytes(self._nlist, self.dim, fetch.nprobe)
+        return lists_query_bytes(fetch.nprobe, self.dim, fetch.fetch) + coarse
 
-    def _parameters(self, ask: Ask) -> Any:
+    def _parameters(self, fetch: Fetch) -> Any:
         parameters = load_faiss().SearchParametersIVF()
-        parameters.nprobe = ask.nprobe
+        parameters.nprobe = fetch.nprobe
         return parameters
 
 
@@ -151,16 +151,16 @@ def _within_range(plan: IndexPlan, vectors: FloatArray) -> IndexPlan:
     return plan
 
 
-def _trained(job: BuildJob, owner: Owner, precision: Precision) -> Any:
+def _trained(job: BuildJob, gpu_resources: GpuResources, precision: Precision) -> Any:
     """faiss' CPU index without rows, its centroids found by k-means on the device."""
-    faiss, dim, kind = owner.faiss, job.rows.vectors.shape[1], metric_of(owner.faiss, job.metric)
+    faiss, dim, kind = gpu_resources.faiss, job.rows.vectors.shape[1], metric_of(gpu_resources.faiss, job.metric)
     sample = training_sample(job.source, POINTS_PER_LIST * job.plan.nlist, job.seed)
     job.progress("train", 0.0)
-    if isinstance(job.like, FaissGpuIVFBody):
-        centroids = _centroids_of(job.like.trained)
+    if isinstance(job.reuse_from, FaissGpuIVFIndex):
+        centroids = _centroids_of(job.reuse_from.trained)
     else:
-        centroids = _centroids(owner, sample, job.plan.nlist, job.metric, job.seed)
-    with translated("training inverted lists"), one_thread():
+        centroids = _centroids(gpu_resources, sample, job.plan.nlist, job.metric, job.seed)
+    with translate_error("training inverted lists"), one_thread():
         quantiser = faiss.IndexFlat(dim, kind)
         quantiser.add(centroids)
         trained = _cpu_lists(faiss, quantiser, job.plan.nlist, precision)
@@ -169,23 +169,23 @@ def _trained(job: BuildJob, owner: Owner, precision: Precision) -> Any:
     return trained
 
 
-def _centroids(owner: Owner, sample: FloatArray, nlist: int, metric: Metric, seed: int) -> FloatArray:
-    faiss, dim = owner.faiss, sample.shape[1]
+def _centroids(gpu_resources: GpuResources, sample: FloatArray, nlist: int, metric: Metric, seed: int) -> FloatArray:
+    faiss, dim = gpu_resources.faiss, sample.shape[1]
     clustering = faiss.Clustering(dim, nlist)
     quiet(clustering, seed)
     clustering.niter = _ROUNDS
     clustering.spherical = metric != "l2"
     size = flat_bytes(nlist, dim, half=False) + sent_bytes(len(sample), dim)
-    with owner.building("training inverted lists", size, keep=False) as (resources, held):
-        config = owner.config("GpuIndexFlatConfig")
-        held.append(owner.made("GpuIndexFlat", resources, dim, metric_of(faiss, metric), config))
+    with gpu_resources.building("training inverted lists", size, keep=False) as (resources, held):
+        config = gpu_resources.config("GpuIndexFlatConfig")
+        held.append(gpu_resources.made("GpuIndexFlat", resources, dim, metric_of(faiss, metric), config))
         clustering.train(sample, held[0])
     centroids: FloatArray = faiss.vector_to_array(clustering.centroids).reshape(nlist, dim)
     return centroids
 
 
 def _centroids_of(trained: Any) -> FloatArray:
-    with translated("taking over trained quantisers"):
+    with translate_error("taking over trained quantisers"):
         centroids: FloatArray = load_faiss().downcast_index(trained.quantizer).reconstruct_n(0, trained.nlist)
     return centroids
 
@@ -203,13 +203,15 @@ def _cpu_lists(faiss: ModuleType, quantiser: Any, nlist: int, precision: Precisi
     return lists
 
 
-def _assigned(owner: Owner, trained: Any, n: int, blocks: Iterable[FloatArray]) -> npt.NDArray[np.int32]:
+def _assigned(gpu_resources: GpuResources, trained: Any, n: int, blocks: Iterable[FloatArray]) -> npt.NDArray[np.int32]:
     """The nearest centroid of each of n rows that come in blocks, int32 (n,), found on the device."""
     assigned, kind = np.empty(n, np.int32), trained.metric_type
     centroids = _centroids_of(trained)
     size = flat_bytes(len(centroids), trained.d, half=False)
-    with owner.building("assigning rows to lists", size, keep=False) as (resources, held):
-        held.append(owner.made("GpuIndexFlat", resources, trained.d, kind, owner.config("GpuIndexFlatConfig")))
+    with gpu_resources.building("assigning rows to lists", size, keep=False) as (resources, held):
+        held.append(
+            gpu_resources.made("GpuIndexFlat", resources, trained.d, kind, gpu_resources.config("GpuIndexFlatConfig"))
+        )
         held[0].add(centroids)
         at = 0
         for block in blocks:
@@ -221,24 +223,24 @@ def _assigned(owner: Owner, trained: Any, n: int, blocks: Iterable[FloatArray]) 
 
 def _uploaded(
     plan: IndexPlan, table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32], sizes: list[int], beside: bool
-) -> Resident:
+) -> GpuIndexHandle:
     """The lists, filled on the host and sent to the device in one piece."""
-    owner, narrow = owner_of(plan.device), bool(_STORED[plan.precision])
+    gpu_resources, narrow = resources_of(plan.device), bool(_STORED[plan.precision])
     name = "GpuIndexIVFScalarQuantizer" if narrow else "GpuIndexIVFFlat"
     size = lists_bytes(sizes, table.dim, plan.precision)
-    owner.check()
+    gpu_resources.check()
     lists = _filled(table, trained, assigned)
-    with owner.building("loading inverted lists", 2 * size if beside else size, keep=True) as (resources, held):
-        config = owner.config(f"{name}Config")
-        config.indicesOptions = owner.faiss.INDICES_32_BIT
-        held.append(owner.made(name, resources, lists, config))
-    return Resident(owner, held, size)
+    with gpu_resources.building("loading inverted lists", 2 * size if beside else size, keep=True) as (resources, held):
+        config = gpu_resources.config(f"{name}Config")
+        config.indicesOptions = gpu_resources.faiss.INDICES_32_BIT
+        held.append(gpu_resources.made(name, resources, lists, config))
+    return GpuIndexHandle(gpu_resources, held, size)
 
 
 def _filled(table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32]) -> Any:
     faiss, lists = load_faiss(), emptied(trained)
     ptr = faiss.swig_ptr
-    with translated("filling inverted lists"):
+    with translate_error("filling inverted lists"):
         for start in range(0, table.n, ADD_ROWS):
             part = slice(start, min(start + ADD_ROWS, table.n))
             block = np.ascontiguousarray(table.gather(part))

@@ -17,7 +17,15 @@ from ...errors import DeviceError, MemEvolveError
 from ..faiss_support import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
 
-__all__ = ["BusyError", "FreeBytes", "Owner", "Resident", "device_number", "owner_of", "use_free_bytes"]
+__all__ = [
+    "BusyError",
+    "FreeBytes",
+    "GpuIndexHandle",
+    "GpuResources",
+    "device_number",
+    "resources_of",
+    "use_free_bytes",
+]
 
 FreeBytes = Callable[[int], "int | None"]
 """Free bytes of the GPU with this number; None where nobody knows."""
@@ -30,7 +38,7 @@ _NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexI
 _MOMENT = 0.1
 """Seconds that a search waits for a device on which somebody builds."""
 
-_owners: dict[int, Owner] = {}
+_by_device: dict[int, GpuResources] = {}
 _registry = threading.Lock()
 
 
@@ -57,7 +65,7 @@ def device_number(device: str) -> int:
     return int(number or 0)
 
 
-def owner_of(device: str) -> Owner:
+def resources_of(device: str) -> GpuResources:
     """The one owner of ``device``, made when first asked for.
 
     Raises:
@@ -67,12 +75,12 @@ def owner_of(device: str) -> Owner:
     number = device_number(device)
     faiss = load_faiss()
     with _registry:
-        owner = _owners.get(number)
-        if owner is None or owner.faiss is not faiss:
+        gpu_resources = _by_device.get(number)
+        if gpu_resources is None or gpu_resources.faiss is not faiss:
             _check(faiss, number)
-            owner = _owners[number] = Owner(faiss, number)
-    owner.check()
-    return owner
+            gpu_resources = _by_device[number] = GpuResources(faiss, number)
+    gpu_resources.check()
+    return gpu_resources
 
 
 def _check(faiss: ModuleType, number: int) -> None:
@@ -93,7 +101,7 @@ class BusyError(DeviceError):
         super().__init__(f"{device} is being built on; the CPU answers", "limit")
 
 
-class Owner:
+class GpuResources:
     """Holds a device's faiss resources and its lock. ``lost`` is why this process may not use it, or None."""
 
     def __init__(self, faiss: ModuleType, number: int) -> None:
@@ -102,7 +110,7 @@ class Owner:
         self.lost: DeviceError | None = None
         self._lock = threading.RLock()
         self._resources: Any = None
-        self._residents: weakref.WeakSet[Resident] = weakref.WeakSet()
+        self._residents: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
         self._retired: deque[list[Any]] = deque()
         self._building = 0
         self._met: set[Hashable] = set()
@@ -196,10 +204,10 @@ class Owner:
             kinds = self._resources.getMemoryInfo().get(self.number, {})
             return sum(int(size) for _, size in kinds.values())
 
-    def adopt(self, resident: Resident) -> None:
+    def adopt(self, handle: GpuIndexHandle) -> None:
         """Know an index, so that it can be given up after a fork."""
         with self._lock:
-            self._residents.add(resident)
+            self._residents.add(handle)
 
     def retire(self, held: list[Any]) -> None:
         """Free the indexes in ``held``: at once where nobody is on the device, else when the next one comes."""
@@ -213,8 +221,8 @@ class Owner:
     def give_up(self, error: DeviceError) -> None:
         """Never touch the device again. What lies there is not freed: freeing is a call to a device that is gone."""
         self.lost = DeviceError(str(error), error.cause)  # without the frames, and thus the vectors, of who met it
-        for resident in list(self._residents):
-            resident.engine.this.disown()
+        for handle in list(self._residents):
+            handle.engine.this.disown()
         if self._resources is not None:
             self._resources.this.disown()
 
@@ -266,16 +274,17 @@ class Owner:
         return refusal
 
 
-class Resident:
+class GpuIndexHandle:
     """An index that lies on a device. Freed by its owner when this object goes, whoever lets go of it and when."""
 
-    def __init__(self, owner: Owner, held: list[Any], nbytes: int) -> None:
-        """``held`` is the list of :meth:`Owner.building` with the index; ``nbytes`` what it takes on the device."""
-        self.owner = owner
+    def __init__(self, gpu_resources: GpuResources, held: list[Any], nbytes: int) -> None:
+        """``held`` is the list of :meth:`GpuResources.building` with the index; ``nbytes`` what it takes on the
+        device."""
+        self.gpu_resources = gpu_resources
         self.nbytes = nbytes
         self._held = held
-        owner.adopt(self)
-        weakref.finalize(self, owner.retire, self._held)
+        gpu_resources.adopt(self)
+        weakref.finalize(self, gpu_resources.retire, self._held)
 
     @property
     def engine(self) -> Any:
@@ -305,8 +314,8 @@ def _first_line(error: BaseException) -> str:
 def _after_fork() -> None:
     global _registry  # noqa: PLW0603 - a lock that may be held by a thread which does not exist in the child
     _registry = threading.Lock()
-    for owner in _owners.values():
-        owner.after_fork()
+    for gpu_resources in _by_device.values():
+        gpu_resources.after_fork()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -87,7 +87,7 @@ def sent_bytes(rows: int, dim: int) -> int:
 def plan_device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
     """Memory in bytes that ``plan`` takes on its device for ``n`` vectors of ``dim`` dimensions, scratch included.
 
-    The scratch is shared by all bodies on a device; the CUDA context is not counted. Lists are taken to be as unequal
+    The scratch is shared by all indexes on a device; the CUDA context is not counted. Lists are taken to be as unequal
     as k-means leaves them, with half a block to spare.
     """
     if plan.kind == "exact":

@@ -9,7 +9,7 @@ from typing import Any
 
 from .runtime import cause_of, load_torch
 
-__all__ = ["Replays", "record_searches"]
+__all__ = ["CudaGraphCache", "record_searches"]
 
 _KEPT = 4
 _MOST_RECORDED = 16
@@ -64,17 +64,17 @@ class _Switch:
 
 
 def record_searches(on: bool) -> None:
-    """Whether the bodies of this process record their single queries from now on.
+    """Whether the indexes of this process record their single queries from now on.
 
-    A recording takes a few milliseconds, once for each body and shape. Meanwhile CUDA refuses every call that waits for
-    the whole device (``torch.cuda.synchronize()``), in whatever thread of the process, so it is for the user to say
+    A recording takes a few milliseconds, once for each index and shape. Meanwhile CUDA refuses every call that waits
+    for the whole device (``torch.cuda.synchronize()``), in whatever thread of the process, so it is for the user to say
     that there are none.
     """
     _Switch.on = on
 
 
-class Replays:
-    """Recordings of one body's single queries, by their shape. Used under the device's lock.
+class CudaGraphCache:
+    """Recordings of one index's single queries, by their shape. Used under the device's lock.
 
     A search that cannot be recorded is not tried again, and goes the plain way.
     """

@@ -10,32 +10,32 @@ import numpy as np
 
 from ...errors import DeviceError
 from ...types import FloatArray, IntArray, Metric
-from ..base import NewerRows
-from ..bitmap import Allowed
-from .device_rows import GROUP, Resident, Space, padded_columns, padded_groups
+from ..base import DeltaRows
+from ..bitmap import RowFilter
+from .device_rows import GROUP, DeviceRows, Quantization, padded_columns, padded_groups
 from .memory_accounting import Account, resident_bytes
 from .runtime import cause_of, host_tensor, load_torch
 from .search import LEAST_CANDIDATES, Search, columns, found_in_batches
-from .upload import Loaded
+from .upload import DeviceIndex
 
-__all__ = ["DeviceTail"]
+__all__ = ["DeviceDeltaBuffer"]
 
 _LEAST_ROWS = 4096
 
 
-class DeviceTail:
-    """Rows as they come: float16 proposes and float32 decides, as in a body. Used under the device's lock.
+class DeviceDeltaBuffer:
+    """Rows as they come: float16 proposes and float32 decides, as in an index. Used under the device's lock.
 
     There is room for twice as many rows whenever it ends. Where the device has none, or float16 cannot hold a row in
-    the body's space, ``search`` answers None from then on: the host scans the tail until there is a new body.
+    the index's space, ``search`` answers None from then on: the host scans the delta buffer until there is a new index.
     """
 
     def __init__(
         self,
-        newer: NewerRows,
+        newer: DeltaRows,
         metric: Metric,
-        space: Space,
-        beside: Loaded,
+        quantization: Quantization,
+        beside: DeviceIndex,
         account: Account,
         note: Callable[[str], None],
     ) -> None:
@@ -43,21 +43,21 @@ class DeviceTail:
         Args:
             newer: the rows.
             metric: of the store.
-            space: of the body.
-            beside: what the body holds.
+            quantization: of the index.
+            beside: what the index holds.
             account: of its device.
             note: is told why the device does not take the rows.
         """
         self.newer = newer
         self._metric: Metric = metric
-        self._space = space
+        self._quantization = quantization
         self._beside = beside
         self._account = account
         self._note = note
-        self._rows: Resident | None = None
+        self._rows: DeviceRows | None = None
         self._giving: Callable[[], object] = _nothing
         self._n = self._room = 0
-        self._masked: tuple[Allowed, int, Resident] | None = None
+        self._masked: tuple[RowFilter, int, DeviceRows] | None = None
         self._refused = False
 
     @property
@@ -67,9 +67,9 @@ class DeviceTail:
         return 0 if rows is None else rows.nbytes
 
     def search(
-        self, n: int, queries: Any, k: int, allowed: Allowed | None, batch: int
+        self, n: int, queries: Any, k: int, row_filter: RowFilter | None, batch: int
     ) -> tuple[FloatArray, IntArray] | None:
-        """The k nearest of the first ``n`` rows, those that ``allowed`` (over n rows) does not name left out.
+        """The k nearest of the first ``n`` rows, those that ``row_filter`` (over n rows) does not name left out.
 
         distances float32 (nq, k), positions int64 (nq, k), +inf and -1 where there are fewer; at most ``batch`` queries
         at once.
@@ -77,7 +77,7 @@ class DeviceTail:
         rows = self._up_to(n)
         if rows is None:
             return None
-        rows = self._shown(rows, n, allowed)
+        rows = self._shown(rows, n, row_filter)
         want = max(2 * k, LEAST_CANDIDATES)
         search = Search(
             rows, self._beside.device, self._beside.operations, None, self._account, self._metric == "cosine"
@@ -87,7 +87,7 @@ class DeviceTail:
             raise DeviceError("the tail on the device has no float32 rows")
         return columns(distances, positions, k)
 
-    def _up_to(self, n: int) -> Resident | None:
+    def _up_to(self, n: int) -> DeviceRows | None:
         """The rows with at least the first ``n`` in them."""
         try:
             if n > self._room and not self._refused:
@@ -103,15 +103,15 @@ class DeviceTail:
         return None if self._refused else self._rows
 
     def _grow(self, n: int) -> None:
-        dim, old = len(self._space.centre), self._rows
+        dim, old = len(self._quantization.centre), self._rows
         room = max(_LEAST_ROWS, 2 * n)
-        amount = resident_bytes(room, dim, "float32", full=True)
+        amount = resident_bytes(room, dim, "float32", float32_rows=True)
         self._account.take(amount, f"{n} new rows")
         giving = weakref.finalize(self, self._account.give, amount)
         try:
             shape = (room, dim, padded_groups(-(-room // GROUP)))
             metric: Metric = "ip" if self._metric == "ip" else "l2"
-            rows = Resident.empty(metric, self._space, shape, self._beside.device, full=True)
+            rows = DeviceRows.empty(metric, self._quantization, shape, self._beside.device, float32_rows=True)
             if old is not None:
                 rows.take_over(old, load_torch().arange(old.groups, device=self._beside.device))
         except (RuntimeError, MemoryError):
@@ -122,13 +122,13 @@ class DeviceTail:
         self._giving = giving
 
     def _put(self, block: FloatArray) -> None:
-        if self._rows is None or not self._space.holds(block):
+        if self._rows is None or not self._quantization.holds(block):
             self._refuse("new rows lie too far from the others for float16")
             return
         device, start = self._beside.device, self._n
         places = load_torch().arange(start, start + len(block), device=device)
-        entered = self._space.enter(block, padded_columns(block.shape[1]), device)
-        self._rows.put(start, entered, places, None, host_tensor(block).to(device))
+        to_device_space = self._quantization.enter(block, padded_columns(block.shape[1]), device)
+        self._rows.put(start, to_device_space, places, None, host_tensor(block).to(device))
         self._n = start + len(block)
 
     def _refuse(self, why: str) -> None:
@@ -142,17 +142,17 @@ class DeviceTail:
         self._giving()
         self._giving = _nothing
 
-    def _shown(self, rows: Resident, n: int, allowed: Allowed | None) -> Resident:
+    def _shown(self, rows: DeviceRows, n: int, row_filter: RowFilter | None) -> DeviceRows:
         """The first ``n`` rows that are allowed; what an older view does not know yet is hidden from it."""
-        if allowed is None and n == self._n:
+        if row_filter is None and n == self._n:
             return rows
-        if self._masked is not None and self._masked[0] is allowed and self._masked[1] == n:
+        if self._masked is not None and self._masked[0] is row_filter and self._masked[1] == n:
             return self._masked[2]
         shown = np.zeros(self._room, np.bool_)
-        shown[:n] = True if allowed is None else allowed.rows
+        shown[:n] = True if row_filter is None else row_filter.rows
         own = rows.only(host_tensor(shown).to(self._beside.device))
-        if allowed is not None:
-            self._masked = (allowed, n, own)
+        if row_filter is not None:
+            self._masked = (row_filter, n, own)
         return own
 
 

@@ -7,8 +7,8 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from ...utils.forking import renew_in_child
-from ..bitmap import Allowed
-from .device_rows import Resident
+from ..bitmap import RowFilter
+from .device_rows import DeviceRows
 from .runtime import host_tensor
 
 __all__ = ["Masks", "Tombstones"]
@@ -24,7 +24,7 @@ class Masks:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[Allowed, Resident]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[RowFilter, DeviceRows]] = OrderedDict()
         self._lock = threading.Lock()
         renew_in_child(self)
 
@@ -32,16 +32,16 @@ class Masks:
         """In a forked child: a lock that nobody holds."""
         self._lock = threading.Lock()
 
-    def rows(self, resident: Resident, allowed: Allowed) -> Resident:
-        """``resident`` with the rows hidden that are not ``allowed``; the same numbers in the same places."""
+    def rows(self, rows_on_device: DeviceRows, row_filter: RowFilter) -> DeviceRows:
+        """``rows_on_device`` with the rows hidden that are not ``row_filter``; the same numbers in the same places."""
         with self._lock:
-            known = self._kept.get(id(allowed))
+            known = self._kept.get(id(row_filter))
             if known is not None:
-                self._kept.move_to_end(id(allowed))
+                self._kept.move_to_end(id(row_filter))
                 return known[1]
-            shown = host_tensor(allowed.rows.view("u1")).to(resident.x.device).bool()
-            hidden = resident.only(shown)
-            self._kept[id(allowed)] = (allowed, hidden)
+            shown = host_tensor(row_filter.rows.view("u1")).to(rows_on_device.x.device).bool()
+            hidden = rows_on_device.only(shown)
+            self._kept[id(row_filter)] = (row_filter, hidden)
             most = max(1, min(_KEPT, _KEPT_BYTES // (hidden.bias.numel() * 4)))
             while len(self._kept) > most:
                 self._kept.popitem(last=False)
@@ -54,19 +54,19 @@ class Masks:
 
 
 class Tombstones:
-    """The deaths that a body's ``living`` scores show: a mask that grows by what died since, and is never sent whole.
+    """The deaths that an index's ``living`` scores show: a mask that grows by what died since, and is never sent whole.
 
     Used under the device's lock.
     """
 
-    def __init__(self, resident: Resident) -> None:
-        self.rows = replace(resident, bias=resident.living)
+    def __init__(self, rows_on_device: DeviceRows) -> None:
+        self.rows = replace(rows_on_device, bias=rows_on_device.living)
         """The rows without those that died, the same tensors all the time."""
-        self._bias = resident.bias
-        self._shown: Allowed | None = None
+        self._bias = rows_on_device.bias
+        self._shown: RowFilter | None = None
         self._whole = True
 
-    def show(self, alive: Allowed) -> bool:
+    def show(self, alive: RowFilter) -> bool:
         """Have ``rows`` show what is ``alive``; False where that is not known by what died, as of a filter."""
         dead = alive.dead_since(self._shown) if self._whole else None
         again = dead is None

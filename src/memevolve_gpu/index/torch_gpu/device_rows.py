@@ -10,16 +10,16 @@ import numpy as np
 
 from ...types import FloatArray, Metric, Precision
 from ..vector_table import VectorTable
-from .runtime import Turn, host_tensor, load_torch
+from .runtime import DeviceLock, host_tensor, load_torch
 
 __all__ = [
     "BLOCK_GROUPS",
     "GROUP",
+    "DeviceRows",
+    "Quantization",
     "Queries",
-    "Resident",
-    "Space",
     "blocks_of",
-    "measured_space",
+    "measured_quantization",
     "padded_columns",
     "padded_groups",
     "span_columns",
@@ -69,7 +69,7 @@ _CENTRE_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class Quantization:
     """How vectors become what the device holds: ``(vector - centre) * scale``, in float16.
 
     Moving the origin changes no squared distance and moves all dot products of a query alike, so the order of rows
@@ -83,7 +83,7 @@ class Space:
     """The length here of the longest row that is taken although the space was not made for it."""
 
     @classmethod
-    def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Space:
+    def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Quantization:
         """For rows like ``sample`` (m, dim) whose columns lie between ``least`` and ``most`` (dim,)."""
         rows = sample[:: max(1, len(sample) // _CENTRE_ROWS)]
         centre = np.median(rows, axis=0).astype(np.float32) if centred and len(rows) else np.zeros_like(least)
@@ -119,18 +119,18 @@ def blocks_of(table: VectorTable, first: int = 0) -> Iterator[tuple[int, FloatAr
         yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
 
 
-def measured_space(table: VectorTable, precision: Precision, device: Any, turn: Turn) -> Space:
+def measured_quantization(table: VectorTable, precision: Precision, device: Any, lock: DeviceLock) -> Quantization:
     """The space of a table's rows; around the origin for int8, whose codes are of the rows as they are."""
     least = np.full(table.dim, np.inf, np.float32)
     most = np.full(table.dim, -np.inf, np.float32)
     for _, block in blocks_of(table):
-        with turn:
+        with lock:
             rows = host_tensor(block).to(device)
             np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
             np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
     step = max(1, table.n // 1024)
     sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
-    return Space.around(sample, least, most, centred=precision != "int8")
+    return Quantization.around(sample, least, most, centred=precision != "int8")
 
 
 _LARGEST_QUERY = 1024.0
@@ -150,16 +150,16 @@ class Queries:
     factor: Any
 
     @classmethod
-    def prepare(cls, raw: Any, rows: Resident) -> Queries:
+    def prepare(cls, raw: Any, rows: DeviceRows) -> Queries:
         """``raw`` float32 (nq, dim) on the device of ``rows``."""
         torch = load_torch()
         wide = raw if rows.metric == "ip" else raw.sub(rows.centre).mul_(rows.scale)
         if rows.columns != raw.shape[1]:
             wide = torch.nn.functional.pad(wide, (0, rows.columns - raw.shape[1]))
-        return cls.entered(raw, wide.contiguous(), rows)
+        return cls.from_wide(raw, wide.contiguous(), rows)
 
     @classmethod
-    def entered(cls, raw: Any, wide: Any, rows: Resident) -> Queries:
+    def from_wide(cls, raw: Any, wide: Any, rows: DeviceRows) -> Queries:
         """``wide`` as :meth:`Resident.entered` gives it, on the device."""
         torch = load_torch()
         factor = 1.0 if rows.metric == "ip" else 2.0
@@ -173,7 +173,7 @@ class Queries:
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class DeviceRows:
     """n rows on a device in padded groups of 32.
 
     x float16 or int8 (32 * groups, columns); scales float32 (32 * groups,) for int8, else empty; bias float32
@@ -190,14 +190,16 @@ class Resident:
     living: Any
     order: Any
     places: Any
-    full: Any
+    float32_rows: Any
     centre: Any
     scale: float
 
     @classmethod
-    def empty(cls, metric: Metric, space: Space, shape: tuple[int, int, int], device: Any, **kinds: bool) -> Resident:
-        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, ``full`` for float32 rows beside it, ``listed`` for
-        rows in another order than that of their positions.
+    def empty(
+        cls, metric: Metric, quantization: Quantization, shape: tuple[int, int, int], device: Any, **kinds: bool
+    ) -> DeviceRows:
+        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, ``float32_rows`` for float32 rows beside it,
+        ``listed`` for rows in another order than that of their positions.
         """
         torch = load_torch()
         n, dim, groups = shape
@@ -210,9 +212,9 @@ class Resident:
             torch.full((rows,), float("inf"), dtype=torch.float32, device=device),
             torch.full((rows,), -1, dtype=torch.int32, device=device),
             torch.zeros(n, dtype=torch.int32, device=device) if kinds.get("listed") else None,
-            torch.zeros((n, dim), dtype=torch.float32, device=device) if kinds.get("full") else None,
-            host_tensor(space.centre).to(device),
-            space.scale,
+            torch.zeros((n, dim), dtype=torch.float32, device=device) if kinds.get("float32_rows") else None,
+            host_tensor(quantization.centre).to(device),
+            quantization.scale,
         )
 
     @property
@@ -225,27 +227,27 @@ class Resident:
         """Groups of 32 rows, padding included."""
         return int(self.x.shape[0]) // GROUP
 
-    def entered(self, query: FloatArray, space: Space) -> FloatArray:
+    def to_device_space(self, query: FloatArray, quantization: Quantization) -> FloatArray:
         """One query, float32 (1, dim) on the host, as a scan wants it: float32 (1, columns), on the host."""
         wide = np.zeros((1, self.columns), np.float32)
         own = wide[:, : query.shape[1]]
         if self.metric == "ip":
             own[:] = query
         else:
-            np.subtract(query, space.centre, out=own)
-            own *= np.float32(space.scale)
+            np.subtract(query, quantization.centre, out=own)
+            own *= np.float32(quantization.scale)
         return wide
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        own = (self.x, self.scales, self.bias, self.living, self.order, self.places, self.full, self.centre)
+        own = (self.x, self.scales, self.bias, self.living, self.order, self.places, self.float32_rows, self.centre)
         return sum(int(one.numel() * one.element_size()) for one in own if one is not None)
 
     def put(self, start: int, block: Any, places: Any, codes: tuple[Any, Any] | None, vectors: Any) -> None:
         """Fill in rows ``start`` and following at ``places`` int64 (m,).
 
-        block float32 (m, columns) as :meth:`Space.enter` gives them; codes: int8 rows and scales, for int8;
+        block float32 (m, columns) as :meth:`Quantization.enter` gives them; codes: int8 rows and scales, for int8;
         vectors float32 (m, dim), kept when there is room for them.
         """
         torch = load_torch()
@@ -267,10 +269,10 @@ class Resident:
             self.places[start : start + len(places)] = places
         positions = torch.arange(start, start + len(places), dtype=torch.int32, device=self.x.device)
         self.order.index_copy_(0, places, positions)
-        if self.full is not None:
-            self.full[start : start + len(places)] = vectors
+        if self.float32_rows is not None:
+            self.float32_rows[start : start + len(places)] = vectors
 
-    def take_over(self, old: Resident, moved: Any) -> None:
+    def take_over(self, old: DeviceRows, moved: Any) -> None:
         """Fill in the rows of ``old``, all of them alive: its group i goes to ``moved[i]``, rows stay in their groups.
 
         moved int64 (groups in use,).
@@ -285,14 +287,14 @@ class Resident:
         if old.places is not None:
             group = torch.div(old.places, GROUP, rounding_mode="floor")
             self.places[: len(group)] = moved[group.long()] * GROUP + old.places % GROUP
-        if old.full is not None and self.full is not None:
-            self.full[: len(old.full)] = old.full
+        if old.float32_rows is not None and self.float32_rows is not None:
+            self.float32_rows[: len(old.float32_rows)] = old.float32_rows
 
-    def only(self, allowed: Any) -> Resident:
-        """The same rows with those hidden that ``allowed`` bool (n,) on the device does not name."""
+    def only(self, row_filter: Any) -> DeviceRows:
+        """The same rows with those hidden that ``row_filter`` bool (n,) on the device does not name."""
         bias = self.bias.clone()
         for start in range(0, len(bias), _SLICE):
             some = slice(start, start + _SLICE)
-            shown = allowed.index_select(0, self.order[some].clamp_min(0))
+            shown = row_filter.index_select(0, self.order[some].clamp_min(0))
             bias[some].masked_fill_(~shown, float("inf"))
         return replace(self, bias=bias)

@@ -11,9 +11,9 @@ from typing import Literal, TypeVar
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident
-from .runtime import Cause, begun_build, cause_of, current, device_errors, forked, load_torch, turn_on
+from .runtime import Cause, begun_build, cause_of, current, device_errors, device_lock, forked, load_torch
 
-__all__ = ["Guard", "building", "lost_devices", "turn_of"]
+__all__ = ["DeviceFailover", "building", "locked_device", "lost_devices"]
 
 T = TypeVar("T")
 Action = Literal["smaller-batch", "cpu", "cpu-until-restart", "device-again"]
@@ -34,9 +34,9 @@ def lost_devices() -> dict[str, str]:
 
 @contextmanager
 def building(device: str) -> Iterator[None]:
-    """Turn what torch raises while a body is built into a DeviceError that names its cause.
+    """Turn what torch raises while an index is built into a DeviceError that names its cause.
 
-    A build takes its turns on the device step by step, so that other bodies are searched meanwhile.
+    A build takes its turns on the device step by step, so that other indexes are searched meanwhile.
     """
     if device in _lost:
         raise DeviceError(f"device {device} failed earlier: {_lost[device]}; restart the process", "device-lost")
@@ -51,17 +51,17 @@ def building(device: str) -> Iterator[None]:
         cause = cause_of(error) or "device-error"
         if cause == "device-lost":
             _lost[device] = _line(error)
-        with suppress(DeviceError), turn_of(device):
+        with suppress(DeviceError), locked_device(device):
             _release(device)
         raise DeviceError(f"device {device}: {_line(error)}; the CPU can hold this index", cause) from error
 
 
-class Guard:
-    """Decides, for one body, whether its device is asked, and what follows when it fails.
+class DeviceFailover:
+    """Decides, for one index, whether its device is asked, and what follows when it fails.
 
     Out of memory: the batch is halved and repeated, down to one query. When that does not fit, and after any other
     failure, the host answers and the device rests, 15 seconds first, twice as long each time, 10 minutes at most. An
-    error after which CUDA refuses everything (an illegal access, a lost device) holds for every body on that device
+    error after which CUDA refuses everything (an illegal access, a lost device) holds for every index on that device
     until the process ends. A forked child never asks the device.
     """
 
@@ -79,7 +79,7 @@ class Guard:
         self._incidents: deque[DeviceIncident] = deque(maxlen=_INCIDENTS)
 
     def relieved_by(self, *drops: Callable[[], None]) -> None:
-        """``drops`` give up what the body keeps on the device for speed alone; called when memory is short."""
+        """``drops`` give up what the index keeps on the device for speed alone; called when memory is short."""
         self._relieve = drops
 
     @property
@@ -118,7 +118,7 @@ class Guard:
         batch: int | None = min(self._limit or most, most)
         while batch is not None:
             try:
-                with turn_of(self.device), current(self.device):
+                with locked_device(self.device), current(self.device):
                     found = work(batch)
             except device_errors() as error:
                 short = cause_of(error) in _SHORT
@@ -137,7 +137,7 @@ class Guard:
     def _make_room(self) -> None:
         """Drop what is kept for speed, and give what torch keeps back to the driver: on the device's turn, for another
         thread may be using or recording it."""
-        with suppress(DeviceError), turn_of(self.device):
+        with suppress(DeviceError), locked_device(self.device):
             for drop in self._relieve:
                 drop()
             _release(self.device)
@@ -173,7 +173,7 @@ class Guard:
             self._larger_at = self._clock() + _FIRST_REST_S
 
     def _tell_why(self) -> None:
-        """An incident for what another body met, and for a fork, once each."""
+        """An incident for what another index met, and for a fork, once each."""
         if os.getpid() != self._pid:
             why, cause, text = "fork", "fork", f"a forked process leaves {self.device} to its parent; the CPU answers"
         elif self.device in _lost:
@@ -186,19 +186,19 @@ class Guard:
 
 
 @contextmanager
-def turn_of(device: str) -> Iterator[None]:
+def locked_device(device: str) -> Iterator[None]:
     """The turn on a device, as a search takes it.
 
     Raises:
         DeviceError: whoever holds it does not come back.
     """
-    turn = turn_on(device)
-    if not turn.acquire(timeout=_PATIENCE_S):
+    lock = device_lock(device)
+    if not lock.acquire(timeout=_PATIENCE_S):
         raise DeviceError(f"device {device} has not answered for {_PATIENCE_S:.0f} s", "device-error")
     try:
         yield
     finally:
-        turn.release()
+        lock.release()
 
 
 def _release(device: str) -> None:

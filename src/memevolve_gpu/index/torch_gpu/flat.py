@@ -10,22 +10,22 @@ import numpy as np
 from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob
 from ..vector_table import VectorTable
-from .device_rows import GROUP, Space, measured_space, padded_groups
+from .device_rows import GROUP, Quantization, measured_quantization, padded_groups
 from .failover import building
-from .index import TorchBody
-from .runtime import open_device, turn_on
-from .upload import Layout, Loaded
+from .index import TorchIndex
+from .runtime import device_lock, open_device
+from .upload import DeviceIndex, Layout
 
-__all__ = ["TorchExactBody"]
+__all__ = ["TorchFlatIndex"]
 
 
-class TorchExactBody(TorchBody):
+class TorchFlatIndex(TorchIndex):
     """Rows in the order of their positions; recall@10 against float32 at least 0.999."""
 
     kind: ClassVar[str] = "exact"
 
     @classmethod
-    def build(cls, job: BuildJob) -> TorchExactBody:
+    def build(cls, job: BuildJob) -> TorchFlatIndex:
         """Bring the rows to the device; nothing is trained.
 
         Raises:
@@ -33,24 +33,24 @@ class TorchExactBody(TorchBody):
         """
         table = job.table()
         with building(job.plan.device):
-            with turn_on(job.plan.device):
+            with device_lock(job.plan.device):
                 device = open_device(job.plan.device)
-            space = (
-                measured_space(table, job.plan.precision, device, turn_on(job.plan.device))
+            quantization = (
+                measured_quantization(table, job.plan.precision, device, device_lock(job.plan.device))
                 if table.n
-                else Space(np.zeros(table.dim, np.float32), 1.0)
+                else Quantization(np.zeros(table.dim, np.float32), 1.0)
             )
-            body = cls(job.plan, job.metric, job.rows, table, space)
-            body._load(lambda fraction: job.progress("add", fraction))
-        return body
+            index = cls(job.plan, job.metric, job.rows, table, quantization)
+            index._load(lambda fraction: job.progress("add", fraction))
+        return index
 
     @classmethod
-    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchExactBody:
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchFlatIndex:
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
-        body = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
-        body._load_or_remark()
-        return body
+        index = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
+        index._load_or_remark()
+        return index
 
     def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - bodies with lists keep centroids there
         return _in_order(self.n)
@@ -61,11 +61,11 @@ class TorchExactBody(TorchBody):
         rows: Rows,
         table: VectorTable,
         vectors: FloatArray,  # noqa: ARG002 - bodies with lists assign them
-        held: Loaded,  # noqa: ARG002 - as above
-    ) -> tuple[TorchExactBody, Layout]:
+        held: DeviceIndex,  # noqa: ARG002 - as above
+    ) -> tuple[TorchFlatIndex, Layout]:
         moved = np.arange(-(-self.n // GROUP), dtype=np.int64)
         layout = replace(_in_order(table.n), kept=self.n, moved=moved)
-        return TorchExactBody(plan, self.metric, rows, table, self._space), layout
+        return TorchFlatIndex(plan, self.metric, rows, table, self._quantization), layout
 
 
 def _in_order(n: int) -> Layout:

@@ -11,20 +11,20 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...errors import DeviceError, EngineError
-from ...types import DeviceIncident, Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from ...utils.vectors import DeviceQueries
-from ..base import Arrays, Body, NewerRows
-from ..bitmap import Allowed
+from ..base import Arrays, DeltaRows, Index
+from ..bitmap import RowFilter
 from ..costs import scan_cost
 from ..exact_scan import padded
 from ..vector_table import VectorTable
-from .cuda_graphs import Replays
-from .delta_buffer import DeviceTail
+from .cuda_graphs import CudaGraphCache
+from .delta_buffer import DeviceDeltaBuffer
 from .device_masks import Masks
-from .device_rows import Queries, Resident, Space
-from .failover import Guard, building
+from .device_rows import DeviceRows, Quantization, Queries
+from .failover import DeviceFailover, building
 from .memory_accounting import account_of, predicted_bytes
-from .runtime import device_tensor, host_tensor, open_device, settled, turn_on
+from .runtime import device_lock, device_tensor, host_tensor, open_device, settled
 from .search import (
     LEAST_CANDIDATES,
     Search,
@@ -37,9 +37,9 @@ from .search import (
     some,
     widened,
 )
-from .upload import Layout, Load, Loaded
+from .upload import DeviceIndex, Layout, Upload
 
-__all__ = ["TorchBody", "candidate_width"]
+__all__ = ["TorchIndex", "candidate_width"]
 
 _INT8_SPARE = (4, 32)
 """int8 rows reorder near neighbours: at least so many times as many candidates as results, and so many more."""
@@ -47,70 +47,72 @@ _DEVICE_CALL = 15_000_000.0
 """Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
 
 
-def candidate_width(k: int, effort: Effort) -> int:
+def candidate_width(k: int, params: SearchParams) -> int:
     """How many rows the device proposes: what the effort says, but at least 2k and 32, so that float16 loses none."""
-    return max(effort.rerank, 2 * k, LEAST_CANDIDATES)
+    return max(params.rerank, 2 * k, LEAST_CANDIDATES)
 
 
-class TorchBody(Body):
+class TorchIndex(Index):
     """Rows on a device in float16 (int8 for int8 plans), and in float32 on the host.
 
     The device proposes, float32 distances decide: those of the host's rows, or of float32 rows on the device when
     ``plan.device_bytes`` leaves room for them. When the device fails the host answers by an exact scan; see
-    :class:`~.failover.Guard`. A body read from a snapshot where its device cannot be used answers from the host,
-    reports
+    :class:`~.failover.DeviceFailover`. An index read from a snapshot where its device cannot be used answers from the
+    host, reports
     ``cpu`` as its device, and says so as an incident; building one there raises DeviceError instead.
     """
 
     accepts_device_queries: ClassVar[bool] = True
 
-    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, space: Space) -> None:
+    def __init__(
+        self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, quantization: Quantization
+    ) -> None:
         super().__init__(plan, metric, rows, table)
-        self._space = space
+        self._quantization = quantization
         self._masks = Masks()
-        self._guard = guard = Guard(plan.device)
+        self._failover = failover = DeviceFailover(plan.device)
         self._account = account_of(plan.device)
-        self._loaded: Loaded | None = None
+        self._loaded: DeviceIndex | None = None
         self._loading = threading.Lock()
         self._loader: threading.Thread | None = None
-        self._replays = Replays(guard.remark)
-        guard.relieved_by(self._masks.clear, self._replays.clear)
-        self._tail: DeviceTail | None = None
+        self._graphs = CudaGraphCache(failover.remark)
+        failover.relieved_by(self._masks.clear, self._graphs.clear)
+        self._delta: DeviceDeltaBuffer | None = None
 
     @property
     def device(self) -> str:
-        return self.plan.device if self._loaded is not None and self._guard.serving else "cpu"
+        return self.plan.device if self._loaded is not None and self._failover.serving else "cpu"
 
     @property
     def device_bytes(self) -> int:
         """Bytes held on the device, newer rows beside it included, also while it rests; without the scratch that all
         searches share. 0 when the rows are not there."""
-        loaded, tail = self._loaded, self._tail
+        loaded, delta = self._loaded, self._delta
         if loaded is None or self.plan.device == "cpu":
             return 0
-        return loaded.nbytes + (0 if tail is None else tail.nbytes)
+        return loaded.nbytes + (0 if delta is None else delta.nbytes)
 
     def incidents(self) -> list[DeviceIncident]:
-        return self._guard.incidents()
+        return self._failover.incidents()
 
     def search(
-        self, queries: Any, k: int, effort: Effort, allowed: Allowed | None = None
+        self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray]:
-        """As :meth:`~memevolve_gpu.index.base.Body.search`; ``queries`` may also lie on a device: DeviceQueries, torch
+        """As :meth:`~memevolve_gpu.index.base.Index.search`; ``queries`` may also lie on a device: DeviceQueries, torch
         tensors, what has
         ``__cuda_array_interface__`` or ``__dlpack__``. They are not copied to the host unless the host answers.
         """
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
-        tensor = self._lying_there(given, k, effort, allowed)
+        tensor = self._lying_there(given, k, params, row_filter)
         if tensor is None:
-            return super().search(on_host(queries), k, effort, allowed)
-        return self._search(tensor, k, effort, None if allowed is None or allowed.count == self.n else allowed)
+            return super().search(on_host(queries), k, params, row_filter)
+        return self._search(tensor, k, params, None if row_filter is None or row_filter.count == self.n else row_filter)
 
-    def search_newer(
-        self, newer: NewerRows, n: int, queries: Any, k: int, allowed: Allowed | None = None
+    def search_delta(
+        self, newer: DeltaRows, n: int, queries: Any, k: int, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray] | None:
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
-        nq, count = int(given.shape[0]), n if allowed is None else allowed.count
+        nq, count = int(given.shape[0]), n if row_filter is None else row_filter.count
         if self._loaded is None or not nq:
             return None
         here = isinstance(given, np.ndarray)
@@ -119,26 +121,26 @@ class TorchBody(Body):
 
         def ask(batch: int) -> tuple[FloatArray, IntArray] | None:
             tensor = given if here else device_tensor(given, self._ready().device)
-            return self._tail_of(newer).search(n, tensor, k, allowed, batch)
+            return self._delta_of(newer).search(n, tensor, k, row_filter, batch)
 
-        return self._guard.attempt(ask, nq)
+        return self._failover.attempt(ask, nq)
 
-    def _tail_of(self, newer: NewerRows) -> DeviceTail:
-        if self._tail is None or self._tail.newer is not newer:
-            self._tail = None  # its memory first
-            note = self._guard.remark
-            self._tail = DeviceTail(newer, self.metric, self._space, self._ready(), self._account, note)
-        return self._tail
+    def _delta_of(self, newer: DeltaRows) -> DeviceDeltaBuffer:
+        if self._delta is None or self._delta.newer is not newer:
+            self._delta = None  # its memory first
+            note = self._failover.remark
+            self._delta = DeviceDeltaBuffer(newer, self.metric, self._quantization, self._ready(), self._account, note)
+        return self._delta
 
-    def _lying_there(self, queries: Any, k: int, effort: Effort, allowed: Allowed | None) -> Any:
-        """``queries`` on this body's device, when they lie on some device and this one is to answer; else None."""
+    def _lying_there(self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None) -> Any:
+        """``queries`` on this index's device, when they lie on some device and this one is to answer; else None."""
         if isinstance(queries, np.ndarray) or not on_some_device(queries):
             return None
-        if self._loaded is None or effort.exact or k < 1 or tuple(getattr(queries, "shape", ()))[1:] != (self.dim,):
+        if self._loaded is None or params.exact or k < 1 or tuple(getattr(queries, "shape", ()))[1:] != (self.dim,):
             return None
-        if allowed is not None and (allowed.n != self.n or allowed.count == 0):
+        if row_filter is not None and (row_filter.n != self.n or row_filter.count == 0):
             return None
-        return self._guard.attempt(lambda _: settled(device_tensor(queries, self._ready().device), queries), 1)
+        return self._failover.attempt(lambda _: settled(device_tensor(queries, self._ready().device), queries), 1)
 
     # -------------------------------------------------------------------------------------------------- loading
 
@@ -154,7 +156,7 @@ class TorchBody(Body):
         """
         with building(self.plan.device):
             if self._loaded is None and self.n:
-                with turn_on(self.plan.device):
+                with device_lock(self.plan.device):
                     device = open_device(self.plan.device)
                 self._loaded = self._brought(device, progress)
         progress(1.0)
@@ -163,7 +165,7 @@ class TorchBody(Body):
         try:
             self._load()
         except DeviceError as error:
-            self._guard.refuse(error)
+            self._failover.refuse(error)
 
     def _load_behind(self) -> None:
         """Bring the rows to the device once more while the host answers; one thread at a time does."""
@@ -173,65 +175,67 @@ class TorchBody(Body):
                 self._loader.start()
             except RuntimeError as error:  # no thread to be had, or the process ends
                 self._loading.release()
-                self._guard.refuse(DeviceError(f"the index is not brought back to {self.plan.device}: {error}"))
+                self._failover.refuse(DeviceError(f"the index is not brought back to {self.plan.device}: {error}"))
 
     def _loaded_behind(self) -> None:
         try:
             self._load()
         except EngineError as error:
-            self._guard.refuse(error)
+            self._failover.refuse(error)
         finally:
             self._loading.release()
 
-    def _brought(self, device: Any, progress: Callable[[float], None]) -> Loaded:
+    def _brought(self, device: Any, progress: Callable[[float], None]) -> DeviceIndex:
         layout = self._layout(device)
-        return self._run(self._load_of(layout, full=self._room_for_full(layout)), device, progress)
+        return self._run(self._load_of(layout, float32_rows=self._room_for_full(layout)), device, progress)
 
-    def _extended(self, rows: Rows) -> TorchBody | None:
-        """A body whose rows are copied on the device from those of this one; only the new ones come from the host."""
+    def _extended(self, rows: Rows) -> TorchIndex | None:
+        """An index whose rows are copied on the device from those of this one; only the new ones come from the host."""
         held = self._loaded
-        if held is None or not self._guard.serving or not self._space.holds(rows.vectors):
+        if held is None or not self._failover.serving or not self._quantization.holds(rows.vectors):
             return None
         table = self.table.extended(rows.vectors)
-        full = held.rows.full is not None
-        size = predicted_bytes(table.n, self.dim, self.plan.precision, nlist=self.nlist, full=full)
+        float32_rows = held.rows.float32_rows is not None
+        size = predicted_bytes(table.n, self.dim, self.plan.precision, nlist=self.nlist, float32_rows=float32_rows)
         with building(self.plan.device):
             plan = replace(self.plan, device_bytes=size)
-            body, layout = self._longer(plan, self._slot_table_with(rows), table, rows.vectors, held)
-            body.follow(held, layout, full=full)
-        return body
+            index, layout = self._longer(plan, self._slot_table_with(rows), table, rows.vectors, held)
+            index.follow(held, layout, float32_rows=float32_rows)
+        return index
 
-    def follow(self, held: Loaded, layout: Layout, *, full: bool) -> None:
-        """Bring the rows to the device where the first of them are ``held``, by another body: those are copied there.
+    def follow(self, held: DeviceIndex, layout: Layout, *, float32_rows: bool) -> None:
+        """Bring the rows to the device where the first of them are ``held``, by another index: those are copied there.
 
         Raises:
             DeviceError: it refuses; a RuntimeError of torch where the caller is not :func:`~.failover.building`.
         """
-        self._loaded = self._run(self._load_of(layout, full=full), held.device, lambda _: None, held.rows)
+        self._loaded = self._run(
+            self._load_of(layout, float32_rows=float32_rows), held.device, lambda _: None, held.rows
+        )
 
     def _longer(
-        self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: Loaded
-    ) -> tuple[TorchBody, Layout]:
-        """A body over ``rows`` and ``table``, which end with the new ``vectors``, not on the device yet, and where its
-        rows go if those that are ``held`` are kept."""
+        self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: DeviceIndex
+    ) -> tuple[TorchIndex, Layout]:
+        """An index over ``rows`` and ``table``, which end with the new ``vectors``, not on the device yet, and where
+        its rows go if those that are ``held`` are kept."""
         raise NotImplementedError
 
-    def _load_of(self, layout: Layout, *, full: bool) -> Load:
-        return Load(self.table, self.plan.precision, self._space, self._device_metric, layout, full)
+    def _load_of(self, layout: Layout, *, float32_rows: bool) -> Upload:
+        return Upload(self.table, self.plan.precision, self._quantization, self._device_metric, layout, float32_rows)
 
     def _run(
-        self, load: Load, device: Any, progress: Callable[[float], None], before: Resident | None = None
-    ) -> Loaded:
+        self, load: Upload, device: Any, progress: Callable[[float], None], before: DeviceRows | None = None
+    ) -> DeviceIndex:
         self._account.take(load.nbytes, f"an index over {self.n} rows")
         giving = weakref.finalize(self, self._account.give, load.nbytes)
         try:
-            return load.run(device, turn_on(self.plan.device), self._guard.remark, progress, before)
+            return load.run(device, device_lock(self.plan.device), self._failover.remark, progress, before)
         except (RuntimeError, MemoryError):
             giving()
             raise
 
     def _room_for_full(self, layout: Layout) -> bool:
-        whole = predicted_bytes(self.n, self.dim, "float32", nlist=len(layout.lists), full=True)
+        whole = predicted_bytes(self.n, self.dim, "float32", nlist=len(layout.lists), float32_rows=True)
         return self.plan.precision == "float32" and self.plan.device_bytes >= whole
 
     @property
@@ -239,52 +243,54 @@ class TorchBody(Body):
         """Vectors of length one are as near as their dot product is large, and lists are made by distance."""
         return "ip" if self.metric == "ip" else "l2"
 
-    def _ready(self) -> Loaded:
+    def _ready(self) -> DeviceIndex:
         if self._loaded is None:
             raise DeviceError(f"device {self.plan.device} does not hold this index", "device-error")
         return self._loaded
 
     # ------------------------------------------------------------------------------------------------ searching
 
-    def _search(self, queries: Any, k: int, effort: Effort, allowed: Allowed | None) -> tuple[FloatArray, IntArray]:
-        want, nq = candidate_width(k, effort), len(queries)
+    def _search(
+        self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None
+    ) -> tuple[FloatArray, IntArray]:
+        want, nq = candidate_width(k, params), len(queries)
         if self.plan.precision == "int8":
             want = max(want, _INT8_SPARE[0] * k + _INT8_SPARE[1])
-        count = self.n if allowed is None else allowed.count
+        count = self.n if row_filter is None else row_filter.count
         if nq == 0:
             return padded(0, k)
         if want >= count or nq * scan_cost(count, self.dim) < _DEVICE_CALL:
-            return self.table.scan(on_host(queries), k, allowed)
+            return self.table.scan(on_host(queries), k, row_filter)
         if self._loaded is None:
-            if self._guard.serving:
+            if self._failover.serving:
                 self._load_behind()
-            return self.table.scan(on_host(queries), k, allowed)
-        enough = min(k, count) if allowed is None else min(want, count)
-        return self._ask(queries, k, (want, enough, self._lists_to_probe(effort)), allowed)
+            return self.table.scan(on_host(queries), k, row_filter)
+        enough = min(k, count) if row_filter is None else min(want, count)
+        return self._ask(queries, k, (want, enough, self._lists_to_probe(params)), row_filter)
 
     def _ask(
-        self, queries: Any, k: int, widths: tuple[int, int, int], allowed: Allowed | None
+        self, queries: Any, k: int, widths: tuple[int, int, int], row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         """Results by the device, or by the host where it does not answer."""
         want, enough, nprobe = widths
         nq = len(queries)
-        found = self._guard.attempt(lambda batch: self._on_device(queries, want, nprobe, allowed, batch), nq)
+        found = self._failover.attempt(lambda batch: self._on_device(queries, want, nprobe, row_filter, batch), nq)
         if found is None:
-            return self.table.scan(on_host(queries), k, allowed)
+            return self.table.scan(on_host(queries), k, row_filter)
         distances, positions = found
         if distances is None:
-            full = positions
+            all_positions = positions
             distances, positions = self.table.rerank(on_host(queries), positions, k)
         else:
-            full, distances, positions = positions, *columns(distances, positions, k)
-        short = np.flatnonzero(full[:, enough - 1] < 0) if nprobe else np.empty(0, np.int64)
+            all_positions, distances, positions = positions, *columns(distances, positions, k)
+        short = np.flatnonzero(all_positions[:, enough - 1] < 0) if nprobe else np.empty(0, np.int64)
         if short.size:  # their lists hold too few: twice as many, finally all
             wider = self._wider(nprobe)
-            again = self._ask(some(queries, short), k, (want, enough, wider), allowed)
+            again = self._ask(some(queries, short), k, (want, enough, wider), row_filter)
             distances[short], positions[short] = again
         return distances, positions
 
-    def _lists_to_probe(self, effort: Effort) -> int:  # noqa: ARG002 - bodies with lists ask
+    def _lists_to_probe(self, params: SearchParams) -> int:  # noqa: ARG002 - bodies with lists ask
         """How many; 0 for everything."""
         return 0
 
@@ -292,11 +298,11 @@ class TorchBody(Body):
         return 0
 
     def _on_device(
-        self, queries: Any, want: int, nprobe: int, allowed: Allowed | None, batch: int
+        self, queries: Any, want: int, nprobe: int, row_filter: RowFilter | None, batch: int
     ) -> tuple[FloatArray | None, IntArray]:
         """Candidates (nq, want); with their distances, nearest first, where float32 rows lie on the device."""
         loaded = self._ready()
-        rows = self._shown(loaded, allowed)
+        rows = self._shown(loaded, row_filter)
         cosine = self.metric == "cosine"
         search = Search(rows, loaded.device, loaded.operations, loaded.probe(nprobe), self._account, cosine)
         if len(queries) == 1 and (rows is loaded.rows or rows is loaded.tombstones.rows):
@@ -304,37 +310,39 @@ class TorchBody(Body):
                 return None, self._one(search, queries, want)
         return found_in_batches(search, queries, want, batch)
 
-    def _shown(self, loaded: Loaded, allowed: Allowed | None) -> Resident:
+    def _shown(self, loaded: DeviceIndex, row_filter: RowFilter | None) -> DeviceRows:
         """The rows without those that are hidden."""
-        if allowed is None:
+        if row_filter is None:
             return loaded.rows
-        if loaded.tombstones.show(allowed):
+        if loaded.tombstones.show(row_filter):
             return loaded.tombstones.rows
-        return self._masks.rows(loaded.rows, allowed)
+        return self._masks.rows(loaded.rows, row_filter)
 
     def _one(self, search: Search, query: Any, want: int) -> IntArray:
         rows, probe = search.rows, search.probe
         some_more = 1 << (want - 1).bit_length()  # so that few numbers of candidates are in use
 
         def found(wide: Any) -> Any:
-            return propose(rows, Queries.entered(None, wide, rows), some_more, search.operations, probe)
+            return propose(rows, Queries.from_wide(None, wide, rows), some_more, search.operations, probe)
 
         here = isinstance(query, np.ndarray)
-        wide = host_tensor(rows.entered(query, self._space)) if here else Queries.prepare(query, rows).wide
+        wide = (
+            host_tensor(rows.to_device_space(query, self._quantization)) if here else Queries.prepare(query, rows).wide
+        )
         shape = (some_more, 0 if probe is None else probe.nprobe, rows is self._ready().rows)
-        return widened(self._replays.run(shape, wide, search.device, found).numpy(), want)
+        return widened(self._graphs.run(shape, wide, search.device, found).numpy(), want)
 
     # -------------------------------------------------------------------------------------------------- parts
 
     def _engine_parts(self) -> Arrays:
-        return {"centre": self._space.centre, "scale": np.array([self._space.scale], np.float32)}
+        return {"centre": self._quantization.centre, "scale": np.array([self._quantization.scale], np.float32)}
 
     def _engine_bytes(self) -> int:
-        return self._space.centre.nbytes + 4
+        return self._quantization.centre.nbytes + 4
 
     @staticmethod
-    def _space_of(parts: Arrays, dim: int) -> Space:
+    def _space_of(parts: Arrays, dim: int) -> Quantization:
         centre, scale = part(parts, "centre", np.float32, (dim,)), part(parts, "scale", np.float32, (1,))
         if not np.isfinite(centre).all() or not 0 < float(scale[0]) < np.inf:
             raise EngineError("the index's centre or scale makes no sense; rebuild the index")
-        return Space(centre, float(scale[0]))
+        return Quantization(centre, float(scale[0]))

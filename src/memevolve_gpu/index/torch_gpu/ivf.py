@@ -9,21 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import EngineError
-from ...types import Effort, FloatArray, IndexPlan, IntArray, Metric, Rows
+from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from ..base import Arrays, BuildJob
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
-from .device_rows import GROUP, Space, blocks_of, measured_space, padded_columns, padded_groups
+from .device_rows import GROUP, Quantization, blocks_of, measured_quantization, padded_columns, padded_groups
 from .failover import building
-from .index import TorchBody
+from .index import TorchIndex
 from .kernel_ops import Operations
 from .kmeans import norms_of, train
 from .memory_accounting import account_of
-from .runtime import load_torch, open_device, turn_on
+from .runtime import device_lock, load_torch, open_device
 from .search import part
-from .upload import Layout, Loaded
+from .upload import DeviceIndex, Layout
 
-__all__ = ["TorchIVFBody"]
+__all__ = ["TorchIVFIndex"]
 
 _ENTER_ROWS = 16_384
 _LARGEST = 60_000.0
@@ -32,7 +32,7 @@ _WHOLE = 0.5
 most twice as much, and a batch is to answer as its queries do one by one."""
 
 
-class TorchIVFBody(TorchBody):
+class TorchIVFIndex(TorchIndex):
     """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them."""
 
     kind: ClassVar[str] = "ivf"
@@ -43,18 +43,18 @@ class TorchIVFBody(TorchBody):
         metric: Metric,
         rows: Rows,
         table: VectorTable,
-        space: Space,
+        quantization: Quantization,
         centroids: FloatArray,
         assignment: npt.NDArray[np.int32],
     ) -> None:
         """``centroids`` float32 (nlist, dim), as vectors are given; ``assignment`` int32 (n,), each row's list."""
-        super().__init__(plan, metric, rows, table, space)
+        super().__init__(plan, metric, rows, table, quantization)
         self.centroids = centroids
         self._assignment = assignment
         self._sizes = np.bincount(assignment, minlength=len(centroids)).astype(np.int64)
 
     @classmethod
-    def build(cls, job: BuildJob) -> TorchIVFBody:
+    def build(cls, job: BuildJob) -> TorchIVFIndex:
         """Train k-means on a sample, assign the rows, and bring them to the device list by list.
 
         Raises:
@@ -66,28 +66,32 @@ class TorchIVFBody(TorchBody):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
         table = job.table()
         with building(plan.device):
-            turn = turn_on(plan.device)
-            with turn:
+            lock = device_lock(plan.device)
+            with lock:
                 device = open_device(plan.device)
-            space = measured_space(table, plan.precision, device, turn)
-            centroids = job.like.centroids if isinstance(job.like, TorchIVFBody) else _trained(job, space, device, turn)
-            assignment = _assigned(table, space, centroids, device, turn)
-            body = cls(plan, job.metric, job.rows, table, space, centroids, assignment)
-            body._load(lambda fraction: job.progress("add", fraction))
-        return body
+            quantization = measured_quantization(table, plan.precision, device, lock)
+            centroids = (
+                job.reuse_from.centroids
+                if isinstance(job.reuse_from, TorchIVFIndex)
+                else _trained(job, quantization, device, lock)
+            )
+            assignment = _assigned(table, quantization, centroids, device, lock)
+            index = cls(plan, job.metric, job.rows, table, quantization, centroids, assignment)
+            index._load(lambda fraction: job.progress("add", fraction))
+        return index
 
     @classmethod
-    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFBody:
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFIndex:
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
         centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
         assignment = part(parts, "assignment", np.int64, (table.n,))
         if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
             raise EngineError("the lists make no sense; rebuild the index")
-        space = cls._space_of(parts, table.dim)
-        body = cls(plan, metric, rows, table, space, centroids, assignment.astype(np.int32))
-        body._load_or_remark()
-        return body
+        quantization = cls._space_of(parts, table.dim)
+        index = cls(plan, metric, rows, table, quantization, centroids, assignment.astype(np.int32))
+        index._load_or_remark()
+        return index
 
     @property
     def nlist(self) -> int:
@@ -108,21 +112,21 @@ class TorchIVFBody(TorchBody):
         return super()._engine_bytes() + self.centroids.nbytes + self._assignment.nbytes + self._sizes.nbytes
 
     def _layout(self, device: Any) -> Layout:
-        with turn_on(self.plan.device):
-            centroids = self._space.enter(self.centroids, padded_columns(self.dim), device)
+        with device_lock(self.plan.device):
+            centroids = self._quantization.enter(self.centroids, padded_columns(self.dim), device)
         return _listed(self._assignment, np.zeros_like(self._sizes), centroids)
 
     def _longer(
-        self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: Loaded
-    ) -> tuple[TorchIVFBody, Layout]:
-        new, turn = VectorTable(vectors, self.metric), turn_on(plan.device)
-        assigned = _assigned(new, self._space, self.centroids, held.device, turn)
+        self, plan: IndexPlan, rows: Rows, table: VectorTable, vectors: FloatArray, held: DeviceIndex
+    ) -> tuple[TorchIVFIndex, Layout]:
+        new, lock = VectorTable(vectors, self.metric), device_lock(plan.device)
+        assigned = _assigned(new, self._quantization, self.centroids, held.device, lock)
         assignment = np.concatenate([self._assignment, assigned])
-        body = TorchIVFBody(plan, self.metric, rows, table, self._space, self.centroids, assignment)
-        return body, _listed(assignment, self._sizes, held.centroids)
+        index = TorchIVFIndex(plan, self.metric, rows, table, self._quantization, self.centroids, assignment)
+        return index, _listed(assignment, self._sizes, held.centroids)
 
-    def _lists_to_probe(self, effort: Effort) -> int:
-        nprobe = effort.nprobe or self.nlist
+    def _lists_to_probe(self, params: SearchParams) -> int:
+        nprobe = params.nprobe or self.nlist
         return 0 if nprobe > _WHOLE * self.nlist else nprobe
 
     def _wider(self, nprobe: int) -> int:
@@ -152,45 +156,49 @@ def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -
     return Layout(padded_groups(int(groups.sum())), places, groups.tolist(), centroids, kept, moved)
 
 
-def _trained(job: BuildJob, space: Space, device: Any, turn: AbstractContextManager[Any]) -> FloatArray:
+def _trained(job: BuildJob, quantization: Quantization, device: Any, lock: AbstractContextManager[Any]) -> FloatArray:
     """Centroids float32 (nlist, dim) of a sample, as vectors are given."""
     nlist = job.plan.nlist
     job.progress("train", 0.0)
     sample = training_sample(job.source, max(CODE_TRAINING_POINTS, POINTS_PER_LIST * nlist), job.seed)
     operations, size = Operations(device, lambda _: None), 2 * len(sample) * padded_columns(sample.shape[1])
     with account_of(job.plan.device).scratch(size, "training"):
-        with turn:
-            x = _narrow(space, sample, device)
+        with lock:
+            x = _narrow(quantization, sample, device)
         found = train(
-            x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f), turn=turn
+            x, nlist, seed=job.seed, operations=operations, progress=lambda f: job.progress("train", f), lock=lock
         )
         del x
-    with turn:
+    with lock:
         own: FloatArray = found[:, : sample.shape[1]].cpu().numpy()
-    return np.ascontiguousarray(own / np.float32(space.scale) + space.centre, dtype=np.float32)
+    return np.ascontiguousarray(own / np.float32(quantization.scale) + quantization.centre, dtype=np.float32)
 
 
 def _assigned(
-    table: VectorTable, space: Space, centroids: FloatArray, device: Any, turn: AbstractContextManager[Any]
+    table: VectorTable,
+    quantization: Quantization,
+    centroids: FloatArray,
+    device: Any,
+    lock: AbstractContextManager[Any],
 ) -> npt.NDArray[np.int32]:
     """The list of each row."""
     operations = Operations(device, lambda _: None)
-    with turn:
-        narrow = _narrow(space, centroids, device)
+    with lock:
+        narrow = _narrow(quantization, centroids, device)
         norms = norms_of(narrow)
     found = np.empty(table.n, np.int32)
     for start, block in blocks_of(table):
-        with turn:
-            labels, _ = operations.assign(_narrow(space, block, device), narrow, norms)
+        with lock:
+            labels, _ = operations.assign(_narrow(quantization, block, device), narrow, norms)
             found[start : start + len(block)] = labels.cpu().numpy()
     return found
 
 
-def _narrow(space: Space, vectors: FloatArray, device: Any) -> Any:
+def _narrow(quantization: Quantization, vectors: FloatArray, device: Any) -> Any:
     """float16 (m, columns) on the device; what a training vector has beyond float16's range is cut."""
     torch, columns = load_torch(), padded_columns(vectors.shape[1])
     narrow = torch.empty((len(vectors), columns), dtype=torch.float16, device=device)
     for start in range(0, len(vectors), _ENTER_ROWS):
-        wide = space.enter(vectors[start : start + _ENTER_ROWS], columns, device)
+        wide = quantization.enter(vectors[start : start + _ENTER_ROWS], columns, device)
         narrow[start : start + _ENTER_ROWS] = wide.clamp_(-_LARGEST, _LARGEST)
     return narrow

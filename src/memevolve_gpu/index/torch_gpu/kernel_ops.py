@@ -415,9 +415,9 @@ class Operations:
         return out
 
 
-def _floats(shape: tuple[int, ...], like: Any) -> Any:
+def _floats(shape: tuple[int, ...], reuse_from: Any) -> Any:
     torch = load_torch()
-    return torch.empty(shape, dtype=torch.float32, device=like.device)
+    return torch.empty(shape, dtype=torch.float32, device=reuse_from.device)
 
 
 def _queries_at_once(nq: int, most: int) -> int:

@@ -33,7 +33,7 @@ def train(
     operations: Operations,
     iterations: int = ITERATIONS,
     progress: Callable[[float], None] = lambda _: None,
-    turn: AbstractContextManager[Any] = _NO_TURNS,
+    lock: AbstractContextManager[Any] = _NO_TURNS,
 ) -> Any:
     """Centroids of the rows of ``x``: float32 (nlist, columns) on its device.
 
@@ -47,18 +47,18 @@ def train(
         operations: for the device of ``x``.
         iterations: at most.
         progress: called with the finished fraction, 0 to 1.
-        turn: the device's lock, held step by step.
+        lock: the device's lock, held step by step.
     """
     torch = load_torch()
     chosen = np.sort(np.random.default_rng(seed).choice(len(x), nlist, replace=False))
-    with turn:
+    with lock:
         centroids = x[host_tensor(chosen).to(x.device)].to(torch.float32)
         flash = _flash(x, centroids, iterations)
         before, own = float("inf"), float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 / len(x)
     if flash is not None:
         centroids, iterations = flash, 1  # one more step fills lists that were left empty
     for step in range(iterations):
-        with turn:
+        with lock:
             centroids, scores = _step(x, centroids, operations)
             now = own + float(scores.mean())
         progress((step + 1) / iterations)

@@ -23,34 +23,35 @@ _SMALL = 4096
 """What an allocator rounds up, over all small tensors."""
 
 
-def resident_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0, full: bool = False) -> int:
+def resident_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0, float32_rows: bool = False) -> int:
     """Bytes that stay on the device for ``count`` rows of ``dim`` columns.
 
     float16 rows unless ``precision`` is int8, padded to a multiple of 16 columns and 32 rows (a list: half a group on
-    average); ``full``: float32 rows beside them, which decide there instead of on the host.
+    average); ``float32_rows``: float32 rows beside them, which decide there instead of on the host.
     """
     groups = padded_groups(-(-count // GROUP) + (nlist + 1) // 2)
-    return bytes_in_groups(groups, count, dim, precision, nlist=nlist, full=full) + _SMALL
+    return bytes_in_groups(groups, count, dim, precision, nlist=nlist, float32_rows=float32_rows) + _SMALL
 
 
-def bytes_in_groups(groups: int, count: int, dim: int, precision: Precision, *, nlist: int, full: bool) -> int:
+def bytes_in_groups(groups: int, count: int, dim: int, precision: Precision, *, nlist: int, float32_rows: bool) -> int:
     """:func:`resident_bytes` once the number of ``groups`` is known, padding included."""
     columns = padded_columns(dim)
     row = columns * (1 if precision == "int8" else 2) + _ROW_EXTRA + (4 if precision == "int8" else 0)
     lists = nlist * (4 * columns + 12) + (_PLACE * count if nlist else 0)
-    return groups * GROUP * row + (4 * count * dim if full else 0) + lists
+    return groups * GROUP * row + (4 * count * dim if float32_rows else 0) + lists
 
 
-def predicted_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0, full: bool = False) -> int:
+def predicted_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 0, float32_rows: bool = False) -> int:
     """:func:`resident_bytes` and the scratch of searches: what :class:`~....types.IndexPlan` calls ``device_bytes``.
 
-    A plan whose ``device_bytes`` reach this with ``full`` gets float32 rows on the device.
+    A plan whose ``device_bytes`` reach this with ``float32_rows`` gets float32 rows on the device.
     """
-    return resident_bytes(count, dim, precision, nlist=nlist, full=full) + SCRATCH
+    return resident_bytes(count, dim, precision, nlist=nlist, float32_rows=float32_rows) + SCRATCH
 
 
 class Account:
-    """What the bodies of this process hold on one device. ``limit`` in bytes may be set at any time; None: no limit."""
+    """What the indexes of this process hold on one device. ``limit`` in bytes may be set at any time; None: no
+    limit."""
 
     def __init__(self, device: str) -> None:
         self.device = device

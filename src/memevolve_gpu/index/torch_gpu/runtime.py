@@ -27,11 +27,12 @@ from ...utils.vectors import as_tensor
 
 __all__ = [
     "Cause",
-    "Turn",
+    "DeviceLock",
     "begun_build",
     "cause_of",
     "current",
     "device_errors",
+    "device_lock",
     "device_tensor",
     "forked",
     "host_tensor",
@@ -40,7 +41,6 @@ __all__ = [
     "open_device",
     "settled",
     "triton_kernels",
-    "turn_on",
 ]
 
 Cause = Literal["out-of-memory", "device-lost", "device-error", "fork", "limit"]
@@ -122,7 +122,7 @@ _PATIENCE_S = 10.0
 """For each build, and each turn, at the end of the process."""
 
 
-class Turn:
+class DeviceLock:
     """A lock that a thread may take again, and that refuses a build's next step once the process ends."""
 
     def __init__(self) -> None:
@@ -156,17 +156,17 @@ class _Process:
     """What all threads share."""
 
     ends = False
-    turns: dict[str, Turn] = {}  # noqa: RUF012 - one for the process
+    turns: dict[str, DeviceLock] = {}  # noqa: RUF012 - one for the process
     lock = threading.RLock()
     builds = 0
     fewer_builds = threading.Condition()
     builds_here = _Depth()
 
 
-def turn_on(device: str) -> Turn:
+def device_lock(device: str) -> DeviceLock:
     """The turn on ``device``, one object for the whole process."""
     with _Process.lock:
-        return _Process.turns.setdefault(device, Turn())
+        return _Process.turns.setdefault(device, DeviceLock())
 
 
 @contextmanager
@@ -192,8 +192,8 @@ def _end() -> None:
     _Process.ends = True
     with _Process.fewer_builds:
         _Process.fewer_builds.wait_for(lambda: _Process.builds == 0, _PATIENCE_S)
-    for turn in list(_Process.turns.values()):
-        turn.acquire(timeout=_PATIENCE_S)
+    for lock in list(_Process.turns.values()):
+        lock.acquire(timeout=_PATIENCE_S)
 
 
 def _in_child() -> None:

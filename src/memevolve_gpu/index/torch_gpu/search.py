@@ -12,7 +12,7 @@ from ...errors import EngineError
 from ...types import FloatArray, IntArray
 from ...utils.vectors import DeviceQueries
 from ..base import Arrays
-from .device_rows import BLOCK_GROUPS, GROUP, Queries, Resident
+from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Queries
 from .kernel_ops import Lists, ListWork, Operations
 from .memory_accounting import SCRATCH, Account
 from .runtime import device_tensor, host_tensor, load_torch
@@ -120,7 +120,7 @@ class Probe:
         return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
 
 
-def propose(rows: Resident, queries: Queries, want: int, operations: Operations, probe: Probe | None) -> Any:
+def propose(rows: DeviceRows, queries: Queries, want: int, operations: Operations, probe: Probe | None) -> Any:
     """The ``want`` best rows of each query by the narrow rows, as positions int64 (nq, up to want), best first, -1
     at the end where fewer were met.
     """
@@ -158,11 +158,11 @@ def best_columns(best: Any, want: int) -> tuple[Any, Any]:
     return top.values, columns.gather(1, top.indices)
 
 
-def decide(rows: Resident, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:
+def decide(rows: DeviceRows, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:
     """The k nearest of ``positions`` int64 (nq, w) by float32 rows: distances float32 and positions, (nq, up to k)."""
     torch = load_torch()
     missing = positions < 0
-    found = rows.full[positions.clamp_min(0)]
+    found = rows.float32_rows[positions.clamp_min(0)]
     if rows.metric == "l2" and not cosine:
         distances = found.sub_(queries.raw[:, None]).square_().sum(2)
     else:
@@ -173,14 +173,14 @@ def decide(rows: Resident, queries: Queries, positions: Any, k: int, *, cosine: 
     return ordered.values[:, :k], positions.gather(1, ordered.indices)[:, :k]
 
 
-def scratch_each(rows: Resident, want: int, width: int) -> int:
+def scratch_each(rows: DeviceRows, want: int, width: int) -> int:
     """Bytes that one query of a batch takes: ``width`` minima, the candidates' scores, and their float32 rows.
 
     Minima and scores are counted twice: what selects the best of them may copy them.
     """
     chosen = min(want, width)
-    full = 0 if rows.full is None else 4 * want * int(rows.full.shape[1])
-    return 8 * width + 8 * chosen * (GROUP + 8) + 24 * want + full + 12 * rows.columns
+    float32_rows = 0 if rows.float32_rows is None else 4 * want * int(rows.float32_rows.shape[1])
+    return 8 * width + 8 * chosen * (GROUP + 8) + 24 * want + float32_rows + 12 * rows.columns
 
 
 _MOST_QUERIES = 16_384
@@ -190,7 +190,7 @@ _MOST_QUERIES = 16_384
 class Search:
     """What is searched: rows on a device, all of them or the lists of ``probe``, on the account of that device."""
 
-    rows: Resident
+    rows: DeviceRows
     device: Any
     operations: Operations
     probe: Probe | None
@@ -219,7 +219,7 @@ def found_in_batches(search: Search, queries: Any, want: int, batch: int) -> tup
 
 
 def _decided(search: Search, asked: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
-    if search.rows.full is None:
+    if search.rows.float32_rows is None:
         return None, positions.cpu().numpy()
     distances, positions = decide(search.rows, asked, positions, k, cosine=search.cosine)
     return distances.cpu().numpy(), positions.cpu().numpy()

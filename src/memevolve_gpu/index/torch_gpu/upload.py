@@ -12,13 +12,13 @@ import numpy.typing as npt
 from ...types import FloatArray, IntArray, Metric, Precision
 from ..vector_table import VectorTable
 from .device_masks import Tombstones
-from .device_rows import Queries, Resident, Space, blocks_of
+from .device_rows import DeviceRows, Quantization, Queries, blocks_of
 from .kernel_ops import Lists, Operations
 from .memory_accounting import SCRATCH, bytes_in_groups
-from .runtime import Turn, host_tensor, load_torch
+from .runtime import DeviceLock, host_tensor, load_torch
 from .search import LEAST_CANDIDATES, Probe, propose, scratch_each
 
-__all__ = ["Layout", "Load", "Loaded"]
+__all__ = ["DeviceIndex", "Layout", "Upload"]
 
 _USUAL = (1, 16, 32, 64, 128)
 """Numbers of queries at once for which different kernels are compiled."""
@@ -28,7 +28,7 @@ _USUAL = (1, 16, 32, 64, 128)
 class Layout:
     """Where rows go on the device: ``places(start, stop)`` gives int64 places of those rows; ``groups`` of 32 in all.
 
-    With lists, ``lists`` holds the groups of each, and ``centroids`` float32 (nlist, columns) lie in the body's space.
+    With lists, ``lists`` holds the groups of each, and ``centroids`` float32 (nlist, columns) lie in the index's space.
     Where the first ``kept`` rows lie there already, ``moved`` int64 (their groups,) says where each group goes.
     """
 
@@ -41,10 +41,10 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """What a body holds on its device."""
+class DeviceIndex:
+    """What an index holds on its device."""
 
-    rows: Resident
+    rows: DeviceRows
     device: Any
     operations: Operations
     tombstones: Tombstones
@@ -66,71 +66,74 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Rows to bring to a device, as int8 where ``precision`` says so, else as float16; ``full``: float32 beside."""
+class Upload:
+    """Rows to bring to a device, as int8 where ``precision`` says so, else as float16; ``float32_rows``: float32
+    beside."""
 
     table: VectorTable
     precision: Precision
-    space: Space
+    quantization: Quantization
     metric: Metric
     layout: Layout
-    full: bool
+    float32_rows: bool
 
     @property
     def nbytes(self) -> int:
         """Bytes that they take there."""
         table, layout = self.table, self.layout
         return bytes_in_groups(
-            layout.groups, table.n, table.dim, self.precision, nlist=len(layout.lists), full=self.full
+            layout.groups, table.n, table.dim, self.precision, nlist=len(layout.lists), float32_rows=self.float32_rows
         )
 
     def run(
         self,
         device: Any,
-        turn: Turn,
+        lock: DeviceLock,
         note: Callable[[str], None],
         progress: Callable[[float], None],
-        before: Resident | None = None,
-    ) -> Loaded:
+        before: DeviceRows | None = None,
+    ) -> DeviceIndex:
         """Bring them; those that the layout keeps are copied from ``before``, which lies on the device already."""
         int8, listed = self.precision == "int8", bool(self.layout.lists)
         shape = (self.table.n, self.table.dim, self.layout.groups)
-        with turn:
-            rows = Resident.empty(self.metric, self.space, shape, device, int8=int8, full=self.full, listed=listed)
+        with lock:
+            rows = DeviceRows.empty(
+                self.metric, self.quantization, shape, device, int8=int8, float32_rows=self.float32_rows, listed=listed
+            )
             if before is not None and self.layout.moved is not None:
                 rows.take_over(before, host_tensor(self.layout.moved).to(device))
-        self._fill(rows, device, turn, progress)
-        with turn:
+        self._fill(rows, device, lock, progress)
+        with lock:
             loaded = self._finished(rows, device, Operations(device, note))
-        self._warm(loaded, turn)
+        self._warm(loaded, lock)
         return loaded
 
-    def _fill(self, rows: Resident, device: Any, turn: Turn, progress: Callable[[float], None]) -> None:
+    def _fill(self, rows: DeviceRows, device: Any, lock: DeviceLock, progress: Callable[[float], None]) -> None:
         for first, block in blocks_of(self.table, self.layout.kept):
             stop = first + len(block)
-            with turn:
+            with lock:
                 codes, near = None, block
                 places = host_tensor(self.layout.places(first, stop)).to(device)
-                vectors = host_tensor(block).to(device) if rows.full is not None else None
+                vectors = host_tensor(block).to(device) if rows.float32_rows is not None else None
                 if self.precision == "int8":
                     parts = _int8_rows(block)
                     codes = tuple(host_tensor(part).to(device) for part in parts)
                     near = parts[0] * parts[1][:, None]
-                rows.put(first, self.space.enter(near, rows.columns, device), places, codes, vectors)
+                rows.put(first, self.quantization.enter(near, rows.columns, device), places, codes, vectors)
             if stop < self.table.n:
                 progress(stop / self.table.n)
 
-    def _finished(self, rows: Resident, device: Any, operations: Operations) -> Loaded:
+    def _finished(self, rows: DeviceRows, device: Any, operations: Operations) -> DeviceIndex:
         layout, tombstones = self.layout, Tombstones(rows)
         if not layout.lists:
-            return Loaded(rows, device, operations, tombstones, None, None, None)
+            return DeviceIndex(rows, device, operations, tombstones, None, None, None)
         norms = layout.centroids.square().sum(1)
         if rows.metric == "ip":
             norms = norms.zero_()
         lists = Lists.of(layout.lists, device)
-        return Loaded(rows, device, operations, tombstones, lists, layout.centroids, norms)
+        return DeviceIndex(rows, device, operations, tombstones, lists, layout.centroids, norms)
 
-    def _warm(self, loaded: Loaded, turn: Turn) -> None:
+    def _warm(self, loaded: DeviceIndex, lock: DeviceLock) -> None:
         """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream.
 
         Only this thread's stream is waited for: to wait for the whole device would break what another thread records.
@@ -141,7 +144,7 @@ class Load:
         each = scratch_each(loaded.rows, LEAST_CANDIDATES, loaded.rows.groups)
         for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
             for nprobe in self._probes(nq):
-                with turn:
+                with lock:
                     raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
                     asked = Queries.prepare(raw, loaded.rows)
                     propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))

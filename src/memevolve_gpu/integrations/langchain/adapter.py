@@ -31,8 +31,8 @@ from ...utils.arguments import whole_number
 from .filters import Conjunction, alternatives
 
 __all__ = [
-    "Asked",
-    "Bridge",
+    "BackendAdapter",
+    "SearchOptions",
     "batches",
     "checked_ids",
     "documents_of",
@@ -46,7 +46,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SearchOptions:
     """The options of one search, checked. ``filters`` are alternatives; ``fetch_k`` is at least ``k``."""
 
     k: int
@@ -55,7 +55,7 @@ class Asked:
     recall: float | None
 
     @classmethod
-    def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> Asked:
+    def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> SearchOptions:
         rest = dict(options)
         filters = alternatives(rest.pop("filter", None), rest.pop("filters", None))
         recall = rest.pop("recall", None)
@@ -194,7 +194,7 @@ ATTEMPTS = 3
 _Read = TypeVar("_Read")
 
 
-class Bridge:
+class BackendAdapter:
     """Writes, finds and deletes units of a backend that knows vectors. As thread-safe as the backend."""
 
     def __init__(self, backend: StorageBackend) -> None:

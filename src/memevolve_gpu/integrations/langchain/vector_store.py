@@ -17,8 +17,8 @@ from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ...types import MemoryUnit
 from .adapter import (
-    Asked,
-    Bridge,
+    BackendAdapter,
+    SearchOptions,
     batches,
     checked_ids,
     documents_of,
@@ -65,7 +65,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         relevance_score_fn: maps a distance to [0, 1] in place of ``scores.relevance``. Raises ConfigurationError when
         the backend cannot search by vector.
         """
-        self._bridge = Bridge(backend)
+        self._adapter = BackendAdapter(backend)
         self._embedding = (
             as_embeddings(getattr(backend, "embedding_function", None)) if embedding is None else embedding
         )
@@ -134,7 +134,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     @property
     def backend(self) -> StorageBackend:
         """Where the documents are; for management, health and everything that LangChain has no word for."""
-        return self._bridge.backend
+        return self._adapter.backend
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -245,14 +245,14 @@ class MemEvolveVectorStore(LangChainVectorStore):
         """
         no_more(kwargs)
         if filter is None and filters is None:
-            self._bridge.backend.clear() if ids is None else self._bridge.drop(checked_ids(ids))
+            self._adapter.backend.clear() if ids is None else self._adapter.drop(checked_ids(ids))
             return True
         if ids is not None:
             raise InvalidFilterError("filter and ids exclude each other in delete; give one of them")
         conditions = alternatives(filter, filters)
         if {} in conditions:
             raise InvalidFilterError("filter has no condition and would delete everything; call delete_collection()")
-        self._bridge.drop_matching(conditions)
+        self._adapter.drop_matching(conditions)
         return True
 
     async def adelete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
@@ -261,7 +261,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     def delete_collection(self) -> None:
         """Delete everything in the backend. It can be filled again."""
-        self._bridge.backend.clear()
+        self._adapter.backend.clear()
 
     async def adelete_collection(self) -> None:
         """As ``delete_collection``."""
@@ -271,8 +271,8 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """The documents that exist, in the order of ``ids``, each once."""
-        found = self._bridge.units_of(checked_ids(ids))
-        self._bridge.note_read(list(found))
+        found = self._adapter.units_of(checked_ids(ids))
+        self._adapter.note_read(list(found))
         return to_documents(list(found.values()))
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
@@ -297,29 +297,29 @@ class MemEvolveVectorStore(LangChainVectorStore):
         self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """As ``max_marginal_relevance_search_by_vector``."""
-        return await asyncio.to_thread(self._varied, Asked.of(k, kwargs, fetch_k), lambda_mult, embedding)
+        return await asyncio.to_thread(self._varied, SearchOptions.of(k, kwargs, fetch_k), lambda_mult, embedding)
 
     async def amax_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """As ``max_marginal_relevance_search``."""
-        asked = Asked.of(k, kwargs, fetch_k)
+        options = SearchOptions.of(k, kwargs, fetch_k)
         vector = await self._embedder().aembed_query(query_text(query))
-        return await asyncio.to_thread(self._varied, asked, lambda_mult, vector)
+        return await asyncio.to_thread(self._varied, options, lambda_mult, vector)
 
     async def asimilarity_search_with_score_by_vector(
         self, embedding: Sequence[float], k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """As ``similarity_search_with_score_by_vector``."""
-        return await asyncio.to_thread(self._nearest, Asked.of(k, kwargs), embedding)
+        return await asyncio.to_thread(self._nearest, SearchOptions.of(k, kwargs), embedding)
 
     async def asimilarity_search_with_score(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """As ``similarity_search_with_score``."""
-        asked = Asked.of(k, kwargs)
+        options = SearchOptions.of(k, kwargs)
         vector = await self._embedder().aembed_query(query_text(query))
-        return await asyncio.to_thread(self._nearest, asked, vector)
+        return await asyncio.to_thread(self._nearest, options, vector)
 
     async def asimilarity_search_by_vector(
         self, embedding: Sequence[float], k: int = 4, **kwargs: Any
@@ -344,14 +344,14 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
         """(document, distance) of the k nearest: squared L2, 1 - cosine, or -dot by the backend's metric."""
-        asked = Asked.of(k, kwargs)
-        return self._nearest(asked, self._embedder().embed_query(query_text(query)))
+        options = SearchOptions.of(k, kwargs)
+        return self._nearest(options, self._embedder().embed_query(query_text(query)))
 
     def similarity_search_with_score_by_vector(
         self, embedding: Sequence[float], k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """As ``similarity_search_with_score``, for a vector."""
-        return self._nearest(Asked.of(k, kwargs), embedding)
+        return self._nearest(SearchOptions.of(k, kwargs), embedding)
 
     def similarity_search_by_vector_with_relevance_scores(
         self, embedding: Sequence[float], k: int = 4, **kwargs: Any
@@ -368,14 +368,14 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
         lambda_mult: 1 weighs likeness alone, 0 variety alone.
         """
-        asked = Asked.of(k, kwargs, fetch_k)
-        return self._varied(asked, lambda_mult, self._embedder().embed_query(query_text(query)))
+        options = SearchOptions.of(k, kwargs, fetch_k)
+        return self._varied(options, lambda_mult, self._embedder().embed_query(query_text(query)))
 
     def max_marginal_relevance_search_by_vector(
         self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """As ``max_marginal_relevance_search``, for a vector."""
-        return self._varied(Asked.of(k, kwargs, fetch_k), lambda_mult, embedding)
+        return self._varied(SearchOptions.of(k, kwargs, fetch_k), lambda_mult, embedding)
 
     # Inside
 
@@ -391,7 +391,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return cls.open(embedding=embedding, **{name: value for name, value in options.items() if name != "backend"})
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        return self._relevance_score_fn or partial(relevance, metric=self._bridge.metric)
+        return self._relevance_score_fn or partial(relevance, metric=self._adapter.metric)
 
     def _embedder(self) -> Embeddings:
         if self._embedding is None:
@@ -399,16 +399,16 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return self._embedding
 
     def _keep(self, units: Sequence[MemoryUnit], vectors: Sequence[Any]) -> list[str]:
-        return self._bridge.keep(units, vectors) if units else []
+        return self._adapter.keep(units, vectors) if units else []
 
-    def _nearest(self, asked: Asked, vector: Any) -> list[tuple[Document, float]]:
-        found = self._bridge.nearest(vector, asked.k, asked.filters, asked.recall)
-        self._bridge.note_read([unit["id"] for unit, _ in found])
+    def _nearest(self, options: SearchOptions, vector: Any) -> list[tuple[Document, float]]:
+        found = self._adapter.nearest(vector, options.k, options.filters, options.recall)
+        self._adapter.note_read([unit["id"] for unit, _ in found])
         return [(to_document(unit), distance) for unit, distance in found]
 
-    def _varied(self, asked: Asked, lambda_mult: float, vector: Any) -> list[Document]:
-        found = self._bridge.nearest_vectors(vector, asked.fetch_k, asked.filters, asked.recall)
-        chosen = maximal_marginal_relevance(vector, [row for _, row in found], asked.k, lambda_mult)
+    def _varied(self, options: SearchOptions, lambda_mult: float, vector: Any) -> list[Document]:
+        found = self._adapter.nearest_vectors(vector, options.fetch_k, options.filters, options.recall)
+        chosen = maximal_marginal_relevance(vector, [row for _, row in found], options.k, lambda_mult)
         units = [found[position][0] for position in chosen]
-        self._bridge.note_read([unit["id"] for unit in units])
+        self._adapter.note_read([unit["id"] for unit in units])
         return to_documents(units)
