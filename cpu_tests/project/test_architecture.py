@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -323,3 +324,16 @@ def test_every_exemption_is_still_needed() -> None:
     names = {module.name for module in MODULES}
     for name in ANY_ERROR_ALLOWED:
         assert name in names
+
+
+def test_the_architecture_page_draws_and_lists_the_layers() -> None:
+    text = (PACKAGE.parents[1] / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    existing = {module.parts[0] for module in MODULES}
+    expected = {number: packages & existing for number, packages in enumerate(LAYERS, 1)}
+    drawn = {int(number): set(re.findall(r"\w+", names)) for number, names in re.findall(r"│ +(\d+) │([^│]+)│", text)}
+    assert drawn == expected
+    listed: dict[int, set[str]] = {}
+    for number, package, sentence in re.findall(r"(?m)^\| (\d+) \| `(\w+)` \| (.+) \|$", text):
+        listed.setdefault(int(number), set()).add(package)
+        assert sentence.endswith(".")
+    assert listed == expected
