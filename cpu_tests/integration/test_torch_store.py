@@ -19,7 +19,7 @@ from memevolve_gpu import VectorStore
 from memevolve_gpu.index.exact_scan import exact_scan
 from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
-from memevolve_gpu.live import rebuild_rules
+from memevolve_gpu.live import scheduler
 from memevolve_gpu.types import FloatArray, Metric, SearchParams
 from memevolve_gpu.utils.vectors import DeviceQueries
 
@@ -36,8 +36,8 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(failover, "current", lambda _: nullcontext())
     monkeypatch.setattr(failover, "_release", lambda _: None)
     monkeypatch.setattr(index, "_DEVICE_CALL", 0.0)
-    monkeypatch.setattr(rebuild_rules, "DELTA_ROWS", DELTA)
-    monkeypatch.setattr(rebuild_rules, "DELTA_FRACTION", 0.0)
+    monkeypatch.setattr(scheduler, "DELTA_ROWS", DELTA)
+    monkeypatch.setattr(scheduler, "DELTA_FRACTION", 0.0)
     yield module
     account_of("cuda:0").limit = None
 

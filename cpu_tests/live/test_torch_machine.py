@@ -29,7 +29,7 @@ from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu.device_rows import DeviceRows
 from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
-from memevolve_gpu.live import live_index, rebuild, rebuild_rules
+from memevolve_gpu.live import live_index, rebuild, scheduler
 from memevolve_gpu.live.view import View, ViewFilter
 from memevolve_gpu.types import FloatArray, IntArray, SearchParams
 
@@ -107,9 +107,9 @@ def patched(faults: Faults) -> ExitStack:
         (failover, "_release", lambda _: None),
         (index_module, "_DEVICE_CALL", 0.0),
         (delta_buffer, "_LEAST_ROWS", 16),
-        (rebuild_rules, "DELTA_ROWS", 30),
-        (rebuild_rules, "DELTA_FRACTION", 0.0),
-        (rebuild_rules, "DEAD_ROWS", 120),
+        (scheduler, "DELTA_ROWS", 30),
+        (scheduler, "DELTA_FRACTION", 0.0),
+        (scheduler, "DEAD_ROWS", 120),
         (live_index, "PAGE", 16),
         (rebuild, "_training", lambda *_: None),
         (DeviceRows, "empty", faults.before("empty", empty)),

@@ -16,7 +16,7 @@ import numpy as np
 from ...devices.selection import Machine
 from ...errors import ConflictError, EmbeddingError, InvalidQueryError, InvalidUnitError, StoreClosedError
 from ...live import Found, LiveIndex, Maintenance
-from ...live.rebuild_rules import RebuildReason
+from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
@@ -711,8 +711,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
         found = session.live.search(vectors, top_k, filters, recall)
-        if session.live.look_due or session.worker.start_failure:
-            session.consider_maintenance()
+        session.searched(vectors)
         return found
 
 
