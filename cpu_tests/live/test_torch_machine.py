@@ -24,7 +24,8 @@ from support import FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import DeviceError, StorageError
-from memevolve_gpu.index.torch_gpu import delta_buffer, failover, flat, ivf, search
+from memevolve_gpu.index import device_failover
+from memevolve_gpu.index.torch_gpu import delta_buffer, flat, ivf, runtime, search
 from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu.device_rows import DeviceRows
 from memevolve_gpu.index.torch_gpu.index import TorchIndex
@@ -103,8 +104,8 @@ def patched(faults: Faults) -> ExitStack:
     for one in (index_module, search):
         stack.enter_context(patch.object(one, "propose", faults.before("propose", propose)))
     for owner, name, changed in (
-        (failover, "current", lambda _: nullcontext()),
-        (failover, "_release", lambda _: None),
+        (runtime, "current", lambda _: nullcontext()),
+        (runtime, "_release", lambda _: None),
         (index_module, "_DEVICE_CALL", 0.0),
         (delta_buffer, "_LEAST_ROWS", 16),
         (scheduler, "DELTA_ROWS", 30),
@@ -270,7 +271,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
     @rule(device=st.booleans())
     def restart(self, device: bool) -> None:
         self.store.close()
-        failover._lost.clear()
+        device_failover._lost.clear()
         self.faults.step = ""
         self.store = self.opened(Card() if device else None)
         if device:
@@ -354,7 +355,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
             gc.collect()
             assert account_of(DEVICE).used <= self.used, "bytes are counted that nobody holds"
             self.stack.close()
-            failover._lost.clear()
+            device_failover._lost.clear()
             account_of(DEVICE).limit = None
             shutil.rmtree(self.folder)
 
