@@ -354,7 +354,7 @@ def test_a_filter_without_a_condition_deletes_nothing(any_store: MemEvolveVector
     any_store.add_documents(documents(3))
     with pytest.raises(InvalidFilterError, match="delete_collection"):
         any_store.delete(filter=empty)
-    with pytest.raises(InvalidFilterError, match="exclude each other"):
+    with pytest.raises(InvalidFilterError, match="ids or a filter, not both"):
         any_store.delete(["1"], filter={"n": 1})
     assert any_store.backend.count() == 3
 
