@@ -294,7 +294,7 @@ class Maintenance:
             return Report(["skipped: another round is running"])
         try:
             self._round_by = threading.get_ident()
-            with one_process(self._lock_path, wait) as held:
+            with one_process(self._lock_path, wait, self._live.records.file_mode) as held:
                 if not held:
                     return Report(["skipped: another process is maintaining this store"])
                 actions, reason = self._timed_round(progress or _silent, force, quiet)
@@ -314,7 +314,7 @@ class Maintenance:
             )
         if self._in_round():
             raise ReentrantCallError("snapshot() inside a round of maintenance in one thread would wait for itself")
-        with self._one_round, one_process(self._lock_path, wait=True):
+        with self._one_round, one_process(self._lock_path, True, self._live.records.file_mode):
             self._saver.forget_failure()
             view = self._live.catch_up()
             cause = self.cause(view)
@@ -336,7 +336,7 @@ class Maintenance:
             return
         if self._one_round.acquire(blocking=False):
             try:
-                with one_process(self._lock_path, wait=False) as held:
+                with one_process(self._lock_path, False, self._live.records.file_mode) as held:
                     if held:
                         self._save()
             finally:
