@@ -178,13 +178,41 @@ class TestVerbs:
 
     def test_automatic_ids_are_never_given_twice(self, make: Make) -> None:
         one, other = make(), make()
-        given = [one.store({"content": "a"}), *other.store_batch([{"content": "b"}, {"id": "x"}, {"content": "c"}])]
+        given = [
+            one.store({"content": "a"}),
+            *other.store_batch([{"content": "b"}, {"id": "x", "content": "x"}, {"content": "c"}]),
+        ]
         one.delete(given[0])
         given += [one.store({"content": "d"}), other.store({"content": "e"})]
         other.clear()
         given.append(one.store({"content": "f"}))
         assert len(set(given)) == 7
         assert all(unit_id == "x" or unit_id.removeprefix("unit_").isdigit() for unit_id in given)
+
+    def test_a_unit_without_text_to_embed_is_refused_unless_it_brings_its_vector(self, make: Make) -> None:
+        store = make()
+        store.store({"id": "a", "content": "a"})
+        for odd, named in (
+            ({}, "'content'"),
+            ({"id": "b", "metadata": {"k": 1}}, "'content'"),
+            ({"text": "hidden"}, "'text'.*use 'content'"),
+            ({"text": "hidden", "type": "lesson", "content": " "}, "'text'.*use 'content'"),
+            ({"page_content": "hidden"}, "'page_content'.*use 'content'"),
+            ({"content": 123}, "'content'.*must be a text"),
+            ({"content": "", "tags": []}, "'content'"),
+        ):
+            with pytest.raises(InvalidUnitError, match=named):
+                store.store(odd)
+            with pytest.raises(InvalidUnitError, match=rf"units\[1\].*{named}"):
+                store.store_batch([{"content": "b"}, odd])
+            with pytest.raises(InvalidUnitError, match=named):
+                store.update("a", {**odd, "id": "a"})
+            store.store_batch([odd], store.vectors_of(["a"])["a"][None, :])
+            store.delete_batch([unit["id"] for unit in store.units() if unit["id"] != "a"])
+        assert [unit["content"] for unit in store.units()] == ["a"]
+        for given in ({"type": "lesson"}, {"tags": ["x"]}, {"query": "q"}, {"content": {"what": "nested"}}):
+            store.store(given)
+        assert store.count() == 5
 
     def test_the_given_unit_is_not_changed(self, make: Make) -> None:
         unit = {"id": "a", "content": "a", "metadata": {"k": 1}}

@@ -26,7 +26,6 @@ from memevolve_gpu.index.snapshot_file import (
     FORMAT_VERSION,
     SnapshotError,
     SnapshotInfo,
-    clear_leftovers,
     read_info,
     read_snapshot,
     write_snapshot,
@@ -374,16 +373,3 @@ def test_oversized_extra_is_refused_before_anything_is_replaced(tmp_path: Path, 
     with pytest.raises(SnapshotError, match="extra"):
         write_snapshot(path, index, info_of(index, extra={"note": "x" * (1 << 20)}))
     assert files(tmp_path) == []
-
-
-def test_leftovers_of_a_killed_writer_are_cleared_in_time(tmp_path: Path, rng: np.random.Generator) -> None:
-    index, path = small(rng), tmp_path / "s[1].snap"
-    write_snapshot(path, index, info_of(index))
-    old, young, foreign = (tmp_path / name for name in ("s[1].snap.77.ab.tmp", "s[1].snap.78.cd.tmp", "other.tmp"))
-    for leftover in (old, young, foreign):
-        leftover.write_bytes(b"x")
-    os.utime(old, (1, 1))
-    os.utime(foreign, (1, 1))
-    assert clear_leftovers(path) == 1
-    assert files(tmp_path) == sorted([path.name, young.name, foreign.name])
-    assert clear_leftovers(tmp_path / "absent" / "s") == 0

@@ -40,6 +40,7 @@ DEFAULTS = {
     "gpu_graphs": False,
     "durability": "full",
     "lock_timeout": 30.0,
+    "file_mode": "0600",
     "background": True,
     "sample_queries": True,
     "backend_type": "vector",
@@ -70,6 +71,7 @@ OTHERS = {
     "gpu_graphs": "true",
     "durability": "normal",
     "lock_timeout": "2.5",
+    "file_mode": "0o660",
     "background": "0",
     "sample_queries": "no",
     "backend_type": "MILVUS",
@@ -99,6 +101,7 @@ BAD = {
     "gpu_graphs": ["sometimes"],
     "durability": ["off"],
     "lock_timeout": ["0", "-1", "nan"],
+    "file_mode": ["0400", "777", "66", "rw", "-600"],
     "background": ["sometimes"],
     "sample_queries": ["sometimes"],
 }

@@ -227,7 +227,7 @@ class Maintenance:
             return Report(["skipped: another round is running"])
         try:
             self._round_thread = threading.get_ident()
-            with one_process(self._lock_path, wait) as held:
+            with one_process(self._lock_path, wait, self._live.records.file_mode) as held:
                 if not held:
                     return Report(["skipped: another process is maintaining this store"])
                 busy, self.running = time.thread_time(), True
@@ -253,7 +253,7 @@ class Maintenance:
             raise ReadOnlyError(f"{live.snapshot_path}: the store is read-only; make it writable to save its index")
         if self._in_round():
             raise ReentrantCallError("snapshot() inside a round of maintenance in one thread would wait for itself")
-        with self._round_lock, one_process(self._lock_path, wait=True):
+        with self._round_lock, one_process(self._lock_path, True, live.records.file_mode):
             saver.forget_failure()
             view = live.catch_up()
             reason = self.cause(view)
@@ -274,7 +274,7 @@ class Maintenance:
             return
         if self._round_lock.acquire(blocking=False):
             try:
-                with one_process(self._lock_path, wait=False) as held:
+                with one_process(self._lock_path, False, self._live.records.file_mode) as held:
                     if held:
                         self._saver.save()
             finally:

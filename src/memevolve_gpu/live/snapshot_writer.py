@@ -113,7 +113,7 @@ class Saver:
             dead=np.flatnonzero(view.index_died <= watermark).astype(np.int64),
         )
         try:
-            write_snapshot(live.snapshot_path, index, info)
+            write_snapshot(live.snapshot_path, index, info, live.records.file_mode)
             self._unsaved_epoch = -1
         except (OSError, StorageError, SnapshotError) as error:
             self.failed = error

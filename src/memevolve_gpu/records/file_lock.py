@@ -15,21 +15,43 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import LockTimeoutError, NetworkFilesystemError, ReadOnlyError, ReentrantCallError, StorageError
+from ..utils.drafts import PRIVATE
 
-__all__ = ["LOCK_SECONDS", "WriteLock", "filesystem_of", "one_process", "refuse_network_filesystem"]
+__all__ = ["LOCK_SECONDS", "WriteLock", "file_mode", "filesystem_of", "one_process", "refuse_network_filesystem"]
 
 _held: set[int] = set()
 """Open descriptors of lock files."""
 
 
+def file_mode(path: Path) -> int:
+    """The mode of the files that belong to the database file ``path``: its own, and its owner may always write.
+
+    Where there is no such file yet, only the owner may read and write.
+    """
+    try:
+        return path.stat().st_mode & 0o666 | PRIVATE
+    except FileNotFoundError:
+        return PRIVATE
+
+
+def _opened(path: Path, mode: int) -> int:
+    """A descriptor of a lock file, which has this mode as far as this user may say so."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+    with suppress(OSError):
+        held = os.fstat(handle)
+        if held.st_uid == os.geteuid() and held.st_mode & 0o777 != mode:
+            os.fchmod(handle, mode)
+    return handle
+
+
 @contextmanager
-def one_process(path: Path, wait: bool) -> Iterator[bool]:
+def one_process(path: Path, wait: bool, mode: int = PRIVATE) -> Iterator[bool]:
     """Hold the maintenance lock of a store; yields False when another process has it and ``wait`` is off.
 
     On a read-only file system nobody else can write a snapshot either, so the lock is granted without a file.
     """
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = _opened(path, mode)
     except OSError:
         yield True
         return
@@ -136,8 +158,9 @@ class WriteLock:
     otherwise take the lock a second time and give back both.
     """
 
-    def __init__(self, path: Path, timeout: float = LOCK_SECONDS) -> None:
+    def __init__(self, path: Path, timeout: float = LOCK_SECONDS, new_mode: int = PRIVATE) -> None:
         self.path = path
+        self.new_mode = new_mode
         self.timeout = timeout
         self._threads = threading.RLock()
         self._here = _Here()
@@ -205,8 +228,13 @@ class WriteLock:
 
     def _fileno(self) -> int:
         if self._file is None:
-            self._file = _open(self.path)
+            self._file = _open(self.path, self._mode())
         return self._file.fileno()
+
+    def _mode(self) -> int:
+        """That of the database, or of the one that is about to be made."""
+        database = self.path.with_name(self.path.name.removesuffix(".lock") + ".db")
+        return file_mode(database) if database.exists() else self.new_mode
 
     def _give_up(self, patience: float, holder: int | None) -> NoReturn:
         who = "another process" if holder is None else f"process {holder}"
@@ -248,9 +276,9 @@ def _holder(number: int) -> int | None:
     return None
 
 
-def _open(path: Path) -> io.FileIO:
+def _open(path: Path, mode: int) -> io.FileIO:
     try:
-        return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+        return io.FileIO(_opened(path, mode), "r+")
     except OSError as error:
         kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else StorageError
         remedy = "make it and its folder writable"

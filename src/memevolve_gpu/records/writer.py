@@ -222,7 +222,7 @@ class Session:
         inherited: list[object] = [*self.pool.disable_in_child(), self._con]
         self._con = None
         self.lock.close_file()
-        self.lock = WriteLock(self.lock.path, self.lock.timeout)
+        self.lock = WriteLock(self.lock.path, self.lock.timeout, self.lock.new_mode)
         return inherited
 
 

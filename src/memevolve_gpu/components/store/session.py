@@ -318,6 +318,7 @@ def open_session(
         metric=_metric(facts, config),
         durability=config.durability,
         lock_timeout=config.lock_timeout,
+        file_mode=int(config.file_mode, 8),
     )
     try:
         return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
