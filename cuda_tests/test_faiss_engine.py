@@ -1,4 +1,4 @@
-"""The faiss engine on a GPU: the contract of all bodies, its bytes, and a device that has no room.
+"""The faiss engine on a GPU: the contract of all indexes, its memory, and a device that is full.
 
 The tests of ``cpu_tests/index/faiss_gpu`` run here once more, on the device instead of its stand-in.
 """
@@ -36,6 +36,7 @@ from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Precision, Sear
 # The tests of the contract and their cases, collected here as if they were written here.
 globals().update({name: found for name, found in vars(contract).items() if name.startswith("test_")})
 case, index_preferred = contract.case, contract.index_preferred
+pytest_generate_tests = contract.pytest_generate_tests  # pairs of kind and metric for those that take a case
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -494,7 +494,8 @@ class TestFilters:
     def test_outside_the_grammar_is_an_error(self, make: Make) -> None:
         store = make()
         store.store_batch(units(3))
-        for bad in ({"a": {"near": 1}}, {"": 1}, {"a": {}}, {"a": float("nan")}, {1: 2}, "type"):
+        outside: list[Any] = [{"a": {"near": 1}}, {"": 1}, {"a": {}}, {"a": float("nan")}, {1: 2}, "type"]
+        for bad in outside:
             with pytest.raises(InvalidFilterError):
                 store.search("x", filters=bad)
             with pytest.raises(InvalidFilterError):

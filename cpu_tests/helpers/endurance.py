@@ -1,4 +1,4 @@
-"""Random operations in a child process that is killed at any moment, held against a plain dict.
+"""Random operations in a child process that is killed at any moment, compared with a plain dict.
 
 The child says "do" before and "did" after each operation, so the parent knows what was acknowledged; the one operation
 in flight may have happened or not. Between lives the derived files are deleted, truncated or bit-flipped.

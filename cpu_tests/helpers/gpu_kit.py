@@ -1,4 +1,4 @@
-"""A GPU that is not there: a card with a limit in bytes, its driver, and bodies that live on it."""
+"""A simulated GPU: a card with a limit in bytes, its driver, and indexes on it."""
 
 from __future__ import annotations
 

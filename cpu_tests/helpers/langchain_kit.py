@@ -1,4 +1,4 @@
-"""Stand-ins for the tests of the door for LangChain: embedding models, and a backend with no more than it must have."""
+"""Test doubles for the LangChain tests: embedding models, and a backend with nothing optional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stand-ins that the tests of management, retrieval and the memory system share."""
+"""Test doubles shared by the tests of management, retrieval and the memory system."""
 
 from __future__ import annotations
 

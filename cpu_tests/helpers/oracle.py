@@ -1,4 +1,4 @@
-"""Rows to build bodies from, and the answers they owe, computed in float64 by numpy alone."""
+"""Vectors to build indexes from, and the exact answers to queries, computed in float64 by numpy alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TORCH_KINDS = ("torch-exact", "torch-ivf")
 """The kinds of the torch engine, here on CPU tensors."""
 EVERY_KIND = (*KINDS, *TORCH_KINDS)
 WAYS = (*KINDS, "lists", *TORCH_KINDS)
-"""All of them, and an ivf body that has no second way to search."""
+"""All of them, and an ivf index that can search its lists only."""
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "ip")
 
 

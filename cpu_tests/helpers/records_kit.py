@@ -1,4 +1,4 @@
-"""Rows and helpers for the tests of the records room."""
+"""Rows and helpers for the tests of the records package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stand-ins that several test files share."""
+"""Test doubles that several test files share: embedding functions, and a forked child."""
 
 from __future__ import annotations
 

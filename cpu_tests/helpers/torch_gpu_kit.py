@@ -1,4 +1,4 @@
-"""Bodies on the stand-in for a GPU, and faults to give it."""
+"""Torch indexes on a simulated GPU, and faults to inject into it."""
 
 from __future__ import annotations
 

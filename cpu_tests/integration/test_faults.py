@@ -208,6 +208,7 @@ def at_the_end(trace: list[Event]) -> Cut:
     return disk.cut()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAULTS)
 def test_every_step_survives_a_fault_at_every_call(quick: Path, kind: str) -> None:
     hits: list[int] = []

@@ -65,7 +65,7 @@ def contents(found: list[Document]) -> list[str]:
 
 # What is kept comes back
 
-NAMES = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"))
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 """Keys: no filter could name one with NUL."""
 
 JSON_VALUES = st.recursive(

@@ -14,6 +14,8 @@ from endurance import DIM, Model, embed, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.live import rebuild, scheduler, snapshot_writer
+from memevolve_gpu.live.filter_cache import FilterCache
+from memevolve_gpu.live.view import ViewFilter
 from memevolve_gpu.live.worker import SearchYield
 
 DELTA, QUIET = 40, 10
@@ -224,6 +226,21 @@ def test_recall_is_measured_again_once_it_has_grown(open_store: Open) -> None:
     assert store._open.live.view.stats.measured_rows == 400
     grown(store, 445, 490)
     assert store._open.live.view.stats.measured_rows == 490
+
+
+def test_a_write_between_the_view_and_its_mask_is_seen(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, other = open_store(), open_store()
+    grown(store, 0, 60)
+    original, pending = FilterCache.mask, [unit(number, "between") for number in (100, 101)]
+
+    def mask(self: FilterCache, *arguments: Any) -> ViewFilter:
+        if pending:
+            other.store(pending.pop())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(FilterCache, "mask", mask)
+    found = store.search("between skill", 2, filters={"type": "skill"})
+    assert {unit_id for _, unit_id in found} == {"id100", "id101"}
 
 
 def test_the_background_keeps_the_tail_short(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:

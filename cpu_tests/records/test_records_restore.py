@@ -341,6 +341,7 @@ def test_a_backup_that_cannot_be_trusted_is_refused(
 _CHANGES = ("os.link", "os.rename", "os.remove", "os.chmod")
 
 
+@pytest.mark.slow
 def test_restore_killed_at_any_step_leaves_one_whole_store(tmp_path: Path) -> None:
     """The child is killed before its n-th change of a name, for every n until it is not killed any more."""
     seen: set[str] = set()

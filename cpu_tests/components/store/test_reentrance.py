@@ -150,6 +150,7 @@ def in_child(act: Callable[[], None]) -> None:
     assert as_child(alarmed) == 0
 
 
+@pytest.mark.slow
 def test_an_interruption_at_any_line_of_a_call_is_harmless(tmp_path: Path) -> None:
     """Every line that a turn of work runs, one after the other, as a handler could strike there."""
 

@@ -53,6 +53,7 @@ class Reservoir:
         self._kept = np.empty((0, dim), np.float32)
         self._count = 0
         self._offering = False
+        self._next = 1
         self.reset_lock()
         self._restart(0)
 
