@@ -387,6 +387,16 @@ def test_the_site_documents_every_public_name() -> None:
     assert shown - {"errors"} == set(memevolve_gpu.__all__) - errors
 
 
+def test_the_page_of_public_names_is_made_from_the_code() -> None:
+    pytest.importorskip("langchain_core", reason="one of the modules needs it")
+    made = subprocess.run(
+        [sys.executable, "scripts/public_names.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert made.stdout == read("docs/reference/api/names.md"), "run: python scripts/public_names.py --write"
+    for name in memevolve_gpu.__all__:
+        assert re.search(rf"(?m)^\| `{name}(\(\))?` \| \w", made.stdout), name
+
+
 def test_llms_txt_lists_the_pages_of_the_site() -> None:
     text = read("docs/llms.txt")
     assert text.startswith("# memevolve-gpu\n\n> ")
