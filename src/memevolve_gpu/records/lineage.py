@@ -22,7 +22,6 @@ import hashlib
 import os
 import struct
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +40,7 @@ __all__ = [
     "beside",
     "first_link",
     "locked_alone",
+    "next_link",
     "refuse_foreign_log",
     "sync_folder",
     "token_bytes",
@@ -62,6 +62,8 @@ _WAL_MAGICS = (0x377F0682, 0x377F0683)
 _ONLY_GROWING = (0, 1, 2, 4)
 """Positions of last_seq, horizon, last_slot and next_auto among the counters of version 1."""
 
+_COUNTERS_PAGE = COUNTERS_PAGE.to_bytes(4, "big")
+
 _LOOKS = 5
 """Looks at a file and a log that change meanwhile, before the difference counts."""
 
@@ -82,22 +84,22 @@ class Link(NamedTuple):
         """The link in the last bytes of ``raw``; None when there is none."""
         if len(raw) < LINK_BYTES or not raw.endswith(_MAGIC):
             return None
-        tail = raw[-LINK_BYTES:]
-        return cls(*(tail[at : at + TOKEN_BYTES] for at in range(0, 3 * TOKEN_BYTES, TOKEN_BYTES)))
+        at = len(raw) - LINK_BYTES
+        return cls(raw[at : at + 16], raw[at + 16 : at + 32], raw[at + 32 : at + 48])
 
-    @classmethod
-    def after(cls, held: bytes, floor: bytes) -> Link:
-        """The link of the transaction that follows the one whose column value is ``held``."""
-        before = cls.unpack(held)
-        if before is None:
-            return cls(uuid.uuid4().bytes, NO_TOKEN, NO_TOKEN)
-        return cls(uuid.uuid4().bytes, before.token, before.floor if floor == NO_TOKEN else floor)
+
+def next_link(held: bytes, floor: bytes) -> bytes:
+    """The column value of the transaction that follows the one whose column value is ``held``."""
+    if len(held) != LINK_BYTES or not held.endswith(_MAGIC):
+        return first_link()
+    kept = held[2 * TOKEN_BYTES :] if floor == NO_TOKEN else floor + _MAGIC
+    return os.urandom(TOKEN_BYTES) + held[:TOKEN_BYTES] + kept
 
 
 def first_link(counters: tuple[int, ...] | None = None) -> bytes:
     """The column value for a new store, or for one that is migrated and has these seven counters."""
     previous = NO_TOKEN if counters is None else _digest(counters)
-    return Link(uuid.uuid4().bytes, previous, NO_TOKEN).pack()
+    return Link(os.urandom(TOKEN_BYTES), previous, NO_TOKEN).pack()
 
 
 class _FileSide(NamedTuple):
@@ -117,6 +119,9 @@ class _Frame(NamedTuple):
         if self.link is not None:
             return self.link.token
         return None if self.counters is None else _digest(self.counters)
+
+
+_OTHER_PAGE = _Frame(None, None)
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -301,11 +306,12 @@ def _frames(wal: Path, vfs: str | None) -> Iterator[_Frame]:
             frame = file.xRead(_FRAME_HEADER.size, at)
             if frame[8:16] != salts:
                 return
-            page = b""
-            if frame[:4] == COUNTERS_PAGE.to_bytes(4, "big"):
+            if frame.startswith(_COUNTERS_PAGE):
                 page = file.xRead(size, at + _FRAME_HEADER.size)
-            link = Link.unpack(page)
-            yield _Frame(link, next(_counters_in(page), None) if page and link is None else None)
+                link = Link.unpack(page)
+                yield _Frame(link, next(_counters_in(page), None) if link is None else None)
+            else:
+                yield _OTHER_PAGE
             at += _FRAME_HEADER.size + size
     finally:
         file.xClose()

@@ -20,7 +20,7 @@ from ..types import Head, MemoryUnit, Op
 from .connections import all_rows, first_row
 from .damage import noted, read_unit
 from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending
-from .lineage import NO_TOKEN, Link
+from .lineage import NO_TOKEN, next_link
 from .sqlite_errors import SQLITE_ERRORS
 
 __all__ = [
@@ -135,7 +135,7 @@ class Transaction:
         self._seq = self._horizon = self._slot = self._count = self._auto = self._folded = self._backlog = 0
         self._changes = con.total_changes()
         self._load(con)
-        self._link = Link.after(self._held, floor)
+        self._link = next_link(self._held, floor)
         self.head = Head(self._seq, self._horizon, self._slot, self._count)
 
     @property
@@ -250,7 +250,7 @@ class Transaction:
             self.merge_pending()
         now = (self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog)
         if now != self._before or (self._con is not None and self._con.total_changes() != self._changes):
-            self._run(_KEEP, (*now, self._link.pack()))
+            self._run(_KEEP, (*now, self._link))
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
@@ -339,7 +339,7 @@ class Transaction:
     def _raw(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
         if self._con is None:
             raise StorageError("the transaction has ended; open another with write()")
-        return all_rows(self._con, sql, parameters)
+        return self._con.execute(sql, parameters).fetchall()
 
     def _run(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
         try:
