@@ -205,6 +205,7 @@ class MaintenanceScheduler:
         plan: Callable[[View], IndexPlan],
         min_training_units: int,
         log_is_long: Callable[[], bool],
+        device_needs_look: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -212,14 +213,16 @@ class MaintenanceScheduler:
             plan: the index that a view should have.
             min_training_units: MIN_TRAINING_UNITS.
             log_is_long: whether the log should be purged.
+            device_needs_look: whether a round should look at the device; making a plan may set this.
             clock: returns seconds.
         """
-        self._plan, self._min_training_units, self._log_is_long = plan, min_training_units, log_is_long
+        self._plan, self._min_training_units = plan, min_training_units
+        self._log_is_long, self._device_needs_look = log_is_long, device_needs_look
         self._clock = clock
         self._retry = Backoff(RETRY_SECONDS, LONGEST_RETRY_SECONDS, clock)
         self._requested: RebuildReason | None = None
         self._pending: set[str] = set()
-        """Events that the next round answers."""
+        """Events that the next round answers; the background was woken for them."""
         self._look_at = 0
         """The watermark from which the rules are evaluated again."""
         self._watermark, self._written_at = -1, clock()
@@ -256,7 +259,7 @@ class MaintenanceScheduler:
         reason = self.reason(view)
         is_due = (
             (reason is not None and reason.kind != "append")
-            or "device" in self._pending
+            or self._device_needs_look()
             or ("queries" in self._pending and view.stats.calibration is not None)
             or self._log_is_long()
         )
