@@ -212,7 +212,7 @@ def test_a_full_card_is_used_once_it_has_room(tmp_path: Path, card: Card) -> Non
         assert card.searches == 0
         card.taken = 0
         report = store.run_maintenance()
-        assert "the CPU gives way to torch on cuda:0" in report["reason"]
+        assert "the CPU is replaced by torch on cuda:0" in report["reason"]
         assert store.statistics()["index"]["device"] == "cuda:0"
 
 
@@ -274,7 +274,7 @@ def test_a_lost_device_answers_the_query_and_is_left_until_restart(tmp_path: Pat
         assert health["device"]["incidents"] == {"device-lost": 1}
         assert "until restart" in health["device"]["problem"]
         report = store.run_maintenance()
-        assert "torch on cuda:0 gives way to the CPU" in report["reason"]
+        assert "torch on cuda:0 is replaced by the CPU" in report["reason"]
         assert store.search_vectors(vectors_of(5), 3)[1] == expected
         card.lost = False
         store.run_maintenance()

@@ -37,12 +37,16 @@ class Bench:
     def __init__(self) -> None:
         self.clock = Clock()
         self.planned = IndexPlan("two_stage")
-        self.log_is_long = False
+        self.log_is_long = self.device_needs_look = False
         self.plans = 0
-        self.scheduler = MaintenanceScheduler(self._plan, 24, lambda: self.log_is_long, self.clock)
+        self.plan_needs_look = False
+        self.scheduler = MaintenanceScheduler(
+            self._plan, 24, lambda: self.log_is_long, lambda: self.device_needs_look, self.clock
+        )
 
     def _plan(self, _view: View) -> IndexPlan:
         self.plans += 1
+        self.device_needs_look |= self.plan_needs_look
         return self.planned
 
     def delay(self, view: View) -> float | None:
@@ -113,7 +117,7 @@ def test_probes_take_a_hundredth_of_the_time(bench: Bench, a_view: MakeView) -> 
 
 
 def test_a_decision_changes_nothing(bench: Bench, a_view: MakeView) -> None:
-    bench.scheduler.notify("device", a_view(1))
+    bench.log_is_long = True
     first = bench.scheduler.next_action(a_view(1))
     assert first == bench.scheduler.next_action(a_view(1))
     assert first.delay == 0.0
@@ -159,19 +163,25 @@ def test_a_refused_kind_is_tried_again_only_when_the_store_has_changed(bench: Be
 
 
 def test_an_event_is_news_once_and_is_answered_by_a_round(bench: Bench, a_view: MakeView) -> None:
-    view, scheduler = a_view(1), bench.scheduler
+    view, scheduler = calibrated(a_view(1)), bench.scheduler
     assert scheduler.notify("device", view)
     assert not scheduler.notify("device", view), "the background was woken for it"
+    scheduler.notify("queries", view)
     with pytest.raises(OSError, match="full"), scheduler.round():
         raise OSError("full")
     assert scheduler.next_action(view).delay == 0.0, "the failed round has not answered it"
     with scheduler.round():
-        scheduler.notify("device", view)
+        scheduler.notify("queries", view)
     assert scheduler.next_action(view).delay == 0.0, "it came during the round"
     with scheduler.round():
         pass
     assert scheduler.next_action(view).delay is None
     assert scheduler.notify("device", view)
+
+
+def test_a_plan_that_would_use_a_device_makes_a_look_at_it_due(bench: Bench, a_view: MakeView) -> None:
+    bench.plan_needs_look = True
+    assert bench.delay(a_view(1)) == 0.0
 
 
 def test_queries_matter_to_an_index_that_is_calibrated(bench: Bench, a_view: MakeView) -> None:

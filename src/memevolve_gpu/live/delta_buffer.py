@@ -1,8 +1,8 @@
-"""The delta buffer: an exact, append-only buffer of rows that no index holds yet.
+"""The delta buffer: an append-only buffer of rows that no index contains yet; it is searched exactly.
 
-Rows live in chunks that never move or shrink, so a reader that knows how many rows its view may see needs no lock. A
-row that dies is not taken out: ``died`` holds the sequence number of its death, and a view at watermark w sees the
-rows with ``died > w``.
+Rows are stored in chunks that never move or shrink, so a reader that knows how many rows its view may see needs no
+lock. Dead rows stay: ``died`` holds the log entry of a row's death, and a view at watermark w sees rows with
+``died > w``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..types import FloatArray, IntArray
 __all__ = ["NEVER", "Chunk", "DeltaBuffer", "row_bytes"]
 
 NEVER = np.iinfo(np.int64).max
-"""The time of death of a row that is alive."""
+"""``died`` of a live row."""
 
 SMALLEST_CHUNK = 1024
 LARGEST_CHUNK = 65_536
@@ -30,7 +30,7 @@ def row_bytes(dim: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Room for ``len(slots)`` rows from delta position ``start`` on.
+    """Space for ``len(slots)`` rows from delta position ``start`` on.
 
     slots int64 (c,), died int64 (c,), vectors float32 (c, dim).
     """
@@ -63,7 +63,7 @@ class DeltaBuffer:
         """Append m rows: slots ascending and above all before, vectors float32 (m, dim)."""
         done, m = 0, len(slots)
         while done < m:
-            chunk = self._room()
+            chunk = self._free_chunk()
             low = self.n - chunk.start
             high = min(low + m - done, len(chunk.slots))
             upto = done + high - low
@@ -75,12 +75,12 @@ class DeltaBuffer:
             done = upto
 
     def truncate(self, n: int) -> None:
-        """Forget rows from position n on; only rows that no view has seen may go."""
+        """Drop rows from position n on; no published view may contain them."""
         del self.ids[n:]
         self.n = n
 
     def position_of(self, slot: int) -> int:
-        """Delta position of ``slot``, -1 where it is not in the delta buffer."""
+        """Delta position of ``slot``; -1 where it is not in the delta buffer."""
         for chunk in reversed(self._chunks):
             used = min(self.n, chunk.end) - chunk.start
             if used > 0 and chunk.slots[0] <= slot:
@@ -102,23 +102,22 @@ class DeltaBuffer:
         return int(chunk.slots[position - chunk.start])
 
     def pieces(self, start: int, end: int) -> Iterator[Chunk]:
-        """The rows from delta position ``start`` to ``end`` (exclusive), as chunks that share memory with the delta
-        buffer."""
+        """The rows from position ``start`` to ``end`` (exclusive), as chunks that share the buffer's memory."""
         for chunk in self._chunks:
             low, high = max(start, chunk.start) - chunk.start, min(end, chunk.end) - chunk.start
             if low < high:
                 yield Chunk(chunk.start + low, chunk.slots[low:high], chunk.died[low:high], chunk.vectors[low:high])
 
     def blocks(self, start: int, end: int) -> Iterator[FloatArray]:
-        """The vectors of these rows, float32 (m, dim) at a time, which share memory with the delta buffer."""
+        """The vectors of these rows, in arrays float32 (m, dim) that share the buffer's memory."""
         return (piece.vectors for piece in self.pieces(start, end))
 
     def rest(self, start: int, end: int) -> DeltaBuffer:
-        """A delta buffer of the rows from position ``start`` to ``end`` (exclusive), for the views to come.
+        """A delta buffer of the rows from position ``start`` to ``end`` (exclusive), for later views.
 
-        It shares the memory of this one, which must not be written any more; readers of older views go on undisturbed:
-        later rows lie beyond their ``n``, and later deaths above their watermark. Only the chunk in which ``start``
-        lies is copied, so that the rows before it can be freed.
+        It shares the memory of this one, which must not be written any more. Readers of older views are not affected:
+        later rows are beyond their ``n``, and later deaths above their watermark. Only the chunk that contains
+        ``start`` is copied, so that the rows before it can be freed.
         """
         other = DeltaBuffer(self.dim)
         other.n, other.ids = end - start, self.ids[start:end]
@@ -133,7 +132,7 @@ class DeltaBuffer:
         return other
 
     def copy(self, end: int) -> DeltaBuffer:
-        """The rows up to position ``end`` in memory of their own."""
+        """A copy of the rows up to position ``end``."""
         other = DeltaBuffer(self.dim)
         for piece in self.pieces(0, end):
             other.extend(piece.slots.tolist(), self.ids[piece.start : piece.end], piece.vectors)
@@ -146,7 +145,7 @@ class DeltaBuffer:
     def _chunk_at(self, position: int) -> Chunk:
         return next(chunk for chunk in reversed(self._chunks) if chunk.start <= position)
 
-    def _room(self) -> Chunk:
+    def _free_chunk(self) -> Chunk:
         for chunk in reversed(self._chunks):
             if chunk.start <= self.n < chunk.end:
                 return chunk

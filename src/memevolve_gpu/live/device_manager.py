@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from ..devices.memory import MemoryBudget
 from ..devices.selection import Machine
@@ -82,7 +82,7 @@ class DeviceManager:
         self._broken: dict[str, str] = {}
         self._disabled_reason = ""
         self._backoff_reason = ""
-        self._room_then = 0
+        self._free_then = 0
         self._retry = Backoff(_FIRST_RETRY, _LONGEST_RETRY, clock)
         self._look_at = 0.0
         """When a round should look at a device that had no free memory."""
@@ -125,13 +125,13 @@ class DeviceManager:
         if self._backoff_reason or "limit" in self._active_issues:
             self.machine.look_again()
         self._budget = self.machine.budget()
-        if not self._retry.remaining or self._budget.room >= _MORE_MEMORY * max(1, self._room_then):
+        if not self._retry.remaining or self._budget.room >= _MORE_MEMORY * max(1, self._free_then):
             self._backoff_reason = ""
 
     def state(self, count: int, index: Index) -> DeviceState | None:
         """What the planner needs to know of the device for ``count`` units, most of them in ``index``; None for the
         CPU."""
-        there, held = index.plan.engine != "cpu", index.device_bytes
+        there = index.plan.engine != "cpu"
         if not self._concerned(2 * count if there else count):
             return None
         if self.machine.known is None or self._budget is None:
@@ -142,10 +142,11 @@ class DeviceManager:
         if choice.gpu is None:
             return None
         missing = {engine: problem for engine, problem in (self.machine.engines() | self._broken).items() if problem}
+        limit, bound = self._limit(index.device_bytes)
         return DeviceState(
             device=choice.device,
             name=choice.gpu.name,
-            limit_bytes=self._limit(held),
+            limit_bytes=limit,
             engines=tuple(engine for engine in self.machine.engines() if engine not in missing),
             missing="; ".join(missing.values()),
             setting=self._setting,
@@ -153,7 +154,7 @@ class DeviceManager:
             held=there,
             problem=self._disabled_reason or self._backoff_reason,
             table=self._table,
-            bound="MAX_MEMORY_MB" if self._bounded(held) else "GPU_MEMORY_FRACTION",
+            bound=bound,
         )
 
     def absence(self) -> str:
@@ -191,16 +192,16 @@ class DeviceManager:
         if self.machine.forked:
             raise DeviceError(self.machine.choice.reason, "fork")
         if not self.machine.holdings.active:  # create no CUDA context on a full card
-            self._room_for(plan, old)
+            self._check_memory(plan, old)
         problem = self.machine.refusal(plan.engine)
         if problem:
             raise DeviceError(problem, "out-of-memory" if "another process" in problem else "device-error")
         self.machine.holdings.begin()
-        room, budget = self._room_for(plan, old)
+        room, budget = self._check_memory(plan, old)
         self._set_limits(plan, budget)
         return plan.device_bytes <= room
 
-    def _room_for(self, plan: IndexPlan, old: Index) -> tuple[int, MemoryBudget]:
+    def _check_memory(self, plan: IndexPlan, old: Index) -> tuple[int, MemoryBudget]:
         """Bytes that may be added on the device beside ``old``; raises DeviceError where ``plan`` needs more."""
         self._budget = self.budget_before = budget = self.machine.budget(fresh=True)
         held = old.device_bytes if old.device == plan.device else 0
@@ -311,20 +312,17 @@ class DeviceManager:
         request = self.machine.request
         return request != "cpu" and (request != "auto" or count >= gpu_pays_from(self._table))
 
-    def _limit(self, held: int) -> int:
-        """What an index may take on the device in place of one that uses ``held`` bytes there."""
-        allowed_bytes = self._allowed_bytes(held)
-        return allowed_bytes if self._most_bytes is None else min(allowed_bytes, self._most_bytes)
-
-    def _bounded(self, held: int) -> bool:
-        return self._most_bytes is not None and self._most_bytes < self._allowed_bytes(held)
-
-    def _allowed_bytes(self, held: int) -> int:
-        room = 0 if self._budget is None else self._budget.room
-        return max(room + held, int(_GROWTH * held))
+    def _limit(self, used: int) -> tuple[int, Literal["GPU_MEMORY_FRACTION", "MAX_MEMORY_MB"]]:
+        """Bytes that an index may take on the device in place of one that uses ``used``, and the setting that limits
+        it."""
+        free = 0 if self._budget is None else self._budget.room
+        by_budget = max(free + used, int(_GROWTH * used))
+        if self._most_bytes is not None and self._most_bytes < by_budget:
+            return self._most_bytes, "MAX_MEMORY_MB"
+        return by_budget, "GPU_MEMORY_FRACTION"
 
     def _start_backoff(self, why: str) -> None:
         self._backoff_reason = why
         self._budget = self.machine.budget(fresh=True)
-        self._room_then = self._budget.room
+        self._free_then = self._budget.room
         self._look_at = self._clock() + self._retry.failed()

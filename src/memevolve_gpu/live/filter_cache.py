@@ -1,7 +1,7 @@
-"""Cached filter masks, updated by changed slots instead of evaluated again.
+"""Cached filter masks, which are updated for changed slots rather than evaluated again.
 
-A filter's slots are found once by the records; later searches only look again at the slots that came or changed
-since. The cache is bounded and holds nothing that the records do not say.
+The records find a filter's slots once; later searches evaluate it only for slots that were added or changed since. The
+cache is bounded.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Matching = Callable[[Any, "IntArray | None"], IntArray]
 
 
 class Touched:
-    """The slots that came or changed lately, with the log entry that did it; bounded."""
+    """The slots that were recently added or changed, with the log entries; bounded."""
 
     def __init__(self, since: int) -> None:
         self.restart(since)
 
     def restart(self, since: int) -> None:
-        """Forget everything; what was touched up to ``since`` is no longer known."""
-        self._known_from = since  # first: whoever reads meanwhile must rather know too little
+        """Start again; changes up to ``since`` are not known."""
+        self._known_from = since  # first, so that a concurrent reader does not miss changes
         self._entries: deque[tuple[int, int]] = deque()
 
     def extend(self, entries: Iterable[tuple[int, int]]) -> None:
@@ -46,8 +46,8 @@ class Touched:
             self._entries.popleft()
 
     def since(self, seq: int) -> IntArray | None:
-        """Ascending distinct slots touched after ``seq``; None when that is no longer known."""
-        entries = list(self._entries)  # in one step: other threads, and signal handlers, append meanwhile
+        """Distinct slots touched after ``seq``, ascending; None when they are not known any more."""
+        entries = list(self._entries)  # one step: other threads and signal handlers append
         if seq < self._known_from:
             return None
         found: list[int] = []
@@ -59,17 +59,17 @@ class Touched:
 
 
 def _no_index() -> None:
-    """No index has been masked."""
+    """There is no mask of any index."""
 
 
 @dataclass
 class _Entry:
-    """One filter: ``slots`` matched as of log entry ``seq``; the mask made of them for one index and its deaths."""
+    """One filter: the ``slots`` that match as of log entry ``seq``, and their mask for one index and its deaths."""
 
     seq: int = -1
     slots: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     rows_for: Callable[[], Index | None] = _no_index
-    """The index, which is not kept alive for it: it may hold a device's memory."""
+    """The index of the mask, held weakly: it may use a device's memory."""
     rows: np.ndarray[Any, np.dtype[np.bool_]] | None = None
     allowed_dead: int = -1
     row_filter: RowFilter | None = None
@@ -78,7 +78,7 @@ class _Entry:
 
 
 class FilterCache:
-    """Masks by filter, least recently used first out."""
+    """Masks by filter; the least recently used is dropped first."""
 
     def __init__(self, matching: Matching) -> None:
         self._matching = matching
@@ -95,7 +95,7 @@ class FilterCache:
         """The mask of ``filters`` for ``view``; ``key`` is the filter's canonical form."""
         entry = self._entry(key)
         with entry.lock:
-            if entry.busy:  # a signal handler or finalizer inside this very call: it does without what is half done
+            if entry.busy:  # a signal handler or finalizer interrupts this call: use no half-done entry
                 entry = _Entry()
             entry.busy = True
             try:

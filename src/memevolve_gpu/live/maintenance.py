@@ -143,7 +143,10 @@ class Maintenance:
         self._saver = Saver(live)
         self.plan = partial(plan_for, live.settings, live.device_manager)
         """The index that a view should have."""
-        self.scheduler = MaintenanceScheduler(self.plan, live.settings.min_training_units, self._saver.log_is_long)
+        devices = live.device_manager
+        self.scheduler = MaintenanceScheduler(
+            self.plan, live.settings.min_training_units, self._saver.log_is_long, lambda: devices.needs_look
+        )
         self._quality_now: tuple[object, Quality] | None = None
         """The last answer of ``quality``, and of which state."""
         self._rows_at_low_recall = 0

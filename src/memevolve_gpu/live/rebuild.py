@@ -21,11 +21,10 @@ from ..index.registry import build
 from ..index.vector_table import lengthened, roomy
 from ..training.calibration import calibrate
 from ..training.recall import Pause, measure, no_pause, self_hits
-from ..training.retrain_rules import list_balance
 from ..training.training_set import Progress, TrainingSet, source_for
 from ..types import FloatArray, IndexPlan, IntArray, Rows
 from .delta_buffer import DeltaBuffer
-from .index_stats import IndexStats
+from .index_stats import IndexStats, list_balance
 from .live_index import LiveIndex, LiveSettings
 from .query_sample import QuerySample
 from .scheduler import MaintenanceScheduler, RebuildReason, Spent

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from ..index.base import out_of_range
-from ..training.retrain_rules import Now, Trained, needs_retraining
+from ..planner.nlist import should_recreate
 from ..types import IndexPlan
 from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
+from .index_stats import IndexStats
 from .view import View
 
 __all__ = [
@@ -48,6 +49,13 @@ DELTA_MOST_ON_DEVICE = 32_768
 """On a device an append copies the whole index once: on the device (torch) or from the host (faiss). The delta buffer,
 50 MB at 384 dimensions, is scanned on the device by the torch engine, and in 2 ms on the host beside faiss."""
 
+GROWTH = 2.0
+"""Train again when the rows are this many times those of the training."""
+
+IMBALANCE_GROWTH, EMPTY_GROWTH = 1.5, 0.25
+"""Train again when the imbalance of the lists has grown by this factor, or their empty share by this much. A list is
+probed about as often as it is long, so the codes read per search grow by the first factor too."""
+
 DEAD_FRACTION, DEAD_ROWS = 0.15, 256
 """Tombstones that may stay: a share of the rows, and at least this many."""
 
@@ -75,9 +83,11 @@ def rebuild_reason(
     """Why a new index is due; None when the one in use is good. ``quiet``: no writes, so fewer rows may wait."""
     if view.stats.by_request and plan.kind == "exact":
         plan = view.index.plan
-    if _too_early(view, min_training_units) or _refused_lately(view):
-        return _to_compact(view) or _to_append(view, quiet)
-    return _to_train(view, plan) or _to_compact(view) or _to_append(view, quiet)
+    refused = view.stats.refused_rows
+    too_few = view.count < min_training_units and view.index.kind == "exact"
+    refused_lately = refused > 0 and abs(view.count - refused) <= RETRY_GROWTH * refused
+    reason = None if too_few or refused_lately else _to_train(view, plan)
+    return reason or _to_compact(view) or _to_append(view, quiet)
 
 
 def delta_limit(view: View) -> int:
@@ -97,29 +107,35 @@ def quiet_limit(view: View) -> int:
     return QUIET_ROWS if view.index.plan.engine == "cpu" else delta_limit(view)
 
 
-def _too_early(view: View, min_training_units: int) -> bool:
-    return view.count < min_training_units and view.index.kind == "exact"
-
-
-def _refused_lately(view: View) -> bool:
-    refused = view.stats.refused_rows
-    return refused > 0 and abs(view.count - refused) <= RETRY_GROWTH * refused
-
-
 def _to_train(view: View, plan: IndexPlan) -> RebuildReason | None:
-    held, stats = view.index.plan, view.stats
-    if plan.kind != held.kind:
-        return RebuildReason("train", f"{held.kind} is replaced by {plan.kind}: {plan.reason}")
-    if (plan.engine, plan.device) != (held.engine, held.device):
-        places = [f"{one.engine} on {one.device}" if one.device != "cpu" else "the CPU" for one in (held, plan)]
+    used, stats = view.index.plan, view.stats
+    if plan.kind != used.kind:
+        return RebuildReason("train", f"{used.kind} is replaced by {plan.kind}: {plan.reason}")
+    if (plan.engine, plan.device) != (used.engine, used.device):
+        places = [f"{one.engine} on {one.device}" if one.device != "cpu" else "the CPU" for one in (used, plan)]
         return RebuildReason("train", f"{places[0]} is replaced by {places[1]}: {plan.reason}")
-    if plan.precision != held.precision and out_of_range(plan.precision) not in held.notes:
-        return RebuildReason("train", f"precision {held.precision} is replaced by {plan.precision}")
-    if not stats.trained_rows:
-        return None
-    trained = Trained(stats.trained_rows, view.index.nlist, stats.trained_balance)
-    reason = needs_retraining(trained, Now(view.count, plan.nlist, stats.balance), target_recall=1.0)
-    return None if reason is None else RebuildReason("train", reason)
+    if plan.precision != used.precision and out_of_range(plan.precision) not in used.notes:
+        return RebuildReason("train", f"precision {used.precision} is replaced by {plan.precision}")
+    drift = _drift(view.count, view.index.nlist, plan.nlist, stats) if stats.trained_rows else ""
+    return RebuildReason("train", drift) if drift else None
+
+
+def _drift(count: int, nlist: int, planned_nlist: int, stats: IndexStats) -> str:
+    """How far the data has moved away from what the quantisers were trained on; empty where they are still good.
+
+    Each rule compares with the state at the training. Training therefore removes its own cause: data that is uneven by
+    nature, such as copies of one vector, does not lead to it again.
+    """
+    was, now = stats.trained_balance, stats.balance
+    if nlist and planned_nlist and should_recreate(nlist, planned_nlist):
+        return f"nlist {nlist} is off the planned {planned_nlist} by 25 % or more"
+    if count >= GROWTH * stats.trained_rows:
+        return f"there are {count} units, and the index was trained on {stats.trained_rows}"
+    if nlist and now.imbalance_factor >= IMBALANCE_GROWTH * was.imbalance_factor:
+        return f"list imbalance has grown from {was.imbalance_factor:.2f} to {now.imbalance_factor:.2f}"
+    if nlist and now.empty_share >= was.empty_share + EMPTY_GROWTH:
+        return f"{now.empty_share:.0%} of the lists are empty, {was.empty_share:.0%} were at the training"
+    return ""
 
 
 def _to_compact(view: View) -> RebuildReason | None:
@@ -189,6 +205,7 @@ class MaintenanceScheduler:
         plan: Callable[[View], IndexPlan],
         min_training_units: int,
         log_is_long: Callable[[], bool],
+        device_needs_look: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -196,14 +213,16 @@ class MaintenanceScheduler:
             plan: the index that a view should have.
             min_training_units: MIN_TRAINING_UNITS.
             log_is_long: whether the log should be purged.
+            device_needs_look: whether a round should look at the device; making a plan may set this.
             clock: returns seconds.
         """
-        self._plan, self._min_training_units, self._log_is_long = plan, min_training_units, log_is_long
+        self._plan, self._min_training_units = plan, min_training_units
+        self._log_is_long, self._device_needs_look = log_is_long, device_needs_look
         self._clock = clock
         self._retry = Backoff(RETRY_SECONDS, LONGEST_RETRY_SECONDS, clock)
         self._requested: RebuildReason | None = None
         self._pending: set[str] = set()
-        """Events that the next round answers."""
+        """Events that the next round answers; the background was woken for them."""
         self._look_at = 0
         """The watermark from which the rules are evaluated again."""
         self._watermark, self._written_at = -1, clock()
@@ -240,7 +259,7 @@ class MaintenanceScheduler:
         reason = self.reason(view)
         is_due = (
             (reason is not None and reason.kind != "append")
-            or "device" in self._pending
+            or self._device_needs_look()
             or ("queries" in self._pending and view.stats.calibration is not None)
             or self._log_is_long()
         )

@@ -25,11 +25,11 @@ __all__ = ["agrees", "load_snapshot", "read_everything", "spot_check"]
 PAGE = 512
 SAMPLED = 32
 TOLERANCE = 1e-5
-"""Relative; a row that is normalised alone may differ in its last bits from the same row among many."""
+"""Relative; a row normalised alone may differ in its last bits from the same row normalised in a batch."""
 
 
 def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View, SnapshotInfo] | None:
-    """The snapshot's index as a view at the snapshot's watermark; None, with an event, when it cannot serve."""
+    """The snapshot's index as a view at the snapshot's watermark; None, with an event, when it cannot be used."""
     started = time.perf_counter()
     if not path.exists():
         return None
@@ -40,7 +40,7 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         return None
     head = records.head()
     if info.watermark > head.last_seq and not records.read_only:
-        _forget(path)
+        _remove(path)
     if not head.horizon <= info.watermark <= head.last_seq:
         events.record(
             "snapshot-refused",
@@ -52,15 +52,18 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
     return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead), info
 
 
-def _forget(path: Path) -> None:
-    """Remove a snapshot that is ahead of the log: the records went back in time, to an older copy or by a power cut
-    under durability normal. Left alone it would join the log again once as much was written, and be wrong."""
+def _remove(path: Path) -> None:
+    """Remove a snapshot that is ahead of the log.
+
+    The records went back in time: an older copy, or a power cut under durability normal. After enough writes the
+    snapshot would seem to join the log again, and be wrong.
+    """
     with suppress(OSError):
         path.unlink()
 
 
 def read_everything(records: Records) -> View:
-    """An exact index of every live row, at the log's end as of the start of the reading."""
+    """An exact index of all live rows, at the end of the log when the reading started."""
     head = records.head()
     if not head.count:
         return view_of(empty_index(records.dim, records.metric), head.last_seq)
@@ -72,7 +75,7 @@ def read_everything(records: Records) -> View:
         _fill(page, len(ids), slots, vectors)
         ids.extend(row.id.encode() for row in page)
         after = page[-1].slot
-    n = len(ids)  # fewer than head.count when rows died during the reading; their DROPs follow in the log
+    n = len(ids)  # fewer than head.count where rows were deleted meanwhile; their DROPs follow in the log
     if records.metric == "cosine":
         vectors[:n] = normalize_rows(vectors[:n])
     rows = Rows(slots[:n], *_joined(ids), vectors[:n])
@@ -80,9 +83,9 @@ def read_everything(records: Records) -> View:
 
 
 def agrees(view: View, records: Records, seed: int) -> bool:
-    """Does an up-to-date view hold as many units as the records, and the right ones where it was sampled?
+    """Whether an up-to-date view has as many units as the records, and the right ones in a sample.
 
-    A view that others have written past meanwhile cannot be judged and passes.
+    A view that is behind the records by now cannot be compared, and passes.
     """
     sampled = spot_check(view, records, seed)
     head = records.head()
@@ -90,7 +93,7 @@ def agrees(view: View, records: Records, seed: int) -> bool:
 
 
 def spot_check(view: View, records: Records, seed: int) -> bool:
-    """Do sampled rows of the index, and its newest ones, carry the ids and vectors that the records hold?"""
+    """Whether sampled rows of the index, and its newest ones, have the ids and vectors of the records."""
     positions = _sample(view, seed)
     index = view.index
     units = records.units_at(index.slots[positions].tolist())
@@ -114,11 +117,11 @@ def _sample(view: View, seed: int) -> IntArray:
 def _same(index: Index, position: int, raw: bytes | None) -> bool:
     if raw is None:
         return False
-    truth = np.frombuffer(raw, dtype="<f4")
+    expected = np.frombuffer(raw, dtype="<f4")
     if index.metric == "cosine":
-        truth = normalize_rows(truth[None, :])[0]
-    held = index.vectors_at(np.array([position], dtype=np.int64))[0]
-    return bool(np.linalg.norm(held - truth) <= TOLERANCE * max(1e-12, float(np.linalg.norm(truth))))
+        expected = normalize_rows(expected[None, :])[0]
+    indexed = index.vectors_at(np.array([position], dtype=np.int64))[0]
+    return bool(np.linalg.norm(indexed - expected) <= TOLERANCE * max(1e-12, float(np.linalg.norm(expected))))
 
 
 def _fill(

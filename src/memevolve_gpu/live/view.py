@@ -26,8 +26,8 @@ T = TypeVar("T")
 class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
     """``functools.cached_property`` without a lock: two threads at once may compute the value twice.
 
-    Up to Python 3.11 the original holds one lock for all instances while it computes. A process that is forked while
-    another thread is at it would wait for that lock for ever.
+    Up to Python 3.11 the original holds one lock for all instances while it computes. A process forked meanwhile would
+    wait for that lock forever.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -44,15 +44,15 @@ class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
 
 
 _WIDER = 8
-"""How much wider each scan is than the one before, while it cuts a tie."""
+"""Factor by which a scan that cuts a tie is widened."""
 
 BoolArray = npt.NDArray[np.bool_]
 
 
 class LiveRows(RowFilter):
-    """The rows of an index that are alive at a watermark; the full mask is made only when a scan asks for it.
+    """The rows of an index that are alive at a watermark; the full mask is computed only when a scan needs it.
 
-    The first ``dead`` entries of ``deaths`` are the others, in the order in which they died.
+    The first ``dead`` entries of ``deaths`` are the positions of the dead rows, in the order in which they died.
     """
 
     def __init__(self, died: IntArray, watermark: int, deaths: array[int], dead: int) -> None:
@@ -83,8 +83,10 @@ class LiveRows(RowFilter):
 
 @dataclass(frozen=True, slots=True)
 class ViewFilter:
-    """A filter's outcome on one view: rows allowed in the body (None: the living), and matching slots for the delta
-    buffer."""
+    """A filter evaluated on one view.
+
+    index: allowed rows of the index, None if it has no rows; slots: all matching slots, ascending.
+    """
 
     index: RowFilter | None
     slots: IntArray
@@ -94,7 +96,7 @@ class ViewFilter:
 class Found:
     """Results of nq queries: distances float32 (nq, k), +inf where missing; places int64 (nq, k), -1 where missing.
 
-    A place is an index position, or the index's length plus a delta buffer position, of the view that was searched.
+    A place is a position in the index, or the index's length plus a position in the delta buffer, of the view searched.
     """
 
     view: View
@@ -116,13 +118,13 @@ class Found:
 
 @dataclass(frozen=True)
 class View:
-    """What a search sees; nothing reachable from here changes what it answers.
+    """What a search sees; the answers of a view never change.
 
-    body_seq is a log entry as of which index and deaths say everything; while the delta buffer is empty they do so as
-    of
-    ``watermark``. body_died int64 (index.n,), body_deaths and the delta buffer are shared with later views: rows are
-    only ever added past ``delta_n``, deaths only ever set to a sequence number above ``watermark``, and positions only
-    ever put behind the first ``index_dead`` of body_deaths, which are those of the index's dead rows.
+    index_seq is a log entry as of which index and deaths are complete; while the delta buffer is empty they are
+    complete as of ``watermark``. index_died int64 (index.n,) holds the log entry of each row's death. It, index_deaths
+    and the delta buffer are shared with later views: rows are only added after ``delta_n``, deaths are only set to log
+    entries above ``watermark``, and positions are only added after the first ``index_dead`` of index_deaths, which are
+    those of the dead rows of this view.
     """
 
     watermark: int
@@ -150,14 +152,14 @@ class View:
 
     @lazy
     def alive(self) -> RowFilter | None:
-        """Living rows of the index; None when no row of it has died."""
+        """Live rows of the index; None when all are."""
         if not self.index_dead:
             return None
         return LiveRows(self.index_died, self.watermark, self.index_deaths, self.index_dead)
 
     @lazy
     def delta_alive(self) -> RowFilter | None:
-        """Living rows of the delta buffer; None when no row of it has died."""
+        """Live rows of the delta buffer; None when all are."""
         if not self.delta_dead:
             return None
         rows = [piece.died > self.watermark for piece in self.delta.pieces(0, self.delta_n)]
@@ -166,13 +168,13 @@ class View:
     def search(
         self, queries: FloatArray | DeviceQueries, k: int, params: SearchParams, view_filter: ViewFilter | None = None
     ) -> Found:
-        """Exact distances of the k nearest living, matching rows; of rows at equal distances the older first.
+        """Exact distances of the k nearest live, matching rows; of rows at equal distances the older first.
 
-        One result more is looked for than is asked for: where it lies at the distance of the k-th, more rows may, and
-        an exact scan finds which of them are the oldest. So the first results do not depend on how many are wanted.
+        One more result than k is searched for: if it is as far as the k-th, an exact scan finds the oldest of all rows
+        at that distance, so that the first results do not depend on k.
 
-        queries float32 (nq, dim), normalised under cosine; those on a device come to the host for a delta buffer or an
-        index that cannot take them as they are.
+        queries: float32 (nq, dim), normalised under cosine. Those on a device are copied to the host for a delta buffer
+        or an index that cannot take them there.
         """
         distances, places = self._nearest(queries, min(k + 1, max(k, self.count)), params, view_filter)
         if places.shape[1] > k:
@@ -189,14 +191,14 @@ class View:
         parts: list[tuple[FloatArray, IntArray]] = []
         row_filter = self.alive if view_filter is None else view_filter.index
         if self.index.n and (row_filter is None or row_filter.count):
-            parts.append(self.index.search(_taken_by(self.index, queries), k, params, row_filter))
+            parts.append(self.index.search(_queries_for(self.index, queries), k, params, row_filter))
         parts += self._search_delta(queries, k, view_filter)
         return _merge(parts, len(queries), k)
 
     def _untie(
         self, queries: FloatArray, tied: IntArray, view_filter: ViewFilter | None, out: tuple[FloatArray, IntArray]
     ) -> None:
-        """Fill the rows ``tied`` of ``out``, (nq, k), by exact scans so wide that no tie is cut."""
+        """Fill the rows ``tied`` of ``out``, (nq, k), by exact scans wide enough to cut no tie."""
         k = width = out[0].shape[1]
         while tied.size:
             width = min(_WIDER * (width + 1), self.count)
@@ -228,13 +230,13 @@ class View:
             return []
         found = self.index.search_delta(self.delta, self.delta_n, queries, k, row_filter)
         if found is not None:
-            return [(found[0], _moved(found[1], self.index.n))]
+            return [(found[0], _shifted(found[1], self.index.n))]
         here, parts = np.asarray(queries), []
         for piece in self.delta.pieces(0, self.delta_n):
             own = None if row_filter is None else RowFilter(row_filter.rows[piece.start : piece.end])
             if own is None or own.count:
                 distances, places = exact_scan(here, piece.vectors, k, self.metric, own)
-                parts.append((distances, _moved(places, self.index.n + piece.start)))
+                parts.append((distances, _shifted(places, self.index.n + piece.start)))
         return parts
 
     def _delta_filter(self, view_filter: ViewFilter) -> RowFilter:
@@ -244,16 +246,16 @@ class View:
         return RowFilter(matching if alive is None else matching & alive.rows)
 
 
-def _taken_by(index: Index, queries: FloatArray | DeviceQueries) -> FloatArray:
-    """Queries in the form that the index takes best: a tensor where it lies, or an array of the host."""
+def _queries_for(index: Index, queries: FloatArray | DeviceQueries) -> FloatArray:
+    """Queries as the index takes them: a tensor on its device, or an array on the host."""
     if isinstance(queries, DeviceQueries):
         tensor: FloatArray = queries.tensor
         return tensor if index.accepts_device_queries and index.device != "cpu" else queries.host()
     return queries
 
 
-def _moved(places: IntArray, by: int) -> IntArray:
-    """``places`` counted from elsewhere; -1 stays."""
+def _shifted(places: IntArray, by: int) -> IntArray:
+    """``places`` shifted by an offset; -1 stays."""
     return np.where(places >= 0, places + by, -1)
 
 
@@ -268,7 +270,7 @@ def contains(sorted_slots: IntArray, slots: IntArray) -> BoolArray:
 
 
 def _merge(parts: Sequence[tuple[FloatArray, IntArray]], nq: int, k: int) -> tuple[FloatArray, IntArray]:
-    """The k nearest of all parts, nearest first, of equal ones the oldest."""
+    """The k nearest of all parts, nearest first, and of equal ones the oldest first."""
     if not parts:
         return np.full((nq, k), np.inf, dtype=np.float32), np.full((nq, k), -1, dtype=np.int64)
     if len(parts) == 1:

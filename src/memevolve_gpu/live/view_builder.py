@@ -1,7 +1,7 @@
 """Build the next view: apply log entries in order, under the store's mutex.
 
-A draft that is abandoned half-way leaves the published view as it was: rows past its ``delta_n`` are cut off by the
-next draft, so are deaths past its ``index_dead``, and those above its watermark are invisible to it and written again.
+An abandoned builder leaves the published view as it was: the next builder truncates rows after its ``delta_n`` and
+deaths after its ``index_dead``; deaths above its watermark are invisible to it, and are written again.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ EXACT = IndexPlan("exact", reason="exact search needs no training")
 
 
 def flat_index(rows: Rows, metric: Metric) -> Index:
-    """An index that scans its rows."""
+    """An exact index on the CPU."""
     return build(EXACT, rows, metric, seed=0)
 
 
 def cpu_copy(index: Index) -> Index:
-    """An index on the CPU that scans the vectors of ``index``, which it shares: the same positions, at no cost."""
+    """An exact index on the CPU that shares the vectors of ``index``, at the same positions."""
     rows = Rows(index.slots, index.id_bytes, index.id_ends, np.empty((0, index.dim), dtype=np.float32))
     return FlatIndex(EXACT, index.metric, rows, index.table)
 
 
 def on_host(view: View) -> View:
-    """The same view without a device: its rows, scanned on the host."""
+    """The same view with an exact index on the CPU."""
     return replace(view, index=cpu_copy(view.index), stats=UNKNOWN)
 
 
@@ -51,7 +51,7 @@ def empty_index(dim: int, metric: Metric) -> Index:
 
 
 def view_of(index: Index, watermark: int, stats: IndexStats = UNKNOWN, dead: IntArray | None = None) -> View:
-    """A view with an empty tail, in which every row of ``index`` is alive but those at ``dead``, int64 (m,)."""
+    """A view with an empty delta buffer; all rows of ``index`` are alive, except those at ``dead``, int64 (m,)."""
     died = np.full(index.n, NEVER, dtype=np.int64)
     deaths = array("q", () if dead is None else dead.tolist())
     if deaths:
@@ -62,7 +62,7 @@ def view_of(index: Index, watermark: int, stats: IndexStats = UNKNOWN, dead: Int
 
 
 def apart(view: View) -> View:
-    """The same view with deaths and tail in memory of its own, for a draft that the published view does not see."""
+    """The same view with its own copy of deaths and delta buffer, for a builder beside the published view's."""
     deaths = array("q", view.index_deaths[: view.index_dead])
     return replace(view, index_died=view.index_died.copy(), index_deaths=deaths, delta=view.delta.copy(view.delta_n))
 
@@ -82,7 +82,7 @@ class ViewBuilder:
         self.watermark = view.watermark
         self.cleared = False
         self.touched: list[tuple[int, int]] = []
-        """(seq, slot) of rows that came or changed: what a cached filter must look at again."""
+        """(seq, slot) of rows that were added or changed, which cached filters must evaluate again."""
 
     def apply(self, changes: Sequence[Change]) -> None:
         for op, run in groupby(changes, key=attrgetter("op")):
@@ -119,7 +119,7 @@ class ViewBuilder:
         return view
 
     def _put(self, changes: list[Change]) -> None:
-        """Take the rows in; those that are gone again are passed over, their DROP follows in the log."""
+        """Add rows, except those that are deleted again: their DROP follows in the log."""
         rows = [(one.slot, one.id, one.vector) for one in changes if one.id is not None and one.vector is not None]
         if rows:
             slots, ids, raw = zip(*rows, strict=True)

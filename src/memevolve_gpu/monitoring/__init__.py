@@ -1,1 +1,1 @@
-"""What operators see: events and the health report."""
+"""Events of a store and latencies of its searches."""

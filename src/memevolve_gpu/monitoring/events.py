@@ -1,6 +1,6 @@
-"""Events of a store for its operators, and latencies of recent searches.
+"""Events of a store, and latencies of recent searches.
 
-Events are logged and held in a bounded ring; the totals by kind are never forgotten while the store is open.
+Events are logged and kept in a bounded ring; totals by kind are kept as long as the store is open.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LATENCIES_KEPT = 2048
 
 
 class LatencyRing:
-    """The durations of the newest searches. Appending to a deque is atomic, so threads need no lock."""
+    """The durations of the last searches. Appending to a deque is atomic, so no lock is needed."""
 
     def __init__(self, kept: int = LATENCIES_KEPT) -> None:
         self._seconds: deque[float] = deque(maxlen=kept)
@@ -29,11 +29,11 @@ class LatencyRing:
         self._seconds.append(seconds)
 
     def forget(self) -> None:
-        """Start anew, so that the figures before and after a change can be told apart."""
+        """Drop all durations, so that those before and after a change are not mixed."""
         self._seconds.clear()
 
     def percentiles(self) -> dict[str, float] | None:
-        """{"p50_ms", "p95_ms", "p99_ms", "searches"} of the newest searches; None before the first."""
+        """{"p50_ms", "p95_ms", "p99_ms", "searches"} of the last searches; None before the first."""
         taken = np.array(list(self._seconds)) * 1e3
         if not len(taken):
             return None
@@ -48,7 +48,7 @@ logger = logging.getLogger("memevolve_gpu")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """kind: a short stable word; cause: one sentence; seconds: how long it took; at: Unix time; figures: numbers."""
+    """kind: a short stable word; cause: one sentence; seconds: duration; at: Unix time; figures: numbers."""
 
     kind: str
     cause: str
@@ -89,5 +89,5 @@ class EventLog:
             return dict(self._totals)
 
     def reset_lock(self) -> None:
-        """Give a forked child a lock that nobody holds."""
+        """In a forked child: a new lock."""
         self._lock = threading.RLock()

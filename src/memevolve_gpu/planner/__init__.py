@@ -1,1 +1,1 @@
-"""Pure functions that decide: which index, how many lists, how many bytes, how much effort."""
+"""Pure functions that decide: which index, how many lists, how many bytes, which search parameters, which engine."""

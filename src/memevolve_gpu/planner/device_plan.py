@@ -17,14 +17,14 @@ from .sizes import plan_bytes
 __all__ = ["EXACT_BYTES", "DeviceState", "device_bytes", "on_device", "scratch_bytes", "sized"]
 
 _SPARED = 0.5
-"""Share of the limit up to which float32 rows may lie on the device beside the narrow ones: others want room, too."""
+"""Share of the limit up to which float32 rows may be on the device beside the narrow ones; the rest is for others."""
 
 
 def device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
     """Bytes on the device of ``n`` vectors of ``dim`` dimensions, mask and scratch included; 0 for plans on the CPU.
 
-    Without :func:`scratch_bytes`, within 10 % of what the index reports. Of a torch index the least that it can do
-    with: see :func:`sized`.
+    Without :func:`scratch_bytes`, within 10 % of what the index reports. For a torch index the least that it needs: see
+    :func:`sized`.
     """
     if plan.engine == "torch":
         return torch_bytes(n, dim, plan.precision, nlist=plan.nlist)
@@ -32,15 +32,14 @@ def device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
 
 
 def scratch_bytes(plan: IndexPlan) -> int:
-    """Bytes of :func:`device_bytes` that all searches on the device share, and that no index counts as its own."""
+    """Bytes of :func:`device_bytes` that all searches on the device share, and that belong to no index."""
     return {"torch": SCRATCH, "faiss": TEMPORARY_BYTES}.get(plan.engine, 0)
 
 
 def sized(plan: IndexPlan, n: int, dim: int, limit: int) -> Iterator[IndexPlan]:
-    """``plan`` with its predicted ``device_bytes``, the shapes it can take within ``limit`` bytes, best first.
+    """``plan`` with its predicted ``device_bytes``, in each form that fits ``limit`` bytes, best first.
 
-    torch decides among candidates on the device where its plan has room for float32 rows there; it saves a query the
-    way to the host.
+    With float32 rows on the device, torch reranks there and needs no copy to the host.
     """
     if plan.engine == "torch" and plan.precision == "float32":
         whole = torch_bytes(n, dim, plan.precision, nlist=plan.nlist, float32_rows=True)
@@ -56,18 +55,17 @@ EXACT_BYTES = 2 << 30
 4.8 TB/s (an H200 by its datasheet), and in 7 ms at 0.3 TB/s. Not tuned on a GPU yet."""
 
 _EXACT_RECALL = 0.995
-"""Targets above this leave lists nothing to save."""
+"""Above this target lists save nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
     """What a plan needs to know of a GPU.
 
-    device: ``cuda:N``; name: the card's; limit_bytes: what this store's index may take there; bound: the setting that
-    makes it no more; engines: those that are
-    installed; missing: what stands against the others; setting: GPU_ENGINE; wanted: the GPU was asked for in so many
-    words; held: this store's index is there already; problem: why it cannot be used at present, else empty; table: what
-    is quicker where the setting leaves the choice.
+    device: ``cuda:N``. name: of the card. limit_bytes: what this store's index may take there; bound: the setting that
+    limits it. engines: the installed ones; missing: why the others cannot be used. setting: GPU_ENGINE. requested: the
+    GPU is requested explicitly. held: this store's index is on the device already. problem: why the device cannot be
+    used at present, else empty. table: the fastest engines by number of rows.
     """
 
     device: str
@@ -96,24 +94,24 @@ def on_device(
     budget: int,
     id_bytes: float,
 ) -> IndexPlan:
-    """The plan on the device, or ``host`` with a note on why not and, where that is a failure, its ``refusal``.
+    """The plan on the device, or ``host`` with a note that says why not, and a ``refusal`` where that is a failure.
 
     Args:
         host: the plan for the CPU.
         state: the device.
         count, dim: of the vectors.
-        nlist: lists, where lists are used.
+        nlist: number of lists, where lists are used.
         index_type: flat, ivf, hnsw or auto.
         target_recall: in (0, 1].
-        precisions: of the rows on the device, best first; the host's float32 decide.
-        budget: host memory that the finished index may take.
+        precisions: of the rows on the device, best first; final distances are in float32.
+        budget: host memory in bytes that the finished index may take.
         id_bytes: mean length of an id.
     """
     if state.problem:
         return _noted(host, state.problem)
     if index_type == "hnsw":
         return _noted(host, "no GPU engine has graphs; the CPU instead", "kind")
-    rows = 2 * count if state.held else count  # a store whose size wavers at a border stays where it is
+    rows = 2 * count if state.held else count  # a store whose size varies around a border stays where it is
     engine, why, lacking = engine_for(state.table, rows, state.setting, state.engines, wanted=state.requested)
     if engine == "cpu":
         return _noted(host, f"{why} ({state.missing})" if state.missing else why, "engine" if lacking else "")
@@ -127,7 +125,7 @@ def on_device(
             fitting = next(sized(plan, count, dim, state.limit_bytes), None)
             on_host = plan_bytes(replace(plan, kind="exact"), count, dim, id_bytes)
             if fitting is not None and on_host <= budget:
-                return _told(replace(fitting, bytes=on_host), state, count, why)
+                return _described(replace(fitting, bytes=on_host), state, count, why)
     room = f"{smallest >> 20} MB do not fit the {state.limit_bytes >> 20} MB allowed there by {state.bound}"
     return _noted(host, f"{state.name} ({state.device}): {room}; the CPU instead", "limit")
 
@@ -141,7 +139,7 @@ def _kinds(index_type: str, target_recall: float, exact_bytes: Callable[[], int]
     return ("exact",) if exact_bytes() <= EXACT_BYTES else ("ivf", "exact")
 
 
-def _told(plan: IndexPlan, state: DeviceState, count: int, why: str) -> IndexPlan:
+def _described(plan: IndexPlan, state: DeviceState, count: int, why: str) -> IndexPlan:
     shape = f"{plan.nlist} lists" if plan.kind == "ivf" else "exact scan"
     there = f"{plan.device_bytes >> 20} MB of {state.limit_bytes >> 20} MB allowed on the device"
     note = f"{there}, {plan.bytes >> 20} MB on the host"

@@ -1,13 +1,13 @@
-"""Which engine searches how many rows: the table behind GPU_ENGINE=auto, built in or read from a file.
+"""Which engine searches how many rows: the table used by GPU_ENGINE=auto, built in or read from a file.
 
     {"bands": [[40000, ["cpu", "torch"]], [null, ["torch", "faiss", "cpu"]]], "source": "our card, 2026-05-01"}
 
-Each band holds up to so many rows and the engines, quickest first; the last one holds for any number.
+Each band gives the engines, fastest first, for up to that many rows; the last one is for any number.
 
-The table of this module is not measured yet: no run of benchmarks/gpu on a GPU lies in benchmarks/results. The first
+The built-in table is not measured yet: there is no run of benchmarks/gpu on a GPU in benchmarks/results. Its first
 border is where one CPU thread takes about as long for a query (0.2 ms for 40,000 rows of 384 dimensions,
-benchmarks/results) as launching a few kernels and copying a result back is expected to take; the order of the engines
-is a guess. Every plan that follows it says so. Whoever has measured gives a table of his own: see :mod:`.engine_table`.
+benchmarks/results) as a few kernel launches and the copy of a result are expected to take; the order of the engines is
+a guess. Every plan that uses it says so. A measured table can be given in a file: see :func:`read_engine_table`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NEVER = sys.maxsize
 
 
 class Band(NamedTuple):
-    """Up to ``rows`` rows (None: any number) the engines in this order, quickest first; the CPU is among them."""
+    """The engines for up to ``rows`` rows (None: any number), fastest first; the CPU is among them."""
 
     rows: int | None
     engines: tuple[Engine, ...]
@@ -52,7 +52,7 @@ class Band(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EngineTable:
-    """bands: by ascending rows, the last one open; source: where the order comes from; measured: by measurement."""
+    """bands: by ascending rows, the last one open; source: what was measured; measured: whether anything was."""
 
     bands: tuple[Band, ...]
     source: str
@@ -60,7 +60,7 @@ class EngineTable:
 
     @property
     def trust(self) -> str:
-        """What plans say of it."""
+        """How far the table can be trusted, for plans."""
         return f"{'measured' if self.measured else 'unmeasured'}: {self.source}"
 
     def band(self, count: int) -> Band:
@@ -68,7 +68,7 @@ class EngineTable:
         return next(band for band in self.bands if band.rows is None or count <= band.rows)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: the form in which a table is read from a file, and whether it is measured."""
+        """Plain values: the table as it is read from a file, and whether it is measured."""
         bands = [[band.rows, list(band.engines)] for band in self.bands]
         return {"bands": bands, "source": self.source, "measured": self.measured}
 
@@ -77,11 +77,11 @@ BANDS = (Band(50_000, ("cpu",)), Band(None, ("torch", "faiss", "cpu")))
 SOURCE = "no GPU run in benchmarks/results yet"
 MEASURED = False
 TABLE = EngineTable(BANDS, SOURCE, MEASURED)
-"""The table of whoever has not measured."""
+"""The built-in table."""
 
 
 class Choice(NamedTuple):
-    """An engine, a note on the choice, and whether it is the CPU for want of one that would be quicker."""
+    """An engine, the reason, and whether it is the CPU because a faster engine is missing."""
 
     engine: Engine
     why: str
@@ -89,9 +89,9 @@ class Choice(NamedTuple):
 
 
 def gpu_pays_from(table: EngineTable) -> int:
-    """Rows from which DEVICE=auto may take a GPU, :data:`NEVER` where the CPU is quicker for any number.
+    """Rows from which DEVICE=auto may use a GPU; :data:`NEVER` where the CPU is faster for any number.
 
-    Below it nobody needs to look for one.
+    With fewer rows no GPU is looked for.
     """
     last = 0
     for band in table.bands:
@@ -107,22 +107,22 @@ def engine_for(
     """The engine for ``count`` rows on a device.
 
     Args:
-        table: what is quicker.
+        table: the fastest engines by number of rows.
         count: live rows.
         setting: GPU_ENGINE.
         usable: the GPU engines that are installed.
-        wanted: a GPU was asked for in so many words, so that bands which belong to the CPU are passed over.
+        wanted: a GPU is requested explicitly, so that the CPU's bands are ignored.
     """
-    asked = _in_any_case(table, count) if wanted else table.band(count).engines
-    asked = tuple(engine for engine in asked if setting in ("auto", engine) or engine == "cpu")
-    for engine in asked:
+    tried = _in_any_case(table, count) if wanted else table.band(count).engines
+    tried = tuple(engine for engine in tried if setting in ("auto", engine) or engine == "cpu")
+    for engine in tried:
         if engine == "cpu":
             break
         if engine in usable:
             return Choice(engine, f"engine {engine} by {_why(table, setting)}")
-    if setting in usable and setting not in asked and table.band(count).engines != ("cpu",):
+    if setting in usable and setting not in tried and table.band(count).engines != ("cpu",):
         return Choice("cpu", f"the table does not name {setting} for so many rows ({table.trust})")
-    if asked[:1] == ("cpu",):
+    if tried[:1] == ("cpu",):
         return Choice("cpu", f"the CPU is quicker for so many rows ({table.trust})")
     if setting != "auto":
         return Choice("cpu", f"GPU_ENGINE={setting} cannot be used", True)
@@ -132,7 +132,7 @@ def engine_for(
 
 
 def _in_any_case(table: EngineTable, count: int) -> tuple[Engine, ...]:
-    """What to try where a GPU is wanted though the table may see no gain: its own order first, then what it lacks."""
+    """The engines to try where a GPU is requested: those of the table in its order, then the others."""
     bands = (table.band(count), *reversed(table.bands))
     order = dict.fromkeys(engine for band in bands for engine in band.engines) | dict.fromkeys(ENGINES)
     return tuple(engine for engine in order if engine != "cpu")
@@ -145,24 +145,24 @@ def _why(table: EngineTable, setting: EngineSetting) -> str:
 SETTING = "MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE"
 _MOST_BYTES = 1 << 20
 _LONGEST_SOURCE = 300
-_REMEDY = "write it anew with benchmarks/gpu/engine_table.py RESULTS --json FILE, or unset the setting"
+_REMEDY = "write it again with benchmarks/gpu/engine_table.py RESULTS --json FILE, or unset the setting"
 
 
 def read_engine_table(path: str) -> EngineTable:
     """The table in a file.
 
     Raises:
-        ConfigurationError: the file cannot be read or holds no such table; names the setting, the file, what is wrong
-            and the remedy.
+        ConfigurationError: the file cannot be read or is not a table; names the setting, the file, the fault and the
+            remedy.
     """
     try:
         with Path(path).expanduser().open("rb") as file:
-            data = file.read(_MOST_BYTES)  # what is longer is cut, and so no JSON
+            data = file.read(_MOST_BYTES)  # a longer file is cut, and is no valid JSON
         value = json.loads(data.decode("utf-8-sig"))
-    except (OSError, RuntimeError) as error:  # RecursionError, and a home folder that nobody knows
+    except (OSError, RuntimeError) as error:  # RecursionError, or an unknown home folder
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"{SETTING}={path!r}: cannot be read ({reason}); {_REMEDY}") from None
-    except ValueError as error:  # JSON and UTF-8, too
+    except ValueError as error:  # also invalid JSON and UTF-8
         raise ConfigurationError(f"{SETTING}={path!r}: not a JSON table ({error}); {_REMEDY}") from None
     try:
         return parse_engine_table(value)
@@ -171,10 +171,10 @@ def read_engine_table(path: str) -> EngineTable:
 
 
 def parse_engine_table(value: Any) -> EngineTable:
-    """The table out of plain JSON values.
+    """The table in plain JSON values.
 
     Raises:
-        ValueError: what is wrong with it.
+        ValueError: they are not a table; says why.
     """
     if not isinstance(value, dict) or not {"bands", "source"} <= value.keys():
         raise ValueError('it must be an object with "bands" and "source"')

@@ -1,4 +1,4 @@
-"""How many inverted lists, and whether those that exist still fit."""
+"""How many inverted lists an index needs, and whether the existing number still fits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def should_recreate(current: int, planned: int) -> bool:
 
 
 def lists_status(n: int, nlist: int) -> ListsStatus:
-    """How well ``nlist`` lists suit ``n`` vectors, whatever bounds their number.
+    """How well ``nlist`` lists suit ``n`` vectors.
 
     Returns:
         GOOD where no lists are used; DEGRADED above 100, INEFFICIENT below 10 vectors per list, else OPTIMAL.
@@ -72,9 +72,9 @@ class ListsRule:
     adaptive: bool = True
 
     def held_by(self, n: int, nlist: int) -> list[str]:
-        """The settings, by variable, because of which ``nlist`` lists are too few or too many for ``n`` vectors.
+        """The settings, as variables, that keep ``nlist`` lists too few or too many for ``n`` vectors.
 
-        Empty where the lists suit, and where the rule would have better ones, so that a rebuild helps.
+        Empty where the lists suit, and where a rebuild by the rule would help.
         """
         status = lists_status(n, nlist)
         if status not in ("DEGRADED", "INEFFICIENT"):
@@ -86,7 +86,7 @@ class ListsRule:
         return found + self._bounds(n, status == "DEGRADED") if lists_status(n, ruled) == status else found
 
     def _bounds(self, n: int, too_few: bool) -> list[str]:
-        """What keeps the rule's own number of lists from suiting ``n`` vectors."""
+        """The setting that keeps the rule's number of lists from suiting ``n`` vectors."""
         wanted, most = n // self.vectors_per_centroid, _maximum(n, self.nlist_max)
         if too_few and wanted > most:
             return [f"NLIST_MAX={most}"]

@@ -1,10 +1,11 @@
 """Which index to build, and the search parameters before calibration: pure functions of size, settings and memory.
 
-From 39,320 real embeddings (384 dimensions, squared L2), 1,000 queries like the data and 1,000 out of distribution;
-each entry reaches its target on both for ten results and stays near it from 1 to 100. Recall in / out of distribution:
+Measured on 39,320 real embeddings (384 dimensions, squared L2) with 1,000 queries like the data and 1,000 out of
+distribution. Each entry reaches its target on both for ten results, and stays near it from 1 to 100. Recall in / out of
+distribution:
 
 * 4-bit codes, half as many as dimensions: rerank 40 0.999 / 0.992, 60 1.000 / 0.998, 100 1.000 / 0.9998; 100 results
-  want 300 for 0.999 / 0.990 and 400 for 1.000 / 0.996.
+  need 300 for 0.999 / 0.990 and 400 for 1.000 / 0.996.
 * 256 lists, share probed 0.375 0.976 / 0.968, 0.5 0.985 / 0.983, 0.75 0.996 / 0.996; 64 lists, 0.375 0.970 / 0.951,
   0.5 0.982 / 0.974, 0.75 0.995 / 0.994; for 100 results out of distribution 0.75 0.982, 1 0.990.
 * graph, beam 128 0.997 / 0.976, 256 0.999 / 0.992, 512 0.999 / 0.997; for 100 results 512 0.998 / 0.991.
@@ -31,27 +32,25 @@ _MEASURED_AT = 40_000
 _FEW_ROWS = 10_000
 """Below it, half of the lists gave 0.941 out of distribution and three quarters 0.984 (76 lists, 3,000 units)."""
 _CODES_SLOPE = 0.3
-"""Rerank 40 suffices at 100,000 units and 200 at 1,000,000: candidates grow with about the cube root of n."""
+"""Rerank 40 is enough at 100,000 units and 200 at 1,000,000: candidates grow with about the cube root of n."""
 
 
 def search_params_for(plan: IndexPlan, n: int, k: int, target_recall: float) -> SearchParams:
-    """The effort with which ``plan``'s index over ``n`` rows reaches ``target_recall`` at ``k`` results.
+    """The parameters with which ``plan``'s index of ``n`` rows reaches ``target_recall`` at ``k`` results.
 
-    ``target_recall`` is in (0, 1]; 1.0 asks for the exact scan. Calibration on a store's own queries overrides this.
+    ``target_recall`` is in (0, 1]; 1.0 means exact search. Calibration on a store's own queries overrides this.
     """
     if target_recall >= 1.0 or (plan.kind == "exact" and plan.engine == "cpu"):
         return SearchParams(exact=True)
     if plan.kind == "exact":
-        return SearchParams()  # the device reads every row, in its own precision, and reranks as widely as it must
+        return SearchParams()  # the device reads every row, and reranks as many as its precision needs
     if plan.kind == "hnsw":
         return SearchParams(ef=_beam(n, k, target_recall))
     rerank = _rerank(n, k, target_recall)
     if plan.kind == "two_stage":
         return SearchParams(rerank=rerank)
     nprobe = max(1, math.ceil(plan.nlist * _share(n, k, target_recall)))
-    return SearchParams(
-        nprobe=nprobe, rerank=0 if plan.engine == "torch" else rerank
-    )  # torch knows how far float16 errs
+    return SearchParams(nprobe=nprobe, rerank=0 if plan.engine == "torch" else rerank)  # torch bounds float16's error
 
 
 def _rerank(n: int, k: int, target: float) -> int:
@@ -75,9 +74,9 @@ PrecisionSetting = Literal["auto", "float32", "float16", "int8"]
 
 _ORDER: tuple[Precision, ...] = ("float32", "float16", "int8")
 _HANDICAP = {"exact": 1.0, "two_stage": 3.0, "ivf": 3.75}
-"""What is trained must pay for its training: three times as fast as a scan, and lists a quarter faster than none."""
+"""A trained index must be worth its training: three times as fast as a scan, and lists a quarter faster than none."""
 _RESULTS = 10
-"""Indexes are compared by a query of so many results."""
+"""Results of the query by which indexes are compared."""
 
 
 def plan_index(
@@ -104,7 +103,7 @@ def plan_index(
         count: live vectors.
         dim: their dimension.
         metric: l2, cosine or ip.
-        index_type: flat, ivf or hnsw as the user asked; auto takes the cheapest that meets the target.
+        index_type: flat, ivf or hnsw, or auto for the cheapest that meets the target.
         target_recall: in (0, 1].
         budget_bytes: memory that the finished index may take.
         min_training_units: below it nothing is trained, whatever ``index_type`` says.

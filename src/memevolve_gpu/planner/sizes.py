@@ -1,4 +1,4 @@
-"""How many bytes an index will take, before it is built."""
+"""Predicted memory of an index on the host."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..types import IndexPlan
 __all__ = ["DEFAULT_ID_BYTES", "code_bytes", "plan_bytes"]
 
 DEFAULT_ID_BYTES = 16.0
-"""Assumed length of an id in UTF-8 bytes; callers that know better say so."""
+"""Assumed length of an id in UTF-8 bytes."""
 
 _SLOT_BYTES = 8 + 8
 """A slot and the end of its id."""
@@ -22,7 +22,7 @@ _CENTROID_VALUES = 16
 def plan_bytes(plan: IndexPlan, n: int, dim: int, id_bytes: float = DEFAULT_ID_BYTES) -> int:
     """Memory in bytes of the finished index that ``plan`` makes of ``n`` vectors of ``dim`` dimensions.
 
-    Vectors that are mapped from a file are not counted; only a graph holds its own. ``id_bytes`` is the mean length of
+    Vectors mapped from a file are not counted; only a graph keeps its own. ``id_bytes`` is the mean length of
     an id. Within 10 % of what the index reports (tested).
     """
     total = n * (_SLOT_BYTES + id_bytes)

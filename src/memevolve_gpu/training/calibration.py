@@ -1,8 +1,8 @@
 """Find the cheapest search parameters that reach a target recall on the index itself.
 
-The efforts are looked for on real queries where there are enough of them, until then on stored vectors that are held
-out and partly moved away from where they lie (see :mod:`.calibration`), with a margin, and on the few real ones beside
-them. Exact search on the same index is the judge; ties are hits.
+Parameters are calibrated on real queries where there are enough. Until then they are calibrated, with a margin, on
+stored vectors that are held out and partly displaced, beside the few real queries. Recall is measured against exact
+search on the same index; ties are hits.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from .search_param_sweep import SearchParamSweep, reach
 __all__ = ["ENOUGH_REAL", "KS", "MIN_REAL", "TARGETS", "Calibration", "Entry", "Source", "calibrate", "perturbed"]
 
 _DIRECTION_ROWS = 2048
-"""Rows from which directions are mixed; more did not change what came out."""
+"""Rows from which directions are mixed; more did not change the result."""
 
 
 def perturbed(index: Index, count: int, spread: float, rng: np.random.Generator) -> tuple[FloatArray, IntArray]:
     """Draw stored vectors and move them by ``spread`` times the data's own standard deviation.
 
-    The move is along a random mixture of centred rows, so it has the data's covariance without anyone computing it,
-    and the moved point is drawn towards the mean by 1 / sqrt(1 + spread**2), so that the queries have the data's
-    variance: with a large spread they are draws from a Gaussian like the data. Under cosine the result is normalised.
+    The displacement is a random mixture of centred rows, so it has the data's covariance without computing it. The
+    point is then scaled towards the mean by 1 / sqrt(1 + spread**2), so that the queries have the data's variance: with
+    a large spread they are draws from a Gaussian like the data. Under cosine the result is normalised.
 
-    Stored vectors alone make easy queries: they are sought where they were put. On 39,320 real embeddings and two sets
-    of 1,000 real questions, in distribution and out of it, spread 2 asked for the same effort as the harder set, within
-    a quarter, of 4-bit codes and graphs, and spread 0 (without the row itself) of inverted lists, at 5,000, 10,000 and
+    Stored vectors alone make easy queries, since indexes are built on them. On 39,320 real embeddings and two sets of
+    1,000 real queries, in and out of distribution, spread 2 needed the same parameters as the harder set, within a
+    quarter, for 4-bit codes and graphs, and spread 0 (without the row itself) for inverted lists, at 5,000, 10,000 and
     39,320 rows.
 
     Args:
         index: at least one row.
         count: how many queries.
         spread: 0 returns the stored vectors; 1 moves them by the data's standard deviation.
-        rng: decides the draw.
+        rng: the random generator.
 
     Returns:
-        queries float32 (count, dim), and the positions int64 (count,) of the rows that they were made of, which must
+        Queries float32 (count, dim), and the positions int64 (count,) of the rows that they were made of, which must
         not count as results.
     """
     positions = np.sort(rng.choice(index.n, count, replace=count > index.n)).astype(np.int64)
@@ -68,23 +68,23 @@ def perturbed(index: Index, count: int, spread: float, rng: np.random.Generator)
 KS = (1, 5, 10, 20, 50, 100)
 TARGETS = (0.9, 0.95, 0.98, 0.99, 0.995)
 MIN_REAL = 64
-"""Fewer real queries than this are not asked."""
+"""Fewer real queries than this are not used."""
 ENOUGH_REAL = 512
-"""Fewer than this are asked beside held-out ones. What a store is asked first may all be about one thing: calibrated on
-250 queries like the data alone, a million rows gave recall 0.813 for the others where 0.95 was wanted."""
+"""Fewer than this are used together with held-out vectors. A store's first queries may all be about one topic: an index
+of a million rows, calibrated for 0.95 on 250 queries like the data, had recall 0.813 on other queries."""
 MOST_EVAL_QUERIES = 192
 FEWEST_EVAL_QUERIES = 96
 _TRUTH_COST = 200_000_000_000.0
-"""Exact search that sets the number of questions, in units of 10 picoseconds (2 s)."""
+"""Time for exact search, which limits the number of queries, in units of 10 picoseconds (2 s)."""
 _SHARED_SCAN = 0.2
-"""What one of many exact queries costs of a scan of its own (see ``index/exact_scan.py``)."""
+"""Cost of one of many exact queries, as a share of a scan for it alone (see ``index/exact_scan.py``)."""
 
 SPREADS = (0.0, 2.0)
-"""How far held-out vectors are moved, in standard deviations; each half has to be served. The first are where rows lie
-dense, the second where questions lie that nobody foresaw."""
+"""How far held-out vectors are displaced, in standard deviations; both halves must reach the target. The first stand
+for queries where rows are dense, the second for unforeseen queries."""
 HELD_OUT_MARGIN = 0.8
-"""Held-out vectors may miss this share of what real queries may miss. With it, efforts fell short of the recall asked
-for on one of two sets of 1,000 real questions in 1 % of draws, at 1.4 to 1.5 times the least effort for the harder."""
+"""Held-out vectors may miss this share of what real queries may miss. With it, parameters missed their target on one of
+two sets of 1,000 real queries in 1 % of draws, at 1.4 to 1.5 times the least cost for the harder set."""
 
 Source = Literal["queries", "mixed", "held-out"]
 _SOURCES: tuple[Source, ...] = get_args(Source)
@@ -93,8 +93,10 @@ _VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The least effort found for ``target`` at ``k`` results: the mean ``recall`` of the worse-served half of the
-    questions, and the lower ``bound`` of the true mean."""
+    """The cheapest search parameters found for recall ``target`` at ``k`` results.
+
+    recall: mean of the worse half of the queries; bound: lower bound of the true mean.
+    """
 
     k: int
     target: float
@@ -105,8 +107,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured on one index: ``kind``, ``rows`` and ``nlist`` say which; ``queries`` how many questions were
-    asked, taken from ``source``; ``seconds`` how long it took. Where no effort could be shown to do, an entry lacks."""
+    """The calibrated search parameters of one index.
+
+    kind, rows and nlist identify the index. queries: number of queries, taken from ``source``. seconds: duration.
+    Entries are missing where no parameters could be shown to reach the target.
+    """
 
     kind: str
     rows: int
@@ -117,21 +122,23 @@ class Calibration:
     entries: tuple[Entry, ...]
 
     def effort(self, k: int, target: float) -> SearchParams | None:
-        """The effort for ``k`` results at recall ``target``, from the entry of the next larger k and the next higher
-        target; None beyond the table and where no effort was shown to do."""
+        """The parameters for ``k`` results at recall ``target``: those of the next larger k and the next higher target.
+
+        None outside the table, and where an entry is missing.
+        """
         return self._table.get((_next(KS, k), _next(TARGETS, target)))
 
     def fits(self, index: Index) -> bool:
-        """Was this measured on such an index?"""
+        """Whether this was measured on an index of the same kind and size."""
         return (self.kind, self.rows, self.nlist) == (index.kind, index.n, index.nlist)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; :meth:`from_dict` takes them back."""
+        """Plain values for JSON, which :meth:`from_dict` reads."""
         return {"version": _VERSION, **asdict(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
-        """Raises EngineError, naming the field, for anything that :meth:`to_dict` did not write."""
+        """Read what :meth:`to_dict` wrote; raises EngineError, naming the field, for anything else."""
         if data.get("version") != _VERSION:
             raise EngineError(f"calibration.version is not {_VERSION}; calibrate again")
         source = next((name for name in _SOURCES if name == data.get("source")), None)
@@ -160,19 +167,19 @@ def calibrate(
     pause: Pause = no_pause,
     limit: int = MOST_EVAL_QUERIES,
 ) -> Calibration:
-    """Find the least effort for each of ``KS`` and ``TARGETS``.
+    """Find the cheapest search parameters for each of ``KS`` and ``TARGETS``.
 
-    A quarter of the questions looks for the way, all of them decide how far to go: an effort does when the lower bound
-    of its mean recall (see :func:`~.recall.lower_bounds`) reaches the target on both halves of the questions. Real
-    queries are halved into near and far ones, so that a few easy topics do not hide hard ones.
+    A quarter of the queries orders the parameters; all queries decide which reach a target: the lower bound of the mean
+    recall (see :func:`~.recall.lower_bounds`) must reach it on both halves of the queries. Real queries are halved into
+    near and far ones, so that easy topics do not hide hard ones.
 
     Args:
-        index: the index that will be searched; an exact one needs no search.
-        queries: real queries float32 (nq, dim), normalised under cosine; asked from ``MIN_REAL`` on, and alone from
+        index: the index that will be searched.
+        queries: real queries float32 (nq, dim), normalised under cosine; used from ``MIN_REAL`` on, and alone from
             ``ENOUGH_REAL`` on.
-        seed: decides which are taken, and the held-out ones.
+        seed: of the sample, and of the held-out vectors.
         pause: called every few milliseconds of work; what it raises ends the calibration.
-        limit: most questions to ask; fewer over large indexes, where the truth is dear, but at least 96.
+        limit: most queries to use; fewer for large indexes, where exact search is expensive, but at least 96.
 
     Raises:
         EngineError: the index cannot be searched.
@@ -181,7 +188,7 @@ def calibrate(
     source = _source(queries)
     asked, entries = 0, _exact_entries() if index.kind == "exact" else []
     if index.n and not entries:
-        eval_queries = _questions(index, queries, source, _count(index, limit), np.random.default_rng(seed))
+        eval_queries = _eval_queries(index, queries, source, _count(index, limit), np.random.default_rng(seed))
         evaluator, margin = (
             RecallEvaluator(index, eval_queries, KS, pause),
             1.0 if source == "queries" else HELD_OUT_MARGIN,
@@ -197,7 +204,7 @@ def _exact_entries() -> list[Entry]:
 
 
 def _count(index: Index, limit: int) -> int:
-    """How many questions the time for exact scans allows."""
+    """How many queries the time for exact search allows."""
     affordable = int(_TRUTH_COST / (_SHARED_SCAN * scan_cost(index.n, index.dim)))
     return min(limit, max(FEWEST_EVAL_QUERIES, affordable))
 
@@ -208,7 +215,7 @@ def _source(queries: FloatArray | None) -> Source:
     return "queries" if len(queries) >= ENOUGH_REAL else "mixed"
 
 
-def _questions(
+def _eval_queries(
     index: Index, queries: FloatArray | None, source: Source, count: int, rng: np.random.Generator
 ) -> EvalQueries:
     if queries is None or source == "held-out":
@@ -234,7 +241,7 @@ def _held_out(index: Index, count: int, rng: np.random.Generator) -> EvalQueries
 
 
 def _climb(evaluator: RecallEvaluator, sweep: SearchParamSweep, k: int, margin: float) -> list[Entry]:
-    """One entry per target that some step reaches; targets ascend, and so does the way."""
+    """One entry per target that some step reaches; targets ascend, and so do the steps."""
     entries: list[Entry] = []
     steps, column, at = sweep.steps(k), evaluator.ks.index(k), 0
 
@@ -257,8 +264,9 @@ def _climb(evaluator: RecallEvaluator, sweep: SearchParamSweep, k: int, margin: 
 
 
 def _first(does: Callable[[int], bool], low: int, end: int) -> int:
-    """The first index from ``low`` on that does, ``end`` for none, if all after it do too; else one that does, and
-    whose predecessor does not. Asks in growing strides, then by halving.
+    """The first number from ``low`` on for which ``does`` holds, ``end`` for none: galloping, then binary search.
+
+    If ``does`` does not hold for all numbers after it, some number for which it holds, and not for its predecessor.
     """
     stride, failed = 1, low - 1
     while low < end and not does(low):
@@ -270,14 +278,14 @@ def _first(does: Callable[[int], bool], low: int, end: int) -> int:
 
 
 def _next(grid: tuple[float, ...], wanted: float) -> float:
-    """The least of ``grid`` that is not below ``wanted``; infinity where there is none."""
+    """The least value of ``grid`` from ``wanted`` on; infinity where there is none."""
     at = bisect_left(grid, wanted)
     return grid[at] if at < len(grid) else float("inf")
 
 
 def _entry(data: Any) -> Entry:
     if not isinstance(data, Mapping):
-        raise EngineError("calibration.entries holds something else than entries; calibrate again")
+        raise EngineError("calibration.entries contains something other than entries; calibrate again")
     params = _field(data, "effort", Mapping)
     return Entry(
         k=_field(data, "k", int),

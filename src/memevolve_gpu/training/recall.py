@@ -1,7 +1,4 @@
-"""Recall of an index against exact search on the same rows, with a lower confidence bound.
-
-Nothing is added to or removed from the index to find out.
-"""
+"""Recall of an index against exact search on the same rows, with a lower confidence bound. The index is not changed."""
 
 from __future__ import annotations
 
@@ -30,28 +27,35 @@ __all__ = [
     "together",
 ]
 
+Pause = Callable[[], None]
+"""Called between steps of a few milliseconds; may sleep to let searches run, or raise to stop."""
+
+
+def no_pause() -> None:
+    """Do not pause."""
+
+
 CONFIDENCE_Z = 1.645
 """Standard normal quantile of a one-sided 95 %."""
 IMAGINED_MISS = 0.1
-"""What the one query that is added to the sample misses, unless half a result is more."""
+"""What the one imagined query misses, unless half a result is more."""
 
 
 def lower_bounds(recalls: npt.NDArray[np.float64], ks: tuple[int, ...]) -> npt.NDArray[np.float64]:
     """Lower bounds of the mean recall@k for several k, meant to hold in 95 % of draws.
 
     The normal bound over the sample and one imagined query of recall 0.9 (0.5 at k = 1), made non-increasing in k. On
-    2,000 real queries over inverted lists, 4-bit codes and graphs it held in 91 to 97 % of draws of 64 to 192.
+    2,000 real queries over inverted lists, 4-bit codes and graphs it held in 91 to 97 % of draws of 64 to 192 queries.
 
-    - Why not the bare normal bound or the bootstrap: there they held in 73 % (n = 64) to 85 % (n = 256) of draws,
-      because rare total misses are often not in the sample at all, and a sample without a miss has no variance. The
-      imagined query stands for them.
-    - Why not Hoeffding's or the empirical Bernstein bound: they always held, and asked for 6 to 40 times the miss that
-      was there; no recall above 0.9 could be shown with 256 queries.
-    - Non-increasing in k: the first neighbours are found no worse than the first k are on average (so measured on every
-      kind of index). Recall@1 is 0 or 1 per query, and its own bound would be several times as wide.
+    - The plain normal bound and the bootstrap held only in 73 % (n = 64) to 85 % (n = 256) of draws: rare total misses
+      are often not in the sample, and a sample without a miss has no variance. The imagined query stands for them.
+    - Hoeffding's and the empirical Bernstein bound always held, but were 6 to 40 times wider than the actual miss; with
+      256 queries they could show no recall above 0.9.
+    - Non-increasing in k: on every kind of index the first neighbours are found at least as often as the first k are on
+      average. Recall@1 is 0 or 1 per query, and its own bound would be several times as wide.
 
-    Together, on near and on far queries apart, efforts chosen by this bound missed their target in 2 to 3 % of draws of
-    192 real queries, at 1.2 to 1.3 times the least effort.
+    Applied to near and far queries separately, search parameters chosen by this bound missed their target in 2 to 3 %
+    of draws of 192 real queries, at 1.2 to 1.3 times the least cost.
 
     Args:
         recalls: float64 (nq, m), one column per k; NaN columns where a k was not measured.
@@ -75,19 +79,22 @@ def lower_bounds(recalls: npt.NDArray[np.float64], ks: tuple[int, ...]) -> npt.N
 
 
 SELF_HIT_FLOOR = 0.9
-"""An index below this share of self-hits never goes live."""
+"""An index below this share of self-hits is not used."""
 
 _STEP = 32
 
 RELATIVE_EPSILON = 1e-5
-"""A result this close, relative to the squared norm of the query, counts as the vector itself."""
+"""A distance up to this, relative to the squared norm of the query, counts as the vector itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """self_hit: share of stored vectors that find a vector equal to themselves first (1.0 under inner product, where
-    the nearest vector need not be the vector itself); recall: mean recall@k against the exact scan, ties counted as
-    hits; queries: how many of each were tried."""
+    """How good the results of an index are.
+
+    self_hit: share of stored vectors that find a vector equal to themselves first; 1.0 under inner product, where the
+    nearest vector need not be the vector itself. recall: mean recall@k against exact search, ties counted as hits.
+    queries: number of queries of each.
+    """
 
     self_hit: float
     recall: float
@@ -109,26 +116,26 @@ def measure(
     k: int = 10,
     queries: int = 64,
     seed: int = 0,
-    pause: Callable[[], None] = lambda: None,
+    pause: Pause = no_pause,
 ) -> Quality:
     """Search the index with a seeded sample of its own vectors.
 
-    The sample is nudged for the recall part (a tenth of the mean distance between sampled rows), so that the
-    nearest row is not simply the query itself. ``pause`` is called between searches of a few queries.
+    For the recall the sample gets noise of a tenth of its standard deviation, so that the nearest row is not simply the
+    query itself. ``pause`` is called between searches of a few queries.
     """
     if index.n == 0:
         return Quality(1.0, 1.0, 0)
     rng = np.random.default_rng(seed)
     picked = np.sort(rng.choice(index.n, min(queries, index.n), replace=False)).astype(np.int64)
     stored = index.vectors_at(picked)
-    nudged = _nudge(stored, rng, normalise=index.metric == "cosine")
-    found = _in_steps(index, nudged, k, params, pause)
-    truth = _in_steps(index, nudged, k, SearchParams(exact=True), pause)
+    noisy = _with_noise(stored, rng, normalise=index.metric == "cosine")
+    found = _in_steps(index, noisy, k, params, pause)
+    truth = _in_steps(index, noisy, k, SearchParams(exact=True), pause)
     return Quality(_self_hit(index, stored, params), recall_of(found, truth), len(picked))
 
 
 def self_hits(index: Index, params: SearchParams, *, start: int = 0, queries: int = 64, seed: int = 0) -> float:
-    """The share of a seeded sample of the rows from position ``start`` on that find themselves; 1.0 where none are."""
+    """The share of sampled rows from position ``start`` on that find themselves; 1.0 where there are no rows."""
     if start >= index.n:
         return 1.0
     rng = np.random.default_rng(seed)
@@ -154,7 +161,7 @@ def recalls_of(found: FloatArray, truth: FloatArray) -> npt.NDArray[np.float64]:
     return np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0).astype(np.float64)
 
 
-def _in_steps(index: Index, queries: FloatArray, k: int, params: SearchParams, pause: Callable[[], None]) -> FloatArray:
+def _in_steps(index: Index, queries: FloatArray, k: int, params: SearchParams, pause: Pause) -> FloatArray:
     """Distances float32 (nq, k), a few queries at a time."""
     pieces = []
     for start in range(0, len(queries), _STEP):
@@ -164,7 +171,7 @@ def _in_steps(index: Index, queries: FloatArray, k: int, params: SearchParams, p
 
 
 def _self_hit(index: Index, stored: FloatArray, params: SearchParams) -> float:
-    """The share of ``stored`` that find themselves."""
+    """The share of the vectors ``stored`` that find themselves."""
     if index.metric == "ip":
         return 1.0
     scale = np.maximum(np.einsum("ij,ij->i", stored, stored), 1e-12)
@@ -172,37 +179,30 @@ def _self_hit(index: Index, stored: FloatArray, params: SearchParams) -> float:
     return float(np.mean(distances[:, 0] <= RELATIVE_EPSILON * scale))
 
 
-def _nudge(stored: FloatArray, rng: np.random.Generator, *, normalise: bool) -> FloatArray:
+def _with_noise(stored: FloatArray, rng: np.random.Generator, *, normalise: bool) -> FloatArray:
     spread = float(np.sqrt(np.mean(np.var(stored, axis=0)))) if len(stored) > 1 else 0.0
     noise = rng.standard_normal(stored.shape).astype(np.float32) * np.float32(0.1 * spread)
-    nudged = stored + noise
+    noisy = stored + noise
     if normalise:
-        norms = np.linalg.norm(nudged, axis=1, keepdims=True)
-        nudged = nudged / np.where(norms > 0, norms, 1)
-    return np.ascontiguousarray(nudged, dtype=np.float32)
+        norms = np.linalg.norm(noisy, axis=1, keepdims=True)
+        noisy = noisy / np.where(norms > 0, norms, 1)
+    return np.ascontiguousarray(noisy, dtype=np.float32)
 
-
-Pause = Callable[[], None]
-"""Called between steps of a few milliseconds; may sleep to let searches pass, or raise to give up."""
 
 _STEP_COST = 1_000_000_000.0
 """Work between two pauses in units of 10 picoseconds (10 ms)."""
 _SEARCHES_IN_STEP = 32
 _TRUTHS_IN_STEP = 48
-"""Fewer at once would give up the matrix product that exact searches share."""
-
-
-def no_pause() -> None:
-    """A pause of no length."""
+"""Exact searches of fewer queries would not share a matrix product."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvalQueries:
-    """Queries float32 (nq, dim) to judge by.
+    """Queries float32 (nq, dim) to measure recall with.
 
-    ``stratum`` int64 (nq,) says which part each belongs to, and every part has to be served; those of part -1, and all
-    where it is None, are parted into the half that lies near the stored vectors and the half that lies far. ``source``
-    int64 (nq,) names the row that each was made of and that must not count; -1 or None where there is none.
+    stratum: int64 (nq,), the group of each query; every group must reach the target. Queries of group -1, and all where
+    it is None, are split into the half nearer to the stored vectors and the half farther away. source: int64 (nq,), the
+    row that a query was made of, which must not count as a result; -1 or None for none.
     """
 
     queries: FloatArray
@@ -214,23 +214,23 @@ class EvalQueries:
 
 
 def together(*several: EvalQueries) -> EvalQueries:
-    """All the questions in one; what has a stratum keeps it."""
-    nothing = [np.full(len(one), -1, np.int64) for one in several]
+    """Several sets of queries in one; strata are kept."""
+
+    def joined(columns: list[IntArray | None]) -> IntArray:
+        none = [np.full(len(one), -1, np.int64) for one in several]
+        return np.concatenate([n if column is None else column for column, n in zip(columns, none, strict=True)])
+
     return EvalQueries(
         queries=np.concatenate([one.queries for one in several]),
-        stratum=np.concatenate(
-            [n if one.stratum is None else one.stratum for one, n in zip(several, nothing, strict=True)]
-        ),
-        source=np.concatenate(
-            [n if one.source is None else one.source for one, n in zip(several, nothing, strict=True)]
-        ),
+        stratum=joined([one.stratum for one in several]),
+        source=joined([one.source for one in several]),
     )
 
 
 class RecallEvaluator:
-    """Ground truth of some questions, computed once, and what efforts find of it, measured once each.
+    """The exact results of some queries, and the recall of search parameters on them; each is computed once.
 
-    ``ks`` are the k to judge by, ascending.
+    ks: the k of recall@k, ascending.
     """
 
     def __init__(self, index: Index, eval_queries: EvalQueries, ks: tuple[int, ...], pause: Pause = no_pause) -> None:
@@ -245,11 +245,11 @@ class RecallEvaluator:
 
     @property
     def truth(self) -> FloatArray:
-        """Exact distances, float32 (nq, ks[-1]), sources left out."""
+        """Exact distances, float32 (nq, ks[-1]), without the queries' sources."""
         return self._truth
 
     def recalls(self, params: SearchParams, k: int, every: int = 1) -> npt.NDArray[np.float64]:
-        """Recall of each ``every``-th question at each of ``ks``, float64 (nq, len(ks)), from one search for the ``k``
+        """Recall of each ``every``-th query at each of ``ks``, float64 (nq, len(ks)), from one search for the ``k``
         nearest; NaN above k."""
         rows = np.arange(0, len(self.eval_queries), every)
         if params.exact:
@@ -268,17 +268,17 @@ class RecallEvaluator:
         return means, np.min([lower_bounds(part, self.ks) for part in parts], axis=0)
 
     def worst_mean(self, recalls: npt.NDArray[np.float64], every: int) -> float:
-        """The mean of one figure per ``every``-th question, (nq,), over the stratum where it is least."""
+        """The mean of one value per ``every``-th query, (nq,), in the stratum where it is least."""
         strata = self.stratum[::every]
         return min(float(recalls[strata == name].mean()) for name in np.unique(strata))
 
-    def worth_of_one(self, every: int) -> float:
-        """How much one of every ``every``-th question weighs in the mean of its stratum, at the most."""
+    def largest_weight(self, every: int) -> float:
+        """The largest weight of one of every ``every``-th query in the mean of its stratum."""
         strata = self.stratum[::every]
         return 1.0 / max(1, min(int((strata == name).sum()) for name in np.unique(strata)))
 
     def _search(self, params: SearchParams, k: int, rows: IntArray, step: int) -> FloatArray:
-        """Distances float32 (len(rows), k) of the k nearest, the questions' sources left out."""
+        """Distances float32 (len(rows), k) of the k nearest, without the queries' sources."""
         source = self.eval_queries.source
         pieces = []
         for part in _parts(rows, step):
@@ -293,7 +293,7 @@ class RecallEvaluator:
 
 
 def _strata(eval_queries: EvalQueries, truth: FloatArray) -> IntArray:
-    """Which part each question is judged in, int64 (nq,): those without one are near, -2, or far, -1."""
+    """The stratum of each query, int64 (nq,); those without one are near, -2, or far, -1."""
     stratum = np.full(len(eval_queries), -1, np.int64) if eval_queries.stratum is None else eval_queries.stratum.copy()
     free = stratum < 0
     stratum[free] = _near_and_far(truth[free]) - 2

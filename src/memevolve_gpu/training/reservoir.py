@@ -1,4 +1,4 @@
-"""A bounded sample of the queries that a store is really asked."""
+"""A bounded sample of a store's real queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DEFAULT_CAPACITY", "DEFAULT_HALF_LIFE", "Reservoir"]
 
 DEFAULT_CAPACITY = 512
 DEFAULT_HALF_LIFE = 5000
-"""Queries after which half of the sample has given way."""
+"""Queries after which half of the sample has been replaced."""
 
 _HEADER = struct.Struct("<4sHHIQI")
 """Magic, version, unused, dim, queries seen, checksum of everything else; then float32 rows, all little-endian."""
@@ -24,16 +24,15 @@ _MAGIC, _VERSION = b"MQRS", 1
 
 
 class Reservoir:
-    """A sample of at most ``capacity`` query vectors. Any number of threads may offer and read.
+    """A sample of at most ``capacity`` query vectors. Thread-safe.
 
     Uniform over everything seen at first (Algorithm R, Vitter 1985: the t-th query is taken with probability
-    capacity / t and replaces a random one). Left alone, this would weigh the queries of the first month like those of
-    the last for ever, so the probability does not fall below ln 2 * capacity / half_life: from then on the chance that
-    a query is still in the sample halves with every ``half_life`` queries that follow (a biased reservoir, Aggarwal
-    2006). The half-life counts queries, not days: a store that rests keeps its sample. With the defaults the
-    sample is uniform over the first 7,200 queries.
+    capacity / t and replaces a random one). Old queries would then keep their weight forever, so the probability does
+    not fall below ln 2 * capacity / half_life: from then on the chance that a query is still in the sample halves with
+    every ``half_life`` further queries (a biased reservoir, Aggarwal 2006). The half-life counts queries, not days: an
+    idle store keeps its sample. With the defaults the sample is uniform over the first 7,200 queries.
 
-    The next query to take is drawn ahead, so one that is not taken costs a comparison.
+    The next query to take is drawn in advance, so a query that is not taken costs one comparison.
     """
 
     def __init__(
@@ -64,20 +63,20 @@ class Reservoir:
 
     @property
     def taken(self) -> int:
-        """How often the sample has changed since this object was made: whether it is worth saving again."""
+        """How often the sample has changed since this object was made."""
         return self._taken
 
     def __len__(self) -> int:
         return self._count
 
     def offer(self, vectors: FloatArray) -> None:
-        """Show queries, float32 (nq, dim); most are not taken.
+        """Offer queries, float32 (nq, dim), to the sample; most are not taken.
 
         Raises:
             ValueError: a vector that would be taken has another length.
         """
         with self._lock:
-            if self._offering:  # a signal handler or finalizer inside this very call: its queries may be missed
+            if self._offering:  # a signal handler or finalizer interrupts this call: its queries are skipped
                 return
             self._offering = True
             try:
@@ -114,7 +113,7 @@ class Reservoir:
         half_life: int = DEFAULT_HALF_LIFE,
         seed: int = 0,
     ) -> Reservoir:
-        """The sample that :meth:`to_bytes` wrote; an empty one from anything else, or where ``dim`` differs.
+        """Read what :meth:`to_bytes` wrote; anything else, or another ``dim``, gives an empty sample.
 
         A smaller ``capacity`` keeps a random part of it.
         """
@@ -125,14 +124,14 @@ class Reservoir:
         return fresh
 
     def reset_lock(self) -> None:
-        """In a forked child: a lock that nobody holds."""
+        """In a forked child: a new lock."""
         self._lock = threading.RLock()
         self._offering = False
 
     def _adopt(self, rows: FloatArray, seen: int) -> None:
         if len(rows) > self.capacity:
             rows = rows[np.random.default_rng(self._seed).permutation(len(rows))[: self.capacity]]
-        self._kept, self._count = self._room(len(rows)), len(rows)
+        self._kept, self._count = self._buffer(len(rows)), len(rows)
         self._kept[: len(rows)] = rows
         self._restart(max(seen, len(rows)))
 
@@ -145,7 +144,7 @@ class Reservoir:
     def _take(self, vector: FloatArray) -> None:
         if self._count < self.capacity:
             if self._count == len(self._kept):
-                grown = self._room(self._count + 1)
+                grown = self._buffer(self._count + 1)
                 grown[: self._count] = self._kept
                 self._kept = grown
             place = self._count
@@ -155,14 +154,14 @@ class Reservoir:
             self._kept[self._random.randrange(self.capacity)] = vector
         self._taken += 1
 
-    def _room(self, count: int) -> FloatArray:
-        """Memory grows with the sample: most stores are asked little."""
+    def _buffer(self, count: int) -> FloatArray:
+        """Memory for ``count`` rows or more; it grows with the sample."""
         return np.empty((min(self.capacity, max(16, 2 * count)), self.dim), np.float32)
 
     def _skip(self, number: int) -> int:
-        """How many queries ahead the next one to take is, where the coming one is the ``number``-th.
+        """How many queries ahead the next one to take is, if the coming one is the ``number``-th.
 
-        Inversion: the first query at which the probability that none was taken falls below a random number.
+        By inversion: the first query at which the probability that none was taken falls below a random number.
         """
         if self._count < self.capacity:
             return 1
@@ -174,14 +173,14 @@ class Reservoir:
 
 
 def _parsed(data: bytes, dim: int) -> tuple[FloatArray, int] | None:
-    """Rows float32 (m, dim) and the count seen; None from anything that is not whole and of this dimension."""
+    """Rows float32 (m, dim) and the count seen; None for anything incomplete, or of another dimension."""
     if len(data) < _HEADER.size:
         return None
     magic, version, unused, wide, seen, checksum = _HEADER.unpack_from(data)
-    index = data[_HEADER.size :]
-    if (magic, version, unused, wide) != (_MAGIC, _VERSION, 0, dim) or len(index) % (4 * dim):
+    payload = data[_HEADER.size :]
+    if (magic, version, unused, wide) != (_MAGIC, _VERSION, 0, dim) or len(payload) % (4 * dim):
         return None
-    if zlib.crc32(index, zlib.crc32(_HEADER.pack(magic, version, unused, wide, seen, 0))) != checksum:
+    if zlib.crc32(payload, zlib.crc32(_HEADER.pack(magic, version, unused, wide, seen, 0))) != checksum:
         return None
-    rows = np.frombuffer(index, "<f4").astype(np.float32).reshape(-1, dim)
+    rows = np.frombuffer(payload, "<f4").astype(np.float32).reshape(-1, dim)
     return (rows, seen) if np.isfinite(rows).all() else None

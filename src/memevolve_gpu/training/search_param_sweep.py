@@ -17,43 +17,43 @@ from .recall import RecallEvaluator
 __all__ = ["SearchParamSweep", "effort_cost", "reach"]
 
 EVERY = 4
-"""Each fourth question looks for the way; all of them decide how far to go."""
+"""Every fourth query orders the search parameters; all queries decide which of them reach a target."""
 
 _RERANKS = (40, 60, 100, 150, 200, 300, 450, 700)
 _WIDE = 450
-"""Candidates at which 4-bit codes lose next to nothing, so that what is missing was in lists that were not probed."""
+"""Candidates at which 4-bit codes miss almost nothing, so that all misses come from lists that were not probed."""
 _BEAMS = (20, 27, 36, 48, 65, 90, 120, 160, 200, 270, 360, 480, 640, 860, 1150, 1500)
 _FEWEST_LISTS = 1 / 32
 _FEWEST_LISTS_ON_DEVICE = 1 / 256
-"""Lists on a device are many, since their number costs it little."""
+"""A device has many lists, since their number costs little there."""
 _STEP = 1.35
 _WORTH_A_STEP = 1.12
-"""Steps of a ladder differ in cost by about this factor at least: each of them costs a measurement."""
+"""Least ratio of the costs of two steps, since each step costs a measurement."""
 _UNSEEN = 0.01
-"""A miss that a sample may hide, in the cheapest effort; it orders efforts that lose nothing in the sample."""
+"""A miss that the sample may not show, at the cheapest parameters; it orders parameters that miss nothing in it."""
 _TOGETHER = (10, 50)
-"""k up to these share a ladder, and so its measurements; above them each k has its own."""
+"""k up to these share their steps, and so their measurements; above them each k has its own."""
 
 Floats = npt.NDArray[np.float64]
 
 
 class SearchParamSweep:
-    """The ladder of each k, from measurements on a part of the judge's questions.
+    """The search parameters to try for each k, cheapest first, from measurements on part of the queries.
 
-    Lists and codes are swept one at a time. A true neighbour is missed only if its list was not probed or if too many
-    codes came before its own, and fewer codes compete when fewer lists are probed, so the two misses add up to a bound
-    of the miss of any pair, and pairs need not be measured to be ordered.
+    Lists and codes are swept one at a time. A true neighbour is missed only if its list is not probed or if too many
+    codes rank before its own; fewer codes compete when fewer lists are probed. So the two misses add up to a bound for
+    any pair, and pairs need not be measured to be ordered.
     """
 
     def __init__(self, evaluator: RecallEvaluator) -> None:
-        self._judge = evaluator
+        self._evaluator = evaluator
         self._swept: dict[SearchParams, Floats] = {}
         self._fronts: dict[int, list[SearchParams]] = {}
 
     def steps(self, k: int) -> list[SearchParams]:
-        """Efforts for ``k`` (one of the judge's), each dearer than the last; none for a kind of index without efforts.
+        """Search parameters for ``k`` (one of the evaluator's), by ascending cost; none for an index that has none.
 
-        Among pairs only those that promise more than every cheaper one; an exact scan ends them where it is cheaper.
+        Of pairs only the Pareto frontier. An exact scan is the last step where it is cheaper than the rest.
         """
         shared = next((together for together in _TOGETHER if k <= together), k)
         if shared not in self._fronts:
@@ -61,81 +61,83 @@ class SearchParamSweep:
         return self._fronts[shared]
 
     def promised(self, params: SearchParams, k: int) -> float:
-        """Mean recall at ``k`` over the worse-served part of the sample, less what may be missing unseen."""
-        recalls = self._promised(params)[:, self._judge.ks.index(k)]
-        return self._judge.worst_mean(recalls, EVERY) - self._unseen(params, k)
+        """Mean recall at ``k`` in the worst stratum of the sample, less what the sample may not show."""
+        recalls = self._promised(params)[:, self._evaluator.ks.index(k)]
+        return self._evaluator.worst_mean(recalls, EVERY) - self._unseen(params, k)
 
     def hoped(self, params: SearchParams, k: int) -> float:
-        """What ``promised`` may be if one question of the sample's worse-served part was missed by bad luck: where
-        neighbours are copies of each other, all ten of them are missed or none.
+        """``promised`` if one query of the worst stratum was missed by chance: where neighbours are copies of each
+        other, all ten of them are missed or none.
         """
-        return self.promised(params, k) + self._judge.worth_of_one(EVERY)
+        return self.promised(params, k) + self._evaluator.largest_weight(EVERY)
 
     def _front(self, k: int) -> list[SearchParams]:
-        index, pairs = self._judge.index, self._judge.index.kind == "ivf"
+        index, pairs = self._evaluator.index, self._evaluator.index.kind == "ivf"
         scan = effort_cost(index, SearchParams(exact=True), k)
         steps = sorted((_Step(effort_cost(index, params, k), params) for params in self._efforts(k)), key=_cheapest)
         front: list[_Step] = []
         best = -1.0
         for step in steps:
             if step.cost >= scan:
-                return [*(each.effort for each in front), SearchParams(exact=True)]
-            promised = self.promised(step.effort, k) if pairs else 1.0
+                return [*(each.params for each in front), SearchParams(exact=True)]
+            promised = self.promised(step.params, k) if pairs else 1.0
             if pairs and promised <= best:
                 continue
             best = promised
             if len(front) > 1 and step.cost < _WORTH_A_STEP * front[-2].cost:
                 front.pop()
             front.append(step)
-        return [step.effort for step in front]
+        return [step.params for step in front]
 
     def _efforts(self, k: int) -> list[SearchParams]:
-        index = self._judge.index
+        index = self._evaluator.index
         widths = [rerank for rerank in _RERANKS if rerank >= 2 * k]
         if index.kind == "two_stage":
             return [SearchParams(rerank=rerank) for rerank in widths]
         if index.kind == "ivf":
-            return [SearchParams(nprobe=nprobe, rerank=rerank) for nprobe in _lists_ladder(index) for rerank in widths]
+            return [SearchParams(nprobe=nprobe, rerank=rerank) for nprobe in _probe_counts(index) for rerank in widths]
         return [SearchParams(ef=beam) for beam in _BEAMS if beam >= 2 * k] if index.kind == "hnsw" else []
 
     def _promised(self, params: SearchParams) -> Floats:
-        """Recall of each fourth question at each k, float64 (nq / 4, number of k)."""
+        """Recall of every fourth query at each k, float64 (nq / 4, number of k)."""
         if not params.nprobe:
             return self._sweep(params)
         lists = self._sweep(SearchParams(nprobe=params.nprobe, rerank=_WIDE))
-        codes = self._sweep(SearchParams(nprobe=self._judge.index.nlist, rerank=params.rerank))
+        codes = self._sweep(SearchParams(nprobe=self._evaluator.index.nlist, rerank=params.rerank))
         return lists + codes - 1.0
 
     def _unseen(self, params: SearchParams, k: int) -> float:
         if params.exact:
             return 0.0
-        lists = 1.0 - params.nprobe / self._judge.index.nlist if params.nprobe else 0.0
+        lists = 1.0 - params.nprobe / self._evaluator.index.nlist if params.nprobe else 0.0
         return _UNSEEN * (lists + k / (params.ef or params.rerank))
 
     def _sweep(self, params: SearchParams) -> Floats:
         if params not in self._swept:
-            self._swept[params] = self._judge.recalls(params, reach(params, self._judge.ks[-1]), EVERY)
+            self._swept[params] = self._evaluator.recalls(params, reach(params, self._evaluator.ks[-1]), EVERY)
         return self._swept[params]
 
 
 class _Step(NamedTuple):
     cost: float
-    effort: SearchParams
+    params: SearchParams
 
 
 def _cheapest(step: _Step) -> tuple[float, int]:
-    return step.cost, -step.effort.nprobe
+    return step.cost, -step.params.nprobe
 
 
 def reach(params: SearchParams, most: int) -> int:
-    """For how many results one search tells what searches for fewer would have found: indexes try at least twice as
-    many candidates as results, and below that do not change what they do."""
+    """The number of results up to which one search shows what searches for fewer would find.
+
+    Indexes try at least twice as many candidates as results; up to that the candidates do not depend on k.
+    """
     width = params.ef or params.rerank
     return most if params.exact or not width else max(1, min(most, width // 2))
 
 
 def effort_cost(index: Index, params: SearchParams, k: int) -> float:
-    """Modelled time of one query, in units of 10 picoseconds: what the index will take for the cheapest of its ways."""
+    """Modelled time of one query by the cheapest of the index's methods, in units of 10 picoseconds."""
     n, dim = index.n, index.dim
     if index.plan.engine != "cpu":
         return (
@@ -155,8 +157,8 @@ def effort_cost(index: Index, params: SearchParams, k: int) -> float:
 
 
 def _device_cost(index: Index, nprobe: int, want: int) -> float:
-    """Bytes read by one query: the lists' rows in float16, and the candidates', which may lie on the host and count
-    eightfold. An exact effort is answered by the host and is no step of the way."""
+    """Bytes read by one query: the lists' rows in float16, and the candidates', which may be on the host and count
+    eightfold. Exact search runs on the host, and is not among the steps."""
     return index.n * nprobe / max(1, index.nlist) * index.dim * 2 + want * index.dim * 4 * 8
 
 
@@ -172,14 +174,14 @@ def _lists_cost(index: Index, nprobe: int, want: int) -> float:
     return codes_cost(reads, want, want, index.dim)
 
 
-def _lists_ladder(index: Index) -> list[int]:
-    """Numbers of lists from a 32nd of them on, each about 1.35 times the last, as far as visiting them is cheaper than
+def _probe_counts(index: Index) -> list[int]:
+    """Numbers of lists to probe: from a 32nd of them, each about 1.35 times the last, while that is cheaper than
     reading all codes in one piece; and all of them."""
-    ladder, share = [index.nlist], index.nlist / _STEP
+    counts, share = [index.nlist], index.nlist / _STEP
     whole = effort_cost(index, SearchParams(nprobe=index.nlist, rerank=_WIDE), 1)
     fewest = _FEWEST_LISTS if index.plan.engine == "cpu" else _FEWEST_LISTS_ON_DEVICE
     while share >= max(1.0, fewest * index.nlist):
         if _lists_cost(index, round(share), _WIDE) < whole:
-            ladder.append(round(share))
+            counts.append(round(share))
         share /= _STEP
-    return sorted(set(ladder))
+    return sorted(set(counts))

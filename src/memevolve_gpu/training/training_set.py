@@ -1,6 +1,6 @@
-"""Training vectors of an index: rows of the store, and service samples where there are too few.
+"""Training vectors of an index: rows of the store, and embedded sample texts where there are too few.
 
-They train an index and nothing else: they are never stored as units and never found.
+Samples are used for training only: they are never stored as units and never found.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """Phrases about one topic that fit into the sentences of :mod:`.training_set`, six of each kind."""
+    """Phrases about one topic that fit into the sample sentences, six of each kind."""
 
     name: str
     activities: tuple[str, ...]
@@ -214,7 +214,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "conversational": ("", "in customer support", "in classroom tutoring", "in research reviews", "with new users"),
     "practical": ("", "in small teams", "on legacy systems", "during incidents", "across several regions"),
 }
-"""Where it happens; often not said."""
+"""Where it happens; may be empty."""
 
 
 SAMPLE_TYPES = ("lesson", "skill", "tool", "abstraction")
@@ -226,18 +226,18 @@ _Choices = tuple[tuple[str, str], ...]
 def sample_texts(count: int, *, seed: int, proportions: Mapping[str, float] | None = None) -> list[str]:
     """Distinct texts of the four types, in random order.
 
-    Each reads as a unit's text does: its content, then two tags and its type. The same arguments give the same texts,
-    and a smaller ``count`` with the same seed and proportions a part of them, so that embeddings may be kept.
+    Each has the form of a unit's text: its content, then two tags and its type. The same arguments give the same texts,
+    and a smaller ``count`` with the same seed and proportions gives a subset, so that embeddings can be cached.
 
     Args:
-        count: how many.
-        seed: decides which.
-        proportions: how many of each type relative to the others, such as the counts of types in a store; types other
-            than the four are passed over. None, or none of the four, gives equal parts.
+        count: number of texts.
+        seed: of the selection.
+        proportions: relative numbers of the types, such as the counts of types in a store; other types than the four
+            are ignored. None, or none of the four, gives equal parts.
 
     Raises:
-        ConfigurationError: ``count`` is negative or exceeds what can be made, or a proportion is no finite positive
-            number.
+        ConfigurationError: ``count`` is negative or exceeds the available texts, or a proportion is not a finite
+            number from 0 on.
     """
     if count < 0:
         raise ConfigurationError(f"count must not be negative, got {count}")
@@ -254,7 +254,7 @@ def sample_texts(count: int, *, seed: int, proportions: Mapping[str, float] | No
 
 
 def available_texts(kind: str) -> int:
-    """How many distinct texts of a type can be made."""
+    """The number of distinct texts of a type."""
     return sum(_domain_size(kind, domain) for domain in DOMAINS)
 
 
@@ -325,7 +325,7 @@ def _tool(domain: str) -> tuple[list[_Choices], str]:
 
 
 def _abstraction(domain: str) -> tuple[list[_Choices], str]:
-    """The two factors stand in different topics, so that nothing is balanced against itself."""
+    """The two factors are of different topics, so that nothing is balanced against itself."""
     topics = DOMAINS[domain]
     half = len(topics) // 2
     first = tuple((phrase, topic.name) for topic in topics[:half] for phrase in topic.factors)
@@ -355,29 +355,29 @@ MOST_EXISTING = 65_536
 """More vectors than any plan trains on."""
 BATCH = 64
 GIVE_UP_AFTER = 3
-"""Batches that fail one after another before the service is left alone."""
+"""Consecutive failing batches after which no more are sent."""
 _DIRECTION_ROWS = 2048
 
 
 class SampleCache(Protocol):
-    """Keeps embedded service samples, so that no text is paid for twice."""
+    """Keeps embedded samples, so that no text is embedded twice."""
 
     def load(self) -> tuple[Sequence[str], FloatArray]:
-        """All texts kept and their vectors (n, dim) in the same order; none where the model has changed."""
+        """All cached texts and their vectors (n, dim), in the same order; none where the model has changed."""
         ...  # pragma: no cover
 
     def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
-        """Keep these as well; called after every batch."""
+        """Add these; called after every batch."""
         ...  # pragma: no cover
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingSet:
-    """Vectors float32 (m, dim) to train on, normalised under cosine, and where they come from.
+    """Vectors float32 (m, dim) to train on, normalised under cosine, and their sources.
 
-    m = existing + service + cached + fallbacks: rows of the store, samples embedded just now, samples embedded before,
-    and vectors drawn in place of samples that could not be embedded. Where ``usable`` is False the store must stay
-    exact, and ``reason`` says why in words; ``error`` is the first failure of the embedding function.
+    m = existing + service + cached + fallbacks: rows of the store, samples embedded now, samples embedded before, and
+    random vectors in place of samples that could not be embedded. Where ``usable`` is False the store must stay exact,
+    and ``reason`` says why; ``error`` is the first error of the embedding function.
     """
 
     vectors: FloatArray
@@ -392,20 +392,20 @@ class TrainingSet:
 
 
 def source_for(count: int) -> TrainingSource:
-    """What an index over ``count`` units is trained on: its own vectors from 1,000 on, with service samples from 100
-    on, service samples alone below."""
+    """What an index of ``count`` units is trained on: its own vectors from 1,000 on, vectors and samples from 100 on,
+    samples alone below."""
     if count >= ENOUGH_EXISTING:
         return "existing"
     return "hybrid" if count >= ENOUGH_FOR_HYBRID else "service"
 
 
 def samples_wanted(count: int) -> int:
-    """How many service samples go with ``count`` units: none, as many as make 1,500 in all, or 2,000."""
+    """The number of samples for ``count`` units: none, as many as make 1,500 in all, or 2,000."""
     return {"existing": 0, "hybrid": HYBRID_TOTAL - count, "service": SERVICE_TOTAL}[source_for(count)]
 
 
 def existing_sample(vectors: FloatArray, limit: int, seed: int) -> FloatArray:
-    """At most ``limit`` of the rows (n, dim), seeded, in their order; the same array where all fit."""
+    """A seeded sample of at most ``limit`` rows (n, dim), in order; the same array where all fit."""
     if len(vectors) <= limit:
         return vectors
     return vectors[np.sort(np.random.default_rng(seed).choice(len(vectors), limit, replace=False))]
@@ -414,7 +414,7 @@ def existing_sample(vectors: FloatArray, limit: int, seed: int) -> FloatArray:
 def drawn_like(vectors: FloatArray, count: int, metric: Metric, seed: int) -> FloatArray:
     """Draws from the Gaussian with the mean and covariance of ``vectors`` (n, dim), n at least 2.
 
-    Mixtures of centred rows have the sample's covariance without its being computed. Normalised under cosine.
+    Mixtures of centred rows have the sample's covariance without computing it. Normalised under cosine.
     """
     rng = np.random.default_rng(seed)
     base = existing_sample(vectors, _DIRECTION_ROWS, seed)
@@ -435,16 +435,16 @@ def collect(
     progress: Progress | None = None,
     limit: int = MOST_EXISTING,
 ) -> TrainingSet:
-    """Gather what to train on; a failing embedding function is answered with fallbacks, never with an error.
+    """Gather training vectors; where the embedding function fails, random vectors take the place of samples.
 
     Args:
-        existing: the store's vectors, float32 (n, dim), normalised under cosine; n decides what else is needed.
+        existing: the store's vectors, float32 (n, dim), normalised under cosine; n decides how many samples are needed.
         metric: l2, cosine or ip.
-        seed: decides the sample, the texts and the fallbacks.
+        seed: of the sample of existing vectors, the texts and the random vectors.
         embed: embeds a batch of texts; None where there is no embedding function.
-        cache: texts embedded before; None pays for all of them.
-        proportions: how often the store holds each type of unit.
-        progress: told after every batch of texts.
+        cache: texts embedded before; None embeds all of them.
+        proportions: how often the store contains each type of unit.
+        progress: called after every batch of texts.
         limit: most existing vectors to take.
 
     Raises:
@@ -475,7 +475,7 @@ def collect(
 
 
 class _Samples:
-    """Vectors of texts, from the cache where they are in it."""
+    """Vectors of texts, cached ones first."""
 
     def __init__(self, dim: int, metric: Metric, cache: SampleCache | None) -> None:
         self._dim = dim
@@ -492,7 +492,7 @@ class _Samples:
         return normalize_rows(found) if self._metric == "cosine" else found
 
     def fill(self, texts: Sequence[str], embed: Embed | None, progress: Progress) -> str:
-        """Get the vectors of ``texts``; returns the first error, empty where there was none."""
+        """Get the vectors of ``texts``; return the first error, empty where there was none."""
         missing = self._from_cache(texts)
         first_error = "" if embed or not missing else "there is no embedding function"
         failures = 0
@@ -506,7 +506,7 @@ class _Samples:
         return first_error
 
     def _from_cache(self, texts: Sequence[str]) -> list[str]:
-        """Take what is kept; returns the texts that are not."""
+        """Take the cached vectors; return the texts that are not cached."""
         kept, vectors = self._cache.load() if self._cache else ((), np.empty((0, self._dim), np.float32))
         if len(kept) != len(vectors) or vectors.shape[1:] != (self._dim,):
             return list(texts)
@@ -533,7 +533,7 @@ class _Samples:
 
 
 def _objection(wanted: int, missing: int, error: str) -> str:
-    """Why these samples must not be trained on; empty where they may."""
+    """Why these samples cannot be used for training; empty where they can."""
     if 2 * missing <= wanted:
         return ""
     return f"{missing} of {wanted} training samples could not be embedded, more than half: {error}; staying exact"
