@@ -222,7 +222,7 @@ def test_queries_on_the_device_stay_there(torch: Any, monkeypatch: pytest.Monkey
     index = on_card("exact", vectors, float32_rows=True)
     expected = index.search(queries, 10, SearchParams())
     host_is_not_asked(index, monkeypatch)
-    monkeypatch.setattr(index_module, "on_host", None)
+    monkeypatch.setattr(index_module, "host_queries", None)
     tensor = torch.from_numpy(queries).to(here())
     given = [tensor, tensor.double(), tensor.half().float() + 0, torch.utils.dlpack.from_dlpack(tensor)]
     try:

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,6 @@ Train = Callable[[FloatArray, int, Setting], FloatArray]
 
 
 def by_torch(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
-    """The torch engine's own way, with flash-kmeans where it is installed."""
     from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
     from memevolve_gpu.index.torch_gpu.kmeans import train
 
@@ -53,11 +51,6 @@ def by_torch(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
     found = train(x, count, seed=setting.seed, operations=Operations(device, note), iterations=ROUNDS)
     centroids: FloatArray = found[:, : vectors.shape[1]].cpu().numpy()
     return centroids
-
-
-def by_torch_alone(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
-    with _without("flash_kmeans"):
-        return by_torch(vectors, count, setting)
 
 
 def by_flash(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
@@ -103,24 +96,10 @@ def _clustered_by(faiss: Any, vectors: FloatArray, count: int, setting: Setting,
 
 WAYS: dict[str, tuple[str, Train]] = {
     "torch engine": ("torch", by_torch),
-    "torch engine, its own steps": ("torch", by_torch_alone),
     "flash-kmeans": ("torch", by_flash),
     "faiss-gpu": ("faiss", by_faiss_gpu),
     "faiss-cpu": ("cpu", by_faiss_cpu),
 }
-
-
-@contextmanager
-def _without(name: str) -> Iterator[None]:
-    """Let ``import name`` fail."""
-    held = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-        if held is not None:
-            sys.modules[name] = held
 
 
 def objective(vectors: FloatArray, centroids: FloatArray, setting: Setting) -> float:

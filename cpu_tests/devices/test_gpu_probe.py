@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from gpu_kit import MB, line, on_disk, printing
 
-from memevolve_gpu.devices.gpu_probe import PROGRAM, GpuList, Prober
+from memevolve_gpu.devices.gpu_probe import GpuList, Prober
 from memevolve_gpu.devices.selection import select_device
 from memevolve_gpu.devices.subprocess_query import run_subprocess
 
@@ -177,20 +177,16 @@ def test_a_driver_that_fails_speaks_for_a_card_only_where_it_is_loaded(tmp_path:
 
 
 def test_a_driver_too_old_for_the_question_is_called_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = """#!/bin/sh
-case "$1" in
-*compute_cap*) echo 'Field "compute_cap" is not a valid field to query.'; echo; exit 2 ;;
-*) echo '0, Old, GPU, GPU-7, 8000, 7000, 418.226.00' ;;
-esac
-"""
+    script = "#!/bin/sh\necho 'Field \"compute_cap\" is not a valid field to query.'; echo; exit 2\n"
     on_disk(tmp_path, "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    (gpu,) = Prober(signs=[]).look().gpus
-    assert (gpu.name, gpu.uuid, gpu.total_mb, gpu.free_mb) == ("Old, GPU", "GPU-7", 8000, 7000)
-    assert "418.226.00 is too old" in gpu.problem
+    answer = Prober(signs=[]).look()
+    assert answer.problem == "the GPU driver is too old; CUDA 12 needs 525.60 or newer"
+    assert answer.detected
 
 
 def test_the_question_is_the_one_that_the_answer_is_read_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_nvml(monkeypatch)
     on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\necho \"$@\" > {tmp_path}/asked\necho '{line()}'\n")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert Prober().look().usable
@@ -221,13 +217,13 @@ def test_an_interrupted_question_leaves_no_child(monkeypatch: pytest.MonkeyPatch
     assert started[0].returncode == -9
 
 
-def test_a_frozen_program_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_program_is_not_started_again(driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """sys.executable of a bundled application is the application itself."""
-    sign = tmp_path / "nvidiactl"
-    sign.touch()
-    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "pynvml.py").write_text(f"FAILS = False\n{NVML}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert Prober(signs=[driver]).look().usable
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert "no NVIDIA driver" in Prober(signs=[sign]).look().problem
+    assert Prober(signs=[driver]).look().gpus == ()
 
 
 def test_the_request_is_resolved_with_its_reason() -> None:
@@ -276,58 +272,100 @@ def test_a_driver_that_stops_answering_has_no_memory_to_give(tmp_path: Path) -> 
     assert prober.look(max_age=0).gpus[0].free_mb == 800
 
 
-def test_without_tool_the_drivers_library_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The signs of a driver alone lead to NVML in a child; here its library is missing, which is a sentence."""
-    sign = tmp_path / "nvidiactl"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no NVIDIA driver" in Prober(signs=[sign]).look().problem
-    sign.touch()
-    assert "NVML cannot be loaded" in Prober(signs=[sign]).look().problem
-    on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\necho '{line(name='from the tool')}'\n")
-    assert Prober(signs=[]).look().gpus[0].name == "from the tool"
-
-
 NVML = """
-#include <string.h>
-int nvmlInit_v2(void) { return FAIL; }
-int nvmlSystemGetDriverVersion(char *text, unsigned n) { strncpy(text, "580.65.06", n); return 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = 4; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) {
-    *handle = (char *)0 + 1000 + index;
-    return index == 1 ? 15 : 0;
-}
-const char *nvmlErrorString(int status) { return status == 9 ? "Driver Not Loaded" : "GPU is lost"; }
-int nvmlDeviceGetMigMode(void *handle, unsigned *now, unsigned *next) {
-    *now = *next = (char *)handle - (char *)0 == 1003;
-    return 0;
-}
-int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
-    memory[0] = 3000ull << 20; memory[1] = (unsigned long long)((char *)handle - (char *)0) << 20; memory[2] = 0;
-    return 0;
-}
-int nvmlDeviceGetCudaComputeCapability(void *handle, int *major, int *minor) { *major = 9; *minor = 0; return 0; }
-int nvmlDeviceGetName(void *handle, char *text, unsigned n) { strncpy(text, "NVML GPU\\xae", n); return 0; }
-int nvmlDeviceGetUUID(void *handle, char *text, unsigned n) { strncpy(text, "GPU-77", n); return 0; }
+from types import SimpleNamespace
+
+class NVMLError(Exception):
+    pass
+
+class NVMLError_DriverNotLoaded(NVMLError):
+    pass
+
+def nvmlInit():
+    if FAILS:
+        raise NVMLError_DriverNotLoaded("Driver Not Loaded")
+
+def nvmlSystemGetDriverVersion():
+    return "580.65.06"
+
+def nvmlDeviceGetCount():
+    return 5
+
+def nvmlDeviceGetHandleByIndex(index):
+    if index == 1:
+        raise NVMLError("GPU is lost")
+    return 1000 + index
+
+def nvmlDeviceGetMemoryInfo(handle):
+    if handle == 1004:
+        raise NVMLError("Insufficient Permissions")
+    return SimpleNamespace(total=3000 << 20, free=handle << 20)
+
+def nvmlDeviceGetCudaComputeCapability(handle):
+    return (9, 0)
+
+def nvmlDeviceGetMigMode(handle):
+    if handle == 1000:
+        raise NVMLError("Not Supported")
+    return [int(handle == 1003), 0]
+
+def nvmlDeviceGetName(handle):
+    return "NVML GPU, big"
+
+def nvmlDeviceGetUUID(handle):
+    return "GPU-77"
 """
 
 
-@pytest.mark.parametrize("status", [0, 9])
-def test_the_child_reads_nvml_by_its_c_interface(status: int, tmp_path: Path) -> None:
-    compiler = next((each for each in ("/usr/bin/cc", "/usr/bin/gcc") if os.access(each, os.X_OK)), None)
-    if compiler is None:
-        pytest.skip("no C compiler to make a stand-in for NVML with")
-    source, library = tmp_path / "nvml.c", tmp_path / "libnvml.so"
-    source.write_text(NVML)
-    subprocess.run([compiler, f"-DFAIL={status}", "-shared", "-fPIC", "-o", library, source], check=True)
-    answer = Prober(command=[sys.executable, "-I", "-S", "-c", PROGRAM, str(library)]).look()
-    if status:
-        assert "nvmlInit_v2 answers error 9 (Driver Not Loaded)" in answer.problem
-    else:
-        assert [(gpu.device, gpu.name, gpu.total_mb, gpu.free_mb) for gpu in answer.usable] == [
-            ("cuda:0", "NVML GPU?", 3000, 1000),
-            ("cuda:1", "NVML GPU?", 3000, 1002),
-        ]
-        assert "MIG" in answer.gpus[2].problem
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The sign of a driver, and no nvidia-smi on the path."""
+    sign = tmp_path / "nvidiactl"
+    sign.touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return sign
+
+
+def without_nvml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+@pytest.mark.parametrize("package", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_driver_is_queried_by_nvidia_ml_py_in_a_child(
+    fails: bool, package: bool, driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site"
+    file = folder / "pynvml" / "__init__.py" if package else folder / "pynvml.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"FAILS = {fails}\n{NVML}")
+    monkeypatch.syspath_prepend(folder)
+    answer = Prober(signs=[driver]).look()
+    assert "pynvml" not in sys.modules
+    if fails:
+        assert "Driver Not Loaded" in answer.problem
+        assert answer.detected
+        return
+    assert [(gpu.device, gpu.name, gpu.capability, gpu.total_mb, gpu.free_mb) for gpu in answer.usable] == [
+        ("cuda:0", "NVML GPU, big", (9, 0), 3000, 1000),
+        ("cuda:1", "NVML GPU, big", (9, 0), 3000, 1002),
+    ]
+    assert "MIG" in answer.gpus[2].problem
+    assert "does not tell its memory" in answer.gpus[3].problem
+    assert answer.driver == "580.65.06"
+
+
+def test_without_nvidia_ml_py_the_drivers_tool_is_asked(
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_nvml(monkeypatch)
+    answer = Prober(signs=[driver]).look()
+    assert "install nvidia-ml-py" in answer.problem
+    assert answer.detected
+    assert Prober(signs=[]).look().problem == "there is no NVIDIA driver on this machine"
+    on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\necho '{line(name='from the tool')}'\n")
+    for signs in ([], [driver]):
+        assert Prober(signs=signs).look().gpus[0].name == "from the tool"
 
 
 def test_looking_loads_no_gpu_library(tmp_path: Path) -> None:

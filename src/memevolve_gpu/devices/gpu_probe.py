@@ -1,11 +1,9 @@
 """Detect the GPUs of this machine in a child process, without loading CUDA here.
 
 Nothing in this module loads CUDA: not into a process that asked for the CPU, and not into one that will fork. The
-driver is asked through ``nvidia-smi``, or where that tool is missing through its library NVML, in a child with a time
-limit; a driver that hangs or crashes costs that child.
-
-It prints what ``nvidia-smi --query-gpu`` prints for the same fields. Functions and structures are those of NVML's
-public header (nvml.h: nvmlInit_v2; nvmlDeviceGetMemoryInfo with total, free and used as 64-bit counts of bytes).
+driver is queried in a child with a time limit, by nvidia-ml-py (module ``pynvml``, in the extras ``gpu`` and ``torch``)
+or, where that is not installed, by ``nvidia-smi``. A driver that hangs or crashes costs that child. Both print one line
+of FIELDS for each GPU.
 
 CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER are NVIDIA's (CUDA C++ Programming Guide, "CUDA Environment Variables"); the
 driver's own lists, which are in the order of the PCI bus, obey neither.
@@ -13,6 +11,7 @@ driver's own lists, which are in the order of the PCI bus, obey neither.
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import sys
@@ -25,60 +24,33 @@ from pathlib import Path
 from ..utils.forking import renew_in_child
 from .subprocess_query import Answer, run_subprocess
 
-__all__ = ["PROGRAM", "Gpu", "GpuList", "Prober"]
+__all__ = ["Gpu", "GpuList", "Prober"]
 
-PROGRAM = """
-import ctypes as c, sys
+_NVML_QUERY = """
+import sys
+sys.path.append(sys.argv[1])
+import pynvml as nvml
+sys.stdout.reconfigure(errors="replace")
 
-def load():
-    for name in sys.argv[1:] or ["libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1"]:
-        try:
-            return c.CDLL(name)
-        except OSError as error:
-            problem = error
-    sys.exit("the driver's library NVML cannot be loaded: %s" % problem)
+def ask(function, *arguments):
+    try:
+        return function(*arguments)
+    except nvml.NVMLError:
+        return None
 
-class Memory(c.Structure):
-    _fields_ = [("total", c.c_ulonglong), ("free", c.c_ulonglong), ("used", c.c_ulonglong)]
-
-nvml = load()
-
-def asked(name, *arguments):
-    function = getattr(nvml, name, None)
-    return -1 if function is None else function(*arguments)
-
-def call(name, *arguments):
-    status = asked(name, *arguments)
-    if status:
-        meaning = getattr(nvml, "nvmlErrorString", None)
-        if meaning is not None:
-            meaning.restype = c.c_char_p
-            meaning = (meaning(c.c_int(status)) or b"").decode("ascii", "replace")
-        sys.exit("%s answers error %d (%s)" % (name, status, meaning or "no explanation"))
-
-def text(name, *handle):
-    room = c.create_string_buffer(96)
-    call(name, *handle, room, c.c_uint(96))
-    return room.value.decode("ascii", "replace").replace(chr(0xFFFD), "?")
-
-call("nvmlInit_v2")
-count, driver, index = c.c_uint(), text("nvmlSystemGetDriverVersion"), 0
-call("nvmlDeviceGetCount_v2", c.byref(count))
-for place in range(count.value):
-    handle, memory, sliced, coming = c.c_void_p(), Memory(), c.c_uint(), c.c_uint()
-    major, minor = c.c_int(), c.c_int()
-    if asked("nvmlDeviceGetHandleByIndex_v2", c.c_uint(place), c.byref(handle)):
+nvml.nvmlInit()
+driver = nvml.nvmlSystemGetDriverVersion()
+for number in range(nvml.nvmlDeviceGetCount()):
+    gpu = ask(nvml.nvmlDeviceGetHandleByIndex, number)
+    if gpu is None:
         continue  # lost, or not for this container
-    known = not asked("nvmlDeviceGetMemoryInfo", handle, c.byref(memory))
-    sizes = (memory.total >> 20, memory.free >> 20) if known else ("[N/A]", "[N/A]")
-    asked("nvmlDeviceGetCudaComputeCapability", handle, c.byref(major), c.byref(minor))
-    asked("nvmlDeviceGetMigMode", handle, c.byref(sliced), c.byref(coming))
-    names = text("nvmlDeviceGetName", handle), text("nvmlDeviceGetUUID", handle)
-    capability, mode = "%d.%d" % (major.value, minor.value), ("Disabled", "Enabled")[sliced.value == 1]
-    print(index, *names, capability, *sizes, mode, driver, sep=", ")
-    index += 1
+    memory = ask(nvml.nvmlDeviceGetMemoryInfo, gpu)
+    sizes = ("[N/A]", "[N/A]") if memory is None else (memory.total >> 20, memory.free >> 20)
+    capability = ".".join(map(str, ask(nvml.nvmlDeviceGetCudaComputeCapability, gpu) or ()))
+    mig = "Enabled" if (ask(nvml.nvmlDeviceGetMigMode, gpu) or [0])[0] else "Disabled"
+    name, uuid = nvml.nvmlDeviceGetName(gpu), nvml.nvmlDeviceGetUUID(gpu)
+    print(number, name, uuid, capability, *sizes, mig, driver, sep=", ")
 """
-
 
 BY_BUS = "PCI_BUS_ID"
 """CUDA_DEVICE_ORDER under which CUDA numbers GPUs as the driver lists them; by default the fastest comes first."""
@@ -136,9 +108,7 @@ _WSL_TOOL = "/usr/lib/wsl/lib/nvidia-smi"
 """Where WSL puts the tool; not on every PATH."""
 
 FIELDS = ["index", "name", "uuid", "compute_cap", "memory.total", "memory.free", "mig.mode.current", "driver_version"]
-"""What is asked of nvidia-smi; sizes come in MiB. All are known to every driver that is new enough."""
-_OLD_FIELDS = ["index", "name", "uuid", "memory.total", "memory.free", "driver_version"]
-"""The same for a driver that does not know one of them."""
+"""Printed for each GPU; sizes in MiB. Every driver that is new enough knows them."""
 _UNKNOWN_FIELD = "not a valid field"
 _NO_DEVICES = "No devices were found"
 
@@ -150,6 +120,7 @@ _REST = 60.0
 
 _OLDEST_DRIVER = (525, 60)
 """The first branch for CUDA 12 (NVIDIA, "CUDA Compatibility", table of minimum drivers); CUDA 13 wants 580."""
+_NEEDED_DRIVER = "CUDA 12 needs {}.{} or newer".format(*_OLDEST_DRIVER)
 _OLDEST_CAPABILITY = (7, 0)
 """Volta, the first with half-precision matrix units; the libraries for CUDA 13 begin at 7.5 and say so themselves."""
 
@@ -221,7 +192,7 @@ class Prober:
         Args:
             visible: CUDA_VISIBLE_DEVICES, which the driver's own list ignores; None for all.
             order: CUDA_DEVICE_ORDER, which it ignores as well.
-            command: what prints a line for each GPU with the values of FIELDS; None for nvidia-smi, else NVML.
+            command: prints a line for each GPU with the values of FIELDS; None for nvidia-ml-py, else nvidia-smi.
             timeout: seconds to wait for it.
             signs: files of which one exists where an NVIDIA driver is loaded.
         """
@@ -263,17 +234,17 @@ class Prober:
     def _ask(self) -> GpuList:
         command = self._command or _command(self._signs)
         if command is None:
-            return GpuList(problem="there is no NVIDIA driver on this machine")
-        answer, fields = run_subprocess(command, self._timeout), FIELDS
-        tool = self._command is None and command[0].endswith("nvidia-smi")
-        if tool and _UNKNOWN_FIELD in answer.out + answer.problem:
-            fields = _OLD_FIELDS
-            answer = run_subprocess(_query(command[0], fields), self._timeout)
-        gpus = tuple(_parsed(answer.out, fields))
-        if gpus:  # whatever the status: one lost card fails the whole question
+            if not any(sign.exists() for sign in self._signs):
+                return GpuList(problem="there is no NVIDIA driver on this machine")
+            return GpuList(problem="nothing here can query the GPU driver; install nvidia-ml-py", unlisted=True)
+        answer = run_subprocess(command, self._timeout)
+        gpus = tuple(_parsed(answer.out))
+        if gpus:  # whatever the status: one lost card fails the whole query
             return self._shown(_judged(gpus))
         if answer.code == 0 or _NO_DEVICES in answer.problem:
             return GpuList(problem="the GPU driver lists no GPU")
+        if _UNKNOWN_FIELD in answer.out + answer.problem:
+            return GpuList(problem=f"the GPU driver is too old; {_NEEDED_DRIVER}", unlisted=True)
         return GpuList(problem=f"the GPU driver gives no answer: {answer.problem}", unlisted=self._is_there(answer))
 
     def _is_there(self, answer: Answer) -> bool:
@@ -301,36 +272,33 @@ class Prober:
 
 
 def _command(signs: Sequence[Path]) -> Sequence[str] | None:
+    library = importlib.util.find_spec("pynvml")
+    driver = any(sign.exists() for sign in signs)
+    if driver and library is not None and library.origin and sys.executable and not getattr(sys, "frozen", False):
+        place = Path(library.origin).parent
+        folder = place.parent if library.submodule_search_locations else place
+        return [sys.executable, "-I", "-S", "-c", _NVML_QUERY, str(folder)]
     tool = shutil.which("nvidia-smi") or shutil.which(_WSL_TOOL)
-    if tool is not None:
-        return _query(tool, FIELDS)
-    if any(sign.exists() for sign in signs) and sys.executable and not getattr(sys, "frozen", False):
-        return [sys.executable, "-I", "-S", "-c", PROGRAM]
-    return None
+    return tool and [tool, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
 
 
-def _query(tool: str, fields: Sequence[str]) -> Sequence[str]:
-    return [tool, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
-
-
-def _parsed(text: str, fields: Sequence[str]) -> Iterator[tuple[Gpu, str]]:
-    """Each GPU, and the version of its driver. A value that is not told, such as ``[N/A]``, is 0 or empty."""
-    rest = len(fields) - 2
+def _parsed(text: str) -> Iterator[tuple[Gpu, str]]:
+    """Each GPU, and the version of its driver. A value that is not given, such as ``[N/A]``, is 0 or empty."""
+    rest = len(FIELDS) - 2
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) < len(fields) or _natural(cells[0]) is None:
+        if len(cells) < len(FIELDS) or _natural(cells[0]) is None:
             continue
-        values = dict(zip(fields[2:], cells[-rest:], strict=True))
+        uuid, capability, total, free, mig, driver = cells[-rest:]
         gpu = Gpu(
             int(cells[0]),
             ", ".join(cells[1:-rest]),  # a name may hold commas
-            _pair(values.get("compute_cap", "")),
-            (_natural(values["memory.total"]) or 0) << 20,
-            (_natural(values["memory.free"]) or 0) << 20,
-            values["uuid"],
+            _pair(capability),
+            (_natural(total) or 0) << 20,
+            (_natural(free) or 0) << 20,
+            uuid,
         )
-        told = _natural(values["memory.free"]) is not None
-        yield replace(gpu, problem=_problem(gpu, told, values.get("mig.mode.current", ""))), values["driver_version"]
+        yield replace(gpu, problem=_problem(gpu, _natural(free) is not None, mig)), driver
 
 
 def _judged(parsed: Sequence[tuple[Gpu, str]]) -> GpuList:
@@ -359,7 +327,7 @@ def _old_driver(version: str) -> str:
     numbers = _pair(version)
     if numbers == (0, 0) or numbers >= _OLDEST_DRIVER:
         return ""
-    return f"the GPU driver {version} is too old; CUDA 12 needs {_OLDEST_DRIVER[0]}.{_OLDEST_DRIVER[1]} or newer"
+    return f"the GPU driver {version} is too old; {_NEEDED_DRIVER}"
 
 
 def _differ(gpus: Sequence[Gpu]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from ..index.base import Index
 from ..index.bitmap import RowFilter
 from ..types import IntArray
+from ..utils.lru import LruCache
 from .view import View, ViewFilter, contains
 
 __all__ = ["FilterCache", "Touched"]
@@ -82,13 +83,13 @@ class FilterCache:
 
     def __init__(self, matching: Matching) -> None:
         self._matching = matching
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: LruCache[str, _Entry] = LruCache(KEPT_FILTERS)
         self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
         with self._lock:
-            entries = list(self._entries.values())
+            entries = self._entries.values()
         return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
 
     def mask(self, key: str, filters: Any, view: View, touched: Touched) -> ViewFilter:
@@ -110,11 +111,7 @@ class FilterCache:
 
     def _entry(self, key: str) -> _Entry:
         with self._lock:
-            entry = self._entries.pop(key, None) or _Entry()
-            self._entries[key] = entry
-            while len(self._entries) > KEPT_FILTERS:
-                self._entries.popitem(last=False)
-            return entry
+            return self._entries.get(key) or self._entries.put(key, _Entry())
 
     def _refresh(self, entry: _Entry, filters: Any, view: View, touched: Touched) -> None:
         if entry.seq >= view.watermark:

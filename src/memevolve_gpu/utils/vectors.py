@@ -26,6 +26,7 @@ __all__ = [
     "cosines",
     "device_queries",
     "fetched",
+    "host_queries",
     "lies_on_device",
     "normalize_rows",
     "to_host",
@@ -272,6 +273,21 @@ def to_host(array: Any, *, name: str = "embedding") -> npt.NDArray[Any]:
         kind = type(array).__name__ if raw.dtype.kind == "O" else raw.dtype.name
         raise InvalidVectorError(f"{name} must hold real numbers, got {kind}; pass floats")
     return raw
+
+
+def host_queries(queries: Any) -> FloatArray:
+    """Checked queries, from wherever they are, as float32 (nq, dim) on the host.
+
+    Raises:
+        DeviceError: their device does not give them up.
+    """
+    if isinstance(queries, np.ndarray):
+        return queries
+    if hasattr(queries, "detach"):
+        queries = DeviceQueries(queries.detach())
+    if isinstance(queries, DeviceQueries):
+        return queries.host()
+    return np.ascontiguousarray(_off_device(queries), dtype=np.float32)
 
 
 def _off_device(array: Any) -> Any:

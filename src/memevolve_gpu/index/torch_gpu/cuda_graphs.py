@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from ...errors import first_line
+from ...utils.lru import LruCache
 from .runtime import cause_of, load_torch
 
 __all__ = ["CudaGraphCache", "record_searches"]
 
 _KEPT = 4
+_COUNTED = 64
 _MOST_RECORDED = 16
 """Recording takes some hundredths of a second: where shapes change all the time, plain launches are better."""
 Shape = tuple[int, int, bool]
@@ -81,8 +83,8 @@ class CudaGraphCache:
 
     def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
-        self._seen: dict[Shape, int] = {}
-        self._kept: OrderedDict[Shape, _Recording] = OrderedDict()
+        self._seen: LruCache[Shape, int] = LruCache(_COUNTED)
+        self._kept: LruCache[Shape, _Recording] = LruCache(_KEPT)
         self._works = True
         self._recorded = 0
 
@@ -96,20 +98,14 @@ class CudaGraphCache:
         recording = self._kept.get(shape)
         if recording is None and self._recorded < _MOST_RECORDED:
             recording = self._record(shape, int(query.shape[1]), device, search)
-        if recording is None:
-            return search(query.to(device)).cpu()
-        self._kept.move_to_end(shape)
-        return recording.run(query)
+        return search(query.to(device)).cpu() if recording is None else recording.run(query)
 
     def clear(self) -> None:
         """Drop all recordings with the memory that they hold."""
         self._kept.clear()
 
     def _warm(self, shape: Shape) -> bool:
-        if len(self._seen) > 64:
-            self._seen.clear()
-        self._seen[shape] = self._seen.get(shape, 0) + 1
-        return self._seen[shape] > _WARM
+        return self._seen.put(shape, (self._seen.get(shape) or 0) + 1) > _WARM
 
     def _record(self, shape: Shape, columns: int, device: Any, search: Callable[[Any], Any]) -> _Recording | None:
         try:
@@ -120,10 +116,7 @@ class CudaGraphCache:
                 raise
             self._works = False
             load_torch().cuda.current_stream(device).synchronize()  # raises if it was more than the recording
-            self._note(f"single queries are not recorded ({str(error).splitlines()[0][:200]}); each kernel is launched")
+            self._note(f"single queries are not recorded ({first_line(error)}); each kernel is launched")
             return None
         self._recorded += 1
-        self._kept[shape] = recording
-        while len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-        return recording
+        return self._kept.put(shape, recording)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import DeviceError
+from ...errors import DeviceError, first_line
 from ...types import FloatArray, IntArray, Metric
 from ..base import DeltaRows
 from ..bitmap import RowFilter
@@ -99,7 +99,7 @@ class DeviceDeltaBuffer:
             if cause_of(error) not in {"out-of-memory", "limit"}:
                 self._drop()  # of the last rows some part may lie there, seen by whoever looks for the rows before them
                 raise
-            self._refuse(str(error).splitlines()[0])
+            self._refuse(first_line(error))
         return None if self._refused else self._rows
 
     def _grow(self, n: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import replace
 
 from ...utils.forking import renew_in_child
+from ...utils.lru import LruCache
 from ..bitmap import RowFilter
 from .device_rows import DeviceRows
 from .runtime import host_tensor
@@ -24,7 +24,7 @@ class Masks:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[int, tuple[RowFilter, DeviceRows]] = OrderedDict()
+        self._kept: LruCache[int, tuple[RowFilter, DeviceRows]] = LruCache(_KEPT)
         self._lock = threading.Lock()
         renew_in_child(self)
 
@@ -37,14 +37,11 @@ class Masks:
         with self._lock:
             known = self._kept.get(id(row_filter))
             if known is not None:
-                self._kept.move_to_end(id(row_filter))
                 return known[1]
             shown = host_tensor(row_filter.rows.view("u1")).to(rows_on_device.x.device).bool()
             hidden = rows_on_device.only(shown)
-            self._kept[id(row_filter)] = (row_filter, hidden)
-            most = max(1, min(_KEPT, _KEPT_BYTES // (hidden.bias.numel() * 4)))
-            while len(self._kept) > most:
-                self._kept.popitem(last=False)
+            self._kept.capacity = max(1, min(_KEPT, _KEPT_BYTES // (hidden.bias.numel() * 4)))
+            self._kept.put(id(row_filter), (row_filter, hidden))
             return hidden
 
     def clear(self) -> None:

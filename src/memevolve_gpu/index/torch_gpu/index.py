@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
-from ...utils.vectors import DeviceQueries
+from ...utils.vectors import DeviceQueries, host_queries
 from ..base import Arrays, DeltaRows, Index
 from ..bitmap import RowFilter
 from ..costs import scan_cost
@@ -39,8 +39,6 @@ from .search import (
     Search,
     columns,
     found_in_batches,
-    on_host,
-    on_some_device,
     part,
     propose,
     some,
@@ -54,6 +52,7 @@ T = TypeVar("T")
 
 _INT8_SPARE = (4, 32)
 """int8 rows reorder near neighbours: at least so many times as many candidates as results, and so many more."""
+_ARRAY_PROTOCOLS = ("__dlpack__", "__cuda_array_interface__")
 _DEVICE_CALL = 15_000_000.0
 """Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
 
@@ -114,7 +113,7 @@ class TorchIndex(Index):
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
         tensor = self._lying_there(given, k, params, row_filter)
         if tensor is None:
-            return super().search(on_host(queries), k, params, row_filter)
+            return super().search(host_queries(queries), k, params, row_filter)
         return self._search(tensor, k, params, None if row_filter is None or row_filter.count == self.n else row_filter)
 
     def search_delta(
@@ -143,7 +142,7 @@ class TorchIndex(Index):
 
     def _lying_there(self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None) -> Any:
         """``queries`` on this index's device, when they lie on some device and this one is to answer; else None."""
-        if isinstance(queries, np.ndarray) or not on_some_device(queries):
+        if isinstance(queries, np.ndarray) or not any(hasattr(queries, name) for name in _ARRAY_PROTOCOLS):
             return None
         if self._loaded is None or params.exact or k < 1 or tuple(getattr(queries, "shape", ()))[1:] != (self.dim,):
             return None
@@ -281,11 +280,11 @@ class TorchIndex(Index):
         if nq == 0:
             return padded(0, k)
         if want >= count or nq * scan_cost(count, self.dim) < _DEVICE_CALL:
-            return self.table.scan(on_host(queries), k, row_filter)
+            return self.table.scan(host_queries(queries), k, row_filter)
         if self._loaded is None:
             if self._failover.serving:
                 self._load_behind()
-            return self.table.scan(on_host(queries), k, row_filter)
+            return self.table.scan(host_queries(queries), k, row_filter)
         enough = min(k, count) if row_filter is None else min(want, count)
         return self._ask(queries, k, (want, enough, self._lists_to_probe(params)), row_filter)
 
@@ -297,11 +296,11 @@ class TorchIndex(Index):
         nq = len(queries)
         found = self._attempt(lambda batch: self._on_device(queries, want, nprobe, row_filter, batch), nq)
         if found is None:
-            return self.table.scan(on_host(queries), k, row_filter)
+            return self.table.scan(host_queries(queries), k, row_filter)
         distances, positions = found
         if distances is None:
             all_positions = positions
-            distances, positions = self.table.rerank(on_host(queries), positions, k)
+            distances, positions = self.table.rerank(host_queries(queries), positions, k)
         else:
             all_positions, distances, positions = positions, *columns(distances, positions, k)
         short = np.flatnonzero(all_positions[:, enough - 1] < 0) if nprobe else np.empty(0, np.int64)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ...errors import first_line
 from .device_rows import BLOCK_GROUPS, GROUP, span_columns, tile_columns
 from .runtime import cause_of, host_tensor, kernel_errors, load_torch, triton_kernels
 
@@ -271,8 +272,7 @@ class Operations:
             if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
                 raise
             self._broken.add(name)
-            text = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            self._note(f"kernel {name} does not run here ({text}); torch's own operations answer")
+            self._note(f"kernel {name} does not run here ({first_line(error)}); torch's own operations answer")
             return plain(*args)
 
     def _minima_one(self, rows: Any, q: Any, factor: Any) -> Any:

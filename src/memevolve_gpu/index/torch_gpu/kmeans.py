@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -10,17 +9,15 @@ from typing import Any
 import numpy as np
 
 from .kernel_ops import Operations
-from .runtime import cause_of, host_tensor, kernel_errors, load_torch
+from .runtime import host_tensor, load_torch
 
 __all__ = ["ITERATIONS", "norms_of", "train"]
 
 ITERATIONS = 10
 """What faiss gives inverted lists; more improve the objective by less than 1 %."""
-_NO_TURNS: AbstractContextManager[Any] = nullcontext()
+_NO_LOCK: AbstractContextManager[Any] = nullcontext()
 _ENOUGH = 1e-4
 """A relative improvement of the objective below this ends the training."""
-_LONGEST = 240.0
-"""flash-kmeans keeps squared lengths in the rows' float16, which ends at 65,504."""
 _APART = 2.0**-7
 """By this share the two centroids of a split list are moved apart: 16 steps of float16."""
 
@@ -33,12 +30,11 @@ def train(
     operations: Operations,
     iterations: int = ITERATIONS,
     progress: Callable[[float], None] = lambda _: None,
-    lock: AbstractContextManager[Any] = _NO_TURNS,
+    lock: AbstractContextManager[Any] = _NO_LOCK,
 ) -> Any:
-    """Centroids of the rows of ``x``: float32 (nlist, columns) on its device.
+    """Centroids of the rows of ``x`` by Lloyd's steps: float32 (nlist, columns) on its device.
 
-    flash-kmeans does it where it is installed and the device is a GPU; the steps here, which are those of Lloyd, do it
-    elsewhere. Without flash-kmeans, which adds in any order, the same arguments give the same bits.
+    The same arguments give the same bits.
 
     Args:
         x: float16 (m, columns), m at least nlist.
@@ -53,10 +49,7 @@ def train(
     chosen = np.sort(np.random.default_rng(seed).choice(len(x), nlist, replace=False))
     with lock:
         centroids = x[host_tensor(chosen).to(x.device)].to(torch.float32)
-        flash = _flash(x, centroids, iterations)
         before, own = float("inf"), float(torch.linalg.vector_norm(x, dtype=torch.float32)) ** 2 / len(x)
-    if flash is not None:
-        centroids, iterations = flash, 1  # one more step fills lists that were left empty
     for step in range(iterations):
         with lock:
             centroids, scores = _step(x, centroids, operations)
@@ -98,22 +91,3 @@ def _refilled(means: Any, counts: Any) -> Any:
     means[empty] = means[large] * (1 + _APART)
     means[large] = means[large] * (1 - _APART)
     return means
-
-
-def _flash(x: Any, centroids: Any, iterations: int) -> Any:
-    """What flash-kmeans makes of it; None where it is missing, or fails in a way that is not the device's."""
-    torch = load_torch()
-    if x.device.type != "cuda" or float(torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).max()) > _LONGEST:
-        return None
-    try:
-        flash = importlib.import_module("flash_kmeans").batch_kmeans_Euclid
-    except (ImportError, AttributeError, RuntimeError, OSError):
-        return None
-    try:
-        found = flash(x[None], len(centroids), max_iters=iterations, init_centroids=centroids.to(x.dtype)[None])[1][0]
-    except kernel_errors() as error:
-        if cause_of(error) in {"out-of-memory", "device-lost"}:
-            raise
-        return None
-    wide = found.to(torch.float32)
-    return wide if bool(wide.isfinite().all()) else None

@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from ...errors import EngineError
 from ...types import FloatArray, IntArray
-from ...utils.vectors import DeviceQueries
 from ..base import Arrays
 from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Queries
 from .kernel_ops import Lists, ListWork, Operations
@@ -25,8 +24,6 @@ __all__ = [
     "columns",
     "decide",
     "found_in_batches",
-    "on_host",
-    "on_some_device",
     "part",
     "propose",
     "scratch_each",
@@ -41,22 +38,6 @@ def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ..
     if array is None or array.dtype != dtype or array.shape != shape:
         raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} {shape}; rebuild the index")
     return array
-
-
-def on_some_device(queries: Any) -> bool:
-    return hasattr(queries, "__dlpack__") or hasattr(queries, "__cuda_array_interface__")
-
-
-def on_host(queries: Any) -> FloatArray:
-    if isinstance(queries, np.ndarray):
-        return queries
-    if isinstance(queries, DeviceQueries):
-        return queries.host()
-    if hasattr(queries, "detach"):
-        return DeviceQueries(queries.detach()).host()
-    if hasattr(queries, "get"):
-        queries = queries.get()
-    return np.ascontiguousarray(queries, dtype=np.float32)
 
 
 def some(queries: Any, rows: IntArray) -> Any:

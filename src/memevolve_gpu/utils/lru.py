@@ -1,0 +1,47 @@
+"""A bounded dictionary that drops what was not used for longest."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+__all__ = ["LruCache"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class LruCache(Generic[K, V]):
+    """At most ``capacity`` values by key; the least recently used one is dropped first. Callers lock it."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        """May be changed at any time; the next :meth:`put` keeps to it."""
+        self._entries: OrderedDict[K, V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: K) -> V | None:
+        """The value of ``key``, which counts as used now; None where there is none."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def put(self, key: K, value: V) -> V:
+        """Keep ``value``, drop what is beyond the capacity, and return ``value``."""
+        self._entries[key] = value
+        self._entries.move_to_end(key)
+        while len(self._entries) > self.capacity:
+            self._entries.popitem(last=False)
+        return value
+
+    def values(self) -> list[V]:
+        """All values, least recently used first."""
+        return list(self._entries.values())
+
+    def clear(self) -> None:
+        """Drop all values."""
+        self._entries.clear()
