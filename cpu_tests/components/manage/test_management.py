@@ -615,7 +615,7 @@ def test_reads_that_cannot_be_written_down_are_dropped(tmp_path: Path, monkeypat
         records = store._open.records
         original = records.write
 
-        def full() -> Any:
+        def full(**_options: Any) -> Any:
             raise StorageFullError("the disk is full")
 
         monkeypatch.setattr(records, "write", full)

@@ -7,21 +7,19 @@ where it was, and one that is repeated writes nothing. No state is kept beside t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import whole_number
-from .base import BulkRetrieve, Maintainable, StorageBackend, VectorDoors, change_number, remove
+from .base import Progress, StorageBackend, as_backend, delete_units
 
-__all__ = ["CopyReport", "Refreshable", "copy_store"]
-
-Progress = Callable[[str, float], None]
+__all__ = ["CopyReport", "copy_store"]
 
 PAGE = 1_000
 MOST_ROWS = 10_000
@@ -32,15 +30,6 @@ QUERIES, NEIGHBOURS = 64, 10
 _SEED = 7
 _CLOSE = 1e-3
 """Distances of two engines, both in float32, differ by less than this share."""
-
-
-@runtime_checkable
-class Refreshable(Protocol):
-    """Sees the writes of others when it is asked to."""
-
-    def refresh(self) -> None:
-        """See all that was acknowledged before."""
-        ...  # pragma: no cover
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +84,7 @@ def copy_store(
     if not replace:
         run.refuse_conflicts()
     run.follow()
-    if isinstance(target, Maintainable):
-        target.run_maintenance()
+    run.target.run_maintenance()
     verified = run.verify()
     before, after = run.recalls()
     return CopyReport(
@@ -113,8 +101,8 @@ Rows = list[tuple[MemoryUnit, FloatArray]]
 
 @dataclass
 class _Copy:
-    source: Any
-    target: Any
+    source: StorageBackend
+    target: StorageBackend
     page_size: int
     progress: Progress
     ours: set[str] = field(default_factory=set)
@@ -158,9 +146,9 @@ class _Copy:
         while self.figures["passes"] < MOST_PASSES:
             self.figures["passes"] += 1
             first = self.figures["passes"] == 1
-            mark = change_number(self.source)
+            mark = self.source.change_number
             changed = self._pass(blank=first and not self.target.count())
-            quiet = change_number(self.source) == mark if mark is not None else not changed
+            quiet = self.source.change_number == mark if mark is not None else not changed
             if quiet:
                 return
         raise StorageError(
@@ -170,8 +158,7 @@ class _Copy:
 
     def _pass(self, blank: bool) -> bool:
         """One walk over the source; whether anything had to be done. blank: the target holds nothing to compare."""
-        if isinstance(self.source, Refreshable):
-            self.source.refresh()
+        self.source.refresh()
         before, seen, present = sum(self.figures.values()), set[str](), 0
         for rows in self._pages("copying"):
             seen.update(unit["id"] for unit, _ in rows)
@@ -179,7 +166,7 @@ class _Copy:
             self._write(rows, missing, other)
             present += len(rows) - len(missing) - len(other)
         gone = [unit_id for unit_id in self.ours - seen if not self.source.exists(unit_id)]
-        removed = remove(self.target, gone, None)
+        removed = delete_units(self.target, gone, None)
         self.ours.difference_update(removed)
         self.figures["removed"] += len(removed)
         changed = sum(self.figures.values()) != before
@@ -192,7 +179,8 @@ class _Copy:
         if not chosen:
             return
         taken = [(unit, vector) for unit, vector in rows if unit["id"] in chosen]
-        self.target.store_batch([unit for unit, _ in taken], np.array([vector for _, vector in taken]))
+        vectors = np.array([vector for _, vector in taken])
+        self.target.store_batch([unit for unit, _ in taken], vectors)  # type: ignore[call-arg] # it has vectors
         self.ours.update(missing)
         self.figures["copied"] += len(missing)
         self.figures["replaced"] += sum(unit_id not in self.written for unit_id in other)
@@ -221,8 +209,7 @@ class _Copy:
 
     def verify(self) -> dict[str, Any]:
         """Hold the target against the source: every id and unit, the count, and the vectors of a sample."""
-        if isinstance(self.target, Refreshable):
-            self.target.refresh()
+        self.target.refresh()
         count = 0
         for rows in self._pages("verifying"):
             held: Mapping[str, MemoryUnit] = self.target.retrieve_batch([unit["id"] for unit, _ in rows])
@@ -264,11 +251,12 @@ class _Copy:
 
 
 def _checked(store: StorageBackend, name: str) -> StorageBackend:
-    if not isinstance(store, VectorDoors) or not isinstance(store, BulkRetrieve):
+    backend = as_backend(store)
+    if not {"export_rows", "vectors_of", "search_vectors"} <= backend.capabilities:
         raise ConfigurationError(
             f"{name}: a {type(store).__name__} cannot give vectors; embed its units into a new store"
         )
-    return store
+    return backend
 
 
 def _same(unit: MemoryUnit, vector: FloatArray, held: MemoryUnit, held_vector: FloatArray | None) -> bool:

@@ -1,0 +1,146 @@
+"""Public names and methods are documented in Google style, and the examples in their docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from milvus_fake import FakeMilvus
+
+import memevolve_gpu
+from memevolve_gpu.components.store import MetadataMixin
+from memevolve_gpu.milvus.client import MilvusClient
+
+PENDING = {
+    "ConflictError",
+    "DimensionMismatchError",
+    "EmbeddingConfig",
+    "HashingEmbedder",
+    "Hit",
+    "LocalEmbedder",
+    "MemorySystem",
+    "MemorySystemConfig",
+    "OpenAIEmbedder",
+    "StorageConfig",
+}
+"""Public names whose docstrings are not in Google style yet."""
+
+WITHOUT_DOCSTRING = {"MemoryUnit"}
+"""Aliases of built-in types."""
+
+PUBLIC = {
+    **{name: getattr(memevolve_gpu, name) for name in memevolve_gpu.__all__ if name not in WITHOUT_DOCSTRING},
+    "MetadataMixin": MetadataMixin,
+}
+DOCUMENTED = sorted(set(PUBLIC) - PENDING)
+
+
+def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a public object and, of a class, its own constructor and public members, with their dotted names."""
+    yield name, found
+    if not inspect.isclass(found):
+        return
+    for attribute in dir(found):
+        raw = inspect.getattr_static(found, attribute)
+        ours = str(getattr(inspect.unwrap(_function(raw) or raw), "__module__", "")).startswith("memevolve_gpu")
+        if ours and (not attribute.startswith("_") or attribute == "__init__"):
+            yield f"{name}.{attribute}", getattr(found, attribute)
+
+
+def _function(raw: Any) -> Any:
+    """The function behind a method or property; None for anything else."""
+    if isinstance(raw, property):
+        return raw.fget
+    if isinstance(raw, (staticmethod, classmethod)):
+        return raw.__func__
+    return raw if inspect.isfunction(raw) else None
+
+
+def missing(name: str, found: Any) -> list[str]:
+    """What the docstring of one object lacks."""
+    text = inspect.getdoc(found) or ""
+    if not text:
+        return [f"{name}: docstring"]
+    if not inspect.isroutine(found):
+        return []
+    signature = inspect.signature(found)
+    taken = [one for one in signature.parameters if one not in ("self", "cls")]
+    described = text.partition("Args:")[2]
+    lacks = [f"{name}: {one} in Args" for one in taken if f"\n    {one}: " not in described]
+    if signature.return_annotation not in ("None", None, signature.empty) and "Returns:" not in text:
+        lacks.append(f"{name}: Returns")
+    return lacks
+
+
+def examples(name: str, found: Any) -> list[doctest.DocTest]:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    module = inspect.getmodule(found)
+    return [one for one in finder.find(found, name, module=module, globs={}) if one.examples]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_name_and_method_is_documented(name: str) -> None:
+    assert [lack for part, found in parts(name, PUBLIC[name]) for lack in missing(part, found)] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_class_and_function_has_an_example(name: str) -> None:
+    found = PUBLIC[name]
+    if not (inspect.isclass(found) and issubclass(found, Exception)):
+        assert examples(name, found)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, found in PUBLIC.items() if examples(name, found)))
+def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeMilvus()
+    monkeypatch.setattr(MilvusClient, "_connect", lambda _self, seconds: server.connect(seconds))
+    for number, example in enumerate(examples(name, PUBLIC[name])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        said: list[str] = []
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)
+        assert result.failed == 0, "".join(said)
+        assert result.attempted > 0
+
+
+def test_pending_names_are_public() -> None:
+    assert set(PUBLIC) >= PENDING
+
+
+def documented(first: int, second: str = "") -> bool:
+    """Compare.
+
+    Args:
+        first: A number.
+        second: A text.
+
+    Returns:
+        Whether they are equal.
+
+    Example:
+        >>> 1 + 1
+        3
+    """
+    return str(first) == second
+
+
+def half_documented(first: int, second: str = "") -> bool:
+    """Compare.
+
+    Args:
+        first: A number.
+    """
+    return str(first) == second
+
+
+def test_the_checks_find_what_is_missing() -> None:
+    assert missing("f", documented) == []
+    assert missing("f", half_documented) == ["f: second in Args", "f: Returns"]
+    assert missing("f", lambda: 1) == ["f: docstring"]
+    (wrong,) = examples("f", documented)
+    assert doctest.DocTestRunner().run(wrong, out=lambda _text: None).failed == 1
