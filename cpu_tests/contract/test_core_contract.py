@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from memevolve_gpu import (
 )
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
 from memevolve_gpu.components.retrieve import HybridRetrievalStrategy, SemanticRetrievalStrategy
-from memevolve_gpu.components.store import base
+from memevolve_gpu.components.store import base, report_types
 from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.records.filters import matches
 
@@ -352,6 +354,34 @@ class TestFinding:
         assert cosines == {"u1": pytest.approx(float(vectors[1] @ query / np.linalg.norm(vectors[1])), abs=1e-5)}
 
 
+def assert_typed(value: Any, kind: Any, where: str = "report") -> None:
+    """Compare a value with a type: typed dictionaries with their keys, lists and unions with their parts."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+        assert set(kind.__required_keys__) <= set(value) <= set(hints), where
+        for key, held in value.items():
+            assert_typed(held, hints[key], f"{where}[{key!r}]")
+    elif origin in (Union, UnionType):
+        named = next((one for one in inner if one is not type(None)), None)
+        if value is not None:
+            assert_typed(value, named, where)
+    elif origin in (list, tuple):
+        assert isinstance(value, origin), where
+        for at, held in enumerate(value):
+            assert_typed(held, inner[0], f"{where}[{at}]")
+    elif origin is dict:
+        assert isinstance(value, dict), where
+        for key, held in value.items():
+            assert_typed(held, inner[1], f"{where}[{key!r}]")
+    else:
+        accepted = (int, float) if kind is float else kind
+        assert isinstance(value, accepted), f"{where}: {value!r} is no {kind}"
+        assert kind is bool or not isinstance(value, bool), f"{where}: {value!r} is no {kind}"
+
+
 def oracle(queries: Any, vectors: Any, metric: str) -> Any:
     if metric == "l2":
         return np.square(queries[:, None, :] - vectors[None, :, :]).sum(axis=2)
@@ -611,6 +641,25 @@ class TestAround:
         assert (held["count"], held["types"]["lesson"], held["bytes"] > 0) == (9, 3, True)
         assert store.statistics()["count"] == 9
         assert store.register_management_operation("prune", {"removed": 1})["decision"] in ("nothing", "append")
+
+    def test_reports_have_the_keys_and_types_that_are_declared(self, make: Make) -> None:
+        store = make(performance_threshold=50, index_type="ivf")
+        for _ in range(2):
+            assert_typed(store.get_storage_health(), report_types.StorageHealth)
+            statistics = inspect.signature(store.statistics, eval_str=True).return_annotation
+            assert_typed(store.statistics(), statistics)
+            assert_typed(store.inventory(), report_types.Inventory)
+            store.store_batch([{**unit, "id": f"{unit['id']}-{store.count()}"} for unit in units(150)])
+            assert_typed(store.run_maintenance(), report_types.MaintenanceReport)
+            store.search("fact")
+            entry = store.register_management_operation("prune", {"removed": 1})
+            assert_typed(entry, report_types.OperationEntry)
+        assert_typed(store.retrain(), report_types.MaintenanceReport)
+        assert_typed(store.get_storage_health(), report_types.StorageHealth)
+        with pytest.raises(AssertionError):
+            assert_typed({**store.inventory(), "more": 1}, report_types.Inventory)
+        with pytest.raises(AssertionError):
+            assert_typed({**store.inventory(), "count": "7"}, report_types.Inventory)
 
     @pytest.mark.parametrize("details", ODD_DETAILS)
     def test_any_details_of_an_operation_are_kept(self, make: Make, details: Any) -> None:

@@ -64,14 +64,17 @@ class MilvusSession:
         renew_in_child(self)
 
     def after_fork(self) -> None:
+        """Make a new lock in a forked child."""
         self._lock = threading.Lock()
 
     # Embedding
 
     def embed(self, text: str) -> FloatArray:
+        """Embed the text of a unit: float32 (dim,)."""
         return check_vector(self._embedder().embed(text), self.info.dim, self.info.metric)
 
     def embed_query(self, text: str) -> FloatArray:
+        """Embed a query: float32 (dim,)."""
         vector = self._embedder().embed_query(text)
         return check_vector(vector, self.info.dim, self.info.metric, name="query")
 

@@ -192,7 +192,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     @property
     def index_type(self) -> str:
-        """The index type that was asked for: flat, ivf, hnsw or auto."""
+        """The configured index type: flat, ivf, hnsw or auto."""
         return self.config.index_type
 
     @property

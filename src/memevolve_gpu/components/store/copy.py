@@ -1,7 +1,7 @@
 """Copy a store into another of any kind: page by page, resumable, and verified against the source.
 
-Every page is compared with what the target holds before it is written, so that a copy that was interrupted goes on
-where it was, and one that is repeated writes nothing. No state is kept beside the two stores.
+Every page is compared with what the target holds before it is written, so that an interrupted copy goes on where it
+was, and a repeated one writes nothing. No state is kept beside the two stores.
 """
 
 from __future__ import annotations
@@ -34,27 +34,31 @@ _CLOSE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class CopyReport:
-    """copied: units that the target lacked; replaced: it had others of their ids; present: it had them already;
-    removed: copied by this call and deleted from the source meanwhile; others: units of the target that the source has
-    not.
-
-    recall_before and recall_after: recall@10 of source and target at their own target recall, each against its own
-    exact search, on the same queries; None for stores of less than ten units.
-    """
+    """What :func:`copy_store` did and verified."""
 
     copied: int
+    """Units that the target lacked."""
     replaced: int
+    """Units that the target had with other content."""
     present: int
+    """Units that the target had already."""
     removed: int
+    """Units that were copied, and deleted from the source meanwhile."""
     others: int
+    """Units of the target that the source has not."""
     count: int
+    """Units of the source."""
     passes: int
+    """Walks over the source until one found no change."""
     vectors_compared: int
     recall_before: float | None
+    """recall@10 of the source at its own target recall; None for less than ten units."""
     recall_after: float | None
+    """The same of the target, on the same queries."""
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
         return asdict(self)
 
 
@@ -68,14 +72,25 @@ def copy_store(
 ) -> CopyReport:
     """Copy every unit with its vector and id, in order, and verify the copy.
 
-    Interrupted, it is called again and goes on. Changes of the source meanwhile are followed until a pass finds none.
-    Units of the target that the source has not are left alone. replace: units of the target that have an id of the
-    source's and other content are replaced; without it they are an error, before anything is written. progress is
-    told (stage, share done).
+    An interrupted copy goes on where it was when it is called again. Changes of the source meanwhile are followed until
+    a pass finds none. Units of the target that the source has not are left alone.
 
-    Raises ConfigurationError when one of the two has no vectors to give, the metrics differ, or ids are taken;
-    DimensionMismatchError; CapacityError when the source is larger than the target's limit; StorageError when the
-    copy does not hold against the source, or the source does not stop changing; and what the stores raise.
+    Args:
+        source: The store to read.
+        target: The store to write.
+        replace: Whether to replace units of the target that have an id of the source's and other content. Without it
+            they are an error, before anything is written.
+        page_size: Units that are copied at once, at most 10,000 of them.
+        progress: Called with (stage, share done).
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigurationError: A store has no vectors, the metrics differ, or ids are taken.
+        DimensionMismatchError: The vectors have different lengths.
+        CapacityError: The source is larger than the target's limit.
+        StorageError: The copy differs from the source, or the source does not stop changing.
     """
     started = time.monotonic()
     rows = min(whole_number("page_size", page_size, error=ConfigurationError), MOST_ROWS)
@@ -142,7 +157,7 @@ class _Copy:
             )
 
     def follow(self) -> None:
-        """Copy, and copy what changed meanwhile, until nothing did."""
+        """Copy until a pass finds no change."""
         while self.figures["passes"] < MOST_PASSES:
             self.figures["passes"] += 1
             first = self.figures["passes"] == 1
@@ -157,7 +172,7 @@ class _Copy:
         )
 
     def _pass(self, blank: bool) -> bool:
-        """One walk over the source; whether anything had to be done. blank: the target holds nothing to compare."""
+        """Walk over the source once; return whether anything changed. blank: the target is empty."""
         self.source.refresh()
         before, seen, present = sum(self.figures.values()), set[str](), 0
         for rows in self._pages("copying"):
@@ -208,7 +223,7 @@ class _Copy:
             self.progress(stage, min(1.0, done / total))
 
     def verify(self) -> dict[str, Any]:
-        """Hold the target against the source: every id and unit, the count, and the vectors of a sample."""
+        """Compare the target with the source: every id and unit, the count, and the vectors of a sample."""
         self.target.refresh()
         count = 0
         for rows in self._pages("verifying"):

@@ -53,7 +53,7 @@ INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
 
 APPLY_EVERY = 32
-"""Single writes after which the index is brought up to date although nobody has searched."""
+"""Single writes after which the index is brought up to date even without a search."""
 
 
 AFTER_COMMIT = (MemEvolveError, OSError, MemoryError, RuntimeError, ValueError)
@@ -122,15 +122,18 @@ class StoreSession:
     # Embedding
 
     def embed(self, text: str) -> FloatArray:
+        """Embed the text of a unit: float32 (dim,)."""
         vector = self._embedder().embed(text)
         if self.records.metric == "cosine":  # everything else about it has been checked
             check_vector(vector, self.records.dim, "cosine")
         return vector
 
     def embed_query(self, text: str) -> FloatArray:
+        """Embed a query, not checked: float32 (dim,)."""
         return self._embedder().embed_query(text)
 
     def embed_many(self, texts: list[str], progress: Progress | None) -> FloatArray:
+        """Embed the texts of units: float32 (n, dim)."""
         vectors = self._embedder().embed_many(texts, progress and (lambda done, of: progress("embed", done / of)))
         return check_vectors(vectors, self.records.dim, self.records.metric)
 
@@ -220,13 +223,14 @@ class StoreSession:
         ]
 
     def check(self, fix: bool) -> list[Finding]:
+        """Verify the records, and the index against them; repair what can be repaired with ``fix``."""
         findings = self.records.check(fix)
         if self.legacy_problem:
             findings.append(Finding("legacy-import", self.legacy_problem, False))
         mismatch = self._index_mismatch()
         if mismatch:
             if fix:
-                self.live.reload("check found the index at odds with the records")
+                self.live.reload("check found that the index differs from the records")
             findings.append(Finding("index-rows", mismatch, fix))
         if fix and any(finding.fixed for finding in findings):
             self.live.reload("check repaired the records")
@@ -242,6 +246,7 @@ class StoreSession:
         return f"the index lacks {lacking} of {len(stored)} units and holds {extra} that are gone"
 
     def close(self) -> None:
+        """Stop the background thread, write what is buffered and close the records."""
         try:
             self.worker.stop()
             self.accesses.flush()
@@ -271,12 +276,12 @@ def open_session(
         require_faiss()
     except EngineError as error:
         raise EngineError(f"Failed to create {config.index_type} index: {error}") from error
-    facts = Records.peek(prefix)
-    embedder = None if function is None else Embedder(function, facts.dim if facts and dim is None else dim)
+    info = Records.peek(prefix)
+    embedder = None if function is None else Embedder(function, info.dim if info and dim is None else dim)
     records = Records.open(
         prefix,
-        dim=_dimension(facts, embedder, dim),
-        metric=_metric(facts, config),
+        dim=_dimension(info, embedder, dim),
+        metric=_metric(info, config),
         durability=config.durability,
         lock_timeout=config.lock_timeout,
     )
@@ -329,18 +334,18 @@ def _assemble(
     return session
 
 
-def _dimension(facts: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
-    if given is not None or facts is not None:
+def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
+    if given is not None or info is not None:
         return given
     if embedder is None:
         raise ConfigurationError("embedding_dim is not known: give it, or an embedding_function, to make a new store")
     return embedder.dimension
 
 
-def _metric(facts: StoreInfo | None, config: StorageConfig) -> Metric:
+def _metric(info: StoreInfo | None, config: StorageConfig) -> Metric:
     """Return the file's metric; an explicitly set one must match it."""
-    if facts is not None and "metric" not in config.model_fields_set:
-        return facts.metric
+    if info is not None and "metric" not in config.model_fields_set:
+        return info.metric
     return config.metric
 
 

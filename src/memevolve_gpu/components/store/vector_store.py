@@ -137,7 +137,7 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     @property
     def index_type(self) -> str:
-        """The index type that was asked for: flat, ivf, hnsw or auto."""
+        """The configured index type: flat, ivf, hnsw or auto."""
         return self.config.index_type
 
     @property
@@ -703,8 +703,8 @@ class VectorStore(StorageBackend, MetadataMixin):
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
         """Put a copy of a backup in the place of the store at ``prefix``.
 
-        Works while nobody has the store open, and leaves one whole store wherever it is killed. The backup is verified
-        first. The old store is kept.
+        Works while no process has the store open. The backup is verified first, the old store is kept, and one complete
+        store remains wherever the call is interrupted.
 
         Args:
             backup: The file that :meth:`backup` wrote, with or without its ending ``.db``.
