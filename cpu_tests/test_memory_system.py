@@ -20,7 +20,7 @@ from memevolve_gpu.components.retrieve import (
     RetrievalResult,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.store import StorageBackend
+from memevolve_gpu.components.store import StorageBackend, StorageHealth
 from memevolve_gpu.components.validation import ScratchStore
 from memevolve_gpu.errors import (
     CapacityError,
@@ -327,7 +327,7 @@ def test_health_comes_from_the_backend(backend: StorageBackend) -> None:
 )
 def test_room_by_the_limits_of_the_backend(count: int, new: int, excess: int) -> None:
     class Limited(ScratchStore):
-        def get_storage_health(self) -> dict[str, Any]:
+        def get_storage_health(self) -> StorageHealth:
             return {"current_count": count, "max_units": 100, "memory_usage_mb": 1.0, "max_memory_mb": 100.0}
 
     assert Capacity().room(Limited(), new).excess == excess
@@ -344,7 +344,7 @@ def test_room_by_a_threshold_of_one_s_own() -> None:
 
 def test_room_by_memory() -> None:
     class Heavy(ScratchStore):
-        def get_storage_health(self) -> dict[str, Any]:
+        def get_storage_health(self) -> StorageHealth:
             return {"current_count": 1000, "max_units": 10**6, "memory_usage_mb": 95.0, "max_memory_mb": 100.0}
 
     room = Capacity().room(Heavy(), 1)
@@ -411,7 +411,7 @@ def test_memory_makes_room_once_and_then_waits_for_growth(store: VectorStore, mo
     rounds: list[bool] = []
     original = store.run_maintenance
 
-    def run_maintenance() -> dict[str, Any]:
+    def run_maintenance() -> Any:
         rounds.append(True)
         return original()
 

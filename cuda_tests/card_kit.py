@@ -88,10 +88,9 @@ def units(start: int, stop: int, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def device_of(store: VectorStore) -> dict[str, Any]:
+def device_of(store: VectorStore) -> Any:
     """The ``device`` part of the health report."""
-    found: dict[str, Any] = store.get_storage_health()["device"]
-    return found
+    return store.get_storage_health()["device"]
 
 
 def event_kinds(store: VectorStore) -> dict[str, int]:

@@ -57,7 +57,7 @@ def store(request: pytest.FixtureRequest, engine: str, vectors: FloatArray, tmp_
         yield made
 
 
-def on_device(store: VectorStore, engine: str) -> dict[str, Any]:
+def on_device(store: VectorStore, engine: str) -> Any:
     """The device's report, after it was found to be at work."""
     report = device_of(store)
     assert (report["device"], report["engine"]) == (DEVICE, engine), report

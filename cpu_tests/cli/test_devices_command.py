@@ -116,13 +116,15 @@ def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
     with options.open_or_make(prefix, HashingEmbedder(16)) as store:
         store.store_batch([{"content": f"number {i}"} for i in range(1500)])
         done = store.run_maintenance()
-        assert store.statistics()["index"]["engine"] == "cpu", done
+        found: Any = store.statistics()
+        assert found["index"]["engine"] == "cpu", done
     with options.open_existing(prefix, None) as store:
         assert not store.get_storage_health()["needs_retraining"]
     with options.open_existing(prefix, None, as_served=True) as store:
-        assert store.statistics()["plan"]["engine"] == "torch"
-        assert "Second GPU (cuda:1)" in store.statistics()["plan"]["reason"]
-        assert "measured: a test" in store.statistics()["plan"]["reason"]
+        found = store.statistics()
+        assert found["plan"]["engine"] == "torch"
+        assert "Second GPU (cuda:1)" in found["plan"]["reason"]
+        assert "measured: a test" in found["plan"]["reason"]
 
 
 NO_DRIVER = "echo 'the driver is not loaded' >&2; exit 9"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import numpy as np
 import pytest
@@ -29,8 +31,8 @@ from memevolve_gpu import (
 )
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
 from memevolve_gpu.components.retrieve import HybridRetrievalStrategy, SemanticRetrievalStrategy
-from memevolve_gpu.components.store import base
-from memevolve_gpu.components.store.copy import Refreshable, copy_store
+from memevolve_gpu.components.store import base, report_types
+from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.records.filters import matches
 
 DIM = 24
@@ -58,19 +60,16 @@ ODD_DETAILS = [
     {"count_before": "seven", "removed": True, "ids": 5},
 ]
 
-CORE = {
-    "BulkDelete",
-    "BulkRetrieve",
-    "Inventory",
-    "Maintainable",
-    "OperationRegister",
-    "Similarities",
-    "StorageHealth",
-    "TextSearch",
-    "UnitStream",
-    "VectorDoors",
+ONLY_IN_FILES = {
+    "access_counts",
+    "access_order",
+    "change_number",
+    "record_access",
+    "replace_batch",
+    "search_keywords",
 }
-ONLY_IN_FILES = {"AccessFigures", "AtomicReplace", "ChangeNumber", "KeywordSearch"}
+ONLY_ON_SERVERS = {"refresh"}
+CORE = set(base.OPTIONAL) - ONLY_IN_FILES - ONLY_ON_SERVERS
 
 HOSTILE = [
     'a"b',
@@ -161,9 +160,7 @@ class TestVerbs:
 
     def test_what_a_backend_declares(self, make: Make, backend: str) -> None:
         store = make()
-        protocols = [name for name in base.__all__ if getattr(getattr(base, name), "_is_protocol", False)]
-        every = {name for name in protocols if isinstance(store, getattr(base, name))}
-        assert every == (CORE | ONLY_IN_FILES if backend == "vector" else CORE)
+        assert store.capabilities == CORE | (ONLY_IN_FILES if backend == "vector" else ONLY_ON_SERVERS)
         assert hasattr(store, "check") == hasattr(store, "backup") == (backend == "vector")
 
     def test_data_is_a_read_only_mapping_of_ids(self, make: Make) -> None:
@@ -343,8 +340,7 @@ class TestFinding:
     def test_writes_of_others_are_seen_when_the_store_is_refreshed(self, make: Make) -> None:
         one, other = make(), make()
         one.store({"id": "a", "content": "news"})
-        if isinstance(other, Refreshable):
-            other.refresh()
+        other.refresh()
         assert other.retrieve("a")["content"] == "news"
         assert other.search("news", 1)[0][1] == "a"
         assert make().count() == 1
@@ -386,6 +382,34 @@ class TestFinding:
         cosines = store.similarities("fact", ["u1", "none"])
         query = FakeEmbedder(DIM).vector("fact")
         assert cosines == {"u1": pytest.approx(float(vectors[1] @ query / np.linalg.norm(vectors[1])), abs=1e-5)}
+
+
+def assert_typed(value: Any, kind: Any, where: str = "report") -> None:
+    """Compare a value with a type: typed dictionaries with their keys, lists and unions with their parts."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+        assert set(kind.__required_keys__) <= set(value) <= set(hints), where
+        for key, held in value.items():
+            assert_typed(held, hints[key], f"{where}[{key!r}]")
+    elif origin in (Union, UnionType):
+        named = next((one for one in inner if one is not type(None)), None)
+        if value is not None:
+            assert_typed(value, named, where)
+    elif origin in (list, tuple):
+        assert isinstance(value, origin), where
+        for at, held in enumerate(value):
+            assert_typed(held, inner[0], f"{where}[{at}]")
+    elif origin is dict:
+        assert isinstance(value, dict), where
+        for key, held in value.items():
+            assert_typed(held, inner[1], f"{where}[{key!r}]")
+    else:
+        accepted = (int, float) if kind is float else kind
+        assert isinstance(value, accepted), f"{where}: {value!r} is no {kind}"
+        assert kind is bool or not isinstance(value, bool), f"{where}: {value!r} is no {kind}"
 
 
 def oracle(queries: Any, vectors: Any, metric: str) -> Any:
@@ -646,6 +670,25 @@ class TestAround:
         assert (held["count"], held["types"]["lesson"], held["bytes"] > 0) == (9, 3, True)
         assert store.statistics()["count"] == 9
         assert store.register_management_operation("prune", {"removed": 1})["decision"] in ("nothing", "append")
+
+    def test_reports_have_the_keys_and_types_that_are_declared(self, make: Make) -> None:
+        store = make(performance_threshold=50, index_type="ivf")
+        for _ in range(2):
+            assert_typed(store.get_storage_health(), report_types.StorageHealth)
+            statistics = inspect.signature(store.statistics, eval_str=True).return_annotation
+            assert_typed(store.statistics(), statistics)
+            assert_typed(store.inventory(), report_types.Inventory)
+            store.store_batch([{**unit, "id": f"{unit['id']}-{store.count()}"} for unit in units(150)])
+            assert_typed(store.run_maintenance(), report_types.MaintenanceReport)
+            store.search("fact")
+            entry = store.register_management_operation("prune", {"removed": 1})
+            assert_typed(entry, report_types.OperationEntry)
+        assert_typed(store.retrain(), report_types.MaintenanceReport)
+        assert_typed(store.get_storage_health(), report_types.StorageHealth)
+        with pytest.raises(AssertionError):
+            assert_typed({**store.inventory(), "more": 1}, report_types.Inventory)
+        with pytest.raises(AssertionError):
+            assert_typed({**store.inventory(), "count": "7"}, report_types.Inventory)
 
     def test_any_details_of_an_operation_are_kept(self, make: Make) -> None:
         store = make()

@@ -51,9 +51,9 @@ def refusals(store: VectorStore) -> list[tuple[str, str]]:
     return [(event["level"], event["cause"]) for event in told]
 
 
-def shown(store: VectorStore) -> dict[str, Any]:
+def shown(store: VectorStore) -> Any:
     """The section on the device, which health and statistics share."""
-    device: dict[str, Any] = store.get_storage_health()["device"]
+    device: Any = store.get_storage_health()["device"]
     assert store.statistics()["device"]["problem"] == device["problem"]
     return device
 
@@ -89,7 +89,8 @@ def test_a_report_shows_the_problem_that_its_own_plan_met(tmp_path: Path, card: 
     filled(tmp_path, machine_with(None, "cpu"), device="cpu").close()
     card.taken = card.total
     settings = {"background": False, "min_training_units": 100, "device": "cuda"}
-    for report in (VectorStore.statistics, VectorStore.get_storage_health):
+    reports: tuple[Any, ...] = (VectorStore.statistics, VectorStore.get_storage_health)
+    for report in reports:
         with VectorStore(tmp_path / "memory", None, storage_config=settings, machine=machine_with(card)) as store:
             assert "do not fit" in report(store)["device"]["problem"]
 

@@ -270,7 +270,7 @@ def test_a_lost_device_answers_the_query_and_is_left_until_restart(tmp_path: Pat
         assert store.search_vectors(vectors_of(5), 3)[1] == expected
         (incident,) = events(store, "device-incident")
         assert "device-lost, cpu-until-restart" in incident
-        health = store.get_storage_health()
+        health: Any = store.get_storage_health()
         assert health["device"]["incidents"] == {"device-lost": 1}
         assert "until restart" in health["device"]["problem"]
         report = store.run_maintenance()
@@ -315,7 +315,7 @@ def test_incidents_are_counted_and_recovery_is_told(tmp_path: Path, card: Card) 
         ]
         store.search_vectors(vectors_of(1), 1)
         assert len(events(store, "device-incident")) == 3
-        shown = store.get_storage_health()["device"]
+        shown: Any = store.get_storage_health()["device"]
         assert shown["incidents"] == {"out-of-memory": 2, "recovered": 1}
         assert "there is room" in shown["last_incident"]
         assert shown["problem"] is None

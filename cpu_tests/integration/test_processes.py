@@ -121,7 +121,7 @@ def store_and_delete(store: VectorStore, start: int, rounds: int) -> None:
             assert store.delete(f"id{number}")
 
 
-def maintain(store: VectorStore) -> dict[str, Any]:
+def maintain(store: VectorStore) -> Any:
     return store.run_maintenance()
 
 

@@ -23,11 +23,28 @@ def open_store(
     embedding_dim: int | None = None,
     storage_config: Any = None,
 ) -> AnyStore:
-    """Open the store at a path prefix or at ``milvus://host:port/collection``, or make it there.
+    """Open a store by path or by Milvus address, or make it there.
 
-    Where MEMEVOLVE_STORAGE_BACKEND_TYPE is milvus a path is only a name: the collection of MEMEVOLVE_MILVUS_* is
-    opened, so that a deployment moves without a change to its code. place None: ``memory``. Raises as ``VectorStore``
-    and ``MilvusStore`` do.
+    Where MEMEVOLVE_STORAGE_BACKEND_TYPE is milvus, a path is ignored and the collection of MEMEVOLVE_MILVUS_* is
+    opened, so that a deployment moves without a change to its code.
+
+    Args:
+        place: A path prefix, or ``milvus://host:port/collection``; None for ``memory``.
+        embedding_function: Maps a text to a 1-D array; None for those who only read, or give embeddings.
+        embedding_dim: Length of the vectors; None takes it from the store, else from the function.
+        storage_config: A ``StorageConfig`` or a mapping; None reads the environment and ``.env``.
+
+    Returns:
+        A ``VectorStore`` or a ``MilvusStore``.
+
+    Raises:
+        MemEvolveError: As ``VectorStore`` and ``MilvusStore`` do.
+
+    Example:
+        >>> from memevolve_gpu import HashingEmbedder, open_store
+        >>> with open_store("memory", HashingEmbedder()) as store:
+        ...     store.store({"content": "Write tests first"})
+        'unit_0'
     """
     config = StorageConfig.adopt(storage_config)
     if is_on_milvus(place, config):
@@ -36,17 +53,17 @@ def open_store(
 
 
 def store_exists(place: str | os.PathLike[str] | None, storage_config: Any = None) -> bool:
-    """Is there a store at this place?"""
+    """Return whether there is a store at this place."""
     if is_on_milvus(place, StorageConfig.adopt(storage_config)):
         return MilvusStore.exists_at(milvus_at(place))
     return VectorStore.exists_at(place or _DEFAULT_PREFIX)
 
 
 def is_on_milvus(place: str | os.PathLike[str] | None, config: StorageConfig) -> bool:
-    """Does this place lie on a Milvus server?"""
+    """Return whether this place is on a Milvus server."""
     return is_milvus_uri(place) or config.backend_type == "milvus"
 
 
 def milvus_at(place: str | os.PathLike[str] | None) -> MilvusConfig:
-    """Where on which server: what the place says, else the settings."""
+    """Return the server and collection of the place, else those of the settings."""
     return MilvusConfig.at(os.fspath(place)) if place is not None and is_milvus_uri(place) else MilvusConfig()

@@ -21,7 +21,8 @@ from .components.retrieve import (
     RetrievalResult,
     RetrievalStrategy,
 )
-from .components.store.base import KeywordSearch, Maintainable, StorageBackend, StorageHealth, TextSearch
+from .components.store.base import StorageBackend, as_backend
+from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, MemEvolveError
 from .types import MemoryUnit
@@ -69,16 +70,16 @@ class Capacity:
             share = _BELOW_THRESHOLD if self.level is None else self.level
             bounds = (math.floor(self.threshold * share), self.threshold, self.threshold)
             return _within(backend.count(), new, bounds)
-        if not isinstance(backend, StorageHealth):
-            return Room(0)
         return self._by_limits(backend, new)
 
-    def _by_limits(self, backend: StorageHealth, new: int) -> Room:
+    def _by_limits(self, backend: StorageBackend, new: int) -> Room:
+        health = as_backend(backend).get_storage_health()
+        if "max_units" not in health:
+            return Room(0)
         config = getattr(backend, "config", None)
         warning = float(getattr(config, "warning_threshold", _DEFAULT_WARNING))
         share = float(getattr(config, "prune_threshold", _DEFAULT_PRUNE))
         level = self.level if self.level is not None else max(0.0, warning - _BELOW_WARNING)
-        health = backend.get_storage_health()
         count, limit = int(health["current_count"]), int(health["max_units"])
         by_units = _within(count, new, (math.floor(level * limit), math.ceil(share * limit) - 1, limit))
         used, most = float(health["memory_usage_mb"]), float(health["max_memory_mb"])
@@ -431,11 +432,9 @@ class MemorySystem:
         """Return counts, sizes, times and an estimate of duplicates; see :class:`HealthMetrics`."""
         return self.memory_manager.get_health_metrics()
 
-    def get_storage_health(self) -> dict[str, Any]:
+    def get_storage_health(self) -> StorageHealth:
         """Return the backend's report (docs/how-to/operations.md); ``current_count`` alone if it has none."""
-        if isinstance(self.storage, StorageHealth):
-            return self.storage.get_storage_health()
-        return {"current_count": self.storage.count()}
+        return as_backend(self.storage).get_storage_health()
 
     def get_operation_log(self) -> list[Operation]:
         """Return the last 1,000 operations, newest last."""
@@ -546,8 +545,8 @@ class MemorySystem:
                 removed = manager.prune({"max_count": storage.count() - room.excess})
             else:
                 removed = manager.apply_forgetting(policy, room.excess)
-            if room.for_memory and isinstance(storage, Maintainable):
-                storage.run_maintenance()
+            if room.for_memory:
+                as_backend(storage).run_maintenance()
         except MemEvolveError as error:
             _log.warning("room could not be made (%s): %s", room.cause, error)
             return None
@@ -614,7 +613,7 @@ def _store_from_env(index_file: str | os.PathLike[str] | None) -> AnyStore:
 
 
 def _default_retrieval(storage: StorageBackend) -> RetrievalStrategy:
-    both = isinstance(storage, TextSearch) and isinstance(storage, KeywordSearch)
+    both = {"search", "search_keywords"} <= as_backend(storage).capabilities
     return HybridRetrievalStrategy() if both else KeywordRetrievalStrategy()
 
 

@@ -30,7 +30,7 @@ def held(store: VectorStore) -> str:
     return "".join(sorted(one["id"] for one in store.retrieve_all()))
 
 
-def pruned(store: VectorStore) -> list[dict[str, Any]]:
+def pruned(store: VectorStore) -> list[Any]:
     return [event for event in store.statistics()["events"] if event["kind"] == "auto-pruned"]
 
 

@@ -19,7 +19,7 @@ from memevolve_gpu.components.retrieve import (
     SemanticRetrievalStrategy,
 )
 from memevolve_gpu.components.store.copy import copy_store
-from memevolve_gpu.components.store.vector_store import MAX_RESULTS
+from memevolve_gpu.components.store.units import MAX_RESULTS
 from memevolve_gpu.errors import ConfigurationError, InvalidQueryError, MemEvolveError
 from memevolve_gpu.memory_system import MemorySystemConfig
 

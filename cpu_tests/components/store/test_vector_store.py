@@ -494,13 +494,13 @@ class TestLimits:
         store.run_maintenance()
         for i in range(8):
             store.search(f"fact number {i}")
-        before = store.get_storage_health()
+        before: Any = store.get_storage_health()
         assert before["latency"]["searches"] == 8
         assert before["nlist_change"]["nlist"] == [0, 10]
         store.store_batch([{**unit, "id": f"more {i}"} for i, unit in enumerate(units(400))])
         store.run_maintenance()
         store.search("fact number 9")
-        after = store.get_storage_health()
+        after: Any = store.get_storage_health()
         assert after["latency"]["searches"] == 1
         change = after["nlist_change"]
         assert change["nlist"] == [10, 20]
@@ -624,7 +624,7 @@ class TestRecall:
             found = store.search_vectors(asked[200:], 10, recall=target)[0]
             truth = store.search_vectors(asked[200:], 10, recall=1.0)[0]
             assert (found <= truth[:, -1:] * (1 + 1e-5)).mean() >= target - 0.01
-        assert store.statistics()["probed_recall"] >= 0.93
+        assert (store.statistics()["probed_recall"] or 0) >= 0.93
 
     def test_the_sample_of_queries_survives_and_can_be_switched_off(self, make: Make) -> None:
         store = make(index_type="ivf")

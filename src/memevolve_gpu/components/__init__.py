@@ -1,0 +1,1 @@
+"""The parts of a memory: stores, retrieval strategies and management strategies."""

@@ -33,7 +33,7 @@ ATTEMPT_SHARE = 1 / 3
 """Share of the whole time that one attempt may take, so that a node that hangs leaves time to ask another."""
 
 
-class GaveUp(Exception):  # noqa: N818 - it never leaves this folder: the door makes an error of ours of it
+class GaveUp(Exception):  # noqa: N818 - it never leaves this package: MilvusClient translates it
     """The time is over; ``last`` is what the last attempt raised."""
 
     def __init__(self, last: BaseException, attempts: int) -> None:
@@ -115,7 +115,7 @@ class Version(NamedTuple):
 
 
 class MilvusClient:
-    """Calls the server. Safe to use from several threads; a forked child connects anew."""
+    """Calls the server. Safe to use from several threads; a forked child connects again."""
 
     def __init__(self, config: MilvusConfig, make: Callable[[float], Client] | None = None) -> None:
         """``make(seconds)`` connects; None takes pymilvus. Connects at the first call."""
@@ -167,7 +167,7 @@ class MilvusClient:
             client.close()
 
     def after_fork(self) -> None:
-        """A child connects anew; the parent's connection is kept unused, for closing it would speak to the server."""
+        """A child connects again; the parent's connection is kept unused, for closing it would notify the server."""
         self._lock = threading.Lock()
         self._inherited, self._client = self._client, None
 
@@ -210,13 +210,13 @@ class MilvusClient:
             return ConfigurationError(f"MEMEVOLVE_MILVUS_TOKEN is not accepted by {where}: {text}")
         if code == 100:
             return StorageError(
-                f"{where} has lost the collection {self.config.collection!r}: {text}; open the store anew"
+                f"{where} has lost the collection {self.config.collection!r}: {text}; open the store again"
             )
         return StorageError(f"{where} refused a request: {text}")
 
 
 def _timestamp(client: Client, seconds: float) -> int | None:
-    """The client has the call one level below its door; where a version has none, reads are made Strong instead."""
+    """The call is not part of the client's API; where a version lacks it, reads use consistency Strong instead."""
     connection = getattr(client, "_get_connection", lambda: None)()
     ask = getattr(connection, "alloc_timestamp", None)
     return int(ask(timeout=seconds)) if ask is not None else None
@@ -259,7 +259,7 @@ def _first_line(error: BaseException) -> str:
 def _quiet(name: str) -> None:
     """What goes wrong reaches our callers as an error; the client's own log of it, with a traceback, says it twice.
 
-    A level that somebody chose is left alone; pymilvus sets WARNING when it is imported.
+    A level that was set explicitly is kept; pymilvus sets WARNING when it is imported.
     """
     log = logging.getLogger(name)
     if log.level in (logging.NOTSET, logging.WARNING):

@@ -61,17 +61,17 @@ class Clock:
     after a delete was the old one), and a new process would begin without any.
     """
 
-    def __init__(self, door: MilvusClient) -> None:
+    def __init__(self, server: MilvusClient) -> None:
         """Asks the server for its time: everything that anyone had acknowledged before is seen from here on."""
-        self._door = door
+        self._server = server
         self._lock = threading.Lock()
         self._guarantee = 0
         self._offset = 0
         self._last_born = 0
         self._ids: Iterator[str] = iter(())
-        self._level = door.config.consistency
+        self._level = server.config.consistency
         renew_in_child(self)
-        moment = door.timestamp()
+        moment = server.timestamp()
         if moment is None and self._level == "session":
             self._level = "strong"
         if moment is not None:
@@ -98,7 +98,7 @@ class Clock:
         """A write was acknowledged, by this writer or, as far as it knows, by another."""
         if self._level != "session":
             return
-        moment = self._door.timestamp()
+        moment = self._server.timestamp()
         with self._lock:
             self._guarantee = max(self._guarantee, moment or 0)
 
@@ -115,7 +115,7 @@ class Clock:
             unit_id = next(self._ids, None)
         if unit_id is not None:
             return unit_id
-        number = self._door.timestamp() or secrets.randbits(63)
+        number = self._server.timestamp() or secrets.randbits(63)
         fresh = (f"unit_{number * _IDS_PER_NUMBER + i}" for i in range(_IDS_PER_NUMBER))
         with self._lock:
             self._ids = fresh
@@ -131,8 +131,10 @@ _PACKED = "z"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What is written: ``vector`` float32 (dim,); ``born``, its place in the order, and ``wrote``, when it was sent, in
-    nanoseconds by the server's clock.
+    """A row to write.
+
+    ``vector`` is float32 (dim,); ``born``, its place in the order, and ``wrote``, when it was sent, are nanoseconds by
+    the server's clock.
     """
 
     unit: MemoryUnit
@@ -142,11 +144,12 @@ class Row:
 
     @property
     def id(self) -> str:
+        """The unit's id."""
         return str(self.unit["id"])
 
 
 def record_of(row: Row, body: str) -> dict[str, Any]:
-    """The row as the client takes it."""
+    """Return the row as the client takes it."""
     facts, vague = facts_of(row.unit)
     return {
         "id": row.id,
@@ -211,89 +214,91 @@ class CollectionInfo:
     model: str | None
 
 
-def describe(door: MilvusClient) -> CollectionInfo | None:
+def describe(server: MilvusClient) -> CollectionInfo | None:
     """What the collection is; None when there is none. Raises NotAStoreError, NewerSchemaError."""
-    name = door.config.collection
-    if not door.call("has_collection", name):
+    name = server.config.collection
+    if not server.call("has_collection", name):
         return None
-    found = door.call("describe_collection", name)
+    found = server.call("describe_collection", name)
     text = str(found.get("description") or "")
     fields = {field["name"]: field for field in found["fields"]}
     if not text.startswith(_MARK) or not _COLUMNS.issubset(fields):
         raise NotAStoreError(f"the collection {name!r} is not one of ours; name another: MEMEVOLVE_MILVUS_COLLECTION")
-    facts = json.loads(text[len(_MARK) :])
-    if facts["format"] > FORMAT:
+    about = json.loads(text[len(_MARK) :])
+    if about["format"] > FORMAT:
         raise NewerSchemaError(
-            f"the collection {name!r} has format {facts['format']}, this version reads {FORMAT}; upgrade"
+            f"the collection {name!r} has format {about['format']}, this version reads {FORMAT}; upgrade"
         )
-    return CollectionInfo(int(fields["vector"]["params"]["dim"]), facts["metric"], facts.get("model"))
+    return CollectionInfo(int(fields["vector"]["params"]["dim"]), about["metric"], about.get("model"))
 
 
-def open_collection(door: MilvusClient, dim: int | None, model: str | None, config: StorageConfig) -> CollectionInfo:
+def open_collection(server: MilvusClient, dim: int | None, model: str | None, config: StorageConfig) -> CollectionInfo:
     """The collection, made when there is none, and held against what the caller brings.
 
     Raises ConfigurationError, DimensionMismatchError or ModelMismatchError when they do not fit.
     """
-    facts = describe(door)
-    if facts is None:
+    info = describe(server)
+    if info is None:
         if dim is None:
             raise ConfigurationError(
                 "embedding_dim is not known: give it, or an embedding_function, to make a new store"
             )
-        make(door, CollectionInfo(dim, config.metric, model))
-        facts = describe(door)
-    if facts is None:
-        raise StorageError(f"the collection {door.config.collection!r} was dropped while it was opened; open it anew")
-    if dim is not None and dim != facts.dim:
-        raise DimensionMismatchError(facts.dim, dim, "use the embedding model that filled the store")
-    if "metric" in config.model_fields_set and config.metric != facts.metric:
-        raise ConfigurationError(f"MEMEVOLVE_STORAGE_METRIC={config.metric}: the store was made with {facts.metric}")
-    if model and facts.model and model != facts.model:
+        make(server, CollectionInfo(dim, config.metric, model))
+        info = describe(server)
+    if info is None:
+        raise StorageError(
+            f"the collection {server.config.collection!r} was dropped while it was opened; open it again"
+        )
+    if dim is not None and dim != info.dim:
+        raise DimensionMismatchError(info.dim, dim, "use the embedding model that filled the store")
+    if "metric" in config.model_fields_set and config.metric != info.metric:
+        raise ConfigurationError(f"MEMEVOLVE_STORAGE_METRIC={config.metric}: the store was made with {info.metric}")
+    if model and info.model and model != info.model:
         raise ModelMismatchError(
-            f"the store was filled by the embedding model {facts.model!r}, embedding_function is {model!r}; "
+            f"the store was filled by the embedding model {info.model!r}, embedding_function is {model!r}; "
             "use the same model, or export and embed into a new store"
         )
-    return facts
+    return info
 
 
-def make(door: MilvusClient, facts: CollectionInfo) -> None:
+def make(server: MilvusClient, info: CollectionInfo) -> None:
     """Create the collection. Two that do so at once make the same one."""
-    about = {"format": FORMAT, "metric": facts.metric, "model": facts.model}
-    config = door.config
+    about = {"format": FORMAT, "metric": info.metric, "model": info.model}
+    config = server.config
 
     def create(client: Any, seconds: float) -> None:
         client.create_collection(
             config.collection,
-            schema=_schema(client, facts.dim, _MARK + json.dumps(about)),
+            schema=_schema(client, info.dim, _MARK + json.dumps(about)),
             num_shards=config.shards,
             consistency_level="Session",
             timeout=seconds,
         )
 
-    door.attempt(create)
+    server.attempt(create)
 
 
-def serve(door: MilvusClient, facts: CollectionInfo, version: Version, config: StorageConfig) -> ServerPlan:
+def serve(server: MilvusClient, info: CollectionInfo, version: Version, config: StorageConfig) -> ServerPlan:
     """Index and load the collection, unless that is done; the plan of the index that is there."""
-    name = door.config.collection
-    held = door.call("list_indexes", name)
+    name = server.config.collection
+    held = server.call("list_indexes", name)
     if "vector" not in held:
-        plan = plan_for(version, facts.dim, facts.metric, config)
-        _create_index(door, plan, facts.metric)
+        plan = plan_for(version, info.dim, info.metric, config)
+        _create_index(server, plan, info.metric)
     else:
-        plan = held_plan(door)
-    _load(door)
+        plan = held_plan(server)
+    _load(server)
     return plan
 
 
-def held_plan(door: MilvusClient) -> ServerPlan:
+def held_plan(server: MilvusClient) -> ServerPlan:
     """The index as the server describes it."""
-    found = door.call("describe_index", door.config.collection, "vector") or {}
+    found = server.call("describe_index", server.config.collection, "vector") or {}
     index = str(found.get("index_type", ""))
     return ServerPlan(index, int(found.get("nlist") or 0), index in ("FLAT", "GPU_BRUTE_FORCE"), "as it was made")
 
 
-def _create_index(door: MilvusClient, plan: ServerPlan, metric: Metric) -> None:
+def _create_index(server: MilvusClient, plan: ServerPlan, metric: Metric) -> None:
     def create(client: Any, seconds: float) -> None:
         wanted = client.prepare_index_params()
         wanted.add_index(
@@ -303,17 +308,17 @@ def _create_index(door: MilvusClient, plan: ServerPlan, metric: Metric) -> None:
             metric_type=METRICS[metric],
             params=plan.params,
         )
-        client.create_index(door.config.collection, wanted, timeout=seconds)
+        client.create_index(server.config.collection, wanted, timeout=seconds)
 
-    door.attempt(create, LONG)
+    server.attempt(create, LONG)
 
 
-def _load(door: MilvusClient) -> None:
-    name, replicas = door.config.collection, door.config.replicas
-    if "Loaded" in str(door.call("get_load_state", name).get("state")):
+def _load(server: MilvusClient) -> None:
+    name, replicas = server.config.collection, server.config.replicas
+    if "Loaded" in str(server.call("get_load_state", name).get("state")):
         return
     try:
-        door.call("load_collection", name, seconds=LONG, replica_number=replicas)
+        server.call("load_collection", name, seconds=LONG, replica_number=replicas)
     except StorageError as error:
         if replicas == 1:
             raise
@@ -364,8 +369,9 @@ _PAGE_BYTES = 32 * 2**20
 
 
 class Segment(NamedTuple):
-    """A sealed piece of the collection. loaded: a query node holds it as such, and not as it was while it grew;
-    indexed: with the index that we asked for.
+    """A sealed segment of the collection.
+
+    loaded: a query node holds it in its sealed form; indexed: it has the planned index.
     """
 
     rows: int
@@ -374,13 +380,13 @@ class Segment(NamedTuple):
 
 
 class Table:
-    """Reads see what this writer has had acknowledged; every write may be repeated without harm."""
+    """The rows of the collection. Reads see the acknowledged writes of this writer; every write may be repeated."""
 
-    def __init__(self, door: MilvusClient, dim: int) -> None:
-        self.client = door
+    def __init__(self, server: MilvusClient, dim: int) -> None:
+        self.client = server
         self.dim = dim
-        self.name = door.config.collection
-        self.clock = Clock(door)
+        self.name = server.config.collection
+        self.clock = Clock(server)
 
     # Writing
 
@@ -396,7 +402,7 @@ class Table:
             self.clock.wrote()
 
     def drop(self, ids: Sequence[str]) -> int:
-        """Delete the rows that exist; their number, as far as nobody else deleted them in the same moment."""
+        """Delete rows; return how many existed. Concurrent deletes of the same rows may be counted twice."""
         dropped = 0
         for some in _chunks(ids, _IDS):
             there = list(self.get(some, []))
@@ -497,6 +503,7 @@ class Table:
         return found
 
     def close(self) -> None:
+        """Close the connection."""
         self.client.close()
 
 
@@ -518,7 +525,7 @@ def _batches(rows: Sequence[Row], bodies: Sequence[str], vector_bytes: int) -> I
 
 
 def _can_be_asked(unit_id: str) -> bool:
-    """Is it Unicode? What is not cannot have been stored."""
+    """Whether the id is valid Unicode; no other can have been stored."""
     return not any("\ud800" <= one <= "\udfff" for one in unit_id)
 
 

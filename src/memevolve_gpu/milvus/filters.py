@@ -157,7 +157,7 @@ def filter_expression(filters: Mapping[str, Any] | None) -> str:
     """True of every unit that matches the filter, and of few others; "" for every unit.
 
     Exact for in, nin and exists. Ranges compare doubles and the first bytes of texts, and a unit with too many
-    facts is let through: whoever uses the expression holds the units against the filter again. Raises
+    facts is let through: callers check the units against the filter again. Raises
     InvalidFilterError.
     """
     conditions = parse(filters)

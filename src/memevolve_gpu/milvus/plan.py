@@ -21,7 +21,7 @@ SEGMENT_BYTES = 512 * 2**20
 than 39 vectors for each is given fewer lists by the server."""
 
 _EFFORT = ((0.0, 0.02), (0.8, 0.06), (0.9, 0.16), (0.95, 0.32), (0.98, 0.6), (0.99, 0.8), (1.0, 1.0))
-"""Recall asked for, and the share of the lists that is probed for it: what questions out of distribution needed on
+"""Recall asked for, and the share of the lists that is probed for it: what out-of-distribution queries needed on
 39,320 real embeddings (benchmarks/milvus.py), so that others find more."""
 
 _HNSW = ((0.0, 32.0), (0.9, 64.0), (0.95, 128.0), (0.98, 256.0), (0.99, 512.0), (1.0, 2048.0))

@@ -36,7 +36,7 @@ _INTERIM_ROWS = 128 * 39
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that was found; ``unit`` None where nobody needs it."""
+    """A row that was found; ``unit`` is None where it is not needed."""
 
     distance: float
     id: str

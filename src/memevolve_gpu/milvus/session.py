@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..components.store.reports import OPERATIONS, Figures, Training, health, plain_details
+from ..components.store.base import Progress
+from ..components.store.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
+from ..components.store.reports import OPERATIONS, Figures, event_reports, health, latency_report, plain_details
 from ..errors import CapacityError, EmbeddingError, InvalidQueryError, StorageError
 from ..monitoring.events import EventLog, LatencyRing
 from ..planner.nlist import ListsRule
@@ -25,9 +27,7 @@ from .collection import CollectionInfo, Row, Table, bodies_of, body_of, describe
 from .plan import ServerPlan
 from .search import Search
 
-__all__ = ["MilvusSession", "Progress", "health_report", "open_session", "registered", "statistics_report"]
-
-Progress = Callable[[str, float], None]
+__all__ = ["MilvusSession", "health_report", "open_session", "registered", "statistics_report"]
 
 _COUNT_AGE = 1.0
 """Seconds for which a count of all writers' units serves to tell how near the limit is."""
@@ -43,44 +43,47 @@ _IN_FLIGHT = 60 * 10**9
 
 @dataclass(eq=False)
 class MilvusSession:
-    """config: limits and targets; table: the rows; search: finds them; embedder: None when none was given."""
+    """The parts of an open store; ``embedder`` is None without a function."""
 
     config: StorageConfig
     place: MilvusConfig
-    facts: CollectionInfo
+    info: CollectionInfo
     version: Version
     plan: ServerPlan
     table: Table
     embedder: Embedder | None
     events: EventLog = field(default_factory=EventLog)
     latency: LatencyRing = field(default_factory=LatencyRing)
-    operations: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=100))
+    operations: deque[OperationEntry] = field(default_factory=lambda: deque(maxlen=100))
     warned: bool = False
 
     def __post_init__(self) -> None:
-        self.search = Search(self.table, self.plan, self.facts.metric, self.config.target_recall)
+        self.search = Search(self.table, self.plan, self.info.metric, self.config.target_recall)
         self._lock = threading.Lock()
         self._counted = (0, -_COUNT_AGE)
         renew_in_child(self)
 
     def after_fork(self) -> None:
+        """Make a new lock in a forked child."""
         self._lock = threading.Lock()
 
     # Embedding
 
     def embed(self, text: str) -> FloatArray:
-        return check_vector(self._embedder().embed(text), self.facts.dim, self.facts.metric)
+        """Embed the text of a unit: float32 (dim,)."""
+        return check_vector(self._embedder().embed(text), self.info.dim, self.info.metric)
 
     def embed_query(self, text: str) -> FloatArray:
+        """Embed a query: float32 (dim,)."""
         vector = self._embedder().embed_query(text)
-        return check_vector(vector, self.facts.dim, self.facts.metric, name="query")
+        return check_vector(vector, self.info.dim, self.info.metric, name="query")
 
     def vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
         """The given vectors, or those of the texts: float32 (n, dim)."""
         if embeddings is None:
             report = None if progress is None else (lambda done, of: progress("embed", done / of))
             embeddings = self._embedder().embed_many(texts, report)
-        vectors = check_vectors(embeddings, self.facts.dim, self.facts.metric)
+        vectors = check_vectors(embeddings, self.info.dim, self.info.metric)
         if len(vectors) != len(texts):
             raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
         return vectors
@@ -193,28 +196,28 @@ def open_session(
     make: Callable[[float], Client] | None,
 ) -> MilvusSession:
     """Open or make the collection; raises as ``MilvusStore`` documents, and leaves no connection behind then."""
-    door = MilvusClient(place, make)
+    client = MilvusClient(place, make)
     try:
-        version = door.version()
-        held = describe(door)
+        version = client.version()
+        held = describe(client)
         embedder = None if function is None else Embedder(function, held.dim if held and dim is None else dim)
         wanted = dim
         if wanted is None and held is None and embedder is not None:
             wanted = embedder.dimension
         model = embedder.model_name if embedder is not None else None
-        facts = open_collection(door, wanted, model, config)
-        plan = serve(door, facts, version, config)
-        return MilvusSession(config, place, facts, version, plan, Table(door, facts.dim), embedder)
+        info = open_collection(client, wanted, model, config)
+        plan = serve(client, info, version, config)
+        return MilvusSession(config, place, info, version, plan, Table(client, info.dim), embedder)
     except BaseException:
-        door.close()
+        client.close()
         raise
 
 
 _DEFAULT_MB = 2048.0
 
 
-def health_report(session: MilvusSession) -> dict[str, Any]:
-    """As ``VectorStore.get_storage_health``: memory is the server's and counts as 0 here, lists are per segment."""
+def health_report(session: MilvusSession) -> StorageHealth:
+    """The report of ``MilvusStore.get_storage_health``."""
     config, count = session.config, session.table.count()
     waiting = session.unsettled()
     most = _DEFAULT_MB if config.max_memory_mb == "auto" else float(config.max_memory_mb)
@@ -232,25 +235,36 @@ def health_report(session: MilvusSession) -> dict[str, Any]:
         background=False,
         read_only=False,
         legacy_problem="",
-        training=Training(
+        training=TrainingReport(
             trained=session.plan.index != "FLAT",
             source=None if session.plan.index == "FLAT" else "existing",
+            units=0,
+            samples=0,
+            samples_kept=0,
+            next_source=None,
+            next_samples=0,
+            min_training_units=0,
+            last_samples=None,
             reason="the server trains an index for each segment, on its own vectors",
             setting="MEMEVOLVE_STORAGE_INDEX_TYPE",
         ),
-        performance={"latency": session.latency.percentiles()} if count > config.performance_threshold else {},
+        performance=None,
     )
-    return health(figures)
+    report = health(figures)
+    if count > config.performance_threshold:
+        report["latency"] = latency_report(session.latency)
+    return report
 
 
-def statistics_report(session: MilvusSession) -> dict[str, Any]:
+def statistics_report(session: MilvusSession) -> MilvusStatistics:
+    """The report of ``MilvusStore.statistics``."""
     segments = session.table.segments() or []
     return {
         "store": session.place.address,
         "count": session.table.count(),
-        "dim": session.facts.dim,
-        "embedding_model": session.facts.model,
-        "metric": session.facts.metric,
+        "dim": session.info.dim,
+        "embedding_model": session.info.model,
+        "metric": session.info.metric,
         "index": {"kind": session.plan.index, "nlist": session.plan.nlist, "reason": session.plan.reason},
         "server": {
             "version": session.version.text,
@@ -261,17 +275,17 @@ def statistics_report(session: MilvusSession) -> dict[str, Any]:
             "rows_not_indexed": sum(one.rows for one in segments if not one.indexed),
         },
         "management": list(session.operations)[-20:],
-        "latency": session.latency.percentiles(),
+        "latency": latency_report(session.latency),
         "event_totals": session.events.totals(),
-        "events": [event.as_dict() for event in session.events.recent()[-20:]],
+        "events": event_reports(session.events),
     }
 
 
-def registered(session: MilvusSession, operation: str, details: Any) -> dict[str, Any]:
-    """Note an operation in this process. The server compacts and indexes by itself, so there is nothing to decide."""
+def registered(session: MilvusSession, operation: str, details: Any) -> OperationEntry:
+    """Keep an operation in the history of this process. The server maintains its indexes by itself."""
     if operation not in OPERATIONS:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
-    entry = {"operation": operation, "at": time.time(), "details": plain_details(details)}
+    entry: OperationEntry = {"operation": operation, "at": time.time(), "details": plain_details(details)}
     session.operations.append(entry)
     session.events.record("management", f"{operation}: nothing")
     return {**entry, "count_after": session.table.count(), "decision": "nothing"}

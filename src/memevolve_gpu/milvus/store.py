@@ -1,4 +1,4 @@
-"""``MilvusStore``: the same memory on a Milvus server, for data beyond one machine.
+"""``MilvusStore``: a memory store on a Milvus server, for data beyond one machine.
 
 This module translates the public API to rows of a collection; see docs/how-to/milvus.md for what Milvus cannot do.
 """
@@ -13,53 +13,44 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..components.store.base import MetadataMixin, StorageBackend
-from ..components.store.session import score_of
-from ..components.store.units import checked_id, checked_unit, is_id, one_id, text_to_embed, texts_of, unit_to_text
-from ..components.store.vector_store import VectorStore, check_arguments, check_width
+from ..components.store.base import MetadataMixin, Progress, StorageBackend, UnitMapping, score_of
+from ..components.store.report_types import (
+    Inventory,
+    MaintenanceReport,
+    MilvusStatistics,
+    OperationEntry,
+    StorageHealth,
+)
+from ..components.store.units import (
+    check_arguments,
+    check_width,
+    checked_id,
+    checked_unit,
+    looked_up,
+    one_id,
+    text_to_embed,
+    texts_of,
+    unit_to_text,
+    with_id,
+)
+from ..components.store.vector_store import VectorStore
 from ..errors import StoreClosedError
 from ..records.filters import matches
 from ..types import FloatArray, Hit, MemoryUnit, Metric
 from ..utils.arguments import whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
-from ..utils.plain import plain_text
 from ..utils.vectors import check_vectors, cosines
 from .client import Client, MilvusClient
 from .collection import describe, unit_of, vector_of
 from .filters import filter_expression
 from .search import Candidate
-from .session import MilvusSession, Progress, health_report, open_session, registered, statistics_report
+from .session import MilvusSession, health_report, open_session, registered, statistics_report
 
 __all__ = ["MilvusIndexInfo", "MilvusStore"]
 
 _MEASURED = 256
-"""Units whose length is taken for that of all."""
-
-
-class UnitsById(Mapping[str, MemoryUnit]):
-    """id -> unit, read from the server at each access."""
-
-    def __init__(self, session: MilvusSession) -> None:
-        self._session = session
-
-    def __getitem__(self, unit_id: str) -> MemoryUnit:
-        found = self._session.table.units([unit_id]) if is_id(unit_id) else {}
-        if unit_id not in found:
-            raise KeyError(unit_id)
-        return found[unit_id]
-
-    def __contains__(self, unit_id: object) -> bool:
-        return is_id(unit_id) and bool(self._session.table.get([unit_id], []))
-
-    def __iter__(self) -> Iterator[str]:
-        return (str(row["id"]) for row in self._session.table.in_order([]))
-
-    def __len__(self) -> int:
-        return self._session.table.count()
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} memory units>"
+"""Newest units whose mean length stands for that of all."""
 
 
 def _created(row: Mapping[str, Any] | None) -> str | None:
@@ -68,49 +59,64 @@ def _created(row: Mapping[str, Any] | None) -> str | None:
     return created if isinstance(created, str) else None
 
 
-def _looked_up(ids: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))
-
-
 _Store = TypeVar("_Store", bound="MilvusStore")
 
 
 class MilvusIndexInfo:
-    """What the server's index holds now."""
+    """What the server's index holds now. The properties are those of ``VectorStore.index``."""
 
     def __init__(self, session: MilvusSession) -> None:
         self._session = session
 
     @property
     def ntotal(self) -> int:
-        """Vectors that a search compares or has indexed."""
+        """Vectors that searches find."""
         return self._session.table.count()
 
     @property
     def nlist(self) -> int:
-        """Lists of each full segment; 0 where none are used."""
+        """Inverted lists of a full segment; 0 where none are used."""
         return self._session.plan.nlist
 
     @property
     def is_trained(self) -> bool:
-        """Never False: what is not indexed yet is searched without."""
+        """Always True: rows that are not indexed yet are searched exactly."""
         return True
 
     @property
     def is_building(self) -> bool:
-        """Do rows wait for the server to index them?"""
+        """Whether rows wait for the server to index them."""
         return self._session.unsettled() > 0
 
     @property
     def kind(self) -> str:
-        """The server's name for it, such as IVF_FLAT."""
+        """The server's name of the index, such as IVF_FLAT."""
         return self._session.plan.index
 
 
 class MilvusStore(StorageBackend, MetadataMixin):
-    """Keeps memory units in a collection of a Milvus server. ``docs/how-to/milvus.md``: guarantees and differences.
+    """Stores memory units in a collection of a Milvus server.
 
-    Safe to use from several threads, by several writers on one collection, and after ``os.fork``.
+    The methods are those of ``VectorStore`` without access statistics, keyword search, change numbers and backups.
+    Guarantees and differences: ``docs/how-to/milvus.md``. Safe to use from several threads, by several writers on one
+    collection, and after ``os.fork``. Every method raises StoreUnavailableError when the server does not answer in
+    time, and StoreClosedError after :meth:`close`.
+
+    Attributes:
+        config: The settings in use, a ``StorageConfig``.
+        embedding_function: The function that the store was opened with.
+
+    Example:
+        The server listens on localhost.
+
+        >>> from memevolve_gpu import HashingEmbedder, MilvusStore
+        >>> place = {"uri": "http://localhost:19530", "collection": "memory"}
+        >>> store = MilvusStore(HashingEmbedder(), milvus_config=place)
+        >>> store.store({"id": "git", "type": "lesson", "content": "Rebase before you push"})
+        'git'
+        >>> [hit.id for hit in store.search_units("rebase and push", top_k=1)]
+        ['git']
+        >>> store.close()
     """
 
     def __init__(
@@ -121,15 +127,22 @@ class MilvusStore(StorageBackend, MetadataMixin):
         milvus_config: Any = None,
         client: Callable[[float], Client] | None = None,
     ) -> None:
-        """Open the collection that ``milvus_config`` names, or make it.
+        """Open a collection, or make it.
 
-        embedding_function, embedding_dim and storage_config as for ``VectorStore``; milvus_config: a MilvusConfig or
-        a mapping (None: MEMEVOLVE_MILVUS_* of environment and ``.env``). client: makes the connection when it is
-        called with the seconds that it may take; None takes pymilvus.
+        Args:
+            embedding_function: As for ``VectorStore``.
+            embedding_dim: As for ``VectorStore``.
+            storage_config: As for ``VectorStore``.
+            milvus_config: A ``MilvusConfig`` or a mapping; None reads MEMEVOLVE_MILVUS_* of the environment and
+                ``.env``.
+            client: Called with the seconds that connecting may take, returns the client; None takes pymilvus.
 
-        Raises: ConfigurationError without pymilvus, or when the server is too old or does not let us in;
-        StoreUnavailableError when it does not answer in time; NotAStoreError for a collection of another kind;
-        DimensionMismatchError or ModelMismatchError when the function does not fit the collection.
+        Raises:
+            ConfigurationError: pymilvus is missing, the server is too old, or it refuses the credentials.
+            StoreUnavailableError: The server does not answer in time.
+            NotAStoreError: The collection is not one of a store.
+            DimensionMismatchError: The function's vectors have another length than the collection's.
+            ModelMismatchError: The collection was filled by another embedding model.
         """
         self.config = StorageConfig.adopt(storage_config)
         self.embedding_function = embedding_function
@@ -141,62 +154,84 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     @staticmethod
     def exists_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> bool:
-        """Is there a store of this name on the server?"""
-        door = MilvusClient(MilvusConfig.adopt(milvus_config), client)
+        """Check for a store on a server.
+
+        Args:
+            milvus_config: As for ``MilvusStore``.
+            client: As for ``MilvusStore``.
+
+        Returns:
+            Whether there is a store.
+        """
+        connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
         try:
-            return describe(door) is not None
+            return describe(connection) is not None
         finally:
-            door.close()
+            connection.close()
 
     @staticmethod
     def model_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> str | None:
-        """The embedding model that filled the store; None when there is no store, or the model has no name."""
-        door = MilvusClient(MilvusConfig.adopt(milvus_config), client)
-        try:
-            facts = describe(door)
-        finally:
-            door.close()
-        return None if facts is None else facts.model
+        """Read the name of the embedding model that filled a store.
 
-    # The shape of the store
+        Args:
+            milvus_config: As for ``MilvusStore``.
+            client: As for ``MilvusStore``.
+
+        Returns:
+            The name; None when there is no store, or the model has no name.
+        """
+        connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
+        try:
+            info = describe(connection)
+        finally:
+            connection.close()
+        return None if info is None else info.model
 
     @property
     def embedding_dim(self) -> int:
         """Length of every vector."""
-        return self._open.facts.dim
+        return self._open.info.dim
 
     @property
     def index_type(self) -> str:
+        """The configured index type: flat, ivf, hnsw or auto."""
         return self.config.index_type
 
     @property
     def metric(self) -> Metric:
-        """l2, cosine or ip."""
-        return self._open.facts.metric
+        """The distance of searches: l2 (squared), cosine (1 - cosine) or ip (-dot)."""
+        return self._open.info.metric
 
     @property
     def model_name(self) -> str | None:
         """The embedding model that the collection was made with, if it had a name."""
-        return self._open.facts.model
+        return self._open.info.model
 
     @property
-    def data(self) -> UnitsById:
+    def data(self) -> UnitMapping:
         """A read-only mapping of id to unit, read from the server at each access."""
-        return UnitsById(self._open)
+        table = self._open.table
+        return UnitMapping(self, lambda: (str(row["id"]) for row in table.in_order([])))
 
     @property
     def index(self) -> MilvusIndexInfo:
-        """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``kind``."""
+        """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
         return MilvusIndexInfo(self._open)
 
     # Writing
 
     def store(self, unit: MemoryUnit) -> str:
-        """Keep a unit and return its id: the unit's own, or a fresh ``unit_<n>``. An existing id is replaced.
+        """Store a unit. When this returns the server has it in its log, and the next search of this store finds it.
 
-        When this returns the server has it in its log, and the next search of this store finds it. The given dict is
-        not changed; the stored unit has ``metadata.created_at``. Raises as ``VectorStore.store`` does, and
-        StoreUnavailableError: then it may or may not be stored, and storing it again under its id is safe.
+        Args:
+            unit: A JSON object. One with an ``id`` replaces the unit of that id.
+
+        Returns:
+            The unit's id: its own, or a fresh ``unit_<n>``.
+
+        Raises:
+            StoreUnavailableError: The unit may or may not be stored; storing it again under its id is safe.
+            InvalidUnitError: As for ``VectorStore.store``, as all other errors.
         """
         session = self._open
         checked = self._add_metadata(checked_unit(unit))
@@ -209,10 +244,21 @@ class MilvusStore(StorageBackend, MetadataMixin):
     def store_batch(
         self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
     ) -> list[str]:
-        """Keep several units and return their ids in order. Not one transaction: see docs/how-to/milvus.md.
+        """Store several units, not in one transaction: see docs/how-to/milvus.md.
 
-        Everything is checked and embedded before the first row is written; an error of the server's later than that
-        leaves the rows before it stored. Where an id occurs twice the later unit stays. Raises as ``store`` does.
+        Everything is checked and embedded before the first row is written; a later error of the server leaves the rows
+        before it stored.
+
+        Args:
+            units: The units, as for :meth:`store`. Where an id occurs twice the later unit stays.
+            embeddings: float32 (len(units), dim), row i for unit i; None calls the embedding function.
+            progress: Called with (stage, share done).
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            StoreUnavailableError: As for :meth:`store`, as all other errors.
         """
         session = self._open
         checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
@@ -227,19 +273,26 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return ids
 
     def update(self, unit_id: str, unit: MemoryUnit) -> bool:
-        """Replace the unit of that id; False when there is none. ``created_at`` stays, ``updated_at`` is set.
+        """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
-        A text that stays the same is not embedded again. Between reading and writing another writer's change to the
-        same unit may be lost: Milvus has no transactions.
+        A text that stays the same is not embedded again. A change that another writer makes to the same unit meanwhile
+        may be lost: Milvus has no transactions.
+
+        Args:
+            unit_id: The id of the unit to replace.
+            unit: The new unit.
+
+        Returns:
+            False when there is no unit of that id.
         """
         session = self._open
         unit_id = checked_id(unit_id)
-        checked = checked_unit(_with_id(unit, unit_id))
+        checked = checked_unit(with_id(unit, unit_id))
         held = session.table.get([unit_id], ["body", "vector", "born"]).get(unit_id)
         if held is None:
             return False
         old = unit_of(held["body"])
-        stamped = self._restamped(checked, old)
+        stamped = self._updated_metadata(checked, old)
         if unit_to_text(checked) == unit_to_text(old):
             vector, born = vector_of(held["vector"]), range(int(held["born"]), int(held["born"]) + 1)
         else:
@@ -248,12 +301,10 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return True
 
     def delete(self, unit_id: str) -> bool:
-        """Delete a unit; False when there is none."""
         session = self._open
         return bool(session.drop([unit_id])) if one_id(unit_id, "delete_batch") else False
 
     def clear(self) -> None:
-        """Delete every unit."""
         self._open.clear()
 
     # Reading
@@ -275,48 +326,84 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return None if unit is None else unit.get("metadata")
 
     def refresh(self) -> None:
-        """See, from here on, all that any writer had acknowledged before this call."""
+        """See from here on all writes that were acknowledged to any writer before this call."""
         self._open.table.clock.wrote()
 
-    def __len__(self) -> int:
-        return self.count()
+    # Maintenance and reports
 
-    def __iter__(self) -> Iterator[MemoryUnit]:
-        return self.units()
+    def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
+        """Have the server seal and index what was written, and wait for it, ten minutes at most.
 
-    def __contains__(self, unit_id: object) -> bool:
-        return is_id(unit_id) and self.exists(unit_id)
+        Args:
+            progress: Called with (stage, share done).
 
-    # Upkeep
+        Returns:
+            What was done.
 
-    def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Have the server seal and index what was written, and wait for it (ten minutes at most)."""
+        Raises:
+            StorageError: The server fails to index, or takes longer.
+        """
         waited = self._open.settle(progress)
         return {"actions": ["flushed", f"indexed {waited} rows"] if waited else ["flushed"], "reason": ""}
 
-    def retrain(self, progress: Progress | None = None, samples: bool = False) -> dict[str, Any]:
-        """As ``run_maintenance``: the server trains an index for each segment when it seals it, on its own vectors."""
+    def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
+        """Do as :meth:`run_maintenance` does: the server trains an index for each segment when it seals it.
+
+        Args:
+            progress: Called with (stage, share done).
+            samples: Ignored; the server trains on the segment's own vectors.
+
+        Returns:
+            What was done.
+        """
         del samples
         return self.run_maintenance(progress)
 
-    def register_management_operation(self, operation_type: str, details: Any) -> dict[str, Any]:
-        """Note what management did; details that are not JSON are kept as their repr. Raises InvalidQueryError."""
+    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+        """Keep a management operation in the history of this process.
+
+        Args:
+            operation_type: prune, consolidate, deduplicate or forget.
+            details: What is known of it; values that JSON cannot hold are kept as their repr.
+
+        Returns:
+            The entry of the history; its ``decision`` is always nothing.
+
+        Raises:
+            InvalidQueryError: The operation is unknown.
+        """
         return registered(self._open, operation_type, details)
 
-    def get_storage_health(self) -> dict[str, Any]:
-        """Fill level, what waits to be indexed, and sentences that an operator can act on."""
+    def get_storage_health(self) -> StorageHealth:
+        """Report fill level, rows that are not indexed yet, and recommendations for the operator.
+
+        Returns:
+            The report, as of ``VectorStore``. Memory is the server's and counts as 0 here.
+        """
         return health_report(self._open)
 
-    def statistics(self) -> dict[str, Any]:
-        """Counts, the index and why, what the server says of itself, and recent events."""
+    def statistics(self) -> MilvusStatistics:
+        """Report counts, the index, the server's version and segments, and recent events.
+
+        Returns:
+            The report.
+        """
         return statistics_report(self._open)
 
     def save_state(self) -> dict[str, Any]:
-        """Where the units are; another instance takes over from there with ``restore_state``. Holds no token."""
+        """Describe where the units are, for another instance to take over. The token is left out.
+
+        Returns:
+            JSON values for :meth:`restore_state`.
+        """
         return {"milvus": self._place.address, "count": self.count()}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Copy the units of the store that ``save_state`` described into this one, unless it is that very store."""
+        """Copy the units of another store into this one; nothing when it is this very store.
+
+        Args:
+            state: What ``save_state`` of a ``MilvusStore`` or a ``VectorStore`` returned.
+        """
         source = self._described(state)
         if source is None:
             return
@@ -326,15 +413,17 @@ class MilvusStore(StorageBackend, MetadataMixin):
                 self.store_batch([unit for unit, _ in page], [vector for _, vector in page])
 
     def close(self) -> None:
-        """Give the connection back. Further calls raise StoreClosedError."""
+        """Close the connection. Further calls raise StoreClosedError."""
         session, self._session = self._session, None
         if session is not None:
             session.table.close()
 
     def __enter__(self: _Store) -> _Store:
+        """Return the store itself."""
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        """Close the store."""
         self.close()
 
     def __repr__(self) -> str:
@@ -350,11 +439,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
         *,
         record: bool = True,
     ) -> list[tuple[float, str]]:
-        """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
-
-        Distances, filters and recall as in ``VectorStore.search``. record: this store keeps no access figures. Raises
-        InvalidQueryError, InvalidFilterError, EmbeddingError, StoreUnavailableError.
-        """
         del record
         found = self._find_text(query, top_k, filters, recall, with_units=False)
         return [(one.distance, one.id) for one in found]
@@ -368,9 +452,8 @@ class MilvusStore(StorageBackend, MetadataMixin):
         *,
         record: bool = True,
     ) -> list[Hit]:
-        """As ``search``, with each unit and a score that grows with similarity."""
         del record
-        metric = self._open.facts.metric
+        metric = self._open.info.metric
         found = self._find_text(query, top_k, filters, recall, with_units=True)
         return [
             Hit(one.unit, one.id, one.distance, score_of(one.distance, metric)) for one in found if one.unit is not None
@@ -379,14 +462,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
-        """queries (n, dim) -> distances float32 (n, top_k) and n lists of top_k ids; +inf and None where fewer exist.
-
-        Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError,
-        StoreUnavailableError.
-        """
         session = self._open
         width = check_arguments(top_k, recall)
-        vectors = check_vectors(queries, session.facts.dim, session.facts.metric, name="queries")
+        vectors = check_vectors(queries, session.info.dim, session.info.metric, name="queries")
         check_width(len(vectors), width)
         found = self._find(vectors, width, filters, recall, with_units=False)
         distances = np.full((len(vectors), width), np.inf, dtype=np.float32)
@@ -397,49 +475,51 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return distances, ids
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
-        """The cosine between the text and each of the units that exist, by id, whatever the store's metric.
-
-        Raises EmbeddingError, StoreUnavailableError.
-        """
         session = self._open
         return cosines(session.embed_query(query), session.table.vectors(list(dict.fromkeys(ids))))
 
-    def delete_batch(self, ids: Iterable[str]) -> int:
-        """Delete several units; how many went. Not one transaction: an error leaves some of them deleted."""
+    def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
+        """Delete several units, not in one transaction: an error leaves some of them deleted.
+
+        Args:
+            ids: Ids; those of no unit are skipped.
+            unchanged_since: Ignored; changes are not numbered.
+
+        Returns:
+            The number of deleted units.
+        """
+        del unchanged_since
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
         return self._open.drop(list(dict.fromkeys(wanted)))
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
-        """The units that exist, by id, in the order of ``ids``."""
-        return self._open.table.units(_looked_up(ids))
+        return self._open.table.units(looked_up(ids))
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
-        """The vectors, as they were given, of the units that exist: float32 (dim,) by id, in the order of ``ids``."""
-        return self._open.table.vectors(_looked_up(ids))
+        return self._open.table.vectors(looked_up(ids))
 
     def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
-        """Units one by one, oldest first, read in pages. Raises InvalidFilterError at once."""
         expression = filter_expression(filters)
         rows = self._open.table.in_order(["body"], expression)
         found = (unit_of(row["body"]) for row in rows)
         return (unit for unit in found if matches(filters, unit)) if expression else found
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """(unit, vector as it was given, float32 (dim,)) one by one, oldest first."""
         rows = self._open.table.in_order(["body", "vector"], page=whole_number("page_size", page_size))
         return ((unit_of(row["body"]), vector_of(row["vector"])) for row in rows)
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
-        """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
         most = whole_number("count", count, least=0)
         ids = [str(row["id"]) for row in self._open.table.in_order([])]
         spread = np.linspace(0, len(ids), min(most, len(ids)), endpoint=False).astype(int)
         return self.vectors_of([ids[at] for at in np.unique(spread).tolist()] if ids else [])
 
-    def inventory(self) -> dict[str, Any]:
-        """What units there are: ``count``; ``bytes``, estimated from the newest units and the vectors; ``types``, type
-        to number, those without one under ``unknown``; ``oldest`` and ``newest``, ``created_at`` of the first and the
-        last unit in the order of writing.
+    def inventory(self) -> Inventory:
+        """Describe the units.
+
+        Returns:
+            Count, types, the time stamps of the first and last unit in the order of writing, and bytes, estimated from
+            the newest units and the vectors.
         """
         rows = [(str(row["id"]), str(row["kind"])) for row in self._open.table.in_order(["kind"])]
         types = Counter(kind or "unknown" for _, kind in rows)
@@ -447,7 +527,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         bodies = self._open.table.get([*[unit_id for unit_id, _ in rows[:1]], *newest], ["body"])
         sizes = [len(row["body"].encode()) for row in bodies.values()]
         stamps = [_created(bodies.get(unit_id)) for unit_id in (rows[0][0], rows[-1][0])] if rows else [None, None]
-        width = 4 * self._open.facts.dim + (float(np.mean(sizes)) if sizes else 0.0)
+        width = 4 * self._open.info.dim + (float(np.mean(sizes)) if sizes else 0.0)
         return {
             "count": len(rows),
             "bytes": int(len(rows) * width),
@@ -465,23 +545,17 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return self._session
 
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
-        """The text that is embedded: content, then reasoning, query, tags and type."""
+        """Return the text that is embedded: content, then reasoning, query, tags and type."""
         return unit_to_text(unit)
 
     def _described(self, state: Mapping[str, Any]) -> VectorStore | MilvusStore | None:
-        """The store of ``save_state``, opened; None when it is this one, or none is described."""
+        """Open the store of ``save_state``; None when it is this one, or none is described."""
         if state.get("milvus") not in (None, self._place.address):
             place = MilvusConfig.at(str(state["milvus"]))
             return MilvusStore(None, storage_config=self.config, milvus_config=place)
         if state.get("index_file") is not None:
             return VectorStore(state["index_file"], None, storage_config=self.config)
         return None
-
-    def _restamped(self, unit: MemoryUnit, old: MemoryUnit) -> MemoryUnit:
-        metadata = dict(unit.get("metadata") or {})
-        created = (old.get("metadata") or {}).get("created_at")
-        metadata.setdefault("created_at", created if created is not None else self._generate_timestamp())
-        return {**unit, "metadata": {**metadata, "updated_at": self._generate_timestamp()}}
 
     def _find_text(
         self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None, *, with_units: bool
@@ -503,7 +577,3 @@ class MilvusStore(StorageBackend, MetadataMixin):
         found = session.search.nearest(vectors, top_k, filters, recall, with_units)
         session.latency.record(time.perf_counter() - started)
         return found
-
-
-def _with_id(unit: Any, unit_id: str) -> Any:
-    return {**unit, "id": unit_id} if isinstance(unit, dict) else unit

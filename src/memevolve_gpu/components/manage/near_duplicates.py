@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...types import FloatArray, IntArray, MemoryUnit
-from ..store.base import StorageBackend, VectorDoors, units_of
+from ..store.base import StorageBackend
 from ..store.units import unit_to_text
 
 __all__ = ["near_groups"]
@@ -55,7 +55,7 @@ def near_groups(
     apart: units with different values are never in one group. A backend without vectors gives groups of equal text,
     ignoring case and white space.
     """
-    if not isinstance(backend, VectorDoors):
+    if "search_vectors" not in backend.capabilities:
         return _equal_texts(_units(backend, only), rank, apart)
     found = _Neighbourhood(backend.metric)
     filters = {"id": list(only)} if only is not None and len(only) <= 1000 else None
@@ -128,7 +128,7 @@ class _Neighbourhood:
         return np.array([-1 if one is None else number.setdefault(one, len(number)) for one in ids], dtype=np.int64)
 
 
-def _groups(backend: VectorDoors, found: _Neighbourhood, threshold: float, rank: Rank | None) -> list[list[str]]:
+def _groups(backend: StorageBackend, found: _Neighbourhood, threshold: float, rank: Rank | None) -> list[list[str]]:
     left, right = found.near(threshold - SLACK)
     names = list(found.ordinal)
     place: Callable[[str], Any] = found.order.__getitem__
@@ -184,13 +184,13 @@ def _led(names: list[str], vectors: FloatArray, threshold: float) -> list[list[s
     return groups
 
 
-def _blocks(backend: Any, only: Sequence[str] | None) -> Iterator[tuple[list[MemoryUnit], FloatArray]]:
+def _blocks(backend: StorageBackend, only: Sequence[str] | None) -> Iterator[tuple[list[MemoryUnit], FloatArray]]:
     rows = backend.export_rows() if only is None else _rows_of(backend, only)
     while block := list(islice(rows, BLOCK)):
         yield [unit for unit, _ in block], np.array([vector for _, vector in block], dtype=np.float32)
 
 
-def _rows_of(backend: Any, ids: Sequence[str]) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+def _rows_of(backend: StorageBackend, ids: Sequence[str]) -> Iterator[tuple[MemoryUnit, FloatArray]]:
     units = _units(backend, ids)
     while block := list(islice(units, BLOCK)):
         vectors = backend.vectors_of([unit["id"] for unit in block])
@@ -200,12 +200,12 @@ def _rows_of(backend: Any, ids: Sequence[str]) -> Iterator[tuple[MemoryUnit, Flo
 def _units(backend: StorageBackend, only: Sequence[str] | None) -> Iterator[MemoryUnit]:
     """Yield the units, oldest first."""
     if only is None:
-        yield from units_of(backend)
+        yield from backend.units()
     elif len(only) <= 1000:
-        yield from units_of(backend, {"id": list(only)})
+        yield from backend.units({"id": list(only)})
     else:
         wanted = set(only)
-        yield from (unit for unit in units_of(backend) if unit["id"] in wanted)
+        yield from (unit for unit in backend.units() if unit["id"] in wanted)
 
 
 def _equal_texts(units: Iterator[MemoryUnit], rank: Rank | None, apart: Apart | None) -> list[list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import sys
@@ -19,18 +18,7 @@ from ...errors import ConfigurationError, ConflictError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import real_number, whole_number
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
-from ..store.base import (
-    AccessFigures,
-    Inventory,
-    StorageBackend,
-    VectorDoors,
-    change_number,
-    register,
-    remove,
-    replace,
-    retrieve_many,
-    units_of,
-)
+from ..store.base import StorageBackend, as_backend, delete_units, register_operation
 from .base import HealthMetrics, ManagementStrategy, Removal
 from .near_duplicates import near_groups
 
@@ -84,9 +72,9 @@ class PruneCriteria:
         """Find the units to delete."""
         if self.max_age is None and self.filters is None:
             excess = max(0, backend.count() - (self.max_count or 0))
-            return Chosen([unit["id"] for unit in islice(units_of(backend), excess)])
+            return Chosen([unit["id"] for unit in islice(backend.units(), excess)])
         chosen = Chosen()
-        kept = [unit_id for unit_id, old in self._judged(units_of(backend, self.filters), chosen, now) if not old]
+        kept = [unit_id for unit_id, old in self._judged(backend.units(self.filters), chosen, now) if not old]
         if self.max_count is not None and len(kept) > self.max_count:
             chosen.ids += kept[: len(kept) - self.max_count]
         return chosen
@@ -136,37 +124,22 @@ _ALIKE = 0.9999
 
 
 def health_metrics(backend: StorageBackend) -> HealthMetrics:
-    """The figures; ``last_operation`` is that of asking."""
-    known = backend.inventory() if isinstance(backend, Inventory) else _counted(backend)
-    count = int(known["count"])
+    """The figures; ``last_operation`` is this one."""
+    known = backend.inventory()
+    count = known["count"]
     duplicates, exact = _duplicates(backend, count)
     return HealthMetrics(
         total_units=count,
-        total_size_bytes=int(known["bytes"]),
+        total_size_bytes=known["bytes"],
         average_unit_size=known["bytes"] / count if count else 0.0,
         oldest_unit_timestamp=known["oldest"],
         newest_unit_timestamp=known["newest"],
-        unit_types_distribution=dict(known["types"]),
+        unit_types_distribution=known["types"],
         duplicate_count=duplicates,
         last_operation="metrics",
         last_operation_time=now_text(),
         duplicate_count_is_exact=exact,
     )
-
-
-def _counted(backend: StorageBackend) -> dict[str, Any]:
-    """The same by reading every unit."""
-    size, count, types = 0, 0, Counter[str]()
-    stamps: list[tuple[float, str]] = []
-    for unit in units_of(backend):
-        count += 1
-        size += len(json.dumps(unit, ensure_ascii=False, default=str).encode())
-        types[str(unit.get("type") or "unknown")] += 1
-        moment = age_stamp(unit)
-        if moment is not None:
-            stamps.append((moment, unit["metadata"]["created_at"]))
-    ends = (min(stamps)[1], max(stamps)[1]) if stamps else (None, None)
-    return {"count": count, "bytes": size, "types": types, "oldest": ends[0], "newest": ends[1]}
 
 
 def _duplicates(backend: StorageBackend, count: int) -> tuple[int, bool]:
@@ -175,7 +148,7 @@ def _duplicates(backend: StorageBackend, count: int) -> tuple[int, bool]:
     A unit that occurs m times counts as 1 - 1/m of a duplicate; the sum is the number of units minus the number of
     distinct units. A sample of units gives the mean.
     """
-    if count <= SAMPLE or not isinstance(backend, VectorDoors):
+    if count <= SAMPLE or "search_vectors" not in backend.capabilities:
         return sum(len(group) - 1 for group in near_groups(backend, _ALIKE)), True
     sample = backend.sample_vectors(SAMPLE)
     if not sample:
@@ -219,21 +192,9 @@ def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | 
     if wanted == 0:
         return []
     if strategy == "random":
-        ids = sorted(_all_ids(backend))
+        ids = sorted(backend.access_order("lru", held))  # a VectorStore reads no unit for it
         return random.Random(seed).sample(ids, min(wanted, len(ids)))  # noqa: S311 - a sample, no secret
-    if isinstance(backend, AccessFigures):
-        return backend.access_order("lru" if strategy == "lru" else "lfu", wanted)
-    return _by_age(backend, wanted)
-
-
-def _all_ids(backend: StorageBackend) -> list[str]:
-    if isinstance(backend, AccessFigures):
-        return backend.access_order("lru", backend.count())  # which reads no unit
-    return _by_age(backend, None)
-
-
-def _by_age(backend: StorageBackend, count: int | None) -> list[str]:
-    return [unit["id"] for unit in islice(units_of(backend), count)]
+    return backend.access_order("lru" if strategy == "lru" else "lfu", wanted)
 
 
 MAX_CHARACTERS = 8000
@@ -379,10 +340,11 @@ class SimpleManagementStrategy(ManagementStrategy):
         wanted = PruneCriteria.parse(criteria)
         if wanted is None:
             return Removal([])
-        since = change_number(storage_backend)
-        chosen = wanted.choose(storage_backend)
+        backend = as_backend(storage_backend)
+        since = backend.change_number
+        chosen = wanted.choose(backend)
         notes = {"undated": chosen.undated} if wanted.max_age is not None else {}
-        return self._remove(storage_backend, "prune", chosen.ids, since, dry_run, notes, dict(criteria or {}))
+        return self._remove(backend, "prune", chosen.ids, since, dry_run, notes, dict(criteria or {}))
 
     def consolidate(
         self,
@@ -421,25 +383,25 @@ class SimpleManagementStrategy(ManagementStrategy):
             raise ConfigurationError(f"by must be 'similarity' or 'type', got {by!r}")
         _check_threshold(similarity_threshold)
         whole_number("max_characters", max_characters, error=ConfigurationError)
+        backend = as_backend(storage_backend)
         changed: set[str] = set()
         for attempt in range(_ATTEMPTS):
-            since = change_number(storage_backend)
-            groups = _to_merge(storage_backend, units, by, similarity_threshold, max_characters, changed)
+            since = backend.change_number
+            groups = _to_merge(backend, units, by, similarity_threshold, max_characters, changed)
             merged = [merged_unit(group) for group in groups]
             if dry_run or not merged:
                 return merged
             sources = [unit["id"] for group in groups for unit in group]
             try:
-                ids = replace(storage_backend, sources, merged, since)
+                ids = backend.replace_batch(sources, merged, unchanged_since=since)
             except ConflictError as error:
                 changed.update(error.ids)
                 if attempt == _ATTEMPTS - 1:
                     raise
                 continue
             details = {"by": by, "threshold": similarity_threshold, "merged": len(ids), "removed": len(sources)}
-            register(storage_backend, "consolidate", details)
-            if isinstance(storage_backend, AccessFigures):
-                storage_backend.record_access(ids)  # else what came of well-read units would be the first to go
+            register_operation(backend, "consolidate", details)
+            backend.record_access(ids)  # else what came of well-read units would be the first to go
             return [{**unit, "id": unit_id} for unit, unit_id in zip(merged, ids, strict=True)]
         return []
 
@@ -468,12 +430,13 @@ class SimpleManagementStrategy(ManagementStrategy):
         if keep not in ("oldest", "accessed"):
             raise ConfigurationError(f"keep must be 'oldest' or 'accessed', got {keep!r}")
         _check_threshold(similarity_threshold)
-        since = change_number(storage_backend)
-        groups = near_groups(storage_backend, similarity_threshold, rank=_rank(storage_backend, keep))
+        backend = as_backend(storage_backend)
+        since = backend.change_number
+        groups = near_groups(backend, similarity_threshold, rank=_rank(backend, keep))
         ids = [unit_id for group in groups for unit_id in group[1:]]
         notes = {"groups": len(groups)}
         details = {"threshold": similarity_threshold, "keep": keep}
-        return self._remove(storage_backend, "deduplicate", ids, since, dry_run, notes, details)
+        return self._remove(backend, "deduplicate", ids, since, dry_run, notes, details)
 
     def apply_forgetting(
         self,
@@ -500,14 +463,15 @@ class SimpleManagementStrategy(ManagementStrategy):
         Raises:
             ConfigurationError: An argument is not allowed.
         """
-        since = change_number(storage_backend)
-        ids = first_to_go(storage_backend, strategy, count, seed)
-        notes = {} if isinstance(storage_backend, AccessFigures) or strategy == "random" else {"by": "age"}
-        return self._remove(storage_backend, "forget", ids, since, dry_run, notes, {"strategy": strategy})
+        backend = as_backend(storage_backend)
+        since = backend.change_number
+        ids = first_to_go(backend, strategy, count, seed)
+        notes = {} if "access_order" in backend.capabilities or strategy == "random" else {"by": "age"}
+        return self._remove(backend, "forget", ids, since, dry_run, notes, {"strategy": strategy})
 
     def get_health_metrics(self, storage_backend: StorageBackend) -> HealthMetrics:
         """Figures; of a backend that can describe itself no unit is read, but for a sample."""
-        return health_metrics(storage_backend)
+        return health_metrics(as_backend(storage_backend))
 
     def _remove(
         self,
@@ -521,11 +485,11 @@ class SimpleManagementStrategy(ManagementStrategy):
     ) -> Removal:
         if dry_run:
             return Removal(ids, {**notes, "dry_run": True})
-        gone = remove(backend, ids, since)
+        gone = delete_units(backend, ids, since)
         if len(gone) != len(ids):
             notes["left"] = len(ids) - len(gone)
         if gone:
-            register(backend, operation, {**details, **notes, "removed": len(gone)})
+            register_operation(backend, operation, {**details, **notes, "removed": len(gone)})
         return Removal(gone, notes)
 
 
@@ -544,7 +508,7 @@ def _to_merge(
 
 
 def _by_type(backend: StorageBackend, only: Sequence[str] | None) -> list[list[MemoryUnit]]:
-    listed = units_of(backend) if only is None else iter(retrieve_many(backend, only).values())
+    listed = backend.units() if only is None else iter(backend.retrieve_batch(only).values())
     types: dict[str, list[MemoryUnit]] = {}
     for unit in listed:
         types.setdefault(_type(unit), []).append(unit)
@@ -553,7 +517,7 @@ def _by_type(backend: StorageBackend, only: Sequence[str] | None) -> list[list[M
 
 def _by_meaning(backend: StorageBackend, only: Sequence[str] | None, threshold: float) -> list[list[MemoryUnit]]:
     groups = near_groups(backend, threshold, only=only, apart=_type)
-    units = retrieve_many(backend, [unit_id for group in groups for unit_id in group])
+    units = backend.retrieve_batch([unit_id for group in groups for unit_id in group])
     return [[units[unit_id] for unit_id in group if unit_id in units] for group in groups]
 
 
@@ -563,7 +527,7 @@ def _type(unit: MemoryUnit) -> str:
 
 def _rank(backend: StorageBackend, keep: Keep) -> Callable[[str], int] | None:
     """Return a rank that puts the most accessed unit first; None for the oldest."""
-    if keep == "oldest" or not isinstance(backend, AccessFigures):
+    if keep == "oldest" or "access_counts" not in backend.capabilities:
         return None
     counts = backend.access_counts()
     return lambda unit_id: -counts.get(unit_id, 0)

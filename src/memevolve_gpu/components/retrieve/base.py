@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from ...monitoring.events import LatencyRing
 from ...types import MemoryUnit
 from ...utils.timestamps import now_text
-from ..store.base import AccessFigures, StorageBackend, retrieve_many
+from ..store.base import StorageBackend, as_backend
 
 __all__ = [
     "QueryRecord",
@@ -177,8 +177,9 @@ class RetrievalStrategy(ABC):
 
     def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
         """Return the units of these ids that exist, in this order, with score 1.0."""
-        units = retrieve_many(storage_backend, unit_ids)
-        note_access(storage_backend, list(units))
+        backend = as_backend(storage_backend)
+        units = backend.retrieve_batch(unit_ids)
+        backend.record_access(list(units))
         return [RetrievalResult(unit_id, unit, 1.0) for unit_id, unit in units.items()]
 
     def search(
@@ -316,9 +317,3 @@ class RetrievalContext:
     def _measure(self, strategy: RetrievalStrategy, started: float, found: int | None) -> None:
         if self.metrics is not None:
             self.metrics.record(type(strategy).__name__, time.perf_counter() - started, found)
-
-
-def note_access(backend: StorageBackend, ids: Sequence[str]) -> None:
-    """The units of these ids were given to somebody."""
-    if ids and isinstance(backend, AccessFigures):
-        backend.record_access(ids)

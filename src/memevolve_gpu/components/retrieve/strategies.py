@@ -17,10 +17,9 @@ from ...types import FloatArray
 from ...utils.arguments import whole_number
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import normalize_rows
-from ..store.base import KeywordSearch, Similarities, StorageBackend, TextSearch, retrieve_many, units_of
-from ..store.session import score_of
+from ..store.base import StorageBackend, as_backend, score_of
 from ..store.units import unit_to_text
-from .base import COUNTED, RetrievalResult, RetrievalStrategy, note_access
+from .base import COUNTED, RetrievalResult, RetrievalStrategy
 
 __all__ = [
     "HybridRetrievalStrategy",
@@ -62,10 +61,9 @@ def by_meaning(
 
     Raises EmbeddingError when the backend has no index and ``scan`` is None.
     """
-    if isinstance(backend, TextSearch):
-        metric = str(getattr(backend, "metric", "l2"))
+    if "search" in backend.capabilities:
         found = backend.search(query, limit, filters, record=False)
-        return [Ranked(unit_id, score_of(distance, metric), distance) for distance, unit_id in found]
+        return [Ranked(unit_id, score_of(distance, backend.metric), distance) for distance, unit_id in found]
     if scan is None:
         raise EmbeddingError(
             f"embedding_function is None, and a {type(backend).__name__} cannot search by meaning itself; give the "
@@ -76,7 +74,7 @@ def by_meaning(
 
 def by_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
     """Return the units that share words with the query, by BM25."""
-    if isinstance(backend, KeywordSearch):
+    if "search_keywords" in backend.capabilities:
         return [Ranked(unit_id, score) for score, unit_id in backend.search_keywords(query, limit, filters)]
     return _scanned_keywords(backend, query, limit, filters)
 
@@ -95,7 +93,7 @@ class VectorScan:
 
     def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
         """Return the units with the largest cosine."""
-        units = list(units_of(backend, filters))
+        units = list(backend.units(filters))
         if not units:
             return []
         rows = normalize_rows(self._vectors([unit_to_text(unit) for unit in units]))
@@ -117,7 +115,7 @@ class VectorScan:
 
 def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
     words = dict.fromkeys(_words(query))
-    docs = [(unit["id"], Counter(_words(unit_to_text(unit)))) for unit in units_of(backend, filters)]
+    docs = [(unit["id"], Counter(_words(unit_to_text(unit)))) for unit in backend.units(filters)]
     weight = _weigher(words, [counts for _, counts in docs])
     found = [Ranked(unit_id, weight(counts)) for unit_id, counts in docs if not words.keys().isdisjoint(counts)]
     return sorted(found, key=lambda one: -one.score)[:limit]
@@ -231,9 +229,10 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
             InvalidFilterError: ``filters`` is malformed.
         """
         top_k = check_query(query, top_k)
-        ranked = by_keywords(storage_backend, query, top_k, filters)
-        units = retrieve_many(storage_backend, [one.id for one in ranked])
-        note_access(storage_backend, list(units))
+        backend = as_backend(storage_backend)
+        ranked = by_keywords(backend, query, top_k, filters)
+        units = backend.retrieve_batch([one.id for one in ranked])
+        backend.record_access(list(units))
         return [RetrievalResult(one.id, units[one.id], one.score, {}) for one in ranked if one.id in units]
 
     def count_relevant(
@@ -241,7 +240,7 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
     ) -> int:
         """Return how many units share a word with the query, at most 1,000."""
         check_query(query, 1)
-        return len(by_keywords(storage_backend, query, COUNTED, filters))
+        return len(by_keywords(as_backend(storage_backend), query, COUNTED, filters))
 
 
 class SemanticRetrievalStrategy(RetrievalStrategy):
@@ -294,9 +293,10 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
             EmbeddingError: The query cannot be embedded.
         """
         top_k = check_query(query, top_k)
-        found = self._found(query, storage_backend, top_k, filters)
+        backend = as_backend(storage_backend)
+        found = self._found(query, backend, top_k, filters)
         kept = [one for one in found if self.similarity_threshold is None or one.score >= self.similarity_threshold]
-        note_access(storage_backend, [one.unit_id for one in kept])
+        backend.record_access([one.unit_id for one in kept])
         return kept
 
     def count_relevant(
@@ -304,7 +304,7 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     ) -> int:
         """Return how many matching units reach the threshold, at most 1,000."""
         check_query(query, 1)
-        found = by_meaning(storage_backend, query, COUNTED, filters, self._scan)
+        found = by_meaning(as_backend(storage_backend), query, COUNTED, filters, self._scan)
         least = self.similarity_threshold
         return sum(least is None or one.score >= least for one in found)
 
@@ -319,11 +319,11 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     def _found(
         self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
     ) -> list[RetrievalResult]:
-        if isinstance(backend, TextSearch):
+        if "search" in backend.capabilities:
             hits = backend.search_units(query, top_k, filters, record=False)
             return [RetrievalResult(hit.id, hit.unit, hit.score, {"distance": hit.distance}) for hit in hits]
         ranked = by_meaning(backend, query, top_k, filters, self._scan)
-        units = retrieve_many(backend, [one.id for one in ranked])
+        units = backend.retrieve_batch([one.id for one in ranked])
         return [
             RetrievalResult(one.id, units[one.id], one.score, {"distance": one.distance})
             for one in ranked
@@ -422,12 +422,13 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             EmbeddingError: The query cannot be embedded.
         """
         top_k = check_query(query, top_k)
-        fused = self._fused(query, storage_backend, max(POOL, POOL_FACTOR * top_k), filters)
-        units = retrieve_many(storage_backend, [one.id for one in fused[:top_k]])
+        backend = as_backend(storage_backend)
+        fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
+        units = backend.retrieve_batch([one.id for one in fused[:top_k]])
         if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
-            units = retrieve_many(storage_backend, [one.id for one in fused])
+            units = backend.retrieve_batch([one.id for one in fused])
         found = [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
-        note_access(storage_backend, [one.unit_id for one in found])
+        backend.record_access([one.unit_id for one in found])
         return found
 
     def count_relevant(
@@ -435,7 +436,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     ) -> int:
         """Return how many units either search finds with a score that reaches the threshold, at most 1,000."""
         check_query(query, 1)
-        return min(COUNTED, len(self._fused(query, storage_backend, COUNTED, filters)))
+        return min(COUNTED, len(self._fused(query, as_backend(storage_backend), COUNTED, filters)))
 
     def save_state(self) -> dict[str, Any]:
         """Return weights, threshold and the kind of fusion."""
@@ -468,7 +469,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def _similarity(
         self, query: str, backend: StorageBackend, semantic: list[Ranked], keyword: list[Ranked]
     ) -> dict[str, float]:
-        if not isinstance(backend, Similarities):
+        if "similarities" not in backend.capabilities:
             return {}
         return backend.similarities(query, list({one.id: None for one in (*semantic, *keyword)}))
 

@@ -1,6 +1,24 @@
-"""Storage backends: the contract and the vector store."""
+"""Storage backends: the contract, the vector store, and the types of their reports."""
 
 from .base import MetadataMixin, StorageBackend
+from .report_types import (
+    Inventory,
+    MaintenanceReport,
+    MilvusStatistics,
+    OperationEntry,
+    StorageHealth,
+    StoreStatistics,
+)
 from .vector_store import VectorStore
 
-__all__ = ["MetadataMixin", "StorageBackend", "VectorStore"]
+__all__ = [
+    "Inventory",
+    "MaintenanceReport",
+    "MetadataMixin",
+    "MilvusStatistics",
+    "OperationEntry",
+    "StorageBackend",
+    "StorageHealth",
+    "StoreStatistics",
+    "VectorStore",
+]

@@ -18,20 +18,20 @@ from ...utils.forking import renew_in_child
 __all__ = ["Accesses"]
 
 FLUSH_AT = 1000
-"""Ids read that are written down together."""
+"""Ids that are written together."""
 
 MOST_HELD = 10_000
-"""Ids held when nothing can be written; then the oldest are forgotten."""
+"""Most ids that are buffered while nothing can be written; beyond that they are dropped."""
 
 
 class Accesses:
-    """The access figures of one open store. ``note`` costs about a microsecond and never waits.
+    """The access statistics of one open store. ``note`` costs about a microsecond and never waits.
 
-    What is in memory is lost in a crash, at most the newest thousand ids or so.
+    A crash loses those in memory, about a thousand ids at most.
     """
 
     def __init__(self, records: Records, events: EventLog, wake: weakref.WeakMethod[Callable[[], bool]]) -> None:
-        """``wake`` asks the background to call ``flush``; it returns False when there is none."""
+        """``wake`` makes the background thread call ``flush``; it returns False when there is none."""
         self._records = records
         self._events = events
         self._wake = wake
@@ -43,11 +43,11 @@ class Accesses:
 
     @property
     def is_full(self) -> bool:
-        """Is there enough to be written down?"""
+        """Whether there are enough to be written."""
         return self._held >= FLUSH_AT
 
     def note(self, ids: Sequence[str]) -> None:
-        """The units of these ids were given to somebody."""
+        """Count an access to each of these units."""
         self._reads.append((time.time(), ids))
         before = self._held // FLUSH_AT
         self._held += len(ids)
@@ -55,9 +55,9 @@ class Accesses:
             self._overflow()
 
     def flush(self, timeout: float | None = 0) -> None:
-        """Write down what is held, in one transaction that the index takes no notice of; drop it where that fails.
+        """Write the buffered accesses in one transaction that the index ignores; drop them where that fails.
 
-        Waits ``timeout`` seconds for other writers, None as long as any write does; then the reads are held on.
+        Waits ``timeout`` seconds for other writers, None as long as any write does; then the accesses stay buffered.
         """
         with self._flushing:
             if self._busy:  # a signal handler or finalizer inside this very call
@@ -69,7 +69,7 @@ class Accesses:
                 self._busy = False
 
     def in_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
-        """See ``VectorStore.access_order``. Where nothing can be written, units are taken by age."""
+        """List ids as ``VectorStore.access_order`` does; by age in a read-only store."""
         if self._records.read_only:
             return list(islice(self._records.ids(), limit))
         self.flush(timeout=None)
@@ -77,7 +77,7 @@ class Accesses:
             return tx.outside(lambda con: in_order(con, kind, limit))
 
     def counts(self) -> dict[str, int]:
-        """See ``VectorStore.access_counts``."""
+        """Count accesses as ``VectorStore.access_counts`` does; none in a read-only store."""
         if self._records.read_only:
             return {}
         self.flush(timeout=None)
@@ -85,7 +85,7 @@ class Accesses:
             return tx.outside(read_counts)
 
     def after_fork(self) -> None:
-        """In a forked child: nobody holds the lock, and the reads are the parent's to write down."""
+        """Make a new lock in a forked child and drop the reads, which the parent writes."""
         self._flushing = threading.RLock()
         self._busy = False
         self._taken()
@@ -102,7 +102,7 @@ class Accesses:
             self._events.record("access-lost", f"{len(reads)} units' access figures: {error}")
 
     def _keep(self, reads: dict[str, tuple[float, int]]) -> None:
-        """Somebody writes just now: hold the reads for the next time, up to the limit."""
+        """Another process is writing: keep the reads for the next time, up to the limit."""
         if self._held + len(reads) > MOST_HELD:
             self._events.record(
                 "access-lost", f"{len(reads)} units' access figures: another process writes all the time"
@@ -120,7 +120,7 @@ class Accesses:
             self._events.record("access-lost", f"more than {MOST_HELD} reads waited to be written down")
 
     def _taken(self) -> dict[str, tuple[float, int]]:
-        """Everything held, added up by id; nothing is held afterwards."""
+        """Take all buffered reads: the newest time and the count by id."""
         held, self._reads = self._reads, []
         self._held = 0
         reads: dict[str, tuple[float, int]] = {}

@@ -1,27 +1,25 @@
 """Copy a store into another of any kind: page by page, resumable, and verified against the source.
 
-Every page is compared with what the target holds before it is written, so that a copy that was interrupted goes on
-where it was, and one that is repeated writes nothing. No state is kept beside the two stores.
+Every page is compared with what the target holds before it is written, so that an interrupted copy goes on where it
+was, and a repeated one writes nothing. No state is kept beside the two stores.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import whole_number
-from .base import BulkRetrieve, Maintainable, StorageBackend, VectorDoors, change_number, remove
+from .base import Progress, StorageBackend, as_backend, delete_units
 
-__all__ = ["CopyReport", "Refreshable", "copy_store"]
-
-Progress = Callable[[str, float], None]
+__all__ = ["CopyReport", "copy_store"]
 
 PAGE = 1_000
 MOST_ROWS = 10_000
@@ -34,38 +32,33 @@ _CLOSE = 1e-3
 """Distances of two engines, both in float32, differ by less than this share."""
 
 
-@runtime_checkable
-class Refreshable(Protocol):
-    """Sees the writes of others when it is asked to."""
-
-    def refresh(self) -> None:
-        """See all that was acknowledged before."""
-        ...  # pragma: no cover
-
-
 @dataclass(frozen=True, slots=True)
 class CopyReport:
-    """copied: units that the target lacked; replaced: it had others of their ids; present: it had them already;
-    removed: copied by this call and deleted from the source meanwhile; others: units of the target that the source has
-    not.
-
-    recall_before and recall_after: recall@10 of source and target at their own target recall, each against its own
-    exact search, on the same queries; None for stores of less than ten units.
-    """
+    """What :func:`copy_store` did and verified."""
 
     copied: int
+    """Units that the target lacked."""
     replaced: int
+    """Units that the target had with other content."""
     present: int
+    """Units that the target had already."""
     removed: int
+    """Units that were copied, and deleted from the source meanwhile."""
     others: int
+    """Units of the target that the source has not."""
     count: int
+    """Units of the source."""
     passes: int
+    """Walks over the source until one found no change."""
     vectors_compared: int
     recall_before: float | None
+    """recall@10 of the source at its own target recall; None for less than ten units."""
     recall_after: float | None
+    """The same of the target, on the same queries."""
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
         return asdict(self)
 
 
@@ -79,14 +72,25 @@ def copy_store(
 ) -> CopyReport:
     """Copy every unit with its vector and id, in order, and verify the copy.
 
-    Interrupted, it is called again and goes on. Changes of the source meanwhile are followed until a pass finds none.
-    Units of the target that the source has not are left alone. replace: units of the target that have an id of the
-    source's and other content are replaced; without it they are an error, before anything is written. progress is
-    told (stage, share done).
+    An interrupted copy goes on where it was when it is called again. Changes of the source meanwhile are followed until
+    a pass finds none. Units of the target that the source has not are left alone.
 
-    Raises ConfigurationError when one of the two has no vectors to give, the metrics differ, or ids are taken;
-    DimensionMismatchError; CapacityError when the source is larger than the target's limit; StorageError when the
-    copy does not hold against the source, or the source does not stop changing; and what the stores raise.
+    Args:
+        source: The store to read.
+        target: The store to write.
+        replace: Whether to replace units of the target that have an id of the source's and other content. Without it
+            they are an error, before anything is written.
+        page_size: Units that are copied at once, at most 10,000 of them.
+        progress: Called with (stage, share done).
+
+    Returns:
+        The report.
+
+    Raises:
+        ConfigurationError: A store has no vectors, the metrics differ, or ids are taken.
+        DimensionMismatchError: The vectors have different lengths.
+        CapacityError: The source is larger than the target's limit.
+        StorageError: The copy differs from the source, or the source does not stop changing.
     """
     started = time.monotonic()
     rows = min(whole_number("page_size", page_size, error=ConfigurationError), MOST_ROWS)
@@ -95,8 +99,7 @@ def copy_store(
     if not replace:
         run.refuse_conflicts()
     run.follow()
-    if isinstance(target, Maintainable):
-        target.run_maintenance()
+    run.target.run_maintenance()
     verified = run.verify()
     before, after = run.recalls()
     return CopyReport(
@@ -113,8 +116,8 @@ Rows = list[tuple[MemoryUnit, FloatArray]]
 
 @dataclass
 class _Copy:
-    source: Any
-    target: Any
+    source: StorageBackend
+    target: StorageBackend
     page_size: int
     progress: Progress
     ours: set[str] = field(default_factory=set)
@@ -154,13 +157,13 @@ class _Copy:
             )
 
     def follow(self) -> None:
-        """Copy, and copy what changed meanwhile, until nothing did."""
+        """Copy until a pass finds no change."""
         while self.figures["passes"] < MOST_PASSES:
             self.figures["passes"] += 1
             first = self.figures["passes"] == 1
-            mark = change_number(self.source)
+            mark = self.source.change_number
             changed = self._pass(blank=first and not self.target.count())
-            quiet = change_number(self.source) == mark if mark is not None else not changed
+            quiet = self.source.change_number == mark if mark is not None else not changed
             if quiet:
                 return
         raise StorageError(
@@ -169,9 +172,8 @@ class _Copy:
         )
 
     def _pass(self, blank: bool) -> bool:
-        """One walk over the source; whether anything had to be done. blank: the target holds nothing to compare."""
-        if isinstance(self.source, Refreshable):
-            self.source.refresh()
+        """Walk over the source once; return whether anything changed. blank: the target is empty."""
+        self.source.refresh()
         before, seen, present = sum(self.figures.values()), set[str](), 0
         for rows in self._pages("copying"):
             seen.update(unit["id"] for unit, _ in rows)
@@ -179,7 +181,7 @@ class _Copy:
             self._write(rows, missing, other)
             present += len(rows) - len(missing) - len(other)
         gone = [unit_id for unit_id in self.ours - seen if not self.source.exists(unit_id)]
-        removed = remove(self.target, gone, None)
+        removed = delete_units(self.target, gone, None)
         self.ours.difference_update(removed)
         self.figures["removed"] += len(removed)
         changed = sum(self.figures.values()) != before
@@ -192,7 +194,8 @@ class _Copy:
         if not chosen:
             return
         taken = [(unit, vector) for unit, vector in rows if unit["id"] in chosen]
-        self.target.store_batch([unit for unit, _ in taken], np.array([vector for _, vector in taken]))
+        vectors = np.array([vector for _, vector in taken])
+        self.target.store_batch([unit for unit, _ in taken], vectors)  # type: ignore[call-arg] # it has vectors
         self.ours.update(missing)
         self.figures["copied"] += len(missing)
         self.figures["replaced"] += sum(unit_id not in self.written for unit_id in other)
@@ -220,9 +223,8 @@ class _Copy:
             self.progress(stage, min(1.0, done / total))
 
     def verify(self) -> dict[str, Any]:
-        """Hold the target against the source: every id and unit, the count, and the vectors of a sample."""
-        if isinstance(self.target, Refreshable):
-            self.target.refresh()
+        """Compare the target with the source: every id and unit, the count, and the vectors of a sample."""
+        self.target.refresh()
         count = 0
         for rows in self._pages("verifying"):
             held: Mapping[str, MemoryUnit] = self.target.retrieve_batch([unit["id"] for unit, _ in rows])
@@ -264,11 +266,12 @@ class _Copy:
 
 
 def _checked(store: StorageBackend, name: str) -> StorageBackend:
-    if not isinstance(store, VectorDoors) or not isinstance(store, BulkRetrieve):
+    backend = as_backend(store)
+    if not {"export_rows", "vectors_of", "search_vectors"} <= backend.capabilities:
         raise ConfigurationError(
             f"{name}: a {type(store).__name__} cannot give vectors; embed its units into a new store"
         )
-    return store
+    return backend
 
 
 def _same(unit: MemoryUnit, vector: FloatArray, held: MemoryUnit, held_vector: FloatArray | None) -> bool:

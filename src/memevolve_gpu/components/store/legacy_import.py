@@ -384,7 +384,7 @@ class Limits(NamedTuple):
 def import_legacy(prefix: str, records: Records, embedder: Embedder | None, events: EventLog, limits: Limits) -> str:
     """Import ``<prefix>.data`` unless that has been done; what an operator must know of it, or "".
 
-    Units are embedded anew, because the old file's positions cannot be trusted; one transaction holds all of them and
+    Units are embedded again, because the old file's positions cannot be trusted; one transaction holds all of them and
     the note that the import is done. Raises CapacityError, before anything is embedded, when they do not all fit.
     """
     if records.read_only or records.get_meta(DONE_KEY) is not None:

@@ -1,4 +1,4 @@
-"""Health and statistics reports of a store, and the history of management operations."""
+"""The reports of a store: health, statistics, inventory and maintenance, and the history of management operations."""
 
 from __future__ import annotations
 
@@ -9,26 +9,44 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ...errors import InvalidQueryError
+from ...live.maintenance import Report
 from ...live.scheduler import RebuildReason
 from ...live.view import View
+from ...monitoring.events import EventLog, LatencyRing
 from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
-from .session import AFTER_COMMIT, Samples, StoreSession
+from .report_types import (
+    DeviceReport,
+    EventReport,
+    Inventory,
+    LatencyReport,
+    MaintenanceReport,
+    OperationEntry,
+    PlanReport,
+    StorageHealth,
+    StoreStatistics,
+    TrainingReport,
+)
+from .service_samples import Samples
+from .session import AFTER_COMMIT, StoreSession
 from .units import MAX_UNIT_BYTES
 
 __all__ = [
     "OPERATIONS",
     "Figures",
-    "Training",
+    "append_history",
     "decide",
+    "event_reports",
     "health",
     "health_report",
-    "noted",
+    "inventory_report",
+    "latency_report",
+    "maintenance_report",
     "plain_details",
     "register",
     "statistics_report",
@@ -48,30 +66,36 @@ RETRAIN_SHARE = 0.25
 """Management that removed this share of what the index was trained on has changed what it should be trained on."""
 
 
-def register(session: StoreSession, operation: str, details: Any) -> dict[str, Any]:
-    """Note an operation and decide what it means for the index; see ``VectorStore.register_management_operation``."""
+def register(session: StoreSession, operation: str, details: Any) -> OperationEntry:
+    """Keep an operation in the history and decide what the index does next."""
     if operation not in OPERATIONS:
         raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
     entry = _entry(session, operation, plain_details(details))
     with session.records.write() as tx:
-        kept = noted(tx, entry)
+        kept = append_history(tx, entry)
     entry["decision"] = decide(session, kept)
-    session.events.record("management", f"{operation}: {entry['decision']}", **_figures(entry))
+    session.events.record(
+        "management",
+        f"{operation}: {entry['decision']}",
+        count_before=entry["count_before"],
+        count_after=entry["count_after"],
+        removed=entry["removed"],
+    )
     return entry
 
 
-def noted(tx: Transaction, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Add the entry to the history, which is returned, in this transaction."""
+def append_history(tx: Transaction, entry: OperationEntry) -> list[OperationEntry]:
+    """Add the entry to the history in this transaction, and return the history."""
     held = tx.get_meta(HISTORY_KEY)
-    kept = [*(json.loads(held) if held else []), entry][-KEPT:]
+    kept: list[OperationEntry] = [*(json.loads(held) if held else []), entry][-KEPT:]
     tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
     return kept
 
 
 def plain_details(details: Any) -> dict[str, Any]:
-    """Whatever management said of an operation, as JSON keeps it: what JSON has no word for as its ``repr``.
+    """Convert the details of an operation to JSON values; a value that JSON cannot hold becomes its ``repr``.
 
-    What is no mapping comes under ``details``; what would take more than MAX_UNIT_BYTES is cut to its beginning.
+    Details that are no mapping come under ``details``; those of more than MAX_UNIT_BYTES are cut.
     """
     plain = _plain(details if isinstance(details, Mapping) else {"details": details}, MOST_DEEP)
     size = len(json.dumps(plain))
@@ -80,14 +104,14 @@ def plain_details(details: Any) -> dict[str, Any]:
     return {"removed": _removed(plain), "details": f"{_repr(details)}, {size} bytes as JSON"}
 
 
-def history(session: StoreSession) -> list[dict[str, Any]]:
-    """The newest operations, oldest of them first."""
+def _history(session: StoreSession) -> list[OperationEntry]:
+    """The newest operations, newest last."""
     held = session.records.get_meta(HISTORY_KEY)
-    found: list[dict[str, Any]] = json.loads(held) if held else []
+    found: list[OperationEntry] = json.loads(held) if held else []
     return found
 
 
-def _entry(session: StoreSession, operation: str, details: dict[str, Any]) -> dict[str, Any]:
+def _entry(session: StoreSession, operation: str, details: dict[str, Any]) -> OperationEntry:
     after = session.records.count()
     removed = _removed(details)
     before = details.get("count_before")
@@ -105,7 +129,7 @@ def _entry(session: StoreSession, operation: str, details: dict[str, Any]) -> di
 
 
 def _removed(details: Mapping[str, Any]) -> int:
-    """How many units went, by whichever word the caller says it."""
+    """The number of deleted units, by any of the keys that callers use."""
     for name in ("removed", "deleted", "count"):
         value = details.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
@@ -114,10 +138,10 @@ def _removed(details: Mapping[str, Any]) -> int:
     return len(ids) if isinstance(ids, list) else 0
 
 
-def decide(session: StoreSession, kept: list[dict[str, Any]]) -> str:
-    """What the index should do after the operations of this history: retrain, compact, append or nothing.
+def decide(session: StoreSession, kept: list[OperationEntry]) -> str:
+    """Decide what the index does after the operations of this history: retrain, compact, append or nothing.
 
-    The operations are committed: an index that cannot follow now is an event, and the next search tries again.
+    The operations are committed: an index that cannot follow now records an event, and the next search tries again.
     """
     try:
         return _decide(session, kept)
@@ -126,7 +150,7 @@ def decide(session: StoreSession, kept: list[dict[str, Any]]) -> str:
         return "nothing"
 
 
-def _decide(session: StoreSession, kept: list[dict[str, Any]]) -> str:
+def _decide(session: StoreSession, kept: list[OperationEntry]) -> str:
     view = session.live.catch_up()
     trained = view.stats.trained_rows
     removed = sum(entry["removed"] for entry in kept if entry["generation"] == session.live.generation)
@@ -141,10 +165,6 @@ def _decide(session: StoreSession, kept: list[dict[str, Any]]) -> str:
     if decision != "nothing":
         session.wake()
     return decision
-
-
-def _figures(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: entry[name] for name in ("count_before", "count_after", "removed")}
 
 
 def _plain(value: Any, deep: int) -> Any:
@@ -162,7 +182,7 @@ def _plain(value: Any, deep: int) -> Any:
 
 
 def _repr(value: Any) -> str:
-    """The beginning of its repr; that of any object where its own fails."""
+    """The beginning of its repr; the default repr where its own fails."""
     try:
         return repr(value)[:MOST_REPR]
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
@@ -170,31 +190,8 @@ def _repr(value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
-    """What the index in use was trained on, or why nothing was trained yet.
-
-    source: existing (the store's own vectors), hybrid (those and service samples), service (samples alone); None while
-    nothing is trained. units and samples: how many of each; samples_kept: embedded and kept for a later training.
-    next_source and next_samples: what a training now would take. last_samples: the figures of the last collection in
-    this process. reason: why nothing is trained, else empty; setting: the variable that changes it, else empty.
-    """
-
-    trained: bool
-    source: str | None = None
-    units: int = 0
-    samples: int = 0
-    samples_kept: int = 0
-    next_source: str | None = None
-    next_samples: int = 0
-    min_training_units: int = 0
-    last_samples: dict[str, Any] | None = None
-    reason: str = ""
-    setting: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Figures:
-    """What the running store measured; ``quality`` is None while no trained index is in use."""
+    """What the health report of a store is made from; ``quality`` is None while no trained index is in use."""
 
     count: int
     max_units: int
@@ -209,13 +206,13 @@ class Figures:
     background: bool
     read_only: bool
     legacy_problem: str
-    performance: dict[str, Any]
-    training: Training
+    performance: StorageHealth | None
+    """``latency``, ``probed_recall`` and ``nlist_change``; None below PERFORMANCE_THRESHOLD units."""
+    training: TrainingReport
     refusals: list[str] = field(default_factory=list)
-    device: dict[str, Any] = field(default_factory=dict)
-    """Where searches run, what is held there and what went wrong; plain values."""
+    device: DeviceReport = field(default_factory=DeviceReport)
     index_lag: int = 0
-    """Changes that are stored and not in the index yet."""
+    """Changes that are stored and not applied to the index yet."""
     lag_cause: str = ""
     thread_failure: str = ""
     """Why the thread of the background could not start."""
@@ -225,18 +222,10 @@ class Figures:
     disk_bytes: int = 0
 
 
-def health(figures: Figures) -> dict[str, Any]:
-    """The report of ``get_storage_health``: plain JSON values.
-
-    usage_percentage is 0..1; memory in MiB: memory_usage_mb is resident and cannot be dropped, and counts against the
-    limit; mapped_mb are vectors in a mapped file, which the system reads as needed; disk_mb are all files of the store.
-    vectors_per_centroid is None where no lists are used.
-    Above PERFORMANCE_THRESHOLD units: latency of the newest searches, embedding apart, in ms; probed_recall, recall@10
-    of real queries in use; nlist_change, what the last change of nlist did to both. None for what is not known yet.
-    training_quality_score is the worse of self-hit rate and recall@10 that searches reach now (1.0 for exact search).
-    """
+def health(figures: Figures) -> StorageHealth:
+    """The report of ``get_storage_health``; :class:`StorageHealth` documents its keys."""
     usage = figures.count / figures.max_units
-    return {
+    report: StorageHealth = {
         "current_count": figures.count,
         "max_units": figures.max_units,
         "usage_percentage": usage,
@@ -250,14 +239,16 @@ def health(figures: Figures) -> dict[str, Any]:
         "current_nlist": figures.nlist or None,
         "vectors_per_centroid": figures.count / figures.nlist if figures.nlist else None,
         "training_quality_score": 1.0 if figures.quality is None else figures.quality,
-        "training": asdict(figures.training),
+        "training": figures.training,
         "needs_retraining": bool(figures.build_cause),
         "index_lag": figures.index_lag,
         "recommendations": _recommendations(figures, usage),
         "device": figures.device,
         "damage": figures.damage,
-        **figures.performance,
     }
+    if figures.performance is not None:
+        report.update(figures.performance)
+    return report
 
 
 def _recommendations(figures: Figures, usage: float) -> list[str]:
@@ -302,8 +293,8 @@ def _about_damage(damage: str | None) -> list[str]:
     return [f"Damage was met ({damage}). Run memevolve-store check --fix; if problems remain, restore a backup."]
 
 
-def _about_device(device: dict[str, Any]) -> list[str]:
-    """A GPU that was asked for, or that should be at work, and is not."""
+def _about_device(device: DeviceReport) -> list[str]:
+    """A GPU that was requested, or planned for, and is not used."""
     if device.get("disappointed"):
         return [f"No GPU is used ({device['reason']}); the CPU answers. MEMEVOLVE_STORAGE_DEVICE=auto accepts that."]
     if device.get("problem"):
@@ -331,13 +322,13 @@ def _is_near_memory(figures: Figures) -> bool:
 _PREFIX = "MEMEVOLVE_STORAGE_"
 
 
-def training_report(session: StoreSession, view: View, cause: RebuildReason | None) -> Training:
+def training_report(session: StoreSession, view: View, cause: RebuildReason | None) -> TrainingReport:
     """The ``training`` section of the health report. cause: why a build is due, if one is."""
     rows, settings = view.stats.trained_rows, session.live.settings
     sampled = rows > 0 and view.index.kind != "hnsw"  # a graph is built of the rows alone
     collections = session.events.recent("samples")
     reason, setting = ("", "") if rows else _why_not(session, view, cause)
-    return Training(
+    return TrainingReport(
         trained=rows > 0,
         source=None if not rows else source_for(rows) if sampled else "existing",
         units=rows,
@@ -371,7 +362,8 @@ def _why_not(session: StoreSession, view: View, cause: RebuildReason | None) -> 
     return session.maintenance.plan(view).reason, _PREFIX + "INDEX_TYPE"
 
 
-def health_report(session: StoreSession) -> dict[str, Any]:
+def health_report(session: StoreSession) -> StorageHealth:
+    """The report of ``VectorStore.get_storage_health``."""
     session.live.look_at_device()
     view, head = session.follow(), session.records.head()
     quality = session.maintenance.quality(view)
@@ -391,7 +383,7 @@ def health_report(session: StoreSession) -> dict[str, Any]:
         read_only=session.records.read_only,
         legacy_problem=session.legacy_problem,
         damage=session.records.damage,
-        performance=_performance(session, view) if view.count > session.config.performance_threshold else {},
+        performance=_performance(session, view) if view.count > session.config.performance_threshold else None,
         training=training_report(session, view, cause),
         refusals=[event.cause for event in session.events.recent("refused")[-1:]],
         device=_device(session, view),
@@ -404,7 +396,8 @@ def health_report(session: StoreSession) -> dict[str, Any]:
     return health(figures)
 
 
-def statistics_report(session: StoreSession) -> dict[str, Any]:
+def statistics_report(session: StoreSession) -> StoreStatistics:
+    """The report of ``VectorStore.statistics``."""
     session.live.look_at_device()
     view, head = session.follow(), session.records.head()
     held, planned = view.index.plan, session.maintenance.plan(view)
@@ -423,7 +416,7 @@ def statistics_report(session: StoreSession) -> dict[str, Any]:
             "precision": held.precision,
             "reason": held.reason,
         },
-        "plan": asdict(planned),
+        "plan": cast("PlanReport", asdict(planned)),
         "device": _device(session, view),
         "tail_rows": view.delta_n,
         "tombstones": view.index_dead + view.delta_dead,
@@ -431,7 +424,7 @@ def statistics_report(session: StoreSession) -> dict[str, Any]:
         "mapped_bytes": view.index.mapped_bytes,
         "max_memory_bytes": session.max_memory_bytes,
         "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
-        "management": history(session)[-20:],
+        "management": _history(session)[-20:],
         "maintenance": {
             "running": session.maintenance.running,
             "rounds": session.maintenance.rounds,
@@ -439,11 +432,11 @@ def statistics_report(session: StoreSession) -> dict[str, Any]:
         },
         "probed_recall": view.stats.probed,
         "queries_sampled": session.live.query_sample.kept,
-        "latency": session.live.latency.percentiles(),
+        "latency": latency_report(session.live.latency),
         "generation": session.live.generation,
         "files": _file_bytes(session),
         "event_totals": session.events.totals(),
-        "events": [event.as_dict() for event in session.events.recent()[-20:]],
+        "events": event_reports(session.events),
     }
 
 
@@ -452,17 +445,44 @@ def _lists_rule(session: StoreSession) -> ListsRule:
     return ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist)
 
 
-def _performance(session: StoreSession, view: View) -> dict[str, Any]:
+def inventory_report(session: StoreSession) -> Inventory:
+    """The report of ``VectorStore.inventory``."""
+    found = session.records.inventory()
+    unknown = found.count - sum(found.types.values())
+    return {
+        "count": found.count,
+        "types": {**found.types, "unknown": unknown} if unknown > 0 else found.types,
+        "oldest": found.oldest,
+        "newest": found.newest,
+        "bytes": sum(session.records.file_bytes().values()),
+    }
+
+
+def maintenance_report(report: Report) -> MaintenanceReport:
+    """What a round of maintenance did, as plain values."""
+    return cast("MaintenanceReport", report.as_dict())
+
+
+def latency_report(latency: LatencyRing) -> LatencyReport | None:
+    """Percentiles of the newest searches; None before the first."""
+    return cast("LatencyReport | None", latency.percentiles())
+
+
+def event_reports(events: EventLog) -> list[EventReport]:
+    """The newest 20 events, newest last."""
+    return [cast("EventReport", event.as_dict()) for event in events.recent()[-20:]]
+
+
+def _performance(session: StoreSession, view: View) -> StorageHealth:
     """Latency, probed recall, and what the last change of nlist did to both."""
-    live = session.live
-    latency = live.latency.percentiles()
+    live, latency = session.live, session.live.latency.percentiles()
     change = None if live.nlist_change is None else live.nlist_change.report(view, latency)
-    return {"latency": latency, "probed_recall": view.stats.probed, "nlist_change": change}
+    return cast("StorageHealth", {"latency": latency, "probed_recall": view.stats.probed, "nlist_change": change})
 
 
-def _device(session: StoreSession, view: View) -> dict[str, Any]:
-    """The device as it was found a moment ago, with what stands against the plan that was made since."""
-    return session.live.device_manager.report(view.index)
+def _device(session: StoreSession, view: View) -> DeviceReport:
+    """The device as it was last probed, with what was found of the index since."""
+    return cast("DeviceReport", session.live.device_manager.report(view.index))
 
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:

@@ -1,16 +1,14 @@
-"""The parts of one open ``VectorStore``: records, live index, maintenance, limits and service samples."""
+"""The parts of one open ``VectorStore`` and how they are opened: records, live index, maintenance, service samples."""
 
 from __future__ import annotations
 
-import json
 import logging
-import struct
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,18 +16,15 @@ from ...devices.gpu_probe import Prober
 from ...devices.memory import host_budget
 from ...devices.selection import Machine
 from ...errors import (
-    CapacityError,
     ConfigurationError,
     EmbeddingError,
     EngineError,
     MemEvolveError,
     ModelMismatchError,
-    StorageError,
 )
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
-from ...live.delta_buffer import row_bytes
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
@@ -37,98 +32,29 @@ from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
-from ...records.transaction import Transaction
-from ...training.training_set import TrainingSet, collect
-from ...types import FloatArray, Hit, Metric
+from ...types import FloatArray, Hit, MemoryUnit, Metric
 from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
-from ...utils.vectors import DeviceQueries, check_vector, check_vectors
+from ...utils.vectors import DeviceQueries, check_vector, check_vectors, device_queries
 from .access_stats import Accesses
+from .base import Progress, score_of
 from .legacy_import import Limits, import_legacy
+from .service_samples import Samples
 
 __all__ = [
     "AFTER_COMMIT",
-    "Samples",
+    "IndexInfo",
     "StoreSession",
-    "check_room",
     "engine_table",
-    "new_units",
     "open_session",
     "this_machine",
 ]
-
-KEY = "service_samples/{}"
-_TEXTS_LENGTH = struct.Struct("<I")
-
-
-class Samples:
-    """The store's source of training data beyond its own vectors, and its cache (a ``SampleCache``)."""
-
-    def __init__(self, records: Records, embedder: Embedder | None, events: EventLog, seed: int) -> None:
-        self._records, self._embedder, self._events, self._seed = records, embedder, events, seed
-
-    @property
-    def kept(self) -> int:
-        """Samples that are embedded and kept."""
-        return sum(len(json.loads(_texts_in(batch))) for batch in self._batches())
-
-    def collect(self, existing: FloatArray) -> TrainingSet:
-        """What to train on beside ``existing``, float32 (n, dim): by count, service samples, or fallbacks for them."""
-        embed = None if self._embedder is None else self._embedder.embed_many
-        found = collect(existing, metric=self._records.metric, seed=self._seed, embed=embed, cache=self)
-        if found.source != "existing":
-            self._events.record(
-                "samples",
-                found.reason or f"training on {found.source} samples",
-                existing=found.existing,
-                service=found.service,
-                cached=found.cached,
-                fallbacks=found.fallbacks,
-            )
-        return found
-
-    def load(self) -> tuple[Sequence[str], FloatArray]:
-        """All texts kept and their vectors, float32 (m, dim)."""
-        texts: list[str] = []
-        pieces = [np.empty((0, self._records.dim), dtype=np.float32)]
-        for batch in self._batches():
-            written = _texts_in(batch)
-            texts += json.loads(written)
-            pieces.append(
-                np.frombuffer(batch[_TEXTS_LENGTH.size + len(written) :], dtype="<f4").reshape(-1, self._records.dim)
-            )
-        return texts, np.concatenate(pieces)
-
-    def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
-        """Keep these as well. Samples that cannot be kept are embedded again another time."""
-        if self._records.read_only:
-            return
-        written = json.dumps(list(texts)).encode()
-        value = _TEXTS_LENGTH.pack(len(written)) + written + np.asarray(vectors, dtype="<f4").tobytes()
-        try:
-            with self._records.write() as tx:
-                tx.set_meta(KEY.format(sum(1 for _ in self._batches())), value)
-        except StorageError as error:
-            self._events.record("samples-unsaved", str(error))
-
-    def _batches(self) -> Iterator[bytes]:
-        number = 0
-        while (batch := self._records.get_meta(KEY.format(number))) is not None:
-            yield batch
-            number += 1
-
-
-def _texts_in(batch: bytes) -> bytes:
-    """The part of a kept batch that is the JSON of its texts."""
-    (length,) = _TEXTS_LENGTH.unpack_from(batch)
-    return batch[_TEXTS_LENGTH.size : _TEXTS_LENGTH.size + length]
-
 
 INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
 
 APPLY_EVERY = 32
-"""Single writes after which the index is brought up to date although nobody has searched."""
+"""Single writes after which the index is brought up to date even without a search."""
 
 
 AFTER_COMMIT = (MemEvolveError, OSError, MemoryError, RuntimeError, ValueError)
@@ -136,9 +62,42 @@ AFTER_COMMIT = (MemEvolveError, OSError, MemoryError, RuntimeError, ValueError)
 health, and the caller sees no error."""
 
 
+class IndexInfo:
+    """What the index holds now; every property is up to date with the records."""
+
+    def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
+        self._live = live
+        self._maintenance = maintenance
+
+    @property
+    def ntotal(self) -> int:
+        """Live vectors."""
+        return self._live.catch_up().count
+
+    @property
+    def nlist(self) -> int:
+        """Inverted lists of the index in use; 0 where none are used."""
+        return self._live.view.index.nlist
+
+    @property
+    def is_trained(self) -> bool:
+        """Always True: an index that needs training is used only once it is trained."""
+        return True
+
+    @property
+    def is_building(self) -> bool:
+        """Whether maintenance is running in this process. Searches go on meanwhile."""
+        return self._maintenance.running
+
+    @property
+    def kind(self) -> str:
+        """Kind of the index in use: exact, two_stage, ivf or hnsw."""
+        return self._live.view.index.kind
+
+
 @dataclass
 class StoreSession:
-    """records: the truth; live: the index; maintenance and worker: its upkeep; embedder: None when none was given."""
+    """The parts of an open store; ``records`` is the source of record, ``embedder`` None without a function."""
 
     prefix: str
     config: StorageConfig
@@ -150,7 +109,7 @@ class StoreSession:
     max_memory_bytes: int
     legacy_problem: str = ""
     warned: set[str] = field(default_factory=set)
-    """Which limits, units or memory, a warning was logged for; see ``limits``."""
+    """The limits, units or memory, that a warning was logged for; see ``capacity``."""
     unapplied: int = 0
     lagging: str = ""
     """Why the index could not be brought up to date when that was last tried; empty when it was."""
@@ -164,15 +123,18 @@ class StoreSession:
     # Embedding
 
     def embed(self, text: str) -> FloatArray:
+        """Embed the text of a unit: float32 (dim,)."""
         vector = self._embedder().embed(text)
         if self.records.metric == "cosine":  # everything else about it has been checked
             check_vector(vector, self.records.dim, "cosine")
         return vector
 
     def embed_query(self, text: str) -> FloatArray:
+        """Embed a query, not checked: float32 (dim,)."""
         return self._embedder().embed_query(text)
 
-    def embed_many(self, texts: list[str], progress: Callable[[str, float], None] | None) -> FloatArray:
+    def embed_many(self, texts: list[str], progress: Progress | None) -> FloatArray:
+        """Embed the texts of units: float32 (n, dim)."""
         vectors = self._embedder().embed_many(texts, progress and (lambda done, of: progress("embed", done / of)))
         return check_vectors(vectors, self.records.dim, self.records.metric)
 
@@ -184,7 +146,7 @@ class StoreSession:
     # Index
 
     def written(self, rows: int = APPLY_EVERY) -> None:
-        """So many rows were committed; bring the index up to date when enough have come together.
+        """Note that rows were committed; bring the index up to date when there are enough of them.
 
         Every search catches up before it answers, so nothing waits to be found; applying one row at a time cost a
         fifth of a single store (measured). Should it fail, the records stand and the next search tries again; nothing
@@ -207,7 +169,7 @@ class StoreSession:
             self.wake()
 
     def follow(self) -> View:
-        """Bring the index up to date; as it was, with an event and ``lagging``, when it cannot be. Raises nothing."""
+        """Bring the index up to date and return its view; the old view, an event and ``lagging`` where that fails."""
         try:
             view = self.live.catch_up()
         except AFTER_COMMIT as error:
@@ -219,7 +181,7 @@ class StoreSession:
         return view
 
     def consider_maintenance(self, event: Event) -> None:
-        """Wake the background where there is work, or where its thread could not start before. Raises nothing."""
+        """Wake the background thread where there is work, or where it could not start before. Raises nothing."""
         try:
             due = self.maintenance.notify(event)
         except AFTER_COMMIT as error:
@@ -229,11 +191,30 @@ class StoreSession:
             self.wake()
 
     def wake(self) -> bool:
-        """Let the background look for work now; False where there is no background."""
+        """Let the background thread look for work now; False where there is none."""
         return self.config.background and not self.records.read_only and self.worker.wake()
 
+    def queries(self, given: Any) -> FloatArray | DeviceQueries:
+        """Check queries; they stay on the device where they lie if the index takes them there."""
+        index, dim, metric = self.live.view.index, self.records.dim, self.records.metric
+        if index.accepts_device_queries and index.device != "cpu":
+            found = device_queries(given, dim, metric)
+            if found is not None:
+                return found
+        return check_vectors(given, dim, metric, name="queries")
+
+    def rows(self, page_size: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+        """Yield every unit with its vector, oldest first."""
+        after, last = 0, self.records.head().last_slot
+        while rows := self.records.scan(after, last, page_size):
+            units = self.records.units_at([row.slot for row in rows])
+            for row in rows:
+                if row.slot in units:
+                    yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
+            after = rows[-1].slot
+
     def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
-        """Fetch the units of a search; when one was replaced meanwhile the search is made again."""
+        """Read the units of a search; search again when one of them was replaced meanwhile."""
         for _ in range(FETCH_ATTEMPTS):
             slots = found.slots(0)
             units = self.records.units_at(slots)
@@ -252,28 +233,30 @@ class StoreSession:
         ]
 
     def check(self, fix: bool) -> list[Finding]:
+        """Verify the records, and the index against them; repair what can be repaired with ``fix``."""
         findings = self.records.check(fix)
         if self.legacy_problem:
             findings.append(Finding("legacy-import", self.legacy_problem, False))
         mismatch = self._index_mismatch()
         if mismatch:
             if fix:
-                self.live.reload("check found the index at odds with the records")
+                self.live.reload("check found that the index differs from the records")
             findings.append(Finding("index-rows", mismatch, fix))
         if fix and any(finding.fixed for finding in findings):
             self.live.reload("check repaired the records")
         return findings
 
     def _index_mismatch(self) -> str:
-        """Which rows the index has too few or too many; nothing while others are writing."""
+        """Say which rows the index lacks or has too many; empty while others are writing."""
         view = self.live.catch_up()
-        held, true = view.live_slots(), self.records.matching(None)
-        if np.array_equal(held, true) or self.records.head().last_seq != view.watermark:
+        held, stored = view.live_slots(), self.records.matching(None)
+        if np.array_equal(held, stored) or self.records.head().last_seq != view.watermark:
             return ""
-        lacking, extra = len(np.setdiff1d(true, held)), len(np.setdiff1d(held, true))
-        return f"the index lacks {lacking} of {len(true)} units and holds {extra} that are gone"
+        lacking, extra = len(np.setdiff1d(stored, held)), len(np.setdiff1d(held, stored))
+        return f"the index lacks {lacking} of {len(stored)} units and holds {extra} that are gone"
 
     def close(self) -> None:
+        """Stop the background thread, write what is buffered and close the records."""
         try:
             self.worker.stop()
             self.accesses.flush()
@@ -286,13 +269,6 @@ class StoreSession:
         if self.accesses.is_full:
             self.accesses.flush(timeout=1)
         return self.maintenance.run_if_due()
-
-
-def score_of(distance: float, metric: str) -> float:
-    """A similarity: 1 / (1 + distance) under l2, the cosine, or the dot product."""
-    if metric == "cosine":
-        return 1.0 - distance
-    return -distance if metric == "ip" else 1.0 / (1.0 + distance)
 
 
 def open_session(
@@ -310,12 +286,12 @@ def open_session(
         require_faiss()
     except EngineError as error:
         raise EngineError(f"Failed to create {config.index_type} index: {error}") from error
-    facts = Records.peek(prefix)
-    embedder = None if function is None else Embedder(function, facts.dim if facts and dim is None else dim)
+    info = Records.peek(prefix)
+    embedder = None if function is None else Embedder(function, info.dim if info and dim is None else dim)
     records = Records.open(
         prefix,
-        dim=_dimension(facts, embedder, dim),
-        metric=_metric(facts, config),
+        dim=_dimension(info, embedder, dim),
+        metric=_metric(info, config),
         durability=config.durability,
         lock_timeout=config.lock_timeout,
         file_mode=int(config.file_mode, 8),
@@ -329,17 +305,17 @@ def open_session(
 
 @cache
 def _prober() -> Prober:
-    """One for all stores of the process, so that the driver is asked once."""
+    """Return the prober that all stores of the process share, so that the driver is queried once."""
     return Prober(visible_gpus(), gpu_order())
 
 
 def this_machine(config: StorageConfig) -> Machine:
-    """The devices of this machine as ``config`` wants them; nothing is looked at yet."""
+    """Return the devices of this machine as ``config`` selects them; nothing is probed yet."""
     return Machine(config.device, config.gpu_memory_fraction, prober=_prober())
 
 
 def engine_table(config: StorageConfig) -> EngineTable:
-    """Which engine is quicker for how many units: as ``config`` says, else as this package believes.
+    """Return the table of the faster engine by number of units: that of ``config``, else the built-in one.
 
     Raises:
         ConfigurationError: the file that ``config`` names holds no such table.
@@ -369,23 +345,23 @@ def _assemble(
     return session
 
 
-def _dimension(facts: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
-    if given is not None or facts is not None:
+def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
+    if given is not None or info is not None:
         return given
     if embedder is None:
         raise ConfigurationError("embedding_dim is not known: give it, or an embedding_function, to make a new store")
     return embedder.dimension
 
 
-def _metric(facts: StoreInfo | None, config: StorageConfig) -> Metric:
-    """A file keeps its metric; only a setting that says otherwise in so many words is an error."""
-    if facts is not None and "metric" not in config.model_fields_set:
-        return facts.metric
+def _metric(info: StoreInfo | None, config: StorageConfig) -> Metric:
+    """Return the file's metric; an explicitly set one must match it."""
+    if info is not None and "metric" not in config.model_fields_set:
+        return info.metric
     return config.metric
 
 
 def _remember_model(records: Records, embedder: Embedder | None) -> None:
-    """Vectors of two models do not mix: the first that is named fills the store."""
+    """Keep the name of the embedding model in the store, and refuse another one."""
     name = embedder.model_name if embedder is not None else None
     if not name:
         return
@@ -402,7 +378,7 @@ def _remember_model(records: Records, embedder: Embedder | None) -> None:
 
 
 def _remember_index_type(records: Records, config: StorageConfig) -> StorageConfig:
-    """An index type that was asked for in so many words stays with the store until another one is."""
+    """Keep an explicitly set index type with the store until another one is set."""
     held = records.get_meta(INDEX_TYPE_KEY)
     if "index_type" not in config.model_fields_set:
         return config if held is None else config.replace(index_type=held.decode())
@@ -413,7 +389,7 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
 
 
 def _device_manager(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceManager:
-    """The store's access to a GPU. Nobody who asked for one shall believe that it is at work when there is none."""
+    """Make the device manager. A GPU that was requested by name is looked for at once, to report when there is none."""
     most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
     if config.gpu_graphs:
         record_searches(True)
@@ -424,7 +400,7 @@ def _device_manager(config: StorageConfig, machine: Machine, table: EngineTable,
 
 
 def _memory_limit(config: StorageConfig) -> int:
-    """Bytes of the host; what lies on a device has a budget of its own."""
+    """Return the limit of host memory in bytes; device memory has a budget of its own."""
     if config.max_memory_mb == "auto":
         return host_budget().limit
     return int(float(config.max_memory_mb) * 2**20)
@@ -437,66 +413,5 @@ def _settings(config: StorageConfig, limit: int) -> LiveSettings:
         if name not in ("budget_bytes", "seed")
     }
     if "nlist_max" not in config.model_fields_set:
-        names["nlist_max"] = None  # the default may grow with the store, a limit that somebody set may not
+        names["nlist_max"] = None  # the default grows with the store, an explicit limit does not
     return LiveSettings(budget_bytes=limit, **names)
-
-
-def check_room(session: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> None:
-    """Raise CapacityError when the units of these ids (None: a new one each) do not all fit; warn once per crossing.
-
-    Replacing a unit that is there needs no room.
-    """
-    new = new_units(tx, ids)
-    limit = session.config.max_memory_units
-    if new and tx.count + new > limit:
-        raise CapacityError(
-            f"the store holds {tx.count} of at most {limit} units and cannot take {new} more; "
-            "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
-        )
-    needed = _check_memory(session, tx.count, new)
-    _warn_once(session, "units", (tx.count, tx.count + new, limit))
-    _warn_once(session, "memory", (*needed, session.max_memory_bytes))
-
-
-def new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
-    """How many of the units of these ids (None: a new one each) are not there yet."""
-    named = {unit_id for unit_id in ids if unit_id}
-    known = sum(1 for unit_id in named if tx.find(unit_id) is not None)
-    return len(named) - known + sum(1 for unit_id in ids if not unit_id)
-
-
-def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
-    """Bytes in use, and bytes that will be; raise CapacityError where those are too many."""
-    waiting, each = (
-        max(0, count - session.live.view.count),
-        row_bytes(session.records.dim),
-    )  # committed, not applied yet
-    used = session.live.nbytes + waiting * each
-    needed = used + new * each
-    if new and needed > session.max_memory_bytes:
-        raise CapacityError(
-            f"index and vectors would take {needed / 2**20:.1f} MB of at most {session.max_memory_bytes / 2**20:.1f}; "
-            "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
-        )
-    return used, needed
-
-
-def _warn_once(session: StoreSession, what: Literal["units", "memory"], figures: tuple[int, int, int]) -> None:
-    """Warn when a write crosses the warning threshold. figures: how much there is, how much there will be, the most.
-
-    What has fallen below the threshold since the last warning, by whomever, may cross it again.
-    """
-    held, wanted, limit = figures
-    least = session.config.warning_threshold * limit
-    if held < least:
-        session.warned.discard(what)
-    if wanted < least or what in session.warned:
-        return
-    session.warned.add(what)
-    text = f"{wanted} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
-    if what == "memory":
-        text = (
-            f"index and vectors take {wanted / 2**20:.1f} of {limit / 2**20:.1f} MB: prune, narrow "
-            "MEMEVOLVE_STORAGE_PRECISION, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
-        )
-    session.events.record("near-limit", text, level=logging.WARNING, count=wanted, limit=limit)

@@ -1,4 +1,4 @@
-"""What may be kept: units are checked before anything is embedded or written."""
+"""Checks of what callers give: units and ids before anything is embedded or written, and arguments of searches."""
 
 from __future__ import annotations
 
@@ -6,26 +6,35 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from ...errors import InvalidUnitError
+from ...errors import InvalidQueryError, InvalidUnitError
 from ...types import MemoryUnit
+from ...utils.arguments import shown, whole_number
 from ...utils.plain import as_plain, plain_scalar, plain_text
 
 __all__ = [
     "MAX_ID_CHARS",
+    "MAX_RESULTS",
     "MAX_UNIT_BYTES",
+    "check_arguments",
+    "check_width",
     "checked_id",
     "checked_unit",
     "is_id",
+    "looked_up",
     "one_id",
     "text_to_embed",
     "texts_of",
     "unit_to_text",
+    "with_id",
 ]
 
 MAX_UNIT_BYTES = 4 * 2**20
 """A unit whose JSON is longer is refused: memories are read into prompts, and one row must not stall the log."""
 
 MAX_ID_CHARS = 1024
+
+MAX_RESULTS = 10_000_000
+"""Most results of one ``search_vectors``, queries times ``top_k``: 120 MB of distances and positions, and the ids."""
 
 
 def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
@@ -70,6 +79,35 @@ def one_id(value: Any, batch: str) -> bool:
 def is_id(value: object) -> TypeGuard[str]:
     """May ``value`` be looked up as an id? What cannot be one is not in the store."""
     return isinstance(value, str)
+
+
+def looked_up(ids: Sequence[str]) -> list[str]:
+    """The distinct ids that can be looked up, in order."""
+    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))
+
+
+def with_id(unit: Any, unit_id: str) -> Any:
+    """A copy of the unit with that id; what is no unit stays as it is, for ``checked_unit`` to refuse."""
+    return {**unit, "id": unit_id} if isinstance(unit, dict) else unit
+
+
+def check_arguments(top_k: Any, recall: Any, query: Any = "") -> int:
+    """``top_k`` as an int; InvalidQueryError for what no search can answer."""
+    if not isinstance(query, str):
+        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
+    wanted = whole_number("top_k", top_k)
+    if recall is not None and (isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1):
+        raise InvalidQueryError(f"recall must be a number above 0 and at most 1, got {shown(recall)}")
+    return wanted
+
+
+def check_width(queries: int, top_k: int) -> None:
+    """Raise InvalidQueryError where so many queries with so many results each are more than one call may return."""
+    if queries * top_k > MAX_RESULTS:
+        raise InvalidQueryError(
+            f"top_k={shown(top_k)} for {queries} queries are more than {MAX_RESULTS:,} results; ask for fewer, or "
+            "for fewer queries at once"
+        )
 
 
 def unit_to_text(unit: Mapping[str, Any]) -> str:

@@ -6,8 +6,7 @@ This module translates the public API to the records and the live index and hold
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from ...devices.selection import Machine
 from ...errors import ConflictError, EmbeddingError, InvalidQueryError, InvalidUnitError, StoreClosedError
-from ...live import Found, LiveIndex, Maintenance
+from ...live import Found
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
@@ -25,157 +24,61 @@ from ...utils.arguments import shown, whole_number
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
-from ...utils.vectors import DeviceQueries, check_vector, check_vectors, cosines, device_queries, normalize_rows
-from .base import MetadataMixin, StorageBackend
-from .pruning import make_room, prepare, tell
-from .reports import health_report, register, statistics_report
-from .session import StoreSession, check_room, open_session
-from .units import checked_id, checked_unit, is_id, one_id, text_to_embed, texts_of, unit_to_text
+from ...utils.vectors import DeviceQueries, check_vector, check_vectors, cosines, normalize_rows
+from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
+from .capacity import flush_before_pruning, report_pruned, reserve_room
+from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
+from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
+from .session import IndexInfo, StoreSession, open_session
+from .units import (
+    check_arguments,
+    check_width,
+    checked_id,
+    checked_unit,
+    is_id,
+    looked_up,
+    one_id,
+    text_to_embed,
+    texts_of,
+    unit_to_text,
+    with_id,
+)
 
-__all__ = ["MAX_RESULTS", "VectorStore", "check_arguments", "check_width"]
-
-
-class UnitMapping(Mapping[str, MemoryUnit]):
-    """id -> unit, read from the records at each access; never a copy of the store in memory."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-
-    def __getitem__(self, unit_id: str) -> MemoryUnit:
-        unit = self._records.get(unit_id) if is_id(unit_id) else None
-        if unit is None:
-            raise KeyError(unit_id)
-        return unit
-
-    def __contains__(self, unit_id: object) -> bool:
-        return is_id(unit_id) and self._records.exists(unit_id)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._records.ids()
-
-    def __len__(self) -> int:
-        return self._records.count()
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} memory units>"
-
-
-class IndexInfo:
-    """What the index holds now; every property is up to date with the records."""
-
-    def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
-        self._live = live
-        self._maintenance = maintenance
-
-    @property
-    def ntotal(self) -> int:
-        """Live vectors."""
-        return self._live.catch_up().count
-
-    @property
-    def nlist(self) -> int:
-        """Inverted lists of the index in use; 0 while none are used."""
-        return self._live.view.index.nlist
-
-    @property
-    def is_trained(self) -> bool:
-        """Does the index in use need no training, or has it been trained? Never False while it answers."""
-        return True
-
-    @property
-    def is_building(self) -> bool:
-        """Is a round of maintenance on in this process? Searches go on meanwhile."""
-        return self._maintenance.running
-
-    @property
-    def kind(self) -> str:
-        """exact, two_stage, ivf or hnsw."""
-        return self._live.view.index.kind
-
-
-def drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> int:
-    """Delete the units that exist and did not change after log entry ``since`` (None: in any case); their number.
-
-    Where the log no longer says what changed, nothing is deleted.
-    """
-    if since is None:
-        return tx.drop_many(ids)
-    changed = tx.outside(lambda con: changed_since(con, since))
-    return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
-
-
-def drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
-    """Delete the units; with ``since`` raise ConflictError when one of them changed after it or is gone."""
-    if since is None:
-        tx.drop_many(ids)
-        return
-    changed = tx.outside(lambda con: changed_since(con, since))
-    conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
-    conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
-    if conflicts:
-        raise ConflictError(conflicts)
-
+__all__ = ["VectorStore"]
 
 _PAGE = 1000
-
-
-def _looked_up(ids: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))
-
-
-MAX_RESULTS = 10_000_000
-"""Most results of one call of ``search_vectors``, queries times ``top_k``: 120 MB of distances and places, and ids."""
-
-
-def _queries(session: StoreSession, given: Any) -> FloatArray | DeviceQueries:
-    """Checked queries, on the device where they lie if the index takes them there, else on the host."""
-    index, dim, metric = session.live.view.index, session.records.dim, session.records.metric
-    if index.accepts_device_queries and index.device != "cpu":
-        found = device_queries(given, dim, metric)
-        if found is not None:
-            return found
-    return check_vectors(given, dim, metric, name="queries")
-
-
-def check_arguments(top_k: Any, recall: Any, query: Any = "") -> int:
-    """``top_k`` as an int; InvalidQueryError for what no search can answer."""
-    if not isinstance(query, str):
-        raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
-    wanted = whole_number("top_k", top_k)
-    if recall is not None and (isinstance(recall, bool) or not isinstance(recall, (int, float)) or not 0 < recall <= 1):
-        raise InvalidQueryError(f"recall must be a number above 0 and at most 1, got {shown(recall)}")
-    return wanted
-
-
-def check_width(queries: int, top_k: int) -> None:
-    """Raise InvalidQueryError where so many queries with so many results each are more than one call may return."""
-    if queries * top_k > MAX_RESULTS:
-        raise InvalidQueryError(
-            f"top_k={shown(top_k)} for {queries} queries are more than {MAX_RESULTS:,} results; ask for fewer, or "
-            "for fewer queries at once"
-        )
-
-
-def _widened(distances: FloatArray, width: int) -> FloatArray:
-    """As many columns as were asked for, +inf where nothing exists."""
-    if distances.shape[1] == width:
-        return distances
-    wide = np.full((len(distances), width), np.inf, dtype=np.float32)
-    wide[:, : distances.shape[1]] = distances
-    return wide
-
-
-Progress = Callable[[str, float], None]
-_Store = TypeVar("_Store", bound="VectorStore")
-
 _LARGEST_PAGE = 10_000
 """Rows that are read at once, however many the caller asks for."""
 
+_Store = TypeVar("_Store", bound="VectorStore")
+
 
 class VectorStore(StorageBackend, MetadataMixin):
-    """Keeps memory units and finds them by meaning. See ``docs/`` for files, settings and guarantees.
+    """Stores memory units in a file and finds them by meaning, by words and by vector.
 
-    Safe to use from several threads, from several processes on one file, and after ``os.fork``.
+    A write that returned is durable, and the next search finds it. Safe to use from several threads, from several
+    processes on one file, and after ``os.fork``. Searches raise InvalidQueryError and InvalidFilterError for arguments
+    that cannot be used, every method raises StoreClosedError after :meth:`close`, and StorageError when the disk fails.
+
+    Attributes:
+        config: The settings in use, a ``StorageConfig``.
+        embedding_function: The function that the store was opened with.
+        index_file: The path prefix of the store's files.
+
+    Example:
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> store = VectorStore("memory", HashingEmbedder())
+        >>> store.store({"id": "git", "type": "lesson", "content": "Rebase before you push"})
+        'git'
+        >>> store.store_batch([{"type": "tool", "content": "Use rg to search text"}, {"content": "Write tests first"}])
+        ['unit_0', 'unit_1']
+        >>> [hit.id for hit in store.search_units("rebase and push", top_k=1)]
+        ['git']
+        >>> [unit_id for _, unit_id in store.search("search text", filters={"type": "tool"})]
+        ['unit_0']
+        >>> store.delete("git"), store.count()
+        (True, 2)
+        >>> store.close()
     """
 
     def __init__(
@@ -188,17 +91,24 @@ class VectorStore(StorageBackend, MetadataMixin):
         *,
         machine: Machine | None = None,
     ) -> None:
-        """Open the store at the path prefix ``index_file``, or make a new one there.
+        """Open the store at a path prefix, or make a new one there.
 
-        embedding_function maps a text to a 1-D array; it may offer ``embed_batch(texts)``, ``dimension`` and
-        ``model_name``. None serves those who embed nothing (reading, given embeddings). embedding_dim: taken from the
-        file, else from the function. index_type: flat, ivf, hnsw or auto; overrides storage_config, which may be a
-        StorageConfig, a mapping, or MemEvolve's own storage configuration (None: environment and ``.env``). machine:
-        the devices, for those who find and account for them by themselves; None looks at this machine.
+        Args:
+            index_file: The path prefix; the records are in ``<prefix>.db``.
+            embedding_function: Maps a text to a 1-D array; it may offer ``embed_batch(texts)``, ``dimension`` and
+                ``model_name``. None for those who only read, or give embeddings.
+            embedding_dim: Length of the vectors; None takes it from the file, else from the function.
+            index_type: flat, ivf, hnsw or auto; overrides ``storage_config``.
+            storage_config: A ``StorageConfig``, a mapping, or MemEvolve's own storage configuration; None reads the
+                environment and ``.env``.
+            machine: The devices; None detects those of this machine.
 
-        Raises: EngineError (a RuntimeError, "Failed to create ... index") without a usable faiss;
-        DimensionMismatchError, ModelMismatchError or ConfigurationError when function or settings do not fit the
-        file; a StorageError for a file that cannot be used.
+        Raises:
+            EngineError: There is no usable faiss ("Failed to create ... index").
+            DimensionMismatchError: The function's vectors have another length than the file's.
+            ModelMismatchError: The file was filled by another embedding model.
+            ConfigurationError: Settings do not fit the file, or cannot be used.
+            StorageError: The file cannot be used.
         """
         config = StorageConfig.adopt(storage_config)
         if index_type is not None:
@@ -212,10 +122,15 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     @staticmethod
     def exists_at(index_file: str | os.PathLike[str]) -> bool:
-        """Is there a store at this path prefix?"""
-        return Records.peek(index_file) is not None
+        """Check for a store.
 
-    # The shape of the store
+        Args:
+            index_file: A path prefix.
+
+        Returns:
+            Whether there is a store.
+        """
+        return Records.peek(index_file) is not None
 
     @property
     def embedding_dim(self) -> int:
@@ -224,54 +139,78 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     @property
     def index_type(self) -> str:
+        """The configured index type: flat, ivf, hnsw or auto."""
         return self.config.index_type
 
     @property
     def metric(self) -> str:
-        """l2, cosine or ip."""
+        """The distance of searches: l2 (squared), cosine (1 - cosine) or ip (-dot)."""
         return self._open.records.metric
 
     @property
     def data(self) -> UnitMapping:
         """A read-only mapping of id to unit, read from the records at each access."""
-        return UnitMapping(self._open.records)
+        return UnitMapping(self, self._open.records.ids)
 
     @property
     def index(self) -> IndexInfo:
-        """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``kind``."""
+        """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
         return IndexInfo(self._open.live, self._open.maintenance)
+
+    @property
+    def change_number(self) -> int:
+        """The number of the newest change by anyone; for ``unchanged_since``."""
+        return self._open.records.head().last_seq
 
     # Writing
 
     def store(self, unit: MemoryUnit) -> str:
-        """Keep a unit and return its id: the unit's own, or the next ``unit_<n>``. An existing id is replaced.
+        """Store a unit. The given dict is not changed; the stored unit has ``metadata.created_at``.
 
-        When this returns the unit is durable and the next search finds it. The given dict is not changed; the stored
-        unit has ``metadata.created_at``. Raises InvalidUnitError, EmbeddingError, InvalidVectorError,
-        DimensionMismatchError, CapacityError, StorageError; nothing is written then.
+        Args:
+            unit: A JSON object. One with an ``id`` replaces the unit of that id.
+
+        Returns:
+            The unit's id: its own, or the next ``unit_<n>``.
+
+        Raises:
+            InvalidUnitError: The unit cannot be stored as JSON, or is too large.
+            EmbeddingError: The embedding function failed, or there is none.
+            InvalidVectorError: The embedding holds values that are not finite.
+            CapacityError: The store is full.
         """
         session = self._open
         checked = self._add_metadata(checked_unit(unit))
         text = text_to_embed(checked)
         vector = session.embed(text)
-        prepare(session, 1)
+        flush_before_pruning(session, 1)
         with session.records.write() as tx:
-            pruned = make_room(session, tx, [checked.get("id")])
-            check_room(session, tx, [checked.get("id")])
+            pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
         session.written(1)
-        tell(session, pruned)
+        report_pruned(session, pruned)
         return unit_id
 
     def store_batch(
         self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
     ) -> list[str]:
-        """Keep several units in one transaction and return their ids in order: all of them or none.
+        """Store several units in one transaction: all of them or none.
 
-        embeddings (n, dim) spares the embedding function; row i belongs to unit i. Where an id occurs twice in the
-        batch the later one stays. progress is told (stage, share done). Raises as ``store`` does, naming the position
-        of the unit at fault. (The forerunner kept what went well and logged the rest; that is gone.)
+        Args:
+            units: The units, as for :meth:`store`. Where an id occurs twice the later unit stays.
+            embeddings: float32 (len(units), dim), row i for unit i; None calls the embedding function.
+            progress: Called with (stage, share done).
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            InvalidUnitError: As for :meth:`store`; the message names the position of the unit.
+            EmbeddingError: As for :meth:`store`.
+            InvalidVectorError: As for :meth:`store`.
+            DimensionMismatchError: ``embeddings`` has another width than the store.
+            CapacityError: The units do not fit.
         """
         return self._write_batch([], units, embeddings, progress, None)
 
@@ -283,10 +222,20 @@ class VectorStore(StorageBackend, MetadataMixin):
         *,
         unchanged_since: int | None = None,
     ) -> list[str]:
-        """Delete some units and keep others in one transaction: all of it or nothing. The ids of ``units``, in order.
+        """Delete some units and store others in one transaction: all of it or nothing.
 
-        Ids that do not exist are passed over. With unchanged_since, a ``change_number``, ConflictError is raised when a
-        unit to delete was stored or updated after it, or is gone. Raises as ``store_batch`` does.
+        Args:
+            delete_ids: Ids of the units to delete; those of no unit are skipped.
+            units: The units to store, as for :meth:`store_batch`.
+            embeddings: As for :meth:`store_batch`.
+            unchanged_since: A :attr:`change_number`; None deletes whatever changed.
+
+        Returns:
+            The ids of ``units``, in order.
+
+        Raises:
+            ConflictError: A unit to delete changed after ``unchanged_since``, or is gone.
+            InvalidUnitError: ``delete_ids`` names a unit twice, or as for :meth:`store_batch`, as all other errors.
         """
         wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(delete_ids)]
         if len(set(wanted)) < len(wanted):
@@ -295,14 +244,24 @@ class VectorStore(StorageBackend, MetadataMixin):
         return self._write_batch(wanted, units, embeddings, None, unchanged_since)
 
     def update(self, unit_id: str, unit: MemoryUnit) -> bool:
-        """Replace the unit of that id and set ``metadata.updated_at``; False when there is none.
+        """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
-        ``created_at`` is kept. The vector is made anew only when the embedded text has changed. Raises as ``store``
-        does; works at the capacity limit too.
+        Works at the capacity limit too. A text that stays the same is not embedded again.
+
+        Args:
+            unit_id: The id of the unit to replace.
+            unit: The new unit.
+
+        Returns:
+            False when there is no unit of that id.
+
+        Raises:
+            InvalidUnitError: As for :meth:`store`.
+            EmbeddingError: As for :meth:`store`.
         """
         session = self._open
         unit_id = checked_id(unit_id)
-        checked = checked_unit(_with_id(unit, unit_id))
+        checked = checked_unit(with_id(unit, unit_id))
         text = unit_to_text(checked)
         vector: FloatArray | None = None
         while True:
@@ -310,7 +269,7 @@ class VectorStore(StorageBackend, MetadataMixin):
                 old = tx.find(unit_id)
                 if old is None:
                     return False
-                stamped = self._restamped(checked, old.unit)
+                stamped = self._updated_metadata(checked, old.unit)
                 if text == unit_to_text(old.unit):
                     tx.edit(unit_id, stamped)
                     break
@@ -324,7 +283,14 @@ class VectorStore(StorageBackend, MetadataMixin):
         return True
 
     def delete(self, unit_id: str) -> bool:
-        """Delete a unit; False when there is none."""
+        """Delete a unit.
+
+        Args:
+            unit_id: Its id.
+
+        Returns:
+            False when there is no unit of that id.
+        """
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
@@ -332,6 +298,27 @@ class VectorStore(StorageBackend, MetadataMixin):
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
+        return dropped
+
+    def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
+        """Delete several units in one transaction.
+
+        Args:
+            ids: Ids; those of no unit are skipped.
+            unchanged_since: A :attr:`change_number`; units that were stored or updated after it stay.
+
+        Returns:
+            The number of deleted units.
+
+        Raises:
+            InvalidUnitError: An id is not one; nothing is deleted.
+        """
+        session = self._open
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        with session.records.write() as tx:
+            dropped = _drop_unchanged(tx, wanted, unchanged_since)
+        if dropped:
+            session.written()
         return dropped
 
     def clear(self) -> None:
@@ -344,145 +331,130 @@ class VectorStore(StorageBackend, MetadataMixin):
     # Reading
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
+        """Read a unit, and count that as an access.
+
+        Args:
+            unit_id: Its id.
+
+        Returns:
+            The unit; None when there is none.
+        """
         session = self._open
         unit = session.records.get(unit_id) if one_id(unit_id, "retrieve_batch") else None
         if unit is not None:
             session.accesses.note((plain_text(unit_id),))
         return unit
 
+    def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
+        """Read several units without counting an access.
+
+        Args:
+            ids: Ids; those of no unit are skipped.
+
+        Returns:
+            The units by id, in the order of ``ids``.
+        """
+        return self._open.records.get_many(looked_up(ids))
+
     def retrieve_all(self) -> list[MemoryUnit]:
+        """Read every unit.
+
+        Returns:
+            The units, oldest first.
+        """
         return list(self._open.records.units())
 
     def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
-        """Units one by one, oldest first, read in pages: for stores that do not fit in a list."""
+        """Read units one by one, in pages: for stores that do not fit in a list.
+
+        Args:
+            filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
+
+        Returns:
+            An iterator over the units, oldest first.
+        """
         return self._open.records.units(filters=filters)
 
-    def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """(unit, vector as it was given, float32 (dim,)) one by one, oldest first.
-
-        page_size: rows read at once, at most 10,000 of them. Raises InvalidQueryError.
-        """
-        return _exported(self._open.records, min(whole_number("page_size", page_size), _LARGEST_PAGE))
-
     def exists(self, unit_id: str) -> bool:
+        """Check for a unit.
+
+        Args:
+            unit_id: Its id.
+
+        Returns:
+            Whether there is a unit of that id.
+        """
         return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id)
 
     def count(self) -> int:
+        """Count the units.
+
+        Returns:
+            The number of units.
+        """
         return self._open.records.count()
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+        """Read the metadata of a unit without counting an access.
+
+        Args:
+            unit_id: The unit's id.
+
+        Returns:
+            The unit's ``metadata``; None when there is no unit or it has none.
+        """
         unit = self._open.records.get(unit_id) if is_id(unit_id) else None
         return None if unit is None else unit.get("metadata")
 
-    def __len__(self) -> int:
-        return self.count()
-
-    def __iter__(self) -> Iterator[MemoryUnit]:
-        return self.units()
-
-    def __contains__(self, unit_id: object) -> bool:
-        return is_id(unit_id) and self._open.records.exists(unit_id)
-
-    # Upkeep
-
-    def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
-        """Do now what the background would do: build the planned index, verify and save it, purge the log."""
-        self._open.accesses.flush()
-        return self._open.maintenance.run(progress).as_dict()
-
-    def retrain(self, progress: Progress | None = None, samples: bool = False) -> dict[str, Any]:
-        """Train the index anew, whether it is due or not.
-
-        Below MIN_TRAINING_UNITS it stays exact, unless ``samples`` is set: then service samples, which are embedded
-        through the store's function and kept, make up for the units that lack.
-        """
-        return self._open.maintenance.run(
-            progress, force=RebuildReason("train", "asked for", by_request=samples)
-        ).as_dict()
-
-    def register_management_operation(self, operation_type: str, details: Any) -> dict[str, Any]:
-        """Tell the store what management did, so that the index follows.
-
-        operation_type: prune, consolidate, deduplicate or forget. details: whatever there is to say, what is not JSON
-        is kept as its repr; ``removed`` (or ``count``, or ``ids``) says how many units went. Returns the history's
-        entry with the store's ``decision``: retrain, compact, append or nothing. Raises InvalidQueryError.
-        """
-        return register(self._open, operation_type, details)
-
-    def check(self, fix: bool = False) -> list[Finding]:
-        """Hold the records against themselves and the index against the records; ``fix`` repairs what can be."""
-        return self._open.check(fix)
-
-    def snapshot(self) -> str:
-        """Save the index for a quick next opening; the path of the file.
-
-        Raises StorageError (StorageFullError, ReadOnlyError) when it cannot be written; nothing else suffers.
-        """
-        return str(self._open.maintenance.snapshot())
-
-    def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the records to a new database file, consistent while the store is in use."""
-        self._open.records.backup(Path(path))
-
-    @staticmethod
-    def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
-        """Put a copy of a backup in the place of the store at ``prefix``.
-
-        Works while nobody has the store open, and leaves one whole store wherever it is killed. The backup is verified
-        first. The old store is kept.
+    def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+        """Read every unit with its vector, one by one.
 
         Args:
-            backup: The file that :meth:`backup` wrote, with or without its ending ``.db``.
-            prefix: The path prefix of the store; there need not be one.
+            page_size: Rows that are read at once, at most 10,000 of them.
 
         Returns:
-            The path of the old database file under its new name; None when there was none.
-
-        Raises:
-            CorruptStoreError: The backup is damaged; nothing was changed.
-            NotAStoreError: It is no backup of a store.
-            StorageError: A process has the store open, or there is no such backup; nothing was changed.
+            An iterator over (unit, vector as it was given, float32 (dim,)), oldest first.
         """
-        aside = Records.restore(backup, prefix)
-        return None if aside is None else str(aside)
+        return self._open.rows(min(whole_number("page_size", page_size), _LARGEST_PAGE))
 
-    def get_storage_health(self) -> dict[str, Any]:
-        """Fill level, memory, index quality, and sentences that an operator can act on."""
-        return health_report(self._open)
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
+        """Read the vectors of units.
 
-    def statistics(self) -> dict[str, Any]:
-        """Counts, the plan and why, file sizes, watermarks and recent events."""
-        return statistics_report(self._open)
+        Args:
+            ids: Ids; those of no unit are skipped.
 
-    def save_state(self) -> dict[str, Any]:
-        """Where the units are; another instance takes over from there with ``restore_state``."""
-        return {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
+        Returns:
+            The vectors as they were given, float32 (dim,) by id, in the order of ``ids``.
+        """
+        wanted, records = looked_up(ids), self._open.records
+        found: dict[str, bytes] = {}
+        for start in range(0, len(wanted), _PAGE):
+            found.update(records.vectors_of(wanted[start : start + _PAGE]))
+        return {unit_id: np.frombuffer(found[unit_id], dtype="<f4") for unit_id in wanted if unit_id in found}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Copy the units of the store that ``save_state`` described into this one, unless it is that very store."""
-        source = state.get("index_file")
-        if source is None or state.get("store_id") == self._open.records.store_id:
-            return
-        with VectorStore(source, None, storage_config=self.config) as other:
-            rows = list(other.export_rows())
-        self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
+    def sample_vectors(self, count: int) -> dict[str, FloatArray]:
+        """Read the vectors of some units, spread evenly over their age.
 
-    def close(self) -> None:
-        """Let a running build finish and give everything back. Further calls raise StoreClosedError."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        Args:
+            count: Most vectors.
 
-    def __enter__(self: _Store) -> _Store:
-        return self
+        Returns:
+            Vectors, float32 (dim,) by id.
+        """
+        head_count = self._open.records.head().count
+        rows = self._open.records.spread(min(whole_number("count", count, least=0), head_count))
+        return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
 
-    def __exit__(self, *_exc: object) -> None:
-        self.close()
+    def inventory(self) -> Inventory:
+        """Describe the units without reading them.
 
-    def __repr__(self) -> str:
-        if self._session is None:
-            return f"<VectorStore {self.index_file!r}, closed>"
-        return f"<VectorStore {self.index_file!r}, {self.count()} units, {self.index.kind}>"
+        Returns:
+            Count, types, the time stamps of the first and last unit in the order of writing, and the bytes of the
+            database and its log on the disk.
+        """
+        return inventory_report(self._open)
+
+    # Searches
 
     def search(
         self,
@@ -493,11 +465,22 @@ class VectorStore(StorageBackend, MetadataMixin):
         *,
         record: bool = True,
     ) -> list[tuple[float, str]]:
-        """[(distance, id), ...] of the units nearest to the text, nearest first; never more than are stored.
+        """Find the units nearest to a text.
 
-        Distances: squared L2, 1 - cosine, or -dot by the store's metric. filters: see ``docs/reference/filters.md``.
-        recall overrides TARGET_RECALL for this call (1.0: exact). record=False leaves the access figures alone,
-        for those who pass only some of the results on. Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        Args:
+            query: The text.
+            top_k: Most results.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+            recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for
+                MEMEVOLVE_STORAGE_TARGET_RECALL.
+            record: Whether the results count as accesses; False for those who pass only some of them on.
+
+        Returns:
+            (distance, id) pairs, nearest first; never more than are stored. Distances are squared L2, 1 - cosine, or
+            -dot by the store's metric.
+
+        Raises:
+            EmbeddingError: The embedding function failed, or there is none.
         """
         found = self._find_text(query, top_k, filters, recall)
         if found is None:
@@ -516,7 +499,21 @@ class VectorStore(StorageBackend, MetadataMixin):
         *,
         record: bool = True,
     ) -> list[Hit]:
-        """As ``search``, with each unit and a score that grows with similarity."""
+        """Find the units nearest to a text, and read them.
+
+        Args:
+            query: The text.
+            top_k: Most results.
+            filters: As for :meth:`search`.
+            recall: As for :meth:`search`.
+            record: As for :meth:`search`.
+
+        Returns:
+            Hits with unit, id, distance and a score that grows with similarity, nearest first.
+
+        Raises:
+            EmbeddingError: As for :meth:`search`.
+        """
         found = self._find_text(query, top_k, filters, recall)
         if found is None:
             return []
@@ -528,16 +525,25 @@ class VectorStore(StorageBackend, MetadataMixin):
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
-        """queries (n, dim) -> distances float32 (n, top_k) and n lists of top_k ids; +inf and None where fewer exist.
+        """Find the units nearest to each of several vectors.
 
-        n times top_k may be 10,000,000 at most. queries may lie on a GPU, as a torch tensor, a cupy array or anything
-        that speaks DLPack; they stay there where the index does too.
+        Args:
+            queries: float32 (n, dim): an array, or rows on a GPU as a torch tensor, a cupy array or anything that
+                speaks DLPack, which stay there where the index does too.
+            top_k: Results for each query; n times top_k may be 10,000,000 at most.
+            filters: As for :meth:`search`.
+            recall: As for :meth:`search`.
 
-        Raises InvalidVectorError, DimensionMismatchError, InvalidQueryError, InvalidFilterError.
+        Returns:
+            Distances, float32 (n, top_k), and n lists of top_k ids; +inf and None where there are fewer units.
+
+        Raises:
+            InvalidVectorError: A query holds values that are not finite, or is no vector.
+            DimensionMismatchError: The queries have another width than the store.
         """
         session = self._open
         width = check_arguments(top_k, recall)
-        vectors = _queries(session, queries)
+        vectors = session.queries(queries)
         check_width(len(vectors), width)
         found = self._find(vectors, width, filters, recall)
         ids: list[list[str | None]] = []
@@ -549,46 +555,66 @@ class VectorStore(StorageBackend, MetadataMixin):
     def search_keywords(
         self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[tuple[float, str]]:
-        """[(score, id), ...] of the units whose embedded text has words of the query, best BM25 score first.
+        """Find the units whose embedded text shares words with a query.
 
-        Words in more than a twentieth of the units score but find nothing by themselves, unless there is no other.
-        Raises InvalidQueryError, InvalidFilterError.
+        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
+        has no other.
+
+        Args:
+            query: The text.
+            top_k: Most results.
+            filters: As for :meth:`search`.
+
+        Returns:
+            (BM25 score, id) pairs, best first.
         """
         records = self._open.records
         limit = min(check_arguments(top_k, None, query), max(1, records.count()))
         return records.keyword(query, limit, filters, text_of=unit_to_text)
 
-    @property
-    def change_number(self) -> int:
-        """The number of the newest change by anyone; for ``unchanged_since``."""
-        return self._open.records.head().last_seq
+    def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """Compare given units with a text.
 
-    def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
-        """Delete several units in one transaction; how many went.
+        Args:
+            query: The text.
+            ids: Ids; those of no unit are skipped.
 
-        unchanged_since: a ``change_number``; units that were stored or updated after it stay.
+        Returns:
+            The cosine of each unit by id, whatever the store's metric.
+
+        Raises:
+            EmbeddingError: As for :meth:`search`.
         """
         session = self._open
-        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
-        with session.records.write() as tx:
-            dropped = drop_unchanged(tx, wanted, unchanged_since)
-        if dropped:
-            session.written()
-        return dropped
+        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
+        return cosines(vector, self.vectors_of(ids))
+
+    # Access statistics
 
     def record_access(self, ids: Iterable[str]) -> None:
-        """The units of these ids were given to somebody. Costs about a microsecond.
+        """Count an access to each of these units. Costs about a microsecond.
 
-        ``retrieve``, ``search`` and ``search_units`` do this themselves. What was read is written down a thousand ids
-        at a time, at maintenance and when the store is closed; a crash loses what was not yet.
+        ``retrieve``, ``search`` and ``search_units`` do this themselves. Accesses are written a thousand at a time, at
+        maintenance and when the store is closed; a crash loses those that were not written yet.
+
+        Args:
+            ids: Ids; those of no unit are skipped.
         """
         self._open.accesses.note([plain_text(unit_id) for unit_id in ids if is_id(unit_id)])
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
-        """Ids of at most ``limit`` units: read longest ago (lru) or least often (lfu) first, before them those never
-        read, by age. Counts every read of this process, and those that others have written down.
+        """List units by their accesses in this process, and those that other processes have written.
 
-        Raises InvalidQueryError.
+        Args:
+            kind: lru for those read longest ago first, lfu for those read least often; units that were never read come
+                before both, by age.
+            limit: Most ids.
+
+        Returns:
+            Ids, the first to forget first.
+
+        Raises:
+            InvalidQueryError: ``kind`` is unknown, or ``limit`` is negative.
         """
         if kind not in ("lru", "lfu"):
             raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {shown(kind)}")
@@ -596,47 +622,164 @@ class VectorStore(StorageBackend, MetadataMixin):
         return session.accesses.in_order(kind, min(most, session.records.count()))
 
     def access_counts(self) -> dict[str, int]:
-        """How often each unit was read, by id, of those that ever were; counted as for ``access_order``."""
+        """Read how often units were accessed, as for :meth:`access_order`.
+
+        Returns:
+            Counts by id, of the units that were accessed at all.
+        """
         return self._open.accesses.counts()
 
-    def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
-        """The units that exist, by id, in the order of ``ids``; leaves the access figures alone."""
-        return self._open.records.get_many(_looked_up(ids))
+    # Maintenance and reports
 
-    def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
-        """The vectors, as they were given, of the units that exist: float32 (dim,) by id, in the order of ``ids``."""
-        wanted, records = _looked_up(ids), self._open.records
-        found: dict[str, bytes] = {}
-        for start in range(0, len(wanted), _PAGE):
-            found.update(records.vectors_of(wanted[start : start + _PAGE]))
-        return {unit_id: np.frombuffer(found[unit_id], dtype="<f4") for unit_id in wanted if unit_id in found}
+    def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
+        """Do now what the background would do: build the planned index, verify and save it, purge the log.
 
-    def sample_vectors(self, count: int) -> dict[str, FloatArray]:
-        """The vectors of at most ``count`` units, spread evenly over their age: float32 (dim,) by id."""
-        head_count = self._open.records.head().count
-        rows = self._open.records.spread(min(whole_number("count", count, least=0), head_count))
-        return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
+        Args:
+            progress: Called with (stage, share done).
 
-    def inventory(self) -> dict[str, Any]:
-        """What units there are, without reading them: ``count``; ``bytes`` of the database and its log on the disk;
-        ``types``, type to number, those without one under ``unknown``; ``oldest`` and ``newest``, ``created_at`` of the
-        first and the last unit in the order of writing.
+        Returns:
+            What was done.
         """
-        records = self._open.records
-        found = records.inventory()
-        unknown = found.count - sum(found.types.values())
-        types = {**found.types, "unknown": unknown} if unknown > 0 else found.types
-        size = sum(records.file_bytes().values())
-        return {**asdict(found), "types": types, "bytes": size}
+        self._open.accesses.flush()
+        return maintenance_report(self._open.maintenance.run(progress))
 
-    def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
-        """The cosine between the text and each of the units that exist, by id, whatever the store's metric.
+    def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
+        """Train the index again, whether that is due or not.
 
-        Raises EmbeddingError.
+        Args:
+            progress: Called with (stage, share done).
+            samples: Below MEMEVOLVE_STORAGE_MIN_TRAINING_UNITS the index stays exact. With True, service samples are
+                embedded, kept, and make up for the missing units.
+
+        Returns:
+            What was done.
         """
-        session = self._open
-        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
-        return cosines(vector, self.vectors_of(ids))
+        reason = RebuildReason("train", "asked for", by_request=samples)
+        return maintenance_report(self._open.maintenance.run(progress, force=reason))
+
+    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+        """Report a management operation that is done, so that the index follows.
+
+        Args:
+            operation_type: prune, consolidate, deduplicate or forget.
+            details: What is known of it. ``removed`` (or ``count``, or ``ids``) is the number of deleted units; values
+                that JSON cannot hold are kept as their repr.
+
+        Returns:
+            The entry of the history, with the store's ``decision``: retrain, compact, append or nothing.
+
+        Raises:
+            InvalidQueryError: The operation is unknown.
+        """
+        return register(self._open, operation_type, details)
+
+    def check(self, fix: bool = False) -> list[Finding]:
+        """Verify the store: the records, and the index against the records.
+
+        Args:
+            fix: Whether to repair what can be repaired.
+
+        Returns:
+            The findings, each with ``code``, ``message`` and ``fixed``; empty for a sound store.
+        """
+        return self._open.check(fix)
+
+    def snapshot(self) -> str:
+        """Save the index, so that the store opens faster next time.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            StorageError: It cannot be written (StorageFullError, ReadOnlyError); the store is unharmed.
+        """
+        return str(self._open.maintenance.snapshot())
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the records to a new database file, consistent while the store is in use.
+
+        Args:
+            path: The file to write.
+        """
+        self._open.records.backup(Path(path))
+
+    @staticmethod
+    def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
+        """Put a copy of a backup in the place of the store at ``prefix``.
+
+        Works while no process has the store open. The backup is verified first, the old store is kept, and one complete
+        store remains wherever the call is interrupted.
+
+        Args:
+            backup: The file that :meth:`backup` wrote, with or without its ending ``.db``.
+            prefix: The path prefix of the store; there need not be one.
+
+        Returns:
+            The path of the old database file under its new name; None when there was none.
+
+        Raises:
+            CorruptStoreError: The backup is damaged; nothing was changed.
+            NotAStoreError: It is no backup of a store.
+            StorageError: A process has the store open, or there is no such backup; nothing was changed.
+        """
+        aside = Records.restore(backup, prefix)
+        return None if aside is None else str(aside)
+
+    def get_storage_health(self) -> StorageHealth:
+        """Report fill level, memory, index quality, and recommendations for the operator.
+
+        Returns:
+            The report; see ``docs/how-to/operations.md``.
+        """
+        return health_report(self._open)
+
+    def statistics(self) -> StoreStatistics:
+        """Report counts, the index and the plan, file sizes, change numbers and recent events.
+
+        Returns:
+            The report.
+        """
+        return statistics_report(self._open)
+
+    def save_state(self) -> dict[str, Any]:
+        """Describe where the units are, for another instance to take over.
+
+        Returns:
+            JSON values for :meth:`restore_state`.
+        """
+        return {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Copy the units of another store into this one; nothing when it is this very store.
+
+        Args:
+            state: What :meth:`save_state` of the other store returned.
+        """
+        source = state.get("index_file")
+        if source is None or state.get("store_id") == self._open.records.store_id:
+            return
+        with VectorStore(source, None, storage_config=self.config) as other:
+            rows = list(other.export_rows())
+        self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
+
+    def close(self) -> None:
+        """Wait for a running build, and release everything. Further calls raise StoreClosedError."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def __enter__(self: _Store) -> _Store:
+        """Return the store itself."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close the store."""
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._session is None:
+            return f"<VectorStore {self.index_file!r}, closed>"
+        return f"<VectorStore {self.index_file!r}, {self.count()} units, {self.index.kind}>"
 
     # Inside
 
@@ -647,14 +790,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         return self._session
 
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
-        """The text that is embedded: content, then reasoning, query, tags and type."""
+        """Return the text that is embedded: content, then reasoning, query, tags and type."""
         return unit_to_text(unit)
-
-    def _restamped(self, unit: MemoryUnit, old: MemoryUnit) -> MemoryUnit:
-        metadata = dict(unit.get("metadata") or {})
-        created = (old.get("metadata") or {}).get("created_at")
-        metadata.setdefault("created_at", created if created is not None else self._generate_timestamp())
-        return {**unit, "metadata": {**metadata, "updated_at": self._generate_timestamp()}}
 
     def _write_batch(
         self,
@@ -671,16 +808,15 @@ class VectorStore(StorageBackend, MetadataMixin):
         texts = texts_of(checked, to_embed=embeddings is None)
         vectors = self._vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
-        prepare(session, len(checked))
+        flush_before_pruning(session, len(checked))
         with session.records.write() as tx:
-            drop_all(tx, delete_ids, since)
-            pruned = make_room(session, tx, [unit.get("id") for unit in checked])
-            check_room(session, tx, [unit.get("id") for unit in checked])
+            _drop_all(tx, delete_ids, since)
+            pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
             named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
         session.written()
-        tell(session, pruned)
+        report_pruned(session, pruned)
         return ids
 
     def _vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
@@ -717,6 +853,35 @@ class VectorStore(StorageBackend, MetadataMixin):
         return found
 
 
+def _drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> int:
+    """Delete the units that did not change after log entry ``since``; nothing where the log no longer says."""
+    if since is None:
+        return tx.drop_many(ids)
+    changed = tx.outside(lambda con: changed_since(con, since))
+    return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
+
+
+def _drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
+    """Delete the units; with ``since`` raise ConflictError when one of them changed after it or is gone."""
+    if since is None:
+        tx.drop_many(ids)
+        return
+    changed = tx.outside(lambda con: changed_since(con, since))
+    conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
+    conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
+    if conflicts:
+        raise ConflictError(conflicts)
+
+
+def _widened(distances: FloatArray, width: int) -> FloatArray:
+    """As many columns as were asked for, +inf where nothing exists."""
+    if distances.shape[1] == width:
+        return distances
+    wide = np.full((len(distances), width), np.inf, dtype=np.float32)
+    wide[:, : distances.shape[1]] = distances
+    return wide
+
+
 def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:
     """The units' own ids, and fresh ones for the rest that none of the others in the batch carries."""
     own = {unit["id"] for unit in units if unit.get("id")}
@@ -725,17 +890,3 @@ def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:
         while unit_id in own and not unit.get("id"):
             unit_id = tx.next_auto_id()
         yield unit_id
-
-
-def _exported(records: Records, page_size: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-    after, last = 0, records.head().last_slot
-    while rows := records.scan(after, last, page_size):
-        units = records.units_at([row.slot for row in rows])
-        for row in rows:
-            if row.slot in units:
-                yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
-        after = rows[-1].slot
-
-
-def _with_id(unit: Any, unit_id: str) -> Any:
-    return {**unit, "id": unit_id} if isinstance(unit, dict) else unit

@@ -14,18 +14,9 @@ from uuid import uuid4
 
 from langchain_core.documents import Document
 
-from ...components.store.base import (
-    AccessFigures,
-    BulkDelete,
-    BulkRetrieve,
-    ChangeNumber,
-    StorageBackend,
-    UnitStream,
-    VectorDoors,
-)
+from ...components.store.base import StorageBackend, as_backend
 from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
-from ...records.filters import matches
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import whole_number
 from .filters import Conjunction, alternatives
@@ -199,22 +190,18 @@ class BackendAdapter:
 
     def __init__(self, backend: StorageBackend) -> None:
         """Raises ConfigurationError when the backend cannot search by vector."""
-        if not isinstance(backend, VectorDoors):
+        adapted = as_backend(backend)
+        if "search_vectors" not in adapted.capabilities:
             raise ConfigurationError(
                 f"backend must be able to search by vector, which {type(backend).__name__} is not; "
                 "give a VectorStore, or call open(path prefix, embedding)"
             )
-        self.backend = backend
-        self._doors: VectorDoors = backend
-        # Asked once: a protocol with a property reads it, which may be a query of the database.
-        self._many = backend if isinstance(backend, BulkRetrieve) else None
-        self._changes = backend if isinstance(backend, ChangeNumber) else None
-        self._accesses = backend if isinstance(backend, AccessFigures) else None
+        self.backend = adapted
 
     @property
     def metric(self) -> str:
         """l2, cosine or ip."""
-        return self._doors.metric
+        return self.backend.metric
 
     def keep(self, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
         """Store units with their vectors (n, dim), and return their ids."""
@@ -222,14 +209,11 @@ class BackendAdapter:
 
     def units_of(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
-        if self._many is not None:
-            return self._many.retrieve_batch(ids)
-        found = ((unit_id, self.backend.retrieve(unit_id)) for unit_id in dict.fromkeys(ids))
-        return {unit_id: unit for unit_id, unit in found if unit is not None}
+        return self.backend.retrieve_batch(ids)
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
         """The vectors of the units that exist, by id, in the order of ``ids``."""
-        return self._doors.vectors_of(ids)
+        return self.backend.vectors_of(ids)
 
     def nearest(
         self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
@@ -259,36 +243,23 @@ class BackendAdapter:
 
     def note_read(self, ids: Sequence[str]) -> None:
         """These units were given to somebody."""
-        if self._accesses is not None:
-            self._accesses.record_access(ids)
+        self.backend.record_access(ids)
 
     def drop(self, ids: Sequence[str]) -> None:
         """Delete the units that exist."""
-        if isinstance(self.backend, BulkDelete):
-            self.backend.delete_batch(ids)
-        else:
-            for unit_id in ids:
-                self.backend.delete(unit_id)
+        self.backend.delete_batch(ids)
 
     def drop_matching(self, filters: Sequence[Conjunction]) -> None:
         """Delete the units that match one of the filters. Units that change meanwhile stay, if changes are numbered."""
-        if self._changes is not None:
-            number = self._changes.change_number
-            self._changes.delete_batch(self._matching(filters), unchanged_since=number)
-        else:
-            self.drop(self._matching(filters))
+        number = self.backend.change_number
+        self.backend.delete_batch(self._matching(filters), unchanged_since=number)
 
     # Inside
 
     def _matching(self, filters: Sequence[Conjunction]) -> list[str]:
         found: dict[str, None] = {}
         for one in filters:
-            units = (
-                self.backend.units(one)
-                if isinstance(self.backend, UnitStream)
-                else (unit for unit in self.backend.retrieve_all() if matches(one, unit))
-            )
-            found.update((unit["id"], None) for unit in units)
+            found.update((unit["id"], None) for unit in self.backend.units(one))
         return list(found)
 
     def _near(
@@ -298,7 +269,7 @@ class BackendAdapter:
         best: dict[str, float] = {}
         k = min(k, max(1, self.backend.count()))
         for one in filters:
-            distances, ids = self._doors.search_vectors([vector], k, one or None, recall)
+            distances, ids = self.backend.search_vectors([vector], k, one or None, recall)
             for unit_id, distance in zip(ids[0], distances[0].tolist(), strict=True):
                 if unit_id is not None:
                     best[unit_id] = min(distance, best.get(unit_id, distance))
@@ -311,11 +282,8 @@ class BackendAdapter:
         """
         found: list[_Read] = []
         for _ in range(ATTEMPTS):
-            before = self._change_number()
+            before = self.backend.change_number
             found, complete = read()
-            if complete and self._change_number() == before:
+            if complete and self.backend.change_number == before:
                 break
         return found
-
-    def _change_number(self) -> int | None:
-        return None if self._changes is None else self._changes.change_number

@@ -1,0 +1,162 @@
+"""Capacity: the limits of a store in units and memory, and AUTO_PRUNE, which deletes what is used least."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ...errors import CapacityError
+from ...live.delta_buffer import row_bytes
+from ...records.transaction import Transaction, in_order
+from .report_types import OperationEntry
+from .reports import append_history, decide
+from .session import StoreSession
+
+__all__ = ["Pruned", "flush_before_pruning", "report_pruned", "reserve_room"]
+
+ORDERS: dict[str, Literal["used", "lfu", "oldest"]] = {"lru": "used", "lfu": "lfu", "oldest": "oldest"}
+
+SHOWN = 100
+"""Ids in the log line; the event has all of them."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a write deleted: ids, and the history with its entry as the last."""
+
+    ids: list[str]
+    history: list[OperationEntry]
+
+
+def flush_before_pruning(session: StoreSession, coming: int) -> None:
+    """Write the access statistics before the transaction, where units may have to go for ``coming`` new ones."""
+    if session.config.auto_prune != "off" and session.records.count() + coming >= _trigger(session):
+        session.accesses.flush(timeout=None)
+
+
+def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> Pruned | None:
+    """Make sure that the units of these ids (None: a new one each) fit; return what AUTO_PRUNE deleted for them.
+
+    Warns once for each crossing of the warning threshold. Replacing a unit needs no room. Raises CapacityError.
+    """
+    new = _new_units(tx, ids)
+    pruned = None if session.config.auto_prune == "off" else _prune(session, tx, {one for one in ids if one}, new)
+    limit = session.config.max_memory_units
+    if new and tx.count + new > limit:
+        raise CapacityError(
+            f"the store holds {tx.count} of at most {limit} units and cannot take {new} more; "
+            "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+        )
+    used, needed = _check_memory(session, tx.count, new)
+    _warn_once(session, "units", tx.count, tx.count + new, limit)
+    _warn_once(session, "memory", used, needed, session.max_memory_bytes)
+    return pruned
+
+
+def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
+    """After the commit: record one event, log one line, and let the index follow."""
+    if pruned is None:
+        return
+    entry, config = pruned.history[-1], session.config
+    counts = f"{entry['count_before']} to {entry['count_after']} of at most {config.max_memory_units}"
+    names = ", ".join(pruned.ids[:SHOWN])
+    more = f" and {len(pruned.ids) - SHOWN} more" if len(pruned.ids) > SHOWN else ""
+    session.events.record(
+        "auto-pruned",
+        f"{entry['removed']} units by {config.auto_prune}, {counts}: {names}{more}",
+        level=logging.WARNING,
+        policy=config.auto_prune,
+        count_before=entry["count_before"],
+        count_after=entry["count_after"],
+        removed=entry["removed"],
+        ids=pruned.ids,
+    )
+    decide(session, pruned.history)
+
+
+def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> Pruned | None:
+    """Delete what must go for ``new`` units; the units of the ids ``kept`` stay."""
+    before = tx.count
+    excess = _excess(session, before, new)
+    if not excess:
+        return None
+    order = ORDERS[session.config.auto_prune]
+    candidates = tx.outside(lambda con: in_order(con, order, excess + len(kept)))
+    going = [unit_id for unit_id in candidates if unit_id not in kept][:excess]
+    removed = tx.drop_many(going)
+    if not removed:
+        return None
+    entry: OperationEntry = {
+        "operation": "prune",
+        "at": time.time(),
+        "count_before": before,
+        "count_after": tx.count,
+        "removed": removed,
+        "generation": session.live.generation,
+        "details": {"policy": session.config.auto_prune, "auto": True, "coming": new},
+    }
+    return Pruned(going, append_history(tx, entry))
+
+
+def _trigger(session: StoreSession) -> int:
+    return _share(session.config.prune_threshold, session.config.max_memory_units)
+
+
+def _excess(session: StoreSession, count: int, new: int) -> int:
+    """How many must go so that ``new`` can come; never so many that fewer than PRUNE_TARGET would be left.
+
+    For a batch that is larger than the target as little goes as is needed, and nothing for one that cannot fit at all.
+    """
+    limit = session.config.max_memory_units
+    if not new or count + new < _trigger(session):
+        return 0
+    bounds = (_share(session.config.prune_target, limit), _trigger(session) - 1, limit)
+    bound = next((bound for bound in bounds if new <= bound), None)
+    return 0 if bound is None else max(0, min(count, count + new - bound))
+
+
+def _share(share: float, limit: int) -> int:
+    """The least whole number that is at least so much of the limit."""
+    return math.ceil(share * limit - 1e-9)
+
+
+def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
+    """How many of the units of these ids (None: a new one each) are not stored yet."""
+    named = {unit_id for unit_id in ids if unit_id}
+    known = sum(1 for unit_id in named if tx.find(unit_id) is not None)
+    return len(named) - known + sum(1 for unit_id in ids if not unit_id)
+
+
+def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
+    """Bytes in use, and bytes that will be; raise CapacityError where those are too many."""
+    not_applied = max(0, count - session.live.view.count)
+    each = row_bytes(session.records.dim)
+    used = session.live.nbytes + not_applied * each
+    needed = used + new * each
+    if new and needed > session.max_memory_bytes:
+        raise CapacityError(
+            f"index and vectors would take {needed / 2**20:.1f} MB of at most {session.max_memory_bytes / 2**20:.1f}; "
+            "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
+        )
+    return used, needed
+
+
+def _warn_once(session: StoreSession, what: Literal["units", "memory"], held: int, wanted: int, limit: int) -> None:
+    """Warn when a write crosses the warning threshold; again only after the store has fallen below it."""
+    least = session.config.warning_threshold * limit
+    if held < least:
+        session.warned.discard(what)
+    if wanted < least or what in session.warned:
+        return
+    session.warned.add(what)
+    text = f"{wanted} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+    if what == "memory":
+        text = (
+            f"index and vectors take {wanted / 2**20:.1f} of {limit / 2**20:.1f} MB: prune, narrow "
+            "MEMEVOLVE_STORAGE_PRECISION, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
+        )
+    session.events.record("near-limit", text, level=logging.WARNING, count=wanted, limit=limit)

@@ -1,0 +1,84 @@
+"""Service samples: training data beyond the store's own vectors, kept in the store."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...errors import StorageError
+from ...monitoring.events import EventLog
+from ...records.records import Records
+from ...training.training_set import TrainingSet, collect
+from ...types import FloatArray
+from ...utils.embeddings import Embedder
+
+__all__ = ["Samples"]
+
+KEY = "service_samples/{}"
+_TEXTS_LENGTH = struct.Struct("<I")
+
+
+class Samples:
+    """The service samples of one store; the cache that ``collect`` takes."""
+
+    def __init__(self, records: Records, embedder: Embedder | None, events: EventLog, seed: int) -> None:
+        self._records, self._embedder, self._events, self._seed = records, embedder, events, seed
+
+    @property
+    def kept(self) -> int:
+        """Number of samples that are embedded and kept."""
+        return sum(len(json.loads(_texts_in(batch))) for batch in self._batches())
+
+    def collect(self, existing: FloatArray) -> TrainingSet:
+        """Return the training set for ``existing``, float32 (n, dim), with service samples where those are too few."""
+        embed = None if self._embedder is None else self._embedder.embed_many
+        found = collect(existing, metric=self._records.metric, seed=self._seed, embed=embed, cache=self)
+        if found.source != "existing":
+            self._events.record(
+                "samples",
+                found.reason or f"training on {found.source} samples",
+                existing=found.existing,
+                service=found.service,
+                cached=found.cached,
+                fallbacks=found.fallbacks,
+            )
+        return found
+
+    def load(self) -> tuple[Sequence[str], FloatArray]:
+        """Return all kept texts and their vectors, float32 (m, dim)."""
+        texts: list[str] = []
+        pieces = [np.empty((0, self._records.dim), dtype=np.float32)]
+        for batch in self._batches():
+            written = _texts_in(batch)
+            texts += json.loads(written)
+            pieces.append(
+                np.frombuffer(batch[_TEXTS_LENGTH.size + len(written) :], dtype="<f4").reshape(-1, self._records.dim)
+            )
+        return texts, np.concatenate(pieces)
+
+    def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
+        """Keep these as well. Samples that cannot be written are embedded again another time."""
+        if self._records.read_only:
+            return
+        written = json.dumps(list(texts)).encode()
+        value = _TEXTS_LENGTH.pack(len(written)) + written + np.asarray(vectors, dtype="<f4").tobytes()
+        try:
+            with self._records.write() as tx:
+                tx.set_meta(KEY.format(sum(1 for _ in self._batches())), value)
+        except StorageError as error:
+            self._events.record("samples-unsaved", str(error))
+
+    def _batches(self) -> Iterator[bytes]:
+        number = 0
+        while (batch := self._records.get_meta(KEY.format(number))) is not None:
+            yield batch
+            number += 1
+
+
+def _texts_in(batch: bytes) -> bytes:
+    """Return the part of a kept batch that is the JSON of its texts."""
+    (length,) = _TEXTS_LENGTH.unpack_from(batch)
+    return batch[_TEXTS_LENGTH.size : _TEXTS_LENGTH.size + length]
