@@ -75,7 +75,7 @@ class Beams(Hnsw32):
 
 
 def judged(index: Index, found: Sequence[Calibration], queries: FloatArray, truth: FloatArray, target: float) -> Any:
-    """Recall@10 by seed, and the targets that were missed at any k by more than a tenth of the permitted miss."""
+    """Recall@10 at each seed's effort, and the targets that were missed at any k by more than a tenth of the miss."""
     param_sets = [each.effort(K, target) or search_params_for(index.plan, index.n, K, target) for each in found]
     recalls = [recall_of(index.search(queries, K, params)[0], truth[:, :K]) for params in param_sets]
     short = 0
