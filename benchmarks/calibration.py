@@ -1,12 +1,12 @@
-"""Does calibration keep the recall it promises, cold and warm, and what does a search cost then?
+"""Measure the recall and the search time that calibration gives, cold and warm.
 
     python benchmarks/calibration.py [--data FOLDER] [--json FILE] [--rows 39320 10000 5000] [--seeds 3] [--quick]
 
-Cold: the store has seen no query, and is judged on all queries in distribution and out of it. Warm: half of each went
-through the reservoir, the other half judges. Recall@10 is the lowest and the mean over the seeds of the calibration;
-exact search is the judge, ties are hits. One thread, medians; every search takes turns with faiss IndexFlat and with
-faiss HNSW32, whose beam is the least that reaches the same recall on the same queries, known from those queries. Each
-search follows a scan by IndexFlat, so that none finds its memory in a cache which another has filled.
+Cold: the store has seen no query, and is measured on all queries in distribution and out of it. Warm: half of each went
+through the reservoir, and the other half is measured. Recall@10 is the lowest and the mean over the seeds of the
+calibration, against exact search; ties are hits. One thread, medians. Every search takes turns with faiss IndexFlat and
+with faiss HNSW32, whose beam is the smallest that reaches the same recall on the same queries, known from those
+queries. Each search follows a scan by IndexFlat, so that none finds its memory in a cache that another search filled.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def streamed(queries: dict[str, FloatArray], seed: int) -> FloatArray:
 
 
 class Beams(Hnsw32):
-    """faiss HNSW32 beside the body: the least beam for a recall, and its searches."""
+    """faiss HNSW32 for comparison: the smallest beam for a recall, and its searches."""
 
     def __init__(self, index: Index) -> None:
         super().__init__(index.vectors, faiss.METRIC_INNER_PRODUCT)

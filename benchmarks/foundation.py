@@ -1,10 +1,10 @@
-"""Figures of the store itself, one thread, medians, beside faiss IndexFlat and a bare SQLite commit in the same run.
+"""Measure the store alone, one thread, medians, beside faiss IndexFlat and a bare SQLite commit in the same run.
 
     python benchmarks/foundation.py [--data FOLDER] [--json FILE] [--quick]
 
-Data: the folder of real units named by --data (default ``../shared/data``), else seeded clustered vectors, and the
-output says which. Every ratio comes from calls that take turns within one loop.
-Resident memory is what a process grows by that has already opened and searched a small store.
+Data: the folder of real units named by --data (default ``../shared/data``), otherwise seeded clustered vectors; the
+output says which. Every ratio comes from calls that take turns within one loop. Resident memory is the growth of a
+process that has already opened and searched a small store; it includes the mapped pages that one search touches.
 """
 
 from __future__ import annotations

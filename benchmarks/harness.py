@@ -1,4 +1,4 @@
-"""What every benchmark needs: data, fair timing, and the machine that the figures belong to."""
+"""Shared parts of the benchmarks: data, fair timing, and the description of the machine."""
 
 from __future__ import annotations
 

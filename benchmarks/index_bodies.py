@@ -1,10 +1,10 @@
-"""Every body kind on its own: recall in and out of distribution, time against faiss IndexFlat, masks, build, snapshot.
+"""Measure each kind of index alone: recall in and out of distribution, time against IndexFlat, masks, build, snapshot.
 
     python benchmarks/index_bodies.py [--data FOLDER] [--json FILE] [--target 0.99] [--metric l2]
 
-One thread, medians; each search takes turns with IndexFlat within one loop, so that the ratio is that of the same
-moments. Data: the folder of real units named by --data (default ``../shared/data``), else seeded clustered vectors.
-Bodies search with the effort that the planner's table gives for --target.
+One thread, medians; each search takes turns with IndexFlat within one loop, so that both see the same load. Data: the
+folder of real units named by --data (default ``../shared/data``), otherwise seeded clustered vectors.
+Indexes search with the parameters of the planner's table for --target.
 """
 
 from __future__ import annotations

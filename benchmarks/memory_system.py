@@ -1,4 +1,4 @@
-"""Management, retrieval and the memory system at 50,000 units, one thread, embedding excluded.
+"""Measure management, retrieval and the memory system at 50,000 units, one thread, without embedding.
 
     python benchmarks/memory_system.py [--data FOLDER] [--json FILE] [--units N] [--quick]
 
@@ -224,7 +224,7 @@ def timed(call: Callable[..., Any], *arguments: Any) -> float:
 
 
 def room_made(prefix: Path, data: Data) -> dict[str, Any]:
-    """The batch at which the memory system makes room: 90 % of the limit down to 70 %."""
+    """The batch at which the memory system prunes: from 90 % of the limit down to 70 %."""
     target = copy(prefix, "full")
     with VectorStore(target, data.embed, storage_config=config()) as store:
         limit = int(store.count() / 0.9)

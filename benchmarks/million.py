@@ -1,4 +1,4 @@
-"""A million vectors: bulk store, background build, search meanwhile and after, memory with its peak.
+"""Measure a million vectors: bulk store, background build, search meanwhile and after, memory and its peak.
 
     python benchmarks/million.py [--units 1000000] [--data FOLDER] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What MilvusStore does on a real Milvus: a copy there and back, what reading one's own writes costs, recall by effort,
+"""Measure MilvusStore on a real Milvus: a copy there and back, reading one's own writes, recall by target,
 kill -9 of a standalone server, and a query node killed under load.
 
 Run it with ``scripts/test-milvus --run benchmarks/milvus.py``; the figures go to benchmarks/results/milvus.json.

@@ -1,11 +1,11 @@
-"""Months of an agent's life in minutes: 50,000 units stored one by one, searched, rewritten, pruned, consolidated.
+"""Measure months of use in minutes: 50,000 units stored one by one, searched, rewritten, pruned, consolidated.
 
     python benchmarks/months_of_use.py [--units 50000] [--queries 10] [--data FOLDER] [--json FILE]
 
 Arrival in topic order, ten queries after each store, 40 % of the units rewritten, every hundredth lesson repeated word
 for word, two consolidations, 30 % pruned. At every checkpoint: recall@10 against the exact scan of the same store, and
-stored vectors that must find their own id or an equal vector. Times of searches are kept apart by whether maintenance
-was running; its processor time is compared with that of the whole mix, embedding excluded.
+stored vectors that must find their own id or an equal vector. Search times are separated by whether maintenance was
+running; its processor time is compared with that of the whole run, without embedding.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Does the public call keep its promise: recall by target, time beside faiss, growth with the store, memory?
+"""Measure the public call: recall by target, time beside faiss, growth with the store, memory.
 
     python benchmarks/promise.py [--data FOLDER] [--json FILE] [--quick] [--parts recall small growth memory]
 
-recall: cold, the store has seen no query and is judged on all of them; warm, half of the queries in distribution and
-half of those out of it were searched first, and the other halves judge. HNSW32 takes the least beam that reaches the
-recall which the store reached on the same queries. small: what a call costs beyond faiss IndexFlat. growth: the
+recall: cold, the store has seen no query and is measured on all of them; warm, half of the queries in distribution and
+half of those out of it were searched first, and the other halves are measured. HNSW32 uses the smallest beam that
+reaches the store's recall on the same queries. small: what a call costs beyond faiss IndexFlat. growth: the
 exponent fitted to the median time over the store's size. memory: bytes predicted by the plan and counted, by
-dimension. One thread, medians; the calls take turns in blocks of 20, so that each keeps the caches as it would have
-them to itself.
+dimension. One thread, medians; the calls take turns in blocks of 20, so that each finds the caches as if it ran
+alone.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def filled(vectors: np.ndarray, **settings: Any) -> Iterator[VectorStore]:
 
 
 class Graph(Hnsw32):
-    """faiss HNSW32, and the least beam for a recall."""
+    """faiss HNSW32, and the smallest beam for a recall."""
 
     def distances(self, queries: np.ndarray, beam: int) -> np.ndarray:
         return np.asarray(self.search(queries, K, beam)[0])

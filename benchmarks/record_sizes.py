@@ -1,9 +1,9 @@
-"""What a unit takes on the disk: the database with its log purged, and the snapshot of the index.
+"""Measure the bytes of a unit on disk: the database with its log purged, and the snapshot of the index.
 
     python benchmarks/record_sizes.py [--data ../shared/data] [--out benchmarks/results/record_sizes.json]
 
-``json_bytes_per_unit`` is the mean length of a unit as JSON, ``other_bytes_per_unit`` what the database takes beside it
-and beside the vector: full-text index, ids, indexes, log, pages not quite full.
+``json_bytes_per_unit`` is the mean length of a unit as JSON, ``other_bytes_per_unit`` the rest of the database
+without the vector: full-text index, ids, indexes, log, partly filled pages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sizing on paper, from a million units to a billion: what one machine needs, and what a Milvus cluster needs.
+"""Compute the size of one machine and of a Milvus cluster, from a million units to a billion.
 
     python benchmarks/sizing.py [--dim 384] [--write docs/explanation/scaling.md]
 
@@ -37,7 +37,7 @@ def _measured(name: str) -> Any:
 _RECORDS, _MILLION = _measured("record_sizes"), _measured("million")
 
 UNIT_BYTES: int = round(_RECORDS["json_bytes_per_unit"] + _RECORDS["other_bytes_per_unit"])
-"""Of a unit in the database beside its vector: JSON, full-text index, log. Longer texts add their length
+"""Bytes of a unit in the database without its vector: JSON, full-text index, log. Longer texts add their length
 about twice."""
 
 MEASURED_AT = 1_000_000
@@ -50,8 +50,8 @@ BUILD_SECONDS: float = _MILLION["events"][-1]["seconds"]
 """Building the index over all rows with two threads."""
 
 SEARCH_MS: float = _MILLION["search"]["median_ms"]
-"""Median of one search. Above that size a search is taken to grow with the number of units: an upper estimate where
-more lists are skipped, a lower one where the codes leave the processor's cache."""
+"""Median of one search. Above that size a search is taken to grow with the number of units: too high where
+more lists are skipped, too low where the codes exceed the processor's cache."""
 
 # A cluster
 
@@ -78,8 +78,8 @@ REACHED = 0.5
 REPLICAS = 2
 """Two, so that a lost node leaves one that answers."""
 OVERHEAD_MS = 10.0
-"""A search through client, proxy and query node at Bounded consistency, on a small collection: measured, Milvus 2.3.5
-on two cores. With Strong consistency it was 200 to 400."""
+"""A search through client, proxy and query node, on a small collection: rounded up from the 5 to 6 ms of
+``results/milvus.json`` (Milvus 2.3.5 on two cores). With Strong consistency it was about 200."""
 PROBED = 0.32
 """Share of the lists that is read for recall@10 of 0.95: what ``MilvusStore`` probes, measured with questions out of
 distribution over 39,320 units (``milvus/plan.py``); others are found with less."""
@@ -228,7 +228,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _two(value: float) -> str:
-    """Two significant digits: paper knows no more."""
+    """Two significant digits: arithmetic gives no more."""
     return f"{float(f'{value:.2g}'):,.10g}"
 
 

@@ -1,4 +1,4 @@
-"""Two processes write, search and read each other's units on one store: what was lost, and how long writes waited.
+"""Let two processes write, search and read each other's units: count what was lost, and time how long writes waited.
 
     python benchmarks/two_processes.py [--seconds 60] [--processes 2] [--seed 1]
 

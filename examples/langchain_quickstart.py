@@ -1,8 +1,9 @@
-"""The store in LangChain's idiom: documents in, similar documents out, filters, scores, variety, a retriever.
+"""The store as a LangChain vector store: add documents, search with filters and scores, diversity (MMR), a retriever.
 
 Run it with ``python examples/langchain_quickstart.py``; it needs ``pip install "memevolve-gpu[cpu,langchain]"``.
-Nothing is downloaded: the hashing embedder compares words, not meanings. Pass any ``Embeddings`` of LangChain for the
-real thing. The store is made in a temporary folder; give another path prefix as the first argument to keep it.
+Nothing is downloaded: the hashing embedder compares words, not meanings. For real use, pass any
+``Embeddings`` of LangChain. The store is created in a temporary folder; pass a path prefix as the first argument to
+keep it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The store in two minutes: keep memory units, find them by words, change them, and ask how the store is doing.
+"""The store in two minutes: store memory units, find them by words, change them, and read the health report.
 
 Run it with ``python examples/quickstart.py``. Nothing is downloaded: the hashing embedder compares words, not meanings.
-Pass any function from a text to a vector for the real thing. The store is made in a temporary folder; give another
-path prefix as the first argument to keep it.
+For real use, pass an embedding model: any function from a text to a vector. The store is created in a temporary
+folder; pass a path prefix as the first argument to keep it.
 """
 
 from __future__ import annotations

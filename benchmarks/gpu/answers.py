@@ -1,9 +1,9 @@
-"""Are a GPU's answers those of the CPU? Recall@10 of real queries against an exact scan on the host.
+"""Compare a GPU's results with the CPU's: recall@10 of real queries against an exact scan on the host.
 
     python benchmarks/gpu/answers.py [--data ../shared/data] [--device cuda:0 | cpu] [--quick]
 
-Each body is asked whole, with a third of its rows dead, with a filter of a tenth, and after its last tenth was put
-behind the rest; its newest rows are asked as a tail of that length. 1,000 queries like the data and 1,000 out of
+Each index is searched whole, with a third of its rows dead, with a filter of a tenth, and after it was extended by its
+last tenth; its newest rows are searched as a delta buffer of that length. 1,000 queries like the data and 1,000 out of
 distribution; without the data set, generated ones. Lists are probed as calibration finds for a recall of 0.95.
 """
 
@@ -40,7 +40,7 @@ Row = dict[str, Any]
 
 
 def plans(n: int) -> Iterator[IndexPlan]:
-    """The bodies to ask; the plans name no device yet."""
+    """The indexes to search; the plans name no device yet."""
     for precision in ("float32", "float16", "int8"):
         yield IndexPlan("exact", precision=precision, engine="torch")
     yield IndexPlan("ivf", adaptive_nlist(n), engine="torch")
@@ -51,7 +51,7 @@ def plans(n: int) -> Iterator[IndexPlan]:
 def ways(
     index: Index, vectors: FloatArray, params: SearchParams, seed: int
 ) -> Iterator[tuple[str, Ask, RowFilter | None, int]]:
-    """(name, search, rows that may be found, the first of them) of each way to ask."""
+    """(name, search, rows that may be found, the first of them) of each kind of search."""
     rng, n = np.random.default_rng(seed), index.n
     yield "whole", lambda asked: index.search(asked, K, params), None, 0
     dead = rng.random(n) < 1 / 3
@@ -67,13 +67,13 @@ def ways(
 
 
 def lengthened(plan: IndexPlan, rows: Rows, setting: Setting) -> Index:
-    """A body over all rows that was built over nine tenths of them."""
+    """An index over all rows that was built over nine tenths of them."""
     cut = len(rows.slots) - len(rows.slots) // 10
     first = Rows(rows.slots[:cut], rows.id_bytes[: 8 * cut], rows.id_ends[:cut], rows.vectors[:cut])
     later = Rows(rows.slots[cut:], rows.id_bytes[8 * cut :], rows.id_ends[cut:] - 8 * cut, rows.vectors[cut:])
     longer = built(plan, first, setting).extended(later)
     if longer is None:
-        raise RuntimeError("the body cannot be lengthened")
+        raise RuntimeError("the index cannot be extended")
     return longer
 
 

@@ -1,4 +1,4 @@
-"""How fast memory is copied on the device: the ceiling that scans are held against.
+"""Measure how fast memory is copied on the device, the upper limit for a scan.
 
     python benchmarks/gpu/bandwidth.py [--device cuda:0 | cpu] [--quick]
 

@@ -1,4 +1,4 @@
-"""What the GPU benchmarks share: data, fair timing, the bodies to compare, and the machine that figures belong to."""
+"""Shared parts of the GPU benchmarks: data, fair timing, the indexes to compare, and the description of the machine."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def script(
 
 
 def note(text: str) -> None:
-    """Say what is going on, with the time: a lease may end at any moment."""
+    """Print what is going on, with the time: the machine may be taken away at any moment."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
@@ -215,7 +215,7 @@ def rows_of(vectors: FloatArray) -> Rows:
 
 
 def built(plan: IndexPlan, rows: Rows, setting: Setting) -> Index:
-    """The body, on the device of the setting unless its engine is ``cpu``, with all the device memory it can use."""
+    """The index, on the device of the setting unless its engine is ``cpu``, with all the device memory it can use."""
     if plan.engine != "cpu":
         plan = replace(plan, device=setting.device)
         n, dim = rows.vectors.shape
@@ -284,7 +284,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _command(given: list[str]) -> str:
-    """What was typed, but for the folders of whoever typed it."""
+    """The command line without the user's folders."""
     program, *options = given
     places = {at for at, option in enumerate(options) if option in ("--json", "--out", "--data")}
     kept = [option for at, option in enumerate(options) if not {at, at - 1} & places]

@@ -1,11 +1,11 @@
-"""From units in hand to units that are found: stored, then indexed on the device.
+"""Measure the time until units are stored, and until they are indexed on the device.
 
     python benchmarks/gpu/ingest.py [--units 200000] [--device cuda:0 | cpu] [--quick]
 
 Generated embeddings are given, so that no embedding model is timed. "stored" ends when the last batch is acknowledged:
 from then on searches find every unit, by scanning what the index does not hold yet. "indexed" ends when the planned
-index is built, judged and searched instead. Then a tenth as many are stored: "beside" is one query over the index and
-those beside it, "taken_in" how long maintenance takes to put them into it.
+index is built, evaluated and searched instead. Then a tenth as many are stored: "beside" is one query over the index
+and the delta buffer, "taken_in" how long maintenance takes to append the rows.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Device memory: what a plan predicts, what its body says, and what the card reports.
+"""Measure device memory: the bytes that a plan predicts, that its index reports, and that the card reports.
 
     python benchmarks/gpu/memory.py [--memory-rows 500000] [--dims 384 768] [--device cuda:0 | cpu] [--quick]
 
-A first body takes the context, the libraries' own buffers and the scratch that all bodies share; then each contender is
-built alone, and the card's free memory before and after is compared with the prediction, scratch left out of both.
+A first index takes the context, the libraries' buffers and the scratch that all indexes share. Then each contender is
+built alone, and the card's free memory before and after is compared with the prediction, both without scratch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def take_buffers(setting: Setting) -> None:
 
 
 def compared(plan: IndexPlan, rows: Rows, setting: Setting) -> dict[str, Any]:
-    """Predicted, said and reported bytes of one plan."""
+    """Bytes of one plan: predicted, reported by the index, and reported by the card."""
     missing = why_not(plan.engine, setting)
     if missing:
         raise RuntimeError(missing)

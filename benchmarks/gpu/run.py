@@ -1,10 +1,10 @@
-"""All GPU benchmarks in one go: figures as JSON and plots under benchmarks/results/gpu.
+"""Run all GPU benchmarks: figures as JSON and plots under benchmarks/results/gpu.
 
     python benchmarks/gpu/run.py [--device cuda:0 | cpu] [--quick] [--parts search training ...] [--minutes 20]
 
-Figures are written after each part, so that what was measured is kept should the machine go away. Parts that would
-begin after ``--minutes``, and shapes of more than ``--most-values`` components, are left out and said to be. At the end
-stands what is promised for a GPU and whether it was reached (``verdicts.py``).
+Figures are written after each part, so that they are kept if the machine goes away. Parts that would begin after
+``--minutes``, and shapes of more than ``--most-values`` components, are left out with a message. At the end come the
+targets for a GPU and whether they were reached (``verdicts.py``).
 """
 
 from __future__ import annotations

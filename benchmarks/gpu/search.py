@@ -1,10 +1,10 @@
-"""Searches of 1, 16 and 1,024 queries by every engine, the CPU of the same machine in the same table.
+"""Measure searches of 1, 16 and 1,024 queries with every engine, and with the CPU of the same machine.
 
     python benchmarks/gpu/search.py [--rows 50000 1000000 10000000] [--dims 384 768] [--device cuda:0 | cpu] [--quick]
 
 Generated data (see ``common.clustered``), squared L2, ten results. Half of the queries lie as the rows do, half lie
 twice as far from the centres. Times are end to end, from queries in host memory to results in host memory. "faiss raw"
-is faiss-gpu alone, without the mask, the exact distances and the failure handling of the body around it. Inverted lists
+is faiss-gpu alone, without the mask, the exact distances and the failure handling of our index. Inverted lists
 probe the fewest lists, to an eighth, at which recall@10 reaches 0.95. "1 recorded" is one query as a CUDA graph.
 """
 
@@ -100,10 +100,10 @@ def recall(positions: IntArray, queries: FloatArray, vectors: FloatArray, truth:
 
 
 def raw(index: FaissGpuIndex, nprobe: int) -> Ask:
-    """faiss-gpu's own search of the index that the body holds."""
+    """faiss-gpu's own search of the faiss object in the index."""
     handle = index.handle
     if handle is None:
-        raise RuntimeError("the body has no rows")
+        raise RuntimeError("the index has no rows")
     faiss = handle.gpu_resources.faiss
 
     def ask(queries: FloatArray) -> tuple[FloatArray, IntArray]:
@@ -121,7 +121,7 @@ def raw(index: FaissGpuIndex, nprobe: int) -> Ask:
 
 
 def ways(index: Index, queries: FloatArray, vectors: FloatArray, truth: FloatArray) -> Iterator[tuple[str, Ask, int]]:
-    """(name, search, lists probed) of each way to ask this body."""
+    """(name, search, lists probed) of each way to search this index."""
     if index.plan.engine == "cpu":
         params = search_params_for(index.plan, index.n, K, TARGET)
         yield "cpu", lambda asked: index.search(asked, K, params), params.nprobe

@@ -1,10 +1,10 @@
-"""k-means by the torch engine, flash-kmeans and faiss-gpu: seconds, and how good the centroids are.
+"""Measure k-means of the torch engine, flash-kmeans and faiss-gpu: seconds, and how good the centroids are.
 
     python benchmarks/gpu/training.py [--training-rows 1000000] [--training-dim 384] [--centroids 4096] [--quick]
 
 Ten rounds of Lloyd's algorithm over the same generated rows. Seconds run from rows in host memory to centroids in host
 memory. The objective is the mean squared distance of all rows to the nearest centroid, computed the same way, in
-float32, for everybody.
+float32, for all of them.
 """
 
 from __future__ import annotations

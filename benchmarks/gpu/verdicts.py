@@ -1,10 +1,10 @@
-"""What is promised for a real GPU, and whether figures show it: met, missed, or not measured.
+"""Compare figures with the targets for a real GPU: met, missed, or not measured.
 
     python benchmarks/gpu/verdicts.py benchmarks/results/gpu/DATE-DEVICE.json [MORE.json ...] [--json ALL.json]
 
 Several files of one device, from runs of some parts each, are taken together.
-``run.py`` prints the same table at its end and keeps it with the figures. Figures taken on CPU tensors, or with
---quick, show nothing and are said not to.
+``run.py`` prints the same table at its end and keeps it with the figures. Figures measured on CPU tensors, or with
+--quick, count as not measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class NotMeasuredError(Exception):
 
 
 def searched(report: Report, **wanted: Any) -> list[Row]:
-    """The rows of the search table that are as ``wanted``, but for those of a GPU's body that the host answered."""
+    """The rows of the search table that are as ``wanted``, without those of a GPU's index that the host answered."""
     rows = report.get("search", {}).get("table", [])
     own = [row for row in rows if "times" in row and (row["engine"] == "cpu" or row["searched_on"] != "cpu")]
     return [row for row in own if all(row.get(name) == value for name, value in wanted.items())]
@@ -61,7 +61,7 @@ def qps(row: Row) -> float:
 
 
 def one_query(report: Report) -> Row:
-    """The quicker of the bodies that scan float16, by default: not recorded as a graph, which ``beside`` tells of."""
+    """The faster of the indexes that scan float16, by default: not recorded as a graph, which ``beside`` reports."""
     rows = searched(report, rows=MILLION, dim=768, engine="torch", kind="exact")
     scans = [row["times"] for row in rows if row["precision"] != "int8"]
     plain = min((times["1"] for times in some(scans, "one query over 1M x 768")), key=lambda one: float(one["ms"]))
@@ -81,12 +81,12 @@ def share_of_bandwidth(report: Report) -> tuple[str, bool]:
 
 
 def against_flat(report: Report) -> tuple[str, bool]:
-    """The quickest exact body against the quickest flat index of faiss-gpu, in whichever precision each is quickest."""
+    """The fastest exact index against the fastest flat index of faiss-gpu, each in its fastest precision."""
     shape = {"rows": MILLION, "dim": 384, "kind": "exact"}
     theirs = max(some(searched(report, engine="faiss raw", **shape), "faiss-gpu's flat index"), key=qps)
     least = theirs["recall"] - SAME_RECALL
     ours = [row for row in searched(report, engine="torch", **shape) if row["recall"] >= least]
-    return _ratio(max(some(ours, "an exact body of the torch engine at that recall"), key=qps), theirs, 2.0)
+    return _ratio(max(some(ours, "an exact index of the torch engine at that recall"), key=qps), theirs, 2.0)
 
 
 def against_lists(report: Report) -> tuple[str, bool]:
@@ -101,17 +101,17 @@ def against_lists(report: Report) -> tuple[str, bool]:
 
 
 def recall_of_exact_scans(report: Report) -> tuple[str, bool]:
-    """Of plans in float32: what others decide by has lost digits before it came to the device."""
+    """Of plans in float32: others have lost digits before the rows came to the device."""
     rows = searched(report, engine="torch", kind="exact", precision="float32")
-    worst = min(some(rows, "exact bodies of the torch engine"), key=lambda row: row["recall"])
+    worst = min(some(rows, "exact indexes of the torch engine"), key=lambda row: row["recall"])
     return f"{worst['recall']:.4f} at worst ({worst['rows']:,} x {worst['dim']})", worst["recall"] >= EXACT_RECALL
 
 
 def recall_of_real_queries(report: Report) -> tuple[str, bool]:
-    """Of exact scans in float32, however they are asked."""
+    """Of exact scans in float32, for every kind of search."""
     rows = [row for row in report.get("answers", {}).get("answers", []) if row["kind"] == "exact"]
     scans = [row for row in rows if row["engine"] == "torch" and row["precision"] == "float32" and "recall" in row]
-    worst = min(some(scans, "answers of exact bodies"), key=lambda row: row["recall"])
+    worst = min(some(scans, "answers of exact indexes"), key=lambda row: row["recall"])
     wrong = sum(row["not_allowed"] for row in scans)
     reached = f"{worst['recall']:.4f} at worst ({worst['asked']}, {worst['queries']}), {wrong} not allowed"
     return reached, worst["recall"] >= EXACT_RECALL and not wrong

@@ -1,1 +1,1 @@
-"""This store beside its peers: the same work, in the same run, one thread. ``scripts/benchmark`` runs it."""
+"""Compare this store with others: the same work, in the same run, one thread. ``scripts/benchmark`` runs it."""

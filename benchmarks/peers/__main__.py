@@ -1,4 +1,4 @@
-"""Run this store beside its peers: the same work, in the same run, one thread.
+"""Compare this store with others: the same work, in the same run, one thread.
 
     scripts/benchmark [--quick] [--sections ...] [--peers ...] [--size N] [--sizes N ...]
 

@@ -1,4 +1,4 @@
-"""The smallest setting of a peer's knob that reaches a recall."""
+"""The smallest search parameter (knob) of a peer that reaches a recall."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results as JSON lines, with the machine they belong to, and what is made from them."""
+"""Results as JSON lines with their machine, and the page and pictures made from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The day of an agent: 80 % queries, 15 % inserts, 5 % deletes and rewrites, one after the other."""
+"""A mixed workload: 80 % queries, 15 % inserts, 5 % deletes and rewrites, one after the other."""
 
 from __future__ import annotations
 

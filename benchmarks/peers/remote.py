@@ -1,4 +1,4 @@
-"""The other end of a worker: starts it, asks it, and stops it while others are measured."""
+"""The parent's side of a worker: starts it, sends commands, and stops it while others are measured."""
 
 from __future__ import annotations
 

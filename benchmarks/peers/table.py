@@ -1,4 +1,4 @@
-"""Who is first in each row, and by how much."""
+"""The ranking in each row, and its margins."""
 
 from __future__ import annotations
 
