@@ -355,14 +355,14 @@ def calibrated(index: Index, known: IndexStats, queries: QuerySample, seed: int,
 
 def evaluated(index: Index, known: IndexStats, settings: LiveSettings, pause: Pause = no_pause) -> IndexStats:
     """``known`` with the quality of the index at the search parameters that searches will use."""
-    params = known.effort(index, QUALITY_K, settings.target_recall)
+    params = known.search_params(index, QUALITY_K, settings.target_recall)
     quality = measure(index, params, k=QUALITY_K, seed=settings.seed, pause=pause)
     return replace(known, quality=quality, measured_rows=index.n)
 
 
 def _checked(index: Index, known: IndexStats, start: int, settings: LiveSettings) -> IndexStats:
     """The quality of an extended index: whether rows from ``start`` on find themselves, and recall if it grew much."""
-    params = known.effort(index, QUALITY_K, settings.target_recall)
+    params = known.search_params(index, QUALITY_K, settings.target_recall)
     hits = self_hits(index, params, start=start, queries=FEW, seed=settings.seed)
     quality = known.quality
     if quality is None or index.n > MEASURE_GROWTH * known.measured_rows:
