@@ -168,9 +168,7 @@ def test_the_table_is_followed_in_its_order() -> None:
     assert chosen == ["cpu", "faiss", "torch", "torch", "cpu", "faiss", "cpu", "faiss", "cpu", "cpu"]
     assert gpu_pays_from(table) == 101
     assert engine_for(table, 500, "auto", faiss, wanted=False).why.startswith("the CPU is faster than faiss for this")
-    assert engine_for(table, 5000, "torch", both, wanted=False).why.startswith(
-        "the table does not name torch for so many"
-    )
+    assert engine_for(table, 5000, "torch", both, wanted=False).why.startswith("the table does not name torch for this")
     assert engine_for(TABLE, 5, "torch", both, wanted=False).why.startswith("the CPU is faster for this many rows")
 
 
