@@ -76,12 +76,12 @@ class Beams(Hnsw32):
 
 def judged(index: Index, found: Sequence[Calibration], queries: FloatArray, truth: FloatArray, target: float) -> Any:
     """Recall@10 at each seed's effort, and the targets that were missed at any k by more than a tenth of the miss."""
-    param_sets = [each.effort(K, target) or search_params_for(index.plan, index.n, K, target) for each in found]
+    param_sets = [each.search_params(K, target) or search_params_for(index.plan, index.n, K, target) for each in found]
     recalls = [recall_of(index.search(queries, K, params)[0], truth[:, :K]) for params in param_sets]
     short = 0
     for each in found:
         for k in ALL_K:
-            params = each.effort(k, target) or search_params_for(index.plan, index.n, k, target)
+            params = each.search_params(k, target) or search_params_for(index.plan, index.n, k, target)
             short += recall_of(index.search(queries, k, params)[0], truth[:, :k]) < target - 0.1 * (1 - target)
     return {
         "recall": min(recalls),
@@ -128,7 +128,7 @@ def state_figures(
     truths = {name: index.search(rows, 100, SearchParams(exact=True))[0] for name, rows in queries.items()}
     for target in TARGETS:
         plain = search_params_for(index.plan, index.n, K, target)
-        params = found[0].effort(K, target) or plain
+        params = found[0].search_params(K, target) or plain
         figures[str(target)] = {"effort": [params.nprobe, params.rerank, params.ef, params.exact]}
         for name, rows in queries.items():
             line = judged(index, found, rows, truths[name], target)

@@ -98,7 +98,7 @@ def of_plan(plan: IndexPlan, rows: Rows, queries: dict[str, FloatArray], setting
     index = built(plan, rows, setting)
     params = SearchParams()
     if plan.kind != "exact":
-        params = calibrate(index, None, seed=setting.seed).effort(K, TARGET) or params
+        params = calibrate(index, None, seed=setting.seed).search_params(K, TARGET) or params
     for name, ask, row_filter, first in ways(index, rows.vectors, params, setting.seed):
         yield from _rows(name, ask, row_filter, first, rows.vectors, queries)
     longer = lengthened(plan, rows, setting)

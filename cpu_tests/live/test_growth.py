@@ -293,10 +293,10 @@ def test_found_while_it_grows(open_store: Open) -> None:
     grown(store, 0, 300)
     old = store._open.live.view
     query = np.stack([embed("w3 fact 3")])
-    before = old.search(query, 10, old.stats.effort(old.index, 10, 0.95)).ids(0)
+    before = old.search(query, 10, old.stats.search_params(old.index, 10, 0.95)).ids(0)
     for start in range(300, 525, 45):
         grown(store, start, start + 45)
-    assert old.search(query, 10, old.stats.effort(old.index, 10, 0.95)).ids(0) == before
+    assert old.search(query, 10, old.stats.search_params(old.index, 10, 0.95)).ids(0) == before
 
 
 def test_rows_that_wait_for_a_training_are_put_behind_the_body_first(open_store: Open) -> None:

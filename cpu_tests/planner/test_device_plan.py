@@ -55,7 +55,7 @@ def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
 @pytest.mark.parametrize(
     ("changes", "said", "refusal"),
     [
-        ({"count": 20_000}, "the CPU is quicker for so many rows", ""),
+        ({"count": 20_000}, "the CPU is faster for this many rows", ""),
         ({"index_type": "hnsw"}, "no GPU engine has graphs", "kind"),
         ({"state": replace(CARD, problem="the card is gone")}, "the card is gone", ""),
         ({"state": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed", "engine"),
@@ -167,11 +167,9 @@ def test_the_table_is_followed_in_its_order() -> None:
     ]
     assert chosen == ["cpu", "faiss", "torch", "torch", "cpu", "faiss", "cpu", "faiss", "cpu", "cpu"]
     assert gpu_pays_from(table) == 101
-    assert engine_for(table, 500, "auto", faiss, wanted=False).why.startswith("the CPU is quicker than faiss for so")
-    assert engine_for(table, 5000, "torch", both, wanted=False).why.startswith(
-        "the table does not name torch for so many"
-    )
-    assert engine_for(TABLE, 5, "torch", both, wanted=False).why.startswith("the CPU is quicker for so many rows")
+    assert engine_for(table, 500, "auto", faiss, wanted=False).why.startswith("the CPU is faster than faiss for this")
+    assert engine_for(table, 5000, "torch", both, wanted=False).why.startswith("the table does not name torch for this")
+    assert engine_for(TABLE, 5, "torch", both, wanted=False).why.startswith("the CPU is faster for this many rows")
 
 
 def test_a_table_may_see_no_use_in_a_gpu_and_a_user_may() -> None:

@@ -73,9 +73,9 @@ def test_real_queries_get_what_was_promised(
     unseen = eval_queries(metric, 400, SEED + 2)
     truth = index.search(unseen, 100, SearchParams(exact=True))[0]
     for k in (1, 10, 37, 100):
-        assert found.effort(k, 0.95) is not None
+        assert found.search_params(k, 0.95) is not None
         for target in TARGETS:
-            params = found.effort(k, target)
+            params = found.search_params(k, target)
             if params is not None:
                 assert recall_of(index.search(unseen, k, params)[0], truth[:, :k]) >= target
 
@@ -89,7 +89,7 @@ def test_held_out_vectors_promise_enough_for_questions_near_and_far(
     assert found.source == "held-out"
     near, far = eval_queries("cosine", 300, SEED + 2), elsewhere(300)
     for target in (0.9, 0.95, 0.99):
-        params = found.effort(10, target)
+        params = found.search_params(10, target)
         assert params is not None
         assert recall_with(index, near, 10, params) >= target
         assert recall_with(index, far, 10, params) >= target
@@ -111,7 +111,7 @@ def lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lists_are_probed_as_the_target_asks(lists_pay: None, asked: str | None) -> None:
     index = made("ivf", "l2")
     found = calibrate(index, eval_queries("l2", ENOUGH_REAL) if asked else None, seed=SEED)
-    param_sets = [found.effort(10, target) for target in TARGETS]
+    param_sets = [found.search_params(10, target) for target in TARGETS]
     probed = [params.nprobe for params in param_sets if params is not None]
     assert len(probed) == len(TARGETS)
     assert probed == sorted(probed)
@@ -128,8 +128,8 @@ def test_a_hard_half_is_not_hidden_by_an_easy_one() -> None:
     easy = eval_queries("cosine", 400)
     noise = np.random.default_rng(SEED).standard_normal(easy.shape)
     hard = fitted(noise.astype(np.float32), "cosine")
-    mixed = calibrate(index, np.concatenate([easy[:200], hard[:200]]), seed=SEED).effort(10, 0.95)
-    alone = calibrate(index, easy[:200], seed=SEED).effort(10, 0.95)
+    mixed = calibrate(index, np.concatenate([easy[:200], hard[:200]]), seed=SEED).search_params(10, 0.95)
+    alone = calibrate(index, easy[:200], seed=SEED).search_params(10, 0.95)
     assert mixed is not None
     assert alone is not None
     assert recall_with(index, hard[200:], 10, mixed) >= 0.95 > recall_with(index, hard[200:], 10, alone)
@@ -143,24 +143,24 @@ def test_the_same_seed_finds_the_same(indexes: dict[tuple[str, Metric], Index]) 
 def test_between_the_grid_points_the_next_stricter_one_serves() -> None:
     entries = tuple(Entry(k, t, SearchParams(nprobe=k, rerank=round(t * 1000)), t, t) for k in KS for t in TARGETS)
     table = Calibration("ivf", 1, 1, "queries", 100, 0.1, entries)
-    assert table.effort(1, 0.5) == SearchParams(nprobe=1, rerank=900)
-    assert table.effort(7, 0.95) == SearchParams(nprobe=10, rerank=950)
-    assert table.effort(10, 0.951) == SearchParams(nprobe=10, rerank=980)
-    assert table.effort(51, 0.991) == SearchParams(nprobe=100, rerank=995)
-    assert table.effort(101, 0.9) is None
-    assert table.effort(10, 0.999) is None
+    assert table.search_params(1, 0.5) == SearchParams(nprobe=1, rerank=900)
+    assert table.search_params(7, 0.95) == SearchParams(nprobe=10, rerank=950)
+    assert table.search_params(10, 0.951) == SearchParams(nprobe=10, rerank=980)
+    assert table.search_params(51, 0.991) == SearchParams(nprobe=100, rerank=995)
+    assert table.search_params(101, 0.9) is None
+    assert table.search_params(10, 0.999) is None
 
 
 def test_what_could_not_be_shown_is_not_in_the_table() -> None:
     table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, SearchParams(nprobe=3), 0.93, 0.91),))
-    assert table.effort(10, 0.9) == SearchParams(nprobe=3)
-    assert table.effort(10, 0.95) is None
-    assert table.effort(20, 0.9) is None
+    assert table.search_params(10, 0.9) == SearchParams(nprobe=3)
+    assert table.search_params(10, 0.95) is None
+    assert table.search_params(20, 0.9) is None
 
 
 def test_an_exact_body_needs_no_measurement() -> None:
     found = calibrate(index_of("exact", eval_queries("l2", 50), "l2"))
-    assert (found.queries, found.effort(100, 0.995)) == (0, SearchParams(exact=True))
+    assert (found.queries, found.search_params(100, 0.995)) == (0, SearchParams(exact=True))
 
 
 def test_an_empty_body_has_nothing_to_promise() -> None:
@@ -180,14 +180,14 @@ def test_copies_of_one_vector_are_all_hits(kind: str, metric: Metric) -> None:
         seed=SEED,
     )
     found = calibrate(index, seed=SEED)
-    params = found.effort(10, 0.995)
+    params = found.search_params(10, 0.995)
     assert params is not None
     assert recall_with(index, one, 10, params) == 1.0
 
 
 def test_few_rows_are_scanned() -> None:
     index = made("ivf", rows=80, nlist=4)
-    params = calibrate(index, seed=SEED).effort(100, 0.995)
+    params = calibrate(index, seed=SEED).search_params(100, 0.995)
     assert params is not None
     assert recall_with(index, eval_queries("cosine", 20), 100, params) == 1.0
 
@@ -206,7 +206,7 @@ def test_easy_questions_at_the_start_do_not_starve_the_hard_ones_that_follow(lis
     """All that is asked first is about one thing."""
     index = made("ivf", "cosine")
     first = fitted(index.vectors_at(np.full(200, 7)) + 0.01 * eval_queries("l2", 200), "cosine")
-    params = calibrate(index, first, seed=SEED).effort(10, 0.95)
+    params = calibrate(index, first, seed=SEED).search_params(10, 0.95)
     assert params is not None
     assert recall_with(index, elsewhere(300), 10, params) >= 0.95
 
@@ -309,6 +309,6 @@ def test_a_store_of_real_units_that_has_seen_no_question(shared_data: Path) -> N
     index = build(IndexPlan("ivf", 128), rows_of(vectors[chosen]), "cosine", seed=SEED)
     found = calibrate(index, seed=SEED)
     for target in (0.95, 0.99):
-        params = found.effort(10, target)
+        params = found.search_params(10, target)
         assert params is not None
         assert min(recall_with(index, sample[:500], 10, params) for sample in (asked, odd)) >= target

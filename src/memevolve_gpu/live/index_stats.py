@@ -82,9 +82,9 @@ class IndexStats:
         """Whether the index was measured and is good enough to use."""
         return self.quality is not None and self.quality.meets(target_recall)
 
-    def effort(self, index: Index, k: int, target_recall: float) -> SearchParams:
+    def search_params(self, index: Index, k: int, target_recall: float) -> SearchParams:
         """The calibrated search parameters; where there are none, the conservative ones of the planner."""
-        found = self.calibration.effort(k, target_recall) if self.calibration is not None else None
+        found = self.calibration.search_params(k, target_recall) if self.calibration is not None else None
         return found or search_params_for(index.plan, index.n, k, target_recall)
 
     def to_dict(self) -> dict[str, Any]:

@@ -322,7 +322,7 @@ class LiveIndex:
     ) -> Found:
         """The results; from the host's vectors if the device fails in a way that its index did not handle."""
         try:
-            return view.search(queries, k, view.stats.effort(view.index, k, target), view_filter)
+            return view.search(queries, k, view.stats.search_params(view.index, k, target), view_filter)
         except DeviceError as error:
             self.device_manager.refused(error, view.index.plan)
             with self.mutex:

@@ -84,7 +84,7 @@ def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: 
 
 def view_recall(view: View, queries: FloatArray, target_recall: float, pause: Pause = no_pause) -> float:
     """Recall@10 of ``queries`` on a view, delta buffer and tombstones included."""
-    found = view.search(queries, QUALITY_K, view.stats.effort(view.index, QUALITY_K, target_recall)).distances
+    found = view.search(queries, QUALITY_K, view.stats.search_params(view.index, QUALITY_K, target_recall)).distances
     truth = np.empty_like(found)
     for start in range(0, len(queries), STEP):
         part = slice(start, start + STEP)
@@ -100,7 +100,7 @@ def view_self_hits(view: View, records: Records, target_recall: float) -> float:
         return 1.0
     vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
     queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
-    found = view.search(queries, 1, view.stats.effort(view.index, 1, target_recall))
+    found = view.search(queries, 1, view.stats.search_params(view.index, 1, target_recall))
     nearest = ["".join(found.ids(number)) for number in range(len(rows))]
     held = records.vectors_of(nearest)
     hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]

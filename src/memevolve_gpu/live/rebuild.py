@@ -108,8 +108,10 @@ def rebuild(
     scheduler.notify("rebuilding", live.catch_up())
     epoch, devices, settings, queries = live.epoch, live.device_manager, live.settings, live.query_sample
     built: Built | None = None
+    # Plan.
     for candidate in _candidates(reason, live.catch_up, scheduler, plan_for, forced):
         plan, built = candidate.plan, None
+        # Gather, build, calibrate, evaluate.
         try:
             if candidate.extends:
                 built = _extended(_gather_delta(live.catch_up()), settings, queries, pause)
@@ -124,6 +126,7 @@ def rebuild(
         return f"kept {live.view.index.kind}: the device refused"
     if built.index.plan.engine != "cpu":
         devices.built(built.index)
+    # Swap.
     with live.exclusive() as now:
         if live.epoch != epoch:
             return "dropped a build that was overtaken by a reload"
@@ -131,6 +134,7 @@ def rebuild(
         saved = saver.note_swap(live.view)
     if candidate.extends:
         scheduler.notify(Spent("append", time.perf_counter() - started), live.view)
+    # Save.
     if not (candidate.extends or saved) or saver.is_due(live.view):
         saver.save()
     _record(built, reason, live, time.perf_counter() - started)
@@ -171,60 +175,45 @@ def _gather(view: View) -> RebuildInput:
 
     Where no row of the index has died they share its memory, unless it is a graph; else they are a copy.
     """
+    index, from_delta = view.index, _live_delta(view)
     from_index = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
-    live_delta = _live_delta(view)
-    if len(from_index) == view.index.n and _shares_memory(view.index):
-        vectors = lengthened(view.index.vectors, live_delta.count)
+    if len(from_index) == index.n and _shares_memory(index):
+        vectors = lengthened(index.vectors, len(from_delta))
     else:
-        vectors = roomy((len(from_index) + live_delta.count, view.index.dim), np.float32)
-        vectors[: len(from_index)] = view.index.vectors_at(from_index)
-    live_delta.write(vectors[len(from_index) :])
-    slots = np.concatenate([view.index.slots[from_index], live_delta.slots])
-    id_bytes, id_ends = _joined_ids(view, from_index, live_delta.positions)
-    return RebuildInput(view, Rows(slots, id_bytes, id_ends, vectors), from_index, live_delta.positions)
+        vectors = roomy((len(from_index) + len(from_delta), index.dim), np.float32)
+        vectors[: len(from_index)] = index.vectors_at(from_index)
+    delta_slots = _take_delta(view, from_delta, vectors[len(from_index) :])
+    slots = np.concatenate([index.slots[from_index], delta_slots])
+    return RebuildInput(view, Rows(slots, *_joined_ids(view, from_index, from_delta), vectors), from_index, from_delta)
 
 
 def _gather_delta(view: View) -> RebuildInput:
     """The live rows of a view's delta buffer, to append to all rows of its index, dead ones included."""
-    index, live_delta = view.index, _live_delta(view)
+    index, from_delta = view.index, _live_delta(view)
     if _shares_memory(index):
-        vectors = lengthened(index.vectors, live_delta.count)[index.n :]
+        vectors = lengthened(index.vectors, len(from_delta))[index.n :]
     else:
-        vectors = np.empty((live_delta.count, index.dim), np.float32)
-    live_delta.write(vectors)
-    rows = Rows(live_delta.slots, *_delta_ids(view, live_delta.positions), vectors)
-    return RebuildInput(view, rows, slice(0, index.n), live_delta.positions)
+        vectors = np.empty((len(from_delta), index.dim), np.float32)
+    slots = _take_delta(view, from_delta, vectors)
+    return RebuildInput(view, Rows(slots, *_delta_ids(view, from_delta), vectors), slice(0, index.n), from_delta)
 
 
-@dataclass(frozen=True, slots=True)
-class _LiveDelta:
-    """The live rows of a delta buffer: slots and positions, int64 (count,); vectors: chunks and the rows to take."""
-
-    slots: IntArray
-    positions: IntArray
-    vectors: list[tuple[FloatArray, IntArray]]
-
-    @property
-    def count(self) -> int:
-        return len(self.slots)
-
-    def write(self, out: FloatArray) -> None:
-        """Write the vectors into ``out`` (count, dim)."""
-        at = 0
-        for vectors, keep in self.vectors:
-            np.take(vectors, keep, axis=0, out=out[at : at + len(keep)], mode="clip")
-            at += len(keep)
+def _live_delta(view: View) -> IntArray:
+    """Positions of the live rows in the delta buffer, int64 (m,)."""
+    pieces = view.delta.pieces(0, view.delta_n)
+    live = [piece.start + np.flatnonzero(piece.died > view.watermark).astype(np.int64) for piece in pieces]
+    return np.concatenate([np.empty(0, dtype=np.int64), *live])
 
 
-def _live_delta(view: View) -> _LiveDelta:
-    pieces = list(view.delta.pieces(0, view.delta_n))
-    keeps = [np.flatnonzero(piece.died > view.watermark).astype(np.int64) for piece in pieces]
-    none = np.empty(0, dtype=np.int64)
-    return _LiveDelta(
-        slots=np.concatenate([none, *[piece.slots[keep] for piece, keep in zip(pieces, keeps, strict=True)]]),
-        positions=np.concatenate([none, *[piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]]),
-        vectors=[(piece.vectors, keep) for piece, keep in zip(pieces, keeps, strict=True)],
-    )
+def _take_delta(view: View, positions: IntArray, out: FloatArray) -> IntArray:
+    """Copy the vectors at ascending ``positions`` of the delta buffer to ``out`` (m, dim); return their slots."""
+    slots = np.empty(len(positions), dtype=np.int64)
+    for piece in view.delta.pieces(0, view.delta_n):
+        low, high = np.searchsorted(positions, [piece.start, piece.end]).tolist()
+        rows = positions[low:high] - piece.start
+        np.take(piece.vectors, rows, axis=0, out=out[low:high], mode="clip")
+        slots[low:high] = piece.slots[rows]
+    return slots
 
 
 def _shares_memory(index: Index) -> bool:
@@ -366,14 +355,14 @@ def calibrated(index: Index, known: IndexStats, queries: QuerySample, seed: int,
 
 def evaluated(index: Index, known: IndexStats, settings: LiveSettings, pause: Pause = no_pause) -> IndexStats:
     """``known`` with the quality of the index at the search parameters that searches will use."""
-    params = known.effort(index, QUALITY_K, settings.target_recall)
+    params = known.search_params(index, QUALITY_K, settings.target_recall)
     quality = measure(index, params, k=QUALITY_K, seed=settings.seed, pause=pause)
     return replace(known, quality=quality, measured_rows=index.n)
 
 
 def _checked(index: Index, known: IndexStats, start: int, settings: LiveSettings) -> IndexStats:
     """The quality of an extended index: whether rows from ``start`` on find themselves, and recall if it grew much."""
-    params = known.effort(index, QUALITY_K, settings.target_recall)
+    params = known.search_params(index, QUALITY_K, settings.target_recall)
     hits = self_hits(index, params, start=start, queries=FEW, seed=settings.seed)
     quality = known.quality
     if quality is None or index.n > MEASURE_GROWTH * known.measured_rows:

@@ -74,7 +74,7 @@ class RebuildReason:
     kind: Literal["train", "append", "compact"]
     text: str
     by_request: bool = False
-    """The caller wants an index although there are few units, and pays for samples to train it."""
+    """The caller requests an index although there are few units, and pays for samples to train it."""
 
 
 def rebuild_reason(
@@ -181,7 +181,7 @@ queries: enough searches were answered to check the calibration.
 device: the device should be looked at.
 rebuilding: a rebuild starts, which answers every request so far.
 skipped: a round could not run because another one is running.
-RebuildReason: somebody requests a rebuild, whatever the rules say.
+RebuildReason: a rebuild is requested, whatever the rules say.
 """
 
 

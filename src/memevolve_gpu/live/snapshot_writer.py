@@ -46,7 +46,7 @@ class Saver:
         return self._unsaved_epoch == self._live.epoch
 
     def mark_unsaved(self) -> None:
-        """The index in use shall be saved."""
+        """The index in use must be saved."""
         self._unsaved_epoch = self._live.epoch
 
     def forget_failure(self) -> None:

@@ -121,13 +121,13 @@ def engine_for(
         if engine in usable:
             return Choice(engine, f"engine {engine} by {_why(table, setting)}")
     if setting in usable and setting not in tried and table.band(count).engines != ("cpu",):
-        return Choice("cpu", f"the table does not name {setting} for so many rows ({table.trust})")
+        return Choice("cpu", f"the table does not name {setting} for this many rows ({table.trust})")
     if tried[:1] == ("cpu",):
-        return Choice("cpu", f"the CPU is quicker for so many rows ({table.trust})")
+        return Choice("cpu", f"the CPU is faster for this many rows ({table.trust})")
     if setting != "auto":
         return Choice("cpu", f"GPU_ENGINE={setting} cannot be used", True)
     if usable:
-        return Choice("cpu", f"the CPU is quicker than {' and '.join(usable)} for so many rows ({table.trust})", True)
+        return Choice("cpu", f"the CPU is faster than {' and '.join(usable)} for this many rows ({table.trust})", True)
     return Choice("cpu", "no GPU engine can be used", True)
 
 

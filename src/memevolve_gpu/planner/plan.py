@@ -137,8 +137,8 @@ def plan_index(
     if device is None or count < needed:
         return host
     precisions: tuple[Precision, ...] = _ORDER if precision == "auto" else (precision,)
-    asked: dict[str, Any] = {"index_type": index_type, "target_recall": target_recall, "precisions": precisions}
-    return on_device(host, device, nlist=nlist, **size, **asked)
+    targets: dict[str, Any] = {"index_type": index_type, "target_recall": target_recall, "precisions": precisions}
+    return on_device(host, device, nlist=nlist, **size, **targets)
 
 
 def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> float:
@@ -146,11 +146,11 @@ def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> floa
     considers."""
     if plan.kind == "exact":
         return scan_cost(n, dim)
-    effort = search_params_for(plan, n, _RESULTS, target_recall)
+    params = search_params_for(plan, n, _RESULTS, target_recall)
     reads = float(n * (plan.codes or default_codes(dim)))
     if plan.kind == "ivf":
-        reads = reads * effort.nprobe / plan.nlist + effort.nprobe * LIST + scan_cost(plan.nlist, dim)
-    return codes_cost(reads, effort.rerank, effort.rerank, dim)
+        reads = reads * params.nprobe / plan.nlist + params.nprobe * LIST + scan_cost(plan.nlist, dim)
+    return codes_cost(reads, params.rerank, params.rerank, dim)
 
 
 def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, Any]) -> int:

@@ -1,1 +1,1 @@
-"""What an index is trained on and how its quality is judged."""
+"""What an index is trained on, how its recall is measured, and how its search parameters are calibrated."""

@@ -121,7 +121,7 @@ class Calibration:
     seconds: float
     entries: tuple[Entry, ...]
 
-    def effort(self, k: int, target: float) -> SearchParams | None:
+    def search_params(self, k: int, target: float) -> SearchParams | None:
         """The parameters for ``k`` results at recall ``target``: those of the next larger k and the next higher target.
 
         None outside the table, and where an entry is missing.
@@ -186,17 +186,17 @@ def calibrate(
     """
     started = time.perf_counter()
     source = _source(queries)
-    asked, entries = 0, _exact_entries() if index.kind == "exact" else []
+    used, entries = 0, _exact_entries() if index.kind == "exact" else []
     if index.n and not entries:
         eval_queries = _eval_queries(index, queries, source, _count(index, limit), np.random.default_rng(seed))
         evaluator, margin = (
             RecallEvaluator(index, eval_queries, KS, pause),
             1.0 if source == "queries" else HELD_OUT_MARGIN,
         )
-        sweep, asked = SearchParamSweep(evaluator), len(eval_queries)
+        sweep, used = SearchParamSweep(evaluator), len(eval_queries)
         entries = [entry for k in KS for entry in _climb(evaluator, sweep, k, margin)]
     seconds = round(time.perf_counter() - started, 6)
-    return Calibration(index.kind, index.n, index.nlist, source, asked, seconds, tuple(entries))
+    return Calibration(index.kind, index.n, index.nlist, source, used, seconds, tuple(entries))
 
 
 def _exact_entries() -> list[Entry]:

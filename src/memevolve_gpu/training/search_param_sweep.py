@@ -14,7 +14,7 @@ from ..index.sample import default_codes
 from ..types import SearchParams
 from .recall import RecallEvaluator
 
-__all__ = ["SearchParamSweep", "effort_cost", "reach"]
+__all__ = ["SearchParamSweep", "params_cost", "reach"]
 
 EVERY = 4
 """Every fourth query orders the search parameters; all queries decide which of them reach a target."""
@@ -73,8 +73,8 @@ class SearchParamSweep:
 
     def _front(self, k: int) -> list[SearchParams]:
         index, pairs = self._evaluator.index, self._evaluator.index.kind == "ivf"
-        scan = effort_cost(index, SearchParams(exact=True), k)
-        steps = sorted((_Step(effort_cost(index, params, k), params) for params in self._efforts(k)), key=_cheapest)
+        scan = params_cost(index, SearchParams(exact=True), k)
+        steps = sorted((_Step(params_cost(index, params, k), params) for params in self._candidates(k)), key=_cheapest)
         front: list[_Step] = []
         best = -1.0
         for step in steps:
@@ -89,7 +89,7 @@ class SearchParamSweep:
             front.append(step)
         return [step.params for step in front]
 
-    def _efforts(self, k: int) -> list[SearchParams]:
+    def _candidates(self, k: int) -> list[SearchParams]:
         index = self._evaluator.index
         widths = [rerank for rerank in _RERANKS if rerank >= 2 * k]
         if index.kind == "two_stage":
@@ -136,7 +136,7 @@ def reach(params: SearchParams, most: int) -> int:
     return most if params.exact or not width else max(1, min(most, width // 2))
 
 
-def effort_cost(index: Index, params: SearchParams, k: int) -> float:
+def params_cost(index: Index, params: SearchParams, k: int) -> float:
     """Modelled time of one query by the cheapest of the index's methods, in units of 10 picoseconds."""
     n, dim = index.n, index.dim
     if index.plan.engine != "cpu":
@@ -178,7 +178,7 @@ def _probe_counts(index: Index) -> list[int]:
     """Numbers of lists to probe: from a 32nd of them, each about 1.35 times the last, while that is cheaper than
     reading all codes in one piece; and all of them."""
     counts, share = [index.nlist], index.nlist / _STEP
-    whole = effort_cost(index, SearchParams(nprobe=index.nlist, rerank=_WIDE), 1)
+    whole = params_cost(index, SearchParams(nprobe=index.nlist, rerank=_WIDE), 1)
     fewest = _FEWEST_LISTS if index.plan.engine == "cpu" else _FEWEST_LISTS_ON_DEVICE
     while share >= max(1.0, fewest * index.nlist):
         if _lists_cost(index, round(share), _WIDE) < whole:
