@@ -176,9 +176,9 @@ class Reading:
     def keyword(
         self, text: str, limit: int, filters: Filters | None = None, *, text_of: TextOf = default_text
     ) -> list[tuple[float, str]]:
-        """The best ``limit`` units that hold a telling word of ``text``: (BM25 score, id), best first.
+        """The best ``limit`` units that hold a selective word of ``text``: (BM25 score, id), best first.
 
-        Any text is safe to ask. Frequent words find nothing unless there is no other, see ``records/fulltext.py``.
+        Any text is allowed. Frequent words find nothing unless there is no other, see ``records/fulltext.py``.
         text_of: what was given to ``Transaction.put`` as the text of a unit. Raises InvalidFilterError.
         """
         conditions = parse(filters)
@@ -272,7 +272,6 @@ class Records(Reading):
                 raise
             pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared)
             self._session = Session(path, lock, opened.con, pool, options.durability, opened.read_only)
-            writer.watch(self._session)
         super().__init__(path, pool)
         self.store_id: str = opened.info.store_id
         self.dim: int = opened.info.dim
@@ -347,7 +346,7 @@ class Records(Reading):
         return self._read(lambda con: backup(con, goal, self._pool.vfs, self._pool.is_current))
 
     def check(self, fix: bool = False, *, text_of: TextOf = default_text) -> list[Finding]:
-        """Compare everything with everything; with ``fix`` repair what can be repaired, under the write lock.
+        """Verify the store; with ``fix`` repair what can be repaired, under the write lock.
 
         text_of: the keyword text of a unit, in case the keyword index must be rebuilt. After a repair every index
         finds itself below the horizon and reloads.
