@@ -18,7 +18,7 @@ from cuda_tests.card_kit import DEVICE, Hooks
 from gpu_kit import MB, Card, machine_with
 
 from memevolve_gpu.devices.selection import Machine
-from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
+from memevolve_gpu.index.torch_gpu import flat, index, ivf, runtime
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
 
 __all__ = ["start"]
@@ -31,8 +31,8 @@ def start() -> None:
     torch = importlib.import_module("torch")
     for module in (index, flat, ivf):
         _replace(module, "open_device", lambda _: torch.device("cpu"))
-    _replace(failover, "current", lambda _: nullcontext())
-    _replace(failover, "_release", lambda _: None)
+    _replace(runtime, "current", lambda _: nullcontext())
+    _replace(runtime, "_release", lambda _: None)
     Hooks.tensors = "cpu"
     Hooks.machine = _machine
     Hooks.filled = _filled

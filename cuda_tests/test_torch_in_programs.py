@@ -20,8 +20,8 @@ from cuda_tests.torch_kit import (
     vectors_of,
 )
 
+from memevolve_gpu.index.device_failover import lost_devices
 from memevolve_gpu.index.exact_scan import exact_scan
-from memevolve_gpu.index.torch_gpu.failover import lost_devices
 from memevolve_gpu.types import SearchParams
 
 
@@ -49,7 +49,7 @@ PREPARE = """
 import torch
 from memevolve_gpu.index.exact_scan import exact_scan
 from memevolve_gpu.index.torch_gpu import index as index_module
-from memevolve_gpu.index.torch_gpu.failover import lost_devices
+from memevolve_gpu.index.device_failover import lost_devices
 from memevolve_gpu.index.torch_gpu.cuda_graphs import record_searches
 index_module._DEVICE_CALL = 0.0
 record_searches(True)

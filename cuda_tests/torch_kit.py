@@ -86,7 +86,7 @@ class Newer:
 
 def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", *, nlist: int = 64, **how: Any) -> TorchIndex:
     """A body on the card, all of whose kernels run there."""
-    float32_rows = how.pop("full", False)
+    float32_rows = how.pop("float32_rows", False)
     plan = IndexPlan(
         kind,  # type: ignore[arg-type]
         nlist=nlist if kind == "ivf" else 0,

@@ -116,8 +116,8 @@ def _rows(
 
 def run(setting: Setting, data: Path) -> dict[str, Any]:
     given, found = load(data), []
-    vectors = given.vectors[:3000] if setting.quick else given.vectors
-    queries = {kind: own[: 50 if setting.quick else None] for kind, own in given.queries.items()}
+    vectors = given.vectors[:2000] if setting.quick else given.vectors
+    queries = {kind: own[: 20 if setting.quick else None] for kind, own in given.queries.items()}
     rows = rows_of(np.ascontiguousarray(vectors))
     for plan in plans(len(vectors)):
         head: Row = {"engine": plan.engine, "kind": plan.kind, "precision": plan.precision}

@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ class Remote:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.log):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # a command that a dead worker did not read is still in the buffer
+                    pipe.close()
 
     def _send(self, command: dict[str, Any]) -> None:
         pipe = self.process.stdin

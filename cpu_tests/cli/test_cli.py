@@ -786,10 +786,12 @@ def test_bad_lines_of_an_export(second: object, said: str, tmp_path: Path) -> No
 
 def test_import_an_old_store(tmp_path: Path) -> None:
     old = {"a": {"id": "a", "content": "alpha"}, "b": {"id": "b", "content": "beta", "bad": float("nan")}}
+    old["c"] = {"id": "c", "text": "gamma"}
     Path("old.data").write_bytes(pickle.dumps({"data": old}))
     taken = ok("import", "old.data", "--store", "memory", "--embedder", "hashing")
     assert taken["ids"] == ["a"]
     assert "'b'" in taken["problems"][0]
+    assert re.search("'c'.*use 'content'", taken["problems"][1])
     assert ok("search", "alpha", "--store", "memory")["hits"][0]["id"] == "a"
     Path("old.pkl").write_bytes(Path("old.data").read_bytes())
     assert ".data" in bad(ExitCode.USAGE, "import", "old.pkl", "--store", "memory")

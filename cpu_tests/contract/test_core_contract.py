@@ -178,13 +178,41 @@ class TestVerbs:
 
     def test_automatic_ids_are_never_given_twice(self, make: Make) -> None:
         one, other = make(), make()
-        given = [one.store({"content": "a"}), *other.store_batch([{"content": "b"}, {"id": "x"}, {"content": "c"}])]
+        given = [
+            one.store({"content": "a"}),
+            *other.store_batch([{"content": "b"}, {"id": "x", "content": "x"}, {"content": "c"}]),
+        ]
         one.delete(given[0])
         given += [one.store({"content": "d"}), other.store({"content": "e"})]
         other.clear()
         given.append(one.store({"content": "f"}))
         assert len(set(given)) == 7
         assert all(unit_id == "x" or unit_id.removeprefix("unit_").isdigit() for unit_id in given)
+
+    def test_a_unit_without_text_to_embed_is_refused_unless_it_brings_its_vector(self, make: Make) -> None:
+        store = make()
+        store.store({"id": "a", "content": "a"})
+        for odd, named in (
+            ({}, "'content'"),
+            ({"id": "b", "metadata": {"k": 1}}, "'content'"),
+            ({"text": "hidden"}, "'text'.*use 'content'"),
+            ({"text": "hidden", "type": "lesson", "content": " "}, "'text'.*use 'content'"),
+            ({"page_content": "hidden"}, "'page_content'.*use 'content'"),
+            ({"content": 123}, "'content'.*must be a text"),
+            ({"content": "", "tags": []}, "'content'"),
+        ):
+            with pytest.raises(InvalidUnitError, match=named):
+                store.store(odd)
+            with pytest.raises(InvalidUnitError, match=rf"units\[1\].*{named}"):
+                store.store_batch([{"content": "b"}, odd])
+            with pytest.raises(InvalidUnitError, match=named):
+                store.update("a", {**odd, "id": "a"})
+            store.store_batch([odd], store.vectors_of(["a"])["a"][None, :])
+            store.delete_batch([unit["id"] for unit in store.units() if unit["id"] != "a"])
+        assert [unit["content"] for unit in store.units()] == ["a"]
+        for given in ({"type": "lesson"}, {"tags": ["x"]}, {"query": "q"}, {"content": {"what": "nested"}}):
+            store.store(given)
+        assert store.count() == 5
 
     def test_the_given_unit_is_not_changed(self, make: Make) -> None:
         unit = {"id": "a", "content": "a", "metadata": {"k": 1}}
@@ -210,13 +238,15 @@ class TestVerbs:
         assert ids_of(store, {"metadata.many": 5_000}) == set()
         assert ids_of(store, {"metadata.many": {"nin": [7]}}) == set()
 
-    @pytest.mark.parametrize("unit_id", HOSTILE, ids=ascii)
-    def test_hostile_ids_stay_ids(self, make: Make, unit_id: str) -> None:
+    def test_hostile_ids_stay_ids(self, make: Make) -> None:
         store = make()
-        store.store_batch([{"id": unit_id, "content": "hostile"}, {"id": "other", "content": "friendly"}])
-        assert store.retrieve(unit_id)["content"] == "hostile"
-        assert list(store.retrieve_batch([unit_id, "none"])) == [unit_id]
-        assert store.delete(unit_id)
+        store.store({"id": "other", "content": "friendly"})
+        store.store_batch([{"id": unit_id, "content": f"hostile {unit_id!a}"} for unit_id in HOSTILE])
+        for unit_id in HOSTILE:
+            assert store.retrieve(unit_id)["content"] == f"hostile {unit_id!a}"
+            assert list(store.retrieve_batch([unit_id, "none"])) == [unit_id]
+            assert store.delete(unit_id)
+            assert not store.exists(unit_id)
         assert [unit["id"] for unit in store.retrieve_all()] == ["other"]
         assert not store.exists("\ud800")
 
@@ -461,32 +491,30 @@ class TestFilters:
         assert ids_of(store, {"type": "tool"}) == expected
         assert {unit_id for _, unit_id in store.search("fact", 200, {"type": "tool"})} == expected
 
-    @pytest.mark.parametrize("bad", [{"a": {"near": 1}}, {"": 1}, {"a": {}}, {"a": float("nan")}, {1: 2}, "type"])
-    def test_outside_the_grammar_is_an_error(self, make: Make, bad: Any) -> None:
+    def test_outside_the_grammar_is_an_error(self, make: Make) -> None:
         store = make()
         store.store_batch(units(3))
-        with pytest.raises(InvalidFilterError):
-            store.search("x", filters=bad)
-        with pytest.raises(InvalidFilterError):
-            store.units(bad)
+        for bad in ({"a": {"near": 1}}, {"": 1}, {"a": {}}, {"a": float("nan")}, {1: 2}, "type"):
+            with pytest.raises(InvalidFilterError):
+                store.search("x", filters=bad)
+            with pytest.raises(InvalidFilterError):
+                store.units(bad)
 
 
 class TestRefusals:
-    @pytest.mark.parametrize(
-        "unit",
-        ["text", {"content": float("nan")}, {"content": {1: 2}}, {"id": "", "content": "a"}, {"content": "\ud800"}],
-        ids=repr,
-    )
-    def test_units_that_cannot_be_kept_are_refused_and_nothing_is_written(self, make: Make, unit: Any) -> None:
+    def test_units_that_cannot_be_kept_are_refused_and_nothing_is_written(self, make: Make) -> None:
         store = make()
         store.store({"id": "before", "content": "kept"})
-        with pytest.raises(InvalidUnitError):
-            store.store(unit)
-        with pytest.raises(InvalidUnitError, match=r"units\[1\]"):
-            store.store_batch([{"content": "fine"}, unit])
-        with pytest.raises(InvalidUnitError):
-            store.update("before", unit if not isinstance(unit, dict) or unit.get("id") != "" else {"x": float("inf")})
-        assert [one["id"] for one in store.retrieve_all()] == ["before"]
+        nameless = {"id": "", "content": "a"}
+        bad: list[Any] = ["text", {"content": float("nan")}, {"content": {1: 2}}, nameless, {"content": "\ud800"}]
+        for unit in bad:
+            with pytest.raises(InvalidUnitError):
+                store.store(unit)
+            with pytest.raises(InvalidUnitError, match=r"units\[1\]"):
+                store.store_batch([{"content": "fine"}, unit])
+            with pytest.raises(InvalidUnitError):
+                store.update("before", {"x": float("inf")} if unit is nameless else unit)
+            assert [one["id"] for one in store.retrieve_all()] == ["before"]
 
     def test_vectors_and_queries_are_checked(self, make: Make) -> None:
         store = make()
@@ -618,14 +646,14 @@ class TestAround:
         assert store.statistics()["count"] == 9
         assert store.register_management_operation("prune", {"removed": 1})["decision"] in ("nothing", "append")
 
-    @pytest.mark.parametrize("details", ODD_DETAILS)
-    def test_any_details_of_an_operation_are_kept(self, make: Make, details: Any) -> None:
+    def test_any_details_of_an_operation_are_kept(self, make: Make) -> None:
         store = make()
-        entry = store.register_management_operation("prune", details)
-        kept = store.statistics()["management"][-1]
-        assert kept["details"] == entry["details"]
-        assert isinstance(kept["details"], dict)
-        assert len(json.dumps(entry, allow_nan=False)) < 10_000
+        for details in ODD_DETAILS:
+            entry = store.register_management_operation("prune", details)
+            kept = store.statistics()["management"][-1]
+            assert kept["details"] == entry["details"]
+            assert isinstance(kept["details"], dict)
+            assert len(json.dumps(entry, allow_nan=False)) < 10_000
 
     def test_details_that_json_cannot_keep_are_kept_as_their_repr(self, make: Make) -> None:
         now = datetime(2026, 1, 2, tzinfo=timezone.utc)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +22,22 @@ EVERY_KIND = (*KINDS, *TORCH_KINDS)
 WAYS = (*KINDS, "lists", *TORCH_KINDS)
 """All of them, and an ivf body that has no second way to search."""
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "ip")
+
+
+def pairs(kinds: Sequence[str], turn: int = 0) -> list[tuple[str, Metric]]:
+    """Each kind with one metric and each metric with some kind; three turns pair every kind with every metric."""
+    cases = max(len(kinds), len(METRICS))
+    return [(kinds[i % len(kinds)], METRICS[(i + turn) % len(METRICS)]) for i in range(cases)]
+
+
+def parametrize_case(metafunc: pytest.Metafunc, kinds: Sequence[str]) -> None:
+    """Run a test that takes ``case`` for the pairs of a turn that its name decides.
+
+    Together the tests of a contract try every kind with every metric; each of them tries every kind and every metric.
+    """
+    if "case" in metafunc.fixturenames:
+        turn = zlib.crc32(metafunc.function.__name__.encode())
+        metafunc.parametrize("case", pairs(kinds, turn), indirect=True, scope="module", ids="-".join)
 
 
 def clustered(rng: np.random.Generator, n: int, dim: int, metric: Metric, clusters: int = 40) -> FloatArray:

@@ -12,13 +12,13 @@ import pytest
 from oracle import (
     EVERY_KIND,
     KINDS,
-    METRICS,
     TORCH_KINDS,
     WAYS,
     check_answer,
     clustered,
     index_of,
     nearest,
+    pairs,
     recall,
     rows_of,
 )
@@ -34,8 +34,8 @@ from memevolve_gpu.types import FloatArray, Metric, Precision, Rows, SearchParam
 N, M, DIM = 1500, 333, 40
 TRY = SearchParams(nprobe=16, rerank=100, ef=64)
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
-CASES = [(kind, metric, "float32") for kind in WAYS for metric in METRICS]
-CASES += [(kind, metric, p) for kind in TORCH_KINDS for metric in METRICS for p in PRECISIONS[1:]]
+CASES = [(kind, metric, "float32") for kind, metric in pairs(WAYS)]
+CASES += [(kind, metric, p) for turn, p in enumerate(PRECISIONS[1:]) for kind, metric in pairs(TORCH_KINDS, turn)]
 
 
 def cut(rows: Rows, start: int, end: int) -> Rows:

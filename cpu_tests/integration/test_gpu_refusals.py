@@ -99,13 +99,13 @@ def test_the_background_goes_back_by_itself_when_there_is_room(tmp_path: Path, c
     now = [1000.0]
     with filled(tmp_path, machine_with(card)) as store:
         live, maintenance = store._open.live, store._open.maintenance
-        assert not live.device_manager.due, "it was looked at a moment ago"
+        assert not live.device_manager.needs_look, "it was looked at a moment ago"
         live.device_manager._clock = lambda: now[0]
-        live.device_manager._wake_at = now[0] + 30
-        assert not maintenance.due()
+        live.device_manager._look_at = now[0] + 30
+        assert not maintenance.notify("written")
         card.taken = 0
         now[0] += 31
-        assert maintenance.due(), "nobody would have looked"
+        assert maintenance.notify("written"), "nobody would have looked"
         maintenance.run_if_due()
         assert shown(store)["device"] == "cuda:0"
 
@@ -149,8 +149,8 @@ def test_room_that_a_setting_leaves_none_of_is_not_waited_for(tmp_path: Path, ca
     with filled(tmp_path, machine_with(card), max_memory_mb=100) as store:
         ((_level, said),) = refusals(store)
         assert "do not fit the 100 MB allowed there by MAX_MEMORY_MB" in said
-        store._open.live.device_manager._wake_at = 0.0
-        assert not store._open.live.device_manager.due
+        store._open.live.device_manager._look_at = 0.0
+        assert not store._open.live.device_manager.needs_look
 
 
 def test_a_build_that_ran_out_and_a_plan_without_room_are_one_state(
@@ -159,7 +159,7 @@ def test_a_build_that_ran_out_and_a_plan_without_room_are_one_state(
     others_take_all(monkeypatch)
     with filled(tmp_path, machine_with(card)) as store:
         assert len(refusals(store)) == 1
-        store._open.live.device_manager._look_at = 0.0
+        store._open.live.device_manager._retry.reset()
         store.run_maintenance()
         assert len(refusals(store)) == 1
         assert "no room" in shown(store)["problem"] or "do not fit" in shown(store)["problem"]
@@ -227,7 +227,7 @@ def test_the_child_of_a_fork_tells_that_it_stays_on_the_cpu(request_: str, tmp_p
         if child == 0:
             status = 1
             try:
-                due = store._open.live.device_manager.due
+                due = store._open.live.device_manager.needs_look
                 store.run_maintenance()
                 store.run_maintenance()
                 told, health = refusals(store), shown(store)

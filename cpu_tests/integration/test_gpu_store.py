@@ -491,17 +491,18 @@ def test_queries_on_the_device_stay_there(metric: str, tmp_path: Path, card: Car
         assert "new" in store.search_vectors(Lying(FakeBatchEmbedder(DIM)("new")[None]), 1)[1][0]
 
 
-@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e30])
-def test_odd_queries_on_the_device_meet_the_checks_of_the_host(broken: float, tmp_path: Path, card: Card) -> None:
+@pytest.mark.parametrize(
+    ("broken", "reason"), [(np.nan, "contains NaN or infinity"), (np.inf, "contains NaN or infinity"), (1e30, "1e18")]
+)
+def test_odd_queries_on_the_device_meet_the_checks_of_the_host(
+    broken: float, reason: str, tmp_path: Path, card: Card
+) -> None:
     questions = vectors_of(2)
     questions[1, 3] = broken
     with filled(tmp_path, machine_with(card)) as store:
         given = Lying(questions)
-        if np.isfinite(broken):
+        with pytest.raises(ValueError, match=rf"queries\[1\] .*{reason}"):
             store.search_vectors(given, 1)
-        else:
-            with pytest.raises(ValueError, match=r"queries\[1\] contains NaN or infinity"):
-                store.search_vectors(given, 1)
         with pytest.raises(ValueError, match="expected 16, got 3"):
             store.search_vectors(Lying(np.ones((2, 3), np.float32)), 1)
         assert given.copies == 1

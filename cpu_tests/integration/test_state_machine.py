@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.live import rebuild_rules
+from memevolve_gpu.live import scheduler
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +28,7 @@ class StoreAgreesWithDict(RuleBasedStateMachine):
     @initialize(index_type=st.sampled_from(["flat", "ivf", "hnsw", "auto"]), metric=st.sampled_from(["l2", "cosine"]))
     def open(self, index_type: str, metric: str) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        self.short = patch.multiple(rebuild_rules, DELTA_ROWS=6, DELTA_MOST=6, QUIET_ROWS=3)
+        self.short = patch.multiple(scheduler, DELTA_ROWS=6, DELTA_MOST=6, QUIET_ROWS=3)
         self.short.start()
         self.lives = 0
         self.config = StorageConfig(

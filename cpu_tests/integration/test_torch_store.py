@@ -17,9 +17,9 @@ from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.index.exact_scan import exact_scan
-from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
+from memevolve_gpu.index.torch_gpu import flat, index, ivf, runtime
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
-from memevolve_gpu.live import rebuild_rules
+from memevolve_gpu.live import scheduler
 from memevolve_gpu.types import FloatArray, Metric, SearchParams
 from memevolve_gpu.utils.vectors import DeviceQueries
 
@@ -33,11 +33,11 @@ def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     module = pytest.importorskip("torch", reason="torch is not installed")
     for one in (index, flat, ivf):
         monkeypatch.setattr(one, "open_device", lambda _: module.device("cpu"))
-    monkeypatch.setattr(failover, "current", lambda _: nullcontext())
-    monkeypatch.setattr(failover, "_release", lambda _: None)
+    monkeypatch.setattr(runtime, "current", lambda _: nullcontext())
+    monkeypatch.setattr(runtime, "_release", lambda _: None)
     monkeypatch.setattr(index, "_DEVICE_CALL", 0.0)
-    monkeypatch.setattr(rebuild_rules, "DELTA_ROWS", DELTA)
-    monkeypatch.setattr(rebuild_rules, "DELTA_FRACTION", 0.0)
+    monkeypatch.setattr(scheduler, "DELTA_ROWS", DELTA)
+    monkeypatch.setattr(scheduler, "DELTA_FRACTION", 0.0)
     yield module
     account_of("cuda:0").limit = None
 
@@ -176,10 +176,10 @@ import numpy as np, torch
 from gpu_kit import Card, machine_with
 from support import FakeBatchEmbedder
 from memevolve_gpu import VectorStore
-from memevolve_gpu.index.torch_gpu import index as index, flat as exact, failover as failover, ivf, kmeans
+from memevolve_gpu.index.torch_gpu import index as index, flat as exact, runtime, ivf, kmeans
 for one in (index, exact, ivf):
     one.open_device = lambda _: torch.device("cpu")
-failover.current, failover._release = lambda _: nullcontext(), lambda _: None
+runtime.current, runtime._release = lambda _: nullcontext(), lambda _: None
 kmeans._ENOUGH = -1.0  # as long as it may
 chosen = {"index_type": "ivf", "min_training_units": 100}
 memory, machine = Path(sys.argv[1]) / "memory", machine_with(Card())

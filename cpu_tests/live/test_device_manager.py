@@ -63,11 +63,9 @@ def problem(device_manager: DeviceManager) -> str:
 def test_facts_are_there_after_a_look_and_not_before(card: Card, clock: Clock) -> None:
     device_manager = DeviceManager(machine_with(card), EventLog(), clock=clock)
     assert device_manager.state(10, index()) is None
-    assert device_manager.take_due()
-    assert not device_manager.due
-    assert device_manager.state(10, index()) is None
-    assert not device_manager.due, "the same look is asked for again and again"
+    assert device_manager.needs_look
     device_manager.look(10)
+    assert not device_manager.needs_look
     state = device_manager.state(10, index())
     assert state is not None
     assert (state.device, state.name, state.requested, state.engines) == ("cuda:0", "Test GPU", True, ("torch",))
@@ -109,14 +107,19 @@ def test_more_room_ends_the_rest(card: Card, clock: Clock) -> None:
     assert not problem(device_manager)
 
 
-def test_rounds_are_asked_for_while_it_rests_however_often_somebody_asks(card: Card, clock: Clock) -> None:
+def test_looks_are_due_every_half_minute_while_there_is_no_memory(card: Card, clock: Clock) -> None:
     device_manager = looked_at(card, clock)
-    device_manager.refused(DeviceError("no room", "out-of-memory"), PLAN)
-    asked = 0
-    for _ in range(100):
+    state = device_manager.state(10, index())
+    device_manager.note(IndexPlan("exact", notes=("no room",), refusal="limit"), state)
+    looks = []
+    for second in range(100):
         clock.now += 1
-        asked += device_manager.take_due()
-    assert 2 <= asked <= 4
+        if device_manager.needs_look:
+            looks.append(second)
+            device_manager.look(10)
+            assert device_manager.needs_look, "a report has looked, and no round has acted on it"
+            device_manager.postpone_look()
+    assert looks == [29, 59, 89]
 
 
 def test_a_plan_without_room_is_looked_at_again_after_a_while(card: Card, clock: Clock) -> None:
@@ -124,13 +127,14 @@ def test_a_plan_without_room_is_looked_at_again_after_a_while(card: Card, clock:
     state = device_manager.state(10, index())
     refused = IndexPlan("exact", notes=("no room",), refusal="limit")
     device_manager.note(refused, state)
-    assert not device_manager.due, "it was looked at a moment ago"
+    assert not device_manager.needs_look, "it was looked at a moment ago"
     clock.now += 31
-    assert device_manager.take_due()
-    assert not device_manager.due
+    assert device_manager.needs_look
+    device_manager.postpone_look()
+    assert not device_manager.needs_look
     clock.now += 31
     device_manager.note(PLAN, state)
-    assert not device_manager.due, "there is room"
+    assert not device_manager.needs_look, "there is room"
 
 
 @pytest.mark.parametrize("cause", ["device-lost", "fork"])
@@ -140,7 +144,7 @@ def test_a_lost_device_is_not_asked_again(cause: Any, card: Card, clock: Clock) 
     clock.now += 1e6
     device_manager.look(10)
     assert "until restart: gone" in problem(device_manager)
-    assert not device_manager.due
+    assert not device_manager.needs_look
 
 
 def test_a_failing_engine_leaves_the_other_one(card: Card, clock: Clock) -> None:

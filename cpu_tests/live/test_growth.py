@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ import pytest
 from endurance import DIM, Model, embed, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.live import maintenance, rebuild, rebuild_rules, snapshot_writer
-from memevolve_gpu.live.rebuild_rules import AppendThrottle
-from memevolve_gpu.live.view import View
+from memevolve_gpu.live import rebuild, scheduler, snapshot_writer
 from memevolve_gpu.live.worker import SearchYield
 
 DELTA, QUIET = 40, 10
@@ -39,9 +36,9 @@ def model_of(*batches: list[dict[str, Any]]) -> Model:
 @pytest.fixture(autouse=True)
 def _short_tails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a few rows be too many, so that small stores do what large ones do."""
-    monkeypatch.setattr(rebuild_rules, "DELTA_ROWS", DELTA)
-    monkeypatch.setattr(rebuild_rules, "DELTA_MOST", DELTA)
-    monkeypatch.setattr(rebuild_rules, "QUIET_ROWS", QUIET)
+    monkeypatch.setattr(scheduler, "DELTA_ROWS", DELTA)
+    monkeypatch.setattr(scheduler, "DELTA_MOST", DELTA)
+    monkeypatch.setattr(scheduler, "QUIET_ROWS", QUIET)
 
 
 @pytest.fixture
@@ -84,7 +81,7 @@ def test_deaths_and_rows_that_come_meanwhile(
 ) -> None:
     store = open_store(index_type=index_type)
     grown(store, 0, 300)
-    extend = rebuild.extend_verified
+    extend = rebuild._extended
 
     def and_meanwhile(*arguments: Any) -> Any:
         built = extend(*arguments)
@@ -97,7 +94,7 @@ def test_deaths_and_rows_that_come_meanwhile(
     store.delete_batch(["id7", "id8"])
     store.store_batch(units(300, 345))
     store.store_batch([unit(7), unit(8)])
-    monkeypatch.setattr(maintenance, "extend_verified", and_meanwhile)
+    monkeypatch.setattr(rebuild, "_extended", and_meanwhile)
     assert store.run_maintenance()["actions"][0].startswith("extended")
     expected = model_of(units(0, 345), units(400, 420))
     expected |= {"id6": unit(6, "w1 another text"), "id311": unit(311, "w2 another text")}
@@ -151,9 +148,9 @@ def test_snapshots_are_rare_and_closing_makes_one(open_store: Open, monkeypatch:
     written: list[int] = []
     save = snapshot_writer.Saver.save
 
-    def counted(saver: snapshot_writer.Saver, view: View) -> None:
-        written.append(view.watermark)
-        save(saver, view)
+    def counted(saver: snapshot_writer.Saver) -> None:
+        written.append(saver._live.view.watermark)
+        save(saver)
 
     monkeypatch.setattr(snapshot_writer.Saver, "save", counted)
     store = open_store()
@@ -230,7 +227,7 @@ def test_recall_is_measured_again_once_it_has_grown(open_store: Open) -> None:
 
 
 def test_the_background_keeps_the_tail_short(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuild_rules, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(scheduler, "QUIET_SECONDS", 0.1)
     store = open_store(background=True)
     for start in range(0, 600, 20):
         store.store_batch(units(start, start + 20))
@@ -252,43 +249,7 @@ class Clock:
         self.now += seconds
 
 
-@pytest.fixture
-def a_view(open_store: Open) -> Callable[[int, int], View]:
-    """A view of 1,000 body rows with so many in the tail, at a watermark."""
-    store = open_store()
-    grown(store, 0, 1000)
-    base = store._open.live.view
-
-    def with_delta(delta_n: int, watermark: int) -> View:
-        return replace(base, watermark=watermark, delta_n=delta_n)
-
-    return with_delta
-
-
-def test_pace_of_appends(a_view: Callable[[int, int], View]) -> None:
-    clock = Clock()
-    keeper = AppendThrottle(clock)
-    assert keeper.delay(a_view(QUIET, 1)) is None
-    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(rebuild_rules.QUIET_SECONDS)
-    clock.now += 1.5
-    assert keeper.delay(a_view(QUIET + 1, 2)) == pytest.approx(rebuild_rules.QUIET_SECONDS - 1.5)
-    clock.now += 0.5
-    assert keeper.delay(a_view(QUIET + 1, 2)) == 0.0
-    assert keeper.is_quiet()
-    assert keeper.delay(a_view(DELTA + 1, 3)) == 0.0, "too many wait"
-    keeper.appended(0.5)
-    assert keeper.delay(a_view(DELTA + 1, 4)) == pytest.approx(rebuild_rules.QUIET_SECONDS), "a bulk load goes on"
-    for watermark in range(5, 50):
-        clock.now += 0.2
-        assert keeper.delay(a_view(DELTA + 1, watermark)) > 0.0  # type: ignore[operator]
-    assert not keeper.is_quiet()
-    clock.now += 1.1
-    assert keeper.delay(a_view(DELTA + 1, 50)) == 0.0, "twenty times as long as the last append took"
-    keeper.appended(0.5)
-    assert keeper.delay(a_view(251, 51)) == 0.0, "a quarter of the body is too much in any case"
-
-
-def test_courtesy_ends() -> None:
+def test_maintenance_rests_at_most_as_long_as_it_works() -> None:
     clock = Clock()
     pause = SearchYield(lambda: clock.now, clock, clock.sleep)
     began, worked = clock.now, 0.0
@@ -300,7 +261,7 @@ def test_courtesy_ends() -> None:
     assert clock.now - began <= 2 * worked + 0.02
 
 
-def test_courtesy_does_not_rest_while_nobody_searches() -> None:
+def test_maintenance_does_not_rest_without_searches() -> None:
     clock = Clock()
     pause = SearchYield(lambda: 0.0, clock, clock.sleep)
     for _ in range(50):

@@ -24,12 +24,13 @@ from support import FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import DeviceError, StorageError
-from memevolve_gpu.index.torch_gpu import delta_buffer, failover, flat, ivf, search
+from memevolve_gpu.index import device_failover
+from memevolve_gpu.index.torch_gpu import delta_buffer, flat, ivf, runtime, search
 from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu.device_rows import DeviceRows
 from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
-from memevolve_gpu.live import live_index, rebuild, rebuild_rules
+from memevolve_gpu.live import live_index, rebuild, scheduler
 from memevolve_gpu.live.view import View, ViewFilter
 from memevolve_gpu.types import FloatArray, IntArray, SearchParams
 
@@ -103,13 +104,13 @@ def patched(faults: Faults) -> ExitStack:
     for one in (index_module, search):
         stack.enter_context(patch.object(one, "propose", faults.before("propose", propose)))
     for owner, name, changed in (
-        (failover, "current", lambda _: nullcontext()),
-        (failover, "_release", lambda _: None),
+        (runtime, "current", lambda _: nullcontext()),
+        (runtime, "_release", lambda _: None),
         (index_module, "_DEVICE_CALL", 0.0),
         (delta_buffer, "_LEAST_ROWS", 16),
-        (rebuild_rules, "DELTA_ROWS", 30),
-        (rebuild_rules, "DELTA_FRACTION", 0.0),
-        (rebuild_rules, "DEAD_ROWS", 120),
+        (scheduler, "DELTA_ROWS", 30),
+        (scheduler, "DELTA_FRACTION", 0.0),
+        (scheduler, "DEAD_ROWS", 120),
         (live_index, "PAGE", 16),
         (rebuild, "_training", lambda *_: None),
         (DeviceRows, "empty", faults.before("empty", empty)),
@@ -270,7 +271,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
     @rule(device=st.booleans())
     def restart(self, device: bool) -> None:
         self.store.close()
-        failover._lost.clear()
+        device_failover._lost.clear()
         self.faults.step = ""
         self.store = self.opened(Card() if device else None)
         if device:
@@ -354,14 +355,14 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
             gc.collect()
             assert account_of(DEVICE).used <= self.used, "bytes are counted that nobody holds"
             self.stack.close()
-            failover._lost.clear()
+            device_failover._lost.clear()
             account_of(DEVICE).limit = None
             shutil.rmtree(self.folder)
 
 
 TestDeviceAgreesWithDict = DeviceAgreesWithDict.TestCase
 TestDeviceAgreesWithDict.settings = settings(
-    max_examples=25,
+    max_examples=12,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -56,7 +56,7 @@ class TestConsistency:
 
     def test_a_delete_is_waited_for_although_the_server_reports_no_time_for_it(self) -> None:
         store = opened(FakeMilvus())
-        store.store_batch([{"id": "a"}, {"id": "b"}])
+        store.store_batch([{"id": "a", "content": "a"}, {"id": "b", "content": "b"}])
         assert store.delete("a")
         assert store.count() == 1
         store.clear()

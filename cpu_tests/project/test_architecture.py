@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -73,12 +74,13 @@ class Module:
         self.name = name
         self.source = source
         self.tree = ast.parse(source)
+        self.nodes = list(ast.walk(self.tree))
         self.parts = Path(name).with_suffix("").parts
         self.room = self.parts[0]
 
     def imports(self) -> Iterator[tuple[ast.stmt, str, bool]]:
         """Yield (statement, dotted name, relative) for every import; relative ones are resolved below the package."""
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     yield node, alias.name, False
@@ -156,7 +158,7 @@ def environment_reads(module: Module) -> list[str]:
         return []
     reading = {"environ", "environb", "getenv", "getenvb", "load_dotenv", "dotenv_values", "find_dotenv"}
     found = []
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
         if isinstance(node, ast.alias):
             name = node.name
@@ -169,7 +171,7 @@ def pickling(module: Module) -> list[str]:
     if module.name == LEGACY:
         return []
     found = [f"{module.name}:{node.lineno} {name}" for node, name, _ in module.imports() if name in PICKLING]
-    keywords = [node for node in ast.walk(module.tree) if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
+    keywords = [node for node in module.nodes if isinstance(node, ast.keyword) and node.arg == "allow_pickle"]
     return found + [f"{module.name} allow_pickle" for node in keywords if ast.unparse(node.value) != "False"]
 
 
@@ -179,7 +181,7 @@ def blanket_handlers(module: Module) -> list[str]:
         return []
     return [
         f"{module.name}:{node.lineno} except {ast.unparse(node.type) if node.type else ''}"
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.ExceptHandler)
         and _catches_everything(node.type)
         and ast.unparse(node.body[-1]) != "raise"
@@ -192,7 +194,7 @@ def _catches_everything(kind: ast.expr | None) -> bool:
 
 
 def asserts(module: Module) -> list[str]:
-    return [f"{module.name}:{node.lineno} assert" for node in ast.walk(module.tree) if isinstance(node, ast.Assert)]
+    return [f"{module.name}:{node.lineno} assert" for node in module.nodes if isinstance(node, ast.Assert)]
 
 
 def long_files(module: Module) -> list[str]:
@@ -202,7 +204,7 @@ def long_files(module: Module) -> list[str]:
 
 def function_lengths(module: Module) -> Iterator[tuple[int, str]]:
     """Yield (lines without the docstring, place) of every function."""
-    for node in ast.walk(module.tree):
+    for node in module.nodes:
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             continue
         lines = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -323,3 +325,16 @@ def test_every_exemption_is_still_needed() -> None:
     names = {module.name for module in MODULES}
     for name in ANY_ERROR_ALLOWED:
         assert name in names
+
+
+def test_the_architecture_page_draws_and_lists_the_layers() -> None:
+    text = (PACKAGE.parents[1] / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    existing = {module.parts[0] for module in MODULES}
+    expected = {number: packages & existing for number, packages in enumerate(LAYERS, 1)}
+    drawn = {int(number): set(re.findall(r"\w+", names)) for number, names in re.findall(r"│ +(\d+) │([^│]+)│", text)}
+    assert drawn == expected
+    listed: dict[int, set[str]] = {}
+    for number, package, sentence in re.findall(r"(?m)^\| (\d+) \| `(\w+)` \| (.+) \|$", text):
+        listed.setdefault(int(number), set()).add(package)
+        assert sentence.endswith(".")
+    assert listed == expected

@@ -288,6 +288,7 @@ def test_a_worker_that_dies_or_refuses_is_a_failure_with_its_reason(work: Work, 
         remote.ask("search", rows=[0], k=1, knob=0, what="units")
     remote = Remote("faiss Flat", small, tmp_path / "store", cores()[0], 60)
     os.kill(remote.process.pid, signal.SIGKILL)
+    remote.process.wait()
     with pytest.raises(PeerFailedError, match="ended"):
         remote.ask("open")
 

@@ -67,31 +67,17 @@ def test_case_accents_and_punctuation_do_not_matter(shelf: Records) -> None:
     assert found(shelf, "(flag) OR") == ["path"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *(
-            "",
-            "   ",
-            '"',
-            "'",
-            'red"',
-            "text:red",
-            "red*",
-            "^red",
-            "(red",
-            "NEAR(red fox)",
-            "NOT",
-            "AND OR NOT",
-            "-red",
-        ),
-        *("{red}", "\x00", "\ud800", "red\x00fox", "🙂", "%_", "; DROP TABLE words", "a" * 40_000),
-        " ".join(f"w{n}" for n in range(3000)),
-    ],
-)
-def test_any_text_is_safe(shelf: Records, text: str) -> None:
-    holding_red = {unit_id for unit_id, words in TEXTS.items() if "red" in words.split()}
-    assert set(found(shelf, text)) >= (holding_red if "red" in text else set())
+HOSTILE = [
+    *("", "   ", '"', "'", 'red"', "text:red", "red*", "^red", "(red", "NEAR(red fox)", "NOT", "AND OR NOT", "-red"),
+    *("{red}", "\x00", "\ud800", "red\x00fox", "🙂", "%_", "; DROP TABLE words", "a" * 40_000),
+    " ".join(f"w{n}" for n in range(3000)),
+]
+
+
+def test_any_text_is_safe(shelf: Records) -> None:
+    with_red = {unit_id for unit_id, words in TEXTS.items() if "red" in words.split()}
+    for text in HOSTILE:
+        assert set(found(shelf, text)) >= (with_red if "red" in text else set()), text[:40]
 
 
 @given(st.text(max_size=30))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import os
 import random
 import resource
@@ -10,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from memevolve_gpu.records.fulltext_buffer import FOLD_AT
 from memevolve_gpu.utils import forking
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
+PATIENCE = 60
+"""Seconds that what happens at once may take on a busy machine."""
 
 
 def in_threads(*acts: Callable[[], object]) -> None:
@@ -91,27 +95,27 @@ def test_many_threads_at_once_keep_few_connections(records: Records) -> None:
     assert len(records._pool._idle) <= pool.IDLE_READERS
 
 
-def read_for_ever(records: Records) -> None:
-    while True:
-        records.head()
-        assert len(list(records.ids())) == 1
-
-
 def test_closing_while_threads_read(records: Records) -> None:
     put(records, "a")
-    started = threading.Barrier(3)
+    reading = [threading.Event(), threading.Event()]
 
-    def read() -> None:
-        started.wait()
+    def read_for_ever(several: threading.Event) -> None:
+        for rounds in itertools.count():
+            records.head()
+            assert len(list(records.ids())) == 1
+            if rounds == 20:
+                several.set()
+
+    def read(several: threading.Event) -> None:
         with pytest.raises(StoreClosedError):
-            read_for_ever(records)
+            read_for_ever(several)
 
     def close() -> None:
-        started.wait()
-        time.sleep(0.02)
+        for several in reading:
+            assert several.wait(PATIENCE)
         records.close()
 
-    in_threads(read, read, close)
+    in_threads(lambda: read(reading[0]), lambda: read(reading[1]), close)
     assert not records._pool._all
 
 
@@ -164,20 +168,35 @@ r.close()
 """
 
 
-def start(script: str, *arguments: str) -> subprocess.Popen[str]:
-    worker = subprocess.Popen(
-        [sys.executable, "-c", script, *arguments],
-        env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert worker.stdout is not None
-    assert worker.stdout.readline() == "ready\n"
-    return worker
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def test_processes_write_side_by_side(records: Records, prefix: Path) -> None:
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """``start(script, *arguments)`` runs a process until it says that it is ready; it is ended with the test."""
+    workers = []
+
+    def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+        worker = subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        workers.append(worker)
+        assert worker.stdout is not None
+        said = worker.stdout.readline()
+        assert said == "ready\n", f"it ended with status {worker.wait()}; its traceback is in the captured stderr"
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.kill()
+        worker.communicate()
+
+
+def test_processes_write_side_by_side(records: Records, prefix: Path, start: Start) -> None:
     rounds = 150
     workers = [start(WRITER, str(prefix), name, str(rounds)) for name in ("a", "b")]
     for worker in workers:
@@ -212,7 +231,9 @@ with r.write() as tx:
 """
 
 
-def test_a_process_killed_inside_a_transaction_leaves_no_lock_and_no_row(records: Records, prefix: Path) -> None:
+def test_a_process_killed_inside_a_transaction_leaves_no_lock_and_no_row(
+    records: Records, prefix: Path, start: Start
+) -> None:
     holder = start(HOLDER, str(prefix))
     assert records.count() == 0
     holder.kill()
@@ -222,13 +243,20 @@ def test_a_process_killed_inside_a_transaction_leaves_no_lock_and_no_row(records
     assert records.check() == []
 
 
-def test_ctrl_c_ends_the_wait_for_another_process(records: Records, prefix: Path) -> None:
-    holder = start(HOLDER, str(prefix))
+def interrupted(act: Callable[[], object]) -> None:
+    """Run ``act``, with a Ctrl-C a moment later, which comes inside this function however slow the machine is."""
     timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    try:
+        timer.start()
+        act()
+    finally:
+        timer.join()
+
+
+def test_ctrl_c_ends_the_wait_for_another_process(records: Records, prefix: Path, start: Start) -> None:
+    holder = start(HOLDER, str(prefix))
     with pytest.raises(KeyboardInterrupt):
-        put(records, "a")
-    timer.join()
+        interrupted(lambda: put(records, "a"))
     holder.communicate("\n")
     put(records, "b")
     assert sorted(records.ids()) == ["b", "held"]
@@ -246,15 +274,12 @@ def test_ctrl_c_ends_the_wait_for_another_thread(records: Records) -> None:
     thread = threading.Thread(target=hold)
     thread.start()
     inside.wait()
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            put(records, "a")
+            interrupted(lambda: put(records, "a"))
     finally:
         leave.set()
-    timer.join()
-    thread.join()
+        thread.join()
     put(records, "b")
     assert list(records.ids()) == ["b"]
 
@@ -270,6 +295,7 @@ def test_an_interrupt_at_any_point_leaves_the_store_usable(records: Records) -> 
     chance = random.Random(SEED)
     before = signal.signal(signal.SIGALRM, interrupt)
     acknowledged = []
+    gc.disable()  # an interrupt inside a callback of the collector is swallowed, whoever registered it
     try:
         for turn in range(300):
             with suppress(Interrupted):
@@ -283,6 +309,7 @@ def test_an_interrupt_at_any_point_leaves_the_store_usable(records: Records) -> 
                     signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         signal.signal(signal.SIGALRM, before)
+        gc.enable()
     in_threads(lambda: put(records, "from another thread"))
     stored = set(records.ids())
     assert stored >= {*acknowledged, "from another thread"}
@@ -294,11 +321,8 @@ def test_an_interrupt_at_any_point_leaves_the_store_usable(records: Records) -> 
 def test_ctrl_c_ends_the_wait_for_a_foreign_program(records: Records) -> None:
     foreign = foreign_connection(records.path)
     foreign.execute("BEGIN IMMEDIATE")
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
-        put(records, "a")
-    timer.join()
+        interrupted(lambda: put(records, "a"))
     foreign.execute("COMMIT")
     foreign.close()
     put(records, "b")
@@ -359,12 +383,14 @@ def test_a_child_survives_its_parent_closing(records: Records, prefix: Path) -> 
     """Were connections inherited, the parent would delete the log that the child writes to."""
     put(records, "a")
     gate_read, gate_write = os.pipe()
+    told_read, told_write = os.pipe()
 
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             put(records, "b")
+            os.write(told_write, b"x")
             os.read(gate_read, 1)
             put(records, "c")
             assert records.check() == []
@@ -372,13 +398,14 @@ def test_a_child_survives_its_parent_closing(records: Records, prefix: Path) -> 
             status = 0
         finally:
             os._exit(status)
-    while not records.exists("b"):
-        time.sleep(0.002)
+    os.close(told_write)
+    assert os.read(told_read, 1) == b"x", "the child failed before"
+    assert records.exists("b")
     records.close()
     os.write(gate_write, b"x")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    os.close(gate_read)
-    os.close(gate_write)
+    for end in (gate_read, gate_write, told_read):
+        os.close(end)
     with Records.open(prefix) as again:
         assert list(again.ids()) == ["a", "b", "c"]
         assert again.check() == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,25 @@ def test_everything_is_kept_while_there_is_room() -> None:
     assert (len(reservoir), reservoir.seen, reservoir.taken) == (20, 20, 20)
     assert sorted(numbers(reservoir)) == list(range(20))
     assert reservoir.sample().dtype == np.float32
+
+
+def test_it_goes_on_after_an_interrupt_inside_an_offer() -> None:
+    """A forked child finds the same state when another thread of its parent was inside ``offer``."""
+
+    class Interrupted(list[list[float]]):
+        def __getitem__(self, _at: object) -> Any:
+            raise KeyboardInterrupt
+
+    for capacity in (4, 50):
+        reservoir = Reservoir(3, capacity=capacity)
+        reservoir.offer(numbered(0, 10))
+        with pytest.raises(KeyboardInterrupt):
+            reservoir.offer(cast("FloatArray", Interrupted([[0.0] * 3] * 100_000)))
+        for i in range(10, 30):
+            reservoir.offer(numbered(i, i + 1))
+        assert reservoir.seen == 100_030
+        assert set(numbers(reservoir)) <= set(range(30))
+        assert len(reservoir) == min(capacity, 30)
 
 
 def test_an_empty_one_gives_an_empty_sample() -> None:

@@ -40,6 +40,7 @@ DEFAULTS = {
     "gpu_graphs": False,
     "durability": "full",
     "lock_timeout": 30.0,
+    "file_mode": "0600",
     "background": True,
     "sample_queries": True,
     "backend_type": "vector",
@@ -70,6 +71,7 @@ OTHERS = {
     "gpu_graphs": "true",
     "durability": "normal",
     "lock_timeout": "2.5",
+    "file_mode": "0o660",
     "background": "0",
     "sample_queries": "no",
     "backend_type": "MILVUS",
@@ -99,6 +101,7 @@ BAD = {
     "gpu_graphs": ["sometimes"],
     "durability": ["off"],
     "lock_timeout": ["0", "-1", "nan"],
+    "file_mode": ["0400", "777", "66", "rw", "-600"],
     "background": ["sometimes"],
     "sample_queries": ["sometimes"],
 }
@@ -120,26 +123,25 @@ def test_each_setting_is_read_from_its_variable(name: str, monkeypatch: pytest.M
     assert config == {key: value for key, value in DEFAULTS.items() if key != name}
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
-@pytest.mark.parametrize("door", ["environment", ".env", "keyword"])
-def test_a_bad_value_names_variable_value_and_what_is_allowed(
-    name: str, value: str, door: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keywords = {}
-    if door == "environment":
-        monkeypatch.setenv(variable(name), value)
-    elif door == ".env":
-        Path(".env").write_text(f"{variable(name)}='{value}'\n", encoding="utf-8")
-    else:
-        keywords[name] = value
-    with pytest.raises(ConfigurationError) as caught:
-        StorageConfig(**keywords)
-    text = str(caught.value)
-    assert variable(name) in text
-    assert repr(value) in text
-    assert StorageConfig.allowed(name) in text
-    assert "pydantic" not in text
-    assert door in text or door == "keyword"
+@pytest.mark.parametrize("source", ["environment", ".env", "keyword"])
+def test_a_bad_value_names_variable_value_and_what_is_allowed(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in [(name, value) for name, values in BAD.items() for value in values]:
+        keywords = {}
+        if source == ".env":
+            Path(".env").write_text(f"{variable(name)}='{value}'\n", encoding="utf-8")
+        elif source == "keyword":
+            keywords[name] = value
+        with monkeypatch.context() as patch:
+            if source == "environment":
+                patch.setenv(variable(name), value)
+            with pytest.raises(ConfigurationError) as caught:
+                StorageConfig(**keywords)
+        text = str(caught.value)
+        assert variable(name) in text
+        assert repr(value) in text
+        assert StorageConfig.allowed(name) in text
+        assert "pydantic" not in text
+        assert source in text or source == "keyword"
 
 
 @pytest.mark.parametrize("cls", [StorageConfig, EmbeddingConfig])

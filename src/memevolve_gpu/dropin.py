@@ -1,19 +1,19 @@
-"""Puts this package's vector store in the place of MemEvolve's, without an edit to MemEvolve.
+"""Replaces MemEvolve's vector store with this package's, without changes to MemEvolve.
 
-Either import this module before anything of MemEvolve, or run a program with it in place::
+Import this module before any module of MemEvolve, or run a program through it::
 
     import memevolve_gpu.dropin                                # first line of the program
-    python -m memevolve_gpu.dropin script.py arguments...      # or so
+    python -m memevolve_gpu.dropin script.py arguments...
     python -m memevolve_gpu.dropin -m package.module arguments...
 
-From then on ``memevolve.components.store.vector_store`` is ``memevolve_gpu.components.store.vector_store``: the same
-module, the same class. Where MemEvolve is installed our ``VectorStore`` passes its checks for its own
-``StorageBackend``, and its memory system, health endpoint and dashboard get the store's report (``health_hook``);
-nothing else of it changes. Where it is not, ``memevolve`` and the inner paths that this package has as well
-(``components``, ``utils``, ``memory_system``) are this package's.
+Importing ``memevolve.components.store.vector_store`` then gives ``memevolve_gpu.components.store.vector_store``: the
+same module, the same class. If MemEvolve is installed, this ``VectorStore`` passes its checks for its own
+``StorageBackend``, and its memory system, health endpoint and dashboard show the store's report (``health_hook``);
+nothing else changes. If it is not installed, ``memevolve`` and the inner paths that both packages have
+(``components``, ``utils``, ``memory_system``) are those of this package.
 
-A process that a program starts anew (``subprocess``, ``multiprocessing`` with spawn, server workers) begins without
-this: let the program itself import this module first, then its children do so too.
+New processes (``subprocess``, ``multiprocessing`` with spawn, server workers) start without the replacement, unless the
+program itself imports this module first.
 """
 
 from __future__ import annotations
@@ -43,15 +43,25 @@ _USAGE = """\
 usage: python -m memevolve_gpu.dropin SCRIPT [ARGUMENTS...]
        python -m memevolve_gpu.dropin -m MODULE [ARGUMENTS...]
 
-Runs a program with memevolve_gpu's vector store in the place of MemEvolve's.
+Runs a program with memevolve_gpu's vector store instead of MemEvolve's.
 """
 
 
 def install() -> None:
-    """Let ``memevolve.components.store.vector_store`` resolve to this package's. A second call changes nothing.
+    """Make ``memevolve.components.store.vector_store`` resolve to this package's module.
 
-    Raises ImportError when MemEvolve's own store has been imported already: some objects would be of one class and some
-    of the other.
+    Importing ``memevolve_gpu.dropin`` calls this. A second call changes nothing.
+
+    Raises:
+        ImportError: MemEvolve's own store is imported already; objects of two different classes would be mixed.
+
+    Example:
+        >>> from memevolve_gpu import VectorStore, dropin
+        >>> dropin.install()
+        >>> import memevolve.components.store.vector_store as memevolve_store
+        >>> memevolve_store.VectorStore is VectorStore
+        True
+        >>> dropin.uninstall()
     """
     loaded = sys.modules.get(_THEIRS + _STORE)
     if loaded is not None and loaded is not sys.modules.get(_OURS + _STORE):
@@ -66,7 +76,15 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Take back what ``install`` did. What MemEvolve has imported from our store in the meantime stays imported."""
+    """Undo :func:`install`. Names that MemEvolve has imported from this package's store stay imported.
+
+    Example:
+        >>> import sys
+        >>> from memevolve_gpu import dropin
+        >>> dropin.uninstall()
+        >>> "memevolve.components.store.vector_store" in sys.modules
+        False
+    """
     sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_ours(finder)]
     _serve(False)
     for name, module in list(sys.modules.items()):
@@ -76,10 +94,13 @@ def uninstall() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``SCRIPT arguments...`` or ``-m MODULE arguments...`` as Python would, with the store in place.
+    """Run ``SCRIPT arguments...`` or ``-m MODULE arguments...`` as Python would, with the replacement installed.
 
-    ``arguments`` are those of the process when None. Returns 0 once the program has ended by itself, 2 when it is not
-    named or not found; whatever it raises passes through.
+    Args:
+        arguments: The command line; None for that of the process.
+
+    Returns:
+        0 after the program has ended, 2 when it is not named or not found. What the program raises passes through.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     as_module = given[:1] == ["-m"]
@@ -104,13 +125,13 @@ def _run_script(script: Path) -> int:
         return 2
     if not getattr(sys.flags, "safe_path", False):
         folder = script.resolve()
-        sys.path[0] = str(folder if folder.is_dir() else folder.parent)  # where Python -m had put the current folder
+        sys.path[0] = str(folder if folder.is_dir() else folder.parent)  # python -m puts the current folder there
     runpy.run_path(str(script), run_name="__main__")
     return 0
 
 
 class _Finder(MetaPathFinder):
-    """Answers for the modules of MemEvolve that are ours, and for its own that get the store's report."""
+    """Finds the modules of MemEvolve that are this package's, and those that get the store's report."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
@@ -133,13 +154,13 @@ class _HookedLoader(Loader):
         self.hook = hook
 
     def __getattr__(self, name: str) -> Any:
-        """What else a loader can do: ``get_source`` for tracebacks, ``get_code`` for ``python -m``."""
+        """Forward the loader's other methods: ``get_source`` for tracebacks, ``get_code`` for ``python -m``."""
         if name == "loader":
-            raise AttributeError(name)  # asked while a copy is made
+            raise AttributeError(name)  # it is missing while a copy is made
         return getattr(self.loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """Let MemEvolve's loader make the module."""
+        """Let MemEvolve's loader create the module."""
         found: ModuleType | None = self.loader.create_module(spec)
         return found
 
@@ -173,7 +194,7 @@ def _server_reports(module: ModuleType) -> None:
 
 
 _REPORTING = {".memory_system": _memory_system_reports, ".api.server": _server_reports}
-"""Modules of MemEvolve that get the store's report once they are loaded."""
+"""Modules of MemEvolve that get the store's report when they are loaded."""
 
 
 class _AliasLoader(Loader):
@@ -183,7 +204,7 @@ class _AliasLoader(Loader):
         self.target = target
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the target where the import system looks for the module that it has just made."""
+        """Put the target into ``sys.modules``, from where the import system returns it."""
         target = importlib.import_module(self.target)
         sys.modules[module.__name__] = target
         if module.__name__ == _THEIRS + _STORE:
@@ -197,32 +218,32 @@ def _alias(fullname: str) -> ModuleSpec:
     shared = not rest or rest.split(".")[1] in _SHARED_ROOTS
     if not shared or importlib.util.find_spec(target) is None:
         raise ModuleNotFoundError(
-            f"No module named {fullname!r}: MemEvolve is not installed, and {_OURS}, which stands in for it, has no "
-            f"such part; install MemEvolve to use it",
+            f"No module named {fullname!r}: MemEvolve is not installed, and {_OURS} has no such module; install "
+            f"MemEvolve to use it",
             name=fullname,
         )
     return ModuleSpec(fullname, _AliasLoader(target), origin=target)
 
 
 def _pass_for_their_backend(store: ModuleType) -> None:
-    """Make our store a virtual subclass of MemEvolve's ABC, which its code checks for."""
+    """Register this package's store as a subclass of MemEvolve's ABC, which MemEvolve checks for."""
     try:
         backend = importlib.import_module(_THEIRS + _BACKEND).StorageBackend
     except (ModuleNotFoundError, AttributeError):
-        return  # a MemEvolve without such a class cannot check for it
+        return  # a MemEvolve without that class cannot check for it
     if backend not in store.VectorStore.__mro__ and hasattr(backend, "register"):
         backend.register(store.VectorStore)
 
 
 def _serve(does: bool) -> None:
-    """Tell our configuration, where it is loaded, whether MemEvolve makes the stores."""
+    """Set whether MemEvolve creates the stores, in the configuration if that is loaded."""
     config = sys.modules.get(f"{_OURS}.utils.config")
     if config is not None:
         config.serve_memevolve(does)
 
 
 def _memevolve_is_installed() -> bool:
-    """Would the import system find MemEvolve without us? A folder that happens to have its name does not count."""
+    """Whether the import system finds MemEvolve without this finder. An unrelated folder of its name does not count."""
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
         spec = None if _is_ours(finder) or find is None else find(_THEIRS, None)
@@ -236,7 +257,7 @@ def _has_a_store(namespace: ModuleSpec) -> bool:
 
 
 def _is_ours(finder: object) -> bool:
-    """By name, so that a reloaded module knows the finder that it installed before."""
+    """Compare by name, so that a reloaded module recognises the finder that it installed before."""
     return (type(finder).__module__, type(finder).__qualname__) == (__name__, _Finder.__qualname__)
 
 
@@ -252,6 +273,8 @@ def _forget_in_parent(name: str, module: ModuleType) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(importlib.import_module(f"{_OURS}.dropin").main())  # the module that programs import, not this copy of it
+    sys.exit(
+        importlib.import_module(f"{_OURS}.dropin").main()
+    )  # the module that programs import, not its copy __main__
 else:
     install()

@@ -205,3 +205,8 @@ class StoreClosedError(StorageError):
 
 class StoreUnavailableError(StorageError):
     """The server that keeps the store did not answer within the stated time; what was acknowledged is safe."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, at most 300 characters; its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

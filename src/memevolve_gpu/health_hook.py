@@ -1,6 +1,6 @@
-"""Puts the store's health report where operators of MemEvolve look: its health endpoint and its dashboard.
+"""Adds the store's health report to MemEvolve's health endpoint and dashboard.
 
-``memevolve_gpu.dropin`` does both by itself as MemEvolve is imported. A program that passes the store to MemEvolve does
+``memevolve_gpu.dropin`` does this when MemEvolve is imported. A program that passes the store to MemEvolve itself does
 it before the server starts::
 
     from memevolve.api import server
@@ -9,8 +9,8 @@ it before the server starts::
     add_to_memory_system(server.MemorySystem)
     add_to_app(server.app, server.get_memory_system)
 
-Then ``MemorySystem.get_storage_health()`` exists, ``GET /memory/storage`` answers with the report, the JSON of
-``/health`` and ``/dashboard-data`` has it under ``storage``, and ``/dashboard`` shows it at its end.
+Then ``MemorySystem.get_storage_health()`` exists, ``GET /memory/storage`` returns the report, the JSON of ``/health``
+and ``/dashboard-data`` has it under ``storage``, and ``/dashboard`` shows it at its end.
 """
 
 from __future__ import annotations
@@ -36,16 +36,28 @@ PAGE_PATH = "/dashboard"
 
 
 def add_to_memory_system(memory_system: type) -> None:
-    """Give MemEvolve's ``MemorySystem`` the method ``get_storage_health``; one that it has stays.
+    """Add the method ``get_storage_health`` to MemEvolve's ``MemorySystem``, unless it has one.
 
-    The method returns the report of the storage backend; of a backend that has none, its ``current_count``.
+    The method returns the report of the storage backend; ``current_count`` alone if the backend has none.
+
+    Args:
+        memory_system: The class.
+
+    Example:
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> from memevolve_gpu.health_hook import add_to_memory_system
+        >>> class MemorySystem:
+        ...     storage = ScratchStore([{"id": "a", "content": "one"}])
+        >>> add_to_memory_system(MemorySystem)
+        >>> MemorySystem().get_storage_health()
+        {'current_count': 1}
     """
     if not hasattr(memory_system, "get_storage_health"):
         memory_system.get_storage_health = _get_storage_health  # type: ignore[attr-defined]
 
 
 def add_to_app(app: Any, get_memory_system: Callable[[], Any]) -> None:
-    """Let the answers of MemEvolve's server carry the report. Call it before the server starts.
+    """Add the report to the responses of MemEvolve's server. Call it before the server starts.
 
     Args:
         app: Its FastAPI application, or any with ``add_middleware``.
@@ -55,7 +67,7 @@ def add_to_app(app: Any, get_memory_system: Callable[[], Any]) -> None:
 
 
 def _get_storage_health(memory_system: Any) -> dict[str, Any]:
-    """The storage backend's own report; of one that has none, ``current_count``."""
+    """Return the storage backend's report; ``current_count`` alone if it has none."""
     storage = getattr(memory_system, "storage", None)
     if storage is None:
         return {"error": "the memory system has no storage"}
@@ -65,7 +77,7 @@ def _get_storage_health(memory_system: Any) -> dict[str, Any]:
 
 
 class _StorageHealth:
-    """ASGI middleware: answers REPORT_PATH, and adds the report to the answers of JSON_PATHS and PAGE_PATH."""
+    """ASGI middleware: serves REPORT_PATH, and adds the report to the responses of JSON_PATHS and PAGE_PATH."""
 
     def __init__(self, app: App, get_memory_system: Callable[[], Any]) -> None:
         self.app = app
@@ -95,7 +107,7 @@ class _StorageHealth:
 
 
 class _Rewriter:
-    """Holds an answer back until its index is whole, and sends it on with the report in it."""
+    """Collects the whole response body, and sends it on with the report added."""
 
     def __init__(
         self, send: Send, rewrite: Callable[[bytes, dict[str, Any]], bytes | None], report: dict[str, Any]
@@ -107,7 +119,7 @@ class _Rewriter:
         self._body = bytearray()
 
     async def send(self, message: Message) -> None:
-        """Take one ASGI message of the answer."""
+        """Handle one ASGI message of the response."""
         if message["type"] == "http.response.start":
             self._start = message
             return
@@ -124,7 +136,7 @@ class _Rewriter:
 
 
 def _in_json(body: bytes, report: dict[str, Any]) -> bytes | None:
-    """The JSON object with ``storage``; None for what is no object or has that key already."""
+    """Add ``storage`` to a JSON object; None for what is no object or has that key already."""
     try:
         found = json.loads(body)
     except ValueError:
@@ -135,7 +147,7 @@ def _in_json(body: bytes, report: dict[str, Any]) -> bytes | None:
 
 
 def _in_page(body: bytes, report: dict[str, Any]) -> bytes | None:
-    """The page with a section at its end; None for what is no HTML page."""
+    """Add a section at the end of a page; None for what is no HTML page."""
     before, end, after = body.rpartition(b"</body>")
     if not end:
         return None

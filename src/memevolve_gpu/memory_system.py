@@ -1,4 +1,4 @@
-"""``MemorySystem``: stores, retrieves and manages memory units through one object."""
+"""``MemorySystem``: store, retrieve and manage memory units through one object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from .backends import AnyStore, open_store
-from .components.manage import HealthMetrics, ManagementStrategy, MemoryManager, SimpleManagementStrategy
+from .components.manage import HealthMetrics, ManagementStrategy, MemoryManager, Operation, SimpleManagementStrategy
 from .components.retrieve import (
     HybridRetrievalStrategy,
     KeywordRetrievalStrategy,
@@ -30,7 +30,7 @@ from .utils.config import EmbeddingConfig, StorageConfig
 from .utils.embeddings import embedder_from_config
 from .utils.timestamps import now_text
 
-__all__ = ["Capacity", "ComponentType", "MemorySystem", "MemorySystemConfig"]
+__all__ = ["Capacity", "ComponentType", "MemorySystem", "MemorySystemConfig", "Operation"]
 
 _BELOW_WARNING = 0.1
 _BELOW_THRESHOLD = 0.9
@@ -39,7 +39,7 @@ _DEFAULT_WARNING, _DEFAULT_PRUNE = 0.8, 0.9
 
 @dataclass(frozen=True)
 class Room:
-    """``excess``: units that must go before the new ones come, 0 when all is well; ``cause`` says why."""
+    """``excess``: units to delete before the new ones are stored, 0 for none; ``cause`` says why."""
 
     excess: int
     cause: str = ""
@@ -48,10 +48,10 @@ class Room:
 
 @dataclass
 class Capacity:
-    """When to make room, and how much.
+    """When to delete units to make room, and how many.
 
-    threshold: most units; None for the backend's own limits, of which ``prune_threshold`` may be used. level: share of
-    the limit to go down to; None for the warning threshold less 0.1, or for 0.9 of ``threshold``.
+    threshold: the most units; None uses ``prune_threshold`` of the backend's own limits. level: the share of the limit
+    to prune down to; None is the warning threshold minus 0.1, or 0.9 of ``threshold``.
     """
 
     threshold: int | None = None
@@ -64,7 +64,7 @@ class Capacity:
             raise ConfigurationError(f"prune_to must be a share of at least 0 and below 1, got {self.level}")
 
     def room(self, backend: StorageBackend, new: int) -> Room:
-        """What must go so that ``new`` units can come."""
+        """Return how many units to delete so that ``new`` units fit."""
         if self.threshold is not None:
             share = _BELOW_THRESHOLD if self.level is None else self.level
             bounds = (math.floor(self.threshold * share), self.threshold, self.threshold)
@@ -89,10 +89,10 @@ class Capacity:
 
 
 def _within(count: int, new: int, bounds: tuple[int, int, int]) -> Room:
-    """bounds: where to go down to, most units before room is made, and the limit.
+    """Compare ``count + new`` with bounds: the target after pruning, the most units before pruning, and the limit.
 
-    A batch that is larger than the first bound goes by the next: as little as needed is deleted for it, and nothing for
-    one that does not fit at all.
+    A batch larger than the first bound uses the next one, so that no more than needed is deleted. Nothing is deleted
+    for a batch that cannot fit at all.
     """
     if count + new <= bounds[1]:
         return Room(0)
@@ -115,7 +115,7 @@ class ComponentType(Enum):
 
     @classmethod
     def parse(cls, value: ComponentType | str) -> ComponentType:
-        """The component of that name. Raises ConfigurationError."""
+        """Return the component of that name. Raises ConfigurationError."""
         try:
             return cls(value)
         except ValueError:
@@ -125,9 +125,17 @@ class ComponentType(Enum):
 
 @dataclass
 class MemorySystemConfig:
-    """What a memory system is made of. Every field has MemEvolve's name where MemEvolve has it.
+    """The settings and components of a :class:`MemorySystem`. Field names are MemEvolve's where it has them.
 
-    ``memory_*`` belong to MemEvolve's encoder; nothing here reads them.
+    The ``memory_*`` fields configure MemEvolve's encoder; this package does not read them.
+
+    Raises:
+        ConfigurationError: A field has a value that is not allowed.
+
+    Example:
+        >>> from memevolve_gpu import MemorySystemConfig
+        >>> MemorySystemConfig(auto_prune_threshold=10_000, prune_policy="oldest").default_retrieval_top_k
+        5
     """
 
     memory_base_url: str = ""
@@ -135,25 +143,29 @@ class MemorySystemConfig:
     memory_model: str | None = None
     memory_timeout: int = 600
     storage_backend: StorageBackend | None = None
-    """Used as it is, and left open by ``close()``; None: a ``VectorStore`` by the environment's settings."""
+    """The store. ``close()`` leaves it open. None: a ``VectorStore`` configured by the environment."""
     retrieval_strategy: RetrievalStrategy | None = None
-    """None: hybrid where the backend has both indexes, else keyword."""
+    """None: hybrid where the backend has a vector index and a keyword index, else keyword."""
     management_strategy: ManagementStrategy | None = None
     """None: ``SimpleManagementStrategy``."""
     default_retrieval_top_k: int = 5
+    """Results of a query that names no ``top_k``."""
     enable_auto_management: bool = True
-    """Whether room is made before the backend would refuse."""
+    """Whether units are deleted automatically before a limit is reached."""
     auto_prune_threshold: int | None = None
-    """Units beyond which room is made; None: MEMEVOLVE_STORAGE_PRUNE_THRESHOLD of the backend's limits."""
+    """Most units before automatic pruning; None: MEMEVOLVE_STORAGE_PRUNE_THRESHOLD of the backend's limits."""
     prune_policy: PrunePolicy = "lru"
-    """Who goes first: read longest ago, least often, at random, or the oldest."""
+    """Units to delete first: least recently read, least frequently read, random, or oldest."""
     prune_to: float | None = None
-    """Share of the limit to go down to; None: MEMEVOLVE_STORAGE_WARNING_THRESHOLD less 0.1."""
+    """Share of the limit to prune down to; None: MEMEVOLVE_STORAGE_WARNING_THRESHOLD minus 0.1."""
     log_level: str | None = None
-    """Level of this package's loggers; None leaves it alone."""
+    """Level of this package's loggers; None leaves it unchanged."""
     on_encode_complete: Callable[[str, MemoryUnit], Any] | None = None
+    """Called with (id, unit) for each encoded unit that was stored."""
     on_retrieve_complete: Callable[[str, list[RetrievalResult]], Any] | None = None
+    """Called with (query, results) after each query."""
     on_manage_complete: Callable[[str, Any], Any] | None = None
+    """Called with (operation, result) after each management operation."""
 
     def __post_init__(self) -> None:
         whole_number("default_retrieval_top_k", self.default_retrieval_top_k, error=ConfigurationError)
@@ -167,33 +179,53 @@ _log = logging.getLogger("memevolve_gpu.memory_system")
 
 
 def notify(callback: Callable[..., Any] | None, *arguments: Any) -> None:
-    """Call it, if there is one. What it raises is logged: the work that it is told of is done and stays done."""
+    """Call the callback, if there is one, and log what it raises: the operation it reports is complete."""
     if callback is None:
         return
     try:
         callback(*arguments)
-    except Exception:  # noqa: BLE001 - it is the user's and may raise anything
-        _log.exception("a callback failed; what it was told of is done all the same")
+    except Exception:  # noqa: BLE001 - a user's callback may raise anything
+        _log.exception("the callback failed; the operation completed")
 
 
 LOG_KEPT = 1000
-"""Operations that the log remembers."""
+"""Entries of the operation log."""
 
 MEMORY_GROWTH = 1.05
-"""Room is made for memory's sake once, and again when the units have grown by a twentieth since."""
+"""After pruning for memory, prune again only when the number of units has grown by this factor."""
 
 
 class MemorySystem:
-    """Encodes, keeps, finds and manages memory units. Safe to use from several threads.
+    """Encodes, stores, finds and manages memory units. Safe to use from several threads.
 
-    Errors come as they are: those of this package derive from ``MemEvolveError``, those of an encoder are its own.
-    Callbacks are told when all is done; what they raise is logged, for it cannot undo anything.
+    Errors of this package derive from ``MemEvolveError``; errors of an encoder pass through unchanged. Callbacks run
+    after the operation is complete; an exception of a callback is logged.
+
+    Example:
+        >>> import tempfile
+        >>> from memevolve_gpu import HashingEmbedder, MemorySystem, MemorySystemConfig, VectorStore
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     VectorStore(f"{folder}/memory", HashingEmbedder()) as store,
+        ...     MemorySystem(MemorySystemConfig(storage_backend=store)) as system,
+        ... ):
+        ...     system.add_units([{"id": "bisect", "type": "skill", "content": "git bisect finds the bad commit"}])
+        ...     [unit["id"] for unit in system.query_memory("find the bad commit", top_k=1)]
+        ['bisect']
+        ['bisect']
     """
 
     def __init__(self, config: MemorySystemConfig | None = None, encoder: Any = None) -> None:
-        """``encoder`` has ``encode_experience`` and ``encode_trajectory``; None for those who give units.
+        """Create a memory system.
 
-        Raises ConfigurationError, and as ``VectorStore`` does when ``config`` names no storage backend.
+        Args:
+            config: Settings and components; None for the defaults.
+            encoder: An object with ``encode_experience`` and ``encode_trajectory``; None if only units are added.
+
+        Raises:
+            ConfigurationError: A setting is not allowed.
+            MemEvolveError: ``config`` names no storage backend, and the ``VectorStore`` of the environment's settings
+                cannot be opened.
         """
         self.config = config or MemorySystemConfig()
         self._capacity = Capacity(self.config.auto_prune_threshold, self.config.prune_to)
@@ -206,7 +238,7 @@ class MemorySystem:
         strategy = self.config.retrieval_strategy or _default_retrieval(self.storage)
         self.retrieval_context = RetrievalContext(strategy, self.config.default_retrieval_top_k)
         self.memory_manager = MemoryManager(self.storage, self.config.management_strategy or SimpleManagementStrategy())
-        self.operation_log: deque[dict[str, Any]] = deque(maxlen=LOG_KEPT)
+        self.operation_log: deque[Operation] = deque(maxlen=LOG_KEPT)
         self._swapping = threading.RLock()
         self._making_room = threading.RLock()
         self._is_making_room = False
@@ -216,11 +248,20 @@ class MemorySystem:
     def from_env(
         cls, index_file: str | os.PathLike[str] | None = None, encoder: Any = None, **settings: Any
     ) -> MemorySystem:
-        """A system on the store and the embedding function that MEMEVOLVE_STORAGE_* and MEMEVOLVE_EMBEDDING_* name.
+        """Create a system with the store and embedder of MEMEVOLVE_STORAGE_* and MEMEVOLVE_EMBEDDING_*.
 
-        index_file: path prefix of the store, ``memory`` by default, or ``milvus://host:port/collection``; see
-        ``open_store``. settings: fields of ``MemorySystemConfig``.
-        ``close()`` closes the store. Raises as ``VectorStore`` does.
+        ``close()`` closes the store.
+
+        Args:
+            index_file: Path prefix of the store, or ``milvus://host:port/collection``; None as in :func:`open_store`.
+            encoder: As in the constructor.
+            **settings: Fields of :class:`MemorySystemConfig`.
+
+        Returns:
+            The system.
+
+        Raises:
+            MemEvolveError: The store cannot be opened, or a setting is not allowed.
         """
         store = _store_from_env(index_file)
         try:
@@ -234,9 +275,18 @@ class MemorySystem:
     # Keeping
 
     def add_experience(self, experience: Mapping[str, Any]) -> str | None:
-        """Encode an experience and keep what comes of it: the id of the first unit; None when none came of it.
+        """Encode an experience and store its units, all or none.
 
-        Raises ConfigurationError without an encoder, what the encoder raises, and as :meth:`add_units` does.
+        Args:
+            experience: What the encoder's ``encode_experience`` takes.
+
+        Returns:
+            The id of the first unit; None when the encoder returned none.
+
+        Raises:
+            ConfigurationError: There is no encoder.
+            InvalidUnitError: The encoder returned something that is no unit.
+            MemEvolveError: As :meth:`add_units`. The encoder's own errors pass through.
         """
         units = encoded_units(self._encoder().encode_experience(experience))
         ids = self._keep(units)
@@ -245,7 +295,17 @@ class MemorySystem:
         return ids[0] if ids else None
 
     def add_trajectory(self, trajectory: Sequence[Mapping[str, Any]]) -> list[str]:
-        """Encode a trajectory and keep its units, all or none: their ids. Raises as :meth:`add_experience` does."""
+        """Encode a trajectory and store its units, all or none.
+
+        Args:
+            trajectory: Experiences, as the encoder's ``encode_trajectory`` takes them.
+
+        Returns:
+            The ids of the units, in order.
+
+        Raises:
+            MemEvolveError: As :meth:`add_experience`.
+        """
         return self._add_encoded("add_trajectory", trajectory, self._encoder().encode_trajectory(trajectory))
 
     def add_trajectory_batch(
@@ -255,7 +315,21 @@ class MemorySystem:
         max_workers: int = 4,
         batch_size: int = 10,
     ) -> list[str]:
-        """As :meth:`add_trajectory`, through the encoder's ``encode_trajectory_batch`` where it has one."""
+        """Encode a trajectory with ``encode_trajectory_batch``, if the encoder has it, and store its units.
+
+        Args:
+            trajectory: As for :meth:`add_trajectory`.
+            use_parallel: False always uses ``encode_trajectory``.
+            max_workers: Passed to the encoder.
+            batch_size: Passed to the encoder.
+
+        Returns:
+            The ids of the units, in order.
+
+        Raises:
+            ConfigurationError: ``max_workers`` or ``batch_size`` is not a positive whole number.
+            MemEvolveError: As :meth:`add_experience`.
+        """
         encoder = self._encoder()
         whole_number("max_workers", max_workers, error=ConfigurationError)
         whole_number("batch_size", batch_size, error=ConfigurationError)
@@ -266,9 +340,21 @@ class MemorySystem:
         return self._add_encoded("add_trajectory_batch", trajectory, encoded)
 
     def add_units(self, units: Sequence[MemoryUnit], embeddings: Any = None) -> list[str]:
-        """Keep units, all or none, and return their ids. embeddings (n, dim) spares the embedding function.
+        """Store units, all or none.
 
-        Room is made first where a threshold would be passed. Raises as ``VectorStore.store_batch`` does.
+        Units are pruned first when the new ones would pass the threshold.
+
+        Args:
+            units: JSON objects; a unit whose id exists is replaced.
+            embeddings: float32 (n, dim), one row per unit; None embeds their text.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            InvalidUnitError: A unit cannot be stored.
+            CapacityError: The units do not fit.
+            MemEvolveError: Embedding or storing failed.
         """
         ids = self._keep(list(units), embeddings)
         self._note("add_units", {"unit_count": len(ids)})
@@ -279,9 +365,20 @@ class MemorySystem:
     def query_memory(
         self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """The units that match best, best first, each with ``score`` and ``retrieval_metadata``.
+        """Find the units that match a query best.
 
-        Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        Args:
+            query: The text to search for.
+            top_k: Most results; None for ``default_retrieval_top_k``.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+
+        Returns:
+            The units, best first, each with the keys ``score`` and ``retrieval_metadata`` added.
+
+        Raises:
+            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
+            InvalidFilterError: ``filters`` is malformed.
+            EmbeddingError: The query cannot be embedded.
         """
         results = self.retrieval_context.retrieve(query, self.storage, top_k, filters)
         self._note("query_memory", {"query": query, "top_k": top_k, "results_count": len(results)})
@@ -289,16 +386,32 @@ class MemorySystem:
         return [_as_dict(result) for result in results]
 
     def retrieve_by_ids(self, unit_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """The units of these ids that exist, in this order, each with ``score`` 1 and ``retrieval_metadata``."""
+        """Return the units of these ids that exist.
+
+        Args:
+            unit_ids: Ids; those of no unit are skipped.
+
+        Returns:
+            The units, in the order of ``unit_ids``, each with ``score`` 1.0 and ``retrieval_metadata``.
+        """
         return [_as_dict(result) for result in self.retrieval_context.retrieve_by_ids(unit_ids, self.storage)]
 
     # Managing
 
     def manage_memory(self, operation: str, **options: Any) -> Any:
-        """Run ``prune`` (criteria), ``consolidate`` (units), ``deduplicate`` (similarity_threshold) or ``forget``
-        (strategy, count); further options go to the strategy, ``dry_run=True`` among them.
+        """Run a management operation.
 
-        Returns (count, ids), or the merged units. Raises ConfigurationError and what the strategy raises.
+        Args:
+            operation: ``prune``, ``consolidate``, ``deduplicate`` or ``forget``.
+            **options: Arguments of the method of :class:`MemoryManager` (``criteria``, ``units``,
+                ``similarity_threshold``, ``strategy`` and ``count``), and of the strategy, such as ``dry_run=True``.
+
+        Returns:
+            (count, ids) of the deleted units; for ``consolidate`` the merged units.
+
+        Raises:
+            ConfigurationError: There is no such operation.
+            MemEvolveError: The strategy failed.
         """
         manager = self.memory_manager
         operations: dict[str, Callable[..., Any]] = {
@@ -315,21 +428,21 @@ class MemorySystem:
         return result
 
     def get_health_metrics(self) -> HealthMetrics:
-        """Figures of the memory, without reading its units where the backend can describe itself."""
+        """Return counts, sizes, times and an estimate of duplicates; see :class:`HealthMetrics`."""
         return self.memory_manager.get_health_metrics()
 
     def get_storage_health(self) -> dict[str, Any]:
-        """The backend's own report, see docs/how-to/operations.md; of one that has none, ``current_count``."""
+        """Return the backend's report (docs/how-to/operations.md); ``current_count`` alone if it has none."""
         if isinstance(self.storage, StorageHealth):
             return self.storage.get_storage_health()
         return {"current_count": self.storage.count()}
 
-    def get_operation_log(self) -> list[dict[str, Any]]:
-        """``operation``, ``details`` and ``timestamp`` of the last thousand operations, newest last."""
+    def get_operation_log(self) -> list[Operation]:
+        """Return the last 1,000 operations, newest last."""
         return list(self.operation_log)
 
     def clear_operation_log(self) -> None:
-        """Forget the operations."""
+        """Empty the operation log."""
         self.operation_log.clear()
 
     # Changing parts
@@ -341,13 +454,24 @@ class MemorySystem:
         validate: bool = True,
         save_state: bool = False,
     ) -> bool:
-        """Replace a component while the system is in use; returns True.
+        """Replace a component while the system is in use.
 
-        The new one makes a real round trip first (a unit stored, changed and deleted; a query; a small memory pruned;
-        an experience encoded). Only then does it take the old one's place, so a failure leaves all as it was.
-        save_state: hand over what the old one's ``save_state()`` gives; for a ``VectorStore`` that copies its units.
+        The new component is tried first: a unit is stored, changed and deleted; a query is answered; a small memory is
+        pruned; an experience is encoded. If the trial fails, the old component stays in use.
 
-        Raises ConfigurationError, and whatever the new component raises in its trial.
+        Args:
+            component_type: ``encoder``, ``storage``, ``retrieval`` or ``manager``.
+            new_component: The component; for ``manager`` a strategy or a :class:`MemoryManager`.
+            validate: False skips the trial.
+            save_state: Pass ``save_state()`` of the old component to ``restore_state()`` of the new one. For a
+                ``VectorStore`` this copies its units.
+
+        Returns:
+            True.
+
+        Raises:
+            ConfigurationError: ``component_type`` is unknown, ``new_component`` is None, or the trial failed. Other
+                errors of the component pass through.
         """
         kind = ComponentType.parse(component_type)
         with self._swapping:
@@ -363,7 +487,7 @@ class MemorySystem:
         return True
 
     def close(self) -> None:
-        """Close the store, and the connections of its embedding function, if this system opened them."""
+        """Close the store and its embedder's connections, if this system opened them. May be called twice."""
         while self._owned:
             store = self._owned.pop()
             store.close()
@@ -391,7 +515,7 @@ class MemorySystem:
 
     def _make_room(self, storage: StorageBackend, units: list[MemoryUnit]) -> None:
         with self._making_room:
-            if self._is_making_room:  # a handler or callback inside this very call: the backend decides
+            if self._is_making_room:  # a handler or callback inside this call: the backend decides
                 return
             self._is_making_room = True
             try:
@@ -399,7 +523,7 @@ class MemorySystem:
                 removed = self._free(storage, room) if room.excess else None
             finally:
                 self._is_making_room = False
-        if removed is not None:  # outside the lock: a callback may well add units
+        if removed is not None:  # outside the lock: a callback may add units
             details = {"policy": self.config.prune_policy, "count": removed[0], "cause": room.cause}
             self._note("auto_prune", details)
             notify(self.config.on_manage_complete, "auto_prune", removed)
@@ -413,10 +537,10 @@ class MemorySystem:
         return room
 
     def _free(self, storage: StorageBackend, room: Room) -> tuple[int, list[str]] | None:
-        """Delete what must go; None when that failed: the backend then decides whether the new units fit."""
+        """Delete ``room.excess`` units; None when that failed: the backend then decides whether the new units fit."""
         manager, policy = self.memory_manager, self.config.prune_policy
         if manager.storage_backend is not storage:
-            return None  # it was replaced this moment
+            return None  # the backend was replaced meanwhile
         try:
             if policy == "oldest":
                 removed = manager.prune({"max_count": storage.count() - room.excess})
@@ -444,7 +568,7 @@ class MemorySystem:
 
     def _encoder(self) -> Any:
         if self.encoder is None:
-            raise ConfigurationError("encoder is None: make the MemorySystem with one, or use add_units")
+            raise ConfigurationError("encoder is None: create the MemorySystem with one, or use add_units")
         return self.encoder
 
     def _component(self, kind: ComponentType) -> Any:
@@ -495,13 +619,13 @@ def _default_retrieval(storage: StorageBackend) -> RetrievalStrategy:
 
 
 def _is_known(storage: StorageBackend, unit: Any) -> bool:
-    """Does the unit replace one that is there? Then it needs no room."""
+    """Whether the unit replaces an existing one, so that it needs no room."""
     unit_id = unit.get("id") if isinstance(unit, Mapping) else None
     return isinstance(unit_id, str) and storage.exists(unit_id)
 
 
 def _strategy_of(component: Any) -> Any:
-    """A strategy itself, or that of a manager."""
+    """Return a strategy itself, or the strategy of a manager."""
     return getattr(component, "management_strategy", component)
 
 

@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -609,13 +610,34 @@ def test_the_background_writes_reads_down(tmp_path: Path) -> None:
         assert set(other.access_counts().values()) == {100}
 
 
+@pytest.mark.parametrize("policy", ["lru", "lfu"])
+def test_reads_count_although_another_writes_just_then(tmp_path: Path, policy: Any) -> None:
+    with store_at(tmp_path, auto_prune=policy, max_memory_units=10) as store, store_at(tmp_path) as other:
+        store.store_batch([unit(f"n{n}") for n in range(8)])
+
+        def while_another_writes(act: Callable[[], object]) -> object:
+            with ThreadPoolExecutor(1) as pool:
+                with other._open.records.write():
+                    running = pool.submit(act)
+                    time.sleep(0.1)
+                return running.result()
+
+        store.retrieve("n0")
+        assert while_another_writes(lambda: store.access_order(policy, 1)) == ["n1"]
+        store.retrieve("n1")
+        assert while_another_writes(store.access_counts) == {"n0": 1, "n1": 1}
+        store.retrieve("n2")
+        while_another_writes(lambda: store.store_batch([unit(f"new{n}") for n in range(3)]))
+        assert {"n0", "n1", "n2"} <= set(ids_of(store))
+
+
 def test_reads_that_cannot_be_written_down_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with store_at(tmp_path) as store:
         store.store(unit("a"))
         records = store._open.records
         original = records.write
 
-        def full() -> Any:
+        def full(**_options: Any) -> Any:
             raise StorageFullError("the disk is full")
 
         monkeypatch.setattr(records, "write", full)

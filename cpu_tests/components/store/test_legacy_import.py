@@ -323,14 +323,14 @@ HOSTILE_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("name", HOSTILE_OBJECTS)
-def test_whatever_is_not_plain_is_refused_and_does_not_run(tmp_path: Path, name: str, protocol: int) -> None:
-    prefix = write(tmp_path, pickle.dumps(HOSTILE_OBJECTS[name], protocol=protocol))
-    message = refusal(prefix, "only plain values are read")
-    assert "nothing was imported" in message
-    assert not (tmp_path / "ran").exists()
-    assert not Path("ran").exists()
+def test_whatever_is_not_plain_is_refused_and_does_not_run(tmp_path: Path, name: str) -> None:
+    for protocol in PROTOCOLS:
+        prefix = write(tmp_path, pickle.dumps(HOSTILE_OBJECTS[name], protocol=protocol))
+        message = refusal(prefix, "only plain values are read")
+        assert "nothing was imported" in message, protocol
+        assert not (tmp_path / "ran").exists(), protocol
+        assert not Path("ran").exists(), protocol
 
 
 HOSTILE_BYTES = {
@@ -357,10 +357,10 @@ HOSTILE_BYTES = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE_BYTES)
-def test_every_instruction_that_could_run_code_is_refused(tmp_path: Path, name: str) -> None:
-    refusal(write(tmp_path, HOSTILE_BYTES[name]), "only plain values are read")
-    assert not Path("ran").exists()
+def test_every_instruction_that_could_run_code_is_refused(tmp_path: Path) -> None:
+    for name, data in HOSTILE_BYTES.items():
+        refusal(write(tmp_path, data), "only plain values are read")
+        assert not Path("ran").exists(), name
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 4])
@@ -413,9 +413,9 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("name", GARBAGE)
-def test_garbage_is_a_named_error(tmp_path: Path, name: str) -> None:
-    refusal(write(tmp_path, GARBAGE[name]), "damaged or no pickle at byte")
+def test_garbage_is_a_named_error(tmp_path: Path) -> None:
+    for data in GARBAGE.values():
+        refusal(write(tmp_path, data), "damaged or no pickle at byte")
 
 
 @pytest.mark.parametrize("value", [[], [UNITS], "text", 5, None, (1, 2), b"bytes"])

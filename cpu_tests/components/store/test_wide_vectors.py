@@ -10,7 +10,7 @@ import pytest
 from support import SEED, as_child
 
 from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.live import rebuild_rules, snapshot_writer
+from memevolve_gpu.live import scheduler, snapshot_writer
 from memevolve_gpu.types import FloatArray
 
 DIM, COUNT = 256, 600
@@ -145,8 +145,8 @@ def test_a_limit_that_float32_passes_is_kept(tmp_path: Path) -> None:
 
 
 def test_new_rows_lie_in_memory_until_enough_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rebuild_rules, "DELTA_ROWS", 40)
-    monkeypatch.setattr(rebuild_rules, "DELTA_MOST", 40)
+    monkeypatch.setattr(scheduler, "DELTA_ROWS", 40)
+    monkeypatch.setattr(scheduler, "DELTA_MOST", 40)
     vectors = heavy_tailed()
     with filled(tmp_path, vectors[:500], index_type="ivf") as store:
         store.snapshot()

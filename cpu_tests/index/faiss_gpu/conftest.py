@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 from fake_faiss_gpu import Card, gpu_faiss
 
-from memevolve_gpu.index import faiss_support
+from memevolve_gpu.index import device_failover, faiss_support
 from memevolve_gpu.index.faiss_gpu import resources
 
 
@@ -19,6 +19,7 @@ def installed(card: Card) -> Iterator[Card]:
     before = faiss_support.load_faiss()
     faiss_support._module = gpu_faiss(card)
     resources._by_device.clear()
+    device_failover._lost.clear()
     resources.use_free_bytes(card.free)
     try:
         yield card
@@ -26,6 +27,7 @@ def installed(card: Card) -> Iterator[Card]:
         faiss_support._module = before
         resources.use_free_bytes(None)
         resources._by_device.clear()
+        device_failover._lost.clear()
     assert card.violations == 0, "two threads were on the device at once"
 
 

@@ -1,4 +1,4 @@
-"""What every body promises, promised by the bodies on a GPU as well: the same tests, on the stand-in."""
+"""The index contract for the faiss indexes on a GPU: the same tests, on the stand-in."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from index.test_index_contract import (
     test_slot_table,
     test_threads_search_one_body_at_the_same_time,
 )
-from oracle import METRICS, check_answer, clustered, fitted, nearest, recall, rows_of
+from oracle import check_answer, clustered, fitted, nearest, pairs, parametrize_case, recall, rows_of
 
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.bitmap import RowFilter
@@ -68,9 +68,13 @@ def index_of(kind: str, vectors: FloatArray, metric: Metric, precision: Precisio
     return build(plan_of(kind, len(vectors), precision), rows_of(vectors), metric, seed=seed)
 
 
-@pytest.fixture(scope="module", params=[(kind, metric) for kind in KINDS for metric in METRICS], ids="-".join)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize_case(metafunc, KINDS)
+
+
+@pytest.fixture(scope="module")
 def case(request: pytest.FixtureRequest, shared_card: Card) -> Case:
-    """As for the CPU's bodies: 4,000 clustered vectors, and 40 queries of which half are far from the data."""
+    """As for the indexes of the CPU: 4,000 clustered vectors, and 40 queries of which half are far from the data."""
     kind, metric = request.param
     rng = np.random.default_rng(11)
     vectors = clustered(rng, N, DIM, metric)
@@ -80,21 +84,19 @@ def case(request: pytest.FixtureRequest, shared_card: Card) -> Case:
     return index_of(kind, vectors, metric), vectors, queries
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dim", [1, 3, 33, 384])
-def test_odd_dimensions(kind: str, metric: Metric, dim: int, card: Card, rng: np.random.Generator) -> None:
-    vectors, queries = clustered(rng, 400, dim, metric), clustered(rng, 8, dim, metric)
-    index = index_of(kind, vectors, metric)
-    for params in (SearchParams(), SearchParams(exact=True)):
-        answer = index.search(queries, 5, params)
-        check_answer(index, queries, vectors, answer)
-        assert recall(answer[0], nearest(queries, vectors, metric, 5)) >= 0.9
+@pytest.mark.parametrize(("kind", "metric"), pairs(KINDS))
+def test_odd_dimensions(kind: str, metric: Metric, card: Card, rng: np.random.Generator) -> None:
+    for dim in (1, 3, 33, 384):
+        vectors, queries = clustered(rng, 400, dim, metric), clustered(rng, 8, dim, metric)
+        index = index_of(kind, vectors, metric)
+        for params in (SearchParams(), SearchParams(exact=True)):
+            answer = index.search(queries, 5, params)
+            check_answer(index, queries, vectors, answer)
+            assert recall(answer[0], nearest(queries, vectors, metric, 5)) >= 0.9, dim
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("kind", "metric"), pairs(KINDS, 1))
 @pytest.mark.parametrize(("precision", "tolerance"), [("float16", 0.01), ("int8", 0.05)])
-@pytest.mark.parametrize("kind", KINDS)
 def test_narrow_precisions_stay_within_their_error(
     kind: str, metric: Metric, precision: Precision, tolerance: float, card: Card, rng: np.random.Generator
 ) -> None:
@@ -109,18 +111,16 @@ def test_narrow_precisions_stay_within_their_error(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e6])
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_vectors_of_any_size(
-    kind: str, scale: float, precision: Precision, card: Card, rng: np.random.Generator
-) -> None:
-    vectors = clustered(rng, 1500, 24, "l2") * np.float32(scale)
-    index = index_of(kind, vectors, "l2", precision)
-    distances, positions = index.search(vectors[:20], 5, SearchParams())
-    truth = nearest(vectors[:20], vectors, "l2", 5)
-    loose = 1e-3 if index.plan.precision == "float32" else 0.3
-    np.testing.assert_allclose(distances / scale**2, truth / scale**2, rtol=loose, atol=loose)
-    assert (positions[:, 0] == np.arange(20)).all()
+def test_vectors_of_any_size(kind: str, precision: Precision, card: Card, rng: np.random.Generator) -> None:
+    for scale in (1e-7, 1.0, 1e6):
+        vectors = clustered(rng, 1500, 24, "l2") * np.float32(scale)
+        index = index_of(kind, vectors, "l2", precision)
+        distances, positions = index.search(vectors[:20], 5, SearchParams())
+        truth = nearest(vectors[:20], vectors, "l2", 5)
+        loose = 1e-3 if index.plan.precision == "float32" else 0.3
+        np.testing.assert_allclose(distances / scale**2, truth / scale**2, rtol=loose, atol=loose)
+        assert (positions[:, 0] == np.arange(20)).all(), scale
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -166,13 +166,13 @@ def test_trained_lists_are_taken_over(precision: Precision, card: Card, rng: np.
     assert first.search(vectors[:50], 1, SearchParams())[1][:, 0].tolist() == list(range(50)), "the first is untouched"
 
 
-@pytest.mark.parametrize("distinct", [1, 2, 7])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fewer_distinct_vectors_than_lists(kind: str, distinct: int, card: Card, rng: np.random.Generator) -> None:
-    vectors = np.ascontiguousarray(clustered(rng, distinct, 32, "l2")[rng.integers(distinct, size=2000)])
-    answer = index_of(kind, vectors, "l2").search(vectors[:10], 10, SearchParams())
-    assert (answer[0] == 0).all()
-    assert (answer[1] >= 0).all()
+def test_fewer_distinct_vectors_than_lists(kind: str, card: Card, rng: np.random.Generator) -> None:
+    for distinct in (1, 2, 7):
+        vectors = np.ascontiguousarray(clustered(rng, distinct, 32, "l2")[rng.integers(distinct, size=2000)])
+        answer = index_of(kind, vectors, "l2").search(vectors[:10], 10, SearchParams())
+        assert (answer[0] == 0).all(), distinct
+        assert (answer[1] >= 0).all(), distinct
 
 
 def test_one_row_and_none(card: Card, rng: np.random.Generator) -> None:

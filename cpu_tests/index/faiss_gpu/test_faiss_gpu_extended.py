@@ -12,7 +12,7 @@ import pytest
 from fake_faiss_gpu import Card
 from index.faiss_gpu.test_faiss_gpu_contract import KINDS, index_of
 from index.test_extended import cut
-from oracle import METRICS, check_answer, clustered, nearest, recall, rows_of
+from oracle import check_answer, clustered, nearest, pairs, recall, rows_of
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.base import Index
@@ -36,9 +36,10 @@ def extended(index: Index, vectors: FloatArray) -> Index:
     return longer
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "metric", "precision"),
+    [(kind, metric, p) for turn, p in enumerate(PRECISIONS) for kind, metric in pairs(KINDS, turn)],
+)
 def test_old_rows_then_new_ones(
     kind: str, metric: Metric, precision: Precision, card: Card, rng: np.random.Generator
 ) -> None:

@@ -103,8 +103,8 @@ def test_the_host_keeps_no_second_copy_of_the_rows(
     ("text", "cause"),
     [
         (alloc_failed("out of memory [2]"), "out-of-memory"),
-        (alloc_failed("an illegal memory access was encountered [700]"), "device-error"),
-        (alloc_failed("uncorrectable ECC error encountered [214]"), "device-error"),
+        (alloc_failed("an illegal memory access was encountered [700]"), "device-lost"),
+        (alloc_failed("uncorrectable ECC error encountered [214]"), "device-lost"),
         ("after dispatching: cudaErrorMemoryAllocation: out of memory", "out-of-memory"),
         ("std::bad_alloc", "out-of-memory"),
     ],
@@ -114,7 +114,7 @@ def test_errors_that_stay_are_told_from_a_full_card(text: str, cause: str, card:
     card.failing = text
     right(index, vectors, vectors[:5])
     assert {told.cause for told in index.incidents()} == {cause}
-    assert (resources_module._by_device[0].lost is not None) == (cause == "device-error")
+    assert (resources_module._by_device[0].lost is not None) == (cause == "device-lost")
 
 
 def test_what_failed_is_freed_at_once_though_the_error_is_kept(card: Card, vectors: FloatArray) -> None:

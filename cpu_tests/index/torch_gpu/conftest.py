@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from memevolve_gpu.index.torch_gpu import failover, flat, index, ivf
+from memevolve_gpu.index import device_failover
+from memevolve_gpu.index.torch_gpu import flat, index, ivf, runtime
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account, account_of
 
 CARD = "cuda:7"
@@ -43,11 +44,11 @@ def card(torch: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     """The account of device ``CARD``, whose tensors lie on the CPU; set its ``limit`` to make the card small."""
     for module in (index, flat, ivf):
         monkeypatch.setattr(module, "open_device", lambda _: torch.device("cpu"))
-    monkeypatch.setattr(failover, "current", lambda _: nullcontext())
-    monkeypatch.setattr(failover, "_release", lambda _: None)
+    monkeypatch.setattr(runtime, "current", lambda _: nullcontext())
+    monkeypatch.setattr(runtime, "_release", lambda _: None)
     account = account_of(CARD)
     if account.used:
         gc.collect()  # what an earlier test saw raised holds its bodies
     yield account
     account.limit = None
-    failover._lost.pop(CARD, None)
+    device_failover._lost.pop(CARD, None)

@@ -22,7 +22,7 @@ from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory
 from memevolve_gpu.errors import DeviceError, EngineError
 from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.registry import build, from_parts
-from memevolve_gpu.index.torch_gpu import device_rows, failover, runtime
+from memevolve_gpu.index.torch_gpu import device_rows, runtime
 from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import ivf as ivf_module
 from memevolve_gpu.index.torch_gpu import upload as loaded_module
@@ -87,7 +87,6 @@ def test_room_is_made_on_the_devices_turn_and_only_where_it_is_short(
             free.append(pool.submit(device_lock(CARD).acquire, False).result())
 
     monkeypatch.setattr(index._graphs, "clear", look)
-    index._failover.relieved_by(look)
     fails_when(monkeypatch, lambda _: RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
     assert_right(index, queries, vectors)
     assert free == [], "nothing is dropped for what is no want of room"
@@ -291,7 +290,7 @@ def test_a_snapshot_opens_where_its_device_is_missing(
 
 
 def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failover, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(runtime, "_LOCK_TIMEOUT_S", 0.05)
     vectors, queries = some(1), some(2, 20)
     index, hangs, go_on = on_card("exact", vectors), threading.Event(), threading.Event()
 
@@ -473,6 +472,6 @@ def test_a_torch_that_cannot_begin_is_refused(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(failover, "current", fails)
+    monkeypatch.setattr(runtime, "current", fails)
     with pytest.raises(DeviceError, match=f"{error}; the CPU can hold this index"):
         on_card("exact", some(1))

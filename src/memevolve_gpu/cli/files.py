@@ -18,9 +18,10 @@ import numpy as np
 
 from ..backends import AnyStore
 from ..components.store.legacy_import import read_legacy
-from ..components.store.units import checked_unit
+from ..components.store.units import checked_unit, text_to_embed
 from ..errors import InvalidUnitError, MemEvolveError
 from ..types import FloatArray, MemoryUnit
+from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts
 from .app import InputError, Interrupted
 from .output import Output, held_interrupt
 
@@ -151,28 +152,26 @@ def export_line(unit: MemoryUnit, vector: FloatArray | None = None, model: str |
     return json.dumps({"unit": unit, "vector": packed, "model": model}, ensure_ascii=False)
 
 
-def write_lines(path: str, lines: Iterable[str], told: Callable[[int], None]) -> int:
+def write_lines(path: str, lines: Iterable[str], told: Callable[[int], None], mode: int = PRIVATE) -> int:
     """Write the lines as UTF-8 to ``path``, ``-`` for stdout; their number. ``told`` hears it as it grows.
 
-    A file appears complete and synced, or not at all; one that is there is replaced only then. Raises InputError when
-    ``path`` is something other than a file, OSError when the operating system refuses.
+    A file appears complete and synced, or not at all, with this mode; one that is there is replaced only then. Raises
+    InputError when ``path`` is something other than a file, OSError when the operating system refuses.
     """
     if path == "-":
         return _write_to(sys.stdout.buffer.write, lines, told)
     target = Path(path).resolve()
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
         raise InputError(f"{path}: is no regular file; give the name of a file, or - for stdout")
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    remove_abandoned_drafts([target])
     try:
-        with draft.open("wb") as stream:
+        with draft_of(target, mode) as draft, open(draft.handle, "wb", closefd=False) as stream:
             count = _write_to(stream.write, lines, told)
             stream.flush()
             os.fsync(stream.fileno())
-        draft.replace(target)
+            draft.path.replace(target)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        draft.unlink(missing_ok=True)
     _sync_folder(target.parent)
     return count
 
@@ -392,7 +391,10 @@ def read_old(path: str) -> tuple[list[Exported], list[str]]:
     lines, problems = [], list(old.problems)
     for number, unit in enumerate(old.units, 1):
         try:
-            lines.append(Exported(number, checked_unit(unit, f"old unit {unit.get('id')!r}"), None, None))
+            where = f"old unit {unit.get('id')!r}"
+            checked = checked_unit(unit, where)
+            text_to_embed(checked, where)
+            lines.append(Exported(number, checked, None, None))
         except InvalidUnitError as error:
             problems.append(f"left out: {error}")
     return lines, problems

@@ -20,8 +20,11 @@ from ..components.store.vector_store import VectorStore
 from ..devices.selection import Machine
 from ..errors import DimensionMismatchError, ModelMismatchError
 from ..records import Records, canonical, matches
+from ..records.file_lock import file_mode
+from ..records.opening import database_path
 from ..types import FloatArray, MemoryUnit
-from ..utils.config import StorageConfig
+from ..utils.config import StorageConfig, is_milvus_uri
+from ..utils.drafts import PRIVATE
 from ..utils.embeddings import Embedder as Checked
 from .app import ExitCode, InputError
 from .files import export_line, write_lines
@@ -303,7 +306,8 @@ def export(
             if count % _PROGRESS_EVERY == 0:
                 report(f"exporting {count} units", count / total)
 
-        count = write_lines(file, _export_lines(opened, asked, prefix if vectors else None), told)
+        mode = PRIVATE if is_milvus_uri(prefix) else file_mode(database_path(prefix))
+        count = write_lines(file, _export_lines(opened, asked, prefix if vectors else None), told, mode)
     if file == "-":
         output.note(f"exported {count} units")
     else:

@@ -18,7 +18,7 @@ __all__ = ["ScratchStore", "encoded_units", "try_encoder", "try_management", "tr
 
 
 class ScratchStore(StorageBackend, MetadataMixin):
-    """Units in a dict, with the verbs of ``StorageBackend`` and nothing else. Not safe for threads."""
+    """Units in a dict, with the abstract methods of ``StorageBackend`` only. Not safe to use from several threads."""
 
     def __init__(self, units: Sequence[MemoryUnit] = ()) -> None:
         self._units: dict[str, MemoryUnit] = {}
@@ -67,13 +67,13 @@ class ScratchStore(StorageBackend, MetadataMixin):
         return f"unit_{self._next}"
 
 
-_EXPERIENCE = {"action": "try an encoder", "result": "it works", "context": "a trial before it is put in place"}
+_EXPERIENCE = {"action": "try an encoder", "result": "it works", "context": "a trial before it is used"}
 
 
 def try_storage(backend: Any) -> None:
-    """Store a unit, read it back, change it, delete it; no trace of it is left, whatever happens.
+    """Store a unit, read it, change it, delete it. The unit is removed even if the trial fails.
 
-    Raises ConfigurationError when the backend lacks a method or gives back something else, and what it raises itself.
+    Raises ConfigurationError when the backend lacks a method or returns something wrong; its own errors pass through.
     """
     _methods(backend, "storage", StorageBackend)
     unit_id = f"trial-{uuid.uuid4().hex}"
@@ -92,7 +92,7 @@ def try_storage(backend: Any) -> None:
 
 
 def try_retrieval(strategy: Any, backend: StorageBackend) -> None:
-    """Ask the strategy something in the memory that it is to serve. Raises as :func:`try_storage` does."""
+    """Run a query with the strategy on the backend that it will use. Raises as :func:`try_storage`."""
     _methods(strategy, "retrieval", RetrievalStrategy)
     results = strategy.retrieve("a trial of this strategy", backend, top_k=1)
     well_formed = isinstance(results, list) and all(map(_is_result, results))
@@ -100,10 +100,7 @@ def try_retrieval(strategy: Any, backend: StorageBackend) -> None:
 
 
 def try_management(strategy: Any) -> None:
-    """Let the strategy prune and describe a memory of three units that exists for this only.
-
-    Raises as :func:`try_storage` does.
-    """
+    """Let the strategy prune and describe a temporary memory of three units. Raises as :func:`try_storage`."""
     _methods(strategy, "management", ManagementStrategy)
     units = [{"id": f"trial-{n}", "type": "lesson", "content": f"trial number {n}"} for n in range(3)]
     scratch = ScratchStore(units)
@@ -115,14 +112,14 @@ def try_management(strategy: Any) -> None:
 
 
 def try_encoder(encoder: Any) -> None:
-    """Encode a small experience. Raises as :func:`try_storage` does, and InvalidUnitError."""
+    """Encode a small experience. Raises as :func:`try_storage`, and InvalidUnitError."""
     for name in ("encode_experience", "encode_trajectory"):
         _expect(callable(getattr(encoder, name, None)), "encoder", f"it has no {name}()")
     encoded_units(encoder.encode_experience(dict(_EXPERIENCE)))
 
 
 def encoded_units(encoded: Any) -> list[dict[str, Any]]:
-    """What an encoder returned, one unit or several, as a list of units that can be kept. Raises InvalidUnitError."""
+    """Return what an encoder returned, one unit or several, as a list of valid units. Raises InvalidUnitError."""
     listed = list(encoded) if isinstance(encoded, (list, tuple)) else [encoded]
     return [checked_unit(unit, f"encoded[{number}]") for number, unit in enumerate(listed)]
 
@@ -138,4 +135,4 @@ def _methods(component: Any, what: str, contract: type) -> None:
 
 def _expect(holds: object, what: str, problem: str) -> None:
     if not holds:
-        raise ConfigurationError(f"{what}: {problem}; the component was not put in place")
+        raise ConfigurationError(f"{what}: {problem}; the component was not replaced")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
-from ..errors import EngineError
+from ..errors import EngineError, first_line
 from ..utils.forking import call_in_child
 
 __all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", "require_faiss", "translate_error"]
@@ -117,7 +117,7 @@ def translate_error(doing: str) -> Iterator[None]:
     except MemoryError as error:
         raise EngineError(f"out of memory while {doing}; lower max_memory_mb or precision, or free memory") from error
     except RuntimeError as error:
-        raise EngineError(f"faiss failed while {doing}: {_first_line(error)}") from error
+        raise EngineError(f"faiss failed while {doing}: {first_line(error)}") from error
 
 
 def _owns_folder(distribution: importlib.metadata.Distribution) -> bool:
@@ -145,10 +145,10 @@ def _import() -> ModuleType:
             raise EngineError(f"faiss is not installed. Run: {_INSTALL}") from error
         raise EngineError(f"{_half_installed()}; module {error.name!r} is missing. {_reinstall()}") from error
     except (ImportError, AttributeError, NameError, TypeError, SyntaxError) as error:
-        raise EngineError(f"{_half_installed()}: {_first_line(error)}. {_reinstall()}") from error
+        raise EngineError(f"{_half_installed()}: {first_line(error)}. {_reinstall()}") from error
     except (RuntimeError, OSError) as error:
         raise EngineError(
-            f"faiss is installed but its libraries cannot be loaded: {_first_line(error)}. Install the CUDA "
+            f"faiss is installed but its libraries cannot be loaded: {first_line(error)}. Install the CUDA "
             f"libraries that this faiss wants, or replace it by the CPU one: {_reinstall()}"
         ) from error
 
@@ -173,8 +173,3 @@ def _half_installed() -> str:
 def _reinstall() -> str:
     names = " ".join(installed_distributions()) or "faiss-cpu"
     return f"Run: pip uninstall -y {names}; then {_INSTALL}"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

@@ -17,13 +17,10 @@ those of an index that was just written.
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import os
-import secrets
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +33,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, Metric
+from ..utils.drafts import PRIVATE, draft_of
 from .base import Arrays, Index
 from .registry import KINDS, from_parts
 from .vector_table import mapped, roomy
@@ -44,7 +42,6 @@ __all__ = [
     "FORMAT_VERSION",
     "SnapshotError",
     "SnapshotInfo",
-    "clear_leftovers",
     "read_info",
     "read_snapshot",
     "write_snapshot",
@@ -113,8 +110,10 @@ class _Section:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInfo) -> None:
+def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInfo, mode: int = PRIVATE) -> None:
     """Write ``index`` to ``path``, replacing what is there in one step, and let it read its vectors from there.
+
+    mode: of the file, as ``chmod`` takes it.
 
     Raises:
         SnapshotError: the system refuses (disk full, no permission, folder missing); what was at ``path`` stays.
@@ -126,17 +125,15 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
     header = _header_bytes(arrays, info)
     if len(header) > _MAX_HEADER:
         raise SnapshotError("unwritable", f"extra: the header takes {len(header)} bytes, {_MAX_HEADER} are allowed")
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x+b") as file:
+        with draft_of(target, mode) as draft, open(draft.handle, "w+b", closefd=False) as file:
             places = _write(file, header, arrays)
             file.flush()
             os.fsync(file.fileno())
-            temporary.replace(target)
+            draft.path.replace(target)
             _sync_folder(target.parent)
             _map(index, file, places[_VECTORS])
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise SnapshotError(
             "unwritable", f"cannot write snapshot {target}: {error.strerror or error}; free space or check permissions"
         ) from error
@@ -178,22 +175,6 @@ def read_info(path: str | os.PathLike[str]) -> SnapshotInfo:
     """
     with _opened(path) as file:
         return _read_header(file)[0]
-
-
-def clear_leftovers(path: str | os.PathLike[str], older_than_s: float = 3600.0) -> int:
-    """Delete the temporary files that a killed writer left beside ``path``; return how many.
-
-    Files younger than ``older_than_s`` seconds may belong to a writer at work and stay.
-    """
-    target, gone = Path(path), 0
-    for leftover in target.parent.glob(f"{glob.escape(target.name)}.*.tmp"):
-        try:
-            if _age(leftover) >= older_than_s:
-                leftover.unlink()
-                gone += 1
-        except OSError:
-            continue
-    return gone
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -249,10 +230,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _age(path: Path) -> float:
-    return time.time() - path.stat().st_mtime
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

@@ -1,7 +1,7 @@
-"""The GPU state of a store: may it be used, how much memory, what failed, when to retry.
+"""The GPU state of a store: whether it may be used, how much memory it has, what failed, when to retry.
 
-Nothing here loads CUDA, and what is asked while units are written or searched is answered from memory: devices are
-looked at in rounds of maintenance and in reports.
+Nothing here loads CUDA. Writes and searches are answered from remembered state; the device itself is queried in rounds
+of maintenance and in reports.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from ..monitoring.events import EventLog
 from ..planner.device_plan import DeviceState, scratch_bytes
 from ..planner.engine_table import NEVER, TABLE, EngineSetting, EngineTable, gpu_pays_from
 from ..types import IndexPlan
+from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
 
 __all__ = ["DeviceManager"]
 
-_FIRST_REST = 30.0
-_LONGEST_REST = 1800.0
-"""Seconds after which a device that had no room is tried again although it shows no more room; doubled each time."""
-_MORE_ROOM = 1.1
-"""A device with so many times the room that it had when it refused is tried at once."""
+_FIRST_RETRY = 30.0
+_LONGEST_RETRY = 1800.0
+"""Seconds after which a device without free memory is tried again although it has no more; doubled each time."""
+_MORE_MEMORY = 1.1
+"""A device with this many times the free memory that it had when it refused is tried at once."""
 _GROWTH = 4 / 3
-"""What an index holds it may hold on to, grown by this much, though other processes have filled the card since."""
+"""An index may keep this many times the memory that it uses, even if other processes have filled the card since."""
 _LASTING = ("device-lost", "fork")
 _OF_PLANS = ("limit", "engine", "kind")
-"""Refusals that the next plan may take back."""
+"""Refusals that the next plan may withdraw."""
 _INSTEAD = "; the CPU instead"
 _UNTIL = {"limit": ", until there is room", "engine": ", until restart"}
 
@@ -44,7 +45,7 @@ Clock = Callable[[], float]
 
 
 class DeviceManager:
-    """The device side of one live index. Any thread may ask."""
+    """Decides whether one live index may use a GPU. Thread-safe."""
 
     def __init__(
         self,
@@ -59,18 +60,18 @@ class DeviceManager:
         """
         Args:
             machine: finds devices and reads their memory.
-            events: is told what goes wrong.
+            events: where failures are recorded.
             setting: GPU_ENGINE.
-            table: what is quicker for how many units.
-            most_bytes: MAX_MEMORY_MB in bytes; None for no limit but the device's budget.
-            clock: seconds.
+            table: the fastest engines by number of units.
+            most_bytes: MAX_MEMORY_MB in bytes; None for no limit beside the device's budget.
+            clock: returns seconds.
         """
         self.machine = machine
         self.incidents: Counter[str] = Counter()
-        """Cause to the number of times that it was seen."""
+        """Number of incidents by cause."""
         self.last_incident = ""
         self.budget_before: MemoryBudget | None = None
-        """As of the last build, before it and after it."""
+        """Before and after the last build."""
         self.budget_after: MemoryBudget | None = None
         self._events = events
         self._setting: EngineSetting = setting
@@ -82,57 +83,54 @@ class DeviceManager:
         self._disabled_reason = ""
         self._backoff_reason = ""
         self._room_then = 0
-        self._rest = _FIRST_REST
+        self._retry = Backoff(_FIRST_RETRY, _LONGEST_RETRY, clock)
         self._look_at = 0.0
-        self._wake_at = 0.0
+        """When a round should look at a device that had no free memory."""
         self._unseen = self._announced = False
         self._waits = False
-        """May room come by itself, where there is none? Not where MAX_MEMORY_MB leaves none."""
+        """Whether missing memory may become free by itself; not where MAX_MEMORY_MB is the limit."""
         self._active_issues: dict[str, str] = {}
-        """Why the device is not used at present, by cause: each was told when it came up, and is told again only after
-        it had gone."""
+        """Why the device is not used at present, by cause. Each is reported when it appears, and again only after it
+        has gone."""
         self._lock = threading.RLock()
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """In a forked child: a lock that nobody holds; and what holds of the device may not hold here."""
+        """In a forked child: a new lock, and a new look at the device."""
         self._lock = threading.RLock()
         self._unseen |= self._budget is not None
 
     @property
-    def due(self) -> bool:
-        """Is it time that a round of maintenance looked at the device?"""
+    def needs_look(self) -> bool:
+        """Whether a round of maintenance should look at the device now."""
         waits = bool(self._backoff_reason) or (self._waits and "limit" in self._active_issues)
-        return self._unseen or (waits and not self._disabled_reason and self._clock() >= self._wake_at)
+        return self._unseen or (waits and not self._disabled_reason and self._clock() >= self._look_at)
 
-    def take_due(self) -> bool:
-        """The same, once: whoever asks sees to it."""
-        if not self.due:
-            return False
-        self._unseen = False
-        self._wake_at = self._clock() + _FIRST_REST
-        return True
+    def postpone_look(self) -> None:
+        """A round has just looked at the device; the next look is due in 30 seconds."""
+        self._look_at = max(self._look_at, self._clock() + _FIRST_RETRY)
 
     def find(self) -> bool:
-        """Is there a device? May take seconds. One that was asked for or is there, and cannot be used, is told of."""
+        """Whether there is a usable device; may take seconds. Reports one that cannot be used."""
         choice = self.machine.choice
         if choice.failed:
             self._report_once("no-device", choice.reason, logging.WARNING if choice.requested else logging.INFO)
         return choice.gpu is not None
 
     def look(self, count: int) -> None:
-        """Find the device and read its memory, where ``count`` units may have use for one. May take seconds."""
+        """Find the device and read its memory, if it may pay for ``count`` units. May take seconds."""
         self._unseen = False
         if not self._concerned(count) or not self.find():
             return
         if self._backoff_reason or "limit" in self._active_issues:
             self.machine.look_again()
         self._budget = self.machine.budget()
-        if self._backoff_reason and self._may_try():
+        if not self._retry.remaining or self._budget.room >= _MORE_MEMORY * max(1, self._room_then):
             self._backoff_reason = ""
 
     def state(self, count: int, index: Index) -> DeviceState | None:
-        """What a plan for ``count`` units, of which ``index`` holds the most now, needs to know; None for the CPU."""
+        """What the planner needs to know of the device for ``count`` units, most of them in ``index``; None for the
+        CPU."""
         there, held = index.plan.engine != "cpu", index.device_bytes
         if not self._concerned(2 * count if there else count):
             return None
@@ -159,14 +157,14 @@ class DeviceManager:
         )
 
     def absence(self) -> str:
-        """Why there is no device where there should be one; empty where there is, or where nobody has looked."""
+        """Why a requested device is unavailable; empty where it is available, or was not looked for yet."""
         choice = self.machine.known
         return choice.reason if choice is not None and choice.failed else ""
 
     def note(self, plan: IndexPlan, state: DeviceState | None) -> None:
-        """Tell of a plan that had to keep off the device that ``state`` describe, once each time that this comes up.
+        """Report a plan that cannot use the device that ``state`` describes, once each time this comes up.
 
-        Nothing is told while a failure lasts that was told when it happened.
+        Nothing is reported while an earlier failure, which was reported when it happened, lasts.
         """
         if state is not None and state.problem:
             return
@@ -181,18 +179,18 @@ class DeviceManager:
         self._report_once(plan.refusal, why, logging.INFO if lasting else logging.WARNING)
 
     def admit(self, plan: IndexPlan, old: Index) -> bool:
-        """Make sure that ``plan`` can be built on the device now.
+        """Check that ``plan`` can be built on the device now.
 
         Returns:
-            Whether there is room beside ``old``; if not, there is once ``old`` has left the device.
+            Whether it fits beside ``old``; if not, it fits once ``old`` has left the device.
 
         Raises:
-            DeviceError: the engine does not work, there is no room (torch's reserve is room for torch alone), or this
+            DeviceError: the engine does not work, memory is missing (torch's reserve serves torch alone), or this
                 process may not use CUDA.
         """
         if self.machine.forked:
             raise DeviceError(self.machine.choice.reason, "fork")
-        if not self.machine.holdings.active:  # CUDA's context is not for a card that others have filled meanwhile
+        if not self.machine.holdings.active:  # create no CUDA context on a full card
             self._room_for(plan, old)
         problem = self.machine.refusal(plan.engine)
         if problem:
@@ -213,10 +211,11 @@ class DeviceManager:
         return room, budget
 
     def built(self, index: Index) -> None:
-        """``index`` was built and passed; from now on it counts in the budget of this process."""
+        """``index`` was built and is good enough; from now on it counts in this process's budget."""
         self.machine.holdings.add(index)
         self._budget = self.budget_after = self.machine.budget(fresh=True)
-        self._backoff_reason, self._rest = "", _FIRST_REST
+        self._backoff_reason = ""
+        self._retry.reset()
         predicted, measured = index.plan.device_bytes, index.device_bytes
         self._events.record(
             "device",
@@ -226,7 +225,7 @@ class DeviceManager:
         )
 
     def refused(self, error: DeviceError, plan: IndexPlan) -> None:
-        """A build on the device failed; the CPU takes its place, for now or until restart."""
+        """A build on the device failed: use the CPU, until there is memory or until restart."""
         self.incidents[error.cause] += 1
         self.last_incident = str(error)
         then = "until restart"
@@ -236,16 +235,12 @@ class DeviceManager:
             self._broken[plan.engine] = self._active_issues["engine"] = str(error)
         else:
             self._active_issues["limit"] = str(error)
-            self._start_backoff(f"{plan.device} had no room for this body ({error}); it is tried again later")
+            self._start_backoff(f"{plan.device} had no room for this index ({error}); it is tried again later")
             then = "until there is room"
         self._events.record("device-refused", f"{error}; the CPU instead, {then}", level=logging.WARNING)
 
-    def gave_up(self, plan: IndexPlan, why: str) -> None:
-        """The device took an index that was not good enough; its engine is not asked again until restart."""
-        self.refused(DeviceError(why), plan)
-
     def poll(self, index: Index) -> None:
-        """Note what happened to ``index`` on its device since the last time."""
+        """Record the incidents of ``index`` on its device since the last call."""
         for incident in index.incidents():
             self.incidents[incident.cause] += 1
             self.last_incident = f"{incident.device}: {incident.detail}"
@@ -259,8 +254,8 @@ class DeviceManager:
     def report(self, index: Index) -> dict[str, Any]:
         """Plain values for health and statistics; bytes throughout.
 
-        predicted_bytes are those of the plan, scratch_bytes the part of them that searches share; measured_bytes are
-        the index's own, to be held against the difference.
+        predicted_bytes are the plan's, and scratch_bytes the part of them that all searches share; measured_bytes are
+        the index's own, to be compared with the difference.
         """
         choice = self.machine.known
         budgets = {"before": self.budget_before, "after": self.budget_after, "now": self._budget}
@@ -285,7 +280,7 @@ class DeviceManager:
         }
 
     def _unlooked(self) -> str:
-        """Why nobody has looked for a device."""
+        """Why no device was looked for."""
         border = gpu_pays_from(self._table)
         reason = "nothing here calls for a GPU yet"
         if self.machine.request != "auto":
@@ -301,23 +296,23 @@ class DeviceManager:
         if news:
             self.incidents[cause] += 1
             self.last_incident = why
-            self._wake_at = self._clock() + _FIRST_REST
+            self._look_at = self._clock() + _FIRST_RETRY
             self._events.record("device-refused", f"{why}{_INSTEAD}{_UNTIL.get(cause, '')}", level=level)
 
     def _set_limits(self, plan: IndexPlan, budget: MemoryBudget) -> None:
-        """Let the engines hold their own requests against the budget, those of searches included."""
+        """Tell the engines their limit for all allocations, those of searches included."""
         if plan.engine == "torch":
             account_of(plan.device).limit = budget.room + budget.used
         if plan.engine == "faiss":
             use_free_bytes(self.machine.free_now)
 
     def _concerned(self, count: int) -> bool:
-        """Could a store of so many units be better off on a GPU?"""
+        """Whether a GPU may pay for a store of ``count`` units."""
         request = self.machine.request
         return request != "cpu" and (request != "auto" or count >= gpu_pays_from(self._table))
 
     def _limit(self, held: int) -> int:
-        """What an index may take on the device in place of one that holds so many bytes there."""
+        """What an index may take on the device in place of one that uses ``held`` bytes there."""
         allowed_bytes = self._allowed_bytes(held)
         return allowed_bytes if self._most_bytes is None else min(allowed_bytes, self._most_bytes)
 
@@ -332,9 +327,4 @@ class DeviceManager:
         self._backoff_reason = why
         self._budget = self.machine.budget(fresh=True)
         self._room_then = self._budget.room
-        self._look_at = self._wake_at = self._clock() + self._rest
-        self._rest = min(_LONGEST_REST, 2 * self._rest)
-
-    def _may_try(self) -> bool:
-        room = 0 if self._budget is None else self._budget.room
-        return self._clock() >= self._look_at or room >= _MORE_ROOM * max(1, self._room_then)
+        self._look_at = self._clock() + self._retry.failed()

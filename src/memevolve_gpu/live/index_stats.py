@@ -1,4 +1,4 @@
-"""Statistics of an index beyond its rows; they travel with it into its snapshot."""
+"""Statistics of an index; they are saved in its snapshot."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ __all__ = ["IndexStats"]
 
 EVEN = Balance()
 CARRIED_FROM, CARRIED_TO = 3 / 4, 2.0
-"""A calibration serves the same quantisers while the rows are between so many times those that it was made with. From
-19,660 to 39,320 real embeddings, in random order and by topics, recall@10 of two sets of 1,000 questions at an effort
-calibrated for 0.95 and 0.99 fell by 0.003 at the most, and by nothing in most cases."""
+"""A calibration is kept for the same quantisers while the rows are within these multiples of those that it was made
+with. From 19,660 to 39,320 real embeddings, in random order and by topic, recall@10 of two sets of 1,000 queries at
+parameters calibrated for 0.95 and 0.99 fell by at most 0.003, and in most cases not at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexStats:
-    """trained_rows: live rows when the quantisers in use were trained, 0 for an index that needs none; trained_balance
-    and balance: how evenly rows lay in the lists then, and lie in this index.
+    """Statistics of one index.
 
-    refused_rows: live rows when the planned kind was refused and this exact index took its place, else 0.
-    quality: how the index did when it was verified; measured_rows: its rows when the recall was measured. calibration:
-    the least efforts that reach each target, measured when there were calibrated_rows and asked queries had been seen.
-    by_request: trained although the units were few. probed: recall@10 of real queries, measured in use.
+    trained_rows: live rows when its quantisers were trained, 0 for an index without quantisers. trained_balance and
+    balance: how evenly rows were spread over the lists then, and are in this index. refused_rows: live rows when the
+    planned kind was refused and this exact index took its place, else 0. quality: measured when the index was built;
+    measured_rows: its rows when the recall was measured. calibration: measured at calibrated_rows rows, when ``asked``
+    queries had been seen. by_request: trained although there were few units. probed: recall@10 of real queries, last
+    measured in use.
     """
 
     trained_rows: int = 0
@@ -46,14 +47,19 @@ class IndexStats:
     measured_rows: int = 0
 
     def carried_to(self, index: Index) -> IndexStats | None:
-        """The same for an index with the same quantisers over a few more or fewer rows; None for many."""
+        """The same statistics for an index with the same quantisers and similarly many rows; None where the number of
+        rows differs too much."""
         held = self.calibration
         if held is None or not CARRIED_FROM <= index.n / max(1, self.calibrated_rows) <= CARRIED_TO:
             return None
         return replace(self, quality=None, calibration=replace(held, rows=index.n))
 
+    def meets(self, target_recall: float) -> bool:
+        """Whether the index was measured and is good enough to use."""
+        return self.quality is not None and self.quality.meets(target_recall)
+
     def effort(self, index: Index, k: int, target_recall: float) -> SearchParams:
-        """The calibrated effort; where none was measured, the conservative one of the planner's table."""
+        """The calibrated search parameters; where there are none, the conservative ones of the planner."""
         found = self.calibration.effort(k, target_recall) if self.calibration is not None else None
         return found or search_params_for(index.plan, index.n, k, target_recall)
 
@@ -74,7 +80,7 @@ class IndexStats:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], index: Index) -> IndexStats:
-        """What ``to_dict`` gave; what is not of that form, or was measured on another index, counts as unknown."""
+        """Read what ``to_dict`` wrote; malformed values, and a calibration of another index, count as unknown."""
         try:
             quality, calibration = values.get("quality"), values.get("calibration")
             measured = None if calibration is None else Calibration.from_dict(calibration)

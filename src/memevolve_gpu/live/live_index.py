@@ -1,4 +1,4 @@
-"""The live index: one view, one way to bring it up to date, one way to search it."""
+"""The live index: the published view, how it follows the log, and how it is searched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ..index.base import Index
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import canonical
 from ..records.records import Records
-from ..training.recall import Quality
 from ..types import FloatArray, Head, Precision, SearchParams
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
@@ -34,7 +33,7 @@ __all__ = ["LiveIndex", "LiveSettings"]
 
 @dataclass(frozen=True, slots=True)
 class NlistChange:
-    """The last change of nlist: when (seconds since 1970), from what to what, and how the store did before it."""
+    """The last change of nlist: when (Unix time), from and to which value, and recall and latency before it."""
 
     at: float
     nlist_before: int
@@ -46,7 +45,7 @@ class NlistChange:
         return cls(time.time(), old.index.nlist, new.index.nlist, _figures(old, latency))
 
     def report(self, view: View, latency: dict[str, float] | None) -> dict[str, Any]:
-        """Plain values: nlist, recall@10 and latency before and since; None for what is not known yet."""
+        """Plain values: nlist, recall@10 and latency before and since the change; None for what is not known yet."""
         return {
             "at": self.at,
             "nlist": [self.nlist_before, self.nlist_after],
@@ -56,7 +55,7 @@ class NlistChange:
 
 
 def _recall(view: View) -> float | None:
-    """recall@10 as it was last measured: of real queries in use, else of the index when it was judged."""
+    """The last measured recall@10: of real queries, else of the index when it was built."""
     if view.stats.probed is not None:
         return view.stats.probed
     return None if view.stats.quality is None else view.stats.quality.recall
@@ -69,7 +68,7 @@ def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | 
 
 @dataclass(frozen=True, slots=True)
 class LiveSettings:
-    """The part of ``StorageConfig`` that concerns the index; ``budget_bytes`` bounds index, vectors and maps."""
+    """The settings of ``StorageConfig`` for the index; ``budget_bytes`` limits index, vectors and id maps."""
 
     index_type: Literal["flat", "ivf", "hnsw", "auto"] = "ivf"
     target_recall: float = 0.95
@@ -86,14 +85,17 @@ class LiveSettings:
 
 
 PAGE = 1024
-SETTLE_ATTEMPTS = 8
+"""Log entries read at a time."""
+
+FILTER_ATTEMPTS = 8
+"""Tries to evaluate a filter while no write happens."""
 
 
 class LiveIndex:
-    """The derived side of one open store. Threads may search and catch up at the same time.
+    """The index of one open store. Threads may search and catch up at the same time.
 
-    Everything here comes from ``records`` and may be thrown away; the watermark of the view says how much of the log
-    it has applied.
+    Everything here is derived from ``records`` and may be rebuilt from them; the watermark of the view is the last log
+    entry that it contains.
     """
 
     def __init__(
@@ -112,19 +114,15 @@ class LiveIndex:
         self.snapshot_path = snapshot
         self.generation = 0
         self.epoch = 0
-        """Grows when the index is replaced by something other than maintenance; a build that began before is void."""
+        """Grows when the index is replaced by anything but maintenance; a build that began before is dropped."""
         self.latency = LatencyRing()
-        self.asked = QuerySample(records, events, settings.seed, settings.sample_queries)
+        self.query_sample = QuerySample(records, events, settings.seed, settings.sample_queries)
         self.last_search = 0.0
-        """When a search last began or ended, by ``time.perf_counter``."""
+        """When a search last started or ended, by ``time.perf_counter``."""
         self.nlist_change: NlistChange | None = None
-        self.quality_now: tuple[object, Quality] | None = None
-        """How searches did when that was last asked, and of which state."""
-        self.look_due = False
-        """Set by a search once in a while; upkeep takes it back."""
         self.mutex = threading.RLock()
         self._changing = False
-        """Is the view being replaced? Read and set by the thread that holds the mutex."""
+        """Whether the view is being replaced; read and set by the thread that holds the mutex."""
         self._masks = FilterCache(records.matching)
         self._touched = Touched(0)
         self._measured: tuple[object, object, int] = (None, None, 0)
@@ -139,7 +137,7 @@ class LiveIndex:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that cannot be dropped: of the index, rows that no file holds, id maps, deaths and masks."""
+        """Bytes of memory in use: index, vectors that are not mapped from a file, id maps, deaths and filter masks."""
         view = self._view
         index, vectors, index_bytes = self._measured
         if index is not view.index or vectors is not view.index.table.vectors:
@@ -151,19 +149,19 @@ class LiveIndex:
     def catch_up(self) -> View:
         """Apply what the log holds beyond the watermark and return a view that includes it.
 
-        A view is published only once the newest entry of the last page read is in it, so an update is never seen
-        half: rows that a later entry replaced are missing from earlier pages.
+        A view is published only after the last page of the log is applied, so that no update is seen half: earlier
+        pages lack rows that a later entry replaced.
 
-        A signal handler, finalizer or callback may call this while the same thread is about to publish a view; it gets
-        a view of its own, as new as any, and what it interrupts goes on undisturbed.
+        A signal handler, finalizer or callback may call this while the same thread publishes a view; it gets an
+        up-to-date view of its own, and the interrupted call continues undisturbed.
         """
         return self._caught_up()[0]
 
     @contextmanager
     def exclusive(self) -> Iterator[View]:
-        """Hold the mutex, and yield the up-to-date view, to publish another one in its place.
+        """Hold the mutex and yield the up-to-date view, so that the caller may publish another in its place.
 
-        Raises ReentrantCallError in a thread that does so already.
+        Raises ReentrantCallError in a thread that already holds it.
         """
         with self._held():
             yield self._advance()
@@ -171,10 +169,10 @@ class LiveIndex:
     def search(
         self, queries: FloatArray | DeviceQueries, k: int, filters: Any = None, recall: float | None = None
     ) -> Found:
-        """The k nearest live units of each query; at most as many columns as there are live units, but one.
+        """The k nearest live units of each query; fewer columns where there are fewer live units, but at least one.
 
-        queries float32 (nq, dim), normalised under cosine, on the host or on a device; recall overrides the target of
-        the settings.
+        queries: float32 (nq, dim), normalised under cosine, on the host or on a device. recall: overrides the target
+        of the settings.
         """
         started = self.last_search = time.perf_counter()
         restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
@@ -186,11 +184,10 @@ class LiveIndex:
         self.latency.record(self.last_search - started)
         if view.index.plan.engine != "cpu":
             self.device_manager.poll(view.index)
-        self.look_due |= self.asked.note(queries) or self.device_manager.due
         return found
 
     def describe(self, index: Index, stats: IndexStats) -> None:
-        """Publish what was learnt of an index, if it is still in use."""
+        """Publish new statistics of an index, if it is still in use."""
         with self._held():
             if self._view.index is index:
                 self._view = replace(self._view, stats=stats)
@@ -202,34 +199,34 @@ class LiveIndex:
             self.nlist_change = NlistChange.between(self._view, view, self.latency.percentiles())
             self.latency.forget()
         self._view = view
-        self._measured = (None, None, 0)  # the old index shall go, and its device memory with it
+        self._measured = (None, None, 0)  # keep no reference to the old index and its device memory
         self.generation = generation
 
     def look_at_device(self) -> None:
-        """Note what happened there, and how much room there is now; may take seconds."""
+        """Read the device's incidents and free memory; may take seconds."""
         view = self._view
         self.device_manager.poll(view.index)
         self.device_manager.look(view.count)
 
     def leave_device(self) -> View:
-        """Go on from the host's own vectors of the index in use, so that nothing is held on its device any more."""
+        """Continue with the host's vectors of the index in use, and free its device memory."""
         with self.exclusive() as view:
             self.replace(on_host(view), self.generation)
             return self._view
 
     def adopt(self, view: View, generation: int) -> None:
-        """Go on from another process's index: its view, brought up to date from the log."""
+        """Continue with another process's index: its view, brought up to date from the log."""
         with self._held():
             self._restart(view, generation)
             self._advance()
 
     def caught_up(self, view: View) -> View | None:
-        """A view that is not in use, brought up to date; None when it was cleared or the log begins after it."""
+        """An unpublished view, brought up to date; None when the store was cleared or the log starts after it."""
         builder = self._applied(view)
         return None if builder is None or builder.cleared else builder.publish()
 
     def reload(self, cause: str) -> View:
-        """Throw the derived state away and read everything from the records; searches go on with the old view."""
+        """Read everything from the records again; searches use the old view meanwhile."""
         with self._held():
             started = time.perf_counter()
             self._restart(read_everything(self.records), 0)
@@ -260,7 +257,7 @@ class LiveIndex:
                 self._changing = False
 
     def _apart(self) -> View:
-        """An up-to-date view in memory of its own: a second draft on the published one's would spoil the first."""
+        """An up-to-date view in memory of its own, while another builder extends the published view."""
         left_behind = self._left_behind(self.records.head())
         builder = None if left_behind else self._applied(apart(self._view))
         while builder is None:
@@ -300,7 +297,7 @@ class LiveIndex:
         return self._view
 
     def _applied(self, view: View) -> ViewBuilder | None:
-        """``view`` with the log from its watermark on applied; None when the log was purged beyond it."""
+        """``view`` with the log after its watermark applied; None when the log was purged beyond it."""
         builder = ViewBuilder(view)
         while True:
             changes = self.records.read_after(builder.watermark, PAGE)
@@ -323,7 +320,7 @@ class LiveIndex:
     def _answered(
         self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, view_filter: ViewFilter | None
     ) -> Found:
-        """The results; from the host's own vectors, should a device fail in a way that its index did not catch."""
+        """The results; from the host's vectors if the device fails in a way that its index did not handle."""
         try:
             return view.search(queries, k, view.stats.effort(view.index, k, target), view_filter)
         except DeviceError as error:
@@ -334,12 +331,12 @@ class LiveIndex:
             return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
 
     def _view_and_mask(self, filters: Any) -> tuple[View, ViewFilter]:
-        """A mask and the view that it was made for: neither newer nor older than the records were."""
+        """A filter evaluated at the watermark of the returned view."""
         key = canonical(filters)
-        for _ in range(SETTLE_ATTEMPTS):
+        for _ in range(FILTER_ATTEMPTS):
             view, own = self._caught_up()
             masks, touched = self._masks, self._touched
-            if own:  # the shared ones do not know yet what this view holds
+            if own:  # the shared caches do not cover this view
                 masks, touched = FilterCache(self.records.matching), Touched(view.watermark)
             view_filter = masks.mask(key, filters, view, touched)
             if self.records.head().last_seq == view.watermark:
@@ -347,14 +344,14 @@ class LiveIndex:
         return view, view_filter
 
     def after_fork(self) -> None:
-        """In a forked child: locks that nobody holds, and nothing half-done by a thread that is not there."""
+        """In a forked child: new locks, and no half-done work of a thread that does not exist here."""
         self.latency = LatencyRing()
         self.mutex = threading.RLock()
         self._changing = False
         self._masks = FilterCache(self.records.matching)
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()
-        self.asked.after_fork()
-        if self._view.index.plan.engine != "cpu":  # a child must not touch the device of its parent
-            self._parents_index = self._view.index  # kept: to free its memory would be to touch the device
+        self.query_sample.after_fork()
+        if self._view.index.plan.engine != "cpu":  # a child must not use its parent's device
+            self._parents_index = self._view.index  # kept alive: freeing its memory would use the device
             self._view = on_host(self._view)

@@ -1,12 +1,12 @@
-"""Maintenance: build the planned index beside the old one, verify it, swap it in, probe recall, clean up."""
+"""Rounds of maintenance: verify, adopt or rebuild the index, calibrate, probe recall, purge the log, save."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,136 +15,46 @@ import numpy as np
 from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError
 from ..planner.plan import plan_index
 from ..records.file_lock import one_process
+from ..records.records import Records
 from ..records.sqlite_errors import translate_error
 from ..training.recall import Pause, Quality, no_pause, recall_of
+from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.forking import renew_in_child
 from ..utils.vectors import normalize_rows
-from .live_index import LiveIndex
-from .rebuild import (
-    JUDGED_AT,
-    Built,
-    Collect,
-    RebuildInput,
-    build_verified,
-    extend_verified,
-    gather,
-    gather_delta,
-    judged,
-    swapped,
-)
-from .rebuild_rules import AppendThrottle, RebuildReason, cause_to_build, is_extendable
+from .device_manager import DeviceManager
+from .live_index import LiveIndex, LiveSettings
+from .rebuild import QUALITY_K, Collect, calibrated, evaluated, rebuild, silent
+from .scheduler import RETRY_GROWTH, Event, MaintenanceScheduler, RebuildReason, Spent, is_extendable
 from .snapshot_writer import Saver, joins_log
 from .snapshots import agrees, load_snapshot
 from .view import View
 from .worker import SearchYield
 
-__all__ = ["Maintenance", "Report", "quality_now"]
+__all__ = ["Maintenance", "Report"]
 
 PROBED = 48
-"""Real queries that one probe asks."""
+"""Real queries of one recall probe."""
 
 STEP = 24
 """Exact searches between two pauses."""
 
 ROWS_READ = 4_000_000
-"""Rows that exact search may read for a figure in health: 0.2 s at 384 dimensions, one thread."""
+"""Rows that exact search may read for the recall in a health report: 0.2 s at 384 dimensions, one thread."""
 
 FEWEST = 8
-"""Queries that a recall is measured on at the least."""
+"""Fewest queries for a recall in a health report."""
 
 PROBE_SLACK = 0.03
-"""48 queries of ten results say no more: one standard error at recall 0.95 is about 0.01."""
+"""How far a probe may lie below the target: one standard error of 48 queries of ten results is about 0.01 at 0.95."""
 
 
-def calibration_is_old(live: LiveIndex, view: View) -> bool:
-    """Was the index calibrated before most of what is asked now was asked?"""
-    return view.stats.calibration is not None and live.asked.has_news_since(view.stats.asked)
+def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: bool = False) -> IndexPlan:
+    """The index that a view should have; the one that it has where no other fits into memory.
 
-
-def recalibrate(live: LiveIndex, view: View, pause: Pause = no_pause) -> RebuildReason | None:
-    """Measure the index in use on the queries of today; a cause to train when it falls short."""
-    started = time.perf_counter()
-    stats, quality = judged(view.index, replace(view.stats, calibration=None), live.asked, live.settings, pause)
-    live.describe(view.index, stats)
-    queries = stats.calibration.queries if stats.calibration is not None else 0
-    live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
-    if quality.meets(live.settings.target_recall):
-        return None
-    return RebuildReason("train", f"real queries find too little: {quality}")
-
-
-def probe(live: LiveIndex, view: View, pause: Pause = no_pause) -> RebuildReason | None:
-    """Recall@10 of real queries on the view as it is, tail and tombstones included; a cause to train when it fell."""
-    queries = live.asked.sample()[:PROBED]
-    if view.stats.calibration is None or not len(queries):
-        return None
-    probed, target = _recall(live, view, queries, pause), live.settings.target_recall
-    live.describe(view.index, replace(live.view.stats, probed=probed))
-    if len(queries) < PROBED or probed >= target - PROBE_SLACK:
-        return None
-    return RebuildReason("train", f"recall@10 of real queries fell to {probed:.3f}")
-
-
-def quality_now(live: LiveIndex, view: View) -> Quality | None:
-    """How searches do on the view as it is, tail and tombstones included; None where nothing stands for exact search.
-
-    The self-hits of living rows, and recall@10 of the real queries kept: asked again beside exact search where that
-    reads few enough rows, else as last probed, else as measured when the index was built. Remembered until something
-    changes.
+    ``early`` ignores MIN_TRAINING_UNITS.
     """
-    held = view.stats.quality
-    if held is None:
-        return None
-    key = (view.watermark, id(view.index), live.asked.seen, view.stats.probed)
-    known = live.quality_now
-    if known is None or known[0] != key:
-        try:
-            known = key, _measured_now(live, view, held)
-        except DeviceError:  # the next search goes on from the host
-            return held
-        live.quality_now = known
-    return known[1]
-
-
-def _measured_now(live: LiveIndex, view: View, held: Quality) -> Quality:
-    queries = live.asked.sample()[: min(PROBED, ROWS_READ // max(1, view.count))]
-    if len(queries) >= FEWEST:
-        recall = _recall(live, view, queries, no_pause)
-    else:
-        recall = held.recall if view.stats.probed is None else view.stats.probed
-    return Quality(_self_hits(live, view), recall, len(queries))
-
-
-def _recall(live: LiveIndex, view: View, queries: FloatArray, pause: Pause) -> float:
-    """Recall@10 at the effort of searches."""
-    target = live.settings.target_recall
-    found = view.search(queries, JUDGED_AT, view.stats.effort(view.index, JUDGED_AT, target)).distances
-    truth = np.empty_like(found)
-    for start in range(0, len(queries), STEP):
-        part = slice(start, start + STEP)
-        truth[part] = view.search(queries[part], JUDGED_AT, SearchParams(exact=True)).distances
-        pause()
-    return recall_of(found, truth)
-
-
-def _self_hits(live: LiveIndex, view: View) -> float:
-    """The share of living rows, spread over their age, that find themselves or a row with the same vector."""
-    rows = live.records.spread(PROBED)
-    if not rows or view.metric == "ip":  # there the nearest need not be the row itself
-        return 1.0
-    vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
-    queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
-    found = view.search(queries, 1, view.stats.effort(view.index, 1, live.settings.target_recall))
-    nearest = ["".join(found.ids(place)) for place in range(len(rows))]
-    held = live.records.vectors_of(nearest)
-    hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
-    return sum(hits) / len(hits)
-
-
-def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
-    """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
-    settings, state = live.settings, live.device_manager.state(view.count, view.index)
+    state = devices.state(view.count, view.index)
     try:
         plan = plan_index(
             count=view.count,
@@ -164,29 +74,42 @@ def planned(live: LiveIndex, view: View, early: bool = False) -> IndexPlan:
         )
     except CapacityError as error:
         return replace(view.index.plan, reason=f"kept as it is: {error}", refusal="")
-    live.device_manager.note(plan, state)
-    missing = live.device_manager.absence() if state is None else ""
+    devices.note(plan, state)
+    missing = devices.absence() if state is None else ""
     if not missing:
         return plan
     note = f"{missing}; the CPU instead"
     return replace(plan, reason=f"{plan.reason}; {note}", notes=(*plan.notes, note))
 
 
-LOOK_EVERY, LOOK_AT_LEAST_EVERY = 16, 512
-"""Log entries after which it is asked whether there is anything to do; a hundredth of the units in between."""
+def view_recall(view: View, queries: FloatArray, target_recall: float, pause: Pause = no_pause) -> float:
+    """Recall@10 of ``queries`` on a view, delta buffer and tombstones included."""
+    found = view.search(queries, QUALITY_K, view.stats.effort(view.index, QUALITY_K, target_recall)).distances
+    truth = np.empty_like(found)
+    for start in range(0, len(queries), STEP):
+        part = slice(start, start + STEP)
+        truth[part] = view.search(queries[part], QUALITY_K, SearchParams(exact=True)).distances
+        pause()
+    return recall_of(found, truth)
 
-PROBE_SHARE = 0.01
-"""Of the time that the background may spend on asking real queries again beside exact search."""
 
-RETRY_SECONDS = 5.0
-"""How long to leave a round that another process is doing, before the next try."""
-
-Progress = Callable[[str, float], None]
+def view_self_hits(view: View, records: Records, target_recall: float) -> float:
+    """The share of live rows, spread over their age, that find themselves or a row with the same vector."""
+    rows = records.spread(PROBED)
+    if not rows or view.metric == "ip":  # the row with the largest inner product need not be the row itself
+        return 1.0
+    vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
+    queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
+    found = view.search(queries, 1, view.stats.effort(view.index, 1, target_recall))
+    nearest = ["".join(found.ids(number)) for number in range(len(rows))]
+    held = records.vectors_of(nearest)
+    hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
+    return sum(hits) / len(hits)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a round of maintenance did; ``actions`` in order, ``quality`` of the index in use."""
+    """What a round of maintenance did: ``actions`` in order; ``quality`` of the index in use, as it was built."""
 
     actions: list[str] = field(default_factory=list)
     reason: str = ""
@@ -195,7 +118,7 @@ class Report:
 
     @property
     def skipped(self) -> bool:
-        """Was another round on, here or in another process?"""
+        """Whether another round was running, here or in another process."""
         return any(action.startswith("skipped") for action in self.actions)
 
     def as_dict(self) -> dict[str, Any]:
@@ -203,79 +126,83 @@ class Report:
 
 
 class Maintenance:
-    """Upkeep of one live index; one round at a time in this process and, through a lock file, in all of them."""
+    """Maintenance of one live index: one round at a time in this process and, by a lock file, in all processes."""
 
     def __init__(self, live: LiveIndex, lock_path: Path, collect: Collect) -> None:
-        """``collect`` finds training data where the store's own vectors are too few."""
-        self._collect = collect
+        """``collect`` finds training vectors where the store's own are too few."""
         self._live = live
         self._lock_path = lock_path
-        self._one_round = threading.RLock()
-        self._round_by: int | None = None
-        """The thread whose round is on."""
+        self._collect = collect
+        self._round_lock = threading.RLock()
+        self._round_thread: int | None = None
+        """The thread that runs a round."""
         self.running = False
         self.rounds = 0
         self.cpu_seconds = 0.0
-        """Processor time of the threads that ran the rounds; training and filling use no other."""
-        self._look_at = 0
-        self._asked: RebuildReason | None = None
-        self._wanted = False
-        self._sparing = False
-        self._probe_at = 0.0
+        """Processor time of the threads that ran rounds."""
         self._saver = Saver(live)
-        self._pace = AppendThrottle()
+        self.plan = partial(plan_for, live.settings, live.device_manager)
+        """The index that a view should have."""
+        self.scheduler = MaintenanceScheduler(self.plan, live.settings.min_training_units, self._saver.log_is_long)
+        self._quality_now: tuple[object, Quality] | None = None
+        """The last answer of ``quality``, and of which state."""
+        self._rows_at_low_recall = 0
+        """Live rows when low recall last led to training; the same rows trained again would change nothing."""
         renew_in_child(self)
 
-    def plan(self, view: View, early: bool = False) -> IndexPlan:
-        """What the store should have; what it has where nothing else fits into memory. ``early``: however few units."""
-        return planned(self._live, view, early)
+    def cause(self, view: View) -> RebuildReason | None:
+        """Why a new index is due; None when the one in use is good."""
+        return self.scheduler.reason(view)
 
-    def cause(self, view: View, *, quiet: bool = False) -> RebuildReason | None:
-        """Why a new index is due; None when the present one serves. ``quiet``: nobody writes, so less need wait."""
-        if self._asked is not None and view.stats.trained_rows:
-            return self._asked
-        return cause_to_build(view, self.plan(view), self._live.settings.min_training_units, quiet=quiet)
+    def quality(self, view: View) -> Quality | None:
+        """How searches do on the view now, delta buffer and tombstones included; None where the index is not measured.
 
-    def ask(self, cause: RebuildReason) -> None:
-        """Have the next round build for ``cause``, whatever the rules would say."""
-        self._asked = cause
-
-    def due(self) -> bool:
-        """Is there anything to do? Cheap enough to ask after every write: it looks once in a while.
-
-        Rows that wait are the matter of ``run_if_due``, which knows when they may be appended.
+        Self-hits of live rows, and recall@10 of real queries: measured again where exact search reads few enough rows,
+        else as last probed, else as measured when the index was built. Remembered until something changes.
         """
-        view, asked, device_manager = self._live.view, self._live.look_due, self._live.device_manager
-        if view.watermark < self._look_at and not asked and not device_manager.due:
-            return False
-        self._live.look_due = False
-        self._look_at = view.watermark + max(LOOK_EVERY, min(view.count // 100, LOOK_AT_LEAST_EVERY))
-        cause, calibrated = self.cause(view), view.stats.calibration is not None
-        building = cause is not None and cause.kind != "append"
-        self._wanted |= building or device_manager.take_due() or self._saver.log_is_long() or (asked and calibrated)
-        return self._wanted or self._pace.delay(view) is not None
+        held, queries, target = view.stats.quality, self._live.query_sample, self._live.settings.target_recall
+        if held is None:
+            return None
+        key = (view.watermark, id(view.index), queries.seen, view.stats.probed)
+        known = self._quality_now
+        if known is None or known[0] != key:
+            sample = queries.sample()[: min(PROBED, ROWS_READ // max(1, view.count))]
+            try:
+                if len(sample) >= FEWEST:
+                    recall = view_recall(view, sample, target)
+                else:
+                    recall = held.recall if view.stats.probed is None else view.stats.probed
+                known = key, Quality(view_self_hits(view, self._live.records, target), recall, len(sample))
+            except DeviceError:  # the next search continues on the CPU
+                return held
+            self._quality_now = known
+        return known[1]
+
+    def notify(self, event: Event) -> bool:
+        """Note an event; return whether the background should run. Cheap enough to call after every write."""
+        view = self._live.view
+        worth_asking = self.scheduler.notify(event, view)
+        if self._live.device_manager.needs_look:
+            worth_asking |= self.scheduler.notify("device", view)
+        return worth_asking and self.scheduler.next_action(view).delay is not None
 
     def run_if_due(self) -> float | None:
-        """What the background does when woken: a round, if it is time for one.
+        """What the background thread does when woken: run a round if one is due.
 
         Returns:
-            Seconds after which to tend again; None where there is nothing to wait for.
+            Seconds after which to call again; None to wait for the next event.
         """
         view = self._live.catch_up()
-        cause, delay = self.cause(view), self._pace.delay(view)
-        del view  # see _build
-        wanted = self._wanted or (cause is not None and cause.kind != "append")
-        if not wanted and (delay is None or delay > 0.0):
-            return delay
-        self._wanted, self._sparing = False, True
-        try:
-            report = self.run(wait=False, quiet=self._pace.is_quiet())
-        finally:
-            self._sparing = False
-        if report.skipped:
-            self._wanted = wanted
-            return RETRY_SECONDS
-        return self._pace.delay(self._live.view)
+        self.scheduler.notify("written", view)
+        action = self.scheduler.next_action(view)
+        if action.delay != 0.0:
+            return action.delay
+        del view  # a device may have memory for a new index only once the old one is gone
+        report = self.run(wait=False, background=True, quiet=action.quiet)
+        if not report.skipped:
+            return self.scheduler.append_delay(self._live.view)
+        self.scheduler.notify("skipped", self._live.view)
+        return self.scheduler.next_action(self._live.view).delay
 
     def run(
         self,
@@ -283,128 +210,109 @@ class Maintenance:
         *,
         wait: bool = True,
         force: RebuildReason | None = None,
+        background: bool = False,
         quiet: bool = False,
     ) -> Report:
-        """One round: adopt or build, snapshot, purge.
+        """Run one round.
 
-        ``wait=False`` returns at once when another round is on; ``quiet``: nobody writes, so less need wait.
+        Args:
+            progress: called with a stage and its finished fraction.
+            wait: wait for a round that is running, rather than skip this one.
+            force: rebuild for this reason, whatever the rules say.
+            background: probe recall only as often as the background may.
+            quiet: there are no recent writes, so fewer rows may wait in the delta buffer.
         """
         started = time.perf_counter()
-        if self._in_round() or not self._one_round.acquire(blocking=wait):
+        if self._in_round() or not self._round_lock.acquire(blocking=wait):
             return Report(["skipped: another round is running"])
         try:
-            self._round_by = threading.get_ident()
-            with one_process(self._lock_path, wait) as held:
+            self._round_thread = threading.get_ident()
+            with one_process(self._lock_path, wait, self._live.records.file_mode) as held:
                 if not held:
                     return Report(["skipped: another process is maintaining this store"])
-                actions, reason = self._timed_round(progress or _silent, force, quiet)
+                busy, self.running = time.thread_time(), True
+                try:
+                    with self.scheduler.round():
+                        actions, reason = self._round(progress or silent, force, background, quiet)
+                finally:
+                    self.running = False
+                    self.rounds += 1
+                    self.cpu_seconds += time.thread_time() - busy
         finally:
-            self._round_by = None
-            self._one_round.release()
+            self._round_thread = None
+            self._round_lock.release()
         return Report(actions, reason, round(time.perf_counter() - started, 6), self._live.view.stats.quality)
 
     def snapshot(self) -> Path:
-        """Save the index from which the next opening goes on; what came after it is replayed from the log.
+        """Save the index, from which the next opening continues; later changes are replayed from the log.
 
-        Raises StorageError (StorageFullError, ReadOnlyError) when the file cannot be written; nothing else suffers.
+        Raises StorageError (StorageFullError, ReadOnlyError) when the file cannot be written; the store stays usable.
         """
-        if self._live.records.read_only:
-            raise ReadOnlyError(
-                f"{self._live.snapshot_path}: the store is read-only; make it writable to save its index"
-            )
+        live, saver = self._live, self._saver
+        if live.records.read_only:
+            raise ReadOnlyError(f"{live.snapshot_path}: the store is read-only; make it writable to save its index")
         if self._in_round():
             raise ReentrantCallError("snapshot() inside a round of maintenance in one thread would wait for itself")
-        with self._one_round, one_process(self._lock_path, wait=True):
-            self._saver.forget_failure()
-            view = self._live.catch_up()
-            cause = self.cause(view)
-            if cause is None and not (view.index.n and joins_log(view, self._live.records.head().horizon)):
-                cause = RebuildReason("append", "snapshot asked for")
-            del view  # see _build
-            if cause:
-                self._build(cause, _silent)
-            if self._saver.failed is None and (cause is None or self._saver.unsaved):
-                self._save()
-            failed = self._saver.failed
-            if failed is not None:
-                raise translate_error(failed.__cause__ or failed, self._live.snapshot_path)
-            return self._live.snapshot_path
+        with self._round_lock, one_process(self._lock_path, True, live.records.file_mode):
+            saver.forget_failure()
+            view = live.catch_up()
+            reason = self.cause(view)
+            if reason is None and not (view.index.n and joins_log(view, live.records.head().horizon)):
+                reason = RebuildReason("append", "a snapshot was requested")
+            del view  # a device may have memory for a new index only once the old one is gone
+            if reason:
+                self._rebuild(reason)
+            if saver.failed is None and (reason is None or saver.unsaved):
+                saver.save()
+            if saver.failed is not None:
+                raise translate_error(saver.failed.__cause__ or saver.failed, live.snapshot_path)
+            return live.snapshot_path
 
     def close(self) -> None:
-        """Save what was only extended in memory, unless another process is maintaining; a failure is an event."""
+        """Save an index that is not saved yet, unless another process is maintaining; a failure is an event."""
         if not self._saver.unsaved or self._live.records.read_only or self._in_round():
             return
-        if self._one_round.acquire(blocking=False):
+        if self._round_lock.acquire(blocking=False):
             try:
-                with one_process(self._lock_path, wait=False) as held:
+                with one_process(self._lock_path, False, self._live.records.file_mode) as held:
                     if held:
-                        self._save()
+                        self._saver.save()
             finally:
-                self._one_round.release()
+                self._round_lock.release()
 
     def after_fork(self) -> None:
-        """In a forked child nobody is in the middle of a round."""
-        self._one_round, self._round_by = threading.RLock(), None
+        """In a forked child no round is running."""
+        self._round_lock, self._round_thread = threading.RLock(), None
 
     def _in_round(self) -> bool:
-        """Is this call made inside a round, by a signal handler, a finalizer or a callback of the same thread?"""
-        return self._round_by == threading.get_ident()
+        """Whether a signal handler, a finalizer or a callback made this call inside a round of the same thread."""
+        return self._round_thread == threading.get_ident()
 
-    def _timed_round(self, progress: Progress, force: RebuildReason | None, quiet: bool) -> tuple[list[str], str]:
-        busy = time.thread_time()
-        self.running = True
-        try:
-            return self._round(progress, force, quiet)
-        finally:
-            self.running = False
-            self.rounds += 1
-            self.cpu_seconds += time.thread_time() - busy
-
-    def _round(self, progress: Progress, force: RebuildReason | None, quiet: bool) -> tuple[list[str], str]:
-        self._saver.forget_failure()
-        actions = self._healed()
-        self._live.look_at_device()
-        cause = force or self._found_cause(actions, quiet)
-        if cause and cause.kind == "train" and is_extendable(self._live.view):
-            actions.append(self._build(RebuildReason("append", "rows wait, and training takes longer"), _silent))
-        if cause:
-            actions.append(self._build(cause, progress, forced=force is not None))
-        actions += self._attend()
-        actions += self._shortened()
-        actions += self._moved()
-        return actions, cause.text if cause else ""
-
-    def _found_cause(self, actions: list[str], quiet: bool) -> RebuildReason | None:
-        """Why a new index is due, after a newer one of another process was adopted where that would do."""
-        view = self._live.catch_up()
-        cause = self.cause(view, quiet=quiet)
-        if cause and cause.kind != "append" and self.plan(view).engine == "cpu" and self._adopt():
-            actions.append("adopted a newer snapshot")
-            cause = self.cause(self._live.catch_up(), quiet=quiet)
-        return cause
-
-    def _shortened(self) -> list[str]:
-        """Purge a log that has become long; where the snapshot needs too much of it, save first."""
-        if self._live.records.read_only or not self._saver.log_is_long():
-            return []
-        if self._saver.failed is None and self._saver.log_is_held():
-            if self._live.catch_up().delta_n:
-                self._build(RebuildReason("append", "the log is long"), _silent)
-            if self._saver.log_is_held():
-                self._save()
-        return [f"purged {self._saver.purge()} log entries"]
-
-    def _moved(self) -> list[str]:
-        """Save, where many vectors are in memory that could be mapped from the snapshot."""
+    def _round(
+        self, progress: Progress, force: RebuildReason | None, background: bool, quiet: bool
+    ) -> tuple[list[str], str]:
+        """What was done, and why the index was rebuilt."""
         live = self._live
-        if live.records.read_only or self._saver.failed is not None or not self._saver.holds_vectors(live.view):
-            return []
-        self._saver.made()
-        self._save()
-        return [] if self._saver.unsaved else ["saved the vectors, to map them"]
+        self._saver.forget_failure()
+        actions = self._verify()
+        live.look_at_device()
+        live.device_manager.postpone_look()
+        reason = force or self.scheduler.reason(live.catch_up(), quiet=quiet)
+        if force is None and reason and reason.kind != "append" and self._adopt():
+            actions.append("adopted a newer snapshot")
+            reason = self.scheduler.reason(live.catch_up(), quiet=quiet)
+        if reason and reason.kind == "train" and is_extendable(live.view):
+            actions.append(self._rebuild(RebuildReason("append", "rows wait, and training takes longer")))
+        if reason:
+            actions.append(self._rebuild(reason, progress, forced=force is not None))
+        actions += self._check_recall(background)
+        if not live.records.read_only:
+            actions += self._purge_log()
+            actions += self._save_vectors()
+        return actions, reason.text if reason else ""
 
-    def _healed(self) -> list[str]:
-        """Hold the index against the records; what contradicts them is thrown away and read anew."""
+    def _verify(self) -> list[str]:
+        """Compare the index with the records; where they differ, read everything from the records again."""
         live = self._live
         if agrees(live.catch_up(), live.records, live.settings.seed):
             return []
@@ -417,134 +325,89 @@ class Maintenance:
         )
         return ["healed the index" if healed else "could not heal the index: run check"]
 
-    def _build(self, cause: RebuildReason, progress: Progress, *, forced: bool = False) -> str:
-        """Put a new index in use. Callers hold no view: a device may have room for it only once the old one is gone."""
-        live, started = self._live, time.perf_counter()
-        live.catch_up()
-        epoch, self._asked = live.epoch, None
-        made = self._extended() if cause.kind == "append" else None
-        extended = made is not None
-        if made is None:
-            made = self._anew(cause, progress, forced=forced)
-        if made is None:
-            return f"kept {live.view.index.kind}: the device refused"
-        built, rebuild_input = made
-        with live.exclusive() as now:
-            if live.epoch != epoch:
-                return "dropped a build that was overtaken by a reload"
-            live.replace(swapped(rebuild_input, built.index, built.stats, now), live.generation)
-            saved = self._saver.is_saved(live.view)
-            if not saved:
-                self._saver.made()
-        if extended:
-            self._pace.appended(time.perf_counter() - started)
-        if not (extended or saved) or self._saver.is_due(live.view):
-            self._save()
-        self._report_once(built, cause, time.perf_counter() - started)
-        return f"{'extended' if extended else 'built'} {built.index.kind} of {built.index.n} rows"
-
-    def _anew(self, cause: RebuildReason, progress: Progress, *, forced: bool) -> tuple[Built, RebuildInput] | None:
-        """An index built of all living rows; None where the device refused and nothing else is due."""
-        made = self._on_device(cause, progress)
-        if made is not None:
-            return made
-        view = self._live.catch_up()
-        if cause.kind == "train" and not forced and self.cause(view) is None:
-            return None
-        return self._verified(self.plan(view, cause.by_request), view, cause, progress)
-
-    def _extended(self) -> tuple[Built, RebuildInput] | None:
-        """The index in use with the rows of the delta buffer behind its own; None where it cannot have them."""
-        live, rebuild_input = self._live, gather_delta(self._live.view)
-        built = extend_verified(rebuild_input, live.settings, live.asked, self._pause())
-        if built is None:
-            return None
-        if built.index.plan.engine != "cpu":
-            live.device_manager.built(built.index)
-        return built, rebuild_input
-
-    def _save(self) -> None:
-        """Write the snapshot of the view in use; an index made here gets a generation of its own."""
-        live = self._live
-        with live.mutex:
-            if self._saver.unsaved:
-                live.generation = self._saver.next_generation()
-            view = live.view
-        self._saver.save(view)
-
-    def _pause(self) -> SearchYield:
-        return SearchYield(lambda: self._live.last_search)
-
-    def _on_device(self, cause: RebuildReason, progress: Progress) -> tuple[Built, RebuildInput] | None:
-        """The planned index where a device is to hold it; None where none is, and where the device refuses."""
-        view, device_manager = self._live.view, self._live.device_manager
-        plan = self.plan(view, cause.by_request)
-        if plan.engine == "cpu":
-            return None
-        try:
-            if not device_manager.admit(plan, view.index):
-                view = self._live.leave_device()
-            built, rebuild_input = self._verified(plan, view, cause, progress)
-        except DeviceError as error:
-            device_manager.refused(error, plan)
-            return None
-        if built.refused:
-            device_manager.gave_up(plan, built.refused)
-            return None
-        device_manager.built(built.index)
-        return built, rebuild_input
-
-    def _verified(
-        self, plan: IndexPlan, view: View, cause: RebuildReason, progress: Progress
-    ) -> tuple[Built, RebuildInput]:
-        live, rebuild_input = self._live, gather(view)
-        built = build_verified(
-            plan, rebuild_input, cause, live.settings, live.asked, self._collect, progress, self._pause()
-        )
-        return built, rebuild_input
-
-    def _attend(self) -> list[str]:
-        """Calibrate on what is asked today, where that is news, and see whether the recall holds."""
-        live, view = self._live, self._live.catch_up()
-        old = calibration_is_old(live, view)
-        pause = self._pause()
-        cause = recalibrate(live, view, pause) if old else None
-        started = time.perf_counter()
-        if cause is None and (started >= self._probe_at or not self._sparing):
-            cause = probe(live, live.catch_up(), pause)
-            self._probe_at = time.perf_counter() + (time.perf_counter() - started) / PROBE_SHARE
-        if cause:
-            self.ask(cause)
-        live.asked.save()
-        return ["calibrated on real queries"] if old else []
-
-    def _report_once(self, built: Built, cause: RebuildReason, seconds: float) -> None:
-        index, events = built.index, self._live.events
-        if built.refused:
-            events.record("refused", f"{built.refused}; staying exact", level=logging.WARNING, rows=index.n)
-        text = f"{index.kind} of {index.n} rows ({cause.kind}): {cause.text}"
-        events.record("built", text, seconds=seconds, nlist=index.nlist, trained=built.trained)
-
     def _adopt(self) -> bool:
-        """Take over a newer index that another process has made and saved."""
+        """Use a newer index that another process has made and saved, if it is good enough; not in place of a GPU's."""
         live, info = self._live, self._saver.info()
-        if info is None or info.generation <= live.generation:
+        if info is None or info.generation <= live.generation or self.plan(live.catch_up()).engine != "cpu":
             return False
         loaded = load_snapshot(live.snapshot_path, live.records, live.events)
         view = None if loaded is None else live.caught_up(loaded[0])
         if view is None or not agrees(view, live.records, live.settings.seed):
             return False
-        if view.index.kind != "exact" and not self._good(view):
-            return False
+        if view.index.kind != "exact":
+            stats = view.stats
+            if stats.quality is None:
+                stats = calibrated(view.index, stats, live.query_sample, live.settings.seed)
+                stats = evaluated(view.index, stats, live.settings)
+            if not stats.meets(live.settings.target_recall):
+                return False
         live.adopt(view, info.generation)
         return True
 
-    def _good(self, view: View) -> bool:
-        """Is the index that another process judged good enough for the recall that this one promises?"""
-        settings = self._live.settings
-        quality = view.stats.quality or judged(view.index, view.stats, self._live.asked, settings)[1]
-        return quality.meets(settings.target_recall)
+    def _rebuild(self, reason: RebuildReason, progress: Progress = silent, *, forced: bool = False) -> str:
+        return rebuild(
+            reason, self._live, self._saver, self.scheduler, self.plan, self._collect, progress, forced=forced
+        )
 
+    def _check_recall(self, background: bool) -> list[str]:
+        """Calibrate on recent queries where many are new, and probe recall; request training where it is too low."""
+        live, view = self._live, self._live.catch_up()
+        pause = SearchYield(lambda: live.last_search)
+        is_old = view.stats.calibration is not None and live.query_sample.has_news_since(view.stats.asked)
+        reason = self._recalibrate(view, pause) if is_old else None
+        if reason is None and (not background or self.scheduler.may_probe()):
+            started = time.perf_counter()
+            reason = self._probe(live.catch_up(), pause)
+            self.scheduler.notify(Spent("probe", time.perf_counter() - started), live.view)
+        known = self._rows_at_low_recall
+        if reason and abs(view.count - known) > RETRY_GROWTH * known:
+            self._rows_at_low_recall = view.count
+            self.scheduler.notify(reason, live.view)
+        live.query_sample.save()
+        return ["calibrated on real queries"] if is_old else []
 
-def _silent(_stage: str, _share: float) -> None:
-    return
+    def _recalibrate(self, view: View, pause: Pause) -> RebuildReason | None:
+        """Calibrate the index in use on recent queries; a reason to train when its recall is too low."""
+        live, started = self._live, time.perf_counter()
+        unknown = replace(view.stats, calibration=None)
+        stats = calibrated(view.index, unknown, live.query_sample, live.settings.seed, pause)
+        stats = evaluated(view.index, stats, live.settings, pause)
+        live.describe(view.index, stats)
+        queries = stats.calibration.queries if stats.calibration is not None else 0
+        live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
+        if stats.meets(live.settings.target_recall):
+            return None
+        return RebuildReason("train", f"real queries find too little: {stats.quality}")
+
+    def _probe(self, view: View, pause: Pause) -> RebuildReason | None:
+        """Measure recall@10 of real queries on the view as it is; a reason to train when it fell."""
+        live, target = self._live, self._live.settings.target_recall
+        queries = live.query_sample.sample()[:PROBED]
+        if view.stats.calibration is None or not len(queries):
+            return None
+        probed = view_recall(view, queries, target, pause)
+        live.describe(view.index, replace(live.view.stats, probed=probed))
+        if len(queries) < PROBED or probed >= target - PROBE_SLACK:
+            return None
+        return RebuildReason("train", f"recall@10 of real queries fell to {probed:.3f}")
+
+    def _purge_log(self) -> list[str]:
+        """Purge a log that has become long; where the snapshot needs most of it, save first."""
+        saver = self._saver
+        if not saver.log_is_long():
+            return []
+        if saver.failed is None and saver.log_is_held():
+            if self._live.catch_up().delta_n:
+                self._rebuild(RebuildReason("append", "the log is long"))
+            if saver.log_is_held():
+                saver.save()
+        return [f"purged {saver.purge()} log entries"]
+
+    def _save_vectors(self) -> list[str]:
+        """Save, where many vectors are in memory that could be mapped from the snapshot."""
+        saver = self._saver
+        if saver.failed is not None or not saver.holds_vectors(self._live.view):
+            return []
+        saver.mark_unsaved()
+        saver.save()
+        return [] if saver.unsaved else ["saved the vectors, to map them"]

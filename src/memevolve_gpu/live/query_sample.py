@@ -17,15 +17,17 @@ __all__ = ["QuerySample"]
 KEY = "query_sample"
 
 LOOK_EVERY = 4096
-"""Searches after which it is time to look whether the calibration still fits what is asked."""
+"""Searches after which to check whether the calibration still fits the queries."""
 
-ASKED_ANEW = 4.0
-"""A calibration is repeated when this many times as many queries have been seen as then."""
+RECALIBRATE_GROWTH = 4.0
+"""A calibration is repeated when this many times as many queries have been seen as at its time."""
 
 
 class QuerySample:
-    """A bounded sample of query vectors; see :mod:`memevolve_gpu.training.reservoir`. Nothing is kept when ``enabled``
-    is off."""
+    """A bounded sample of query vectors; see :mod:`memevolve_gpu.training.reservoir`.
+
+    Nothing is kept unless ``enabled``.
+    """
 
     def __init__(self, records: Records, events: EventLog, seed: int, enabled: bool) -> None:
         self._records, self._events = records, events
@@ -45,10 +47,10 @@ class QuerySample:
         return len(self._reservoir)
 
     def note(self, queries: FloatArray | DeviceQueries) -> bool:
-        """A search was made with these queries; True once in a while, when upkeep should have a look."""
+        """Note the queries of one search; True once in 4,096 searches, when the calibration should be checked."""
         self._searches += 1
         if self._enabled:
-            self._reservoir.offer(cast("FloatArray", queries))  # only a row that is taken is read
+            self._reservoir.offer(cast("FloatArray", queries))  # only sampled rows are read
         return self._searches % LOOK_EVERY == 0
 
     def sample(self) -> FloatArray:
@@ -56,11 +58,11 @@ class QuerySample:
         return self._reservoir.sample()
 
     def has_news_since(self, seen: int) -> bool:
-        """Have so many queries come since ``seen`` that a calibration made then is out of date?"""
-        return self.seen >= max(MIN_REAL, ASKED_ANEW * seen)
+        """Whether a calibration made when ``seen`` queries had been seen is out of date."""
+        return self.seen >= max(MIN_REAL, RECALIBRATE_GROWTH * seen)
 
     def save(self) -> None:
-        """Keep the sample with the records, where it has changed; it may be lost without harm."""
+        """Save the sample with the records if it has changed; a failure is an event."""
         taken = self._reservoir.taken
         if not self._enabled or self._records.read_only or taken == self._saved:
             return
@@ -72,5 +74,5 @@ class QuerySample:
             self._events.record("queries-unsaved", str(error))
 
     def after_fork(self) -> None:
-        """In a forked child: a lock that nobody holds."""
+        """In a forked child: a new lock."""
         self._reservoir.reset_lock()

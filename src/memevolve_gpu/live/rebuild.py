@@ -1,10 +1,16 @@
-"""Rebuild an index beside the old one: gather rows, build, evaluate, and swap with what changed meanwhile."""
+"""Rebuild an index: plan, gather, build, calibrate, evaluate, swap, save.
+
+``rebuild`` is the whole sequence. The functions below it are its steps, in the order in which it takes them.
+"""
 
 from __future__ import annotations
 
+import logging
+import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,36 +20,49 @@ from ..index.base import Index
 from ..index.registry import build
 from ..index.vector_table import lengthened, roomy
 from ..training.calibration import calibrate
-from ..training.recall import Pause, Quality, measure, no_pause, self_hits
+from ..training.recall import Pause, measure, no_pause, self_hits
 from ..training.retrain_rules import list_balance
-from ..training.training_set import TrainingSet, source_for
+from ..training.training_set import Progress, TrainingSet, source_for
 from ..types import FloatArray, IndexPlan, IntArray, Rows
 from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats
-from .live_index import LiveSettings
+from .live_index import LiveIndex, LiveSettings
 from .query_sample import QuerySample
-from .rebuild_rules import RebuildReason
+from .scheduler import MaintenanceScheduler, RebuildReason, Spent
+from .snapshot_writer import Saver
 from .view import View
 from .view_builder import flat_index
+from .worker import SearchYield
 
-__all__ = [
-    "JUDGED_AT",
-    "Built",
-    "Collect",
-    "RebuildInput",
-    "build_verified",
-    "extend_verified",
-    "gather",
-    "gather_delta",
-    "judged",
-    "swapped",
-]
+__all__ = ["QUALITY_K", "Collect", "calibrated", "evaluated", "rebuild", "silent"]
+
+QUALITY_K = 10
+"""The k of the recall@k that decides whether an index is good enough."""
+
+MEASURE_GROWTH = 1.15
+"""The recall of an extended index is measured again when it has this many times the rows of the last measurement."""
+
+FEW = 32
+"""Queries that check an extended index; where they find too little it is rebuilt."""
+
+Collect = Callable[[FloatArray], TrainingSet]
+"""Finds training vectors where the store's own, (n, dim), are too few."""
+
+PlanFor = Callable[[View, bool], IndexPlan]
+"""The index that a view should have; the flag ignores MIN_TRAINING_UNITS."""
+
+
+class Candidate(NamedTuple):
+    """An index to try. extends: the one in use with the waiting rows appended; else one built from all live rows."""
+
+    plan: IndexPlan
+    extends: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RebuildInput:
-    """Rows of ``view`` in slot order, and where each row of the index that they make comes from: index positions, then
-    tail positions."""
+    """Live rows of ``view`` in slot order, and their positions there: first those in the index, then in the delta
+    buffer."""
 
     view: View
     rows: Rows
@@ -51,39 +70,136 @@ class RebuildInput:
     from_delta: IntArray
 
 
-def gather(view: View) -> RebuildInput:
-    """The living rows of a view. Body slots are all older than delta slots, so the order is kept.
+@dataclass(frozen=True, slots=True)
+class Built:
+    """An index that may replace the one in use.
 
-    Where no row of the index has died they share its memory, if it is not a graph; else they are a copy.
+    made_of: its rows. trained: whether new quantisers were trained. refused: why an exact index takes the place of the
+    planned kind, else empty.
+    """
+
+    index: Index
+    stats: IndexStats
+    made_of: RebuildInput
+    trained: bool = False
+    refused: str = ""
+
+
+def silent(_stage: str, _share: float) -> None:
+    """Report no progress."""
+
+
+def rebuild(
+    reason: RebuildReason,
+    live: LiveIndex,
+    saver: Saver,
+    scheduler: MaintenanceScheduler,
+    plan_for: PlanFor,
+    collect: Collect,
+    progress: Progress = silent,
+    *,
+    forced: bool = False,
+) -> str:
+    """Build a better index beside the one in use and swap it in; return what was done, in words.
+
+    Callers hold no view: a device may have memory for the new index only once the old one is gone. ``forced``: go on
+    with the CPU although the rules are content with the index in use.
+    """
+    started, pause = time.perf_counter(), SearchYield(lambda: live.last_search)
+    scheduler.notify("rebuilding", live.catch_up())
+    epoch, devices, settings, queries = live.epoch, live.device_manager, live.settings, live.query_sample
+    built: Built | None = None
+    for candidate in _candidates(reason, live.catch_up, scheduler, plan_for, forced):
+        plan, built = candidate.plan, None
+        try:
+            if candidate.extends:
+                built = _extended(_gather_delta(live.catch_up()), settings, queries, pause)
+            else:
+                _make_room(plan, live)
+                built = _built(plan, _gather(live.catch_up()), reason, settings, queries, collect, progress, pause)
+        except DeviceError as error:
+            devices.refused(error, plan)
+        if built is not None:
+            break
+    else:
+        return f"kept {live.view.index.kind}: the device refused"
+    if built.index.plan.engine != "cpu":
+        devices.built(built.index)
+    with live.exclusive() as now:
+        if live.epoch != epoch:
+            return "dropped a build that was overtaken by a reload"
+        live.replace(_swapped(built, now), live.generation)
+        saved = saver.note_swap(live.view)
+    if candidate.extends:
+        scheduler.notify(Spent("append", time.perf_counter() - started), live.view)
+    if not (candidate.extends or saved) or saver.is_due(live.view):
+        saver.save()
+    _record(built, reason, live, time.perf_counter() - started)
+    return f"{'extended' if candidate.extends else 'built'} {built.index.kind} of {built.index.n} rows"
+
+
+def _candidates(
+    reason: RebuildReason,
+    catch_up: Callable[[], View],
+    scheduler: MaintenanceScheduler,
+    plan_for: PlanFor,
+    forced: bool,
+) -> Iterator[Candidate]:
+    """What to try, best first: extend the index in use, the planned index on the GPU, the planned index on the CPU.
+
+    The CPU's plan is made only after the device has refused, since the refusal changes the plan. No view is kept.
+    """
+    if reason.kind == "append":
+        yield Candidate(catch_up().index.plan, extends=True)
+    plan = plan_for(catch_up(), reason.by_request)
+    yield Candidate(plan)
+    if plan.engine == "cpu" or (reason.kind == "train" and not forced and scheduler.reason(catch_up()) is None):
+        return
+    yield Candidate(plan_for(catch_up(), reason.by_request))
+
+
+def _make_room(plan: IndexPlan, live: LiveIndex) -> None:
+    """Check that the plan's device has memory for it, once the index in use has left it if need be.
+
+    Raises DeviceError.
+    """
+    if plan.engine != "cpu" and not live.device_manager.admit(plan, live.catch_up().index):
+        live.leave_device()
+
+
+def _gather(view: View) -> RebuildInput:
+    """The live rows of a view, in slot order: slots in the index are older than those in the delta buffer.
+
+    Where no row of the index has died they share its memory, unless it is a graph; else they are a copy.
     """
     from_index = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
-    living = _living(view)
-    if len(from_index) == view.index.n and _may_grow(view.index):
-        vectors = lengthened(view.index.vectors, living.count)
+    live_delta = _live_delta(view)
+    if len(from_index) == view.index.n and _shares_memory(view.index):
+        vectors = lengthened(view.index.vectors, live_delta.count)
     else:
-        vectors = roomy((len(from_index) + living.count, view.index.dim), np.float32)
+        vectors = roomy((len(from_index) + live_delta.count, view.index.dim), np.float32)
         vectors[: len(from_index)] = view.index.vectors_at(from_index)
-    living.put(vectors[len(from_index) :])
-    slots = np.concatenate([view.index.slots[from_index], living.slots])
-    id_bytes, id_ends = _joined_ids(view, from_index, living.positions)
-    return RebuildInput(view, Rows(slots, id_bytes, id_ends, vectors), from_index, living.positions)
+    live_delta.write(vectors[len(from_index) :])
+    slots = np.concatenate([view.index.slots[from_index], live_delta.slots])
+    id_bytes, id_ends = _joined_ids(view, from_index, live_delta.positions)
+    return RebuildInput(view, Rows(slots, id_bytes, id_ends, vectors), from_index, live_delta.positions)
 
 
-def gather_delta(view: View) -> RebuildInput:
-    """The living rows of a view's tail, to be put behind all rows of its index, those that died included."""
-    index, living = view.index, _living(view)
-    if _may_grow(index):
-        vectors = lengthened(index.vectors, living.count)[index.n :]
+def _gather_delta(view: View) -> RebuildInput:
+    """The live rows of a view's delta buffer, to append to all rows of its index, dead ones included."""
+    index, live_delta = view.index, _live_delta(view)
+    if _shares_memory(index):
+        vectors = lengthened(index.vectors, live_delta.count)[index.n :]
     else:
-        vectors = np.empty((living.count, index.dim), np.float32)
-    living.put(vectors)
-    rows = Rows(living.slots, *_delta_ids(view, living.positions), vectors)
-    return RebuildInput(view, rows, slice(0, index.n), living.positions)
+        vectors = np.empty((live_delta.count, index.dim), np.float32)
+    live_delta.write(vectors)
+    rows = Rows(live_delta.slots, *_delta_ids(view, live_delta.positions), vectors)
+    return RebuildInput(view, rows, slice(0, index.n), live_delta.positions)
 
 
 @dataclass(frozen=True, slots=True)
-class _Living:
-    """The living rows of a delta buffer: their slots and positions, int64 (count,), and where their vectors are."""
+class _LiveDelta:
+    """The live rows of a delta buffer: slots and positions, int64 (count,); vectors: chunks and the rows to take."""
 
     slots: IntArray
     positions: IntArray
@@ -93,7 +209,7 @@ class _Living:
     def count(self) -> int:
         return len(self.slots)
 
-    def put(self, out: FloatArray) -> None:
+    def write(self, out: FloatArray) -> None:
         """Write the vectors into ``out`` (count, dim)."""
         at = 0
         for vectors, keep in self.vectors:
@@ -101,47 +217,24 @@ class _Living:
             at += len(keep)
 
 
-def _living(view: View) -> _Living:
+def _live_delta(view: View) -> _LiveDelta:
     pieces = list(view.delta.pieces(0, view.delta_n))
     keeps = [np.flatnonzero(piece.died > view.watermark).astype(np.int64) for piece in pieces]
     none = np.empty(0, dtype=np.int64)
-    return _Living(
+    return _LiveDelta(
         slots=np.concatenate([none, *[piece.slots[keep] for piece, keep in zip(pieces, keeps, strict=True)]]),
         positions=np.concatenate([none, *[piece.start + keep for piece, keep in zip(pieces, keeps, strict=True)]]),
         vectors=[(piece.vectors, keep) for piece, keep in zip(pieces, keeps, strict=True)],
     )
 
 
-def _may_grow(index: Index) -> bool:
-    """Can rows be put behind the index's own in its memory? A graph's vectors are in memory that faiss holds."""
+def _shares_memory(index: Index) -> bool:
+    """Whether rows can be appended in the index's own memory; faiss holds the vectors of a graph."""
     return index.kind != "hnsw"
 
 
-def swapped(rebuild_input: RebuildInput, index: Index, stats: IndexStats, now: View) -> View:
-    """The view ``now`` with ``index`` in place of what was gathered; the caller holds the mutex.
-
-    Rows that died since carry their deaths over; rows that came since make up the new tail.
-    """
-    old = rebuild_input.view
-    died = np.concatenate(
-        [old.index_died[rebuild_input.from_index], _delta_deaths(old.delta, rebuild_input.from_delta)]
-    )
-    delta = now.delta.rest(old.delta_n, now.delta_n)
-    deaths = array("q", np.flatnonzero(died <= now.watermark).tolist())
-    delta_dead = sum(int((piece.died <= now.watermark).sum()) for piece in delta.pieces(0, delta.n))
-    return View(
-        now.watermark, index, old.watermark, died, deaths, len(deaths), delta, delta.n, delta_dead, now.metric, stats
-    )
-
-
-def _delta_deaths(delta: DeltaBuffer, positions: IntArray) -> IntArray:
-    deaths = [piece.died for piece in delta.pieces(0, int(positions[-1]) + 1)] if len(positions) else []
-    everything = np.concatenate([np.empty(0, dtype=np.int64), *deaths])
-    return everything[positions]
-
-
 def _joined_ids(view: View, from_index: IntArray, from_delta: IntArray) -> tuple[npt.NDArray[np.uint8], IntArray]:
-    index_bytes, index_ends = _taken(view.index.id_bytes, view.index.id_ends, from_index)
+    index_bytes, index_ends = _ids_of(view.index.id_bytes, view.index.id_ends, from_index)
     delta_bytes, delta_ends = _delta_ids(view, from_delta)
     return np.concatenate([index_bytes, delta_bytes]), np.concatenate([index_ends, delta_ends + len(index_bytes)])
 
@@ -151,7 +244,7 @@ def _delta_ids(view: View, positions: IntArray) -> tuple[npt.NDArray[np.uint8], 
     return np.frombuffer(b"".join(ids), dtype=np.uint8), np.cumsum([len(one) for one in ids], dtype=np.int64)
 
 
-def _taken(
+def _ids_of(
     id_bytes: npt.NDArray[np.uint8], id_ends: IntArray, keep: IntArray
 ) -> tuple[npt.NDArray[np.uint8], IntArray]:
     if len(keep) == len(id_ends):
@@ -163,52 +256,31 @@ def _taken(
     return id_bytes[np.arange(len(shift), dtype=np.int64) + shift], ends
 
 
-Collect = Callable[[FloatArray], TrainingSet]
-
-JUDGED_AT = 10
-"""recall@k is judged at this k."""
-
-MEASURED_AGAIN = 1.15
-"""An extended index's recall is measured again when it has so many times the rows of the last measurement."""
-
-FEW = 32
-"""Queries to look at an extended index with; where they find too little it is judged like a new one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Built:
-    """trained: new quantisers were trained; refused: why the planned kind was not good enough, else empty."""
-
-    index: Index
-    stats: IndexStats
-    trained: bool
-    refused: str = ""
-
-
-def build_verified(
+def _built(
     plan: IndexPlan,
-    rebuild_input: RebuildInput,
-    cause: RebuildReason,
+    made_of: RebuildInput,
+    reason: RebuildReason,
     settings: LiveSettings,
-    asked: QuerySample,
+    queries: QuerySample,
     collect: Collect,
-    progress: Callable[[str, float], None],
-    pause: Pause = no_pause,
+    progress: Progress,
+    pause: Pause,
 ) -> Built:
-    """The planned index if it proves itself, else an exact one that says why.
+    """The planned index if it is good enough, else an exact one that says why.
 
-    Quantisers are taken over where rows were only added or removed; when the result falls short they are trained anew.
-    asked: the real queries of the past, to calibrate on. collect: finds what to train on where the rows are too few.
-    pause: called between pieces of work.
-
-    Raises DeviceError when the plan's device refuses.
+    Unless new training is asked for, the quantisers of the index in use are tried first. Raises DeviceError when the
+    plan's device refuses, or holds no index that is good enough.
     """
-    rows, old = rebuild_input.rows, rebuild_input.view
+    rows, old = made_of.rows, made_of.view
     if plan.kind == "exact" and plan.engine == "cpu":
-        return Built(build(plan, rows, old.metric, seed=settings.seed), IndexStats(), trained=False)
-    fits = _quantiser(plan, plan.nlist) == _quantiser(old.index.plan, old.index.nlist) and plan.kind != "exact"
+        return Built(build(plan, rows, old.metric, seed=settings.seed), IndexStats(), made_of)
+    reuses = (
+        reason.kind != "train"
+        and plan.kind != "exact"
+        and _quantiser(plan, plan.nlist) == _quantiser(old.index.plan, old.index.nlist)
+    )
     refused = ""
-    for reuse_from in [old.index, None] if cause.kind != "train" and fits else [None]:
+    for reuse_from in [old.index, None] if reuses else [None]:
         try:
             training = None if reuse_from is not None else _training(plan, rows.vectors, collect)
             index = build(
@@ -220,61 +292,50 @@ def build_verified(
             refused = f"cannot build {plan.kind}: {error}"
             continue
         for known in _known(old.stats, index, reuse_from):
-            stats, quality = judged(index, known, asked, settings, pause)
-            if quality.meets(settings.target_recall):
-                return Built(index, replace(stats, by_request=cause.by_request), trained=reuse_from is None)
-        refused = f"{plan.kind} fell short: {quality}"
-    return Built(flat_index(rows, old.metric), IndexStats(refused_rows=len(rows.slots)), trained=False, refused=refused)
+            stats = evaluated(index, calibrated(index, known, queries, settings.seed, pause), settings, pause)
+            if stats.meets(settings.target_recall):
+                return Built(index, replace(stats, by_request=reason.by_request), made_of, trained=reuse_from is None)
+        refused = f"{plan.kind} fell short: {stats.quality}"
+    if plan.engine != "cpu":
+        raise DeviceError(refused)
+    return Built(flat_index(rows, old.metric), IndexStats(refused_rows=len(rows.slots)), made_of, refused=refused)
 
 
-def extend_verified(
-    rebuild_input: RebuildInput, settings: LiveSettings, asked: QuerySample, pause: Pause = no_pause
-) -> Built | None:
-    """The index of the view with the gathered rows behind its own; None where it cannot have them, or is not good
-    enough then. What is known of it is carried over; its new rows must find themselves.
+def _extended(made_of: RebuildInput, settings: LiveSettings, queries: QuerySample, pause: Pause) -> Built | None:
+    """The index in use with the gathered rows appended; None where it cannot take them, or is not good enough then.
+
+    Its calibration is kept; its new rows must find themselves.
     """
-    old = rebuild_input.view
+    old = made_of.view
     try:
-        index = old.index.extended(rebuild_input.rows)
+        index = old.index.extended(made_of.rows)
     except EngineError:
         return None
-    if index is None or index is old.index or (index.kind == "exact" and index.plan.engine == "cpu"):
-        return None if index is None else Built(index, old.stats, trained=False)
-    if index.kind == "exact":  # on a device, whose numbers are narrower than those that decide
-        stats, quality = _looked_at(index, old.stats, old.index.n, settings)
-        return Built(index, stats, trained=False) if quality.meets(settings.target_recall) else None
-    for known in _known(old.stats, index, old.index):
-        if known.calibration is not None:
-            stats, quality = _looked_at(index, replace(known, quality=old.stats.quality), old.index.n, settings)
+    if index is None:
+        return None
+    exact = index.kind == "exact"
+    if index is old.index or (exact and index.plan.engine == "cpu"):
+        return Built(index, old.stats, made_of)
+    for known in [old.stats] if exact else _known(old.stats, index, old.index):
+        if exact or known.calibration is not None:  # on a device exact search is checked too: its numbers are narrower
+            stats = replace(known, quality=old.stats.quality)
         else:
-            stats, _ = judged(index, known, asked, settings, pause)
-            stats, quality = _looked_at(index, stats, old.index.n, settings)
-        if quality.meets(settings.target_recall):
-            return Built(index, stats, trained=False)
+            stats = evaluated(index, calibrated(index, known, queries, settings.seed, pause), settings, pause)
+        stats = _checked(index, stats, old.index.n, settings)
+        if stats.meets(settings.target_recall):
+            return Built(index, stats, made_of)
     return None
 
 
-def _looked_at(index: Index, known: IndexStats, start: int, settings: LiveSettings) -> tuple[IndexStats, Quality]:
-    """How an extended index does: rows from ``start`` on find themselves, and recall, where it grew much since."""
-    params = known.effort(index, JUDGED_AT, settings.target_recall)
-    hits = self_hits(index, params, start=start, queries=FEW, seed=settings.seed)
-    held = known.quality
-    if held is None or index.n > MEASURED_AGAIN * known.measured_rows:
-        held = measure(index, params, k=JUDGED_AT, queries=FEW, seed=settings.seed)
-        known = replace(known, measured_rows=index.n)
-    quality = replace(held, self_hit=hits)
-    return replace(known, quality=quality), quality
-
-
 def _quantiser(plan: IndexPlan, nlist: int) -> tuple[object, ...]:
-    """What two indexes must have in common so that one can take over the other's quantisers."""
+    """What two indexes must have in common for one to reuse the other's quantisers."""
     return plan.kind, plan.engine, plan.device, nlist, plan.codes
 
 
 def _training(plan: IndexPlan, vectors: FloatArray, collect: Collect) -> FloatArray | None:
-    """What to train on beside the rows themselves (None): service samples where the rows are too few.
+    """What to train on: None for the rows themselves, else service samples, where the rows are too few.
 
-    Raises EngineError when too few of the samples could be had.
+    Raises EngineError when too few samples are available.
     """
     if plan.kind in ("exact", "hnsw") or source_for(len(vectors)) == "existing":
         return None
@@ -284,23 +345,8 @@ def _training(plan: IndexPlan, vectors: FloatArray, collect: Collect) -> FloatAr
     return found.vectors
 
 
-def judged(
-    index: Index, known: IndexStats, asked: QuerySample, settings: LiveSettings, pause: Pause = no_pause
-) -> tuple[IndexStats, Quality]:
-    """Calibrate the index, unless that is known, and see how it does at the effort that searches will use then.
-
-    A scan on a device has nothing to calibrate, but it is judged: its numbers are narrower than those that decide.
-    """
-    if known.calibration is None and index.kind != "exact":
-        fresh = calibrate(index, asked.sample(), seed=settings.seed, pause=pause)
-        known = replace(known, calibration=fresh, calibrated_rows=index.n, asked=asked.seen)
-    params = known.effort(index, JUDGED_AT, settings.target_recall)
-    quality = measure(index, params, k=JUDGED_AT, seed=settings.seed, pause=pause)
-    return replace(known, quality=quality, measured_rows=index.n), quality
-
-
 def _known(stats: IndexStats, index: Index, reuse_from: Index | None) -> list[IndexStats]:
-    """What to start from: the calibration that came with the quantisers, then nothing."""
+    """The statistics to start from: with the calibration that belongs to reused quantisers, then without."""
     balance = list_balance(index.list_sizes)
     if index.kind == "exact":
         return [IndexStats()]
@@ -309,3 +355,68 @@ def _known(stats: IndexStats, index: Index, reuse_from: Index | None) -> list[In
     trained = IndexStats(stats.trained_rows, stats.trained_balance, balance)
     carried = stats.carried_to(index)
     return [trained] if carried is None else [replace(carried, balance=balance), trained]
+
+
+def calibrated(index: Index, known: IndexStats, queries: QuerySample, seed: int, pause: Pause = no_pause) -> IndexStats:
+    """``known`` with a calibration of the index, measured unless it is known; exact search needs none."""
+    if known.calibration is not None or index.kind == "exact":
+        return known
+    fresh = calibrate(index, queries.sample(), seed=seed, pause=pause)
+    return replace(known, calibration=fresh, calibrated_rows=index.n, asked=queries.seen)
+
+
+def evaluated(index: Index, known: IndexStats, settings: LiveSettings, pause: Pause = no_pause) -> IndexStats:
+    """``known`` with the quality of the index at the search parameters that searches will use."""
+    params = known.effort(index, QUALITY_K, settings.target_recall)
+    quality = measure(index, params, k=QUALITY_K, seed=settings.seed, pause=pause)
+    return replace(known, quality=quality, measured_rows=index.n)
+
+
+def _checked(index: Index, known: IndexStats, start: int, settings: LiveSettings) -> IndexStats:
+    """The quality of an extended index: whether rows from ``start`` on find themselves, and recall if it grew much."""
+    params = known.effort(index, QUALITY_K, settings.target_recall)
+    hits = self_hits(index, params, start=start, queries=FEW, seed=settings.seed)
+    quality = known.quality
+    if quality is None or index.n > MEASURE_GROWTH * known.measured_rows:
+        quality = measure(index, params, k=QUALITY_K, queries=FEW, seed=settings.seed)
+        known = replace(known, measured_rows=index.n)
+    return replace(known, quality=replace(quality, self_hit=hits))
+
+
+def _swapped(built: Built, now: View) -> View:
+    """The view ``now`` with the built index in place of the rows that were gathered; the caller holds the mutex.
+
+    Rows that died meanwhile are dead in the new index too; rows that came meanwhile stay in the delta buffer.
+    """
+    made_of, old = built.made_of, built.made_of.view
+    died = np.concatenate([old.index_died[made_of.from_index], _delta_deaths(old.delta, made_of.from_delta)])
+    delta = now.delta.rest(old.delta_n, now.delta_n)
+    deaths = array("q", np.flatnonzero(died <= now.watermark).tolist())
+    delta_dead = sum(int((piece.died <= now.watermark).sum()) for piece in delta.pieces(0, delta.n))
+    return View(
+        watermark=now.watermark,
+        index=built.index,
+        index_seq=old.watermark,
+        index_died=died,
+        index_deaths=deaths,
+        index_dead=len(deaths),
+        delta=delta,
+        delta_n=delta.n,
+        delta_dead=delta_dead,
+        metric=now.metric,
+        stats=built.stats,
+    )
+
+
+def _delta_deaths(delta: DeltaBuffer, positions: IntArray) -> IntArray:
+    deaths = [piece.died for piece in delta.pieces(0, int(positions[-1]) + 1)] if len(positions) else []
+    everything = np.concatenate([np.empty(0, dtype=np.int64), *deaths])
+    return everything[positions]
+
+
+def _record(built: Built, reason: RebuildReason, live: LiveIndex, seconds: float) -> None:
+    index = built.index
+    if built.refused:
+        live.events.record("refused", f"{built.refused}; staying exact", level=logging.WARNING, rows=index.n)
+    text = f"{index.kind} of {index.n} rows ({reason.kind}): {reason.text}"
+    live.events.record("built", text, seconds=seconds, nlist=index.nlist, trained=built.trained)

@@ -17,22 +17,22 @@ from .view_builder import cpu_copy
 __all__ = ["LOG_KEPT", "Saver", "joins_log"]
 
 LOG_KEPT = 10_000
-"""Log entries that a process a little behind may still need."""
+"""Log entries that a process slightly behind may still need."""
 
 LOG_SHARE = 0.25
-"""Log entries, of some 12 bytes each, that are kept at most: so many times the live units, if that is more."""
+"""Most log entries to keep, as a share of the live units where that is more; an entry has about 12 bytes."""
 
 CHANGED_SHARE = 0.12
-"""Log entries since the snapshot, as a share of the live units, from which an extended index is saved: so much is
-applied again by the next opening if this process is killed. The same share of the vectors may be in memory instead of
-being mapped from the snapshot."""
+"""Log entries since the snapshot, as a share of the live units, from which an extended index is saved. If this process
+is killed, the next opening replays up to this many. The same share of the vectors may be in memory instead of being
+mapped from the snapshot."""
 
 MOVED_BYTES = 16 << 20
-"""Fewer bytes of vectors stay in memory without a reason to save."""
+"""Up to this many bytes of vectors stay in memory without a save."""
 
 
 class Saver:
-    """The snapshot file of one live index; used by whoever holds the maintenance lock."""
+    """Writes the snapshot file of one live index. The caller holds the maintenance lock."""
 
     def __init__(self, live: LiveIndex) -> None:
         self._live = live
@@ -42,53 +42,61 @@ class Saver:
 
     @property
     def unsaved(self) -> bool:
-        """Is the index in use one that this process made and did not save yet?"""
+        """Whether this process made the index in use and has not saved it yet."""
         return self._unsaved_epoch == self._live.epoch
 
-    def made(self) -> None:
-        """Maintenance has just put another index in use."""
+    def mark_unsaved(self) -> None:
+        """The index in use shall be saved."""
         self._unsaved_epoch = self._live.epoch
 
     def forget_failure(self) -> None:
-        """What could not be written may be tried again."""
+        """Allow another try after a failed write."""
         self.failed = None
 
     def info(self) -> SnapshotInfo | None:
-        """What the snapshot on disk says of itself, if it is this store's."""
+        """The header of the snapshot on disk, if it belongs to this store."""
         try:
             info = read_info(self._live.snapshot_path)
         except SnapshotError:
             return None
         return info if info.store_id == self._live.records.store_id else None
 
-    def next_generation(self) -> int:
-        info = self.info()
-        return max(info.generation if info else 0, self._live.generation) + 1
-
     def is_due(self, view: View) -> bool:
-        """Would an opening from the snapshot on disk have much to apply?"""
+        """Whether opening from the snapshot on disk would replay many log entries."""
         info = self.info()
         return info is None or view.watermark - info.watermark >= CHANGED_SHARE * view.count
 
     def holds_vectors(self, view: View) -> bool:
-        """Are many vectors in memory that a snapshot would allow to be mapped?"""
+        """Whether many vectors are in memory that could be mapped from a snapshot."""
         table = view.index.table
         return view.index.kind != "hnsw" and table.resident_bytes > max(MOVED_BYTES, CHANGED_SHARE * table.nbytes)
 
-    def is_saved(self, view: View) -> bool:
-        """Does the snapshot on disk, from which this process came or which it wrote, hold nearly all of ``view``?
+    def note_swap(self, view: View) -> bool:
+        """Maintenance has just put the index of ``view`` in use: mark it unsaved, unless the snapshot serves.
 
-        An index on a device adds nothing to it: what is saved of one are its vectors.
+        An index on a device adds nothing to a snapshot, since only its vectors are saved. Returns whether the snapshot
+        on disk, read or written by this process, already holds nearly all of them.
         """
         info = self.info()
         known = info is not None and info.generation == self._live.generation
-        return known and view.index.plan.engine != "cpu" and not self.is_due(view)
+        saved = known and view.index.plan.engine != "cpu" and not self.is_due(view)
+        if not saved:
+            self.mark_unsaved()
+        return saved
 
-    def save(self, view: View) -> None:
-        """Write the snapshot of ``view``; a failure is an event, and is kept in ``failed``."""
+    def save(self) -> None:
+        """Write the snapshot of the view in use; an index made here gets the next generation.
+
+        A failure is recorded as an event and in ``failed``.
+        """
         live, self.failed = self._live, None
         if live.records.read_only:
             return
+        with live.mutex:
+            if self.unsaved:
+                info = self.info()
+                live.generation = max(info.generation if info else 0, live.generation) + 1
+            view = live.view
         index = view.index if view.index.plan.engine == "cpu" else cpu_copy(view.index)
         watermark = _as_of(view)
         info = SnapshotInfo(
@@ -105,35 +113,36 @@ class Saver:
             dead=np.flatnonzero(view.index_died <= watermark).astype(np.int64),
         )
         try:
-            write_snapshot(live.snapshot_path, index, info)
+            write_snapshot(live.snapshot_path, index, info, live.records.file_mode)
             self._unsaved_epoch = -1
         except (OSError, StorageError, SnapshotError) as error:
             self.failed = error
             live.events.record("snapshot-failed", f"{error}; opening will be slower", level=logging.WARNING)
 
     def log_is_long(self) -> bool:
+        """Whether the log should be purged."""
         head = self._live.records.head()
         return head.last_seq - head.horizon > _most_entries(head.count)
 
     def log_is_held(self) -> bool:
-        """Does the snapshot on disk need so much of a long log that forgetting the rest would not help?"""
+        """Whether the snapshot on disk needs most of a long log, so that purging the rest would not help."""
         info, head = self.info(), self._live.records.head()
         return info is not None and info.watermark < head.last_seq - _most_entries(head.count) // 2
 
     def purge(self) -> int:
-        """Forget log entries that neither the snapshot nor a process a little behind still needs."""
+        """Delete log entries that neither the snapshot nor a process slightly behind needs; return their number."""
         info = self.info()
         upto = self._live.records.head().last_seq - LOG_KEPT
         return self._live.records.purge(upto if info is None else min(upto, info.watermark))
 
 
 def joins_log(view: View, horizon: int) -> bool:
-    """Could an opening go on from a snapshot of ``view``?"""
+    """Whether a store could be opened from a snapshot of ``view``."""
     return _as_of(view) >= horizon
 
 
 def _as_of(view: View) -> int:
-    """The log entry up to which index and deaths say everything."""
+    """The log entry up to which index and deaths are complete."""
     return view.index_seq if view.delta_n else view.watermark
 
 

@@ -14,20 +14,23 @@ from queue import Empty, SimpleQueue
 
 from ..errors import MemEvolveError
 from ..monitoring.events import EventLog
+from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
 
 __all__ = ["SearchYield", "Worker"]
 
 ACTIVE_SECONDS = 0.05
-"""A search so lately means that the next is near."""
+"""After a search this recent, another one is likely."""
 
 LONGEST_REST = 0.01
 """Seconds of one rest."""
 
 
 class SearchYield:
-    """Called between pieces of work of some milliseconds: rests while searches are running, altogether at most as long
-    as it has worked, so that upkeep takes at most twice as long."""
+    """Rests between pieces of work of a few milliseconds while searches are running.
+
+    The total rest is at most the time worked, so maintenance takes at most twice as long.
+    """
 
     def __init__(
         self,
@@ -37,49 +40,50 @@ class SearchYield:
     ) -> None:
         """
         Args:
-            last_search: when somebody last began or ended a search, by ``clock``.
-            clock: seconds.
-            sleep: waits so many seconds.
+            last_search: when a search last started or ended, by ``clock``.
+            clock: returns seconds.
+            sleep: waits for some seconds.
         """
         self._last_search, self._clock, self._sleep = last_search, clock, sleep
-        self._began = clock()
+        self._started = clock()
         self.rested = 0.0
         """Seconds spent resting."""
 
     def __call__(self) -> None:
         now = self._clock()
-        row_filter = (now - self._began) - 2 * self.rested
-        if row_filter > 0 and now - self._last_search() < ACTIVE_SECONDS:
-            self._sleep(min(row_filter, LONGEST_REST))
+        allowed = (now - self._started) - 2 * self.rested
+        if allowed > 0 and now - self._last_search() < ACTIVE_SECONDS:
+            self._sleep(min(allowed, LONGEST_REST))
             self.rested += self._clock() - now
 
 
 IDLE_SECONDS = 60.0
-"""How long a thread without work stays before it ends; the next piece of work starts another."""
+"""How long a thread without work waits before it ends; the next call starts another."""
 
-RETRY_SECONDS = 5.0
-"""How long to leave a round that failed before the next try."""
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 5.0, 60.0
+"""Wait before the next try after a failed round; doubled by each failure in a row."""
 
 NICENESS = 10
-"""Lowers the thread's priority where the system knows such a thing."""
+"""Added to the thread's nice value where the system supports that."""
 
 
 class Worker:
     """Runs ``work`` on a daemon thread whenever ``wake`` is called; never two at once."""
 
     def __init__(self, work: Callable[[], float | None], events: EventLog) -> None:
-        """``work`` is a bound method, held weakly; it returns the seconds after which to call it again, None for when
-        it is poked."""
+        """``work``: a bound method, held weakly; it returns the seconds after which to call it again, None to wait for
+        ``wake``."""
         self._work = weakref.WeakMethod(work)
         self._events = events
         self._thread: threading.Thread | None = None
+        self._retry = Backoff(RETRY_SECONDS, LONGEST_RETRY_SECONDS)
         self.start_failure = ""
         """Why the last attempt to start the thread failed; empty when it did not."""
         self._reset()
         renew_in_child(self)
 
     def wake(self) -> bool:
-        """There may be something to do; False when no thread can see to it now. The next call tries again."""
+        """Have ``work`` called soon; False when no thread can run. The next call tries again."""
         with self._lock:
             if self._stopping:
                 return False
@@ -87,7 +91,7 @@ class Worker:
             return self._thread is not None or self._started()
 
     def stop(self) -> None:
-        """Let a running round finish, then end the thread."""
+        """Wait for a running round, then end the thread."""
         with self._lock:
             self._stopping = True
             self._calls.put(None)
@@ -96,12 +100,12 @@ class Worker:
             thread.join()
 
     def after_fork(self) -> None:
-        """The thread does not exist in the child; start anew when poked."""
+        """The thread does not exist in the child; ``wake`` starts another."""
         self._reset()
 
     def _reset(self) -> None:
-        """Signal handlers and finalizers may call in the middle of everything here, so the locks are re-entrant ones;
-        ``threading.Event`` has none."""
+        """Signal handlers and finalizers may call any method at any time, so the locks are re-entrant;
+        ``threading.Event`` is not."""
         self._lock = threading.RLock()
         self._calls: SimpleQueue[None] = SimpleQueue()
         self._stopping = False
@@ -112,7 +116,7 @@ class Worker:
             self._calls.put(None)
 
     def _called(self, timeout: float) -> bool:
-        """Wait for a call, and take all that have come; False when none came in so many seconds."""
+        """Wait for calls of ``wake`` and consume them; False when none came within ``timeout`` seconds."""
         try:
             self._calls.get(timeout=timeout)
         except Empty:
@@ -123,7 +127,7 @@ class Worker:
         return True
 
     def _started(self) -> bool:
-        """Start the thread; the lock is held. The system may have none to give: then this is a state, not an error."""
+        """Start the thread; the lock is held. A failure is kept in ``start_failure``, and raises nothing."""
         self._thread = thread = threading.Thread(target=self._loop, name="memevolve-maintenance", daemon=True)
         try:
             thread.start()
@@ -137,7 +141,7 @@ class Worker:
         return True
 
     def _loop(self) -> None:
-        _step_back()
+        _lower_priority()
         try:
             due = False
             while not self._ends(due):
@@ -146,12 +150,12 @@ class Worker:
                 if later:
                     self._called(later)
         finally:
-            with self._lock:  # after an error that nobody foresaw the next call must find no dead thread
+            with self._lock:  # also after an unforeseen error, so that the next call starts another thread
                 if self._thread is threading.current_thread():
                     self._thread = None
 
     def _ends(self, due: bool) -> bool:
-        """Wait for work unless some is due; True when the thread is to end, which no later poke can overlook."""
+        """Wait for work unless some is due; True when the thread is to end. A later ``wake`` then starts another."""
         due = due or self._called(IDLE_SECONDS)
         with self._lock:
             if (due or not self._calls.empty()) and not self._stopping:
@@ -165,22 +169,24 @@ class Worker:
             self._stopping = True
             return None
         try:
-            return work()
+            later = work()
         except (MemEvolveError, OSError, MemoryError, RuntimeError) as error:
             self._events.record("maintenance-failed", str(error), level=logging.ERROR)
             del work
-            self._rest(RETRY_SECONDS)
+            self._rest(self._retry.failed())
             return 0.0
+        self._retry.reset()
+        return later
 
     def _rest(self, seconds: float) -> None:
-        """Wait so long, whoever calls, unless the thread is to end."""
+        """Wait, even if ``wake`` is called, unless the thread is to end."""
         until = time.monotonic() + seconds
         while not self._stopping and (left := until - time.monotonic()) > 0:
             self._called(left)
 
 
-def _step_back() -> None:
-    """Let whoever waits for an answer go first. Threads have priorities of their own on Linux only."""
+def _lower_priority() -> None:
+    """Lower this thread's priority, so that searches run first. Only Linux has a priority per thread."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

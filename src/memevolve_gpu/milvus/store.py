@@ -15,7 +15,7 @@ import numpy as np
 
 from ..components.store.base import MetadataMixin, StorageBackend
 from ..components.store.session import score_of
-from ..components.store.units import checked_id, checked_unit, is_id, one_id, unit_to_text
+from ..components.store.units import checked_id, checked_unit, is_id, one_id, text_to_embed, texts_of, unit_to_text
 from ..components.store.vector_store import VectorStore, check_arguments, check_width
 from ..errors import StoreClosedError
 from ..records.filters import matches
@@ -200,7 +200,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         """
         session = self._open
         checked = self._add_metadata(checked_unit(unit))
-        vector = session.embed(unit_to_text(checked))
+        vector = session.embed(text_to_embed(checked))
         session.check_room([checked.get("id")])
         unit_id = checked.get("id") or session.table.clock.next_id()
         session.put([{**checked, "id": unit_id}], vector[None, :], session.table.clock.next_timestamps(1))
@@ -218,7 +218,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
         if not checked:
             return []
-        vectors = session.vectors_for([unit_to_text(unit) for unit in checked], embeddings, progress)
+        vectors = session.vectors_for(texts_of(checked, to_embed=embeddings is None), embeddings, progress)
         session.check_room([unit.get("id") for unit in checked])
         ids = [unit.get("id") or session.table.clock.next_id() for unit in checked]
         last = list({unit_id: at for at, unit_id in enumerate(ids)}.values())
@@ -243,7 +243,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         if unit_to_text(checked) == unit_to_text(old):
             vector, born = vector_of(held["vector"]), range(int(held["born"]), int(held["born"]) + 1)
         else:
-            vector, born = session.embed(unit_to_text(checked)), session.table.clock.next_timestamps(1)
+            vector, born = session.embed(text_to_embed(checked)), session.table.clock.next_timestamps(1)
         session.put([stamped], vector[None, :], born)
         return True
 

@@ -17,46 +17,40 @@ from pathlib import Path
 import apsw
 
 from ..errors import CorruptStoreError, StorageError
+from ..utils.drafts import Draft, draft_of, remove_abandoned_drafts
 from .check import examine
 from .connections import connect, first_row, shut
 from .damage import damage_path
-from .file_lock import WriteLock, refuse_network_filesystem
+from .file_lock import WriteLock, file_mode, refuse_network_filesystem
 from .lineage import beside, first_link, locked_alone, sync_folder, why_foreign
 from .schema import VERSION, facts_of, migrate, state_of
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = ["backup", "backup_path", "copy_database", "drop_draft", "drop_second_name", "has_second_name", "restore"]
+__all__ = ["backup", "backup_path", "copy_database", "drop_second_name", "has_second_name", "restore"]
 
 PAGES_PER_STEP = 256
 """So that Ctrl-C is heard every megabyte."""
 
 
 def backup(
-    source: apsw.Connection, target: Path, vfs: str | None, is_current: Callable[[apsw.Connection], bool]
+    source: apsw.Connection, path: Path, target: Path, vfs: str | None, is_current: Callable[[apsw.Connection], bool]
 ) -> Path:
-    """Copy what ``source`` reads, as of one moment, into the new file ``target``.
+    """Copy what ``source``, a connection to ``path``, reads, as of one moment, into the new file ``target``.
 
     Makes nothing when ``source`` is not current any more.
 
     The copy is written beside the target and takes its name when it is complete and synced.
     """
     _refuse_target(target)
-    draft = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    remove_abandoned_drafts([target])
     try:
-        copy_database(source, draft, vfs)
-        if is_current(source):
-            _publish(draft, target)
+        with draft_of(target, file_mode(path)) as draft:
+            copy_database(source, draft.path, vfs)
+            if is_current(source):
+                _publish(draft.path, target)
     except SQLITE_ERRORS as error:
         raise translate_error(error, target) from error
-    finally:
-        drop_draft(draft)
     return target
-
-
-def drop_draft(draft: Path) -> None:
-    """Remove a database file and what SQLite leaves beside it."""
-    for file in (draft, *(beside(draft, ending) for ending in ("-journal", "-wal", "-shm"))):
-        file.unlink(missing_ok=True)
 
 
 def _refuse_target(target: Path) -> None:
@@ -132,7 +126,7 @@ def restore(backup: Path, path: Path, vfs: str | None = None) -> Path | None:
     if not path.parent.is_dir():
         raise StorageError(f"the folder {path.parent} does not exist; create it first")
     refuse_network_filesystem(path.parent)
-    lock = WriteLock(path.with_name(path.name.removesuffix(".db") + ".lock"))
+    lock = WriteLock(path.with_name(path.name.removesuffix(".db") + ".lock"), new_mode=file_mode(backup))
     try:
         lock.acquire()
         drop_second_name(path)
@@ -171,15 +165,13 @@ def has_second_name(path: Path) -> bool:
 
 
 def _replace(backup: Path, path: Path, vfs: str | None) -> Path | None:
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        _copy_verified(backup, draft, vfs)
-        _take_over_rights(draft, path)
+    remove_abandoned_drafts([path])
+    with draft_of(path, file_mode(path if path.exists() else backup)) as draft:
+        _copy_verified(backup, draft.path, vfs)
+        _take_over_owner(draft, path)
         aside = _keep_old(path)
         sync_folder(path.parent)
-        draft.replace(path)
-    finally:
-        drop_draft(draft)
+        draft.path.replace(path)
     for leftover in (*(beside(path, ending) for ending in ("-wal", "-shm", "-journal")), *_derived(path)):
         leftover.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -210,15 +202,13 @@ def _copy_verified(backup: Path, draft: Path, vfs: str | None) -> None:
         raise CorruptStoreError(f"{backup} is damaged: {found[0].message}; nothing was restored, choose another backup")
 
 
-def _take_over_rights(draft: Path, path: Path) -> None:
-    """The new file is as readable as the old one was."""
+def _take_over_owner(draft: Draft, path: Path) -> None:
+    """The new file belongs to the owner of the old one, as far as this user may say so; it is on the disk now."""
     if path.exists():
         old = path.stat()
-        draft.chmod(old.st_mode & 0o777)
         if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()) and os.geteuid() == 0:
-            os.chown(draft, old.st_uid, old.st_gid)
-    with draft.open("rb+") as file:
-        os.fsync(file.fileno())
+            os.chown(draft.path, old.st_uid, old.st_gid)
+    os.fsync(draft.handle)
 
 
 def _keep_old(path: Path) -> Path | None:

@@ -7,6 +7,7 @@ is kept in a small file beside the store.
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import apsw
 
 from ..errors import CorruptStoreError, MemEvolveError
 from ..types import MemoryUnit
+from .file_lock import file_mode
 from .sqlite_errors import translate_error
 
 __all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit"]
@@ -33,8 +35,10 @@ def noted(error: BaseException, path: Path, con: apsw.Connection | None = None) 
     ours = error if isinstance(error, MemEvolveError) else translate_error(error, path, con)
     if isinstance(ours, CorruptStoreError):
         document = json.dumps({"at": time.time(), "error": str(ours)})
-        with suppress(OSError), damage_path(path).open("x", encoding="utf-8") as file:
-            file.write(document)
+        with suppress(OSError):
+            handle = os.open(damage_path(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, file_mode(path))
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(document)
     return ours
 
 

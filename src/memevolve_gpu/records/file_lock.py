@@ -12,13 +12,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from ..errors import LockTimeoutError, NetworkFilesystemError, ReadOnlyError, ReentrantCallError, StorageError
+from ..utils.drafts import PRIVATE
 from ..utils.forking import renew_in_child
 
-__all__ = ["LOCK_SECONDS", "LockFile", "WriteLock", "filesystem_of", "one_process", "refuse_network_filesystem"]
+__all__ = [
+    "LOCK_SECONDS",
+    "LockFile",
+    "WriteLock",
+    "file_mode",
+    "filesystem_of",
+    "one_process",
+    "refuse_network_filesystem",
+]
 
 LOCK_SECONDS = 30.0
 """How long a write waits for others unless a setting says otherwise."""
@@ -32,8 +42,9 @@ class LockFile:
     child closes its copy, so that it does not keep the lock of its parent.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mode: Callable[[], int]) -> None:
         self.path = path
+        self._mode = mode
         self._file: io.FileIO | None = None
         renew_in_child(self)
 
@@ -66,7 +77,7 @@ class LockFile:
     def fileno(self) -> int:
         """The descriptor of the file, opened when needed. Raises ReadOnlyError, StorageError."""
         if self._file is None:
-            self._file = _open(self.path)
+            self._file = _open(self.path, self._mode())
         return self._file.fileno()
 
     def _wait(self, deadline: float) -> bool:
@@ -79,13 +90,34 @@ class LockFile:
             fcntl.lockf(number, fcntl.LOCK_UN, 1)
 
 
+def file_mode(path: Path) -> int:
+    """The mode of the files that belong to the database file ``path``: its own, and its owner may always write.
+
+    Where there is no such file yet, only the owner may read and write.
+    """
+    try:
+        return path.stat().st_mode & 0o666 | PRIVATE
+    except FileNotFoundError:
+        return PRIVATE
+
+
+def _opened(path: Path, mode: int) -> int:
+    """A descriptor of a lock file, which has this mode as far as this user may say so."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+    with suppress(OSError):
+        held = os.fstat(handle)
+        if held.st_uid == os.geteuid() and held.st_mode & 0o777 != mode:
+            os.fchmod(handle, mode)
+    return handle
+
+
 @contextmanager
-def one_process(path: Path, wait: bool) -> Iterator[bool]:
+def one_process(path: Path, wait: bool, mode: int = PRIVATE) -> Iterator[bool]:
     """Hold the maintenance lock of a store; yields False when another process has it and ``wait`` is off.
 
     On a read-only file system nobody else can write a snapshot either, so the lock is granted without a file.
     """
-    lock = LockFile(path)
+    lock = LockFile(path, lambda: mode)
     try:
         lock.fileno()
     except StorageError:
@@ -149,6 +181,12 @@ def _mount(line: str) -> tuple[str, str] | None:
     return os.path.normpath(point), after.split(" ", 1)[0]
 
 
+def _mode_of(lock_path: Path, new_mode: int) -> int:
+    """The mode of the database, or of the one that is about to be made."""
+    database = lock_path.with_name(lock_path.name.removesuffix(".lock") + ".db")
+    return file_mode(database) if database.exists() else new_mode
+
+
 class _Here(threading.local):
     """What the calling thread has to do with a lock."""
 
@@ -165,12 +203,13 @@ class WriteLock:
     otherwise take the lock a second time and give back both.
     """
 
-    def __init__(self, path: Path, timeout: float = LOCK_SECONDS) -> None:
+    def __init__(self, path: Path, timeout: float = LOCK_SECONDS, new_mode: int = PRIVATE) -> None:
         self.path = path
+        self.new_mode = new_mode
         self.timeout = timeout
         self._threads = threading.RLock()
         self._here = _Here()
-        self._file = LockFile(path)
+        self._file = LockFile(path, partial(_mode_of, path, new_mode))
 
     def refuse_nesting(self) -> None:
         """Raise ReentrantCallError in the thread that holds the lock or waits for it: it would wait for itself."""
@@ -261,9 +300,9 @@ def _waited(take: Callable[[], object], deadline: float) -> bool:
         time.sleep(next(pause for until, pause in _PAUSES if now - began < until))
 
 
-def _open(path: Path) -> io.FileIO:
+def _open(path: Path, mode: int) -> io.FileIO:
     try:
-        return io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+        return io.FileIO(_opened(path, mode), "r+")
     except OSError as error:
         kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else StorageError
         remedy = "make it and its folder writable"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
+from ..utils.drafts import PRIVATE
 from .backup import drop_second_name, has_second_name
 from .connections import (
     Durability,
@@ -41,6 +43,7 @@ class OpenOptions(NamedTuple):
     durability: Durability
     create: bool
     vfs: str | None
+    file_mode: int = PRIVATE
 
 
 class Opened(NamedTuple):
@@ -95,7 +98,7 @@ def open_store(path: Path, lock: WriteLock, options: OpenOptions) -> Opened:
         _settle(path, options.vfs, lock)
     else:
         _refuse_creation(path, options.dim, options.create)
-    con, unshared = _existing(path, options.vfs) if exists else (_new(path, options.vfs), False)
+    con, unshared = _existing(path, options.vfs) if exists else (_new(path, options), False)
     try:
         with shut_on_failure(con):
             return _ready(con, path, lock, options, unshared=unshared)
@@ -168,13 +171,25 @@ def _switched(con: apsw.Connection) -> str:
             calls += 1
 
 
-def _new(path: Path, vfs: str | None) -> apsw.Connection:
+def _new(path: Path, options: OpenOptions) -> apsw.Connection:
+    """A connection to a file that may not be there yet; SQLite gives its other files the same mode."""
     try:
-        con = connect(path, create=True, vfs=vfs)
+        if options.vfs is None:
+            _make_empty(path, options.file_mode)
+        con = connect(path, create=True, vfs=options.vfs)
     except SQLITE_ERRORS as error:
         raise translate_error(error, path) from error
     keep_log_on_close(con, True)
     return con
+
+
+def _make_empty(path: Path, mode: int) -> None:
+    with suppress(FileExistsError):
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            os.fchmod(handle, mode)
+        finally:
+            os.close(handle)  # no connection to the new file is open in this process, so no lock is lost
 
 
 def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:

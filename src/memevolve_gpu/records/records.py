@@ -14,12 +14,13 @@ import numpy as np
 
 from ..errors import CorruptStoreError, StorageError
 from ..types import Change, Head, IntArray, MemoryUnit, Metric, Row
+from ..utils.drafts import PRIVATE, remove_abandoned_drafts
 from . import writer
 from .backup import backup, backup_path, restore
 from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability, all_rows, first_row
 from .damage import clear_damage, damage_of, noted, read_unit
-from .file_lock import LOCK_SECONDS, WriteLock
+from .file_lock import LOCK_SECONDS, WriteLock, file_mode
 from .filter_sql import matching, where
 from .filters import Filters, parse
 from .fulltext import WordCache, keyword
@@ -263,7 +264,7 @@ class Records(Reading):
     """
 
     def __init__(self, path: Path, options: OpenOptions, lock_timeout: float = LOCK_SECONDS) -> None:
-        lock = WriteLock(lock_path(path), lock_timeout)
+        lock = WriteLock(lock_path(path), lock_timeout, options.file_mode)
         with writer.no_fork(path):
             try:
                 opened = open_store(path, lock, options)
@@ -272,6 +273,8 @@ class Records(Reading):
                 raise
             pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared)
             self._session = Session(path, lock, opened.con, pool, options.durability, opened.read_only)
+            if not opened.read_only:
+                remove_abandoned_drafts([path, path.with_name(path.name.removesuffix(".db") + ".snapshot")])
         super().__init__(path, pool)
         self.store_id: str = opened.info.store_id
         self.dim: int = opened.info.dim
@@ -289,16 +292,18 @@ class Records(Reading):
         create: bool = True,
         vfs: str | None = None,
         lock_timeout: float = LOCK_SECONDS,
+        file_mode: int = PRIVATE,
     ) -> Records:
         """Open ``<prefix>.db``, or create it.
 
         dim: length of the vectors; None reads it from an existing file. metric: l2, cosine or ip; None likewise.
         durability: full syncs every commit; under normal a power cut may lose the last commits, a crash of the
         process none. vfs: name of an apsw VFS. lock_timeout: seconds that a write waits for others.
+        file_mode: of a new file, as ``chmod`` takes it.
         Raises ConfigurationError, DimensionMismatchError, StorageError,
         NotAStoreError, NewerSchemaError, ReadOnlyError (when creating), NetworkFilesystemError, CorruptStoreError.
         """
-        return cls(database_path(prefix), OpenOptions(dim, metric, durability, create, vfs), lock_timeout)
+        return cls(database_path(prefix), OpenOptions(dim, metric, durability, create, vfs, file_mode), lock_timeout)
 
     @staticmethod
     def peek(prefix: str | os.PathLike[str]) -> StoreInfo | None:
@@ -343,7 +348,7 @@ class Records(Reading):
         for its. Raises StorageError when the target exists.
         """
         goal = database_path(os.fspath(target).removesuffix(".db"))
-        return self._read(lambda con: backup(con, goal, self._pool.vfs, self._pool.is_current))
+        return self._read(lambda con: backup(con, self.path, goal, self._pool.vfs, self._pool.is_current))
 
     def check(self, fix: bool = False, *, text_of: TextOf = default_text) -> list[Finding]:
         """Verify the store; with ``fix`` repair what can be repaired, under the write lock.
@@ -371,6 +376,11 @@ class Records(Reading):
         path = database_path(prefix)
         with writer.no_fork(path):
             return restore(backup_path(backup), path)
+
+    @property
+    def file_mode(self) -> int:
+        """The mode of the files that belong to this store."""
+        return file_mode(self.path)
 
     def file_bytes(self) -> dict[str, int]:
         """Sizes in bytes of the ``database`` and of its write-ahead log, ``wal``."""

@@ -195,7 +195,7 @@ class Session:
         _stranded_paths.add(self.path)
         self._con = None
         self.lock.close_file()
-        self.lock = WriteLock(self.lock.path, self.lock.timeout)
+        self.lock = WriteLock(self.lock.path, self.lock.timeout, self.lock.new_mode)
 
 
 def _is_empty(file: str) -> bool:

@@ -82,6 +82,7 @@ class Reservoir:
             try:
                 first = self._seen + 1
                 self._seen += len(vectors)
+                self._next = max(self._next, first)  # an interrupt or a fork inside an earlier call left it behind
                 while self._next <= self._seen:
                     self._take(vectors[self._next - first])
                     self._next += self._skip(self._next + 1)

@@ -79,6 +79,13 @@ def _url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _mode(value: object) -> object:
+    """A file mode as four octal digits: of a number as ``chmod`` takes it, or of digits with or without ``0o``."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:04o}"
+    return value.strip().lower().replace("0o", "").zfill(4) if isinstance(value, str) else value
+
+
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1), Allowed("a whole number of at least 1")]
 _Natural = Annotated[int, BeforeValidator(_number), Field(ge=0), Allowed("a whole number of at least 0")]
 _Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1), Allowed("a number above 0 and at most 1")]
@@ -114,6 +121,12 @@ _AutoPrune = Annotated[
     Literal["off", "lru", "lfu", "oldest"], BeforeValidator(_word), Allowed("off, lru, lfu or oldest")
 ]
 _Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
+_FileMode = Annotated[
+    str,
+    BeforeValidator(_mode),
+    Field(pattern=r"^06[0246]{2}$"),
+    Allowed("octal digits as chmod takes them, the first 6, the others 0, 2, 4 or 6"),
+]
 _Provider = Annotated[
     Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
 ]
@@ -404,6 +417,8 @@ class StorageConfig(_Settings):
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
     lock_timeout: _Seconds = 30.0
     """Seconds that a write waits for other writers of the store before it fails; searches never wait for them."""
+    file_mode: _FileMode = "0600"
+    """Who may read and write the files of a new store, as ``chmod`` takes it; a store that exists keeps its mode."""
     sample_queries: _Switch = True
     """Whether a bounded sample of query vectors is kept to calibrate the index on what is really asked."""
     background: _Switch = True

@@ -1,6 +1,6 @@
-"""Management: prune, consolidate, deduplicate, forget, and the figures of a memory."""
+"""Management: prune, consolidate, deduplicate, forget, and the metrics of a memory."""
 
-from .base import HealthMetrics, ManagementStrategy, MemoryManager, Removal
+from .base import HealthMetrics, ManagementStrategy, MemoryManager, Operation, Removal
 from .simple_strategy import SimpleManagementStrategy
 
-__all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Removal", "SimpleManagementStrategy"]
+__all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Operation", "Removal", "SimpleManagementStrategy"]

@@ -1,4 +1,4 @@
-"""Management of a memory: the contract of a strategy, its figures, and the manager that runs one."""
+"""Memory management: the contract of a strategy, its metrics, and the manager that runs one."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from ...types import MemoryUnit
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend
 
-__all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Removal"]
+__all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Operation", "Removal"]
 
 HISTORY_KEPT = 1000
-"""Operations that a manager remembers."""
+"""Entries of a manager's history."""
 
 IDS_KEPT = 100
-"""Ids that an entry of the history names at most; the count is exact."""
+"""Most ids in an entry of the history; its count is exact."""
+
+
+class Operation(TypedDict):
+    """An entry of a history of operations.
+
+    ``timestamp`` is ISO 8601 in UTC. ``details`` holds JSON values; its keys depend on the operation.
+    """
+
+    operation: str
+    details: dict[str, Any]
+    timestamp: str
 
 
 class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for slots
-    """What an operation removed: the pair (count, ids), which unpacks as one, with ``notes`` on how it was done.
+    """The result of an operation that deletes units: the pair (count, ids), with ``notes``.
 
-    ``notes`` holds plain JSON values, for instance how many units had no readable time stamp.
+    ``notes`` holds JSON values about the operation, for instance how many units have no readable time stamp.
+
+    Example:
+        >>> from memevolve_gpu.components.manage import Removal
+        >>> count, ids = Removal(["a", "b"], {"left": 1})
+        >>> count, ids
+        (2, ['a', 'b'])
     """
 
     notes: dict[str, Any]
@@ -37,17 +54,34 @@ class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the units that went."""
+        """The ids of the deleted units."""
         return self[1]
 
 
 @dataclass
 class HealthMetrics:
-    """Figures of a memory. Times are ISO 8601; sizes in bytes.
+    """Metrics of a memory. Times are ISO 8601, sizes are bytes.
 
-    total_size_bytes: what the units take on the disk, vectors and log included, where the backend knows; else of their
-    JSON. oldest and newest: ``created_at`` of the first and the last unit in the backend's order. duplicate_count:
-    units that say what another one says; from a sample where ``duplicate_count_is_exact`` is False.
+    Attributes:
+        total_units: Number of units.
+        total_size_bytes: Size on disk, vectors and log included; the size of the units' JSON if the backend reports
+            none.
+        average_unit_size: ``total_size_bytes`` per unit.
+        oldest_unit_timestamp: ``created_at`` of the first unit in the backend's order.
+        newest_unit_timestamp: ``created_at`` of the last one.
+        unit_types_distribution: Number of units by ``type``.
+        duplicate_count: Units whose vector (or text, without vectors) equals that of another one.
+        last_operation: The newest operation of the manager, or ``metrics``.
+        last_operation_time: When that was.
+        duplicate_count_is_exact: False where ``duplicate_count`` is estimated from a sample.
+
+    Example:
+        >>> from memevolve_gpu.components.manage import SimpleManagementStrategy
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> units = [{"id": "a", "type": "tool", "content": "git"}, {"id": "b", "type": "tool", "content": "Git"}]
+        >>> metrics = SimpleManagementStrategy().get_health_metrics(ScratchStore(units))
+        >>> metrics.total_units, metrics.unit_types_distribution, metrics.duplicate_count
+        (2, {'tool': 2}, 1)
     """
 
     total_units: int
@@ -62,95 +96,199 @@ class HealthMetrics:
     duplicate_count_is_exact: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the metrics as JSON values, by name."""
         return asdict(self)
 
 
 class ManagementStrategy(ABC):
-    """Decides which units go, and which become one."""
+    """The contract of a management strategy: what to delete and what to merge.
+
+    Example:
+        >>> from memevolve_gpu.components.manage import ManagementStrategy, SimpleManagementStrategy
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> class NeverForget(SimpleManagementStrategy):
+        ...     def apply_forgetting(self, storage_backend, strategy="lru", count=None):
+        ...         return 0, []
+        >>> strategy: ManagementStrategy = NeverForget()
+        >>> strategy.apply_forgetting(ScratchStore([{"id": "a", "content": "kept"}]), count=1)
+        (0, [])
+    """
 
     @abstractmethod
     def prune(
         self, storage_backend: StorageBackend, criteria: Mapping[str, Any] | None = None
     ) -> tuple[int, list[str]]:
-        """Delete the units that the criteria name: (count, ids)."""
+        """Delete the units that match criteria.
+
+        Args:
+            storage_backend: The store.
+            criteria: Which units; None for none.
+
+        Returns:
+            (count, ids) of the deleted units.
+        """
 
     @abstractmethod
     def consolidate(self, storage_backend: StorageBackend, units: Sequence[str] | None = None) -> list[MemoryUnit]:
-        """Merge units, those of the given ids or all: the merged ones."""
+        """Merge units.
+
+        Args:
+            storage_backend: The store.
+            units: Ids of the units to consider; None for all.
+
+        Returns:
+            The merged units.
+        """
 
     @abstractmethod
     def deduplicate(self, storage_backend: StorageBackend, similarity_threshold: float = 0.9) -> tuple[int, list[str]]:
-        """Delete units that say what another one says: (count, ids)."""
+        """Delete near-duplicates.
+
+        Args:
+            storage_backend: The store.
+            similarity_threshold: Cosine from which two units are duplicates.
+
+        Returns:
+            (count, ids) of the deleted units.
+        """
 
     @abstractmethod
     def apply_forgetting(
         self, storage_backend: StorageBackend, strategy: str = "lru", count: int | None = None
     ) -> tuple[int, list[str]]:
-        """Delete ``count`` units by ``strategy``: (count, ids)."""
+        """Delete the units that are needed least.
+
+        Args:
+            storage_backend: The store.
+            strategy: How to choose them.
+            count: How many; None for the strategy's default.
+
+        Returns:
+            (count, ids) of the deleted units.
+        """
 
     @abstractmethod
     def get_health_metrics(self, storage_backend: StorageBackend) -> HealthMetrics:
-        """Figures of the memory."""
+        """Return the metrics of the memory.
+
+        Args:
+            storage_backend: The store.
+        """
 
     def save_state(self) -> dict[str, Any]:
-        """What another instance needs to take over, as JSON values."""
+        """Return the state that another instance needs to continue, as JSON values."""
         return {}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``save_state`` of another instance gave."""
+        """Restore the state that ``save_state`` of another instance returned."""
         del state
 
 
 @dataclass
 class MemoryManager:
-    """Runs a strategy on a backend and remembers the last thousand operations."""
+    """Runs a strategy on a backend and keeps a history of the last 1,000 operations.
+
+    Example:
+        >>> from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> units = [{"id": "a", "content": "old"}, {"id": "b", "content": "new"}]
+        >>> manager = MemoryManager(ScratchStore(units), SimpleManagementStrategy())
+        >>> manager.prune({"max_count": 1})
+        (1, ['a'])
+        >>> [entry["operation"] for entry in manager.get_operation_history()]
+        ['prune']
+    """
 
     storage_backend: StorageBackend
     management_strategy: ManagementStrategy
-    operation_history: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
+    operation_history: deque[Operation] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
 
     def set_strategy(self, strategy: ManagementStrategy) -> None:
-        """Use another strategy from now on."""
+        """Use another strategy for later operations."""
         self.management_strategy = strategy
 
     def prune(self, criteria: Mapping[str, Any] | None = None, **options: Any) -> tuple[int, list[str]]:
-        """Delete the units that the criteria name. ``options`` go to the strategy."""
+        """Delete the units that match the criteria.
+
+        Args:
+            criteria: As :meth:`SimpleManagementStrategy.prune` takes them.
+            **options: Further arguments of the strategy, such as ``dry_run=True``.
+
+        Returns:
+            (count, ids) of the deleted units.
+
+        Raises:
+            MemEvolveError: As the strategy.
+        """
         removed = self.management_strategy.prune(self.storage_backend, criteria, **options)
         return self._removed("prune", removed, options, criteria=dict(criteria or {}))
 
     def consolidate(self, units: Sequence[str] | None = None, **options: Any) -> list[MemoryUnit]:
-        """Merge units. ``options`` go to the strategy."""
+        """Merge units.
+
+        Args:
+            units: Ids of the units to consider; None for all.
+            **options: Further arguments of the strategy.
+
+        Returns:
+            The merged units.
+
+        Raises:
+            MemEvolveError: As the strategy.
+        """
         merged = self.management_strategy.consolidate(self.storage_backend, units, **options)
         self._log("consolidate", {"count": len(merged), **options})
         return merged
 
     def deduplicate(self, similarity_threshold: float = 0.9, **options: Any) -> tuple[int, list[str]]:
-        """Delete near-duplicates. ``options`` go to the strategy."""
+        """Delete near-duplicates.
+
+        Args:
+            similarity_threshold: Cosine from which two units are duplicates.
+            **options: Further arguments of the strategy.
+
+        Returns:
+            (count, ids) of the deleted units.
+
+        Raises:
+            MemEvolveError: As the strategy.
+        """
         removed = self.management_strategy.deduplicate(self.storage_backend, similarity_threshold, **options)
         return self._removed("deduplicate", removed, options, threshold=similarity_threshold)
 
     def apply_forgetting(
         self, strategy: str = "lru", count: int | None = None, **options: Any
     ) -> tuple[int, list[str]]:
-        """Delete ``count`` units, or a tenth. ``options`` go to the strategy."""
+        """Delete the units that are needed least.
+
+        Args:
+            strategy: ``lru``, ``lfu`` or ``random``.
+            count: How many; None for a tenth of all.
+            **options: Further arguments of the strategy.
+
+        Returns:
+            (count, ids) of the deleted units.
+
+        Raises:
+            MemEvolveError: As the strategy.
+        """
         removed = self.management_strategy.apply_forgetting(self.storage_backend, strategy, count, **options)
         return self._removed("forget", removed, options, strategy=strategy, asked=count)
 
     def get_health_metrics(self) -> HealthMetrics:
-        """Figures of the memory, with the last operation that this manager ran."""
+        """Return the metrics of the memory, with the last operation of this manager."""
         metrics = self.management_strategy.get_health_metrics(self.storage_backend)
         if self.operation_history:
             newest = self.operation_history[-1]
             metrics.last_operation, metrics.last_operation_time = newest["operation"], newest["timestamp"]
         return metrics
 
-    def get_operation_history(self) -> list[dict[str, Any]]:
-        """``operation``, ``details`` and ``timestamp`` of each operation, newest last."""
+    def get_operation_history(self) -> list[Operation]:
+        """Return the last 1,000 operations, newest last."""
         return list(self.operation_history)
 
     def clear_history(self) -> None:
-        """Forget the history."""
+        """Empty the history."""
         self.operation_history.clear()
 
     def _removed(

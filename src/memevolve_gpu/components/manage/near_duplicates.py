@@ -1,8 +1,8 @@
 """Groups of near-duplicate units, found through the index without comparing all pairs.
 
-Every stored vector asks the index for its few nearest neighbours. Pairs that are near enough make components, and
-within a component exact cosines decide: the unit that ranks first takes those within the threshold of *itself*, so that
-no chain of small steps joins what is far apart. The work is linear in the number of units.
+The index is searched for the few nearest neighbours of each stored vector. Pairs that are near enough form components.
+Within a component exact cosines decide: the unit that ranks first takes those within the threshold of *itself*, so that
+no chain of near pairs joins units that are far apart. The work is linear in the number of units.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ..store.units import unit_to_text
 __all__ = ["near_groups"]
 
 BLOCK = 256
-"""Vectors that ask the index at once."""
+"""Vectors in one search of the index."""
 
 NEIGHBOURS = 8
-"""Neighbours asked for, the unit itself among them."""
+"""Neighbours of each vector, the unit itself among them."""
 
 RECALL = 0.8
-"""Effort of the search: what is as near as a duplicate is found with little, and from both sides."""
+"""Recall of the search: duplicates are so near that a low one finds them, and each pair is searched from both sides."""
 
 SLACK = 2e-3
-"""A pair this far below the threshold is still looked at: indexes that keep int8 err by about 1e-4 in a cosine."""
+"""Pairs this far below the threshold are checked exactly: int8 indexes have an error of about 1e-4 in a cosine."""
 
 TOLERANCE = 1e-6
-"""Rounding of a cosine in float32; equal vectors may fall this far short of 1."""
+"""Rounding error of a float32 cosine; that of equal vectors may be this far below 1."""
 
 LONGEST_RUN = 2048
-"""Larger components are cut into runs of this many, so that the work stays linear."""
+"""Larger components are split into runs of this many, so that the work stays linear."""
 
 Rank = Callable[[str], int]
 Apart = Callable[[MemoryUnit], Hashable]
@@ -49,11 +49,11 @@ def near_groups(
     rank: Rank | None = None,
     apart: Apart | None = None,
 ) -> list[list[str]]:
-    """Groups of two or more ids; each unit is within the cosine ``threshold`` of the first of its group.
+    """Return groups of two or more ids; each unit is within the cosine ``threshold`` of the first of its group.
 
-    only: ids to look at, None for all. rank: the smallest in a group comes first; None: the oldest. apart: units for
-    which it differs are never put together. A backend without vectors gives groups of equal text (case and white space
-    aside).
+    only: ids to consider, None for all. rank: the unit of the smallest rank comes first in its group; None: the oldest.
+    apart: units with different values are never in one group. A backend without vectors gives groups of equal text,
+    ignoring case and white space.
     """
     if not isinstance(backend, VectorDoors):
         return _equal_texts(_units(backend, only), rank, apart)
@@ -66,7 +66,7 @@ def near_groups(
 
 
 class _Neighbourhood:
-    """Nearest neighbours of the units seen; ids become ordinals, in the order in which they are met."""
+    """Nearest neighbours of the units seen so far; ids are numbered in the order of their first appearance."""
 
     def __init__(self, metric: str) -> None:
         self.ordinal: dict[str, int] = {}
@@ -84,7 +84,7 @@ class _Neighbourhood:
         ids: list[list[str | None]],
         apart: Apart | None,
     ) -> None:
-        """distances (n, k) and ids are what the index answered to vectors (n, dim), those of ``units``."""
+        """Add units with their vectors (n, dim), and the distances (n, k) and ids of their neighbours."""
         own = self._ordinals([unit["id"] for unit in units])
         for unit, number in zip(units, own.tolist(), strict=True):
             self.order[unit["id"]] = len(self.order)
@@ -97,7 +97,7 @@ class _Neighbourhood:
         self._pairs.append((left[keep], near[keep], distances.ravel()[keep]))
 
     def near(self, cosine: float) -> tuple[IntArray, IntArray]:
-        """Pairs of ordinals whose cosine is at least that, as far as the index can tell."""
+        """Return pairs of ordinals whose cosine is at least ``cosine`` by the index's distances."""
         if not self._pairs:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         left, right, distances = (np.concatenate(column) for column in zip(*self._pairs, strict=True))
@@ -109,7 +109,7 @@ class _Neighbourhood:
         return left, right
 
     def _cosines(self, left: IntArray, right: IntArray, distances: FloatArray) -> FloatArray:
-        """NaN, which no comparison passes, where a neighbour is none of the units seen, or a vector is zero."""
+        """Return cosines; NaN, which fails every comparison, for a neighbour not yet seen or a zero vector."""
         norms = np.full(len(self.ordinal), np.nan, np.float32)
         for own, lengths in self._norms:
             norms[own] = lengths
@@ -143,7 +143,7 @@ def _groups(backend: VectorDoors, found: _Neighbourhood, threshold: float, rank:
 
 
 def _components(left: IntArray, right: IntArray) -> list[list[int]]:
-    """Ordinals that pairs join, directly or not."""
+    """Return the connected components of the pairs."""
     parent: dict[int, int] = {}
 
     def root(one: int) -> int:
@@ -170,7 +170,7 @@ def _runs(components: list[list[int]], names: list[str], first: Callable[[str], 
 
 
 def _led(names: list[str], vectors: FloatArray, threshold: float) -> list[list[str]]:
-    """vectors (n, dim): the first takes what is near it, the first of the rest likewise, and so on."""
+    """Group vectors (n, dim): the first takes those near it, then the first of the rest, and so on."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.where(norms > 0, norms, 1)
     free = np.arange(len(names))
@@ -198,7 +198,7 @@ def _rows_of(backend: Any, ids: Sequence[str]) -> Iterator[tuple[MemoryUnit, Flo
 
 
 def _units(backend: StorageBackend, only: Sequence[str] | None) -> Iterator[MemoryUnit]:
-    """The units, oldest first."""
+    """Yield the units, oldest first."""
     if only is None:
         yield from units_of(backend)
     elif len(only) <= 1000:

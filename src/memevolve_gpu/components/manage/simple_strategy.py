@@ -1,4 +1,4 @@
-"""The default management strategy: prune, consolidate, deduplicate, forget, and health figures."""
+"""The default management strategy: prune, consolidate, deduplicate, forget, and health metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _KEYS = ("max_age", "max_count", "type", "filters")
 
 @dataclass
 class Chosen:
-    """Ids to delete, and how many units had no time stamp to judge by."""
+    """Ids to delete, and the number of units without a readable time stamp."""
 
     ids: list[str] = field(default_factory=list)
     undated: int = 0
@@ -50,9 +50,9 @@ class Chosen:
 
 @dataclass(frozen=True)
 class PruneCriteria:
-    """``filters`` says which units are looked at. Of these go all, or those that break a bound.
+    """``filters`` limits the units. Of these, all are deleted, or those beyond ``max_age`` or ``max_count``.
 
-    max_age: seconds since ``created_at``; max_count: how many may stay, the newest.
+    max_age: seconds since ``created_at``; max_count: how many of the newest stay.
     """
 
     filters: Mapping[str, Any] | None
@@ -61,10 +61,9 @@ class PruneCriteria:
 
     @classmethod
     def parse(cls, criteria: Mapping[str, Any] | None) -> PruneCriteria | None:
-        """None when nothing is asked for.
+        """Check the criteria of :meth:`SimpleManagementStrategy.prune`; None when they are empty.
 
-        criteria: ``max_age`` (days), ``max_count``, ``type`` (one or a list), ``filters`` (docs/reference/filters.md).
-        Raises ConfigurationError for another key or a value that cannot be used.
+        Raises ConfigurationError for an unknown key or a value that cannot be used.
         """
         if not criteria:
             return None
@@ -82,7 +81,7 @@ class PruneCriteria:
         return cls(filters or None, None if days is None else days * _DAY, most)
 
     def choose(self, backend: StorageBackend, now: float | None = None) -> Chosen:
-        """The units to delete."""
+        """Find the units to delete."""
         if self.max_age is None and self.filters is None:
             excess = max(0, backend.count() - (self.max_count or 0))
             return Chosen([unit["id"] for unit in islice(units_of(backend), excess)])
@@ -93,7 +92,7 @@ class PruneCriteria:
         return chosen
 
     def _judged(self, units: Iterable[MemoryUnit], chosen: Chosen, now: float | None) -> Iterable[tuple[str, bool]]:
-        """(id, whether it goes by itself); those that go are noted in ``chosen``."""
+        """Yield (id, whether it is deleted regardless of ``max_count``), and add the deleted ids to ``chosen``."""
         bound = None if self.max_age is None else (time.time() if now is None else now) - self.max_age
         alone = self.max_age is None and self.max_count is None
         for unit in units:
@@ -127,13 +126,13 @@ def _count(value: Any) -> int | None:
 
 
 SAMPLE = 64
-"""Units asked how often they occur, when there are more."""
+"""Larger memories estimate their duplicates from a sample of this many units."""
 
 _SAME = 16
-"""Occurrences of one unit that the sample can tell apart."""
+"""Neighbours read for each unit of the sample: the most duplicates of one unit that are counted."""
 
 _ALIKE = 0.9999
-"""Cosine from which a unit counts as said twice."""
+"""Cosine from which two units count as duplicates."""
 
 
 def health_metrics(backend: StorageBackend) -> HealthMetrics:
@@ -171,10 +170,10 @@ def _counted(backend: StorageBackend) -> dict[str, Any]:
 
 
 def _duplicates(backend: StorageBackend, count: int) -> tuple[int, bool]:
-    """How many units say what another one says, and whether that is counted or estimated.
+    """Return the number of duplicates, and whether it is exact.
 
-    A unit that occurs m times is 1 - 1/m of a duplicate, which adds up to units less distinct units; a sample of units
-    gives the mean.
+    A unit that occurs m times counts as 1 - 1/m of a duplicate; the sum is the number of units minus the number of
+    distinct units. A sample of units gives the mean.
     """
     if count <= SAMPLE or not isinstance(backend, VectorDoors):
         return sum(len(group) - 1 for group in near_groups(backend, _ALIKE)), True
@@ -200,14 +199,14 @@ def _cosine(one: FloatArray, other: FloatArray) -> float:
 STRATEGIES = ("lru", "lfu", "random")
 
 _SHARE = 10
-"""Without a count, one unit in so many is forgotten."""
+"""Without a count, one unit in this many is deleted."""
 
 
 def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | None) -> list[str]:
-    """``count`` ids, or those of a tenth of the units (at least one), in the order in which they are to go.
+    """Return the ids of ``count`` units, or of a tenth (at least one), first to delete first.
 
-    lru: read longest ago; lfu: read least often; in both those never read come first, by age. random: by ``seed``, the
-    same for the same ids. A backend without access figures is taken by age. Raises ConfigurationError.
+    lru: least recently read; lfu: least frequently read; units never read come first, oldest first. random: the same
+    ``seed`` and ids give the same choice. A backend without access counts goes by age. Raises ConfigurationError.
     """
     if strategy not in STRATEGIES:
         raise ConfigurationError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
@@ -215,7 +214,7 @@ def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | 
     if count is None:
         wanted = max(1, held // _SHARE)
     else:
-        remedy = "None takes a tenth"
+        remedy = "None deletes a tenth"
         wanted = min(held, whole_number("count", count, least=0, error=ConfigurationError, remedy=remedy))
     if wanted == 0:
         return []
@@ -238,22 +237,22 @@ def _by_age(backend: StorageBackend, count: int | None) -> list[str]:
 
 
 MAX_CHARACTERS = 8000
-"""Characters of a merged content: about what embedding models read of a text before they cut it off."""
+"""Most characters of a merged content: embedding models truncate a text at about this length."""
 
 SOURCES_NAMED = 1000
-"""Ids of sources that a merged unit names at most; their number is exact."""
+"""Most source ids that a merged unit lists; ``consolidated_count`` is exact."""
 
 _TEXTS = ("content", "reasoning", "query")
 _OWN = ("consolidated_from", "consolidated_count", "consolidated_at", "first_created_at", "last_created_at")
 
 
 def merged_unit(units: Sequence[MemoryUnit]) -> MemoryUnit:
-    """One unit, without an id, of two or more, oldest first.
+    """Merge two or more units, oldest first, into one without an id.
 
-    Distinct texts are joined by an empty line, tags are united, ``type`` is the most frequent. Of other fields, and of
-    ``metadata``, the newest value stays. ``metadata`` says whence: ``consolidated_from`` (ids, those of earlier merges
-    included), ``consolidated_count``, ``first_created_at`` and ``last_created_at`` (the span of the sources),
-    ``consolidated_at``. ``created_at`` is that of the newest source, so that merging makes nothing younger.
+    Distinct texts are joined by an empty line, tags are united, ``type`` is the most frequent one. Other fields, and
+    those of ``metadata``, keep their newest value. ``metadata`` names the sources: ``consolidated_from`` (ids, those of
+    earlier merges included), ``consolidated_count``, ``first_created_at`` and ``last_created_at`` (the time span of the
+    sources), ``consolidated_at``. ``created_at`` is that of the newest source, so that merging makes nothing newer.
     """
     merged: MemoryUnit = {}
     for unit in units:
@@ -269,7 +268,7 @@ def merged_unit(units: Sequence[MemoryUnit]) -> MemoryUnit:
 
 
 def portions(units: Iterable[MemoryUnit], most: int = MAX_CHARACTERS) -> Iterator[list[MemoryUnit]]:
-    """Cut into runs of two or more whose joined contents have at most ``most`` characters; others are left out."""
+    """Split into runs of two or more whose joined contents have at most ``most`` characters; drop single units."""
     run: list[MemoryUnit] = []
     length = 0
     for unit in units:
@@ -309,7 +308,7 @@ def _metadata_of(unit: MemoryUnit) -> dict[str, Any]:
 
 
 def _sources(unit: MemoryUnit) -> list[str]:
-    """The units that it was merged from, else itself."""
+    """Return the ids of the units that it was merged from, else its own id."""
     sources = _metadata_of(unit).get("consolidated_from")
     named = [source for source in sources if isinstance(source, str)] if isinstance(sources, list) else []
     return named or [str(unit.get("id", ""))]
@@ -321,7 +320,7 @@ def _merged_count(unit: MemoryUnit) -> int:
 
 
 def _span(units: Sequence[MemoryUnit]) -> tuple[str | None, str | None]:
-    """``created_at`` of the oldest and of the newest unit that was ever merged into these."""
+    """Return ``created_at`` of the oldest and of the newest unit that was ever merged into these."""
     stamps: list[tuple[float, str]] = []
     for unit in units:
         held = _metadata_of(unit)
@@ -336,25 +335,46 @@ Grouping = Literal["similarity", "type"]
 Keep = Literal["oldest", "accessed"]
 
 _ATTEMPTS = 5
-"""How often merging begins anew without the units that changed while it was prepared."""
+"""How often merging starts over without the units that changed while it was prepared."""
 
 
 class SimpleManagementStrategy(ManagementStrategy):
-    """Prunes, consolidates, deduplicates and forgets on any backend, in one transaction where the backend has such.
+    """The default strategy; works on any backend, in one transaction where the backend has transactions.
 
-    Each method takes ``dry_run``: it then says what it would do, and changes nothing. A unit that somebody changes
-    while an operation is being prepared is left alone, where the backend numbers its changes.
+    With ``dry_run=True`` a method returns what it would do and changes nothing. A unit that changes while an operation
+    is prepared is left unchanged, if the backend numbers its changes.
+
+    Example:
+        >>> import tempfile
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> from memevolve_gpu.components.manage import SimpleManagementStrategy
+        >>> strategy = SimpleManagementStrategy()
+        >>> with tempfile.TemporaryDirectory() as folder, VectorStore(f"{folder}/m", HashingEmbedder()) as store:
+        ...     ids = store.store_batch([{"content": f"use git {word}"} for word in ("bisect", "bisect", "worktree")])
+        ...     removed = strategy.deduplicate(store, 0.99)
+        ...     removed.ids == [ids[1]], store.count()
+        (True, 2)
     """
 
     def prune(
         self, storage_backend: StorageBackend, criteria: Mapping[str, Any] | None = None, *, dry_run: bool = False
     ) -> Removal:
-        """Delete what the criteria name: (count, ids); nothing without criteria.
+        """Delete the units that match criteria.
 
-        ``type`` (one or a list) and ``filters`` (docs/reference/filters.md) say which units are looked at. Of these go
-        all, or those that break a bound: older than ``max_age`` days by ``metadata.created_at``, or beyond the newest
-        ``max_count``. Units without a readable time stamp never go by age; ``notes["undated"]`` counts them. Raises
-        ConfigurationError, InvalidFilterError.
+        Args:
+            storage_backend: The store.
+            criteria: ``type`` (one or a list) and ``filters`` (docs/reference/filters.md) limit the units. Of these,
+                all are deleted, or only those older than ``max_age`` days by ``metadata.created_at`` and those beyond
+                the newest ``max_count``. Units without a readable time stamp are not deleted by age. None or empty
+                deletes nothing.
+            dry_run: True changes nothing.
+
+        Returns:
+            (count, ids) of the deleted units. ``notes["undated"]`` counts units without a readable time stamp.
+
+        Raises:
+            ConfigurationError: A criterion is unknown or cannot be used.
+            InvalidFilterError: ``filters`` is malformed.
         """
         wanted = PruneCriteria.parse(criteria)
         if wanted is None:
@@ -374,13 +394,28 @@ class SimpleManagementStrategy(ManagementStrategy):
         max_characters: int = MAX_CHARACTERS,
         dry_run: bool = False,
     ) -> list[MemoryUnit]:
-        """Merge units, those of the ids ``units`` or all, and return the merged ones, with their ids.
+        """Merge similar units, or all units of a type.
 
-        by similarity: units of one type whose cosine with the oldest of them reaches ``similarity_threshold`` (equal
-        text on a backend without vectors). by type: all units of one type, oldest first. A merged content has at most
-        ``max_characters``; where there is more, several units come of it. Sources are deleted in the transaction that
-        stores what they became; see ``merge.merged_unit`` for what that says of them. Raises ConfigurationError,
-        EmbeddingError, ConflictError (units changed each time they were looked at).
+        The sources are deleted in the transaction that stores the merged units; ``metadata`` of a merged unit names
+        its sources, see docs/how-to/management.md.
+
+        Args:
+            storage_backend: The store.
+            units: Ids of the units to consider; None for all.
+            by: ``similarity`` merges units of one type whose cosine with the oldest of them reaches
+                ``similarity_threshold`` (units of equal text on a backend without vectors). ``type`` merges all units
+                of one type, oldest first.
+            similarity_threshold: A cosine above 0 and at most 1.
+            max_characters: Most characters of a merged content; more text gives several units.
+            dry_run: True changes nothing.
+
+        Returns:
+            The merged units, with their ids unless ``dry_run``.
+
+        Raises:
+            ConfigurationError: An argument is not allowed.
+            EmbeddingError: A merged unit cannot be embedded.
+            ConflictError: Units changed during each of five attempts.
         """
         if by not in ("similarity", "type"):
             raise ConfigurationError(f"by must be 'similarity' or 'type', got {by!r}")
@@ -416,10 +451,19 @@ class SimpleManagementStrategy(ManagementStrategy):
         keep: Keep = "oldest",
         dry_run: bool = False,
     ) -> Removal:
-        """Delete each unit whose cosine with one that stays reaches the threshold: (count, ids).
+        """Delete each unit whose cosine with a unit that stays reaches the threshold.
 
-        Of units that are alike the oldest stays, or the most accessed (the oldest of these). A backend without vectors
-        is searched for equal texts. Raises ConfigurationError.
+        Args:
+            storage_backend: The store. Without vectors, units of equal text are duplicates.
+            similarity_threshold: A cosine above 0 and at most 1.
+            keep: Which of several duplicates stays: the ``oldest``, or the most ``accessed`` (the oldest of these).
+            dry_run: True changes nothing.
+
+        Returns:
+            (count, ids) of the deleted units.
+
+        Raises:
+            ConfigurationError: An argument is not allowed.
         """
         if keep not in ("oldest", "accessed"):
             raise ConfigurationError(f"keep must be 'oldest' or 'accessed', got {keep!r}")
@@ -440,10 +484,21 @@ class SimpleManagementStrategy(ManagementStrategy):
         seed: int | None = None,
         dry_run: bool = False,
     ) -> Removal:
-        """Delete ``count`` units, or a tenth of all (at least one): (count, ids).
+        """Delete the units that are needed least.
 
-        lru: those read longest ago; lfu: least often; units never read go first, by age. random: by ``seed``. On a
-        backend without access figures lru and lfu go by age. Raises ConfigurationError.
+        Args:
+            storage_backend: The store. If it counts no accesses, ``lru`` and ``lfu`` delete the oldest units.
+            strategy: ``lru`` (least recently read), ``lfu`` (least frequently read) or ``random``. Units never read
+                come first, oldest first.
+            count: How many; None for a tenth of all, at least one.
+            seed: Makes ``random`` repeatable.
+            dry_run: True changes nothing.
+
+        Returns:
+            (count, ids) of the deleted units.
+
+        Raises:
+            ConfigurationError: An argument is not allowed.
         """
         since = change_number(storage_backend)
         ids = first_to_go(storage_backend, strategy, count, seed)
@@ -482,7 +537,7 @@ def _to_merge(
     most: int,
     without: set[str],
 ) -> list[list[MemoryUnit]]:
-    """Groups of two or more units, oldest first in each."""
+    """Return groups of two or more units, oldest first in each."""
     groups = _by_type(backend, only) if by == "type" else _by_meaning(backend, only, threshold)
     kept = ([unit for unit in group if unit["id"] not in without] for group in groups)
     return [part for group in kept for part in portions(group, most)]
@@ -507,7 +562,7 @@ def _type(unit: MemoryUnit) -> str:
 
 
 def _rank(backend: StorageBackend, keep: Keep) -> Callable[[str], int] | None:
-    """The most accessed first; None for the oldest."""
+    """Return a rank that puts the most accessed unit first; None for the oldest."""
     if keep == "oldest" or not isinstance(backend, AccessFigures):
         return None
     counts = backend.access_counts()

@@ -1,14 +1,23 @@
-"""Retrieval: by meaning, by words, and both together."""
+"""Retrieval by meaning, by keywords, and by both together."""
 
-from .base import RetrievalContext, RetrievalMetrics, RetrievalResult, RetrievalStrategy
+from .base import (
+    QueryRecord,
+    RetrievalContext,
+    RetrievalMetrics,
+    RetrievalResult,
+    RetrievalStrategy,
+    StrategyMetrics,
+)
 from .strategies import HybridRetrievalStrategy, KeywordRetrievalStrategy, SemanticRetrievalStrategy
 
 __all__ = [
     "HybridRetrievalStrategy",
     "KeywordRetrievalStrategy",
+    "QueryRecord",
     "RetrievalContext",
     "RetrievalMetrics",
     "RetrievalResult",
     "RetrievalStrategy",
     "SemanticRetrievalStrategy",
+    "StrategyMetrics",
 ]

@@ -1,4 +1,4 @@
-"""The contract of a retrieval strategy, its results and metrics, and the context that runs one."""
+"""Retrieval: the contract of a strategy, its results and metrics, and the context that runs one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,43 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from ...monitoring.events import LatencyRing
 from ...types import MemoryUnit
 from ...utils.timestamps import now_text
 from ..store.base import AccessFigures, StorageBackend, retrieve_many
 
-__all__ = ["RetrievalContext", "RetrievalMetrics", "RetrievalResult", "RetrievalStrategy"]
+__all__ = [
+    "QueryRecord",
+    "RetrievalContext",
+    "RetrievalMetrics",
+    "RetrievalResult",
+    "RetrievalStrategy",
+    "StrategyMetrics",
+]
+
+
+class QueryRecord(TypedDict):
+    """An entry of the query history; ``timestamp`` is ISO 8601 in UTC."""
+
+    query: str
+    top_k: int
+    filters: dict[str, Any]
+    results_count: int
+    timestamp: str
+
+
+class StrategyMetrics(TypedDict, total=False):
+    """Metrics of one strategy; times are milliseconds, embedding included, and missing before the first query."""
+
+    queries: int
+    failures: int
+    empty: int
+    mean_results: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
 
 
 @dataclass
@@ -28,14 +57,28 @@ class _Tally:
 
 
 class RetrievalMetrics:
-    """Figures by the name of a strategy. Safe to use from several threads."""
+    """Metrics by the name of a strategy. Safe to use from several threads.
+
+    Example:
+        >>> from memevolve_gpu.components.retrieve import RetrievalMetrics
+        >>> metrics = RetrievalMetrics()
+        >>> metrics.record("KeywordRetrievalStrategy", 0.002, 3)
+        >>> metrics.summary()["KeywordRetrievalStrategy"]["mean_results"]
+        3.0
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._tallies: dict[str, _Tally] = {}
 
     def record(self, strategy: str, seconds: float, found: int | None) -> None:
-        """A query took ``seconds`` and found so many units; None: it failed."""
+        """Record a query.
+
+        Args:
+            strategy: Name of the strategy.
+            seconds: Duration.
+            found: Number of results; None when the query failed.
+        """
         with self._lock:
             tally = self._tallies.setdefault(strategy, _Tally())
             tally.queries += 1
@@ -44,42 +87,54 @@ class RetrievalMetrics:
             tally.results += found or 0
         tally.latencies.record(seconds)
 
-    def summary(self) -> dict[str, dict[str, Any]]:
-        """For each strategy ``queries``, ``failures``, ``empty``, ``mean_results`` (of those that did not fail), and
-        ``p50_ms``, ``p95_ms``, ``p99_ms`` of the newest queries, embedding included.
-        """
+    def summary(self) -> dict[str, StrategyMetrics]:
+        """Return the metrics of each strategy: ``mean_results`` of successful queries, percentiles of the newest."""
         with self._lock:
             tallies = dict(self._tallies)
         return {name: _described(tally) for name, tally in tallies.items()}
 
     def clear(self) -> None:
-        """Start anew."""
+        """Delete all metrics."""
         with self._lock:
             self._tallies.clear()
 
 
-def _described(tally: _Tally) -> dict[str, Any]:
+def _described(tally: _Tally) -> StrategyMetrics:
     answered = tally.queries - tally.failures
-    latencies = tally.latencies.percentiles() or {}
-    return {
+    described: StrategyMetrics = {
         "queries": tally.queries,
         "failures": tally.failures,
         "empty": tally.empty,
         "mean_results": tally.results / answered if answered else 0.0,
-        **{name: value for name, value in latencies.items() if name != "searches"},
     }
+    latencies = tally.latencies.percentiles()
+    if latencies:
+        described.update({"p50_ms": latencies["p50_ms"], "p95_ms": latencies["p95_ms"], "p99_ms": latencies["p99_ms"]})
+    return described
 
 
 HISTORY_KEPT = 1000
-"""Queries that a context remembers."""
+"""Entries of a context's history."""
 
 COUNTED = 1000
-"""``count_relevant`` counts up to this many."""
+"""The most that ``count_relevant`` counts."""
 
 
 @dataclass
 class RetrievalResult:
-    """A unit that was found. ``score`` grows with relevance; ``metadata`` says where it comes from."""
+    """A unit that a query found.
+
+    Attributes:
+        unit_id: The unit's id.
+        unit: The unit.
+        score: Grows with relevance; the scale depends on the strategy.
+        metadata: What the strategy knows about the result, such as ``distance``.
+
+    Example:
+        >>> from memevolve_gpu.components.retrieve import RetrievalResult
+        >>> RetrievalResult("a", {"id": "a", "content": "git bisect"}, 0.9).score
+        0.9
+    """
 
     unit_id: str
     unit: MemoryUnit
@@ -88,16 +143,40 @@ class RetrievalResult:
 
 
 class RetrievalStrategy(ABC):
-    """Finds units for a query in any backend."""
+    """The contract of a retrieval strategy: finds units for a query in any backend.
+
+    Example:
+        >>> from memevolve_gpu.components.retrieve import RetrievalResult, RetrievalStrategy
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> class Newest(RetrievalStrategy):
+        ...     def retrieve(self, query, storage_backend, top_k=5, filters=None):
+        ...         units = storage_backend.retrieve_all()[::-1][:top_k]
+        ...         return [RetrievalResult(unit["id"], unit, 1.0) for unit in units]
+        ...     def count_relevant(self, query, storage_backend, filters=None):
+        ...         return storage_backend.count()
+        >>> store = ScratchStore([{"id": "a", "content": "old"}, {"id": "b", "content": "new"}])
+        >>> [found.unit_id for found in Newest().retrieve("anything", store, top_k=1)]
+        ['b']
+    """
 
     @abstractmethod
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """The ``top_k`` best matching units, best first. filters: see docs/reference/filters.md."""
+        """Find the units that match a query best.
+
+        Args:
+            query: The text to search for.
+            storage_backend: The store.
+            top_k: Most results.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+
+        Returns:
+            The results, best first.
+        """
 
     def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
-        """The units of these ids that exist, in this order, with score 1."""
+        """Return the units of these ids that exist, in this order, with score 1.0."""
         units = retrieve_many(storage_backend, unit_ids)
         note_access(storage_backend, list(units))
         return [RetrievalResult(unit_id, unit, 1.0) for unit_id, unit in units.items()]
@@ -112,19 +191,30 @@ class RetrievalStrategy(ABC):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """How many units :meth:`retrieve` could return, counted up to a thousand."""
+        """Return how many units :meth:`retrieve` could find, at most 1,000."""
 
     def save_state(self) -> dict[str, Any]:
-        """What another instance needs to take over, as JSON values."""
+        """Return the state that another instance needs to continue, as JSON values."""
         return {}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``save_state`` of another instance gave."""
+        """Restore the state that ``save_state`` of another instance returned."""
         del state
 
 
 class RetrievalContext:
-    """Runs a strategy, with defaults, the last thousand queries, and figures."""
+    """Runs a strategy with default arguments, and keeps metrics and the last 1,000 queries.
+
+    Example:
+        >>> from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy, RetrievalContext
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> context = RetrievalContext(KeywordRetrievalStrategy(), default_top_k=3)
+        >>> store = ScratchStore([{"id": "a", "content": "git bisect finds the bad commit"}])
+        >>> [found.unit_id for found in context.retrieve("bad commit", store)]
+        ['a']
+        >>> context.get_retrieval_history()[0]["top_k"]
+        3
+    """
 
     def __init__(
         self,
@@ -133,15 +223,22 @@ class RetrievalContext:
         default_filters: Mapping[str, Any] | None = None,
         enable_metrics: bool = True,
     ) -> None:
-        """``default_filters`` hold where a call gives none."""
+        """Create a context.
+
+        Args:
+            strategy: The strategy to run.
+            default_top_k: ``top_k`` of calls that give none.
+            default_filters: ``filters`` of calls that give none.
+            enable_metrics: False records no metrics.
+        """
         self.strategy = strategy
         self.default_top_k = default_top_k
         self.default_filters = dict(default_filters or {})
-        self.retrieval_history: deque[dict[str, Any]] = deque(maxlen=HISTORY_KEPT)
+        self.retrieval_history: deque[QueryRecord] = deque(maxlen=HISTORY_KEPT)
         self.metrics = RetrievalMetrics() if enable_metrics else None
 
     def set_strategy(self, strategy: RetrievalStrategy) -> None:
-        """Use another strategy from now on."""
+        """Use another strategy for later queries."""
         self.strategy = strategy
 
     def retrieve(
@@ -151,7 +248,20 @@ class RetrievalContext:
         top_k: int | None = None,
         filters: Mapping[str, Any] | None = None,
     ) -> list[RetrievalResult]:
-        """The best matching units, best first. Raises what the strategy raises."""
+        """Find the units that match a query best.
+
+        Args:
+            query: The text to search for.
+            storage_backend: The store.
+            top_k: Most results; None for the default.
+            filters: Limits the search to units that match; None for the default.
+
+        Returns:
+            The results, best first.
+
+        Raises:
+            MemEvolveError: As the strategy.
+        """
         strategy, wanted, holding = self.strategy, *self._defaults(top_k, filters)
         started = time.perf_counter()
         try:
@@ -182,21 +292,21 @@ class RetrievalContext:
         return self.retrieve(query, storage_backend, top_k, filters)
 
     def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
-        """The units of these ids that exist."""
+        """Return the units of these ids that exist, in this order, with score 1.0."""
         return self.strategy.retrieve_by_ids(unit_ids, storage_backend)
 
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """How many units the query could find, counted up to a thousand."""
+        """Return how many units the query could find, at most 1,000."""
         return self.strategy.count_relevant(query, storage_backend, self._defaults(None, filters)[1])
 
-    def get_retrieval_history(self) -> list[dict[str, Any]]:
-        """``query``, ``top_k``, ``filters``, ``results_count`` and ``timestamp``, newest last."""
+    def get_retrieval_history(self) -> list[QueryRecord]:
+        """Return the last 1,000 queries, newest last."""
         return list(self.retrieval_history)
 
     def clear_history(self) -> None:
-        """Forget the history."""
+        """Empty the history."""
         self.retrieval_history.clear()
 
     def _defaults(self, top_k: int | None, filters: Mapping[str, Any] | None) -> tuple[int, Mapping[str, Any] | None]:

@@ -39,7 +39,7 @@ _CACHED_TEXTS = 20_000
 
 
 class Ranked(NamedTuple):
-    """An id, its score, and what else is known; score and list are best first."""
+    """An id with its score and, from a vector index, its distance."""
 
     id: str
     score: float
@@ -47,7 +47,7 @@ class Ranked(NamedTuple):
 
 
 def check_query(query: Any, top_k: Any) -> int:
-    """``top_k`` as an int; InvalidQueryError for what no strategy can answer."""
+    """Return ``top_k`` as an int. Raises InvalidQueryError for a query or ``top_k`` that cannot be used."""
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}")
     return whole_number("top_k", top_k)
@@ -56,7 +56,7 @@ def check_query(query: Any, top_k: Any) -> int:
 def by_meaning(
     backend: StorageBackend, query: str, limit: int, filters: Filters, scan: VectorScan | None
 ) -> list[Ranked]:
-    """The nearest units. Access figures are left alone.
+    """Return the nearest units, without counting an access.
 
     Raises EmbeddingError when the backend has no index and ``scan`` is None.
     """
@@ -73,32 +73,31 @@ def by_meaning(
 
 
 def by_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
-    """The units that share words with the query, by BM25."""
+    """Return the units that share words with the query, by BM25."""
     if isinstance(backend, KeywordSearch):
         return [Ranked(unit_id, score) for score, unit_id in backend.search_keywords(query, limit, filters)]
     return _scanned_keywords(backend, query, limit, filters)
 
 
 class VectorScan:
-    """Search by meaning in a backend that has no index: every unit is compared, its text embedded once.
+    """Search by meaning in a backend without an index: compares every unit, and embeds each text once.
 
-    Meant for small memories; the last 20,000 texts are remembered.
+    Suitable for small memories; the vectors of the last 20,000 texts are cached.
     """
 
     def __init__(self, function: EmbeddingFunction) -> None:
         """Raises EmbeddingError when ``function`` cannot be called."""
         self._embedder = Embedder(function)
         self._known: OrderedDict[str, FloatArray] = OrderedDict()
-        self._lock = threading.RLock()  # the embedding function may ask the strategy something
+        self._lock = threading.RLock()  # the embedding function may call the strategy
 
     def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
-        """The units with the largest cosine."""
+        """Return the units with the largest cosine."""
         units = list(units_of(backend, filters))
         if not units:
             return []
         rows = normalize_rows(self._vectors([unit_to_text(unit) for unit in units]))
-        asked = normalize_rows(self._embedder.embed_query(query)[None, :])[0]
-        cosines = rows @ asked
+        cosines = rows @ normalize_rows(self._embedder.embed_query(query)[None, :])[0]
         order = np.argsort(-cosines, kind="stable")[:limit].tolist()
         return [Ranked(units[at]["id"], float(cosines[at]), 1.0 - float(cosines[at])) for at in order]
 
@@ -136,7 +135,7 @@ RANK_CONSTANT = 60
 
 @dataclass
 class Fused:
-    """A unit in either list: its score, and score and rank (from 0) in each list that has it."""
+    """A unit of either list: its fused score, and its score and rank (from 0) in each list."""
 
     id: str
     score: float = 0.0
@@ -154,11 +153,10 @@ def weighted(
 ) -> list[Fused]:
     """score = w_s * max(0, similarity) + w_k * BM25 / best BM25, best first; both parts are in 0..1.
 
-    similarity: the exact cosine of each unit, by id, also of those that only the keywords found, which would else be
-    ranked as if they had none. One that is missing counts as its score in ``semantic``, else as 0. This is min-max
-    normalisation with fixed lower bounds, so a score says the same for every query: it does not depend on the worst
-    unit that happened to be found. (Compare S. Bruch, S. Gai and A. Ingber, An Analysis of Fusion Functions for Hybrid
-    Retrieval, 2023, section 4.)
+    similarity: the exact cosine of each unit, by id, including units that only the keyword search found. A missing one
+    is taken from ``semantic``, else 0. This is min-max normalisation with fixed lower bounds, so scores of different
+    queries are comparable: they do not depend on the worst unit found. (Compare S. Bruch, S. Gai and A. Ingber, An
+    Analysis of Fusion Functions for Hybrid Retrieval, 2023, section 4.)
     """
     fused = _united(semantic, keyword)
     best = max((one.score for one in keyword), default=0.0) or 1.0
@@ -171,7 +169,7 @@ def weighted(
 
 
 def reciprocal_ranks(semantic: Sequence[Ranked], keyword: Sequence[Ranked]) -> list[Fused]:
-    """The sum of 1 / (60 + rank) over the lists that hold the unit, ranks from 1; as a share of the largest."""
+    """Sum 1 / (60 + rank) over the lists that contain the unit, ranks from 1, as a share of the largest sum."""
     fused = _united(semantic, keyword)
     for one in fused:
         ranks = [rank for rank in (one.semantic_rank, one.keyword_rank) if rank is not None]
@@ -180,7 +178,7 @@ def reciprocal_ranks(semantic: Sequence[Ranked], keyword: Sequence[Ranked]) -> l
 
 
 def _united(semantic: Sequence[Ranked], keyword: Sequence[Ranked]) -> list[Fused]:
-    """Each unit once, those found by meaning first."""
+    """Return each unit once, those found by meaning first."""
     found: dict[str, Fused] = {}
     for rank, one in enumerate(semantic):
         found[one.id] = Fused(one.id, semantic_score=one.score, semantic_rank=rank)
@@ -191,12 +189,34 @@ def _united(semantic: Sequence[Ranked], keyword: Sequence[Ranked]) -> list[Fused
 
 
 class KeywordRetrievalStrategy(RetrievalStrategy):
-    """Asks the backend's full-text index; the score is BM25. A backend without one is scanned."""
+    """Searches the backend's keyword index; the score is BM25. A backend without one is scanned.
+
+    Example:
+        >>> from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> store = ScratchStore([{"id": "a", "content": "git bisect"}, {"id": "b", "content": "tar"}])
+        >>> [found.unit_id for found in KeywordRetrievalStrategy().retrieve("bisect a repository", store)]
+        ['a']
+    """
 
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """The units that share words with the query, best first. Raises InvalidQueryError, InvalidFilterError."""
+        """Find the units that share words with a query.
+
+        Args:
+            query: The text to search for.
+            storage_backend: The store.
+            top_k: Most results.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+
+        Returns:
+            The results, largest BM25 score first.
+
+        Raises:
+            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
+            InvalidFilterError: ``filters`` is malformed.
+        """
         top_k = check_query(query, top_k)
         ranked = by_keywords(storage_backend, query, top_k, filters)
         units = retrieve_many(storage_backend, [one.id for one in ranked])
@@ -206,21 +226,37 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """How many units share a word with the query, counted up to a thousand."""
+        """Return how many units share a word with the query, at most 1,000."""
         check_query(query, 1)
         return len(by_keywords(storage_backend, query, COUNTED, filters))
 
 
 class SemanticRetrievalStrategy(RetrievalStrategy):
-    """Asks the backend's vector index. The score is the store's: the cosine, the dot product, or 1 / (1 + distance)."""
+    """Searches the backend's vector index.
+
+    The score is that of the store: the cosine, the dot product, or 1 / (1 + distance) for l2.
+
+    Example:
+        >>> from memevolve_gpu import HashingEmbedder
+        >>> from memevolve_gpu.components.retrieve import SemanticRetrievalStrategy
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> store = ScratchStore([{"id": "a", "content": "git bisect"}, {"id": "b", "content": "tar archive"}])
+        >>> strategy = SemanticRetrievalStrategy(HashingEmbedder())
+        >>> [found.unit_id for found in strategy.retrieve("git bisect", store, top_k=1)]
+        ['a']
+    """
 
     def __init__(
         self, embedding_function: EmbeddingFunction | None = None, similarity_threshold: float | None = None
     ) -> None:
-        """``embedding_function`` serves backends without an index, which are scanned; a store embeds by itself.
+        """Create a strategy.
 
-        Results whose score is below ``similarity_threshold`` are left out. Raises EmbeddingError when the function
-        cannot be called.
+        Args:
+            embedding_function: Embeds texts for a backend without a vector index; a ``VectorStore`` uses its own.
+            similarity_threshold: Results with a smaller score are dropped; None keeps all.
+
+        Raises:
+            EmbeddingError: ``embedding_function`` cannot be called.
         """
         self.similarity_threshold = similarity_threshold
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
@@ -228,9 +264,21 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """The nearest units, nearest first; ``metadata["distance"]`` as in ``VectorStore.search``.
+        """Find the units nearest in meaning to a query.
 
-        Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        Args:
+            query: The text to search for.
+            storage_backend: The store.
+            top_k: Most results.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+
+        Returns:
+            The results, nearest first; ``metadata["distance"]`` is that of ``VectorStore.search``.
+
+        Raises:
+            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
+            InvalidFilterError: ``filters`` is malformed.
+            EmbeddingError: The query cannot be embedded.
         """
         top_k = check_query(query, top_k)
         found = self._found(query, storage_backend, top_k, filters)
@@ -241,18 +289,18 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """How many units reach the threshold, counted up to a thousand; without one, every unit that matches."""
+        """Return how many matching units reach the threshold, at most 1,000."""
         check_query(query, 1)
         found = by_meaning(storage_backend, query, COUNTED, filters, self._scan)
         least = self.similarity_threshold
         return sum(least is None or one.score >= least for one in found)
 
     def save_state(self) -> dict[str, Any]:
-        """The threshold."""
+        """Return the threshold."""
         return {"similarity_threshold": self.similarity_threshold}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take the threshold over."""
+        """Restore the threshold."""
         self.similarity_threshold = state.get("similarity_threshold", self.similarity_threshold)
 
     def _found(
@@ -273,14 +321,23 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
 Fusion = Literal["weighted", "rrf"]
 
 POOL, POOL_FACTOR = 20, 4
-"""Units that each half proposes: this many, and at least so many times ``top_k``."""
+"""Candidates from each index: ``POOL``, or ``POOL_FACTOR * top_k`` if that is more."""
 
 
 class HybridRetrievalStrategy(RetrievalStrategy):
-    """Asks the vector index and the full-text index, and fuses what they find.
+    """Searches the vector index and the keyword index, and fuses the results.
 
-    weighted: 0.7 of the cosine and 0.3 of BM25 relative to the best of the query; scores are in 0..1. rrf: reciprocal
-    rank fusion, which looks at ranks only.
+    ``weighted`` adds 0.7 of the cosine and 0.3 of BM25 relative to the query's best; scores are in 0..1. ``rrf`` is
+    reciprocal rank fusion, which uses ranks only.
+
+    Example:
+        >>> import tempfile
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> from memevolve_gpu.components.retrieve import HybridRetrievalStrategy
+        >>> with tempfile.TemporaryDirectory() as folder, VectorStore(f"{folder}/m", HashingEmbedder()) as store:
+        ...     ids = store.store_batch([{"id": "a", "content": "git bisect"}, {"id": "b", "content": "tar archive"}])
+        ...     [found.unit_id for found in HybridRetrievalStrategy().retrieve("git bisect", store, top_k=1)]
+        ['a']
     """
 
     def __init__(
@@ -292,10 +349,18 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         *,
         fusion: Fusion = "weighted",
     ) -> None:
-        """``embedding_function`` serves backends without an index, which are scanned; a store embeds by itself.
+        """Create a strategy.
 
-        Weights are taken as shares of their sum, and only ``weighted`` reads them. Results whose fused score is below
-        ``similarity_threshold`` are left out. Raises ConfigurationError, EmbeddingError.
+        Args:
+            embedding_function: Embeds texts for a backend without a vector index; a ``VectorStore`` uses its own.
+            semantic_weight: Weight of the cosine, as a share of both weights; ``weighted`` only.
+            keyword_weight: Weight of BM25, as a share of both weights; ``weighted`` only.
+            similarity_threshold: Results with a smaller fused score are dropped; None keeps all.
+            fusion: ``weighted`` or ``rrf``.
+
+        Raises:
+            ConfigurationError: A weight or ``fusion`` is not allowed.
+            EmbeddingError: ``embedding_function`` cannot be called.
         """
         if fusion not in ("weighted", "rrf"):
             raise ConfigurationError(f"fusion must be 'weighted' or 'rrf', got {fusion!r}")
@@ -305,7 +370,15 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
 
     def set_weights(self, semantic_weight: float, keyword_weight: float) -> None:
-        """Set both weights, as shares of their sum. Raises ConfigurationError when one is negative or both are 0."""
+        """Set both weights, as shares of their sum.
+
+        Args:
+            semantic_weight: At least 0.
+            keyword_weight: At least 0.
+
+        Raises:
+            ConfigurationError: A weight is negative or not finite, or both are 0.
+        """
         total = semantic_weight + keyword_weight
         if not (semantic_weight >= 0 and keyword_weight >= 0 and 0 < total < math.inf):
             raise ConfigurationError(
@@ -318,15 +391,27 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """The best units of both kinds of search, each once, best first.
+        """Find the best units of both searches.
 
-        ``metadata`` has ``semantic_score``, ``keyword_score``, ``semantic_rank`` and ``keyword_rank`` (from 0; None
-        where that half did not find the unit). Raises InvalidQueryError, InvalidFilterError, EmbeddingError.
+        Args:
+            query: The text to search for.
+            storage_backend: The store.
+            top_k: Most results.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+
+        Returns:
+            The results, each unit once, best first. ``metadata`` has ``semantic_score``, ``keyword_score``,
+            ``semantic_rank`` and ``keyword_rank`` (from 0); None where that search did not find the unit.
+
+        Raises:
+            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
+            InvalidFilterError: ``filters`` is malformed.
+            EmbeddingError: The query cannot be embedded.
         """
         top_k = check_query(query, top_k)
         fused = self._fused(query, storage_backend, max(POOL, POOL_FACTOR * top_k), filters)
         units = retrieve_many(storage_backend, [one.id for one in fused[:top_k]])
-        if len(units) < min(top_k, len(fused)):  # somebody deletes while we read
+        if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
             units = retrieve_many(storage_backend, [one.id for one in fused])
         found = [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
         note_access(storage_backend, [one.unit_id for one in found])
@@ -335,12 +420,12 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """How many units either half finds and the threshold lets pass, counted up to a thousand."""
+        """Return how many units either search finds with a score that reaches the threshold, at most 1,000."""
         check_query(query, 1)
         return min(COUNTED, len(self._fused(query, storage_backend, COUNTED, filters)))
 
     def save_state(self) -> dict[str, Any]:
-        """Weights, threshold and the kind of fusion."""
+        """Return weights, threshold and the kind of fusion."""
         return {
             "semantic_weight": self.semantic_weight,
             "keyword_weight": self.keyword_weight,
@@ -349,7 +434,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what ``save_state`` of another instance gave."""
+        """Restore what ``save_state`` of another instance returned."""
         self.set_weights(
             state.get("semantic_weight", self.semantic_weight), state.get("keyword_weight", self.keyword_weight)
         )

@@ -54,14 +54,17 @@ class Accesses:
         if self._held // FLUSH_AT > before:
             self._overflow()
 
-    def flush(self) -> None:
-        """Write down what is held, in one transaction that the index takes no notice of; drop it where that fails."""
+    def flush(self, timeout: float | None = 0) -> None:
+        """Write down what is held, in one transaction that the index takes no notice of; drop it where that fails.
+
+        Waits ``timeout`` seconds for other writers, None as long as any write does; then the reads are held on.
+        """
         with self._flushing:
             if self._busy:  # a signal handler or finalizer inside this very call
                 return
             self._busy = True
             try:
-                self._write_down(self._taken())
+                self._write_down(self._taken(), timeout)
             finally:
                 self._busy = False
 
@@ -69,7 +72,7 @@ class Accesses:
         """See ``VectorStore.access_order``. Where nothing can be written, units are taken by age."""
         if self._records.read_only:
             return list(islice(self._records.ids(), limit))
-        self.flush()
+        self.flush(timeout=None)
         with self._records.write() as tx:
             return tx.outside(lambda con: in_order(con, kind, limit))
 
@@ -77,7 +80,7 @@ class Accesses:
         """See ``VectorStore.access_counts``."""
         if self._records.read_only:
             return {}
-        self.flush()
+        self.flush(timeout=None)
         with self._records.write() as tx:
             return tx.outside(read_counts)
 
@@ -87,11 +90,11 @@ class Accesses:
         self._busy = False
         self._taken()
 
-    def _write_down(self, reads: dict[str, tuple[float, int]]) -> None:
+    def _write_down(self, reads: dict[str, tuple[float, int]], timeout: float | None) -> None:
         if not reads or self._records.read_only:
             return
         try:
-            with self._records.write(timeout=0) as tx:
+            with self._records.write(timeout=timeout) as tx:
                 tx.outside(lambda con: enter(con, reads))
         except LockTimeoutError:
             self._keep(reads)

@@ -33,7 +33,7 @@ def prepare(engine: StoreSession, coming: int) -> None:
     """Before the transaction: write down who was read, where units may have to go."""
     config = engine.config
     if config.auto_prune != "off" and engine.records.count() + coming >= _trigger(engine):
-        engine.accesses.flush()
+        engine.accesses.flush(timeout=None)
 
 
 def make_room(engine: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> Pruned | None:

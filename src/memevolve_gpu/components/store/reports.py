@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...errors import InvalidQueryError
-from ...live.maintenance import quality_now
-from ...live.rebuild_rules import RebuildReason
+from ...live.scheduler import RebuildReason
 from ...live.view import View
 from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
@@ -132,7 +131,7 @@ def _decide(session: StoreSession, kept: list[dict[str, Any]]) -> str:
     trained = view.stats.trained_rows
     removed = sum(entry["removed"] for entry in kept if entry["generation"] == session.live.generation)
     if trained and removed >= RETRAIN_SHARE * trained:
-        session.maintenance.ask(
+        session.maintenance.notify(
             RebuildReason("train", f"management removed {removed} of {trained} units since the training")
         )
         decision = "retrain"
@@ -375,7 +374,7 @@ def _why_not(session: StoreSession, view: View, cause: RebuildReason | None) -> 
 def health_report(session: StoreSession) -> dict[str, Any]:
     session.live.look_at_device()
     view, head = session.follow(), session.records.head()
-    quality = quality_now(session.live, view)
+    quality = session.maintenance.quality(view)
     cause = session.maintenance.cause(view)
     figures = Figures(
         count=head.count,
@@ -439,7 +438,7 @@ def statistics_report(session: StoreSession) -> dict[str, Any]:
             "cpu_seconds": session.maintenance.cpu_seconds,
         },
         "probed_recall": view.stats.probed,
-        "queries_sampled": session.live.asked.kept,
+        "queries_sampled": session.live.query_sample.kept,
         "latency": session.live.latency.percentiles(),
         "generation": session.live.generation,
         "files": _file_bytes(session),

@@ -30,6 +30,7 @@ from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
 from ...live.delta_buffer import row_bytes
+from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
 from ...planner.engine_table import TABLE, EngineTable, read_engine_table
@@ -41,7 +42,7 @@ from ...training.training_set import TrainingSet, collect
 from ...types import FloatArray, Hit, Metric
 from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
-from ...utils.vectors import check_vector, check_vectors
+from ...utils.vectors import DeviceQueries, check_vector, check_vectors
 from .access_stats import Accesses
 from .legacy_import import Limits, import_legacy
 
@@ -194,7 +195,16 @@ class StoreSession:
             return
         self.unapplied = 0
         self.follow()
-        self.consider_maintenance()
+        self.consider_maintenance("written")
+
+    def searched(self, queries: FloatArray | DeviceQueries) -> None:
+        """A search was answered: sample its queries, and wake the background where that makes a round due."""
+        if self.live.query_sample.note(queries):
+            self.consider_maintenance("queries")
+        elif self.live.device_manager.needs_look:
+            self.consider_maintenance("device")
+        elif self.worker.start_failure:
+            self.wake()
 
     def follow(self) -> View:
         """Bring the index up to date; as it was, with an event and ``lagging``, when it cannot be. Raises nothing."""
@@ -208,10 +218,10 @@ class StoreSession:
         self.lagging = ""
         return view
 
-    def consider_maintenance(self) -> None:
+    def consider_maintenance(self, event: Event) -> None:
         """Wake the background where there is work, or where its thread could not start before. Raises nothing."""
         try:
-            due = self.maintenance.due()
+            due = self.maintenance.notify(event)
         except AFTER_COMMIT as error:
             self.events.record("maintenance-failed", f"cannot tell whether any is due: {error}", level=logging.ERROR)
             return
@@ -267,14 +277,14 @@ class StoreSession:
         try:
             self.worker.stop()
             self.accesses.flush()
-            self.live.asked.save()
+            self.live.query_sample.save()
             self.maintenance.close()
         finally:
             self.records.close()
 
     def _background_round(self) -> float | None:
         if self.accesses.is_full:
-            self.accesses.flush()
+            self.accesses.flush(timeout=1)
         return self.maintenance.run_if_due()
 
 
@@ -308,6 +318,7 @@ def open_session(
         metric=_metric(facts, config),
         durability=config.durability,
         lock_timeout=config.lock_timeout,
+        file_mode=int(config.file_mode, 8),
     )
     try:
         return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
@@ -354,7 +365,7 @@ def _assemble(
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
     session = StoreSession(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
-    session.consider_maintenance()
+    session.consider_maintenance("written")
     return session
 
 

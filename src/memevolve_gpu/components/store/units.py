@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ...errors import InvalidUnitError
 from ...types import MemoryUnit
 from ...utils.plain import as_plain, plain_scalar, plain_text
 
-__all__ = ["MAX_ID_CHARS", "MAX_UNIT_BYTES", "checked_id", "checked_unit", "is_id", "one_id", "unit_to_text"]
+__all__ = [
+    "MAX_ID_CHARS",
+    "MAX_UNIT_BYTES",
+    "checked_id",
+    "checked_unit",
+    "is_id",
+    "one_id",
+    "text_to_embed",
+    "texts_of",
+    "unit_to_text",
+]
 
 MAX_UNIT_BYTES = 4 * 2**20
 """A unit whose JSON is longer is refused: memories are read into prompts, and one row must not stall the log."""
@@ -76,6 +86,40 @@ def unit_to_text(unit: Mapping[str, Any]) -> str:
     if unit.get("type") is not None:
         parts.append(_spoken(unit["type"]))
     return " ".join(part for part in parts if part)
+
+
+def text_to_embed(unit: Mapping[str, Any], where: str = "unit") -> str:
+    """As :func:`unit_to_text`, for a unit whose vector is to be made of it.
+
+    Raises InvalidUnitError, naming ``where`` and the key to use, where the text that was meant is not in it: content,
+    reasoning and query hold none, and neither do tags and type, or the text is under a key that is not embedded.
+    """
+    if any(_holds_text(unit.get(key)) for key in ("content", "reasoning", "query")):
+        return unit_to_text(unit)
+    elsewhere = next((key for key in _OTHER_TEXT_KEYS if _holds_text(unit.get(key))), None)
+    if elsewhere is not None:
+        raise InvalidUnitError(f"{where} has its text under {elsewhere!r}, which is not embedded; use 'content'")
+    if unit.get("content") is not None and not isinstance(unit["content"], (str, dict, list)):
+        raise InvalidUnitError(f"{where}['content'] is a {type(unit['content']).__name__}; 'content' must be a text")
+    if not _holds_text(unit.get("tags")) and not _holds_text(unit.get("type")):
+        raise InvalidUnitError(f"{where} has no text to embed, so nothing could find it; put one under 'content'")
+    return unit_to_text(unit)
+
+
+def texts_of(units: Sequence[Mapping[str, Any]], *, to_embed: bool) -> list[str]:
+    """The text of each unit of a batch, which must have one where it is ``to_embed``; see :func:`text_to_embed`."""
+    if not to_embed:
+        return [unit_to_text(unit) for unit in units]
+    return [text_to_embed(unit, f"units[{i}]") for i, unit in enumerate(units)]
+
+
+_OTHER_TEXT_KEYS = ("text", "page_content", "message", "document", "body", "memory", "summary", "description")
+
+
+def _holds_text(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, (dict, list)) and bool(value)
 
 
 def _spoken(value: Any) -> str:

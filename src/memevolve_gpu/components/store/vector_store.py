@@ -16,7 +16,7 @@ import numpy as np
 from ...devices.selection import Machine
 from ...errors import ConflictError, EmbeddingError, InvalidQueryError, InvalidUnitError, StoreClosedError
 from ...live import Found, LiveIndex, Maintenance
-from ...live.rebuild_rules import RebuildReason
+from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
@@ -30,7 +30,7 @@ from .base import MetadataMixin, StorageBackend
 from .pruning import make_room, prepare, tell
 from .reports import health_report, register, statistics_report
 from .session import StoreSession, check_room, open_session
-from .units import checked_id, checked_unit, is_id, one_id, unit_to_text
+from .units import checked_id, checked_unit, is_id, one_id, text_to_embed, texts_of, unit_to_text
 
 __all__ = ["MAX_RESULTS", "VectorStore", "check_arguments", "check_width"]
 
@@ -252,7 +252,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         session = self._open
         checked = self._add_metadata(checked_unit(unit))
-        text = unit_to_text(checked)
+        text = text_to_embed(checked)
         vector = session.embed(text)
         prepare(session, 1)
         with session.records.write() as tx:
@@ -317,7 +317,9 @@ class VectorStore(StorageBackend, MetadataMixin):
                 if vector is not None:
                     tx.put(stamped, text, vector.tobytes(), unit_id)
                     break
-            vector = session.embed(text)  # outside the lock: it may take seconds, and the unit may change meanwhile
+            vector = session.embed(
+                text_to_embed(checked)
+            )  # outside the lock: it may take seconds, and the unit may change meanwhile
         session.written(1)
         return True
 
@@ -666,7 +668,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
         if not checked and not delete_ids:
             return []
-        texts = [unit_to_text(unit) for unit in checked]
+        texts = texts_of(checked, to_embed=embeddings is None)
         vectors = self._vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
         prepare(session, len(checked))
@@ -711,8 +713,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
         found = session.live.search(vectors, top_k, filters, recall)
-        if session.live.look_due or session.worker.start_failure:
-            session.consider_maintenance()
+        session.searched(vectors)
         return found
 
 

@@ -6,12 +6,8 @@ They propose a few rows more than wanted, and the host's vectors decide among th
 
 from __future__ import annotations
 
-import threading
-import time
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,89 +17,12 @@ from ...errors import DeviceError
 from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
 from ..base import Index, chunks
 from ..bitmap import RowFilter
+from ..device_failover import DeviceFailover
 from ..vector_table import VectorTable
-from .resources import BusyError, GpuIndexHandle
+from .resources import GpuIndexHandle
 from .sizes import MOST, TEMPORARY_BYTES, plan_device_bytes
 
-__all__ = ["FaissGpuFailover", "FaissGpuIndex", "Fetch", "doubled"]
-
-_SHORTEST_REST = 1.0
-_LONGEST_REST = 60.0
-"""Seconds until a device that had no room is asked again; doubled each time in vain."""
-_KEPT = 32
-_LASTING = ("device-lost", "device-error", "fork")
-
-
-class FaissGpuFailover:
-    """Out of memory halves the batch, at one query the device rests a while; anything worse is for good.
-
-    A rest that was in vain doubles the next one. Any thread may call. Incidents are told when a state begins or ends,
-    not for each query.
-    """
-
-    def __init__(self, device: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._device = device
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._incidents: deque[DeviceIncident] = deque(maxlen=_KEPT)
-        self._limit: int | None = None
-        self._over = False
-        self._rest = _SHORTEST_REST
-        self._again_at = 0.0
-
-    @property
-    def serving(self) -> bool:
-        """Whether the device is asked at the moment."""
-        return self.batch(1) > 0
-
-    def batch(self, wanted: int) -> int:
-        """Queries to ask at once, at most ``wanted``; 0 while the host has to answer."""
-        with self._lock:
-            if self._over:
-                return 0
-            if self._limit is None:
-                return wanted
-            if self._clock() >= self._again_at:
-                return max(1, min(wanted, 2 * self._limit))
-            return min(wanted, self._limit)
-
-    def worked(self, batch: int, wanted: int) -> None:
-        """``batch`` queries were answered; a limit that did not bind any more is forgotten."""
-        with self._lock:
-            if self._limit is None or batch <= self._limit:
-                return
-            self._limit = batch
-            if batch >= wanted:
-                self._limit, self._rest = None, _SHORTEST_REST
-                self._tell("recovered", "device-again", f"{self._device} answers {batch} queries at once again")
-
-    def failed(self, error: DeviceError, batch: int) -> None:
-        """``batch`` queries at once were refused."""
-        with self._lock:
-            if self._over:
-                return
-            if error.cause in _LASTING:
-                self._over = True
-                self._tell(error.cause, "cpu-until-restart", str(error))
-                return
-            before, now = self._limit, self._clock()
-            if before is not None and now >= self._again_at:
-                self._rest = min(2 * self._rest, _LONGEST_REST)
-            self._again_at = now + self._rest
-            self._limit = batch // 2 if before is None else min(before, batch // 2)
-            if before is None or (before and not self._limit):
-                self._tell(error.cause, "smaller-batch" if self._limit else "cpu", str(error))
-
-    def incidents(self) -> list[DeviceIncident]:
-        """What happened since the last call, oldest first."""
-        with self._lock:
-            told = list(self._incidents)
-            self._incidents.clear()
-            return told
-
-    def _tell(self, cause: str, action: str, detail: str) -> None:
-        self._incidents.append(DeviceIncident(self._device, cause, action, detail))  # type: ignore[arg-type]
-
+__all__ = ["FaissGpuIndex", "Fetch", "doubled"]
 
 _SPARE: dict[Precision, tuple[int, int]] = {"float32": (1, 16), "float16": (2, 16), "int8": (4, 32)}
 """Candidates for so many results, as (times, plus): rounding reorders near neighbours. An effort may name fewer; it
@@ -134,7 +53,7 @@ class FaissGpuIndex(Index):
         """``handle`` is the index on the device, None for an index without rows."""
         super().__init__(plan, metric, rows, table)
         self._handle = handle
-        self._failover = FaissGpuFailover(plan.device if handle is None else handle.gpu_resources.name)
+        self._failover = DeviceFailover(plan.device if handle is None else handle.gpu_resources.name)
         self._warm_up()
 
     @property
@@ -159,10 +78,10 @@ class FaissGpuIndex(Index):
         fetch = self._first_fetch(k, params, row_filter)
         if fetch is None or not len(queries):
             return self.table.scan(queries, k, row_filter)
-        try:
-            candidates, starved = self._candidates(queries, fetch, row_filter)
-        except DeviceError:
+        found = self._candidates(queries, fetch, row_filter)
+        if found is None:
             return self.table.scan(queries, k, row_filter)
+        candidates, starved = found
         distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
             rest = np.ascontiguousarray(queries[starved])
@@ -189,8 +108,7 @@ class FaissGpuIndex(Index):
         """One search of the usual size: its code is loaded while there is room, and no user waits for that."""
         fetch = self._first_fetch(_USUAL_K, SearchParams(), None)
         if fetch is not None:
-            with suppress(DeviceError):  # told by incidents()
-                self._propose(self.vectors_at(np.zeros(1, np.int64)), fetch)
+            self._propose(self.vectors_at(np.zeros(1, np.int64)), fetch)
 
     def _parameters(self, fetch: Fetch) -> Any:
         """faiss' search parameters, made on the device's turn."""
@@ -212,12 +130,11 @@ class FaissGpuIndex(Index):
         enough = min(k, count) if row_filter is None else want
         return Fetch(want, enough, min(fetch, self.n, MOST), nprobe)
 
-    def _candidates(self, queries: FloatArray, fetch: Fetch, row_filter: RowFilter | None) -> tuple[IntArray, IntArray]:
-        """Candidates int64 (nq, want), -1 at the end of a row, and the queries that only the host can serve.
-
-        Raises:
-            DeviceError: the device does not answer, not even one query.
-        """
+    def _candidates(
+        self, queries: FloatArray, fetch: Fetch, row_filter: RowFilter | None
+    ) -> tuple[IntArray, IntArray] | None:
+        """Candidates int64 (nq, want), -1 at the end of a row, and the queries that only the host can serve; None where
+        the device does not answer."""
         candidates: IntArray = np.full((len(queries), fetch.want), -1, np.int64)
         todo: IntArray = np.arange(len(queries))
         step: Fetch | None = fetch
@@ -226,6 +143,8 @@ class FaissGpuIndex(Index):
             for part in chunks(todo.size, _LABEL_BYTES * step.fetch):
                 rows = todo[part]
                 labels = self._propose(queries[rows], step)
+                if labels is None:
+                    return None
                 good = _good(labels, self.n, row_filter)
                 candidates[rows] = _packed(labels, good, fetch.want)
                 short[part] = good.sum(axis=1) < fetch.enough
@@ -233,30 +152,18 @@ class FaissGpuIndex(Index):
             todo, step = todo[short], self._wider(step, exhausted)
         return candidates, todo
 
-    def _propose(self, queries: FloatArray, fetch: Fetch) -> IntArray:
-        """The nearest ``ask.fetch`` rows by what the device holds, int64 (nq, fetch), -1 where fewer were met.
+    def _propose(self, queries: FloatArray, fetch: Fetch) -> IntArray | None:
+        """The nearest ``fetch.fetch`` rows by what the device holds, int64 (nq, fetch), -1 where fewer were met; None
+        where the device does not answer."""
+        tile = max(1, TEMPORARY_BYTES // self._query_bytes(fetch))
+        most = min(tile, len(queries))
+        return self._failover.attempt(lambda batch: self._in_batches(queries, fetch, batch), most)
 
-        Raises:
-            DeviceError: the device does not answer, not even one query.
-        """
-        nq, tile = len(queries), max(1, TEMPORARY_BYTES // self._query_bytes(fetch))
-        labels: IntArray = np.empty((nq, fetch.fetch), np.int64)
-        at = 0
-        while at < nq:
-            wanted = min(tile, nq - at)
-            size = self._failover.batch(wanted)
-            if not size:
-                raise DeviceError(f"{self.plan.device} rests; the CPU answers", "out-of-memory")
-            part = slice(at, at + size)
-            try:
-                labels[part] = self._on_device(np.ascontiguousarray(queries[part]), fetch)
-            except BusyError:
-                raise
-            except DeviceError as error:
-                self._failover.failed(error, size)
-                continue
-            self._failover.worked(size, wanted)
-            at += size
+    def _in_batches(self, queries: FloatArray, fetch: Fetch, batch: int) -> IntArray:
+        labels: IntArray = np.empty((len(queries), fetch.fetch), np.int64)
+        for at in range(0, len(queries), batch):
+            part = slice(at, at + batch)
+            labels[part] = self._on_device(np.ascontiguousarray(queries[part]), fetch)
         return labels
 
     def _on_device(self, queries: FloatArray, fetch: Fetch) -> IntArray:

@@ -14,11 +14,11 @@ from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
 from ...utils.forking import call_in_child
+from ..device_failover import BusyError, mark_lost
 from ..faiss_support import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
 
 __all__ = [
-    "BusyError",
     "FreeBytes",
     "GpuIndexHandle",
     "GpuResources",
@@ -31,7 +31,7 @@ FreeBytes = Callable[[int], "int | None"]
 """Free bytes of the GPU with this number; None where nobody knows."""
 
 _OUT_OF_MEMORY = ("out of memory", "bad_alloc", "memoryallocation", "cublas_status_alloc_failed")
-_BROKEN = ("cuda", "cublas", "illegal", "launch failure", "device-side", "unspecified")
+_STICKY = ("cuda", "cublas", "illegal", "launch failure", "device-side", "unspecified")
 """Looked for after those: an error that stays makes allocations fail as well, and faiss tells of both in one form."""
 _NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexIVFScalarQuantizer")
 
@@ -92,13 +92,6 @@ def _check(faiss: ModuleType, number: int) -> None:
         raise DeviceError(f"faiss cannot count the GPUs: {_first_line(error)}; update the NVIDIA driver") from error
     if number >= count:
         raise DeviceError(f"device cuda:{number} does not exist for faiss, which sees {count}; set device to cpu")
-
-
-class BusyError(DeviceError):
-    """Somebody builds on the device, which takes seconds: the CPU answers meanwhile. Nothing is wrong."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__(f"{device} is being built on; the CPU answers", "limit")
 
 
 class GpuResources:
@@ -268,10 +261,12 @@ class GpuResources:
         message = f"faiss failed on {self.name} while {doing}: {_first_line(error)}"
         if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
             return DeviceError(f"{message}; free memory on the device or lower precision", "out-of-memory")
-        refusal = DeviceError(f"{message}; restart this process to use the device again", "device-error")
-        if any(sign in text for sign in _BROKEN):
+        if any(sign in text for sign in _STICKY):
+            mark_lost(self.name, message)
+            refusal = DeviceError(f"{message}; restart this process to use the device again", "device-lost")
             self.give_up(refusal)
-        return refusal
+            return refusal
+        return DeviceError(message, "device-error")
 
 
 class GpuIndexHandle:

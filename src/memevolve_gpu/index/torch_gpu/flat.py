@@ -11,9 +11,8 @@ from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob
 from ..vector_table import VectorTable
 from .device_rows import GROUP, Quantization, measured_quantization, padded_groups
-from .failover import building
 from .index import TorchIndex
-from .runtime import device_lock, open_device
+from .runtime import building, device_lock, open_device
 from .upload import DeviceIndex, Layout
 
 __all__ = ["TorchFlatIndex"]
@@ -49,7 +48,7 @@ class TorchFlatIndex(TorchIndex):
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
         index = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
-        index._load_or_remark()
+        index._load_or_fail_over()
         return index
 
     def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - bodies with lists keep centroids there

@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -16,15 +16,24 @@ from ...utils.vectors import DeviceQueries
 from ..base import Arrays, DeltaRows, Index
 from ..bitmap import RowFilter
 from ..costs import scan_cost
+from ..device_failover import DeviceFailover
 from ..exact_scan import padded
 from ..vector_table import VectorTable
 from .cuda_graphs import CudaGraphCache
 from .delta_buffer import DeviceDeltaBuffer
 from .device_masks import Masks
 from .device_rows import DeviceRows, Quantization, Queries
-from .failover import DeviceFailover, building
 from .memory_accounting import account_of, predicted_bytes
-from .runtime import device_lock, device_tensor, host_tensor, open_device, settled
+from .runtime import (
+    building,
+    device_lock,
+    device_tensor,
+    free_memory,
+    host_tensor,
+    on_device,
+    open_device,
+    settled,
+)
 from .search import (
     LEAST_CANDIDATES,
     Search,
@@ -41,6 +50,8 @@ from .upload import DeviceIndex, Layout, Upload
 
 __all__ = ["TorchIndex", "candidate_width"]
 
+T = TypeVar("T")
+
 _INT8_SPARE = (4, 32)
 """int8 rows reorder near neighbours: at least so many times as many candidates as results, and so many more."""
 _DEVICE_CALL = 15_000_000.0
@@ -55,11 +66,10 @@ def candidate_width(k: int, params: SearchParams) -> int:
 class TorchIndex(Index):
     """Rows on a device in float16 (int8 for int8 plans), and in float32 on the host.
 
-    The device proposes, float32 distances decide: those of the host's rows, or of float32 rows on the device when
-    ``plan.device_bytes`` leaves room for them. When the device fails the host answers by an exact scan; see
-    :class:`~.failover.DeviceFailover`. An index read from a snapshot where its device cannot be used answers from the
-    host, reports
-    ``cpu`` as its device, and says so as an incident; building one there raises DeviceError instead.
+    The device proposes candidates and float32 distances decide: those of the host's rows, or of float32 rows on the
+    device when ``plan.device_bytes`` leaves room for them. When the device fails, the host answers by an exact scan:
+    see :class:`~..device_failover.DeviceFailover`. An index read from a snapshot whose device cannot be used answers
+    from the host, reports ``cpu`` as its device and records an incident; building one there raises DeviceError.
     """
 
     accepts_device_queries: ClassVar[bool] = True
@@ -70,13 +80,12 @@ class TorchIndex(Index):
         super().__init__(plan, metric, rows, table)
         self._quantization = quantization
         self._masks = Masks()
-        self._failover = failover = DeviceFailover(plan.device)
+        self._failover = DeviceFailover(plan.device)
         self._account = account_of(plan.device)
         self._loaded: DeviceIndex | None = None
         self._loading = threading.Lock()
         self._loader: threading.Thread | None = None
-        self._graphs = CudaGraphCache(failover.remark)
-        failover.relieved_by(self._masks.clear, self._graphs.clear)
+        self._graphs = CudaGraphCache(self._failover.note_slower)
         self._delta: DeviceDeltaBuffer | None = None
 
     @property
@@ -123,12 +132,12 @@ class TorchIndex(Index):
             tensor = given if here else device_tensor(given, self._ready().device)
             return self._delta_of(newer).search(n, tensor, k, row_filter, batch)
 
-        return self._failover.attempt(ask, nq)
+        return self._attempt(ask, nq)
 
     def _delta_of(self, newer: DeltaRows) -> DeviceDeltaBuffer:
         if self._delta is None or self._delta.newer is not newer:
             self._delta = None  # its memory first
-            note = self._failover.remark
+            note = self._failover.note_slower
             self._delta = DeviceDeltaBuffer(newer, self.metric, self._quantization, self._ready(), self._account, note)
         return self._delta
 
@@ -140,7 +149,19 @@ class TorchIndex(Index):
             return None
         if row_filter is not None and (row_filter.n != self.n or row_filter.count == 0):
             return None
-        return self._failover.attempt(lambda _: settled(device_tensor(queries, self._ready().device), queries), 1)
+        return self._attempt(lambda _: settled(device_tensor(queries, self._ready().device), queries), 1)
+
+    def _attempt(self, work: Callable[[int], T], most: int) -> T | None:
+        """``work(batch)`` alone on the device; None where the host must answer."""
+
+        def alone(batch: int) -> T:
+            with on_device(self.plan.device):
+                return work(batch)
+
+        def free() -> None:
+            free_memory(self.plan.device, self._masks.clear, self._graphs.clear)
+
+        return self._failover.attempt(alone, most, free)
 
     # -------------------------------------------------------------------------------------------------- loading
 
@@ -161,7 +182,7 @@ class TorchIndex(Index):
                 self._loaded = self._brought(device, progress)
         progress(1.0)
 
-    def _load_or_remark(self) -> None:
+    def _load_or_fail_over(self) -> None:
         try:
             self._load()
         except DeviceError as error:
@@ -207,7 +228,7 @@ class TorchIndex(Index):
         """Bring the rows to the device where the first of them are ``held``, by another index: those are copied there.
 
         Raises:
-            DeviceError: it refuses; a RuntimeError of torch where the caller is not :func:`~.failover.building`.
+            DeviceError: it refuses; a RuntimeError of torch where the caller is not :func:`~.runtime.building`.
         """
         self._loaded = self._run(
             self._load_of(layout, float32_rows=float32_rows), held.device, lambda _: None, held.rows
@@ -229,7 +250,7 @@ class TorchIndex(Index):
         self._account.take(load.nbytes, f"an index over {self.n} rows")
         giving = weakref.finalize(self, self._account.give, load.nbytes)
         try:
-            return load.run(device, device_lock(self.plan.device), self._failover.remark, progress, before)
+            return load.run(device, device_lock(self.plan.device), self._failover.note_slower, progress, before)
         except (RuntimeError, MemoryError):
             giving()
             raise
@@ -274,7 +295,7 @@ class TorchIndex(Index):
         """Results by the device, or by the host where it does not answer."""
         want, enough, nprobe = widths
         nq = len(queries)
-        found = self._failover.attempt(lambda batch: self._on_device(queries, want, nprobe, row_filter, batch), nq)
+        found = self._attempt(lambda batch: self._on_device(queries, want, nprobe, row_filter, batch), nq)
         if found is None:
             return self.table.scan(on_host(queries), k, row_filter)
         distances, positions = found

@@ -14,12 +14,11 @@ from ..base import Arrays, BuildJob
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
 from .device_rows import GROUP, Quantization, blocks_of, measured_quantization, padded_columns, padded_groups
-from .failover import building
 from .index import TorchIndex
 from .kernel_ops import Operations
 from .kmeans import norms_of, train
 from .memory_accounting import account_of
-from .runtime import device_lock, load_torch, open_device
+from .runtime import building, device_lock, load_torch, open_device
 from .search import part
 from .upload import DeviceIndex, Layout
 
@@ -90,7 +89,7 @@ class TorchIVFIndex(TorchIndex):
             raise EngineError("the lists make no sense; rebuild the index")
         quantization = cls._space_of(parts, table.dim)
         index = cls(plan, metric, rows, table, quantization, centroids, assignment.astype(np.int32))
-        index._load_or_remark()
+        index._load_or_fail_over()
         return index
 
     @property

@@ -14,37 +14,39 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import DeviceError, EngineError
+from ...errors import DeviceError, EngineError, first_line
 from ...utils.forking import call_in_child
 from ...utils.vectors import as_tensor
+from ..device_failover import Cause, lost_devices, mark_lost
 
 __all__ = [
-    "Cause",
     "DeviceLock",
     "begun_build",
+    "building",
     "cause_of",
     "current",
     "device_errors",
     "device_lock",
     "device_tensor",
     "forked",
+    "free_memory",
     "host_tensor",
     "kernel_errors",
     "load_torch",
+    "locked_device",
+    "on_device",
     "open_device",
     "settled",
     "triton_kernels",
 ]
-
-Cause = Literal["out-of-memory", "device-lost", "device-error", "fork", "limit"]
 
 _LASTING = (
     "illegal",
@@ -113,14 +115,10 @@ def cause_of(error: BaseException) -> Cause | None:
     return "device-error" if isinstance(error, RuntimeError) else None
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, up to 300 characters of its first line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
-
-
-_PATIENCE_S = 10.0
-"""For each build, and each turn, at the end of the process."""
+_LOCK_TIMEOUT_S = 20.0
+"""So long a search waits for the device: one that has not finished another search by then hangs."""
+_EXIT_TIMEOUT_S = 10.0
+"""For each build, and each device, at the end of the process."""
 
 
 class DeviceLock:
@@ -192,9 +190,9 @@ def begun_build() -> Iterator[None]:
 def _end() -> None:
     _Process.ends = True
     with _Process.fewer_builds:
-        _Process.fewer_builds.wait_for(lambda: _Process.builds == 0, _PATIENCE_S)
+        _Process.fewer_builds.wait_for(lambda: _Process.builds == 0, _EXIT_TIMEOUT_S)
     for lock in list(_Process.turns.values()):
-        lock.acquire(timeout=_PATIENCE_S)
+        lock.acquire(timeout=_EXIT_TIMEOUT_S)
 
 
 def _in_child() -> None:
@@ -287,6 +285,73 @@ def current(device: str) -> Iterator[None]:
             own.wait_stream(torch.cuda.current_stream(device))  # the caller's arrays may still be being filled
             stack.enter_context(torch.cuda.stream(own))
         yield
+
+
+@contextmanager
+def locked_device(device: str) -> Iterator[None]:
+    """Hold the lock of ``device``, as a search does.
+
+    Raises:
+        DeviceError: its holder has not given it back for 20 seconds.
+    """
+    lock = device_lock(device)
+    if not lock.acquire(timeout=_LOCK_TIMEOUT_S):
+        raise DeviceError(f"device {device} has not answered for {_LOCK_TIMEOUT_S:.0f} s", "device-error")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def on_device(device: str) -> Iterator[None]:
+    """Search on ``device``: alone on it, on its stream, with torch's errors turned into DeviceError."""
+    try:
+        with locked_device(device), current(device):
+            yield
+    except DeviceError:
+        raise
+    except device_errors() as error:
+        raise DeviceError(first_line(error), cause_of(error) or "device-error") from error
+
+
+@contextmanager
+def building(device: str) -> Iterator[None]:
+    """Build an index on ``device``, with torch's errors turned into DeviceError.
+
+    A build takes the device's lock step by step, so that other indexes are searched meanwhile.
+    """
+    lost = lost_devices().get(device)
+    if lost is not None:
+        raise DeviceError(f"device {device} failed earlier: {lost}; restart the process", "device-lost")
+    if forked():
+        raise DeviceError(f"device {device} belongs to the parent process; use the CPU after a fork, or spawn", "fork")
+    try:
+        with begun_build(), current(device):
+            yield
+    except EngineError:
+        raise
+    except device_errors() as error:
+        cause = cause_of(error) or "device-error"
+        if cause == "device-lost":
+            mark_lost(device, first_line(error))
+        free_memory(device)
+        raise DeviceError(f"device {device}: {first_line(error)}; the CPU can hold this index", cause) from error
+
+
+def free_memory(device: str, *drops: Callable[[], None]) -> None:
+    """Call ``drops`` and give torch's reserve back to the driver, under the lock: another thread may be using what they
+    drop, or recording a graph."""
+    with suppress(DeviceError), locked_device(device):
+        for drop in drops:
+            drop()
+        _release(device)
+
+
+def _release(device: str) -> None:
+    if device.startswith("cuda"):
+        with suppress(RuntimeError):  # the device is in a worse state; its next use says so
+            load_torch().cuda.empty_cache()
 
 
 def _stream_of(torch: Any, device: str) -> Any:

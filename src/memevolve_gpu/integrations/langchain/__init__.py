@@ -1,4 +1,4 @@
-"""LangChain integration: ``MemEvolveVectorStore`` over any backend. Needs ``langchain-core``."""
+"""LangChain integration: ``MemEvolveVectorStore`` on any backend with vectors. Needs ``langchain-core``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Convert between LangChain's arguments and documents and a backend's units and searches.
 
-A document is kept as ``{"id", "content", "metadata", "langchain"}``. The store adds time stamps to the metadata;
-``langchain`` lists which of them are the document's own, so that it comes back as it was given. The text that a store
-embeds by itself is then the content alone, so that an edit of the metadata costs no embedding.
+A document is stored as ``{"id", "content", "metadata", "langchain"}``. The store adds time stamps to the metadata;
+``langchain`` lists those that the document had itself, so that reading returns the document as it was given. The text
+that a store embeds is the content alone, so that a change of the metadata costs no embedding.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class SearchOptions:
 
 
 def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> list[Document]:
-    """One document per text. Raises InvalidUnitError when the two have not the same length."""
+    """Return one document per text. Raises InvalidUnitError when the lengths differ."""
     given = list(texts)
     if not metadatas:
         return [Document(page_content=text) for text in given]
@@ -81,7 +81,7 @@ def pairs_of(
     embeddings: Iterable[Sequence[float]] | None,
     metadatas: Sequence[dict[str, Any]] | None,
 ) -> list[tuple[str, Sequence[float]]]:
-    """(text, vector) pairs; of vectors alone the texts are ``data`` in the metadata, or empty."""
+    """Return (text, vector) pairs; for vectors alone the texts are ``data`` of the metadata, or empty."""
     if embeddings is None:
         return list(text_embeddings or ())
     if text_embeddings is not None:
@@ -94,45 +94,45 @@ def pairs_of(
 
 
 def batches(texts: list[str], batch_size: int | None) -> list[list[str]]:
-    """The texts in lists of at most ``batch_size``, in order; all in one when it is None."""
+    """Split the texts into lists of at most ``batch_size``; into one list if it is None."""
     size = len(texts) if batch_size is None else whole_number("batch_size", batch_size)
     return [texts[start : start + size] for start in range(0, len(texts), size or 1)]
 
 
 def checked_ids(ids: Sequence[str]) -> list[str]:
-    """The ids as a list; a string is refused, for it would be read as one id per letter."""
+    """Return the ids as a list; refuse a string, which would be read as one id per letter."""
     if isinstance(ids, str):
         raise InvalidUnitError(f"ids must be a list of ids, got the string {ids[:40]!r}; write [{ids[:40]!r}]")
     return list(ids)
 
 
 def query_text(query: str) -> str:
-    """The query itself, once it is known to be a string."""
+    """Return the query if it is a string."""
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see similarity_search_by_vector")
     return query
 
 
 def no_more(options: Mapping[str, Any]) -> None:
-    """Refuse options that nobody knows."""
+    """Refuse unknown options."""
     if options:
         unknown = ", ".join(map(repr, options))
         raise InvalidQueryError(
-            f"unknown option {unknown}; leave it out, or see docs/how-to/langchain.md for what is taken"
+            f"unknown option {unknown}; leave it out, or see docs/how-to/langchain.md for the options"
         )
 
 
 MARK = "langchain"
 STAMPS = ("created_at", "updated_at")
-"""What a store writes into ``metadata``."""
+"""Keys that a store writes into ``metadata``."""
 
 _OF_A_DOCUMENT = {"id", "content", "metadata", MARK}
 
 
 def to_units(documents: Sequence[Document], ids: Sequence[str | None] | None = None) -> list[MemoryUnit]:
-    """One unit per document, checked; an id is taken from ``ids``, else from the document, else it is a new UUID.
+    """Return one valid unit per document; its id is that of ``ids``, else the document's, else a new UUID.
 
-    The documents stay as they are. Raises InvalidUnitError, naming the document at fault.
+    The documents are not changed. Raises InvalidUnitError, naming the invalid document.
     """
     if ids is not None and len(ids) != len(documents):
         raise InvalidUnitError(
@@ -146,10 +146,10 @@ def to_units(documents: Sequence[Document], ids: Sequence[str | None] | None = N
 
 
 def to_document(unit: MemoryUnit) -> Document:
-    """The document that a unit was made from.
+    """Return the document that a unit was made from.
 
-    Of a unit that came another way the metadata holds its other fields too (``type``, ``tags``, ...), as far as the
-    metadata has no such key, and its time stamps.
+    For a unit that was not made from a document, the metadata also has its time stamps and its other fields (``type``,
+    ``tags``, ...), except those whose name the metadata has already.
     """
     content = unit.get("content")
     text = content if isinstance(content, str) else unit_to_text(unit)
@@ -157,7 +157,7 @@ def to_document(unit: MemoryUnit) -> Document:
 
 
 def to_documents(units: Sequence[MemoryUnit]) -> list[Document]:
-    """One document per unit, in order."""
+    """Return one document per unit, in order."""
     return [to_document(unit) for unit in units]
 
 
@@ -189,13 +189,13 @@ def _metadata(unit: MemoryUnit) -> dict[str, Any]:
 
 
 ATTEMPTS = 3
-"""Searches made when others change the store between finding documents and reading them."""
+"""Most searches when the store changes between finding documents and reading them."""
 
 _Read = TypeVar("_Read")
 
 
 class BackendAdapter:
-    """Writes, finds and deletes units of a backend that knows vectors. As thread-safe as the backend."""
+    """Writes, finds and deletes units of a backend with vectors. As thread-safe as the backend."""
 
     def __init__(self, backend: StorageBackend) -> None:
         """Raises ConfigurationError when the backend cannot search by vector."""
@@ -217,7 +217,7 @@ class BackendAdapter:
         return self._doors.metric
 
     def keep(self, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
-        """Store units with their vectors (n, dim); their ids."""
+        """Store units with their vectors (n, dim), and return their ids."""
         return list(self.backend.store_batch(list(units), vectors))  # type: ignore[call-arg]
 
     def units_of(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
@@ -234,7 +234,7 @@ class BackendAdapter:
     def nearest(
         self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
     ) -> list[tuple[MemoryUnit, float]]:
-        """At most k units that match one of the filters with their distances, nearest first."""
+        """Find at most k units that match one of the filters, with their distances, nearest first."""
 
         def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
             near = self._near(vector, k, filters, recall)
@@ -247,7 +247,7 @@ class BackendAdapter:
     def nearest_vectors(
         self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
     ) -> list[tuple[MemoryUnit, FloatArray]]:
-        """As ``nearest``, with the units' vectors in place of the distances."""
+        """As ``nearest``, with the units' vectors instead of the distances."""
 
         def read() -> tuple[list[tuple[MemoryUnit, FloatArray]], bool]:
             ids = [unit_id for unit_id, _ in self._near(vector, k, filters, recall)]
@@ -271,7 +271,7 @@ class BackendAdapter:
                 self.backend.delete(unit_id)
 
     def drop_matching(self, filters: Sequence[Conjunction]) -> None:
-        """Delete what matches one of the filters. Where the backend numbers changes, what changes meanwhile stays."""
+        """Delete the units that match one of the filters. Units that change meanwhile stay, if changes are numbered."""
         if self._changes is not None:
             number = self._changes.change_number
             self._changes.delete_batch(self._matching(filters), unchanged_since=number)
@@ -294,7 +294,7 @@ class BackendAdapter:
     def _near(
         self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
     ) -> list[tuple[str, float]]:
-        """(id, distance) of the k nearest over all filters: those of a union are among those of its parts."""
+        """Return (id, distance) of the k nearest over all filters, by merging one search for each."""
         best: dict[str, float] = {}
         k = min(k, max(1, self.backend.count()))
         for one in filters:
@@ -305,9 +305,9 @@ class BackendAdapter:
         return sorted(best.items(), key=lambda found: found[1])[:k]
 
     def _undisturbed(self, read: Callable[[], tuple[list[_Read], bool]]) -> list[_Read]:
-        """Read again while others change the store in between, so that documents and distances belong together.
+        """Read again if the store changes meanwhile, so that documents and distances belong together.
 
-        The last attempt counts; what it could not find is left out.
+        Returns the result of the last attempt, without the units that it could not find.
         """
         found: list[_Read] = []
         for _ in range(ATTEMPTS):

@@ -1,4 +1,4 @@
-"""Embedding models across the door, in both directions."""
+"""Adapters between LangChain's embedding models and this package's embedding functions."""
 
 from __future__ import annotations
 
@@ -12,18 +12,30 @@ from ...utils.embeddings import Embedder, EmbeddingFunction
 __all__ = ["EmbeddingsFunction", "FunctionEmbeddings", "as_embeddings"]
 
 _NAMES = ("model_name", "model")
-"""Where LangChain's embedding models keep their names."""
+"""Attributes in which LangChain's embedding models keep their names."""
 
 
 class EmbeddingsFunction:
-    """A LangChain ``Embeddings`` as an embedding function of this package, an :class:`EmbeddingFunction`.
+    """Adapts LangChain ``Embeddings`` to this package's :class:`EmbeddingFunction`.
 
-    Every text is embedded as a document, because what is stored stays: a model that embeds queries in another way is
-    asked for query vectors by ``MemEvolveVectorStore``, and not by the store's own ``search``.
+    Every text is embedded as a document. ``MemEvolveVectorStore`` embeds queries with ``embed_query``; the store's own
+    ``search`` does not.
+
+    Example:
+        >>> from langchain_core.embeddings import DeterministicFakeEmbedding
+        >>> from memevolve_gpu.integrations.langchain import EmbeddingsFunction
+        >>> len(EmbeddingsFunction(DeterministicFakeEmbedding(size=8))("git bisect"))
+        8
     """
 
     def __init__(self, embeddings: Embeddings, dimension: int | None = None, model_name: str | None = None) -> None:
-        """``dimension`` None: found by embedding a probe. ``model_name`` None: the model's own name, if it has one."""
+        """Create an adapter.
+
+        Args:
+            embeddings: The model.
+            dimension: Length of its vectors; None to find it by embedding a probe.
+            model_name: Name to keep in the store; None for the model's own name, if it has one.
+        """
         self.embeddings = embeddings
         self.dimension = dimension
         self.model_name = model_name or _name_of(embeddings)
@@ -38,25 +50,32 @@ class EmbeddingsFunction:
 
 
 class FunctionEmbeddings(Embeddings):
-    """An embedding function of this package as LangChain ``Embeddings``. Safe where the function is."""
+    """Adapts an embedding function of this package to LangChain ``Embeddings``. As thread-safe as the function.
+
+    Example:
+        >>> from memevolve_gpu import HashingEmbedder
+        >>> from memevolve_gpu.integrations.langchain import FunctionEmbeddings
+        >>> len(FunctionEmbeddings(HashingEmbedder(64)).embed_query("git bisect"))
+        64
+    """
 
     def __init__(self, function: EmbeddingFunction) -> None:
-        """Raises EmbeddingError when ``function`` cannot be called."""
+        """Create an adapter. Raises EmbeddingError when ``function`` cannot be called."""
         self._embedder = Embedder(function)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """n texts to n lists of d numbers. Raises EmbeddingError, DimensionMismatchError."""
+        """Embed n texts as n lists of d numbers. Raises EmbeddingError, DimensionMismatchError."""
         rows: list[list[float]] = self._embedder.embed_many(texts).tolist() if texts else []
         return rows
 
     def embed_query(self, text: str) -> list[float]:
-        """One text to d numbers; the last 256 are remembered. Raises EmbeddingError, DimensionMismatchError."""
+        """Embed one text as d numbers; the last 256 are cached. Raises EmbeddingError, DimensionMismatchError."""
         vector: list[float] = self._embedder.embed_query(text).tolist()
         return vector
 
 
 def as_embeddings(function: Any) -> Embeddings | None:
-    """The embedding function of a backend as ``Embeddings``; None for None, and the original where it was adapted."""
+    """Return the embedding function of a backend as ``Embeddings``; None for None, the original if it was adapted."""
     if function is None or isinstance(function, Embeddings):
         return function
     return function.embeddings if isinstance(function, EmbeddingsFunction) else FunctionEmbeddings(function)

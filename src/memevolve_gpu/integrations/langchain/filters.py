@@ -2,7 +2,7 @@
 
 ``{"source": "wiki", "page": {"$gte": 3}, "$or": [{"lang": "en"}, {"lang": {"$exists": False}}]}``: keys are paths into
 the document's metadata, operators are those of ``docs/reference/filters.md`` with or without a dollar. ``$or`` gives
-several filters, of which a document must match one; whoever searches asks each and merges.
+several filters, of which a document must match one; each is searched on its own and the results are merged.
 """
 
 from __future__ import annotations
@@ -20,10 +20,22 @@ __all__ = ["MAX_ALTERNATIVES", "Conjunction", "alternatives", "maximal_marginal_
 
 
 def relevance(distance: float, metric: str) -> float:
-    """A score in [0, 1] that never grows with the distance, 1 for the most similar.
+    """Convert a distance to a relevance score in [0, 1], 1 for the most similar.
 
     l2: 1 / (1 + d), of the squared distance. cosine: (1 + cos) / 2 = 1 - d / 2. ip: (1 + s / (1 + \\|s\\|)) / 2 of the
     dot product s, which has no bounds: 0.5 at 0, 0.75 at 1, 0.25 at -1.
+
+    Args:
+        distance: A distance of the store's searches.
+        metric: ``l2``, ``cosine`` or ``ip``.
+
+    Returns:
+        The score.
+
+    Example:
+        >>> from memevolve_gpu.integrations.langchain import relevance
+        >>> relevance(0.5, "cosine")
+        0.75
     """
     if metric == "l2":
         return 1.0 / (1.0 + max(distance, 0.0))
@@ -33,13 +45,28 @@ def relevance(distance: float, metric: str) -> float:
 
 
 def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: float = 0.5) -> list[int]:
-    """Rows of ``vectors`` that are like the query and unlike each other, in the order in which they are chosen.
+    """Choose vectors that are similar to a query and different from each other.
 
-    query (d,), vectors (n, d). The first is the most similar row; each further one has the largest
-    ``lambda_mult * cos(query, row) - (1 - lambda_mult) * max cos(chosen, row)`` (Carbonell and Goldstein, 1998), the
-    earlier row of equals. A zero vector has cosine 0 to everything. At most n rows.
+    The first is the most similar vector; each further one has the largest
+    ``lambda_mult * cos(query, row) - (1 - lambda_mult) * max cos(chosen, row)`` (Carbonell and Goldstein, 1998). Ties
+    go to the earlier row. A zero vector has cosine 0 to everything.
 
-    Raises InvalidQueryError for ``lambda_mult`` outside [0, 1].
+    Args:
+        query: Shape (d,).
+        vectors: Shape (n, d).
+        k: Most rows to choose.
+        lambda_mult: 1 for similarity only, 0 for variety only.
+
+    Returns:
+        At most n row numbers, in the order of choice.
+
+    Raises:
+        InvalidQueryError: ``lambda_mult`` is outside [0, 1].
+
+    Example:
+        >>> from memevolve_gpu.integrations.langchain import maximal_marginal_relevance
+        >>> maximal_marginal_relevance([1.0, 0.0], [[1.0, 0.1], [1.0, 0.1], [0.5, -0.5]], 2)
+        [0, 2]
     """
     if not 0.0 <= lambda_mult <= 1.0:
         raise InvalidQueryError(
@@ -68,10 +95,10 @@ def _directions(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 MAX_ALTERNATIVES = 32
-"""Most filters that one filter with ``$or`` may come to: each is a search of its own."""
+"""Most filters that a filter with ``$or`` may expand to: each is a search of its own."""
 
 Conjunction = dict[str, Any]
-"""A filter of this package: path to value or operators, all of which must hold."""
+"""A filter of this package: path to operators, all of which must match."""
 
 _OPERATORS = {"eq", "ne", "in", "nin", "gt", "gte", "lt", "lte", "exists"}
 _DEEPEST = 20
@@ -80,10 +107,10 @@ _DEEPEST = 20
 def alternatives(
     metadata_filter: Mapping[str, Any] | None, unit_filter: Mapping[str, Any] | None = None
 ) -> list[Conjunction]:
-    """The filters of which a unit must match at least one; ``[{}]`` matches all, ``[]`` none.
+    """Return the filters of which a unit must match at least one; ``[{}]`` matches all, ``[]`` none.
 
-    metadata_filter: LangChain's form; unit_filter: a filter of this package, which must hold as well. Values are not
-    looked at: the backend refuses those that cannot be compared. Raises InvalidFilterError, naming the key.
+    metadata_filter: LangChain's form; unit_filter: a filter of this package, which must match as well. Values are not
+    checked here: the backend refuses those that cannot be compared. Raises InvalidFilterError, naming the key.
     """
     every = [{}] if metadata_filter is None else _alternatives(metadata_filter, 0)
     if unit_filter is None:
@@ -123,21 +150,21 @@ def _condition(key: Any, value: Any, depth: int) -> list[Conjunction]:
 
 
 def _operators(value: Any, key: str = "") -> Any:
-    """A condition as a mapping of operators, without their dollars where it stands under a metadata ``key``."""
+    """Return a condition as a mapping of operators, without their dollars if it belongs to a metadata ``key``."""
     if isinstance(value, Mapping):
         return {_operator(name, key): operand for name, operand in value.items()}
     return {"in": list(value)} if isinstance(value, (list, tuple)) else {"eq": value}
 
 
 def _operator(name: Any, key: str) -> Any:
-    """The operator's name here; without ``key`` it is one already, and the backend's to judge."""
+    """Return this package's name of an operator; without ``key`` it is one already, and the backend checks it."""
     if not key:
         return name
     bare = name.removeprefix("$") if isinstance(name, str) else name
     if bare not in _OPERATORS:
         known = ", ".join(f"${one}" for one in sorted(_OPERATORS))
         raise InvalidFilterError(
-            f"filter[{key!r}]: unknown operator {name!r}; use one of {known}, or {key}.{name} for a key within"
+            f"filter[{key!r}]: unknown operator {name!r}; use one of {known}, or {key}.{name} for a nested key"
         )
     return bare
 
@@ -150,7 +177,7 @@ def _both(left: list[Conjunction], right: list[Conjunction]) -> list[Conjunction
 def _bounded(found: list[Any]) -> list[Any]:
     if len(found) > MAX_ALTERNATIVES:
         raise InvalidFilterError(
-            f"filter comes to {len(found)} alternatives, the most is {MAX_ALTERNATIVES}; "
+            f"filter expands to {len(found)} alternatives, the most is {MAX_ALTERNATIVES}; "
             "write {key: [values]} for several values of one key"
         )
     return found
@@ -166,7 +193,7 @@ def _merged(one: Conjunction, other: Conjunction) -> Conjunction:
 
 
 def _add(held: dict[str, Any], operator: str, operand: Any, path: str) -> None:
-    """A path carries each operator once: exclusions are joined, and anything else that differs is refused."""
+    """Add an operator to a path: exclusions are joined; other operators may not occur twice with different values."""
     if operator == "ne" and "ne" in held:
         operator, operand = "nin", [operand]
     if operator == "nin" and isinstance(held.get("nin"), list) and isinstance(operand, (list, tuple)):

@@ -43,14 +43,33 @@ _Store = TypeVar("_Store", bound="MemEvolveVectorStore")
 
 
 class MemEvolveVectorStore(LangChainVectorStore):
-    """Documents in a backend of this package: a ``VectorStore``, or another that can search by vector.
+    """LangChain's vector store on a ``VectorStore``, or another backend that can search by vector.
 
     One backend is one collection. Searches take ``filter`` (LangChain's form, on the metadata), ``filters`` (this
-    package's form, on the whole unit; both must hold) and ``recall`` (the share of true neighbours to aim at for this
-    call); any other option is refused, for a misspelt filter must not match everything. Scores are distances by the
-    backend's metric, smaller is nearer; relevance scores are in [0, 1].
+    package's form, on the whole unit; both must match) and ``recall`` (the share of the true neighbours to find); any
+    other option is refused, so that a misspelt filter does not match everything. Scores are distances by the backend's
+    metric, smaller is nearer; relevance scores are in [0, 1].
 
     As safe to use from several threads and processes as the backend. See docs/how-to/langchain.md.
+
+    Example:
+        >>> import tempfile
+        >>> from memevolve_gpu import HashingEmbedder
+        >>> from memevolve_gpu.integrations.langchain import FunctionEmbeddings, MemEvolveVectorStore
+        >>> embedding = FunctionEmbeddings(HashingEmbedder())
+        >>> with (
+        ...     tempfile.TemporaryDirectory() as folder,
+        ...     MemEvolveVectorStore.from_texts(
+        ...         ["git bisect finds the bad commit", "tar makes an archive"],
+        ...         embedding,
+        ...         [{"topic": "git"}, {"topic": "files"}],
+        ...         index_file=f"{folder}/memory",
+        ...     ) as store,
+        ... ):
+        ...     [document.metadata["topic"] for document in store.similarity_search("find the bad commit", k=1)]
+        ...     [document.page_content for document in store.similarity_search("git", filter={"topic": "files"})]
+        ['git']
+        ['tar makes an archive']
     """
 
     def __init__(
@@ -60,10 +79,15 @@ class MemEvolveVectorStore(LangChainVectorStore):
         *,
         relevance_score_fn: Callable[[float], float] | None = None,
     ) -> None:
-        """``embedding`` None: the backend's own embedding function. The backend stays its maker's to close.
+        """Create a store on an open backend, which ``close()`` leaves open.
 
-        relevance_score_fn: maps a distance to [0, 1] in place of ``scores.relevance``. Raises ConfigurationError when
-        the backend cannot search by vector.
+        Args:
+            backend: The backend.
+            embedding: Embeds documents and queries; None for the backend's own embedding function.
+            relevance_score_fn: Maps a distance to [0, 1]; None for :func:`relevance`.
+
+        Raises:
+            ConfigurationError: The backend cannot search by vector.
         """
         self._adapter = BackendAdapter(backend)
         self._embedding = (
@@ -82,7 +106,21 @@ class MemEvolveVectorStore(LangChainVectorStore):
         storage_config: Any = None,
         relevance_score_fn: Callable[[float], float] | None = None,
     ) -> _Store:
-        """Open the ``VectorStore`` at a path prefix, or make a new one; ``close()`` closes it. Raises as it does."""
+        """Open the ``VectorStore`` at a path prefix, or create it. ``close()`` closes it.
+
+        Args:
+            index_file: Path prefix of the store's files.
+            embedding: Embeds documents and queries.
+            embedding_dim: Length of its vectors; None to find it by embedding a probe.
+            storage_config: A ``StorageConfig``; None for the environment's settings.
+            relevance_score_fn: As in the constructor.
+
+        Returns:
+            The store.
+
+        Raises:
+            MemEvolveError: As ``VectorStore``.
+        """
         backend = VectorStore(
             index_file, EmbeddingsFunction(embedding, embedding_dim), embedding_dim, storage_config=storage_config
         )
@@ -100,9 +138,21 @@ class MemEvolveVectorStore(LangChainVectorStore):
         ids: list[str] | None = None,
         **kwargs: Any,
     ) -> _Store:
-        """A store with these texts: on ``backend``, or at the path prefix ``index_file`` with the options of ``open``.
+        """Create a store with these texts.
 
-        Raises ConfigurationError when neither is given, and as ``open`` and ``add_texts`` do; nothing stays open then.
+        Args:
+            texts: The texts.
+            embedding: Embeds documents and queries.
+            metadatas: One mapping per text; None for none.
+            ids: One id, or None, per text; None for new UUIDs.
+            **kwargs: ``backend`` for an open backend, or ``index_file`` and the other arguments of :meth:`open`.
+
+        Returns:
+            The store. Nothing stays open after an error.
+
+        Raises:
+            ConfigurationError: Neither ``backend`` nor ``index_file`` is given.
+            MemEvolveError: As :meth:`open` and :meth:`add_texts`.
         """
         store = cls._made(embedding, kwargs)
         try:
@@ -133,12 +183,12 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     @property
     def backend(self) -> StorageBackend:
-        """Where the documents are; for management, health and everything that LangChain has no word for."""
+        """The backend that holds the documents, for management, health and other operations."""
         return self._adapter.backend
 
     @property
     def embeddings(self) -> Embeddings | None:
-        """What embeds documents and queries; None where only vectors are given."""
+        """Embeds documents and queries; None where only vectors are given."""
         return self._embedding
 
     # Writing
@@ -151,11 +201,21 @@ class MemEvolveVectorStore(LangChainVectorStore):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Keep documents and return their ids, in order. A document whose id exists is replaced.
+        """Store documents. A ``VectorStore`` stores all or none.
 
-        The id is the one in ``ids``, else the document's, else a new UUID. batch_size: most texts to embed at once. On
-        a ``VectorStore`` all is kept or nothing. Raises InvalidUnitError for what JSON cannot hold, before anything is
-        embedded; CapacityError, StorageError; what the embedding model raises.
+        Args:
+            documents: The documents; one whose id exists is replaced.
+            ids: One id, or None, per document. Without one, the id is the document's, else a new UUID.
+            batch_size: Most texts in one call of the embedding model; None for all.
+            **kwargs: None are allowed.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            InvalidUnitError: A document has something that JSON cannot represent. Nothing is embedded.
+            CapacityError: The documents do not fit.
+            StorageError: The store cannot be written. Errors of the embedding model pass through.
         """
         no_more(kwargs)
         units = to_units(documents, ids)
@@ -172,7 +232,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         batch_size: int | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """As ``add_documents``. What is being written when the task is cancelled is still written."""
+        """As ``add_documents``. A write that has begun when the task is cancelled is completed."""
         no_more(kwargs)
         units = to_units(documents, ids)
         embed = self._embedder().aembed_documents
@@ -189,7 +249,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """As ``add_documents``, of texts and their metadata."""
+        """As ``add_documents``, for texts and their metadata."""
         return self.add_documents(documents_of(texts, metadatas), ids, **kwargs)
 
     async def aadd_texts(
@@ -211,9 +271,20 @@ class MemEvolveVectorStore(LangChainVectorStore):
         *,
         embeddings: Iterable[Sequence[float]] | None = None,
     ) -> list[str]:
-        """As ``add_texts``, of (text, vector) pairs; nothing is embedded.
+        """As ``add_texts``, for texts whose vectors are given.
 
-        ``embeddings`` gives vectors alone, as mem0 does; the text of each is then ``data`` in its metadata, or empty.
+        Args:
+            text_embeddings: (text, vector of d numbers) pairs.
+            metadatas: One mapping per pair; None for none.
+            ids: As for :meth:`add_documents`.
+            embeddings: Vectors alone, as mem0 gives them; the text of each is ``data`` in its metadata, or empty.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            InvalidUnitError: The arguments do not fit together.
+            MemEvolveError: As :meth:`add_documents`.
         """
         pairs = pairs_of(text_embeddings, embeddings, metadatas)
         units = to_units(documents_of([text for text, _ in pairs], metadatas), ids)
@@ -238,17 +309,26 @@ class MemEvolveVectorStore(LangChainVectorStore):
         filters: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> bool:
-        """Delete documents by id or by filter, and all of them when neither is given; True, errors are raised.
+        """Delete documents by id or by filter; all of them when neither is given.
 
-        Ids that do not exist are passed over, an empty list deletes nothing. Raises InvalidFilterError for a filter
-        without a condition, which would match everything.
+        Args:
+            ids: Ids; those of no document are skipped.
+            filter: LangChain's form of a filter, on the metadata.
+            filters: This package's form of a filter, on the whole unit.
+            **kwargs: None are allowed.
+
+        Returns:
+            True.
+
+        Raises:
+            InvalidFilterError: A filter has no condition, or ids and a filter are both given.
         """
         no_more(kwargs)
         if filter is None and filters is None:
             self._adapter.backend.clear() if ids is None else self._adapter.drop(checked_ids(ids))
             return True
         if ids is not None:
-            raise InvalidFilterError("filter and ids exclude each other in delete; give one of them")
+            raise InvalidFilterError("delete takes ids or a filter, not both")
         conditions = alternatives(filter, filters)
         if {} in conditions:
             raise InvalidFilterError("filter has no condition and would delete everything; call delete_collection()")
@@ -260,7 +340,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return await asyncio.to_thread(partial(self.delete, ids, **kwargs))
 
     def delete_collection(self) -> None:
-        """Delete everything in the backend. It can be filled again."""
+        """Delete everything in the backend, which can be filled again."""
         self._adapter.backend.clear()
 
     async def adelete_collection(self) -> None:
@@ -270,7 +350,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     # Reading
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """The documents that exist, in the order of ``ids``, each once."""
+        """Return the documents of these ids that exist, in the order of ``ids``, each once."""
         found = self._adapter.units_of(checked_ids(ids))
         self._adapter.note_read(list(found))
         return to_documents(list(found.values()))
@@ -332,18 +412,28 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return _first(await self.asimilarity_search_with_score(query, k, **kwargs))
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The k documents nearest to the text, nearest first; fewer where fewer match.
+        """Find the documents nearest to a text.
 
-        Raises InvalidQueryError, InvalidFilterError, and what the embedding model raises.
+        Args:
+            query: The text.
+            k: Most documents.
+            **kwargs: ``filter``, ``filters`` and ``recall``, see the class.
+
+        Returns:
+            The documents, nearest first.
+
+        Raises:
+            InvalidQueryError: An argument cannot be used.
+            InvalidFilterError: A filter is malformed. Errors of the embedding model pass through.
         """
         return _first(self.similarity_search_with_score(query, k, **kwargs))
 
     def similarity_search_by_vector(self, embedding: Sequence[float], k: int = 4, **kwargs: Any) -> list[Document]:
-        """The k documents nearest to a vector of d numbers."""
+        """As ``similarity_search``, for a vector of d numbers."""
         return _first(self.similarity_search_with_score_by_vector(embedding, k, **kwargs))
 
     def similarity_search_with_score(self, query: str, k: int = 4, **kwargs: Any) -> list[tuple[Document, float]]:
-        """(document, distance) of the k nearest: squared L2, 1 - cosine, or -dot by the backend's metric."""
+        """As ``similarity_search``, with distances: squared L2, 1 - cosine, or -dot by the backend's metric."""
         options = SearchOptions.of(k, kwargs)
         return self._nearest(options, self._embedder().embed_query(query_text(query)))
 
@@ -356,7 +446,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def similarity_search_by_vector_with_relevance_scores(
         self, embedding: Sequence[float], k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """(document, relevance in [0, 1]) of the k nearest to a vector."""
+        """As ``similarity_search_by_vector``, with relevance scores in [0, 1]."""
         score = self._select_relevance_score_fn()
         found = self.similarity_search_with_score_by_vector(embedding, k, **kwargs)
         return [(document, score(distance)) for document, distance in found]
@@ -364,9 +454,21 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def max_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        """k of the ``fetch_k`` nearest documents, like the text and unlike each other: see ``scores``.
+        """Find documents that are similar to a text and different from each other.
 
-        lambda_mult: 1 weighs likeness alone, 0 variety alone.
+        Args:
+            query: The text.
+            k: Most documents.
+            fetch_k: Nearest documents to choose from.
+            lambda_mult: 1 for similarity only, 0 for variety only; see :func:`maximal_marginal_relevance`.
+            **kwargs: As for :meth:`similarity_search`.
+
+        Returns:
+            The documents, in the order of choice.
+
+        Raises:
+            InvalidQueryError: An argument cannot be used.
+            InvalidFilterError: A filter is malformed.
         """
         options = SearchOptions.of(k, kwargs, fetch_k)
         return self._varied(options, lambda_mult, self._embedder().embed_query(query_text(query)))
@@ -386,7 +488,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
             return cls(embedding=embedding, **options)
         if options.get("index_file") is None:
             raise ConfigurationError(
-                "index_file is missing: give the path prefix of the store to open or make, or an open backend"
+                "index_file is missing: give the path prefix of the store to open or create, or an open backend"
             )
         return cls.open(embedding=embedding, **{name: value for name, value in options.items() if name != "backend"})
 
