@@ -23,6 +23,7 @@ from support import SEED, as_child
 from memevolve_gpu.errors import LockTimeoutError, StorageError, StorageFullError, StoreClosedError
 from memevolve_gpu.records import Records, connections, pool, writer
 from memevolve_gpu.records.fulltext_buffer import FOLD_AT
+from memevolve_gpu.utils import forking
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 PATIENCE = 60
@@ -486,13 +487,13 @@ def test_threads_wait_while_another_forks(records: Records) -> None:
 
 
 def test_a_store_that_nobody_holds_is_forgotten(prefix: Path) -> None:
-    before = len(writer._stores)
+    before = len(forking._to_close)
     for number in range(3):
         Records.open(prefix.with_name(f"s{number}"), dim=DIM).close()
     import gc
 
     gc.collect()
-    assert len(writer._stores) <= before
+    assert len(forking._to_close) <= before
 
 
 def test_vectors_survive_byte_for_byte(records: Records) -> None:

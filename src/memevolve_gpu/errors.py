@@ -1,7 +1,7 @@
-"""The one error tree of the package.
+"""The errors of the package, all below :class:`MemEvolveError`.
 
-Every message names the parameter at fault and the remedy. What the old API raised as ``RuntimeError`` or
-``ValueError`` stays a subclass of them::
+Every message names the parameter at fault and the remedy. Errors of arguments are also ``ValueError``, errors of the
+outside world also ``RuntimeError``, as MemEvolve's callers expect::
 
     MemEvolveError
     ├── ConfigurationError          (ValueError)    a setting is unknown or out of range
@@ -20,7 +20,7 @@ Every message names the parameter at fault and the remedy. What the old API rais
     └── StorageError                (RuntimeError)  the database file, or the server
         ├── NotAStoreError                          the file exists and is not ours
         ├── NewerSchemaError                        written by a newer version of this package
-        ├── CorruptStoreError                       SQLite reports damage, or the truth contradicts itself
+        ├── CorruptStoreError                       SQLite reports damage, or the records contradict each other
         ├── LockTimeoutError                        another process kept the writer lock for too long
         ├── StorageFullError                        disk full or quota reached
         ├── ReadOnlyError                           file, folder or file system is read-only
@@ -65,7 +65,16 @@ __all__ = [
 
 
 class MemEvolveError(Exception):
-    """Root of everything that this package raises on purpose."""
+    """Base class of all errors of this package.
+
+    Example:
+        >>> from memevolve_gpu import ConfigurationError, MemEvolveError, StorageConfig
+        >>> try:
+        ...     StorageConfig(target_recall=2, _env_file=None)
+        ... except MemEvolveError as error:
+        ...     print(type(error).__name__, isinstance(error, ValueError))
+        ConfigurationError True
+    """
 
 
 class ConfigurationError(MemEvolveError, ValueError):
@@ -81,7 +90,13 @@ class InvalidVectorError(MemEvolveError, ValueError):
 
 
 class DimensionMismatchError(InvalidVectorError):
-    """A vector of another length than the store's."""
+    """A vector of another length than the store's.
+
+    Args:
+        expected: length of the store's vectors.
+        got: length that was given.
+        remedy: what to do, for the message.
+    """
 
     def __init__(self, expected: int, got: int, remedy: str = "") -> None:
         super().__init__(
@@ -110,10 +125,11 @@ class EngineError(MemEvolveError, RuntimeError):
 
 
 class DeviceError(EngineError):
-    """A device refused or failed; what was asked of it can be had on the CPU.
+    """A device refused or failed; the CPU can do the same work.
 
-    cause: as in :class:`~.types.DeviceIncident`; ``device-lost`` and ``device-error`` last until this process restarts,
-    the others do not (after a fork, the child stays on the CPU).
+    Attributes:
+        cause: as in :class:`~.types.DeviceIncident`. ``device-lost`` and ``device-error`` last until this process
+            restarts, the others do not. After a fork the child stays on the CPU.
     """
 
     def __init__(
@@ -130,7 +146,11 @@ class CapacityError(MemEvolveError, RuntimeError):
 
 
 class ConflictError(MemEvolveError, RuntimeError):
-    """Units that were to be replaced changed since they were read; nothing was written. ``ids`` names them."""
+    """Units that were to be replaced changed since they were read; nothing was written.
+
+    Attributes:
+        ids: of these units.
+    """
 
     def __init__(self, ids: Iterable[str]) -> None:
         self.ids = list(ids)

@@ -1,4 +1,4 @@
-"""Values that several rooms share. No logic lives here."""
+"""Values that several packages share, without logic."""
 
 from __future__ import annotations
 
@@ -36,10 +36,19 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One search result with its unit.
+    """One search result.
 
-    ``distance`` is squared L2, 1 - cosine or -dot by the store's metric; ``score`` grows with similarity:
-    1 / (1 + distance) for l2, the cosine for cosine, the dot product for ip.
+    Attributes:
+        unit: the stored unit, a copy.
+        id: its id.
+        distance: squared L2, 1 - cosine or -dot, by the store's metric; the smaller, the more similar.
+        score: 1 / (1 + distance) for l2, the cosine for cosine, the dot product for ip; the larger, the more similar.
+
+    Example:
+        >>> from memevolve_gpu import Hit
+        >>> hit = Hit({"id": "a", "content": "close the file"}, "a", distance=0.25, score=0.8)
+        >>> hit.unit["content"], hit.score
+        ('close the file', 0.8)
     """
 
     unit: MemoryUnit
@@ -52,7 +61,7 @@ class Op:
     """What a log entry did to its slot."""
 
     PUT = 1
-    """A row version came into being."""
+    """A row version was stored."""
     DROP = 2
     """A row version is gone (deleted, or replaced by a PUT of the same transaction)."""
     EDIT = 3
@@ -62,7 +71,7 @@ class Op:
 
 
 class Head(NamedTuple):
-    """The counters of the truth, read in one go.
+    """The counters of a store, as of one moment.
 
     ``last_seq`` numbers the newest log entry, ``horizon`` the newest purged one (both 0 in a new store);
     ``last_slot`` is the newest slot ever given out; ``count`` the live units.
@@ -75,7 +84,10 @@ class Head(NamedTuple):
 
 
 class Change(NamedTuple):
-    """A log entry with the row it speaks of; ``id`` and ``vector`` are None when that row is already gone."""
+    """A log entry with its row; ``id`` and ``vector`` are None when that row is already gone.
+
+    ``op`` is one of :class:`Op`; ``vector`` holds ``dim`` little-endian float32.
+    """
 
     seq: int
     op: int
@@ -85,7 +97,7 @@ class Change(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A live row version as an index wants it; ``vector`` holds ``dim`` little-endian float32."""
+    """A live row version for an index; ``vector`` holds ``dim`` little-endian float32."""
 
     slot: int
     id: str
@@ -142,7 +154,7 @@ class IndexPlan:
 
 @dataclass(frozen=True, slots=True)
 class DeviceIncident:
-    """What went wrong on a device, and what was done instead. No query goes unanswered for it.
+    """What went wrong on a device, and what was done instead. The query was answered.
 
     cause: what the device said; action: the batch was cut smaller, the CPU answered (until the device has room again,
     or until this process restarts), or the device serves again; detail: one sentence for the operator.

@@ -482,6 +482,19 @@ def test_deep_nesting_does_not_exhaust_the_interpreter(tmp_path: Path) -> None:
         assert "nested more than 100 deep" in found.problems[0]
 
 
+@pytest.mark.parametrize("nested", [b")" + b"2\x86" * 60, b")" + b"\x85" * 300_000], ids=["wide", "deep"])
+@pytest.mark.parametrize("container", [b"}%sNs.", b"}(%sNu.", b"(%sNd."], ids=["setitem", "setitems", "dict"])
+def test_nested_tuples_are_no_keys_and_are_not_hashed(tmp_path: Path, nested: bytes, container: bytes) -> None:
+    refusal(write(tmp_path, container % nested), "key of type list")
+
+
+def test_nested_tuples_in_a_set_are_not_hashed(tmp_path: Path) -> None:
+    wide = b")" + b"2\x86" * 60
+    found = read(write(tmp_path, b"}S'u'\n}S'tags'\n\x8f(" + wide + b"\x90ss."))
+    assert found.units == []
+    assert "unfold beyond" in found.problems[0] or "nested" in found.problems[0]
+
+
 def test_a_large_memo_number_costs_nothing(tmp_path: Path) -> None:
     for put in (b"r\xff\xff\xff\xff", b"p99999999999\n"):
         assert read(write(tmp_path, b"}" + put + b".")).units == []

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from ..errors import EngineError, first_line
+from ..utils.forking import call_in_child
 
 __all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", "require_faiss", "translate_error"]
 
@@ -62,7 +62,7 @@ def load_faiss() -> ModuleType:
             _refuse_clash()
             module = _import()
             _refuse_incomplete(module)
-            os.register_at_fork(after_in_child=after_fork)
+            call_in_child(after_fork)
             _module = module
         return _module
 

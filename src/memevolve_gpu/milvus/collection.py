@@ -27,6 +27,7 @@ from ..errors import (
 from ..types import FloatArray, MemoryUnit, Metric
 from ..utils.config import StorageConfig
 from ..utils.forking import renew_in_child
+from ..utils.plain import json_text
 from .client import LONG, MilvusClient, Version
 from .filters import born_between, facts_of, ids_expression, joined
 from .plan import METRICS, ServerPlan, plan_for
@@ -165,7 +166,7 @@ def record_of(row: Row, body: str) -> dict[str, Any]:
 
 def body_of(unit: MemoryUnit, where: str = "unit") -> str:
     """The unit's JSON, packed when it is too long for a column. Raises InvalidUnitError when that does not help."""
-    text = json.dumps(unit, ensure_ascii=False, separators=(",", ":"))
+    text = json_text(unit)
     if len(text.encode()) <= MAX_BODY_BYTES:
         return text
     packed = _PACKED + b85encode(zlib.compress(text.encode(), 9)).decode()

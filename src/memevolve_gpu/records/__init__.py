@@ -1,4 +1,4 @@
-"""The truth: the SQLite log of units, vectors and changes. Everything else is derived from it."""
+"""The source of record: units, vectors and the log of changes in one SQLite file. Indexes are derived from it."""
 
 from .check import Finding
 from .connections import Durability

@@ -1,4 +1,4 @@
-"""Does the truth agree with itself? Each probe says what is wrong, and some know how to mend it."""
+"""Verify and repair a store. Each probe finds one kind of disagreement between its tables; some can repair it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TextOf = Callable[[MemoryUnit], str]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One disagreement. code: a stable word for programs; message: what it means; fixed: whether it was mended."""
+    """One disagreement. code: a stable word for programs; message: what it means; fixed: whether it was repaired."""
 
     code: str
     message: str
@@ -54,9 +54,9 @@ def examine(con: apsw.Connection, dim: int) -> list[Finding]:
 
 
 def repair(con: apsw.Connection, dim: int, text_of: TextOf) -> list[Finding]:
-    """Every disagreement, mended where possible. Call inside a write transaction.
+    """Every disagreement, repaired where possible. Call inside a write transaction.
 
-    When anything was mended the log starts anew behind its horizon, so that every index reloads.
+    After a repair the log starts again behind its horizon, so that every index reloads.
     """
     case = _Case(con, dim, text_of)
     findings = []
@@ -86,7 +86,7 @@ def _look(probe: _Probe, case: _Case) -> str | None:
 
 
 def _mend(mend: Callable[[_Case], None], case: _Case) -> str:
-    """Mend wholly or not at all; returns what prevented it."""
+    """Repair completely or not at all; returns why it failed, or ""."""
     case.con.execute("SAVEPOINT mend")
     try:
         mend(case)
@@ -112,7 +112,7 @@ def _file(case: _Case) -> str | None:
 def _rebuild_indexes(case: _Case) -> None:
     case.con.execute("REINDEX")
     if _file(case) is not None:
-        _rebuild_words(case)  # the keyword index is the other thing in the file that can be made anew
+        _rebuild_words(case)  # the keyword index is derived too
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------

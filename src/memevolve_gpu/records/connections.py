@@ -93,10 +93,10 @@ def set_up_writer(con: apsw.Connection, durability: Durability) -> None:
 
 
 def shut(con: apsw.Connection) -> None:
-    """Close the connection, whatever the disk says.
+    """Close the connection and ignore errors of the disk.
 
-    The last one to close a file copies the write-ahead log into it. Nothing that was acknowledged depends on that, the
-    next opening makes up for it, and SQLite keeps quiet when it fails; only a VFS written in Python does not.
+    The last connection that closes a file copies the write-ahead log into it. SQLite ignores it when that fails, and
+    the next opening does it; only a VFS written in Python raises.
     """
     with suppress(*SQLITE_ERRORS):
         con.close(True)
@@ -104,7 +104,7 @@ def shut(con: apsw.Connection) -> None:
 
 @contextmanager
 def shut_on_failure(con: apsw.Connection) -> Iterator[None]:
-    """Close the connection when the block raises: nobody else will."""
+    """Close the connection when the block raises."""
     try:
         yield
     except BaseException:

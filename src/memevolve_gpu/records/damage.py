@@ -1,7 +1,7 @@
-"""Remember that damage was met, until a check comes out clean.
+"""Remember damage until a check finds the store in order.
 
-Whoever meets damage gets an error, but the operator looks at health, perhaps in another process. So the first error is
-kept in a small file beside the store.
+The caller that meets damage gets an error; health, perhaps in another process, must report it too. So the first error
+is kept in a small file beside the store.
 """
 
 from __future__ import annotations

@@ -5,22 +5,89 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import math
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from ..errors import LockTimeoutError, NetworkFilesystemError, ReadOnlyError, ReentrantCallError, StorageError
 from ..utils.drafts import PRIVATE
+from ..utils.forking import renew_in_child
 
-__all__ = ["LOCK_SECONDS", "WriteLock", "file_mode", "filesystem_of", "one_process", "refuse_network_filesystem"]
+__all__ = [
+    "LOCK_SECONDS",
+    "LockFile",
+    "WriteLock",
+    "file_mode",
+    "filesystem_of",
+    "one_process",
+    "refuse_network_filesystem",
+]
 
-_held: set[int] = set()
-"""Open descriptors of lock files."""
+LOCK_SECONDS = 30.0
+"""How long a write waits for others unless a setting says otherwise."""
+
+
+class LockFile:
+    """A file that one process, or one object of a process, holds at a time. It names the holder's process id.
+
+    Waiting is fair among processes and ends with Ctrl-C. Two locks of the same file are taken one after the other: the
+    process that waits for the second holds the first, so one that has just released both cannot overtake it. A forked
+    child closes its copy, so that it does not keep the lock of its parent.
+    """
+
+    def __init__(self, path: Path, mode: Callable[[], int]) -> None:
+        self.path = path
+        self._mode = mode
+        self._file: io.FileIO | None = None
+        renew_in_child(self)
+
+    def take(self, deadline: float) -> bool:
+        """Wait for the lock until ``time.monotonic()`` reaches ``deadline``; False when another one still holds it."""
+        if not self._wait(deadline):
+            return False
+        os.pwrite(self.fileno(), f"{os.getpid():<19}\n".encode(), 0)
+        return True
+
+    def give(self) -> None:
+        """Release the lock; nothing when it is not held. A child that has the file open does not keep it."""
+        if self._file is not None:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+
+    def holder(self) -> int | None:
+        """The process that took the lock last."""
+        with suppress(ValueError, OSError):
+            return int(os.pread(self.fileno(), 20, 0))
+        return None
+
+    def close(self) -> None:
+        """Close the file until it is needed again. In a child this leaves the parent's lock alone."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    after_fork = close
+
+    def fileno(self) -> int:
+        """The descriptor of the file, opened when needed. Raises ReadOnlyError, StorageError."""
+        if self._file is None:
+            self._file = _open(self.path, self._mode())
+        return self._file.fileno()
+
+    def _wait(self, deadline: float) -> bool:
+        number = self.fileno()
+        if not _waited(lambda: fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1), deadline):
+            return False
+        try:
+            return _waited(lambda: fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB), deadline)
+        finally:
+            fcntl.lockf(number, fcntl.LOCK_UN, 1)
 
 
 def file_mode(path: Path) -> int:
@@ -50,37 +117,17 @@ def one_process(path: Path, wait: bool, mode: int = PRIVATE) -> Iterator[bool]:
 
     On a read-only file system nobody else can write a snapshot either, so the lock is granted without a file.
     """
+    lock = LockFile(path, lambda: mode)
     try:
-        handle = _opened(path, mode)
-    except OSError:
+        lock.fileno()
+    except StorageError:
         yield True
         return
-    _held.add(handle)
     try:
-        yield _locked(handle, wait)
+        yield lock.take(math.inf if wait else 0.0)
     finally:
-        if handle in _held:  # not in a child forked meanwhile
-            _held.discard(handle)
-            fcntl.flock(handle, fcntl.LOCK_UN)  # closing would not do: such a child has the file open too
-            os.close(handle)
-
-
-def _locked(handle: int, wait: bool) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _in_child() -> None:
-    """The round goes on in the parent; its lock must not live as long as the child does."""
-    while _held:
-        os.close(_held.pop())
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+        lock.give()
+        lock.close()
 
 
 NETWORK_FILESYSTEMS = frozenset(
@@ -134,8 +181,10 @@ def _mount(line: str) -> tuple[str, str] | None:
     return os.path.normpath(point), after.split(" ", 1)[0]
 
 
-LOCK_SECONDS = 30.0
-"""How long a write waits for others unless a setting says otherwise."""
+def _mode_of(lock_path: Path, new_mode: int) -> int:
+    """The mode of the database, or of the one that is about to be made."""
+    database = lock_path.with_name(lock_path.name.removesuffix(".lock") + ".db")
+    return file_mode(database) if database.exists() else new_mode
 
 
 class _Here(threading.local):
@@ -145,11 +194,7 @@ class _Here(threading.local):
 
 
 class WriteLock:
-    """Held around every write transaction. Waiting is fair among processes and ends with Ctrl-C.
-
-    Two locks of the same file, taken one after the other: whoever waits for the second holds the first, so a process
-    that has just released both cannot overtake it. SQLite's own waiting polls and starves one side. The holder's
-    process id stands in the file.
+    """Held around every write transaction: a lock among threads, then a :class:`LockFile` among processes.
 
     Among threads a re-entrant lock is used only because it knows its owner: an interrupt that arrives at any point of
     :meth:`acquire` or :meth:`release` leaves nothing behind that the same thread's next release would not undo.
@@ -164,7 +209,7 @@ class WriteLock:
         self.timeout = timeout
         self._threads = threading.RLock()
         self._here = _Here()
-        self._file: io.FileIO | None = None
+        self._file = LockFile(path, partial(_mode_of, path, new_mode))
 
     def refuse_nesting(self) -> None:
         """Raise ReentrantCallError in the thread that holds the lock or waits for it: it would wait for itself."""
@@ -185,21 +230,18 @@ class WriteLock:
             self._here.inside = True
             if not self._threads.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
                 self._give_up(patience, os.getpid())
-            number = self._fileno()
-            if not self._take_files(number, deadline):
-                self._give_up(patience, _holder(number))
-            os.pwrite(number, f"{os.getpid():<19}\n".encode(), 0)
+            if not self._file.take(deadline):
+                self._give_up(patience, self._file.holder())
         except BaseException:
             self.release()
             raise
 
     def release(self) -> None:
-        """Give back whatever the calling thread holds; nothing when it holds nothing."""
+        """Give back what the calling thread holds; nothing when it holds nothing."""
         try:
             if self._threads.acquire(blocking=False):
                 try:
-                    if self._file is not None:
-                        fcntl.flock(self._file.fileno(), fcntl.LOCK_UN)
+                    self._file.give()
                 finally:
                     self._release_threads()
         finally:
@@ -214,10 +256,8 @@ class WriteLock:
         return not self.held_here() and self._threads.acquire(timeout=timeout)
 
     def close_file(self) -> None:
-        """Forget the lock file. Closing a descriptor inherited over fork leaves the parent's lock alone."""
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        """Close the lock file until it is needed again."""
+        self._file.close()
 
     def _release_threads(self) -> None:
         try:
@@ -226,16 +266,6 @@ class WriteLock:
         except RuntimeError:
             return
 
-    def _fileno(self) -> int:
-        if self._file is None:
-            self._file = _open(self.path, self._mode())
-        return self._file.fileno()
-
-    def _mode(self) -> int:
-        """That of the database, or of the one that is about to be made."""
-        database = self.path.with_name(self.path.name.removesuffix(".lock") + ".db")
-        return file_mode(database) if database.exists() else self.new_mode
-
     def _give_up(self, patience: float, holder: int | None) -> NoReturn:
         who = "another process" if holder is None else f"process {holder}"
         raise LockTimeoutError(
@@ -243,19 +273,19 @@ class WriteLock:
             "raise MEMEVOLVE_STORAGE_LOCK_TIMEOUT"
         )
 
-    @staticmethod
-    def _take_files(number: int, deadline: float) -> bool:
-        if not _waited(lambda: fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1), deadline):
-            return False
-        try:
-            return _waited(lambda: fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB), deadline)
-        finally:
-            fcntl.lockf(number, fcntl.LOCK_UN, 1)
+
+_PAUSES = ((0.05, 0.0001), (0.5, 0.0005), (math.inf, 0.005))
+"""Up to how many seconds of waiting, how many seconds pass between two attempts.
+
+Polled, because a blocking wait has no timeout. Measured with four processes that do nothing but durable writes on a
+busy machine (median of three: writes a second, 99th percentile of the wait): 580 and 40 ms; with a blocking lock 280
+and 44 ms; with pauses that double up to 5 ms 230 and 145 ms.
+"""
 
 
 def _waited(take: Callable[[], object], deadline: float) -> bool:
-    """Try to take a lock, more and more rarely up to 200 times a second; False when the deadline has passed."""
-    pause = 0.0001
+    """Try until a lock is taken; False when the deadline has passed."""
+    began = time.monotonic()
     while True:
         try:
             take()
@@ -264,16 +294,10 @@ def _waited(take: Callable[[], object], deadline: float) -> bool:
                 raise
         else:
             return True
-        if time.monotonic() >= deadline:
+        now = time.monotonic()
+        if now >= deadline:
             return False
-        time.sleep(pause)
-        pause = min(2 * pause, 0.005)
-
-
-def _holder(number: int) -> int | None:
-    with suppress(ValueError, OSError):
-        return int(os.pread(number, 20, 0))
-    return None
+        time.sleep(next(pause for until, pause in _PAUSES if now - began < until))
 
 
 def _open(path: Path, mode: int) -> io.FileIO:

@@ -7,11 +7,11 @@ Source: S. Robertson and H. Zaragoza, The Probabilistic Relevance Framework: BM2
 and the floor of idf that SQLite's FTS5 documents, so that folded and pending rows are scored alike.
 
 FTS5 scores every row that holds any of the words, so a query of common words reads most of the index. Therefore only
-the *telling* words of a query (see ``records/fulltext.py``) propose rows, and all of its words score what they propose.
+the selective words of a query propose rows, and all of its words score what they propose.
 
-A word in every twentieth row costs much and tells little, so it is dropped from the lookup unless nothing else is left;
-and so are the more frequent of the rest once the rarer ones match enough rows. What a query reads is thereby bounded,
-and does not grow with the store.
+A word that is in more than 5 % of the rows is not looked up unless nothing else is left, and neither are the more
+frequent of the others once the rarer ones match enough rows. So the rows that a query reads are bounded and do not grow
+with the store.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from .damage import read_unit
 from .filter_sql import where
 from .filters import Condition
 
-__all__ = ["MOST_WORDS", "WordCache", "keyword", "register"]
+__all__ = ["MOST_WORDS", "WordCache", "bm25", "keyword", "register"]
 
 FREQUENT_SHARE = 0.05
 FREQUENT_ROWS = 500
 """A word is frequent when it is in more than this share of the units, and in more than this many."""
 
 MOST_ROWS = 3000
-"""Rows that the telling words of a query match in all, at most, but for a single word. Scoring one takes 2 us."""
+"""Most rows that several selective words of a query match together. Scoring one takes 2 us."""
 
 _AGE = 0.05
 _EXACT_ROWS = 1000
-"""A count is taken anew when the number of units has changed by this share; below so many units, by any change."""
+"""A word is counted again when the number of units has changed by this share; below so many units, by any change."""
 
 _MOST_WORDS = 20_000
 
 
 @dataclass
 class WordCache:
-    """What keyword queries need not read twice.
+    """What keyword queries keep between calls.
 
     pending: words of rows that are not folded yet, by slot; rows never change their text. counts: for a word, how many
     folded rows hold it, and of how many folded rows that was said.
@@ -104,8 +104,8 @@ MOST_WORDS = 256
 """Distinct words of a query that are looked at."""
 
 PROPOSED, PROPOSED_FACTOR = 64, 2
-"""Rows that the telling words propose: this many, and at least so many times the limit. On 39,320 real units 64 of them
-hold the wanted unit as often as 200 do."""
+"""Rows that the selective words propose: this many, and at least so many times the limit. On 39,320 real units 64 of
+them hold the wanted unit as often as 200 do."""
 
 
 def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
@@ -136,7 +136,7 @@ def keyword(
     cache: WordCache,
     text_of: Callable[[MemoryUnit], str],
 ) -> list[tuple[float, str]]:
-    """The best rows that hold a telling word of ``text``: (score, id), best first. Call inside a read transaction.
+    """The best rows that hold a selective word of ``text``: (score, id), best first. Call inside a read transaction.
 
     text_of: the text of a unit that was given to the index.
     """
@@ -155,8 +155,11 @@ def keyword(
         hits += _read(con, [unit_id for _, unit_id in proposed], text_of)
         found = []
     if hits:
-        score = _scorer(_corpus(con, folded), tokens, counts, pending)
-        found += [(score(doc.counts), doc.id) for doc in hits]
+        corpus = _corpus(con, folded)
+        rows = max(1, corpus.rows + len(pending))
+        average = (corpus.tokens + sum(doc.counts.total() for doc in pending)) / rows
+        score = bm25(rows, average, counts, tokens)
+        found += [(score(doc.counts, doc.counts.total()), doc.id) for doc in hits]
     found.sort(key=lambda pair: -pair[0])
     return found[:limit]
 
@@ -191,18 +194,23 @@ def _read(con: apsw.Connection, ids: list[str], text_of: Callable[[MemoryUnit], 
     ]
 
 
-def _scorer(
-    corpus: _Corpus, tokens: list[str], counts: Mapping[str, int], pending: list[_Doc]
-) -> Callable[[Counter[str]], float]:
-    """BM25 of a row among the folded and the pending ones; counts: how many of these hold each token."""
-    rows = corpus.rows + len(pending)
-    average = (corpus.tokens + sum(doc.counts.total() for doc in pending)) / rows or 1.0
-    known = {token: min(max(1, counts[token]), rows) for token in tokens}  # what was counted may be a little old
-    idf = {token: max(LEAST_IDF, math.log((rows - n + 0.5) / (n + 0.5))) for token, n in known.items()}
+def bm25(
+    documents: int, average: float, holding: Mapping[str, int], words: Iterable[str]
+) -> Callable[[Mapping[str, int], int], float]:
+    """The function that scores a document, given how often it holds each word, and its length, for these query words.
 
-    def score(words: Counter[str]) -> float:
-        norm = K1 * (1 - B + B * words.total() / average)
-        return sum(weight * words[token] * (K1 + 1) / (words[token] + norm) for token, weight in idf.items())
+    documents: their number; average: their mean length in words; holding: how many of them hold each word, which may
+    be a little old.
+    """
+    norm, average = K1 * (1 - B), average or 1.0
+    idf = {}
+    for word in words:
+        n = min(max(1, holding[word]), documents)
+        idf[word] = max(LEAST_IDF, math.log((documents - n + 0.5) / (n + 0.5)))
+
+    def score(counts: Mapping[str, int], length: int) -> float:
+        base = norm + K1 * B * length / average
+        return sum(weight * f * (K1 + 1) / (f + base) for word, weight in idf.items() if (f := counts.get(word, 0)))
 
     return score
 

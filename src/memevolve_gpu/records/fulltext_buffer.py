@@ -1,9 +1,9 @@
 """The keyword index and the terms index, kept a bounded number of rows behind.
 
-Adding one row to FTS5 dirties seven pages of 18 that a commit would write, and every tag another. So a transaction
-only notes new texts in ``pending`` and dead rows in ``stale`` (both appends), and the transaction that leaves
-``FOLD_AT`` notes folds them all. Queries read the index up to ``counters.folded`` and the notes beyond it, so that
-nothing is ever missing; everything happens inside the transactions that write the rows.
+Adding one row to FTS5 changes seven of the 18 pages that a commit writes, and each tag another one. So a transaction
+only appends new texts to ``pending`` and removed rows to ``stale``, and the transaction that reaches ``FOLD_AT`` such
+notes merges them into the indexes. Queries read the indexes up to ``counters.folded`` and the notes after it, so
+nothing is missing. All of it happens inside the transactions that write the rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import apsw
 __all__ = ["FOLD_AT", "add_terms", "drop_terms", "forget_all", "merge_pending", "terms_of_folded"]
 
 FOLD_AT = 256
-"""Notes that make a transaction fold. Measured: folding 256 takes about 1 ms, a keyword query reads a note in 10 us."""
+"""Notes after which a transaction merges. Measured: merging 256 takes about 1 ms, a query reads a note in 10 us."""
 
 # json_each yields a scalar itself (no key), the elements of a list (integer keys), members of an object (text keys).
 _STRINGS = """
@@ -47,12 +47,12 @@ def merge_pending(con: apsw.Connection) -> None:
 
 
 def add_terms(con: apsw.Connection, slot: int, unit: str) -> None:
-    """Enter the terms of one folded row."""
+    """Add the terms of one merged row."""
     con.execute(_ADD_ONE, (slot, unit))
 
 
 def drop_terms(con: apsw.Connection, slot: int, unit: str) -> None:
-    """Remove the terms of one folded row, as its old JSON text had them."""
+    """Remove the terms of one merged row, given its old JSON text."""
     con.execute(_DROP_ONE, (slot, unit))
 
 

@@ -13,7 +13,7 @@ the file is not one of them, or is older than the floor, then the log belongs to
 Three cases have no link. A backup is not in WAL mode, as its header says; no file that has a log is. A file of schema
 version 1 is identified by its counters, which the migration takes for the token. A log written before the migration
 has no predecessor in its first frame; then the counters of the file must not be ahead of it, and no more is known. A
-log without any frame of the counters page, which only another program writes, is not judged.
+log without any frame of the counters page, which only another program writes, is accepted.
 """
 
 from __future__ import annotations
@@ -344,14 +344,14 @@ def _counters_in(page: bytes) -> Iterator[tuple[int, ...]]:
                 yield values
 
 
-def _integers(kinds: bytes, body: bytes) -> tuple[int, ...] | None:
+def _integers(kinds: bytes, content: bytes) -> tuple[int, ...] | None:
     """The seven counters of SQLite's record, which follow ``one``, kept as NULL in favour of the row id."""
     widths = {0: 0, 1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8, 8: 0, 9: 0}
     values, at = [], 0
-    if any(kind not in widths for kind in kinds) or sum(widths[kind] for kind in kinds) != len(body):
+    if any(kind not in widths for kind in kinds) or sum(widths[kind] for kind in kinds) != len(content):
         return None
     for kind in kinds:
-        part = body[at : at + widths[kind]]
+        part = content[at : at + widths[kind]]
         values.append({0: 1, 8: 0, 9: 1}.get(kind, int.from_bytes(part, "big", signed=True)))
         at += len(part)
     return tuple(values[1:])

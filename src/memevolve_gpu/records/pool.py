@@ -19,7 +19,7 @@ from .sqlite_errors import SQLITE_ERRORS, translate_error
 __all__ = ["IDLE_READERS", "FileId", "ReaderPool", "refuse_replaced"]
 
 IDLE_READERS = 8
-"""Connections kept open while nobody uses them."""
+"""Most idle connections that stay open."""
 
 
 class FileId(NamedTuple):
@@ -48,7 +48,7 @@ def refuse_replaced(path: Path, file: FileId | None) -> FileId:
 class ReaderPool:
     """Connections for reading. Any thread may take one; a connection is used by one thread at a time.
 
-    One that is taken and, by an interrupt, never handed back is closed when it is forgotten.
+    A connection that an interrupt keeps from being given back is closed when it is garbage-collected.
 
     ``unshared``: this user may create no shared memory beside the file. While there is no log, the file alone is read
     without locks, and each result counts only when the file did not change meanwhile, see :meth:`is_current`.
@@ -92,7 +92,7 @@ class ReaderPool:
         return state is None or state == self._state()
 
     def _state(self) -> object:
-        """Equal at two moments only when nobody wrote between them; None while there is a log."""
+        """Two equal values mean that nothing was written in between; None while there is a log."""
         wal = beside(self.path, "-wal")
         if wal.exists() and wal.stat().st_size:
             return None
@@ -141,7 +141,7 @@ class ReaderPool:
         self._barred = True
 
     def _wait(self) -> None:
-        """Outlast a pause."""
+        """Wait until a pause ends."""
         self.refuse_if_closed()
         with self._opening:
             self.refuse_if_closed()

@@ -1,4 +1,4 @@
-"""The tables of the truth, how they come into being and how they grow older."""
+"""The tables of the database file: their creation and their migrations."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ ALTER TABLE units ADD COLUMN unit_crc INTEGER;
 ALTER TABLE units ADD COLUMN vector_crc INTEGER
 """,
 )
-"""Scripts that lift a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
+"""Scripts that migrate a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
 
 VERSION = 1 + len(MIGRATIONS)
 
@@ -135,7 +135,7 @@ def create(con: apsw.Connection, dim: int, metric: Metric) -> None:
 
 
 def migrate(con: apsw.Connection, version: int) -> None:
-    """Lift the file from ``version`` to ``VERSION``. Call inside a transaction."""
+    """Migrate the file from ``version`` to ``VERSION``. Call inside a transaction."""
     for script in MIGRATIONS[version - 1 :]:
         con.execute(script)
     if version < _FIRST_WITH_LINK:

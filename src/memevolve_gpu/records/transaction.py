@@ -1,7 +1,7 @@
 """One write transaction: rows, vectors, log, keyword notes and counters change together or not at all.
 
-They are no truth: the newest may be lost in a crash. Ids that are no live unit are never entered, and a unit's figures
-go with it.
+The access figures of units (when they were read, how often) are derived: the newest may be lost in a crash. They are
+kept for live units only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import apsw
 
 from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
 from ..types import Head, MemoryUnit, Op
+from ..utils.plain import json_text
 from .connections import all_rows, first_row
 from .damage import noted, read_unit
 from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending
@@ -78,7 +79,7 @@ _CHANGED = "SELECT u.id FROM log AS l JOIN units AS u ON u.slot = l.slot WHERE l
 
 def changed_since(con: apsw.Connection, seq: int) -> set[str] | None:
     """Ids of live units that were stored, replaced or edited after log entry ``seq``; None when the log was purged
-    beyond it, so that nobody can say.
+    beyond it, so that this is unknown.
     """
     last, horizon = first_row(con, "SELECT last_seq, horizon FROM counters")
     if seq == last:
@@ -98,7 +99,6 @@ MAX_NESTING = 900
 
 _AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
 _CHUNK = 1000
-_json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 _COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog, link FROM counters"
 _KEEP = (
@@ -235,7 +235,7 @@ class Transaction:
         return bytes(rows[0][0]) if rows else None
 
     def set_meta(self, key: str, value: bytes) -> None:
-        """Keep a small named value with the truth."""
+        """Store a small named value in the same file."""
         _refuse_surrogates(key, f"meta key {key!r}")
         self._run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
 
@@ -269,7 +269,7 @@ class Transaction:
         return result
 
     def end(self) -> None:
-        """Refuse every later use."""
+        """Make every later call raise StorageError."""
         self._con = None
 
     def _remove(self, unit_id: str) -> bool:
@@ -366,7 +366,7 @@ def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
     if unit.get("id") != unit_id:
         unit = {**unit, "id": unit_id}
     try:
-        text = _json_text(unit)
+        text = json_text(unit)
     except RecursionError as error:
         raise InvalidUnitError(f"unit {unit_id!r} is nested more than {MAX_NESTING} levels deep; flatten it") from error
     except (TypeError, ValueError) as error:
@@ -404,7 +404,7 @@ def _depth(value: Any) -> int:
 
 
 def _text(raw: bytes) -> str:
-    """The JSON text of a row that goes, or changes; a damaged one must be able to."""
+    """The JSON text of a row that is removed or changed, which a damaged row must allow."""
     return raw.decode(errors="replace")
 
 

@@ -9,16 +9,15 @@ it is needed. Where a call of another thread does not end in time, the child may
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import apsw
 
 from ..errors import CorruptStoreError, ReadOnlyError, StorageError, StoreClosedError
+from ..utils import forking
 from .connections import (
     Durability,
     connect,
@@ -36,27 +35,12 @@ from .pool import FileId, ReaderPool, refuse_replaced
 from .sqlite_errors import SQLITE_ERRORS
 from .transaction import Transaction
 
-__all__ = ["Session", "WriteContext", "no_fork", "watch"]
+__all__ = ["Session", "WriteContext", "no_fork"]
 
 
-class Forkable(Protocol):
-    """What the hooks need of a store."""
-
-    path: Path
-
-    def before_fork(self) -> bool: ...
-
-    def after_fork(self) -> None: ...
-
-    def disable_in_child(self) -> list[object]: ...
-
-
-_stores: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_opening = threading.RLock()
-_prepared: list[Forkable] = []
-_unprepared: list[Forkable] = []
 _stranded_paths: set[Path] = set()
 _inherited: list[object] = []
+"""In a child: connections of the parent, which must be neither used nor closed."""
 
 
 @contextmanager
@@ -67,37 +51,8 @@ def no_fork(path: Path) -> Iterator[None]:
             f"{path} was in use by another thread, or inside write(), when this process was forked from it; "
             "fork while no call is running, or start the process with spawn"
         )
-    with _opening:
+    with forking.no_fork():
         yield
-
-
-def watch(store: Forkable) -> None:
-    """Look after an open store at every fork to come."""
-    _stores.add(store)
-
-
-def _before() -> None:
-    _opening.acquire()
-    for store in list(_stores):
-        (_prepared if store.before_fork() else _unprepared).append(store)
-
-
-def _after() -> None:
-    for store in _prepared:
-        store.after_fork()
-    _prepared.clear()
-    _unprepared.clear()
-    _opening.release()
-
-
-def _in_child() -> None:
-    for store in _unprepared:
-        _inherited.extend(store.disable_in_child())
-        _stranded_paths.add(store.path)
-    _after()
-
-
-os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
 
 
 FORK_PATIENCE = 2.0
@@ -105,7 +60,7 @@ FORK_PATIENCE = 2.0
 
 
 class Session:
-    """Everything that an open store holds of the operating system: lock, writing connection, reading connections."""
+    """The lock, the writing connection and the reading connections of an open store."""
 
     def __init__(
         self,
@@ -127,6 +82,7 @@ class Session:
         """The database file when its log was last found to be its own."""
         self.floor = NO_TOKEN
         """The newest token that this session knows to be in the database file, see ``lineage.py``."""
+        forking.close_for_fork(self)
 
     def connection(self) -> apsw.Connection:
         """The writing connection, opened when needed. Call with the lock held."""
@@ -141,7 +97,7 @@ class Session:
     def begin(self, con: apsw.Connection) -> None:
         """Begin a transaction on the writing connection. Call with the lock held; the caller rolls back.
 
-        Raises CorruptStoreError when somebody changed the database file under its log, StorageError when it was
+        Raises CorruptStoreError when the database file was changed under its log, StorageError when it was
         replaced.
         """
         if not self._is_checked():
@@ -233,13 +189,13 @@ class Session:
         self.pool.resume()
         self.lock.release()
 
-    def disable_in_child(self) -> list[object]:
-        """In a child that could not be prepared: refuse all use; returns what must live on unused."""
-        inherited: list[object] = [*self.pool.disable_in_child(), self._con]
+    def disable_in_child(self) -> None:
+        """In a child where :meth:`before_fork` failed: refuse all use."""
+        _inherited.extend([*self.pool.disable_in_child(), self._con])
+        _stranded_paths.add(self.path)
         self._con = None
         self.lock.close_file()
         self.lock = WriteLock(self.lock.path, self.lock.timeout, self.lock.new_mode)
-        return inherited
 
 
 def _is_empty(file: str) -> bool:
@@ -310,7 +266,7 @@ class _WriteHold:
         self.guard: weakref.ref[WriteContext] | None = None
 
     def abandon(self, _: object) -> None:
-        """The context is gone and nobody called :meth:`leave`."""
+        """The context was garbage-collected without :meth:`leave`."""
         self.failed = True
         self.leave()
 

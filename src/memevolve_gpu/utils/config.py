@@ -46,7 +46,7 @@ _Config = TypeVar("_Config", bound="_Settings")
 
 
 def serve_memevolve(does: bool) -> None:
-    """Say whether the drop-in is in place: whether it is MemEvolve that makes stores in this process."""
+    """Record whether the drop-in is installed, so that MemEvolve makes the stores of this process."""
     global _serves_memevolve  # noqa: PLW0603 - a fact of the process, as the drop-in itself is
     _serves_memevolve = does
 
@@ -58,9 +58,9 @@ class Allowed(NamedTuple):
 
 
 def _number(value: object) -> object:
-    """Refuse what Python would quietly take for a number, and unwrap numpy's scalars."""
+    """Refuse booleans and unwrap NumPy's scalars."""
     if isinstance(value, bool):
-        raise ValueError("a truth value is not a number")
+        raise ValueError("a boolean is not a number")
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
@@ -153,7 +153,7 @@ class _Found(NamedTuple):
 
 
 class _Settings(BaseSettings):
-    """What both configurations share: where values come from, and how a bad one is reported."""
+    """Base of the configurations: reads the sources of values and reports bad ones."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True
@@ -202,7 +202,7 @@ class _Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: _Source, *_sources: _Source, **_named: _Source
     ) -> tuple[_Source, ...]:
-        """Read nothing behind our back: ``__init__`` has gathered the variables, with their places, already."""
+        """Use the keywords only: ``__init__`` has already read the variables, with their places."""
         del settings_cls
         return (init_settings,)
 
@@ -258,13 +258,13 @@ class _Settings(BaseSettings):
 
     @classmethod
     def _attribute(cls, source: object, name: str) -> object:
-        """What somebody else's object says; None where a borrowed name only has the default of its class."""
+        """The attribute of a caller's object; None where a borrowed name only has the default of its class."""
         value = getattr(source, name, None)
         return None if name in cls.borrowed and value == getattr(type(source), name, None) else value
 
     @classmethod
     def _values_of(cls, get: Callable[[str], object], kinds: type | tuple[type, ...]) -> dict[str, Any]:
-        """Our settings out of somebody else's object, if they are of these kinds; a first name beats a second one."""
+        """Our settings in a caller's object, if they are of these types; a first name beats a second one."""
         names = {name: name for name in cls.model_fields} | dict(cls.aliases)
         found: dict[str, Any] = {}
         for name, target in names.items():
@@ -337,7 +337,22 @@ class _Settings(BaseSettings):
 
 
 class StorageConfig(_Settings):
-    """Settings of a store: ``MEMEVOLVE_STORAGE_*``. Immutable; docs/reference/configuration.md has each in detail."""
+    """Settings of a store, ``MEMEVOLVE_STORAGE_*``; immutable. docs/reference/configuration.md describes each.
+
+    Args:
+        values: settings by name. One that is missing is read from the environment, then from ``.env``, and else has
+            its default. ``_env_file`` names another file than ``.env``, or is None for no file.
+
+    Raises:
+        ConfigurationError: a name is unknown, a value is not allowed, two values contradict each other, or ``.env``
+            cannot be read. The message says what is allowed.
+
+    Example:
+        >>> from memevolve_gpu import StorageConfig
+        >>> config = StorageConfig(index_type="hnsw", target_recall=0.98, _env_file=None)
+        >>> config.replace(metric="cosine").metric
+        'cosine'
+    """
 
     # Written out in each class: the one that type checkers make up knows neither second names nor files.
     def __init__(self, **values: Any) -> None:
@@ -449,7 +464,19 @@ class StorageConfig(_Settings):
 
 
 class EmbeddingConfig(_Settings):
-    """Settings of the embedding function: ``MEMEVOLVE_EMBEDDING_*``, shared with MemEvolve. Immutable."""
+    """Settings of the embedding function, ``MEMEVOLVE_EMBEDDING_*``, shared with MemEvolve; immutable.
+
+    Args:
+        values: settings by name, as for :class:`StorageConfig`.
+
+    Raises:
+        ConfigurationError: as for :class:`StorageConfig`. Keys and addresses are not shown in messages.
+
+    Example:
+        >>> from memevolve_gpu import EmbeddingConfig
+        >>> EmbeddingConfig(provider="hashing", dimension=64, _env_file=None).dimension
+        64
+    """
 
     def __init__(self, **values: Any) -> None:
         """Make a configuration; see the base class for ``values`` and errors."""
@@ -475,7 +502,7 @@ class EmbeddingConfig(_Settings):
 def visible_gpus() -> str | None:
     """CUDA_VISIBLE_DEVICES as it stands: which GPUs CUDA will show to this process, and in which order; None for all.
 
-    The driver's own lists ignore it, so whoever reads them must apply it.
+    The driver's own lists ignore it, so their readers must apply it.
     """
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
@@ -504,7 +531,19 @@ _Consistency = Annotated[
 
 
 class MilvusConfig(_Settings):
-    """Settings of ``MilvusStore``: ``MEMEVOLVE_MILVUS_*``. Immutable; see docs/how-to/milvus.md."""
+    """Settings of ``MilvusStore``, ``MEMEVOLVE_MILVUS_*``; immutable. See docs/how-to/milvus.md.
+
+    Args:
+        values: settings by name, as for :class:`StorageConfig`.
+
+    Raises:
+        ConfigurationError: as for :class:`StorageConfig`. Token and address are not shown in messages.
+
+    Example:
+        >>> from memevolve_gpu.utils.config import MilvusConfig
+        >>> MilvusConfig(uri="https://db.example.org:19530", collection="notes", _env_file=None).address
+        'milvus+https://db.example.org:19530/notes'
+    """
 
     def __init__(self, **values: Any) -> None:
         """Make a configuration; see ``StorageConfig`` for ``values`` and errors."""
@@ -535,7 +574,8 @@ class MilvusConfig(_Settings):
     def at(cls, uri: str) -> MilvusConfig:
         """Settings for ``milvus://host:port/collection`` (``milvus+https://`` for TLS), the rest from the environment.
 
-        Raises ConfigurationError when the address or the collection's name cannot be used.
+        Raises:
+            ConfigurationError: the address or the collection's name cannot be used.
         """
         parts = urlsplit(uri)
         if parts.scheme not in _SCHEMES or not parts.hostname or parts.username or parts.query:

@@ -1,33 +1,94 @@
-"""What a forked child must set right: locks held by threads that it does not have."""
+"""The one handler for ``os.fork``: what is closed before a fork, and what is renewed in the child.
+
+A child has one thread and copies of everything. A lock that another thread held stays locked in it, and files that
+must not be shared are open in it. Objects and functions register here; the package calls ``os.register_at_fork``
+nowhere else.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["AfterFork", "renew_in_child"]
+__all__ = ["AfterFork", "Forkable", "call_in_child", "close_for_fork", "no_fork", "renew_in_child"]
 
 
 class AfterFork(Protocol):
-    """Something that lives on in a forked child."""
+    """Something that a forked child must set right."""
 
     def after_fork(self) -> None:
         """Called in the child, before anything else runs there."""
 
 
-_watched: weakref.WeakSet[AfterFork] = weakref.WeakSet()
+class Forkable(Protocol):
+    """Something that is closed before a fork and opened again after it, in the parent and in the child."""
+
+    def before_fork(self) -> bool:
+        """Close it; False when it is in use and cannot be closed."""
+
+    def after_fork(self) -> None:
+        """Called in the parent and in the child when :meth:`before_fork` returned True."""
+
+    def disable_in_child(self) -> None:
+        """Called in the child when :meth:`before_fork` returned False."""
+
+
+_forking = threading.RLock()
+_to_close: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_to_renew: weakref.WeakSet[AfterFork] = weakref.WeakSet()
+_to_call: list[Callable[[], object]] = []
+_closed: list[Forkable] = []
+_in_use: list[Forkable] = []
+
+
+@contextmanager
+def no_fork() -> Iterator[None]:
+    """No fork happens inside the block."""
+    with _forking:
+        yield
+
+
+def close_for_fork(one: Forkable) -> None:
+    """Close ``one`` at every fork while it is alive."""
+    _to_close.add(one)
 
 
 def renew_in_child(one: AfterFork) -> None:
     """Have ``one.after_fork()`` called in every child forked while ``one`` is alive."""
-    _watched.add(one)
+    _to_renew.add(one)
+
+
+def call_in_child(function: Callable[[], object]) -> None:
+    """Have ``function()`` called in every child."""
+    _to_call.append(function)
+
+
+def _before() -> None:
+    _forking.acquire()
+    for one in list(_to_close):
+        (_closed if one.before_fork() else _in_use).append(one)
+
+
+def _after() -> None:
+    for one in _closed:
+        one.after_fork()
+    _closed.clear()
+    _in_use.clear()
+    _forking.release()
 
 
 def _in_child() -> None:
-    for one in list(_watched):
-        one.after_fork()
+    for one in _in_use:
+        one.disable_in_child()
+    _after()
+    for renewed in list(_to_renew):
+        renewed.after_fork()
+    for function in _to_call:
+        function()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)

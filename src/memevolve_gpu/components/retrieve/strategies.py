@@ -6,13 +6,14 @@ import math
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
+from ...records.fulltext import bm25
 from ...types import FloatArray
 from ...utils.arguments import whole_number
 from ...utils.embeddings import Embedder, EmbeddingFunction
@@ -31,9 +32,6 @@ __all__ = [
 ]
 
 Filters = Mapping[str, Any] | None
-
-K1, B = 1.2, 0.75
-"""BM25 as in the store's own keyword index (Robertson and Zaragoza, 2009)."""
 
 _WORD = re.compile(r"\w+")
 _CACHED_TEXTS = 20_000
@@ -116,24 +114,13 @@ class VectorScan:
 def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
     words = dict.fromkeys(_words(query))
     docs = [(unit["id"], Counter(_words(unit_to_text(unit)))) for unit in backend.units(filters)]
-    weight = _weigher(words, [counts for _, counts in docs])
-    found = [Ranked(unit_id, weight(counts)) for unit_id, counts in docs if not words.keys().isdisjoint(counts)]
+    if not docs:
+        return []
+    holding = {word: sum(word in counts for _, counts in docs) for word in words}
+    score = bm25(len(docs), sum(counts.total() for _, counts in docs) / len(docs), holding, words)
+    hits = [(unit_id, counts) for unit_id, counts in docs if not words.keys().isdisjoint(counts)]
+    found = [Ranked(unit_id, score(counts, counts.total())) for unit_id, counts in hits]
     return sorted(found, key=lambda one: -one.score)[:limit]
-
-
-def _weigher(words: Mapping[str, Any], docs: Sequence[Counter[str]]) -> Callable[[Counter[str]], float]:
-    """Return the BM25 score function for documents among ``docs``."""
-    average = sum(counts.total() for counts in docs) / len(docs) if docs else 1.0
-    idf = {}
-    for word in words:
-        holding = sum(word in counts for counts in docs)
-        idf[word] = max(1e-6, math.log((len(docs) - holding + 0.5) / (holding + 0.5)))
-
-    def weight(counts: Counter[str]) -> float:
-        norm = K1 * (1 - B + B * counts.total() / (average or 1.0))
-        return sum(idf[word] * counts[word] * (K1 + 1) / (counts[word] + norm) for word in idf)
-
-    return weight
 
 
 def _words(text: str) -> list[str]:

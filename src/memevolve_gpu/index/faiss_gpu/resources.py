@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import traceback
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
+from ...utils.forking import call_in_child
 from ..device_failover import BusyError, mark_lost
 from ..faiss_support import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
@@ -313,4 +313,4 @@ def _after_fork() -> None:
         gpu_resources.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+call_in_child(_after_fork)

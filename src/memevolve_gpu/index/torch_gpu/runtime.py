@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError, first_line
+from ...utils.forking import call_in_child
 from ...utils.vectors import as_tensor
 from ..device_failover import Cause, lost_devices, mark_lost
 
@@ -200,8 +201,7 @@ def _in_child() -> None:
     _Process.turns.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+call_in_child(_in_child)
 
 
 _INSTALL = "pip install 'memevolve-gpu[torch]'"

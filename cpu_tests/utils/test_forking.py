@@ -1,0 +1,92 @@
+"""The one handler for forks: what it does in parent and child, and in which order."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from support import as_child
+
+import memevolve_gpu
+from memevolve_gpu.utils import forking
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+class Recorder:
+    """Notes in a file what is called on it."""
+
+    def __init__(self, log: Path, closes: bool = True) -> None:
+        self.log = log
+        self.closes = closes
+
+    def note(self, what: str) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{what} ")
+
+    def before_fork(self) -> bool:
+        self.note("before")
+        return self.closes
+
+    def after_fork(self) -> None:
+        self.note("after")
+
+    def disable_in_child(self) -> None:
+        self.note("disabled")
+
+
+def noted_in_child(log: Path) -> str:
+    before = log.read_text() if log.exists() else ""
+
+    def check() -> None:
+        log.with_suffix(".child").write_text(log.read_text().removeprefix(before))
+
+    assert as_child(check) == 0
+    return log.with_suffix(".child").read_text().strip()
+
+
+def test_what_closes_is_opened_again_on_both_sides(tmp_path: Path) -> None:
+    one = Recorder(tmp_path / "log")
+    forking.close_for_fork(one)
+    noted_in_child(one.log)
+    assert one.log.read_text().split() == ["before", "after", "after"]
+
+
+def test_what_cannot_close_is_disabled_in_the_child_alone(tmp_path: Path) -> None:
+    one = Recorder(tmp_path / "log", closes=False)
+    forking.close_for_fork(one)
+    noted_in_child(one.log)
+    assert one.log.read_text().split() == ["before", "disabled"]
+
+
+def test_what_is_renewed_hears_of_it_in_the_child_alone_and_not_after_its_end(tmp_path: Path) -> None:
+    one = Recorder(tmp_path / "log")
+    forking.renew_in_child(one)
+    noted_in_child(one.log)
+    assert one.log.read_text().split() == ["after"]
+    log = one.log
+    del one
+    assert noted_in_child(log) == ""
+
+
+def test_stores_are_open_again_before_anything_is_renewed(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    class Renewed(Recorder):
+        def after_fork(self) -> None:
+            self.note("renewed")
+
+    first, second = Renewed(log), Recorder(log)
+    forking.renew_in_child(first)
+    forking.close_for_fork(second)
+    parent = os.getpid()
+    noted_in_child(log)
+    assert os.getpid() == parent
+    assert "after renewed" in log.read_text()
+
+
+def test_there_is_no_other_handler_in_the_package() -> None:
+    folder = Path(memevolve_gpu.__file__).parent
+    found = [path for path in folder.rglob("*.py") if "register_at_fork(" in path.read_text(encoding="utf-8")]
+    assert found == [folder / "utils" / "forking.py"]
