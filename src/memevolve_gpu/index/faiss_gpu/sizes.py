@@ -77,7 +77,7 @@ def lists_query_bytes(nprobe: int, dim: int, fetch: int) -> int:
 
 
 def sent_bytes(rows: int, dim: int) -> int:
-    """What ``rows`` sent to a device to be compared take there: what is large beside the scratch, which holds the rest.
+    """Bytes that ``rows`` sent to a device to be compared take there beside the scratch; small ones fit into it.
 
     faiss sends up to twice 256 MiB at a time."""
     size = min(4 * rows * dim, 512 << 20)

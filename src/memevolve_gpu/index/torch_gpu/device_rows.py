@@ -80,7 +80,7 @@ class Quantization:
     centre: FloatArray
     scale: float
     farthest: float = _FARTHEST * _TYPICAL_NORM
-    """The length here of the longest row that is taken although the space was not made for it."""
+    """The longest new row, in this space, that is accepted."""
 
     @classmethod
     def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Quantization:
@@ -98,7 +98,7 @@ class Quantization:
         return cls(centre, scale, scale * max(_FARTHEST * norm, 2 * long) or _FARTHEST * _TYPICAL_NORM)
 
     def holds(self, vectors: FloatArray) -> bool:
-        """Does float16 tell ``vectors`` (m, dim) from each other here, which the space was not made for?"""
+        """Can float16 distinguish new ``vectors`` (m, dim) in this space, which was made for others?"""
         far = vectors - self.centre
         longest = float(np.einsum("ij,ij->i", far, far, dtype=np.float64).max(initial=0.0)) ** 0.5
         reach = float(np.abs(far, out=far).max(initial=0.0))
@@ -160,7 +160,7 @@ class Queries:
 
     @classmethod
     def from_wide(cls, raw: Any, wide: Any, rows: DeviceRows) -> Queries:
-        """``wide`` as :meth:`Resident.entered` gives it, on the device."""
+        """``wide`` as :meth:`DeviceRows.to_device_space` returns it, on the device."""
         torch = load_torch()
         factor = 1.0 if rows.metric == "ip" else 2.0
         return cls(raw, wide, torch.full((len(wide),), factor, dtype=torch.float32, device=wide.device))
@@ -179,8 +179,8 @@ class DeviceRows:
     x float16 or int8 (32 * groups, columns); scales float32 (32 * groups,) for int8, else empty; bias float32
     (32 * groups,), +inf in padding; living, the same with +inf for rows that died (see
     :class:`~.device_masks.Tombstones`); order int32 (32 * groups,), the position of each row, -1 in padding; places
-    int32 (n,), where each position lies, or
-    None where that is the position itself; full float32 (n, dim) by position, or None; centre float32 (dim,).
+    int32 (n,), where each position lies, or None where that is the position itself; float32_rows (n, dim) by position,
+    or None; centre float32 (dim,).
     """
 
     metric: Metric
@@ -198,7 +198,7 @@ class DeviceRows:
     def empty(
         cls, metric: Metric, quantization: Quantization, shape: tuple[int, int, int], device: Any, **kinds: bool
     ) -> DeviceRows:
-        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, ``float32_rows`` for float32 rows beside it,
+        """Memory for ``shape`` = (n, dim, groups); kinds: ``int8``, ``float32_rows`` for float32 rows beside it,
         ``listed`` for rows in another order than that of their positions.
         """
         torch = load_torch()
@@ -247,8 +247,8 @@ class DeviceRows:
     def put(self, start: int, block: Any, places: Any, codes: tuple[Any, Any] | None, vectors: Any) -> None:
         """Fill in rows ``start`` and following at ``places`` int64 (m,).
 
-        block float32 (m, columns) as :meth:`Quantization.enter` gives them; codes: int8 rows and scales, for int8;
-        vectors float32 (m, dim), kept when there is room for them.
+        block float32 (m, columns) as :meth:`Quantization.enter` returns them; codes: int8 rows and scales, for int8;
+        vectors float32 (m, dim), kept where float32 rows are.
         """
         torch = load_torch()
         if codes is None:

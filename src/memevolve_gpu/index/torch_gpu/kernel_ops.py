@@ -221,7 +221,7 @@ class Operations:
     """The steps of a search and of training on one device; arguments and results as in :mod:`.kernel_ops`.
 
     A kernel that cannot be compiled or launched is not tried again: its reference answers, on the same device, and
-    ``note`` is told once. Running out of memory and losing the device are not the kernel's fault and are raised.
+    ``note`` is called once. Out of memory and a lost device are not the kernel's fault and are raised.
     """
 
     def __init__(self, device: Any, note: Callable[[str], None], kernels: Any = None) -> None:

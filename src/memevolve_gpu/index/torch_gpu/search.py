@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ...errors import EngineError
 from ...types import FloatArray, IntArray
-from ..base import Arrays
 from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Queries
 from .kernel_ops import Lists, ListWork, Operations
 from .memory_accounting import SCRATCH, Account
@@ -24,20 +21,11 @@ __all__ = [
     "columns",
     "decide",
     "found_in_batches",
-    "part",
     "propose",
     "scratch_each",
     "some",
     "widened",
 ]
-
-
-def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """A part of exactly this kind, or an EngineError."""
-    array = parts.get(name)
-    if array is None or array.dtype != dtype or array.shape != shape:
-        raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} {shape}; rebuild the index")
-    return array
 
 
 def some(queries: Any, rows: IntArray) -> Any:
