@@ -1,6 +1,6 @@
 """Detect the GPUs of this machine in a child process, without loading CUDA here.
 
-Nothing in this module loads CUDA: not into a process that asked for the CPU, and not into one that will fork. The
+Nothing in this module loads CUDA: not into a process that uses the CPU, and not into one that will fork. The
 driver is queried in a child with a time limit, by nvidia-ml-py (module ``pynvml``, in the extras ``gpu`` and ``torch``)
 or, where that is not installed, by ``nvidia-smi``. A driver that hangs or crashes costs that child. Both print one line
 of FIELDS for each GPU.

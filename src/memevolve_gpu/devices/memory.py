@@ -172,7 +172,7 @@ CONTEXT_BYTES = 512 << 20
 600 MB is what drivers report for torch on data centre cards."""
 
 HOST_SHARE = 0.8
-"""Share of the available host memory that MAX_MEMORY_MB=auto allows: room is left for those beside us."""
+"""Share of the available host memory that MAX_MEMORY_MB=auto allows: some is left for other processes."""
 
 Load = Callable[[str], Any]
 """Gives a module by name, or None where it cannot be had."""
@@ -227,7 +227,7 @@ class Holder(Protocol):
 
     @property
     def device_bytes(self) -> int:
-        """How much."""
+        """Bytes of it."""
 
 
 class Holdings:
@@ -302,11 +302,11 @@ def device_budget(
     """The memory of ``gpu`` as this process may use it.
 
     Once CUDA is in use here, free and total come from cupy's ``memGetInfo``, else from torch, and what their pools keep
-    in reserve counts as ours. Before that, or where neither can be asked, they come from the driver: asking CUDA would
+    in reserve counts as ours. Before that, or where neither is loaded, they come from the driver: a call to CUDA would
     begin to use it.
 
     Args:
-        gpu: the device, with its memory as it was when it was found.
+        gpu: the device, with its memory as first read.
         fraction: GPU_MEMORY_FRACTION.
         holdings: what stores hold already.
         load: gives cupy and torch, or None.

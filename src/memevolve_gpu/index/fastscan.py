@@ -31,8 +31,8 @@ def candidate_width(k: int, params: SearchParams) -> int:
 class CodeScan:
     """The first stage over all rows of ``table``, and the second through it.
 
-    The engine (an IndexPQFastScan) takes no filter, so under one it proposes more, and more
-    again until enough of them are allowed or a scan of the allowed rows is cheaper.
+    The engine (an IndexPQFastScan) takes no filter, so under one it proposes more and more rows until enough of them
+    are allowed or a scan of the allowed rows is cheaper.
     """
 
     def __init__(self, engine: Any, table: VectorTable) -> None:

@@ -1,4 +1,4 @@
-"""Tables of float32, float16 or int8 vectors that answer exact distances, and arrays with room to grow.
+"""Tables of float32 vectors that answer exact distances, and arrays with spare capacity to grow.
 
 An array from :func:`roomy` or :func:`grown` is a view of a larger allocation. The longest view of it may
 be followed by a longer one that shares its memory; rows are never written twice. Space that no row has touched takes
@@ -28,7 +28,7 @@ from .exact_scan import exact_scan, rerank_rows, scan_many
 __all__ = ["VectorTable", "grown", "in_memory", "lengthened", "mapped", "merge_best", "roomy", "table_from"]
 
 _SHARE = 4
-"""Room for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
+"""Capacity for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
 _LEAST = 64
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
@@ -42,7 +42,7 @@ class _Room(np.ndarray[Any, Any]):
     used: int
     lock: threading.Lock
     copied: tuple[weakref.ref[Any], int] | None = None
-    """Whose first rows lie here too, and how many of them."""
+    """The allocation whose first rows were copied here, and how many of them."""
     from_file: int = 0
     """How many of the first rows are mapped from a file."""
 
@@ -100,7 +100,7 @@ def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Sca
 
 
 def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
-    """``array`` and room for ``by`` more rows, not initialised, which the caller alone may write; as :func:`grown`."""
+    """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`."""
     n, total = len(array), len(array) + by
     room = _room_of(array)
     if room is not None and _taken(room, n, total):
@@ -129,7 +129,7 @@ def _lay_over(region: mmap.mmap, file: int, offset: int, size: int) -> None:
 
 
 def _follows(room: _Room, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
-    """Do the rows ``more`` lie in ``room`` right behind those of ``array``, or behind the copy made of them?"""
+    """Whether the rows ``more`` lie in ``room`` right behind those of ``array``, or behind the copy made of them."""
     same = more.dtype == array.dtype == room.dtype and more.shape[1:] == array.shape[1:] == room.shape[1:]
     if not (same and more.flags.c_contiguous and more.ctypes.data == room.ctypes.data + array.nbytes):
         return False
@@ -206,7 +206,7 @@ class VectorTable:
         return {"vectors": self.vectors}
 
     def extended(self, vectors: FloatArray) -> VectorTable:
-        """A table of these rows followed by float32 (m, dim); it shares memory where there is room (see
+        """A table of these rows followed by float32 (m, dim); it shares memory where there is capacity (see
         :mod:`.vector_table`)."""
         return VectorTable(grown(self.vectors, vectors), self.metric)
 

@@ -122,8 +122,8 @@ class FaissGpuIndex(Index):
         count = self.n if row_filter is None else row_filter.count
         times, plus = _SPARE[self.plan.precision]
         spare = k * times + plus
-        asked = params.rerank or spare
-        want = min(max(k, asked if self.plan.precision == "int8" else min(asked, spare)), MOST, count)
+        requested = params.rerank or spare
+        want = min(max(k, requested if self.plan.precision == "int8" else min(requested, spare)), MOST, count)
         fetch = want if row_filter is None else int(want * self.n / count * _SLACK) + 1
         if k > MOST or (fetch > MOST and count < self.n):
             return None

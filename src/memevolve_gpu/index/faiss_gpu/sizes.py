@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MOST = 2048
-"""Results and lists that one search may ask for."""
+"""The most results, and the most lists, of one search."""
 TEMPORARY_BYTES = 512 << 20
 """Scratch memory set aside for each device: what 250 queries of a flat scan, or 500 that probe 512 lists of 384
 dimensions, need at a time. What a search needs beyond it faiss allocates and frees, which is slow but works."""

@@ -143,7 +143,7 @@ class DeviceDeltaBuffer:
         self._giving = _nothing
 
     def _shown(self, rows: DeviceRows, n: int, row_filter: RowFilter | None) -> DeviceRows:
-        """The first ``n`` rows that are allowed; what an older view does not know yet is hidden from it."""
+        """The allowed ones of the first ``n`` rows; rows that an older view does not know are hidden."""
         if row_filter is None and n == self._n:
             return rows
         if self._masked is not None and self._masked[0] is row_filter and self._masked[1] == n:

@@ -30,7 +30,7 @@ GROUP = 32
 """Rows of which a scan keeps one number, the best of their scores. The k best rows of all lie in the k groups with the
 best such numbers, so a scan writes 4 bytes per 32 rows and query instead of 128, and what it read is never sorted."""
 BLOCK_GROUPS = 8
-"""The number of groups is a multiple of this, so that no kernel needs to ask where the rows end."""
+"""The number of groups is a multiple of this, so that no kernel needs to check where the rows end."""
 
 
 def padded_columns(dim: int) -> int:
@@ -62,7 +62,7 @@ _BLOCK_BYTES = 32 << 20
 _TYPICAL_NORM = 16.0
 _LARGEST = 2.0**14
 _FARTHEST = 128
-"""So many times its own width a new cluster of rows, as wide as that of usual ones, may lie away. float16 rounds rows
+"""How far away a new cluster of rows may lie, in units of the usual cluster's width. float16 rounds rows
 by their length: in 8 to 1,024 dimensions recall@10 among 2,000 such rows was 1.0 up to 256 times, 0.92 to 1.0 at 400,
 and 0.34 (384 dimensions) at 1,000 times."""
 _CENTRE_ROWS = 1024
@@ -70,7 +70,7 @@ _CENTRE_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How vectors become what the device holds: ``(vector - centre) * scale``, in float16.
+    """How vectors are stored on the device: ``(vector - centre) * scale``, in float16.
 
     Moving the origin changes no squared distance and moves all dot products of a query alike, so the order of rows
     stays. Around their median, in units in which a usual row has length 16 and no component exceeds 2**14, float16's

@@ -50,7 +50,7 @@ __all__ = ["TorchIndex", "candidate_width"]
 T = TypeVar("T")
 
 _INT8_SPARE = (4, 32)
-"""int8 rows reorder near neighbours: at least so many times as many candidates as results, and so many more."""
+"""int8 rows reorder near neighbours: the fewest candidates for so many results, as (times, plus)."""
 _ARRAY_PROTOCOLS = ("__dlpack__", "__cuda_array_interface__")
 _DEVICE_CALL = 15_000_000.0
 """A call to a device takes about 150 microseconds, in units of ``costs``: a scan that is faster runs on the host."""
@@ -126,11 +126,11 @@ class TorchIndex(Index):
         if here and nq * scan_cost(count, self.dim) < _DEVICE_CALL:
             return None
 
-        def ask(batch: int) -> tuple[FloatArray, IntArray] | None:
+        def scan(batch: int) -> tuple[FloatArray, IntArray] | None:
             tensor = given if here else device_tensor(given, self._ready().device)
             return self._delta_of(newer).search(n, tensor, k, row_filter, batch)
 
-        return self._attempt(ask, nq)
+        return self._attempt(scan, nq)
 
     def _delta_of(self, newer: DeltaRows) -> DeviceDeltaBuffer:
         if self._delta is None or self._delta.newer is not newer:

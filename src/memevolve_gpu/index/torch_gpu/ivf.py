@@ -27,7 +27,7 @@ _ENTER_ROWS = 16_384
 _LARGEST = 60_000.0
 _WHOLE = 0.5
 """Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
-most twice as much, and a batch is to answer as its queries do one by one."""
+most twice as much, and a batch must give the same results as its queries one by one."""
 
 
 class TorchIVFIndex(TorchIndex):

@@ -367,7 +367,7 @@ def _stream_of(torch: Any, device: str) -> Any:
 
 
 def host_tensor(array: npt.NDArray[Any]) -> Any:
-    """``array`` as a tensor, C-contiguous; a copy only of what may not be written to, which torch cannot share."""
+    """``array`` as a tensor, C-contiguous; copied only where it is read-only, which torch cannot share."""
     own = np.ascontiguousarray(array)
     return load_torch().from_numpy(own if own.flags.writeable else own.copy())
 
@@ -375,7 +375,7 @@ def host_tensor(array: npt.NDArray[Any]) -> Any:
 def device_tensor(queries: Any, device: Any) -> Any:
     """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
 
-    Taken are numpy arrays, and what :func:`~....utils.device_arrays.as_tensor` takes.
+    Accepts numpy arrays and what :func:`~....utils.vectors.as_tensor` accepts.
     """
     torch = load_torch()
     if isinstance(queries, np.ndarray):
@@ -386,8 +386,8 @@ def device_tensor(queries: Any, device: Any) -> Any:
 
 
 def settled(tensor: Any, given: Any) -> Any:
-    """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: what was converted was so
-    on the engine's own, while a float32 tensor of the same device is the memory that was given."""
+    """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: a conversion ran on the
+    engine's own stream, while a float32 tensor of the same device is the given memory."""
     torch = load_torch()
     same = isinstance(given, torch.Tensor) and given.data_ptr() == tensor.data_ptr()
     if tensor.device.type == "cuda" and not same:

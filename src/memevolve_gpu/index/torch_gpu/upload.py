@@ -146,8 +146,8 @@ class Upload:
             for nprobe in self._probes(nq):
                 with lock:
                     raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
-                    asked = Queries.prepare(raw, loaded.rows)
-                    propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
+                    queries = Queries.prepare(raw, loaded.rows)
+                    propose(loaded.rows, queries, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
                     torch.cuda.current_stream(loaded.device).synchronize()
 
     def _probes(self, nq: int) -> list[int]:
