@@ -40,7 +40,7 @@ def looks_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("script", "said"),
     [
         ("echo a warning; echo it works", ""),
-        ("exit 0", "its trial ended without a word"),
+        ("exit 0", "its trial ended without output"),
         ("echo it works; exit 1", "torch does not work on this GPU"),
         ("echo 'RuntimeError: The NVIDIA driver on your system is too old' >&2; exit 1", "update the GPU driver"),
         ("echo 'libcudart.so.13: cannot open shared object file' >&2; exit 1", "a CUDA library is missing"),

@@ -234,7 +234,7 @@ def test_bad_arguments_are_named(case: Case) -> None:
         index.search(queries, 0, TRY)
     with pytest.raises(ValueError, match="queries must be"):
         index.search(queries[:, :5], 3, TRY)
-    with pytest.raises(ValueError, match="allowed covers 3 rows"):
+    with pytest.raises(ValueError, match="row_filter covers 3 rows"):
         index.search(queries, 3, TRY, RowFilter(np.ones(3, np.bool_)))
 
 
@@ -274,7 +274,7 @@ def test_one_row_and_none(kind: str, metric: Metric, rng: np.random.Generator) -
 @pytest.mark.parametrize("kind", ["two_stage", "ivf", "torch-ivf"])
 def test_too_few_rows_to_train_are_refused(kind: str, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 15, 8, "l2")
-    with pytest.raises(EngineError, match="exact body"):
+    with pytest.raises(EngineError, match="exact index"):
         build(replace(plan_of(kind, vectors), nlist=4), rows_of(vectors), "l2", seed=1)
 
 
@@ -333,7 +333,7 @@ def test_quantisers_trained_for_something_else_are_refused(rng: np.random.Genera
         build(IndexPlan("ivf", nlist=plan.nlist, codes=8), rows_of(vectors), "l2", seed=1),
     ]
     for other in others:
-        with pytest.raises(EngineError, match="like was trained for"):
+        with pytest.raises(EngineError, match="reuse_from was trained for"):
             build(plan, rows_of(vectors), "l2", seed=1, reuse_from=other)
 
 

@@ -134,7 +134,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.faults = Faults()
         self.stack = patched(self.faults)
-        self.stack.enter_context(patch.object(TorchIndex, "_room_for_full", lambda *_: float32_rows))
+        self.stack.enter_context(patch.object(TorchIndex, "_float32_rows_fit", lambda *_: float32_rows))
         self.metric, self.used = metric, account_of(DEVICE).used
         self.config = {"background": False, "min_training_units": 60, "index_type": index_type, "metric": metric}
         self.rng = np.random.default_rng(seed)

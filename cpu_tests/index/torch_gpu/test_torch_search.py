@@ -161,7 +161,7 @@ def test_queries_on_a_device_are_checked_like_others(card: Account, torch: Any) 
         index.search(queries[:, :5], 3, LISTS)
     with pytest.raises(ValueError, match="k at least 1"):
         index.search(queries, 0, LISTS)
-    with pytest.raises(ValueError, match="allowed covers 3 rows"):
+    with pytest.raises(ValueError, match="row_filter covers 3 rows"):
         index.search(queries, 3, LISTS, RowFilter(np.ones(3, np.bool_)))
     assert index.search(queries[:0], 3, LISTS)[1].shape == (0, 3)
     nothing = index.search(queries, 3, LISTS, RowFilter(np.zeros(N, np.bool_)))

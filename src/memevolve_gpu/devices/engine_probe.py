@@ -1,7 +1,7 @@
 """Probe in a child process whether a GPU engine works on a device.
 
-A library that is half installed, of another CUDA version than the driver, or without code for the device shows itself
-by an exception, by a hang or by ending the process. Here each of them becomes a sentence.
+A library that is half installed, of another CUDA version than the driver, or without code for the device raises, hangs
+or ends the process. Each of these becomes a sentence here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .subprocess_query import Answer, run_subprocess
 __all__ = ["ENGINES", "installed", "try_engine"]
 
 ENGINES = ("torch", "faiss")
-"""What can search on a GPU."""
+"""The engines that can search on a GPU."""
 
 TIMEOUT = 120.0
 """Seconds; a first import of torch from a cold disk takes tens of them."""
@@ -53,8 +53,8 @@ print("it works")
 
 _PROGRAMS = {"torch": _TORCH, "faiss": _FAISS}
 _WORKS = "it works"
-"""Said at the end. A status of 0 proves nothing: a process that ignores SIGCHLD is told 0 of every child, and what
-sys.executable names inside another program may be that program."""
+"""Printed at the end. A status of 0 proves nothing: a process that ignores SIGCHLD reads 0 for every child, and
+sys.executable inside another program may be that program."""
 
 _REMEDIES = (
     ("driver on your system is too old", "update the GPU driver, or install a build for an older CUDA"),
@@ -70,11 +70,11 @@ _REMEDIES = (
     ("busy or unavailable", "another process has the GPU for itself"),
 )
 _TEMPORARY = "another process"
-"""In what is said of a GPU that may do tomorrow."""
+"""In the sentence about a GPU that may work later."""
 
 
 class _Known:
-    """What was found out in this process."""
+    """What this process has found out."""
 
     def __init__(self) -> None:
         self.answers: dict[tuple[str, int], str] = {}
@@ -82,7 +82,7 @@ class _Known:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """In a forked child: a lock that nobody holds."""
+        """Replace the lock in a forked child."""
         self.lock = threading.RLock()
 
 
@@ -114,10 +114,10 @@ def try_engine(
         index: number of the device as CUDA counts in this process.
         command: how to start Python; None for the interpreter of this process.
         timeout: seconds to wait.
-        again: ask although an answer is known.
+        again: try although an answer is known.
 
     Returns:
-        Empty when it works, else why not, one sentence. The answer is remembered; a full or busy GPU is asked again.
+        Empty when it works, else why not, one sentence. The answer is remembered, except for a full or busy GPU.
     """
     missing = installed(engine)
     if missing:
@@ -126,7 +126,7 @@ def try_engine(
         if again or (engine, index) not in _known.answers:
             start = command or ([sys.executable] if sys.executable and not getattr(sys, "frozen", False) else None)
             if start is None:
-                return ""  # embedded in another program: nothing to start, the engine itself will tell
+                return ""  # embedded in another program: there is no Python to start; the engine itself raises
             anything: list[Any] = list(sys.path)
             places = [place for place in anything if isinstance(place, str)]  # Python passes over others, too
             same_path = f"import sys; sys.path[:] = {places!r}\n"
@@ -142,7 +142,7 @@ def _sentence(engine: str, answer: Answer) -> str:
     if answer.out.rstrip().endswith(_WORKS) and not answer.problem:
         return ""
     if not answer.problem:
-        return f"{engine} does not work on this GPU: its trial ended without a word"
+        return f"{engine} does not work on this GPU: its trial ended without output"
     said = answer.problem.partition(": ")[2] or answer.problem
     remedy = next((remedy for sign, remedy in _REMEDIES if sign in said), "")
     how = said if answer.code is not None and answer.code > 0 else answer.problem

@@ -1,6 +1,6 @@
 """Detect the GPUs of this machine in a child process, without loading CUDA here.
 
-Nothing in this module loads CUDA: not into a process that asked for the CPU, and not into one that will fork. The
+Nothing in this module loads CUDA: not into a process that uses the CPU, and not into one that will fork. The
 driver is queried in a child with a time limit, by nvidia-ml-py (module ``pynvml``, in the extras ``gpu`` and ``torch``)
 or, where that is not installed, by ``nvidia-smi``. A driver that hangs or crashes costs that child. Both print one line
 of FIELDS for each GPU.
@@ -59,12 +59,12 @@ _NUMBER = re.compile(r"\s*\+?([0-9]{1,9})")
 
 
 def is_by_number(visible: str | None) -> bool:
-    """Are GPUs numbered, so that their numbers depend on the order in which CUDA counts?"""
+    """Whether the variable names GPUs by number, which depends on the order in which CUDA counts."""
     return visible is None or not visible.strip().startswith("GPU-")
 
 
 def names_slices(visible: str | None) -> bool:
-    """Does the variable name MIG slices?"""
+    """Whether the variable names MIG slices."""
     return visible is not None and visible.strip().startswith("MIG-")
 
 
@@ -113,10 +113,10 @@ _UNKNOWN_FIELD = "not a valid field"
 _NO_DEVICES = "No devices were found"
 
 TIMEOUT = 15.0
-"""Seconds; without persistence mode a driver initialises every card anew for each question, seconds on large hosts."""
+"""Seconds; without persistence mode a driver initialises every card for each query, seconds on large hosts."""
 
 _REST = 60.0
-"""Seconds for which a driver that has stopped answering is left alone."""
+"""Seconds before a driver that has stopped answering is queried again."""
 
 _OLDEST_DRIVER = (525, 60)
 """The first branch for CUDA 12 (NVIDIA, "CUDA Compatibility", table of minimum drivers); CUDA 13 wants 580."""
@@ -127,8 +127,8 @@ _OLDEST_CAPABILITY = (7, 0)
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU. index: N of ``cuda:N`` in this process; capability: compute capability, (0, 0) when not told; total and
-    free: bytes; problem: why it cannot serve, else empty."""
+    """One GPU. index: N of ``cuda:N`` in this process; capability: compute capability, (0, 0) when unknown; total and
+    free: bytes; problem: why it cannot be used, else empty."""
 
     index: int
     name: str
@@ -168,7 +168,7 @@ class GpuList:
 
     @property
     def detected(self) -> bool:
-        """Is there a GPU, or most likely one, whether it can be used or not?"""
+        """Whether there is a GPU, or most likely one, usable or not."""
         return bool(self.gpus) or self.unlisted
 
     @property
@@ -177,7 +177,7 @@ class GpuList:
 
 
 class Prober:
-    """Asks the driver once and remembers the answer. Safe from any thread."""
+    """Queries the driver once and remembers the answer. Any thread may call."""
 
     def __init__(
         self,
@@ -207,23 +207,23 @@ class Prober:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """In a forked child: a lock that nobody holds."""
+        """Replace the lock in a forked child."""
         self._lock = threading.RLock()
 
     def look(self, max_age: float = float("inf")) -> GpuList:
         """The GPUs, as they were at most ``max_age`` seconds ago. Raises nothing; takes ``timeout`` at the worst.
 
-        A driver that did not answer is not asked again in this process. One that answered before and does not now has
-        no memory to give, and is asked again after a while.
+        A driver that did not answer the first time is not queried again in this process. One that answered before and
+        does not now counts as full, and is queried again after a minute.
         """
         with self._lock:
             found = self._found
             silent = found is not None and not found.gpus
             if found is None or (not silent and time.monotonic() - self._at > max_age):
-                found = self._found = self._asked_again(found)
+                found = self._found = self._query_again(found)
             return found
 
-    def _asked_again(self, before: GpuList | None) -> GpuList:
+    def _query_again(self, before: GpuList | None) -> GpuList:
         found = self._ask()
         self._at = time.monotonic()
         if before is None or found.gpus:
@@ -248,7 +248,7 @@ class Prober:
         return GpuList(problem=f"the GPU driver gives no answer: {answer.problem}", unlisted=self._is_there(answer))
 
     def _is_there(self, answer: Answer) -> bool:
-        """Does a driver that gives no answer speak for a GPU? Its tool, and WSL's sign, may be there without one."""
+        """Whether a driver that fails suggests a GPU: its tool, and WSL's sign, may be there without one."""
         started = answer.code is not None or answer.late
         crashed = answer.late or (answer.code is not None and answer.code < 0)
         return started and (crashed or any(sign.exists() and sign.name != "dxg" for sign in self._signs))
@@ -314,13 +314,13 @@ def _common_problem(gpus: Sequence[Gpu]) -> str:
     return gpus[0].problem if all(gpu.problem for gpu in gpus) else ""
 
 
-def _problem(gpu: Gpu, told: bool, slices: str) -> str:
+def _problem(gpu: Gpu, memory_known: bool, slices: str) -> str:
     if gpu.capability != (0, 0) and gpu.capability < _OLDEST_CAPABILITY:
         have, want = (".".join(map(str, pair)) for pair in (gpu.capability, _OLDEST_CAPABILITY))
         return f"{gpu.name} has compute capability {have}; at least {want} is needed"
     if slices == "Enabled":
         return f"{gpu.name} is cut into MIG slices, which are not supported; use a whole GPU"
-    return "" if gpu.total and told else f"{gpu.name} does not tell its memory"
+    return "" if gpu.total and memory_known else f"{gpu.name} does not tell its memory"
 
 
 def _old_driver(version: str) -> str:

@@ -5,7 +5,7 @@ reserve, and the CUDA context. What other processes hold, and what the same proc
 so several workers on one card each plan with what the others have left.
 
 A container sees the whole machine in ``/proc/meminfo`` but is killed at the limit of its control group, so both are
-read and the smaller answer counts. Files that are missing, odd or unreadable are passed over; nothing here raises.
+read and the smaller answer counts. Missing, odd or unreadable files are ignored; nothing here raises.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 _Source = Literal["cgroup2", "cgroup1", "meminfo", "sysconf", "assumed"]
 
 _ASSUMED = 1 << 30
-"""Bytes taken for granted where the system tells nothing: what the smallest usual machine can spare."""
+"""Bytes assumed where the system reports nothing: what the smallest usual machine can spare."""
 
 _LONGEST_FILE = 1 << 16
 """Bytes read of any one file; the real ones are far shorter."""
@@ -52,7 +52,7 @@ class HostMemory(NamedTuple):
     """Memory of the host, or of the control group that confines this process, in bytes.
 
     ``limit_source`` names what set ``available``: a control group (``cgroup2``, ``cgroup1``), the kernel's estimate
-    (``meminfo``), the page counts of ``sysconf``, or ``assumed`` where the system told nothing.
+    (``meminfo``), the page counts of ``sysconf``, or ``assumed`` where the system reports nothing.
     """
 
     total: int
@@ -116,8 +116,8 @@ def _version_1(proc: Path, mount: Path) -> Iterator[HostMemory]:
 def _group(limit: int | None, used: int | None, folder: Path, droppable: str, source: _Source) -> Iterator[HostMemory]:
     """Yield what one group leaves free, if it has a limit.
 
-    ``used`` counts the page cache. The part of it that nobody has touched lately is given up before anything is
-    killed, so it counts as free (what Kubernetes calls the working set leaves it out in the same way).
+    ``used`` counts the page cache. The part of it that was not used lately is dropped before a process
+    is killed, so it counts as free (Kubernetes' working set leaves it out in the same way).
     """
     if limit is not None and used is not None:
         cache = _fields(_read(folder / "memory.stat")).get(droppable, 0)
@@ -143,7 +143,7 @@ def _groups(proc: Path, mount: Path, controller: str) -> Iterator[Path]:
 
 
 def _fields(text: str) -> dict[str, int]:
-    """Parse lines of a name and a number; a unit behind them and other lines are passed over."""
+    """Parse lines of a name and a number; units and other lines are ignored."""
     found: dict[str, int] = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")
@@ -172,7 +172,7 @@ CONTEXT_BYTES = 512 << 20
 600 MB is what drivers report for torch on data centre cards."""
 
 HOST_SHARE = 0.8
-"""Share of the available host memory that MAX_MEMORY_MB=auto allows: room is left for those beside us."""
+"""Share of the available host memory that MAX_MEMORY_MB=auto allows: some is left for other processes."""
 
 Load = Callable[[str], Any]
 """Gives a module by name, or None where it cannot be had."""
@@ -180,7 +180,7 @@ Load = Callable[[str], Any]
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """The memory of a device, in bytes, as ``source`` tells it.
+    """The memory of a device, in bytes, as ``source`` reports it.
 
     total, free: of the device. used: by indexes of this process. cached: in reserve in allocators of this process;
     foreign: the part of it that no engine can have, since it allocates elsewhere (cupy's pool). context: held by this
@@ -219,7 +219,7 @@ class MemoryBudget:
 
 
 class Holder(Protocol):
-    """Something that holds memory on a device."""
+    """An object that holds memory on a device."""
 
     @property
     def device(self) -> str:
@@ -227,23 +227,23 @@ class Holder(Protocol):
 
     @property
     def device_bytes(self) -> int:
-        """How much."""
+        """Bytes of it."""
 
 
 class Holdings:
-    """What all stores of this process hold on devices; whatever is dropped elsewhere drops out by itself."""
+    """What all stores of this process hold on devices, by weak references."""
 
     def __init__(self) -> None:
         self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
         self.active = False
-        """Has this process begun to use CUDA? From then on its context is there, and asking the device costs little."""
+        """Whether this process uses CUDA. From then on its context exists, and reading free memory is cheap."""
         self.forked = False
-        """Was this process forked from one that had? CUDA cannot be used in it any more."""
+        """Whether this process was forked from one that does; CUDA cannot be used in it."""
         self._lock = threading.RLock()
         renew_in_child(self)
 
     def add(self, holder: Holder) -> None:
-        """Count what ``holder`` says that it holds, while it lives."""
+        """Count the bytes that ``holder`` reports, while it lives."""
         with self._lock:
             self._holders.add(holder)
 
@@ -302,25 +302,25 @@ def device_budget(
     """The memory of ``gpu`` as this process may use it.
 
     Once CUDA is in use here, free and total come from cupy's ``memGetInfo``, else from torch, and what their pools keep
-    in reserve counts as ours. Before that, or where neither can be asked, they come from the driver: asking CUDA would
+    in reserve counts as ours. Before that, or where neither is loaded, they come from the driver: a call to CUDA would
     begin to use it.
 
     Args:
-        gpu: the device, with its memory as it was when it was found.
+        gpu: the device, with its memory as first read.
         fraction: GPU_MEMORY_FRACTION.
         holdings: what stores hold already.
         load: gives cupy and torch, or None.
-        driver: asks the driver anew for ``gpu``; None takes ``gpu`` as it is.
+        driver: queries the driver for ``gpu`` again; None takes ``gpu`` as it is.
     """
     used = holdings.on(gpu.device)
     if holdings.active:
         cupy, torch = _cupy(load, gpu.index), _torch(load, gpu.index)
-        told = cupy or torch
-        if told is not None:
+        pool = cupy or torch
+        if pool is not None:
             foreign = 0 if cupy is None else cupy.cached
             cached = foreign + (0 if torch is None else torch.cached)
-            sizes = (told.total, told.free, used, cached, CONTEXT_BYTES, 0)
-            return MemoryBudget(gpu.device, *sizes, fraction, told.source, foreign)
+            sizes = (pool.total, pool.free, used, cached, CONTEXT_BYTES, 0)
+            return MemoryBudget(gpu.device, *sizes, fraction, pool.source, foreign)
     found = gpu if driver is None else driver()
     context, coming = (CONTEXT_BYTES, 0) if holdings.active else (0, CONTEXT_BYTES)
     return MemoryBudget(gpu.device, found.total, found.free, used, 0, context, coming, fraction, "driver")
@@ -333,7 +333,7 @@ def free_bytes(index: int, load: Load = loaded_module) -> int | None:
 
 
 class _Pool(NamedTuple):
-    """What one library says of a device."""
+    """What one library reports of a device."""
 
     source: str
     free: int

@@ -1,4 +1,4 @@
-"""Select the device of a store: the setting DEVICE against the detected GPUs, and what stands against it."""
+"""Select the device of a store from the setting DEVICE and the detected GPUs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["DeviceChoice", "Machine", "select_device"]
 class DeviceChoice:
     """device: ``cpu`` or ``cuda:N``; reason: why, one sentence; gpu: the GPU, None on the CPU.
 
-    wanted: a GPU was asked for in so many words; present: there is one, or most likely. Where ``device`` is the CPU all
-    the same, somebody should be told.
+    requested: the setting names a GPU; detected: there is one, or most likely. Where ``device`` is the CPU all the
+    same, the store reports it.
     """
 
     device: str
@@ -29,12 +29,12 @@ class DeviceChoice:
 
     @property
     def unmet(self) -> bool:
-        """A GPU was asked for and there is none."""
+        """Whether a GPU was requested and none can be used."""
         return self.requested and self.gpu is None
 
     @property
     def failed(self) -> bool:
-        """There is no GPU where there should be one: it was asked for, or is there and cannot be used."""
+        """Whether a requested or detected GPU cannot be used."""
         return self.gpu is None and (self.requested or self.detected)
 
 
@@ -73,13 +73,13 @@ def _doubt(found: GpuList) -> str:
 
 
 _FRESH_SECONDS = 5.0
-"""Memory as the driver tells it is asked anew after so long: each question costs a process."""
+"""Age at which memory figures of the driver are read again: each query costs a process."""
 
 FORKED = "this process was forked from one that uses the GPU, and CUDA does not work in such a child; use spawn"
 
 
 class Machine:
-    """Finds and remembers. Nothing is looked at before it is asked for, and nothing here loads CUDA."""
+    """The devices and engines of this machine, detected on first use and remembered. Nothing here loads CUDA."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Machine:
             prober: finds the GPUs.
             holdings: what the stores of this process hold on devices.
             load: gives cupy and torch by name, or None.
-            trial: why an engine does not work on a device, found out by using it; empty when it does.
-            present: why an engine cannot be there, found out without loading it; empty when it may be.
+            trial: why an engine does not work on a device, by using it; empty when it does.
+            present: why an engine cannot be there, without loading it; empty when it may be.
         """
         self.request = request
         self.fraction = fraction
@@ -114,12 +114,12 @@ class Machine:
 
     @property
     def known(self) -> DeviceChoice | None:
-        """The device, if it has been looked for."""
+        """The device, if it has been detected."""
         return self.choice if self.forked else self._choice
 
     @property
     def choice(self) -> DeviceChoice:
-        """The device that this store searches on where a GPU pays; the first question may take a moment."""
+        """The device that a store uses where a GPU pays; the first call may take seconds."""
         if self.forked:
             return DeviceChoice("cpu", FORKED, None, self.request.startswith("cuda"), True)
         if self._choice is None:
@@ -127,9 +127,9 @@ class Machine:
         return self._choice
 
     def look_again(self) -> None:
-        """Ask the driver anew, and take the GPU with the most room now unless the setting names one.
+        """Query the driver again, and take the GPU with the most free memory now unless the setting names one.
 
-        Once CUDA is in use here the choice stands, and its libraries tell how much room there is.
+        Once CUDA is in use here the choice is final, and its libraries report the memory.
         """
         if self.request == "cpu" or self.holdings.active or self.forked:
             return
@@ -139,7 +139,7 @@ class Machine:
 
     @property
     def forked(self) -> bool:
-        """Is CUDA out of reach because a parent process has used it?"""
+        """Whether CUDA cannot be used because a parent process has used it."""
         if self.holdings.forked:
             return True
         cuda = getattr(sys.modules.get("torch"), "cuda", None)
@@ -147,17 +147,17 @@ class Machine:
         return bool(probe and probe())
 
     def gpus(self) -> GpuList:
-        """All GPUs that CUDA shows to this process, whatever was asked for."""
+        """All GPUs that CUDA shows to this process, whatever the setting DEVICE."""
         return self._prober.look()
 
     def engines(self) -> dict[str, str]:
-        """Engine to what stands against it, as far as that is known without loading it; empty when nothing does."""
+        """Each engine and why it cannot be used, as far as known without loading it; an empty string where it can."""
         if not self._engines:
             self._engines = {engine: self._present(engine) for engine in ENGINES}
         return dict(self._engines)
 
     def refusal(self, engine: str) -> str:
-        """Why ``engine`` does not work on the device, found out by trying it, once; empty when it does."""
+        """Why ``engine`` does not work on the device, by trying it once; empty when it does."""
         gpu = self.choice.gpu
         if gpu is None:
             return self.choice.reason
@@ -166,21 +166,21 @@ class Machine:
         return self._trial(engine, gpu.index)
 
     def budget(self, *, fresh: bool = False) -> MemoryBudget:
-        """The memory of the device, of the host when that is where searches run.
+        """The memory of the device, or of the host when searches run there.
 
-        fresh: what the driver said a moment ago is not good enough.
+        fresh: query the driver even if it answered a moment ago.
         """
         gpu = self.choice.gpu
         if gpu is None:
             return host_budget()
         return device_budget(
-            gpu, self.fraction, holdings=self.holdings, load=self._load, driver=lambda: self._anew(gpu, fresh)
+            gpu, self.fraction, holdings=self.holdings, load=self._load, driver=lambda: self._queried(gpu, fresh)
         )
 
     def free_now(self, index: int) -> int | None:
-        """Bytes free on ``cuda:index`` once CUDA is in use here, None where nobody can be asked; for every search."""
+        """Bytes free on ``cuda:index`` once CUDA is in use here, None where unknown; cheap enough for every search."""
         return free_bytes(index, self._load) if self.holdings.active else None
 
-    def _anew(self, gpu: Gpu, fresh: bool) -> Gpu:
+    def _queried(self, gpu: Gpu, fresh: bool) -> Gpu:
         found = self._prober.look(0.0 if fresh else _FRESH_SECONDS).gpus
         return next((each for each in found if each.index == gpu.index), replace(gpu, free=0))

@@ -14,11 +14,11 @@ __all__ = ["Answer", "run_subprocess"]
 _MOST_CHARACTERS = 1 << 16
 _GRACE_SECONDS = 1.0
 _LONGEST, _FEW = 300, 3
-"""Characters and lines of a complaint that are passed on."""
+"""Characters and lines of an error output that are passed on."""
 _TRACEBACK = "Traceback (most recent call last)"
 
 _abandoned: list[subprocess.Popen[str]] = []
-"""Killed processes that did not go: one that waits inside a broken driver goes only when the driver lets it."""
+"""Killed processes that did not end: one that waits inside a broken driver ends only when the driver lets it."""
 
 
 class Answer(NamedTuple):
@@ -79,7 +79,7 @@ def _problem(name: str, code: int, text: str) -> str:
 
 
 def _gist(text: str) -> str:
-    """What a failed program meant, in one line.
+    """The error output of a failed program, in one line.
 
     Of a traceback the exception, whose message may go on below it; of a few lines all, since some tools end with a
     version number; else the last one.

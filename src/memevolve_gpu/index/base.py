@@ -1,4 +1,4 @@
-"""The contract of every index: an immutable index with a slot table."""
+"""The contract of every index: n vectors with slots and ids that never change, and their k nearest neighbours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .exact_scan import padded
 from .sample import padded_columns
 from .vector_table import VectorTable, grown, table_from
 
-__all__ = ["Arrays", "BuildJob", "DeltaRows", "Index", "Progress", "chunks", "out_of_range"]
+__all__ = ["Arrays", "BuildJob", "DeltaRows", "Index", "Progress", "chunks", "out_of_range", "part"]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 Progress = Callable[[str, float], None]
@@ -28,7 +28,7 @@ _SCRATCH_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class BuildJob:
-    """The arguments of :func:`~.registry.build`."""
+    """The arguments of :func:`~.registry.build`, which describes them."""
 
     plan: IndexPlan
     rows: Rows
@@ -40,15 +40,15 @@ class BuildJob:
 
     @property
     def source(self) -> FloatArray:
-        """What quantisers are trained on: the vectors given for it, else the rows."""
+        """The vectors that quantisers are trained on, float32 (m, dim): those given for it, else the rows."""
         return self.rows.vectors if self.training is None else self.training
 
     def table(self) -> VectorTable:
-        """The rows' vectors."""
+        """The rows' vectors as a table, float32 (n, dim)."""
         return VectorTable(np.ascontiguousarray(self.rows.vectors), self.metric)
 
     def blocks(self, size: int, width: int) -> Iterator[FloatArray]:
-        """The rows' vectors in blocks of ``size``, widened to ``width`` columns, while ``add`` progress is reported."""
+        """The rows' vectors in blocks float32 (size, width), padded with zero columns; reports ``add`` progress."""
         n = len(self.rows.vectors)
         for start in range(0, n, size):
             yield padded_columns(self.rows.vectors[start : start + size], width)
@@ -56,18 +56,27 @@ class BuildJob:
 
 
 class DeltaRows(Protocol):
-    """Rows that came after an index was made. More come behind them; none ever changes."""
+    """Rows that came after an index was built. More may follow; none ever changes."""
 
     def blocks(self, start: int, end: int) -> Iterator[FloatArray]:
-        """The vectors from position ``start`` to ``end`` (exclusive), float32 (m, dim) at a time."""
+        """The vectors from position ``start`` to ``end`` (exclusive), in blocks float32 (m, dim)."""
 
 
 class Index(ABC):
     """An index over n row versions that never changes. Any number of threads may search it at the same time.
 
-    ``slots`` int64 (n,) strictly ascending; ``id_bytes`` and ``id_ends`` hold the ids as in
-    :class:`~memevolve_gpu.types.Rows`;
-    ``table`` holds the float32 vectors that decide. Results are positions, 0 to n - 1, into these arrays.
+    Every class has the same calls: ``build`` and ``extended`` make an index from rows, ``search`` finds neighbours,
+    ``parts`` and ``from_parts`` save and load it (:mod:`.snapshot_file` writes the parts to a file).
+
+    Attributes:
+        plan: what was built, and where.
+        metric: l2, cosine or ip.
+        slots: int64 (n,), strictly ascending: the slot of each row.
+        id_bytes: uint8 (m,), the ids in UTF-8, one behind the other.
+        id_ends: int64 (n,), where each id ends in ``id_bytes``.
+        table: the float32 vectors (n, dim) that decide every search.
+        n: number of rows. Results are positions, 0 to n - 1, into the arrays above.
+        dim: length of a vector.
     """
 
     kind: ClassVar[str]
@@ -88,26 +97,45 @@ class Index(ABC):
     @classmethod
     @abstractmethod
     def build(cls, job: BuildJob) -> Index:
-        """Make an index; see :func:`~.registry.build`."""
+        """Build an index.
+
+        Args:
+            job: plan, rows, metric and seed; see :func:`~.registry.build`.
+
+        Raises:
+            DeviceError: the plan's device has no memory or cannot be used.
+            EngineError: the engine is missing or fails, or the rows are too few for this kind.
+        """
 
     @classmethod
     @abstractmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> Index:
-        """Make the index again from its parts.
+        """Load an index from its parts.
+
+        Args:
+            plan: of the index that was saved.
+            metric: of the index that was saved.
+            parts: the arrays of :meth:`parts`, by name.
 
         Raises:
             EngineError: the parts are incomplete or contradict each other.
         """
 
     def extended(self, rows: Rows) -> Index | None:
-        """An index over these rows followed by ``rows``, with the same quantisers; None: build anew instead.
+        """An index over these rows followed by new ones, with the same quantisers.
 
-        Made in the time that the new rows take and a copy of what the engine holds; vectors, slots and ids share
-        memory with this index where there is room. This index does not change and may be searched meanwhile. Any number
-        of threads may extend it; only the first shares its memory.
+        It takes the time of the new rows and of a copy of what the engine holds. Vectors, slots and ids share memory
+        with this index where there is space. This index does not change and may be searched meanwhile; any number of
+        threads may extend it, and the first one shares its memory.
+
+        Args:
+            rows: m new rows: vectors float32 (m, dim), slots int64 (m,) above all slots of this index.
+
+        Returns:
+            The longer index; this one where m is 0; None where it has to be built again.
 
         Raises:
-            EngineError: slots do not ascend beyond these, or the vectors are not float32 (m, dim); faiss fails.
+            EngineError: slots do not ascend beyond these, or the vectors are not float32 (m, dim); the engine fails.
         """
         vectors, slots = rows.vectors, rows.slots
         if not len(slots):
@@ -115,11 +143,11 @@ class Index(ABC):
         if vectors.dtype != np.float32 or vectors.shape != (len(slots), self.dim) or len(rows.id_ends) != len(slots):
             raise EngineError(f"rows.vectors {vectors.dtype} {vectors.shape} do not fit {self.dim} dimensions")
         if (self.n and slots[0] <= self.slots[-1]) or not bool((np.diff(slots) > 0).all()):
-            raise EngineError("rows.slots do not ascend beyond those of the body; build a new one")
+            raise EngineError("rows.slots do not ascend beyond those of the index; build a new one")
         return self._extended(rows)
 
     def parts(self) -> Arrays:
-        """The arrays that a snapshot keeps."""
+        """The arrays to save, by name: slots, ids, vectors and what the engine adds."""
         own: Arrays = {"slots": self.slots, "id_bytes": self.id_bytes, "id_ends": self.id_ends}
         return own | self.table.arrays() | self._engine_parts()
 
@@ -135,7 +163,7 @@ class Index(ABC):
 
     @property
     def device(self) -> str:
-        """Where this index searches at the moment: ``cpu`` or ``cuda:N``."""
+        """Where this index searches now: ``cpu`` or ``cuda:N``."""
         return "cpu"
 
     @property
@@ -144,7 +172,7 @@ class Index(ABC):
         return 0
 
     def incidents(self) -> list[DeviceIncident]:
-        """What went wrong on the device since the last call, oldest first; a bounded number. Any thread may ask."""
+        """What went wrong on the device since the last call, oldest first, at most 64. Any thread may call."""
         return []
 
     @property
@@ -154,39 +182,40 @@ class Index(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory: slot table, ids, what faiss holds, and the vectors that are not mapped from a file."""
+        """Bytes of host memory: slots, ids, what the engine holds, and the vectors that are not mapped from a file."""
         own = self.slots.nbytes + self.id_bytes.nbytes + self.id_ends.nbytes
         return own + self.table.resident_bytes + self._engine_bytes()
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes of vectors that are mapped from a file: the system reads them when they are needed and drops them when
-        memory is short."""
+        """Bytes of vectors that are mapped from a file: the system reads and drops them as needed."""
         return self.table.nbytes - self.table.resident_bytes
 
     def search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray]:
-        """The k nearest allowed rows of each query.
+        """The k nearest rows of each query.
 
         Args:
             queries: float32 (nq, dim); normalised under cosine.
             k: results per query, at least 1, may exceed n.
-            params: how hard to try; fields that are 0 mean the index's default, ``exact`` an exact scan.
-            row_filter: rows that may be returned, over exactly n rows; None for all.
+            params: how much work to do; a field of 0 means the index's default, ``exact`` an exact scan.
+            row_filter: the rows that may be returned, over exactly n rows; None for all.
 
         Returns:
-            exact distances float32 (nq, k), ascending, and positions int64 (nq, k), padded with +inf and -1.
+            Exact distances float32 (nq, k), ascending, and positions int64 (nq, k), padded with +inf and -1. l2 gives
+            squared distances, cosine 1 - dot, ip -dot.
 
         Raises:
-            EngineError: faiss fails.
+            EngineError: the engine fails.
+            ValueError: queries, k or row_filter do not fit this index.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dim or k < 1:
             raise ValueError(f"queries must be (nq, {self.dim}) and k at least 1, got {queries.shape} and {k}")
         if row_filter is not None:
             if row_filter.n != self.n:
-                raise ValueError(f"allowed covers {row_filter.n} rows, the body has {self.n}")
+                raise ValueError(f"row_filter covers {row_filter.n} rows, the index has {self.n}")
             if row_filter.count == self.n:
                 row_filter = None
         if self.n == 0 or (row_filter is not None and row_filter.count == 0):
@@ -197,20 +226,29 @@ class Index(ABC):
 
     def search_delta(
         self,
-        newer: DeltaRows,  # noqa: ARG002 - for those who can
+        newer: DeltaRows,  # noqa: ARG002 - for indexes that can
         n: int,  # noqa: ARG002
         queries: Any,  # noqa: ARG002
         k: int,  # noqa: ARG002
         row_filter: RowFilter | None = None,  # noqa: ARG002
     ) -> tuple[FloatArray, IntArray] | None:
-        """The k nearest of the first ``n`` rows of ``newer``, by the device of this index; as :meth:`search`.
+        """The k nearest of the newest rows, by the device of this index.
 
-        None where the host had better scan them: there is no device, it does not answer, or asking it takes longer.
+        Args:
+            newer: the rows that came after this index was built.
+            n: how many of them to search.
+            queries: float32 (nq, dim) on the host, or where ``accepts_device_queries`` on a device.
+            k: results per query.
+            row_filter: the rows that may be returned, over exactly n rows; None for all.
+
+        Returns:
+            As :meth:`search`, positions counting from the first row of ``newer``; None where the host should scan
+            them: there is no device, it fails, or the scan is faster than a call to it.
         """
         return None
 
     def ids_at(self, positions: IntArray) -> list[str | None]:
-        """The ids at ``positions`` (m,); None where a position is -1."""
+        """The m ids at ``positions`` int64 (m,); None where a position is -1."""
         ends, text = self.id_ends, self._text
         return [
             None if at < 0 else str(text[int(ends[at - 1]) if at else 0 : int(ends[at])], "utf-8")
@@ -218,11 +256,11 @@ class Index(ABC):
         ]
 
     def vectors_at(self, positions: IntArray) -> FloatArray:
-        """The vectors at ``positions`` (m,), float32 (m, dim)."""
+        """The vectors float32 (m, dim) at ``positions`` int64 (m,)."""
         return self.table.gather(np.asarray(positions, dtype=np.int64))
 
     def position_of(self, slots: IntArray) -> IntArray:
-        """Where ``slots`` (any shape, int64) lie; -1 where absent."""
+        """The positions of ``slots`` int64 (any shape), int64 of the same shape; -1 where absent."""
         slots = np.asarray(slots, dtype=np.int64)
         if self.n == 0:
             return np.full(slots.shape, -1, np.int64)
@@ -233,10 +271,10 @@ class Index(ABC):
     def _search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        """``search`` after the arguments were checked and the trivial cases answered."""
+        """:meth:`search` after the arguments were checked and the trivial cases answered."""
 
-    def _extended(self, rows: Rows) -> Index | None:  # noqa: ARG002 - for those who can
-        """``extended`` after the arguments were checked; at least one row."""
+    def _extended(self, rows: Rows) -> Index | None:  # noqa: ARG002 - for indexes that can
+        """:meth:`extended` after the arguments were checked; at least one row."""
         return None
 
     def _slot_table_with(self, rows: Rows) -> Rows:
@@ -257,13 +295,13 @@ class Index(ABC):
     @staticmethod
     def _rows_of(parts: Arrays) -> Rows:
         """The slot table of ``parts``, checked for consistency; its ``vectors`` are left empty."""
-        slots: IntArray = _column(parts, "slots", np.int64)
-        id_bytes: npt.NDArray[np.uint8] = _column(parts, "id_bytes", np.uint8)
-        id_ends: IntArray = _column(parts, "id_ends", np.int64)
+        slots: IntArray = part(parts, "slots", np.int64, (None,))
+        id_bytes: npt.NDArray[np.uint8] = part(parts, "id_bytes", np.uint8, (None,))
+        id_ends: IntArray = part(parts, "id_ends", np.int64, (None,))
         ascending = bool((np.diff(slots) > 0).all() and (np.diff(id_ends, prepend=0) >= 0).all())
         last = int(id_ends[-1]) if id_ends.size else 0
         if slots.shape != id_ends.shape or not ascending or last != id_bytes.size:
-            raise EngineError("slot table contradicts itself; rebuild the index")
+            raise EngineError("the slot table contradicts itself; rebuild the index")
         return Rows(slots, id_bytes, id_ends, np.empty((0, 0), np.float32))
 
     @staticmethod
@@ -274,10 +312,23 @@ class Index(ABC):
         return table
 
 
-def _column(parts: Arrays, name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+    """The array ``name`` of ``parts``, checked.
+
+    Args:
+        parts: the arrays of an index.
+        name: of the array.
+        dtype: it must have.
+        shape: it must have; None stands for any length.
+
+    Raises:
+        EngineError: it is missing or of another dtype or shape.
+    """
     array = parts.get(name)
-    if array is None or array.dtype != dtype or array.ndim != 1:
-        raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} (n,); rebuild the index")
+    fits = array is not None and array.dtype == dtype and array.ndim == len(shape)
+    if array is None or not fits or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
+        wanted = f"({', '.join('n' if n is None else str(n) for n in shape)}{',' if len(shape) == 1 else ''})"
+        raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} {wanted}; rebuild the index")
     return array
 
 
@@ -287,7 +338,7 @@ def out_of_range(precision: Precision) -> str:
 
 
 def chunks(nq: int, bytes_each: int) -> Iterator[slice]:
-    """Cut nq queries so that a chunk's scratch memory stays near 64 MB."""
+    """Cut nq queries of ``bytes_each`` scratch bytes into slices that need about 64 MB each."""
     step = max(1, _SCRATCH_BYTES // max(1, bytes_each))
     for start in range(0, nq, step):
         yield slice(start, min(start + step, nq))

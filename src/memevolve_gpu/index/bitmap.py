@@ -59,7 +59,7 @@ class RowFilter:
         return self._positions
 
     def bitmap(self, faiss: ModuleType) -> Any:
-        """A selector that faiss asks row by row."""
+        """A selector that faiss tests row by row."""
         packed = self.packed
         return _holding(faiss.IDSelectorBitmap(self.n, faiss.swig_ptr(packed)), packed)
 

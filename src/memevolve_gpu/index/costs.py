@@ -1,4 +1,4 @@
-"""What work costs, so that an index can choose between its index and a plain scan.
+"""What work costs, so that an index can choose between its structure and a plain scan.
 
 Units of 10 picoseconds: reading one 4-bit code of one row in a fast scan costs 1. Measured in one thread on a 2-core
 x86-64 machine with AVX-512 over 39,320 real embeddings of 384 dimensions (``benchmarks/index_bodies.py``); only the

@@ -28,7 +28,7 @@ _lost: dict[str, str] = {}
 
 
 def lost_devices() -> dict[str, str]:
-    """Devices that failed for good in this process, and their error."""
+    """Devices that cannot be used until this process restarts, and their error."""
     return dict(_lost)
 
 

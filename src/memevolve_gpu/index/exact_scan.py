@@ -115,7 +115,7 @@ def _scan(
 
 
 def finished(distances: FloatArray, positions: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:
-    """Distances of the metric, +inf where faiss found nothing, and as many columns as were asked for."""
+    """Distances of the metric, +inf where faiss found nothing, and k columns."""
     to_distances(distances, metric)
     if positions[:, -1].min() < 0:
         distances[positions < 0] = np.inf

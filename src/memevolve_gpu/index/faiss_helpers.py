@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import EngineError
 from ..types import FloatArray, Metric
-from .base import Arrays
+from .base import Arrays, part
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
 
@@ -64,9 +64,7 @@ def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> A
     Raises:
         EngineError: bytes missing, not readable by this faiss, or another kind, size or metric of index.
     """
-    data = parts.get(name)
-    if data is None or data.dtype != np.uint8 or data.ndim != 1:
-        raise EngineError(f"part {name!r} is missing; rebuild the index")
+    data = part(parts, name, np.uint8, (None,))
     faiss = load_faiss()
     with translate_error("reading an index"):
         engine = faiss.deserialize_index(data)

@@ -1,8 +1,8 @@
 """Import faiss late, check the installation, and translate its errors.
 
 The faiss distributions (``faiss-cpu``, ``faiss-gpu-cu12``, conda's ``faiss``, ...) all install one folder named
-``faiss``, and pip does not notice when a second one overwrites the first. :func:`load_faiss` imports it late, looks
-whether what it got can work, and says what to install or uninstall when it cannot.
+``faiss``, and pip does not notice when a second one overwrites the first. :func:`load_faiss` imports it late, checks
+that it can work, and says what to install or uninstall when it cannot.
 """
 
 from __future__ import annotations

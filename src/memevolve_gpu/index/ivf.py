@@ -2,7 +2,7 @@
 
 Visiting a list has a price of its own (``costs.LIST``). Up to ``WHOLE_ROWS`` rows a search that probes most of the
 lists would be faster if there were none; so there the codes are kept a second time in one piece (half a byte a code),
-and each search takes whichever way is cheaper for its effort.
+and each search takes the cheaper way for its parameters.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _LIST_AFTER_LIST = 11
 
 
 class IVFIndex(Index):
-    """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them."""
+    """``plan.nlist`` lists; without ``nprobe`` a search probes all of them."""
 
     kind: ClassVar[str] = "ivf"
 
@@ -58,7 +58,7 @@ class IVFIndex(Index):
     def build(cls, job: BuildJob) -> IVFIndex:
         table, plan = job.table(), job.plan
         if not 1 <= plan.nlist <= len(job.source):
-            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
+            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact index")
         lists = job.reuse_from.emptied_engine() if isinstance(job.reuse_from, IVFIndex) else _trained(job)
         whole = _in_one_piece(lists) if table.n <= WHOLE_ROWS else None
         with translate_error("filling inverted lists"):
@@ -169,7 +169,7 @@ class IVFIndex(Index):
         return positions
 
     def _lists_to_probe(self, params: SearchParams, row_filter: RowFilter | None) -> int:
-        """The effort's lists, all of them where it names none; more under a mask, whose results lie further away."""
+        """``params.nprobe`` lists, all of them for 0; more under a filter, whose results lie further away."""
         wanted = min(params.nprobe or self._nlist, self._nlist)
         if row_filter is None:
             return wanted

@@ -57,8 +57,7 @@ def build(
     Raises:
         DeviceError: the plan's device has no room, is lost or cannot be used; the same plan for the CPU can be built.
         EngineError: an engine is missing or fails, the rows are too few for this kind, or ``reuse_from`` was trained
-        for
-            something else; an exact index on the CPU always works.
+            for something else; an exact index on the CPU always works.
     """
     _check(plan, rows)
     if reuse_from is not None:
@@ -67,7 +66,7 @@ def build(
 
 
 def from_parts(plan: IndexPlan, metric: Metric, parts: Arrays) -> Index:
-    """Make an index again from :meth:`~.base.Index.parts`.
+    """Load an index from what :meth:`~.base.Index.parts` returned.
 
     Raises:
         EngineError: the parts are incomplete or contradict each other or the plan.
@@ -101,7 +100,7 @@ def _check(plan: IndexPlan, rows: Rows) -> None:
 
 
 def _check_reuse(reuse_from: Index, plan: IndexPlan, dim: int, metric: Metric) -> None:
-    """Quantisers of another shape would read memory that is not theirs."""
+    """Refuse quantisers of another shape, which would read foreign memory."""
     own = reuse_from.plan
     trained = (
         own.engine,
@@ -115,9 +114,9 @@ def _check_reuse(reuse_from: Index, plan: IndexPlan, dim: int, metric: Metric) -
     wanted = (plan.engine, plan.kind, metric, dim, nlist, plan.codes or default_codes(dim))
     if trained != wanted:
         raise EngineError(
-            f"like was trained for (engine, kind, metric, dim, nlist, codes) {trained}, the plan wants {wanted}"
+            f"reuse_from was trained for (engine, kind, metric, dim, nlist, codes) {trained}, the plan wants {wanted}"
         )
 
 
 def _silent(stage: str, fraction: float) -> None:
-    """Progress that nobody watches."""
+    """Ignore progress."""

@@ -51,7 +51,9 @@ def training_sample(vectors: FloatArray, limit: int, seed: int) -> FloatArray:
     """
     n = len(vectors)
     if n < MIN_CODE_POINTS:
-        raise EngineError(f"4-bit codes need at least {MIN_CODE_POINTS} vectors to train, got {n}; keep the exact body")
+        raise EngineError(
+            f"4-bit codes need at least {MIN_CODE_POINTS} vectors to train, got {n}; keep the exact index"
+        )
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(n, limit, replace=False)) if n > limit else np.arange(n)
     sample = np.array(vectors[chosen], dtype=np.float32, order="C")

@@ -1,8 +1,8 @@
-"""Tables of float32, float16 or int8 vectors that answer exact distances, and arrays with room to grow.
+"""Tables of float32 vectors that answer exact distances, and arrays with spare capacity to grow.
 
-An array from :func:`roomy` or :func:`grown` is a view of a larger allocation. Whoever holds the longest view of it may
-be followed by a longer one that shares its memory; nobody's rows are ever written again. Room that no row has touched
-takes address space and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
+An array from :func:`roomy` or :func:`grown` is a view of a larger allocation. The longest view of it may
+be followed by a longer one that shares its memory; rows are never written twice. Space that no row has touched takes
+addresses and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
 they are needed, and drops them when memory is short.
 """
 
@@ -28,7 +28,7 @@ from .exact_scan import exact_scan, rerank_rows, scan_many
 __all__ = ["VectorTable", "grown", "in_memory", "lengthened", "mapped", "merge_best", "roomy", "table_from"]
 
 _SHARE = 4
-"""Room for a quarter more rows: a store that grows is trained anew before it needs a fourth allocation."""
+"""Capacity for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
 _LEAST = 64
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
@@ -42,7 +42,7 @@ class _Room(np.ndarray[Any, Any]):
     used: int
     lock: threading.Lock
     copied: tuple[weakref.ref[Any], int] | None = None
-    """Whose first rows lie here too, and how many of them."""
+    """The allocation whose first rows were copied here, and how many of them."""
     from_file: int = 0
     """How many of the first rows are mapped from a file."""
 
@@ -58,8 +58,8 @@ def roomy(shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
 def mapped(file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
     """An array of ``shape`` that a file holds from ``offset`` bytes on, mapped in place; :func:`grown` can lengthen it.
 
-    ``file`` is a descriptor that may be closed afterwards. The rows must lie within the file, and nobody may ever cut
-    it or write to it: it is replaced by renaming another over it. What is written to the array stays in this process.
+    ``file`` is a descriptor that may be closed afterwards. The rows must lie within the file, which must never be
+    cut or written to: it is replaced by renaming another over it. What is written to the array stays in this process.
 
     Raises:
         OSError: the system cannot map this file there.
@@ -86,7 +86,7 @@ def in_memory(array: npt.NDArray[Any]) -> int:
 
 
 def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Scalar]:
-    """``array`` followed by the rows ``more``, in the memory of ``array`` where that has room and nobody was faster.
+    """``array`` followed by the rows ``more``, in its memory where that has space that no other call took first.
 
     ``array`` keeps its rows and its length. Any number of threads may call this for the same array; the second copies.
     Rows that :func:`lengthened` put behind ``array`` are there already.
@@ -100,7 +100,7 @@ def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Sca
 
 
 def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
-    """``array`` and room for ``by`` more rows, not initialised, which the caller alone may write; as :func:`grown`."""
+    """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`."""
     n, total = len(array), len(array) + by
     room = _room_of(array)
     if room is not None and _taken(room, n, total):
@@ -129,7 +129,7 @@ def _lay_over(region: mmap.mmap, file: int, offset: int, size: int) -> None:
 
 
 def _follows(room: _Room, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
-    """Do the rows ``more`` lie in ``room`` right behind those of ``array``, or behind the copy made of them?"""
+    """Whether the rows ``more`` lie in ``room`` right behind those of ``array``, or behind the copy made of them."""
     same = more.dtype == array.dtype == room.dtype and more.shape[1:] == array.shape[1:] == room.shape[1:]
     if not (same and more.flags.c_contiguous and more.ctypes.data == room.ctypes.data + array.nbytes):
         return False
@@ -162,7 +162,7 @@ def _room_of(array: npt.NDArray[Any]) -> _Room | None:
 
 
 def _owner(array: npt.NDArray[Any]) -> Any:
-    """The array whose memory ``array`` looks into; itself where it is nobody's view."""
+    """The array whose memory ``array`` views; ``array`` itself where it is no view."""
     owner: Any = array
     while isinstance(owner.base, np.ndarray):
         owner = owner.base
@@ -173,7 +173,7 @@ class VectorTable:
     """n vectors of one dimension as they were given, float32."""
 
     def __init__(self, vectors: FloatArray, metric: Metric, owner: object = None) -> None:
-        """``vectors`` float32 (n, dim), C-contiguous; ``owner`` keeps alive whoever holds their memory."""
+        """``vectors`` float32 (n, dim), C-contiguous; ``owner``: an object to keep alive: it holds their memory."""
         self.n, self.dim = int(vectors.shape[0]), int(vectors.shape[1])
         self.metric: Metric = metric
         self.vectors = vectors
@@ -206,7 +206,7 @@ class VectorTable:
         return {"vectors": self.vectors}
 
     def extended(self, vectors: FloatArray) -> VectorTable:
-        """A table of these rows followed by float32 (m, dim); it shares memory where there is room (see
+        """A table of these rows followed by float32 (m, dim); it shares memory where there is capacity (see
         :mod:`.vector_table`)."""
         return VectorTable(grown(self.vectors, vectors), self.metric)
 

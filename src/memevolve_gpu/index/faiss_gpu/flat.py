@@ -25,7 +25,7 @@ _SQUARED_MIN = 2.0**-5
 """For l2 faiss squares components in float16 (``Math<half2>::mul`` in its L2Norm.cu) before it adds them up in float32:
 from 256 on they become infinite, and their row is never found; in rows whose largest is below 2**-5 too many vanish."""
 _FEW_SMALL = 16
-"""Such small rows may be: they are confused with each other alone, and so many candidates are fetched beyond k."""
+"""As many small rows are accepted: they are confused only with each other, and as many extra candidates are fetched."""
 
 
 class FaissGpuFlatIndex(FaissGpuIndex):
@@ -43,8 +43,8 @@ class FaissGpuFlatIndex(FaissGpuIndex):
         *,
         beside: bool = False,
     ) -> None:
-        """``vectors`` float32 (n, dim): those of ``table``, rounded or not; they are not kept. ``beside``: only where
-        as much stays free as the index takes, since the one that it follows lies there too."""
+        """``vectors`` float32 (n, dim): those of ``table``, rounded or not; they are not kept. ``beside``: need
+        twice the memory, since the index that this one follows is still there."""
         self._half = _half(plan.precision, metric, vectors)
         self._largest = _SQUARED_MAX if metric == "l2" else _FLOAT16_MAX
         super().__init__(plan, metric, rows, table, _uploaded(plan.device, table, vectors, self._half, beside))

@@ -1,7 +1,7 @@
 """The base of the faiss GPU indexes: fetch on the device, filter on the host, fetch more when needed, rerank exactly.
 
-The distances of the device are never shown: a flat index expands the square and cancels, narrow codes are rounded.
-They propose a few rows more than wanted, and the host's vectors decide among them.
+Distances of the device are never returned: a flat index expands the square and cancels, narrow codes are rounded. They
+propose a few more rows than wanted, and the host's vectors decide among them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .sizes import MOST, TEMPORARY_BYTES, plan_device_bytes
 __all__ = ["FaissGpuIndex", "Fetch", "doubled"]
 
 _SPARE: dict[Precision, tuple[int, int]] = {"float32": (1, 16), "float16": (2, 16), "int8": (4, 32)}
-"""Candidates for so many results, as (times, plus): rounding reorders near neighbours. An effort may name fewer; it
-names more for coarser codes than these, so only int8 heeds that."""
+"""Candidates for so many results, as (times, plus): rounding reorders near neighbours. Search parameters may ask for
+fewer; they ask for more than these for coarser codes, so only int8 follows them."""
 _SLACK = 1.2
-"""Allowed rows are not spread evenly: so much more than their share of the rows is fetched at first."""
+"""Rows that pass a filter are not spread evenly: the first fetch is larger than their share by this factor."""
 _LABEL_BYTES = 32
-"""What the host takes for each row fetched: its number, twice, its order, and whether it may be returned."""
+"""Host bytes for each row fetched: its number, twice, its order, and whether it may be returned."""
 _USUAL_K = 10
 
 
@@ -45,7 +45,7 @@ class Fetch:
 
 
 class FaissGpuIndex(Index):
-    """Searches on ``plan.device``; the host's vectors answer whenever that cannot."""
+    """Searches on ``plan.device``; the host answers by an exact scan when the device cannot."""
 
     def __init__(
         self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, handle: GpuIndexHandle | None
@@ -66,7 +66,7 @@ class FaissGpuIndex(Index):
 
     @property
     def handle(self) -> GpuIndexHandle | None:
-        """The index on the device, for those who measure faiss alone; None for an index without rows."""
+        """The index on the device, for benchmarks of faiss alone; None for an index without rows."""
         return self._handle
 
     def incidents(self) -> list[DeviceIncident]:
@@ -84,46 +84,46 @@ class FaissGpuIndex(Index):
         candidates, starved = found
         distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
-            rest = np.ascontiguousarray(queries[starved])
-            distances[starved], positions[starved] = self.table.scan(rest, k, row_filter)
+            short = np.ascontiguousarray(queries[starved])
+            distances[starved], positions[starved] = self.table.scan(short, k, row_filter)
         return distances, positions
 
     @abstractmethod
     def _probes(self, params: SearchParams, row_filter: RowFilter | None) -> int | None:
-        """Lists to probe at first, 0 where there are none; None where only the host can do what is asked."""
+        """Lists to probe at first, 0 where there are none; None where only the host can answer."""
 
     @abstractmethod
     def _wider(self, fetch: Fetch, exhausted: bool) -> Fetch | None:
-        """What to ask where too few were found, ``exhausted`` if all rows that were looked at were returned."""
+        """The next fetch where too few were found; ``exhausted``: every row that was looked at was returned."""
 
     @abstractmethod
     def _query_bytes(self, fetch: Fetch) -> int:
-        """Scratch of one query on the device."""
+        """Scratch bytes of one query on the device."""
 
     def _plan_with(self, table: VectorTable) -> IndexPlan:
         """The plan of an index like this with the rows of ``table``."""
         return replace(self.plan, device_bytes=plan_device_bytes(self.plan, table.n, table.dim))
 
     def _warm_up(self) -> None:
-        """One search of the usual size: its code is loaded while there is room, and no user waits for that."""
+        """Search once at the usual size: kernel code is loaded while there is memory, and no user waits for it."""
         fetch = self._first_fetch(_USUAL_K, SearchParams(), None)
         if fetch is not None:
             self._propose(self.vectors_at(np.zeros(1, np.int64)), fetch)
 
     def _parameters(self, fetch: Fetch) -> Any:
-        """faiss' search parameters, made on the device's turn."""
+        """faiss' search parameters, made under the device's lock."""
         del fetch
 
     def _first_fetch(self, k: int, params: SearchParams, row_filter: RowFilter | None) -> Fetch | None:
-        """None: more than the device gives at once, or so few rows allowed that reading them is less work."""
+        """The first fetch; None where the device cannot return as many, or a scan of the few allowed rows is faster."""
         nprobe = self._probes(params, row_filter)
         if self._handle is None or nprobe is None:
             return None
         count = self.n if row_filter is None else row_filter.count
         times, plus = _SPARE[self.plan.precision]
         spare = k * times + plus
-        asked = params.rerank or spare
-        want = min(max(k, asked if self.plan.precision == "int8" else min(asked, spare)), MOST, count)
+        requested = params.rerank or spare
+        want = min(max(k, requested if self.plan.precision == "int8" else min(requested, spare)), MOST, count)
         fetch = want if row_filter is None else int(want * self.n / count * _SLACK) + 1
         if k > MOST or (fetch > MOST and count < self.n):
             return None
@@ -168,7 +168,7 @@ class FaissGpuIndex(Index):
 
     def _on_device(self, queries: FloatArray, fetch: Fetch) -> IntArray:
         if self._handle is None:
-            raise DeviceError(f"nothing lies on {self.plan.device}")
+            raise DeviceError(f"{self.plan.device} holds no rows of this index")
         gpu_resources, engine, nq = self._handle.gpu_resources, self._handle.engine, len(queries)
         distances, labels = np.empty((nq, fetch.fetch), np.float32), np.empty((nq, fetch.fetch), np.int64)
         with gpu_resources.searching(self._shape(nq, fetch)):
@@ -177,7 +177,7 @@ class FaissGpuIndex(Index):
         return labels
 
     def _shape(self, nq: int, fetch: Fetch) -> Hashable:
-        """What decides which kernels a search launches, roughly."""
+        """What roughly decides which kernels a search launches."""
         sizes = (self.n, nq, fetch.fetch - 1, fetch.nprobe)
         return self.kind, self.metric, self.plan.precision, self.dim, *(size.bit_length() for size in sizes)
 

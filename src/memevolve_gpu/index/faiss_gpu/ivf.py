@@ -1,8 +1,8 @@
 """Inverted lists on the device, by float32 vectors, or by float16 or 8-bit differences from their centroids.
 
-The lists are put together on the host and sent in one piece: lists that grow on the device take up to twice their
-room. What was trained stays on the host, without rows, beside the number of each row's list: that is what a snapshot
-keeps and what the next index takes over.
+Lists are filled on the host and sent in one piece: lists that grow on the device take up to twice their memory. The
+trained index without rows and the list of each row stay on the host: a snapshot keeps them and the next index reuses
+them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ...errors import EngineError
 from ...types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
-from ..base import Arrays, BuildJob, out_of_range
+from ..base import Arrays, BuildJob, out_of_range, part
 from ..bitmap import RowFilter
 from ..faiss_helpers import emptied, from_bytes, metric_of, quiet, to_bytes
 from ..faiss_support import load_faiss, one_thread, translate_error
@@ -39,7 +39,7 @@ _STORED: dict[Precision, str] = {"float32": "", "float16": "QT_fp16", "int8": "Q
 
 
 class FaissGpuIVFIndex(FaissGpuIndex):
-    """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them, at most 2,048."""
+    """``plan.nlist`` lists; without ``nprobe`` a search probes all of them, at most 2,048."""
 
     kind: ClassVar[str] = "ivf"
 
@@ -54,8 +54,8 @@ class FaissGpuIVFIndex(FaissGpuIndex):
         *,
         beside: bool = False,
     ) -> None:
-        """``trained`` is faiss' CPU index without rows; ``assigned`` int32 (n,) the list of each row. ``beside``: only
-        where as much stays free as the index takes, since the one that it follows lies there too."""
+        """``trained`` is faiss' CPU index without rows; ``assigned`` int32 (n,) the list of each row. ``beside``: need
+        twice the memory, since the index that this one follows is still there."""
         self._trained = trained
         self._assigned = assigned
         self._nlist = int(trained.nlist)
@@ -67,7 +67,7 @@ class FaissGpuIVFIndex(FaissGpuIndex):
     def build(cls, job: BuildJob) -> FaissGpuIVFIndex:
         table, plan = job.table(), _within_range(job.plan, job.rows.vectors)
         if not 1 <= plan.nlist <= len(job.source):
-            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
+            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact index")
         gpu_resources = resources_of(plan.device)
         if isinstance(job.reuse_from, FaissGpuIVFIndex) and job.reuse_from.plan.precision == plan.precision:
             trained = emptied(job.reuse_from.trained)
@@ -106,7 +106,7 @@ class FaissGpuIVFIndex(FaissGpuIndex):
 
     @property
     def trained(self) -> Any:
-        """What was trained: a CPU index without rows."""
+        """The trained CPU index without rows."""
         return self._trained
 
     def _engine_parts(self) -> Arrays:
@@ -261,10 +261,7 @@ def _check_trained(trained: Any, plan: IndexPlan, table: VectorTable) -> None:
 
 
 def _checked_lists(parts: Arrays, n: int, nlist: int) -> npt.NDArray[np.int32]:
-    lists = parts.get("lists")
-    if lists is None or lists.dtype != np.int64 or lists.shape != (n,):
-        raise EngineError(f"part 'lists' is missing or not int64 ({n},); rebuild the index")
-    numbers = lists.astype(np.int64, copy=False)
+    numbers: IntArray = part(parts, "lists", np.int64, (n,))
     if n and not (int(numbers.min()) >= 0 and int(numbers.max()) < nlist):
         raise EngineError(f"part 'lists' names lists beyond the {nlist} of the plan; rebuild the index")
     return numbers.astype(np.int32)

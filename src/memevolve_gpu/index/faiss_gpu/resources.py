@@ -1,4 +1,4 @@
-"""GPU resources of faiss: one locked owner per device, none after a fork."""
+"""GPU resources of faiss: one locked object per device, unusable after a fork."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ __all__ = [
 ]
 
 FreeBytes = Callable[[int], "int | None"]
-"""Free bytes of the GPU with this number; None where nobody knows."""
+"""Free bytes of the GPU with this number; None where unknown."""
 
 _OUT_OF_MEMORY = ("out of memory", "bad_alloc", "memoryallocation", "cublas_status_alloc_failed")
 _STICKY = ("cuda", "cublas", "illegal", "launch failure", "device-side", "unspecified")
-"""Looked for after those: an error that stays makes allocations fail as well, and faiss tells of both in one form."""
+"""Looked for after those: a sticky error makes allocations fail as well, and faiss reports both in one form."""
 _NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexIVFScalarQuantizer")
 
-_MOMENT = 0.1
-"""Seconds that a search waits for a device on which somebody builds."""
+_BUSY_POLL_S = 0.1
+"""Seconds that a search waits for a device on which another thread builds."""
 
 _by_device: dict[int, GpuResources] = {}
 _registry = threading.Lock()
 
 
 class _Reading:
-    """Where free bytes are read; set once by whoever knows the devices."""
+    """Where free bytes are read; set once by the device manager."""
 
     free_bytes: FreeBytes | None = None
 
 
 def use_free_bytes(reader: FreeBytes | None) -> None:
-    """Let ``reader`` say how many bytes are free before any are asked for; without one, faiss' own refusal decides."""
+    """Check ``reader``'s free bytes before an allocation; without a reader, faiss' own refusal decides."""
     _Reading.free_bytes = staticmethod(reader) if reader is not None else None
 
 
@@ -66,10 +66,10 @@ def device_number(device: str) -> int:
 
 
 def resources_of(device: str) -> GpuResources:
-    """The one owner of ``device``, made when first asked for.
+    """The resources of ``device``, one object per process, made on first use.
 
     Raises:
-        DeviceError: this faiss has no GPU indexes, there is no such GPU, or this process may not use it any more.
+        DeviceError: this faiss has no GPU indexes, there is no such GPU, or this process can no longer use it.
         EngineError: faiss cannot be loaded.
     """
     number = device_number(device)
@@ -106,7 +106,7 @@ class GpuResources:
         self._residents: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
         self._retired: deque[list[Any]] = deque()
         self._building = 0
-        self._met: set[Hashable] = set()
+        self._seen_shapes: set[Hashable] = set()
 
     @property
     def name(self) -> str:
@@ -114,19 +114,19 @@ class GpuResources:
         return f"cuda:{self.number}"
 
     def check(self) -> None:
-        """Raises DeviceError when this process may not use the device any more."""
+        """Raise DeviceError when this process can no longer use the device."""
         if self.lost is not None:
             raise DeviceError(str(self.lost), self.lost.cause)
 
     @contextmanager
     def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[Any]:
-        """Yield the resources, alone on the device, after ``needed`` bytes were found to be free.
+        """Yield the resources under the device's lock, after ``needed`` bytes were found to be free.
 
         Raises:
-            BusyError: somebody builds there, and ``waits`` is False.
+            BusyError: another thread builds there, and ``waits`` is False.
             DeviceError: the bytes are not free, faiss failed inside, or the device is lost to this process.
         """
-        with self._turn(waits):
+        with self._locked(waits):
             self.check()
             self._free_retired()
             try:
@@ -149,14 +149,14 @@ class GpuResources:
         """As :meth:`using`, for a search that does not wait for builders. CUDA loads the code of a kernel when it is
         first launched, and faiss ends the process where there is no room for that: the first search of each ``shape``
         asks for it beforehand."""
-        with self.using("searching", 0 if shape in self._met else CODE_BYTES, waits=False):
+        with self.using("searching", 0 if shape in self._seen_shapes else CODE_BYTES, waits=False):
             yield
-            self._met.add(shape)
+            self._seen_shapes.add(shape)
 
     @contextmanager
     def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[tuple[Any, list[Any]]]:
-        """As :meth:`using`, with a list for the indexes that are made: emptied on the device's turn unless all went
-        well and ``keep``. Nobody else may hold them, or they would be freed at another moment."""
+        """As :meth:`using`, with a list for the indexes that are made: emptied under the lock unless the block succeeds
+        and ``keep`` is set. No other reference to them may exist, or they would be freed outside the lock."""
         held: list[Any] = []
         with self.using(doing, needed + CODE_BYTES) as resources:
             self._building += 1
@@ -164,7 +164,7 @@ class GpuResources:
             try:
                 yield resources, held
                 done = True
-            except MemEvolveError:  # whoever follows the progress of a build may end it
+            except MemEvolveError:  # a progress callback may end the build
                 raise
             except (RuntimeError, MemoryError) as error:
                 traceback.clear_frames(error.__traceback__)
@@ -198,12 +198,12 @@ class GpuResources:
             return sum(int(size) for _, size in kinds.values())
 
     def adopt(self, handle: GpuIndexHandle) -> None:
-        """Know an index, so that it can be given up after a fork."""
+        """Register an index, so that it can be given up after a fork."""
         with self._lock:
             self._residents.add(handle)
 
     def retire(self, held: list[Any]) -> None:
-        """Free the indexes in ``held``: at once where nobody is on the device, else when the next one comes."""
+        """Free the indexes in ``held``: at once where the lock is free, else when it is next taken."""
         self._retired.append(held)
         if self._lock.acquire(blocking=False):
             try:
@@ -212,24 +212,23 @@ class GpuResources:
                 self._lock.release()
 
     def give_up(self, error: DeviceError) -> None:
-        """Never touch the device again. What lies there is not freed: freeing is a call to a device that is gone."""
-        self.lost = DeviceError(str(error), error.cause)  # without the frames, and thus the vectors, of who met it
+        """Never call the device again. Its memory is not freed: that would be a call to a lost device."""
+        self.lost = DeviceError(str(error), error.cause)  # without the frames, and thus the vectors, of the caller
         for handle in list(self._residents):
             handle.engine.this.disown()
         if self._resources is not None:
             self._resources.this.disown()
 
     def after_fork(self) -> None:
-        """In a child: the parent's CUDA context does not exist here, and its lock may be held by a thread that does
-        not either."""
+        """In a child: the parent's CUDA context does not exist, and a thread that does not exist may hold the lock."""
         self._lock = threading.RLock()
         if self.lost is None:
             self.give_up(DeviceError(f"{self.name} belongs to the process before the fork; spawn instead", "fork"))
 
     @contextmanager
-    def _turn(self, waits: bool) -> Iterator[None]:
+    def _locked(self, waits: bool) -> Iterator[None]:
         lock = self._lock
-        while not lock.acquire(timeout=_MOMENT):
+        while not lock.acquire(timeout=_BUSY_POLL_S):
             if self._building and not waits:
                 raise BusyError(self.name)
         try:
@@ -270,7 +269,7 @@ class GpuResources:
 
 
 class GpuIndexHandle:
-    """An index that lies on a device. Freed by its owner when this object goes, whoever lets go of it and when."""
+    """An index on a device. Its resources free it when this object is collected, in whatever thread."""
 
     def __init__(self, gpu_resources: GpuResources, held: list[Any], nbytes: int) -> None:
         """``held`` is the list of :meth:`GpuResources.building` with the index; ``nbytes`` what it takes on the
@@ -283,15 +282,15 @@ class GpuIndexHandle:
 
     @property
     def engine(self) -> Any:
-        """The index. It is let go of where the owner empties the list that holds it, under the owner's lock: a second
-        reference would free it elsewhere, so keep none."""
+        """The index. It is freed when the resources empty the list that holds it, under their lock: a second reference
+        would free it elsewhere, so keep none."""
         return self._held[0]
 
 
 def _resources(faiss: ModuleType, number: int) -> Any:
-    """Resources with our own measure of temporary memory and no pinned host memory: what we send is small.
+    """Resources with a fixed amount of temporary memory and no pinned host memory, since transfers are small.
 
-    Whole or not at all: faiss would take them for ready after a failure half way, and follow a null pointer later.
+    Made in full or not at all: faiss would use half-made ones and follow a null pointer later.
     """
     resources = faiss.StandardGpuResources()
     resources.setTempMemory(TEMPORARY_BYTES)
@@ -301,7 +300,7 @@ def _resources(faiss: ModuleType, number: int) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    """The gist of a faiss error: what follows the function and the source line that it names first."""
+    """The message of a faiss error, without the function and source line in front of it."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text.rpartition("Error: ")[2][:300]
 

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MOST = 2048
-"""Results and lists that one search may ask for."""
+"""The most results, and the most lists, of one search."""
 TEMPORARY_BYTES = 512 << 20
 """Scratch memory set aside for each device: what 250 queries of a flat scan, or 500 that probe 512 lists of 384
 dimensions, need at a time. What a search needs beyond it faiss allocates and frees, which is slow but works."""
@@ -77,7 +77,7 @@ def lists_query_bytes(nprobe: int, dim: int, fetch: int) -> int:
 
 
 def sent_bytes(rows: int, dim: int) -> int:
-    """What ``rows`` sent to a device to be compared take there: what is large beside the scratch, which holds the rest.
+    """Bytes that ``rows`` sent to a device to be compared take there beside the scratch; small ones fit into it.
 
     faiss sends up to twice 256 MiB at a time."""
     size = min(4 * rows * dim, 512 << 20)

@@ -1,11 +1,17 @@
-"""Indexes on a GPU through torch and Triton: flat and inverted lists, reranked with the host's vectors.
+"""Indexes on a GPU through torch and Triton: flat and inverted lists, reranked by float32 vectors.
 
 The same code runs on CPU tensors, where the reference implementations of :mod:`.kernel_ops` replace the Triton kernels.
 Importing this package imports neither torch nor triton; :mod:`.runtime` does, when an index is built.
 
-Reading order: ``device_rows`` says how vectors lie on a device, ``upload`` brings them there, ``search`` finds
-candidates, ``index`` puts it together, with ``flat`` and ``ivf`` for the two kinds. ``device_masks`` holds filters and
-tombstones, ``delta_buffer`` the newest rows, ``cuda_graphs`` recorded queries. ``kernel_ops`` chooses between
-``kernels`` and their references; ``kmeans`` trains. On failure ``runtime`` classifies exceptions and holds the device
-lock, ``failover`` decides, and ``memory_accounting`` keeps to a limit.
+Where to find what, in reading order:
+
+* :mod:`.device_rows`: how vectors are stored on a device (padded groups of 32 rows, float16 or int8);
+* :mod:`.upload`: brings rows to the device; :mod:`.search`: finds candidates there;
+* :mod:`.index`: the base class that puts it together; :mod:`.flat` and :mod:`.ivf`: the two kinds;
+* :mod:`.device_masks`: filters and tombstones; :mod:`.delta_buffer`: the newest rows; :mod:`.cuda_graphs`: recorded
+  single queries;
+* :mod:`.kernels`: the Triton kernels; :mod:`.kernel_ops`: chooses between them and plain torch; :mod:`.kmeans`: trains
+  inverted lists;
+* :mod:`.runtime`: imports torch, classifies its errors, holds the device lock; :mod:`.memory_accounting`: predicts and
+  limits bytes. :mod:`..device_failover` decides what follows a failure.
 """

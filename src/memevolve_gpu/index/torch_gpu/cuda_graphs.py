@@ -19,7 +19,7 @@ _MOST_RECORDED = 16
 Shape = tuple[int, int, bool]
 """Candidates, lists to read, and whether tombstones are looked at."""
 _WARM = 2
-"""Searches of a shape that go the plain way before it is recorded: they compile the kernels."""
+"""Searches of a shape before it is recorded: they compile the kernels."""
 
 
 class _Recording:
@@ -27,7 +27,7 @@ class _Recording:
 
     def __init__(self, columns: int, device: Any, search: Callable[[Any], Any]) -> None:
         torch = load_torch()
-        self._reads = search  # the graph knows addresses alone
+        self._reads = search  # keep it alive: the graph knows only addresses
         self.query = torch.zeros((1, columns), dtype=torch.float32, device=device)
         before, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         side.wait_stream(before)
@@ -69,8 +69,7 @@ def record_searches(on: bool) -> None:
     """Whether the indexes of this process record their single queries from now on.
 
     A recording takes a few milliseconds, once for each index and shape. Meanwhile CUDA refuses every call that waits
-    for the whole device (``torch.cuda.synchronize()``), in whatever thread of the process, so it is for the user to say
-    that there are none.
+    for the device (``torch.cuda.synchronize()``) in every thread of the process, so the user has to rule those out.
     """
     _Switch.on = on
 
@@ -78,7 +77,7 @@ def record_searches(on: bool) -> None:
 class CudaGraphCache:
     """Recordings of one index's single queries, by their shape. Used under the device's lock.
 
-    A search that cannot be recorded is not tried again, and goes the plain way.
+    A search that cannot be recorded is not tried again; its kernels are launched one by one.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""The newest rows of a store on the device of the index that they follow."""
+"""The newest rows of a store, on the device of its index."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LEAST_ROWS = 4096
 
 
 class DeviceDeltaBuffer:
-    """Rows as they come: float16 proposes and float32 decides, as in an index. Used under the device's lock.
+    """Newer rows: float16 proposes and float32 decides, as in an index. Used under the device's lock.
 
-    There is room for twice as many rows whenever it ends. Where the device has none, or float16 cannot hold a row in
-    the index's space, ``search`` answers None from then on: the host scans the delta buffer until there is a new index.
+    Its capacity doubles when it is full. Where the device has no memory, or float16 cannot hold a row in the index's
+    space, ``search`` returns None from then on: the host scans the delta buffer until there is a new index.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DeviceDeltaBuffer:
             quantization: of the index.
             beside: what the index holds.
             account: of its device.
-            note: is told why the device does not take the rows.
+            note: called with the reason when the device does not take the rows.
         """
         self.newer = newer
         self._metric: Metric = metric
@@ -84,7 +84,7 @@ class DeviceDeltaBuffer:
         )
         distances, positions = found_in_batches(search, queries, want, batch)
         if distances is None:  # rows in float32 are always there
-            raise DeviceError("the tail on the device has no float32 rows")
+            raise DeviceError("the delta buffer on the device has no float32 rows")
         return columns(distances, positions, k)
 
     def _up_to(self, n: int) -> DeviceRows | None:
@@ -97,7 +97,7 @@ class DeviceDeltaBuffer:
                     self._put(block)
         except (RuntimeError, MemoryError) as error:
             if cause_of(error) not in {"out-of-memory", "limit"}:
-                self._drop()  # of the last rows some part may lie there, seen by whoever looks for the rows before them
+                self._drop()  # a half-written row would be seen by searches of the rows before it
                 raise
             self._refuse(first_line(error))
         return None if self._refused else self._rows
@@ -143,7 +143,7 @@ class DeviceDeltaBuffer:
         self._giving = _nothing
 
     def _shown(self, rows: DeviceRows, n: int, row_filter: RowFilter | None) -> DeviceRows:
-        """The first ``n`` rows that are allowed; what an older view does not know yet is hidden from it."""
+        """The allowed ones of the first ``n`` rows; rows that an older view does not know are hidden."""
         if row_filter is None and n == self._n:
             return rows
         if self._masked is not None and self._masked[0] is row_filter and self._masked[1] == n:

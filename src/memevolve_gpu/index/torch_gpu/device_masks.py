@@ -20,7 +20,7 @@ _KEPT = 8
 class Masks:
     """The last few filters as rows with the others hidden: 4 bytes per row and filter, 64 MB in all or one.
 
-    A filter is known by the object that states it, which is kept alive as long as it is remembered here.
+    A filter is known by its object, which is kept alive while it is cached here.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class Masks:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """In a forked child: a lock that nobody holds."""
+        """Replace the lock in a forked child."""
         self._lock = threading.Lock()
 
     def rows(self, rows_on_device: DeviceRows, row_filter: RowFilter) -> DeviceRows:
-        """``rows_on_device`` with the rows hidden that are not ``row_filter``; the same numbers in the same places."""
+        """``rows_on_device`` with the rows hidden that ``row_filter`` excludes; positions stay."""
         with self._lock:
             known = self._kept.get(id(row_filter))
             if known is not None:
@@ -51,7 +51,7 @@ class Masks:
 
 
 class Tombstones:
-    """The deaths that an index's ``living`` scores show: a mask that grows by what died since, and is never sent whole.
+    """The tombstones in an index's ``living`` scores: a mask that only receives what died since, never all of it.
 
     Used under the device's lock.
     """
@@ -64,7 +64,7 @@ class Tombstones:
         self._whole = True
 
     def show(self, alive: RowFilter) -> bool:
-        """Have ``rows`` show what is ``alive``; False where that is not known by what died, as of a filter."""
+        """Hide what is not ``alive``; False where the difference is not known, as for a filter."""
         dead = alive.dead_since(self._shown) if self._whole else None
         again = dead is None
         if dead is None:

@@ -30,7 +30,7 @@ GROUP = 32
 """Rows of which a scan keeps one number, the best of their scores. The k best rows of all lie in the k groups with the
 best such numbers, so a scan writes 4 bytes per 32 rows and query instead of 128, and what it read is never sorted."""
 BLOCK_GROUPS = 8
-"""The number of groups is a multiple of this, so that no kernel needs to ask where the rows end."""
+"""The number of groups is a multiple of this, so that no kernel needs to check where the rows end."""
 
 
 def padded_columns(dim: int) -> int:
@@ -62,7 +62,7 @@ _BLOCK_BYTES = 32 << 20
 _TYPICAL_NORM = 16.0
 _LARGEST = 2.0**14
 _FARTHEST = 128
-"""So many times its own width a new cluster of rows, as wide as that of usual ones, may lie away. float16 rounds rows
+"""How far away a new cluster of rows may lie, in units of the usual cluster's width. float16 rounds rows
 by their length: in 8 to 1,024 dimensions recall@10 among 2,000 such rows was 1.0 up to 256 times, 0.92 to 1.0 at 400,
 and 0.34 (384 dimensions) at 1,000 times."""
 _CENTRE_ROWS = 1024
@@ -70,7 +70,7 @@ _CENTRE_ROWS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How vectors become what the device holds: ``(vector - centre) * scale``, in float16.
+    """How vectors are stored on the device: ``(vector - centre) * scale``, in float16.
 
     Moving the origin changes no squared distance and moves all dot products of a query alike, so the order of rows
     stays. Around their median, in units in which a usual row has length 16 and no component exceeds 2**14, float16's
@@ -80,7 +80,7 @@ class Quantization:
     centre: FloatArray
     scale: float
     farthest: float = _FARTHEST * _TYPICAL_NORM
-    """The length here of the longest row that is taken although the space was not made for it."""
+    """The longest new row, in this space, that is accepted."""
 
     @classmethod
     def around(cls, sample: FloatArray, least: FloatArray, most: FloatArray, *, centred: bool) -> Quantization:
@@ -98,7 +98,7 @@ class Quantization:
         return cls(centre, scale, scale * max(_FARTHEST * norm, 2 * long) or _FARTHEST * _TYPICAL_NORM)
 
     def holds(self, vectors: FloatArray) -> bool:
-        """Does float16 tell ``vectors`` (m, dim) from each other here, which the space was not made for?"""
+        """Can float16 distinguish new ``vectors`` (m, dim) in this space, which was made for others?"""
         far = vectors - self.centre
         longest = float(np.einsum("ij,ij->i", far, far, dtype=np.float64).max(initial=0.0)) ** 0.5
         reach = float(np.abs(far, out=far).max(initial=0.0))
@@ -160,7 +160,7 @@ class Queries:
 
     @classmethod
     def from_wide(cls, raw: Any, wide: Any, rows: DeviceRows) -> Queries:
-        """``wide`` as :meth:`Resident.entered` gives it, on the device."""
+        """``wide`` as :meth:`DeviceRows.to_device_space` returns it, on the device."""
         torch = load_torch()
         factor = 1.0 if rows.metric == "ip" else 2.0
         return cls(raw, wide, torch.full((len(wide),), factor, dtype=torch.float32, device=wide.device))
@@ -179,8 +179,8 @@ class DeviceRows:
     x float16 or int8 (32 * groups, columns); scales float32 (32 * groups,) for int8, else empty; bias float32
     (32 * groups,), +inf in padding; living, the same with +inf for rows that died (see
     :class:`~.device_masks.Tombstones`); order int32 (32 * groups,), the position of each row, -1 in padding; places
-    int32 (n,), where each position lies, or
-    None where that is the position itself; full float32 (n, dim) by position, or None; centre float32 (dim,).
+    int32 (n,), where each position lies, or None where that is the position itself; float32_rows (n, dim) by position,
+    or None; centre float32 (dim,).
     """
 
     metric: Metric
@@ -198,7 +198,7 @@ class DeviceRows:
     def empty(
         cls, metric: Metric, quantization: Quantization, shape: tuple[int, int, int], device: Any, **kinds: bool
     ) -> DeviceRows:
-        """Room for ``shape`` = (n, dim, groups); kinds: ``int8``, ``float32_rows`` for float32 rows beside it,
+        """Memory for ``shape`` = (n, dim, groups); kinds: ``int8``, ``float32_rows`` for float32 rows beside it,
         ``listed`` for rows in another order than that of their positions.
         """
         torch = load_torch()
@@ -247,8 +247,8 @@ class DeviceRows:
     def put(self, start: int, block: Any, places: Any, codes: tuple[Any, Any] | None, vectors: Any) -> None:
         """Fill in rows ``start`` and following at ``places`` int64 (m,).
 
-        block float32 (m, columns) as :meth:`Quantization.enter` gives them; codes: int8 rows and scales, for int8;
-        vectors float32 (m, dim), kept when there is room for them.
+        block float32 (m, columns) as :meth:`Quantization.enter` returns them; codes: int8 rows and scales, for int8;
+        vectors float32 (m, dim), kept where float32 rows are.
         """
         torch = load_torch()
         if codes is None:

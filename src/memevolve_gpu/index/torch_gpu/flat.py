@@ -51,7 +51,7 @@ class TorchFlatIndex(TorchIndex):
         index._load_or_fail_over()
         return index
 
-    def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - bodies with lists keep centroids there
+    def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - TorchIVFIndex keeps centroids there
         return _in_order(self.n)
 
     def _longer(
@@ -59,7 +59,7 @@ class TorchFlatIndex(TorchIndex):
         plan: IndexPlan,
         rows: Rows,
         table: VectorTable,
-        vectors: FloatArray,  # noqa: ARG002 - bodies with lists assign them
+        vectors: FloatArray,  # noqa: ARG002 - TorchIVFIndex assigns them
         held: DeviceIndex,  # noqa: ARG002 - as above
     ) -> tuple[TorchFlatIndex, Layout]:
         moved = np.arange(-(-self.n // GROUP), dtype=np.int64)

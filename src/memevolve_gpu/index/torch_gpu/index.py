@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from ...utils.vectors import DeviceQueries, host_queries
-from ..base import Arrays, DeltaRows, Index
+from ..base import Arrays, DeltaRows, Index, part
 from ..bitmap import RowFilter
 from ..costs import scan_cost
 from ..device_failover import DeviceFailover
@@ -39,7 +39,6 @@ from .search import (
     Search,
     columns,
     found_in_batches,
-    part,
     propose,
     some,
     widened,
@@ -51,14 +50,14 @@ __all__ = ["TorchIndex", "candidate_width"]
 T = TypeVar("T")
 
 _INT8_SPARE = (4, 32)
-"""int8 rows reorder near neighbours: at least so many times as many candidates as results, and so many more."""
+"""int8 rows reorder near neighbours: the fewest candidates for so many results, as (times, plus)."""
 _ARRAY_PROTOCOLS = ("__dlpack__", "__cuda_array_interface__")
 _DEVICE_CALL = 15_000_000.0
-"""Asking a device costs about 150 microseconds, in units of ``costs``: what a host scan does in less, it does."""
+"""A call to a device takes about 150 microseconds, in units of ``costs``: a scan that is faster runs on the host."""
 
 
 def candidate_width(k: int, params: SearchParams) -> int:
-    """How many rows the device proposes: what the effort says, but at least 2k and 32, so that float16 loses none."""
+    """How many rows the device proposes: ``params.rerank``, but at least 2k and 32, so that float16 loses none."""
     return max(params.rerank, 2 * k, LEAST_CANDIDATES)
 
 
@@ -93,7 +92,7 @@ class TorchIndex(Index):
 
     @property
     def device_bytes(self) -> int:
-        """Bytes held on the device, newer rows beside it included, also while it rests; without the scratch that all
+        """Bytes held on the device, the delta buffer included, also during a back-off; without the scratch that all
         searches share. 0 when the rows are not there."""
         loaded, delta = self._loaded, self._delta
         if loaded is None or self.plan.device == "cpu":
@@ -107,11 +106,11 @@ class TorchIndex(Index):
         self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray]:
         """As :meth:`~memevolve_gpu.index.base.Index.search`; ``queries`` may also lie on a device: DeviceQueries, torch
-        tensors, what has
-        ``__cuda_array_interface__`` or ``__dlpack__``. They are not copied to the host unless the host answers.
+        tensors, arrays with ``__cuda_array_interface__`` or ``__dlpack__``. They are copied to the host only where it
+        answers.
         """
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
-        tensor = self._lying_there(given, k, params, row_filter)
+        tensor = self._device_tensor_of(given, k, params, row_filter)
         if tensor is None:
             return super().search(host_queries(queries), k, params, row_filter)
         return self._search(tensor, k, params, None if row_filter is None or row_filter.count == self.n else row_filter)
@@ -127,21 +126,21 @@ class TorchIndex(Index):
         if here and nq * scan_cost(count, self.dim) < _DEVICE_CALL:
             return None
 
-        def ask(batch: int) -> tuple[FloatArray, IntArray] | None:
+        def scan(batch: int) -> tuple[FloatArray, IntArray] | None:
             tensor = given if here else device_tensor(given, self._ready().device)
             return self._delta_of(newer).search(n, tensor, k, row_filter, batch)
 
-        return self._attempt(ask, nq)
+        return self._attempt(scan, nq)
 
     def _delta_of(self, newer: DeltaRows) -> DeviceDeltaBuffer:
         if self._delta is None or self._delta.newer is not newer:
-            self._delta = None  # its memory first
+            self._delta = None  # free its memory first
             note = self._failover.note_slower
             self._delta = DeviceDeltaBuffer(newer, self.metric, self._quantization, self._ready(), self._account, note)
         return self._delta
 
-    def _lying_there(self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None) -> Any:
-        """``queries`` on this index's device, when they lie on some device and this one is to answer; else None."""
+    def _device_tensor_of(self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None) -> Any:
+        """``queries`` on this index's device, when they lie on a device and this one answers; else None."""
         if isinstance(queries, np.ndarray) or not any(hasattr(queries, name) for name in _ARRAY_PROTOCOLS):
             return None
         if self._loaded is None or params.exact or k < 1 or tuple(getattr(queries, "shape", ()))[1:] != (self.dim,):
@@ -165,11 +164,11 @@ class TorchIndex(Index):
     # -------------------------------------------------------------------------------------------------- loading
 
     def _layout(self, device: Any) -> Layout:
-        """Where the rows go."""
+        """Where each row goes on the device."""
         raise NotImplementedError
 
     def _load(self, progress: Callable[[float], None] = lambda _: None) -> None:
-        """Bring the rows to the device.
+        """Upload the rows to the device.
 
         Raises:
             DeviceError: it refuses.
@@ -178,7 +177,7 @@ class TorchIndex(Index):
             if self._loaded is None and self.n:
                 with device_lock(self.plan.device):
                     device = open_device(self.plan.device)
-                self._loaded = self._brought(device, progress)
+                self._loaded = self._upload(device, progress)
         progress(1.0)
 
     def _load_or_fail_over(self) -> None:
@@ -187,17 +186,17 @@ class TorchIndex(Index):
         except DeviceError as error:
             self._failover.refuse(error)
 
-    def _load_behind(self) -> None:
-        """Bring the rows to the device once more while the host answers; one thread at a time does."""
+    def _load_in_background(self) -> None:
+        """Upload the rows again in one background thread while the host answers."""
         if self._loading.acquire(blocking=False):
-            self._loader = threading.Thread(target=self._loaded_behind, name="memevolve-device", daemon=True)
+            self._loader = threading.Thread(target=self._background_load, name="memevolve-device", daemon=True)
             try:
                 self._loader.start()
-            except RuntimeError as error:  # no thread to be had, or the process ends
+            except RuntimeError as error:  # no thread can be started, or the process ends
                 self._loading.release()
-                self._failover.refuse(DeviceError(f"the index is not brought back to {self.plan.device}: {error}"))
+                self._failover.refuse(DeviceError(f"the index is not uploaded to {self.plan.device} again: {error}"))
 
-    def _loaded_behind(self) -> None:
+    def _background_load(self) -> None:
         try:
             self._load()
         except EngineError as error:
@@ -205,12 +204,12 @@ class TorchIndex(Index):
         finally:
             self._loading.release()
 
-    def _brought(self, device: Any, progress: Callable[[float], None]) -> DeviceIndex:
+    def _upload(self, device: Any, progress: Callable[[float], None]) -> DeviceIndex:
         layout = self._layout(device)
-        return self._run(self._load_of(layout, float32_rows=self._room_for_full(layout)), device, progress)
+        return self._run(self._load_of(layout, float32_rows=self._float32_rows_fit(layout)), device, progress)
 
     def _extended(self, rows: Rows) -> TorchIndex | None:
-        """An index whose rows are copied on the device from those of this one; only the new ones come from the host."""
+        """A longer index: the rows of this one are copied on the device, only new ones come from the host."""
         held = self._loaded
         if held is None or not self._failover.serving or not self._quantization.holds(rows.vectors):
             return None
@@ -224,7 +223,7 @@ class TorchIndex(Index):
         return index
 
     def follow(self, held: DeviceIndex, layout: Layout, *, float32_rows: bool) -> None:
-        """Bring the rows to the device where the first of them are ``held``, by another index: those are copied there.
+        """Upload the rows; the first of them, which another index holds there as ``held``, are copied on the device.
 
         Raises:
             DeviceError: it refuses; a RuntimeError of torch where the caller is not :func:`~.runtime.building`.
@@ -254,7 +253,7 @@ class TorchIndex(Index):
             giving()
             raise
 
-    def _room_for_full(self, layout: Layout) -> bool:
+    def _float32_rows_fit(self, layout: Layout) -> bool:
         whole = predicted_bytes(self.n, self.dim, "float32", nlist=len(layout.lists), float32_rows=True)
         return self.plan.precision == "float32" and self.plan.device_bytes >= whole
 
@@ -283,7 +282,7 @@ class TorchIndex(Index):
             return self.table.scan(host_queries(queries), k, row_filter)
         if self._loaded is None:
             if self._failover.serving:
-                self._load_behind()
+                self._load_in_background()
             return self.table.scan(host_queries(queries), k, row_filter)
         enough = min(k, count) if row_filter is None else min(want, count)
         return self._ask(queries, k, (want, enough, self._lists_to_probe(params)), row_filter)
@@ -310,7 +309,7 @@ class TorchIndex(Index):
             distances[short], positions[short] = again
         return distances, positions
 
-    def _lists_to_probe(self, params: SearchParams) -> int:  # noqa: ARG002 - bodies with lists ask
+    def _lists_to_probe(self, params: SearchParams) -> int:  # noqa: ARG002 - TorchIVFIndex uses them
         """How many; 0 for everything."""
         return 0
 
@@ -364,5 +363,5 @@ class TorchIndex(Index):
     def _space_of(parts: Arrays, dim: int) -> Quantization:
         centre, scale = part(parts, "centre", np.float32, (dim,)), part(parts, "scale", np.float32, (1,))
         if not np.isfinite(centre).all() or not 0 < float(scale[0]) < np.inf:
-            raise EngineError("the index's centre or scale makes no sense; rebuild the index")
+            raise EngineError("the index's centre or scale is not finite; rebuild the index")
         return Quantization(centre, float(scale[0]))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ...errors import EngineError
 from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
-from ..base import Arrays, BuildJob
+from ..base import Arrays, BuildJob, part
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
 from .device_rows import GROUP, Quantization, blocks_of, measured_quantization, padded_columns, padded_groups
@@ -19,7 +19,6 @@ from .kernel_ops import Operations
 from .kmeans import norms_of, train
 from .memory_accounting import account_of
 from .runtime import building, device_lock, load_torch, open_device
-from .search import part
 from .upload import DeviceIndex, Layout
 
 __all__ = ["TorchIVFIndex"]
@@ -28,11 +27,11 @@ _ENTER_ROWS = 16_384
 _LARGEST = 60_000.0
 _WHOLE = 0.5
 """Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
-most twice as much, and a batch is to answer as its queries do one by one."""
+most twice as much, and a batch must give the same results as its queries one by one."""
 
 
 class TorchIVFIndex(TorchIndex):
-    """``plan.nlist`` lists; an effort without ``nprobe`` probes all of them."""
+    """``plan.nlist`` lists; without ``nprobe`` a search probes all of them."""
 
     kind: ClassVar[str] = "ivf"
 
@@ -62,7 +61,7 @@ class TorchIVFIndex(TorchIndex):
         """
         plan = job.plan
         if not 1 <= plan.nlist <= len(job.source):
-            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact body")
+            raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact index")
         table = job.table()
         with building(plan.device):
             lock = device_lock(plan.device)
@@ -86,7 +85,7 @@ class TorchIVFIndex(TorchIndex):
         centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
         assignment = part(parts, "assignment", np.int64, (table.n,))
         if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
-            raise EngineError("the lists make no sense; rebuild the index")
+            raise EngineError("centroids or list numbers are out of range; rebuild the index")
         quantization = cls._space_of(parts, table.dim)
         index = cls(plan, metric, rows, table, quantization, centroids, assignment.astype(np.int32))
         index._load_or_fail_over()

@@ -17,7 +17,7 @@ __all__ = ["ListWork", "Lists", "Operations", "assign", "list_minima", "locate",
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """Where the inverted lists lie: list i holds groups ``start[i]`` up to ``start[i + 1]`` (int64, on the device).
+    """The inverted lists: list i holds groups ``start[i]`` up to ``start[i + 1]`` (int64, on the device).
 
     ``widest[p]`` is the number of groups in the p largest lists, known on the host.
     """
@@ -104,7 +104,7 @@ _TILE = 1 << 24
 def minima(rows: Any, q: Any, factor: Any) -> Any:
     """The best score of each group: float32 (nq, groups).
 
-    rows: a :class:`~.device_rows.Resident`; q float32 or float16 (nq, columns); factor float32 (nq,).
+    rows: :class:`~.device_rows.DeviceRows`; q float32 or float16 (nq, columns); factor float32 (nq,).
     """
     torch = load_torch()
     out = torch.empty((len(q), rows.groups), dtype=torch.float32, device=q.device)
@@ -149,11 +149,11 @@ def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
         pairs = work.pairs[first[place] : first[place + 1]]
         if size == 0 or len(pairs) == 0:
             continue
-        asking = pairs // work.nprobe
+        query = pairs // work.nprobe
         for some in _pieces(starts[place], starts[place + 1], max(len(pairs), rows.columns)):
             within = torch.arange(some.start - starts[place], some.stop - starts[place], device=q.device)
             column = work.columns.flatten()[pairs][:, None] + within
-            out[asking[:, None], column] = _best_in(rows, some, q[asking], factor[asking])
+            out[query[:, None], column] = _best_in(rows, some, q[query], factor[query])
     return out
 
 
@@ -186,7 +186,7 @@ def sum_lists(x: Any, order: Any, starts: Any) -> Any:
 
 
 def _pieces(start: int, stop: int, wide: int) -> Iterator[slice]:
-    """Groups ``start`` to ``stop`` (exclusive), so many at a time that their rows times ``wide`` numbers fit a tile."""
+    """Groups ``start`` to ``stop`` (exclusive) in slices whose rows times ``wide`` numbers fit a tile."""
     step = max(1, _TILE // (GROUP * wide))
     for first in range(start, stop, step):
         yield slice(first, min(first + step, stop))
@@ -221,7 +221,7 @@ class Operations:
     """The steps of a search and of training on one device; arguments and results as in :mod:`.kernel_ops`.
 
     A kernel that cannot be compiled or launched is not tried again: its reference answers, on the same device, and
-    ``note`` is told once. Running out of memory and losing the device are not the kernel's fault and are raised.
+    ``note`` is called once. Out of memory and a lost device are not the kernel's fault and are raised.
     """
 
     def __init__(self, device: Any, note: Callable[[str], None], kernels: Any = None) -> None:
@@ -415,9 +415,9 @@ class Operations:
         return out
 
 
-def _floats(shape: tuple[int, ...], reuse_from: Any) -> Any:
+def _floats(shape: tuple[int, ...], beside: Any) -> Any:
     torch = load_torch()
-    return torch.empty(shape, dtype=torch.float32, device=reuse_from.device)
+    return torch.empty(shape, dtype=torch.float32, device=beside.device)
 
 
 def _queries_at_once(nq: int, most: int) -> int:

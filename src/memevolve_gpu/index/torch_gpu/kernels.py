@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-# Triton reads annotations: what is compiled in has one, the rest has none.
+# Triton reads annotations: only compile-time constants have one.
 # mypy: disable-error-code="no-untyped-def"
 
 __all__ = ["load"]
@@ -48,7 +48,7 @@ def load() -> SimpleNamespace:
 
 
 def _compiled(triton: Any, function: Callable[..., None]) -> Any:
-    """A kernel that is not compiled anew for every number of queries that happens to be a multiple of 16."""
+    """A kernel that is not compiled again for every number of queries that happens to be a multiple of 16."""
     arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
     return triton.jit(function, do_not_specialize=[name for name in _COUNTS if name in arguments])
 

@@ -57,11 +57,11 @@ class Account:
         self.device = device
         self.limit: int | None = None
         self.used = 0
-        self._lock = threading.RLock()  # what is collected while it is held may give, too
+        self._lock = threading.RLock()  # a finaliser that runs while it is held gives bytes back, too
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """In a forked child: a lock that nobody holds."""
+        """Replace the lock in a forked child."""
         self._lock = threading.RLock()
 
     def take(self, amount: int, purpose: str) -> None:

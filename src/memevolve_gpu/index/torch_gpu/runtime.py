@@ -1,8 +1,8 @@
 """The torch runtime: imports, device locks, transfers and error classification.
 
-Kernels of two searches would share the bandwidth anyway; this way buffers and recorded graphs are free to be reused,
-and scratch memory is that of one batch. A thread that the end of the interpreter stops inside torch ends the process
-with an abort, so the end of the process stops builds at their next step, waits for them, and takes all turns for good.
+One search at a time uses a device: two would share its bandwidth anyway, and this way buffers and recorded graphs can
+be reused and scratch memory is that of one batch. A thread that is stopped inside torch aborts the process, so at exit
+builds stop at their next step, are waited for, and all device locks are taken and kept.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
     "triton_kernels",
 ]
 
-_LASTING = (
+_STICKY = (
     "illegal",
     "misaligned",
     "unspecified launch failure",
@@ -64,8 +64,8 @@ _LASTING = (
     "context is destroyed",
     "unknown error",
 )
-"""Words of CUDA's errors after which nothing works on the device until the process ends."""
-_PASSING = (
+"""Words of sticky CUDA errors, after which nothing works on the device until the process ends."""
+_TRANSIENT = (
     "captur",
     "invalid argument",
     "invalid configuration",
@@ -76,9 +76,9 @@ _PASSING = (
     "too many resources",
     "initialization error",
 )
-"""Words of those after which it goes on. One that lasts after all says so again, in other words or the same."""
-_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not_initialized")
-"""Among them what cuBLAS says when it finds no room for its own buffers."""
+"""Words of CUDA errors after which the device still works."""
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not_initialized")
+"""cuBLAS reports the last two when it finds no memory for its own buffers."""
 
 
 def kernel_errors() -> tuple[type[BaseException], ...]:
@@ -93,22 +93,22 @@ def kernel_errors() -> tuple[type[BaseException], ...]:
 
 
 def device_errors() -> tuple[type[BaseException], ...]:
-    """What torch raises where a device, or the memory for something, cannot be had; when CUDA starts up it asserts, and
-    has an exception of its own for what it put off until then."""
+    """What torch raises where a device or memory is not available. CUDA's start raises AssertionError, and a class of
+    its own for calls that it deferred until then."""
     late = getattr(getattr(sys.modules.get("torch"), "cuda", None), "DeferredCudaCallError", RuntimeError)
     return (RuntimeError, MemoryError, AssertionError, late)
 
 
 def cause_of(error: BaseException) -> Cause | None:
-    """What an exception of torch or of a kernel says about the device; None when it says nothing of it."""
+    """The cause that an exception of torch or of a kernel names; None when it is not about the device."""
     if isinstance(error, DeviceError):
         return error.cause
     text = str(error).lower()
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in _NO_ROOM):
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in _NO_MEMORY):
         return "out-of-memory"
-    if any(word in text for word in _LASTING) and "cuda" in text:
+    if any(word in text for word in _STICKY) and "cuda" in text:
         return "device-lost"
-    if any(word in text for word in _PASSING):
+    if any(word in text for word in _TRANSIENT):
         return "device-error"
     if type(error).__name__ == "AcceleratorError" or text.startswith("cuda error"):
         return "device-lost"
@@ -122,7 +122,7 @@ _EXIT_TIMEOUT_S = 10.0
 
 
 class DeviceLock:
-    """A lock that a thread may take again, and that refuses a build's next step once the process ends."""
+    """A reentrant lock that refuses a build's next step once the process ends."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -155,7 +155,7 @@ class _Process:
     """What all threads share."""
 
     ends = False
-    turns: dict[str, DeviceLock] = {}  # noqa: RUF012 - one for the process
+    locks: dict[str, DeviceLock] = {}  # noqa: RUF012 - one for the process
     lock = threading.RLock()
     builds = 0
     fewer_builds = threading.Condition()
@@ -163,14 +163,14 @@ class _Process:
 
 
 def device_lock(device: str) -> DeviceLock:
-    """The turn on ``device``, one object for the whole process."""
+    """The lock of ``device``, one object per process."""
     with _Process.lock:
-        return _Process.turns.setdefault(device, DeviceLock())
+        return _Process.locks.setdefault(device, DeviceLock())
 
 
 @contextmanager
 def begun_build() -> Iterator[None]:
-    """A build is under way in this thread, which the end of the process waits for; it takes its turns step by step."""
+    """Count a build in this thread, which the end of the process waits for; it takes the device's lock step by step."""
     with _Process.fewer_builds:
         _Process.builds += 1
     _Process.builds_here.depth += 1
@@ -191,14 +191,14 @@ def _end() -> None:
     _Process.ends = True
     with _Process.fewer_builds:
         _Process.fewer_builds.wait_for(lambda: _Process.builds == 0, _EXIT_TIMEOUT_S)
-    for lock in list(_Process.turns.values()):
+    for lock in list(_Process.locks.values()):
         lock.acquire(timeout=_EXIT_TIMEOUT_S)
 
 
 def _in_child() -> None:
-    """Locks that the parent's threads held would never be given back."""
+    """Locks that the parent's threads held would never be released."""
     _Process.lock, _Process.fewer_builds, _Process.builds = threading.RLock(), threading.Condition(), 0
-    _Process.turns.clear()
+    _Process.locks.clear()
 
 
 call_in_child(_in_child)
@@ -208,7 +208,7 @@ _INSTALL = "pip install 'memevolve-gpu[torch]'"
 _lock = threading.Lock()
 _streams: dict[str, Any] = {}
 _owner: int | None = None
-"""The process that opened a GPU first; its children must leave it alone."""
+"""The process that opened a GPU first; its children must not use it."""
 
 
 def load_torch() -> Any:
@@ -226,7 +226,7 @@ def load_torch() -> Any:
 
 
 def open_device(device: str) -> Any:
-    """The ``torch.device`` called ``device``, after it was seen to work.
+    """The ``torch.device`` called ``device``, after an allocation on it.
 
     Raises:
         DeviceError: there is no such device, its driver refuses, or this process was forked from one that uses it.
@@ -367,7 +367,7 @@ def _stream_of(torch: Any, device: str) -> Any:
 
 
 def host_tensor(array: npt.NDArray[Any]) -> Any:
-    """``array`` as a tensor, C-contiguous; a copy only of what may not be written to, which torch cannot share."""
+    """``array`` as a tensor, C-contiguous; copied only where it is read-only, which torch cannot share."""
     own = np.ascontiguousarray(array)
     return load_torch().from_numpy(own if own.flags.writeable else own.copy())
 
@@ -375,7 +375,7 @@ def host_tensor(array: npt.NDArray[Any]) -> Any:
 def device_tensor(queries: Any, device: Any) -> Any:
     """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
 
-    Taken are numpy arrays, and what :func:`~....utils.device_arrays.as_tensor` takes.
+    Accepts numpy arrays and what :func:`~....utils.vectors.as_tensor` accepts.
     """
     torch = load_torch()
     if isinstance(queries, np.ndarray):
@@ -386,8 +386,8 @@ def device_tensor(queries: Any, device: Any) -> Any:
 
 
 def settled(tensor: Any, given: Any) -> Any:
-    """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: what was converted was so
-    on the engine's own, while a float32 tensor of the same device is the memory that was given."""
+    """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: a conversion ran on the
+    engine's own stream, while a float32 tensor of the same device is the given memory."""
     torch = load_torch()
     same = isinstance(given, torch.Tensor) and given.data_ptr() == tensor.data_ptr()
     if tensor.device.type == "cuda" and not same:

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ...errors import EngineError
 from ...types import FloatArray, IntArray
-from ..base import Arrays
 from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Queries
 from .kernel_ops import Lists, ListWork, Operations
 from .memory_accounting import SCRATCH, Account
@@ -24,20 +21,11 @@ __all__ = [
     "columns",
     "decide",
     "found_in_batches",
-    "part",
     "propose",
     "scratch_each",
     "some",
     "widened",
 ]
-
-
-def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """A part of exactly this kind, or an EngineError."""
-    array = parts.get(name)
-    if array is None or array.dtype != dtype or array.shape != shape:
-        raise EngineError(f"part {name!r} is missing or not {np.dtype(dtype).name} {shape}; rebuild the index")
-    return array
 
 
 def some(queries: Any, rows: IntArray) -> Any:
@@ -47,7 +35,7 @@ def some(queries: Any, rows: IntArray) -> Any:
 
 
 def widened(positions: IntArray, want: int) -> IntArray:
-    """``positions`` (nq, w) with as many columns as were asked for, -1 in the new ones; C-contiguous."""
+    """``positions`` (nq, w) with ``want`` columns, -1 in the new ones; C-contiguous."""
     if positions.shape[1] == want:
         return np.ascontiguousarray(positions)
     wide = np.full((len(positions), want), -1, np.int64)
@@ -73,9 +61,9 @@ def joined(found: list[tuple[FloatArray | None, IntArray]], want: int) -> tuple[
 
 
 LEAST_CANDIDATES = 32
-"""So many rows at least are proposed, so that float16 loses none of those that are wanted."""
+"""The fewest rows that are proposed, so that float16 loses none of those that are wanted."""
 _FOLDED = 8
-"""Below so many folds for each that is wanted, folding saves nothing."""
+"""The fewest folds for each wanted row from which folding saves time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +181,14 @@ def found_in_batches(search: Search, queries: Any, want: int, batch: int) -> tup
     for start in range(0, len(queries), step):
         part = queries[start : start + step]
         with search.account.scratch(each * len(part), "a search"):
-            asked = Queries.prepare(device_tensor(part, search.device), search.rows)
-            positions = propose(search.rows, asked, want, search.operations, search.probe)
-            found.append(_decided(search, asked, positions, want))
+            prepared = Queries.prepare(device_tensor(part, search.device), search.rows)
+            positions = propose(search.rows, prepared, want, search.operations, search.probe)
+            found.append(_decided(search, prepared, positions, want))
     return joined(found, want)
 
 
-def _decided(search: Search, asked: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
+def _decided(search: Search, queries: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
     if search.rows.float32_rows is None:
         return None, positions.cpu().numpy()
-    distances, positions = decide(search.rows, asked, positions, k, cosine=search.cosine)
+    distances, positions = decide(search.rows, queries, positions, k, cosine=search.cosine)
     return distances.cpu().numpy(), positions.cpu().numpy()

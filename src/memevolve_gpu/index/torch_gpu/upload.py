@@ -53,7 +53,7 @@ class DeviceIndex:
     norms: Any
 
     def probe(self, nprobe: int) -> Probe | None:
-        """How to read so many lists; None for everything."""
+        """How to read ``nprobe`` lists; None for all rows."""
         if self.lists is None or nprobe == 0:
             return None
         return Probe(self.lists, self.centroids, self.norms, nprobe)
@@ -79,7 +79,7 @@ class Upload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that they take there."""
+        """Bytes that they take on the device."""
         table, layout = self.table, self.layout
         return bytes_in_groups(
             layout.groups, table.n, table.dim, self.precision, nlist=len(layout.lists), float32_rows=self.float32_rows
@@ -93,7 +93,7 @@ class Upload:
         progress: Callable[[float], None],
         before: DeviceRows | None = None,
     ) -> DeviceIndex:
-        """Bring them; those that the layout keeps are copied from ``before``, which lies on the device already."""
+        """Upload them; rows that the layout keeps are copied from ``before``, which is on the device already."""
         int8, listed = self.precision == "int8", bool(self.layout.lists)
         shape = (self.table.n, self.table.dim, self.layout.groups)
         with lock:
@@ -146,8 +146,8 @@ class Upload:
             for nprobe in self._probes(nq):
                 with lock:
                     raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
-                    asked = Queries.prepare(raw, loaded.rows)
-                    propose(loaded.rows, asked, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
+                    queries = Queries.prepare(raw, loaded.rows)
+                    propose(loaded.rows, queries, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
                     torch.cuda.current_stream(loaded.device).synchronize()
 
     def _probes(self, nq: int) -> list[int]:
