@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional, cast
 
 import typer
 
-from ..backends import AnyStore, milvus_at, store_exists
+from ..backends import AnyStore, milvus_at, open_store, store_exists
 from ..components.store.vector_store import VectorStore
 from ..errors import EmbeddingError
 from ..milvus.store import MilvusStore
@@ -200,13 +200,13 @@ def open_or_create(
     config = StorageConfig()
     config = config.replace(
         background=False,
+        backend_type="vector",  # the prefix decides
         device="cpu" if config.device == "auto" and not as_served else config.device,
         **{name: value.value for name, value in given.items() if value is not None},
     )
-    if is_milvus_uri(prefix):
-        return MilvusStore(function, storage_config=config, milvus_config=milvus_at(prefix))
-    Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-    return VectorStore(prefix, function, storage_config=config)
+    if not is_milvus_uri(prefix):
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    return open_store(prefix, function, storage_config=config)
 
 
 def stored_model(prefix: str) -> str | None:

@@ -344,12 +344,10 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         value = "; ".join(map(str, value))
-    if value == "":
+    if value is None or value == "":
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -218,7 +218,7 @@ class BackendAdapter:
 
     def keep(self, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
         """Store units with their vectors (n, dim), and return their ids."""
-        return list(self.backend.store_batch(list(units), vectors))  # type: ignore[call-arg]
+        return list(self.backend.store_batch(list(units), vectors)) if units else []  # type: ignore[call-arg]
 
     def units_of(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
