@@ -258,7 +258,7 @@ class MemorySystem:
         Args:
             index_file: Path prefix of the store, or ``milvus://host:port/collection``; None as in :func:`open_store`.
             encoder: As in the constructor.
-            **settings: Fields of :class:`MemorySystemConfig`.
+            settings: Fields of :class:`MemorySystemConfig`.
 
         Returns:
             The system.
@@ -406,7 +406,7 @@ class MemorySystem:
 
         Args:
             operation: ``prune``, ``consolidate``, ``deduplicate`` or ``forget``.
-            **options: Arguments of the method of :class:`MemoryManager` (``criteria``, ``units``,
+            options: Arguments of the method of :class:`MemoryManager` (``criteria``, ``units``,
                 ``similarity_threshold``, ``strategy`` and ``count``), and of the strategy, such as ``dry_run=True``.
 
         Returns:
@@ -431,17 +431,29 @@ class MemorySystem:
         return result
 
     def get_health_metrics(self) -> HealthMetrics:
-        """Return counts, sizes, times and an estimate of duplicates; see :class:`HealthMetrics`."""
+        """Describe the memory.
+
+        Returns:
+            Counts, sizes, times and the number of duplicates.
+        """
         return self.memory_manager.get_health_metrics()
 
     def get_storage_health(self) -> dict[str, Any]:
-        """Return the backend's report (docs/how-to/operations.md); ``current_count`` alone if it has none."""
+        """Describe the storage.
+
+        Returns:
+            The backend's report, see docs/how-to/operations.md; ``current_count`` alone if it has none.
+        """
         if isinstance(self.storage, StorageHealth):
             return self.storage.get_storage_health()
         return {"current_count": self.storage.count()}
 
     def get_operation_log(self) -> list[Operation]:
-        """Return the last 1,000 operations, newest last."""
+        """Read the operation log.
+
+        Returns:
+            The last 1,000 operations, newest last.
+        """
         return list(self.operation_log)
 
     def clear_operation_log(self) -> None:

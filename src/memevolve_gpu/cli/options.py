@@ -144,6 +144,7 @@ class StoredModel:
         self.dimension = dimension
 
     def __call__(self, _text: str, /) -> Any:
+        """Refuse to embed."""
         raise EmbeddingError("this command stores given vectors and embeds nothing")
 
 

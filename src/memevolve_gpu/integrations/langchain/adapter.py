@@ -56,6 +56,7 @@ class SearchOptions:
 
     @classmethod
     def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> SearchOptions:
+        """Check the arguments of a search. Raises InvalidQueryError, InvalidFilterError."""
         rest = dict(options)
         filters = alternatives(rest.pop("filter", None), rest.pop("filters", None))
         recall = rest.pop("recall", None)

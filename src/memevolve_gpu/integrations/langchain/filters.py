@@ -20,9 +20,9 @@ __all__ = ["MAX_ALTERNATIVES", "Conjunction", "alternatives", "maximal_marginal_
 
 
 def relevance(distance: float, metric: str) -> float:
-    """Convert a distance to a relevance score in [0, 1], 1 for the most similar.
+    r"""Convert a distance to a relevance score in [0, 1], 1 for the most similar.
 
-    l2: 1 / (1 + d), of the squared distance. cosine: (1 + cos) / 2 = 1 - d / 2. ip: (1 + s / (1 + \\|s\\|)) / 2 of the
+    l2: 1 / (1 + d), of the squared distance. cosine: (1 + cos) / 2 = 1 - d / 2. ip: (1 + s / (1 + \|s\|)) / 2 of the
     dot product s, which has no bounds: 0.5 at 0, 0.75 at 1, 0.25 at -1.
 
     Args:
