@@ -15,7 +15,7 @@ def test_our_side_alone_loses_nothing_and_says_that_it_is_alone(
 ) -> None:
     assert main(["--kills", "3", "--json", str(tmp_path / "figures.json")]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("Our side alone: no checkout")
+    assert shown.startswith("Without MemEvolve's store: no checkout")
     (ours,) = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8")).values()
     assert (ours["accepted"], ours["found"], ours["found_reopened"], ours["kills"]) == (200, 200, 200, 3)
     assert ours["acknowledged"] == ours["kept"] == ours["searchable"] >= 150

@@ -367,7 +367,7 @@ def test_the_store_never_has_to_refuse(tmp_path: Path, policy: Any) -> None:
         assert pruned[0]["details"] == {
             "policy": policy,
             "count": 20,
-            "cause": "89 units of at most 100, and 1 to come",
+            "cause": "89 units of at most 100, and 1 new",
         }
         assert store.exists("n149")
         assert store.exists("n0") is (policy in ("lru", "lfu")) or policy == "random"

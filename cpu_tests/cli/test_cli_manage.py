@@ -90,9 +90,10 @@ def test_units_are_merged(store: str) -> None:
 def test_management_for_people(store: str) -> None:
     assert run("manage", "prune", "--max-age", "7", "--dry-run", "--store", store).stdout.splitlines() == [
         "would delete 1 unit: old",
-        "left 1 unit without a time stamp alone",
+        "kept 1 unit without a time stamp",
     ]
-    assert "would make 1 unit of 2" in run("manage", "consolidate", "--dry-run", "--store", store).stdout
+    assert "would merge 2 units into 1\n" in run("manage", "consolidate", "--dry-run", "--store", store).stdout
+    assert run("manage", "consolidate", "new", "--dry-run", "--store", store).stdout == "nothing to merge\n"
     assert run("manage", "forget", "--count", "2", "--store", store).stdout == "deleted 2 units: old, twin\n"
     assert run("manage", "deduplicate", "--store", store).stdout == "deleted 0 units\n"
 
@@ -100,7 +101,7 @@ def test_management_for_people(store: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["prune"], "say what is to go"),
+        (["prune"], "give --max-age"),
         (["prune", "--max-age", "-1"], "max-age"),
         (["prune", "--filter", "type"], "KEY=VALUE"),
         (["consolidate", "--by", "colour"], "colour"),

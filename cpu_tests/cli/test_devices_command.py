@@ -113,7 +113,7 @@ def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
     monkeypatch.setattr(engine_probe, "_version", lambda name: "2.11.0" if name == "torch" else "")
     run()
     prefix = str(tmp_path / "memory")
-    with options.open_or_make(prefix, HashingEmbedder(16)) as store:
+    with options.open_or_create(prefix, HashingEmbedder(16)) as store:
         store.store_batch([{"content": f"number {i}"} for i in range(1500)])
         done = store.run_maintenance()
         found: Any = store.statistics()
@@ -185,7 +185,7 @@ def test_stats_prints_the_plan_and_why(
 ) -> None:
     monkeypatch.setattr(engine_probe, "_version", lambda name: "2.11.0" if name in ("torch", "faiss-cpu") else "")
     prefix = str(tmp_path / "memory")
-    with options.open_or_make(prefix, HashingEmbedder(16)) as store:
+    with options.open_or_create(prefix, HashingEmbedder(16)) as store:
         store.store_batch([{"content": f"number {i}"} for i in range(1500)])
         store.run_maintenance()
     on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\n{driver}\n")

@@ -18,6 +18,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "memevolve_gpu"
 
 LAYERS = [
+    {"__main__"},
     {"cli", "demo", "dropin", "integrations", "server"},
     {"health_hook"},
     {"memory_system"},

@@ -22,7 +22,7 @@ import importlib
 import importlib.util
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -111,11 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if asked else 2
     install()
     sys.argv[:] = program
-    return _run_module(program[0]) if as_module else _run_script(Path(program[0]))
-
-
-def _run_module(name: str) -> int:
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    if not as_module:
+        return _run_script(Path(program[0]))
+    runpy.run_module(program[0], run_name="__main__", alter_sys=True)
     return 0
 
 
@@ -173,14 +171,19 @@ class _HookedLoader(Loader):
 def _hooked(
     fullname: str, path: Sequence[str] | None, target: ModuleType | None, hook: Callable[[ModuleType], None]
 ) -> ModuleSpec | None:
+    spec = next(_other_specs(fullname, path, target), None)
+    if spec is not None and spec.loader is not None:
+        spec.loader = _HookedLoader(spec.loader, hook)
+    return spec
+
+
+def _other_specs(fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Iterator[ModuleSpec]:
+    """Yield what the other finders find."""
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = None if _is_ours(finder) or find is None else find(fullname, path, target)
+        spec = None if _is_ours(finder) or find is None else find(fullname, path, target)
         if spec is not None:
-            if spec.loader is not None:
-                spec.loader = _HookedLoader(spec.loader, hook)
-            return spec
-    return None
+            yield spec
 
 
 def _memory_system_reports(module: ModuleType) -> None:
@@ -244,16 +247,11 @@ def _serve(does: bool) -> None:
 
 def _memevolve_is_installed() -> bool:
     """Whether the import system finds MemEvolve without this finder. An unrelated folder of its name does not count."""
-    for finder in sys.meta_path:
-        find = getattr(finder, "find_spec", None)
-        spec = None if _is_ours(finder) or find is None else find(_THEIRS, None)
-        if spec is not None and (spec.origin is not None or _has_a_store(spec)):
+    for spec in _other_specs(_THEIRS, None):
+        folders = spec.submodule_search_locations or ()
+        if spec.origin is not None or any(Path(folder, "components", "store").is_dir() for folder in folders):
             return True
     return False
-
-
-def _has_a_store(namespace: ModuleSpec) -> bool:
-    return any(Path(folder, "components", "store").is_dir() for folder in namespace.submodule_search_locations or ())
 
 
 def _is_ours(finder: object) -> bool:

@@ -98,7 +98,7 @@ def _within(count: int, new: int, bounds: tuple[int, int, int]) -> Room:
     if count + new <= bounds[1]:
         return Room(0)
     bound = next((bound for bound in bounds if new <= bound), count + new)
-    return Room(min(count, max(0, count + new - bound)), f"{count} units of at most {bounds[2]}, and {new} to come")
+    return Room(min(count, max(0, count + new - bound)), f"{count} units of at most {bounds[2]}, and {new} new")
 
 
 POLICIES = ("lru", "lfu", "random", "oldest")
@@ -234,8 +234,11 @@ class MemorySystem:
             logging.getLogger("memevolve_gpu").setLevel(self.config.log_level.upper())
         self.encoder = encoder
         self._owned: list[AnyStore] = []
-        given = self.config.storage_backend
-        self.storage: StorageBackend = self._own_store() if given is None else given  # an empty store is falsy
+        storage = self.config.storage_backend
+        if storage is None:
+            storage = _store_from_env(None)
+            self._owned.append(storage)
+        self.storage: StorageBackend = storage
         strategy = self.config.retrieval_strategy or _default_retrieval(self.storage)
         self.retrieval_context = RetrievalContext(strategy, self.config.default_retrieval_top_k)
         self.memory_manager = MemoryManager(self.storage, self.config.management_strategy or SimpleManagementStrategy())
@@ -256,7 +259,7 @@ class MemorySystem:
         Args:
             index_file: Path prefix of the store, or ``milvus://host:port/collection``; None as in :func:`open_store`.
             encoder: As in the constructor.
-            **settings: Fields of :class:`MemorySystemConfig`.
+            settings: Fields of :class:`MemorySystemConfig`.
 
         Returns:
             The system.
@@ -365,7 +368,7 @@ class MemorySystem:
 
     def query_memory(
         self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[MemoryUnit]:
         """Find the units that match a query best.
 
         Args:
@@ -386,7 +389,7 @@ class MemorySystem:
         notify(self.config.on_retrieve_complete, query, results)
         return [_as_dict(result) for result in results]
 
-    def retrieve_by_ids(self, unit_ids: Sequence[str]) -> list[dict[str, Any]]:
+    def retrieve_by_ids(self, unit_ids: Sequence[str]) -> list[MemoryUnit]:
         """Return the units of these ids that exist.
 
         Args:
@@ -404,7 +407,7 @@ class MemorySystem:
 
         Args:
             operation: ``prune``, ``consolidate``, ``deduplicate`` or ``forget``.
-            **options: Arguments of the method of :class:`MemoryManager` (``criteria``, ``units``,
+            options: Arguments of the method of :class:`MemoryManager` (``criteria``, ``units``,
                 ``similarity_threshold``, ``strategy`` and ``count``), and of the strategy, such as ``dry_run=True``.
 
         Returns:
@@ -429,15 +432,27 @@ class MemorySystem:
         return result
 
     def get_health_metrics(self) -> HealthMetrics:
-        """Return counts, sizes, times and an estimate of duplicates; see :class:`HealthMetrics`."""
+        """Describe the memory.
+
+        Returns:
+            Counts, sizes, times and the number of duplicates.
+        """
         return self.memory_manager.get_health_metrics()
 
     def get_storage_health(self) -> StorageHealth:
-        """Return the backend's report (docs/how-to/operations.md); ``current_count`` alone if it has none."""
+        """Describe the storage.
+
+        Returns:
+            The backend's report, see docs/how-to/operations.md; ``current_count`` alone if it has none.
+        """
         return as_backend(self.storage).get_storage_health()
 
     def get_operation_log(self) -> list[Operation]:
-        """Return the last 1,000 operations, newest last."""
+        """Read the operation log.
+
+        Returns:
+            The last 1,000 operations, newest last.
+        """
         return list(self.operation_log)
 
     def clear_operation_log(self) -> None:
@@ -548,7 +563,7 @@ class MemorySystem:
             if room.for_memory:
                 as_backend(storage).run_maintenance()
         except MemEvolveError as error:
-            _log.warning("room could not be made (%s): %s", room.cause, error)
+            _log.warning("units could not be deleted to make room (%s): %s", room.cause, error)
             return None
         if room.for_memory:
             self._room_for_memory_at = storage.count()
@@ -599,11 +614,6 @@ class MemorySystem:
         else:
             self.memory_manager.set_strategy(_strategy_of(component))
 
-    def _own_store(self) -> AnyStore:
-        store = _store_from_env(None)
-        self._owned.append(store)
-        return store
-
     def _note(self, operation: str, details: Mapping[str, Any]) -> None:
         self.operation_log.append({"operation": operation, "details": dict(details), "timestamp": now_text()})
 
@@ -628,7 +638,7 @@ def _strategy_of(component: Any) -> Any:
     return getattr(component, "management_strategy", component)
 
 
-def _as_dict(result: RetrievalResult) -> dict[str, Any]:
+def _as_dict(result: RetrievalResult) -> MemoryUnit:
     return {**result.unit, "score": result.score, "retrieval_metadata": result.metadata or {}}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -11,7 +13,6 @@ from rich.console import RenderableType
 
 from ..components.manage import Removal, SimpleManagementStrategy
 from ..components.store.vector_store import VectorStore
-from ..utils.config import is_milvus_uri
 from .app import ExitCode, InputError
 from .options import (
     AsJson,
@@ -20,30 +21,32 @@ from .options import (
     EmbedderName,
     FilterJson,
     IndexType,
+    OptionalFloat,
+    OptionalInt,
     Prefix,
+    file_argument,
     open_existing,
     open_local,
     parse_filters,
-    store_at,
+    refuse_milvus,
 )
 from .output import Output, Rows
 
 __all__ = ["app", "backup", "check", "maintain", "restore", "snapshot"]
 
 _SHOWN = 20
-"""Ids that are listed for people; --json names all."""
+"""Most ids that are printed for people; --json has all."""
 
 app = typer.Typer(
     help="Prune, consolidate, deduplicate or forget units, each in one transaction.",
-    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")]
 
 
 class Grouping(str, Enum):
-    """What makes units one."""
+    """Which units are merged."""
 
     SIMILARITY = "similarity"
     TYPE = "type"
@@ -57,7 +60,7 @@ class Keep(str, Enum):
 
 
 class Forgetting(str, Enum):
-    """Who goes first."""
+    """Which units are deleted first."""
 
     LRU = "lru"
     LFU = "lfu"
@@ -67,30 +70,28 @@ class Forgetting(str, Enum):
 @app.command()
 def prune(
     *,
-    store: Prefix = None,
+    store: Prefix,
     max_age: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option("--max-age", min=0, show_default=False, metavar="DAYS", help="Units older than this go."),
+        OptionalFloat,
+        typer.Option("--max-age", min=0, show_default=False, metavar="DAYS", help="Delete units older than this."),
     ] = None,
     max_count: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--max-count", min=0, show_default=False, help="Only the newest so many stay."),
+        OptionalInt, typer.Option("--max-count", min=0, show_default=False, help="Keep this many of the newest units.")
     ] = None,
     condition: Conditions = None,
     filters: FilterJson = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete units: those that are too old, those that are too many, or all that match a filter.
+    """Delete units: those that are too old, those beyond a number, or all that match a filter.
 
-    With a filter only the units that match are looked at. Units without a time stamp never go by age.
+    With a filter only the units that match are considered. Units without a time stamp are never deleted by age.
     """
-    asked = parse_filters(condition, filters)
-    criteria = {"max_age": max_age, "max_count": max_count, "filters": asked}
+    criteria = {"max_age": max_age, "max_count": max_count, "filters": parse_filters(condition, filters)}
     given = {name: value for name, value in criteria.items() if value is not None}
     if not given:
-        raise InputError("prune: say what is to go with --max-age, --max-count, --filter or --filters")
-    with open_existing(store_at(store), None) as opened:
+        raise InputError("prune: give --max-age, --max-count, --filter or --filters")
+    with open_existing(store, None) as opened:
         removed = SimpleManagementStrategy().prune(opened, given, dry_run=dry_run)
     _show_removed(Output(as_json), "prune", removed, dry_run)
 
@@ -99,20 +100,20 @@ def prune(
 def consolidate(
     ids: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[ID...]", show_default=False, help="Ids of the units to look at; all without."),
+        typer.Argument(metavar="[ID...]", show_default=False, help="Ids of the units to consider; all without."),
     ] = None,
     *,
-    store: Prefix = None,
-    by: Annotated[Grouping, typer.Option("--by", help="What makes units one.")] = Grouping.SIMILARITY,
+    store: Prefix,
+    by: Annotated[Grouping, typer.Option("--by", help="Which units are merged.")] = Grouping.SIMILARITY,
     threshold: Annotated[float, typer.Option("--threshold", help="Cosine from which units are similar.")] = 0.85,
     max_characters: Annotated[int, typer.Option("--max-characters", min=1, help="Longest merged content.")] = 8000,
     embedder: Embedder = EmbedderName.AUTO,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Merge similar units, or units of one type, into one each that says where it comes from."""
+    """Merge similar units, or units of one type, into one that names its sources."""
     output = Output(as_json)
-    with open_existing(store_at(store), None if dry_run else embedder) as opened, output.progress("consolidating"):
+    with open_existing(store, None if dry_run else embedder) as opened, output.progress("consolidating"):
         merged = SimpleManagementStrategy().consolidate(
             opened,
             ids or None,
@@ -123,23 +124,23 @@ def consolidate(
         )
     rows = [[", ".join(one["metadata"]["consolidated_from"]), str(one.get("content", ""))] for one in merged[:_SHOWN]]
     sources = sum(len(one["metadata"]["consolidated_from"]) for one in merged)
-    text = f"{'would make' if dry_run else 'made'} {_units(len(merged))} of {sources}"
-    table: list[RenderableType] = [Rows(("from", "content"), rows)] if rows else []
-    output.show({"merged": merged, "count": len(merged), "sources": sources, "dry_run": dry_run}, *table, text)
+    texts: list[RenderableType] = [Rows(("from", "content"), rows)] if rows else []
+    texts += [f"{'would merge' if dry_run else 'merged'} {_units(sources)} into {len(merged)}" if rows else _NOTHING]
+    output.show({"merged": merged, "count": len(merged), "sources": sources, "dry_run": dry_run}, *texts)
 
 
 @app.command()
 def deduplicate(
     *,
-    store: Prefix = None,
-    threshold: Annotated[float, typer.Option("--threshold", help="Cosine from which units are the same.")] = 0.9,
-    keep: Annotated[Keep, typer.Option("--keep", help="Which of them stays.")] = Keep.OLDEST,
+    store: Prefix,
+    threshold: Annotated[float, typer.Option("--threshold", help="Cosine from which units are duplicates.")] = 0.9,
+    keep: Annotated[Keep, typer.Option("--keep", help="Which of several duplicates stays.")] = Keep.OLDEST,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete units that say nearly what another one says."""
+    """Delete near-duplicates of other units."""
     output = Output(as_json)
-    with open_existing(store_at(store), None) as opened, output.progress("comparing"):
+    with open_existing(store, None) as opened, output.progress("comparing"):
         strategy = SimpleManagementStrategy()
         removed = strategy.deduplicate(opened, threshold, keep=keep.value, dry_run=dry_run)
     _show_removed(output, "deduplicate", removed, dry_run)
@@ -148,26 +149,25 @@ def deduplicate(
 @app.command()
 def forget(
     *,
-    store: Prefix = None,
+    store: Prefix,
     strategy: Annotated[
-        Forgetting, typer.Option("--strategy", help="lru: read longest ago; lfu: least often; random.")
+        Forgetting, typer.Option("--strategy", help="lru: least recently read; lfu: least frequently read; random.")
     ] = Forgetting.LRU,
     count: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--count", min=0, show_default=False, help="How many units go.  \\[default: a tenth]"),
+        OptionalInt,
+        typer.Option("--count", min=0, show_default=False, help="Number of units to delete.  \\[default: a tenth]"),
     ] = None,
-    seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--seed", show_default=False, help="Makes random repeatable."),
-    ] = None,
+    seed: Annotated[OptionalInt, typer.Option("--seed", show_default=False, help="Makes random repeatable.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete the units that are needed least; those that nobody ever read go first, the oldest of them before."""
-    with open_existing(store_at(store), None) as opened:
-        forgetting = SimpleManagementStrategy().apply_forgetting
-        removed = forgetting(opened, strategy.value, count, seed=seed, dry_run=dry_run)
+    """Delete the units that are needed least; those never read go first, oldest first."""
+    with open_existing(store, None) as opened:
+        removed = SimpleManagementStrategy().apply_forgetting(opened, strategy.value, count, seed=seed, dry_run=dry_run)
     _show_removed(Output(as_json), "forget", removed, dry_run)
+
+
+_NOTHING = "nothing to merge"
 
 
 def _show_removed(output: Output, operation: str, removed: Removal, dry_run: bool) -> None:
@@ -177,9 +177,9 @@ def _show_removed(output: Output, operation: str, removed: Removal, dry_run: boo
     shown = ", ".join(ids[:_SHOWN]) + (", ..." if count > _SHOWN else "")
     texts = [f"{'would delete' if dry_run else 'deleted'} {_units(count)}" + (f": {shown}" if shown else "")]
     if notes.get("undated"):
-        texts.append(f"left {_units(notes['undated'])} without a time stamp alone")
+        texts.append(f"kept {_units(notes['undated'])} without a time stamp")
     if notes.get("left"):
-        texts.append(f"left {_units(notes['left'])} alone that changed meanwhile")
+        texts.append(f"kept {_units(notes['left'])} that changed meanwhile")
     output.show(document, *texts)
 
 
@@ -189,70 +189,70 @@ def _units(count: int) -> str:
 
 def check(
     *,
-    store: Prefix = None,
+    store: Prefix,
     fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Hold the records against themselves and the index against the records. Exits with 1 while a problem stands."""
-    with open_local(store_at(store)) as opened:
+    """Verify the records, and the index against the records. Exits with 1 while there is a problem."""
+    with open_local(store) as opened:
         findings = opened.check(fix)
     document = [{"code": one.code, "message": one.message, "fixed": one.fixed} for one in findings]
-    standing = sum(not one.fixed for one in findings)
+    problems = sum(not one.fixed for one in findings)
     rows = [["repaired" if one.fixed else "problem", one.code, one.message] for one in findings]
     text: RenderableType = Rows(("state", "code", "message"), rows) if rows else "no problems found"
-    Output(as_json).show({"ok": not standing, "findings": document}, text)
-    if standing:
+    Output(as_json).show({"ok": not problems, "findings": document}, text)
+    if problems:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def maintain(*, store: Prefix = None, index_type: IndexType = None, as_json: AsJson = False) -> None:
-    """Do the due upkeep now: build the planned index, verify and save it, purge the log."""
+def maintain(*, store: Prefix, index_type: IndexType = None, as_json: AsJson = False) -> None:
+    """Do the maintenance that is due: build the planned index, verify and save it, purge the log."""
     output = Output(as_json)
-    with open_existing(store_at(store), None, index_type) as opened, output.progress("maintaining") as report:
+    with open_existing(store, None, index_type) as opened, output.progress("maintaining") as report:
         done = opened.run_maintenance(report)
     actions = [str(action) for action in done["actions"]] or ["nothing was due"]
     reason = [f"because {done['reason']}"] if done.get("reason") else []
     output.show(done, *actions, *reason)
 
 
-def snapshot(*, store: Prefix = None, as_json: AsJson = False) -> None:
-    """Save the index, so that the store opens quickly next time."""
+def snapshot(*, store: Prefix, as_json: AsJson = False) -> None:
+    """Save the index, so that the store opens faster."""
     output = Output(as_json)
-    with open_local(store_at(store)) as opened, output.progress("saving the index"):
+    with open_local(store) as opened, output.progress("saving the index"):
         path = opened.snapshot()
     output.show({"snapshot": path}, f"saved the index to {path}")
 
 
 def backup(
-    path: Annotated[str, typer.Argument(metavar="FILE", help="The new database file.")],
+    path: Annotated[str, file_argument("FILE", "The new database file; .db is appended if it is missing.")],
     *,
-    store: Prefix = None,
+    store: Prefix,
     as_json: AsJson = False,
 ) -> None:
     """Copy the records to a new file, consistent while others use the store."""
-    output = Output(as_json)
-    with open_local(store_at(store)) as opened, output.progress("copying"):
-        opened.backup(path)
-    output.show({"backup": path}, f"copied the records to {path}")
+    output, written = Output(as_json), path.removesuffix(".db") + ".db"
+    with open_local(store) as opened, output.progress("copying"):
+        if not Path(written).parent.is_dir():
+            raise InputError(f"FILE: the folder {Path(written).parent} does not exist; create it first")
+        if os.path.lexists(written):
+            raise InputError(f"FILE: {written} exists; name another file")
+        opened.backup(written)
+    output.show({"backup": written}, f"copied the records to {written}")
 
 
 def restore(
-    path: Annotated[str, typer.Argument(metavar="BACKUP", help="The file that backup wrote.")],
+    path: Annotated[str, file_argument("BACKUP", "The file that backup wrote.")],
     *,
-    store: Prefix = None,
+    store: Prefix,
     as_json: AsJson = False,
 ) -> None:
-    """Put a copy of a backup in the store's place and keep the old store. Refuses while anybody has it open."""
-    prefix = store_at(store)
-    if is_milvus_uri(prefix):
-        raise InputError(
-            f"--store: {prefix} is on a Milvus server, which has this command's work done by its own tools"
-        )
+    """Replace the store by a copy of a backup, and keep the old store. Refuses while the store is open anywhere."""
+    refuse_milvus(store)
     output = Output(as_json)
     with output.progress("restoring"):
-        replaced = VectorStore.restore(path, prefix)
-    with open_local(prefix) as opened:
+        replaced = VectorStore.restore(path, store)
+    with open_local(store) as opened:
         count = opened.count()
     kept = "there was no store before" if replaced is None else f"the old store is kept as {replaced}"
-    document = {"restored": prefix, "backup": path, "count": count, "replaced": replaced}
+    document = {"restored": store, "backup": path, "count": count, "replaced": replaced}
     output.show(document, f"restored {count} units from {path}", kept)

@@ -1,4 +1,4 @@
-"""The Typer application: options of every command, error handling and exit codes."""
+"""The Typer application: error handling and exit codes of every command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from importlib import metadata
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
@@ -28,7 +27,7 @@ from ..errors import (
     StorageError,
     StorageFullError,
 )
-from .output import Output
+from .output import Output, console_for
 
 __all__ = [
     "MEANING",
@@ -45,7 +44,7 @@ __all__ = [
 
 
 class ExitCode(IntEnum):
-    """What the process returns to its caller."""
+    """The exit code of the process."""
 
     OK = 0
     FAILED = 1
@@ -61,15 +60,15 @@ class ExitCode(IntEnum):
 MEANING: dict[ExitCode, str] = {
     ExitCode.OK: "done",
     ExitCode.FAILED: "the operation failed, or check found problems that are not repaired",
-    ExitCode.USAGE: "wrong usage or bad input: a flag, a filter, a setting, a file or one of its lines",
+    ExitCode.USAGE: "wrong usage or bad input: an option, a filter, a setting, a file or a line of it",
     ExitCode.NOT_FOUND: "there is no store at the prefix, or no unit with one of the ids",
     ExitCode.CAPACITY: "a limit is reached (units, memory, disk space); nothing was written",
     ExitCode.STORAGE: "the store's file is damaged, read-only, of a newer version or not a store",
-    ExitCode.ENGINE: "the embedder or the search engine is missing, failed, or does not fit the store",
-    ExitCode.INTERRUPTED: "interrupted by Ctrl-C; the message says what is in the store",
-    ExitCode.BROKEN_PIPE: "whoever read the output stopped reading",
+    ExitCode.ENGINE: "the embedder, the search engine or pymilvus is missing, failed, or does not fit the store",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C; the message says what was stored",
+    ExitCode.BROKEN_PIPE: "the reader of the output closed the pipe",
 }
-"""Every code with its meaning, in order."""
+"""The meaning of every code, in order."""
 
 
 class InputError(MemEvolveError, ValueError):
@@ -81,11 +80,11 @@ class NotFoundError(MemEvolveError, LookupError):
 
 
 class StoreExistsError(MemEvolveError):
-    """A new store was asked for where there is one."""
+    """A new store was requested where one exists."""
 
 
 class Interrupted(MemEvolveError):  # noqa: N818 - its name is what --json shows as type
-    """Ctrl-C; the message says what is in the store."""
+    """Ctrl-C; the message says what was stored."""
 
 
 _BY_ERROR: tuple[tuple[type[BaseException], ExitCode], ...] = (
@@ -105,38 +104,42 @@ _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """The code for an error that ended a command; the first class in the table that fits decides."""
+    """Return the code for an error that ended a command: that of the first matching class in the table."""
     for kind, code in _BY_ERROR:
         if isinstance(error, kind):
             return code
     if isinstance(error, OSError):
         return ExitCode.CAPACITY if error.errno in _NO_SPACE else ExitCode.FAILED
+    if isinstance(error.__cause__, ImportError):
+        return ExitCode.ENGINE
     return ExitCode.USAGE if isinstance(error, MemEvolveError) and isinstance(error, ValueError) else ExitCode.FAILED
 
 
 PROGRAM = "memevolve-store"
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
-"""The class of every error about flags and arguments; where typer keeps it differs between its versions."""
+"""The class of every error about options and arguments; its module differs between versions of typer."""
 
 
-class _Ended(Exception):  # noqa: N818 - it carries an error past typer, which has codes of its own for some
+class _Ended(Exception):  # noqa: N818 - it carries an error past typer, which has its own exit codes for some
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
         self.error = error
 
 
 class _Program(TyperGroup):
-    """Ends every command with an exit code of the table and, when it failed, one line that says why."""
+    """Ends every command with an exit code of the table and, if it failed, one line that says why."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_more: Any, **extra: Any) -> Any:
-        """Run one command line and exit the process with its code."""
+        """Run one command line and exit the process with its code. Without a command the help is shown."""
         arguments = list(sys.argv[1:] if args is None else args)
+        no_command = arguments in ([], ["manage"])
         extra["standalone_mode"] = False
 
         def run() -> int:
-            code = super(_Program, self).main(arguments, prog_name or PROGRAM, **extra)
+            line = [*arguments, "--help"] if no_command else arguments
+            code = super(_Program, self).main(line, prog_name or PROGRAM, **extra)
             sys.stdout.flush()
-            return int(code or 0)
+            return ExitCode.USAGE if no_command else int(code or 0)
 
         sys.exit(_guarded(run, Output(as_json="--json" in arguments)))
 
@@ -148,20 +151,22 @@ class _Program(TyperGroup):
             raise _Ended(error) from error
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, the table of exit codes below it."""
+        """Print the help and, below it, the table of exit codes."""
         super().format_help(ctx, formatter)
         codes = Table(title="Exit codes", title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 1))
         for code, meaning in MEANING.items():
             codes.add_row(f"{code:d}", meaning)
-        Console().print(codes)
+        console_for(sys.stdout).print(codes)
 
 
 def _guarded(run: Callable[[], int], output: Output) -> int:
-    """The exit code of a run, whatever became of it; only errors in this program itself get through."""
+    """Return the exit code of a run; only errors of this program itself pass through."""
     try:
         return run()
     except _USAGE_ERROR as error:
-        output.fail(_usage(error), "UsageError")
+        inner = error.ctx is not None and error.ctx.parent is not None
+        see = f"{PROGRAM}{' ' + error.ctx.info_name if inner else ''} --help"
+        output.fail(f"{error.format_message()} (see {see})", "UsageError")
         return ExitCode.USAGE
     except _Ended as ended:
         return _failed(ended.error, output)
@@ -171,18 +176,13 @@ def _guarded(run: Callable[[], int], output: Output) -> int:
 
 def _failed(error: BaseException, output: Output) -> int:
     code = exit_code_of(error)
-    if isinstance(error, OSError) and error.filename is None:
-        _forget_stdout()
+    if isinstance(error, OSError) and error.filename is None:  # stdout: Python must not write to it again at its exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         output = Output(as_json=False)
     if code != ExitCode.BROKEN_PIPE:
         output.fail(_sentence(error), type(error).__name__)
     return code
-
-
-def _forget_stdout() -> None:
-    """Writing to stdout failed; without this Python would try, fail and complain again at its end."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _sentence(error: BaseException) -> str:
@@ -193,13 +193,8 @@ def _sentence(error: BaseException) -> str:
     return str(error)
 
 
-def _usage(error: Any) -> str:
-    inner = error.ctx is not None and error.ctx.parent is not None
-    return f"{error.format_message()} (see {PROGRAM}{' ' + error.ctx.info_name if inner else ''} --help)"
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         with contextlib.suppress(metadata.PackageNotFoundError):
             sys.stdout.write(f"memevolve-gpu {metadata.version('memevolve-gpu')}\n")
         raise typer.Exit
@@ -221,13 +216,13 @@ def program(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """A store for the memory of LLM agents: keep units, find them by meaning, look after the files."""
+    """Store the memory of LLM agents: add units, search them by meaning, maintain the store."""
 
 
 def main() -> None:
-    """Entry point of ``memevolve-store`` and ``python -m memevolve_gpu.cli``; exits with a code of the table."""
+    """Run ``memevolve-store``, ``python -m memevolve_gpu`` or ``python -m memevolve_gpu.cli``."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # rather a strange letter than no answer
+            stream.reconfigure(errors="backslashreplace")  # an escaped character is better than an error
     app()

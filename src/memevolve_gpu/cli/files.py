@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -28,12 +28,10 @@ from .output import Output, held_interrupt
 __all__ = [
     "MAX_LINE_BYTES",
     "Exported",
-    "add_batches",
-    "add_whole",
     "bulk_into",
     "export_line",
-    "json_value",
-    "looks_legacy",
+    "is_legacy",
+    "json_object",
     "nothing_stored",
     "read_exported",
     "read_old",
@@ -44,32 +42,36 @@ __all__ = [
 
 
 class Bulk:
-    """What one command has stored so far: ``ids`` in order, and how many of them were there before."""
+    """What one command has stored so far: ``ids`` in order, and how many of them replaced units."""
 
     def __init__(self, store: AnyStore, output: Output, source: str) -> None:
         self.store = store
         self.output = output
-        self.source = _source_name(source)
+        self.source = _name(source)
         self.ids: list[str] = []
         self.replaced = 0
         self.last_line = 0
         self._unclear = False
 
-    def put(self, units: Sequence[MemoryUnit], vectors: FloatArray | None = None, last_line: int = 0) -> None:
-        """Store the units in one transaction. Ctrl-C acts before it or after it; a second Ctrl-C at once.
+    def put(self, units: Sequence[MemoryUnit], vectors: Sequence[FloatArray] | None = None, last_line: int = 0) -> None:
+        """Store the units in one transaction; vectors[i] (dim,) belongs to units[i].
 
-        Raises KeyboardInterrupt, or what ``VectorStore.store_batch`` raises.
+        Ctrl-C takes effect before or after it; a second Ctrl-C at once. Raises KeyboardInterrupt, and the errors of
+        ``VectorStore.store_batch``.
         """
+        if not units:
+            return
         known = sum(1 for unit in units if unit.get("id") and self.store.exists(unit["id"]))
-        with self.output.progress("embedding" if vectors is None else "storing") as report, held_interrupt() as held:
+        rows = np.stack(list(vectors)) if vectors else None
+        with self.output.progress("storing" if vectors else "embedding") as report, held_interrupt() as held:
 
-            def told(stage: str, share: float) -> None:
+            def report_or_stop(stage: str, share: float) -> None:
                 held.check()
                 report(stage, share)
 
             try:
                 held.check()
-                self.ids += self.store.store_batch(units, vectors, told)
+                self.ids += self.store.store_batch(units, rows, report_or_stop)
             except KeyboardInterrupt:
                 self._unclear = held.twice
                 raise
@@ -77,72 +79,59 @@ class Bulk:
             self.last_line = last_line
             held.check()
 
+    def put_batches(self, numbered: Iterable[tuple[int, MemoryUnit]], size: int) -> None:
+        """Store (line number, unit) in transactions of ``size``; those before an error stay."""
+        left = iter(numbered)
+        while batch := list(islice(left, size)):
+            self.put([unit for _, unit in batch], last_line=batch[-1][0])
+
     def finish(self, verb: str, **more: Any) -> None:
-        """Bring the index up to date and report."""
+        """Update the index and print the result."""
         if self.store.get_storage_health()["needs_retraining"]:
             with self.output.progress("building the index") as report:
                 self.store.run_maintenance(report)
         count = self.store.count()
         document = {verb: len(self.ids), "replaced": self.replaced, "count": count, "ids": self.ids, **more}
-        replaced = f", {self.replaced} of them in place of older ones" if self.replaced else ""
+        replaced = f", {self.replaced} of them replacing older ones" if self.replaced else ""
         text = f"{verb} {len(self.ids)} units from {self.source}{replaced}; the store holds {count}"
         self.output.show(document, text)
 
-    def said(self) -> str:
-        """How much of the source is in the store."""
+    def stored(self) -> str:
+        """Say how much of the source is in the store."""
         if not self.ids:
             text = f"nothing of {self.source} was stored"
         else:
             lines = f" (lines 1 to {self.last_line})" if self.last_line else ""
             text = f"{len(self.ids)} units of {self.source}{lines} are in the store"
-        return text + ("; the batch that was being stored is wholly in or wholly out" if self._unclear else "")
+        return text + ("; of the batch that was being stored, all or nothing is in the store" if self._unclear else "")
 
 
 @contextmanager
 def bulk_into(store: AnyStore, output: Output, source: str) -> Iterator[Bulk]:
-    """Errors and Ctrl-C leave with a message that says what is in the store."""
+    """Add to the message of errors and Ctrl-C what is in the store."""
     bulk = Bulk(store, output, source)
-    try:
+    with _explained(bulk.stored):
         yield bulk
-    except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {bulk.said()}") from None
-    except MemEvolveError as error:
-        error.args = (f"{error}; {bulk.said()}",)
-        raise
+
+
+def nothing_stored(source: str) -> AbstractContextManager[None]:
+    """Add to the message of errors and Ctrl-C that nothing was stored."""
+    return _explained(lambda: f"nothing of {_name(source)} was stored")
 
 
 @contextmanager
-def nothing_stored(source: str) -> Iterator[None]:
-    """Errors and Ctrl-C while an input is read before anything is stored say so."""
-    said = f"nothing of {_source_name(source)} was stored"
+def _explained(stored: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"interrupted; {said}") from None
+        raise Interrupted(f"interrupted; {stored()}") from None
     except MemEvolveError as error:
-        error.args = (f"{error}; {said}",)
+        error.args = (f"{error}; {stored()}",)
         raise
 
 
-def add_whole(bulk: Bulk, units: Sequence[MemoryUnit], vectors: Sequence[FloatArray] | None = None) -> None:
-    """Store all units, or none; vectors[i] (dim,) belongs to units[i]."""
-    if units:
-        bulk.put(units, None if vectors is None else np.stack(list(vectors)))
-
-
-def add_batches(bulk: Bulk, numbered: Iterable[tuple[int, MemoryUnit]], size: int) -> None:
-    """Store (line number, unit) in transactions of ``size``; those before a mistake stay."""
-    left = iter(numbered)
-    while batch := list(islice(left, size)):
-        bulk.put([unit for _, unit in batch], last_line=batch[-1][0])
-
-
-def _source_name(source: str) -> str:
-    return "stdin" if source == "-" else source
-
-
 def export_line(unit: MemoryUnit, vector: FloatArray | None = None, model: str | None = None) -> str:
-    """One line of an export: the unit itself, or with a vector (dim,) an object of unit, vector and model.
+    """Return one line of an export: the unit, or with a vector (dim,) an object of unit, vector and model.
 
     The vector is the base64 of its float32 values, little-endian: exact, and a third of the length of decimals.
     """
@@ -153,16 +142,16 @@ def export_line(unit: MemoryUnit, vector: FloatArray | None = None, model: str |
 
 
 def write_lines(path: str, lines: Iterable[str], told: Callable[[int], None], mode: int = PRIVATE) -> int:
-    """Write the lines as UTF-8 to ``path``, ``-`` for stdout; their number. ``told`` hears it as it grows.
+    """Write the lines as UTF-8 to ``path``, ``-`` for stdout, and return their number; ``told`` gets it after each.
 
-    A file appears complete and synced, or not at all, with this mode; one that is there is replaced only then. Raises
-    InputError when ``path`` is something other than a file, OSError when the operating system refuses.
+    A file appears complete and synced, or not at all, with this mode; an existing file is replaced only then. Raises
+    InputError when ``path`` is not a regular file, OSError when the operating system refuses.
     """
     if path == "-":
         return _write_to(sys.stdout.buffer.write, lines, told)
     target = Path(path).resolve()
     if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-        raise InputError(f"{path}: is no regular file; give the name of a file, or - for stdout")
+        raise InputError(f"{path}: is not a regular file; give the name of a file, or - for stdout")
     remove_abandoned_drafts([target])
     try:
         with draft_of(target, mode) as draft, open(draft.handle, "wb", closefd=False) as stream:
@@ -194,13 +183,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 MAX_LINE_BYTES = 64 * 2**20
-"""No unit that the store takes is longer, however its JSON is written; bounds the memory that a wrong file costs."""
+"""Longer than the JSON of any unit that the store accepts; limits the memory that a wrong file needs."""
 
 _VECTOR_KEYS = frozenset({"unit", "vector", "model"})
 
 
 class Exported(NamedTuple):
-    """One line of an export: the vector and the model that made it are None where the export has none."""
+    """One line of an export; ``vector`` and ``model``, which computed it, are None where the export has none."""
 
     number: int
     unit: MemoryUnit
@@ -209,9 +198,9 @@ class Exported(NamedTuple):
 
 
 def read_units(path: str) -> Iterator[tuple[int, MemoryUnit]]:
-    """(line number, unit) of every line of a JSONL file, ``-`` for stdin; empty lines are passed over.
+    """Yield (line number, unit) of every line of a JSONL file, ``-`` for stdin; empty lines are skipped.
 
-    Each unit can be kept and has content to embed; no id comes twice. Raises InputError naming the line otherwise.
+    Raises InputError, naming the line, for a unit that cannot be stored or has no content, and for a repeated id.
     """
     seen: dict[str, int] = {}
     for number, value in _values(path):
@@ -219,16 +208,16 @@ def read_units(path: str) -> Iterator[tuple[int, MemoryUnit]]:
         unit = _unit(value, where)
         if not str(unit.get("content") or "").strip():
             hint = "; this looks like an export with vectors: use import" if "vector" in unit else ""
-            raise InputError(f"{where}: the unit has no content, so nothing could find it; add a content{hint}")
+            raise InputError(f"{where}: the unit has no content, so no search could find it; add a content{hint}")
         _check_new_id(unit, number, where, seen)
         yield number, unit
 
 
 def read_exported(path: str) -> list[Exported]:
-    """Every line of what ``export`` wrote, with vectors or without.
+    """Read every line that ``export`` wrote, with vectors or without.
 
-    Raises InputError naming the line: as ``read_units`` does, but units without content are taken as they were; or
-    when only some lines have vectors, or vectors of different lengths or models.
+    Raises InputError, naming the line, as ``read_units``, but accepts units without content; also when only some lines
+    have vectors, or vectors of different lengths or models.
     """
     lines: list[Exported] = []
     seen: dict[str, int] = {}
@@ -243,19 +232,21 @@ def read_exported(path: str) -> list[Exported]:
 
 
 def read_text(path: str) -> str:
-    """A whole UTF-8 file, ``-`` for stdin; raises InputError."""
+    """Read a whole UTF-8 file, ``-`` for stdin; raises InputError."""
     with _opened(path) as stream:
-        data = stream.read(MAX_LINE_BYTES + 1)
-    if len(data) > MAX_LINE_BYTES:
-        raise InputError(f"{_name(path)}: longer than {MAX_LINE_BYTES} bytes; give one unit")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{_name(path)}: not UTF-8 ({error.reason} at byte {error.start})") from None
+        return _decoded(stream.read(MAX_LINE_BYTES + 1), "utf-8-sig", _name(path))
 
 
-def json_value(text: str, where: str) -> Any:
-    """The value of a JSON text; raises InputError, naming ``where``, for anything that is not strictly JSON."""
+def json_object(text: str, where: str) -> dict[str, Any]:
+    """Parse a JSON object; raises InputError, naming ``where``."""
+    value = _json_value(text, where)
+    if not isinstance(value, dict):
+        raise InputError(f'{where}: must be a JSON object such as {{"type": "skill"}}, got {text[:80]!r}')
+    return value
+
+
+def _json_value(text: str, where: str) -> Any:
+    """Parse strict JSON."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -273,26 +264,25 @@ def _no_constant(name: str) -> Any:
 
 def _values(path: str) -> Iterator[tuple[int, Any]]:
     with _opened(path) as stream:
-        for number, line in enumerate(_raw_lines(stream), 1):
+        for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), 1):
             where = f"{_name(path)} line {number}"
-            if len(line) > MAX_LINE_BYTES:
-                raise InputError(f"{where}: longer than {MAX_LINE_BYTES} bytes; one line holds one unit")
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            text = _decoded(line, "utf-8-sig" if number == 1 else "utf-8", where)
             if text.strip():
-                yield number, json_value(text, where)
+                yield number, _json_value(text, where)
 
 
-def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        yield line
+def _decoded(data: bytes, encoding: str, where: str) -> str:
+    if len(data) > MAX_LINE_BYTES:
+        raise InputError(f"{where}: longer than {MAX_LINE_BYTES} bytes; write one unit on each line")
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
-    """The file, or stdin; whatever the operating system objects to while it is read becomes an InputError."""
+    """Open the file, or stdin; an error of the operating system while it is read becomes an InputError."""
     try:
         if path == "-":
             yield sys.stdin.buffer
@@ -319,7 +309,7 @@ def _check_new_id(unit: MemoryUnit, number: int, where: str, seen: dict[str, int
     if unit_id is None:
         return
     if unit_id in seen:
-        raise InputError(f"{where}: the id {unit_id!r} is on line {seen[unit_id]} already; keep one of them")
+        raise InputError(f"{where}: line {seen[unit_id]} has the id {unit_id!r} already; keep one of them")
     seen[unit_id] = number
 
 
@@ -333,12 +323,12 @@ def _exported(number: int, value: Any, where: str) -> Exported:
 
 
 def _vector(value: Any, where: str) -> FloatArray:
-    """A list of numbers, or the base64 of little-endian float32."""
+    """Read a list of numbers, or the base64 of little-endian float32."""
     try:
         if isinstance(value, str):
             vector = np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
         else:
-            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused as that
+            with np.errstate(over="ignore"):  # numbers beyond float32 become infinite and are refused below
                 vector = np.asarray(value, dtype=np.float32)
     except (binascii.Error, TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: vector must be a list of numbers or base64 of float32 values") from None
@@ -359,31 +349,31 @@ def _check_like(first: Exported, line: Exported, where: str) -> None:
         )
     if first.model != line.model:
         raise InputError(
-            f"{where}: its vector was made by {line.model!r}, that of line {first.number} by {first.model!r}"
+            f"{where}: its vector is of the model {line.model!r}, that of line {first.number} of {first.model!r}"
         )
 
 
 _SUFFIX = ".data"
 _PICKLE_STARTS = (b"\x80", b"(d", b"}")
-"""Of a dict: protocols 2 to 5, 0, and 1."""
+"""First bytes of a pickled dict: protocols 2 to 5, 0, and 1."""
 
 
-def looks_legacy(path: str) -> bool:
-    """Is it an old store's file, by its name?
-
-    Raises InputError for a pickle of another name.
-    """
+def is_legacy(path: str) -> bool:
+    """Whether it is an old store's file, by its name. Raises InputError for a pickle of another name."""
     if path.endswith(_SUFFIX):
         return True
-    if path != "-" and _starts_like_pickle(Path(path)):
-        raise InputError(f"{path}: looks like an old store's pickle; give it a name that ends in {_SUFFIX}")
+    with suppress(OSError):  # the next reader reports it
+        with Path(path).open("rb") as stream:
+            looks_pickled = path != "-" and stream.read(2).startswith(_PICKLE_STARTS)
+        if looks_pickled:
+            raise InputError(f"{path}: looks like an old store's pickle; give it a name that ends in {_SUFFIX}")
     return False
 
 
 def read_old(path: str) -> tuple[list[Exported], list[str]]:
-    """The sound units of the file, and a sentence for each that was left out or changed.
+    """Read the valid units of an old store's file, and a sentence for each that was left out or changed.
 
-    Raises InputError when there is no such file, LegacyImportError when it is garbage or hostile.
+    Raises InputError when there is no such file, LegacyImportError when it is invalid or unsafe.
     """
     old = read_legacy(path.removesuffix(_SUFFIX))
     if old is None:
@@ -398,11 +388,3 @@ def read_old(path: str) -> tuple[list[Exported], list[str]]:
         except InvalidUnitError as error:
             problems.append(f"left out: {error}")
     return lines, problems
-
-
-def _starts_like_pickle(path: Path) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(2).startswith(_PICKLE_STARTS)
-    except OSError:
-        return False  # whoever reads it next says what is wrong

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from enum import Enum
-from typing import Annotated, Any, Optional
+from pathlib import Path
+from typing import Annotated, Any, Optional, cast
 
 import typer
 
-from ..backends import AnyStore, milvus_at, store_exists
+from ..backends import AnyStore, milvus_at, open_store, store_exists
 from ..components.store.vector_store import VectorStore
 from ..errors import EmbeddingError
 from ..milvus.store import MilvusStore
@@ -18,7 +20,7 @@ from ..records import Records
 from ..utils.config import EmbeddingConfig, MilvusConfig, StorageConfig, is_milvus_uri
 from ..utils.embeddings import EmbeddingFunction, HashingEmbedder, embedder_from_config
 from .app import InputError, NotFoundError
-from .files import json_value
+from .files import json_object
 
 __all__ = [
     "AsJson",
@@ -27,62 +29,61 @@ __all__ = [
     "EmbedderName",
     "FilterJson",
     "IndexType",
-    "KeptModel",
     "Metric",
     "MetricName",
+    "OptionalFloat",
+    "OptionalInt",
+    "OptionalText",
     "Prefix",
+    "StoredModel",
     "choose_embedder",
     "exists",
+    "file_argument",
     "open_existing",
     "open_local",
-    "open_or_make",
+    "open_or_create",
     "parse_filters",
-    "remembered_model",
-    "store_at",
+    "refuse_milvus",
+    "stored_model",
 ]
+
+# typer reads types at run time, and its older versions know Optional only.
+OptionalFloat = Optional[float]  # noqa: UP045
+OptionalInt = Optional[int]  # noqa: UP045
+OptionalText = Optional[str]  # noqa: UP045
+
+DEFAULT_STORE = "memory"
+"""Path prefix of the store where neither option nor setting names one."""
 
 _CONDITION = re.compile(r"(?P<key>[^=<>!]+)(?P<operator>>=|<=|!=|=|>|<)(?P<value>.*)", re.DOTALL)
 _OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt", "!=": "ne"}
 
 
 def parse_filters(conditions: list[str] | None, text: str | None) -> dict[str, Any] | None:
-    """None when nothing is asked for, else what ``VectorStore.search(filters=...)`` takes.
+    """Return what ``VectorStore.search(filters=...)`` takes; None without a condition.
 
-    conditions: ``type=skill``, ``metadata.score>=0.5``, ``tags!=git``; the same key with = several times means any of
-    the values, with < and > a range. A value that is a JSON number, true, false, null or list is taken as that; quote
-    it to make it a text (``id='"123"'``). text: a filter as JSON.
+    conditions: ``type=skill``, ``metadata.score>=0.5``, ``tags!=git``. One key with = several times matches any of the
+    values, with < and > a range. A value that is a JSON number, true, false, null or list is read as JSON; quotes make
+    it a text (``id='"123"'``). text: a filter as JSON.
 
-    Raises InputError; operators and paths that the store does not know are left to the store.
+    Raises InputError; the store checks operators and paths.
     """
-    found = _from_json(text) if text is not None else {}
+    found = {} if text is None else json_object(text, "--filters")
     for condition in conditions or []:
-        _add(found, condition)
+        match = _CONDITION.fullmatch(condition)
+        key = match["key"].strip() if match else ""
+        if match is None or not key:
+            raise InputError(
+                f"--filter {condition!r}: write KEY=VALUE, KEY!=VALUE, KEY>=VALUE or KEY<VALUE, as in type=skill"
+            )
+        problem = _add(found, key, match["operator"], _value(match["value"].strip()))
+        if problem:
+            raise InputError(f"--filter {condition!r}: {key} has {problem}")
     return found or None
 
 
-def _from_json(text: str) -> dict[str, Any]:
-    value = json_value(text, "--filters")
-    if not isinstance(value, dict):
-        raise InputError(f'--filters: must be a JSON object such as {{"type": "skill"}}, got {text!r}')
-    return value
-
-
-def _add(found: dict[str, Any], condition: str) -> None:
-    match = _CONDITION.fullmatch(condition)
-    key = match["key"].strip() if match else ""
-    if match is None or not key:
-        raise InputError(
-            f"--filter {condition!r}: write KEY=VALUE, KEY!=VALUE, KEY>=VALUE or KEY<VALUE, as in type=skill"
-        )
-    value = _value(match["value"].strip())
-    if match["operator"] == "=":
-        _add_value(found, key, value, condition)
-    else:
-        _add_bound(found, key, _OPERATORS[match["operator"]], value, condition)
-
-
 def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
+    """Read JSON, except an object; any other text is a text."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -90,31 +91,27 @@ def _value(text: str) -> Any:
     return text if isinstance(value, dict) else value
 
 
-def _add_value(found: dict[str, Any], key: str, value: Any, condition: str) -> None:
-    if key not in found:
+def _add(found: dict[str, Any], key: str, operator: str, value: Any) -> str:
+    """Add a condition; return what the key has already if the two cannot be combined."""
+    held = found.get(key)
+    if operator != "=":
+        bounds = found.setdefault(key, {})
+        if not isinstance(bounds, dict):
+            return "a value already, and only = can be combined with ="
+        if _OPERATORS[operator] in bounds:
+            return f"a {operator} already; use --filters JSON for more"
+        bounds[_OPERATORS[operator]] = value
+    elif key not in found:
         found[key] = value
-        return
-    if isinstance(found[key], dict):
-        raise InputError(f"--filter {condition!r}: {key} has another condition; only = and = go together")
-    held = found[key] if isinstance(found[key], list) else [found[key]]
-    found[key] = [*held, *(value if isinstance(value, list) else [value])]
-
-
-def _add_bound(found: dict[str, Any], key: str, operator: str, value: Any, condition: str) -> None:
-    bounds = found.setdefault(key, {})
-    if not isinstance(bounds, dict):
-        raise InputError(f"--filter {condition!r}: {key} has a value already; only = goes with =")
-    if operator in bounds:
-        raise InputError(f"--filter {condition!r}: {key} has a {operator} already; for more write --filters JSON")
-    bounds[operator] = value
-
-
-DEFAULT_STORE = "memory"
-"""Path prefix of the store where neither option nor setting names one."""
+    elif isinstance(held, dict):
+        return "another condition, and only = can be combined with ="
+    else:
+        found[key] = [*(held if isinstance(held, list) else [held]), *(value if isinstance(value, list) else [value])]
+    return ""
 
 
 class EmbedderName(str, Enum):
-    """Who embeds; ``auto`` takes the settings and what the store was filled with."""
+    """Embedders; ``auto`` follows the settings and the model of the store."""
 
     AUTO = "auto"
     HASHING = "hashing"
@@ -139,28 +136,16 @@ class IndexTypeName(str, Enum):
     AUTO = "auto"
 
 
-class KeptModel:
-    """Stands for the model that made vectors which are stored as they are; it embeds nothing."""
+class StoredModel:
+    """Names the model whose vectors a command stores unchanged; it embeds nothing."""
 
     def __init__(self, model_name: str | None, dimension: int) -> None:
         self.model_name = model_name
         self.dimension = dimension
 
     def __call__(self, _text: str, /) -> Any:
+        """Refuse to embed."""
         raise EmbeddingError("this command stores given vectors and embeds nothing")
-
-
-def store_at(prefix: str | None) -> str:
-    """The prefix or ``milvus://`` address that was given, else what the settings name, else ``memory`` here.
-
-    Raises InputError for an empty one: a script's variable that is not set must not lead to another store.
-    """
-    if prefix is not None and not prefix.strip():
-        raise InputError("--store: the prefix is empty; give a path such as ./memory")
-    config = StorageConfig()
-    if prefix is None and config.backend_type == "milvus":
-        return MilvusConfig().address
-    return prefix or str(dict(config).get("path") or DEFAULT_STORE)
 
 
 def open_existing(
@@ -168,91 +153,114 @@ def open_existing(
 ) -> AnyStore:
     """Open the store at ``prefix``; embedder None for commands that embed nothing.
 
-    as_served: plan as a process would that stays, so under DEVICE=auto for a GPU too.
+    as_served: with DEVICE=auto, plan for a GPU as a long-running process would.
 
-    Raises NotFoundError when there is none, else as ``VectorStore`` and ``MilvusStore`` do.
+    Raises NotFoundError when there is none, and the errors of ``VectorStore`` and ``MilvusStore``.
     """
     if not exists(prefix):
-        remedy = f"make one with: memevolve-store init --store {shlex.quote(prefix)}"
+        bare = prefix.removesuffix(".db")
+        remedy = f"create one with: memevolve-store init --store {shlex.quote(bare)}"
+        if bare != prefix and exists(bare):
+            remedy = f"the prefix has no .db: use --store {shlex.quote(bare)}"
         raise NotFoundError(f"there is no store at {prefix!r}; {remedy}, or name another with --store")
-    function = None if embedder is None else choose_embedder(embedder, remembered_model(prefix))
-    return _opened(prefix, function, _config(index_type, None, as_served=as_served))
+    function = None if embedder is None else choose_embedder(embedder, stored_model(prefix))
+    return open_or_create(prefix, function, index_type, as_served=as_served)
 
 
 def open_local(prefix: str) -> VectorStore:
-    """As :func:`open_existing` without an embedder, for what only a store in files can do.
+    """As :func:`open_existing` without an embedder, for operations on a store's files. Raises InputError for Milvus."""
+    refuse_milvus(prefix)
+    return cast("VectorStore", open_existing(prefix, None))
 
-    Raises InputError for one on a server.
-    """
-    opened = open_existing(prefix, None)
-    if isinstance(opened, MilvusStore):
-        opened.close()
-        raise InputError(
-            f"--store: {prefix} is on a Milvus server, which has this command's work done by its own tools"
-        )
-    return opened
+
+def refuse_milvus(prefix: str) -> None:
+    """Raise InputError for a store on a server."""
+    if is_milvus_uri(prefix):
+        raise InputError(f"--store: {prefix} is on a Milvus server; use the tools of Milvus for this")
 
 
 def exists(prefix: str) -> bool:
-    """Is there a store at this prefix or address?"""
+    """Whether there is a store at this prefix or address."""
     return store_exists(prefix, StorageConfig().replace(backend_type="vector"))
 
 
-def open_or_make(
+def open_or_create(
     prefix: str,
-    function: EmbeddingFunction,
+    function: EmbeddingFunction | None,
     index_type: IndexTypeName | None = None,
     metric: MetricName | None = None,
+    *,
+    as_served: bool = False,
 ) -> AnyStore:
-    """Open the store at ``prefix``, or make one there."""
-    return _opened(prefix, function, _config(index_type, metric))
+    """Open the store at ``prefix``, or create it and its folder.
+
+    There is no background thread: a command maintains the store itself and shows a progress bar. With DEVICE=auto the
+    index is built for the CPU, because one on a GPU would be lost when the command ends.
+    """
+    given = {"index_type": index_type, "metric": metric}
+    config = StorageConfig()
+    config = config.replace(
+        background=False,
+        backend_type="vector",  # the prefix decides
+        device="cpu" if config.device == "auto" and not as_served else config.device,
+        **{name: value.value for name, value in given.items() if value is not None},
+    )
+    if not is_milvus_uri(prefix):
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+    return open_store(prefix, function, storage_config=config)
 
 
-def remembered_model(prefix: str) -> str | None:
-    """Name of the embedding model that filled the store; None when there is no store, or the model has no name."""
+def stored_model(prefix: str) -> str | None:
+    """Name of the embedding model of the store's vectors; None without a store, or if the model has no name."""
     if is_milvus_uri(prefix):
         return MilvusStore.model_at(milvus_at(prefix))
     facts = Records.peek(prefix)
     return None if facts is None else facts.model
 
 
-def choose_embedder(name: EmbedderName, held: str | None) -> EmbeddingFunction:
-    """The embedding function of that name.
+def choose_embedder(name: EmbedderName, model: str | None) -> EmbeddingFunction:
+    """Return the embedding function of that name.
 
-    held is the model that filled the store: under ``auto`` a store filled by the hashing embedder goes on with it.
-    Raises ConfigurationError or EngineError when the function cannot be had.
+    model: that of the store's vectors; ``auto`` continues a store of the hashing embedder with it.
+    Raises ConfigurationError or EngineError when the function is not available.
     """
-    hashing = re.fullmatch(r"hashing-lexical-([1-9]\d*)", held or "")
+    hashing = re.fullmatch(r"hashing-lexical-([1-9]\d*)", model or "")
     if hashing and name in (EmbedderName.AUTO, EmbedderName.HASHING):
         return HashingEmbedder(int(hashing[1]))
     config = EmbeddingConfig() if name is EmbedderName.AUTO else EmbeddingConfig().replace(provider=name.value)
     return embedder_from_config(config)
 
 
-def _opened(prefix: str, function: EmbeddingFunction | None, config: StorageConfig) -> AnyStore:
-    if is_milvus_uri(prefix):
-        return MilvusStore(function, storage_config=config, milvus_config=milvus_at(prefix))
-    return VectorStore(prefix, function, storage_config=config)
-
-
-def _config(index_type: IndexTypeName | None, metric: MetricName | None, *, as_served: bool = False) -> StorageConfig:
-    """The settings, without a background thread: a command does its upkeep in the open, with a progress bar.
-
-    Under DEVICE=auto it does so for the CPU: what lies on a GPU would be gone when the command ends.
-    """
-    given = {"index_type": index_type, "metric": metric}
-    changes = {name: value.value for name, value in given.items() if value is not None}
+def _default_store() -> str:
     config = StorageConfig()
-    device = "cpu" if config.device == "auto" and not as_served else config.device
-    return config.replace(background=False, device=device, **changes)
+    if config.backend_type == "milvus":
+        return MilvusConfig().address
+    return str(dict(config).get("path") or DEFAULT_STORE)
 
 
-# typer reads these at run time, and its older versions know Optional only.
+def _prefix(prefix: str) -> str:
+    if not prefix.strip():  # such as an unset variable of a script, which must not lead to another store
+        raise InputError("--store: the prefix is empty; give a path such as ./memory")
+    return os.path.expanduser(prefix)  # noqa: PTH111 - a Milvus address is no path
+
+
+def _file(path: OptionalText) -> OptionalText:
+    return None if path is None else os.path.expanduser(path)  # noqa: PTH111 - as above
+
+
+def file_argument(metavar: str, text: str) -> Any:
+    """Return an argument that names a file or a store; ``~`` is expanded."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False, callback=_file)
+
+
 Prefix = Annotated[
-    Optional[str],  # noqa: UP045
+    str,
     typer.Option(
         "--store",
         "-s",
+        envvar="MEMEVOLVE_STORE",
+        default_factory=_default_store,
+        callback=_prefix,
         show_default=False,
         metavar="PREFIX",
         help=f"Path prefix of the store's files.  \\[default: {DEFAULT_STORE}]",
@@ -261,19 +269,23 @@ Prefix = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
 Embedder = Annotated[
     EmbedderName,
-    typer.Option("--embedder", "-e", help="Who embeds; auto follows the settings and what filled the store."),
+    typer.Option("--embedder", "-e", help="Embeds texts; auto follows the settings and the model of the store."),
 ]
 Metric = Annotated[
     Optional[MetricName],  # noqa: UP045
     typer.Option(
         "--metric",
         show_default=False,
-        help="Distance of a new store; a store keeps its own.  \\[default: the setting's]",
+        help="Distance of a new store; an existing one keeps its own.  \\[default: MEMEVOLVE_STORAGE_METRIC]",
     ),
 ]
 IndexType = Annotated[
     Optional[IndexTypeName],  # noqa: UP045
-    typer.Option("--index-type", show_default=False, help="Kind of index to build.  \\[default: the setting's]"),
+    typer.Option(
+        "--index-type",
+        show_default=False,
+        help="Kind of index to build.  \\[default: MEMEVOLVE_STORAGE_INDEX_TYPE]",
+    ),
 ]
 Conditions = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -282,11 +294,11 @@ Conditions = Annotated[
         "-f",
         show_default=False,
         metavar="KEY=VALUE",
-        help="Only units of which this is true: type=skill, 'metadata.score>=0.5'. May be repeated; one key with "
-        "several values means any of them.",
+        help="Only units that match: type=skill, 'metadata.score>=0.5'. May be repeated; several values of one key "
+        "match any of them.",
     ),
 ]
 FilterJson = Annotated[
-    Optional[str],  # noqa: UP045
+    OptionalText,
     typer.Option("--filters", show_default=False, metavar="JSON", help='The same as JSON: {"tags": ["git", "linux"]}.'),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -21,11 +22,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Output", "Report", "Rows", "held_interrupt", "one_line", "printable"]
+__all__ = ["Output", "Report", "Rows", "console_for", "held_interrupt", "one_line", "printable"]
 
 
 class HeldInterrupt:
-    """Whether Ctrl-C was pressed while it was held back, and whether it was pressed again."""
+    """Whether Ctrl-C was pressed while it was delayed, and whether it was pressed again."""
 
     def __init__(self) -> None:
         self.pressed = False
@@ -46,16 +47,13 @@ class HeldInterrupt:
 
 @contextmanager
 def held_interrupt() -> Iterator[HeldInterrupt]:
-    """Hold back the first Ctrl-C until ``check`` is called; a second one acts at once.
+    """Delay the first Ctrl-C until ``check`` is called; a second one takes effect at once.
 
-    Outside the main thread, where Python delivers no signals, and where Ctrl-C is ignored, nothing changes.
+    Nothing changes outside the main thread, where Python delivers no signals, and where Ctrl-C is ignored.
     """
     held = HeldInterrupt()
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) not in (
-        signal.SIG_IGN,
-        None,
-    )
-    if not ours:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield held
         return
     before = signal.signal(signal.SIGINT, held.press)
@@ -66,37 +64,37 @@ def held_interrupt() -> Iterator[HeldInterrupt]:
 
 
 Report = Callable[[str, float], None]
-"""Told the stage of a long operation and the share of it that is done, 0..1."""
+"""Called with the stage of a long operation and the share of it that is done, 0..1."""
 
 _PIPED_WIDTH = 160
-"""Columns of a table that does not go to a terminal."""
+"""Width of output that does not go to a terminal."""
 
-_WIDEST_NAME = 40
-_NARROWEST_LAST = 20
+_MAX_COLUMN = 40
+_MIN_LAST_COLUMN = 20
 _GAP = 2
-"""Widths of the columns of a table: an id or another name at most, the last one at least, blanks between two."""
+"""Widths of the columns of a table: most of all but the last, least of the last, blanks between two."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class Output:
-    """What one command says. With ``as_json`` stdout carries exactly one JSON document."""
+    """The output of one command. With ``as_json`` stdout gets exactly one JSON document."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
     def show(self, document: Mapping[str, Any], *texts: RenderableType) -> None:
-        """Print the document, or for people the texts, one below the other."""
+        """Print the document, or for people the texts."""
         if self.as_json:
             sys.stdout.write(json.dumps(_plain(document), allow_nan=False) + "\n")
         else:
-            console = _console(sys.stdout)
+            console = console_for(sys.stdout)
             for text in texts:
                 console.print(text, soft_wrap=not isinstance(text, Rows), markup=False, highlight=False)
         sys.stdout.flush()
 
     def fail(self, error: str, kind: str) -> None:
-        """Say in one line why the command failed: on stdout as JSON, or on stderr for people."""
+        """Print why the command failed: as JSON on stdout, or as one line on stderr."""
         if self.as_json:
             sys.stdout.write(json.dumps({"error": error, "type": kind}) + "\n")
             sys.stdout.flush()
@@ -104,15 +102,15 @@ class Output:
             self.note(f"error: {error}")
 
     def note(self, text: str) -> None:
-        """Tell people something that is no result."""
+        """Print a line for people on stderr."""
         sys.stderr.write(one_line(text) + "\n")
         sys.stderr.flush()
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Report]:
-        """A progress bar on stderr; nothing at all where stderr is no terminal."""
+        """Show a progress bar on stderr, if that is a terminal."""
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        console = _console(sys.stderr)
+        console = console_for(sys.stderr)
         bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True)
         with bar:
             task = bar.add_task(what, total=1.0)
@@ -125,7 +123,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table of plain texts, one line each; the last column takes the room that is left and is cut there."""
+    """A table of plain texts, one line per row; the last column fills the width and is truncated there."""
 
     titles: tuple[str, ...]
     rows: list[list[str]]
@@ -133,33 +131,40 @@ class Rows:
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
         cells = [[one_line(cell) for cell in row] for row in self.rows]
         columns = list(zip(*[self.titles, *cells], strict=True))
-        widths = [min(_WIDEST_NAME, max(map(cell_len, column))) for column in columns[:-1]]
+        widths = [min(_MAX_COLUMN, max(map(cell_len, column))) for column in columns[:-1]]
         left = options.max_width - sum(widths) - _GAP * len(widths)
-        made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-        for title, width in zip(self.titles, [*widths, max(_NARROWEST_LAST, left)], strict=True):
-            made.add_column(title, no_wrap=True, overflow="ellipsis", width=width)
+        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+        for title, width in zip(self.titles, [*widths, max(_MIN_LAST_COLUMN, left)], strict=True):
+            table.add_column(title, no_wrap=True, overflow="ellipsis", width=width)
         for row in cells:
-            made.add_row(*map(Text, row))
-        yield made
+            table.add_row(*map(Text, row))
+        yield table
 
 
 def printable(text: str) -> str:
-    """The text with control characters written out, so that a stored unit cannot steer the terminal."""
+    """Escape control characters, so that a stored unit cannot control the terminal."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode-escape").decode("ascii"), text)
 
 
 def one_line(text: str) -> str:
-    """``printable``, and white space of any length as one blank."""
+    """As ``printable``, with any white space as one blank."""
     return printable(" ".join(text.split()))
 
 
-def _console(stream: Any) -> Console:
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Raise the error, where rich would exit with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def console_for(stream: Any) -> Console:
+    """Return a console that writes to the stream, with a fixed width unless it is a terminal."""
     terminal = bool(getattr(stream, "isatty", lambda: False)())
-    return Console(file=stream, force_terminal=terminal or None, width=None if terminal else _PIPED_WIDTH)
+    return _Console(file=stream, force_terminal=terminal or None, width=None if terminal else _PIPED_WIDTH)
 
 
 def _plain(value: Any) -> Any:
-    """Only what JSON knows: numpy scalars and paths become numbers and texts, NaN and infinity null."""
+    """Convert to JSON values: numpy scalars and paths become numbers and texts, NaN and infinity null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

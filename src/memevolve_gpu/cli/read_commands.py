@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -22,7 +22,7 @@ from ..errors import DimensionMismatchError, ModelMismatchError
 from ..records import Records, canonical, matches
 from ..records.file_lock import file_mode
 from ..records.opening import database_path
-from ..types import FloatArray, MemoryUnit
+from ..types import MemoryUnit
 from ..utils.config import StorageConfig, is_milvus_uri
 from ..utils.drafts import PRIVATE
 from ..utils.embeddings import Embedder as Checked
@@ -34,12 +34,13 @@ from .options import (
     Embedder,
     EmbedderName,
     FilterJson,
+    OptionalFloat,
     Prefix,
     choose_embedder,
+    file_argument,
     open_existing,
     parse_filters,
-    remembered_model,
-    store_at,
+    stored_model,
 )
 from .output import Output, Rows, one_line, printable
 
@@ -49,33 +50,33 @@ __all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing
 def embed(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to embed.")],
     *,
-    store: Prefix = None,
+    store: Prefix,
     embedder: Embedder = EmbedderName.AUTO,
     as_json: AsJson = False,
 ) -> None:
-    """Embed texts and show what came of it: does the service answer, and does it fit the store?
+    """Embed texts, to test whether the embedder works and fits the store.
 
     With --json the vectors are printed; for people the model, the dimension and how similar the texts are. Exits with 6
-    when the embedder fails, or when a store is there that another model filled. Stores nothing.
+    when the embedder fails, or when the store has vectors of another model. Stores nothing.
     """
-    prefix = store_at(store)
-    held = remembered_model(prefix)
+    held = stored_model(store)
     checked = Checked(choose_embedder(embedder, held))
     started = time.perf_counter()
     vectors = checked.embed_many(texts)
     seconds = time.perf_counter() - started
-    _refuse_misfit(prefix, checked, held)
+    _refuse_misfit(store, checked, held)
     document = {
         "model": checked.model_name,
         "dimension": vectors.shape[1],
         "seconds": seconds,
         "vectors": vectors.tolist(),
     }
-    rows: list[list[str]] = [
-        [f"{length:.4f}", f"{cosine:.4f}", text] for length, cosine, text in _described(vectors, texts)
-    ]
-    told = f"{checked.model_name or 'a model without a name'}: {vectors.shape[1]} numbers, {seconds * 1e3:.1f} ms"
-    Output(as_json).show(document, told, Rows(("length", "cosine to first", "text"), rows))
+    lengths = np.linalg.norm(vectors, axis=1)
+    scaled: Any = vectors / np.where(lengths > 0, lengths, 1)[:, None]
+    figures = zip(lengths.tolist(), (scaled @ scaled[0]).tolist(), texts, strict=True)
+    rows = [[f"{length:.4f}", f"{cosine:.4f}", text] for length, cosine, text in figures]
+    summary = f"{checked.model_name or 'a model without a name'}: {vectors.shape[1]} numbers, {seconds * 1e3:.1f} ms"
+    Output(as_json).show(document, summary, Rows(("length", "cosine to first", "text"), rows))
 
 
 def _refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
@@ -91,47 +92,8 @@ def _refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
         )
 
 
-def _described(vectors: FloatArray, texts: list[str]) -> list[tuple[float, float, str]]:
-    lengths = np.linalg.norm(vectors, axis=1)
-    scaled: Any = vectors / np.where(lengths > 0, lengths, 1)[:, None]
-    return list(zip(lengths.tolist(), (scaled @ scaled[0]).tolist(), texts, strict=True))
-
-
-def strategy_for(*, hybrid: bool, keyword: bool, recall: float | None) -> RetrievalStrategy | None:
-    """The strategy that the flags ask for; None for the search by meaning. Raises InputError where they clash."""
-    if hybrid and keyword:
-        raise InputError("--hybrid and --keyword: give one of them")
-    if recall is not None and (hybrid or keyword):
-        raise InputError("--recall goes with the search by meaning alone; leave it out")
-    if keyword:
-        return KeywordRetrievalStrategy()
-    return HybridRetrievalStrategy() if hybrid else None
-
-
-def find(
-    output: Output,
-    prefix: str,
-    embedder: EmbedderName,
-    strategy: RetrievalStrategy,
-    text: str,
-    top_k: int,
-    filters: dict[str, Any] | None,
-) -> None:
-    """Search the store at ``prefix`` and show what was found. Without need of it no embedder is asked for."""
-    needed = None if isinstance(strategy, KeywordRetrievalStrategy) else embedder
-    with open_existing(prefix, needed) as opened:
-        results = strategy.retrieve(text, opened, top_k, filters)
-    hits = [{"id": one.unit_id, "score": one.score, **(one.metadata or {}), "unit": one.unit} for one in results]
-    rows = [
-        [f"{one.score:.4f}", one.unit_id, str(one.unit.get("type", "")), str(one.unit.get("content", ""))]
-        for one in results
-    ]
-    found: RenderableType = Rows(("score", "id", "type", "content"), rows) if rows else "nothing found"
-    output.show({"query": text, "hits": hits}, found)
-
-
 def devices(*, as_json: AsJson = False) -> None:
-    """List the GPUs, what their memory has room for, which engines are installed, and what DEVICE leads to."""
+    """List the GPUs, their free memory, the installed engines, and the device that DEVICE selects."""
     config = StorageConfig()
     machine = this_machine(config)
     found, choice = machine.gpus(), machine.choice
@@ -176,14 +138,14 @@ def _texts(document: dict[str, Any], machine: Machine) -> list[RenderableType]:
 
 
 def _table_text(table: dict[str, Any]) -> str:
-    """The engines for how many units, quickest first, in one line."""
+    """Describe in one line which engines are used for how many units, fastest first."""
     bands = [f"{'beyond' if rows is None else f'to {rows}'}: {', '.join(names)}" for rows, names in table["bands"]]
     return f"{'; '.join(bands)} ({'measured' if table['measured'] else 'unmeasured'}: {table['source']})"
 
 
 _PROGRESS_EVERY = 100
 _LAST = sys.maxsize
-"""The largest position that an iterator can be cut at."""
+"""The largest stop of ``islice``."""
 _IN_FULL = (
     "events",
     "index.reason",
@@ -193,51 +155,59 @@ _IN_FULL = (
     "device.engine_table",
     "device.problem",
 )
-"""Figures that tables for people leave out: most of them are sentences, and stand below that of stats in full."""
+"""Left out of the tables for people: mostly sentences, which stats prints in full below its table."""
 
 
 def search(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in words.")],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text to search for.")],
     *,
-    store: Prefix = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="How many units to return at most.")] = 5,
+    store: Prefix,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Most units to return.")] = 5,
     condition: Conditions = None,
     filters: FilterJson = None,
     recall: Annotated[
-        Optional[float],  # noqa: UP045
+        OptionalFloat,
         typer.Option(
             "--recall",
             show_default=False,
-            help="Recall to reach, above 0 and at most 1 (exact).  \\[default: the setting's]",
+            help="Recall to reach, above 0 and at most 1 (exact).  \\[default: MEMEVOLVE_STORAGE_TARGET_RECALL]",
         ),
     ] = None,
-    hybrid: Annotated[bool, typer.Option("--hybrid", help="Search by meaning and by words together.")] = False,
-    keyword: Annotated[bool, typer.Option("--keyword", help="Search by words; needs no embedder.")] = False,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="Search by meaning and by keywords together.")] = False,
+    keyword: Annotated[bool, typer.Option("--keyword", help="Search by keywords; needs no embedder.")] = False,
     embedder: Embedder = EmbedderName.AUTO,
     as_json: AsJson = False,
 ) -> None:
-    """Find the units nearest in meaning to a text, or with its words, or both."""
-    asked = parse_filters(condition, filters)
-    strategy = strategy_for(hybrid=hybrid, keyword=keyword, recall=recall)
-    if strategy is not None:
-        find(Output(as_json), store_at(store), embedder, strategy, text, top_k, asked)
-        return
-    with open_existing(store_at(store), embedder) as opened:
-        hits = opened.search_units(text, top_k, asked, recall)
-    document = [{"id": hit.id, "distance": hit.distance, "score": hit.score, "unit": hit.unit} for hit in hits]
-    rows = [[f"{hit.distance:.4f}", f"{hit.score:.4f}", *_row(hit.unit)] for hit in hits]
-    found: RenderableType = Rows(("distance", "score", "id", "type", "content"), rows) if rows else "nothing found"
-    Output(as_json).show({"query": text, "hits": document}, found)
+    """Find the units nearest in meaning to a text, or those that share its words, or both."""
+    if hybrid and keyword:
+        raise InputError("--hybrid and --keyword: give one of them")
+    if recall is not None and (hybrid or keyword):
+        raise InputError("--recall applies to the search by meaning only; leave it out")
+    selected = parse_filters(condition, filters)
+    with open_existing(store, None if keyword else embedder) as opened:
+        if hybrid or keyword:
+            strategy: RetrievalStrategy = KeywordRetrievalStrategy() if keyword else HybridRetrievalStrategy()
+            results = strategy.retrieve(text, opened, top_k, selected)
+            hits = [
+                {"id": hit.unit_id, "score": hit.score, **(hit.metadata or {}), "unit": hit.unit} for hit in results
+            ]
+        else:
+            found = opened.search_units(text, top_k, selected, recall)
+            hits = [{"id": hit.id, "distance": hit.distance, "score": hit.score, "unit": hit.unit} for hit in found]
+    numbers = ("score",) if hybrid or keyword else ("distance", "score")
+    rows = [[*(f"{hit[name]:.4f}" for name in numbers), *_row(hit["unit"])] for hit in hits]
+    shown: RenderableType = Rows((*numbers, "id", "type", "content"), rows) if rows else "nothing found"
+    Output(as_json).show({"query": text, "hits": hits}, shown)
 
 
 def get(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of units.")],
     *,
-    store: Prefix = None,
+    store: Prefix,
     as_json: AsJson = False,
 ) -> None:
     """Print units as they are stored. Exits with 3 when one of the ids is unknown; the others are printed."""
-    with open_existing(store_at(store), None) as opened:
+    with open_existing(store, None) as opened:
         found = {unit_id: opened.retrieve(unit_id) for unit_id in dict.fromkeys(ids)}
     units = [unit for unit in found.values() if unit is not None]
     texts = [printable(json.dumps(unit, ensure_ascii=False, indent=2)) for unit in units]
@@ -246,36 +216,36 @@ def get(
 
 def list_units(
     *,
-    store: Prefix = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many units to print at most.")] = 20,
-    offset: Annotated[int, typer.Option("--offset", min=0, help="How many units to pass over first.")] = 0,
+    store: Prefix,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most units to print.")] = 20,
+    offset: Annotated[int, typer.Option("--offset", min=0, help="Units to skip first.")] = 0,
     condition: Conditions = None,
     filters: FilterJson = None,
     as_json: AsJson = False,
 ) -> None:
     """List units, oldest first."""
-    asked = parse_filters(condition, filters)
-    with open_existing(store_at(store), None) as opened:
-        units = list(islice(opened.units(asked), min(offset, _LAST), min(offset + limit + 1, _LAST)))
+    selected = parse_filters(condition, filters)
+    with open_existing(store, None) as opened:
+        units = list(islice(opened.units(selected), min(offset, _LAST), min(offset + limit + 1, _LAST)))
         count = opened.count()
     more, units = len(units) > limit, units[:limit]
     document = {"units": units, "offset": offset, "limit": limit, "more": more, "count": count}
     texts: list[RenderableType] = [Rows(("id", "type", "content"), [_row(unit) for unit in units])] if units else []
-    texts.append(_page_line(offset, len(units), count, more=more, filtered=asked is not None))
+    texts.append(_page_line(offset, len(units), count, more=more, filtered=selected is not None))
     Output(as_json).show(document, *texts)
 
 
-def stats(*, store: Prefix = None, as_json: AsJson = False) -> None:
+def stats(*, store: Prefix, as_json: AsJson = False) -> None:
     """Show counts, the index and the plan for it with its reason, files and recent events."""
-    with open_existing(store_at(store), None, as_served=True) as opened:
+    with open_existing(store, None, as_served=True) as opened:
         document = opened.statistics()
     rows = [[name, _cell(value)] for name, value in _flat(document) if name not in _IN_FULL]
     Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _whys(document)))
 
 
-def health(*, store: Prefix = None, as_json: AsJson = False) -> None:
-    """Judge the store: how full, how good, and what should be done. Exits with 5 when damage was met in its file."""
-    with open_existing(store_at(store), None) as opened:
+def health(*, store: Prefix, as_json: AsJson = False) -> None:
+    """Show the fill level, the quality of the index and what to do. Exits with 5 when the store's file is damaged."""
+    with open_existing(store, None) as opened:
         document = opened.get_storage_health()
     advice = list(document["recommendations"])
     rows = [[name, _cell(value)] for name, value in _flat(document) if name not in ("recommendations", *_IN_FULL)]
@@ -286,18 +256,16 @@ def health(*, store: Prefix = None, as_json: AsJson = False) -> None:
 
 
 def export(
-    file: Annotated[str, typer.Argument(metavar="FILE.jsonl", help="Where to write; - is stdout.")],
+    file: Annotated[str, file_argument("FILE.jsonl", "File to write; - is stdout.")],
     *,
-    store: Prefix = None,
-    vectors: Annotated[
-        bool, typer.Option("--vectors", help="Write each unit's vector too; import takes it back.")
-    ] = False,
+    store: Prefix,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Write each unit's vector too; import reads it.")] = False,
     condition: Conditions = None,
     filters: FilterJson = None,
     as_json: AsJson = False,
 ) -> None:
     """Write units to a file of JSON lines, oldest first. The file appears complete or not at all."""
-    output, prefix = Output(as_json), store_at(store)
+    output, prefix = Output(as_json), store
     asked = parse_filters(condition, filters)
     with open_existing(prefix, None) as opened, output.progress("exporting") as report:
         total = max(1, opened.count())
@@ -315,7 +283,7 @@ def export(
 
 
 def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: RenderableType) -> None:
-    """Show what was done, and end with 3 when some ids are unknown."""
+    """Show the result, and exit with 3 when some ids are unknown."""
     if not ids:
         output.show({**document, "missing": []}, *texts)
         return
@@ -327,11 +295,11 @@ def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts:
 
 
 def _export_lines(store: AnyStore, filters: dict[str, Any] | None, vectors_of: str | None) -> Iterator[str]:
-    """The lines of an export, with vectors when the prefix of the store is given."""
+    """Return the lines of an export, with vectors when the prefix of the store is given."""
     if vectors_of is None:
         return (export_line(unit) for unit in store.units(filters))
-    canonical(filters)  # a mistake is worth an error even where there is no unit to hold it against
-    model = remembered_model(vectors_of)
+    canonical(filters)  # a malformed filter is an error in an empty store, too
+    model = stored_model(vectors_of)
     rows = store.export_rows()
     return (export_line(unit, vector, model) for unit, vector in rows if matches(filters, unit))
 
@@ -344,11 +312,11 @@ def _page_line(offset: int, shown: int, count: int, *, more: bool, filtered: boo
     if not shown:
         return f"no units here; the store holds {count}"
     of = "" if filtered else f" of {count}"
-    return f"{offset + 1} to {offset + shown}{of}" + (f"; go on with --offset {offset + shown}" if more else "")
+    return f"{offset + 1} to {offset + shown}{of}" + (f"; continue with --offset {offset + shown}" if more else "")
 
 
 def _whys(document: Mapping[str, Any]) -> Iterator[str]:
-    """The plan and why, in full: what cut a sentence short would most often cut the reason for the CPU."""
+    """Yield the plan and its reasons, untruncated: the end of a sentence often has the reason for the CPU."""
     index, plan, device = document["index"], document.get("plan"), document.get("device")
     if plan is None or device is None:  # on a server, which plans for itself
         yield f"index: {index.get('reason', '-')}"
@@ -380,12 +348,10 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
         value = "; ".join(map(str, value))
-    if value == "":
+    if value is None or value == "":
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

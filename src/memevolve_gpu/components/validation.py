@@ -118,7 +118,7 @@ def try_encoder(encoder: Any) -> None:
     encoded_units(encoder.encode_experience(dict(_EXPERIENCE)))
 
 
-def encoded_units(encoded: Any) -> list[dict[str, Any]]:
+def encoded_units(encoded: Any) -> list[MemoryUnit]:
     """Return what an encoder returned, one unit or several, as a list of valid units. Raises InvalidUnitError."""
     listed = list(encoded) if isinstance(encoded, (list, tuple)) else [encoded]
     return [checked_unit(unit, f"encoded[{number}]") for number, unit in enumerate(listed)]

@@ -1,1 +1,1 @@
-"""Programs that show what this package is for: ``python -m memevolve_gpu.demo.corruption``."""
+"""Programs that show what this package does: ``python -m memevolve_gpu.demo.corruption``."""

@@ -1,16 +1,16 @@
-"""The fault that this package exists to end, shown: the same units through MemEvolve's own store and through ours.
+"""Store the same units in MemEvolve's own store and in this package's, and show what each one loses.
 
 Run it::
 
     python -m memevolve_gpu.demo.corruption --memevolve CHECKOUT
 
 CHECKOUT is a folder with the files of MemEvolve-API; its store needs Python 3.12 and its requirements. Without it only
-our side is shown. Two things happen to each store, of type ivf as MemEvolve's default is:
+this package's store is shown. Each store has an index of type ivf, MemEvolve's default, and goes through two tests:
 
 - 200 units are stored, and after the 99th one of them is stored again under its id. Then each unit is searched by its
-  own text: it is found if it comes first.
-- A process that stores units is ended by SIGKILL at a random moment between the 50th and the 150th unit, 20 times.
-  The store is opened again, and each unit whose ``store`` had returned is looked up and searched.
+  own text: it is found if it is the first result.
+- A process that stores units is killed by SIGKILL at a random moment between the 50th and the 150th unit, 20 times.
+  The store is opened again, and each unit whose ``store`` had returned is retrieved and searched.
 
 Embeddings are this package's ``HashingEmbedder``: equal texts have equal vectors, and nothing is downloaded. Everything
 is written to a temporary folder.
@@ -42,7 +42,7 @@ __all__ = ["main"]
 DIM = 64
 SEED = 7
 UNITS, AGAIN_AFTER, AGAIN = 200, 99, 10
-"""Units stored; after how many of them an id comes again; which one."""
+"""Number of units; after how many of them one is stored again; which one."""
 
 SIDES = {"theirs": "MemEvolve's own store", "ours": "memevolve_gpu"}
 ROWS = {
@@ -51,7 +51,7 @@ ROWS = {
     "found": f"of {UNITS} units: found by their own text",
     "found_reopened": "  after opening it again",
     "embedded": "texts embedded for that",
-    "kills": "ended by SIGKILL while storing",
+    "kills": "killed by SIGKILL while storing",
     "lossy": "  runs that lost acknowledged units",
     "acknowledged": "acknowledged units, all runs",
     "kept": "  there after opening again",
@@ -63,11 +63,11 @@ Unit = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the two sides beside each other; returns 0, or 2 when MemEvolve's store could not be run."""
+    """Print the results of both stores side by side; returns 0, or 2 when MemEvolve's store could not be run."""
     parser = argparse.ArgumentParser(prog="python -m memevolve_gpu.demo.corruption", description=__doc__.split("\n")[0])
     parser.add_argument("--memevolve", metavar="CHECKOUT", type=Path, help="folder with the files of MemEvolve-API")
     parser.add_argument("--kills", type=int, default=20, help="how often a storing process is killed (20)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file, too")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     if given.side:
@@ -90,7 +90,7 @@ def _compare(checkout: Path | None, kills: int, target: Path | None) -> int:
                 return 2
             figures[side] = json.loads(result.read_text(encoding="utf-8"))
     if checkout is None:
-        sys.stdout.write("Our side alone: no checkout of MemEvolve-API was given (--memevolve CHECKOUT).\n\n")
+        sys.stdout.write("Without MemEvolve's store: no checkout of MemEvolve-API was given (--memevolve).\n\n")
     names = list(figures)
     sys.stdout.write(f"{'':<44}{''.join(f'{SIDES[name]:>24}' for name in names)}\n")
     for row, title in ROWS.items():
@@ -103,7 +103,7 @@ def _compare(checkout: Path | None, kills: int, target: Path | None) -> int:
 def _start_side(
     side: str, folder: Path, checkout: Path | None, kills: int
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """Run one side in a process and a folder of its own; its figures are in the returned file, if it succeeds."""
+    """Run one store's tests in a new process and folder; the returned file has the figures if it succeeds."""
     place = folder / side
     place.mkdir()
     kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("MEMEVOLVE_")}
@@ -111,7 +111,7 @@ def _start_side(
     if side == "theirs" and checkout is not None:
         environment |= _settings(checkout.resolve() / ".env.example")
         environment |= {"MEMEVOLVE_LOGS_DIR": str(place / "logs"), "MEMEVOLVE_LOG_CONSOLE_LEVEL": "CRITICAL"}
-        environment["MEMEVOLVE_UPSTREAM_BASE_URL"] = "http://127.0.0.1:9/v1"  # it must have one; nothing calls it
+        environment["MEMEVOLVE_UPSTREAM_BASE_URL"] = "http://127.0.0.1:9/v1"  # required; nothing calls it
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(checkout.resolve() / "src"), *([kept["PYTHONPATH"]] if kept.get("PYTHONPATH") else [])]
         )
@@ -125,7 +125,7 @@ def _start_side(
 
 
 def _settings(example: Path) -> dict[str, str]:
-    """MemEvolve's settings as it ships them: it cannot be imported without. Services are not among them."""
+    """Return the settings that MemEvolve ships and cannot be imported without, except those of services."""
     found = {}
     for line in example.read_text(encoding="utf-8").splitlines():
         name, is_setting, value = line.partition("=")
@@ -146,7 +146,7 @@ def _run_side(side: str, kills: int, target: Path) -> int:
 
 
 class _Counting:
-    """``HashingEmbedder`` that counts the texts."""
+    """A ``HashingEmbedder`` that counts its texts."""
 
     def __init__(self) -> None:
         self.embedder = HashingEmbedder(DIM)
@@ -181,7 +181,7 @@ def _units() -> list[Unit]:
 
 
 def _text(unit: Unit) -> str:
-    """What both stores embed of such a unit."""
+    """Return the text of such a unit that both stores embed."""
     return f"{unit['content']} {' '.join(unit['tags'])} {unit['type']}"
 
 
@@ -220,7 +220,7 @@ def _store_again(make: MakeStore, embed: _Counting) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _ended(store: Any) -> Iterator[None]:
-    """Close the store at the end; MemEvolve's has nothing to close."""
+    """Close the store at the end; MemEvolve's store has no ``close``."""
     try:
         yield
     finally:
@@ -244,7 +244,7 @@ def _kill_while_storing(make: MakeStore, kills: int) -> dict[str, int]:
 
 
 def _killed(make: MakeStore, folder: Path, units: Sequence[Unit], after: int, fraction: float) -> int:
-    """Kill a storing child, within the time of one ``store`` after the ``after``-th; how many it acknowledged."""
+    """Kill a storing child within one ``store`` after the ``after``-th; return how many it acknowledged."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -269,28 +269,28 @@ def _store_all(store: Any, units: Sequence[Unit], acknowledge: int) -> None:
 
 
 def _counted(make: MakeStore, folder: Path, units: Sequence[Unit]) -> tuple[int, int]:
-    """How many of the units are there, and how many are found."""
+    """Return how many of the units exist, and how many are found."""
     store = make(folder)
     with _ended(store):
         return sum(store.retrieve(unit["id"]) is not None for unit in units), _found(store, units)
 
 
 def _in_child(count: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """Run it in a child, as after a restart; (0, 0) when the store does not open."""
+    """Run ``count`` in a new process, as after a restart; (0, 0) when the store does not open."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         _child(lambda: os.write(writing, json.dumps(count()).encode()))
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
-        body = answer.read()
+        text = answer.read()
     os.waitpid(child, 0)
-    kept, searchable = json.loads(body) if body else (0, 0)
+    kept, searchable = json.loads(text) if text else (0, 0)
     return kept, searchable
 
 
 def _child(work: Callable[[], object]) -> None:
-    """Do the work and end this process, without the parent's clean-up."""
+    """Do the work and exit this process without the parent's clean-up."""
     code = 1
     try:
         work()

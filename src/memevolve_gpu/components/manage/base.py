@@ -47,6 +47,7 @@ class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for
     notes: dict[str, Any]
 
     def __new__(cls, ids: Iterable[str], notes: Mapping[str, Any] | None = None) -> Removal:
+        """Create the result of the removal of ``ids``."""
         listed = list(ids)
         made = super().__new__(cls, (len(listed), listed))
         made.notes = dict(notes or {})

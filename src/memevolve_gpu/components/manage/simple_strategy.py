@@ -58,15 +58,23 @@ class PruneCriteria:
         for key in criteria:
             if key not in _KEYS:
                 raise ConfigurationError(f"criteria[{key!r}] is not known; use {', '.join(_KEYS)}")
-        filters = dict(_filters(criteria.get("filters")))
+        given = criteria.get("filters")
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigurationError(
+                f"criteria['filters'] must be a mapping, got {type(given).__name__}; see docs/reference/filters.md"
+            )
+        filters = dict(given or {})
         if criteria.get("type") is not None:
             if "type" in filters:
                 raise ConfigurationError("criteria['type'] and criteria['filters']['type'] are both given; give one")
             filters["type"] = criteria["type"]
-        days, most = _days(criteria.get("max_age")), _count(criteria.get("max_count"))
-        if not filters and days is None and most is None:
-            return None
-        return cls(filters or None, None if days is None else days * _DAY, most)
+        days, most = criteria.get("max_age"), criteria.get("max_count")
+        if days is not None:
+            allowed = "a number of days of at least 0"
+            days = real_number("criteria['max_age']", days, allowed, 0, math.inf, ConfigurationError) * _DAY
+        if most is not None:
+            most = whole_number("criteria['max_count']", most, least=0, error=ConfigurationError)
+        return None if not filters and days is None and most is None else cls(filters or None, days, most)
 
     def choose(self, backend: StorageBackend, now: float | None = None) -> Chosen:
         """Find the units to delete."""
@@ -90,27 +98,6 @@ class PruneCriteria:
             if goes:
                 chosen.ids.append(unit["id"])
             yield unit["id"], goes
-
-
-def _filters(value: Any) -> Mapping[str, Any]:
-    if value is None or isinstance(value, Mapping):
-        return value or {}
-    raise ConfigurationError(
-        f"criteria['filters'] must be a mapping, got {type(value).__name__}; see docs/reference/filters.md"
-    )
-
-
-def _days(value: Any) -> float | None:
-    if value is None:
-        return None
-    allowed = "a number of days of at least 0"
-    return real_number("criteria['max_age']", value, allowed, 0, math.inf, ConfigurationError)
-
-
-def _count(value: Any) -> int | None:
-    if value is None:
-        return None
-    return whole_number("criteria['max_count']", value, least=0, error=ConfigurationError)
 
 
 SAMPLE = 64

@@ -149,7 +149,7 @@ def weighted(
     weights: tuple[float, float],
     similarity: Mapping[str, float],
 ) -> list[Fused]:
-    """score = w_s * max(0, similarity) + w_k * BM25 / best BM25, best first; both parts are in 0..1.
+    """Score each unit w_s * max(0, similarity) + w_k * BM25 / best BM25, best first; both parts are in 0..1.
 
     similarity: the exact cosine of each unit, by id, including units that only the keyword search found. A missing one
     is taken from ``semantic``, else 0. This is min-max normalisation with fixed lower bounds, so scores of different

@@ -47,6 +47,7 @@ class SearchOptions:
 
     @classmethod
     def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> SearchOptions:
+        """Check the arguments of a search. Raises InvalidQueryError, InvalidFilterError."""
         rest = dict(options)
         filters = alternatives(rest.pop("filter", None), rest.pop("filters", None))
         recall = rest.pop("recall", None)
@@ -205,7 +206,7 @@ class BackendAdapter:
 
     def keep(self, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
         """Store units with their vectors (n, dim), and return their ids."""
-        return list(self.backend.store_batch(list(units), vectors))  # type: ignore[call-arg]
+        return list(self.backend.store_batch(list(units), vectors)) if units else []  # type: ignore[call-arg]
 
     def units_of(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""

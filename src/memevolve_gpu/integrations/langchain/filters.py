@@ -20,9 +20,9 @@ __all__ = ["MAX_ALTERNATIVES", "Conjunction", "alternatives", "maximal_marginal_
 
 
 def relevance(distance: float, metric: str) -> float:
-    """Convert a distance to a relevance score in [0, 1], 1 for the most similar.
+    r"""Convert a distance to a relevance score in [0, 1], 1 for the most similar.
 
-    l2: 1 / (1 + d), of the squared distance. cosine: (1 + cos) / 2 = 1 - d / 2. ip: (1 + s / (1 + \\|s\\|)) / 2 of the
+    l2: 1 / (1 + d), of the squared distance. cosine: (1 + cos) / 2 = 1 - d / 2. ip: (1 + s / (1 + \|s\|)) / 2 of the
     dot product s, which has no bounds: 0.5 at 0, 0.75 at 1, 0.25 at -1.
 
     Args:
@@ -142,7 +142,8 @@ def _condition(key: Any, value: Any, depth: int) -> list[Conjunction]:
         raise InvalidFilterError(f"filter[{key!r}] must be a list of filters, not {type(value).__name__}")
     parts = [_alternatives(part, depth + 1) for part in value]
     if key == "$or":
-        return _bounded([one for part in parts for one in part])
+        _check_number(sum(map(len, parts)))
+        return [one for part in parts for one in part]
     found: list[Conjunction] = [{}]
     for part in parts:
         found = _both(found, part)
@@ -170,35 +171,34 @@ def _operator(name: Any, key: str) -> Any:
 
 
 def _both(left: list[Conjunction], right: list[Conjunction]) -> list[Conjunction]:
-    _bounded([None] * (len(left) * len(right)))
+    _check_number(len(left) * len(right))
     return [_merged(one, other) for one in left for other in right]
 
 
-def _bounded(found: list[Any]) -> list[Any]:
-    if len(found) > MAX_ALTERNATIVES:
+def _check_number(count: int) -> None:
+    if count > MAX_ALTERNATIVES:
         raise InvalidFilterError(
-            f"filter expands to {len(found)} alternatives, the most is {MAX_ALTERNATIVES}; "
+            f"filter expands to {count} alternatives, the most is {MAX_ALTERNATIVES}; "
             "write {key: [values]} for several values of one key"
         )
-    return found
 
 
 def _merged(one: Conjunction, other: Conjunction) -> Conjunction:
     merged = {path: dict(conditions) for path, conditions in one.items()}
     for path, conditions in other.items():
-        held = merged.setdefault(path, {})
+        known = merged.setdefault(path, {})  # kept when empty, for the backend to refuse
         for operator, operand in conditions.items():
-            _add(held, operator, operand, path)
+            _add(known, operator, operand, path)
     return merged
 
 
-def _add(held: dict[str, Any], operator: str, operand: Any, path: str) -> None:
+def _add(conditions: dict[str, Any], operator: str, operand: Any, path: str) -> None:
     """Add an operator to a path: exclusions are joined; other operators may not occur twice with different values."""
-    if operator == "ne" and "ne" in held:
+    if operator == "ne" and "ne" in conditions:
         operator, operand = "nin", [operand]
-    if operator == "nin" and isinstance(held.get("nin"), list) and isinstance(operand, (list, tuple)):
-        held["nin"] = [*held["nin"], *operand]
-    elif operator not in held:
-        held[operator] = list(operand) if isinstance(operand, tuple) else operand
-    elif repr(held[operator]) != repr(operand):  # 1 equals True in Python, and not in a filter
-        raise InvalidFilterError(f"filter has two conditions {operator!r} on {path!r}; make one of them")
+    if operator == "nin" and isinstance(conditions.get("nin"), list) and isinstance(operand, (list, tuple)):
+        conditions["nin"] = [*conditions["nin"], *operand]
+    elif operator not in conditions:
+        conditions[operator] = list(operand) if isinstance(operand, tuple) else operand
+    elif repr(conditions[operator]) != repr(operand):  # 1 equals True in Python, and not in a filter
+        raise InvalidFilterError(f"filter has two conditions {operator!r} on {path!r}; combine them into one")

@@ -15,7 +15,6 @@ from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
-from ...types import MemoryUnit
 from .adapter import (
     BackendAdapter,
     SearchOptions,
@@ -222,7 +221,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         texts = [unit["content"] for unit in units]
         embed = self._embedder().embed_documents
         vectors = [vector for batch in batches(texts, batch_size) for vector in embed(batch)]
-        return self._keep(units, vectors)
+        return self._adapter.keep(units, vectors)
 
     async def aadd_documents(
         self,
@@ -239,7 +238,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         vectors: list[list[float]] = []
         for batch in batches([unit["content"] for unit in units], batch_size):
             vectors += await embed(batch)
-        return await asyncio.to_thread(self._keep, units, vectors)
+        return await asyncio.to_thread(self._adapter.keep, units, vectors)
 
     def add_texts(
         self,
@@ -288,7 +287,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         """
         pairs = pairs_of(text_embeddings, embeddings, metadatas)
         units = to_units(documents_of([text for text, _ in pairs], metadatas), ids)
-        return self._keep(units, [vector for _, vector in pairs])
+        return self._adapter.keep(units, [vector for _, vector in pairs])
 
     async def aadd_embeddings(
         self,
@@ -335,10 +334,6 @@ class MemEvolveVectorStore(LangChainVectorStore):
         self._adapter.drop_matching(conditions)
         return True
 
-    async def adelete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
-        """As ``delete``."""
-        return await asyncio.to_thread(partial(self.delete, ids, **kwargs))
-
     def delete_collection(self) -> None:
         """Delete everything in the backend, which can be filled again."""
         self._adapter.backend.clear()
@@ -355,10 +350,6 @@ class MemEvolveVectorStore(LangChainVectorStore):
         self._adapter.note_read(list(found))
         return to_documents(list(found.values()))
 
-    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """As ``get_by_ids``."""
-        return await asyncio.to_thread(self.get_by_ids, ids)
-
     # Closing
 
     def close(self) -> None:
@@ -372,12 +363,6 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-    async def amax_marginal_relevance_search_by_vector(
-        self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
-    ) -> list[Document]:
-        """As ``max_marginal_relevance_search_by_vector``."""
-        return await asyncio.to_thread(self._varied, SearchOptions.of(k, kwargs, fetch_k), lambda_mult, embedding)
 
     async def amax_marginal_relevance_search(
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
@@ -400,12 +385,6 @@ class MemEvolveVectorStore(LangChainVectorStore):
         options = SearchOptions.of(k, kwargs)
         vector = await self._embedder().aembed_query(query_text(query))
         return await asyncio.to_thread(self._nearest, options, vector)
-
-    async def asimilarity_search_by_vector(
-        self, embedding: Sequence[float], k: int = 4, **kwargs: Any
-    ) -> list[Document]:
-        """As ``similarity_search_by_vector``."""
-        return _first(await self.asimilarity_search_with_score_by_vector(embedding, k, **kwargs))
 
     async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """As ``similarity_search``."""
@@ -499,9 +478,6 @@ class MemEvolveVectorStore(LangChainVectorStore):
         if self._embedding is None:
             raise EmbeddingError("embedding is None, and so is the backend's function: give one, or search by vector")
         return self._embedding
-
-    def _keep(self, units: Sequence[MemoryUnit], vectors: Sequence[Any]) -> list[str]:
-        return self._adapter.keep(units, vectors) if units else []
 
     def _nearest(self, options: SearchOptions, vector: Any) -> list[tuple[Document, float]]:
         found = self._adapter.nearest(vector, options.k, options.filters, options.recall)
