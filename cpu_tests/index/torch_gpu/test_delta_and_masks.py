@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from index.torch_gpu.conftest import CARD
-from oracle import METRICS, check_answer, nearest, recall, rows_of
+from oracle import METRICS, check_answer, nearest, pairs, recall, rows_of
 from torch_gpu_kit import DIM, ILLEGAL, N, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError
@@ -69,9 +69,10 @@ def always_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always_asked")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("float32_rows", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "metric", "float32_rows"),
+    [(kind, metric, whole) for whole in (False, True) for kind, metric in pairs(KINDS, int(whole))],
+)
 def test_newer_rows_are_scanned_exactly(kind: str, metric: Metric, card: Account, *, float32_rows: bool) -> None:
     index = on_card(kind, some(1, metric=metric), metric, float32_rows=float32_rows)
     newer, queries = Newer(some(3, 9000, metric=metric)), some(2, 40, metric=metric)
