@@ -1,13 +1,14 @@
 """Import a store of MemEvolve: a safe reader for its pickle, and the one-time import at the same prefix.
 
-Python's own unpickler is not used. This one knows the part of the format that builds dicts, lists, tuples, sets,
-strings, bytes, numbers, booleans and None (protocols 0 to 5) and has no word for the rest: there is no way to import,
-call, build or look up anything. Tuples and sets become lists; keys become text.
+Python's own unpickler is not used: it allocates for any memo number that a file names, hashes keys of any type, and
+cannot bound the number of instructions. This one knows the part of the format that builds dicts, lists, tuples, sets,
+strings, bytes, numbers, booleans and None (protocols 0 to 5) and refuses the rest: it cannot import, call, build or
+look up anything. Tuples and sets become lists; keys become text.
 
 The instructions and their encodings are those that the standard library documents in ``pickletools``.
 
 Bounded are the file, its instructions, the depth and size of a unit, and how far values that the file shares may
-unfold. The old ``<prefix>.index`` is never opened: its positions are what went wrong.
+unfold. The old ``<prefix>.index`` is never opened: its positions may belong to other units.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ _LATEST_PROTOCOL = 5
 
 
 class RefusedError(Exception):
-    """The file asks for something that it may not have."""
+    """The file holds something that is not read."""
 
 
 class PlainReader:
     """A stack machine over one pickle; use it once.
 
-    ``at`` is the byte that is read next; ``clashes`` counts the values that were left out because their keys, numbers,
-    are keys as text as well.
+    ``at`` is the position of the next byte; ``clashes`` counts the values that were left out because their keys,
+    numbers, equal another key as text.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -63,7 +64,7 @@ class PlainReader:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> object:
-        """The value that the pickle holds, with shared parts shared.
+        """Return the value that the pickle holds; parts that it shares stay shared.
 
         Raises RefusedError when it asks for more than plain values or is too large, and IndexError, KeyError,
         ValueError or struct.error when it is damaged or no pickle at all.
@@ -122,7 +123,7 @@ class PlainReader:
         self._marks.append(len(self._stack))
 
     def _popped(self) -> list[Any]:
-        """Everything since the last mark."""
+        """Remove and return everything since the last mark."""
         start = self._marks.pop()
         items = self._stack[start:]
         del self._stack[start:]
@@ -199,7 +200,7 @@ class PlainReader:
 
     def push_int_line(self) -> None:
         line = self._line()
-        booleans = {b"00": False, b"01": True}  # protocol 0 has no other word for them
+        booleans = {b"00": False, b"01": True}  # as protocol 0 writes them
         self.push(booleans[line] if line in booleans else _whole_number(line))
 
     def push_long_line(self) -> None:
@@ -266,7 +267,7 @@ def _whole_number(digits: bytes) -> int:
 
 
 def _python2_text(data: bytes) -> str:
-    """Python 2 kept texts as bytes and did not say which encoding they had."""
+    """Decode a text of Python 2, whose encoding is not known."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -371,7 +372,7 @@ _MAX_PROBLEMS = 1000
 
 @dataclass(frozen=True, slots=True)
 class LegacyStore:
-    """What an old store held.
+    """The content of an old store.
 
     ``units`` in their old order, each a fresh dict with its ``id``, not validated any further; ``source`` the file;
     ``problems`` one sentence for everything that was left out or changed, at most 1,001.
@@ -409,7 +410,7 @@ def read_legacy(prefix: str | Path) -> LegacyStore | None:
 
 
 class _UnfitUnitError(Exception):
-    """One unit cannot be taken; the others can."""
+    """One unit cannot be imported; the others can."""
 
 
 def _read(source: Path) -> bytes | None:
@@ -431,7 +432,7 @@ def _read(source: Path) -> bytes | None:
 
 @dataclass
 class _Problems:
-    """Sentences for the operator; those beyond a bound are only counted."""
+    """Sentences for the operator; those beyond a limit are only counted."""
 
     kept: list[str] = field(default_factory=list)
     more: int = 0
@@ -477,7 +478,7 @@ def _units(loaded: dict[str, Any], copier: _Copier, problems: _Problems) -> list
 
 
 class _Copier:
-    """Copies units so that none shares a part with another, and notices those that unfold without end."""
+    """Copies units so that none shares a part with another, and refuses those that unfold without end."""
 
     def __init__(self, file_bytes: int) -> None:
         self._left = min(max(_FREE_UNFOLDING, _MAX_UNFOLDING * file_bytes), _LARGEST_UNFOLDING)
@@ -500,7 +501,7 @@ class _Copier:
         if isinstance(value, list):
             return [self._copy(inner, depth + 1) for inner in value]
         if isinstance(value, bytes):
-            raise _UnfitUnitError("it holds bytes, which JSON has no word for")
+            raise _UnfitUnitError("it holds bytes, which JSON cannot hold")
         return value
 
     def _spend(self, size: int) -> None:
@@ -528,7 +529,7 @@ class Limits(NamedTuple):
 
 
 def import_legacy(prefix: str, records: Records, embedder: Embedder | None, events: EventLog, limits: Limits) -> str:
-    """Import ``<prefix>.data`` unless that has been done; what an operator must know of it, or "".
+    """Import ``<prefix>.data`` unless that has been done; return what an operator must know of it, or "".
 
     Units are embedded again, because the old file's positions cannot be trusted; one transaction holds all of them and
     the note that the import is done. Raises CapacityError, before anything is embedded, when they do not all fit.
@@ -584,7 +585,7 @@ def _check_room(old: LegacyStore, records: Records, limits: Limits, fresh: int, 
 
 
 def _with_direction(units: list[MemoryUnit], vectors: FloatArray, problems: list[str]) -> list[int]:
-    """Positions of the vectors that cosine can compare; the others are reported and left out."""
+    """Positions of the vectors that are not zero; cosine cannot compare the others, which are reported."""
     zero = ~vectors.any(axis=1)
     problems += [f"left out: the vector of {units[i]['id']!r} is zero under cosine" for i in np.flatnonzero(zero)]
     return list(np.flatnonzero(~zero).tolist())

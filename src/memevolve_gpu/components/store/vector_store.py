@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ...devices.selection import Machine
-from ...errors import ConflictError, EmbeddingError, InvalidQueryError, InvalidUnitError, StoreClosedError
+from ...errors import ConflictError, InvalidQueryError, InvalidUnitError, StoreClosedError
 from ...live import Found
 from ...live.rebuild_rules import RebuildReason
 from ...records.check import Finding
@@ -24,7 +24,7 @@ from ...utils.arguments import shown, whole_number
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
-from ...utils.vectors import DeviceQueries, check_vector, check_vectors, cosines, normalize_rows
+from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
 from .capacity import flush_before_pruning, report_pruned, reserve_room
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
@@ -180,7 +180,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         checked = self._add_metadata(checked_unit(unit))
         text = unit_to_text(checked)
-        vector = session.embed(text)
+        vector = session.embedder.embed(text)
         flush_before_pruning(session, 1)
         with session.records.write() as tx:
             pruned = reserve_room(session, tx, [checked.get("id")])
@@ -274,7 +274,8 @@ class VectorStore(StorageBackend, MetadataMixin):
                 if vector is not None:
                     tx.put(stamped, text, vector.tobytes(), unit_id)
                     break
-            vector = session.embed(text)  # outside the lock: it may take seconds, and the unit may change meanwhile
+            # outside the lock: it may take seconds, and the unit may change meanwhile
+            vector = session.embedder.embed(text)
         session.written(1)
         return True
 
@@ -581,9 +582,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             EmbeddingError: As for :meth:`search`.
         """
-        session = self._open
-        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
-        return cosines(vector, self.vectors_of(ids))
+        return cosines(self._open.embedder.embed_query(query), self.vectors_of(ids))
 
     # Access statistics
 
@@ -802,7 +801,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if not checked and not delete_ids:
             return []
         texts = [unit_to_text(unit) for unit in checked]
-        vectors = self._vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
+        vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
         flush_before_pruning(session, len(checked))
         with session.records.write() as tx:
@@ -815,15 +814,6 @@ class VectorStore(StorageBackend, MetadataMixin):
         report_pruned(session, pruned)
         return ids
 
-    def _vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
-        session = self._open
-        if embeddings is None:
-            return session.embed_many(texts, progress)
-        vectors = check_vectors(embeddings, session.records.dim, session.records.metric)
-        if len(vectors) != len(texts):
-            raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
-        return vectors
-
     def _find_text(
         self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
     ) -> Found | None:
@@ -831,7 +821,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         wanted = check_arguments(top_k, recall, query)
         if not session.live.catch_up().count:
             return None
-        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
+        vector = session.embedder.embed_query(query)
         return self._find(vector[None, :], wanted, filters, recall)
 
     def _find(
