@@ -69,7 +69,7 @@ ONLY_IN_FILES = {
     "search_keywords",
 }
 ONLY_ON_SERVERS = {"refresh"}
-CORE = set(base.OPTIONAL) - ONLY_IN_FILES - ONLY_ON_SERVERS
+CORE = base.OPTIONAL - ONLY_IN_FILES - ONLY_ON_SERVERS
 
 HOSTILE = [
     'a"b',

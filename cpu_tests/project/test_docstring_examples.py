@@ -108,6 +108,19 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert result.attempted > 0
 
 
+@pytest.mark.parametrize("name", ["MilvusStore", "StorageBackend", "VectorStore"])
+def test_stores_return_typed_values(name: str) -> None:
+    """``get_metadata`` returns a part of a unit, and ``save_state`` what only ``restore_state`` reads."""
+    returned = {
+        attribute: str(inspect.signature(found).return_annotation)
+        for attribute, found in inspect.getmembers(PUBLIC[name], inspect.isroutine)
+        if not attribute.startswith("_")
+    }
+    assert len(returned) > 20
+    untyped = {attribute for attribute, annotation in returned.items() if "Any" in annotation}
+    assert untyped == {"get_metadata", "save_state"}
+
+
 def test_pending_names_are_public() -> None:
     assert set(PUBLIC) >= PENDING
 

@@ -216,4 +216,4 @@ def test_a_proxy_that_declares_capabilities_keeps_them(tmp_path: Path) -> None:
 def test_our_own_backends_are_used_as_they_are(tmp_path: Path) -> None:
     with store_at(tmp_path) as store:
         assert as_backend(store) is store
-        assert store.capabilities == set(OPTIONAL) - {"refresh"}
+        assert store.capabilities == OPTIONAL - {"refresh"}

@@ -156,7 +156,7 @@ def test_a_change_of_the_caller_during_embedding_does_not_reach_the_store(store:
         unit["content"] = "changed"
         return embedder.vector(text)
 
-    held = store._open.embedder
+    held = store._open.embedder.embedder
     assert held is not None
     held._function = meddling
     try:

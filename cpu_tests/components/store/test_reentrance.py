@@ -268,7 +268,7 @@ def test_an_embedding_function_that_uses_the_store(tmp_path: Path) -> None:
             scene.interrupt()
             return embed(text)
 
-        scene.store._open.embedder._function = embedding  # type: ignore[union-attr]
+        scene.store._open.embedder.embedder._function = embedding  # type: ignore[union-attr]
         for number in range(30):
             scene.outer(number)
             scene.unsure = {f"batch{number}"}

@@ -30,7 +30,7 @@ _Result = TypeVar("_Result")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
 ATTEMPT_SHARE = 1 / 3
-"""Share of the whole time that one attempt may take, so that a node that hangs leaves time to ask another."""
+"""Share of the whole time that one attempt may take, so that a node that hangs leaves time for another."""
 
 
 class GaveUp(Exception):  # noqa: N818 - it never leaves this package: MilvusClient translates it
@@ -61,7 +61,7 @@ class Retrying:
         is_final: Callable[[BaseException], bool],
         seconds: float | None = None,
     ) -> _Result:
-        """What ``call(seconds that this attempt may take)`` returns.
+        """Return what ``call(seconds that this attempt may take)`` returns.
 
         Raises GaveUp when the time is over, and the foreign error itself when ``is_final`` says that another try
         would end the same.
@@ -91,7 +91,7 @@ LONG = 600.0
 _FULL = frozenset({3, 7})
 _READ_ONLY = frozenset({9})
 _FINAL = frozenset({100, 102, 1100, 1101, 1400, 1401, 1700, 1800, 1801})
-"""Codes of the server that another try does not change: no such collection, bad parameter, not allowed, no field."""
+"""Error codes that another try does not change: no such collection, bad parameter, not allowed, no field."""
 _FINAL_GRPC = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "UNIMPLEMENTED"})
 _FINAL_CLASSES = frozenset({"ParamError", "DataNotMatchException", "PrimaryKeyException", "DataTypeNotMatchException"})
 _FINAL_WORDS = ("cannot parse", "failed to create query plan", "invalid parameter", "auth check failure", "not match")
@@ -223,7 +223,7 @@ def _timestamp(client: Client, seconds: float) -> int | None:
 
 
 def _foreign() -> tuple[type[BaseException], ...]:
-    """What the client raises; empty while it is not there, and then nothing of it can be raised."""
+    """Return the exception classes of the client, as far as it is installed."""
     found: list[type[BaseException]] = [ConnectionError, TimeoutError]
     try:
         import grpc
@@ -243,7 +243,7 @@ def _is_final(error: BaseException) -> bool:
 
 
 def _code(error: BaseException) -> int | str:
-    """A number of the server's, or gRPC's word."""
+    """Return the server's error number, or gRPC's status name."""
     code = getattr(error, "code", None)
     value = code() if callable(code) else code
     return value if isinstance(value, int) and not hasattr(value, "name") else str(getattr(value, "name", value))
@@ -257,7 +257,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _quiet(name: str) -> None:
-    """What goes wrong reaches our callers as an error; the client's own log of it, with a traceback, says it twice.
+    """Silence a client's log: its failures reach callers as errors already.
 
     A level that was set explicitly is kept; pymilvus sets WARNING when it is imported.
     """

@@ -1,9 +1,9 @@
 """Milvus filter expressions over hashed field values; no user text reaches the server.
 
-Every fact about a unit is hashed on this side: that a path exists, that a value stands there. For ranges the least and
+Every fact about a unit is hashed by the client: that a path exists, and which values it has. For ranges the least and
 the greatest value at a path is kept in hexadecimal digits whose alphabetical order is the order of the values. So an
-expression consists of our own words and of hashes, and nothing in a filter can change its meaning. The server's own
-JSON operators would not do: they split paths at brackets, and compare 1 and "1", or integers beyond 2**53, differently.
+expression consists of fixed words and hashes, and nothing in a filter can change its meaning. The server's own
+JSON operators are not used: they split paths at brackets, and compare 1 and "1", or integers beyond 2**53, differently.
 
 Layout of the column ``facts``::
 
@@ -49,7 +49,7 @@ _ALL = (1 << 64) - 1
 
 
 def facts_of(unit: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The column's value, and whether it had to be left out because there is too much of it."""
+    """Return the value of the column ``facts``, and whether it was too large and left out."""
     tokens: dict[str, None] = {}
     facts: dict[str, Any] = {}
     for path, value in _paths(unit, ()):
@@ -65,12 +65,12 @@ def facts_of(unit: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def path_token(path: tuple[str, ...]) -> str:
-    """Stands for "there is something at this path"."""
+    """Return the token of "this path exists"."""
     return _hashed(["path", *path])
 
 
 def value_token(path: tuple[str, ...], value: Any) -> str:
-    """Stands for "this value is there": equal for numbers that are equal, 1 and 1.0 among them."""
+    """Return the token of "this path has this value"; equal numbers, such as 1 and 1.0, have one token."""
     kind = kind_of(value)
     text = _number_text(value) if kind == "number" else value if kind == "text" else ""
     return _hashed(["value", kind, text, *path])
@@ -144,21 +144,20 @@ def quoted(text: str) -> str:
 
 
 def ids_expression(ids: Iterable[str]) -> str:
-    """True of the units with these ids."""
+    """Return an expression for the units with these ids."""
     return f"id in [{', '.join(map(quoted, ids))}]"
 
 
 def born_between(low: int, high: int) -> str:
-    """True of the rows written at ``low`` or later and before ``high``."""
+    """Return an expression for the rows written at ``low`` or later and before ``high``."""
     return f"born >= {low:d} and born < {high:d}"
 
 
 def filter_expression(filters: Mapping[str, Any] | None) -> str:
-    """True of every unit that matches the filter, and of few others; "" for every unit.
+    """Return an expression for every unit that matches the filter, and few others; "" for every unit.
 
-    Exact for in, nin and exists. Ranges compare doubles and the first bytes of texts, and a unit with too many
-    facts is let through: callers check the units against the filter again. Raises
-    InvalidFilterError.
+    Exact for in, nin and exists. Ranges compare doubles and the first bytes of texts, and units with too many facts
+    always match: callers check the units against the filter again. Raises InvalidFilterError.
     """
     conditions = parse(filters)
     if not conditions:
@@ -170,7 +169,7 @@ def filter_expression(filters: Mapping[str, Any] | None) -> str:
 
 
 def joined(*parts: str) -> str:
-    """All of them at once; empty ones are left out."""
+    """Return the conjunction of the expressions that are not empty."""
     return " and ".join(f"({part})" for part in parts if part)
 
 
@@ -189,7 +188,7 @@ def _any_of(tokens: list[str], negated: bool) -> str:
 
 
 def _range(one: Condition) -> str:
-    """Some element lies above a bound when the greatest does, and below one when the least does."""
+    """Compare the greatest element with a lower bound, and the least with an upper bound."""
     bound, token = one.values[0], path_token(one.path)
     letter = "s" if isinstance(bound, str) else "n"
     upward = one.op in ("gt", "gte")

@@ -1,4 +1,4 @@
-"""Nearest units: the server proposes, filters are checked here, short results are completed exactly.
+"""Search: the server proposes rows, the client checks filters and completes short results exactly.
 
 An index may return too few rows: a filter that leaves little in the lists that are probed, a range that the server
 knows only roughly, or more results than it gives at once. Whenever a search comes back short, the rows that match are
@@ -24,10 +24,10 @@ from .plan import METRICS, ServerPlan, search_params
 __all__ = ["Candidate", "Search"]
 
 _FEW = 2_000
-"""Matching rows that are rather fetched and compared than searched."""
+"""Up to this many matching rows are fetched and compared instead of searched."""
 
 _QUERIES = 500
-"""Queries of one request."""
+"""Most queries of one request."""
 
 _INTERIM_ROWS = 128 * 39
 """From so many rows on the server gives a segment that is not indexed yet lists of its own
@@ -62,33 +62,33 @@ class Search:
         recall: float | None,
         with_units: bool,
     ) -> list[list[Candidate]]:
-        """For each query (n, dim) the nearest matching rows, nearest first; all of them where there are fewer."""
+        """Return for each query (n, dim) the nearest matching rows, nearest first; all where there are fewer."""
         expression = filter_expression(filters)
-        ask = _Question(self, expression, filters, top_k, with_units)
+        request = _Request(self, expression, filters, top_k, with_units)
         wanted = self.target if recall is None else recall
         if top_k > WINDOW or (wanted >= 1.0 and not self.compares_all()):
-            return ask.scan(queries)
-        found = ask.server(queries, wanted, top_k)
+            return request.scan(queries)
+        found = request.server(queries, wanted, top_k)
         short = [row for row, one in enumerate(found) if len(one) < top_k]
-        for row, one in zip(short, self._made_up(ask, queries[short], found, short), strict=True):
+        for row, one in zip(short, self._completed(request, queries[short], found, short), strict=True):
             found[row] = one
         return found
 
-    def _made_up(
-        self, ask: _Question, queries: FloatArray, found: list[list[Candidate]], short: list[int]
+    def _completed(
+        self, request: _Request, queries: FloatArray, found: list[list[Candidate]], short: list[int]
     ) -> list[list[Candidate]]:
         if not short:
             return []
-        there = self.table.count(ask.expression)
+        there = self.table.count(request.expression)
         if all(len(found[row]) >= there for row in short):
             return [found[row] for row in short]
         if there <= _FEW:
-            return ask.scan(queries)
-        again = ask.server(queries, 1.0, min(WINDOW, 8 * ask.top_k))
-        return again if all(len(one) >= ask.top_k for one in again) else ask.scan(queries)
+            return request.scan(queries)
+        again = request.server(queries, 1.0, min(WINDOW, 8 * request.top_k))
+        return again if all(len(one) >= request.top_k for one in again) else request.scan(queries)
 
     def compares_all(self) -> bool:
-        """Does the server compare a query with every vector when it is asked to try as hard as it can?"""
+        """Whether the server compares a query with every vector at full effort."""
         if self.plan.index not in ("IVF_FLAT", "GPU_IVF_FLAT", "FLAT", "GPU_BRUTE_FORCE"):
             return False
         if self.plan.index == "FLAT":  # measured: no interim lists, whatever the segment's state
@@ -100,7 +100,7 @@ class Search:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Request:
     search: Search
     expression: str
     filters: Mapping[str, Any] | None
@@ -108,7 +108,7 @@ class _Question:
     with_units: bool
 
     def server(self, queries: FloatArray, recall: float, limit: int) -> list[list[Candidate]]:
-        """What the index finds, less what the filter does not mean."""
+        """Search the index, and drop the rows that do not match the filter."""
         plan, table = self.search.plan, self.search.table
         params = {
             "metric_type": METRICS[self.search.metric],
@@ -123,17 +123,17 @@ class _Question:
                 anns_field="vector",
                 filter=self.expression,
                 limit=limit,
-                output_fields=["body"] if self._bodies else [],
+                output_fields=["body"] if self._needs_units else [],
                 search_params=params,
                 **table.clock.reading(),
             )
-            found += [self._kept(answer) for answer in answers]
+            found += [self._matching(answer) for answer in answers]
         return found
 
     def scan(self, queries: FloatArray) -> list[list[Candidate]]:
-        """The same by comparing every matching row, oldest first: exact, and as slow as reading them all."""
+        """Compare every matching row, oldest first: exact, and as slow as reading them all."""
         best: list[list[Candidate]] = [[] for _ in queries]
-        columns = ["vector", *(["body"] if self._bodies else [])]
+        columns = ["vector", *(["body"] if self._needs_units else [])]
         page: list[dict[str, Any]] = []
         for row in self.search.table.in_order(columns, self.expression):
             page.append(row)
@@ -142,21 +142,21 @@ class _Question:
         return self._merged(best, queries, page)
 
     @property
-    def _bodies(self) -> bool:
+    def _needs_units(self) -> bool:
         return self.with_units or bool(self.expression)
 
-    def _kept(self, answer: Any) -> list[Candidate]:
+    def _matching(self, answer: Any) -> list[Candidate]:
         kept = []
         for hit in answer:
-            unit = unit_of(hit["entity"]["body"]) if self._bodies else None
+            unit = unit_of(hit["entity"]["body"]) if self._needs_units else None
             if unit is None or matches(self.filters, unit):
-                kept.append(Candidate(_ours(float(hit["distance"]), self.search.metric), str(hit["id"]), unit))
+                kept.append(Candidate(_distance_of(float(hit["distance"]), self.search.metric), str(hit["id"]), unit))
         return kept[: self.top_k]
 
     def _merged(
         self, best: list[list[Candidate]], queries: FloatArray, page: list[dict[str, Any]]
     ) -> list[list[Candidate]]:
-        units = [unit_of(row["body"]) if self._bodies else None for row in page]
+        units = [unit_of(row["body"]) if self._needs_units else None for row in page]
         keep = [at for at, unit in enumerate(units) if unit is None or matches(self.filters, unit)]
         if not keep:
             return best
@@ -169,15 +169,15 @@ class _Question:
         return merged
 
 
-def _ours(distance: float, metric: Metric) -> float:
-    """The server gives squared l2, the cosine, or the dot product; the first two may be off zero by rounding."""
+def _distance_of(distance: float, metric: Metric) -> float:
+    """Convert the server's squared l2, cosine or dot product to a distance; rounding must not make it negative."""
     if metric == "l2":
         return max(0.0, distance)
     return max(0.0, 1.0 - distance) if metric == "cosine" else -distance
 
 
 def _compared(queries: FloatArray, rows: FloatArray, metric: Metric) -> FloatArray:
-    """Distances (queries, rows), added up in float64."""
+    """Return distances (queries, rows), computed in float64."""
     if metric == "cosine":
         queries, rows = normalize_rows(queries), normalize_rows(rows)
     dots = queries.astype(np.float64) @ rows.astype(np.float64).T

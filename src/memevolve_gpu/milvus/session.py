@@ -14,14 +14,14 @@ from typing import Any
 from ..components.store.base import Progress
 from ..components.store.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
 from ..components.store.reports import OPERATIONS, Figures, event_reports, health, latency_report, plain_details
-from ..errors import CapacityError, EmbeddingError, InvalidQueryError, StorageError
+from ..components.store.units import UnitEmbedder
+from ..errors import CapacityError, InvalidQueryError, StorageError
 from ..monitoring.events import EventLog, LatencyRing
 from ..planner.nlist import ListsRule
 from ..types import FloatArray, MemoryUnit
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import Embedder, EmbeddingFunction
 from ..utils.forking import renew_in_child
-from ..utils.vectors import check_vector, check_vectors
 from .client import LONG, Client, MilvusClient, Version
 from .collection import CollectionInfo, Row, Table, bodies_of, body_of, describe, open_collection, serve
 from .plan import ServerPlan
@@ -43,7 +43,7 @@ _IN_FLIGHT = 60 * 10**9
 
 @dataclass(eq=False)
 class MilvusSession:
-    """The parts of an open store; ``embedder`` is None without a function."""
+    """The parts of an open store."""
 
     config: StorageConfig
     place: MilvusConfig
@@ -51,7 +51,7 @@ class MilvusSession:
     version: Version
     plan: ServerPlan
     table: Table
-    embedder: Embedder | None
+    embedder: UnitEmbedder
     events: EventLog = field(default_factory=EventLog)
     latency: LatencyRing = field(default_factory=LatencyRing)
     operations: deque[OperationEntry] = field(default_factory=lambda: deque(maxlen=100))
@@ -66,32 +66,6 @@ class MilvusSession:
     def after_fork(self) -> None:
         """Make a new lock in a forked child."""
         self._lock = threading.Lock()
-
-    # Embedding
-
-    def embed(self, text: str) -> FloatArray:
-        """Embed the text of a unit: float32 (dim,)."""
-        return check_vector(self._embedder().embed(text), self.info.dim, self.info.metric)
-
-    def embed_query(self, text: str) -> FloatArray:
-        """Embed a query: float32 (dim,)."""
-        vector = self._embedder().embed_query(text)
-        return check_vector(vector, self.info.dim, self.info.metric, name="query")
-
-    def vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
-        """The given vectors, or those of the texts: float32 (n, dim)."""
-        if embeddings is None:
-            report = None if progress is None else (lambda done, of: progress("embed", done / of))
-            embeddings = self._embedder().embed_many(texts, report)
-        vectors = check_vectors(embeddings, self.info.dim, self.info.metric)
-        if len(vectors) != len(texts):
-            raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
-        return vectors
-
-    def _embedder(self) -> Embedder:
-        if self.embedder is None:
-            raise EmbeddingError("embedding_function is None: open the store with one, or give embeddings")
-        return self.embedder
 
     # Writing
 
@@ -207,7 +181,8 @@ def open_session(
         model = embedder.model_name if embedder is not None else None
         info = open_collection(client, wanted, model, config)
         plan = serve(client, info, version, config)
-        return MilvusSession(config, place, info, version, plan, Table(client, info.dim), embedder)
+        embeds = UnitEmbedder(embedder, info.dim, info.metric)
+        return MilvusSession(config, place, info, version, plan, Table(client, info.dim), embeds)
     except BaseException:
         client.close()
         raise

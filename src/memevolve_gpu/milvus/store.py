@@ -235,7 +235,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         """
         session = self._open
         checked = self._add_metadata(checked_unit(unit))
-        vector = session.embed(text_to_embed(checked))
+        vector = session.embedder.embed(text_to_embed(checked))
         session.check_room([checked.get("id")])
         unit_id = checked.get("id") or session.table.clock.next_id()
         session.put([{**checked, "id": unit_id}], vector[None, :], session.table.clock.next_timestamps(1))
@@ -264,7 +264,8 @@ class MilvusStore(StorageBackend, MetadataMixin):
         checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
         if not checked:
             return []
-        vectors = session.vectors_for(texts_of(checked, to_embed=embeddings is None), embeddings, progress)
+        texts = texts_of(checked, to_embed=embeddings is None)
+        vectors = session.embedder.vectors_for(texts, embeddings, progress)
         session.check_room([unit.get("id") for unit in checked])
         ids = [unit.get("id") or session.table.clock.next_id() for unit in checked]
         last = list({unit_id: at for at, unit_id in enumerate(ids)}.values())
@@ -296,7 +297,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         if unit_to_text(checked) == unit_to_text(old):
             vector, born = vector_of(held["vector"]), range(int(held["born"]), int(held["born"]) + 1)
         else:
-            vector, born = session.embed(text_to_embed(checked)), session.table.clock.next_timestamps(1)
+            vector, born = session.embedder.embed(text_to_embed(checked)), session.table.clock.next_timestamps(1)
         session.put([stamped], vector[None, :], born)
         return True
 
@@ -476,7 +477,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         session = self._open
-        return cosines(session.embed_query(query), session.table.vectors(list(dict.fromkeys(ids))))
+        return cosines(session.embedder.embed_query(query), session.table.vectors(list(dict.fromkeys(ids))))
 
     def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
         """Delete several units, not in one transaction: an error leaves some of them deleted.
@@ -561,7 +562,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None, *, with_units: bool
     ) -> list[Candidate]:
         wanted = check_arguments(top_k, recall, query)
-        vector = self._open.embed_query(query)
+        vector = self._open.embedder.embed_query(query)
         return self._find(vector[None, :], wanted, filters, recall, with_units=with_units)[0]
 
     def _find(

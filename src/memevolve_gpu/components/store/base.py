@@ -39,31 +39,6 @@ __all__ = [
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done, 0..1."""
 
-OPTIONAL = (
-    "access_counts",
-    "access_order",
-    "change_number",
-    "delete_batch",
-    "export_rows",
-    "get_storage_health",
-    "inventory",
-    "record_access",
-    "refresh",
-    "register_management_operation",
-    "replace_batch",
-    "retrieve_batch",
-    "run_maintenance",
-    "sample_vectors",
-    "search",
-    "search_keywords",
-    "search_units",
-    "search_vectors",
-    "similarities",
-    "units",
-    "vectors_of",
-)
-"""Methods of ``StorageBackend`` that have a default."""
-
 _log = logging.getLogger("memevolve_gpu.management")
 
 
@@ -607,6 +582,14 @@ class StorageBackend(ABC):
         return ConfigurationError(f"a {type(self).__name__} cannot {ability}; use a VectorStore")
 
 
+OPTIONAL = (
+    frozenset(name for name in vars(StorageBackend) if not name.startswith("_"))
+    - StorageBackend.__abstractmethods__
+    - {"capabilities", "metric", "save_state", "restore_state"}
+)
+"""The public methods of ``StorageBackend`` that have a default, and ``change_number``."""
+
+
 class ForeignBackend(StorageBackend):
     """Adapts an object with MemEvolve's ten methods, such as a backend derived from MemEvolve's own base class.
 
@@ -616,7 +599,7 @@ class ForeignBackend(StorageBackend):
 
     def __init__(self, foreign: Any) -> None:
         self._foreign = foreign
-        self._declared = frozenset(getattr(foreign, "capabilities", ())) & frozenset(OPTIONAL)
+        self._declared = OPTIONAL.intersection(getattr(foreign, "capabilities", ()))
         for name in self._declared - {"change_number"}:
             setattr(self, name, getattr(foreign, name))
 

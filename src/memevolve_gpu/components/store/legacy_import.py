@@ -6,7 +6,7 @@ Tuples and sets become lists; keys become text. The C form cannot be used: it al
 in the file, hashes nested tuples without bound, and takes extension codes from a cache without asking ``find_class``.
 
 Bounded are the file, its instructions, the depth and size of a unit, and how far values that the file shares may
-unfold. The old ``<prefix>.index`` is never opened: its positions are what went wrong.
+unfold. The old ``<prefix>.index`` is never opened: its positions may belong to other units.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _Unpickler: Any = pickle._Unpickler  # noqa: SLF001 - the C form cannot be restr
 
 
 class RefusedError(Exception):
-    """The file asks for something that it may not have."""
+    """The file holds something that is not read."""
 
 
 class PlainReader(_Unpickler):  # type: ignore[misc]
@@ -72,7 +72,7 @@ class PlainReader(_Unpickler):  # type: ignore[misc]
         return self._data.tell()
 
     def run(self) -> object:
-        """The value that the pickle holds, with shared parts shared.
+        """Return the value that the pickle holds; parts that it shares stay shared.
 
         Raises RefusedError when it asks for more than plain values or is too large, and one of ``_DAMAGED`` when it is
         damaged or no pickle at all.
@@ -225,7 +225,7 @@ _MAX_PROBLEMS = 1000
 
 @dataclass(frozen=True, slots=True)
 class LegacyStore:
-    """What an old store held.
+    """The content of an old store.
 
     ``units`` in their old order, each a fresh dict with its ``id``, not validated any further; ``source`` the file;
     ``problems`` one sentence for everything that was left out or changed, at most 1,001.
@@ -263,7 +263,7 @@ def read_legacy(prefix: str | Path) -> LegacyStore | None:
 
 
 class _UnfitUnitError(Exception):
-    """One unit cannot be taken; the others can."""
+    """One unit cannot be imported; the others can."""
 
 
 def _read(source: Path) -> bytes | None:
@@ -285,7 +285,7 @@ def _read(source: Path) -> bytes | None:
 
 @dataclass
 class _Problems:
-    """Sentences for the operator; those beyond a bound are only counted."""
+    """Sentences for the operator; those beyond a limit are only counted."""
 
     kept: list[str] = field(default_factory=list)
     more: int = 0
@@ -331,7 +331,7 @@ def _units(loaded: dict[str, Any], copier: _Copier, problems: _Problems) -> list
 
 
 class _Copier:
-    """Copies units so that none shares a part with another, and notices those that unfold without end."""
+    """Copies units so that none shares a part with another, and refuses those that unfold without end."""
 
     def __init__(self, file_bytes: int) -> None:
         self._left = min(max(_FREE_UNFOLDING, _MAX_UNFOLDING * file_bytes), _LARGEST_UNFOLDING)
@@ -354,7 +354,7 @@ class _Copier:
         if isinstance(value, list):
             return [self._copy(inner, depth + 1) for inner in value]
         if isinstance(value, bytes):
-            raise _UnfitUnitError("it holds bytes, which JSON has no word for")
+            raise _UnfitUnitError("it holds bytes, which JSON cannot hold")
         return value
 
     def _spend(self, size: int) -> None:
@@ -382,7 +382,7 @@ class Limits(NamedTuple):
 
 
 def import_legacy(prefix: str, records: Records, embedder: Embedder | None, events: EventLog, limits: Limits) -> str:
-    """Import ``<prefix>.data`` unless that has been done; what an operator must know of it, or "".
+    """Import ``<prefix>.data`` unless that has been done; return what an operator must know of it, or "".
 
     Units are embedded again, because the old file's positions cannot be trusted; one transaction holds all of them and
     the note that the import is done. Raises CapacityError, before anything is embedded, when they do not all fit.
@@ -438,7 +438,7 @@ def _check_room(old: LegacyStore, records: Records, limits: Limits, fresh: int, 
 
 
 def _with_direction(units: list[MemoryUnit], vectors: FloatArray, problems: list[str]) -> list[int]:
-    """Positions of the vectors that cosine can compare; the others are reported and left out."""
+    """Positions of the vectors that are not zero; cosine cannot compare the others, which are reported."""
     zero = ~vectors.any(axis=1)
     problems += [f"left out: the vector of {units[i]['id']!r} is zero under cosine" for i in np.flatnonzero(zero)]
     return list(np.flatnonzero(~zero).tolist())

@@ -333,7 +333,7 @@ def training_report(session: StoreSession, view: View, cause: RebuildReason | No
         source=None if not rows else source_for(rows) if sampled else "existing",
         units=rows,
         samples=samples_wanted(rows) if sampled else 0,
-        samples_kept=Samples(session.records, session.embedder, session.events, settings.seed).kept,
+        samples_kept=Samples(session.records, session.embedder.embedder, session.events, settings.seed).kept,
         next_source=source_for(view.count),
         next_samples=samples_wanted(view.count),
         min_training_units=settings.min_training_units,

@@ -17,7 +17,6 @@ from ...devices.memory import host_budget
 from ...devices.selection import Machine
 from ...errors import (
     ConfigurationError,
-    EmbeddingError,
     EngineError,
     MemEvolveError,
     ModelMismatchError,
@@ -35,11 +34,12 @@ from ...records.schema import MODEL_KEY, StoreInfo
 from ...types import FloatArray, Hit, MemoryUnit, Metric
 from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
-from ...utils.vectors import DeviceQueries, check_vector, check_vectors, device_queries
+from ...utils.vectors import DeviceQueries, check_vectors, device_queries
 from .access_stats import Accesses
-from .base import Progress, score_of
+from .base import score_of
 from .legacy_import import Limits, import_legacy
 from .service_samples import Samples
+from .units import UnitEmbedder
 
 __all__ = [
     "AFTER_COMMIT",
@@ -97,7 +97,7 @@ class IndexInfo:
 
 @dataclass
 class StoreSession:
-    """The parts of an open store; ``records`` is the source of record, ``embedder`` None without a function."""
+    """The parts of an open store; ``records`` is the source of record."""
 
     prefix: str
     config: StorageConfig
@@ -105,7 +105,7 @@ class StoreSession:
     live: LiveIndex
     maintenance: Maintenance
     events: EventLog
-    embedder: Embedder | None
+    embedder: UnitEmbedder
     max_memory_bytes: int
     legacy_problem: str = ""
     warned: set[str] = field(default_factory=set)
@@ -119,29 +119,6 @@ class StoreSession:
     def __post_init__(self) -> None:
         self.worker = Worker(self._background_round, self.events)
         self.accesses = Accesses(self.records, self.events, weakref.WeakMethod(self.wake))
-
-    # Embedding
-
-    def embed(self, text: str) -> FloatArray:
-        """Embed the text of a unit: float32 (dim,)."""
-        vector = self._embedder().embed(text)
-        if self.records.metric == "cosine":  # everything else about it has been checked
-            check_vector(vector, self.records.dim, "cosine")
-        return vector
-
-    def embed_query(self, text: str) -> FloatArray:
-        """Embed a query, not checked: float32 (dim,)."""
-        return self._embedder().embed_query(text)
-
-    def embed_many(self, texts: list[str], progress: Progress | None) -> FloatArray:
-        """Embed the texts of units: float32 (n, dim)."""
-        vectors = self._embedder().embed_many(texts, progress and (lambda done, of: progress("embed", done / of)))
-        return check_vectors(vectors, self.records.dim, self.records.metric)
-
-    def _embedder(self) -> Embedder:
-        if self.embedder is None:
-            raise EmbeddingError("embedding_function is None: open the store with one, or give embeddings")
-        return self.embedder
 
     # Index
 
@@ -340,7 +317,8 @@ def _assemble(
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), device_manager)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
-    session = StoreSession(prefix, config, records, live, maintenance, events, embedder, limit, legacy_problem)
+    embeds = UnitEmbedder(embedder, records.dim, records.metric)
+    session = StoreSession(prefix, config, records, live, maintenance, events, embeds, limit, legacy_problem)
     session.consider_maintenance("written")
     return session
 

@@ -1,4 +1,4 @@
-"""Checks of what callers give: units and ids before anything is embedded or written, and arguments of searches."""
+"""Checks and embeds what callers give: units, ids, vectors, and the arguments of searches."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
-from ...errors import InvalidQueryError, InvalidUnitError
-from ...types import MemoryUnit
+from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
+from ...types import FloatArray, MemoryUnit, Metric
 from ...utils.arguments import shown, whole_number
+from ...utils.embeddings import Embedder
 from ...utils.plain import as_plain, plain_scalar, plain_text
+from ...utils.vectors import check_vector, check_vectors
+from .base import Progress
 
 __all__ = [
     "MAX_ID_CHARS",
     "MAX_RESULTS",
     "MAX_UNIT_BYTES",
+    "UnitEmbedder",
     "check_arguments",
     "check_width",
     "checked_id",
@@ -79,6 +83,40 @@ def one_id(value: Any, batch: str) -> bool:
 def is_id(value: object) -> TypeGuard[str]:
     """May ``value`` be looked up as an id? What cannot be one is not in the store."""
     return isinstance(value, str)
+
+
+class UnitEmbedder:
+    """Embeds the texts of units and queries for one store, and checks vectors that are given instead."""
+
+    def __init__(self, embedder: Embedder | None, dim: int, metric: Metric) -> None:
+        """``embedder`` is None for a store that was opened without a function."""
+        self.embedder, self._dim, self._metric = embedder, dim, metric
+
+    def embed(self, text: str) -> FloatArray:
+        """Embed the text of a unit: float32 (dim,)."""
+        vector = self._required().embed(text)
+        if self._metric == "cosine":  # everything else about it has been checked
+            check_vector(vector, self._dim, "cosine")
+        return vector
+
+    def embed_query(self, text: str) -> FloatArray:
+        """Embed a query: float32 (dim,)."""
+        return check_vector(self._required().embed_query(text), self._dim, self._metric, name="query")
+
+    def vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
+        """Check the given vectors, or embed the texts: float32 (n, dim)."""
+        if embeddings is None:
+            report = None if progress is None else (lambda done, of: progress("embed", done / of))
+            embeddings = self._required().embed_many(texts, report)
+        vectors = check_vectors(embeddings, self._dim, self._metric)
+        if len(vectors) != len(texts):
+            raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
+        return vectors
+
+    def _required(self) -> Embedder:
+        if self.embedder is None:
+            raise EmbeddingError("embedding_function is None: open the store with one, or give embeddings")
+        return self.embedder
 
 
 def looked_up(ids: Sequence[str]) -> list[str]:

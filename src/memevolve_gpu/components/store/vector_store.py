@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ...devices.selection import Machine
-from ...errors import ConflictError, EmbeddingError, InvalidQueryError, InvalidUnitError, StoreClosedError
+from ...errors import ConflictError, InvalidQueryError, InvalidUnitError, StoreClosedError
 from ...live import Found
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
@@ -24,7 +24,7 @@ from ...utils.arguments import shown, whole_number
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
-from ...utils.vectors import DeviceQueries, check_vector, check_vectors, cosines, normalize_rows
+from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
 from .capacity import flush_before_pruning, report_pruned, reserve_room
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
@@ -182,7 +182,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         checked = self._add_metadata(checked_unit(unit))
         text = text_to_embed(checked)
-        vector = session.embed(text)
+        vector = session.embedder.embed(text)
         flush_before_pruning(session, 1)
         with session.records.write() as tx:
             pruned = reserve_room(session, tx, [checked.get("id")])
@@ -276,9 +276,8 @@ class VectorStore(StorageBackend, MetadataMixin):
                 if vector is not None:
                     tx.put(stamped, text, vector.tobytes(), unit_id)
                     break
-            vector = session.embed(
-                text_to_embed(checked)
-            )  # outside the lock: it may take seconds, and the unit may change meanwhile
+            # outside the lock: it may take seconds, and the unit may change meanwhile
+            vector = session.embedder.embed(text_to_embed(checked))
         session.written(1)
         return True
 
@@ -585,9 +584,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             EmbeddingError: As for :meth:`search`.
         """
-        session = self._open
-        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
-        return cosines(vector, self.vectors_of(ids))
+        return cosines(self._open.embedder.embed_query(query), self.vectors_of(ids))
 
     # Access statistics
 
@@ -806,7 +803,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if not checked and not delete_ids:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
-        vectors = self._vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
+        vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
         flush_before_pruning(session, len(checked))
         with session.records.write() as tx:
@@ -819,15 +816,6 @@ class VectorStore(StorageBackend, MetadataMixin):
         report_pruned(session, pruned)
         return ids
 
-    def _vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
-        session = self._open
-        if embeddings is None:
-            return session.embed_many(texts, progress)
-        vectors = check_vectors(embeddings, session.records.dim, session.records.metric)
-        if len(vectors) != len(texts):
-            raise EmbeddingError(f"embeddings has {len(vectors)} rows for {len(texts)} units; pass one row per unit")
-        return vectors
-
     def _find_text(
         self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
     ) -> Found | None:
@@ -835,7 +823,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         wanted = check_arguments(top_k, recall, query)
         if not session.live.catch_up().count:
             return None
-        vector = check_vector(session.embed_query(query), session.records.dim, session.records.metric, name="query")
+        vector = session.embedder.embed_query(query)
         return self._find(vector[None, :], wanted, filters, recall)
 
     def _find(
