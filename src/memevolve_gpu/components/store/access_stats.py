@@ -12,7 +12,7 @@ from typing import Literal
 from ...errors import LockTimeoutError, StorageError
 from ...monitoring.events import EventLog
 from ...records.records import Records
-from ...records.transaction import enter, in_order, read_counts
+from ...records.transaction import Transaction, enter, in_order, read_counts
 from ...utils.forking import renew_in_child
 
 __all__ = ["Accesses"]
@@ -54,31 +54,40 @@ class Accesses:
         if self._held // FLUSH_AT > before:
             self._overflow()
 
-    def flush(self) -> None:
-        """Write the buffered accesses in one transaction that the index ignores; drop them where that fails."""
+    def flush(self, timeout: float | None = 0) -> None:
+        """Write the buffered accesses in one transaction that the index ignores; drop them where that fails.
+
+        While another process is writing they stay buffered. timeout: seconds to wait for it, None for the store's.
+        """
         with self._flushing:
             if self._busy:  # a signal handler or finalizer inside this very call
                 return
             self._busy = True
             try:
-                self._write_down(self._taken())
+                self._write_down(self._taken(), timeout)
             finally:
                 self._busy = False
+
+    def write_in(self, tx: Transaction) -> None:
+        """Write the buffered accesses in this transaction; they are lost if it fails."""
+        reads = self._taken()
+        if reads:
+            tx.outside(lambda con: enter(con, reads))
 
     def in_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """List ids as ``VectorStore.access_order`` does; by age in a read-only store."""
         if self._records.read_only:
             return list(islice(self._records.ids(), limit))
-        self.flush()
         with self._records.write() as tx:
+            self.write_in(tx)
             return tx.outside(lambda con: in_order(con, kind, limit))
 
     def counts(self) -> dict[str, int]:
         """Count accesses as ``VectorStore.access_counts`` does; none in a read-only store."""
         if self._records.read_only:
             return {}
-        self.flush()
         with self._records.write() as tx:
+            self.write_in(tx)
             return tx.outside(read_counts)
 
     def after_fork(self) -> None:
@@ -87,11 +96,11 @@ class Accesses:
         self._busy = False
         self._taken()
 
-    def _write_down(self, reads: dict[str, tuple[float, int]]) -> None:
+    def _write_down(self, reads: dict[str, tuple[float, int]], timeout: float | None) -> None:
         if not reads or self._records.read_only:
             return
         try:
-            with self._records.write(timeout=0) as tx:
+            with self._records.write(timeout=timeout) as tx:
                 tx.outside(lambda con: enter(con, reads))
         except LockTimeoutError:
             self._keep(reads)

@@ -234,7 +234,7 @@ class StoreSession:
 
     def _background_round(self) -> float | None:
         if self.accesses.is_full:
-            self.accesses.flush()
+            self.accesses.flush(timeout=None)
         return self.maintenance.run_if_due()
 
 
