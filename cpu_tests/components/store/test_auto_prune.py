@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from memory_kit import Given, days_ago, store_at, unit
 
 from memevolve_gpu import CapacityError, EmbeddingError, StorageConfig, VectorStore
+from memevolve_gpu.errors import LockTimeoutError
 from memevolve_gpu.utils.config import serve_memevolve
 
 MANAGES = "MEMEVOLVE_MANAGEMENT_ENABLE_AUTO_MANAGEMENT"
@@ -231,3 +232,25 @@ class TestUnderTheDropIn:
             assert store.exists("u29")
         serve_memevolve(False)
         assert StorageConfig.adopt(Theirs()).auto_prune == "off"
+
+
+def test_what_was_just_read_stays_although_another_process_was_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reads that could not be written in time are written by the transaction that deletes."""
+    with store_at(tmp_path, max_memory_units=10, auto_prune="lru") as store:
+        store.store_batch(aged("abcdefgh"))
+        records = store._open.records
+        original = records.write
+
+        def busy(**options: Any) -> Any:
+            if options.get("timeout") == 0:
+                raise LockTimeoutError("another process is writing")
+            return original(**options)
+
+        monkeypatch.setattr(records, "write", busy)
+        assert store.retrieve("a") is not None
+        store.store_batch(aged("xyz"))
+        assert "a" in held(store)
+        assert "b" not in held(store)
+        assert store.access_counts()["a"] == 1

@@ -12,7 +12,7 @@ from typing import Literal
 from ...errors import LockTimeoutError, StorageError
 from ...monitoring.events import EventLog
 from ...records.records import Records
-from ...records.transaction import enter, in_order, read_counts
+from ...records.transaction import Transaction, enter, in_order, read_counts
 from ...utils.forking import renew_in_child
 
 __all__ = ["Accesses"]
@@ -57,7 +57,7 @@ class Accesses:
     def flush(self, timeout: float | None = 0) -> None:
         """Write the buffered accesses in one transaction that the index ignores; drop them where that fails.
 
-        Waits ``timeout`` seconds for other writers, None as long as any write does; then the accesses stay buffered.
+        While another process is writing they stay buffered. timeout: seconds to wait for it, None for the store's.
         """
         with self._flushing:
             if self._busy:  # a signal handler or finalizer inside this very call
@@ -68,20 +68,26 @@ class Accesses:
             finally:
                 self._busy = False
 
+    def write_in(self, tx: Transaction) -> None:
+        """Write the buffered accesses in this transaction; they are lost if it fails."""
+        reads = self._taken()
+        if reads:
+            tx.outside(lambda con: enter(con, reads))
+
     def in_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """List ids as ``VectorStore.access_order`` does; by age in a read-only store."""
         if self._records.read_only:
             return list(islice(self._records.ids(), limit))
-        self.flush(timeout=None)
         with self._records.write() as tx:
+            self.write_in(tx)
             return tx.outside(lambda con: in_order(con, kind, limit))
 
     def counts(self) -> dict[str, int]:
         """Count accesses as ``VectorStore.access_counts`` does; none in a read-only store."""
         if self._records.read_only:
             return {}
-        self.flush(timeout=None)
         with self._records.write() as tx:
+            self.write_in(tx)
             return tx.outside(read_counts)
 
     def after_fork(self) -> None:

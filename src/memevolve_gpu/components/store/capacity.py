@@ -16,7 +16,7 @@ from .report_types import OperationEntry
 from .reports import append_history, decide
 from .session import StoreSession
 
-__all__ = ["Pruned", "flush_before_pruning", "report_pruned", "reserve_room"]
+__all__ = ["Pruned", "report_pruned", "reserve_room"]
 
 ORDERS: dict[str, Literal["used", "lfu", "oldest"]] = {"lru": "used", "lfu": "lfu", "oldest": "oldest"}
 
@@ -30,12 +30,6 @@ class Pruned:
 
     ids: list[str]
     history: list[OperationEntry]
-
-
-def flush_before_pruning(session: StoreSession, coming: int) -> None:
-    """Write the access statistics before the transaction, where units may have to go for ``coming`` new ones."""
-    if session.config.auto_prune != "off" and session.records.count() + coming >= _trigger(session):
-        session.accesses.flush(timeout=None)
 
 
 def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> Pruned | None:
@@ -84,6 +78,7 @@ def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> 
     excess = _excess(session, before, new)
     if not excess:
         return None
+    session.accesses.write_in(tx)
     order = ORDERS[session.config.auto_prune]
     candidates = tx.outside(lambda con: in_order(con, order, excess + len(kept)))
     going = [unit_id for unit_id in candidates if unit_id not in kept][:excess]

@@ -244,7 +244,7 @@ class StoreSession:
 
     def _background_round(self) -> float | None:
         if self.accesses.is_full:
-            self.accesses.flush(timeout=1)
+            self.accesses.flush(timeout=None)
         return self.maintenance.run_if_due()
 
 
