@@ -78,6 +78,13 @@ class FaultVFS(apsw.VFS):
         if self.recording:
             self.trace.append(event)
 
+    def is_unknown(self, name: str) -> bool:
+        """Does the trace not have the file of this name? The package makes some, still empty, by itself."""
+        last = (
+            event.what for event in reversed(self.trace) if event.name == name and event.what in ("create", "delete")
+        )
+        return next(last, "delete") == "delete"
+
     def hits(self, *kinds: str) -> str:
         """The armed fault, when it is one of ``kinds`` and its turn has come."""
         if self._kind not in kinds:
@@ -124,7 +131,7 @@ class FaultFile(apsw.VFSFile):
         self.vfs = vfs
         self.name = Path(path).name
         self._names_pending = bool(flags[0] & _DIRSYNC)  # SQLite syncs the folder with a journal's first sync
-        there = Path(path).exists()
+        there = Path(path).exists() and not (Path(path).stat().st_size == 0 and vfs.is_unknown(self.name))
         super().__init__("unix", name, flags)
         if not there:
             vfs.note(Event("create", self.name))
