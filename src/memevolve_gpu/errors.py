@@ -90,15 +90,16 @@ class InvalidVectorError(MemEvolveError, ValueError):
 
 
 class DimensionMismatchError(InvalidVectorError):
-    """A vector of another length than the store's.
-
-    Args:
-        expected: length of the store's vectors.
-        got: length that was given.
-        remedy: what to do, for the message.
-    """
+    """A vector of another length than the store's."""
 
     def __init__(self, expected: int, got: int, remedy: str = "") -> None:
+        """Make the error.
+
+        Args:
+            expected: length of the store's vectors.
+            got: length that was given.
+            remedy: what to do, for the message.
+        """
         super().__init__(
             f"Embedding dimension mismatch: expected {expected}, got {got}" + (f"; {remedy}" if remedy else "")
         )
@@ -153,6 +154,11 @@ class ConflictError(MemEvolveError, RuntimeError):
     """
 
     def __init__(self, ids: Iterable[str]) -> None:
+        """Make the error.
+
+        Args:
+            ids: ids of the units that changed.
+        """
         self.ids = list(ids)
         shown = ", ".join(map(repr, self.ids[:5])) + (", ..." if len(self.ids) > 5 else "")
         super().__init__(f"delete_ids: {len(self.ids)} changed since they were read ({shown}); read them again")

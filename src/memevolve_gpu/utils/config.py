@@ -208,13 +208,24 @@ class _Settings(BaseSettings):
 
     @classmethod
     def variables(cls) -> dict[str, str]:
-        """Variable to setting name, every second name included."""
+        """List the environment variables.
+
+        Returns:
+            The setting's name for each variable, second names included.
+        """
         names = {name: name for name in cls.model_fields} | dict(cls.aliases)
         return {cls.prefix + name.upper(): target for name, target in names.items()}
 
     @classmethod
     def allowed(cls, name: str) -> str:
-        """What the setting ``name`` accepts, in words."""
+        """Describe the values that a setting accepts.
+
+        Args:
+            name: name of a setting.
+
+        Returns:
+            A phrase, such as "a number above 0"; empty for an unknown name.
+        """
         return next((mark.text for mark in cls.model_fields[name].metadata if isinstance(mark, Allowed)), "")
 
     @classmethod
@@ -226,6 +237,9 @@ class _Settings(BaseSettings):
                 any object whose attributes are named like our settings, such as MemEvolve's own storage
                 configuration. What is missing or None, and attributes that are no plain value, is left to the
                 environment; other names are ignored, those of a mapping with a warning.
+
+        Returns:
+            The configuration.
 
         Raises:
             ConfigurationError: ``source`` is a text, a number or a sequence, or one of its values is not allowed.
@@ -249,6 +263,12 @@ class _Settings(BaseSettings):
         """Return a copy with ``changes``, validated, without a second look at the environment.
 
         ``model_fields_set`` of the copy names what was chosen, then or now, and not what is a default.
+
+        Args:
+            **changes: new values by name of the setting.
+
+        Returns:
+            The copy.
 
         Raises:
             ConfigurationError: as the constructor does.
@@ -432,6 +452,12 @@ class StorageConfig(_Settings):
 
         That is ``auto_prune="lru"`` unless it was chosen, under the drop-in, for what is no configuration or mapping of
         our users, with MEMEVOLVE_MANAGEMENT_ENABLE_AUTO_MANAGEMENT on in the environment or ``.env``.
+
+        Args:
+            source: what the caller has; see the base class.
+
+        Returns:
+            The configuration.
         """
         config = super().adopt(source)
         ours = isinstance(source, (StorageConfig, Mapping)) or "auto_prune" in config.model_fields_set

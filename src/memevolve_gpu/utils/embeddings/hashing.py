@@ -44,24 +44,48 @@ class HashingEmbedder:
 
     All sums are of integers, and the one square root and the one division are exact to the last bit under IEEE 754, so
     the bytes are the same everywhere.
+
+    Example:
+        >>> from memevolve_gpu import HashingEmbedder
+        >>> embed = HashingEmbedder(64)
+        >>> embed("git rebase").shape, embed.embed_batch(["git", "rebase"]).shape
+        ((64,), (2, 64))
     """
 
     def __init__(self, dimension: int = 384) -> None:
-        """``dimension`` is the number of buckets; below about 64 unrelated texts collide often.
+        """Make an embedding function.
 
-        Raises ConfigurationError when it is not a positive integer.
+        Args:
+            dimension: number of buckets; below about 64 unrelated texts collide often.
+
+        Raises:
+            ConfigurationError: ``dimension`` is not a positive integer.
         """
         _check_dimension(dimension)
         self.dimension = dimension
         self.model_name = f"hashing-lexical-{dimension}"
 
     def __call__(self, text: str, /) -> FloatArray:
-        """Embed one text: float32 (dimension,), L2 norm 1."""
+        """Embed one text.
+
+        Args:
+            text: characters beyond ``MAX_CHARACTERS`` are ignored.
+
+        Returns:
+            float32 (dimension,), L2 norm 1.
+        """
         vector: FloatArray = self.embed_batch([text])[0]
         return vector
 
     def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
-        """Embed n texts: float32 (n, dimension), every row of L2 norm 1 and independent of the others."""
+        """Embed several texts.
+
+        Args:
+            texts: n texts.
+
+        Returns:
+            float32 (n, dimension), each row of L2 norm 1 and independent of the others.
+        """
         chunks = [self._embed_chunk(chunk) for chunk in _chunks(texts)]
         return np.concatenate(chunks) if chunks else np.empty((0, self.dimension), dtype=np.float32)
 

@@ -47,12 +47,24 @@ class LocalEmbedder:
     and may download. Texts longer than the model reads (256 word pieces for all-MiniLM-L6-v2) are cut by it.
 
     Thread-safe: one call at a time, because the tokenizers are not.
+
+    Example:
+        >>> from memevolve_gpu import LocalEmbedder
+        >>> LocalEmbedder()("git rebase").shape  # doctest: +SKIP
+        (384,)
     """
 
     def __init__(self, model: str | None = None, device: str | None = None, batch_size: int = 32) -> None:
-        """``device`` as torch names them (None: a GPU if there is one); ``batch_size`` texts go through it at once.
+        """Choose a model; it is loaded at the first call.
 
-        Raises EngineError, which says what to install, when sentence-transformers is missing.
+        Args:
+            model: a folder, or a name that sentence-transformers knows; None for all-MiniLM-L6-v2, 384 dimensions.
+            device: a device as torch names it; None for a GPU if there is one.
+            batch_size: texts that go through the model at once.
+
+        Raises:
+            EngineError: sentence-transformers is missing; the message says what to install.
+            ConfigurationError: ``batch_size`` is not a positive whole number.
         """
         if not sentence_transformers_installed():
             raise EngineError(f"the local embedding model needs sentence-transformers; {_INSTALL}")
@@ -66,15 +78,29 @@ class LocalEmbedder:
         self.dimension = _DEFAULT_DIMENSION if self._default else None
 
     def __call__(self, text: str, /) -> FloatArray:
-        """Embed one text: float32 (dim,). Raises as :meth:`embed_batch` does."""
+        """Embed one text; raises as :meth:`embed_batch` does.
+
+        Args:
+            text: the model cuts it to its window.
+
+        Returns:
+            float32 (dim,), L2 norm 1.
+        """
         vector: FloatArray = self.embed_batch([text])[0]
         return vector
 
     def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
-        """Embed n texts: float32 (n, dim).
+        """Embed several texts.
 
-        Raises EngineError when sentence-transformers or torch cannot be imported or a packaged file is not what it was,
-        EmbeddingError when the model cannot be loaded or fails.
+        Args:
+            texts: n texts.
+
+        Returns:
+            float32 (n, dim), each row of L2 norm 1.
+
+        Raises:
+            EngineError: sentence-transformers or torch cannot be imported, or a packaged file was changed.
+            EmbeddingError: the model cannot be loaded, or fails.
         """
         with self._lock:
             if self._loaded is None:

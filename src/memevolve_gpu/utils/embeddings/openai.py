@@ -36,7 +36,13 @@ class OpenAIEmbedder:
     connections, 408, 409, 429 and 5xx) ``max_retries`` times, waiting longer each time.
 
     Texts are cut to ``max_chars`` characters; an empty one is sent as a space, because services refuse it. Thread-safe;
-    a forked process connects anew.
+    a forked process opens connections of its own.
+
+    Example:
+        >>> from memevolve_gpu import OpenAIEmbedder
+        >>> embed = OpenAIEmbedder("http://localhost:11434/v1", model="all-minilm")  # nothing is sent yet
+        >>> embed.model_name
+        'all-minilm'
     """
 
     def __init__(
@@ -52,11 +58,18 @@ class OpenAIEmbedder:
         max_retries: int = 4,
         encoding: Literal["float", "base64"] = "float",
     ) -> None:
-        """``base_url`` ends where ``/embeddings`` begins (None: OpenAI itself); ``timeout`` is seconds per request.
+        """Describe the service; nothing is sent yet.
 
-        ``model`` None takes text-embedding-3-small at OpenAI, elsewhere the only model that the service lists.
-        ``dimension`` is checked, and asked for where the model is of OpenAI's third generation. ``encoding`` is how the
-        service is asked to send numbers; both are understood in the answer. Nothing is sent yet.
+        Args:
+            base_url: address of the service, up to ``/embeddings``; None for OpenAI.
+            api_key: key of the service; None for OPENAI_API_KEY at OpenAI, and for no key elsewhere.
+            model: None for text-embedding-3-small at OpenAI, elsewhere for the only model that the service lists.
+            timeout: seconds for one request.
+            dimension: expected length of the vectors; requested where the model is of OpenAI's third generation.
+            batch_size: most texts in one request.
+            max_chars: characters of a text that are sent.
+            max_retries: how often a request that may succeed later is repeated.
+            encoding: how the service is asked to send numbers; both forms are read.
         """
         self.dimension = dimension
         self.model_name = model or (None if base_url else _OFFICIAL_MODEL)
@@ -72,15 +85,29 @@ class OpenAIEmbedder:
         self._client_of = 0
 
     def __call__(self, text: str, /) -> FloatArray:
-        """Embed one text: float32 (dim,). Raises as :meth:`embed_batch` does."""
+        """Embed one text; raises as :meth:`embed_batch` does.
+
+        Args:
+            text: cut to ``max_chars`` characters.
+
+        Returns:
+            float32 (dim,).
+        """
         vector: FloatArray = self.embed_batch([text])[0]
         return vector
 
     def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
-        """Embed n texts: float32 (n, dim), row i for text i, in requests of ``batch_size`` texts at most.
+        """Embed several texts, in requests of at most ``batch_size`` texts.
 
-        Raises EngineError, which says what to install, when the ``openai`` package is missing, and EmbeddingError when
-        the service fails for good or answers with anything but one vector of the right length per text.
+        Args:
+            texts: n texts.
+
+        Returns:
+            float32 (n, dim), row i for text i.
+
+        Raises:
+            EngineError: the ``openai`` package is missing; the message says what to install.
+            EmbeddingError: the service fails for good, or its answer is not one vector of the right length per text.
         """
         parts = [self._request(batch) for batch in self._requests(texts)]
         if len({part.shape[1] for part in parts}) > 1:

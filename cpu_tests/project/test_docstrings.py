@@ -1,0 +1,147 @@
+"""Public names and methods are documented in Google style, and the examples in their docstrings run."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from milvus_fake import FakeMilvus
+from pydantic_settings import BaseSettings
+
+import memevolve_gpu
+from memevolve_gpu.components.store import MetadataMixin
+from memevolve_gpu.milvus.client import MilvusClient
+
+WITHOUT_DOCSTRING = {"MemoryUnit"}
+"""Aliases of built-in types."""
+
+PUBLIC = {
+    **{name: getattr(memevolve_gpu, name) for name in memevolve_gpu.__all__ if name not in WITHOUT_DOCSTRING},
+    "MetadataMixin": MetadataMixin,
+}
+DOCUMENTED = sorted(PUBLIC)
+
+
+def parts(name: str, found: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a public object and, of a class, its own constructor and public members, with their dotted names."""
+    yield name, found
+    if not inspect.isclass(found):
+        return
+    for attribute in dir(found):
+        raw = inspect.getattr_static(found, attribute)
+        if attribute == "settings_customise_sources":
+            continue  # a hook of pydantic-settings
+        if attribute == "__init__" and (dataclasses.is_dataclass(found) or issubclass(found, BaseSettings)):
+            continue  # generated from fields, which are documented one by one
+        ours = str(getattr(inspect.unwrap(_function(raw) or raw), "__module__", "")).startswith("memevolve_gpu")
+        if ours and (not attribute.startswith("_") or attribute == "__init__"):
+            yield f"{name}.{attribute}", getattr(found, attribute)
+
+
+def _function(raw: Any) -> Any:
+    """The function behind a method or property; None for anything else."""
+    if isinstance(raw, property):
+        return raw.fget
+    if isinstance(raw, (staticmethod, classmethod)):
+        return raw.__func__
+    return raw if inspect.isfunction(raw) else None
+
+
+def missing(name: str, found: Any) -> list[str]:
+    """What the docstring of one object lacks."""
+    text = inspect.getdoc(found) or ""
+    if not text:
+        return [f"{name}: docstring"]
+    if not inspect.isroutine(found):
+        return []
+    signature = inspect.signature(found)
+    taken = [one for one in signature.parameters if one not in ("self", "cls")]
+    described = text.partition("Args:")[2].replace("    **", "    ")
+    lacks = [f"{name}: {one} in Args" for one in taken if f"\n    {one}: " not in described]
+    if signature.return_annotation not in ("None", None, signature.empty) and "Returns:" not in text:
+        lacks.append(f"{name}: Returns")
+    return lacks
+
+
+def examples(name: str, found: Any) -> list[doctest.DocTest]:
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    module = inspect.getmodule(found)
+    return [one for one in finder.find(found, name, module=module, globs={}) if one.examples]
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_name_and_method_is_documented(name: str) -> None:
+    assert [lack for part, found in parts(name, PUBLIC[name]) for lack in missing(part, found)] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_public_class_and_function_has_an_example(name: str) -> None:
+    found = PUBLIC[name]
+    if not (inspect.isclass(found) and issubclass(found, Exception)):
+        assert examples(name, found)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, found in PUBLIC.items() if examples(name, found)))
+def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeMilvus()
+    monkeypatch.setattr(MilvusClient, "_connect", lambda _self, seconds: server.connect(seconds))
+    for number, example in enumerate(examples(name, PUBLIC[name])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        said: list[str] = []
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, out=said.append)
+        assert result.failed == 0, "".join(said)
+        assert result.attempted > 0
+
+
+@pytest.mark.parametrize("name", ["MilvusStore", "StorageBackend", "VectorStore"])
+def test_stores_return_typed_values(name: str) -> None:
+    """``get_metadata`` returns a part of a unit, and ``save_state`` what only ``restore_state`` reads."""
+    returned = {
+        attribute: str(inspect.signature(found).return_annotation)
+        for attribute, found in inspect.getmembers(PUBLIC[name], inspect.isroutine)
+        if not attribute.startswith("_")
+    }
+    assert len(returned) > 20
+    untyped = {attribute for attribute, annotation in returned.items() if "Any" in annotation}
+    assert untyped == {"get_metadata", "save_state"}
+
+
+def documented(first: int, second: str = "") -> bool:
+    """Compare.
+
+    Args:
+        first: A number.
+        second: A text.
+
+    Returns:
+        Whether they are equal.
+
+    Example:
+        >>> 1 + 1
+        3
+    """
+    return str(first) == second
+
+
+def half_documented(first: int, second: str = "") -> bool:
+    """Compare.
+
+    Args:
+        first: A number.
+    """
+    return str(first) == second
+
+
+def test_the_checks_find_what_is_missing() -> None:
+    assert missing("f", documented) == []
+    assert missing("f", half_documented) == ["f: second in Args", "f: Returns"]
+    assert missing("f", lambda: 1) == ["f: docstring"]
+    (wrong,) = examples("f", documented)
+    assert doctest.DocTestRunner().run(wrong, out=lambda _text: None).failed == 1
