@@ -124,10 +124,15 @@ class FaultFile(apsw.VFSFile):
         self.vfs = vfs
         self.name = Path(path).name
         self._names_pending = bool(flags[0] & _DIRSYNC)  # SQLite syncs the folder with a journal's first sync
-        there = Path(path).exists()
+        there = Path(path).exists() and not self._is_new_draft(Path(path))
         super().__init__("unix", name, flags)
         if not there:
             vfs.note(Event("create", self.name))
+
+    @staticmethod
+    def _is_new_draft(path: Path) -> bool:
+        """Was the file made empty just now, for SQLite to fill it?"""
+        return path.suffix == ".tmp" and not path.stat().st_size
 
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         self.vfs.fail("read")

@@ -479,7 +479,8 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     def _restamped(self, unit: MemoryUnit, old: MemoryUnit) -> MemoryUnit:
         metadata = dict(unit.get("metadata") or {})
-        created = (old.get("metadata") or {}).get("created_at")
+        held = old.get("metadata")
+        created = held.get("created_at") if isinstance(held, dict) else None
         metadata.setdefault("created_at", created if created is not None else self._generate_timestamp())
         return {**unit, "metadata": {**metadata, "updated_at": self._generate_timestamp()}}
 

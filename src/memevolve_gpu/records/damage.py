@@ -16,10 +16,11 @@ import apsw
 
 from ..errors import CorruptStoreError, MemEvolveError
 from ..types import MemoryUnit
+from .connections import all_rows
 from .file_lock import file_mode
-from .sqlite_errors import translate_error
+from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit"]
+__all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit", "with_name_of_unit"]
 
 _LONGEST = 10_000
 
@@ -54,6 +55,16 @@ def read_unit(raw: object, name: object) -> MemoryUnit:
     if not isinstance(unit, dict):
         raise CorruptStoreError(_message(name, "it is no JSON object"))
     return unit
+
+
+def with_name_of_unit(error: BaseException, con: apsw.Connection) -> BaseException:
+    """For SQLite's error that some JSON is malformed, the one that names the first such unit; else the error itself."""
+    if not isinstance(error, apsw.SQLError) or "malformed JSON" not in str(error):
+        return error
+    with suppress(*SQLITE_ERRORS):
+        for (unit_id,) in all_rows(con, "SELECT id FROM units WHERE NOT json_valid(unit) LIMIT 1"):
+            return CorruptStoreError(_message(unit_id, str(error)))
+    return error
 
 
 def _message(name: object, why: str) -> str:

@@ -166,6 +166,11 @@ class WriteLock:
         self._here = _Here()
         self._file: io.FileIO | None = None
 
+    def made(self) -> Path:
+        """The path of the lock file, which is there now."""
+        self._fileno()
+        return self.path
+
     def refuse_nesting(self) -> None:
         """Raise ReentrantCallError in the thread that holds the lock or waits for it: it would wait for itself."""
         if self.held_here():

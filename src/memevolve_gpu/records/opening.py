@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,6 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
-from ..utils.drafts import PRIVATE
 from .backup import drop_second_name, has_second_name
 from .connections import (
     Durability,
@@ -25,13 +23,11 @@ from .connections import (
 )
 from .file_lock import WriteLock, refuse_network_filesystem
 from .lineage import beside, refuse_foreign_log
-from .schema import VERSION, StoreInfo, create, facts_of, migrate, refuse_mismatch, state_of
+from .schema import MAX_DIM, METRICS, VERSION, StoreInfo, create, facts_of, migrate, refuse_mismatch, state_of
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
 __all__ = ["OpenOptions", "Opened", "database_path", "lock_path", "open_store", "peek"]
 
-METRICS = ("l2", "cosine", "ip")
-MAX_DIM = 65_536
 SMALLEST_DATABASE = 512
 
 
@@ -43,7 +39,6 @@ class OpenOptions(NamedTuple):
     durability: Durability
     create: bool
     vfs: str | None
-    file_mode: int = PRIVATE
 
 
 class Opened(NamedTuple):
@@ -98,7 +93,7 @@ def open_store(path: Path, lock: WriteLock, options: OpenOptions) -> Opened:
         _settle(path, options.vfs, lock)
     else:
         _refuse_creation(path, options.dim, options.create)
-    con, unshared = _existing(path, options.vfs) if exists else (_new(path, options), False)
+    con, unshared = _existing(path, options.vfs) if exists else (_new(path, lock, options.vfs), False)
     try:
         with shut_on_failure(con):
             return _ready(con, path, lock, options, unshared=unshared)
@@ -171,25 +166,14 @@ def _switched(con: apsw.Connection) -> str:
             calls += 1
 
 
-def _new(path: Path, options: OpenOptions) -> apsw.Connection:
-    """A connection to a file that may not be there yet; SQLite gives its other files the same mode."""
+def _new(path: Path, lock: WriteLock, vfs: str | None) -> apsw.Connection:
+    """A connection to a file that may not be there yet, which takes its mode from the lock file."""
     try:
-        if options.vfs is None:
-            _make_empty(path, options.file_mode)
-        con = connect(path, create=True, vfs=options.vfs)
+        con = connect(path, create=True, mode_of=lock.made(), vfs=vfs)
     except SQLITE_ERRORS as error:
         raise translate_error(error, path) from error
     keep_log_on_close(con, True)
     return con
-
-
-def _make_empty(path: Path, mode: int) -> None:
-    with suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            os.fchmod(handle, mode)
-        finally:
-            os.close(handle)  # no connection to the new file is open in this process, so no lock is lost
 
 
 def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:

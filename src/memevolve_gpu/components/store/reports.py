@@ -63,8 +63,7 @@ def register(session: StoreSession, operation: str, details: Any) -> dict[str, A
 
 def noted(tx: Transaction, entry: dict[str, Any]) -> list[dict[str, Any]]:
     """Add the entry to the history, which is returned, in this transaction."""
-    held = tx.get_meta(HISTORY_KEY)
-    kept = [*(json.loads(held) if held else []), entry][-KEPT:]
+    kept = [*(_entries(tx.get_meta(HISTORY_KEY)) or []), entry][-KEPT:]
     tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
     return kept
 
@@ -83,9 +82,19 @@ def plain_details(details: Any) -> dict[str, Any]:
 
 def history(session: StoreSession) -> list[dict[str, Any]]:
     """The newest operations, oldest of them first."""
-    held = session.records.get_meta(HISTORY_KEY)
-    found: list[dict[str, Any]] = json.loads(held) if held else []
-    return found
+    found = _entries(session.records.get_meta(HISTORY_KEY))
+    if found is None:
+        session.records.note_damage(f"the value {HISTORY_KEY!r}, the history of operations,")
+    return found or []
+
+
+def _entries(raw: bytes | None) -> list[dict[str, Any]] | None:
+    """The operations in a kept history; None when it is damaged."""
+    try:
+        found = json.loads(raw or b"[]")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else None
 
 
 def _entry(session: StoreSession, operation: str, details: dict[str, Any]) -> dict[str, Any]:
@@ -413,7 +422,7 @@ def statistics_report(session: StoreSession) -> dict[str, Any]:
         "store_id": session.records.store_id,
         "count": head.count,
         "dim": session.records.dim,
-        "embedding_model": (session.records.get_meta(MODEL_KEY) or b"").decode() or None,
+        "embedding_model": session.records.get_meta_text(MODEL_KEY) or None,
         "metric": session.records.metric,
         "index": {
             "kind": view.index.kind,

@@ -69,7 +69,7 @@ class Samples:
     @property
     def kept(self) -> int:
         """Samples that are embedded and kept."""
-        return sum(len(json.loads(_texts_in(batch))) for batch in self._batches())
+        return len(self.load()[0])
 
     def collect(self, existing: FloatArray) -> TrainingSet:
         """What to train on beside ``existing``, float32 (n, dim): by count, service samples, or fallbacks for them."""
@@ -91,11 +91,13 @@ class Samples:
         texts: list[str] = []
         pieces = [np.empty((0, self._records.dim), dtype=np.float32)]
         for batch in self._batches():
-            written = _texts_in(batch)
-            texts += json.loads(written)
-            pieces.append(
-                np.frombuffer(batch[_TEXTS_LENGTH.size + len(written) :], dtype="<f4").reshape(-1, self._records.dim)
-            )
+            try:
+                more, vectors = _opened_batch(batch, self._records.dim)
+            except (ValueError, struct.error) as error:
+                self._events.record("samples-damaged", f"they are embedded again when they are needed: {error}")
+                continue
+            texts += more
+            pieces.append(vectors)
         return texts, np.concatenate(pieces)
 
     def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
@@ -117,10 +119,15 @@ class Samples:
             number += 1
 
 
-def _texts_in(batch: bytes) -> bytes:
-    """The part of a kept batch that is the JSON of its texts."""
+def _opened_batch(batch: bytes, dim: int) -> tuple[list[str], FloatArray]:
+    """Texts and vectors, float32 (m, dim), of a kept batch. Raises ValueError or struct.error when it is damaged."""
     (length,) = _TEXTS_LENGTH.unpack_from(batch)
-    return batch[_TEXTS_LENGTH.size : _TEXTS_LENGTH.size + length]
+    start = _TEXTS_LENGTH.size
+    texts = json.loads(batch[start : start + length])
+    vectors = np.frombuffer(batch[start + length :], dtype="<f4").reshape(-1, dim)
+    if not isinstance(texts, list) or len(texts) != len(vectors):
+        raise ValueError("texts and vectors differ in number")
+    return texts, vectors
 
 
 INDEX_TYPE_KEY = "index_type"
@@ -379,24 +386,24 @@ def _remember_model(records: Records, embedder: Embedder | None) -> None:
     name = embedder.model_name if embedder is not None else None
     if not name:
         return
-    held = records.get_meta(MODEL_KEY)
+    held = records.get_meta_text(MODEL_KEY)
     if held is None:
         if not records.read_only:
             with records.write() as tx:
                 tx.set_meta(MODEL_KEY, name.encode())
-    elif held.decode() != name:
+    elif held != name:
         raise ModelMismatchError(
-            f"the store was filled by the embedding model {held.decode()!r}, embedding_function is {name!r}; "
+            f"the store was filled by the embedding model {held!r}, embedding_function is {name!r}; "
             "use the same model, or export and embed into a new store"
         )
 
 
 def _remember_index_type(records: Records, config: StorageConfig) -> StorageConfig:
     """An index type that was asked for in so many words stays with the store until another one is."""
-    held = records.get_meta(INDEX_TYPE_KEY)
+    held = records.get_meta_text(INDEX_TYPE_KEY)
     if "index_type" not in config.model_fields_set:
-        return config if held is None else config.replace(index_type=held.decode())
-    if not records.read_only and held != config.index_type.encode():
+        return config if held is None else config.replace(index_type=held)
+    if not records.read_only and held != config.index_type:
         with records.write() as tx:
             tx.set_meta(INDEX_TYPE_KEY, config.index_type.encode())
     return config
