@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from support import FakeBatchEmbedder
 
-import memevolve_gpu as package
-from memevolve_gpu import MemEvolveError, MemorySystem, StorageConfig, VectorStore
+from memevolve_gpu import HashingEmbedder, MemEvolveError, StorageConfig, VectorStore
 from memevolve_gpu.components.store.copy import copy_store
 
 DIM = 8
@@ -72,7 +71,6 @@ VALUES: list[Any] = [
     range(3),
     object(),
     Odd(),
-    Odd,
     lambda *_: None,
     np.array([]),
     np.full((1, DIM), np.nan, np.float32),
@@ -113,6 +111,9 @@ def walk(name: str, call: Callable[..., Any], good: dict[str, Any]) -> list[str]
                 next(result, None)
         except MemEvolveError:
             continue
+        except TypeError as error:
+            if "for several ids call" not in str(error):  # the one raw error that is promised
+                wrong.append(f"{name}({parameter}, value {at}): TypeError: {str(error)[:100]}")
         except Exception as error:  # noqa: BLE001 - collected
             kind = type(error).__name__
             shape = f"{type(given[parameter]).__name__}, value {at}"
@@ -174,3 +175,24 @@ def test_every_call_of_a_store(store: VectorStore, tmp_path: Path, monkeypatch: 
     assert wrong == []
     assert store.retrieve_batch(["kept1", "kept2"])
     assert not store.check()
+
+
+def test_what_opens_and_copies_stores(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    embed = FakeBatchEmbedder(DIM)
+
+    def made(index_file: Any, embedding_function: Any, embedding_dim: Any = DIM, index_type: Any = None,
+             storage_config: Any = None) -> None:  # fmt: skip
+        VectorStore(index_file, embedding_function, embedding_dim, index_type, storage_config).close()
+
+    good = {"index_file": tmp_path / "made", "embedding_function": embed, "source": store, "target": store}
+    wrong = walk("VectorStore", made, good) + walk("copy_store", copy_store, good)
+    wrong += walk("HashingEmbedder", HashingEmbedder, {})
+    embedder = HashingEmbedder()
+
+    def embedded(text: Any) -> Any:
+        return embedder(text)
+
+    wrong += walk("HashingEmbedder()", embedded, {"text": "text"})
+    assert wrong == []
+    assert store.count() == 2

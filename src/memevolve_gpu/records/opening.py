@@ -10,6 +10,7 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
+from ..utils.arguments import path_text, shown
 from .backup import drop_second_name, has_second_name
 from .connections import (
     Durability,
@@ -52,9 +53,8 @@ class Opened(NamedTuple):
 
 def database_path(prefix: str | os.PathLike[str]) -> Path:
     """The absolute path of ``<prefix>.db``, symbolic links resolved."""
-    name: object = os.fspath(prefix)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ConfigurationError(f"prefix must be the path of a store without its .db ending, not {prefix!r}")
+    name = path_text("prefix", prefix)
+    path_text("prefix", name + ".snapshot.0123456789.01234567.tmp")
     return Path(name + ".db").resolve()
 
 
@@ -231,11 +231,11 @@ def _refuse_unreadable_log(path: Path) -> None:
 
 def _refuse_settings(dim: object, metric: object, durability: object) -> None:
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
-        raise ConfigurationError(f"dim must be an integer from 1 to {MAX_DIM}, not {dim!r}")
+        raise ConfigurationError(f"dim must be an integer from 1 to {MAX_DIM}, not {shown(dim)}")
     if metric is not None and metric not in METRICS:
-        raise ConfigurationError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+        raise ConfigurationError(f"metric must be one of {', '.join(METRICS)}, not {shown(metric)}")
     if durability not in ("full", "normal"):
-        raise ConfigurationError(f"durability must be full or normal, not {durability!r}")
+        raise ConfigurationError(f"durability must be full or normal, not {shown(durability)}")
 
 
 def _refuse_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..errors import CorruptStoreError, MemEvolveError, StorageError
 from ..types import Change, Head, IntArray, MemoryUnit, Metric, Op, Row
+from ..utils.arguments import path_text
 from ..utils.drafts import PRIVATE, remove_abandoned_drafts
 from . import writer
 from .backup import backup, backup_path, restore
@@ -395,7 +396,7 @@ class Records(Reading):
         The copy is a store of its own with its own ``store_id``, so that no snapshot of the original is ever taken
         for its. Raises StorageError when the target exists.
         """
-        goal = database_path(os.fspath(target).removesuffix(".db"))
+        goal = database_path(path_text("path", target).removesuffix(".db"))
         return self._read(lambda con: backup(con, self.path, goal, self._pool.vfs, self._pool.is_current))
 
     def check(self, fix: bool = False, *, text_of: TextOf = default_text) -> list[Finding]:

@@ -26,6 +26,7 @@ from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from ..errors import ConfigurationError
 from ..types import Metric
+from .arguments import shown
 
 __all__ = [
     "Allowed",
@@ -307,11 +308,11 @@ class _Settings(BaseSettings):
         """Log each name that starts with ``prefix`` and means nothing to us; once a process."""
         known = {prefix + name for name in (*cls.model_fields, *cls.aliases, *cls.foreign)}
         known = {name.lower() for name in known}
-        for name, shown in names.items():
-            if not cls.watched or not name.startswith(prefix.lower()) or name in known or shown in _warned:
+        for name, spelled in names.items():
+            if not cls.watched or not name.startswith(prefix.lower()) or name in known or spelled in _warned:
                 continue
-            _warned.add(shown)
-            _log.warning("%s (%s) is no known setting and is ignored%s", shown, place, cls._nearest(name, prefix))
+            _warned.add(spelled)
+            _log.warning("%s (%s) is no known setting and is ignored%s", spelled, place, cls._nearest(name, prefix))
 
     @classmethod
     def _nearest(cls, name: str, prefix: str) -> str:
@@ -323,8 +324,8 @@ class _Settings(BaseSettings):
     def _explain(cls, row: ErrorDetails, found: Mapping[str, _Found]) -> str:
         setting = str(row["loc"][0])
         value, name, place = found[setting]
-        shown = "..." if setting in cls.secret else repr(value)
-        return f"{name}={shown} ({place}): must be {cls.allowed(setting)}"
+        said = "..." if setting in cls.secret else shown(value)
+        return f"{name}={said} ({place}): must be {cls.allowed(setting)}"
 
     def _let_follow(self) -> None:
         """Raise the defaults that follow a chosen setting."""

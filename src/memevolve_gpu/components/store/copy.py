@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import whole_number
+from ...utils.arguments import callback, switch, whole_number
 from .base import BulkRetrieve, Maintainable, StorageBackend, VectorDoors, change_number, remove
 
 __all__ = ["CopyReport", "Refreshable", "copy_store"]
@@ -90,9 +90,10 @@ def copy_store(
     """
     started = time.monotonic()
     rows = min(whole_number("page_size", page_size, error=ConfigurationError), MOST_ROWS)
-    run = _Copy(_checked(source, "source"), _checked(target, "target"), rows, progress or _silent)
+    told = callback("progress", progress) or _silent
+    run = _Copy(_checked(source, "source"), _checked(target, "target"), rows, told)
     run.check_pair()
-    if not replace:
+    if not switch("replace", replace):
         run.refuse_conflicts()
     run.follow()
     if isinstance(target, Maintainable):

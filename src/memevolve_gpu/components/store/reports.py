@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...errors import InvalidQueryError
 from ...live.maintenance import quality_now
 from ...live.rebuild_rules import RebuildReason
 from ...live.view import View
@@ -19,6 +18,7 @@ from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
+from ...utils.arguments import word
 from .session import AFTER_COMMIT, Samples, StoreSession
 from .units import MAX_UNIT_BYTES
 
@@ -51,8 +51,7 @@ RETRAIN_SHARE = 0.25
 
 def register(session: StoreSession, operation: str, details: Any) -> dict[str, Any]:
     """Note an operation and decide what it means for the index; see ``VectorStore.register_management_operation``."""
-    if operation not in OPERATIONS:
-        raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
+    word("operation_type", operation, OPERATIONS)
     entry = _entry(session, operation, plain_details(details))
     with session.records.write() as tx:
         kept = noted(tx, entry)

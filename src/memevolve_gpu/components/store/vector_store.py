@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
 from ...types import FloatArray, Hit, MemoryUnit
-from ...utils.arguments import shown, whole_number
+from ...utils.arguments import callback, change, listed, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
@@ -120,7 +119,7 @@ _PAGE = 1000
 
 
 def _looked_up(ids: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))
+    return list(dict.fromkeys(plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)))
 
 
 MAX_RESULTS = 10_000_000
@@ -203,7 +202,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         config = StorageConfig.adopt(storage_config)
         if index_type is not None:
             config = config.replace(index_type=index_type)
-        self.index_file = os.fspath(index_file)
+        self.index_file = path_text("index_file", index_file)
         self.embedding_function = embedding_function
         self._session: StoreSession | None = open_session(
             self.index_file, embedding_function, embedding_dim, config, machine
@@ -288,7 +287,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Ids that do not exist are passed over. With unchanged_since, a ``change_number``, ConflictError is raised when a
         unit to delete was stored or updated after it, or is gone. Raises as ``store_batch`` does.
         """
-        wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(delete_ids)]
+        wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(listed("delete_ids", delete_ids))]
         if len(set(wanted)) < len(wanted):
             twice = next(one for at, one in enumerate(wanted) if one in wanted[:at])
             raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
@@ -388,7 +387,7 @@ class VectorStore(StorageBackend, MetadataMixin):
     def run_maintenance(self, progress: Progress | None = None) -> dict[str, Any]:
         """Do now what the background would do: build the planned index, verify and save it, purge the log."""
         self._open.accesses.flush()
-        return self._open.maintenance.run(progress).as_dict()
+        return self._open.maintenance.run(callback("progress", progress)).as_dict()
 
     def retrain(self, progress: Progress | None = None, samples: bool = False) -> dict[str, Any]:
         """Train the index anew, whether it is due or not.
@@ -397,7 +396,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         through the store's function and kept, make up for the units that lack.
         """
         return self._open.maintenance.run(
-            progress, force=RebuildReason("train", "asked for", by_request=samples)
+            callback("progress", progress),
+            force=RebuildReason("train", "asked for", by_request=switch("samples", samples)),
         ).as_dict()
 
     def register_management_operation(self, operation_type: str, details: Any) -> dict[str, Any]:
@@ -411,7 +411,7 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     def check(self, fix: bool = False) -> list[Finding]:
         """Hold the records against themselves and the index against the records; ``fix`` repairs what can be."""
-        return self._open.check(fix)
+        return self._open.check(switch("fix", fix))
 
     def snapshot(self) -> str:
         """Save the index for a quick next opening; the path of the file.
@@ -422,7 +422,7 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the records to a new database file, consistent while the store is in use."""
-        self._open.records.backup(Path(path))
+        self._open.records.backup(path)
 
     @staticmethod
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
@@ -460,6 +460,8 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Copy the units of the store that ``save_state`` described into this one, unless it is that very store."""
+        if not isinstance(state, Mapping):
+            raise InvalidQueryError(f"state must be what save_state() returned, got {shown(state)}")
         source = state.get("index_file")
         if source is None or state.get("store_id") == self._open.records.store_id:
             return
@@ -503,7 +505,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if found is None:
             return []
         ids = found.ids(0)
-        if record:
+        if switch("record", record):
             self._open.accesses.note(ids)
         return list(zip(found.distances[0].tolist(), ids, strict=False))
 
@@ -521,7 +523,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if found is None:
             return []
         hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall))
-        if record:
+        if switch("record", record):
             self._open.accesses.note([hit.id for hit in hits])
         return hits
 
@@ -569,9 +571,10 @@ class VectorStore(StorageBackend, MetadataMixin):
         unchanged_since: a ``change_number``; units that were stored or updated after it stay.
         """
         session = self._open
-        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
+        since = change("unchanged_since", unchanged_since)
         with session.records.write() as tx:
-            dropped = drop_unchanged(tx, wanted, unchanged_since)
+            dropped = drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
         return dropped
@@ -582,7 +585,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         ``retrieve``, ``search`` and ``search_units`` do this themselves. What was read is written down a thousand ids
         at a time, at maintenance and when the store is closed; a crash loses what was not yet.
         """
-        self._open.accesses.note([plain_text(unit_id) for unit_id in ids if is_id(unit_id)])
+        self._open.accesses.note([plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)])
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """Ids of at most ``limit`` units: read longest ago (lru) or least often (lfu) first, before them those never
@@ -590,8 +593,7 @@ class VectorStore(StorageBackend, MetadataMixin):
 
         Raises InvalidQueryError.
         """
-        if kind not in ("lru", "lfu"):
-            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {shown(kind)}")
+        word("kind", kind, ("lru", "lfu"))
         session, most = self._open, whole_number("limit", limit, least=0)
         return session.accesses.in_order(kind, min(most, session.records.count()))
 
@@ -665,8 +667,10 @@ class VectorStore(StorageBackend, MetadataMixin):
         progress: Progress | None,
         since: int | None,
     ) -> list[str]:
-        session = self._open
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
+        session, since = self._open, change("unchanged_since", since)
+        callback("progress", progress)
+        given = listed("units", units, InvalidUnitError)
+        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(given)]
         if not checked and not delete_ids:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
