@@ -75,6 +75,8 @@ def _message(name: object, why: str) -> str:
 def damage_of(path: Path) -> str | None:
     """The first damage that was met and is not known to be repaired; None when there is none."""
     try:
+        if not damage_path(path).is_file():  # opening a FIFO would wait for a writer
+            return None
         with damage_path(path).open(encoding="utf-8", errors="replace") as file:
             text = file.read(_LONGEST)
     except OSError:

@@ -245,7 +245,9 @@ def _refuse_folder(folder: Path) -> None:
 
 
 def _refuse_fragment(path: Path) -> None:
-    """SQLite takes a file of one byte for an empty one."""
+    """SQLite takes a file of one byte for an empty one, and waits at a FIFO."""
+    if not path.is_file():
+        raise NotAStoreError(f"{path} is no regular file; choose another prefix")
     if 0 < path.stat().st_size < SMALLEST_DATABASE:
         raise NotAStoreError(f"{path} is too small to be an SQLite file; choose another prefix")
 
