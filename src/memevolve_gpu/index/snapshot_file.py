@@ -241,7 +241,7 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """The file at ``path``; whatever the system says about it becomes a SnapshotError."""
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise SnapshotError("garbage", f"{path} is no regular file")
+            raise SnapshotError("unreadable", f"snapshot {path} is no regular file")
         with Path(path).open("rb") as file:
             yield file
     except FileNotFoundError as error:
