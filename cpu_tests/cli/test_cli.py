@@ -1059,3 +1059,13 @@ def test_every_error_of_the_package_has_a_code() -> None:
     assert codes["CorruptStoreError"] == codes["ReadOnlyError"] == ExitCode.STORAGE
     assert codes["ModelMismatchError"] == codes["EngineError"] == codes["DimensionMismatchError"] == ExitCode.ENGINE
     assert codes["LegacyImportError"] == ExitCode.FAILED
+
+
+@pytest.mark.parametrize("depth", [1_500, 100_000])
+def test_a_line_that_is_nested_too_deep_is_named(depth: int) -> None:
+    nested = '{"content": "text", "deep": ' + "[" * depth + "]" * depth + "}"
+    Path("deep.jsonl").write_text('{"content": "one"}\n' + nested + "\n", encoding="utf-8")
+    for command in ("add", "import"):
+        message = bad(ExitCode.USAGE, command, "deep.jsonl", "--store", "memory", "--embedder", "hashing")
+        assert "deep.jsonl line 2" in message
+        assert "nested too deep" in message

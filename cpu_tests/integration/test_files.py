@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.cli import app
+from memevolve_gpu.errors import NotAStoreError, StorageError
 from memevolve_gpu.utils.drafts import draft_of, remove_abandoned_drafts
 
 DIM = 8
@@ -157,3 +158,24 @@ with draft_of(Path({str(target)!r})) as draft:
         assert own.path.name in names(tmp_path)
         assert held not in names(tmp_path)
     assert own.path.name not in names(tmp_path)
+
+
+def test_special_files_in_place_of_ours_neither_hang_nor_break_anything(tmp_path: Path) -> None:
+    with opened(tmp_path / "store") as store:
+        store.store({"id": "a", "content": "text"})
+    for ending in ("snapshot", "damage", "data", "maintenance.lock"):
+        (tmp_path / f"store.{ending}").unlink(missing_ok=True)
+        os.mkfifo(tmp_path / f"store.{ending}")
+    with opened(tmp_path / "store") as store:
+        assert store.count() == 1
+        assert [unit_id for _, unit_id in store.search("text")] == ["a"]
+        store.store({"id": "b", "content": "more"})
+        assert store.get_storage_health()
+        assert store.count() == 2
+        assert store.check() is not None
+    os.mkfifo(tmp_path / "pipe.db")
+    with pytest.raises(NotAStoreError, match="no regular file"):
+        opened(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "held.lock")
+    with pytest.raises(StorageError):
+        opened(tmp_path / "held")

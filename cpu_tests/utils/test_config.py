@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 from memevolve_gpu.errors import ConfigurationError, MemEvolveError
-from memevolve_gpu.utils.config import EmbeddingConfig, StorageConfig
+from memevolve_gpu.utils.config import EmbeddingConfig, MilvusConfig, StorageConfig
 
 DEFAULTS = {
     "max_memory_units": 50_000,
@@ -483,3 +485,48 @@ def test_secrets_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "sesame" not in str(caught.value)
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__
+
+
+def test_a_settings_file_of_another_user_is_ignored_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(".env").write_text("MEMEVOLVE_EMBEDDING_BASE_URL=http://elsewhere.example/v1\n", encoding="utf-8")
+    assert EmbeddingConfig().base_url == "http://elsewhere.example/v1"
+    real = Path.stat
+
+    def another(path: Path, **named: Any) -> os.stat_result:
+        found = list(real(path, **named))
+        found[stat.ST_UID] = os.geteuid() + 4711
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "stat", another)
+    with caplog.at_level(logging.WARNING):
+        assert EmbeddingConfig().base_url is None
+        assert EmbeddingConfig().base_url is None
+    assert [record.getMessage().count("belongs to another user") for record in caplog.records] == [1]
+    assert EmbeddingConfig(_env_file=".env").base_url == "http://elsewhere.example/v1"
+
+
+def test_a_pipe_in_place_of_the_settings_file_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(".env")
+    assert StorageConfig() == StorageConfig(_env_file=None)
+    assert "no regular file" in caplog.text
+
+
+SECRET = "s3cr3t-k3y"
+
+
+@pytest.mark.parametrize(("config", "name"), [(EmbeddingConfig, "api_key"), (MilvusConfig, "token")])
+def test_a_secret_is_never_shown(config: Any, name: str) -> None:
+    made = config(**{name: SECRET})
+    for said in (repr(made), str(made), str(made.model_dump()), made.model_dump_json(), repr(getattr(made, name))):
+        assert SECRET not in said
+    for bad in ([SECRET], {SECRET: SECRET}, SECRET.encode() + b"\xff"):
+        with pytest.raises(ConfigurationError) as caught:
+            config(**{name: bad})
+        assert SECRET not in str(caught.value)
+    for other in sorted(set(config.model_fields) - {name}):
+        if "url" in other or other == "uri":
+            with pytest.raises(ConfigurationError) as caught:
+                config(**{other: f"http://user:{SECRET}@host/"})
+            assert SECRET not in str(caught.value)

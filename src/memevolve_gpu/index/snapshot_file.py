@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -239,6 +240,8 @@ def _sync_folder(folder: Path) -> None:
 def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """The file at ``path``; whatever the system says about it becomes a SnapshotError."""
     try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise SnapshotError("unreadable", f"snapshot {path} is no regular file")
         with Path(path).open("rb") as file:
             yield file
     except FileNotFoundError as error:

@@ -17,6 +17,7 @@ from pathlib import Path
 import apsw
 
 from ..errors import CorruptStoreError, StorageError
+from ..utils.arguments import path_text
 from ..utils.drafts import Draft, draft_of, remove_abandoned_drafts
 from .check import examine
 from .connections import connect, first_row, shut
@@ -108,8 +109,8 @@ _REPLACED = ".replaced-"
 
 def backup_path(backup: str | os.PathLike[str]) -> Path:
     """The database file of a backup that was named with or without its ending ``.db``. Raises StorageError."""
-    given = Path(os.fspath(backup))
-    for path in (given, given.with_name(given.name + ".db")):
+    given = Path(path_text("backup", backup))
+    for path in (given, Path(f"{given}.db")):
         if path.is_file():
             return path.resolve()
     raise StorageError(f"there is no backup at {given}; check the path")

@@ -81,7 +81,7 @@ def default_text(unit: MemoryUnit) -> str:
 def _look(probe: _Probe, case: _Case) -> str | None:
     try:
         return probe.look(case)
-    except (apsw.CorruptError, apsw.SQLError) as error:
+    except (apsw.CorruptError, apsw.SQLError, UnicodeDecodeError, ValueError, TypeError, OverflowError) as error:
         return f"the check {probe.code} could not be made: {error}"
 
 

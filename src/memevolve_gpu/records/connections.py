@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import apsw
 
@@ -17,6 +18,7 @@ __all__ = [
     "Durability",
     "Patience",
     "all_rows",
+    "checked_counters",
     "connect",
     "first_row",
     "keep_log_on_close",
@@ -33,9 +35,25 @@ def all_rows(con: apsw.Connection, sql: str, parameters: Sequence[Any] = ()) -> 
 
 
 def first_row(con: apsw.Connection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
-    """The first row of a query that has one, read to its end, so that no statement stays open."""
-    return con.execute(sql, parameters).fetchall()[0]
+    """The first row of a query that has one, read to its end, so that no statement stays open.
 
+    Raises apsw.CorruptError when there is none: a table that must hold one row is empty.
+    """
+    rows = con.execute(sql, parameters).fetchall()
+    if not rows:
+        raise apsw.CorruptError(f"a table that must hold one row is empty ({sql})")
+    return rows[0]
+
+
+def checked_counters(values: Sequence[object]) -> tuple[int, ...]:
+    """The counters of a store, if they can be some; raises apsw.CorruptError."""
+    numbers = tuple(value for value in values if isinstance(value, int) and 0 <= value < _MOST_COUNTED)
+    if len(numbers) < len(values):
+        raise apsw.CorruptError(f"the counters are damaged: {', '.join(map(repr, values))}")
+    return numbers
+
+
+_MOST_COUNTED = 2**62
 
 Durability = Literal["full", "normal"]
 
@@ -54,12 +72,20 @@ LOG_BYTES = 32 << 20
 
 
 def connect(
-    path: Path, *, create: bool = False, read_only: bool = False, immutable: bool = False, vfs: str | None = None
+    path: Path,
+    *,
+    create: bool = False,
+    mode_of: Path | None = None,
+    read_only: bool = False,
+    immutable: bool = False,
+    vfs: str | None = None,
 ) -> apsw.Connection:
-    """Open the file and make waiting interruptible. Reads nothing yet."""
+    """Open the file and make waiting interruptible. Reads nothing yet. mode_of: whose mode a new file takes."""
     flags = apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE
     flags |= apsw.SQLITE_OPEN_CREATE if create else 0
     name = str(path)
+    if mode_of is not None:
+        name, flags = f"{path.as_uri()}?modeof={quote(str(mode_of))}", flags | apsw.SQLITE_OPEN_URI
     if immutable:
         name, flags = f"{path.as_uri()}?immutable=1", flags | apsw.SQLITE_OPEN_URI
     con = apsw.Connection(name, flags=flags, vfs=vfs)

@@ -16,10 +16,11 @@ import apsw
 
 from ..errors import CorruptStoreError, MemEvolveError
 from ..types import MemoryUnit
+from .connections import all_rows
 from .file_lock import file_mode
-from .sqlite_errors import translate_error
+from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit"]
+__all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit", "with_name_of_unit"]
 
 _LONGEST = 10_000
 
@@ -56,6 +57,16 @@ def read_unit(raw: object, name: object) -> MemoryUnit:
     return unit
 
 
+def with_name_of_unit(error: BaseException, con: apsw.Connection) -> BaseException:
+    """For SQLite's error that some JSON is malformed, the one that names the first such unit; else the error itself."""
+    if not isinstance(error, apsw.SQLError) or "malformed JSON" not in str(error):
+        return error
+    with suppress(*SQLITE_ERRORS):
+        for (unit_id,) in all_rows(con, "SELECT id FROM units WHERE NOT json_valid(unit) LIMIT 1"):
+            return CorruptStoreError(_message(unit_id, str(error)))
+    return error
+
+
 def _message(name: object, why: str) -> str:
     what = f"in slot {name}" if isinstance(name, int) else repr(name)
     return f"the unit {what} is damaged ({why}); store it again or delete it, then run check()"
@@ -64,6 +75,8 @@ def _message(name: object, why: str) -> str:
 def damage_of(path: Path) -> str | None:
     """The first damage that was met and is not known to be repaired; None when there is none."""
     try:
+        if not damage_path(path).is_file():  # opening a FIFO would wait for a writer
+            return None
         with damage_path(path).open(encoding="utf-8", errors="replace") as file:
             text = file.read(_LONGEST)
     except OSError:

@@ -211,6 +211,11 @@ class WriteLock:
         self._here = _Here()
         self._file = LockFile(path, partial(_mode_of, path, new_mode))
 
+    def made(self) -> Path:
+        """The path of the lock file, which exists now."""
+        self._file.fileno()
+        return self.path
+
     def refuse_nesting(self) -> None:
         """Raise ReentrantCallError in the thread that holds the lock or waits for it: it would wait for itself."""
         if self.held_here():

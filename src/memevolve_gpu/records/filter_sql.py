@@ -154,7 +154,10 @@ def _slots(con: apsw.Connection, sql: str, parameters: Sequence[Any]) -> IntArra
     text = first_row(con, f"SELECT group_concat(slot) FROM ({sql})", parameters)[0]
     if text is None:
         return np.empty(0, dtype=np.int64)
-    found = np.fromstring(text, dtype=np.int64, sep=",")
+    try:
+        found = np.fromstring(text, dtype=np.int64, sep=",")
+    except ValueError as error:
+        raise apsw.CorruptError("the index of types and tags holds a slot that is no number") from error
     return found if bool(np.all(found[1:] > found[:-1])) else np.unique(found)
 
 

@@ -180,7 +180,10 @@ def _pending(con: apsw.Connection, conditions: Sequence[Condition], cache: WordC
     """The rows that are not folded yet."""
     bound: list[Any] = []
     restriction = where(conditions, bound)
-    sql = f"SELECT p.slot, u.id, p.text FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot WHERE {restriction}"
+    sql = (
+        "SELECT p.slot, u.id, CAST(p.text AS BLOB) FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot "
+        f"WHERE {restriction}"
+    )
     rows = all_rows(con, sql, bound)
     return [_Doc(slot, unit_id, _counts(con, slot, text, cache)) for slot, unit_id, text in rows]
 
@@ -227,10 +230,12 @@ def _query(tokens: Iterable[str]) -> str:
     return " OR ".join(map(quoted, tokens))
 
 
-def _counts(con: apsw.Connection, slot: int, text: str, cache: WordCache) -> Counter[str]:
+def _counts(con: apsw.Connection, slot: int, text: bytes | None, cache: WordCache) -> Counter[str]:
     counts = cache.pending.get(slot)
     if counts is None:
-        counts = cache.pending[slot] = Counter(_tokens(con, text))
+        if text is None:
+            raise apsw.CorruptError(f"the keyword text of slot {slot} is missing")
+        counts = cache.pending[slot] = Counter(_tokens(con, text.decode(errors="replace")))
     return counts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
 from ..types import Metric
-from ..utils.drafts import PRIVATE
+from ..utils.arguments import path_text, shown
 from .backup import drop_second_name, has_second_name
 from .connections import (
     Durability,
@@ -25,13 +24,11 @@ from .connections import (
 )
 from .file_lock import WriteLock, refuse_network_filesystem
 from .lineage import beside, refuse_foreign_log
-from .schema import VERSION, StoreInfo, create, facts_of, migrate, refuse_mismatch, state_of
+from .schema import MAX_DIM, METRICS, VERSION, StoreInfo, create, facts_of, migrate, refuse_mismatch, state_of
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
 __all__ = ["OpenOptions", "Opened", "database_path", "lock_path", "open_store", "peek"]
 
-METRICS = ("l2", "cosine", "ip")
-MAX_DIM = 65_536
 SMALLEST_DATABASE = 512
 
 
@@ -43,7 +40,6 @@ class OpenOptions(NamedTuple):
     durability: Durability
     create: bool
     vfs: str | None
-    file_mode: int = PRIVATE
 
 
 class Opened(NamedTuple):
@@ -57,9 +53,8 @@ class Opened(NamedTuple):
 
 def database_path(prefix: str | os.PathLike[str]) -> Path:
     """The absolute path of ``<prefix>.db``, symbolic links resolved."""
-    name: object = os.fspath(prefix)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise ConfigurationError(f"prefix must be the path of a store without its .db ending, not {prefix!r}")
+    name = path_text("prefix", prefix)
+    path_text("prefix", name + ".snapshot.0123456789.01234567.tmp")
     return Path(name + ".db").resolve()
 
 
@@ -98,7 +93,7 @@ def open_store(path: Path, lock: WriteLock, options: OpenOptions) -> Opened:
         _settle(path, options.vfs, lock)
     else:
         _refuse_creation(path, options.dim, options.create)
-    con, unshared = _existing(path, options.vfs) if exists else (_new(path, options), False)
+    con, unshared = _existing(path, options.vfs) if exists else (_new(path, lock, options.vfs), False)
     try:
         with shut_on_failure(con):
             return _ready(con, path, lock, options, unshared=unshared)
@@ -171,25 +166,14 @@ def _switched(con: apsw.Connection) -> str:
             calls += 1
 
 
-def _new(path: Path, options: OpenOptions) -> apsw.Connection:
-    """A connection to a file that may not be there yet; SQLite gives its other files the same mode."""
+def _new(path: Path, lock: WriteLock, vfs: str | None) -> apsw.Connection:
+    """A connection to a file that may not be there yet, which takes its mode from the lock file."""
     try:
-        if options.vfs is None:
-            _make_empty(path, options.file_mode)
-        con = connect(path, create=True, vfs=options.vfs)
+        con = connect(path, create=True, mode_of=lock.made(), vfs=vfs)
     except SQLITE_ERRORS as error:
         raise translate_error(error, path) from error
     keep_log_on_close(con, True)
     return con
-
-
-def _make_empty(path: Path, mode: int) -> None:
-    with suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            os.fchmod(handle, mode)
-        finally:
-            os.close(handle)  # no connection to the new file is open in this process, so no lock is lost
 
 
 def _existing(path: Path, vfs: str | None) -> tuple[apsw.Connection, bool]:
@@ -247,11 +231,11 @@ def _refuse_unreadable_log(path: Path) -> None:
 
 def _refuse_settings(dim: object, metric: object, durability: object) -> None:
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
-        raise ConfigurationError(f"dim must be an integer from 1 to {MAX_DIM}, not {dim!r}")
+        raise ConfigurationError(f"dim must be an integer from 1 to {MAX_DIM}, not {shown(dim)}")
     if metric is not None and metric not in METRICS:
-        raise ConfigurationError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+        raise ConfigurationError(f"metric must be one of {', '.join(METRICS)}, not {shown(metric)}")
     if durability not in ("full", "normal"):
-        raise ConfigurationError(f"durability must be full or normal, not {durability!r}")
+        raise ConfigurationError(f"durability must be full or normal, not {shown(durability)}")
 
 
 def _refuse_folder(folder: Path) -> None:
@@ -261,7 +245,9 @@ def _refuse_folder(folder: Path) -> None:
 
 
 def _refuse_fragment(path: Path) -> None:
-    """SQLite takes a file of one byte for an empty one."""
+    """SQLite takes a file of one byte for an empty one, and waits at a FIFO."""
+    if not path.is_file():
+        raise NotAStoreError(f"{path} is no regular file; choose another prefix")
     if 0 < path.stat().st_size < SMALLEST_DATABASE:
         raise NotAStoreError(f"{path} is too small to be an SQLite file; choose another prefix")
 

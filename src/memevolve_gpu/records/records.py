@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 import apsw
 import numpy as np
 
-from ..errors import CorruptStoreError, StorageError
-from ..types import Change, Head, IntArray, MemoryUnit, Metric, Row
+from ..errors import CorruptStoreError, MemEvolveError, StorageError
+from ..types import Change, Head, IntArray, MemoryUnit, Metric, Op, Row
+from ..utils.arguments import path_text
 from ..utils.drafts import PRIVATE, remove_abandoned_drafts
 from . import writer
 from .backup import backup, backup_path, restore
 from .check import Finding, TextOf, default_text, examine, repair
-from .connections import Durability, all_rows, first_row
-from .damage import clear_damage, damage_of, noted, read_unit
+from .connections import Durability, all_rows, checked_counters, first_row
+from .damage import clear_damage, damage_of, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
 from .filter_sql import matching, where
 from .filters import Filters, parse
@@ -78,6 +79,8 @@ T = TypeVar("T")
 
 _ATTEMPTS = 100
 
+_OPS = (Op.PUT, Op.DROP, Op.CLEAR, Op.EDIT)
+
 _HEAD = "SELECT last_seq, horizon, last_slot, count FROM counters"
 _READ_AFTER = """
 SELECT l.seq, l.op, l.slot, u.id, v.vector
@@ -106,8 +109,10 @@ class Records:
     refused.
     """
 
-    def __init__(self, path: Path, options: OpenOptions, lock_timeout: float = LOCK_SECONDS) -> None:
-        lock = WriteLock(lock_path(path), lock_timeout, options.file_mode)
+    def __init__(
+        self, path: Path, options: OpenOptions, lock_timeout: float = LOCK_SECONDS, file_mode: int = PRIVATE
+    ) -> None:
+        lock = WriteLock(lock_path(path), lock_timeout, file_mode)
         with writer.no_fork(path):
             try:
                 opened = open_store(path, lock, options)
@@ -122,7 +127,7 @@ class Records:
         self._pool = pool
         self._words = WordCache()
         self.store_id: str = opened.info.store_id
-        self.dim: int = opened.info.dim
+        self.dim = opened.info.dim
         self.metric: Metric = opened.info.metric
         self.read_only: bool = opened.read_only
 
@@ -148,7 +153,7 @@ class Records:
         Raises ConfigurationError, DimensionMismatchError, StorageError,
         NotAStoreError, NewerSchemaError, ReadOnlyError (when creating), NetworkFilesystemError, CorruptStoreError.
         """
-        return cls(database_path(prefix), OpenOptions(dim, metric, durability, create, vfs, file_mode), lock_timeout)
+        return cls(database_path(prefix), OpenOptions(dim, metric, durability, create, vfs), lock_timeout, file_mode)
 
     @staticmethod
     def peek(prefix: str | os.PathLike[str]) -> StoreInfo | None:
@@ -192,7 +197,7 @@ class Records:
         The copy is a store of its own with its own ``store_id``, so that no snapshot of the original is ever taken
         for its. Raises StorageError when the target exists.
         """
-        goal = database_path(os.fspath(target).removesuffix(".db"))
+        goal = database_path(path_text("path", target).removesuffix(".db"))
         return self._read(lambda con: backup(con, self.path, goal, self._pool.vfs, self._pool.is_current))
 
     def check(self, fix: bool = False, *, text_of: TextOf = default_text) -> list[Finding]:
@@ -234,7 +239,7 @@ class Records:
 
     def head(self) -> Head:
         """The counters, in one read."""
-        return Head._make(self._rows(_HEAD)[0])
+        return self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))))
 
     def read_after(self, seq: int, limit: int) -> list[Change]:
         """At most ``limit`` log entries after ``seq``, in order, as of one moment.
@@ -242,11 +247,11 @@ class Records:
         Entries up to ``head().horizon`` are purged: when the first one is not ``seq + 1``, or none comes although
         ``head().last_seq`` is larger, the reader is below the horizon and must reload with :meth:`scan`.
         """
-        return list(map(Change._make, self._rows(_READ_AFTER, (seq, limit))))
+        return [self._change(row) for row in self._rows(_READ_AFTER, (seq, limit))]
 
     def scan(self, after_slot: int, upto_slot: int, limit: int) -> list[Row]:
         """At most ``limit`` live rows with after_slot < slot <= upto_slot, slots ascending, as of one moment."""
-        return list(map(Row._make, self._rows(_SCAN, (after_slot, upto_slot, limit))))
+        return [self._row(row) for row in self._rows(_SCAN, (after_slot, upto_slot, limit))]
 
     def spread(self, count: int) -> list[Row]:
         """At most ``count`` live rows, spread evenly over their age, oldest first."""
@@ -274,7 +279,10 @@ class Records:
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, bytes]:
         """The vectors of the ids that exist, by id: ``dim`` little-endian float32 each."""
-        return dict(self._rows(_VECTORS_OF, (json.dumps(list(ids)),)))
+        found = dict(self._rows(_VECTORS_OF, (json.dumps(list(ids)),)))
+        for unit_id, vector in found.items():
+            self._check_vector(vector, unit_id)
+        return found
 
     def exists(self, unit_id: str) -> bool:
         """Is there a live unit of that id?"""
@@ -323,7 +331,49 @@ class Records:
     def get_meta(self, key: str) -> bytes | None:
         """The named value, or None."""
         rows = self._rows("SELECT value FROM meta WHERE key = ?", (key,))
-        return bytes(rows[0][0]) if rows else None
+        if rows and not isinstance(rows[0][0], bytes):
+            raise self._damaged(f"the value {key!r} is not bytes")
+        return rows[0][0] if rows else None
+
+    def get_meta_text(self, key: str) -> str | None:
+        """The named value, which is a text, or None."""
+        raw = self.get_meta(key)
+        try:
+            return None if raw is None else raw.decode()
+        except UnicodeDecodeError as error:
+            raise self._damaged(f"the value {key!r} is not UTF-8") from error
+
+    def note_damage(self, what: str) -> None:
+        """Let health show that ``what`` is damaged, on which nothing depends."""
+        self._damaged(what)
+
+    def _change(self, row: tuple[Any, ...]) -> Change:
+        seq, op, slot, unit_id, vector = row
+        if op not in _OPS or not isinstance(slot, int) or slot < 0:
+            raise self._damaged(f"entry {seq} of the log is not a change")
+        if unit_id is not None:
+            self._check_id(unit_id, slot)
+            if op == Op.PUT:
+                self._check_vector(vector, unit_id)
+        return Change(seq, op, slot, unit_id, vector)
+
+    def _row(self, row: tuple[Any, ...]) -> Row:
+        slot, unit_id, vector = row
+        self._check_id(unit_id, slot)
+        self._check_vector(vector, unit_id)
+        return Row(slot, unit_id, vector)
+
+    def _check_id(self, unit_id: object, slot: int) -> None:
+        if not isinstance(unit_id, str):
+            raise self._damaged(f"the unit in slot {slot} has no id")
+
+    def _check_vector(self, vector: object, unit_id: str) -> None:
+        if not isinstance(vector, bytes) or len(vector) != 4 * self.dim:
+            raise self._damaged(f"the vector of {unit_id!r} is damaged; store the unit again or delete it")
+
+    def _damaged(self, what: str) -> MemEvolveError:
+        """The error to raise; it is recorded as damage."""
+        return noted(CorruptStoreError(f"{self.path}: {what}; run check(fix=True)"), self.path)
 
     def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         try:
@@ -358,13 +408,9 @@ class Records:
                 result = act(con)
                 if self._pool.is_current(con):
                     return result
-            except UnicodeDecodeError as error:
-                if self._pool.is_current(con):
-                    message = f"{self.path} holds a text that is not UTF-8 ({error}); run check()"
-                    raise noted(CorruptStoreError(message), self.path) from error
             except (*SQLITE_ERRORS, CorruptStoreError) as error:
                 if self._pool.is_current(con):
-                    raise noted(error, self.path) from error
+                    raise noted(with_name_of_unit(error, con), self.path) from error
             finally:
                 self._pool.give(con)
         raise StorageError(f"{self.path} changes too often to be read without write permission; grant it on the folder")

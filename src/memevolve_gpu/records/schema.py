@@ -16,6 +16,8 @@ from .lineage import first_link
 
 __all__ = [
     "APPLICATION_ID",
+    "MAX_DIM",
+    "METRICS",
     "MODEL_KEY",
     "VERSION",
     "WORDS_TABLE",
@@ -28,6 +30,9 @@ __all__ = [
 
 APPLICATION_ID = 0x4D456756
 """Marks our files ("MEgV"); the Unix ``file`` command shows it too."""
+
+METRICS = ("l2", "cosine", "ip")
+MAX_DIM = 65_536
 
 MODEL_KEY = "embedding_model"
 """The key of ``meta`` under which the name of the embedding model is kept, UTF-8."""
@@ -149,8 +154,10 @@ def migrate(con: apsw.Connection, version: int) -> None:
 def facts_of(con: apsw.Connection) -> StoreInfo:
     """Read what the store is."""
     dim, metric, store_id = first_row(con, "SELECT dim, metric, store_id FROM store")
-    model = all_rows(con, "SELECT value FROM meta WHERE key = ?", (MODEL_KEY,))
-    return StoreInfo(dim, metric, store_id, bytes(model[0][0]).decode() if model else None)
+    if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM or metric not in METRICS or not isinstance(store_id, str):
+        raise apsw.CorruptError(f"what the store is cannot be: dim {dim!r}, metric {metric!r}, store_id {store_id!r}")
+    model = all_rows(con, "SELECT CAST(value AS BLOB) FROM meta WHERE key = ?", (MODEL_KEY,))
+    return StoreInfo(dim, metric, store_id, model[0][0].decode() if model and model[0][0] is not None else None)
 
 
 def refuse_mismatch(info: StoreInfo, dim: int | None, metric: Metric | None, path: Path) -> None:

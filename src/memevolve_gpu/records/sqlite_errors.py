@@ -20,8 +20,9 @@ from ..errors import (
 
 __all__ = ["SQLITE_ERRORS", "translate_error"]
 
-SQLITE_ERRORS = (apsw.Error, OSError)
-"""What a call into SQLite may raise: its own errors, and those of a virtual file system written in Python."""
+SQLITE_ERRORS = (apsw.Error, OSError, UnicodeDecodeError)
+"""What a call into SQLite may raise: its own errors, those of a virtual file system written in Python, and, for a text
+that is damaged, that it is not UTF-8."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -105,6 +106,7 @@ _VERDICTS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], ty
         CorruptStoreError,
         "the records contradict each other; run check(fix=True)",
     ),
+    (UnicodeDecodeError, CorruptStoreError, "a text in it is not UTF-8; run check()"),
     (apsw.NoMemError, StorageError, "free memory and try again"),
     (apsw.TooBigError, StorageError, "the row is too large for SQLite; store a smaller unit"),
 )

@@ -18,7 +18,7 @@ import apsw
 from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
 from ..types import Head, MemoryUnit, Op
 from ..utils.plain import json_text
-from .connections import all_rows, first_row
+from .connections import all_rows, checked_counters, first_row
 from .damage import noted, read_unit
 from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending
 from .lineage import NO_TOKEN, next_link
@@ -71,7 +71,11 @@ def in_order(con: apsw.Connection, kind: Literal["lru", "lfu", "used", "oldest"]
 
 def read_counts(con: apsw.Connection) -> dict[str, int]:
     """How often each unit was read, of those that were."""
-    return {unit_id: int(count) for unit_id, count in all_rows(con, "SELECT id, count FROM access")}
+    found: dict[str, int] = dict(all_rows(con, "SELECT id, count FROM access"))
+    for unit_id, count in found.items():
+        if not isinstance(count, int):
+            raise apsw.CorruptError(f"the access figures of {unit_id!r} are damaged")
+    return found
 
 
 _CHANGED = "SELECT u.id FROM log AS l JOIN units AS u ON u.slot = l.slot WHERE l.seq > ? AND l.op IN (?, ?)"
@@ -232,7 +236,7 @@ class Transaction:
     def get_meta(self, key: str) -> bytes | None:
         """The named value, this transaction's changes included."""
         rows = self._run("SELECT value FROM meta WHERE key = ?", (key,))
-        return bytes(rows[0][0]) if rows else None
+        return rows[0][0] if rows and isinstance(rows[0][0], bytes) else None
 
     def set_meta(self, key: str, value: bytes) -> None:
         """Store a small named value in the same file."""
@@ -290,7 +294,7 @@ class Transaction:
 
     def _load(self, con: apsw.Connection) -> None:
         *numbers, self._held = first_row(con, _COUNTERS)
-        self._before: tuple[int, ...] = tuple(numbers)
+        self._before = checked_counters(numbers)
         self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog = self._before
 
     def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes]]) -> None:
@@ -403,9 +407,9 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _text(raw: bytes) -> str:
+def _text(raw: object) -> str:
     """The JSON text of a row that is removed or changed, which a damaged row must allow."""
-    return raw.decode(errors="replace")
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else ""
 
 
 def _terms_of(unit: MemoryUnit) -> tuple[Any, Any]:

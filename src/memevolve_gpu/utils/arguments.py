@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import numbers
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..errors import InvalidQueryError, MemEvolveError
+import numpy as np
 
-__all__ = ["real_number", "shown", "whole_number"]
+from ..errors import ConfigurationError, InvalidQueryError, MemEvolveError
+
+__all__ = ["callback", "change", "listed", "path_text", "real_number", "shown", "switch", "whole_number", "word"]
 
 _SHOWN = 60
 
@@ -57,3 +62,55 @@ def real_number(name: str, value: Any, allowed: str, low: float, high: float, er
         if math.isfinite(number) and low <= number <= high:
             return number
     raise error(f"{name} must be {allowed}, got {shown(value)}")
+
+
+def switch(name: str, value: Any) -> bool:
+    """The value as a bool, once it is known to be one, or 0 or 1; else InvalidQueryError, naming ``name``."""
+    if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise InvalidQueryError(f"{name} must be True or False, got {shown(value)}")
+
+
+def listed(name: str, values: Any, error: type[MemEvolveError] = InvalidQueryError) -> list[Any]:
+    """The values as a list, once they are known to be several: a text or bytes are not. ``error`` names ``name``."""
+    if isinstance(values, Iterable) and not isinstance(values, (str, bytes, type)):
+        try:
+            return list(values)
+        except TypeError:  # an array without dimensions
+            pass
+    raise error(f"{name} must be a list, got {shown(values)}")
+
+
+def callback(name: str, value: Any) -> Callable[..., Any] | None:
+    """The value, once it is known to be None or callable; else InvalidQueryError, naming ``name``."""
+    if value is None or callable(value):
+        return value  # type: ignore[no-any-return]
+    raise InvalidQueryError(f"{name} must be a function or None, got {shown(value)}")
+
+
+def change(name: str, value: Any) -> int | None:
+    """A change number, or None; else InvalidQueryError, naming ``name``. One beyond all changes is the largest."""
+    return None if value is None else min(whole_number(name, value, least=0), 2**62)
+
+
+def path_text(name: str, value: Any) -> str:
+    """The value as the text of a path that the system can look at; else ConfigurationError, naming ``name``."""
+    try:
+        text = os.fspath(value)
+        if isinstance(text, str) and text and "\0" not in text:
+            os.lstat(text)
+            return text
+    except FileNotFoundError:
+        return str(text)
+    except (TypeError, ValueError):
+        pass
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return str(text)
+    raise ConfigurationError(f"{name} must be a path that is not empty nor too long, got {shown(value)}")
+
+
+def word(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Raise InvalidQueryError, naming ``name``, unless the value is one of these words."""
+    if not isinstance(value, str) or value not in allowed:
+        raise InvalidQueryError(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}")

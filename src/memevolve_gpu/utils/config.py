@@ -14,8 +14,10 @@ from __future__ import annotations
 import logging
 import numbers
 import os
+import stat
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -26,6 +28,7 @@ from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from ..errors import ConfigurationError
 from ..types import Metric
+from .arguments import shown
 
 __all__ = [
     "Allowed",
@@ -144,6 +147,27 @@ _Url = Annotated[
 _Dimension = Annotated[_Count | None, Allowed("a whole number of at least 1")]
 
 
+def _usable(file: Any) -> Any:
+    """The settings file that is read unasked, or None, with a warning, where it is no file or another user's.
+
+    It says where texts and keys are sent, so whoever may write a folder must not decide that for others. root's counts.
+    """
+    try:
+        found = Path(file).stat()
+    except (OSError, TypeError):
+        return file
+    if not stat.S_ISREG(found.st_mode):
+        why = "is no regular file"
+    elif found.st_uid not in (0, os.geteuid()):
+        why = "belongs to another user"
+    else:
+        return file
+    if (place := str(Path(file).resolve())) not in _warned:
+        _warned.add(place)
+        _log.warning("%s %s and is ignored; give its settings in the environment, or make it yours", place, why)
+    return None
+
+
 class _Found(NamedTuple):
     """A value, the name it was given under, and where that was."""
 
@@ -189,7 +213,7 @@ class _Settings(BaseSettings):
         files = {"env_file": values.pop("_env_file")} if "_env_file" in values else {}
         found = self._from_variables(files) | self._from_keywords(values)
         try:
-            super().__init__(**{name: entry.value for name, entry in found.items()})
+            super().__init__(_env_file=None, **{name: entry.value for name, entry in found.items()})
         except ValidationError as error:
             texts = dict.fromkeys(self._explain(row, found) for row in error.errors())
             raise ConfigurationError("; ".join(texts)) from None
@@ -295,7 +319,7 @@ class _Settings(BaseSettings):
     @classmethod
     def _from_variables(cls, files: dict[str, Any]) -> dict[str, _Found]:
         """Gather what ``.env`` and then the environment say; the environment wins."""
-        file = files.get("env_file", cls.model_config["env_file"])
+        file = files.get("env_file", _usable(cls.model_config["env_file"]))
         try:
             dotenv = DotEnvSettingsSource(cls, env_file=file).env_vars
         except (OSError, UnicodeError) as error:
@@ -327,11 +351,11 @@ class _Settings(BaseSettings):
         """Log each name that starts with ``prefix`` and means nothing to us; once a process."""
         known = {prefix + name for name in (*cls.model_fields, *cls.aliases, *cls.foreign)}
         known = {name.lower() for name in known}
-        for name, shown in names.items():
-            if not cls.watched or not name.startswith(prefix.lower()) or name in known or shown in _warned:
+        for name, spelled in names.items():
+            if not cls.watched or not name.startswith(prefix.lower()) or name in known or spelled in _warned:
                 continue
-            _warned.add(shown)
-            _log.warning("%s (%s) is no known setting and is ignored%s", shown, place, cls._nearest(name, prefix))
+            _warned.add(spelled)
+            _log.warning("%s (%s) is no known setting and is ignored%s", spelled, place, cls._nearest(name, prefix))
 
     @classmethod
     def _nearest(cls, name: str, prefix: str) -> str:
@@ -343,8 +367,8 @@ class _Settings(BaseSettings):
     def _explain(cls, row: ErrorDetails, found: Mapping[str, _Found]) -> str:
         setting = str(row["loc"][0])
         value, name, place = found[setting]
-        shown = "..." if setting in cls.secret else repr(value)
-        return f"{name}={shown} ({place}): must be {cls.allowed(setting)}"
+        said = "..." if setting in cls.secret else shown(value)
+        return f"{name}={said} ({place}): must be {cls.allowed(setting)}"
 
     def _let_follow(self) -> None:
         """Raise the defaults that follow a chosen setting."""
@@ -467,7 +491,7 @@ class StorageConfig(_Settings):
 
     @classmethod
     def _memevolve_manages(cls) -> bool:
-        file = cls.model_config["env_file"]
+        file = _usable(cls.model_config["env_file"])
         for variables in (EnvSettingsSource(cls).env_vars, DotEnvSettingsSource(cls, env_file=file).env_vars):
             for name, value in variables.items():
                 if name.lower() == "memevolve_management_enable_auto_management" and value:

@@ -691,7 +691,8 @@ class MetadataMixin:
 
     def _updated_metadata(self, unit: MemoryUnit, old: MemoryUnit) -> MemoryUnit:
         """Return a copy of the unit with ``created_at`` of the old one and ``updated_at`` of now."""
-        created = (old.get("metadata") or {}).get("created_at")
+        held = old.get("metadata")
+        created = held.get("created_at") if isinstance(held, dict) else None
         given = dict(unit.get("metadata") or {})
         given.setdefault("created_at", created if created is not None else self._generate_timestamp())
         return {**unit, "metadata": {**given, "updated_at": self._generate_timestamp()}}

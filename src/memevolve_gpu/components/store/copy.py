@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import whole_number
+from ...utils.arguments import callback, switch, whole_number
 from .base import Progress, StorageBackend, as_backend, delete_units
 
 __all__ = ["CopyReport", "copy_store"]
@@ -94,9 +94,10 @@ def copy_store(
     """
     started = time.monotonic()
     rows = min(whole_number("page_size", page_size, error=ConfigurationError), MOST_ROWS)
-    run = _Copy(_checked(source, "source"), _checked(target, "target"), rows, progress or _silent)
+    told = callback("progress", progress) or _silent
+    run = _Copy(_checked(source, "source"), _checked(target, "target"), rows, told)
     run.check_pair()
-    if not replace:
+    if not switch("replace", replace):
         run.refuse_conflicts()
     run.follow()
     run.target.run_maintenance()

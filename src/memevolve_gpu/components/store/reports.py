@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from ...errors import InvalidQueryError
 from ...live.maintenance import Report
 from ...live.scheduler import RebuildReason
 from ...live.view import View
@@ -20,6 +19,7 @@ from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
+from ...utils.arguments import word
 from .report_types import (
     DeviceReport,
     EventReport,
@@ -68,8 +68,7 @@ RETRAIN_SHARE = 0.25
 
 def register(session: StoreSession, operation: str, details: Any) -> OperationEntry:
     """Keep an operation in the history and decide what the index does next."""
-    if operation not in OPERATIONS:
-        raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
+    word("operation_type", operation, OPERATIONS)
     entry = _entry(session, operation, plain_details(details))
     with session.records.write() as tx:
         kept = append_history(tx, entry)
@@ -86,8 +85,7 @@ def register(session: StoreSession, operation: str, details: Any) -> OperationEn
 
 def append_history(tx: Transaction, entry: OperationEntry) -> list[OperationEntry]:
     """Add the entry to the history in this transaction, and return the history."""
-    held = tx.get_meta(HISTORY_KEY)
-    kept: list[OperationEntry] = [*(json.loads(held) if held else []), entry][-KEPT:]
+    kept: list[OperationEntry] = [*(_entries(tx.get_meta(HISTORY_KEY)) or []), entry][-KEPT:]
     tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
     return kept
 
@@ -106,9 +104,19 @@ def plain_details(details: Any) -> dict[str, Any]:
 
 def _history(session: StoreSession) -> list[OperationEntry]:
     """The newest operations, newest last."""
-    held = session.records.get_meta(HISTORY_KEY)
-    found: list[OperationEntry] = json.loads(held) if held else []
-    return found
+    found = _entries(session.records.get_meta(HISTORY_KEY))
+    if found is None:
+        session.records.note_damage(f"the value {HISTORY_KEY!r}, the history of operations,")
+    return found or []
+
+
+def _entries(raw: bytes | None) -> list[OperationEntry] | None:
+    """The operations in a kept history; None when it is damaged."""
+    try:
+        found = json.loads(raw or b"[]")
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else None
 
 
 def _entry(session: StoreSession, operation: str, details: dict[str, Any]) -> OperationEntry:
@@ -405,7 +413,7 @@ def statistics_report(session: StoreSession) -> StoreStatistics:
         "store_id": session.records.store_id,
         "count": head.count,
         "dim": session.records.dim,
-        "embedding_model": (session.records.get_meta(MODEL_KEY) or b"").decode() or None,
+        "embedding_model": session.records.get_meta_text(MODEL_KEY) or None,
         "metric": session.records.metric,
         "index": {
             "kind": view.index.kind,

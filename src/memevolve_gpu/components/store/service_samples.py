@@ -30,7 +30,7 @@ class Samples:
     @property
     def kept(self) -> int:
         """Number of samples that are embedded and kept."""
-        return sum(len(json.loads(_texts_in(batch))) for batch in self._batches())
+        return len(self.load()[0])
 
     def collect(self, existing: FloatArray) -> TrainingSet:
         """Return the training set for ``existing``, float32 (n, dim), with service samples where those are too few."""
@@ -52,11 +52,13 @@ class Samples:
         texts: list[str] = []
         pieces = [np.empty((0, self._records.dim), dtype=np.float32)]
         for batch in self._batches():
-            written = _texts_in(batch)
-            texts += json.loads(written)
-            pieces.append(
-                np.frombuffer(batch[_TEXTS_LENGTH.size + len(written) :], dtype="<f4").reshape(-1, self._records.dim)
-            )
+            try:
+                more, vectors = _opened_batch(batch, self._records.dim)
+            except (ValueError, struct.error) as error:
+                self._events.record("samples-damaged", f"they are embedded again when they are needed: {error}")
+                continue
+            texts += more
+            pieces.append(vectors)
         return texts, np.concatenate(pieces)
 
     def save(self, texts: Sequence[str], vectors: FloatArray) -> None:
@@ -78,7 +80,12 @@ class Samples:
             number += 1
 
 
-def _texts_in(batch: bytes) -> bytes:
-    """Return the part of a kept batch that is the JSON of its texts."""
+def _opened_batch(batch: bytes, dim: int) -> tuple[list[str], FloatArray]:
+    """Return texts and vectors, float32 (m, dim), of a kept batch; ValueError or struct.error when it is damaged."""
     (length,) = _TEXTS_LENGTH.unpack_from(batch)
-    return batch[_TEXTS_LENGTH.size : _TEXTS_LENGTH.size + length]
+    start = _TEXTS_LENGTH.size
+    texts = json.loads(batch[start : start + length])
+    vectors = np.frombuffer(batch[start + length :], dtype="<f4").reshape(-1, dim)
+    if not isinstance(texts, list) or len(texts) != len(vectors):
+        raise ValueError("texts and vectors differ in number")
+    return texts, vectors

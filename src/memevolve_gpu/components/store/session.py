@@ -343,24 +343,24 @@ def _remember_model(records: Records, embedder: Embedder | None) -> None:
     name = embedder.model_name if embedder is not None else None
     if not name:
         return
-    held = records.get_meta(MODEL_KEY)
+    held = records.get_meta_text(MODEL_KEY)
     if held is None:
         if not records.read_only:
             with records.write() as tx:
                 tx.set_meta(MODEL_KEY, name.encode())
-    elif held.decode() != name:
+    elif held != name:
         raise ModelMismatchError(
-            f"the store was filled by the embedding model {held.decode()!r}, embedding_function is {name!r}; "
+            f"the store was filled by the embedding model {held!r}, embedding_function is {name!r}; "
             "use the same model, or export and embed into a new store"
         )
 
 
 def _remember_index_type(records: Records, config: StorageConfig) -> StorageConfig:
     """Keep an explicitly set index type with the store until another one is set."""
-    held = records.get_meta(INDEX_TYPE_KEY)
+    held = records.get_meta_text(INDEX_TYPE_KEY)
     if "index_type" not in config.model_fields_set:
-        return config if held is None else config.replace(index_type=held.decode())
-    if not records.read_only and held != config.index_type.encode():
+        return config if held is None else config.replace(index_type=held)
+    if not records.read_only and held != config.index_type:
         with records.write() as tx:
             tx.set_meta(INDEX_TYPE_KEY, config.index_type.encode())
     return config

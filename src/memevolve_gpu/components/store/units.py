@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
 from ...types import FloatArray, MemoryUnit, Metric
-from ...utils.arguments import shown, whole_number
+from ...utils.arguments import listed, shown, whole_number
 from ...utils.embeddings import Embedder
 from ...utils.plain import as_plain, plain_scalar, plain_text
 from ...utils.vectors import check_vector, check_vectors
@@ -121,7 +121,7 @@ class UnitEmbedder:
 
 def looked_up(ids: Sequence[str]) -> list[str]:
     """The distinct ids that can be looked up, in order."""
-    return list(dict.fromkeys(plain_text(unit_id) for unit_id in ids if is_id(unit_id)))
+    return list(dict.fromkeys(plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)))
 
 
 def with_id(unit: Any, unit_id: str) -> Any:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
 from ...types import FloatArray, Hit, MemoryUnit
-from ...utils.arguments import shown, whole_number
+from ...utils.arguments import callback, change, listed, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
@@ -113,7 +112,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         config = StorageConfig.adopt(storage_config)
         if index_type is not None:
             config = config.replace(index_type=index_type)
-        self.index_file = os.fspath(index_file)
+        self.index_file = path_text("index_file", index_file)
         self.embedding_function = embedding_function
         self._session: StoreSession | None = open_session(
             self.index_file, embedding_function, embedding_dim, config, machine
@@ -236,7 +235,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             ConflictError: A unit to delete changed after ``unchanged_since``, or is gone.
             InvalidUnitError: ``delete_ids`` names a unit twice, or as for :meth:`store_batch`, as all other errors.
         """
-        wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(delete_ids)]
+        wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(listed("delete_ids", delete_ids))]
         if len(set(wanted)) < len(wanted):
             twice = next(one for at, one in enumerate(wanted) if one in wanted[:at])
             raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
@@ -312,9 +311,10 @@ class VectorStore(StorageBackend, MetadataMixin):
             InvalidUnitError: An id is not one; nothing is deleted.
         """
         session = self._open
-        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
+        since = change("unchanged_since", unchanged_since)
         with session.records.write() as tx:
-            dropped = _drop_unchanged(tx, wanted, unchanged_since)
+            dropped = _drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
         return dropped
@@ -484,7 +484,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if found is None:
             return []
         ids = found.ids(0)
-        if record:
+        if switch("record", record):
             self._open.accesses.note(ids)
         return list(zip(found.distances[0].tolist(), ids, strict=False))
 
@@ -516,7 +516,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if found is None:
             return []
         hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall))
-        if record:
+        if switch("record", record):
             self._open.accesses.note([hit.id for hit in hits])
         return hits
 
@@ -596,7 +596,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Args:
             ids: Ids; those of no unit are skipped.
         """
-        self._open.accesses.note([plain_text(unit_id) for unit_id in ids if is_id(unit_id)])
+        self._open.accesses.note([plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)])
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """List units by their accesses in this process, and those that other processes have written.
@@ -612,8 +612,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             InvalidQueryError: ``kind`` is unknown, or ``limit`` is negative.
         """
-        if kind not in ("lru", "lfu"):
-            raise InvalidQueryError(f"kind must be 'lru' or 'lfu', got {shown(kind)}")
+        word("kind", kind, ("lru", "lfu"))
         session, most = self._open, whole_number("limit", limit, least=0)
         return session.accesses.in_order(kind, min(most, session.records.count()))
 
@@ -637,7 +636,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             What was done.
         """
         self._open.accesses.flush()
-        return maintenance_report(self._open.maintenance.run(progress))
+        return maintenance_report(self._open.maintenance.run(callback("progress", progress)))
 
     def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
         """Train the index again, whether that is due or not.
@@ -650,8 +649,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             What was done.
         """
-        reason = RebuildReason("train", "asked for", by_request=samples)
-        return maintenance_report(self._open.maintenance.run(progress, force=reason))
+        reason = RebuildReason("train", "asked for", by_request=switch("samples", samples))
+        return maintenance_report(self._open.maintenance.run(callback("progress", progress), force=reason))
 
     def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
         """Report a management operation that is done, so that the index follows.
@@ -678,7 +677,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The findings, each with ``code``, ``message`` and ``fixed``; empty for a sound store.
         """
-        return self._open.check(fix)
+        return self._open.check(switch("fix", fix))
 
     def snapshot(self) -> str:
         """Save the index, so that the store opens faster next time.
@@ -697,7 +696,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Args:
             path: The file to write.
         """
-        self._open.records.backup(Path(path))
+        self._open.records.backup(path)
 
     @staticmethod
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
@@ -750,7 +749,12 @@ class VectorStore(StorageBackend, MetadataMixin):
 
         Args:
             state: What :meth:`save_state` of the other store returned.
+
+        Raises:
+            InvalidQueryError: ``state`` is not a mapping.
         """
+        if not isinstance(state, Mapping):
+            raise InvalidQueryError(f"state must be what save_state() returned, got {shown(state)}")
         source = state.get("index_file")
         if source is None or state.get("store_id") == self._open.records.store_id:
             return
@@ -797,8 +801,10 @@ class VectorStore(StorageBackend, MetadataMixin):
         progress: Progress | None,
         since: int | None,
     ) -> list[str]:
-        session = self._open
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
+        session, since = self._open, change("unchanged_since", since)
+        callback("progress", progress)
+        given = listed("units", units, InvalidUnitError)
+        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(given)]
         if not checked and not delete_ids:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)

@@ -16,8 +16,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, EmbeddingError
 from ...types import FloatArray, IntArray
+from ..arguments import listed, shown
 
 __all__ = ["MAX_CHARACTERS", "HashingEmbedder"]
 
@@ -59,7 +60,7 @@ class HashingEmbedder:
             dimension: number of buckets; below about 64 unrelated texts collide often.
 
         Raises:
-            ConfigurationError: ``dimension`` is not a positive integer.
+            ConfigurationError: ``dimension`` is not an integer from 1 to 65,536.
         """
         _check_dimension(dimension)
         self.dimension = dimension
@@ -85,8 +86,15 @@ class HashingEmbedder:
 
         Returns:
             float32 (n, dimension), each row of L2 norm 1 and independent of the others.
+
+        Raises:
+            EmbeddingError: ``texts`` is not a sequence of strings.
         """
-        chunks = [self._embed_chunk(chunk) for chunk in _chunks(texts)]
+        given = listed("texts", texts, EmbeddingError)
+        for text in given:
+            if not isinstance(text, str):
+                raise EmbeddingError(f"a text must be a string, got {shown(text)}")
+        chunks = [self._embed_chunk(chunk) for chunk in _chunks(given)]
         return np.concatenate(chunks) if chunks else np.empty((0, self.dimension), dtype=np.float32)
 
     def _embed_chunk(self, texts: list[str]) -> FloatArray:
@@ -104,8 +112,14 @@ class HashingEmbedder:
 
 
 def _check_dimension(dimension: object) -> None:
-    if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
-        raise ConfigurationError(f"dimension must be a positive integer, got {dimension!r}; 384 is usual")
+    if isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= _MOST_DIMENSIONS:
+        raise ConfigurationError(
+            f"dimension must be a positive integer, at most {_MOST_DIMENSIONS}, got {shown(dimension)}; 384 is usual"
+        )
+
+
+_MOST_DIMENSIONS = 65_536
+"""The most that a store takes."""
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:
