@@ -355,7 +355,8 @@ class _Settings(BaseSettings):
             if not cls.watched or not name.startswith(prefix.lower()) or name in known or spelled in _warned:
                 continue
             _warned.add(spelled)
-            _log.warning("%s (%s) is no known setting and is ignored%s", spelled, place, cls._nearest(name, prefix))
+            printable = spelled.encode(errors="backslashreplace").decode()  # a handler could not write a surrogate
+            _log.warning("%s (%s) is no known setting and is ignored%s", printable, place, cls._nearest(name, prefix))
 
     @classmethod
     def _nearest(cls, name: str, prefix: str) -> str:
