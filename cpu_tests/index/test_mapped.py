@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +131,26 @@ def test_a_snapshot_is_replaced_under_a_body_that_reads_from_it(tmp_path: Path, 
     first = saved(tmp_path / "s", index_of("two_stage", vectors, "l2"))
     saved(tmp_path / "s", index_of("exact", others, "l2"))
     assert np.array_equal(first.vectors, vectors)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_that_is_read_and_dropped_leaves_no_memory_behind(
+    kind: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    dim, times = 512, 20
+    index = index_of(kind, clustered(rng, N, dim, "l2"), "l2")
+    write_snapshot(tmp_path / "s", index, SnapshotInfo("s", 1, 1, N, index.plan, index.metric, dim, 0.0, 7))
+    for turn in range(times + 2):
+        if turn == 2:
+            before = resident_bytes()
+        read_snapshot(tmp_path / "s", store_id="s", dim=dim, metric="l2")
+        gc.collect()
+    assert resident_bytes() - before < times * N * dim * 4 / 4, "a quarter of the vectors that were read"
 
 
 def test_where_nothing_can_be_mapped_rows_are_read(

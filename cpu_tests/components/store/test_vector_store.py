@@ -472,6 +472,20 @@ class TestLimits:
         assert 0 < health["memory_usage_mb"] <= health["max_memory_mb"] == pytest.approx(0.05, rel=1e-3)
         assert store.delete("u1")
 
+    def test_health_forgets_a_refused_build_once_another_one_serves(self, tmp_path: Path) -> None:
+        settings = config(index_type="ivf")
+        vectors = np.random.default_rng(SEED).standard_normal((1200, 8)).astype(np.float32)
+        with VectorStore(tmp_path / "given", None, embedding_dim=8, storage_config=settings) as store:
+            store.store_batch([{"id": f"u{i}"} for i in range(400)], vectors[:400])
+            store.run_maintenance()  # nothing embeds the samples that 400 units need to train on
+            (said,) = store.get_storage_health()["recommendations"]
+            assert "refused" in said
+            assert said.count("stay") == 2, "by the cause, and by the advice"
+            store.store_batch([{"id": f"u{i}"} for i in range(400, 1200)], vectors[400:])
+            store.run_maintenance()
+            assert store.index.kind == "ivf"
+            assert store.get_storage_health()["recommendations"] == []
+
     def test_health_has_what_operators_were_promised(self, make: Make) -> None:
         store = make(index_type="ivf")
         store.store_batch(units(400))

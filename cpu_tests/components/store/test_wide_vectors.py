@@ -157,6 +157,22 @@ def test_new_rows_lie_in_memory_until_enough_came(tmp_path: Path, monkeypatch: p
             assert finds(store, vectors[:end], 1.0) == 1.0
 
 
+def test_few_new_rows_are_saved_where_they_take_much_of_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "DELTA_ROWS", 40)
+    monkeypatch.setattr(scheduler, "DELTA_MOST", 40)
+    vectors = heavy_tailed()
+    with filled(tmp_path, vectors[:500], index_type="flat") as store:
+        store.snapshot()
+    with opened(tmp_path, vectors, index_type="flat", max_memory_mb=0.15) as store:
+        store.store_batch(units(500, 550), embeddings=vectors[500:550])
+        actions = store.run_maintenance()["actions"]
+        assert actions == ["extended exact of 550 rows", "saved the vectors, to map them"]
+        assert store.statistics()["mapped_bytes"] == vectors[:550].nbytes
+        assert store.run_maintenance()["actions"] == []
+
+
 def test_vectors_are_saved_although_nothing_else_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot_writer, "MOVED_BYTES", 1000)
     vectors = heavy_tailed()

@@ -60,8 +60,9 @@ class HNSWIndex(Index):
         with translate_error("restoring a graph"):
             storage = faiss.IndexFlat(table.dim, metric_of(faiss, metric))
             storage.add(table.vectors)
-            engine.storage = storage
+            engine.storage = storage  # this takes the ownership away from Python
             engine.own_fields = False
+            storage.this.own(True)  # the table keeps it
         return cls(plan, metric, rows, engine, storage)
 
     def _extended(self, rows: Rows) -> HNSWIndex:

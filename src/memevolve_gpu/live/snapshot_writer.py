@@ -30,6 +30,10 @@ mapped from the snapshot."""
 MOVED_BYTES = 16 << 20
 """Up to this many bytes of vectors stay in memory without a save."""
 
+BUDGET_SHARE = 0.25
+"""Vectors in memory that take more of the memory limit than this are saved, however few they are: a store at its limit
+must accept writes again after a round."""
+
 
 class Saver:
     """Writes the snapshot file of one live index. The caller holds the maintenance lock."""
@@ -68,8 +72,9 @@ class Saver:
 
     def holds_vectors(self, view: View) -> bool:
         """Whether many vectors are in memory that could be mapped from a snapshot."""
-        table = view.index.table
-        return view.index.kind != "hnsw" and table.resident_bytes > max(MOVED_BYTES, CHANGED_SHARE * table.nbytes)
+        table, budget = view.index.table, self._live.settings.budget_bytes
+        most = min(max(MOVED_BYTES, CHANGED_SHARE * table.nbytes), BUDGET_SHARE * budget)
+        return view.index.kind != "hnsw" and table.resident_bytes > most
 
     def note_swap(self, view: View) -> bool:
         """Maintenance has just put the index of ``view`` in use: mark it unsaved, unless the snapshot serves.

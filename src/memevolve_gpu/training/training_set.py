@@ -486,7 +486,7 @@ def _objection(wanted: int, missing: int, error: str) -> str:
     """Why these samples cannot be used for training; empty where they can."""
     if 2 * missing <= wanted:
         return ""
-    return f"{missing} of {wanted} training samples could not be embedded, more than half: {error}; staying exact"
+    return f"{missing} of {wanted} training samples could not be embedded, more than half: {error}"
 
 
 def _silent(_stage: str, _share: float) -> None:

@@ -393,7 +393,7 @@ def health_report(session: StoreSession) -> StorageHealth:
         damage=session.records.damage,
         performance=_performance(session, view) if view.count > session.config.performance_threshold else None,
         training=training_report(session, view, cause),
-        refusals=[event.cause for event in session.events.recent("refused")[-1:]],
+        refusals=[event.cause for event in session.events.recent("refused")[-1:] if view.stats.refused_rows],
         device=_device(session, view),
         index_lag=max(0, head.last_seq - view.watermark),
         lag_cause=session.lagging,
