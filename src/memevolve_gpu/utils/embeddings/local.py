@@ -50,7 +50,7 @@ class LocalEmbedder:
 
     Thread-safe: one call at a time, because the tokenizers are not.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import LocalEmbedder
         >>> LocalEmbedder()("git rebase").shape  # doctest: +SKIP
         (384,)
