@@ -1,6 +1,6 @@
 """The store as a LangChain vector store: add documents, search with filters and scores, diversity (MMR), a retriever.
 
-Run it with ``python examples/langchain_quickstart.py``; it needs ``pip install "memevolve-gpu[cpu,langchain]"``.
+Run it with ``python examples/langchain_quickstart.py``; it needs ``pip install -e ".[cpu,langchain]"``.
 Nothing is downloaded: the hashing embedder compares words, not meanings. For real use, pass any
 ``Embeddings`` of LangChain. The store is created in a temporary folder; pass a path prefix as the first argument to
 keep it.

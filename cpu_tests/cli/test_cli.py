@@ -21,6 +21,7 @@ from typing import Any
 import apsw
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
 from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore, cli
@@ -897,6 +898,26 @@ def test_export_replaces_a_file_only_when_it_is_complete(
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
     assert "No such file" in bad(ExitCode.FAILED, "export", str(folder / "out.jsonl"), "--store", store)
     assert "regular file" in bad(ExitCode.USAGE, "export", str(tmp_path), "--store", store)
+
+
+def test_no_line_of_a_table_ends_with_blanks_or_is_wider_than_the_output(tmp_path: Path) -> None:
+    prefix = str(tmp_path / "memory")
+    units = [{"id": "wide", "content": "\N{CJK UNIFIED IDEOGRAPH-8A9E}" * 200}, {"id": "short", "content": "a word"}]
+    ok("add", write(tmp_path / "units.jsonl", units), "--store", prefix, "--embedder", "hashing")
+    for command in (["list"], ["search", "word"], ["stats"], ["health"]):
+        lines = run(*command, "--store", prefix).stdout.splitlines()
+        assert [line for line in lines if line != line.rstrip()] == []
+        assert max(cell_len(line) for line in lines) <= 160
+    listed = run("list", "--store", prefix).stdout.splitlines()
+    assert [line.split()[0] for line in listed[:3]] == ["id", "wide", "short"]
+    assert listed[1].endswith("\N{CJK UNIFIED IDEOGRAPH-8A9E}\N{HORIZONTAL ELLIPSIS}")
+    assert listed[2].endswith("a word")
+
+
+def test_the_usage_line_has_one_pair_of_brackets() -> None:
+    for command in (["update"], ["manage", "deduplicate"]):
+        usage = next(line for line in run(*command, "--help").stdout.splitlines() if "Usage:" in line)
+        assert "[[" not in usage
 
 
 # As a process: signals, pipes, encodings

@@ -385,6 +385,32 @@ def test_the_packaged_weights_are_used_offline(
     assert FakeModel.loaded == [(str(packages), None, True)]
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_packaged_weights_are_loaded_without_a_progress_bar(
+    packages: Path, monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    right_hashes(monkeypatch, packages)
+    state, while_loading = [shown], []
+    bars = types.ModuleType("transformers.utils.logging")
+    vars(bars).update(
+        is_progress_bar_enabled=lambda: state[-1],
+        disable_progress_bar=lambda: state.append(False),
+        enable_progress_bar=lambda: state.append(True),
+    )
+    monkeypatch.setitem(sys.modules, "transformers.utils.logging", bars)
+
+    class Watched(FakeModel):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            while_loading.append(state[-1])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(sys.modules["sentence_transformers"], "SentenceTransformer", Watched)
+    LocalEmbedder()("a")
+    LocalEmbedder("some/model")("a")
+    assert while_loading == [False, shown], "a model that may be downloaded keeps its bar"
+    assert state[-1] == shown
+
+
 def test_packaged_weights_that_are_not_the_published_ones_are_refused(packages: Path) -> None:
     with pytest.raises(EngineError, match=r"is not the file that was published.*--force-reinstall"):
         LocalEmbedder()("hello")

@@ -40,7 +40,7 @@ def open_store(
     Raises:
         MemEvolveError: As ``VectorStore`` and ``MilvusStore`` do.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import HashingEmbedder, open_store
         >>> with open_store("memory", HashingEmbedder()) as store:
         ...     store.store({"content": "Write tests first"})

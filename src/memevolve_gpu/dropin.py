@@ -55,7 +55,7 @@ def install() -> None:
     Raises:
         ImportError: MemEvolve's own store is imported already; objects of two different classes would be mixed.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import VectorStore, dropin
         >>> dropin.install()
         >>> import memevolve.components.store.vector_store as memevolve_store
@@ -78,7 +78,7 @@ def install() -> None:
 def uninstall() -> None:
     """Undo :func:`install`. Names that MemEvolve has imported from this package's store stay imported.
 
-    Example:
+    Examples:
         >>> import sys
         >>> from memevolve_gpu import dropin
         >>> dropin.uninstall()

@@ -67,7 +67,7 @@ __all__ = [
 class MemEvolveError(Exception):
     """Base class of all errors of this package.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import ConfigurationError, MemEvolveError, StorageConfig
         >>> try:
         ...     StorageConfig(target_recall=2, _env_file=None)

@@ -43,7 +43,7 @@ def add_to_memory_system(memory_system: type) -> None:
     Args:
         memory_system: The class.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.validation import ScratchStore
         >>> from memevolve_gpu.health_hook import add_to_memory_system
         >>> class MemorySystem:

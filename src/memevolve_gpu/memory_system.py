@@ -133,7 +133,7 @@ class MemorySystemConfig:
     Raises:
         ConfigurationError: A field has a value that is not allowed.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import MemorySystemConfig
         >>> MemorySystemConfig(auto_prune_threshold=10_000, prune_policy="oldest").default_retrieval_top_k
         5
@@ -202,7 +202,7 @@ class MemorySystem:
     Errors of this package derive from ``MemEvolveError``; errors of an encoder pass through unchanged. Callbacks run
     after the operation is complete; an exception of a callback is logged.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from memevolve_gpu import HashingEmbedder, MemorySystem, MemorySystemConfig, VectorStore
         >>> with (

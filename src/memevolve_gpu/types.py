@@ -44,7 +44,7 @@ class Hit:
         distance: squared L2, 1 - cosine or -dot, by the store's metric; the smaller, the more similar.
         score: 1 / (1 + distance) for l2, the cosine for cosine, the dot product for ip; the larger, the more similar.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import Hit
         >>> hit = Hit({"id": "a", "content": "close the file"}, "a", distance=0.25, score=0.8)
         >>> hit.unit["content"], hit.score

@@ -100,7 +100,7 @@ def prune(
 def consolidate(
     ids: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[ID...]", show_default=False, help="Ids of the units to consider; all without."),
+        typer.Argument(metavar="ID...", show_default=False, help="Ids of the units to consider; all without."),
     ] = None,
     *,
     store: Prefix,
@@ -233,9 +233,9 @@ def backup(
     output, written = Output(as_json), path.removesuffix(".db") + ".db"
     with open_local(store) as opened, output.progress("copying"):
         if not Path(written).parent.is_dir():
-            raise InputError(f"FILE: the folder {Path(written).parent} does not exist; create it first")
+            raise InputError(f"the folder {Path(written).parent} does not exist; create it first")
         if os.path.lexists(written):
-            raise InputError(f"FILE: {written} exists; name another file")
+            raise InputError(f"{written} exists; name another file")
         opened.backup(written)
     output.show({"backup": written}, f"copied the records to {written}")
 

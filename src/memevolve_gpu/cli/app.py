@@ -156,7 +156,8 @@ class _Program(TyperGroup):
         codes = Table(title="Exit codes", title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 1))
         for code, meaning in MEANING.items():
             codes.add_row(f"{code:d}", meaning)
-        console_for(sys.stdout).print(codes)
+        console = console_for(sys.stdout)
+        console.print(codes, width=min(console.width, 80))  # as wide as the help above it where that is piped
 
 
 def _guarded(run: Callable[[], int], output: Output) -> int:
@@ -166,7 +167,7 @@ def _guarded(run: Callable[[], int], output: Output) -> int:
     except _USAGE_ERROR as error:
         inner = error.ctx is not None and error.ctx.parent is not None
         see = f"{PROGRAM}{' ' + error.ctx.info_name if inner else ''} --help"
-        output.fail(f"{error.format_message()} (see {see})", "UsageError")
+        output.fail(f"{error.format_message().removesuffix('.')} (see {see})", "UsageError")
         return ExitCode.USAGE
     except _Ended as ended:
         return _failed(ended.error, output)

@@ -19,7 +19,6 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 __all__ = ["Output", "Report", "Rows", "console_for", "held_interrupt", "one_line", "printable"]
@@ -123,7 +122,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table of plain texts, one line per row; the last column fills the width and is truncated there."""
+    """A table of plain texts, one line per row; the last column is truncated at the width of the output."""
 
     titles: tuple[str, ...]
     rows: list[list[str]]
@@ -132,13 +131,15 @@ class Rows:
         cells = [[one_line(cell) for cell in row] for row in self.rows]
         columns = list(zip(*[self.titles, *cells], strict=True))
         widths = [min(_MAX_COLUMN, max(map(cell_len, column))) for column in columns[:-1]]
-        left = options.max_width - sum(widths) - _GAP * len(widths)
-        table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
-        for title, width in zip(self.titles, [*widths, max(_MIN_LAST_COLUMN, left)], strict=True):
-            table.add_column(title, no_wrap=True, overflow="ellipsis", width=width)
-        for row in cells:
-            table.add_row(*map(Text, row))
-        yield table
+        widths.append(max(_MIN_LAST_COLUMN, options.max_width - sum(widths) - _GAP * len(widths)))
+        for style, row in [("bold", self.titles), *(("", row) for row in cells)]:
+            line = Text(style=style, no_wrap=True, overflow="ellipsis")
+            for cell, width in zip(row, widths, strict=True):
+                text = Text(cell)
+                text.truncate(width, overflow="ellipsis", pad=True)
+                line.append_text(text).append(" " * _GAP)
+            line.rstrip()
+            yield line
 
 
 def printable(text: str) -> str:

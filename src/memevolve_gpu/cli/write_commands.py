@@ -153,7 +153,7 @@ def add(
 
 def update(
     unit_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the unit.")],
-    file: Annotated[OptionalText, file_argument("[FILE.json]", "The new unit as JSON; - is stdin.")] = None,
+    file: Annotated[OptionalText, file_argument("FILE.json", "The new unit as JSON; - is stdin.")] = None,
     *,
     store: Prefix,
     unit: Annotated[

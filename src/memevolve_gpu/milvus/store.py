@@ -106,7 +106,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         config: The settings in use, a ``StorageConfig``.
         embedding_function: The function that the store was opened with.
 
-    Example:
+    Examples:
         The server listens on localhost.
 
         >>> from memevolve_gpu import HashingEmbedder, MilvusStore

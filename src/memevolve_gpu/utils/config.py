@@ -392,7 +392,7 @@ class StorageConfig(_Settings):
         ConfigurationError: a name is unknown, a value is not allowed, two values contradict each other, or ``.env``
             cannot be read. The message says what is allowed.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import StorageConfig
         >>> config = StorageConfig(index_type="hnsw", target_recall=0.98, _env_file=None)
         >>> config.replace(metric="cosine").metric
@@ -523,7 +523,7 @@ class EmbeddingConfig(_Settings):
     Raises:
         ConfigurationError: as for :class:`StorageConfig`. Keys and addresses are not shown in messages.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import EmbeddingConfig
         >>> EmbeddingConfig(provider="hashing", dimension=64, _env_file=None).dimension
         64
@@ -590,7 +590,7 @@ class MilvusConfig(_Settings):
     Raises:
         ConfigurationError: as for :class:`StorageConfig`. Token and address are not shown in messages.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.utils.config import MilvusConfig
         >>> MilvusConfig(uri="https://db.example.org:19530", collection="notes", _env_file=None).address
         'milvus+https://db.example.org:19530/notes'

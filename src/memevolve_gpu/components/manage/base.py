@@ -37,7 +37,7 @@ class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for
 
     ``notes`` holds JSON values about the operation, for instance how many units have no readable time stamp.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.manage import Removal
         >>> count, ids = Removal(["a", "b"], {"left": 1})
         >>> count, ids
@@ -76,7 +76,7 @@ class HealthMetrics:
         last_operation_time: When that was.
         duplicate_count_is_exact: False where ``duplicate_count`` is estimated from a sample.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.manage import SimpleManagementStrategy
         >>> from memevolve_gpu.components.validation import ScratchStore
         >>> units = [{"id": "a", "type": "tool", "content": "git"}, {"id": "b", "type": "tool", "content": "Git"}]
@@ -104,7 +104,7 @@ class HealthMetrics:
 class ManagementStrategy(ABC):
     """The contract of a management strategy: what to delete and what to merge.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.manage import ManagementStrategy, SimpleManagementStrategy
         >>> from memevolve_gpu.components.validation import ScratchStore
         >>> class NeverForget(SimpleManagementStrategy):
@@ -189,7 +189,7 @@ class ManagementStrategy(ABC):
 class MemoryManager:
     """Runs a strategy on a backend and keeps a history of the last 1,000 operations.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
         >>> from memevolve_gpu.components.validation import ScratchStore
         >>> units = [{"id": "a", "content": "old"}, {"id": "b", "content": "new"}]

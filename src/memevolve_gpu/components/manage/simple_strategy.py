@@ -292,7 +292,7 @@ class SimpleManagementStrategy(ManagementStrategy):
     With ``dry_run=True`` a method returns what it would do and changes nothing. A unit that changes while an operation
     is prepared is left unchanged, if the backend numbers its changes.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from memevolve_gpu import HashingEmbedder, VectorStore
         >>> from memevolve_gpu.components.manage import SimpleManagementStrategy

@@ -59,7 +59,7 @@ class _Tally:
 class RetrievalMetrics:
     """Metrics by the name of a strategy. Safe to use from several threads.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.retrieve import RetrievalMetrics
         >>> metrics = RetrievalMetrics()
         >>> metrics.record("KeywordRetrievalStrategy", 0.002, 3)
@@ -130,7 +130,7 @@ class RetrievalResult:
         score: Grows with relevance; the scale depends on the strategy.
         metadata: What the strategy knows about the result, such as ``distance``.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.retrieve import RetrievalResult
         >>> RetrievalResult("a", {"id": "a", "content": "git bisect"}, 0.9).score
         0.9
@@ -145,7 +145,7 @@ class RetrievalResult:
 class RetrievalStrategy(ABC):
     """The contract of a retrieval strategy: finds units for a query in any backend.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.retrieve import RetrievalResult, RetrievalStrategy
         >>> from memevolve_gpu.components.validation import ScratchStore
         >>> class Newest(RetrievalStrategy):
@@ -206,7 +206,7 @@ class RetrievalStrategy(ABC):
 class RetrievalContext:
     """Runs a strategy with default arguments, and keeps metrics and the last 1,000 queries.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy, RetrievalContext
         >>> from memevolve_gpu.components.validation import ScratchStore
         >>> context = RetrievalContext(KeywordRetrievalStrategy(), default_top_k=3)

@@ -189,7 +189,7 @@ def _united(semantic: Sequence[Ranked], keyword: Sequence[Ranked]) -> list[Fused
 class KeywordRetrievalStrategy(RetrievalStrategy):
     """Searches the backend's keyword index; the score is BM25. A backend without one is scanned.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy
         >>> from memevolve_gpu.components.validation import ScratchStore
         >>> store = ScratchStore([{"id": "a", "content": "git bisect"}, {"id": "b", "content": "tar"}])
@@ -235,7 +235,7 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
 
     The score is that of the store: the cosine, the dot product, or 1 / (1 + distance) for l2.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import HashingEmbedder
         >>> from memevolve_gpu.components.retrieve import SemanticRetrievalStrategy
         >>> from memevolve_gpu.components.validation import ScratchStore
@@ -330,7 +330,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     ``weighted`` adds 0.7 of the cosine and 0.3 of BM25 relative to the query's best; scores are in 0..1. ``rrf`` is
     reciprocal rank fusion, which uses ranks only.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from memevolve_gpu import HashingEmbedder, VectorStore
         >>> from memevolve_gpu.components.retrieve import HybridRetrievalStrategy

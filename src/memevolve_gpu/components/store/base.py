@@ -75,7 +75,7 @@ class StorageBackend(ABC):
     must, do nothing where nothing is needed, or raise ConfigurationError where a backend cannot do it at all (search by
     meaning, vectors).
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import StorageBackend
         >>> class ListStore(StorageBackend):
         ...     def __init__(self):
@@ -667,7 +667,7 @@ def as_backend(storage: Any) -> StorageBackend:
 class MetadataMixin:
     """Adds time stamps to ``unit["metadata"]``.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.components.store import MetadataMixin
         >>> class Stamper(MetadataMixin):
         ...     def stamp(self, unit):

@@ -64,7 +64,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         embedding_function: The function that the store was opened with.
         index_file: The path prefix of the store's files.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import HashingEmbedder, VectorStore
         >>> store = VectorStore("memory", HashingEmbedder())
         >>> store.store({"id": "git", "type": "lesson", "content": "Rebase before you push"})

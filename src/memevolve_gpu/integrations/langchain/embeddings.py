@@ -21,7 +21,7 @@ class EmbeddingsFunction:
     Every text is embedded as a document. ``MemEvolveVectorStore`` embeds queries with ``embed_query``; the store's own
     ``search`` does not.
 
-    Example:
+    Examples:
         >>> from langchain_core.embeddings import DeterministicFakeEmbedding
         >>> from memevolve_gpu.integrations.langchain import EmbeddingsFunction
         >>> len(EmbeddingsFunction(DeterministicFakeEmbedding(size=8))("git bisect"))
@@ -52,7 +52,7 @@ class EmbeddingsFunction:
 class FunctionEmbeddings(Embeddings):
     """Adapts an embedding function of this package to LangChain ``Embeddings``. As thread-safe as the function.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import HashingEmbedder
         >>> from memevolve_gpu.integrations.langchain import FunctionEmbeddings
         >>> len(FunctionEmbeddings(HashingEmbedder(64)).embed_query("git bisect"))

@@ -32,7 +32,7 @@ def relevance(distance: float, metric: str) -> float:
     Returns:
         The score.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.integrations.langchain import relevance
         >>> relevance(0.5, "cosine")
         0.75
@@ -63,7 +63,7 @@ def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: fl
     Raises:
         InvalidQueryError: ``lambda_mult`` is outside [0, 1].
 
-    Example:
+    Examples:
         >>> from memevolve_gpu.integrations.langchain import maximal_marginal_relevance
         >>> maximal_marginal_relevance([1.0, 0.0], [[1.0, 0.1], [1.0, 0.1], [0.5, -0.5]], 2)
         [0, 2]

@@ -51,7 +51,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     As safe to use from several threads and processes as the backend. See docs/how-to/langchain.md.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from memevolve_gpu import HashingEmbedder
         >>> from memevolve_gpu.integrations.langchain import FunctionEmbeddings, MemEvolveVectorStore

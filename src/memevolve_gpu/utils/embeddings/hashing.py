@@ -46,7 +46,7 @@ class HashingEmbedder:
     All sums are of integers, and the one square root and the one division are exact to the last bit under IEEE 754, so
     the bytes are the same everywhere.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import HashingEmbedder
         >>> embed = HashingEmbedder(64)
         >>> embed("git rebase").shape, embed.embed_batch(["git", "rebase"]).shape

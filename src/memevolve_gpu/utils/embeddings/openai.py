@@ -38,7 +38,7 @@ class OpenAIEmbedder:
     Texts are cut to ``max_chars`` characters; an empty one is sent as a space, because services refuse it. Thread-safe;
     a forked process opens connections of its own.
 
-    Example:
+    Examples:
         >>> from memevolve_gpu import OpenAIEmbedder
         >>> embed = OpenAIEmbedder("http://localhost:11434/v1", model="all-minilm")  # nothing is sent yet
         >>> embed.model_name
