@@ -111,7 +111,7 @@ def free_bytes() -> int:
 
 
 def scratch_of(engine: str) -> int:
-    """Bytes of a prediction that the engine shares among all bodies."""
+    """Bytes of a prediction that the engine shares among all indexes."""
     if engine == "faiss":
         return TEMPORARY_BYTES
     from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH

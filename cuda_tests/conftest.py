@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path += [
     str(REPOSITORY),
     *(str(REPOSITORY / name) for name in ("cpu_tests", "cpu_tests/helpers")),
-]  # the contract of the bodies and its oracle are shared
+]  # the contract of the indexes and its oracle are shared
 
 SEED = 20_260_101
 """Seed of every random choice here."""

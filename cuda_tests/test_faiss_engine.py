@@ -243,7 +243,7 @@ def test_lists_leave_nothing_on_the_host() -> None:
 
 @pytest.fixture
 def handle() -> tuple[Index, FloatArray]:
-    """A body on the device, and its vectors."""
+    """An index on the device, and its vectors."""
     vectors = embeddings(50_000, 384)
     return build(plan_of("exact", len(vectors)), rows_of(vectors), "l2", seed=1), vectors
 

@@ -118,7 +118,7 @@ def test_writes_are_found_and_deletions_are_not(store: VectorStore, engine: str,
     store.store_batch(units(N, N + 300), embeddings=fresh)
     gone = [f"u{row}" for row in range(0, 600, 2)]
     assert store.delete_batch(gone) == len(gone)
-    for _ in range(2):  # before the index is built anew, and after
+    for _ in range(2):  # before the index is built again, and after
         assert [ids[0] for ids in store.search_vectors(fresh, 1)[1]] == names_of(N, N + 300)
         found = store.search_vectors(vectors[:600], 5)[1]
         assert not {name for ids in found for name in ids} & set(gone)

@@ -306,14 +306,14 @@ index_module._DEVICE_CALL = 0.0
 record_searches(True)
 vectors, queries = vectors_of(60_000, 128), vectors_of(50, 128, 2)
 index = on_card("exact", vectors)
-expected = index.search(queries, 10, Effort())[1]
+expected = index.search(queries, 10, SearchParams())[1]
 for _ in range(5):  # the last ones are recorded
-    index.search(queries[:1], 10, Effort())
+    index.search(queries[:1], 10, SearchParams())
 """
 
 
 def test_a_device_that_fails_for_good_is_left_to_others(torch: Any) -> None:
-    """The body is dropped afterwards: what it recorded must not end the process when its memory is given back."""
+    """The index is dropped afterwards: what it recorded must not end the process when its memory is given back."""
     need_card()
     program = """
 x = torch.zeros(4, device="cuda:0")
@@ -321,11 +321,11 @@ try:
     x[torch.tensor([10 ** 6], device="cuda:0")].sum().item()
 except RuntimeError:
     pass
-found = body.search(queries, 10, Effort())[1]
-one = body.search(queries[:1], 10, Effort())[1]
-incidents = [(one.cause, one.action) for one in body.incidents()]
-told = (overlap(found, expected) >= 0.999, overlap(one, expected[:1]) >= 0.9, incidents, body.device)
-del body
+found = index.search(queries, 10, SearchParams())[1]
+one = index.search(queries[:1], 10, SearchParams())[1]
+incidents = [(one.cause, one.action) for one in index.incidents()]
+told = (overlap(found, expected) >= 0.999, overlap(one, expected[:1]) >= 0.9, incidents, index.device)
+del index
 gc.collect()
 print(*told, flush=True)
 os._exit(0)
@@ -339,16 +339,16 @@ def test_a_forked_child_answers_from_the_host(torch: Any) -> None:
 reading, writing = os.pipe()
 child = os.fork()
 if child == 0:
-    found = body.search(queries, 10, Effort())[1]
-    incidents = [(one.cause, one.action) for one in body.incidents()]
-    told = f"{overlap(found, expected) >= 0.999} {incidents} {body.device}"
-    del body
+    found = index.search(queries, 10, SearchParams())[1]
+    incidents = [(one.cause, one.action) for one in index.incidents()]
+    told = f"{overlap(found, expected) >= 0.999} {incidents} {index.device}"
+    del index
     gc.collect()
     os.write(writing, told.encode())
     os._exit(0)
 status = os.waitpid(child, 0)[1]
-own = overlap(body.search(queries, 10, Effort())[1], expected) == 1.0
-print(os.read(reading, 1000).decode() if status == 0 else f"the child ended with {status}", own, body.device)
+own = overlap(index.search(queries, 10, SearchParams())[1], expected) == 1.0
+print(os.read(reading, 1000).decode() if status == 0 else f"the child ended with {status}", own, index.device)
 """
     assert alone(PREPARE + program) == "True [('fork', 'cpu-until-restart')] cpu True cuda:0"
 
@@ -358,15 +358,15 @@ def test_a_forked_child_that_ends_as_programs_do(torch: Any) -> None:
     program = """
 child = os.fork()
 if child == 0:
-    body.search(queries, 10, Effort())
+    index.search(queries, 10, SearchParams())
     sys.exit(0)
-print(os.waitpid(child, 0)[1], body.device)
+print(os.waitpid(child, 0)[1], index.device)
 """
     assert alone(PREPARE + program) == "0 cuda:0"
 
 
 def test_a_program_may_end_while_rows_are_on_their_way(torch: Any) -> None:
-    """A body of a snapshot comes to the device behind searches; the interpreter may end meanwhile."""
+    """An index of a snapshot comes to the device behind searches; the interpreter may end meanwhile."""
     program = """
 from memevolve_gpu.index.registry import from_parts
 many = vectors_of(400_000, 128)
@@ -374,6 +374,6 @@ parts, plan = on_card("exact", many).parts(), index.plan
 again = from_parts(plan, "l2", parts)
 again._loaded = None
 again._load_behind()
-print(again.search(queries, 10, Effort())[1].shape, flush=True)
+print(again.search(queries, 10, SearchParams())[1].shape, flush=True)
 """
     assert alone(PREPARE + program) == "(50, 10)"

@@ -1,4 +1,4 @@
-"""What the torch engine keeps on a real GPU beside a body that never changes: newest rows, deaths, longer bodies."""
+"""What the torch engine keeps on a real GPU beside an index that never changes: newest rows, deaths, longer indexes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = ("exact", "ivf")
 
 
 class Deaths:
-    """A body's deaths, as views of a store see them."""
+    """An index's deaths, as views of a store see them."""
 
     def __init__(self, n: int) -> None:
         self.died, self.log = np.full(n, NEVER, np.int64), array("q")

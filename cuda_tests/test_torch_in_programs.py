@@ -67,9 +67,9 @@ def test_a_program_that_waits_for_the_device_all_the_time(torch: Any) -> None:
 own, right = torch.cuda.current_stream(), []
 with meanwhile(torch.cuda.synchronize, RuntimeError) as refused:
     for _ in range(10):
-        body = on_card("exact", vectors)
-        right += [overlap(body.search(queries[:1], 10, Effort())[1], expected[:1]) >= 0.9 for _ in range(8)]
-        right += [body.device == DEVICE]
+        index = on_card("exact", vectors)
+        right += [overlap(index.search(queries[:1], 10, SearchParams())[1], expected[:1]) >= 0.9 for _ in range(8)]
+        right += [index.device == DEVICE]
 same = torch.cuda.current_stream() == own
 room = torch.empty(64 << 20, dtype=torch.uint8, device=DEVICE)
 del room
@@ -96,8 +96,8 @@ def record():
     graph.replay()
 with meanwhile(record, RuntimeError) as refused:
     for _ in range(30):
-        right += [overlap(index.search(queries, 10, Effort())[1], expected) >= 0.999]
-        right += [overlap(index.search(queries[:1], 10, Effort())[1], expected[:1]) >= 0.9]
+        right += [overlap(index.search(queries, 10, SearchParams())[1], expected) >= 0.999]
+        right += [overlap(index.search(queries[:1], 10, SearchParams())[1], expected[:1]) >= 0.9]
 print(len(refused), "recordings of the program broke off", index.incidents())
 print(all(right), lost_devices(), flush=True)
 import os

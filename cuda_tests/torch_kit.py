@@ -1,4 +1,4 @@
-"""What the tests of the torch engine on a GPU share: bodies on the card, data, and programs of their own."""
+"""What the tests of the torch engine on a GPU share: indexes on the card, data, and programs of their own."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def cut(vectors: FloatArray, start: int, end: int) -> Rows:
 
 
 class Newer:
-    """Rows that came after a body was made."""
+    """Rows that came after an index was made."""
 
     def __init__(self, vectors: FloatArray) -> None:
         self.vectors = vectors
@@ -85,7 +85,7 @@ class Newer:
 
 
 def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", *, nlist: int = 64, **how: Any) -> TorchIndex:
-    """A body on the card, all of whose kernels run there."""
+    """An index on the card, all of whose kernels run there."""
     float32_rows = how.pop("float32_rows", False)
     plan = IndexPlan(
         kind,  # type: ignore[arg-type]

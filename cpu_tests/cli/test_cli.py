@@ -1,4 +1,4 @@
-"""``memevolve-store`` through its front door: every command, every mistake, every exit code."""
+"""``memevolve-store`` through its entry point: every command, every mistake, every exit code."""
 
 from __future__ import annotations
 

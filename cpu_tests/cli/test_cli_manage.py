@@ -1,4 +1,4 @@
-"""``memevolve-store manage``, ``search --hybrid | --keyword`` and ``embed`` through the front door."""
+"""``memevolve-store manage``, ``search --hybrid | --keyword`` and ``embed`` through its entry point."""
 
 from __future__ import annotations
 

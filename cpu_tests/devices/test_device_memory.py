@@ -180,7 +180,7 @@ def test_the_reserve_of_cupy_is_ours_and_no_room_for_an_engine() -> None:
 
 
 def test_what_the_process_holds_for_other_ends_is_not_ours() -> None:
-    """Somebody's model in the same process: allocated by torch, held by no body."""
+    """Somebody's model in the same process: allocated by torch, held by no index."""
     found = budget({"torch": torch(20 * GB, pool=(40 * GB, 40 * GB))})
     assert found.limit == int(0.8 * (20 * GB + CONTEXT_BYTES))
 
@@ -202,7 +202,7 @@ def test_a_full_card_has_no_room_and_no_negative_one() -> None:
 @pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize("fraction", [0.1, 0.8, 1.0])
 def test_room_is_never_more_than_what_is_there(fraction: float, active: bool) -> None:
-    """Free, or in torch's reserve; whatever bodies, cupy and others hold. All parts together stay within the limit."""
+    """Free, or in torch's reserve; whatever indexes, cupy and others hold. All parts together stay within the limit."""
     sizes = (0, 300 * MB, 7 * GB, 60 * GB)
     for free, used, kept, foreign in itertools.product(sizes, repeat=4):
         modules = {"cupy": cupy(free, pool=(0, foreign)), "torch": torch(free, pool=(used, used + kept))}
@@ -224,7 +224,7 @@ def test_a_card_that_has_gone_has_no_memory(tmp_path: Path) -> None:
 
 
 def test_workers_on_one_card_share_it() -> None:
-    """Each new worker takes all the room it is told of; together they never ask for more than the card has."""
+    """Each new worker takes all the memory that it is offered; together they never ask for more than the card has."""
     card, indexes = Card(40 * GB), []
     taken = []
     for _ in range(6):

@@ -7,7 +7,7 @@ again, because it stands for the stores that people have. The script is determin
 versions of faiss, numpy and SQLite, it writes the same bytes. On others training gives other centroids, so a test reads
 the file and does not compare it with a new one.
 
-Each store has the body that its name says, dead rows in its snapshot, and a log that goes on behind the snapshot: units
+Each store has the index of its name, tombstones in its snapshot, and a log that goes on after the snapshot: units
 stored, replaced, edited and deleted. Part of its words is in the full-text index, part still waits in the notes.
 """
 
@@ -53,7 +53,7 @@ Vectors = npt.NDArray[np.float32]
 
 
 class Kind(NamedTuple):
-    """A store: the name of its body, and the settings that lead to it."""
+    """A store: the name of its index, and the settings that lead to it."""
 
     name: str
     metric: str
@@ -83,7 +83,7 @@ class Embedder:
 
 
 def settings(kind: Kind) -> StorageConfig:
-    """Such that sixty units have the body of ``kind``, and go on having it."""
+    """Such that sixty units have the index of ``kind``, and go on having it."""
     return StorageConfig(
         background=False,
         metric=kind.metric,
@@ -144,7 +144,7 @@ def filled(prefix: Path, kind: Kind) -> dict[str, Any]:
     with VectorStore(prefix, embedder, DIM, storage_config=settings(kind)) as store:
         store.store_batch([unit(i) for i in range(COUNT)], drawn(rng, COUNT))
         store.run_maintenance()
-        store.snapshot()  # the exact body is built only now
+        store.snapshot()  # the exact index is built only now
         store.delete_batch([unit(i)["id"] for i in (7, 8, 30)])
         store._open.records.checkpoint()
         store.snapshot()

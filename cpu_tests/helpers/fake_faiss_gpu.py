@@ -4,7 +4,7 @@ Selectors are ignored, more than 2,048 results or lists are an error, nothing ca
 threads on one card at once are noticed. What would end the process there raises :class:`Ended` here, which nobody
 catches. Names that faiss' classes do not have are refused, and arguments that its Python keeps alive are kept.
 
-Written after faiss 1.15.1. Loaded through the faiss door.
+Written after faiss 1.15.1. Loaded through the loader of faiss.
 """
 
 from __future__ import annotations

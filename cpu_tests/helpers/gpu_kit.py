@@ -89,7 +89,7 @@ class FakeProber:
 
 
 class OnCard(FlatIndex):
-    """An exact body that claims to live on ``card``; one instance of the class attribute serves all of a test."""
+    """An exact index that claims to live on ``card``; one instance of the class attribute serves all of a test."""
 
     accepts_device_queries: ClassVar[bool] = True
     card: ClassVar[Card]
@@ -137,7 +137,7 @@ class OnCard(FlatIndex):
 
 
 def others_take_all(monkeypatch: pytest.MonkeyPatch) -> Callable[[Card, OnCard, int], None]:
-    """Other processes fill a card in the moment in which a body asks for memory; returns ``allocate`` as it was."""
+    """Other processes fill a card in the moment in which an index asks for memory; returns ``allocate`` as it was."""
     allocate = Card.allocate
 
     def taken_meanwhile(self: Card, holder: OnCard, size: int) -> None:

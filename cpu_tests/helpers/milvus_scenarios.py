@@ -136,7 +136,7 @@ class _Asked:
 def query_node_killed(
     cluster: Cluster, vectors: Any, queries: Any, seconds: tuple[float, float], collection: str = "load"
 ) -> dict[str, Any]:
-    """One of two query nodes is killed while searches and writes go on; every answer is held against the truth."""
+    """One of two query nodes is killed while searches and writes go on; every answer is compared with the exact one."""
     dim = vectors.shape[1]
     asked = _Asked()
     ids = [f"u{i}" for i in range(len(vectors))]

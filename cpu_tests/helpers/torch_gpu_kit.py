@@ -31,7 +31,7 @@ def card_plan(
 
 
 def on_card(kind: str, vectors: FloatArray, metric: Metric = "l2", **how: Any) -> TorchIndex:
-    """A body on the stand-in."""
+    """An index on the stand-in."""
     found = build(card_plan(kind, vectors, **how), rows_of(vectors), metric, seed=7)
     assert isinstance(found, TorchIndex)
     return found

@@ -1,7 +1,7 @@
 """Several processes on one store: each writes, searches, and reads what the others say that they wrote.
 
 A process says what was acknowledged in a file of its own, after the call returned: a published unit is never changed
-again, a deleted id never used again. Whoever reads that line must find the unit, or must not find it.
+again, a deleted id never used again. A process that reads that line must find the unit, or must not find it.
 
     python cpu_tests/helpers/writers.py --processes 2 --seconds 60
 """

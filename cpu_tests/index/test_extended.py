@@ -1,4 +1,4 @@
-"""A body with more rows: made beside the old one, which does not notice, and worth as much as one built anew."""
+"""An index with more rows: made beside the old one, which does not notice, and worth as much as one built again."""
 
 from __future__ import annotations
 

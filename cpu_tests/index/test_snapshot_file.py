@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS)
 def written(request: pytest.FixtureRequest, folder: Path) -> tuple[Index, bytes, Path]:
-    """A small body, its snapshot's bytes, and a path to write damaged versions to."""
+    """A small index, its snapshot's bytes, and a path to write damaged versions to."""
     index = index_of(request.param, clustered(np.random.default_rng(5), 80, 6, "l2"), "l2")
     path = folder / f"{request.param}.snapshot"
     write_snapshot(path, index, info_of(index))
@@ -300,7 +300,7 @@ def test_engine_of_another_body_is_refused(kind: str, folder: Path, rng: np.rand
 
 
 class _Parts:
-    """Something to write whose parts come from several bodies."""
+    """Something to write whose parts come from several indexes."""
 
     def __init__(self, index: Index, parts: dict[str, Any]) -> None:
         self.plan, self.table, self._parts = index.plan, index.table, parts

@@ -1,4 +1,4 @@
-"""A store whose body lives on a GPU: the same answers as on the CPU, and nobody notices when the GPU fails."""
+"""A store whose index lives on a GPU: the same answers as on the CPU, and nobody notices when the GPU fails."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COUNT = 400
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
-    """The only card of the machine, on which exact torch bodies live that are no torch bodies."""
+    """The only card of the machine, on which exact torch indexes live that are no torch indexes."""
     made = Card()
     monkeypatch.setitem(registry.ENGINES, ("torch", "exact"), OnCard)
     monkeypatch.setattr(OnCard, "card", made, raising=False)
@@ -487,7 +487,7 @@ def test_queries_on_the_device_stay_there(metric: str, tmp_path: Path, card: Car
         (tensor,) = card.tensors
         if metric == "l2":
             assert tensor.data_ptr() == given._tensor.data_ptr()
-        store.store({"id": "new", "content": "new"})  # a tail, which the host scans
+        store.store({"id": "new", "content": "new"})  # a delta buffer, which the host scans
         assert "new" in store.search_vectors(Lying(FakeBatchEmbedder(DIM)("new")[None]), 1)[1][0]
 
 

@@ -1,4 +1,4 @@
-"""The whole journey of a memory through public doors, with an embedding service that fails, dawdles and errs."""
+"""The whole journey of a memory through public calls, with an embedding service that fails, dawdles and errs."""
 
 from __future__ import annotations
 

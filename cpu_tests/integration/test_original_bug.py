@@ -81,7 +81,7 @@ def opened(folder: Path, index_type: str, min_training_units: int) -> VectorStor
 
 
 def built(store: VectorStore) -> list[str]:
-    """The bodies that a round of maintenance made now."""
+    """The indexes that a round of maintenance made now."""
     return [action for action in store.run_maintenance()["actions"] if action.startswith("built")]
 
 

@@ -126,7 +126,7 @@ def maintain(store: VectorStore) -> Any:
 
 
 def maintain_often(store: VectorStore, rounds: int) -> int:
-    """Maintenance again and again, with something to do each time; how many bodies were built."""
+    """Maintenance again and again, with something to do each time; how many indexes were built."""
     for number in range(rounds):
         store.store_batch([unit(10_000 + i, f"w1 round {number} of {i}") for i in range(60)])
         store.run_maintenance()

@@ -1,4 +1,4 @@
-"""A store on the torch engine: bodies, newest rows and deaths on a device whose tensors lie on the CPU."""
+"""A store on the torch engine: indexes, newest rows and deaths on a device whose tensors lie on the CPU."""
 
 from __future__ import annotations
 

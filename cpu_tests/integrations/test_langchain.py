@@ -1,4 +1,4 @@
-"""The door for LangChain: its public conformance suite, and what the suite does not ask."""
+"""The LangChain adapter: its public conformance suite, and what the suite does not ask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the door for LangChain computes, each against a reference: filters, scores, maximal marginal relevance."""
+"""What the LangChain adapter computes, each against a reference: filters, scores, maximal marginal relevance."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ RANGES: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def wanted(condition: Mapping[str, Any], metadata: Mapping[str, Any]) -> bool:
-    """What a filter in LangChain's form means, of metadata without lists; written anew, with no word of ours."""
+    """What a filter in LangChain's form means, of metadata without lists; written again, with no word of ours."""
     for key, value in condition.items():
         if key == "$and":
             holds = all(wanted(one, metadata) for one in value)

@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> Iterator[MemEvolveVectorStore]:
 
 @pytest.fixture(params=["VectorStore", "a plain backend"])
 def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[MemEvolveVectorStore]:
-    """The store on a backend with every door, and on one with none but those that it must have."""
+    """The store on a backend with every method, and on one with none but those that it must have."""
     if request.param == "VectorStore":
         with opened(tmp_path / "m") as one:
             yield one

@@ -1,4 +1,4 @@
-"""A store that grows: its body is extended, its tail and its log stay short, and nothing is lost on the way."""
+"""A store that grows: its index is extended, its delta buffer and its log stay short, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_deaths_and_rows_that_come_meanwhile(
 
     def and_meanwhile(*arguments: Any) -> Any:
         built = extend(*arguments)
-        store.delete_batch(["id5", "id299", "id310", "id344"])  # of the body, and of the tail
+        store.delete_batch(["id5", "id299", "id310", "id344"])  # of the index, and of the delta buffer
         store.store_batch([unit(6, "w1 another text"), unit(311, "w2 another text"), *units(400, 420)])
         store.delete("id401")
         assert store.count() == 345 - 4 + 20 - 1

@@ -1,4 +1,4 @@
-"""When the centroids are trained anew, and when that would not help."""
+"""When the centroids are trained again, and when that would not help."""
 
 from __future__ import annotations
 

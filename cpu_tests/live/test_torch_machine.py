@@ -229,7 +229,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
         start=st.integers(0, len(IDS)),
     )
     def fail(self, step: str, error: str, count: int, start: int) -> None:
-        """Within what follows: rows come and go, are looked for, and move into the body."""
+        """Within what follows: rows come and go, are looked for, and move into the index."""
         self.faults.step, self.faults.error = step, error
         self.put([IDS[(start + 5 * i) % len(IDS)] for i in range(count)])
         self.agrees()

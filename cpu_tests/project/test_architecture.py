@@ -30,10 +30,10 @@ LAYERS = [
     {"utils"},
     {"types", "errors"},
 ]
-"""Rooms from the top down. A room sees itself and the rooms of lower layers; the package's door sees all of them."""
+"""Packages from the top down. A package sees itself and those of lower layers; the top of the package sees them all."""
 
 NEIGHBOURLY = [{"components", "milvus"}, {"training", "planner", "monitoring"}, {"types", "errors"}]
-"""Layers whose rooms may see each other, as long as no circle comes of it."""
+"""Layers whose packages may see each other, as long as no circle comes of it."""
 
 ENGINES = {
     "cupy",
@@ -50,7 +50,7 @@ ENGINES = {
 """Imported only inside functions: they are optional, slow to load, or fail when half installed."""
 
 BASES = {"integrations": "langchain_core"}
-"""Rooms whose classes derive from what is optional: they are imported by nobody but those who have it."""
+"""Packages whose classes derive from what is optional: they are imported by nobody but those who have it."""
 
 PICKLING = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 LEGACY = "components/store/legacy_import.py"
@@ -103,7 +103,7 @@ MODULES = modules()
 
 
 def layer(room: str) -> int:
-    """The number of the room's layer; -1, above all, for the package's own door and what is no room."""
+    """The number of the package's layer; -1, above all, for the top of the package and modules outside it."""
     return next((number for number, rooms in enumerate(LAYERS) if room in rooms), -1)
 
 

@@ -79,7 +79,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def refill(store: Records, units: Sequence[dict[str, Any]], folded: int) -> None:
-    """Store the units anew, the first ``folded`` of them folded into the terms index."""
+    """Store the units again, the first ``folded`` of them folded into the terms index."""
     with store.write() as tx:
         tx.clear()
         for number, one in enumerate(units):

@@ -1,4 +1,4 @@
-"""What a body is judged by: its rows find themselves, and one that mixes them up does not pass."""
+"""What an index is judged by: its rows find themselves, and one that mixes them up does not pass."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_rows_that_are_mixed_up_are_noticed(metric: Metric, rng: np.random.Gener
     index = index_of("two_stage", clustered(rng, 1500, DIM, metric), metric)
 
     class Mixed:
-        """The body, which looks elsewhere than it was asked to."""
+        """The index, which looks elsewhere than it was asked to."""
 
         def __getattr__(self, name: str) -> object:
             return getattr(index, name)

@@ -1,4 +1,4 @@
-"""What MemEvolve's code does with a store, in our own words: truth, absent faiss, settings, limits."""
+"""What MemEvolve's code does with a store, in our own words: bool(store), absent faiss, settings, limits."""
 
 from __future__ import annotations
 

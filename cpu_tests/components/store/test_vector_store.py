@@ -1,4 +1,4 @@
-"""What users of ``VectorStore`` may rely on, for every index type, through the public door."""
+"""What users of ``VectorStore`` may rely on, for every index type, through its public methods."""
 
 from __future__ import annotations
 

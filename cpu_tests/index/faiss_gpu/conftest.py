@@ -15,7 +15,7 @@ from memevolve_gpu.index.faiss_gpu import resources
 
 @contextmanager
 def installed(card: Card) -> Iterator[Card]:
-    """Put the stand-in behind the faiss door; nobody may have met anybody on the card."""
+    """Put the stand-in behind the loader of faiss; nobody may have met anybody on the card."""
     before = faiss_support.load_faiss()
     faiss_support._module = gpu_faiss(card)
     resources._by_device.clear()
@@ -40,7 +40,7 @@ def card() -> Iterator[Card]:
 
 @pytest.fixture(scope="module")
 def shared_card() -> Iterator[Card]:
-    """The same for bodies that several tests use."""
+    """The same for indexes that several tests use."""
     with installed(Card()) as made:
         yield made
 

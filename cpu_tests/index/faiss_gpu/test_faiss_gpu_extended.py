@@ -1,4 +1,4 @@
-"""A body on the device with more rows: made beside the old one, which does not notice."""
+"""An index on the device with more rows: made beside the old one, which does not notice."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_few_allowed_rows_are_read_on_the_host(kind: str, card: Card, vectors: F
 
 
 def test_bodies_share_a_device_and_are_freed_on_its_turn(card: Card, vectors: FloatArray) -> None:
-    """Searches in eight threads while others build and drop bodies; the card notices two at once."""
+    """Searches in eight threads while others build and drop indexes; the card notices two at once."""
     card.slow = 0.0002
     index, stop = index_of("ivf", vectors, "l2"), threading.Event()
 

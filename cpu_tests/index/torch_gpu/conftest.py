@@ -48,7 +48,7 @@ def card(torch: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     monkeypatch.setattr(runtime, "_release", lambda _: None)
     account = account_of(CARD)
     if account.used:
-        gc.collect()  # what an earlier test saw raised holds its bodies
+        gc.collect()  # what an earlier test saw raised holds its indexes
     yield account
     account.limit = None
     device_failover._lost.pop(CARD, None)

@@ -1,4 +1,4 @@
-"""What a device keeps beside a body that never changes: the newest rows, the dead ones, and longer bodies."""
+"""What a device keeps beside an index that never changes: the newest rows, the dead ones, and longer indexes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KINDS = ("exact", "ivf")
 
 
 class Newer:
-    """Rows as a tail keeps them, in pieces; it counts what it hands out."""
+    """Rows as a delta buffer keeps them, in pieces; it counts what it hands out."""
 
     def __init__(self, vectors: FloatArray, piece: int = 700) -> None:
         self.vectors, self.piece, self.read = vectors, piece, 0
@@ -121,7 +121,7 @@ def test_another_tail_takes_the_place_of_the_first(card: Account) -> None:
 
 
 def held(index: TorchIndex) -> int:
-    """Bytes of the body's own rows."""
+    """Bytes of the index's own rows."""
     return index._ready().nbytes
 
 
@@ -171,7 +171,7 @@ def test_rows_that_float16_cannot_hold_stay_on_the_host(metric: Metric, card: Ac
 def test_rows_among_which_float16_cannot_tell_stay_on_the_host(
     card: Account, rng: np.random.Generator, *, float32_rows: bool
 ) -> None:
-    """Their cluster is as wide as that of the body's rows, but float16's steps are wider where it lies."""
+    """Their cluster is as wide as that of the index's rows, but float16's steps are wider where it lies."""
     dim = 256
     vectors = rng.standard_normal((N, dim)).astype(np.float32)
     index, aside = on_card("exact", vectors, float32_rows=float32_rows), rng.standard_normal(dim)
@@ -254,7 +254,7 @@ def test_readers_of_many_views_at_once(card: Account) -> None:
 
 
 class Deaths:
-    """A body's deaths as views see them."""
+    """An index's deaths as views see them."""
 
     def __init__(self, n: int) -> None:
         self.died, self.log = np.full(n, NEVER, np.int64), array("q")
@@ -333,7 +333,7 @@ def test_a_failure_half_way_is_made_good(card: Account, torch: Any, monkeypatch:
     assert index.device == CARD
 
 
-# Longer bodies
+# Longer indexes
 
 
 def cut(rows: Rows, start: int, end: int) -> Rows:

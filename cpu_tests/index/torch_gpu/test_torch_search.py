@@ -1,4 +1,4 @@
-"""What a torch body does beyond the contract: tiles, masks, float32 rows, queries from a device, threads, real data."""
+"""A torch index beyond the contract: tiles, masks, float32 rows, queries from a device, threads, real data."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ Layout, little-endian::
          ...   the sections, each at the next multiple of 4096, the vectors at one of 65536, so that pages of any
                size can be mapped; zeros between them; the last one ends the file
 
-Nothing is allocated before its size was held against the size of the file, and no byte is handed to an engine before
+Nothing is allocated before its size was compared with the size of the file, and no byte is handed to an engine before
 its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
 those of an index that was just written.
 """
@@ -341,7 +341,7 @@ def _positions(dead: npt.NDArray[Any], n: int, path: str | os.PathLike[str]) -> 
 
 
 def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
-    """The arrays, each held against its checksum, and the zeros between them."""
+    """Check each array against its checksum, and that the gaps between them are zeros."""
     parts: Arrays = {}
     for section in sections:
         gap = file.read(_gap(section.name, file.tell()))

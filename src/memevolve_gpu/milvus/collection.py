@@ -234,7 +234,7 @@ def describe(server: MilvusClient) -> CollectionInfo | None:
 
 
 def open_collection(server: MilvusClient, dim: int | None, model: str | None, config: StorageConfig) -> CollectionInfo:
-    """The collection, made when there is none, and held against what the caller brings.
+    """The collection, created when there is none, and compared with the caller's settings.
 
     Raises ConfigurationError, DimensionMismatchError or ModelMismatchError when they do not fit.
     """

@@ -1,7 +1,7 @@
 """Files that are written under a draft name and take their own name when they are complete.
 
-Whoever writes a draft holds a lock on it (``flock``), which the system gives back when the process ends however it
-ends. So a draft that can be locked is nobody's and may be removed, in any process and any container.
+The process that writes a draft holds a lock on it (``flock``), which the system releases when the process ends.
+So a draft that can be locked is abandoned and may be removed, in any process and any container.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _locked_draft(target: Path, mode: int) -> Draft:
             with suppress(OSError):  # a file system without modes, or without locks
                 os.fchmod(handle, mode)
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            if _names(path, handle):  # else somebody took it for abandoned before it was locked
+            if _names(path, handle):  # else another process removed it before it was locked
                 return Draft(path, handle)
         except BaseException:
             _remove(path)

@@ -124,8 +124,8 @@ def device_queries(array: Any, dim: int, metric: Metric, *, torch: Any = None) -
 def fetched(array: Any, *, torch: Any = None, cupy: Any = None) -> Any:
     """``array``, which lies on a device, as a numpy array; as it is where no loaded library can read it.
 
-    torch, cupy: the modules; None takes them where they are loaded already. Whoever made such an array has one of them,
-    or an array that copies itself by ``get`` or ``copy_to_host``.
+    torch, cupy: the modules; None takes them where they are loaded already. A caller that
+    made such an array has one of them, or an array that copies itself by ``get`` or ``copy_to_host``.
     """
     for copies in ("get", "copy_to_host"):
         if hasattr(array, copies):

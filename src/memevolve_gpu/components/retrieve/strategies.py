@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from ...records.fulltext import bm25
 from ...types import FloatArray
 from ...utils.arguments import whole_number
 from ...utils.embeddings import Embedder, EmbeddingFunction
+from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
 from ..store.base import StorageBackend, as_backend, score_of
 from ..store.units import unit_to_text
@@ -86,7 +87,7 @@ class VectorScan:
     def __init__(self, function: EmbeddingFunction) -> None:
         """Raises EmbeddingError when ``function`` cannot be called."""
         self._embedder = Embedder(function)
-        self._known: OrderedDict[str, FloatArray] = OrderedDict()
+        self._known: LruCache[str, FloatArray] = LruCache(_CACHED_TEXTS)
         self._lock = threading.RLock()  # the embedding function may call the strategy
 
     def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
@@ -101,14 +102,11 @@ class VectorScan:
 
     def _vectors(self, texts: list[str]) -> FloatArray:
         with self._lock:
-            new = [text for text in dict.fromkeys(texts) if text not in self._known]
-            fresh = self._embedder.embed_many(new) if new else ()
-            self._known.update(zip(new, fresh, strict=True))
-            found = dict(zip(new, fresh, strict=True))
-            rows = np.array([found[text] if text in found else self._known[text] for text in texts])
-            while len(self._known) > _CACHED_TEXTS:
-                self._known.popitem(last=False)
-        return rows
+            found = {text: known for text in texts if (known := self._known.get(text)) is not None}
+            new = [text for text in dict.fromkeys(texts) if text not in found]
+            for text, vector in zip(new, self._embedder.embed_many(new) if new else (), strict=True):
+                found[text] = self._known.put(text, vector)
+        return np.array([found[text] for text in texts])
 
 
 def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
+from ...training.recall import recall_of
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import callback, switch, whole_number
 from .base import Progress, StorageBackend, as_backend, delete_units
@@ -263,7 +264,7 @@ class _Copy:
                 f"target: its exact search misses {int(worse.sum())} neighbours of the source's; copy again"
             )
         found = [store.search_vectors(queries, NEIGHBOURS)[0] for store in (self.source, self.target)]
-        return _recall(found[0], exact[0]), _recall(found[1], exact[1])
+        return recall_of(found[0], exact[0]), recall_of(found[1], exact[1])
 
 
 def _checked(store: StorageBackend, name: str) -> StorageBackend:
@@ -289,12 +290,6 @@ def _between(vectors: FloatArray) -> FloatArray:
     ends = rng.permutation(len(vectors))[:QUERIES]
     starts = vectors[:QUERIES][: len(ends)]
     return np.ascontiguousarray(starts + np.float32(2 / 3) * (vectors[ends] - starts) + np.float32(1e-6))
-
-
-def _recall(found: FloatArray, exact: FloatArray) -> float:
-    """Share of the exact neighbours that are found; those at the same distance count alike."""
-    bound = exact[:, -1:] + _CLOSE * np.abs(exact[:, -1:]) * 0.1 + 1e-6
-    return float(np.mean((found <= bound) & np.isfinite(found)))
 
 
 def _silent(_stage: str, _share: float) -> None:
