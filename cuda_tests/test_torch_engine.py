@@ -373,7 +373,7 @@ many = vectors_of(400_000, 128)
 parts, plan = on_card("exact", many).parts(), index.plan
 again = from_parts(plan, "l2", parts)
 again._loaded = None
-again._load_behind()
+again._load_in_background()
 print(again.search(queries, 10, SearchParams())[1].shape, flush=True)
 """
     assert alone(PREPARE + program) == "(50, 10)"
