@@ -136,11 +136,6 @@ class FaultFile(apsw.VFSFile):
         if not there:
             vfs.note(Event("create", self.name))
 
-    @staticmethod
-    def _is_new_draft(path: Path) -> bool:
-        """Was the file made empty just now, for SQLite to fill it?"""
-        return path.suffix == ".tmp" and not path.stat().st_size
-
     def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
         self.vfs.fail("read")
         return super().xRead(amount, offset)

@@ -530,3 +530,10 @@ def test_a_secret_is_never_shown(config: Any, name: str) -> None:
             with pytest.raises(ConfigurationError) as caught:
                 config(**{other: f"http://user:{SECRET}@host/"})
             assert SECRET not in str(caught.value)
+
+
+def test_a_warning_about_an_odd_name_stays_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    StorageConfig.adopt({"odd\nname": 1, "odd\ud800name": 1})
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == 2
+    assert all(text.isprintable() and "odd\\" in text for text in texts)

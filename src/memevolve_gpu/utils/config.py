@@ -355,7 +355,7 @@ class _Settings(BaseSettings):
             if not cls.watched or not name.startswith(prefix.lower()) or name in known or spelled in _warned:
                 continue
             _warned.add(spelled)
-            printable = spelled.encode(errors="backslashreplace").decode()  # a handler could not write a surrogate
+            printable = spelled if spelled.isprintable() else repr(spelled)  # no line break, no surrogate
             _log.warning("%s (%s) is no known setting and is ignored%s", printable, place, cls._nearest(name, prefix))
 
     @classmethod

@@ -106,7 +106,7 @@ def _history(session: StoreSession) -> list[OperationEntry]:
     """The newest operations, newest last."""
     found = _entries(session.records.get_meta(HISTORY_KEY))
     if found is None:
-        session.records.note_damage(f"the value {HISTORY_KEY!r}, the history of operations,")
+        session.records.note_damage(f"the value {HISTORY_KEY!r}, the history of operations, is damaged")
     return found or []
 
 
