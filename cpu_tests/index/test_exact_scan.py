@@ -19,7 +19,6 @@ from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.exact_scan import exact_scan, rerank_rows, scan_many
 from memevolve_gpu.index.faiss_support import load_faiss
 from memevolve_gpu.index.sample import default_codes, padded_columns, padded_dim, training_sample
-from memevolve_gpu.index.vector_table import merge_best
 from memevolve_gpu.types import FloatArray, Metric
 
 
@@ -137,16 +136,6 @@ def test_a_selector_outlives_the_mask_that_made_it(form: str) -> None:
 def test_masks_are_booleans_over_rows(rows: npt.NDArray[np.generic]) -> None:
     with pytest.raises(ValueError, match="rows must be bool"):
         RowFilter(rows)  # type: ignore[arg-type]
-
-
-def test_merge_keeps_the_best_of_both() -> None:
-    inf = np.inf
-    left = np.array([[1, 4, inf]], np.float32), np.array([[5, 6, -1]])
-    right = np.array([[2, 3]], np.float32), np.array([[8, 9]])
-    distances, positions = merge_best(left, right, 4)
-    assert distances.tolist() == [[1, 2, 3, 4]]
-    assert positions.tolist() == [[5, 8, 9, 6]]
-    assert merge_best(left, right, 5)[1].tolist() == [[5, 8, 9, 6, -1]]
 
 
 @given(nq=st.integers(0, 300), bytes_each=st.integers(0, 1 << 28))

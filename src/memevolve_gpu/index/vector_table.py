@@ -25,7 +25,7 @@ from ..types import FloatArray, IntArray, Metric
 from .bitmap import RowFilter
 from .exact_scan import exact_scan, rerank_rows, scan_many
 
-__all__ = ["VectorTable", "grown", "in_memory", "lengthened", "mapped", "merge_best", "roomy", "table_from"]
+__all__ = ["VectorTable", "grown", "in_memory", "lengthened", "mapped", "roomy", "table_from"]
 
 _SHARE = 4
 """Capacity for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
@@ -231,13 +231,3 @@ def table_from(arrays: dict[str, npt.NDArray[np.generic]], metric: Metric) -> Ve
     if vectors is None or vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.flags.c_contiguous:
         raise EngineError("vectors are missing or not a C-contiguous float32 matrix; rebuild the index")
     return VectorTable(vectors.view(np.float32), metric)
-
-
-def merge_best(
-    left: tuple[FloatArray, IntArray], right: tuple[FloatArray, IntArray], k: int
-) -> tuple[FloatArray, IntArray]:
-    """The k nearest of two results of the same queries; each (nq, any), ascending, padded with +inf and -1."""
-    distances = np.concatenate((left[0], right[0]), axis=1)
-    positions = np.concatenate((left[1], right[1]), axis=1)
-    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(positions, order, axis=1)

@@ -148,9 +148,10 @@ _Dimension = Annotated[_Count | None, Allowed("a whole number of at least 1")]
 
 
 def _usable(file: Any) -> Any:
-    """The settings file that is read unasked, or None, with a warning, where it is no file or another user's.
+    """The default settings file; None, with a warning, if it is not a regular file or belongs to another user.
 
-    It says where texts and keys are sent, so whoever may write a folder must not decide that for others. root's counts.
+    The file decides where texts and keys are sent, so another user with access to the folder must not provide it. A
+    file of root is accepted.
     """
     try:
         found = Path(file).stat()
