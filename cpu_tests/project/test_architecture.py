@@ -38,6 +38,7 @@ NEIGHBOURLY = [{"components", "milvus"}, {"training", "planner", "monitoring"}, 
 ENGINES = {
     "cupy",
     "faiss",
+    "fastembed",
     "grpc",
     "langchain_core",
     "openai",

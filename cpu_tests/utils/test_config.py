@@ -294,7 +294,7 @@ def test_an_unknown_variable_is_logged_once_with_the_nearest_name(
 def test_foreign_names_are_ignored_in_silence(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    theirs = ["STORAGE_PATH", "STORAGE_BACKEND_TYPE", "STORAGE_VECTOR_DIM", "UPSTREAM_BASE_URL", "EMBEDDING_MAX_TOKENS"]
+    theirs = ["STORAGE_PATH", "STORAGE_BACKEND_TYPE", "STORAGE_VECTOR_DIM", "UPSTREAM_BASE_URL", "EMBEDDING_ENABLED"]
     Path(".env").write_text(
         "DATABASE_URL=x\nMEMEVOLVE_API_PORT=11436\nTARGET_RECALL=2\nMAX_UNITS=1\n", encoding="utf-8"
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .backends import open_store
     from .components.store.base import StorageBackend
     from .components.store.vector_store import VectorStore
-    from .memory_system import MemorySystem, MemorySystemConfig
+    from .memory_system import Memory, MemorySystem, MemorySystemConfig
     from .milvus.store import MilvusStore
     from .utils.config import EmbeddingConfig, StorageConfig
     from .utils.embeddings import HashingEmbedder, LocalEmbedder, OpenAIEmbedder
@@ -52,6 +52,7 @@ __all__ = [
     "InvalidVectorError",
     "LocalEmbedder",
     "MemEvolveError",
+    "Memory",
     "MemorySystem",
     "MemorySystemConfig",
     "MemoryUnit",
@@ -71,6 +72,7 @@ _LAZY = {
     "EmbeddingConfig": "utils.config",
     "HashingEmbedder": "utils.embeddings",
     "LocalEmbedder": "utils.embeddings",
+    "Memory": "memory_system",
     "MemorySystem": "memory_system",
     "MemorySystemConfig": "memory_system",
     "MilvusStore": "milvus.store",

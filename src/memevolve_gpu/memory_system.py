@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 
 from .backends import AnyStore, open_store
@@ -27,11 +28,11 @@ from .components.validation import encoded_units, try_encoder, try_management, t
 from .errors import ConfigurationError, MemEvolveError
 from .types import MemoryUnit
 from .utils.arguments import whole_number
-from .utils.config import EmbeddingConfig, StorageConfig
-from .utils.embeddings import embedder_from_config
+from .utils.config import EmbeddingConfig, StorageConfig, is_milvus_uri
+from .utils.embeddings import EmbeddingFunction, embedder_from_config
 from .utils.timestamps import now_text
 
-__all__ = ["Capacity", "ComponentType", "MemorySystem", "MemorySystemConfig", "Operation"]
+__all__ = ["Capacity", "ComponentType", "Memory", "MemorySystem", "MemorySystemConfig", "Operation"]
 
 _BELOW_WARNING = 0.1
 _BELOW_THRESHOLD = 0.9
@@ -616,6 +617,81 @@ class MemorySystem:
 
     def _note(self, operation: str, details: Mapping[str, Any]) -> None:
         self.operation_log.append({"operation": operation, "details": dict(details), "timestamp": now_text()})
+
+
+class Memory(MemorySystem):
+    """A memory in three calls: a :class:`MemorySystem` whose store and embedder need no configuration.
+
+    The embedder is that of the settings: a service if MEMEVOLVE_EMBEDDING_BASE_URL is set, else a local model if one is
+    installed, else the hashing embedder, which compares words only.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, Memory
+        >>> with Memory("notes", HashingEmbedder()) as memory:
+        ...     unit_id = memory.add("git bisect finds the bad commit")
+        ...     memory.search("which commit is bad")[0]["content"]
+        'git bisect finds the bad commit'
+    """
+
+    def __init__(
+        self,
+        place: str | os.PathLike[str] = "memory",
+        embedding_function: EmbeddingFunction | None = None,
+        **settings: Any,
+    ) -> None:
+        """Open the memory, or create it and its folder.
+
+        Args:
+            place: Path prefix of the store, or ``milvus://host:port/collection``.
+            embedding_function: Maps a text to a 1-D array; None for that of the settings.
+            settings: Fields of :class:`MemorySystemConfig`.
+
+        Raises:
+            MemEvolveError: The store cannot be opened, or a setting is not allowed.
+        """
+        if not is_milvus_uri(place):
+            Path(place).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        store = open_store(place, embedding_function or embedder_from_config(EmbeddingConfig()))
+        try:
+            super().__init__(MemorySystemConfig(storage_backend=store, **settings))
+        except BaseException:
+            store.close()
+            raise
+        self._owned.append(store)
+
+    def add(self, content: str | MemoryUnit, **fields: Any) -> str:
+        """Store one memory.
+
+        Args:
+            content: Its text, or a whole unit.
+            fields: More of the unit, such as ``type="skill"``, ``tags=[...]``, ``metadata={...}`` or ``id="..."``.
+
+        Returns:
+            The id. An id that exists is replaced.
+
+        Raises:
+            MemEvolveError: As :meth:`add_units`.
+        """
+        unit = {"content": content} if isinstance(content, str) else content
+        return self.add_units([{**unit, **fields} if fields else unit])[0]
+
+    def search(
+        self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
+    ) -> list[MemoryUnit]:
+        """Find the memories that match best: :meth:`query_memory` under the name that most stores use.
+
+        Args:
+            query: The text to search for.
+            top_k: Most results; None for ``default_retrieval_top_k``.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+
+        Returns:
+            The units, best first, each with the keys ``score`` and ``retrieval_metadata`` added.
+
+        Raises:
+            MemEvolveError: As :meth:`query_memory`.
+        """
+        return self.query_memory(query, top_k, filters)
 
 
 def _store_from_env(index_file: str | os.PathLike[str] | None) -> AnyStore:

@@ -549,6 +549,12 @@ class EmbeddingConfig(_Settings):
     """Seconds that one request may take."""
     dimension: _Dimension = None
     """Length of the vectors; asked of the embedding function when not set."""
+    batch_size: _Dimension = None
+    """Most texts that go to the service or through the local model at once."""
+    max_tokens: _Dimension = None
+    """Most tokens of one text for the service, by estimate."""
+    path: _Text = None
+    """An ONNX file for the local model, or its folder; nothing is downloaded."""
 
 
 def visible_gpus() -> str | None:
