@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from .backends import AnyStore, open_store
 from .components.manage import HealthMetrics, ManagementStrategy, MemoryManager, Operation, SimpleManagementStrategy
@@ -195,6 +195,9 @@ LOG_KEPT = 1000
 
 MEMORY_GROWTH = 1.05
 """After pruning for memory, prune again only when the number of units has grown by this factor."""
+
+
+_System = TypeVar("_System", bound="MemorySystem")
 
 
 class MemorySystem:
@@ -510,7 +513,7 @@ class MemorySystem:
             if callable(close):
                 close()
 
-    def __enter__(self) -> MemorySystem:
+    def __enter__(self: _System) -> _System:
         return self
 
     def __exit__(self, *_exc: object) -> None:

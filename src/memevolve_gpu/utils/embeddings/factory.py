@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from ..config import EmbeddingConfig
 from .adapter import EmbeddingFunction
@@ -50,7 +51,7 @@ def _service(config: EmbeddingConfig) -> OpenAIEmbedder:
     )
 
 
-def _given(**values: int | None) -> dict[str, int]:
+def _given(**values: int | None) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
