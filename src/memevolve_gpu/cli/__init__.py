@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import admin_commands, read_commands, write_commands
+from . import admin_commands, read_commands, serve_commands, write_commands
 from .app import ExitCode, app, main
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -32,6 +32,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "import": write_commands.import_file,
     "embed": read_commands.embed,
     "devices": read_commands.devices,
+    "mcp": serve_commands.mcp,
 }
 for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
