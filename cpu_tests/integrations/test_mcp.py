@@ -30,7 +30,8 @@ async def answer(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
     result = await client.call_tool(tool, arguments)
     assert not result.is_error, result.content
     assert result.structured_content is not None
-    return result.structured_content
+    answered: dict[str, Any] = result.structured_content
+    return answered
 
 
 async def error(client: Client, tool: str, **arguments: Any) -> str:

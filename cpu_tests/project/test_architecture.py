@@ -19,7 +19,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "memevolve_gpu"
 
 LAYERS = [
     {"__main__"},
-    {"cli", "demo", "dropin", "integrations", "server"},
+    {"cli", "demo", "dropin", "server"},
+    {"integrations"},
     {"health_hook"},
     {"memory_system"},
     {"backends"},
@@ -41,6 +42,7 @@ ENGINES = {
     "fastembed",
     "grpc",
     "langchain_core",
+    "mcp",
     "openai",
     "pymilvus",
     "pynvml",
@@ -291,7 +293,8 @@ def test_langchain_is_imported_with_its_own_door_only(name: str, found: int) -> 
 @pytest.mark.parametrize("room", sorted(BASES))
 def test_nobody_imports_a_room_that_needs_what_is_optional(room: str) -> None:
     named = {(module.name, target) for module in MODULES for _, target, relative in module.imports() if relative}
-    assert {name for name, target in named if target.split(".")[0] == room and not name.startswith(f"{room}/")} == set()
+    outside = {name for name, target in named if target.split(".")[0] == room and not name.startswith(f"{room}/")}
+    assert outside <= {"cli/serve_commands.py"}  # inside a command
 
 
 def test_rooms_do_not_go_round_in_circles() -> None:
