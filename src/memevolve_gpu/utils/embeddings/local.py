@@ -15,7 +15,7 @@ import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray
-from ..arguments import whole_number
+from ..arguments import optional_text, texts_of, whole_number
 
 __all__ = ["DEFAULT_MODEL", "LocalEmbedder", "packaged_model", "sentence_transformers_installed"]
 
@@ -70,9 +70,9 @@ class LocalEmbedder:
         """
         if not sentence_transformers_installed():
             raise EngineError(f"the local embedding model needs sentence-transformers; {_INSTALL}")
-        self._default = model in _DEFAULT_NAMES
+        self._default = optional_text("model", model) in _DEFAULT_NAMES
         self._source = model or DEFAULT_MODEL
-        self._device = device
+        self._device = optional_text("device", device)
         self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
         self._lock = threading.RLock()
         self._loaded: Any = None
@@ -104,12 +104,13 @@ class LocalEmbedder:
             EngineError: sentence-transformers or torch cannot be imported, or a packaged file was changed.
             EmbeddingError: the model cannot be loaded, or fails.
         """
+        given = texts_of(texts)
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()
             try:
                 vectors = self._loaded.encode(
-                    list(texts),
+                    given,
                     batch_size=self._batch_size,
                     show_progress_bar=False,
                     convert_to_numpy=True,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import importlib.util
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import EmbeddingError, EngineError, InvalidVectorError
+from ...errors import ConfigurationError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
+from ..arguments import optional_text, real_number, texts_of, whole_number, word
 from ..vectors import check_vectors
 
 __all__ = ["MAX_CHARACTERS", "OpenAIEmbedder"]
@@ -70,15 +72,26 @@ class OpenAIEmbedder:
             max_chars: characters of a text that are sent.
             max_retries: how often a request that may succeed later is repeated.
             encoding: how the service is asked to send numbers; both forms are read.
+
+        Raises:
+            ConfigurationError: An argument is not allowed.
         """
+        optional_text("base_url", base_url)
+        optional_text("model", model)
+        if not isinstance(api_key, (str, type(None))):
+            raise ConfigurationError(f"api_key must be a text or None, got {type(api_key).__name__}")
+        if dimension is not None:
+            whole_number("dimension", dimension, error=ConfigurationError)
+        word("encoding", encoding, ("float", "base64"), ConfigurationError)
+        most = sys.float_info.max
         self.dimension = dimension
         self.model_name = model or (None if base_url else _OFFICIAL_MODEL)
         self._base_url = base_url
         self._api_key = api_key or (_NO_KEY if base_url else None)  # else a key for OpenAI would go to that address
-        self._timeout = timeout
-        self._batch_size = max(1, batch_size)
-        self._max_chars = max(1, max_chars)
-        self._max_retries = max_retries
+        self._timeout = real_number("timeout", timeout, "seconds above 0", sys.float_info.min, most, ConfigurationError)
+        self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
+        self._max_chars = whole_number("max_chars", max_chars, error=ConfigurationError)
+        self._max_retries = whole_number("max_retries", max_retries, least=0, error=ConfigurationError)
         self._encoding = encoding
         self._client: Any = None
         self._inherited: Any = None
@@ -109,7 +122,7 @@ class OpenAIEmbedder:
             EngineError: the ``openai`` package is missing; the message says what to install.
             EmbeddingError: the service fails for good, or its answer is not one vector of the right length per text.
         """
-        parts = [self._request(batch) for batch in self._requests(texts)]
+        parts = [self._request(batch) for batch in self._requests(texts_of(texts))]
         if len({part.shape[1] for part in parts}) > 1:
             raise EmbeddingError(f"{self._where()} changed the length of its vectors between requests; pin its model")
         return np.concatenate(parts) if parts else np.empty((0, self.dimension or 0), dtype=np.float32)
