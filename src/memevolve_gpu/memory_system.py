@@ -25,9 +25,20 @@ from .components.retrieve import (
 from .components.store.base import StorageBackend, as_backend
 from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
-from .errors import ConfigurationError, MemEvolveError
+from .errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from .types import MemoryUnit
-from .utils.arguments import whole_number
+from .utils.arguments import (
+    callback,
+    listed,
+    mapping,
+    optional_text,
+    path_text,
+    real_number,
+    shown,
+    switch,
+    whole_number,
+    word,
+)
 from .utils.config import EmbeddingConfig, StorageConfig, is_milvus_uri
 from .utils.embeddings import EmbeddingFunction, embedder_from_config
 from .utils.timestamps import now_text
@@ -60,10 +71,11 @@ class Capacity:
     level: float | None = None
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and self.threshold < 1:
-            raise ConfigurationError(f"auto_prune_threshold must be at least 1 unit, got {self.threshold}")
-        if self.level is not None and not 0 <= self.level < 1:
-            raise ConfigurationError(f"prune_to must be a share of at least 0 and below 1, got {self.level}")
+        if self.threshold is not None:
+            whole_number("auto_prune_threshold", self.threshold, error=ConfigurationError)
+        if self.level is not None:
+            below = math.nextafter(1, 0)
+            real_number("prune_to", self.level, "a share of at least 0 and below 1", 0, below, ConfigurationError)
 
     def room(self, backend: StorageBackend, new: int) -> Room:
         """Return how many units to delete so that ``new`` units fit."""
@@ -118,11 +130,9 @@ class ComponentType(Enum):
     @classmethod
     def parse(cls, value: ComponentType | str) -> ComponentType:
         """Return the component of that name. Raises ConfigurationError."""
-        try:
-            return cls(value)
-        except ValueError:
-            names = ", ".join(kind.value for kind in cls)
-            raise ConfigurationError(f"component_type must be one of {names}, got {value!r}") from None
+        if not isinstance(value, cls):
+            word("component_type", value, [kind.value for kind in cls], ConfigurationError)
+        return cls(value)
 
 
 @dataclass
@@ -171,10 +181,13 @@ class MemorySystemConfig:
 
     def __post_init__(self) -> None:
         whole_number("default_retrieval_top_k", self.default_retrieval_top_k, error=ConfigurationError)
-        if self.prune_policy not in POLICIES:
-            raise ConfigurationError(f"prune_policy must be one of {', '.join(POLICIES)}, got {self.prune_policy!r}")
-        if self.log_level is not None and not isinstance(logging.getLevelName(self.log_level.upper()), int):
-            raise ConfigurationError(f"log_level must be a level of Python's logging, got {self.log_level!r}")
+        word("prune_policy", self.prune_policy, POLICIES, ConfigurationError)
+        level = optional_text("log_level", self.log_level)
+        if level is not None and not isinstance(logging.getLevelName(level.upper()), int):
+            raise ConfigurationError(f"log_level must be a level of Python's logging, got {shown(level)}")
+        for name in ("on_encode_complete", "on_retrieve_complete", "on_manage_complete"):
+            callback(name, getattr(self, name))
+        Capacity(self.auto_prune_threshold, self.prune_to)
 
 
 _log = logging.getLogger("memevolve_gpu.memory_system")
@@ -232,7 +245,9 @@ class MemorySystem:
             MemEvolveError: ``config`` names no storage backend, and the ``VectorStore`` of the environment's settings
                 cannot be opened.
         """
-        self.config = config or MemorySystemConfig()
+        if config is not None and not isinstance(config, MemorySystemConfig):
+            raise ConfigurationError(f"config must be a MemorySystemConfig or None, got {shown(config)}")
+        self.config = MemorySystemConfig() if config is None else config
         self._capacity = Capacity(self.config.auto_prune_threshold, self.config.prune_to)
         if self.config.log_level is not None:
             logging.getLogger("memevolve_gpu").setLevel(self.config.log_level.upper())
@@ -243,9 +258,12 @@ class MemorySystem:
             storage = _store_from_env(None)
             self._owned.append(storage)
         self.storage: StorageBackend = storage
-        strategy = self.config.retrieval_strategy or _default_retrieval(self.storage)
+        strategy = self.config.retrieval_strategy
+        strategy = _default_retrieval(self.storage) if strategy is None else strategy
         self.retrieval_context = RetrievalContext(strategy, self.config.default_retrieval_top_k)
-        self.memory_manager = MemoryManager(self.storage, self.config.management_strategy or SimpleManagementStrategy())
+        management = self.config.management_strategy
+        management = SimpleManagementStrategy() if management is None else management
+        self.memory_manager = MemoryManager(self.storage, management)
         self.operation_log: deque[Operation] = deque(maxlen=LOG_KEPT)
         self._swapping = threading.RLock()
         self._making_room = threading.RLock()
@@ -364,7 +382,7 @@ class MemorySystem:
             CapacityError: The units do not fit.
             MemEvolveError: Embedding or storing failed.
         """
-        ids = self._keep(list(units), embeddings)
+        ids = self._keep(listed("units", units, InvalidUnitError), embeddings)
         self._note("add_units", {"unit_count": len(ids)})
         return ids
 
@@ -428,8 +446,7 @@ class MemorySystem:
             "deduplicate": manager.deduplicate,
             "forget": manager.apply_forgetting,
         }
-        if operation not in operations:
-            raise ConfigurationError(f"operation must be one of {', '.join(operations)}, got {operation!r}")
+        word("operation", operation, operations, ConfigurationError)
         result = operations[operation](**options)
         self._note(f"manage_{operation}", {**options, "count": _count_of(result)})
         notify(self.config.on_manage_complete, operation, result)
@@ -492,6 +509,7 @@ class MemorySystem:
                 errors of the component pass through.
         """
         kind = ComponentType.parse(component_type)
+        validate, save_state = switch("validate", validate), switch("save_state", save_state)
         with self._swapping:
             old = self._component(kind)
             if new_component is None:
@@ -653,8 +671,10 @@ class Memory(MemorySystem):
             MemEvolveError: The store cannot be opened, or a setting is not allowed.
         """
         if not is_milvus_uri(place):
-            Path(place).expanduser().parent.mkdir(parents=True, exist_ok=True)
-        store = open_store(place, embedding_function or embedder_from_config(EmbeddingConfig()))
+            Path(path_text("place", place)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        if embedding_function is None:
+            embedding_function = embedder_from_config(EmbeddingConfig())
+        store = open_store(place, embedding_function)
         try:
             super().__init__(MemorySystemConfig(storage_backend=store, **settings))
         except BaseException:
@@ -675,7 +695,7 @@ class Memory(MemorySystem):
         Raises:
             MemEvolveError: As :meth:`add_units`.
         """
-        unit = {"content": content} if isinstance(content, str) else content
+        unit = {"content": content} if isinstance(content, str) else mapping("content", content, InvalidUnitError)
         return self.add_units([{**unit, **fields} if fields else unit])[0]
 
     def search(

@@ -34,10 +34,10 @@ from ..components.store.units import (
     with_id,
 )
 from ..components.store.vector_store import VectorStore
-from ..errors import StoreClosedError
+from ..errors import InvalidUnitError, StoreClosedError
 from ..records.filters import matches
 from ..types import FloatArray, Hit, MemoryUnit, Metric
-from ..utils.arguments import whole_number
+from ..utils.arguments import callback, listed, mapping, whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
 from ..utils.vectors import check_vectors, cosines
@@ -261,7 +261,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
             StoreUnavailableError: As for :meth:`store`, as all other errors.
         """
         session = self._open
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
+        callback("progress", progress)
+        given = listed("units", units, InvalidUnitError)
+        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(given)]
         if not checked:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
@@ -344,7 +346,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Raises:
             StorageError: The server fails to index, or takes longer.
         """
-        waited = self._open.settle(progress)
+        waited = self._open.settle(callback("progress", progress))
         return {"actions": ["flushed", f"indexed {waited} rows"] if waited else ["flushed"], "reason": ""}
 
     def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
@@ -405,7 +407,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Args:
             state: What ``save_state`` of a ``MilvusStore`` or a ``VectorStore`` returned.
         """
-        source = self._described(state)
+        source = self._described(mapping("state", state))
         if source is None:
             return
         with source:
@@ -477,7 +479,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         session = self._open
-        return cosines(session.embedder.embed_query(query), session.table.vectors(list(dict.fromkeys(ids))))
+        return cosines(session.embedder.embed_query(query), session.table.vectors(looked_up(ids)))
 
     def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
         """Delete several units, not in one transaction: an error leaves some of them deleted.
@@ -490,7 +492,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
             The number of deleted units.
         """
         del unchanged_since
-        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         return self._open.drop(list(dict.fromkeys(wanted)))
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:

@@ -119,7 +119,8 @@ class Records:
             except BaseException:
                 lock.close_file()
                 raise
-            pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared)
+            store_id = opened.info.store_id
+            pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared, lock=lock, store_id=store_id)
             self._session = Session(path, lock, opened.con, pool, options.durability, opened.read_only)
             if not opened.read_only:
                 remove_abandoned_drafts([path, path.with_name(path.name.removesuffix(".db") + ".snapshot")])
@@ -239,7 +240,9 @@ class Records:
 
     def head(self) -> Head:
         """The counters, in one read."""
-        return self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))))
+        head = self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))))
+        self._pool.seen = max(self._pool.seen, head.last_seq)
+        return head
 
     def read_after(self, seq: int, limit: int) -> list[Change]:
         """At most ``limit`` log entries after ``seq``, in order, as of one moment.

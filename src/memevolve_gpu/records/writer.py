@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apsw
 
-from ..errors import CorruptStoreError, ReadOnlyError, StorageError, StoreClosedError
+from ..errors import ReadOnlyError, StorageError, StoreClosedError
 from ..utils import forking
 from .connections import (
     Durability,
@@ -30,8 +30,8 @@ from .connections import (
 )
 from .damage import noted
 from .file_lock import WriteLock
-from .lineage import NO_TOKEN, TOKEN_BYTES, beside, next_link, why_foreign
-from .pool import FileId, ReaderPool, refuse_replaced
+from .lineage import NO_TOKEN, TOKEN_BYTES, beside, next_link
+from .pool import ReaderPool
 from .sqlite_errors import SQLITE_ERRORS
 from .transaction import Transaction
 
@@ -78,8 +78,6 @@ class Session:
         self._durability: Durability = durability
         self._con: apsw.Connection | None = con
         self._name, self._wal = str(path), str(beside(path, "-wal"))
-        self._checked: FileId | None = None
-        """The database file when its log was last found to be its own."""
         self.floor = NO_TOKEN
         """The newest token that this session knows to be in the database file, see ``lineage.py``."""
         forking.close_for_fork(self)
@@ -101,11 +99,7 @@ class Session:
         replaced.
         """
         if not self._is_checked():
-            file = refuse_replaced(self.path, self.pool.file)
-            why = why_foreign(self.path, self.pool.vfs)
-            if why is not None:
-                raise CorruptStoreError(f"{why}; close the store in every process, then restore a backup")
-            self._checked = file
+            self.pool.confirm()
         if _is_empty(self._wal):
             self._mark_file(con)
         con.execute("BEGIN IMMEDIATE")
@@ -115,7 +109,7 @@ class Session:
         was_checked = self._is_checked()
         con.execute("COMMIT")
         if was_checked and not self._is_checked():
-            self._checked = refuse_replaced(self.path, self.pool.file)
+            self.pool.accept()
 
     def _is_checked(self) -> bool:
         """Is the database file as it was when its log was last found to be its own?"""
@@ -123,7 +117,7 @@ class Session:
             at = os.stat(self._name)  # noqa: PTH116 - a third of the time that a Path takes
         except FileNotFoundError:
             return False
-        return (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns) == self._checked
+        return (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns) == self.pool.confirmed
 
     def _mark_file(self, con: apsw.Connection) -> None:
         """Before a log begins, put a token into the database file that no copy of it from before has."""

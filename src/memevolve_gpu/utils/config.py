@@ -28,7 +28,7 @@ from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from ..errors import ConfigurationError
 from ..types import Metric
-from .arguments import shown
+from .arguments import shown, word
 
 __all__ = [
     "Allowed",
@@ -249,8 +249,12 @@ class _Settings(BaseSettings):
             name: name of a setting.
 
         Returns:
-            A phrase, such as "a number above 0"; empty for an unknown name.
+            A phrase, such as "a number above 0".
+
+        Raises:
+            ConfigurationError: There is no such setting.
         """
+        word("name", name, cls.model_fields, ConfigurationError)
         return next((mark.text for mark in cls.model_fields[name].metadata if isinstance(mark, Allowed)), "")
 
     @classmethod
@@ -508,10 +512,11 @@ class StorageConfig(_Settings):
     def _check_together(self) -> None:
         pairs = [("warning_threshold", "prune_threshold"), ("nlist_min", "nlist_max")]
         for low, high in [*pairs, ("prune_target", "prune_threshold")]:
-            if getattr(self, low) > getattr(self, high):
+            least, most = getattr(self, low), getattr(self, high)
+            if least > most:
                 raise ConfigurationError(
-                    f"{self.prefix}{low.upper()}={getattr(self, low)} must not exceed "
-                    f"{self.prefix}{high.upper()}={getattr(self, high)}; lower the first or raise the second"
+                    f"{self.prefix}{low.upper()}={shown(least)} must not exceed "
+                    f"{self.prefix}{high.upper()}={shown(most)}; lower the first or raise the second"
                 )
 
 

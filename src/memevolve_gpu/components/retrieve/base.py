@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from ...errors import ConfigurationError, InvalidFilterError
 from ...monitoring.events import LatencyRing
 from ...types import MemoryUnit
+from ...utils.arguments import having, mapping, switch, whole_number
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend, as_backend
 
@@ -231,16 +233,20 @@ class RetrievalContext:
             default_top_k: ``top_k`` of calls that give none.
             default_filters: ``filters`` of calls that give none.
             enable_metrics: False records no metrics.
+
+        Raises:
+            MemEvolveError: An argument is not allowed.
         """
-        self.strategy = strategy
-        self.default_top_k = default_top_k
-        self.default_filters = dict(default_filters or {})
+        self.set_strategy(strategy)
+        self.default_top_k = whole_number("default_top_k", default_top_k, error=ConfigurationError)
+        given = mapping("default_filters", {} if default_filters is None else default_filters, InvalidFilterError)
+        self.default_filters = dict(given)
         self.retrieval_history: deque[QueryRecord] = deque(maxlen=HISTORY_KEPT)
-        self.metrics = RetrievalMetrics() if enable_metrics else None
+        self.metrics = RetrievalMetrics() if switch("enable_metrics", enable_metrics) else None
 
     def set_strategy(self, strategy: RetrievalStrategy) -> None:
         """Use another strategy for later queries."""
-        self.strategy = strategy
+        self.strategy: RetrievalStrategy = having("strategy", strategy, "retrieve", "a retrieval strategy")
 
     def retrieve(
         self,
@@ -311,8 +317,8 @@ class RetrievalContext:
         self.retrieval_history.clear()
 
     def _defaults(self, top_k: int | None, filters: Mapping[str, Any] | None) -> tuple[int, Mapping[str, Any] | None]:
-        holding = self.default_filters if filters is None else filters
-        return self.default_top_k if top_k is None else top_k, holding or None
+        given = self.default_filters if filters is None else mapping("filters", filters, InvalidFilterError)
+        return self.default_top_k if top_k is None else top_k, given or None
 
     def _measure(self, strategy: RetrievalStrategy, started: float, found: int | None) -> None:
         if self.metrics is not None:

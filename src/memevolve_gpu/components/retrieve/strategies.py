@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
 from ...records.fulltext import bm25
 from ...types import FloatArray
-from ...utils.arguments import whole_number
+from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
@@ -51,6 +51,15 @@ def check_query(query: Any, top_k: Any) -> int:
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}")
     return whole_number("top_k", top_k)
+
+
+def _threshold(value: Any) -> float | None:
+    most = sys.float_info.max
+    return (
+        None
+        if value is None
+        else real_number("similarity_threshold", value, "a number or None", -most, most, ConfigurationError)
+    )
 
 
 def by_meaning(
@@ -255,7 +264,7 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
         Raises:
             EmbeddingError: ``embedding_function`` cannot be called.
         """
-        self.similarity_threshold = similarity_threshold
+        self.similarity_threshold = _threshold(similarity_threshold)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
 
     def retrieve(
@@ -299,7 +308,8 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore the threshold."""
-        self.similarity_threshold = state.get("similarity_threshold", self.similarity_threshold)
+        held = mapping("state", state).get("similarity_threshold", self.similarity_threshold)
+        self.similarity_threshold = _threshold(held)
 
     def _found(
         self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
@@ -360,10 +370,9 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             ConfigurationError: A weight or ``fusion`` is not allowed.
             EmbeddingError: ``embedding_function`` cannot be called.
         """
-        if fusion not in ("weighted", "rrf"):
-            raise ConfigurationError(f"fusion must be 'weighted' or 'rrf', got {fusion!r}")
+        word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
-        self.similarity_threshold = similarity_threshold
+        self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
 
@@ -377,14 +386,15 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         Raises:
             ConfigurationError: A weight is negative or not finite, or both are 0.
         """
-        total = semantic_weight + keyword_weight
-        if not (semantic_weight >= 0 and keyword_weight >= 0 and 0 < total < math.inf):
-            raise ConfigurationError(
-                f"semantic_weight={semantic_weight!r} and keyword_weight={keyword_weight!r} must be at least 0 and not "
-                "both 0"
-            )
-        self.semantic_weight = semantic_weight / total
-        self.keyword_weight = keyword_weight / total
+        given = (("semantic_weight", semantic_weight), ("keyword_weight", keyword_weight))
+        semantic, keyword = (
+            real_number(name, value, "a number of at least 0", 0, sys.float_info.max / 2, ConfigurationError)
+            for name, value in given
+        )
+        if not semantic + keyword:
+            raise ConfigurationError("semantic_weight and keyword_weight are both 0; give one of them a weight")
+        self.semantic_weight = semantic / (semantic + keyword)
+        self.keyword_weight = keyword / (semantic + keyword)
 
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
@@ -434,11 +444,13 @@ class HybridRetrievalStrategy(RetrievalStrategy):
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``save_state`` of another instance returned."""
-        self.set_weights(
-            state.get("semantic_weight", self.semantic_weight), state.get("keyword_weight", self.keyword_weight)
-        )
-        self.similarity_threshold = state.get("similarity_threshold", self.similarity_threshold)
-        self.fusion = state.get("fusion", self.fusion)
+        held = mapping("state", state)
+        word("fusion", held.get("fusion", self.fusion), ("weighted", "rrf"), ConfigurationError)
+        threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))
+        weights = (held.get("semantic_weight", self.semantic_weight), held.get("keyword_weight", self.keyword_weight))
+        self.set_weights(*weights)
+        self.similarity_threshold = threshold
+        self.fusion = held.get("fusion", self.fusion)
 
     def _fused(self, query: str, backend: StorageBackend, pool: int, filters: Mapping[str, Any] | None) -> list[Fused]:
         semantic = by_meaning(backend, query, pool, filters, self._scan)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,9 +18,10 @@ from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, Literal
 
-from ...errors import ConfigurationError, MemEvolveError, StorageError
+from ...errors import ConfigurationError, InvalidUnitError, MemEvolveError, StorageError
 from ...records.filters import canonical, matches
 from ...types import FloatArray, Hit, MemoryUnit
+from ...utils.arguments import having, listed, whole_number, word
 from ...utils.timestamps import age_stamp
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 
@@ -294,9 +296,13 @@ class StorageBackend(ABC):
         """
         del unchanged_since
         given = () if embeddings is None else (embeddings,)
-        ids = list(self.store_batch(list(units), *given))
+        gone = listed("delete_ids", delete_ids)
+        for at, unit_id in enumerate(gone):
+            if not isinstance(unit_id, str):
+                raise InvalidUnitError(f"delete_ids[{at}] must be a string, got {type(unit_id).__name__}")
+        ids = list(self.store_batch(listed("units", units), *given))
         kept = set(ids)
-        for unit_id in delete_ids:
+        for unit_id in gone:
             if unit_id not in kept:
                 self.delete(unit_id)
         return ids
@@ -478,8 +484,8 @@ class StorageBackend(ABC):
         Returns:
             Ids, the first to forget first.
         """
-        del kind
-        return [unit["id"] for unit in islice(self.units(), limit)]
+        word("kind", kind, ("lru", "lfu"))
+        return [unit["id"] for unit in islice(self.units(), min(whole_number("limit", limit, least=0), sys.maxsize))]
 
     def access_counts(self) -> dict[str, int]:
         """Read how often units were accessed.
@@ -661,7 +667,9 @@ def as_backend(storage: Any) -> StorageBackend:
 
     Virtual subclasses (``ABCMeta.register``) have none of the defaults, so they are adapted too.
     """
-    return storage if StorageBackend in type(storage).__mro__ else ForeignBackend(storage)
+    if StorageBackend in type(storage).__mro__:
+        return storage  # type: ignore[no-any-return]
+    return ForeignBackend(having("storage_backend", storage, "retrieve", "a store, with the methods of StorageBackend"))
 
 
 class MetadataMixin:

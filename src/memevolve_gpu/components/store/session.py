@@ -32,6 +32,7 @@ from ...records.check import Finding
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
 from ...types import FloatArray, Hit, MemoryUnit, Metric
+from ...utils.arguments import shown
 from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import DeviceQueries, check_vectors, device_queries
@@ -258,6 +259,8 @@ def open_session(
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     if prefix and not Path(prefix).is_absolute():
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
+    if machine is not None and not isinstance(machine, Machine):
+        raise ConfigurationError(f"machine must be a Machine or None, got {shown(machine)}")
     table = engine_table(config)
     try:
         require_faiss()

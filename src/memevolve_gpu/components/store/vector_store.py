@@ -12,14 +12,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ...devices.selection import Machine
-from ...errors import ConflictError, InvalidQueryError, InvalidUnitError, StoreClosedError
+from ...errors import ConflictError, InvalidUnitError, StoreClosedError
 from ...live import Found
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
 from ...types import FloatArray, Hit, MemoryUnit
-from ...utils.arguments import callback, change, listed, path_text, shown, switch, whole_number, word
+from ...utils.arguments import callback, change, listed, mapping, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
@@ -753,9 +753,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             InvalidQueryError: ``state`` is not a mapping.
         """
-        if not isinstance(state, Mapping):
-            raise InvalidQueryError(f"state must be what save_state() returned, got {shown(state)}")
-        source = state.get("index_file")
+        source = mapping("state", state).get("index_file")
         if source is None or state.get("store_id") == self._open.records.store_id:
             return
         with VectorStore(source, None, storage_config=self.config) as other:

@@ -18,7 +18,7 @@ from ...components.store.base import StorageBackend, as_backend
 from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import whole_number
+from ...utils.arguments import listed, mapping, shown, whole_number
 from .filters import Conjunction, alternatives
 
 __all__ = [
@@ -60,12 +60,26 @@ class SearchOptions:
 
 def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> list[Document]:
     """Return one document per text. Raises InvalidUnitError when the lengths differ."""
-    given = list(texts)
-    if not metadatas:
-        return [Document(page_content=text) for text in given]
-    if len(metadatas) != len(given):
-        raise InvalidUnitError(f"metadatas has {len(metadatas)} entries for {len(given)} texts; pass one for each")
-    return [Document(page_content=text, metadata=one or {}) for text, one in zip(given, metadatas, strict=True)]
+    given = listed("texts", texts, InvalidUnitError)
+    notes = _notes(metadatas) or [{}] * len(given)
+    if len(notes) != len(given):
+        raise InvalidUnitError(f"metadatas has {len(notes)} entries for {len(given)} texts; pass one for each")
+    for text in given:
+        if not isinstance(text, str):
+            raise InvalidUnitError(f"a text must be a string, got {shown(text)}")
+    return [Document(page_content=text, metadata=one) for text, one in zip(given, notes, strict=True)]
+
+
+def _notes(metadatas: Any) -> list[dict[str, Any]]:
+    """One dict for each text, or none at all. Raises InvalidUnitError."""
+    given = [] if metadatas is None else listed("metadatas", metadatas, InvalidUnitError)
+    notes = [
+        dict(mapping(f"metadatas[{i}]", {} if one is None else one, InvalidUnitError)) for i, one in enumerate(given)
+    ]
+    for i, one in enumerate(notes):
+        if not all(isinstance(key, str) for key in one):
+            raise InvalidUnitError(f"metadatas[{i}] must have keys that are texts, got {shown(one)}")
+    return notes
 
 
 def pairs_of(
@@ -75,11 +89,15 @@ def pairs_of(
 ) -> list[tuple[str, Sequence[float]]]:
     """Return (text, vector) pairs; for vectors alone the texts are ``data`` of the metadata, or empty."""
     if embeddings is None:
-        return list(text_embeddings or ())
+        pairs = [] if text_embeddings is None else listed("text_embeddings", text_embeddings, InvalidUnitError)
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise InvalidUnitError(f"text_embeddings must be pairs of text and vector, got {shown(pair)}")
+        return [(text, vector) for text, vector in pairs]
     if text_embeddings is not None:
         raise InvalidUnitError("text_embeddings and embeddings exclude each other; give one of them")
-    vectors = list(embeddings)
-    texts = [str((one or {}).get("data") or "") for one in metadatas or [{}] * len(vectors)]
+    vectors = listed("embeddings", embeddings, InvalidUnitError)
+    texts = [str(one.get("data") or "") for one in _notes(metadatas) or [{}] * len(vectors)]
     if len(texts) != len(vectors):
         raise InvalidUnitError(f"metadatas has {len(texts)} entries for {len(vectors)} vectors; pass one for each")
     return list(zip(texts, vectors, strict=True))
@@ -95,7 +113,7 @@ def checked_ids(ids: Sequence[str]) -> list[str]:
     """Return the ids as a list; refuse a string, which would be read as one id per letter."""
     if isinstance(ids, str):
         raise InvalidUnitError(f"ids must be a list of ids, got the string {ids[:40]!r}; write [{ids[:40]!r}]")
-    return list(ids)
+    return listed("ids", ids, InvalidUnitError)
 
 
 def query_text(query: str) -> str:
@@ -126,11 +144,12 @@ def to_units(documents: Sequence[Document], ids: Sequence[str | None] | None = N
 
     The documents are not changed. Raises InvalidUnitError, naming the invalid document.
     """
-    if ids is not None and len(ids) != len(documents):
+    documents = listed("documents", documents, InvalidUnitError)
+    given = [None] * len(documents) if ids is None else listed("ids", ids, InvalidUnitError)
+    if len(given) != len(documents):
         raise InvalidUnitError(
-            f"ids has {len(ids)} entries for {len(documents)} documents; pass one, or None, for each"
+            f"ids has {len(given)} entries for {len(documents)} documents; pass one, or None, for each"
         )
-    given = [None] * len(documents) if ids is None else ids
     return [
         _checked(_unit(document, own), f"documents[{position}]")
         for position, (document, own) in enumerate(zip(documents, given, strict=True))
@@ -154,6 +173,8 @@ def to_documents(units: Sequence[MemoryUnit]) -> list[Document]:
 
 
 def _unit(document: Document, own_id: str | None) -> MemoryUnit:
+    if not isinstance(document, Document):
+        raise InvalidUnitError(f"documents must be LangChain's Documents, got {shown(document)}; see add_texts")
     metadata = document.metadata
     unit_id = own_id if own_id is not None else document.id
     return {
@@ -191,8 +212,8 @@ class BackendAdapter:
 
     def __init__(self, backend: StorageBackend) -> None:
         """Raises ConfigurationError when the backend cannot search by vector."""
-        adapted = as_backend(backend)
-        if "search_vectors" not in adapted.capabilities:
+        adapted = as_backend(backend) if hasattr(backend, "retrieve") else None
+        if adapted is None or "search_vectors" not in adapted.capabilities:
             raise ConfigurationError(
                 f"backend must be able to search by vector, which {type(backend).__name__} is not; "
                 "give a VectorStore, or call open(path prefix, embedding)"

@@ -7,13 +7,15 @@ several filters, of which a document must match one; each is searched on its own
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InvalidFilterError, InvalidQueryError
+from ...errors import DimensionMismatchError, InvalidFilterError, InvalidQueryError, InvalidVectorError, first_line
+from ...utils.arguments import listed, real_number, whole_number, word
 from ...utils.plain import plain_text
 
 __all__ = ["MAX_ALTERNATIVES", "Conjunction", "alternatives", "maximal_marginal_relevance", "relevance"]
@@ -37,6 +39,8 @@ def relevance(distance: float, metric: str) -> float:
         >>> relevance(0.5, "cosine")
         0.75
     """
+    distance = real_number("distance", distance, "a number", -sys.float_info.max, sys.float_info.max, InvalidQueryError)
+    word("metric", metric, ("l2", "cosine", "ip"))
     if metric == "l2":
         return 1.0 / (1.0 + max(distance, 0.0))
     if metric == "cosine":
@@ -68,14 +72,17 @@ def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: fl
         >>> maximal_marginal_relevance([1.0, 0.0], [[1.0, 0.1], [1.0, 0.1], [0.5, -0.5]], 2)
         [0, 2]
     """
-    if not 0.0 <= lambda_mult <= 1.0:
-        raise InvalidQueryError(
-            f"lambda_mult must be between 0 (most varied) and 1 (most similar), got {lambda_mult!r}"
-        )
-    if not len(vectors):
+    allowed = "between 0 (most varied) and 1 (most similar)"
+    lambda_mult = real_number("lambda_mult", lambda_mult, allowed, 0, 1, InvalidQueryError)
+    k = whole_number("k", k)
+    given = listed("vectors", vectors)
+    if not given:
         return []
-    rows = _directions(np.asarray(vectors, dtype=np.float64))
-    similar = rows @ _directions(np.asarray(query, dtype=np.float64)[None, :])[0]
+    wanted, rows = _numbers("query", [query]), _numbers("vectors", given)
+    if wanted.shape[1] != rows.shape[1]:
+        raise DimensionMismatchError(wanted.shape[1], rows.shape[1], "pass vectors of the query's length")
+    rows = _directions(rows)
+    similar = rows @ _directions(wanted)[0]
     nearest_chosen = np.full(len(rows), -np.inf)
     free = np.ones(len(rows), dtype=bool)
     worth, chosen = similar, []
@@ -86,6 +93,17 @@ def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: fl
         nearest_chosen = np.maximum(nearest_chosen, rows @ rows[best])
         worth = lambda_mult * similar - (1.0 - lambda_mult) * nearest_chosen
     return chosen
+
+
+def _numbers(name: str, rows: Any) -> npt.NDArray[np.float64]:
+    """float64 (n, d), all finite. Raises InvalidVectorError."""
+    try:
+        table = np.asarray(rows, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidVectorError(f"{name} must be numbers: {first_line(error)}") from error
+    if table.ndim != 2 or not np.isfinite(table).all():
+        raise InvalidVectorError(f"{name} must be finite numbers, one row for each vector, got shape {table.shape}")
+    return table
 
 
 def _directions(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray
-from ..arguments import whole_number
+from ..arguments import optional_text, path_text, switch, texts_of, whole_number
 from ..vectors import normalize_rows
 from .adapter import prefixes_of
 
@@ -103,16 +103,16 @@ class LocalEmbedder:
             EngineError: The runtime for this model is not installed; the message says what to install.
             ConfigurationError: ``batch_size`` is not a positive whole number, or ``path`` lacks a file.
         """
-        self._path = None if path is None else _onnx_file(Path(path).expanduser())
-        self._default = self._path is None and model in _DEFAULT_NAMES
+        self._path = None if path is None else _onnx_file(Path(path_text("path", path)).expanduser())
+        self._default = self._path is None and optional_text("model", model) in _DEFAULT_NAMES
         self._source = model or (DEFAULT_MODEL if self._path is None else self._path.parent.name)
         if self._path is not None and not fastembed_installed():
             raise EngineError(f"an ONNX file needs fastembed; {_INSTALL}")
         if not fastembed_installed() and not sentence_transformers_installed():
             raise EngineError(f"the local embedding model needs fastembed or sentence-transformers; {_INSTALL}")
-        self._device = device
+        self._device = optional_text("device", device)
         self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
-        self._chunk = bool(chunk)
+        self._chunk = switch("chunk", chunk)
         self._lock = threading.RLock()
         self._loaded: _Runtime | None = None
         self._warned = False
@@ -144,7 +144,7 @@ class LocalEmbedder:
         Raises:
             MemEvolveError: As :meth:`embed_batch`.
         """
-        vector: FloatArray = self._embed([text], self._query_prefix)[0]
+        vector: FloatArray = self._embed(texts_of([text]), self._query_prefix)[0]
         return vector
 
     def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
@@ -160,7 +160,7 @@ class LocalEmbedder:
             EngineError: The runtime cannot be imported, or a packaged file was changed.
             EmbeddingError: The model cannot be loaded, or fails.
         """
-        return self._embed(texts, self._document_prefix)
+        return self._embed(texts_of(texts), self._document_prefix)
 
     def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
         if not texts:

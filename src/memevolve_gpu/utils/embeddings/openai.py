@@ -6,13 +6,15 @@ import base64
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import EmbeddingError, EngineError, InvalidVectorError
+from ...errors import ConfigurationError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
+from ..arguments import optional_text, real_number, texts_of, whole_number, word
 from ..vectors import check_vectors
 from .adapter import prefixes_of
 
@@ -89,16 +91,27 @@ class OpenAIEmbedder:
             max_tokens: most tokens of one text.
             max_retries: how often a request that may succeed later is repeated.
             encoding: how the service is asked to send numbers; both forms are read.
+
+        Raises:
+            ConfigurationError: An argument is not allowed.
         """
+        optional_text("base_url", base_url)
+        optional_text("model", model)
+        if not isinstance(api_key, (str, type(None))):
+            raise ConfigurationError(f"api_key must be a text or None, got {type(api_key).__name__}")
+        if dimension is not None:
+            whole_number("dimension", dimension, error=ConfigurationError)
+        word("encoding", encoding, ("float", "base64"), ConfigurationError)
+        most = sys.float_info.max
         self.dimension = dimension
         self.model_name = model or (None if base_url else _OFFICIAL_MODEL)
         self._base_url = base_url
         self._api_key = api_key or (_NO_KEY if base_url else None)  # else a key for OpenAI would go to that address
-        self._timeout = timeout
-        self._batch_size = max(1, batch_size)
-        self._max_tokens = max(1, max_tokens)
+        self._timeout = real_number("timeout", timeout, "seconds above 0", sys.float_info.min, most, ConfigurationError)
+        self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
+        self._max_tokens = whole_number("max_tokens", max_tokens, error=ConfigurationError)
         self._warned = False
-        self._max_retries = max_retries
+        self._max_retries = whole_number("max_retries", max_retries, least=0, error=ConfigurationError)
         self._encoding = encoding
         self._client: Any = None
         self._inherited: Any = None
@@ -128,7 +141,7 @@ class OpenAIEmbedder:
         Raises:
             MemEvolveError: as :meth:`embed_batch`.
         """
-        vector: FloatArray = self._embed([text], prefixes_of(self._model())[0])[0]
+        vector: FloatArray = self._embed(texts_of([text]), prefixes_of(self._model())[0])[0]
         return vector
 
     def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
@@ -144,7 +157,8 @@ class OpenAIEmbedder:
             EngineError: the ``openai`` package is missing; the message says what to install.
             EmbeddingError: the service fails for good, or its answer is not one vector of the right length per text.
         """
-        return self._embed(texts, prefixes_of(self._model())[1] if texts else "")
+        given = texts_of(texts)
+        return self._embed(given, prefixes_of(self._model())[1] if given else "")
 
     def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
         parts = [part for batch in self._requests(texts, prefix) for part in self._accepted(batch)[0]]
