@@ -695,8 +695,8 @@ class Memory(MemorySystem):
         Raises:
             MemEvolveError: As :meth:`add_units`.
         """
-        unit = {"content": content} if isinstance(content, str) else mapping("content", content, InvalidUnitError)
-        return self.add_units([{**unit, **fields} if fields else unit])[0]
+        unit = {"content": content} if isinstance(content, str) else dict(mapping("content", content, InvalidUnitError))
+        return self.add_units([{**unit, **fields}])[0]
 
     def search(
         self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
