@@ -46,12 +46,15 @@ OPERATIONS = {
     "edit": 6,
     "delete": 12,
     "search": 10,
-    "snapshot": 3,
+    "snapshot": 5,
     "reopen": 6,
     "backup": 3,
     "clear": 0.5,
 }
 EVENTS = {"damage": 6, "jump": 4, "restore": 2, "overwrite": 2, "outage": 3, "open": 5}
+RARE = ("sync", "lost", "truncate", "open", "delete", "lock")
+"""Faults of calls of which an operation makes only a few."""
+
 FAULTY = 0.3
 """Share of the operations that meet a fault, a kill or a power cut."""
 
@@ -102,15 +105,15 @@ class _Simulation:
         self.rng = rng = random.Random(seed)
         self.root, self.disk, self.say = root, disk, say
         self.durability = rng.choice(["full", "full", "full", "normal"])
-        self.settings: dict[str, Any] = {
-            "index_type": rng.choice(["flat", "flat", "hnsw", "ivf"]),
-            "metric": rng.choice(["l2", "cosine"]),
-            "min_training_units": 24,
-            "durability": self.durability,
-            "background": False,
-            "lock_timeout": 0.5,
-            "max_memory_units": 10_000,
-        }
+        self.config = StorageConfig(
+            index_type=rng.choice(["flat", "flat", "hnsw", "ivf"]),
+            metric=rng.choice(["l2", "cosine"]),
+            min_training_units=24,
+            durability=self.durability,
+            background=False,
+            lock_timeout=0.5,
+            max_memory_units=10_000,
+        )
         self.actors: dict[int, VectorStore] = {}
         self.model: Model = {}
         self.past: list[Model] = [{}]
@@ -262,8 +265,8 @@ class _Simulation:
         self.disk.fired, self.disk.struck = 0, ""
         if self.rng.random() >= FAULTY:
             return "no fault"
-        at = int(self.rng.choice([1, 3, 10, 30]) * self.rng.random()) + 1
         how = self.rng.choice(["kill", "kill", "cut", "cut", *FAULTS])
+        at = int(self.rng.choice([1, 3] if how in RARE else [1, 3, 10, 30]) * self.rng.random()) + 1
         if how in ("kill", "cut"):
             self.disk.strike(how, at)
         else:
@@ -331,8 +334,7 @@ class _Simulation:
     # Opening and closing
 
     def opened(self, prefix: Path) -> VectorStore:
-        config = StorageConfig(**self.settings)
-        return VectorStore(prefix, self.embed, DIM, storage_config=config)
+        return VectorStore(prefix, self.embed, DIM, storage_config=self.config)
 
     def open(self, who: int) -> None:
         """Open the actor's store anew. Nothing is armed, so it must work."""
@@ -403,9 +405,9 @@ class _Simulation:
         """Everybody closes, or is killed, and a derived file is hurt."""
         self.stop_all()
         path = Path(f"{self.prefix}.snapshot")
-        if path.exists() and path.stat().st_size and self.rng.random() < 0.3:
+        if path.exists() and path.stat().st_size and self.rng.random() < 0.5:
             self.stale.append(path.read_bytes())
-        if self.stale and self.rng.random() < 0.3:
+        if self.stale and self.rng.random() < 0.4:
             how = "an old snapshot"
             path.write_bytes(self.rng.choice(self.stale))
         elif self.rng.random() < 0.1:

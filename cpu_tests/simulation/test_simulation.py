@@ -28,7 +28,7 @@ from memevolve_gpu.records.records import Records
 from memevolve_gpu.records.transaction import Transaction
 from memevolve_gpu.types import Change, Op
 
-SEEDS = range(60)
+SEEDS = range(40)
 
 
 @pytest.fixture(scope="module")
