@@ -221,7 +221,7 @@ class _Simulation:
 
         def back_up(store: VectorStore) -> None:
             store.backup(self.prefix.with_name(name))
-            self.copies.append((name, dict(self.model)))
+            self.copies.append((name, self.model))
 
         return back_up, dict
 
@@ -253,8 +253,8 @@ class _Simulation:
         candidates = [after] if goes_well else [self.model, after]
         if struck or fired:
             self.tally[struck or how.split()[0]] += 1
-            if struck == "kill" and not goes_well and after != self.model:
-                self.doubtful.append(after)
+            if after != self.model:
+                self.doubtful = [] if goes_well else [*self.doubtful, after] if struck == "kill" else self.doubtful
             self.settle(who, struck, candidates, before_names)
         else:
             self.remember(after, doing.name)
@@ -289,18 +289,14 @@ class _Simulation:
     def settle(self, who: int, struck: str, candidates: list[Model], copies: set[str]) -> None:
         """After a fault: find out which of the candidates the store is, and hold it against that one."""
         newest = candidates
+        self.go_on_after(struck, who)
         if struck:
             candidates = [*self.doubtful, *candidates]
-        if struck == "cut":
-            if self.durability == "normal":
-                candidates = [*self.past, *candidates]
-            self.stop_all()
-            self.lives += 1
-            self.disk.lay_out(self.root / str(self.lives))
-        elif struck == "kill":
-            self.stop(who)
-            self.disk.bury()
-        self.open(who)
+            struck = self.fall_again(who, struck) if self.rng.random() < 0.3 else struck
+        if struck == "cut" and self.durability == "normal":
+            candidates = [*self.past, *candidates]
+        if struck or who not in self.actors or self.rng.random() < 0.5:
+            self.open(who)
         self.model = self.whole(self.actors[who], candidates)
         self.tally["taken back"] += struck == "cut" and self.model not in newest
         self.past = [self.model] if struck == "cut" else [*self.past, self.model]
@@ -311,8 +307,30 @@ class _Simulation:
         acknowledged = {name for name, _ in self.copies}
         unknown = self.copies_there() - copies - acknowledged
         for name in unknown:  # the call that made it failed or was killed after its name was there
-            self.copies.append((name, dict(candidates[0] if struck != "cut" else self.model)))
+            self.copies.append((name, self.model))
         self.check_copies()
+
+    def go_on_after(self, struck: str, who: int) -> None:
+        """The dead are closed; after a power cut the files are what the disk kept."""
+        if struck == "cut":
+            self.stop_all()
+            self.lives += 1
+            self.disk.lay_out(self.root / str(self.lives))
+        elif struck == "kill":
+            self.stop(who)
+            self.disk.bury()
+
+    def fall_again(self, who: int, struck: str) -> str:
+        """Another kill or power cut, in the midst of the recovery; the worst of what struck."""
+        self.disk.strike(self.rng.choice(["kill", "cut"]), int(self.rng.random() * 12) + 1)
+        with suppress(MemEvolveError):
+            self.open(who)
+        again = self.disk.struck
+        self.disk.spare()
+        self.tally[f"{again} while recovering"] += bool(again)
+        self.tally[again] += bool(again)
+        self.go_on_after(again, who)
+        return "cut" if "cut" in (struck, again) else struck
 
     def copies_there(self) -> set[str]:
         return {path.stem for path in Path(self.disk.folder).glob("copy*.db")}
@@ -340,8 +358,10 @@ class _Simulation:
         """Open the actor's store anew. Nothing is armed, so it must work."""
         self.stop(who)
         before, self.disk.current = self.disk.current, who
-        self.actors[who] = self.opened(self.prefix)
-        self.disk.current = before
+        try:
+            self.actors[who] = self.opened(self.prefix)
+        finally:
+            self.disk.current = before
 
     def stop(self, who: int) -> None:
         store = self.actors.pop(who, None)
@@ -470,11 +490,8 @@ class _Simulation:
         self.settle_restored(who, "", [self.model, model] if is_same else [model])
 
     def settle_restored(self, who: int, struck: str, candidates: list[Model]) -> None:
-        if struck == "cut":
-            self.lives += 1
-            self.disk.lay_out(self.root / str(self.lives))
-            self.tally["cut"] += 1
-        self.disk.bury()
+        self.tally[struck or "done"] += 1
+        self.go_on_after(struck, who)
         self.open(who)
         self.model = self.whole(self.actors[who], candidates)
         self.past, self.doubtful = [self.model], []
