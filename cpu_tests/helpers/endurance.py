@@ -113,7 +113,9 @@ def damage(
         os.truncate(path, rng.randrange(path.stat().st_size))
     else:
         content = bytearray(path.read_bytes())
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        start = rng.choice([at for at, byte in enumerate(content) if byte])  # most of a small file is gaps of zeros
+        for at in range(start, min(len(content), start + (1 if how == "flip" else 16))):
+            content[at] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(content))
     return how
 

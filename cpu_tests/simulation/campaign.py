@@ -158,7 +158,8 @@ class Campaign:
         counts["other"] = sum(not any(shape.search(one) for shape in BROKEN.values()) for one in failures)
         return {
             "date": time.strftime("%Y-%m-%d"),
-            "command": f"scripts/endure --figures --cuts {self.wanted['cuts']} --kills {self.wanted['kills']} --seconds {self.wanted['seconds']}",
+            "command": "scripts/endure --figures"
+            + "".join(f" --{name} {number}" for name, number in self.wanted.items()),
             "commit": self.state["commit"],
             "machine": machine(),
             "seconds": round(self.state["seconds"]),

@@ -434,7 +434,9 @@ class _Simulation:
             how = "foreign"
             path.write_bytes(self.foreign_snapshot())
         else:
-            how = damage(str(self.prefix), self.rng, ["nothing", "delete", "truncate", "flip", "flip", "flip"])
+            how = damage(
+                str(self.prefix), self.rng, ["nothing", "delete", "truncate", "flip", "many flips", "many flips"]
+            )
         self.last += f": {how}"
         self.tally[f"snapshot: {how}"] += 1
         self.disk.adopt()
