@@ -39,6 +39,9 @@ WHOLE = {"cuts": 1_000, "kills": 10_000, "seconds": 120}
 PART = 200
 """Cuts or kills of one part, after which the state is saved."""
 
+ENOUGH = 20
+"""Broken promises after which the campaign ends."""
+
 BROKEN = {
     "lost": re.compile(r"lost \[[^\]]|lost or changed"),
     "resurrected": re.compile(r"resurrected \[[^\]]"),
@@ -79,7 +82,7 @@ class Campaign:
         """Everything that is still wanted, part by part."""
         for part in (self.simulate_part, self.kill_part, self.eight_part):
             going = True
-            while going:
+            while going and len(self.state["failures"]) < ENOUGH:
                 began = time.monotonic()
                 going = part()
                 self.state["seconds"] += time.monotonic() - began
@@ -93,7 +96,7 @@ class Campaign:
         if tally["cut"] >= goal:
             return False
         upto = min(goal, tally["cut"] + PART)
-        while tally["cut"] < upto:
+        while tally["cut"] < upto and len(self.state["failures"]) < ENOUGH:
             seed = self.state["next_seed"]
             self.state["next_seed"] += 1
             tally["lives"] += 1
