@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import admin_commands, read_commands, write_commands
-from .app import ExitCode, app, main
+from .app import ExitCode, add_command, app, main
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "init": write_commands.init,
@@ -34,7 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "devices": read_commands.devices,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    add_command(_name, _command)
 app.add_typer(admin_commands.app, name="manage")
 
 __all__ = ["ExitCode", "app", "main"]
