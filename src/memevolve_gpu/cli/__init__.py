@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import admin_commands, read_commands, write_commands
+from . import admin_commands, demo, doctor, read_commands, write_commands
 from .app import ExitCode, add_command, app, main
 
 _COMMANDS: dict[str, Callable[..., None]] = {
@@ -32,6 +32,8 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "import": write_commands.import_file,
     "embed": read_commands.embed,
     "devices": read_commands.devices,
+    "doctor": doctor.doctor,
+    "demo": demo.demo,
 }
 for _name, _command in _COMMANDS.items():
     add_command(_name, _command)

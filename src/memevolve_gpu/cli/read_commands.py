@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..types import MemoryUnit
     from ..utils.embeddings import Embedder as Checked
 
-__all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing", "search", "stats"]
+__all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing", "refuse_misfit", "search", "stats"]
 
 
 def embed(
@@ -63,7 +63,7 @@ def embed(
     started = time.perf_counter()
     vectors = checked.embed_many(texts)
     seconds = time.perf_counter() - started
-    _refuse_misfit(store, checked, held)
+    refuse_misfit(store, checked, held)
     document = {
         "model": checked.model_name,
         "dimension": vectors.shape[1],
@@ -78,7 +78,7 @@ def embed(
     Output(as_json).show(document, summary, Rows(("length", "cosine to first", "text"), rows))
 
 
-def _refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
+def refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
     """Raise what opening the store with this embedder would raise."""
     from ..components.store.vector_store import VectorStore
     from ..records import Records
