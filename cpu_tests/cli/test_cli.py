@@ -921,7 +921,6 @@ def test_a_table_on_a_terminal_keeps_ids_and_numbers(
 ) -> None:
     monkeypatch.setattr("memevolve_gpu.cli.output._is_terminal", lambda stream: stream is sys.stdout)
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setenv("NO_COLOR", "1")
     prefix, wide = str(tmp_path / "memory"), "a-rather-long-id-that-somebody-gave"
     units = [{"id": wide, "content": "\N{CJK UNIFIED IDEOGRAPH-8A9E}" * 200}, {"id": "short", "content": "a word"}]
     ok("add", write(tmp_path / "units.jsonl", units), "--store", prefix, "--embedder", "hashing")

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_project import ROOT, STAND_IN, wheel
+from support import STAND_IN
 
-__all__ = ["wheel"]
+ROOT = Path(__file__).resolve().parents[2]
 
 INSTALLED = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -140,13 +141,12 @@ class Rows:
         from rich.cells import set_cell_size
 
         widths = self._widths(cells, width)
-        for number, row in enumerate([self.titles, *cells]):
+        for row in [self.titles, *cells]:
             parts = []
             for cell, room in zip(row, widths, strict=True):
                 shown = cell if cell_len(cell) <= room else set_cell_size(cell, room - 1).rstrip() + "\u2026"
                 parts.append(set_cell_size(shown, room))
-            line = (" " * _GAP).join(parts).rstrip()
-            yield f"\x1b[1m{line}\x1b[0m" if number == 0 and "NO_COLOR" not in os.environ else line
+            yield (" " * _GAP).join(parts).rstrip()
 
     def _widths(self, cells: list[list[str]], width: int) -> list[int]:
         """Return the width of each column."""
@@ -195,13 +195,7 @@ def _width(stream: Any) -> int | None:
     """Return the columns of a terminal, COLUMNS first; None for any other stream."""
     if not _is_terminal(stream):
         return None
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given):
-        return int(given)
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or 80
-    except OSError:
-        return 80
+    return shutil.get_terminal_size().columns
 
 
 def _plain(value: Any) -> Any:
