@@ -266,4 +266,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an escaped character is better than an error
-    app()
+    try:
+        app()
+    except KeyboardInterrupt as error:  # before or after the command itself
+        sys.exit(_failed(error, Output(as_json="--json" in sys.argv)))
