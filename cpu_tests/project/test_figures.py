@@ -118,7 +118,8 @@ def test_the_readme_has_no_other_figure(repository: Path) -> None:
         "50,000 units of 384 dimensions",
         "1.5 GB",
         "under 300 MB",
-        "the 300 units in examples/",
+        "300 sample units",
+        "kill -9 a writer",
         "Python 3.10",
         "Version 0.1.0",
     ]

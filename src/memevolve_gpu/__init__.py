@@ -22,7 +22,6 @@ from .errors import (
     StoreClosedError,
     StoreUnavailableError,
 )
-from .types import Hit, MemoryUnit
 
 if TYPE_CHECKING:
     from .backends import open_store
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from .components.store.vector_store import VectorStore
     from .memory_system import Memory, MemorySystem, MemorySystemConfig
     from .milvus.store import MilvusStore
+    from .types import Hit, MemoryUnit
     from .utils.config import EmbeddingConfig, StorageConfig
     from .utils.embeddings import HashingEmbedder, LocalEmbedder, OpenAIEmbedder
 
@@ -70,11 +70,13 @@ __all__ = [
 
 _LAZY = {
     "EmbeddingConfig": "utils.config",
+    "Hit": "types",
     "HashingEmbedder": "utils.embeddings",
     "LocalEmbedder": "utils.embeddings",
     "Memory": "memory_system",
     "MemorySystem": "memory_system",
     "MemorySystemConfig": "memory_system",
+    "MemoryUnit": "types",
     "MilvusStore": "milvus.store",
     "OpenAIEmbedder": "utils.embeddings",
     "StorageBackend": "components.store.base",

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import ConfigurationError, InvalidUnitError, MemEvolveError, StorageError
 from ...records.filters import canonical, matches
@@ -42,6 +42,23 @@ Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done, 0..1."""
 
 _log = logging.getLogger("memevolve_gpu.management")
+
+_ADD = "store(unit) or store_batch(units), with units such as {'id': 'a', 'content': 'a text'}"
+_QUERY = "search_units(text, top_k=5, filters=None), or search_vectors(vectors, top_k=5)"
+_GET = "retrieve(unit_id), retrieve_batch(unit_ids), or units(filters)"
+_SAVED = "not needed: a write that returned is on disk"
+_NAMES_ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(("add", "add_documents", "add_items", "add_texts", "insert", "put", "upsert"), _ADD),
+    **dict.fromkeys(("find", "get_nearest", "knn", "query", "query_points", "similarity_search"), _QUERY),
+    **dict.fromkeys(("fetch", "get", "get_by_ids", "items", "list", "peek", "scroll"), _GET),
+    **dict.fromkeys(("commit", "dump", "flush", "persist", "save"), _SAVED),
+    **dict.fromkeys(("delete_all", "drop", "reset", "truncate"), "clear()"),
+    **dict.fromkeys(("ntotal", "num_entities", "size"), "count() or len(store)"),
+    **dict.fromkeys(("delete_many", "remove"), "delete(unit_id) or delete_batch(unit_ids)"),
+    **dict.fromkeys(("build_index", "create_index", "optimize", "train"), "run_maintenance(), or retrain() at once"),
+    **dict.fromkeys(("health", "info", "stats"), "get_storage_health() or statistics()"),
+}
+"""Methods of other vector stores, and what does the same here."""
 
 
 class UnitMapping(Mapping[str, MemoryUnit]):
@@ -113,6 +130,14 @@ class StorageBackend(ABC):
         >>> sorted(backend.capabilities)
         []
     """
+
+    if not TYPE_CHECKING:  # else every misspelt name would be Any
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise AttributeError; for the methods of other vector stores it names ours."""
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            ours = _NAMES_ELSEWHERE.get(name)
+            raise AttributeError(f"{text}; here it is {ours}" if ours else text, name=name, obj=self)
 
     @abstractmethod
     def store(self, unit: MemoryUnit) -> str:

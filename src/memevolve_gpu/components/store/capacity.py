@@ -14,11 +14,14 @@ from ...live.delta_buffer import row_bytes
 from ...records.transaction import Transaction, in_order
 from .report_types import OperationEntry
 from .reports import append_history, decide
-from .session import StoreSession
+from .session import AFTER_COMMIT, StoreSession
 
-__all__ = ["Pruned", "report_pruned", "reserve_room"]
+__all__ = ["Pruned", "move_waiting_rows", "report_pruned", "reserve_room"]
 
 ORDERS: dict[str, Literal["used", "lfu", "oldest"]] = {"lru": "used", "lfu": "lfu", "oldest": "oldest"}
+
+MOVED_SHARE = 0.1
+"""Of the memory limit: fewer bytes in the delta buffer are not worth a round of maintenance."""
 
 SHOWN = 100
 """Ids in the log line; the event has all of them."""
@@ -49,6 +52,29 @@ def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | Non
     _warn_once(session, "units", tx.count, tx.count + new, limit)
     _warn_once(session, "memory", used, needed, session.max_memory_bytes)
     return pruned
+
+
+def move_waiting_rows(session: StoreSession, new: int) -> None:
+    """Before a write: let maintenance move rows from the delta buffer to the snapshot file, where memory is short.
+
+    Waits for a round that is running, at most LOCK_TIMEOUT seconds. Whether the units fit then, the write decides.
+    """
+    deadline = time.monotonic() + session.config.lock_timeout
+    while not session.maintenance.in_round() and _is_short(session, new):
+        try:
+            report = session.maintenance.run(wait=False, quiet=True)
+        except AFTER_COMMIT as error:
+            session.events.record("maintenance-failed", str(error), level=logging.WARNING)
+            return
+        if not report.skipped or time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
+
+
+def _is_short(session: StoreSession, new: int) -> bool:
+    live, most = session.live, session.max_memory_bytes
+    waiting = live.view.delta.nbytes >= MOVED_SHARE * most
+    return waiting and live.nbytes + new * row_bytes(session.records.dim) > most
 
 
 def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:

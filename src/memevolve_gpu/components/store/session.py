@@ -54,6 +54,9 @@ __all__ = [
 INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
 
+FLUSH_SECONDS = 1.0
+"""How long the background waits for other writers to write access figures down; close() waits for the background."""
+
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
 
@@ -237,15 +240,15 @@ class StoreSession:
         """Stop the background thread, write what is buffered and close the records."""
         try:
             self.worker.stop()
-            self.accesses.flush()
-            self.live.query_sample.save()
+            self.accesses.close()
+            self.live.query_sample.save(timeout=0)
             self.maintenance.close()
         finally:
             self.records.close()
 
     def _background_round(self) -> float | None:
         if self.accesses.is_full:
-            self.accesses.flush(timeout=None)
+            self.accesses.flush(timeout=FLUSH_SECONDS)
         return self.maintenance.run_if_due()
 
 

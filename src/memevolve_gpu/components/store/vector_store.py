@@ -25,7 +25,7 @@ from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
-from .capacity import report_pruned, reserve_room
+from .capacity import move_waiting_rows, report_pruned, reserve_room
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
 from .session import IndexInfo, StoreSession, open_session
@@ -182,6 +182,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         checked = self._add_metadata(checked_unit(unit))
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
+        move_waiting_rows(session, 1)
         with session.records.write() as tx:
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
@@ -808,6 +809,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         texts = texts_of(checked, to_embed=embeddings is None)
         vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
+        move_waiting_rows(session, len(checked))
         with session.records.write() as tx:
             _drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
