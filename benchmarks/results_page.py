@@ -15,7 +15,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 STYLE = """
 :root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;width:100%;font-size:14px}th,td{text-align:left;padding:.3rem .6rem;vertical-align:top;
-border-bottom:1px solid #8884}img{width:100%;height:auto}figure{margin:1rem 0 2rem}code{overflow-wrap:anywhere}
+border-bottom:1px solid #8884}
+td:nth-child(2){white-space:nowrap}img{width:100%;height:auto}figure{margin:1rem 0 2rem}code{overflow-wrap:anywhere}
 """
 
 

@@ -20,6 +20,7 @@ def draw(charts: Sequence[Chart], folder: Path, prefix: str) -> list[Path]:
     except ImportError:
         return []
     mpl.use("Agg")
+    mpl.rcParams["grid.color"] = "#dddddd"
     light = [one(chart, folder / f"{prefix}-{chart.key}.png") for chart in charts]
     with mpl.rc_context(DARK):
         dark = [one(chart, folder / f"{prefix}-{chart.key}-dark.png") for chart in charts if chart.key in SHOWN]
