@@ -1190,10 +1190,8 @@ def test_doctor_says_what_is_wrong_and_what_to_do(store: str, tmp_path: Path, mo
         patched.setenv("MEMEVOLVE_STORAGE_DEVICE", "cuda")
         assert "MEMEVOLVE_STORAGE_DEVICE=auto" in finding("gpu", "--store", store)
     embedder = HashingEmbedder(384)
-    monkeypatch.setattr(HashingEmbedder, "model_name", "another-model")
+    embedder.model_name = "another-model"
     VectorStore("other", embedder).close()
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     assert "another-model" in finding("model", "--store", "other")
 
 

@@ -52,6 +52,18 @@ def test_the_restore_drill_runs_as_it_is_written(repository: Path, tmp_path: Pat
     assert not (tmp_path / "drill").exists()
 
 
+def test_the_command_lines_of_the_tutorial_run(repository: Path, tmp_path: Path, shell: dict[str, str]) -> None:
+    with VectorStore(tmp_path / "tutorial", HashingEmbedder()) as store:
+        store.store_batch([{"id": "wt", "content": "git worktree checks out a second branch"}, {"content": "a skill"}])
+    page = (repository / "docs" / "tutorial" / "index.md").read_text(encoding="utf-8")
+    block = re.search(r"(?s)```bash\n(.*?)```", page.partition("## The same on the command line")[2])
+    assert block
+    said = ran(["bash", "-euc", block[1]], tmp_path, shell)
+    assert "\nid\nwt\n" in said
+    assert "would delete 1 unit" in said
+    assert "restored 2 units from copy.db" in said
+
+
 def test_the_backup_script_verifies_and_rotates(repository: Path, tmp_path: Path, shell: dict[str, str]) -> None:
     script = repository / "examples" / "deploy" / "memevolve-backup"
     old = [tmp_path / "backups" / f"memory-2020-01-0{day}T000000.db" for day in (1, 2, 3)]
