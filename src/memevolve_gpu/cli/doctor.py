@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -101,7 +102,11 @@ def _model(store: str, embedder: EmbedderName) -> _Finding:
     from .read_commands import refuse_misfit
 
     held = stored_model(store)
-    checked = Checked(choose_embedder(embedder, held))
+    logging.disable(logging.WARNING)  # about the stand-in for a model, which is a finding below
+    try:
+        checked = Checked(choose_embedder(embedder, held))
+    finally:
+        logging.disable(logging.NOTSET)
     vector = checked.embed_many(["the memory of an agent"])[0]
     refuse_misfit(store, checked, held)
     if str(checked.model_name).startswith("hashing-") and not held:
