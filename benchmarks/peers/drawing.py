@@ -55,7 +55,7 @@ def bounds(values: Sequence[float], kind: Kind, from_zero: bool) -> tuple[float,
     if kind == "log":
         return low / 1.2, high * 1.2
     if kind == "recall":
-        return 1 - (1 - low) * 1.1, 1.0
+        return min(1 - (1 - low) * 1.1, 0.9), 1.0
     room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     return (0.0 if from_zero else low - room), high + room
 

@@ -23,7 +23,7 @@ _Finding = tuple[str, str]
 """A state (``ok``, ``note`` or ``wrong``) and a sentence; one about what is wrong ends with the remedy."""
 
 _FREE_BYTES = 2**30
-_FILES_PER_STORE = 8
+_FILES_PER_STORE = 7
 """Free disk space and open files below which doctor warns."""
 
 
