@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import inspect
 import json
 import os
 import pickle
+import pty
 import re
 import shutil
 import signal
@@ -1126,6 +1128,31 @@ def test_progress_is_drawn_on_a_terminal_only(store: str) -> None:
     )
     assert b"exporting" in done.stdout
     assert Path("said.txt").read_text(encoding="utf-8") == "exported 3 units to out.jsonl\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "replaced"),
+    [(b"y\n", ExitCode.OK, True), (b"n\n", ExitCode.USAGE, False), (b"\x03", ExitCode.INTERRUPTED, False)],
+)
+def test_export_asks_on_a_terminal_before_it_replaces(
+    answer: bytes, code: ExitCode, replaced: bool, store: str, tmp_path: Path
+) -> None:
+    target, said = tmp_path / "out.jsonl", b""
+    target.write_text("old\n", encoding="utf-8")
+    command = [sys.executable, "-m", "memevolve_gpu.cli", "export", str(target), "--store", store]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": str(SOURCE)})
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody has open any more with an error
+        while part := os.read(terminal, 4096):
+            said += part
+            if b"Replace it? [y/N]" in said and answer:
+                os.write(terminal, answer)
+                answer = b""
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code, said
+    assert b"Traceback" not in said
+    assert (target.read_text(encoding="utf-8") != "old\n") is replaced
 
 
 def test_every_error_of_the_package_has_a_code() -> None:

@@ -390,9 +390,12 @@ def export(
 def _may_replace(file: str) -> None:
     if file == "-" or not os.path.isfile(file):  # noqa: PTH113 - another kind of file is refused when it is written
         return
-    if not sys.stdin.isatty():
-        raise InputError(f"{file} exists; name another file, or add --force to replace it")
-    typer.confirm(f"Replace {file}?", abort=True, err=True)
+    if sys.stdin.isatty():
+        sys.stderr.write(f"{one_line(file)} exists. Replace it? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise InputError(f"{file} exists; name another file, or add --force to replace it")
 
 
 def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: str | Rows) -> None:
