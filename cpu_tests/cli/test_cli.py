@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import inspect
 import json
 import os
 import pickle
+import pty
 import re
 import shutil
 import signal
@@ -1128,6 +1130,31 @@ def test_progress_is_drawn_on_a_terminal_only(store: str) -> None:
     assert Path("said.txt").read_text(encoding="utf-8") == "exported 3 units to out.jsonl\n"
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "replaced"),
+    [(b"y\n", ExitCode.OK, True), (b"n\n", ExitCode.USAGE, False), (b"\x03", ExitCode.INTERRUPTED, False)],
+)
+def test_export_asks_on_a_terminal_before_it_replaces(
+    answer: bytes, code: ExitCode, replaced: bool, store: str, tmp_path: Path
+) -> None:
+    target, said = tmp_path / "out.jsonl", b""
+    target.write_text("old\n", encoding="utf-8")
+    command = [sys.executable, "-m", "memevolve_gpu.cli", "export", str(target), "--store", store]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": str(SOURCE)})
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody has open any more with an error
+        while part := os.read(terminal, 4096):
+            said += part
+            if b"Replace it? [y/N]" in said and answer:
+                os.write(terminal, answer)
+                answer = b""
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code, said
+    assert b"Traceback" not in said
+    assert (target.read_text(encoding="utf-8") != "old\n") is replaced
+
+
 def test_every_error_of_the_package_has_a_code() -> None:
     from memevolve_gpu import errors
     from memevolve_gpu.cli.app import exit_code_of
@@ -1149,3 +1176,60 @@ def test_a_line_that_is_nested_too_deep_is_named(depth: int) -> None:
         message = bad(ExitCode.USAGE, command, "deep.jsonl", "--store", "memory", "--embedder", "hashing")
         assert "deep.jsonl line 2" in message
         assert "nested too deep" in message
+
+
+# demo, doctor, completion
+
+
+def test_a_crash_is_shown_and_nothing_is_lost(tmp_path: Path) -> None:
+    document = ok("demo", "crash", "--crash")
+    assert (document["lost"], document["problems"], document["restored"]) == (0, [], 100)
+    assert document["acknowledged"] >= 240
+    with VectorStore(document["replaced"], None) as before:
+        assert before.count() >= 100 + document["acknowledged"]
+    assert len(ids("crash/memory")) == 100
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ok("doctor", "--store", store)["ok"] is True
+
+    def finding(check: str, *arguments: str) -> str:
+        result = run("doctor", *arguments, "--json")
+        assert result.exit_code == ExitCode.FAILED
+        (found,) = (one for one in json.loads(result.stdout)["checks"] if one["check"] == check)
+        assert found["state"] == "wrong", found
+        return str(found["finding"])
+
+    def clash() -> dict[str, str]:
+        return {"faiss-cpu": "1.11", "faiss-gpu": "1.11"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr("memevolve_gpu.index.faiss_support.installed_distributions", clash)
+        patched.setattr("memevolve_gpu.index.faiss_support._module", None)
+        assert "pip uninstall -y faiss-cpu faiss-gpu" in finding("faiss", "--store", store)
+    with monkeypatch.context() as patched:
+        patched.setattr("memevolve_gpu.records.file_lock.filesystem_of", lambda *_: "nfs4")
+        assert "network file system (nfs4)" in finding("file system", "--store", store)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+        assert "free some" in finding("disk", "--store", store)
+    with monkeypatch.context() as patched:
+        patched.setenv("MEMEVOLVE_STORAGE_DEVICE", "cuda")
+        assert "MEMEVOLVE_STORAGE_DEVICE=auto" in finding("gpu", "--store", store)
+    embedder = HashingEmbedder(384)
+    embedder.model_name = "another-model"
+    VectorStore("other", embedder).close()
+    assert "another-model" in finding("model", "--store", "other")
+
+
+def test_tab_completion_offers_commands_options_and_stores(store: str) -> None:
+    def offered(shell: str, *words: str) -> list[str]:
+        line = " ".join(("memevolve-store", *words))
+        environment = {"_MEMEVOLVE_STORE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
+        environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        return re.findall(r"[-/\w.]+", process(env=environment).stdout)
+
+    for shell in ("bash", "zsh", "fish"):
+        assert "health" in offered(shell, "hea")
+        assert "--filters" in offered(shell, "list", "--filt")
+        assert store in offered(shell, "list", "--store", store[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -22,7 +23,7 @@ _Finding = tuple[str, str]
 """A state (``ok``, ``note`` or ``wrong``) and a sentence; one about what is wrong ends with the remedy."""
 
 _FREE_BYTES = 2**30
-_FILES_PER_STORE = 8
+_FILES_PER_STORE = 7
 """Free disk space and open files below which doctor warns."""
 
 
@@ -101,7 +102,11 @@ def _model(store: str, embedder: EmbedderName) -> _Finding:
     from .read_commands import refuse_misfit
 
     held = stored_model(store)
-    checked = Checked(choose_embedder(embedder, held))
+    logging.disable(logging.WARNING)  # about the stand-in for a model, which is a finding below
+    try:
+        checked = Checked(choose_embedder(embedder, held))
+    finally:
+        logging.disable(logging.NOTSET)
     vector = checked.embed_many(["the memory of an agent"])[0]
     refuse_misfit(store, checked, held)
     if str(checked.model_name).startswith("hashing-") and not held:

@@ -310,7 +310,7 @@ def _lists(found: Mapping[str, Any]) -> str:
 def _gpu(found: Mapping[str, Any]) -> list[list[str]]:
     """Return the row about the GPU, if there is one or it was requested."""
     device = found.get("device") or {}
-    if device.get("device", "cpu") == "cpu" and not device.get("problem") and not device.get("disappointed"):
+    if device.get("device", "cpu") == "cpu" and not device.get("problem") and not device.get("unmet"):
         return []
     place = f"{device['device']} {device['name'] or ''}".strip()
     return [["device", f"{place} by {device['engine']}, {device['measured_bytes'] >> 20} MB"]]
@@ -344,6 +344,9 @@ def _summary(found: Mapping[str, Any]) -> list[list[str]]:
 def _all_figures(document: Mapping[str, Any]) -> Rows:
     left_out = ("recommendations", *_IN_FULL)
     rows = [[name, _cell(value)] for name, value in _flat(document) if name not in left_out]
+    for row in rows:
+        if row[0] == "usage_percentage":  # MemEvolve's name of a share
+            row[1] = f"{document['usage_percentage']:.1%}"
     return Rows(("figure", "value"), rows, whole=True)
 
 
@@ -387,9 +390,12 @@ def export(
 def _may_replace(file: str) -> None:
     if file == "-" or not os.path.isfile(file):  # noqa: PTH113 - another kind of file is refused when it is written
         return
-    if not sys.stdin.isatty():
-        raise InputError(f"{file} exists; name another file, or add --force to replace it")
-    typer.confirm(f"Replace {file}?", abort=True, err=True)
+    if sys.stdin.isatty():
+        sys.stderr.write(f"{one_line(file)} exists. Replace it? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise InputError(f"{file} exists; name another file, or add --force to replace it")
 
 
 def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: str | Rows) -> None:

@@ -61,7 +61,8 @@ class PruneCriteria:
         given = criteria.get("filters")
         if given is not None and not isinstance(given, Mapping):
             raise ConfigurationError(
-                f"criteria['filters'] must be a mapping, got {type(given).__name__}; see docs/reference/filters.md"
+                f"criteria['filters'] must be a mapping, got {type(given).__name__}; "
+                "see https://memevolve-gpu.example/docs/reference/filters/"
             )
         filters = dict(given or {})
         if criteria.get("type") is not None:

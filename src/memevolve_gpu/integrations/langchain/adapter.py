@@ -128,7 +128,8 @@ def no_more(options: Mapping[str, Any]) -> None:
     if options:
         unknown = ", ".join(map(repr, options))
         raise InvalidQueryError(
-            f"unknown option {unknown}; leave it out, or see docs/how-to/langchain.md for the options"
+            f"unknown option {unknown}; leave it out, or see "
+            "https://memevolve-gpu.example/docs/how-to/langchain/ for the options"
         )
 
 
