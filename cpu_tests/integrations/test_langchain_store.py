@@ -337,14 +337,14 @@ def test_deleting_by_filter_spares_what_changes_meanwhile(
     store: MemEvolveVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.add_texts(["old one", "old two"], [{"n": 1}, {"n": 1}], ids=["1", "2"])
-    matching = store._adapter._matching
+    matching = store.backend.units
 
-    def meanwhile(filters: Any) -> list[str]:
-        found = matching(filters)
+    def meanwhile(filters: Any) -> list[dict[str, Any]]:
+        found = list(matching(filters))
         store.add_texts(["new one"], [{"n": 2}], ids=["1"])
         return found
 
-    monkeypatch.setattr(store._adapter, "_matching", meanwhile)
+    monkeypatch.setattr(store.backend, "units", meanwhile)
     store.delete(filter={"n": 1})
     assert contents(store.get_by_ids(["1", "2"])) == ["new one"]
 

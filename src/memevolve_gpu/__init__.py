@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .components.store.vector_store import VectorStore
     from .memory_system import MemorySystem, MemorySystemConfig
     from .milvus.store import MilvusStore
+    from .records.filters import F
     from .utils.config import EmbeddingConfig, StorageConfig
     from .utils.embeddings import HashingEmbedder, LocalEmbedder, OpenAIEmbedder
 
@@ -44,6 +45,7 @@ __all__ = [
     "EmbeddingConfig",
     "EmbeddingError",
     "EngineError",
+    "F",
     "HashingEmbedder",
     "Hit",
     "InvalidFilterError",
@@ -69,6 +71,7 @@ __all__ = [
 
 _LAZY = {
     "EmbeddingConfig": "utils.config",
+    "F": "records.filters",
     "HashingEmbedder": "utils.embeddings",
     "LocalEmbedder": "utils.embeddings",
     "MemorySystem": "memory_system",

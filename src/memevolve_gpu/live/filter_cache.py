@@ -17,6 +17,7 @@ import numpy as np
 
 from ..index.base import Index
 from ..index.bitmap import RowFilter
+from ..records.filters import Filter
 from ..types import IntArray
 from ..utils.lru import LruCache
 from .view import View, ViewFilter, contains
@@ -92,9 +93,9 @@ class FilterCache:
             entries = self._entries.values()
         return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
 
-    def mask(self, key: str, filters: Any, view: View, touched: Touched) -> ViewFilter:
-        """The mask of ``filters`` for ``view``; ``key`` is the filter's canonical form."""
-        entry = self._entry(key)
+    def mask(self, filters: Filter, view: View, touched: Touched) -> ViewFilter:
+        """The mask of ``filters`` for ``view``."""
+        entry = self._entry(filters.key)
         with entry.lock:
             if entry.busy:  # a signal handler or finalizer interrupts this call: use no half-done entry
                 entry = _Entry()
@@ -113,7 +114,7 @@ class FilterCache:
         with self._lock:
             return self._entries.get(key) or self._entries.put(key, _Entry())
 
-    def _refresh(self, entry: _Entry, filters: Any, view: View, touched: Touched) -> None:
+    def _refresh(self, entry: _Entry, filters: Filter, view: View, touched: Touched) -> None:
         if entry.seq >= view.watermark:
             return
         slots = touched.since(entry.seq) if entry.seq >= 0 else None
@@ -123,7 +124,7 @@ class FilterCache:
             self._look_again(entry, filters, slots)
         entry.seq = view.watermark
 
-    def _look_again(self, entry: _Entry, filters: Any, slots: IntArray) -> None:
+    def _look_again(self, entry: _Entry, filters: Filter, slots: IntArray) -> None:
         matched = self._matching(filters, slots)
         stay = entry.slots[~contains(slots, entry.slots)]
         entry.slots = np.union1d(stay, matched)

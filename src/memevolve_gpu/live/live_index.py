@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Index
 from ..monitoring.events import EventLog, LatencyRing
-from ..records.filters import canonical
+from ..records.filters import Filter, parse
 from ..records.records import Records
 from ..types import FloatArray, Head, Precision, SearchParams
 from ..utils.forking import renew_in_child
@@ -175,8 +175,8 @@ class LiveIndex:
         of the settings.
         """
         started = self.last_search = time.perf_counter()
-        restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
-        view, view_filter = self._view_and_mask(filters) if restricts else (self.catch_up(), None)
+        parsed = parse(filters)
+        view, view_filter = self._view_and_mask(parsed) if parsed.root.parts else (self.catch_up(), None)
         k = min(k, max(1, view.count if view_filter is None else min(view.count, len(view_filter.slots))))
         target = self.settings.target_recall if recall is None else recall
         found = self._answered(view, queries, k, target, view_filter)
@@ -330,15 +330,14 @@ class LiveIndex:
                     self.leave_device()
             return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
 
-    def _view_and_mask(self, filters: Any) -> tuple[View, ViewFilter]:
+    def _view_and_mask(self, filters: Filter) -> tuple[View, ViewFilter]:
         """A filter evaluated at the watermark of the returned view."""
-        key = canonical(filters)
         for _ in range(FILTER_ATTEMPTS):
             view, own = self._caught_up()
             masks, touched = self._masks, self._touched
             if own:  # the shared caches do not cover this view
                 masks, touched = FilterCache(self.records.matching), Touched(view.watermark)
-            view_filter = masks.mask(key, filters, view, touched)
+            view_filter = masks.mask(filters, view, touched)
             if self.records.head().last_seq == view.watermark:
                 break
         return view, view_filter

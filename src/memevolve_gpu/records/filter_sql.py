@@ -1,5 +1,6 @@
-"""Conditions as SQL over ``units.unit`` (JSON text), everything parameterised, and the slots that match.
+"""Filters as SQL over ``units.unit`` (JSON text), everything parameterised, and the slots that match.
 
+What SQLite's own operators cannot say exactly is tested by the definition in Python, called from SQL.
 The agreement with :func:`memevolve_gpu.records.filters.matches` is a property test.
 """
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..types import IntArray
 from .connections import first_row
-from .filters import Condition, kind_of
+from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, is_plain, kind_of
 
 __all__ = ["INDEXED_FIELDS", "is_indexed", "matching", "places", "where"]
 
@@ -35,17 +36,29 @@ _JSON_TYPES = {
 }
 
 
-def is_indexed(one: Condition) -> bool:
+def is_indexed(node: Node) -> bool:
     """Can the ``terms`` table alone answer the condition?"""
-    return one.op == "in" and one.path in _INDEXED_PATHS and all(isinstance(value, str) for value in one.values)
+    return (
+        isinstance(node, Condition)
+        and node.path in _INDEXED_PATHS
+        and is_plain(node)
+        and all(isinstance(value, str) for value in node.values)
+    )
 
 
-def where(conditions: Sequence[Condition], bound: list[Any]) -> str:
-    """An SQL expression over the row ``u`` of ``units``; "1" when there is no condition.
+def where(node: Filter | Node, bound: list[Any]) -> str:
+    """An SQL expression over the row ``u`` of ``units``, which is 1 or 0.
 
     ``bound`` holds the parameters that the statement has before the expression; those of the expression are appended.
     """
-    return " AND ".join(["1", *(f"({_expression(one, bound)})" for one in conditions)])
+    if isinstance(node, Filter):
+        node = node.root
+    if isinstance(node, Condition):
+        return f"({_expression(node, bound)})"
+    if isinstance(node, Not):
+        return f"(NOT {where(node.part, bound)})"
+    join, neutral = (" AND ", "1") if isinstance(node, Every) else (" OR ", "0")
+    return f"({join.join([neutral, *(where(part, bound) for part in node.parts)])})"
 
 
 def _expression(one: Condition, bound: list[Any]) -> str:
@@ -55,11 +68,21 @@ def _expression(one: Condition, bound: list[Any]) -> str:
     path = f"?{len(bound)}"
     if one.op == "exists":
         return f"json_type(u.unit, {path}) IS {'NOT ' if one.values[0] else ''}NULL"
+    if not _is_native(one):
+        bound.append(one.spec)
+        return f"holds(?{len(bound)}, u.unit -> {path})"
     tests = _tests(one, bound)
     element = _case("e.type", {name: test.format(value="e.atom") for name, test in tests.items()})
     scalar = {name: test.format(value=f"json_extract(u.unit, {path})") for name, test in tests.items()}
     found = f"EXISTS (SELECT 1 FROM json_each(u.unit, {path}) AS e WHERE {element})"
-    return f"{'NOT ' if one.op == 'nin' else ''}{_case(f'json_type(u.unit, {path})', {**scalar, 'array': found})}"
+    return _case(f"json_type(u.unit, {path})", {**scalar, "array": found})
+
+
+def _is_native(one: Condition) -> bool:
+    """Do SQLite's operators mean the same?"""
+    if one.op in RANGES:
+        return not isinstance(one.values[0], Instant) and not (one.nfc and isinstance(one.values[0], str))
+    return is_plain(one)
 
 
 def _case(kind: str, tests: dict[str, str]) -> str:
@@ -96,25 +119,25 @@ _FEW = 4
 """Slots are looked up one by one while they are fewer than a quarter of all units, else all units are scanned."""
 
 
-def matching(con: apsw.Connection, conditions: Sequence[Condition], slots: IntArray | None) -> IntArray:
-    """Ascending slots of the live units for which every condition holds, among ``slots`` (ascending) when given.
+def matching(con: apsw.Connection, filters: Filter, slots: IntArray | None) -> IntArray:
+    """Ascending slots of the live units that match, among ``slots`` (ascending) when given.
 
     Runs several statements: call inside a read transaction.
     """
-    indexed = [one for one in conditions if is_indexed(one)]
+    indexed = [one for one in filters.root.parts if isinstance(one, Condition) and is_indexed(one)]
     if not indexed:
-        return _scan(con, conditions, slots)
+        return _scan(con, filters.root, slots)
     folded, backlog = first_row(con, "SELECT folded, backlog FROM counters")
     found = _with_term(con, indexed[0]) if slots is None else _intersection(slots, _with_term(con, indexed[0]))
     for one in indexed[1:]:
         found = _intersection(found, _with_term(con, one))
-    rest = [one for one in conditions if not is_indexed(one)]
+    rest = tuple(one for one in filters.root.parts if not is_indexed(one))
     if backlog:
         found = _difference(found, _slots(con, "SELECT slot FROM stale", ()))
     if rest:
-        found = _scan(con, rest, found)
+        found = _scan(con, Every(rest), found)
     if backlog:
-        found = np.concatenate([found, _scan(con, conditions, slots, after=folded)])
+        found = np.concatenate([found, _scan(con, filters.root, slots, after=folded)])
     return found
 
 
@@ -133,10 +156,10 @@ def _with_term(con: apsw.Connection, one: Condition) -> IntArray:
     return _slots(con, f"SELECT slot FROM terms WHERE field = ?1 AND value IN ({places(one.values, bound)})", bound)
 
 
-def _scan(con: apsw.Connection, conditions: Sequence[Condition], slots: IntArray | None, after: int = 0) -> IntArray:
+def _scan(con: apsw.Connection, node: Node, slots: IntArray | None, after: int = 0) -> IntArray:
     """Test the units of the slots, or all of them, by their JSON text."""
     bound: list[Any] = [after]
-    sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ?1 AND {where(conditions, bound)}"
+    sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ?1 AND {where(node, bound)}"
     if slots is None:
         return _slots(con, sql, bound)
     slots = slots[np.searchsorted(slots, after, side="right") :]
