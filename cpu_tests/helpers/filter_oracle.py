@@ -26,7 +26,7 @@ def _entry(key: str, value: Any, unit: Mapping[str, Any]) -> bool:
     if key == "and":
         return all(means(one, unit) for one in value)
     if key in ("or", "nor"):
-        return any([means(one, unit) for one in value]) is (key == "or")
+        return bool(any(means(one, unit) for one in value)) is (key == "or")
     if key == "not":
         return not means(value, unit)
     found: Any = unit

@@ -1,7 +1,7 @@
 """Cached filter masks, which are updated for changed slots rather than evaluated again.
 
-The records find a filter's slots once; later searches evaluate it only for slots that were added or changed since. The
-cache is bounded.
+The columns of the filter's fields find its slots once; later searches evaluate it only for slots that were added or
+changed since. The cache is bounded.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy as np
 from ..index.base import Index
 from ..index.bitmap import RowFilter
 from ..records.filters import Filter
+from ..records.records import Records
 from ..types import IntArray
 from ..utils.lru import LruCache
+from .field_columns import FieldColumns
 from .view import View, ViewFilter, contains
 
 __all__ = ["FilterCache", "Touched"]
 
 KEPT_FILTERS = 32
 KEPT_TOUCHES = 16_384
-
-Matching = Callable[[Any, "IntArray | None"], IntArray]
 
 
 class Touched:
@@ -82,8 +82,9 @@ class _Entry:
 class FilterCache:
     """Masks by filter; the least recently used is dropped first."""
 
-    def __init__(self, matching: Matching) -> None:
-        self._matching = matching
+    def __init__(self, records: Records) -> None:
+        self._matching = records.matching
+        self.columns = FieldColumns(records)
         self._entries: LruCache[str, _Entry] = LruCache(KEPT_FILTERS)
         self._lock = threading.RLock()
 
@@ -91,7 +92,10 @@ class FilterCache:
     def nbytes(self) -> int:
         with self._lock:
             entries = self._entries.values()
-        return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
+        held = self.columns.nbytes
+        return held + sum(
+            entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries
+        )
 
     def mask(self, filters: Filter, view: View, touched: Touched) -> ViewFilter:
         """The mask of ``filters`` for ``view``."""
@@ -106,9 +110,14 @@ class FilterCache:
             finally:
                 entry.busy = False
 
+    def evaluated(self, filters: Filter, view: View, touched: Touched) -> IntArray:
+        """Slots that match at the watermark of the view or later, ascending; some may be of deleted units."""
+        return self.columns.matching(filters, view.watermark, view.live_slots, touched.since)
+
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
+        self.columns.clear()
 
     def _entry(self, key: str) -> _Entry:
         with self._lock:
@@ -119,7 +128,7 @@ class FilterCache:
             return
         slots = touched.since(entry.seq) if entry.seq >= 0 else None
         if slots is None:
-            entry.slots, entry.rows_for = self._matching(filters, None), _no_index
+            entry.slots, entry.rows_for = self.evaluated(filters, view, touched), _no_index
         elif len(slots):
             self._look_again(entry, filters, slots)
         entry.seq = view.watermark

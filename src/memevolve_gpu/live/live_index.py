@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +15,9 @@ from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Index
 from ..monitoring.events import EventLog, LatencyRing
-from ..records.filters import Filter, parse
+from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
-from ..types import FloatArray, Head, Precision, SearchParams
+from ..types import FloatArray, Head, IntArray, Precision, SearchParams
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
@@ -25,7 +25,7 @@ from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .query_sample import QuerySample
 from .snapshots import agrees, load_snapshot, read_everything
-from .view import Found, View, ViewFilter
+from .view import Found, View, ViewFilter, contains
 from .view_builder import ViewBuilder, apart, on_host
 
 __all__ = ["LiveIndex", "LiveSettings"]
@@ -123,7 +123,7 @@ class LiveIndex:
         self.mutex = threading.RLock()
         self._changing = False
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
-        self._masks = FilterCache(records.matching)
+        self._masks = FilterCache(records)
         self._touched = Touched(0)
         self._measured: tuple[object, object, int] = (None, None, 0)
         self._parents_index: Index | None = None
@@ -185,6 +185,23 @@ class LiveIndex:
         if view.index.plan.engine != "cpu":
             self.device_manager.poll(view.index)
         return found
+
+    def matching(self, filters: Filter) -> tuple[View, IntArray]:
+        """A view, and the slots of its live units that match, int64 (n,), ascending."""
+        if not filters.root.parts:
+            view = self.catch_up()
+            return view, view.live_slots()
+        view, view_filter = self._view_and_mask(filters)
+        return view, view_filter.slots[contains(view.live_slots(), view_filter.slots)]
+
+    def prepare(self, fields: Mapping[tuple[str, ...], bool]) -> None:
+        """Read fields into memory, so that the first filter on them finds them there; True: they hold moments."""
+        parts = [
+            Condition(path, "gt", (Instant(0),)) if moments else Condition(path, "exists", (True,))
+            for path, moments in fields.items()
+        ]
+        if parts and not self._masks.columns.holds(fields):
+            self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
     def describe(self, index: Index, stats: IndexStats) -> None:
         """Publish new statistics of an index, if it is still in use."""
@@ -336,7 +353,7 @@ class LiveIndex:
             view, own = self._caught_up()
             masks, touched = self._masks, self._touched
             if own:  # the shared caches do not cover this view
-                masks, touched = FilterCache(self.records.matching), Touched(view.watermark)
+                masks, touched = FilterCache(self.records), Touched(view.watermark)
             view_filter = masks.mask(filters, view, touched)
             if self.records.head().last_seq == view.watermark:
                 break
@@ -347,7 +364,7 @@ class LiveIndex:
         self.latency = LatencyRing()
         self.mutex = threading.RLock()
         self._changing = False
-        self._masks = FilterCache(self.records.matching)
+        self._masks = FilterCache(self.records)
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()
         self.query_sample.after_fork()

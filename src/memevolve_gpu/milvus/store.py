@@ -35,7 +35,7 @@ from ..components.store.units import (
 )
 from ..components.store.vector_store import VectorStore
 from ..errors import StoreClosedError
-from ..records.filters import matches
+from ..records.filters import matches, parse
 from ..types import FloatArray, Hit, MemoryUnit, Metric
 from ..utils.arguments import whole_number
 from ..utils.config import MilvusConfig, StorageConfig
@@ -500,10 +500,11 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return self._open.table.vectors(looked_up(ids))
 
     def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
-        expression = filter_expression(filters)
+        parsed = parse(filters, self.config.filter_unicode)
+        expression = filter_expression(parsed)
         rows = self._open.table.in_order(["body"], expression)
         found = (unit_of(row["body"]) for row in rows)
-        return (unit for unit in found if matches(filters, unit)) if expression else found
+        return (unit for unit in found if matches(parsed, unit)) if parsed.root.parts else found
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
         rows = self._open.table.in_order(["body", "vector"], page=whole_number("page_size", page_size))
@@ -575,6 +576,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         with_units: bool,
     ) -> list[list[Candidate]]:
         session, started = self._open, time.perf_counter()
-        found = session.search.nearest(vectors, top_k, filters, recall, with_units)
+        parsed = parse(filters, self.config.filter_unicode)
+        found = session.search.nearest(vectors, top_k, parsed, recall, with_units)
         session.latency.record(time.perf_counter() - started)
         return found

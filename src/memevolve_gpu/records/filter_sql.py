@@ -14,10 +14,20 @@ import apsw
 import numpy as np
 
 from ..types import IntArray
-from .connections import first_row
+from .connections import all_rows, first_row
 from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, is_plain, kind_of
 
-__all__ = ["INDEXED_FIELDS", "is_indexed", "matching", "places", "where"]
+__all__ = [
+    "INDEXED_FIELDS",
+    "declare_fields",
+    "field_is_short",
+    "field_values",
+    "is_indexed",
+    "json_path",
+    "matching",
+    "places",
+    "where",
+]
 
 INDEXED_FIELDS = ("type", "tags")
 """Top-level fields whose strings, or lists of strings, are kept in the ``terms`` table."""
@@ -64,7 +74,7 @@ def where(node: Filter | Node, bound: list[Any]) -> str:
 def _expression(one: Condition, bound: list[Any]) -> str:
     if one.path == ("id",) and one.op == "in":
         return f"u.id IN ({places([value for value in one.values if isinstance(value, str)], bound)})"
-    bound.append("$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in one.path))
+    bound.append(json_path(one.path))
     path = f"?{len(bound)}"
     if one.op == "exists":
         return f"json_type(u.unit, {path}) IS {'NOT ' if one.values[0] else ''}NULL"
@@ -113,6 +123,68 @@ def places(values: Sequence[Any], bound: list[Any]) -> str:
         return f"SELECT value FROM json_each(?{len(bound)})"
     bound.extend(values)
     return ", ".join(f"?{number}" for number in range(len(bound) - len(values) + 1, len(bound) + 1))
+
+
+FIELD_INDEX = "field:"
+"""Names of the indexes of declared fields begin so; the path follows."""
+
+_SAMPLE, _SHORT = 500, 64
+"""Rows that are looked at to tell whether a field is short, and the most characters of a short one, on average."""
+
+
+def declare_fields(con: apsw.Connection, paths: Sequence[tuple[str, ...]]) -> None:
+    """Have an index for each of these fields, and no other, so that a column is read without the units."""
+    wanted = {FIELD_INDEX + json_path(path): path for path in paths}
+    listed = all_rows(con, "SELECT name FROM sqlite_schema WHERE type = 'index'")
+    held: set[str] = {name for (name,) in listed if name.startswith(FIELD_INDEX)}
+    for name in held - wanted.keys():
+        con.execute(f"DROP INDEX {_quoted_name(name)}")
+    for name in wanted.keys() - held:
+        con.execute(f"CREATE INDEX {_quoted_name(name)} ON units ({_field(wanted[name], [])})")
+
+
+def field_is_short(con: apsw.Connection, path: tuple[str, ...]) -> bool:
+    """Are the values of the field short, judging by the oldest rows?"""
+    bound: list[Any] = []
+    field = _field(path, bound)
+    sql = f"SELECT avg(length({field})) FROM (SELECT unit FROM units ORDER BY slot LIMIT {_SAMPLE})"
+    return (first_row(con, sql, bound)[0] or 0) <= _SHORT
+
+
+def field_values(con: apsw.Connection, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Any]]:
+    """The live slots, ascending, and the value of the field in each, NaN where a unit has none."""
+    bound: list[Any] = []
+    field = _field(path, bound)
+    sql = f"SELECT group_concat(slot), group_concat(ifnull({field}, 'NaN')) FROM units"
+    if slots is not None:
+        subquery, listed = slot_list(slots)
+        sql, bound = f"{sql} WHERE slot IN ({subquery})", [*bound, listed]
+    held, values = first_row(con, sql, bound)
+    if held is None:
+        return np.empty(0, dtype=np.int64), []
+    numbers, found = np.fromstring(held, dtype=np.int64, sep=","), json.loads(f"[{values}]")
+    order = np.argsort(numbers, kind="stable")
+    if not np.array_equal(order, np.arange(len(order))):
+        numbers, found = numbers[order], [found[at] for at in order.tolist()]
+    return numbers, found
+
+
+def json_path(path: tuple[str, ...]) -> str:
+    """The path as SQLite's JSON functions take it."""
+    return "$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in path)
+
+
+def _field(path: tuple[str, ...], bound: list[Any]) -> str:
+    """The JSON of a field, written as in the index of a declared one; what no literal can hold is bound."""
+    text = json_path(path)
+    if "\0" not in text:
+        return "unit -> '" + text.replace("'", "''") + "'"
+    bound.append(text)
+    return f"unit -> ?{len(bound)}"
+
+
+def _quoted_name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 _FEW = 4

@@ -48,6 +48,7 @@ __all__ = [
     "kind_of",
     "matches",
     "parse",
+    "path_of",
 ]
 
 Filters = Mapping[str, Any]
@@ -459,7 +460,7 @@ class _Reader:
                 f"that name is written '\"{key}\"'"
             )
         else:
-            yield from self._conditions(key, _path(key), value, depth)
+            yield from self._conditions(key, path_of(key), value, depth)
 
     def _join(self, join: str, value: Any, where: str, depth: int) -> Node:
         many = isinstance(value, (list, tuple))
@@ -583,7 +584,8 @@ _OTHER_NAMES = {
 }
 
 
-def _path(key: Any) -> tuple[str, ...]:
+def path_of(key: Any) -> tuple[str, ...]:
+    """The keys of a dotted path. Raises InvalidFilterError."""
     if not isinstance(key, str):
         raise InvalidFilterError(f"filters[{key!r}]: a path must be a string, not {type(key).__name__}")
     parts = [_part(found) for found in _PARTS.finditer(plain_text(key))]

@@ -22,7 +22,7 @@ from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability, all_rows, checked_counters, first_row
 from .damage import clear_damage, damage_of, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
-from .filter_sql import matching, where
+from .filter_sql import declare_fields, field_is_short, field_values, matching, where
 from .filters import Filter, Filters, parse
 from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT
@@ -309,6 +309,21 @@ class Records:
         """
         parsed = parse(filters)
         return self._snapshot(lambda con: matching(con, parsed, slots))
+
+    def field_values(self, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Any]]:
+        """The slots of the live units, int64 (n,), ascending, and the value at the path in each, NaN where there is
+        none; among ``slots`` when given.
+        """
+        return self._read(lambda con: field_values(con, path, slots))
+
+    def field_is_short(self, path: tuple[str, ...]) -> bool:
+        """Are the values at the path short enough to be kept in memory?"""
+        return self._read(lambda con: field_is_short(con, path))
+
+    def declare_fields(self, paths: Sequence[tuple[str, ...]]) -> None:
+        """Keep an index of each of these fields in the file, and no other."""
+        with self.write() as tx:
+            tx.outside(lambda con: declare_fields(con, paths))
 
     def keyword(
         self, text: str, limit: int, filters: Filters | Filter | None = None, *, text_of: TextOf = default_text

@@ -47,8 +47,13 @@ def micros_of(text: str) -> int | None:
     """Microseconds since 1970 of a text that says a date, or a date and a time, in ISO 8601; None for other texts."""
     if not _DATED.match(text):
         return None
-    moment = moment_of(text)
-    return None if moment is None else (moment - _EPOCH) // _MICRO
+    try:
+        moment: datetime | None = datetime.fromisoformat(text)  # most texts, in a tenth of the time
+    except ValueError:
+        moment = moment_of(text)
+    if moment is None:
+        return None
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)) - _EPOCH) // _MICRO
 
 
 def age_stamp(unit: Mapping[str, Any]) -> float | None:

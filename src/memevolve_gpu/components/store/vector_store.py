@@ -16,6 +16,7 @@ from ...errors import ConflictError, InvalidQueryError, InvalidUnitError, StoreC
 from ...live import Found
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
+from ...records.filters import Filter, parse
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
 from ...types import FloatArray, Hit, MemoryUnit
@@ -371,7 +372,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             An iterator over the units, oldest first.
         """
-        return self._open.records.units(filters=filters)
+        return self._open.records.units(filters=self._filter(filters))
 
     def exists(self, unit_id: str) -> bool:
         """Check for a unit.
@@ -568,7 +569,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         records = self._open.records
         limit = min(check_arguments(top_k, None, query), max(1, records.count()))
-        return records.keyword(query, limit, filters, text_of=unit_to_text)
+        return records.keyword(query, limit, self._filter(filters), text_of=unit_to_text)
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         """Compare given units with a text.
@@ -789,6 +790,9 @@ class VectorStore(StorageBackend, MetadataMixin):
             raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
         return self._session
 
+    def _filter(self, filters: Any) -> Filter:
+        return parse(filters, self.config.filter_unicode)
+
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
         """Return the text that is embedded: content, then reasoning, query, tags and type."""
         return unit_to_text(unit)
@@ -840,7 +844,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
-        found = session.live.search(vectors, top_k, filters, recall)
+        found = session.live.search(vectors, top_k, self._filter(filters), recall)
         session.searched(vectors)
         return found
 
