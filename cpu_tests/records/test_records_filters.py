@@ -17,7 +17,7 @@ from records_kit import DIM, put, vector
 
 from memevolve_gpu import F
 from memevolve_gpu.errors import InvalidFilterError
-from memevolve_gpu.live.field_columns import FieldColumns
+from memevolve_gpu.live.field_columns import FieldColumns, Log
 from memevolve_gpu.records import Records, canonical, filter_sql, matches
 from memevolve_gpu.records.filters import MAX_CONDITIONS, MAX_VALUES, parse
 
@@ -438,7 +438,7 @@ def agree(store: Records, units: list[dict[str, Any]], filters: list[dict[str, A
         found = store.units_at(store.matching(one))
         assert [found[slot]["id"] for slot in sorted(found)] == expected
         live = store.matching(None)
-        slots = FieldColumns(store).matching(parse(one), 1, lambda: live, lambda _: None)  # noqa: B023
+        slots = FieldColumns(store).matching(parse(one), Log(1, lambda: live, lambda _: None))  # noqa: B023
         assert slots.tolist() == sorted(found), one
         assert [unit["id"] for unit in store.units(filters=one)] == expected
 

@@ -27,6 +27,7 @@ from .types import Hit, MemoryUnit
 if TYPE_CHECKING:
     from .backends import open_store
     from .components.store.base import StorageBackend
+    from .components.store.ranking import HalfLife
     from .components.store.vector_store import VectorStore
     from .memory_system import MemorySystem, MemorySystemConfig
     from .milvus.store import MilvusStore
@@ -46,6 +47,7 @@ __all__ = [
     "EmbeddingError",
     "EngineError",
     "F",
+    "HalfLife",
     "HashingEmbedder",
     "Hit",
     "InvalidFilterError",
@@ -72,6 +74,7 @@ __all__ = [
 _LAZY = {
     "EmbeddingConfig": "utils.config",
     "F": "records.filters",
+    "HalfLife": "components.store.ranking",
     "HashingEmbedder": "utils.embeddings",
     "LocalEmbedder": "utils.embeddings",
     "MemorySystem": "memory_system",

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ from ..types import IntArray
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
 
-__all__ = ["FieldColumns"]
+__all__ = ["FieldColumns", "FieldValues", "Log"]
 
 BoolArray = npt.NDArray[np.bool_]
 Path = tuple[str, ...]
@@ -71,7 +72,7 @@ class _Texts(Sequence[str]):
         return len(self._data) + self._ends.nbytes
 
 
-class _Values:
+class FieldValues:
     """The values of n rows, by kind; an element of a list counts as a value of its row."""
 
     def __init__(self, values: Sequence[Any]) -> None:
@@ -146,6 +147,50 @@ class _Values:
             found[self.at["text"][self._texts_that(one)[self.codes]]] = True
         return found
 
+    def order_keys(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """What sorts the rows: the kind of the value (0 null or missing, 1 false, 2 true, 3 number, 4 text, 5 list or
+        object), int64 (n,), and the number, or the place of the text among the texts, float64 (n,).
+        """
+        kinds = np.where(self.missing | self.null, 0, 5)
+        values = np.zeros(self.n)
+        for kind, name in enumerate(("false", "true", "number", "text"), start=1):
+            kinds[self.at[name]] = kind
+        values[self.at["number"]] = self.numbers
+        values[self.at["text"]] = self.codes
+        for row, number in self.big:
+            kinds[row], values[row] = 3, doubled(number)
+        kinds[self.sizes[0]], values[self.sizes[0]] = 5, 0.0
+        return kinds, values
+
+    def by_row(self, *, moments: bool) -> npt.NDArray[np.float64]:
+        """The number, or the Unix time of the text, of each row, float64 (n,); NaN where the value is no such one."""
+        found = np.full(self.n, np.nan)
+        if moments:
+            micros = self._moments()
+            known = micros[self.codes] != _NO_MOMENT
+            found[self.at["text"][known]] = micros[self.codes[known]] / 1e6
+        else:
+            found[self.at["number"]] = self.numbers
+            for row, number in self.big:
+                found[row] = doubled(number)
+        found[self.sizes[0]] = np.nan
+        return found
+
+    def counts(self, rows: BoolArray) -> dict[tuple[Any, ...], int]:
+        """How many of the rows have each value: (kind as in :meth:`order_keys`, value) to the number."""
+        found: dict[tuple[Any, ...], int] = {}
+        for kind, name in enumerate(("null", "false", "true")):
+            found[kind, 0] = len(np.unique(self.at[name][rows[self.at[name]]]))
+        numbers = np.concatenate([self.numbers, [float(doubled(value)) for _, value in self.big]])
+        numbered = np.concatenate([self.at["number"], np.array([row for row, _ in self.big], dtype=np.int32)])
+        for kind, at, values in ((3, numbered, numbers), (4, self.at["text"], self.codes)):
+            inside = rows[at]
+            pairs = np.unique(np.stack([at[inside].astype(float), values[inside].astype(float)]), axis=1)
+            each, many = np.unique(pairs[1], return_counts=True)
+            names = each.tolist() if kind == 3 else [self.texts[int(code)] for code in each]
+            found.update({(kind, name): count for name, count in zip(names, many.tolist(), strict=True)})
+        return {key: count for key, count in found.items() if count}
+
     def _in_range(self, compare: Callable[[Any, Any], Any], bound: float) -> BoolArray:
         if isinstance(bound, int) and abs(bound) > _EXACT:  # as a double it might be another number
             bound = np.inf if bound > 0 else -np.inf
@@ -213,22 +258,42 @@ class _Values:
 class _Column:
     """``read`` are the values of the first rows; ``fresh`` those of the rows that are newer or were changed since."""
 
-    read: _Values
+    read: FieldValues
     fresh: dict[int, Any]
-    fresh_values: _Values | None = None
+    fresh_values: FieldValues | None = None
 
     @property
     def nbytes(self) -> int:
         return self.read.nbytes + 200 * len(self.fresh)
 
     def mask(self, one: Condition, n: int) -> BoolArray:
+        """The rows, of n, that meet the condition."""
         found = np.zeros(n, dtype=np.bool_)
-        found[: self.read.n] = self.read.mask(one)
+        self._fill(found, lambda values: values.mask(one))
+        return found
+
+    def by_row(self, n: int, *, moments: bool) -> npt.NDArray[np.float64]:
+        """As of ``FieldValues``."""
+        found = np.full(n, np.nan)
+        self._fill(found, lambda values: values.by_row(moments=moments))
+        return found
+
+    def _fill(self, found: npt.NDArray[Any], of: Callable[[FieldValues], npt.NDArray[Any]]) -> None:
+        found[: self.read.n] = of(self.read)
         if self.fresh:
             if self.fresh_values is None:
-                self.fresh_values = _Values(list(self.fresh.values()))
-            found[np.fromiter(self.fresh, dtype=np.int64, count=len(self.fresh))] = self.fresh_values.mask(one)
-        return found
+                self.fresh_values = FieldValues(list(self.fresh.values()))
+            found[np.fromiter(self.fresh, dtype=np.int64, count=len(self.fresh))] = of(self.fresh_values)
+
+
+class Log(NamedTuple):
+    """The state that columns follow: a log entry; what gives the slots that are alive then; and what gives those that
+    were added or changed after another entry, None where that is not known.
+    """
+
+    watermark: int
+    live_slots: Callable[[], IntArray]
+    changed: Callable[[int], IntArray | None]
 
 
 class FieldColumns:
@@ -257,29 +322,55 @@ class FieldColumns:
             self._seq = -1
             self._columns.clear()
 
-    def matching(
-        self, filters: Filter, watermark: int, live_slots: Callable[[], IntArray], changed: Callable[[int], Any]
-    ) -> IntArray:
-        """Slots that match, int64 ascending, as of log entry ``watermark`` or later; some may be of deleted units.
+    def matching(self, filters: Filter, log: Log) -> IntArray:
+        """Slots that match, int64 ascending, as of the watermark or later; some may be of deleted units."""
+        with self._turn(log) as mine:
+            if mine:
+                found: IntArray = self._slots[self._mask(filters.root, self._ready(filters))]
+                self._shrink()
+                return found
+        return self._records.matching(filters)
 
-        live_slots: gives the slots that are alive at the watermark. changed: gives those that were added or changed
-        after a log entry, None where that is not known.
-        """
+    def by_slot(self, path: Path, slots: IntArray, log: Log, *, moments: bool) -> npt.NDArray[np.float64]:
+        """The numbers, or the Unix times of the texts, of live slots, float64 (n,); NaN where there is no such one."""
+        with self._turn(log) as mine:
+            column = self._column(path) if mine else None
+            if column is not None:
+                return column.by_row(len(self._slots), moments=moments)[np.searchsorted(self._slots, slots)]
+        return self._read(path, slots).by_row(moments=moments)
+
+    def whole(self, path: Path, slots: IntArray, log: Log) -> tuple[IntArray, FieldValues]:
+        """Slots, those given among them, and the values of the field in each."""
+        with self._turn(log) as mine:
+            if mine and path in self._columns and (column := self._columns.get(path)) is not None and column.fresh:
+                self._columns.drop(path)
+            column = self._column(path) if mine else None
+            if column is not None:
+                return self._slots, column.read
+        return slots, self._read(path, slots)
+
+    def _read(self, path: Path, slots: IntArray) -> FieldValues:
+        found = self._records.field_values(path, slots)
+        held = dict(zip(found[0].tolist(), found[1], strict=True))
+        return FieldValues([held.get(slot, np.nan) for slot in slots.tolist()])
+
+    @contextmanager
+    def _turn(self, log: Log) -> Iterator[bool]:
+        """Hold the lock, with every column at the watermark; False in a handler that interrupts this very thread."""
         with self._lock:
-            if self._busy:  # a signal handler interrupts this thread
-                return self._records.matching(filters)
+            if self._busy:
+                yield False
+                return
             self._busy = True
             try:
-                self._follow(watermark, live_slots, changed)
-                mask = self._mask(filters.root, self._ready(filters))
-                self._shrink()
-                found: IntArray = self._slots[mask]
-                return found
+                self._follow(log)
+                yield True
             finally:
                 self._busy = False
 
-    def _follow(self, watermark: int, live_slots: Callable[[], IntArray], changed: Callable[[int], Any]) -> None:
+    def _follow(self, log: Log) -> None:
         """Bring the rows and every column up to the watermark."""
+        watermark, live_slots, changed = log
         if self._seq >= watermark:
             return
         slots = changed(self._seq) if self._seq >= 0 else None
@@ -323,11 +414,10 @@ class FieldColumns:
         column = None
         if self._records.field_is_short(path):
             slots, values = self._records.field_values(path, None)
-            if len(slots) == len(self._slots) and np.array_equal(slots, self._slots):
-                column = _Column(_Values(values), {})
-            else:
+            if not np.array_equal(slots, self._slots):
                 held = dict(zip(slots.tolist(), values, strict=True))
-                column = _Column(_Values([held.get(slot, np.nan) for slot in self._slots.tolist()]), {})
+                values = [held.get(slot, np.nan) for slot in self._slots.tolist()]
+            column = _Column(FieldValues(values), {})
             column = column if column.nbytes <= self._most_bytes else None
         return self._columns.put(path, column)
 

@@ -21,7 +21,7 @@ from ..records.filters import Filter
 from ..records.records import Records
 from ..types import IntArray
 from ..utils.lru import LruCache
-from .field_columns import FieldColumns
+from .field_columns import FieldColumns, Log
 from .view import View, ViewFilter, contains
 
 __all__ = ["FilterCache", "Touched"]
@@ -112,7 +112,7 @@ class FilterCache:
 
     def evaluated(self, filters: Filter, view: View, touched: Touched) -> IntArray:
         """Slots that match at the watermark of the view or later, ascending; some may be of deleted units."""
-        return self.columns.matching(filters, view.watermark, view.live_slots, touched.since)
+        return self.columns.matching(filters, Log(view.watermark, view.live_slots, touched.since))
 
     def clear(self) -> None:
         with self._lock:

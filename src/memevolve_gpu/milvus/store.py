@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..components.store.base import MetadataMixin, Progress, StorageBackend, UnitMapping, score_of
+from ..components.store.listing import Listing, listing_of
+from ..components.store.ranking import Window
 from ..components.store.report_types import (
     Inventory,
     MaintenanceReport,
@@ -319,8 +321,8 @@ class MilvusStore(StorageBackend, MetadataMixin):
     def exists(self, unit_id: str) -> bool:
         return one_id(unit_id, "retrieve_batch") and bool(self._open.table.get([unit_id], []))
 
-    def count(self) -> int:
-        return self._open.table.count()
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        return self._open.table.count() if filters is None else sum(1 for _ in self.units(filters))
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         unit = self.retrieve(unit_id)
@@ -439,21 +441,16 @@ class MilvusStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
     ) -> list[tuple[float, str]]:
         del record
-        found = self._find_text(query, top_k, filters, recall, with_units=False)
-        return [(one.distance, one.id) for one in found]
+        window = Window.of(check_arguments(top_k, recall, query), offset, min_score)
+        found = self._find_text(query, window.reach, filters, recall, with_units=False)
+        metric = self._open.info.metric
+        return window.cut([(one.distance, one.id) for one in found], lambda pair: score_of(pair[0], metric))
 
-    def search_units(
-        self,
-        query: str,
-        top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
-        recall: float | None = None,
-        *,
-        record: bool = True,
-    ) -> list[Hit]:
-        del record
+    def _hits(self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> list[Hit]:
         metric = self._open.info.metric
         found = self._find_text(query, top_k, filters, recall, with_units=True)
         return [
@@ -499,12 +496,33 @@ class MilvusStore(StorageBackend, MetadataMixin):
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
         return self._open.table.vectors(looked_up(ids))
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
-        parsed = parse(filters, self.config.filter_unicode)
+    def units(
+        self,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Listing:
+        """Read units one by one. With ``order_by`` or ``after`` every one that matches is read.
+
+        Args:
+            filters: As for ``VectorStore.units``, as the others.
+            order_by: See ``filters``.
+            limit: See ``filters``.
+            after: See ``filters``.
+
+        Returns:
+            An iterator over the units, with the attribute ``cursor``.
+        """
+        parsed, session = parse(filters, self.config.filter_unicode), self._open
         expression = filter_expression(parsed)
-        rows = self._open.table.in_order(["body"], expression)
-        found = (unit_of(row["body"]) for row in rows)
-        return (unit for unit in found if matches(parsed, unit)) if parsed.root.parts else found
+
+        def read() -> Iterator[MemoryUnit]:
+            found = (unit_of(row["body"]) for row in session.table.in_order(["body"], expression))
+            return (unit for unit in found if matches(parsed, unit)) if parsed.root.parts else found
+
+        return listing_of(read, order_by, limit, after)
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
         rows = self._open.table.in_order(["body", "vector"], page=whole_number("page_size", page_size))

@@ -22,6 +22,7 @@ __all__ = [
     "declare_fields",
     "field_is_short",
     "field_values",
+    "ids_at",
     "is_indexed",
     "json_path",
     "matching",
@@ -211,6 +212,13 @@ def matching(con: apsw.Connection, filters: Filter, slots: IntArray | None) -> I
     if backlog:
         found = np.concatenate([found, _scan(con, filters.root, slots, after=folded)])
     return found
+
+
+def ids_at(con: apsw.Connection, slots: IntArray) -> list[str]:
+    """Ids of the live units of the slots, in order of the slots."""
+    subquery, listed = slot_list(slots)
+    sql = f"SELECT id FROM units WHERE slot IN ({subquery}) ORDER BY slot"
+    return [unit_id for (unit_id,) in all_rows(con, sql, (listed,))]
 
 
 def slot_list(slots: IntArray) -> tuple[str, Any]:

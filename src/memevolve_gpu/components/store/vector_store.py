@@ -6,7 +6,7 @@ This module translates the public API to the records and the live index and hold
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from ...errors import ConflictError, InvalidQueryError, InvalidUnitError, StoreC
 from ...live import Found
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
-from ...records.filters import Filter, parse
+from ...records.filters import Filter, parse, path_of
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
 from ...types import FloatArray, Hit, MemoryUnit
@@ -25,8 +25,11 @@ from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
-from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
+from .base import MetadataMixin, Progress, StorageBackend, UnitMapping, score_of
 from .capacity import report_pruned, reserve_room
+from .listing import Listing, merged_unit, some_condition
+from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_hits, ranked_words
+from .ranking import HalfLife, Ranking, Window
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
 from .session import IndexInfo, StoreSession, open_session
@@ -164,29 +167,36 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit) -> str:
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None) -> str:
         """Store a unit. The given dict is not changed; the stored unit has ``metadata.created_at``.
 
         Args:
-            unit: A JSON object. One with an ``id`` replaces the unit of that id.
+            unit: A JSON object. One with an ``id`` replaces the unit of that id, and keeps its ``created_at`` unless it
+                brings one.
+            replaces: The id of a unit that this one supersedes: it is deleted in the same transaction.
 
         Returns:
             The unit's id: its own, or the next ``unit_<n>``.
 
         Raises:
+            ConflictError: There is no unit of the id ``replaces``; nothing was stored.
             InvalidUnitError: The unit cannot be stored as JSON, or is too large.
             EmbeddingError: The embedding function failed, or there is none.
             InvalidVectorError: The embedding holds values that are not finite.
             CapacityError: The store is full.
         """
         session = self._open
-        checked = self._add_metadata(checked_unit(unit))
+        checked = checked_unit(unit)
+        superseded = None if replaces is None else checked_id(replaces, "replaces")
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
         with session.records.write() as tx:
+            if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
+                raise ConflictError([superseded])
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
-            tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
+            named = self._stamped([{**checked, "id": unit_id}], tx)[0]
+            tx.put(named, text, vector.tobytes(), unit_id)
         session.written(1)
         report_pruned(session, pruned)
         return unit_id
@@ -280,6 +290,80 @@ class VectorStore(StorageBackend, MetadataMixin):
         session.written(1)
         return True
 
+    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+        """Change parts of a unit, in one transaction, and set ``metadata.updated_at``.
+
+        Args:
+            unit_id: Its id.
+            changes: A JSON merge patch (RFC 7396): objects such as ``metadata`` are merged, None removes a key, any
+                other value replaces. The unit is embedded again only when its text changes.
+
+        Returns:
+            False when there is no unit of that id.
+
+        Raises:
+            InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
+            EmbeddingError: As for :meth:`store`.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("patched", HashingEmbedder())
+            >>> unit_id = store.store({"content": "Rebase before you push", "metadata": {"score": 0.2, "draft": True}})
+            >>> store.patch(unit_id, {"metadata": {"score": 0.9, "draft": None}})
+            True
+            >>> unit = store.retrieve(unit_id)
+            >>> unit["content"], unit["metadata"]["score"], "draft" in unit["metadata"]
+            ('Rebase before you push', 0.9, False)
+            >>> store.close()
+        """
+        wanted = checked_id(unit_id)
+        return bool(self._merge_into(lambda _: [wanted], changes))
+
+    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """Change parts of every unit that matches, in one transaction: all of them or none.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``.
+            changes: As for :meth:`patch`.
+
+        Returns:
+            The number of units that were changed.
+
+        Raises:
+            InvalidUnitError: As for :meth:`patch`; nothing was changed.
+
+        Examples:
+            >>> from memevolve_gpu import F, HashingEmbedder, VectorStore
+            >>> store = VectorStore("updated", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": str(n), "metadata": {"score": n / 10}} for n in range(5)])
+            >>> store.update_where(F("metadata.score") >= 0.3, {"metadata": {"good": True}})
+            2
+            >>> store.delete_where({"metadata.good": {"exists": False}}), store.count()
+            (3, 2)
+            >>> store.close()
+        """
+        parsed = self._filter(filters)
+        return self._merge_into(lambda tx: matching_ids(self._open, tx, parsed), changes)
+
+    def delete_where(self, filters: Mapping[str, Any]) -> int:
+        """Delete every unit that matches, in one transaction.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``; a filter that holds of every unit is refused.
+
+        Returns:
+            The number of deleted units.
+
+        Raises:
+            InvalidFilterError: The filter has no condition.
+        """
+        session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
+        with session.records.write() as tx:
+            dropped = tx.drop_many(matching_ids(session, tx, parsed))
+        if dropped:
+            session.written()
+        return dropped
+
     def delete(self, unit_id: str) -> bool:
         """Delete a unit.
 
@@ -363,16 +447,64 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         return list(self._open.records.units())
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
+    def units(
+        self,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Listing:
         """Read units one by one, in pages: for stores that do not fit in a list.
+
+        A page costs the same wherever it lies. What others write meanwhile may be listed or not.
 
         Args:
             filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
+            order_by: The path of the field to sort by, ``-`` before it for the largest first; None for oldest first.
+                Missing values and null come first, then false, true, numbers, texts, and last lists and objects; the
+                older of equal ones first.
+            limit: Most units; None for all.
+            after: The ``cursor`` of an earlier listing of the same filters and order, to go on behind its last unit.
 
         Returns:
-            An iterator over the units, oldest first.
+            An iterator over the units, with the attribute ``cursor``.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("pages", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": text, "n": n} for n, text in enumerate("abcde")])
+            >>> page = store.units(order_by="-n", limit=2)
+            >>> [unit["n"] for unit in page]
+            [4, 3]
+            >>> [unit["n"] for unit in store.units(order_by="-n", limit=2, after=page.cursor)]
+            [2, 1]
+            >>> store.close()
         """
-        return self._open.records.units(filters=self._filter(filters))
+        return pages(self._open, self._filter(filters), order_by, limit, after)
+
+    def facets(
+        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
+    ) -> list[tuple[Any, int]]:
+        """Count the units by the value of a field.
+
+        Args:
+            field: The path of the field. Each element of a list counts as a value; objects do not count.
+            filters: Counts only units that match.
+            limit: Most values; None for all.
+
+        Returns:
+            (value, number of units) pairs, most units first.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("facets", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": tag, "tags": [tag, "all"]} for tag in ("git", "git", "tar")])
+            >>> store.facets("tags")
+            [('all', 3), ('git', 2), ('tar', 1)]
+            >>> store.close()
+        """
+        return facet_counts(self._open, path_of(field), self._filter(filters), limit)
 
     def exists(self, unit_id: str) -> bool:
         """Check for a unit.
@@ -385,13 +517,17 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id)
 
-    def count(self) -> int:
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
         """Count the units.
+
+        Args:
+            filters: Counts those that match only, see ``docs/reference/filters.md``.
 
         Returns:
             The number of units.
         """
-        return self._open.records.count()
+        session = self._open
+        return session.records.count() if filters is None else len(session.live.matching(self._filter(filters))[1])
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         """Read the metadata of a unit without counting an access.
@@ -463,6 +599,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units nearest to a text.
 
@@ -473,6 +611,8 @@ class VectorStore(StorageBackend, MetadataMixin):
             recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for
                 MEMEVOLVE_STORAGE_TARGET_RECALL.
             record: Whether the results count as accesses; False for those who pass only some of them on.
+            offset: Results to skip: those of the pages before.
+            min_score: Leaves out units with a smaller score, see ``Hit.score``.
 
         Returns:
             (distance, id) pairs, nearest first; never more than are stored. Distances are squared L2, 1 - cosine, or
@@ -481,13 +621,15 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             EmbeddingError: The embedding function failed, or there is none.
         """
-        found = self._find_text(query, top_k, filters, recall)
+        window, metric = Window.of(check_arguments(top_k, recall, query), offset, min_score), self.metric
+        found = self._find_text(query, window.reach, filters, recall)
         if found is None:
             return []
-        ids = found.ids(0)
+        pairs = list(zip(found.distances[0].tolist(), found.ids(0), strict=False))
+        pairs = window.cut(pairs, lambda pair: score_of(pair[0], metric))
         if switch("record", record):
-            self._open.accesses.note(ids)
-        return list(zip(found.distances[0].tolist(), ids, strict=False))
+            self._open.accesses.note([unit_id for _, unit_id in pairs])
+        return pairs
 
     def search_units(
         self,
@@ -497,8 +639,16 @@ class VectorStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[Hit]:
-        """Find the units nearest to a text, and read them.
+        """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
+
+        The score is then similarity * (1 - w + w * decay) * (1 - v + v * importance) with the weights w and v, in 0..1,
+        and the results are those that a comparison of every unit gives. docs/how-to/reading.md has the details.
 
         Args:
             query: The text.
@@ -506,19 +656,44 @@ class VectorStore(StorageBackend, MetadataMixin):
             filters: As for :meth:`search`.
             recall: As for :meth:`search`.
             record: As for :meth:`search`.
+            offset: As for :meth:`search`.
+            min_score: Leaves out hits with a smaller score.
+            recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
+            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
+            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
 
         Returns:
-            Hits with unit, id, distance and a score that grows with similarity, nearest first.
+            Hits with unit, id, distance and a score that grows with similarity, best first.
 
         Raises:
             EmbeddingError: As for :meth:`search`.
+
+        Examples:
+            >>> from memevolve_gpu import HalfLife, HashingEmbedder, VectorStore
+            >>> store = VectorStore("ranked", HashingEmbedder())
+            >>> new, old = "2026-03-01T00:00:00Z", "2026-01-01T00:00:00Z"
+            >>> units = [{"id": at, "content": "Push to main", "metadata": {"created_at": at}} for at in (old, new)]
+            >>> ids = store.store_batch(units)
+            >>> hits = store.search_units("Push to main", recency=HalfLife("59d", now=1772323200.0))
+            >>> [(hit.id, round(hit.score, 2)) for hit in hits]
+            [('2026-03-01T00:00:00Z', 1.0), ('2026-01-01T00:00:00Z', 0.5)]
+            >>> store.close()
         """
-        found = self._find_text(query, top_k, filters, recall)
-        if found is None:
-            return []
-        hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall))
+        session, wanted = self._open, check_arguments(top_k, recall, query)
+        ranking, window = Ranking.of(recency, importance, weights), Window.of(wanted, offset, min_score)
+        if ranking is None:
+            found = self._find_text(query, window.reach, filters, recall)
+            hits = (
+                session.hits(found, lambda: self._find_text(query, window.reach, filters, recall))
+                if found is not None
+                else []
+            )
+        else:
+            parsed = self._filter(filters)
+            hits = ranked_hits(session, ranking, window, query, parsed, recall) if session.records.count() else []
+        hits = window.cut(hits, lambda hit: hit.score)
         if switch("record", record):
-            self._open.accesses.note([hit.id for hit in hits])
+            session.accesses.note([hit.id for hit in hits])
         return hits
 
     def search_vectors(
@@ -552,7 +727,16 @@ class VectorStore(StorageBackend, MetadataMixin):
         return _widened(found.distances, width), ids
 
     def search_keywords(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units whose embedded text shares words with a query.
 
@@ -563,13 +747,24 @@ class VectorStore(StorageBackend, MetadataMixin):
             query: The text.
             top_k: Most results.
             filters: As for :meth:`search`.
+            offset: As for :meth:`search`.
+            min_score: Leaves out units with a smaller score.
+            recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
+            importance: See ``recency``.
+            weights: See ``recency``.
 
         Returns:
             (BM25 score, id) pairs, best first.
         """
-        records = self._open.records
-        limit = min(check_arguments(top_k, None, query), max(1, records.count()))
-        return records.keyword(query, limit, self._filter(filters), text_of=unit_to_text)
+        records, parsed = self._open.records, self._filter(filters)
+        window = Window.of(check_arguments(top_k, None, query), offset, min_score)
+        ranking, most = Ranking.of(recency, importance, weights), max(1, records.count())
+
+        def fetch(wanted: int) -> list[tuple[float, str]]:
+            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text)
+
+        found = fetch(window.reach) if ranking is None else ranked_words(records, ranking, fetch, window.reach)
+        return window.cut(found, lambda pair: pair[0])
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         """Compare given units with a text.
@@ -790,6 +985,48 @@ class VectorStore(StorageBackend, MetadataMixin):
             raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
         return self._session
 
+    def _stamped(self, units: list[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
+        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
+        unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
+        held = tx.outside(lambda con: created_at_of(con, unstamped)) if unstamped else {}
+        return [
+            self._add_metadata(
+                {**unit, "metadata": {"created_at": held[unit["id"]], **(unit.get("metadata") or {})}}
+                if unit["id"] in held
+                else unit
+            )
+            for unit in units
+        ]
+
+    def _merge_into(self, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
+        """Merge the changes into the units of the chosen ids, in one transaction."""
+        session, vectors = self._open, dict[str, FloatArray]()
+        merged_unit({"id": changes.get("id") if isinstance(changes, Mapping) else None}, changes)
+        while True:
+            missing: dict[str, None] = {}
+            with session.records.write() as tx:
+                rows = [self._merged(old.unit, changes) for old in map(tx.find, chosen(tx)) if old is not None]
+                missing = dict.fromkeys(text for _, text in rows if text is not None and text not in vectors)
+                if not missing:
+                    for unit, text in rows:
+                        if text is None:
+                            tx.edit(unit["id"], unit)
+                        else:
+                            tx.put(unit, text, vectors[text].tobytes(), unit["id"])
+            if not missing:
+                break
+            # outside the lock: it may take seconds, and units may change meanwhile
+            vectors.update(zip(missing, session.embedder.vectors_for(list(missing), None, None), strict=True))
+        if rows:
+            session.written(len(rows))
+        return len(rows)
+
+    def _merged(self, old: MemoryUnit, changes: Any) -> tuple[MemoryUnit, str | None]:
+        """The changed unit, and its text if that is another one."""
+        unit = checked_unit(merged_unit(old, changes))
+        text = unit_to_text(unit)
+        return self._updated_metadata(unit, old), None if text == unit_to_text(old) else text_to_embed(unit)
+
     def _filter(self, filters: Any) -> Filter:
         return parse(filters, self.config.filter_unicode)
 
@@ -808,7 +1045,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session, since = self._open, change("unchanged_since", since)
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(given)]
+        checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
         if not checked and not delete_ids:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
@@ -818,7 +1055,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             _drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
-            named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
+            named = self._stamped([{**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True)], tx)
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
         session.written()
         report_pruned(session, pruned)
