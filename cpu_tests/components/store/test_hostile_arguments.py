@@ -136,11 +136,23 @@ GOOD: dict[str, Any] = {
     "operation_type": "prune",
     "details": {},
     "state": {},
+    "filters": {"id": "absent"},
+    "field": "type",
+    "changes": {"metadata": {}},
 }
 READING = {
     *("retrieve", "retrieve_all", "retrieve_batch", "exists", "count", "get_metadata", "search", "search_units"),
     *("search_vectors", "search_keywords", "units", "export_rows", "vectors_of", "sample_vectors", "inventory"),
-    *("similarities", "access_order", "access_counts", "record_access", "get_storage_health", "statistics", "check"),
+    *(
+        "similarities",
+        "facets",
+        "access_order",
+        "access_counts",
+        "record_access",
+        "get_storage_health",
+        "statistics",
+        "check",
+    ),
 }
 
 

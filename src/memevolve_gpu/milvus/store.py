@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..components.store.base import MetadataMixin, Progress, StorageBackend, UnitMapping, score_of
-from ..components.store.listing import Listing, listing_of
+from ..components.store.listing import Listing, listing_of, with_created_at
 from ..components.store.ranking import Window
 from ..components.store.report_types import (
     Inventory,
@@ -36,7 +36,7 @@ from ..components.store.units import (
     with_id,
 )
 from ..components.store.vector_store import VectorStore
-from ..errors import StoreClosedError
+from ..errors import ConflictError, StoreClosedError
 from ..records.filters import matches, parse
 from ..types import FloatArray, Hit, MemoryUnit, Metric
 from ..utils.arguments import whole_number
@@ -222,26 +222,33 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit) -> str:
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None) -> str:
         """Store a unit. When this returns the server has it in its log, and the next search of this store finds it.
 
         Args:
-            unit: A JSON object. One with an ``id`` replaces the unit of that id.
+            unit: A JSON object. One with an ``id`` replaces the unit of that id, and keeps its ``created_at`` unless it
+                brings one.
+            replaces: The id of a unit that this one supersedes; it is deleted afterwards, not in one transaction.
 
         Returns:
             The unit's id: its own, or a fresh ``unit_<n>``.
 
         Raises:
+            ConflictError: There is no unit of the id ``replaces``; nothing was stored.
             StoreUnavailableError: The unit may or may not be stored; storing it again under its id is safe.
             InvalidUnitError: As for ``VectorStore.store``, as all other errors.
         """
-        session = self._open
-        checked = self._add_metadata(checked_unit(unit))
+        session, checked = self._open, checked_unit(unit)
         vector = session.embedder.embed(text_to_embed(checked))
-        session.check_room([checked.get("id")])
+        if replaces is not None and not self.exists(checked_id(replaces, "replaces")):
+            raise ConflictError([replaces])
+        session.check_room([checked.get("id") or replaces])
         unit_id = checked.get("id") or session.table.clock.next_id()
-        session.put([{**checked, "id": unit_id}], vector[None, :], session.table.clock.next_timestamps(1))
-        return unit_id
+        (stamped,) = self._stamped([{**checked, "id": unit_id}])
+        session.put([stamped], vector[None, :], session.table.clock.next_timestamps(1))
+        if replaces is not None and replaces != unit_id:
+            session.drop([replaces])
+        return str(unit_id)
 
     def store_batch(
         self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
@@ -263,7 +270,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
             StoreUnavailableError: As for :meth:`store`, as all other errors.
         """
         session = self._open
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
+        checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(units)]
         if not checked:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
@@ -271,7 +278,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         session.check_room([unit.get("id") for unit in checked])
         ids = [unit.get("id") or session.table.clock.next_id() for unit in checked]
         last = list({unit_id: at for at, unit_id in enumerate(ids)}.values())
-        named = [{**checked[at], "id": ids[at]} for at in last]
+        named = self._stamped([{**checked[at], "id": ids[at]} for at in last])
         session.put(named, vectors[last], session.table.clock.next_timestamps(len(last)))
         return ids
 
@@ -563,6 +570,12 @@ class MilvusStore(StorageBackend, MetadataMixin):
         if self._session is None:
             raise StoreClosedError(f"the store {self._place.address} is closed; open a new MilvusStore")
         return self._session
+
+    def _stamped(self, units: list[MemoryUnit]) -> list[MemoryUnit]:
+        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
+        unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
+        held = {unit_id: _created(row) for unit_id, row in self._open.table.get(unstamped, ["body"]).items()}
+        return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
         """Return the text that is embedded: content, then reasoning, query, tags and type."""

@@ -25,6 +25,7 @@ from typing import Any, Literal
 from unicodedata import normalize
 
 from ..errors import InvalidFilterError
+from ..utils.arguments import shown
 from ..utils.plain import plain_scalar, plain_text
 from ..utils.timestamps import micros_of
 
@@ -521,7 +522,7 @@ class _Reader:
         if op in ("exists", "is_null"):
             operand = plain_scalar(operand)
             if not isinstance(operand, bool):
-                raise InvalidFilterError(f"filters[{key!r}]: {op} takes True or False, not {operand!r}")
+                raise InvalidFilterError(f"filters[{key!r}]: {op} takes True or False, not {shown(operand)}")
             return self._made(path, op, (operand,))
         if op == "size":
             return self._made(path, op, _sizes(key, operand))
@@ -587,7 +588,7 @@ _OTHER_NAMES = {
 def path_of(key: Any) -> tuple[str, ...]:
     """The keys of a dotted path. Raises InvalidFilterError."""
     if not isinstance(key, str):
-        raise InvalidFilterError(f"filters[{key!r}]: a path must be a string, not {type(key).__name__}")
+        raise InvalidFilterError(f"filters[{shown(key)}]: a path must be a string, not {type(key).__name__}")
     parts = [_part(found) for found in _PARTS.finditer(plain_text(key))]
     if not all(found[1] or found[0] for found in parts):
         raise InvalidFilterError(

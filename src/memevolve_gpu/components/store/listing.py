@@ -25,6 +25,7 @@ __all__ = [
     "merged_unit",
     "most_counted",
     "some_condition",
+    "with_created_at",
 ]
 
 _KINDS = ("null", "false", "true", "number", "text")
@@ -58,15 +59,15 @@ class Order:
     equal ones the older unit comes first, in both directions.
     """
 
-    def __init__(self, order_by: str) -> None:
+    def __init__(self, order_by: Any) -> None:
         """Raises InvalidQueryError for what is no path."""
+        self.descending = isinstance(order_by, str) and order_by.startswith("-")
         try:
-            self.path = path_of(order_by[1:] if str(order_by)[:1] == "-" else order_by)
+            self.path = path_of(order_by[1:] if self.descending else order_by)
         except InvalidFilterError as error:
             raise InvalidQueryError(
                 f"order_by must be a path such as 'metadata.score', got {shown(order_by)}"
             ) from error
-        self.descending = order_by[0] == "-"
 
     def value_of(self, unit: Mapping[str, Any]) -> Any:
         """The value that a unit is ordered by, as JSON keeps it; a list stands for every list and object."""
@@ -104,7 +105,7 @@ def listing_of(
 ) -> Listing:
     """A listing of units that come oldest first; the place of a unit is its id."""
     order = None if order_by is None else Order(order_by)
-    most = None if limit is None else whole_number("limit", limit, least=0)
+    most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
     start = None if after is None else cursor_parts(after, str)
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:
@@ -151,6 +152,12 @@ def merged_unit(old: MemoryUnit, changes: Any) -> MemoryUnit:
         )
     found: MemoryUnit = merged(old, changes)
     return found
+
+
+def with_created_at(unit: MemoryUnit, created_at: str | None) -> MemoryUnit:
+    """The unit with that ``metadata.created_at``, unless it has one or there is none."""
+    metadata = unit.get("metadata") or {}
+    return unit if created_at is None else {**unit, "metadata": {"created_at": created_at, **metadata}}
 
 
 def some_condition(filters: Any, instead: str) -> Filter:

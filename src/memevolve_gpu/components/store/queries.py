@@ -50,7 +50,7 @@ def pages(
 ) -> Listing:
     """See ``VectorStore.units``. The place of a unit is its slot."""
     order = None if order_by is None else Order(order_by)
-    most = None if limit is None else whole_number("limit", limit, least=0)
+    most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
     start = None if after is None else cursor_parts(after, int)
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:

@@ -27,7 +27,7 @@ from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import MetadataMixin, Progress, StorageBackend, UnitMapping, score_of
 from .capacity import report_pruned, reserve_room
-from .listing import Listing, merged_unit, some_condition
+from .listing import Listing, merged_unit, some_condition, with_created_at
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_hits, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
@@ -989,14 +989,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
         unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
         held = tx.outside(lambda con: created_at_of(con, unstamped)) if unstamped else {}
-        return [
-            self._add_metadata(
-                {**unit, "metadata": {"created_at": held[unit["id"]], **(unit.get("metadata") or {})}}
-                if unit["id"] in held
-                else unit
-            )
-            for unit in units
-        ]
+        return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
     def _merge_into(self, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""
