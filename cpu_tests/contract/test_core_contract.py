@@ -540,7 +540,7 @@ def order_key(value: Any) -> tuple[int, Any]:
 
 
 class TestReading:
-    def filled(self, make: Make) -> StorageBackend:
+    def filled(self, make: Make) -> Any:
         store = make()
         extra = [{} if n == 20 else {"v": ODD[n % len(ODD)]} for n in range(30)]
         store.store_batch([{**unit, **more} for unit, more in zip(units(30), extra, strict=True)])
@@ -588,7 +588,7 @@ class TestReading:
         store.update("u0", {"content": "changed", "tags": ["t1", "t1"]})
         store.delete("u1")
         assert dict(store.facets("tags", {"id": ["u0", "u5", "u1"]})) == {"all": 1, "t0": 1, "t1": 1}
-        assert store.count({"tags": "t1"}) == 6  # type: ignore[call-arg]
+        assert store.count({"tags": "t1"}) == 6
 
     def test_parts_are_changed(self, make: Make) -> None:
         embedder = FakeEmbedder(DIM)
@@ -617,7 +617,8 @@ class TestReading:
         assert ids_of(store, {"metadata.seen": True}) == ids_of(store, {"type": "tool"})
         assert store.delete_where({"not": {"metadata.seen": True}}) == 15
         assert store.count() == 5
-        for every in ({}, {"and": []}, None, {"not": {"or": []}}):
+        without: list[Any] = [{}, {"and": []}, None, {"not": {"or": []}}]
+        for every in without:
             with pytest.raises(InvalidFilterError, match="condition"):
                 store.delete_where(every)
         assert store.count() == 5
@@ -632,10 +633,10 @@ class TestReading:
         assert store.get_metadata("b") != metadata
         store.store({"id": "a", "content": "five", "metadata": {"created_at": "2021-01-01"}})
         assert store.get_metadata("a") == {"created_at": "2021-01-01"}
-        assert store.store({"id": "c", "content": "six"}, replaces="a") == "c"  # type: ignore[call-arg]
+        assert store.store({"id": "c", "content": "six"}, replaces="a") == "c"
         assert not store.exists("a")
         with pytest.raises(ConflictError):
-            store.store({"id": "d", "content": "seven"}, replaces="a")  # type: ignore[call-arg]
+            store.store({"id": "d", "content": "seven"}, replaces="a")
         assert {unit["id"] for unit in store.retrieve_all()} == {"b", "c"}
 
     def test_searches_are_paged_and_cut_by_score(self, make: Make) -> None:
@@ -664,7 +665,9 @@ class TestReading:
         given = []
         for number in range(200):
             created = datetime.fromtimestamp(1_700_000_000 + rng.randrange(200 * 86_400), timezone.utc).isoformat()
-            odd = rng.choice([{}, {"importance": rng.random()}, {"importance": "high"}, {"importance": 7}])
+            odd: dict[str, Any] = rng.choice(
+                [{}, {"importance": rng.random()}, {"importance": "high"}, {"importance": 7}]
+            )
             metadata = {"created_at": created if number % 9 else "long ago", **odd}
             given.append(
                 {"id": f"u{number}", "content": f"fact {rng.randrange(60)} {number % 13}", "metadata": metadata}

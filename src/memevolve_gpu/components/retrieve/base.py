@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -10,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from ...errors import InvalidQueryError
 from ...monitoring.events import LatencyRing
 from ...types import MemoryUnit
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend, as_backend
+from ..store.ranking import Ranking
 
 __all__ = [
     "QueryRecord",
@@ -194,6 +197,27 @@ class RetrievalStrategy(ABC):
     ) -> int:
         """Return how many units :meth:`retrieve` could find, at most 1,000."""
 
+    def ranked_by(self, ranking: Ranking) -> RetrievalStrategy:
+        """Return a copy of the strategy that ranks by age and importance too.
+
+        Args:
+            ranking: How they count.
+
+        Returns:
+            The copy.
+
+        Raises:
+            InvalidQueryError: The strategy has no attribute ``ranking``.
+        """
+        if not hasattr(self, "ranking"):
+            raise InvalidQueryError(
+                f"recency and importance: a {type(self).__name__} does not rank by them; use one of this package's "
+                "strategies"
+            )
+        other = copy.copy(self)
+        other.ranking = ranking
+        return other
+
     def save_state(self) -> dict[str, Any]:
         """Return the state that another instance needs to continue, as JSON values."""
         return {}
@@ -234,7 +258,7 @@ class RetrievalContext:
         """
         self.strategy = strategy
         self.default_top_k = default_top_k
-        self.default_filters = dict(default_filters or {})
+        self.default_filters: Mapping[str, Any] = {} if default_filters is None else {**default_filters}
         self.retrieval_history: deque[QueryRecord] = deque(maxlen=HISTORY_KEPT)
         self.metrics = RetrievalMetrics() if enable_metrics else None
 
@@ -248,6 +272,8 @@ class RetrievalContext:
         storage_backend: StorageBackend,
         top_k: int | None = None,
         filters: Mapping[str, Any] | None = None,
+        *,
+        ranking: Ranking | None = None,
     ) -> list[RetrievalResult]:
         """Find the units that match a query best.
 
@@ -256,6 +282,7 @@ class RetrievalContext:
             storage_backend: The store.
             top_k: Most results; None for the default.
             filters: Limits the search to units that match; None for the default.
+            ranking: How age and importance count; None for what the strategy has.
 
         Returns:
             The results, best first.
@@ -264,6 +291,7 @@ class RetrievalContext:
             MemEvolveError: As the strategy.
         """
         strategy, wanted, holding = self.strategy, *self._defaults(top_k, filters)
+        strategy = strategy if ranking is None else strategy.ranked_by(ranking)
         started = time.perf_counter()
         try:
             results = strategy.retrieve(query, storage_backend, wanted, holding)
@@ -275,7 +303,7 @@ class RetrievalContext:
             {
                 "query": query,
                 "top_k": wanted,
-                "filters": dict(holding or {}),
+                "filters": {} if holding is None else {**holding},
                 "results_count": len(results),
                 "timestamp": now_text(),
             }
@@ -312,6 +340,8 @@ class RetrievalContext:
 
     def _defaults(self, top_k: int | None, filters: Mapping[str, Any] | None) -> tuple[int, Mapping[str, Any] | None]:
         holding = self.default_filters if filters is None else filters
+        if isinstance(holding, list):
+            holding = {"and": holding}
         return self.default_top_k if top_k is None else top_k, holding or None
 
     def _measure(self, strategy: RetrievalStrategy, started: float, found: int | None) -> None:

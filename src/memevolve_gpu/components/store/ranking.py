@@ -80,30 +80,47 @@ class HalfLife:
 
 @dataclass(frozen=True)
 class Ranking:
-    """What ranks units beside similarity; see this module."""
+    """How age and importance count beside similarity, for the strategies of retrieval.
+
+    score = similarity * (1 - w + w * decay) * (1 - v + v * importance), with the weights w and v.
+
+    Attributes:
+        recency: How fast units fade; None for not at all.
+        importance: The path of a number from 0 to 1; None for none.
+        weights: Of ``"recency"`` and ``"importance"``, 0..1; 1 where none is given.
+
+    Examples:
+        >>> from memevolve_gpu import HalfLife
+        >>> from memevolve_gpu.components.retrieve import Ranking, SemanticRetrievalStrategy
+        >>> ranking = Ranking(HalfLife("30d"), "metadata.importance", {"recency": 0.5})
+        >>> SemanticRetrievalStrategy(ranking=ranking).ranking.weights["recency"]
+        0.5
+    """
 
     recency: HalfLife | None = None
     importance: str | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Of ``recency`` and ``importance``, 0..1; 1 where none is given."""
+
+    def __post_init__(self) -> None:
+        """Raise InvalidQueryError for what cannot rank."""
+        if self.recency is not None and not isinstance(self.recency, HalfLife):
+            raise InvalidQueryError(f"recency must be a HalfLife such as HalfLife('30d'), got {shown(self.recency)}")
+        if self.importance is not None:
+            _checked_path("importance", self.importance)
+        given: Any = self.weights
+        if not isinstance(given, Mapping) or not given.keys() <= {"recency", "importance"}:
+            raise InvalidQueryError(
+                f"weights must map 'recency' and 'importance' to numbers, got {shown(self.weights)}"
+            )
+        for name, value in self.weights.items():
+            real_number(f"weights[{name!r}]", value, "a number from 0 to 1", 0.0, 1.0, InvalidQueryError)
 
     @classmethod
     def of(cls, recency: Any, importance: Any, weights: Any) -> Ranking | None:
         """The ranking that these arguments of a search mean; None for similarity alone. Raises InvalidQueryError."""
         if recency is None and importance is None and weights is None:
             return None
-        if recency is not None and not isinstance(recency, HalfLife):
-            raise InvalidQueryError(f"recency must be a HalfLife such as HalfLife('30d'), got {shown(recency)}")
-        if importance is not None:
-            _checked_path("importance", importance)
-        given = {} if weights is None else weights
-        if not isinstance(given, Mapping) or not given.keys() <= {"recency", "importance"}:
-            raise InvalidQueryError(f"weights must map 'recency' and 'importance' to numbers, got {shown(weights)}")
-        checked = {
-            name: real_number(f"weights[{name!r}]", value, "a number from 0 to 1", 0.0, 1.0, InvalidQueryError)
-            for name, value in given.items()
-        }
-        return cls(recency, importance, checked)
+        return cls(recency, importance, {} if weights is None else weights)
 
     @property
     def time_path(self) -> tuple[str, ...] | None:
@@ -114,6 +131,11 @@ class Ranking:
     def importance_path(self) -> tuple[str, ...] | None:
         """Where units say their importance; None where it does not count."""
         return None if self.importance is None else path_of(self.importance)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of a search that mean this ranking."""
+        return {"recency": self.recency, "importance": self.importance, "weights": self.weights}
 
     def factors(self, moments: Values | None, importance: Values | None, now: float) -> Values:
         """The factors of rows: Unix times, and importances; NaN where a row has none."""

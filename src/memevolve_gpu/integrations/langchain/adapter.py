@@ -251,10 +251,8 @@ class BackendAdapter:
         self.backend.delete_batch(ids)
 
     def drop_matching(self, filters: Mapping[str, Any]) -> None:
-        """Delete the units that match. Units that change meanwhile stay, if changes are numbered."""
-        number = self.backend.change_number
-        ids = [unit["id"] for unit in self.backend.units(filters)]
-        self.backend.delete_batch(ids, unchanged_since=number)
+        """Delete the units that match."""
+        self.backend.delete_where(filters)
 
     # Inside
 
