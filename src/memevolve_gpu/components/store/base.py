@@ -442,7 +442,7 @@ class StorageBackend(ABC):
         """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
 
         The score is then similarity * (1 - w + w * decay) * (1 - v + v * importance) with the weights w and v, in 0..1,
-        and the results are those that a comparison of every unit gives. docs/how-to/search.md has the details.
+        and the results are those that a comparison of every unit gives. docs/how-to/reading.md has the details.
 
         Args:
             query: The text.
