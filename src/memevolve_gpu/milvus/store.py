@@ -329,6 +329,14 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return one_id(unit_id, "retrieve_batch") and bool(self._open.table.get([unit_id], []))
 
     def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        """Count the units.
+
+        Args:
+            filters: Counts those that match only, by reading them.
+
+        Returns:
+            The number of units.
+        """
         return self._open.table.count() if filters is None else sum(1 for _ in self.units(filters))
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:

@@ -694,7 +694,11 @@ class F:
     __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, path: str) -> None:
-        """Name the field: its dotted path, as in a filter."""
+        """Name a field.
+
+        Args:
+            path: Its dotted path, as in a filter.
+        """
         self._path = path
 
     def __eq__(self, value: object) -> Where:  # type: ignore[override]
@@ -716,47 +720,125 @@ class F:
         return self._is("lte", value)
 
     def isin(self, values: Any) -> Where:
-        """Equals one of the values."""
+        """Equal one of several values.
+
+        Args:
+            values: The values.
+
+        Returns:
+            The filter.
+        """
         return self._is("in", list(values))
 
     def all(self, values: Any) -> Where:
-        """Holds every one of the values."""
+        """Hold every one of several values.
+
+        Args:
+            values: The values.
+
+        Returns:
+            The filter.
+        """
         return self._is("all", list(values))
 
     def contains(self, value: Any) -> Where:
-        """A text holds the value, or a list has it as an element."""
+        """Be a text that holds the value, or a list that has it as an element.
+
+        Args:
+            value: The value.
+
+        Returns:
+            The filter.
+        """
         return self._is("contains", value)
 
     def startswith(self, text: str) -> Where:
-        """The text begins so."""
+        """Begin with a text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The filter.
+        """
         return self._is("startswith", text)
 
     def endswith(self, text: str) -> Where:
-        """The text ends so."""
+        """End with a text.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The filter.
+        """
         return self._is("endswith", text)
 
     def like(self, pattern: str, *, case: bool = True) -> Where:
-        """The text is like the pattern: ``%`` any characters, ``_`` one; ``case=False`` ignores case."""
+        """Be a text like a pattern.
+
+        Args:
+            pattern: ``%`` stands for any characters, ``_`` for one, and a backslash makes the next one literal.
+            case: Whether case counts.
+
+        Returns:
+            The filter.
+        """
         return self._is("like" if case else "ilike", pattern)
 
     def regex(self, pattern: str) -> Where:
-        """The pattern, in RE2's syntax, is found in the text."""
+        """Be a text in which a regular expression is found.
+
+        Args:
+            pattern: The expression, in RE2's syntax.
+
+        Returns:
+            The filter.
+        """
         return self._is("regex", pattern)
 
     def ieq(self, text: str) -> Where:
-        """Equals the text but for case."""
+        """Equal a text but for case.
+
+        Args:
+            text: The text.
+
+        Returns:
+            The filter.
+        """
         return self._is("ieq", text)
 
     def size(self, size: Any) -> Where:
-        """The list has so many elements: a number, or a mapping such as ``{"gte": 2}``."""
+        """Be a list of so many elements.
+
+        Args:
+            size: The number, or a mapping such as ``{"gte": 2}``.
+
+        Returns:
+            The filter.
+        """
         return self._is("size", size)
 
     def exists(self, wanted: bool = True) -> Where:
-        """The field exists; with False it does not."""
+        """Exist.
+
+        Args:
+            wanted: False for not to exist.
+
+        Returns:
+            The filter.
+        """
         return self._is("exists", wanted)
 
     def is_null(self, wanted: bool = True) -> Where:
-        """The field is missing or null; with False it has a value."""
+        """Be missing or null.
+
+        Args:
+            wanted: False for to have a value.
+
+        Returns:
+            The filter.
+        """
         return self._is("is_null", wanted)
 
     def _is(self, op: str, value: Any) -> Where:

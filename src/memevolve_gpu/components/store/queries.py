@@ -1,4 +1,4 @@
-"""Listings, counts by value, ranked searches and choices by filter of one open ``VectorStore``."""
+"""Listings, counts by value, ranked searches, and choices of units to change, of one open ``VectorStore``."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from typing import Any
 import apsw
 import numpy as np
 
+from ...errors import ConflictError
 from ...live.field_columns import FieldValues
 from ...records.connections import all_rows
 from ...records.filter_sql import ids_at, matching
 from ...records.filters import Filter, matches
 from ...records.records import Records
-from ...records.transaction import Transaction
-from ...types import Hit, IntArray, MemoryUnit
+from ...records.transaction import Transaction, changed_since
+from ...types import FloatArray, Hit, IntArray, MemoryUnit
 from ...utils.arguments import whole_number
 from ...utils.vectors import normalize_rows
 from .listing import Listing, Order, cursor_of, cursor_parts, most_counted
 from .ranking import Ranking, Window, best, similarity_of
 from .session import FETCH_ATTEMPTS, StoreSession
 
-__all__ = ["created_at_of", "facet_counts", "matching_ids", "pages", "ranked_hits", "ranked_words"]
+__all__ = [
+    "created_at_of",
+    "drop_all",
+    "drop_unchanged",
+    "facet_counts",
+    "matching_ids",
+    "pages",
+    "ranked_hits",
+    "ranked_words",
+    "widened",
+]
 
 _PAGE = 1000
 _CREATED = """
@@ -154,3 +165,32 @@ def ranked_words(
         return [(score, factors[unit_id], unit_id) for score, unit_id in found if unit_id in factors]
 
     return best(candidates, wanted)
+
+
+def drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> int:
+    """Delete the units that did not change after log entry ``since``; nothing where the log no longer says."""
+    if since is None:
+        return tx.drop_many(ids)
+    changed = tx.outside(lambda con: changed_since(con, since))
+    return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
+
+
+def drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
+    """Delete the units; with ``since`` raise ConflictError when one of them changed after it or is gone."""
+    if since is None:
+        tx.drop_many(ids)
+        return
+    changed = tx.outside(lambda con: changed_since(con, since))
+    conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
+    conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
+    if conflicts:
+        raise ConflictError(conflicts)
+
+
+def widened(distances: FloatArray, width: int) -> FloatArray:
+    """As many columns as were asked for, +inf where nothing exists."""
+    if distances.shape[1] == width:
+        return distances
+    wide = np.full((len(distances), width), np.inf, dtype=np.float32)
+    wide[:, : distances.shape[1]] = distances
+    return wide

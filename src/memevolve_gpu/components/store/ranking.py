@@ -72,11 +72,6 @@ class HalfLife:
         object.__setattr__(self, "seconds", seconds)
         _checked_path("path", self.path)
 
-    def moment(self) -> float:
-        """Unix time from which ages count."""
-        now = self.now.timestamp() if isinstance(self.now, datetime) else self.now
-        return time.time() if now is None else float(now)
-
 
 @dataclass(frozen=True)
 class Ranking:
@@ -155,7 +150,9 @@ class Ranking:
 
     def now(self) -> float:
         """Unix time from which ages count."""
-        return time.time() if self.recency is None else self.recency.moment()
+        given = None if self.recency is None else self.recency.now
+        given = given.timestamp() if isinstance(given, datetime) else given
+        return time.time() if given is None else float(given)
 
 
 @dataclass(frozen=True)
