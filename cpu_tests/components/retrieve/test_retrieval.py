@@ -133,7 +133,7 @@ def test_filters_are_pushed_down(backend: StorageBackend, name: str) -> None:
         assert set(found) == allowed
         assert len(found) == len(set(found))
     with pytest.raises(InvalidFilterError):
-        strategy.retrieve(query, backend, 10, {"tags": {"like": "g"}})
+        strategy.retrieve(query, backend, 10, {"tags": {"near": "g"}})
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
