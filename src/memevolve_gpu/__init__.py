@@ -26,9 +26,11 @@ from .errors import (
 if TYPE_CHECKING:
     from .backends import open_store
     from .components.store.base import StorageBackend
+    from .components.store.ranking import HalfLife
     from .components.store.vector_store import VectorStore
     from .memory_system import Memory, MemorySystem, MemorySystemConfig
     from .milvus.store import MilvusStore
+    from .records.filters import F
     from .types import Hit, MemoryUnit
     from .utils.config import EmbeddingConfig, StorageConfig
     from .utils.embeddings import HashingEmbedder, LocalEmbedder, OpenAIEmbedder
@@ -44,6 +46,8 @@ __all__ = [
     "EmbeddingConfig",
     "EmbeddingError",
     "EngineError",
+    "F",
+    "HalfLife",
     "HashingEmbedder",
     "Hit",
     "InvalidFilterError",
@@ -70,6 +74,8 @@ __all__ = [
 
 _LAZY = {
     "EmbeddingConfig": "utils.config",
+    "F": "records.filters",
+    "HalfLife": "components.store.ranking",
     "Hit": "types",
     "HashingEmbedder": "utils.embeddings",
     "LocalEmbedder": "utils.embeddings",

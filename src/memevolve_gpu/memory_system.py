@@ -23,6 +23,7 @@ from .components.retrieve import (
     RetrievalStrategy,
 )
 from .components.store.base import StorageBackend, as_backend
+from .components.store.ranking import HalfLife, Ranking
 from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, InvalidUnitError, MemEvolveError
@@ -389,7 +390,14 @@ class MemorySystem:
     # Finding
 
     def query_memory(
-        self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
+        self,
+        query: str,
+        top_k: int | None = None,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[MemoryUnit]:
         """Find the units that match a query best.
 
@@ -397,6 +405,9 @@ class MemorySystem:
             query: The text to search for.
             top_k: Most results; None for ``default_retrieval_top_k``.
             filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+            recency: How fast units fade, such as ``HalfLife("30d")``; None for what the strategy has.
+            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``.
+            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
 
         Returns:
             The units, best first, each with the keys ``score`` and ``retrieval_metadata`` added.
@@ -406,7 +417,8 @@ class MemorySystem:
             InvalidFilterError: ``filters`` is malformed.
             EmbeddingError: The query cannot be embedded.
         """
-        results = self.retrieval_context.retrieve(query, self.storage, top_k, filters)
+        ranking = Ranking.of(recency, importance, weights)
+        results = self.retrieval_context.retrieve(query, self.storage, top_k, filters, ranking=ranking)
         self._note("query_memory", {"query": query, "top_k": top_k, "results_count": len(results)})
         notify(self.config.on_retrieve_complete, query, results)
         return [_as_dict(result) for result in results]

@@ -169,8 +169,8 @@ def test_criteria_that_cannot_be_meant_are_refused(backend: StorageBackend, crit
 
 
 def test_a_bad_filter_is_named(backend: StorageBackend) -> None:
-    with pytest.raises(InvalidFilterError, match="like"):
-        STRATEGY.prune(backend, {"filters": {"type": {"like": "x"}}})
+    with pytest.raises(InvalidFilterError, match="near"):
+        STRATEGY.prune(backend, {"filters": {"type": {"near": "x"}}})
 
 
 def test_the_order_of_writing_is_the_age(tmp_path: Path) -> None:

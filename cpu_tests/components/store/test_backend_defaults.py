@@ -104,7 +104,7 @@ def test_units_are_read_filtered_and_counted_by_the_ten_methods(filled: StorageB
     assert filled.change_number is None
     assert [one["id"] for one in filled.units({"type": "lesson"})] == ["a", "c"]
     with pytest.raises(InvalidFilterError):
-        filled.units({"type": {"like": "x"}})
+        filled.units({"type": {"near": "x"}})
     assert list(filled.retrieve_batch(["c", "none", "a", "c"])) == ["c", "a"]
     assert (len(filled), "a" in filled, "z" in filled, 7 in filled) == (3, True, False, False)
     assert [one["id"] for one in filled] == ["a", "b", "c"]

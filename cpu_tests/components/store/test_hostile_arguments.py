@@ -200,6 +200,9 @@ GOOD: dict[str, Any] = {
     "new_component": SemanticRetrievalStrategy(),
     "semantic_weight": 0.5,
     "keyword_weight": 0.5,
+    "filters": {"id": "absent"},
+    "field": "type",
+    "changes": {"metadata": {}},
 }
 
 NOBODY = "http://127.0.0.1:9/v1"
@@ -219,7 +222,16 @@ class FakeModel:
 READING = {
     *("retrieve", "retrieve_all", "retrieve_batch", "exists", "count", "get_metadata", "search", "search_units"),
     *("search_vectors", "search_keywords", "units", "export_rows", "vectors_of", "sample_vectors", "inventory"),
-    *("similarities", "access_order", "access_counts", "record_access", "get_storage_health", "statistics", "check"),
+    *(
+        "similarities",
+        "facets",
+        "access_order",
+        "access_counts",
+        "record_access",
+        "get_storage_health",
+        "statistics",
+        "check",
+    ),
 }
 
 MADE_BY_US = {

@@ -1,7 +1,7 @@
 """Cached filter masks, which are updated for changed slots rather than evaluated again.
 
-The records find a filter's slots once; later searches evaluate it only for slots that were added or changed since. The
-cache is bounded.
+The columns of the filter's fields find its slots once; later searches evaluate it only for slots that were added or
+changed since. The cache is bounded.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import numpy as np
 
 from ..index.base import Index
 from ..index.bitmap import RowFilter
+from ..records.filters import Filter
+from ..records.records import Records
 from ..types import IntArray
 from ..utils.lru import LruCache
+from .field_columns import FieldColumns, Log
 from .view import View, ViewFilter, contains
 
 __all__ = ["FilterCache", "Touched"]
 
 KEPT_FILTERS = 32
 KEPT_TOUCHES = 16_384
-
-Matching = Callable[[Any, "IntArray | None"], IntArray]
 
 
 class Touched:
@@ -81,8 +82,9 @@ class _Entry:
 class FilterCache:
     """Masks by filter; the least recently used is dropped first."""
 
-    def __init__(self, matching: Matching) -> None:
-        self._matching = matching
+    def __init__(self, records: Records) -> None:
+        self._matching = records.matching
+        self.columns = FieldColumns(records)
         self._entries: LruCache[str, _Entry] = LruCache(KEPT_FILTERS)
         self._lock = threading.RLock()
 
@@ -90,11 +92,14 @@ class FilterCache:
     def nbytes(self) -> int:
         with self._lock:
             entries = self._entries.values()
-        return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
+        held = self.columns.nbytes
+        return held + sum(
+            entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries
+        )
 
-    def mask(self, key: str, filters: Any, view: View, touched: Touched) -> ViewFilter:
-        """The mask of ``filters`` for ``view``; ``key`` is the filter's canonical form."""
-        entry = self._entry(key)
+    def mask(self, filters: Filter, view: View, touched: Touched) -> ViewFilter:
+        """The mask of ``filters`` for ``view``."""
+        entry = self._entry(filters.key)
         with entry.lock:
             if entry.busy:  # a signal handler or finalizer interrupts this call: use no half-done entry
                 entry = _Entry()
@@ -105,25 +110,30 @@ class FilterCache:
             finally:
                 entry.busy = False
 
+    def evaluated(self, filters: Filter, view: View, touched: Touched) -> IntArray:
+        """Slots that match at the watermark of the view or later, ascending; some may be of deleted units."""
+        return self.columns.matching(filters, Log(view.watermark, view.live_slots, touched.since))
+
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
+        self.columns.clear()
 
     def _entry(self, key: str) -> _Entry:
         with self._lock:
             return self._entries.get(key) or self._entries.put(key, _Entry())
 
-    def _refresh(self, entry: _Entry, filters: Any, view: View, touched: Touched) -> None:
+    def _refresh(self, entry: _Entry, filters: Filter, view: View, touched: Touched) -> None:
         if entry.seq >= view.watermark:
             return
         slots = touched.since(entry.seq) if entry.seq >= 0 else None
         if slots is None:
-            entry.slots, entry.rows_for = self._matching(filters, None), _no_index
+            entry.slots, entry.rows_for = self.evaluated(filters, view, touched), _no_index
         elif len(slots):
             self._look_again(entry, filters, slots)
         entry.seq = view.watermark
 
-    def _look_again(self, entry: _Entry, filters: Any, slots: IntArray) -> None:
+    def _look_again(self, entry: _Entry, filters: Filter, slots: IntArray) -> None:
         matched = self._matching(filters, slots)
         stay = entry.slots[~contains(slots, entry.slots)]
         entry.slots = np.union1d(stay, matched)

@@ -29,7 +29,7 @@ from ..types import MemoryUnit
 from .connections import all_rows, first_row
 from .damage import read_unit
 from .filter_sql import where
-from .filters import Condition
+from .filters import Filter
 
 __all__ = ["MOST_WORDS", "WordCache", "bm25", "keyword", "register"]
 
@@ -132,7 +132,7 @@ def keyword(
     con: apsw.Connection,
     text: str,
     limit: int,
-    conditions: Sequence[Condition],
+    filters: Filter,
     cache: WordCache,
     text_of: Callable[[MemoryUnit], str],
 ) -> list[tuple[float, str]]:
@@ -143,15 +143,15 @@ def keyword(
     tokens = list(dict.fromkeys(_tokens(con, text)))[:MOST_WORDS]
     if not tokens or limit < 1:
         return []
-    pending = _pending(con, conditions, cache)
+    pending = _pending(con, filters, cache)
     folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
     words = selective_terms(con, counts)
     hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
     if len(words) == len(tokens):
-        found = _ranked(con, words, limit, conditions)
+        found = _ranked(con, words, limit, filters)
     else:
-        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), conditions)
+        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), filters)
         hits += _read(con, [unit_id for _, unit_id in proposed], text_of)
         found = []
     if hits:
@@ -164,22 +164,20 @@ def keyword(
     return found[:limit]
 
 
-def _ranked(
-    con: apsw.Connection, words: Iterable[str], limit: int, conditions: Sequence[Condition]
-) -> list[tuple[float, str]]:
+def _ranked(con: apsw.Connection, words: Iterable[str], limit: int, filters: Filter) -> list[tuple[float, str]]:
     """The best folded rows by these words."""
     bound: list[Any] = [_query(words), limit]
     sql = (
         "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
-        f"WHERE words MATCH ?1 AND {where(conditions, bound)} ORDER BY words.rank LIMIT ?2"
+        f"WHERE words MATCH ?1 AND {where(filters, bound)} ORDER BY words.rank LIMIT ?2"
     )
     return all_rows(con, sql, bound)
 
 
-def _pending(con: apsw.Connection, conditions: Sequence[Condition], cache: WordCache) -> list[_Doc]:
+def _pending(con: apsw.Connection, filters: Filter, cache: WordCache) -> list[_Doc]:
     """The rows that are not folded yet."""
     bound: list[Any] = []
-    restriction = where(conditions, bound)
+    restriction = where(filters, bound)
     sql = (
         "SELECT p.slot, u.id, CAST(p.text AS BLOB) FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot "
         f"WHERE {restriction}"

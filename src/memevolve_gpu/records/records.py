@@ -22,8 +22,8 @@ from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability, all_rows, checked_counters, first_row
 from .damage import clear_damage, damage_of, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
-from .filter_sql import matching, where
-from .filters import Filters, parse
+from .filter_sql import declare_fields, field_is_short, field_values, matching, where
+from .filters import Filter, Filters, parse
 from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT
 from .opening import OpenOptions, database_path, lock_path, open_store, peek
@@ -299,33 +299,48 @@ class Records:
         """Every id in slot order, in short transactions: rows that change meanwhile may or may not be seen."""
         return (unit_id for _, unit_id in self._pages("u.slot, u.id", page_size, None))
 
-    def units(self, page_size: int = 1000, filters: Filters | None = None) -> Iterator[MemoryUnit]:
+    def units(self, page_size: int = 1000, filters: Filters | Filter | None = None) -> Iterator[MemoryUnit]:
         """Every unit that matches, in slot order, in short transactions. Raises InvalidFilterError at once."""
-        parse(filters)
+        filters = parse(filters)
         pages = self._pages("u.slot, u.id, CAST(u.unit AS BLOB)", page_size, filters)
         return (self._unit(raw, unit_id) for _, unit_id, raw in pages)
 
-    def matching(self, filters: Filters | None, slots: IntArray | None = None) -> IntArray:
+    def matching(self, filters: Filters | Filter | None, slots: IntArray | None = None) -> IntArray:
         """Slots of the live units that match, int64 (n,), ascending; among ``slots`` (ascending too) when given.
 
         Raises InvalidFilterError.
         """
-        conditions = parse(filters)
-        return self._snapshot(lambda con: matching(con, conditions, slots))
+        parsed = parse(filters)
+        return self._snapshot(lambda con: matching(con, parsed, slots))
+
+    def field_values(self, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Any]]:
+        """The slots of the live units, int64 (n,), ascending, and the value at the path in each, NaN where there is
+        none; among ``slots`` when given.
+        """
+        return self._read(lambda con: field_values(con, path, slots))
+
+    def field_is_short(self, path: tuple[str, ...]) -> bool:
+        """Are the values at the path short enough to be kept in memory?"""
+        return self._read(lambda con: field_is_short(con, path))
+
+    def declare_fields(self, paths: Sequence[tuple[str, ...]]) -> None:
+        """Keep an index of each of these fields in the file, and no other."""
+        with self.write() as tx:
+            tx.outside(lambda con: declare_fields(con, paths))
 
     def keyword(
-        self, text: str, limit: int, filters: Filters | None = None, *, text_of: TextOf = default_text
+        self, text: str, limit: int, filters: Filters | Filter | None = None, *, text_of: TextOf = default_text
     ) -> list[tuple[float, str]]:
         """The best ``limit`` units that hold a selective word of ``text``: (BM25 score, id), best first.
 
         Any text is allowed. Frequent words find nothing unless there is no other, see ``records/fulltext.py``.
         text_of: what was given to ``Transaction.put`` as the text of a unit. Raises InvalidFilterError.
         """
-        conditions = parse(filters)
+        parsed = parse(filters)
         if len(self._words.pending) > 4 * FOLD_AT:
             self._words.pending = {}
         cache = self._words
-        return self._snapshot(lambda con: keyword(con, text, limit, conditions, cache, text_of))
+        return self._snapshot(lambda con: keyword(con, text, limit, parsed, cache, text_of))
 
     def inventory(self) -> Inventory:
         """How many units of which types there are, and from when, without reading them."""
@@ -418,7 +433,7 @@ class Records:
                 self._pool.give(con)
         raise StorageError(f"{self.path} changes too often to be read without write permission; grant it on the folder")
 
-    def _pages(self, columns: str, size: int, filters: Filters | None) -> Iterator[Any]:
+    def _pages(self, columns: str, size: int, filters: Filters | Filter | None) -> Iterator[Any]:
         bound: list[Any] = [0, size]
         condition = where(parse(filters), bound)
         sql = f"SELECT {columns} FROM units AS u WHERE u.slot > ?1 AND {condition} ORDER BY u.slot LIMIT ?2"

@@ -123,6 +123,11 @@ _Backend = Annotated[
 _AutoPrune = Annotated[
     Literal["off", "lru", "lfu", "oldest"], BeforeValidator(_word), Allowed("off, lru, lfu or oldest")
 ]
+_Unicode = Annotated[Literal["nfc", "exact"], BeforeValidator(_word), Allowed("nfc or exact")]
+_Fields = Annotated[
+    Annotated[str, Field(pattern=r"^[^,:]+(:\s*(number|text|time)\s*)?(,[^,:]+(:\s*(number|text|time)\s*)?)*$")] | None,
+    Allowed("none, or paths with commas between them, each with :number, :text or :time after it or not"),
+]
 _Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
 _FileMode = Annotated[
     str,
@@ -463,6 +468,10 @@ class StorageConfig(_Settings):
     """Share of the GPU memory that is free or ours which the stores of this process may take together."""
     gpu_graphs: _Switch = False
     """Whether single queries of the torch engine are recorded as CUDA graphs."""
+    indexed_fields: _Fields = None
+    """Fields that the file keeps an index of, so that the first filter on them is quick; None keeps those it has."""
+    filter_unicode: _Unicode = "nfc"
+    """Whether filters compare texts in Unicode's composed form, or as they are."""
     durability: _Durability = "full"
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
     lock_timeout: _Seconds = 30.0

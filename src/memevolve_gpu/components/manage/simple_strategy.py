@@ -64,7 +64,7 @@ class PruneCriteria:
                 f"criteria['filters'] must be a mapping, got {type(given).__name__}; "
                 "see https://memevolve-gpu.example/docs/reference/filters/"
             )
-        filters = dict(given or {})
+        filters = {} if given is None else {**given}
         if criteria.get("type") is not None:
             if "type" in filters:
                 raise ConfigurationError("criteria['type'] and criteria['filters']['type'] are both given; give one")

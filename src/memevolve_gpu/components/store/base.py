@@ -14,15 +14,19 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import ConfigurationError, InvalidUnitError, MemEvolveError, StorageError
-from ...records.filters import canonical, matches
+from ...records.filters import lookup, matches, parse, path_of
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import having, listed, whole_number, word
+from ...utils.plain import plain_scalar
 from ...utils.timestamps import age_stamp
+from .listing import Listing, counted, listing_of, merged_unit, some_condition
+from .ranking import HalfLife, Ranking, Window, best, similarity_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 
 __all__ = [
@@ -216,7 +220,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def count(self) -> int:
-        """Count the units.
+        """Count the units. The stores of this package also take ``filters``, and count the units that match.
 
         Returns:
             The number of units.
@@ -254,20 +258,108 @@ class StorageBackend(ABC):
 
     # Many units
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
+    def units(
+        self,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Listing:
         """Read units one by one.
 
         Args:
             filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
+            order_by: The path of the field to sort by, ``-`` before it for the largest first; None for oldest first.
+                Missing values and null come first, then false, true, numbers, texts, and last lists and objects; the
+                older of equal ones first.
+            limit: Most units; None for all.
+            after: The ``cursor`` of an earlier listing of the same filters and order, to go on behind its last unit.
 
         Returns:
-            An iterator over the units, oldest first.
+            An iterator over the units, with the attribute ``cursor``.
 
         Raises:
             InvalidFilterError: The filter is malformed. Raised by the call itself.
+            InvalidQueryError: ``order_by``, ``limit`` or ``after`` cannot be used.
         """
-        canonical(filters)
-        return (unit for unit in self.retrieve_all() if matches(filters, unit))
+        parsed = parse(filters)
+        return listing_of(
+            lambda: (unit for unit in self.retrieve_all() if matches(parsed, unit)), order_by, limit, after
+        )
+
+    def facets(
+        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
+    ) -> list[tuple[Any, int]]:
+        """Count the units by the value of a field.
+
+        Args:
+            field: The path of the field. Each element of a list counts as a value; objects do not count.
+            filters: Counts only units that match.
+            limit: Most values; None for all.
+
+        Returns:
+            (value, number of units) pairs, most units first.
+
+        Raises:
+            InvalidFilterError: ``field`` or ``filters`` is malformed.
+            InvalidQueryError: ``limit`` cannot be used.
+        """
+        path, found = path_of(field), self.units(filters)
+        held = (plain_scalar(lookup(unit, path)) for unit in found)
+        return counted(([*one] if isinstance(one, (list, tuple)) else [one] for one in held), limit)
+
+    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+        """Change parts of a unit.
+
+        Args:
+            unit_id: Its id.
+            changes: A JSON merge patch (RFC 7396): objects such as ``metadata`` are merged, None removes a key, any
+                other value replaces.
+
+        Returns:
+            False when there is no unit of that id.
+
+        Raises:
+            InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
+        """
+        old = self.retrieve_batch([unit_id]).get(unit_id)
+        return old is not None and self.update(unit_id, merged_unit(old, changes))
+
+    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """Change parts of every unit that matches, in one transaction where the backend has transactions.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``.
+            changes: As for :meth:`patch`.
+
+        Returns:
+            The number of units that were changed.
+
+        Raises:
+            InvalidFilterError: The filter is malformed.
+            InvalidUnitError: As for :meth:`patch`.
+        """
+        units = list(self.units(filters))
+        for unit in units:
+            merged_unit(unit, changes)
+        return sum(self.patch(unit["id"], changes) for unit in units)
+
+    def delete_where(self, filters: Mapping[str, Any]) -> int:
+        """Delete every unit that matches, in one transaction where the backend has transactions.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``; a filter that holds of every unit is refused.
+
+        Returns:
+            The number of deleted units.
+
+        Raises:
+            InvalidFilterError: The filter is malformed, or has no condition.
+        """
+        some_condition(filters, "call clear() to delete all")
+        number = self.change_number
+        return self.delete_batch([unit["id"] for unit in self.units(filters)], unchanged_since=number)
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """Read several units without recording an access.
@@ -342,6 +434,8 @@ class StorageBackend(ABC):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units nearest to a text.
 
@@ -351,6 +445,8 @@ class StorageBackend(ABC):
             filters: Limits the search to units that match, see ``docs/reference/filters.md``.
             recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for the store's target.
             record: Whether the results count as accesses.
+            offset: Results to skip: those of the pages before.
+            min_score: Leaves out units with a smaller score, see :attr:`Hit.score`.
 
         Returns:
             (distance, id) pairs, nearest first; never more than there are units.
@@ -368,8 +464,16 @@ class StorageBackend(ABC):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[Hit]:
-        """Find the units nearest to a text, and read them.
+        """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
+
+        The score is then similarity * (1 - w + w * decay) * (1 - v + v * importance) with the weights w and v, in 0..1,
+        and the results are those that a comparison of every unit gives. docs/how-to/reading.md has the details.
 
         Args:
             query: The text.
@@ -377,20 +481,55 @@ class StorageBackend(ABC):
             filters: As for :meth:`search`.
             recall: As for :meth:`search`.
             record: Whether the results count as accesses.
+            offset: As for :meth:`search`.
+            min_score: Leaves out hits with a smaller score.
+            recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
+            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
+            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
 
         Returns:
-            Hits with unit, id, distance and score, nearest first.
+            Hits with unit, id, distance and score, best first.
 
         Raises:
             ConfigurationError: The backend has no search by meaning.
+            InvalidQueryError: An argument cannot be used.
         """
-        found = self.search(query, top_k, filters, recall, record=record)
+        ranking, window = Ranking.of(recency, importance, weights), Window.of(top_k, offset, min_score)
+        if ranking is None:
+            hits = self._hits(query, window.reach, filters, recall)
+        else:
+            hits = self._ranked_hits(ranking, window, query, filters, recall)
+        found = window.cut(hits, lambda hit: hit.score)
+        if record:
+            self.record_access([hit.id for hit in found])
+        return found
+
+    def _hits(self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> list[Hit]:
+        """The nearest units, without a note of the access."""
+        found = self.search(query, top_k, filters, recall, record=False)
         units = self.retrieve_batch([unit_id for _, unit_id in found])
         return [
             Hit(units[unit_id], unit_id, distance, score_of(distance, self.metric))
             for distance, unit_id in found
             if unit_id in units
         ]
+
+    def _ranked_hits(
+        self,
+        ranking: Ranking,
+        window: Window,
+        query: str,
+        filters: Mapping[str, Any] | None,
+        recall: float | None,
+    ) -> list[Hit]:
+        """The best units by similarity, age and importance."""
+        now, metric = ranking.now(), self.metric
+
+        def fetch(wanted: int) -> list[tuple[float, float, Hit]]:
+            hits = self._hits(query, wanted, filters, recall)
+            return [(float(similarity_of(hit.distance, metric)), ranking.factor(hit.unit, now), hit) for hit in hits]
+
+        return [replace(hit, score=score) for score, hit in best(fetch, window.reach)]
 
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
@@ -412,7 +551,16 @@ class StorageBackend(ABC):
         raise self._missing("search by vector")
 
     def search_keywords(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units that share words with a text.
 
@@ -420,6 +568,11 @@ class StorageBackend(ABC):
             query: The text.
             top_k: Most results.
             filters: As for :meth:`search`.
+            offset: As for :meth:`search`.
+            min_score: Leaves out units with a smaller score.
+            recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
+            importance: See ``recency``.
+            weights: See ``recency``.
 
         Returns:
             (BM25 score, id) pairs, best first.
@@ -673,8 +826,8 @@ class ForeignBackend(StorageBackend):
     def exists(self, unit_id: str) -> bool:
         return bool(self._foreign.exists(unit_id))
 
-    def count(self) -> int:
-        return int(self._foreign.count())
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        return int(self._foreign.count()) if filters is None else sum(1 for _ in self.units(filters))
 
     def clear(self) -> None:
         self._foreign.clear()

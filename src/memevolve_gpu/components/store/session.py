@@ -29,6 +29,7 @@ from ...live.view import View
 from ...monitoring.events import EventLog
 from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
+from ...records.filters import path_of
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
 from ...types import FloatArray, Hit, MemoryUnit, Metric
@@ -112,6 +113,8 @@ class StoreSession:
     embedder: UnitEmbedder
     max_memory_bytes: int
     legacy_problem: str = ""
+    fields: dict[tuple[str, ...], bool] = field(default_factory=dict)
+    """The declared fields, and whether they hold moments."""
     warned: set[str] = field(default_factory=set)
     """The limits, units or memory, that a warning was logged for; see ``capacity``."""
     unapplied: int = 0
@@ -249,6 +252,7 @@ class StoreSession:
     def _background_round(self) -> float | None:
         if self.accesses.is_full:
             self.accesses.flush(timeout=FLUSH_SECONDS)
+        self.live.prepare(self.fields)
         return self.maintenance.run_if_due()
 
 
@@ -326,7 +330,21 @@ def _assemble(
     embeds = UnitEmbedder(embedder, records.dim, records.metric)
     session = StoreSession(prefix, config, records, live, maintenance, events, embeds, limit, legacy_problem)
     session.consider_maintenance("written")
+    _declare_fields(session)
     return session
+
+
+def _declare_fields(session: StoreSession) -> None:
+    """Have the indexes that the settings name, and let the background read the fields; None changes nothing."""
+    declared = session.config.indexed_fields
+    if declared is None:
+        return
+    given = [] if declared.strip() == "none" else declared.split(",")
+    kinds = dict(one.partition(":")[::2] for one in given)
+    session.fields = {path_of(path.strip()): kind.strip() == "time" for path, kind in kinds.items()}
+    if not session.records.read_only:
+        session.records.declare_fields(list(session.fields))
+    session.wake()
 
 
 def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:

@@ -17,17 +17,20 @@ from ...live import Found
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
-from ...records.transaction import Transaction, changed_since
+from ...records.transaction import Transaction
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import callback, change, listed, mapping, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
-from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
+from .base import Progress, UnitMapping, score_of
 from .capacity import move_waiting_rows, report_pruned, reserve_room
+from .queries import drop_all, drop_unchanged, ranked_hits, widened
+from .ranking import HalfLife, Ranking, Window
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
+from .selecting import SelectingBackend
 from .session import IndexInfo, StoreSession, open_session
 from .units import (
     check_arguments,
@@ -52,7 +55,7 @@ _LARGEST_PAGE = 10_000
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(StorageBackend, MetadataMixin):
+class VectorStore(SelectingBackend):
     """Stores memory units in a file and finds them by meaning, by words and by vector.
 
     A write that returned is durable, and the next search finds it. Safe to use from several threads, from several
@@ -163,30 +166,37 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit) -> str:
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None) -> str:
         """Store a unit. The given dict is not changed; the stored unit has ``metadata.created_at``.
 
         Args:
-            unit: A JSON object. One with an ``id`` replaces the unit of that id.
+            unit: A JSON object. One with an ``id`` replaces the unit of that id, and keeps its ``created_at`` unless it
+                brings one.
+            replaces: The id of a unit that this one supersedes: it is deleted in the same transaction.
 
         Returns:
             The unit's id: its own, or the next ``unit_<n>``.
 
         Raises:
+            ConflictError: There is no unit of the id ``replaces``; nothing was stored.
             InvalidUnitError: The unit cannot be stored as JSON, or is too large.
             EmbeddingError: The embedding function failed, or there is none.
             InvalidVectorError: The embedding holds values that are not finite.
             CapacityError: The store is full.
         """
         session = self._open
-        checked = self._add_metadata(checked_unit(unit))
+        checked = checked_unit(unit)
+        superseded = None if replaces is None else checked_id(replaces, "replaces")
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
         move_waiting_rows(session, 1)
         with session.records.write() as tx:
+            if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
+                raise ConflictError([superseded])
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
-            tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
+            named = self._stamped([{**checked, "id": unit_id}], tx)[0]
+            tx.put(named, text, vector.tobytes(), unit_id)
         session.written(1)
         report_pruned(session, pruned)
         return unit_id
@@ -315,7 +325,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         since = change("unchanged_since", unchanged_since)
         with session.records.write() as tx:
-            dropped = _drop_unchanged(tx, wanted, since)
+            dropped = drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
         return dropped
@@ -363,17 +373,6 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         return list(self._open.records.units())
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
-        """Read units one by one, in pages: for stores that do not fit in a list.
-
-        Args:
-            filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
-
-        Returns:
-            An iterator over the units, oldest first.
-        """
-        return self._open.records.units(filters=filters)
-
     def exists(self, unit_id: str) -> bool:
         """Check for a unit.
 
@@ -385,13 +384,17 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id)
 
-    def count(self) -> int:
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
         """Count the units.
+
+        Args:
+            filters: Counts those that match only, see ``docs/reference/filters.md``.
 
         Returns:
             The number of units.
         """
-        return self._open.records.count()
+        session = self._open
+        return session.records.count() if filters is None else len(session.live.matching(self._filter(filters))[1])
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         """Read the metadata of a unit without counting an access.
@@ -463,6 +466,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units nearest to a text.
 
@@ -473,6 +478,8 @@ class VectorStore(StorageBackend, MetadataMixin):
             recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for
                 MEMEVOLVE_STORAGE_TARGET_RECALL.
             record: Whether the results count as accesses; False for those who pass only some of them on.
+            offset: Results to skip: those of the pages before.
+            min_score: Leaves out units with a smaller score, see ``Hit.score``.
 
         Returns:
             (distance, id) pairs, nearest first; never more than are stored. Distances are squared L2, 1 - cosine, or
@@ -481,13 +488,15 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             EmbeddingError: The embedding function failed, or there is none.
         """
-        found = self._find_text(query, top_k, filters, recall)
+        window, metric = Window.of(check_arguments(top_k, recall, query), offset, min_score), self.metric
+        found = self._find_text(query, window.reach, filters, recall)
         if found is None:
             return []
-        ids = found.ids(0)
+        pairs = list(zip(found.distances[0].tolist(), found.ids(0), strict=False))
+        pairs = window.cut(pairs, lambda pair: score_of(pair[0], metric))
         if switch("record", record):
-            self._open.accesses.note(ids)
-        return list(zip(found.distances[0].tolist(), ids, strict=False))
+            self._open.accesses.note([unit_id for _, unit_id in pairs])
+        return pairs
 
     def search_units(
         self,
@@ -497,8 +506,16 @@ class VectorStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[Hit]:
-        """Find the units nearest to a text, and read them.
+        """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
+
+        The score is then similarity * (1 - w + w * decay) * (1 - v + v * importance) with the weights w and v, in 0..1,
+        and the results are those that a comparison of every unit gives. docs/how-to/reading.md has the details.
 
         Args:
             query: The text.
@@ -506,19 +523,44 @@ class VectorStore(StorageBackend, MetadataMixin):
             filters: As for :meth:`search`.
             recall: As for :meth:`search`.
             record: As for :meth:`search`.
+            offset: As for :meth:`search`.
+            min_score: Leaves out hits with a smaller score.
+            recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
+            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
+            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
 
         Returns:
-            Hits with unit, id, distance and a score that grows with similarity, nearest first.
+            Hits with unit, id, distance and a score that grows with similarity, best first.
 
         Raises:
             EmbeddingError: As for :meth:`search`.
+
+        Examples:
+            >>> from memevolve_gpu import HalfLife, HashingEmbedder, VectorStore
+            >>> store = VectorStore("ranked", HashingEmbedder())
+            >>> new, old = "2026-03-01T00:00:00Z", "2026-01-01T00:00:00Z"
+            >>> units = [{"id": at, "content": "Push to main", "metadata": {"created_at": at}} for at in (old, new)]
+            >>> ids = store.store_batch(units)
+            >>> hits = store.search_units("Push to main", recency=HalfLife("59d", now=1772323200.0))
+            >>> [(hit.id, round(hit.score, 2)) for hit in hits]
+            [('2026-03-01T00:00:00Z', 1.0), ('2026-01-01T00:00:00Z', 0.5)]
+            >>> store.close()
         """
-        found = self._find_text(query, top_k, filters, recall)
-        if found is None:
-            return []
-        hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall))
+        session, wanted = self._open, check_arguments(top_k, recall, query)
+        ranking, window = Ranking.of(recency, importance, weights), Window.of(wanted, offset, min_score)
+        if ranking is None:
+            found = self._find_text(query, window.reach, filters, recall)
+            hits = (
+                session.hits(found, lambda: self._find_text(query, window.reach, filters, recall))
+                if found is not None
+                else []
+            )
+        else:
+            parsed = self._filter(filters)
+            hits = ranked_hits(session, ranking, window, query, parsed, recall) if session.records.count() else []
+        hits = window.cut(hits, lambda hit: hit.score)
         if switch("record", record):
-            self._open.accesses.note([hit.id for hit in hits])
+            session.accesses.note([hit.id for hit in hits])
         return hits
 
     def search_vectors(
@@ -549,27 +591,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         for row in range(len(vectors)):
             names: list[str | None] = list(found.ids(row))
             ids.append(names + [None] * (width - len(names)))
-        return _widened(found.distances, width), ids
-
-    def search_keywords(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
-    ) -> list[tuple[float, str]]:
-        """Find the units whose embedded text shares words with a query.
-
-        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
-        has no other.
-
-        Args:
-            query: The text.
-            top_k: Most results.
-            filters: As for :meth:`search`.
-
-        Returns:
-            (BM25 score, id) pairs, best first.
-        """
-        records = self._open.records
-        limit = min(check_arguments(top_k, None, query), max(1, records.count()))
-        return records.keyword(query, limit, filters, text_of=unit_to_text)
+        return widened(found.distances, width), ids
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         """Compare given units with a text.
@@ -803,7 +825,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session, since = self._open, change("unchanged_since", since)
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(given)]
+        checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
         if not checked and not delete_ids:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
@@ -811,10 +833,10 @@ class VectorStore(StorageBackend, MetadataMixin):
         ids: list[str] = []
         move_waiting_rows(session, len(checked))
         with session.records.write() as tx:
-            _drop_all(tx, delete_ids, since)
+            drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
-            named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
+            named = self._stamped([{**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True)], tx)
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
         session.written()
         report_pruned(session, pruned)
@@ -840,38 +862,9 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
-        found = session.live.search(vectors, top_k, filters, recall)
+        found = session.live.search(vectors, top_k, self._filter(filters), recall)
         session.searched(vectors)
         return found
-
-
-def _drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> int:
-    """Delete the units that did not change after log entry ``since``; nothing where the log no longer says."""
-    if since is None:
-        return tx.drop_many(ids)
-    changed = tx.outside(lambda con: changed_since(con, since))
-    return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
-
-
-def _drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
-    """Delete the units; with ``since`` raise ConflictError when one of them changed after it or is gone."""
-    if since is None:
-        tx.drop_many(ids)
-        return
-    changed = tx.outside(lambda con: changed_since(con, since))
-    conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
-    conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
-    if conflicts:
-        raise ConflictError(conflicts)
-
-
-def _widened(distances: FloatArray, width: int) -> FloatArray:
-    """As many columns as were asked for, +inf where nothing exists."""
-    if distances.shape[1] == width:
-        return distances
-    wide = np.full((len(distances), width), np.inf, dtype=np.float32)
-    wide[:, : distances.shape[1]] = distances
-    return wide
 
 
 def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:

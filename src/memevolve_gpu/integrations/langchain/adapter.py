@@ -19,7 +19,7 @@ from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, mapping, shown, whole_number
-from .filters import Conjunction, alternatives
+from .filters import on_units
 
 __all__ = [
     "BackendAdapter",
@@ -38,18 +38,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """The options of one search, checked. ``filters`` are alternatives; ``fetch_k`` is at least ``k``."""
+    """The options of one search, checked. ``fetch_k`` is at least ``k``."""
 
     k: int
     fetch_k: int
-    filters: list[Conjunction]
+    filters: dict[str, Any]
     recall: float | None
 
     @classmethod
     def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> SearchOptions:
         """Check the arguments of a search. Raises InvalidQueryError, InvalidFilterError."""
         rest = dict(options)
-        filters = alternatives(rest.pop("filter", None), rest.pop("filters", None))
+        filters = on_units(rest.pop("filter", None), rest.pop("filters", None))
         recall = rest.pop("recall", None)
         no_more(rest)
         wanted = whole_number("k", k)
@@ -239,9 +239,9 @@ class BackendAdapter:
         return self.backend.vectors_of(ids)
 
     def nearest(
-        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
+        self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None
     ) -> list[tuple[MemoryUnit, float]]:
-        """Find at most k units that match one of the filters, with their distances, nearest first."""
+        """Find at most k units that match, with their distances, nearest first."""
 
         def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
             near = self._near(vector, k, filters, recall)
@@ -252,7 +252,7 @@ class BackendAdapter:
         return self._undisturbed(read)
 
     def nearest_vectors(
-        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
+        self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None
     ) -> list[tuple[MemoryUnit, FloatArray]]:
         """As ``nearest``, with the units' vectors instead of the distances."""
 
@@ -272,31 +272,18 @@ class BackendAdapter:
         """Delete the units that exist."""
         self.backend.delete_batch(ids)
 
-    def drop_matching(self, filters: Sequence[Conjunction]) -> None:
-        """Delete the units that match one of the filters. Units that change meanwhile stay, if changes are numbered."""
-        number = self.backend.change_number
-        self.backend.delete_batch(self._matching(filters), unchanged_since=number)
+    def drop_matching(self, filters: Mapping[str, Any]) -> None:
+        """Delete the units that match."""
+        self.backend.delete_where(filters)
 
     # Inside
 
-    def _matching(self, filters: Sequence[Conjunction]) -> list[str]:
-        found: dict[str, None] = {}
-        for one in filters:
-            found.update((unit["id"], None) for unit in self.backend.units(one))
-        return list(found)
-
-    def _near(
-        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
-    ) -> list[tuple[str, float]]:
-        """Return (id, distance) of the k nearest over all filters, by merging one search for each."""
-        best: dict[str, float] = {}
+    def _near(self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None) -> list[tuple[str, float]]:
+        """Return (id, distance) of the k nearest that match."""
         k = min(k, max(1, self.backend.count()))
-        for one in filters:
-            distances, ids = self.backend.search_vectors([vector], k, one or None, recall)
-            for unit_id, distance in zip(ids[0], distances[0].tolist(), strict=True):
-                if unit_id is not None:
-                    best[unit_id] = min(distance, best.get(unit_id, distance))
-        return sorted(best.items(), key=lambda found: found[1])[:k]
+        distances, ids = self.backend.search_vectors([vector], k, filters, recall)
+        pairs = zip(ids[0], distances[0].tolist(), strict=True)
+        return [(unit_id, distance) for unit_id, distance in pairs if unit_id is not None]
 
     def _undisturbed(self, read: Callable[[], tuple[list[_Read], bool]]) -> list[_Read]:
         """Read again if the store changes meanwhile, so that documents and distances belong together.
