@@ -86,7 +86,8 @@ class Head(NamedTuple):
 class Change(NamedTuple):
     """A log entry with its row; ``id`` and ``vector`` are None when that row is already gone.
 
-    ``op`` is one of :class:`Op`; ``vector`` holds ``dim`` little-endian float32.
+    ``op`` is one of :class:`Op`; ``vector`` holds ``dim`` little-endian float32; ``ns`` is the key of the row's
+    namespace, ``expires_at`` the Unix time from which the row is gone, None for never.
     """
 
     seq: int
@@ -94,14 +95,18 @@ class Change(NamedTuple):
     slot: int
     id: str | None
     vector: bytes | None
+    ns: int = 0
+    expires_at: float | None = None
 
 
 class Row(NamedTuple):
-    """A live row version for an index; ``vector`` holds ``dim`` little-endian float32."""
+    """A live row version for an index; as in :class:`Change`."""
 
     slot: int
     id: str
     vector: bytes
+    ns: int = 0
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

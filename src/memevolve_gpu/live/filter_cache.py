@@ -1,4 +1,4 @@
-"""Cached filter masks, which are updated for changed slots rather than evaluated again.
+"""Cached masks of filters and namespaces, which are updated for changed slots rather than evaluated again.
 
 The records find a filter's slots once; later searches evaluate it only for slots that were added or changed since. The
 cache is bounded.
@@ -9,17 +9,18 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ..index.base import Index
-from ..index.bitmap import RowFilter
+from ..index.bitmap import RowFilter, RowList
 from ..types import IntArray
 from ..utils.lru import LruCache
-from .view import View, ViewFilter, contains
+from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
 
 __all__ = ["FilterCache", "Touched"]
 
@@ -65,25 +66,28 @@ def _no_index() -> None:
 
 @dataclass
 class _Entry:
-    """One filter: the ``slots`` that match as of log entry ``seq``, and their mask for one index and its deaths."""
+    """One filter: the ``slots`` that match as of log entry ``seq``, and their rows in one index and its deaths."""
 
     seq: int = -1
     slots: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     rows_for: Callable[[], Index | None] = _no_index
-    """The index of the mask, held weakly: it may use a device's memory."""
-    rows: np.ndarray[Any, np.dtype[np.bool_]] | None = None
-    allowed_dead: int = -1
+    """The index of the rows, held weakly: it may use a device's memory."""
+    rows: RowFilter | None = None
+    """Rows of that index, dead and expired ones included."""
+    dead: int = -1
+    gone: IntArray | None = None
     row_filter: RowFilter | None = None
+    """``rows`` without the first ``dead`` rows that died, and without the slots ``gone``."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     busy: bool = False
 
 
 class FilterCache:
-    """Masks by filter; the least recently used is dropped first."""
+    """Masks by filter and namespaces; the least recently used is dropped first."""
 
     def __init__(self, matching: Matching) -> None:
         self._matching = matching
-        self._entries: LruCache[str, _Entry] = LruCache(KEPT_FILTERS)
+        self._entries: LruCache[Hashable, _Entry] = LruCache(KEPT_FILTERS)
         self._lock = threading.RLock()
 
     @property
@@ -92,55 +96,107 @@ class FilterCache:
             entries = self._entries.values()
         return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
 
-    def mask(self, key: str, filters: Any, view: View, touched: Touched) -> ViewFilter:
-        """The mask of ``filters`` for ``view``; ``key`` is the filter's canonical form."""
-        entry = self._entry(key)
-        with entry.lock:
-            if entry.busy:  # a signal handler or finalizer interrupts this call: use no half-done entry
-                entry = _Entry()
-            entry.busy = True
-            try:
-                self._refresh(entry, filters, view, touched)
-                return ViewFilter(self._row_filter(entry, view), entry.slots)
-            finally:
-                entry.busy = False
+    def mask(
+        self,
+        key: str,
+        filters: Any,
+        view: View,
+        touched: Touched,
+        keys: tuple[int, ...] | None = None,
+        gone: IntArray | None = None,
+    ) -> ViewFilter:
+        """The rows of ``view`` that match ``filters``, of which ``key`` is the canonical form.
+
+        keys: limits them to these namespaces. gone: slots, ascending, that have expired.
+        """
+        with self._used((key, keys)) as entry:
+            self._refresh(entry, filters, view, touched, keys)
+            index = _row_filter(entry, view, gone, lambda: view.index.position_of(entry.slots))
+            return ViewFilter(index, _delta_filter(view, view.delta_positions_of(entry.slots), gone))
+
+    def namespaces(self, view: View, keys: tuple[int, ...] | None, gone: IntArray | None) -> ViewFilter:
+        """The rows of these namespaces, None for all; gone: as for :meth:`mask`."""
+        delta = _delta_filter(view, view.delta_rows_of(keys), gone)
+        if keys is not None and view.groups is not None and view.groups.count(keys) <= FEW_ROWS:
+            return ViewFilter(_row_filter(_Entry(), view, gone, lambda: view.rows_of(keys)), delta)
+        with self._used(keys) as entry:
+            return ViewFilter(_row_filter(entry, view, gone, lambda: view.rows_of(keys)), delta)
 
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
 
-    def _entry(self, key: str) -> _Entry:
+    @contextmanager
+    def _used(self, key: Hashable) -> Iterator[_Entry]:
         with self._lock:
-            return self._entries.get(key) or self._entries.put(key, _Entry())
+            entry = self._entries.get(key) or self._entries.put(key, _Entry())
+        with entry.lock:
+            if entry.busy:  # a signal handler or finalizer interrupts this call: use no half-done entry
+                entry = _Entry()
+            entry.busy = True
+            try:
+                yield entry
+            finally:
+                entry.busy = False
 
-    def _refresh(self, entry: _Entry, filters: Any, view: View, touched: Touched) -> None:
+    def _refresh(self, entry: _Entry, filters: Any, view: View, touched: Touched, keys: tuple[int, ...] | None) -> None:
         if entry.seq >= view.watermark:
             return
         slots = touched.since(entry.seq) if entry.seq >= 0 else None
         if slots is None:
-            entry.slots, entry.rows_for = self._matching(filters, None), _no_index
+            entry.slots = self._matching(filters, None if keys is None else view.slots_of(keys))
+            entry.rows_for = _no_index
         elif len(slots):
-            self._look_again(entry, filters, slots)
+            self._look_again(entry, filters, slots, view, keys)
         entry.seq = view.watermark
 
-    def _look_again(self, entry: _Entry, filters: Any, slots: IntArray) -> None:
-        matched = self._matching(filters, slots)
+    def _look_again(
+        self, entry: _Entry, filters: Any, slots: IntArray, view: View, keys: tuple[int, ...] | None
+    ) -> None:
+        seen = slots if keys is None else slots[contains(view.slots_of(keys), slots)]
+        matched = self._matching(filters, seen) if len(seen) else seen
         stay = entry.slots[~contains(slots, entry.slots)]
         entry.slots = np.union1d(stay, matched)
         index = entry.rows_for()
         if index is not None and index.n and slots[0] <= index.slots[-1]:
             entry.rows_for = _no_index
 
-    def _row_filter(self, entry: _Entry, view: View) -> RowFilter | None:
-        if not view.index.n:
-            return None
-        if entry.rows_for() is not view.index or entry.rows is None:
-            rows = np.zeros(view.index.n, dtype=np.bool_)
-            positions = view.index.position_of(entry.slots)
-            rows[positions[positions >= 0]] = True
-            entry.rows_for, entry.rows, entry.allowed_dead = weakref.ref(view.index), rows, -1
-        if entry.allowed_dead != view.index_dead or entry.row_filter is None:
-            alive = view.alive
-            entry.row_filter = RowFilter(entry.rows if alive is None else entry.rows & alive.rows)
-            entry.allowed_dead = view.index_dead
-        return entry.row_filter
+
+def _row_filter(
+    entry: _Entry, view: View, gone: IntArray | None, find: Callable[[], IntArray | None]
+) -> RowFilter | None:
+    """The rows of the index, live ones only; None where it has none. find: their positions, -1 for a row that it has
+    not; None for all rows."""
+    if not view.index.n:
+        return None
+    if entry.rows_for() is not view.index or entry.rows is None:
+        found = find()
+        rows = None if found is None else found[found >= 0]
+        entry.rows = RowFilter(np.ones(view.index.n, np.bool_)) if rows is None else row_filter_of(view.index.n, rows)
+        entry.rows_for, entry.row_filter = weakref.ref(view.index), None
+    if entry.row_filter is None or entry.dead != view.index_dead or entry.gone is not gone:
+        expired = np.empty(0, np.int64) if gone is None else view.index.position_of(gone)
+        entry.row_filter = _live(entry.rows, view, expired[expired >= 0])
+        entry.dead, entry.gone = view.index_dead, gone
+    return entry.row_filter
+
+
+def _live(rows: RowFilter, view: View, expired: IntArray) -> RowFilter:
+    """The rows that are alive, and not at the positions ``expired``."""
+    if isinstance(rows, RowList):
+        held = rows.positions
+        live = held[view.index_died[held] > view.watermark] if view.index_dead else held
+        return RowList(rows.n, np.setdiff1d(live, expired, assume_unique=True) if len(expired) else live)
+    alive = view.alive
+    if alive is None and not len(expired):
+        return rows
+    mask = rows.rows.copy() if alive is None else rows.rows & alive.rows
+    mask[expired] = False
+    return RowFilter(mask)
+
+
+def _delta_filter(view: View, positions: IntArray, gone: IntArray | None) -> RowFilter:
+    """Those of the live rows at ``positions`` of the delta buffer that have not expired."""
+    if gone is not None:
+        positions = np.setdiff1d(positions, view.delta_positions_of(gone), assume_unique=True)
+    return row_filter_of(view.delta_n, positions)

@@ -23,6 +23,7 @@ from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
+from .namespaces import EVERYTHING, Expiring, Scope
 from .query_sample import QuerySample
 from .snapshots import agrees, load_snapshot, read_everything
 from .view import Found, View, ViewFilter
@@ -125,6 +126,7 @@ class LiveIndex:
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
         self._masks = FilterCache(records.matching)
         self._touched = Touched(0)
+        self._expiring = Expiring(records.expiring)
         self._measured: tuple[object, object, int] = (None, None, 0)
         self._parents_index: Index | None = None
         self._view = self._open()
@@ -144,7 +146,9 @@ class LiveIndex:
             index, vectors = view.index, view.index.table.vectors
             index_bytes = index.nbytes
             self._measured = index, vectors, index_bytes
-        return index_bytes + view.index_died.nbytes + view.delta.nbytes + self._masks.nbytes
+        groups = 0 if view.groups is None else view.groups.nbytes
+        own = view.index_died.nbytes + view.delta.nbytes + self._masks.nbytes + self._expiring.nbytes
+        return index_bytes + groups + own
 
     def catch_up(self) -> View:
         """Apply what the log holds beyond the watermark and return a view that includes it.
@@ -167,17 +171,21 @@ class LiveIndex:
             yield self._advance()
 
     def search(
-        self, queries: FloatArray | DeviceQueries, k: int, filters: Any = None, recall: float | None = None
+        self,
+        queries: FloatArray | DeviceQueries,
+        k: int,
+        filters: Any = None,
+        recall: float | None = None,
+        scope: Scope = EVERYTHING,
     ) -> Found:
         """The k nearest live units of each query; fewer columns where there are fewer live units, but at least one.
 
         queries: float32 (nq, dim), normalised under cosine, on the host or on a device. recall: overrides the target
-        of the settings.
+        of the settings. scope: the namespaces to search, and the time at which expiry is judged.
         """
         started = self.last_search = time.perf_counter()
-        restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
-        view, view_filter = self._view_and_mask(filters) if restricts else (self.catch_up(), None)
-        k = min(k, max(1, view.count if view_filter is None else min(view.count, len(view_filter.slots))))
+        view, view_filter = self._view_and_mask(filters, scope)
+        k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
         target = self.settings.target_recall if recall is None else recall
         found = self._answered(view, queries, k, target, view_filter)
         self.last_search = time.perf_counter()
@@ -262,6 +270,7 @@ class LiveIndex:
         builder = None if left_behind else self._applied(apart(self._view))
         while builder is None:
             builder = self._applied(read_everything(self.records))
+        self._expiring.extend(builder.expiry)
         return builder.publish()
 
     def _open(self) -> View:
@@ -279,6 +288,7 @@ class LiveIndex:
 
     def _restart(self, view: View, generation: int) -> None:
         self._touched.restart(view.watermark)
+        self._expiring.restart()
         self._masks.clear()
         self._view = view
         self.generation = generation
@@ -312,6 +322,7 @@ class LiveIndex:
             self._restart(builder.publish(), 0)
             return
         self._touched.extend(builder.touched)
+        self._expiring.extend(builder.expiry)
         self._view = builder.publish()
 
     def _left_behind(self, head: Head) -> bool:
@@ -330,15 +341,25 @@ class LiveIndex:
                     self.leave_device()
             return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
 
-    def _view_and_mask(self, filters: Any) -> tuple[View, ViewFilter]:
-        """A filter evaluated at the watermark of the returned view."""
-        key = canonical(filters)
+    def _view_and_mask(self, filters: Any, scope: Scope = EVERYTHING) -> tuple[View, ViewFilter | None]:
+        """A view, and the rows of it that match the filter and lie in the scope; None for all of them.
+
+        A filter is evaluated at the watermark of the view.
+        """
+        restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
+        key = canonical(filters) if restricts else ""
         for _ in range(FILTER_ATTEMPTS):
             view, own = self._caught_up()
+            keys = None if scope.keys is None or view.covered_by(scope.keys) else scope.keys
+            gone = None if scope.now is None else self._expiring.gone(scope.now)
+            if not restricts and keys is None and gone is None:
+                return view, None
             masks, touched = self._masks, self._touched
             if own:  # the shared caches do not cover this view
                 masks, touched = FilterCache(self.records.matching), Touched(view.watermark)
-            view_filter = masks.mask(key, filters, view, touched)
+            if not restricts:
+                return view, masks.namespaces(view, keys, gone)
+            view_filter = masks.mask(key, filters, view, touched, keys, gone)
             if self.records.head().last_seq == view.watermark:
                 break
         return view, view_filter

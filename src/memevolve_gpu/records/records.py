@@ -253,6 +253,12 @@ class Records:
         """At most ``limit`` live rows with after_slot < slot <= upto_slot, slots ascending, as of one moment."""
         return [self._row(row) for row in self._rows(_SCAN, (after_slot, upto_slot, limit))]
 
+    def namespace_slots(self) -> tuple[Any, Any]:
+        return np.empty(0, np.int64), np.empty(0, np.int32)
+
+    def expiring(self) -> tuple[Any, Any]:
+        return np.empty(0, np.int64), np.empty(0)
+
     def spread(self, count: int) -> list[Row]:
         """At most ``count`` live rows, spread evenly over their age, oldest first."""
         last = self.head().last_slot
