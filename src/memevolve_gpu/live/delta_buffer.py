@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..types import FloatArray, IntArray
+from .namespaces import DEFAULT
 
 __all__ = ["NEVER", "Chunk", "DeltaBuffer", "row_bytes"]
 
@@ -65,8 +66,10 @@ class DeltaBuffer:
         """Bytes of the rows in use."""
         return self.n * row_bytes(self.dim)
 
-    def extend(self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray, namespaces: Sequence[int]) -> None:
-        """Append m rows: slots ascending and above all before, vectors float32 (m, dim)."""
+    def extend(
+        self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray, namespaces: Sequence[int] | None = None
+    ) -> None:
+        """Append m rows: slots ascending and above all before, vectors float32 (m, dim); namespaces: their keys."""
         done, m = 0, len(slots)
         while done < m:
             chunk = self._free_chunk()
@@ -79,7 +82,7 @@ class DeltaBuffer:
             self.ids.extend(ids[done:upto])
             self.n += high - low
             done = upto
-        self._group(namespaces)
+        self._group([DEFAULT] * m if namespaces is None else namespaces)
 
     def truncate(self, n: int) -> None:
         """Drop rows from position n on; no published view may contain them."""
