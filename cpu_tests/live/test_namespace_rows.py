@@ -42,9 +42,7 @@ def test_an_index_that_grows_keeps_its_groups(keys: list[int], more: list[int], 
 
 @given(
     steps=st.lists(
-        st.one_of(
-            st.tuples(st.just("add"), KEYS), st.tuples(st.just("cut"), st.integers(0, 60)), st.just(("rest", 3))
-        ),
+        st.one_of(st.tuples(st.just("add"), KEYS), st.tuples(st.just("cut"), st.integers(0, 60)), st.just(("rest", 3))),
         max_size=8,
     )
 )
