@@ -43,6 +43,7 @@ class Hit:
         id: its id.
         distance: squared L2, 1 - cosine or -dot, by the store's metric; the smaller, the more similar.
         score: 1 / (1 + distance) for l2, the cosine for cosine, the dot product for ip; the larger, the more similar.
+        namespace: the path of its namespace; empty for the default one.
 
     Examples:
         >>> from memevolve_gpu import Hit
@@ -55,6 +56,7 @@ class Hit:
     id: str
     distance: float
     score: float
+    namespace: tuple[str, ...] = ()
 
 
 class Op:

@@ -88,6 +88,9 @@ class LiveSettings:
 PAGE = 1024
 """Log entries read at a time."""
 
+SWEEP_ROWS, SWEEP_SECONDS = 256, 600.0
+"""Expired rows from which they are swept, and seconds after which fewer are."""
+
 FILTER_ATTEMPTS = 8
 """Tries to evaluate a filter while no write happens."""
 
@@ -193,6 +196,17 @@ class LiveIndex:
         if view.index.plan.engine != "cpu":
             self.device_manager.poll(view.index)
         return found
+
+    def has_expired(self) -> bool:
+        """Whether rows have expired that are not deleted yet."""
+        self.catch_up()
+        return self._expiring.gone(self.records.clock()) is not None
+
+    def sweep_is_due(self) -> bool:
+        """Whether enough rows have expired, or some long ago."""
+        now = self.records.clock()
+        gone = self._expiring.gone(now)
+        return gone is not None and (len(gone) >= SWEEP_ROWS or self._expiring.gone(now - SWEEP_SECONDS) is not None)
 
     def describe(self, index: Index, stats: IndexStats) -> None:
         """Publish new statistics of an index, if it is still in use."""

@@ -100,12 +100,11 @@ def spot_check(view: View, records: Records, seed: int) -> bool:
     """Whether sampled rows of the index, and its newest ones, have the ids and vectors of the records."""
     positions = _sample(view, seed)
     index = view.index
-    units = records.units_at(index.slots[positions].tolist())
-    ids = [str(unit_id) for unit_id in index.ids_at(positions)]
-    vectors = records.vectors_of(ids)
+    slots = index.slots[positions].tolist()
+    units, vectors = records.units_at(slots), records.vectors_at(slots)
     return all(
-        slot in units and units[slot].get("id") == unit_id and _same(index, position, vectors.get(unit_id))
-        for position, slot, unit_id in zip(positions.tolist(), index.slots[positions].tolist(), ids, strict=True)
+        slot in units and units[slot].get("id") == unit_id and _same(index, position, vectors.get(slot))
+        for position, slot, unit_id in zip(positions.tolist(), slots, index.ids_at(positions), strict=True)
     )
 
 

@@ -34,7 +34,7 @@ from ..components.store.units import (
     with_id,
 )
 from ..components.store.vector_store import VectorStore
-from ..errors import StoreClosedError
+from ..errors import ConfigurationError, StoreClosedError
 from ..records.filters import matches
 from ..types import FloatArray, Hit, MemoryUnit, Metric
 from ..utils.arguments import whole_number
@@ -145,6 +145,11 @@ class MilvusStore(StorageBackend, MetadataMixin):
             ModelMismatchError: The collection was filled by another embedding model.
         """
         self.config = StorageConfig.adopt(storage_config)
+        if self.config.namespace:
+            raise ConfigurationError(
+                f"namespace={'/'.join(self.config.namespace)!r} (variable MEMEVOLVE_STORAGE_NAMESPACE): a MilvusStore has "
+                "no namespaces; use a collection for each, or a VectorStore"
+            )
         self.embedding_function = embedding_function
         place = MilvusConfig.adopt(milvus_config)
         self._place = place

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,7 @@ from ...utils.vectors import DeviceQueries, check_vectors, device_queries
 from .access_stats import Accesses
 from .base import score_of
 from .legacy_import import Limits, import_legacy
+from .namespaces import Path as Space
 from .service_samples import Samples
 from .units import UnitEmbedder
 
@@ -180,18 +181,21 @@ class StoreSession:
                 return found
         return check_vectors(given, dim, metric, name="queries")
 
-    def rows(self, page_size: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """Yield every unit with its vector, oldest first."""
+    def rows(self, page_size: int, key: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+        """Yield every unit of a namespace with its vector, oldest first."""
         after, last = 0, self.records.head().last_slot
-        while rows := self.records.scan(after, last, page_size):
+        while rows := self.records.scan(after, last, page_size, ns=key):
             units = self.records.units_at([row.slot for row in rows])
             for row in rows:
                 if row.slot in units:
                     yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
             after = rows[-1].slot
 
-    def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
-        """Read the units of a search; search again when one of them was replaced meanwhile."""
+    def hits(self, found: Found, again: Callable[[], Found | None], spaces: Mapping[int, Space]) -> list[Hit]:
+        """Read the units of a search; search again when one of them was replaced meanwhile.
+
+        spaces: the paths of the namespaces that were searched, by key.
+        """
         for _ in range(FETCH_ATTEMPTS):
             slots = found.slots(0)
             units = self.records.units_at(slots)
@@ -201,12 +205,13 @@ class StoreSession:
             if newer is None:
                 return []
             found = newer
-        distances = found.distances[0].tolist()
-        rows = zip(slots, found.ids(0), distances, strict=False)
+        distances, metric = found.distances[0].tolist(), self.records.metric
+        one = next(iter(spaces.values())) if len(spaces) == 1 else None
+        keys = self.records.namespaces_at(slots) if one is None else {}
         return [
-            Hit(units[slot], unit_id, distance, score_of(distance, self.records.metric))
-            for slot, unit_id, distance in rows
-            if slot in units
+            Hit(units[slot], unit_id, distance, score_of(distance, metric), spaces[keys[slot]] if one is None else one)
+            for slot, unit_id, distance in zip(slots, found.ids(0), distances, strict=False)
+            if slot in units and (one is not None or slot in keys)
         ]
 
     def check(self, fix: bool) -> list[Finding]:
@@ -254,6 +259,7 @@ def open_session(
     dim: int | None,
     config: StorageConfig,
     machine: Machine | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> StoreSession:
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     if prefix and not Path(prefix).is_absolute():
@@ -274,6 +280,8 @@ def open_session(
         file_mode=int(config.file_mode, 8),
     )
     try:
+        if clock is not None:
+            records.clock = clock
         return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
     except BaseException:
         records.close()

@@ -5,8 +5,9 @@ This module translates the public API to the records and the live index and hold
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -14,18 +15,20 @@ import numpy as np
 from ...devices.selection import Machine
 from ...errors import ConflictError, InvalidQueryError, InvalidUnitError, StoreClosedError
 from ...live import Found
+from ...live.namespaces import Scope
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import callback, change, listed, path_text, shown, switch, whole_number, word
-from ...utils.config import StorageConfig
+from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
 from .capacity import report_pruned, reserve_room
+from .namespaces import NamespaceInfo, Path, expiry_of, moments, seconds, subtree_path
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
 from .session import IndexInfo, StoreSession, open_session
@@ -63,6 +66,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         config: The settings in use, a ``StorageConfig``.
         embedding_function: The function that the store was opened with.
         index_file: The path prefix of the store's files.
+        namespace_path: The namespace whose units this store reads and writes; empty for the default one.
 
     Examples:
         >>> from memevolve_gpu import HashingEmbedder, VectorStore
@@ -89,6 +93,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         storage_config: Any = None,
         *,
         machine: Machine | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Open the store at a path prefix, or make a new one there.
 
@@ -101,6 +106,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             storage_config: A ``StorageConfig``, a mapping, or MemEvolve's own storage configuration; None reads the
                 environment and ``.env``.
             machine: The devices; None detects those of this machine.
+            clock: Gives the Unix time by which units expire; None is the system's clock.
 
         Raises:
             EngineError: There is no usable faiss ("Failed to create ... index").
@@ -115,9 +121,11 @@ class VectorStore(StorageBackend, MetadataMixin):
         self.index_file = path_text("index_file", index_file)
         self.embedding_function = embedding_function
         self._session: StoreSession | None = open_session(
-            self.index_file, embedding_function, embedding_dim, config, machine
+            self.index_file, embedding_function, embedding_dim, config, machine, clock
         )
         self.config = self._session.config
+        self.namespace_path: Path = self.config.namespace
+        self._root = self
 
     @staticmethod
     def exists_at(index_file: str | os.PathLike[str]) -> bool:
@@ -149,11 +157,11 @@ class VectorStore(StorageBackend, MetadataMixin):
     @property
     def data(self) -> UnitMapping:
         """A read-only mapping of id to unit, read from the records at each access."""
-        return UnitMapping(self, self._open.records.ids)
+        return UnitMapping(self, lambda: self._open.records.ids(ns=self._key))
 
     @property
     def index(self) -> IndexInfo:
-        """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
+        """What the index of the file holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
         return IndexInfo(self._open.live, self._open.maintenance)
 
     @property
@@ -163,11 +171,13 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit) -> str:
+    def store(self, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> str:
         """Store a unit. The given dict is not changed; the stored unit has ``metadata.created_at``.
 
         Args:
             unit: A JSON object. One with an ``id`` replaces the unit of that id.
+            ttl: Seconds, or a timedelta, after which the unit expires; None for the namespace's default.
+            expires_at: Unix time in seconds, or a datetime with its zone, from which the unit is gone; instead of ttl.
 
         Returns:
             The unit's id: its own, or the next ``unit_<n>``.
@@ -179,19 +189,27 @@ class VectorStore(StorageBackend, MetadataMixin):
             CapacityError: The store is full.
         """
         session = self._open
+        expiry_of(ttl, expires_at, 0.0)  # refused before anything is embedded
         checked = self._add_metadata(checked_unit(unit))
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
-        with session.records.write() as tx:
+        with self._write() as tx:
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
-            tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
+            until = expiry_of(ttl, expires_at, session.clock(), tx.limits.default_ttl)
+            tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id, until)
         session.written(1)
         report_pruned(session, pruned)
         return unit_id
 
     def store_batch(
-        self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
+        self,
+        units: Sequence[MemoryUnit],
+        embeddings: Any = None,
+        progress: Progress | None = None,
+        *,
+        ttl: Any = None,
+        expires_at: Any = None,
     ) -> list[str]:
         """Store several units in one transaction: all of them or none.
 
@@ -199,6 +217,8 @@ class VectorStore(StorageBackend, MetadataMixin):
             units: The units, as for :meth:`store`. Where an id occurs twice the later unit stays.
             embeddings: float32 (len(units), dim), row i for unit i; None calls the embedding function.
             progress: Called with (stage, share done).
+            ttl: As for :meth:`store`, or a list with one for each unit.
+            expires_at: Likewise.
 
         Returns:
             The ids, in order.
@@ -210,7 +230,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             DimensionMismatchError: ``embeddings`` has another width than the store.
             CapacityError: The units do not fit.
         """
-        return self._write_batch([], units, embeddings, progress, None)
+        return self._write_batch([], units, embeddings, progress, None, ttl, expires_at)
 
     def replace_batch(
         self,
@@ -241,7 +261,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
         return self._write_batch(wanted, units, embeddings, None, unchanged_since)
 
-    def update(self, unit_id: str, unit: MemoryUnit) -> bool:
+    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
         Works at the capacity limit too. A text that stays the same is not embedded again.
@@ -249,6 +269,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         Args:
             unit_id: The id of the unit to replace.
             unit: The new unit.
+            ttl: Seconds from now, or a timedelta, after which it expires; None keeps its time.
+            expires_at: As for :meth:`store`.
 
         Returns:
             False when there is no unit of that id.
@@ -258,21 +280,24 @@ class VectorStore(StorageBackend, MetadataMixin):
             EmbeddingError: As for :meth:`store`.
         """
         session = self._open
+        expiry_of(ttl, expires_at, 0.0)
         unit_id = checked_id(unit_id)
         checked = checked_unit(with_id(unit, unit_id))
         text = unit_to_text(checked)
         vector: FloatArray | None = None
         while True:
-            with session.records.write() as tx:
+            with self._write() as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
+                kept = ttl is None and expires_at is None
+                until = old.expires_at if kept else expiry_of(ttl, expires_at, session.clock())
                 stamped = self._updated_metadata(checked, old.unit)
                 if text == unit_to_text(old.unit):
-                    tx.edit(unit_id, stamped)
+                    tx.edit(unit_id, stamped, until)
                     break
                 if vector is not None:
-                    tx.put(stamped, text, vector.tobytes(), unit_id)
+                    tx.put(stamped, text, vector.tobytes(), unit_id, until)
                     break
             # outside the lock: it may take seconds, and the unit may change meanwhile
             vector = session.embedder.embed(text_to_embed(checked))
@@ -291,7 +316,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with session.records.write() as tx:
+        with self._write() as tx:
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
@@ -313,7 +338,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         since = change("unchanged_since", unchanged_since)
-        with session.records.write() as tx:
+        with self._write() as tx:
             dropped = _drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
@@ -322,25 +347,28 @@ class VectorStore(StorageBackend, MetadataMixin):
     def clear(self) -> None:
         """Delete every unit, in one transaction."""
         session = self._open
-        with session.records.write() as tx:
+        with self._write() as tx:
             tx.clear()
         session.written()
 
     # Reading
 
-    def retrieve(self, unit_id: str) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Any = None) -> MemoryUnit | None:
         """Read a unit, and count that as an access.
 
         Args:
             unit_id: Its id.
+            ttl: Seconds from now, or a timedelta, after which the unit expires from here on; None changes nothing.
 
         Returns:
             The unit; None when there is none.
         """
-        session = self._open
-        unit = session.records.get(unit_id) if one_id(unit_id, "retrieve_batch") else None
+        session, key = self._open, self._key
+        unit = session.records.get(unit_id, ns=key) if one_id(unit_id, "retrieve_batch") else None
         if unit is not None:
-            session.accesses.note((plain_text(unit_id),))
+            session.accesses.note((plain_text(unit_id),), key)
+            if ttl is not None:
+                self.set_expiry([unit_id], ttl=ttl)
         return unit
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
@@ -352,7 +380,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The units by id, in the order of ``ids``.
         """
-        return self._open.records.get_many(looked_up(ids))
+        return self._open.records.get_many(looked_up(ids), ns=self._key)
 
     def retrieve_all(self) -> list[MemoryUnit]:
         """Read every unit.
@@ -360,7 +388,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The units, oldest first.
         """
-        return list(self._open.records.units())
+        return list(self._open.records.units(ns=self._key))
 
     def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
         """Read units one by one, in pages: for stores that do not fit in a list.
@@ -371,7 +399,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             An iterator over the units, oldest first.
         """
-        return self._open.records.units(filters=filters)
+        return self._open.records.units(filters=filters, ns=self._key)
 
     def exists(self, unit_id: str) -> bool:
         """Check for a unit.
@@ -382,7 +410,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             Whether there is a unit of that id.
         """
-        return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id)
+        return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id, ns=self._key)
 
     def count(self) -> int:
         """Count the units.
@@ -390,7 +418,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The number of units.
         """
-        return self._open.records.count()
+        return self._open.records.count(ns=self._key)
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         """Read the metadata of a unit without counting an access.
@@ -401,7 +429,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The unit's ``metadata``; None when there is no unit or it has none.
         """
-        unit = self._open.records.get(unit_id) if is_id(unit_id) else None
+        unit = self._open.records.get(unit_id, ns=self._key) if is_id(unit_id) else None
         return None if unit is None else unit.get("metadata")
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
@@ -413,7 +441,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             An iterator over (unit, vector as it was given, float32 (dim,)), oldest first.
         """
-        return self._open.rows(min(whole_number("page_size", page_size), _LARGEST_PAGE))
+        return self._open.rows(min(whole_number("page_size", page_size), _LARGEST_PAGE), self._key)
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
         """Read the vectors of units.
@@ -424,10 +452,10 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The vectors as they were given, float32 (dim,) by id, in the order of ``ids``.
         """
-        wanted, records = looked_up(ids), self._open.records
+        wanted, records, key = looked_up(ids), self._open.records, self._key
         found: dict[str, bytes] = {}
         for start in range(0, len(wanted), _PAGE):
-            found.update(records.vectors_of(wanted[start : start + _PAGE]))
+            found.update(records.vectors_of(wanted[start : start + _PAGE], ns=key))
         return {unit_id: np.frombuffer(found[unit_id], dtype="<f4") for unit_id in wanted if unit_id in found}
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
@@ -439,8 +467,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             Vectors, float32 (dim,) by id.
         """
-        head_count = self._open.records.head().count
-        rows = self._open.records.spread(min(whole_number("count", count, least=0), head_count))
+        most, records, key = whole_number("count", count, least=0), self._open.records, self._key
+        rows = records.spread(min(most, records.count(ns=key)), ns=key)
         return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
 
     def inventory(self) -> Inventory:
@@ -450,7 +478,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             Count, types, the time stamps of the first and last unit in the order of writing, and the bytes of the
             database and its log on the disk.
         """
-        return inventory_report(self._open)
+        return inventory_report(self._open, self._key)
 
     # Searches
 
@@ -485,7 +513,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             return []
         ids = found.ids(0)
         if switch("record", record):
-            self._open.accesses.note(ids)
+            self._open.accesses.note(ids, self._key)
         return list(zip(found.distances[0].tolist(), ids, strict=False))
 
     def search_units(
@@ -496,6 +524,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        prefix: Sequence[str] | str | None = None,
     ) -> list[Hit]:
         """Find the units nearest to a text, and read them.
 
@@ -505,19 +534,24 @@ class VectorStore(StorageBackend, MetadataMixin):
             filters: As for :meth:`search`.
             recall: As for :meth:`search`.
             record: As for :meth:`search`.
+            prefix: Searches the namespace of this path, which counts from that of this store, and all below it; ()
+                for all below this one. None searches this one alone.
 
         Returns:
-            Hits with unit, id, distance and a score that grows with similarity, nearest first.
+            Hits with unit, id, namespace, distance and a score that grows with similarity, nearest first.
 
         Raises:
             EmbeddingError: As for :meth:`search`.
         """
-        found = self._find_text(query, top_k, filters, recall)
+        spaces = {self._key: self.namespace_path} if prefix is None else self._spaces(subtree_path(prefix))
+        found = self._find_text(query, top_k, filters, recall, tuple(spaces))
         if found is None:
             return []
-        hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall))
+        hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall, tuple(spaces)), spaces)
         if switch("record", record):
-            self._open.accesses.note([hit.id for hit in hits])
+            keys = {path: key for key, path in spaces.items()}
+            for hit in hits:
+                self._open.accesses.note((hit.id,), keys[hit.namespace])
         return hits
 
     def search_vectors(
@@ -566,9 +600,9 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             (BM25 score, id) pairs, best first.
         """
-        records = self._open.records
-        limit = min(check_arguments(top_k, None, query), max(1, records.count()))
-        return records.keyword(query, limit, filters, text_of=unit_to_text)
+        records, key = self._open.records, self._key
+        limit = min(check_arguments(top_k, None, query), max(1, records.count(ns=key)))
+        return records.keyword(query, limit, filters, text_of=unit_to_text, ns=key)
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         """Compare given units with a text.
@@ -596,7 +630,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Args:
             ids: Ids; those of no unit are skipped.
         """
-        self._open.accesses.note([plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)])
+        self._open.accesses.note([plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)], self._key)
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """List units by their accesses in this process, and those that other processes have written.
@@ -613,8 +647,8 @@ class VectorStore(StorageBackend, MetadataMixin):
             InvalidQueryError: ``kind`` is unknown, or ``limit`` is negative.
         """
         word("kind", kind, ("lru", "lfu"))
-        session, most = self._open, whole_number("limit", limit, least=0)
-        return session.accesses.in_order(kind, min(most, session.records.count()))
+        session, most, key = self._open, whole_number("limit", limit, least=0), self._key
+        return session.accesses.in_order(kind, min(most, session.records.count(ns=key)), key)
 
     def access_counts(self) -> dict[str, int]:
         """Read how often units were accessed, as for :meth:`access_order`.
@@ -622,7 +656,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             Counts by id, of the units that were accessed at all.
         """
-        return self._open.accesses.counts()
+        return self._open.accesses.counts(self._key)
 
     # Maintenance and reports
 
@@ -666,7 +700,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             InvalidQueryError: The operation is unknown.
         """
-        return register(self._open, operation_type, details)
+        return register(self._open, operation_type, details, self.namespace_path)
 
     def check(self, fix: bool = False) -> list[Finding]:
         """Verify the store: the records, and the index against the records.
@@ -677,7 +711,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The findings, each with ``code``, ``message`` and ``fixed``; empty for a sound store.
         """
-        return self._open.check(switch("fix", fix))
+        return self._whole("check").check(switch("fix", fix))
 
     def snapshot(self) -> str:
         """Save the index, so that the store opens faster next time.
@@ -688,7 +722,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             StorageError: It cannot be written (StorageFullError, ReadOnlyError); the store is unharmed.
         """
-        return str(self._open.maintenance.snapshot())
+        return str(self._whole("snapshot").maintenance.snapshot())
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the records to a new database file, consistent while the store is in use.
@@ -696,7 +730,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Args:
             path: The file to write.
         """
-        self._open.records.backup(path)
+        self._whole("backup").records.backup(path)
 
     @staticmethod
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
@@ -726,7 +760,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The report; see ``docs/how-to/operations.md``.
         """
-        return health_report(self._open)
+        return health_report(self._open, self._info)
 
     def statistics(self) -> StoreStatistics:
         """Report counts, the index and the plan, file sizes, change numbers and recent events.
@@ -734,7 +768,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             The report.
         """
-        return statistics_report(self._open)
+        return statistics_report(self._open, self._info)
 
     def save_state(self) -> dict[str, Any]:
         """Describe where the units are, for another instance to take over.
@@ -742,7 +776,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         Returns:
             JSON values for :meth:`restore_state`.
         """
-        return {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
+        found = {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
+        return {**found, "namespace": list(self.namespace_path)} if self.namespace_path else found
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Copy the units of another store into this one; nothing when it is this very store.
@@ -755,18 +790,134 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         if not isinstance(state, Mapping):
             raise InvalidQueryError(f"state must be what save_state() returned, got {shown(state)}")
-        source = state.get("index_file")
-        if source is None or state.get("store_id") == self._open.records.store_id:
+        source, path = state.get("index_file"), namespace_path(state.get("namespace"))
+        if source is None or (state.get("store_id") == self._open.records.store_id and path == self.namespace_path):
             return
-        with VectorStore(source, None, storage_config=self.config) as other:
+        with VectorStore(source, None, storage_config=self.config.replace(namespace=path)) as other:
             rows = list(other.export_rows())
         self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
 
+    # Namespaces and expiry
+
+    def namespace(self: _Store, *path: str) -> _Store:
+        """Give a view of one namespace: a store of its own that sees and changes nothing else.
+
+        Closing the view leaves this store open; closing this store ends the view.
+
+        Args:
+            path: The parts of its name, the outermost first, below the namespace of this store.
+
+        Returns:
+            The view, a ``VectorStore``. The namespace exists from its first unit on.
+
+        Raises:
+            ConfigurationError: A part is no text of 1 to 256 characters without slashes and control characters.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> with VectorStore("memory", HashingEmbedder()) as store:
+            ...     alice, bob = store.namespace("org", "alice"), store.namespace("org", "bob")
+            ...     alice.store({"content": "Rebase before you push"}, ttl=3600)
+            ...     alice.count(), bob.count(), store.count()
+            'unit_0'
+            (1, 0, 0)
+        """
+        self._open.records.refuse_if_closed()
+        view = copy.copy(self)
+        view.namespace_path = namespace_path([*self.namespace_path, *path])
+        view._closed = False
+        return view
+
+    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
+        """List the namespaces that hold units or have limits, in the order of their paths.
+
+        Args:
+            prefix: Lists only this one and those below it; relative to the namespace of this store.
+
+        Returns:
+            Path, count and limits of each.
+        """
+        return [info for info, _ in self._listed(subtree_path(prefix))]
+
+    def delete_namespace(self, *path: str) -> int:
+        """Delete a namespace with its units and limits, in one transaction; those below it stay.
+
+        Args:
+            path: As for :meth:`namespace`; none for the namespace of this store.
+
+        Returns:
+            The number of deleted units.
+        """
+        session = self._open
+        with session.records.write(namespace=namespace_path([*self.namespace_path, *path])) as tx:
+            removed = tx.delete_namespace()
+        session.written()
+        return removed
+
+    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
+        """Set the limits of the namespace of this store; both at once, None for no limit.
+
+        Args:
+            max_units: Most units. Those beyond a lower limit stay, and no new one is taken.
+            default_ttl: Seconds, or a timedelta, after which units expire that are stored from now on without a time
+                of their own.
+
+        Returns:
+            The namespace with its new limits.
+
+        Raises:
+            ConfigurationError: ``max_units`` is no whole number of at least 1.
+            InvalidUnitError: ``default_ttl`` is no time.
+        """
+        most = None if max_units is None else whole_number("max_units", max_units, error=ConfigurationError)
+        life = None if default_ttl is None else seconds("default_ttl", default_ttl)
+        with self._write() as tx:
+            tx.set_limits(most, life)
+        return self._info
+
+    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+        """Set when units expire, in one transaction.
+
+        Args:
+            ids: Ids; those of no unit are skipped.
+            ttl: Seconds from now, or a timedelta.
+            expires_at: Unix time in seconds, or a datetime with its zone. Neither: the units do not expire.
+
+        Returns:
+            The number of units found.
+
+        Raises:
+            InvalidUnitError: An id or a time is none; nothing is changed.
+        """
+        session = self._open
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
+        until = expiry_of(ttl, expires_at, session.clock())
+        with self._write() as tx:
+            found = sum(tx.expire(unit_id, until) for unit_id in dict.fromkeys(wanted))
+        session.written()
+        return found
+
+    def expiry(self, unit_id: str) -> float | None:
+        """Read when a unit expires.
+
+        Args:
+            unit_id: Its id.
+
+        Returns:
+            Unix time in seconds; None for a unit that does not expire, and where there is no unit of that id.
+        """
+        return self._open.records.expiry_of(unit_id, ns=self._key) if one_id(unit_id, "units") else None
+
     def close(self) -> None:
-        """Wait for a running build, and release everything. Further calls raise StoreClosedError."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        """Wait for a running build, and release everything. Further calls raise StoreClosedError.
+
+        A view of a namespace is closed alone: the store stays open.
+        """
+        self._closed = True
+        if self._root is self:
+            session, self._session = self._session, None
+            if session is not None:
+                session.close()
 
     def __enter__(self: _Store) -> _Store:
         """Return the store itself."""
@@ -777,17 +928,39 @@ class VectorStore(StorageBackend, MetadataMixin):
         self.close()
 
     def __repr__(self) -> str:
-        if self._session is None:
-            return f"<VectorStore {self.index_file!r}, closed>"
-        return f"<VectorStore {self.index_file!r}, {self.count()} units, {self.index.kind}>"
+        where = f", namespace {'/'.join(self.namespace_path)!r}" if self.namespace_path else ""
+        if self._closed or self._root._session is None:
+            return f"<VectorStore {self.index_file!r}{where}, closed>"
+        return f"<VectorStore {self.index_file!r}{where}, {self.count()} units, {self.index.kind}>"
 
     # Inside
 
     @property
     def _open(self) -> StoreSession:
-        if self._session is None:
+        session = self._root._session
+        if session is None or self._closed:
             raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
-        return self._session
+        return session
+
+    @property
+    def _key(self) -> int:
+        """The key of the namespace; MISSING where it does not exist yet."""
+        return self._open.key_of(self.namespace_path)
+
+    @property
+    def _info(self) -> NamespaceInfo:
+        """The namespace with its count and limits."""
+        found = [info for info, _ in self._listed(()) if info.path == self.namespace_path]
+        return found[0] if found else NamespaceInfo(self.namespace_path, 0)
+
+    def _write(self) -> WriteContext:
+        return self._open.records.write(namespace=self.namespace_path)
+
+    def _whole(self, what: str) -> StoreSession:
+        """The session, for what concerns the file with all namespaces."""
+        if self._root is not self:
+            raise ConfigurationError(f"{what}() concerns the whole file, not one namespace; call it on the store")
+        return self._open
 
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
         """Return the text that is embedded: content, then reasoning, query, tags and type."""
@@ -800,35 +973,44 @@ class VectorStore(StorageBackend, MetadataMixin):
         embeddings: Any,
         progress: Progress | None,
         since: int | None,
+        ttl: Any = None,
+        expires_at: Any = None,
     ) -> list[str]:
         session, since = self._open, change("unchanged_since", since)
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
+        moments(ttl, expires_at, 0.0, len(given))
         checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(given)]
         if not checked and not delete_ids:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
         vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
-        with session.records.write() as tx:
+        with self._write() as tx:
             _drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
             named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
-            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
+            until = moments(ttl, expires_at, session.clock(), len(ids), tx.limits.default_ttl)
+            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, until, strict=True))
         session.written()
         report_pruned(session, pruned)
         return ids
 
     def _find_text(
-        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
+        self,
+        query: str,
+        top_k: int,
+        filters: Mapping[str, Any] | None,
+        recall: float | None,
+        keys: tuple[int, ...] | None = None,
     ) -> Found | None:
         session = self._open
         wanted = check_arguments(top_k, recall, query)
         if not session.live.catch_up().count:
             return None
         vector = session.embedder.embed_query(query)
-        return self._find(vector[None, :], wanted, filters, recall)
+        return self._find(vector[None, :], wanted, filters, recall, keys)
 
     def _find(
         self,
@@ -836,11 +1018,13 @@ class VectorStore(StorageBackend, MetadataMixin):
         top_k: int,
         filters: Mapping[str, Any] | None,
         recall: float | None,
+        keys: tuple[int, ...] | None = None,
     ) -> Found:
         session = self._open
         if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
-        found = session.live.search(vectors, top_k, filters, recall)
+        scope = Scope((self._key,) if keys is None else keys, session.clock())
+        found = session.live.search(vectors, top_k, filters, recall, scope)
         session.searched(vectors)
         return found
 
