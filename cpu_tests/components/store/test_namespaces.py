@@ -509,9 +509,9 @@ def test_expiry_takes_moments_and_refuses_what_is_none(opened: Open, clock: Cloc
         {"ttl": 5, "expires_at": clock.now + 5}, {"ttl": 1e30},
     ]  # fmt: skip
     for times in wrong:
-        with pytest.raises(InvalidUnitError, match="ttl|expires_at"):
+        with pytest.raises(InvalidUnitError, match=r"ttl|expires_at"):
             store.store(unit(7), **times)
-        with pytest.raises(InvalidUnitError, match="ttl|expires_at"):
+        with pytest.raises(InvalidUnitError, match=r"ttl|expires_at"):
             store.store_batch([unit(7)], **times)
     assert not store.exists("id7")
 

@@ -147,8 +147,8 @@ class MilvusStore(StorageBackend, MetadataMixin):
         self.config = StorageConfig.adopt(storage_config)
         if self.config.namespace:
             raise ConfigurationError(
-                f"namespace={'/'.join(self.config.namespace)!r} (variable MEMEVOLVE_STORAGE_NAMESPACE): a MilvusStore has "
-                "no namespaces; use a collection for each, or a VectorStore"
+                f"namespace={'/'.join(self.config.namespace)!r} (variable MEMEVOLVE_STORAGE_NAMESPACE): a MilvusStore "
+                "has no namespaces; use a collection for each, or a VectorStore"
             )
         self.embedding_function = embedding_function
         place = MilvusConfig.adopt(milvus_config)

@@ -92,6 +92,7 @@ def places(values: Sequence[Any], bound: list[Any]) -> str:
     return ", ".join(f"?{number}" for number in range(len(bound) - len(values) + 1, len(bound) + 1))
 
 
+FEW_SLOTS = 4096
 _FEW = 4
 """Slots are looked up one by one while they are fewer than a quarter of all units, else all units are scanned."""
 
@@ -102,7 +103,7 @@ def matching(con: apsw.Connection, conditions: Sequence[Condition], slots: IntAr
     Runs several statements: call inside a read transaction.
     """
     indexed = [one for one in conditions if is_indexed(one)]
-    if not indexed:
+    if not indexed or (slots is not None and len(slots) <= FEW_SLOTS):
         return _scan(con, conditions, slots)
     folded, backlog = first_row(con, "SELECT folded, backlog FROM counters")
     found = _with_term(con, indexed[0]) if slots is None else _intersection(slots, _with_term(con, indexed[0]))

@@ -21,6 +21,8 @@ from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
 from ...utils.arguments import word
+from .namespaces import NamespaceInfo
+from .namespaces import Path as Space
 from .report_types import (
     DeviceReport,
     EventReport,
@@ -33,8 +35,6 @@ from .report_types import (
     StoreStatistics,
     TrainingReport,
 )
-from .namespaces import NamespaceInfo
-from .namespaces import Path as Space
 from .service_samples import Samples
 from .session import AFTER_COMMIT, StoreSession
 from .units import MAX_UNIT_BYTES

@@ -24,6 +24,7 @@ from ...errors import (
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
+from ...live.namespaces import DEFAULT
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
@@ -109,6 +110,7 @@ class StoreSession:
     embedder: UnitEmbedder
     max_memory_bytes: int
     legacy_problem: str = ""
+    closed: bool = False
     warned: set[str] = field(default_factory=set)
     """The limits, units or memory, that a warning was logged for; see ``capacity``."""
     unapplied: int = 0
@@ -122,6 +124,14 @@ class StoreSession:
         self.accesses = Accesses(self.records, self.events, weakref.WeakMethod(self.wake))
 
     # Index
+
+    def clock(self) -> float:
+        """The Unix time by which units expire."""
+        return self.records.clock()
+
+    def key_of(self, space: Space) -> int:
+        """The key of a namespace; one that no unit has where it does not exist."""
+        return self.records.namespace_key(space) if space else DEFAULT
 
     def written(self, rows: int = APPLY_EVERY) -> None:
         """Note that rows were committed; bring the index up to date when there are enough of them.
@@ -239,6 +249,7 @@ class StoreSession:
 
     def close(self) -> None:
         """Stop the background thread, write what is buffered and close the records."""
+        self.closed = True
         try:
             self.worker.stop()
             self.accesses.flush()

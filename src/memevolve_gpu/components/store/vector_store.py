@@ -13,13 +13,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ...devices.selection import Machine
-from ...errors import ConflictError, InvalidQueryError, InvalidUnitError, StoreClosedError
+from ...errors import ConfigurationError, ConflictError, InvalidQueryError, InvalidUnitError, StoreClosedError
 from ...live import Found
 from ...live.namespaces import Scope
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
+from ...records.writer import WriteContext
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import callback, change, listed, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig, namespace_path
@@ -125,7 +126,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         )
         self.config = self._session.config
         self.namespace_path: Path = self.config.namespace
-        self._root = self
+        self._is_view = False
 
     @staticmethod
     def exists_at(index_file: str | os.PathLike[str]) -> bool:
@@ -822,10 +823,10 @@ class VectorStore(StorageBackend, MetadataMixin):
             'unit_0'
             (1, 0, 0)
         """
-        self._open.records.refuse_if_closed()
+        parts = namespace_path([*self.namespace_path, *path])
+        self._open  # noqa: B018 - raises where this store is closed
         view = copy.copy(self)
-        view.namespace_path = namespace_path([*self.namespace_path, *path])
-        view._closed = False
+        vars(view).update(namespace_path=parts, _is_view=True)
         return view
 
     def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
@@ -913,11 +914,9 @@ class VectorStore(StorageBackend, MetadataMixin):
 
         A view of a namespace is closed alone: the store stays open.
         """
-        self._closed = True
-        if self._root is self:
-            session, self._session = self._session, None
-            if session is not None:
-                session.close()
+        session, self._session = self._session, None
+        if session is not None and not self._is_view:
+            session.close()
 
     def __enter__(self: _Store) -> _Store:
         """Return the store itself."""
@@ -929,7 +928,7 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     def __repr__(self) -> str:
         where = f", namespace {'/'.join(self.namespace_path)!r}" if self.namespace_path else ""
-        if self._closed or self._root._session is None:
+        if self._session is None or self._session.closed:
             return f"<VectorStore {self.index_file!r}{where}, closed>"
         return f"<VectorStore {self.index_file!r}{where}, {self.count()} units, {self.index.kind}>"
 
@@ -937,8 +936,8 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     @property
     def _open(self) -> StoreSession:
-        session = self._root._session
-        if session is None or self._closed:
+        session = self._session
+        if session is None or session.closed:
             raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
         return session
 
@@ -950,15 +949,23 @@ class VectorStore(StorageBackend, MetadataMixin):
     @property
     def _info(self) -> NamespaceInfo:
         """The namespace with its count and limits."""
-        found = [info for info, _ in self._listed(()) if info.path == self.namespace_path]
-        return found[0] if found else NamespaceInfo(self.namespace_path, 0)
+        return NamespaceInfo(self.namespace_path, *self._open.records.namespace_info(self._key))
+
+    def _listed(self, prefix: Path) -> list[tuple[NamespaceInfo, int]]:
+        """The namespaces of a subtree, with their keys."""
+        found = self._open.records.namespaces((*self.namespace_path, *prefix))
+        return [(NamespaceInfo(path, count, most, ttl), key) for path, key, count, most, ttl in found]
+
+    def _spaces(self, prefix: Path) -> dict[int, Path]:
+        """The paths of the namespaces of a subtree, by key."""
+        return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
 
     def _write(self) -> WriteContext:
         return self._open.records.write(namespace=self.namespace_path)
 
     def _whole(self, what: str) -> StoreSession:
         """The session, for what concerns the file with all namespaces."""
-        if self._root is not self:
+        if self._is_view:
             raise ConfigurationError(f"{what}() concerns the whole file, not one namespace; call it on the store")
         return self._open
 
@@ -1033,7 +1040,7 @@ def _drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> i
     """Delete the units that did not change after log entry ``since``; nothing where the log no longer says."""
     if since is None:
         return tx.drop_many(ids)
-    changed = tx.outside(lambda con: changed_since(con, since))
+    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
     return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
 
 
@@ -1042,7 +1049,7 @@ def _drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
     if since is None:
         tx.drop_many(ids)
         return
-    changed = tx.outside(lambda con: changed_since(con, since))
+    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
     conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
     conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
     if conflicts:
