@@ -47,7 +47,7 @@ def test_an_index_that_grows_keeps_its_groups(keys: list[int], more: list[int], 
     )
 )
 def test_a_delta_buffer_knows_the_rows_of_each_namespace(steps: list[tuple[str, object]]) -> None:
-    delta, model, slot = DeltaBuffer(2), [], 0
+    delta, model, slot = DeltaBuffer(2), list[int](), 0
     for step, argument in steps:
         if step == "add":
             assert isinstance(argument, list)

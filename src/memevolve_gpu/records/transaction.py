@@ -135,8 +135,8 @@ _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
 _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
 _ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
 
-NewRow = tuple[MemoryUnit, str, bytes, str, "float | None"]
-"""(unit, text for the keyword index, vector, id, when it expires)"""
+NewRow = tuple[MemoryUnit, str, bytes, str] | tuple[MemoryUnit, str, bytes, str, "float | None"]
+"""(unit, text for the keyword index, vector, id, Unix time from which it is gone)"""
 
 
 class Limits(NamedTuple):
@@ -172,7 +172,7 @@ class Transaction:
     ) -> None:
         self._space, self._clock, self._others = space, clock, 0
         self._key: int | None = None
-        self._held = self._next = 0
+        self._own = self._next = 0
         self._expired: tuple[int, int] | None = None
         self._changed: dict[int, int] = {}
         self._con: apsw.Connection | None = con
@@ -194,7 +194,7 @@ class Transaction:
     def count(self) -> int:
         """Live units of the namespace, this transaction's changes included."""
         key = self.namespace
-        held = self._count - self._others if key == 0 else self._held + self._changed.get(key, 0)
+        held = self._count - self._others if key == 0 else self._own + self._changed.get(key, 0)
         return held - self._gone()[1]
 
     @property
@@ -264,7 +264,7 @@ class Transaction:
             self._key = 0
             return
         rows = self._run("SELECT key, next_auto, count FROM namespaces WHERE path = ?", (path_text(self._space),))
-        self._key, self._next, self._held = rows[0] if rows else (None, 0, 0)
+        self._key, self._next, self._own = rows[0] if rows else (None, 0, 0)
 
     def _made(self) -> int:
         if self._key is None:
@@ -386,7 +386,7 @@ class Transaction:
             self.merge_pending()
         for key, change in self._changed.items():
             self._run("UPDATE namespaces SET count = count + ? WHERE key = ?", (change, key))
-            self._held += change if key == self.namespace else 0
+            self._own += change if key == self.namespace else 0
         self._changed = {}
         if self.namespace > 0:
             self._run("UPDATE namespaces SET next_auto = ? WHERE key = ?", (self._next, self.namespace))

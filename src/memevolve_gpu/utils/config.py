@@ -105,10 +105,11 @@ def namespace_path(value: Any, name: str = "namespace") -> tuple[str, ...]:
     """
     if value is None:
         return ()
-    parts = value.strip("/").split("/") if isinstance(value, str) else value
+    parts = value
+    if isinstance(value, str):
+        parts = value.strip("/").split("/") if value.strip("/") else ()
     if not isinstance(parts, (list, tuple)) or len(parts) > MAX_PARTS:
         raise ConfigurationError(f"{name} must be up to {MAX_PARTS} texts such as ('org', 'alice'), got {shown(value)}")
-    parts = [] if parts == [""] else parts
     for part in parts:
         if not isinstance(part, str) or not 0 < len(part) <= MAX_PART_CHARS or _NOT_IN_PARTS.search(part):
             raise ConfigurationError(
