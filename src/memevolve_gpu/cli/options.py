@@ -19,7 +19,7 @@ from ..milvus.store import MilvusStore
 from ..records import Records
 from ..utils.config import EmbeddingConfig, MilvusConfig, StorageConfig, is_milvus_uri
 from ..utils.embeddings import EmbeddingFunction, HashingEmbedder, embedder_from_config
-from .app import InputError, NotFoundError
+from .app import InputError, NotFoundError, chosen
 from .files import json_object
 
 __all__ = [
@@ -201,6 +201,7 @@ def open_or_create(
     config = StorageConfig()
     config = config.replace(
         background=False,
+        **chosen,
         backend_type="vector",  # the prefix decides
         device="cpu" if config.device == "auto" and not as_served else config.device,
         **{name: value.value for name, value in given.items() if value is not None},
