@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -536,3 +538,43 @@ def test_two_processes_see_namespaces_and_expiry_alike(opened: Open, tmp_path: P
     assert store.namespace("bob").search("bob", 50) == []
     assert store.count() == 0
     assert len(store.namespace("alice").search("fact", 50)) == 10
+
+
+def test_what_was_acknowledged_before_a_kill_is_in_its_namespace(tmp_path: Path) -> None:
+    for life in range(3):
+        line = tmp_path / f"acknowledged{life}"
+
+        def child(line: Path = line, life: int = life) -> None:
+            store = VectorStore(tmp_path / "store", FakeEmbedder(DIM), storage_config={"background": False})
+            pick = np.random.default_rng(SEED + life)
+            with line.open("w") as acknowledged:
+                for number in range(1000):
+                    path = PATHS[pick.integers(len(PATHS))]
+                    store.namespace(*path).store(unit(number, metadata={"life": life}), ttl=10**6)
+                    acknowledged.write(f"{'/'.join(path)} id{number}\n")
+                    acknowledged.flush()
+                    if number == 40:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+        assert os.WIFSIGNALED(killed(child))
+        with VectorStore(tmp_path / "store", FakeEmbedder(DIM), storage_config={"background": False}) as store:
+            assert store.check() == []
+            for path, name in (one.split(" ") for one in line.read_text().splitlines()):
+                here = store.namespace(*path.split("/")) if path else store
+                found = here.retrieve(name)
+                assert found is not None
+                assert found["metadata"]["life"] == life
+                assert name in [found for _, found in here.search(found["content"], 3)]
+            held = [(info.path, info.count) for info in store.namespaces()]
+            assert held == sorted((path, len(list(store.namespace(*path).units()))) for path, _ in held)
+
+
+def killed(act: Callable[[], object]) -> int:
+    """Run ``act`` in a forked child; returns how it ended, as ``os.wait`` does."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]

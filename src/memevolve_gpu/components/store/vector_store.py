@@ -870,7 +870,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             ConfigurationError: ``max_units`` is no whole number of at least 1.
             InvalidUnitError: ``default_ttl`` is no time.
         """
-        most = None if max_units is None else whole_number("max_units", max_units, error=ConfigurationError)
+        most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
         life = None if default_ttl is None else seconds("default_ttl", default_ttl)
         with self._write() as tx:
             tx.set_limits(most, life)
