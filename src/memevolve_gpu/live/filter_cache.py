@@ -25,6 +25,8 @@ from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
 __all__ = ["FilterCache", "Touched"]
 
 KEPT_FILTERS = 32
+KEPT_IN_NAMESPACES = 256
+"""The same for namespaces, whose filters are small."""
 KEPT_TOUCHES = 16_384
 
 Matching = Callable[[Any, "IntArray | None"], IntArray]
@@ -88,12 +90,13 @@ class FilterCache:
     def __init__(self, matching: Matching) -> None:
         self._matching = matching
         self._entries: LruCache[Hashable, _Entry] = LruCache(KEPT_FILTERS)
+        self._in_namespaces: LruCache[Hashable, _Entry] = LruCache(KEPT_IN_NAMESPACES)
         self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
         with self._lock:
-            entries = self._entries.values()
+            entries = [*self._entries.values(), *self._in_namespaces.values()]
         return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
 
     def mask(
@@ -109,27 +112,32 @@ class FilterCache:
 
         keys: limits them to these namespaces. gone: slots, ascending, that have expired.
         """
-        with self._used((key, keys)) as entry:
+        small = keys is not None and view.count_of(keys) <= FEW_ROWS
+        with self._used((key, keys), self._in_namespaces if small else self._entries) as entry:
             self._refresh(entry, filters, view, touched, keys)
             index = _row_filter(entry, view, gone, lambda: view.index.position_of(entry.slots))
+            if not view.delta_n:
+                return ViewFilter(index, None)
             return ViewFilter(index, _delta_filter(view, view.delta_positions_of(entry.slots), gone))
 
     def namespaces(self, view: View, keys: tuple[int, ...] | None, gone: IntArray | None) -> ViewFilter:
         """The rows of these namespaces, None for all; gone: as for :meth:`mask`."""
-        delta = _delta_filter(view, view.delta_rows_of(keys), gone)
-        if keys is not None and view.groups is not None and view.groups.count(keys) <= FEW_ROWS:
-            return ViewFilter(_row_filter(_Entry(), view, gone, lambda: view.rows_of(keys)), delta)
-        with self._used(keys) as entry:
-            return ViewFilter(_row_filter(entry, view, gone, lambda: view.rows_of(keys)), delta)
+        delta = _delta_filter(view, view.delta_rows_of(keys), gone) if view.delta_n else None
+        rows = None if keys is None else view.rows_of(keys)
+        if rows is not None and len(rows) <= FEW_ROWS:
+            return ViewFilter(_live(RowList(view.index.n, rows), view, _positions(view, gone)), delta)
+        with self._used(keys, self._entries) as entry:
+            return ViewFilter(_row_filter(entry, view, gone, lambda: rows), delta)
 
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()
+            self._in_namespaces.clear()
 
     @contextmanager
-    def _used(self, key: Hashable) -> Iterator[_Entry]:
+    def _used(self, key: Hashable, cache: LruCache[Hashable, _Entry]) -> Iterator[_Entry]:
         with self._lock:
-            entry = self._entries.get(key) or self._entries.put(key, _Entry())
+            entry = cache.get(key) or cache.put(key, _Entry())
         with entry.lock:
             if entry.busy:  # a signal handler or finalizer interrupts this call: use no half-done entry
                 entry = _Entry()
@@ -175,23 +183,31 @@ def _row_filter(
         entry.rows = RowFilter(np.ones(view.index.n, np.bool_)) if rows is None else row_filter_of(view.index.n, rows)
         entry.rows_for, entry.row_filter = weakref.ref(view.index), None
     if entry.row_filter is None or entry.dead != view.index_dead or entry.gone is not gone:
-        expired = np.empty(0, np.int64) if gone is None else view.index.position_of(gone)
-        entry.row_filter = _live(entry.rows, view, expired[expired >= 0])
+        entry.row_filter = _live(entry.rows, view, _positions(view, gone))
         entry.dead, entry.gone = view.index_dead, gone
     return entry.row_filter
 
 
-def _live(rows: RowFilter, view: View, expired: IntArray) -> RowFilter:
+def _positions(view: View, gone: IntArray | None) -> IntArray | None:
+    """Where the index has the slots ``gone``."""
+    if gone is None:
+        return None
+    found = view.index.position_of(gone)
+    return found[found >= 0]
+
+
+def _live(rows: RowFilter, view: View, expired: IntArray | None) -> RowFilter:
     """The rows that are alive, and not at the positions ``expired``."""
     if isinstance(rows, RowList):
         held = rows.positions
         live = held[view.index_died[held] > view.watermark] if view.index_dead else held
-        return RowList(rows.n, np.setdiff1d(live, expired, assume_unique=True) if len(expired) else live)
+        return RowList(rows.n, live if expired is None else np.setdiff1d(live, expired, assume_unique=True))
     alive = view.alive
-    if alive is None and not len(expired):
+    if alive is None and expired is None:
         return rows
     mask = rows.rows.copy() if alive is None else rows.rows & alive.rows
-    mask[expired] = False
+    if expired is not None:
+        mask[expired] = False
     return RowFilter(mask)
 
 

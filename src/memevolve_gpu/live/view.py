@@ -177,6 +177,12 @@ class View:
         index = DEFAULT in keys or not self.index.n if self.groups is None else self.groups.covered_by(keys)
         return index and self.delta.covered_by(keys)
 
+    def count_of(self, keys: Sequence[int]) -> int:
+        """Number of rows of these namespaces in the index, dead ones included."""
+        if self.groups is None:
+            return self.index.n if DEFAULT in keys else 0
+        return self.groups.count(keys)
+
     def rows_of(self, keys: Sequence[int] | None) -> IntArray | None:
         """Positions in the index of the rows of these namespaces, dead ones included, int64, ascending; None for all
         rows."""

@@ -91,7 +91,7 @@ def _text(rows: list[tuple[object]]) -> str | None:
 T = TypeVar("T")
 
 _ATTEMPTS = 100
-_GONE = "(SELECT count(*) FROM units AS u WHERE u.expires_at <= ?1 AND u.ns = ?2)"
+_GONE = "(SELECT count(*) FROM units AS u WHERE u.expires_at <= ?1 AND +u.ns = ?2)"
 _COUNT = f"SELECT count - others - {_GONE} FROM counters"
 _COUNT_OF = f"SELECT count - {_GONE} FROM namespaces WHERE key = ?2"
 _LIMITS = "SELECT max_units, default_ttl FROM namespaces WHERE key = ?"
@@ -294,9 +294,12 @@ class Records:
     def namespace_slots(self) -> tuple[IntArray, npt.NDArray[np.int32]]:
         """Slots, int64 (m,) ascending, of the live units of other namespaces than the default one, and the keys of
         those, int32 (m,)."""
-        rows = self._rows("SELECT slot, ns FROM units WHERE ns <> 0 ORDER BY slot")
-        both = np.array(rows, np.int64).reshape(-1, 2)
-        return both[:, 0].copy(), both[:, 1].astype(np.int32)
+        rows = self._rows("SELECT ns, group_concat(slot) FROM units WHERE ns <> 0 GROUP BY ns")
+        parts = [np.fromstring(slots, np.int64, sep=",") for _, slots in rows]
+        slots = np.concatenate([np.empty(0, np.int64), *parts])
+        keys = np.repeat(np.array([ns for ns, _ in rows], np.int32), [len(part) for part in parts])
+        order = np.argsort(slots, kind="stable")
+        return slots[order], keys[order]
 
     def expiring(self) -> tuple[IntArray, npt.NDArray[np.float64]]:
         """Slots, int64 (m,), of the units that expire, and when, Unix time float64 (m,)."""
@@ -304,7 +307,7 @@ class Records:
         slots, times = zip(*rows, strict=True) if rows else ((), ())
         return np.array(slots, np.int64), np.array(times, np.float64)
 
-    def namespace_key(self, path: Sequence[str]) -> int:
+    def namespace_key(self, path: tuple[str, ...]) -> int:
         """The key of a namespace; MISSING where it does not exist."""
         if not path:
             return 0
@@ -318,7 +321,7 @@ class Records:
         rows = self._rows("SELECT path, key, count, max_units, default_ttl FROM namespaces WHERE key <> 0")
         rows.append(("[]", 0, None, *(self._rows(_LIMITS, (0,)) or [(None, None)])[0]))
         paths = ((tuple(json.loads(row[0])), *row[1:]) for row in rows)
-        gone = dict(self._rows("SELECT ns, count(*) FROM units WHERE expires_at <= ? GROUP BY ns", (self.clock(),)))
+        gone = dict(self._rows("SELECT ns, count(*) FROM units WHERE expires_at <= ? GROUP BY +ns", (self.clock(),)))
         head = self._rows("SELECT count - others FROM counters")[0][0]
         found = [
             (path, key, (head if key == 0 else count) - gone.get(key, 0), most, ttl)

@@ -12,6 +12,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -108,7 +109,8 @@ MISSING = -1
 """The key of a namespace that does not exist."""
 
 
-def path_text(path: Sequence[str]) -> str:
+@lru_cache(10_000)
+def path_text(path: tuple[str, ...]) -> str:
     """A path as the database keeps it."""
     return json.dumps(list(path), ensure_ascii=False)
 
