@@ -9,8 +9,9 @@ it is needed. Where a call of another thread does not end in time, the child may
 from __future__ import annotations
 
 import os
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -225,9 +226,17 @@ def _is_empty(file: str) -> bool:
 class WriteContext:
     """The context of one write transaction; ``Records.write()`` makes it."""
 
-    __slots__ = ("__weakref__", "_dim", "_hold", "_session", "_timeout")
+    __slots__ = ("__weakref__", "_clock", "_dim", "_hold", "_session", "_space", "_timeout")
 
-    def __init__(self, session: Session, dim: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        dim: int,
+        timeout: float | None = None,
+        space: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._space, self._clock = space, clock
         self._timeout = timeout
         self._session = session
         self._dim = dim
@@ -243,7 +252,7 @@ class WriteContext:
             session.lock.acquire(self._timeout)
             hold.con = session.connection()
             session.begin(hold.con)
-            hold.tx = Transaction(hold.con, session.path, self._dim, session.floor)
+            hold.tx = Transaction(hold.con, session.path, self._dim, session.floor, self._space, self._clock)
             return hold.tx
         except SQLITE_ERRORS as error:
             hold.failed = True

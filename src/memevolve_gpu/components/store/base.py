@@ -26,6 +26,7 @@ from ...utils.arguments import having, listed, whole_number, word
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import age_stamp
 from .listing import Listing, counted, listing_of, merged_unit, some_condition
+from .namespaces import NamespaceInfo
 from .ranking import HalfLife, Ranking, Window, best, similarity_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 
@@ -727,6 +728,94 @@ class StorageBackend(ABC):
 
     def refresh(self) -> None:
         """See from here on all writes of others that are acknowledged. The default always sees them."""
+
+    # Namespaces and expiry
+
+    def namespace(self, *path: str) -> StorageBackend:
+        """Give a view of one namespace: a backend of its own that sees and changes nothing else.
+
+        Args:
+            path: The parts of its name, the outermost first, below the namespace of this backend.
+
+        Returns:
+            The view.
+
+        Raises:
+            ConfigurationError: A part is no text that can be one, or the backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
+        """List the namespaces that hold units or have limits, in the order of their paths.
+
+        Args:
+            prefix: Lists only this one and those below it; relative to the namespace of this backend.
+
+        Returns:
+            Path, count and limits of each.
+
+        Raises:
+            ConfigurationError: The backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def delete_namespace(self, *path: str) -> int:
+        """Delete a namespace with its units and limits, in one transaction; those below it stay.
+
+        Args:
+            path: As for :meth:`namespace`; none for the namespace of this backend.
+
+        Returns:
+            The number of deleted units.
+
+        Raises:
+            ConfigurationError: The backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
+        """Set the limits of the namespace of this backend; both at once, None for no limit.
+
+        Args:
+            max_units: Most units. Those beyond a lower limit stay, and no new one is taken.
+            default_ttl: Seconds, or a timedelta, after which units expire that are stored from now on without a time
+                of their own.
+
+        Returns:
+            The namespace with its new limits.
+
+        Raises:
+            ConfigurationError: The backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+        """Set when units expire, in one transaction.
+
+        Args:
+            ids: Ids; those of no unit are skipped.
+            ttl: Seconds from now, or a timedelta.
+            expires_at: Unix time in seconds, or a datetime with its zone. Neither: the units do not expire.
+
+        Returns:
+            The number of units found.
+
+        Raises:
+            ConfigurationError: Units of this backend do not expire.
+        """
+        raise self._missing("let units expire")
+
+    def expiry(self, unit_id: str) -> float | None:
+        """Read when a unit expires.
+
+        Args:
+            unit_id: Its id.
+
+        Returns:
+            Unix time in seconds; None for a unit that does not expire, and where there is no unit of that id.
+        """
+        del unit_id
+        return None
 
     # State
 

@@ -33,6 +33,7 @@ class Pruned:
 
     ids: list[str]
     history: list[OperationEntry]
+    limit: int
 
 
 def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> Pruned | None:
@@ -42,14 +43,19 @@ def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | Non
     """
     new = _new_units(tx, ids)
     pruned = None if session.config.auto_prune == "off" else _prune(session, tx, {one for one in ids if one}, new)
-    limit = session.config.max_memory_units
-    if new and tx.count + new > limit:
+    limit, own = session.config.max_memory_units, tx.limits.max_units
+    if new and own is not None and tx.count + new > own:
         raise CapacityError(
-            f"the store holds {tx.count} of at most {limit} units and cannot take {new} more; "
+            f"the namespace holds {tx.count} of at most {own} units and cannot take {new} more; "
+            "delete units or raise its limit with set_limits"
+        )
+    if new and tx.total + new > limit:
+        raise CapacityError(
+            f"the store holds {tx.total} of at most {limit} units and cannot take {new} more; "
             "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
         )
-    used, needed = _check_memory(session, tx.count, new)
-    _warn_once(session, "units", tx.count, tx.count + new, limit)
+    used, needed = _check_memory(session, tx.total, new)
+    _warn_once(session, "units", tx.total, tx.total + new, limit)
     _warn_once(session, "memory", used, needed, session.max_memory_bytes)
     return pruned
 
@@ -82,7 +88,7 @@ def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
     if pruned is None:
         return
     entry, config = pruned.history[-1], session.config
-    counts = f"{entry['count_before']} to {entry['count_after']} of at most {config.max_memory_units}"
+    counts = f"{entry['count_before']} to {entry['count_after']} of at most {pruned.limit}"
     names = ", ".join(pruned.ids[:SHOWN])
     more = f" and {len(pruned.ids) - SHOWN} more" if len(pruned.ids) > SHOWN else ""
     session.events.record(
@@ -100,13 +106,16 @@ def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
 
 def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> Pruned | None:
     """Delete what must go for ``new`` units; the units of the ids ``kept`` stay."""
-    before = tx.count
-    excess = _excess(session, before, new)
+    before, limit = tx.count, session.config.max_memory_units
+    excess = _excess(session, tx.total, new, limit)
+    if tx.limits.max_units is not None:
+        own = _excess(session, before, new, tx.limits.max_units)
+        excess, limit = max(excess, own), tx.limits.max_units if own else limit
     if not excess:
         return None
     session.accesses.write_in(tx)
     order = ORDERS[session.config.auto_prune]
-    candidates = tx.outside(lambda con: in_order(con, order, excess + len(kept)))
+    candidates = tx.outside(lambda con: in_order(con, order, excess + len(kept), tx.namespace))
     going = [unit_id for unit_id in candidates if unit_id not in kept][:excess]
     removed = tx.drop_many(going)
     if not removed:
@@ -120,22 +129,18 @@ def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> 
         "generation": session.live.generation,
         "details": {"policy": session.config.auto_prune, "auto": True, "coming": new},
     }
-    return Pruned(going, append_history(tx, entry))
+    return Pruned(going, append_history(tx, entry), limit)
 
 
-def _trigger(session: StoreSession) -> int:
-    return _share(session.config.prune_threshold, session.config.max_memory_units)
-
-
-def _excess(session: StoreSession, count: int, new: int) -> int:
+def _excess(session: StoreSession, count: int, new: int, limit: int) -> int:
     """How many must go so that ``new`` can come; never so many that fewer than PRUNE_TARGET would be left.
 
     For a batch that is larger than the target as little goes as is needed, and nothing for one that cannot fit at all.
     """
-    limit = session.config.max_memory_units
-    if not new or count + new < _trigger(session):
+    trigger = _share(session.config.prune_threshold, limit)
+    if not new or count + new < trigger:
         return 0
-    bounds = (_share(session.config.prune_target, limit), _trigger(session) - 1, limit)
+    bounds = (_share(session.config.prune_target, limit), trigger - 1, limit)
     bound = next((bound for bound in bounds if new <= bound), None)
     return 0 if bound is None else max(0, min(count, count + new - bound))
 
