@@ -36,7 +36,10 @@ def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | Non
     """Make sure that the units of these ids (None: a new one each) fit; return what AUTO_PRUNE deleted for them.
 
     Warns once for each crossing of the warning threshold. Replacing a unit needs no room. Raises CapacityError.
+    Ids are looked up only where it matters how many of the units are new.
     """
+    if _has_room(session, tx, len(ids)):
+        return None
     new = _new_units(tx, ids)
     pruned = None if session.config.auto_prune == "off" else _prune(session, tx, {one for one in ids if one}, new)
     limit = session.config.max_memory_units
@@ -49,6 +52,17 @@ def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | Non
     _warn_once(session, "units", tx.count, tx.count + new, limit)
     _warn_once(session, "memory", used, needed, session.max_memory_bytes)
     return pruned
+
+
+def _has_room(session: StoreSession, tx: Transaction, most: int) -> bool:
+    """Do ``most`` new units stay below every limit, threshold and warning, so that there is nothing to do?"""
+    share, auto_prune = session.config.warning_threshold, session.config.auto_prune
+    if session.warned or tx.count + most >= share * session.config.max_memory_units:
+        return False
+    if auto_prune != "off" and _excess(session, tx.count, most):
+        return False
+    _, needed = _memory(session, tx.count, most)
+    return needed <= session.max_memory_bytes and needed < share * session.max_memory_bytes
 
 
 def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
@@ -126,12 +140,17 @@ def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
     return len(named) - known + sum(1 for unit_id in ids if not unit_id)
 
 
-def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
-    """Bytes in use, and bytes that will be; raise CapacityError where those are too many."""
+def _memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
+    """Bytes in use, and bytes that will be."""
     not_applied = max(0, count - session.live.view.count)
     each = row_bytes(session.records.dim)
     used = session.live.nbytes + not_applied * each
-    needed = used + new * each
+    return used, used + new * each
+
+
+def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
+    """As :func:`_memory`; raise CapacityError where those are too many."""
+    used, needed = _memory(session, count, new)
     if new and needed > session.max_memory_bytes:
         raise CapacityError(
             f"index and vectors would take {needed / 2**20:.1f} MB of at most {session.max_memory_bytes / 2**20:.1f}; "

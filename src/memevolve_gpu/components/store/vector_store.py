@@ -261,7 +261,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         unit_id = checked_id(unit_id)
         checked = checked_unit(with_id(unit, unit_id))
         text = unit_to_text(checked)
-        vector: FloatArray | None = None
+        vector = self._vector_for_update(unit_id, checked, text)
         while True:
             with session.records.write() as tx:
                 old = tx.find(unit_id)
@@ -278,6 +278,13 @@ class VectorStore(StorageBackend, MetadataMixin):
             vector = session.embedder.embed(text_to_embed(checked))
         session.written(1)
         return True
+
+    def _vector_for_update(self, unit_id: str, unit: MemoryUnit, text: str) -> FloatArray | None:
+        """The vector of a unit whose stored text differs, so that it is embedded before the lock is taken."""
+        old = self._open.records.get(unit_id)
+        if old is None or unit_to_text(old) == text:
+            return None
+        return self._open.embedder.embed(text_to_embed(unit))
 
     def delete(self, unit_id: str) -> bool:
         """Delete a unit.
