@@ -182,7 +182,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         checked = self._add_metadata(checked_unit(unit))
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
-        with session.records.write() as tx:
+        with session.records.write(grouped=True) as tx:
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id)
@@ -263,7 +263,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         text = unit_to_text(checked)
         vector = self._vector_for_update(unit_id, checked, text)
         while True:
-            with session.records.write() as tx:
+            with session.records.write(grouped=True) as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
@@ -298,7 +298,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with session.records.write() as tx:
+        with session.records.write(grouped=True) as tx:
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
