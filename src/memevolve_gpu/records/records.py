@@ -207,13 +207,17 @@ class Records:
         """Raise StoreClosedError where it applies."""
         self._pool.refuse_if_closed()
 
-    def write(self, timeout: float | None = None, namespace: tuple[str, ...] = ()) -> WriteContext:
+    def write(
+        self, timeout: float | None = None, namespace: tuple[str, ...] = (), *, grouped: bool = False
+    ) -> WriteContext:
         """A context manager that yields a :class:`Transaction`: committed on success, rolled back on any exception.
 
         Waits for other writers, at most ``timeout`` seconds, by default those given to :meth:`open`; Ctrl-C ends the
-        wait. Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
+        wait. grouped: for short transactions; those of threads that write at once are committed together, each
+        one is durable when its block ends, and one that fails takes no other with it.
+        Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
         """
-        return WriteContext(self._session, self.dim, timeout, namespace, self.clock)
+        return WriteContext(self._session, self.dim, timeout, namespace, self.clock, grouped)
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""

@@ -202,7 +202,7 @@ class VectorStore(SelectingBackend):
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
         move_waiting_rows(session, 1)
-        with self._write() as tx:
+        with self._write(grouped=True) as tx:
             if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
                 raise ConflictError([superseded])
             pruned = reserve_room(session, tx, [checked.get("id")])
@@ -296,9 +296,9 @@ class VectorStore(SelectingBackend):
         unit_id = checked_id(unit_id)
         checked = checked_unit(with_id(unit, unit_id))
         text = unit_to_text(checked)
-        vector: FloatArray | None = None
+        vector = self._vector_for_update(unit_id, checked, text)
         while True:
-            with self._write() as tx:
+            with self._write(grouped=True) as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
@@ -316,6 +316,13 @@ class VectorStore(SelectingBackend):
         session.written(1)
         return True
 
+    def _vector_for_update(self, unit_id: str, unit: MemoryUnit, text: str) -> FloatArray | None:
+        """The vector of a unit whose stored text differs, so that it is embedded before the lock is taken."""
+        old = self._open.records.get(unit_id, ns=self._key)
+        if old is None or unit_to_text(old) == text:
+            return None
+        return self._open.embedder.embed(text_to_embed(unit))
+
     def delete(self, unit_id: str) -> bool:
         """Delete a unit.
 
@@ -328,7 +335,7 @@ class VectorStore(SelectingBackend):
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with self._write() as tx:
+        with self._write(grouped=True) as tx:
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
@@ -983,8 +990,8 @@ class VectorStore(SelectingBackend):
         """The paths of the namespaces of a subtree, by key."""
         return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
 
-    def _write(self) -> WriteContext:
-        return self._open.records.write(namespace=self.namespace_path)
+    def _write(self, *, grouped: bool = False) -> WriteContext:
+        return self._open.records.write(namespace=self.namespace_path, grouped=grouped)
 
     def _whole(self, what: str) -> StoreSession:
         """The session, for what concerns the file with all namespaces."""
