@@ -36,8 +36,8 @@ from memevolve_gpu.components.retrieve import (
     KeywordRetrievalStrategy,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.store.base import as_backend
 from memevolve_gpu.components.store.copy import copy_store
+from memevolve_gpu.components.store.foreign import as_backend
 from memevolve_gpu.live import scheduler
 from memevolve_gpu.records.filters import matches
 
