@@ -48,6 +48,7 @@ DEFAULTS = {
     "background": True,
     "sample_queries": True,
     "backend_type": "vector",
+    "namespace": (),
 }
 """The users' own list; a default changes only together with them."""
 
@@ -81,6 +82,7 @@ OTHERS = {
     "background": "0",
     "sample_queries": "no",
     "backend_type": "MILVUS",
+    "namespace": "org/alice",
 }
 """An allowed value, as a variable gives it, that is not the default."""
 

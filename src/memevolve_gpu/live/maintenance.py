@@ -45,6 +45,9 @@ ROWS_READ = 4_000_000
 FEWEST = 8
 """Fewest queries for a recall in a health report."""
 
+SWEPT_AT_ONCE = 10_000
+"""Expired units that are deleted in one transaction."""
+
 PROBE_SLACK = 0.03
 """How far a probe may lie below the target: one standard error of 48 queries of ten results is about 0.01 at 0.95."""
 
@@ -101,9 +104,9 @@ def view_self_hits(view: View, records: Records, target_recall: float) -> float:
     vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
     queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
     found = view.search(queries, 1, view.stats.search_params(view.index, 1, target_recall))
-    nearest = ["".join(found.ids(number)) for number in range(len(rows))]
-    held = records.vectors_of(nearest)
-    hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
+    nearest = [sum(found.slots(number)) for number in range(len(rows))]  # one slot, or 0 for none
+    held = records.vectors_at(nearest)
+    hits = [row.slot == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
     return sum(hits) / len(hits)
 
 
@@ -145,7 +148,10 @@ class Maintenance:
         """The index that a view should have."""
         devices = live.device_manager
         self.scheduler = MaintenanceScheduler(
-            self.plan, live.settings.min_training_units, self._saver.log_is_long, lambda: devices.needs_look
+            self.plan,
+            live.settings.min_training_units,
+            lambda: live.sweep_is_due() or self._saver.log_is_long(),
+            lambda: devices.needs_look,
         )
         self._quality_now: tuple[object, Quality] | None = None
         """The last answer of ``quality``, and of which state."""
@@ -297,7 +303,7 @@ class Maintenance:
         """What was done, and why the index was rebuilt."""
         live = self._live
         self._saver.forget_failure()
-        actions = self._verify()
+        actions = self._sweep() + self._verify()
         live.look_at_device()
         live.device_manager.postpone_look()
         reason = force or self.scheduler.reason(live.catch_up(), quiet=quiet)
@@ -313,6 +319,17 @@ class Maintenance:
             actions += self._purge_log()
             actions += self._save_vectors()
         return actions, reason.text if reason else ""
+
+    def _sweep(self) -> list[str]:
+        """Delete the units that have expired, of all namespaces."""
+        live, swept, last = self._live, 0, SWEPT_AT_ONCE
+        if live.records.read_only or not live.has_expired():
+            return []
+        while last == SWEPT_AT_ONCE:
+            with live.records.write() as tx:
+                last = tx.drop_expired(SWEPT_AT_ONCE)
+            swept += last
+        return [f"swept {swept} expired units"]
 
     def _verify(self) -> list[str]:
         """Compare the index with the records; where they differ, read everything from the records again."""

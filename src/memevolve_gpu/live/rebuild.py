@@ -26,6 +26,7 @@ from ..types import FloatArray, IndexPlan, IntArray, Rows
 from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats, list_balance
 from .live_index import LiveIndex, LiveSettings
+from .namespaces import RowGroups, joined
 from .query_sample import QuerySample
 from .scheduler import MaintenanceScheduler, RebuildReason, Spent
 from .snapshot_writer import Saver
@@ -127,10 +128,11 @@ def rebuild(
     if built.index.plan.engine != "cpu":
         devices.built(built.index)
     # Swap.
+    groups = _groups(built.made_of)
     with live.exclusive() as now:
         if live.epoch != epoch:
             return "dropped a build that was overtaken by a reload"
-        live.replace(_swapped(built, now), live.generation)
+        live.replace(_swapped(built, now, groups), live.generation)
         saved = saver.note_swap(live.view)
     if candidate.extends:
         scheduler.notify(Spent("append", time.perf_counter() - started), live.view)
@@ -371,7 +373,14 @@ def _checked(index: Index, known: IndexStats, start: int, settings: LiveSettings
     return replace(known, quality=replace(quality, self_hit=hits))
 
 
-def _swapped(built: Built, now: View) -> View:
+def _groups(made_of: RebuildInput) -> RowGroups | None:
+    """The gathered rows by namespace."""
+    old = made_of.view
+    of_delta = np.array(old.delta.namespaces[: old.delta_n], np.int32)[made_of.from_delta]
+    return joined(old.groups, old.index.n, of_delta, made_of.from_index)
+
+
+def _swapped(built: Built, now: View, groups: RowGroups | None) -> View:
     """The view ``now`` with the built index in place of the rows that were gathered; the caller holds the mutex.
 
     Rows that died meanwhile are dead in the new index too; rows that came meanwhile stay in the delta buffer.
@@ -393,6 +402,7 @@ def _swapped(built: Built, now: View) -> View:
         delta_dead=delta_dead,
         metric=now.metric,
         stats=built.stats,
+        groups=groups,
     )
 
 

@@ -17,6 +17,7 @@ from ..records.records import Records
 from ..types import IntArray, Row, Rows
 from ..utils.vectors import normalize_rows
 from .index_stats import IndexStats
+from .namespaces import RowGroups, grouped
 from .view import View
 from .view_builder import empty_index, flat_index, view_of
 
@@ -49,7 +50,8 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         )
         return None
     events.record("snapshot-loaded", f"{index.n} rows of kind {index.kind}", seconds=time.perf_counter() - started)
-    return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead), info
+    groups = grouped(index.slots, records.namespace_slots())
+    return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead, groups), info
 
 
 def _remove(path: Path) -> None:
@@ -68,18 +70,20 @@ def read_everything(records: Records) -> View:
     if not head.count:
         return view_of(empty_index(records.dim, records.metric), head.last_seq)
     vectors = roomy((head.count, records.dim), np.float32)
-    slots = np.empty(head.count, dtype=np.int64)
+    slots, namespaces = np.empty(head.count, dtype=np.int64), np.empty(head.count, dtype=np.int32)
     ids: list[bytes] = []
     after = 0
     while page := records.scan(after, head.last_slot, PAGE):
         _fill(page, len(ids), slots, vectors)
+        namespaces[len(ids) : len(ids) + len(page)] = [row.ns for row in page]
         ids.extend(row.id.encode() for row in page)
         after = page[-1].slot
     n = len(ids)  # fewer than head.count where rows were deleted meanwhile; their DROPs follow in the log
     if records.metric == "cosine":
         vectors[:n] = normalize_rows(vectors[:n])
     rows = Rows(slots[:n], *_joined(ids), vectors[:n])
-    return view_of(flat_index(rows, records.metric), head.last_seq)
+    groups = RowGroups(namespaces[:n]) if namespaces[:n].any() else None
+    return view_of(flat_index(rows, records.metric), head.last_seq, groups=groups)
 
 
 def agrees(view: View, records: Records, seed: int) -> bool:
@@ -96,12 +100,11 @@ def spot_check(view: View, records: Records, seed: int) -> bool:
     """Whether sampled rows of the index, and its newest ones, have the ids and vectors of the records."""
     positions = _sample(view, seed)
     index = view.index
-    units = records.units_at(index.slots[positions].tolist())
-    ids = [str(unit_id) for unit_id in index.ids_at(positions)]
-    vectors = records.vectors_of(ids)
+    slots = index.slots[positions].tolist()
+    units, vectors = records.units_at(slots), records.vectors_at(slots)
     return all(
-        slot in units and units[slot].get("id") == unit_id and _same(index, position, vectors.get(unit_id))
-        for position, slot, unit_id in zip(positions.tolist(), index.slots[positions].tolist(), ids, strict=True)
+        slot in units and units[slot].get("id") == unit_id and _same(index, position, vectors.get(slot))
+        for position, slot, unit_id in zip(positions.tolist(), slots, index.ids_at(positions), strict=True)
     )
 
 

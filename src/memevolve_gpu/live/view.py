@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.base import Index, chunks
-from ..index.bitmap import RowFilter
+from ..index.bitmap import RowFilter, RowList
 from ..index.exact_scan import exact_scan
 from ..types import FloatArray, IntArray, Metric, SearchParams
 from ..utils.vectors import DeviceQueries
 from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats
+from .namespaces import DEFAULT, RowGroups
 
-__all__ = ["Found", "LiveRows", "View", "ViewFilter"]
+__all__ = ["FEW_ROWS", "Found", "LiveRows", "View", "ViewFilter", "row_filter_of"]
 
 T = TypeVar("T")
 
@@ -42,6 +43,12 @@ class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
         instance.__dict__[self._name] = value  # found before this descriptor from now on
         return value
 
+
+FEW_ROWS = 2048
+"""Up to so many allowed rows are scanned, whatever the index: 1,000 rows take about as long as its first step."""
+
+_LISTED_SHARE = 64
+"""A filter is a list of rows where it allows less than this part of them, else a mask."""
 
 _WIDER = 8
 """Factor by which a scan that cuts a tie is widened."""
@@ -83,13 +90,35 @@ class LiveRows(RowFilter):
 
 @dataclass(frozen=True, slots=True)
 class ViewFilter:
-    """A filter evaluated on one view.
+    """The rows of one view that a search may return.
 
-    index: allowed rows of the index, None if it has no rows; slots: all matching slots, ascending.
+    index: rows of the index, None for all of them; delta: positions in the delta buffer, likewise.
     """
 
     index: RowFilter | None
-    slots: IntArray
+    delta: RowFilter | None
+
+    def count(self, view: View) -> int:
+        """Number of rows."""
+        index = view.index.n if self.index is None else self.index.count
+        return index + (view.delta_n if self.delta is None else self.delta.count)
+
+    def slots(self, view: View) -> IntArray:
+        """Slots of the rows, int64 (n,), ascending."""
+        found = [view.index.slots if self.index is None else view.index.slots[self.index.positions]]
+        for piece in view.delta.pieces(0, view.delta_n):
+            own = slice(None) if self.delta is None else self.delta.part(piece.start, piece.end).positions
+            found.append(piece.slots[own])
+        return np.concatenate(found)
+
+
+def row_filter_of(n: int, positions: IntArray) -> RowFilter:
+    """The filter that allows ``positions``, int64 (m,) ascending, of n rows."""
+    if len(positions) <= max(FEW_ROWS, n // _LISTED_SHARE):
+        return RowList(n, positions)
+    rows = np.zeros(n, dtype=np.bool_)
+    rows[positions] = True
+    return RowFilter(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +167,7 @@ class View:
     delta_dead: int
     metric: Metric
     stats: IndexStats
+    groups: RowGroups | None = None
 
     @property
     def count(self) -> int:
@@ -149,6 +179,61 @@ class View:
         parts = [self.index.slots[self.index_died > self.watermark]]
         parts += [piece.slots[piece.died > self.watermark] for piece in self.delta.pieces(0, self.delta_n)]
         return np.concatenate(parts)
+
+    def covered_by(self, keys: Sequence[int]) -> bool:
+        """Whether every row is of one of the namespaces with these keys."""
+        index = DEFAULT in keys or not self.index.n if self.groups is None else self.groups.covered_by(keys)
+        return index and self.delta.covered_by(keys)
+
+    def count_of(self, keys: Sequence[int]) -> int:
+        """Number of rows of these namespaces in the index, dead ones included."""
+        if self.groups is None:
+            return self.index.n if DEFAULT in keys else 0
+        return self.groups.count(keys)
+
+    def rows_of(self, keys: Sequence[int] | None) -> IntArray | None:
+        """Positions in the index of the rows of these namespaces, dead ones included, int64, ascending; None for all
+        rows."""
+        if keys is None or (self.groups is None and DEFAULT in keys):
+            return None
+        return np.empty(0, np.int64) if self.groups is None else self.groups.rows(keys)
+
+    def delta_rows_of(self, keys: Sequence[int] | None) -> IntArray:
+        """Positions in the delta buffer of the live rows of these namespaces, None for all; int64, ascending."""
+        if keys is None:
+            return self._live_delta(np.arange(self.delta_n, dtype=np.int64))
+        return self._live_delta(self.delta.rows_of(keys, self.delta_n))
+
+    def slots_of(self, keys: Sequence[int]) -> IntArray:
+        """Slots of the live rows of these namespaces, int64, ascending."""
+        rows = self.rows_of(keys)
+        if rows is None:
+            rows = np.arange(self.index.n, dtype=np.int64)
+        rows = rows[self.index_died[rows] > self.watermark]
+        found, positions = [self.index.slots[rows]], self.delta_rows_of(keys)
+        for piece in self.delta.pieces(0, self.delta_n):
+            low, high = np.searchsorted(positions, [piece.start, piece.end]).tolist()
+            found.append(piece.slots[positions[low:high] - piece.start])
+        return np.concatenate(found)
+
+    def delta_positions_of(self, slots: IntArray) -> IntArray:
+        """Positions in the delta buffer of the live rows among these slots, int64, ascending."""
+        found = [np.empty(0, np.int64)]
+        for piece in self.delta.pieces(0, self.delta_n):
+            low, high = np.searchsorted(slots, [piece.slots[0], piece.slots[-1] + 1]).tolist()
+            at = np.searchsorted(piece.slots, slots[low:high])
+            at = at[piece.slots[at] == slots[low:high]]
+            found.append(piece.start + at[piece.died[at] > self.watermark])
+        return np.concatenate(found)
+
+    def _live_delta(self, positions: IntArray) -> IntArray:
+        """The live ones of ascending ``positions`` in the delta buffer."""
+        found = [np.empty(0, np.int64)]
+        for piece in self.delta.pieces(0, self.delta_n):
+            low, high = np.searchsorted(positions, [piece.start, piece.end]).tolist()
+            part = positions[low:high]
+            found.append(part[piece.died[part - piece.start] > self.watermark])
+        return np.concatenate(found)
 
     @lazy
     def alive(self) -> RowFilter | None:
@@ -190,6 +275,8 @@ class View:
     ) -> tuple[FloatArray, IntArray]:
         parts: list[tuple[FloatArray, IntArray]] = []
         row_filter = self.alive if view_filter is None else view_filter.index
+        if isinstance(row_filter, RowList) and row_filter.count <= FEW_ROWS:
+            params = SearchParams(exact=True)
         if self.index.n and (row_filter is None or row_filter.count):
             parts.append(self.index.search(_queries_for(self.index, queries), k, params, row_filter))
         parts += self._search_delta(queries, k, view_filter)
@@ -225,7 +312,7 @@ class View:
         self, queries: FloatArray | DeviceQueries, k: int, view_filter: ViewFilter | None
     ) -> list[tuple[FloatArray, IntArray]]:
         """The nearest in the delta buffer: on the device of the index, or piece by piece on the host."""
-        row_filter = self.delta_alive if view_filter is None else self._delta_filter(view_filter)
+        row_filter = self.delta_alive if view_filter is None else view_filter.delta
         if not self.delta_n or (row_filter is not None and not row_filter.count):
             return []
         found = self.index.search_delta(self.delta, self.delta_n, queries, k, row_filter)
@@ -233,17 +320,11 @@ class View:
             return [(found[0], _shifted(found[1], self.index.n))]
         here, parts = np.asarray(queries), []
         for piece in self.delta.pieces(0, self.delta_n):
-            own = None if row_filter is None else RowFilter(row_filter.rows[piece.start : piece.end])
+            own = None if row_filter is None else row_filter.part(piece.start, piece.end)
             if own is None or own.count:
                 distances, places = exact_scan(here, piece.vectors, k, self.metric, own)
                 parts.append((distances, _shifted(places, self.index.n + piece.start)))
         return parts
-
-    def _delta_filter(self, view_filter: ViewFilter) -> RowFilter:
-        slots = [piece.slots for piece in self.delta.pieces(0, self.delta_n)]
-        matching = contains(view_filter.slots, np.concatenate([np.empty(0, np.int64), *slots]))
-        alive = self.delta_alive
-        return RowFilter(matching if alive is None else matching & alive.rows)
 
 
 def _queries_for(index: Index, queries: FloatArray | DeviceQueries) -> FloatArray:

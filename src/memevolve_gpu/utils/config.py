@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import numbers
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -23,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from ..errors import ConfigurationError
@@ -37,6 +38,7 @@ __all__ = [
     "StorageConfig",
     "gpu_order",
     "is_milvus_uri",
+    "namespace_path",
     "serve_memevolve",
     "visible_gpus",
 ]
@@ -87,6 +89,41 @@ def _mode(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:04o}"
     return value.strip().lower().replace("0o", "").zfill(4) if isinstance(value, str) else value
+
+
+MAX_PARTS, MAX_PART_CHARS = 16, 256
+"""Of the path of a namespace."""
+_NOT_IN_PARTS = re.compile(r"[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def namespace_path(value: Any, name: str = "namespace") -> tuple[str, ...]:
+    """The path of a namespace: a sequence of parts, or a text whose parts are separated by slashes; empty for the
+    default namespace.
+
+    Raises:
+        ConfigurationError: it is no path, and what is wrong with it.
+    """
+    if value is None:
+        return ()
+    parts = value
+    if isinstance(value, str):
+        parts = value.strip("/").split("/") if value.strip("/") else ()
+    if not isinstance(parts, (list, tuple)) or len(parts) > MAX_PARTS:
+        raise ConfigurationError(f"{name} must be up to {MAX_PARTS} texts such as ('org', 'alice'), got {shown(value)}")
+    for part in parts:
+        if not isinstance(part, str) or not 0 < len(part) <= MAX_PART_CHARS or _NOT_IN_PARTS.search(part):
+            raise ConfigurationError(
+                f"{name}: each part must be a text of 1 to {MAX_PART_CHARS} characters without slashes and control "
+                f"characters, got {shown(part)}; write ('org', 'alice') for org/alice"
+            )
+    return tuple(str.__str__(part) for part in parts)
+
+
+def _path(value: object) -> object:
+    try:
+        return namespace_path(value)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
 
 
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1), Allowed("a whole number of at least 1")]
@@ -148,6 +185,12 @@ _Key = Annotated[Annotated[SecretStr, Field(min_length=1)] | None, Allowed("a te
 _Url = Annotated[
     Annotated[str, AfterValidator(_url)] | None,
     Allowed("an http:// or https:// address without user name, password or query"),
+]
+_Path = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_path),
+    Allowed("texts separated by slashes, such as org/alice; or empty"),
 ]
 _Dimension = Annotated[_Count | None, Allowed("a whole number of at least 1")]
 
@@ -484,6 +527,8 @@ class StorageConfig(_Settings):
     """Whether a thread of the store builds, retrains and heals the index by itself."""
     backend_type: _Backend = "vector"
     """Where the units are: in files of this package, or on a Milvus server."""
+    namespace: _Path = ()
+    """The namespace of the store that is opened; empty for the default one."""
 
     @classmethod
     def adopt(cls, source: object = None) -> StorageConfig:

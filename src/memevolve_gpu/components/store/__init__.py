@@ -1,6 +1,7 @@
 """Storage backends: the contract, the vector store, and the types of their reports."""
 
 from .base import MetadataMixin, StorageBackend
+from .namespaces import NamespaceInfo
 from .report_types import (
     Inventory,
     MaintenanceReport,
@@ -16,6 +17,7 @@ __all__ = [
     "MaintenanceReport",
     "MetadataMixin",
     "MilvusStatistics",
+    "NamespaceInfo",
     "OperationEntry",
     "StorageBackend",
     "StorageHealth",

@@ -6,8 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...live.namespaces import Scope
 from ...records.filters import Filter, parse, path_of
 from ...records.transaction import Transaction
+from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
 from ...utils.config import StorageConfig
 from .base import MetadataMixin, StorageBackend
@@ -29,6 +31,20 @@ class SelectingBackend(StorageBackend, MetadataMixin):
     @abstractmethod
     def _open(self) -> StoreSession:
         """The open session."""
+
+    @property
+    @abstractmethod
+    def _key(self) -> int:
+        """The key of the namespace."""
+
+    @property
+    def _scope(self) -> Scope:
+        """What a call may see that begins now."""
+        return Scope((self._key,), self._open.clock())
+
+    @abstractmethod
+    def _write(self) -> WriteContext:
+        """A transaction that is bound to the namespace."""
 
     def units(
         self,
@@ -64,7 +80,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             [2, 1]
             >>> store.close()
         """
-        return pages(self._open, self._filter(filters), order_by, limit, after)
+        return pages(self._open, self._filter(filters), order_by, limit, after, lambda: self._scope)
 
     def facets(
         self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
@@ -87,7 +103,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             [('all', 3), ('git', 2), ('tar', 1)]
             >>> store.close()
         """
-        return facet_counts(self._open, path_of(field), self._filter(filters), limit)
+        return facet_counts(self._open, path_of(field), self._filter(filters), limit, self._scope)
 
     def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
         """Change parts of a unit, in one transaction, and set ``metadata.updated_at``.
@@ -157,7 +173,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             InvalidFilterError: The filter has no condition.
         """
         session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
-        with session.records.write() as tx:
+        with self._write() as tx:
             dropped = tx.drop_many(matching_ids(session, tx, parsed))
         if dropped:
             session.written()
@@ -193,20 +209,21 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         Returns:
             (BM25 score, id) pairs, best first.
         """
-        records, parsed = self._open.records, self._filter(filters)
+        records, parsed, key = self._open.records, self._filter(filters), self._key
         window = Window.of(check_arguments(top_k, None, query), offset, min_score)
-        ranking, most = Ranking.of(recency, importance, weights), max(1, records.count())
+        ranking, most = Ranking.of(recency, importance, weights), max(1, records.count(ns=key))
 
         def fetch(wanted: int) -> list[tuple[float, str]]:
-            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text)
+            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text, ns=key)
 
-        found = fetch(window.reach) if ranking is None else ranked_words(records, ranking, fetch, window.reach)
+        found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])
 
     def _stamped(self, units: list[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
         """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
         unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
-        held = tx.outside(lambda con: created_at_of(con, unstamped)) if unstamped else {}
+        now = self._open.clock()
+        held = tx.outside(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
     def _merge_into(self, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
@@ -215,15 +232,16 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         merged_unit({"id": changes.get("id") if isinstance(changes, Mapping) else None}, changes)
         while True:
             missing: dict[str, None] = {}
-            with session.records.write() as tx:
-                rows = [self._merged(old.unit, changes) for old in map(tx.find, chosen(tx)) if old is not None]
-                missing = dict.fromkeys(text for _, text in rows if text is not None and text not in vectors)
+            with self._write() as tx:
+                olds = [old for old in map(tx.find, chosen(tx)) if old is not None]
+                rows = [(*self._merged(old.unit, changes), old.expires_at) for old in olds]
+                missing = dict.fromkeys(text for _, text, _ in rows if text is not None and text not in vectors)
                 if not missing:
-                    for unit, text in rows:
+                    for unit, text, until in rows:
                         if text is None:
-                            tx.edit(unit["id"], unit)
+                            tx.edit(unit["id"], unit, until)
                         else:
-                            tx.put(unit, text, vectors[text].tobytes(), unit["id"])
+                            tx.put(unit, text, vectors[text].tobytes(), unit["id"], until)
             if not missing:
                 break
             # outside the lock: it may take seconds, and units may change meanwhile

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from ...errors import (
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
+from ...live.namespaces import DEFAULT
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
@@ -40,6 +41,7 @@ from ...utils.vectors import DeviceQueries, check_vectors, device_queries
 from .access_stats import Accesses
 from .base import score_of
 from .legacy_import import Limits, import_legacy
+from .namespaces import Path as Space
 from .service_samples import Samples
 from .units import UnitEmbedder
 
@@ -115,6 +117,7 @@ class StoreSession:
     legacy_problem: str = ""
     fields: dict[tuple[str, ...], bool] = field(default_factory=dict)
     """The declared fields, and whether they hold moments."""
+    closed: bool = False
     warned: set[str] = field(default_factory=set)
     """The limits, units or memory, that a warning was logged for; see ``capacity``."""
     unapplied: int = 0
@@ -128,6 +131,14 @@ class StoreSession:
         self.accesses = Accesses(self.records, self.events, weakref.WeakMethod(self.wake))
 
     # Index
+
+    def clock(self) -> float:
+        """The Unix time by which units expire."""
+        return self.records.clock()
+
+    def key_of(self, space: Space) -> int:
+        """The key of a namespace; one that no unit has where it does not exist."""
+        return self.records.namespace_key(space) if space else DEFAULT
 
     def written(self, rows: int = APPLY_EVERY) -> None:
         """Note that rows were committed; bring the index up to date when there are enough of them.
@@ -187,18 +198,21 @@ class StoreSession:
                 return found
         return check_vectors(given, dim, metric, name="queries")
 
-    def rows(self, page_size: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """Yield every unit with its vector, oldest first."""
+    def rows(self, page_size: int, key: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+        """Yield every unit of a namespace with its vector, oldest first."""
         after, last = 0, self.records.head().last_slot
-        while rows := self.records.scan(after, last, page_size):
+        while rows := self.records.scan(after, last, page_size, ns=key):
             units = self.records.units_at([row.slot for row in rows])
             for row in rows:
                 if row.slot in units:
                     yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
             after = rows[-1].slot
 
-    def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
-        """Read the units of a search; search again when one of them was replaced meanwhile."""
+    def hits(self, found: Found, again: Callable[[], Found | None], spaces: Mapping[int, Space]) -> list[Hit]:
+        """Read the units of a search; search again when one of them was replaced meanwhile.
+
+        spaces: the paths of the namespaces that were searched, by key.
+        """
         for _ in range(FETCH_ATTEMPTS):
             slots = found.slots(0)
             units = self.records.units_at(slots)
@@ -208,12 +222,13 @@ class StoreSession:
             if newer is None:
                 return []
             found = newer
-        distances = found.distances[0].tolist()
-        rows = zip(slots, found.ids(0), distances, strict=False)
+        distances, metric = found.distances[0].tolist(), self.records.metric
+        one = next(iter(spaces.values())) if len(spaces) == 1 else None
+        keys = self.records.namespaces_at(slots) if one is None else {}
         return [
-            Hit(units[slot], unit_id, distance, score_of(distance, self.records.metric))
-            for slot, unit_id, distance in rows
-            if slot in units
+            Hit(units[slot], unit_id, distance, score_of(distance, metric), spaces[keys[slot]] if one is None else one)
+            for slot, unit_id, distance in zip(slots, found.ids(0), distances, strict=False)
+            if slot in units and (one is not None or slot in keys)
         ]
 
     def check(self, fix: bool) -> list[Finding]:
@@ -241,6 +256,7 @@ class StoreSession:
 
     def close(self) -> None:
         """Stop the background thread, write what is buffered and close the records."""
+        self.closed = True
         try:
             self.worker.stop()
             self.accesses.close()
@@ -262,12 +278,16 @@ def open_session(
     dim: int | None,
     config: StorageConfig,
     machine: Machine | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> StoreSession:
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     if prefix and not Path(prefix).is_absolute():
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
     if machine is not None and not isinstance(machine, Machine):
         raise ConfigurationError(f"machine must be a Machine or None, got {shown(machine)}")
+    given: Any = clock
+    if clock is not None and not (callable(given) and isinstance(given(), (int, float))):
+        raise ConfigurationError(f"clock must be a function that gives the Unix time, got {shown(clock)}")
     table = engine_table(config)
     try:
         require_faiss()
@@ -284,6 +304,8 @@ def open_session(
         file_mode=int(config.file_mode, 8),
     )
     try:
+        if clock is not None:
+            records.clock = clock
         return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
     except BaseException:
         records.close()
