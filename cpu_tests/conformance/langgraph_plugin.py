@@ -53,6 +53,8 @@ class SqliteStore(MemEvolveStore):
     def from_conn_string(cls, _path: str, *, index: Any = None, ttl: Any = None) -> Iterator[SqliteStore]:
         if index is not None and index.get("text_fields"):
             index = {**index, "fields": index["text_fields"]}
+        # SqliteStore does not refresh on get unless it is told to; the interface of stores, and ours, do by default.
+        ttl = ttl and {"refresh_on_read": False, **ttl}
         with cls(a_prefix(), index=index, ttl=ttl) as store:
             yield store
 

@@ -49,7 +49,7 @@ class TestKeyValueStore(BaseStoreSyncTests[Any]):
         return b"\x00\xff", {"json": [1, None]}, "text"
 
     @pytest.fixture
-    def kv_store(self, tmp_path: Path) -> Iterator[MemEvolveKeyValueStore]:  # type: ignore[override]
+    def kv_store(self, tmp_path: Path) -> Iterator[MemEvolveKeyValueStore]:
         with MemEvolveKeyValueStore(tmp_path / "keys", CONFIG) as store:
             yield store
 
@@ -87,7 +87,7 @@ class TestRetriever(RetrieversIntegrationTests):
 @pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
 class TestDocumentIndex(DocumentIndexerTestSuite):
     @pytest.fixture
-    def index(self, documents: MemEvolveVectorStore) -> MemEvolveDocumentIndex:  # type: ignore[override]
+    def index(self, documents: MemEvolveVectorStore) -> MemEvolveDocumentIndex:
         return MemEvolveDocumentIndex(store=documents)
 
 
