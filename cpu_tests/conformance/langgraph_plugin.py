@@ -7,6 +7,7 @@ on ``PYTHONPATH`` and ``-p langgraph_plugin``; ``scripts/conformance`` does. It 
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -112,6 +113,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left_out if reason else kept).append(item)
         if reason:
             print(f"left out: {name}: {reason}")
+            if file := os.environ.get("LEFT_OUT"):
+                with Path(file).open("a", encoding="utf-8") as listed:
+                    print(f"{item.nodeid}: {reason}", file=listed)
     items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 

@@ -20,7 +20,7 @@ from langchain_tests.integration_tests import (
 from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
 
 from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy
-from memevolve_gpu.errors import InvalidQueryError, InvalidUnitError
+from memevolve_gpu.errors import ConfigurationError, InvalidQueryError, InvalidUnitError
 from memevolve_gpu.integrations.langchain import (
     MemEvolveDocumentIndex,
     MemEvolveKeyValueStore,
@@ -113,6 +113,8 @@ def test_a_retriever_finds_by_words_what_has_another_meaning_and_obeys_filters(d
     assert by_words.invoke("E4711") == []
     with pytest.raises(InvalidQueryError, match="unknown option 'fitler'"):
         retriever.invoke("E4711", fitler={"user": "b"})
+    with pytest.raises(ConfigurationError, match="store: Field required; fitler: Extra inputs"):
+        MemEvolveRetriever(fitler={})
 
 
 def test_keys_and_values_are_checked_and_a_batch_is_stored_whole_or_not(kv_store: MemEvolveKeyValueStore) -> None:

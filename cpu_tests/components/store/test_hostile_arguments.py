@@ -203,6 +203,9 @@ GOOD: dict[str, Any] = {
     "unit_ids": ["absent"],
     "operation": "prune",
     "documents": [],
+    "items": [],
+    "keys": ["absent"],
+    "key_value_pairs": [],
     "k": 1,
     "vectors": np.ones((1, DIM), np.float32),
     "distance": 1.0,
@@ -286,6 +289,7 @@ class Bench:
             "embeddings": Words(DIM),
             "storage_backend": store,
             "backend": store,
+            "store": langchain.MemEvolveVectorStore(store, Words(DIM)),
             "source": store,
             "target": store,
             "strategy": SemanticRetrievalStrategy(),
@@ -395,6 +399,8 @@ def test_no_public_call_raises_a_raw_error(
             assert store.change_number == before, verb
     if callable(instance):
         wrong += walk(f"{name}()", instance, bench.good)
+    if isinstance(instance, langchain.MemEvolveKeyValueStore):
+        instance.close()
     assert not wrong, "\n".join(wrong)
     assert store.retrieve_batch(["kept1", "kept2"]) or name in DELETING
     assert not store.check()

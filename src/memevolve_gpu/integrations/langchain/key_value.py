@@ -59,7 +59,7 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         """
         wanted = checked_ids(keys)
         found = self._store.retrieve_batch(wanted)
-        return [_value(found[key]) if key in found else None for key in wanted]
+        return [_value(found[key]) if isinstance(key, str) and key in found else None for key in wanted]
 
     def mset(self, key_value_pairs: Sequence[tuple[str, Any]]) -> None:
         """Store values, all or none; those of known keys are replaced.

@@ -10,10 +10,11 @@ from langchain_core.documents import Document
 from langchain_core.indexing import UpsertResponse
 from langchain_core.indexing.base import DeleteResponse, DocumentIndex
 from langchain_core.retrievers import BaseRetriever
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 
 from ...components.retrieve import HybridRetrievalStrategy, RetrievalStrategy
-from ...errors import InvalidUnitError
+from ...errors import ConfigurationError, InvalidUnitError
+from ...utils.arguments import listed
 from .adapter import checked_ids, no_more, query_text, to_document
 from .filters import on_units
 from .vector_store import MemEvolveVectorStore
@@ -52,6 +53,14 @@ class MemEvolveRetriever(BaseRetriever):
     filters: dict[str, Any] | None = None
     """This package's form of a filter, on the whole unit."""
 
+    def __init__(self, **given: Any) -> None:
+        """Take the fields by name. Raises ConfigurationError for an unknown or missing one, or a wrong value."""
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+            raise ConfigurationError(f"a retriever cannot be made: {wrong}") from error
+
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
@@ -88,7 +97,7 @@ class MemEvolveDocumentIndex(MemEvolveRetriever, DocumentIndex):
         Raises:
             MemEvolveError: As ``MemEvolveVectorStore.add_documents``.
         """
-        return {"succeeded": self.store.add_documents(list(items), **kwargs), "failed": []}
+        return {"succeeded": self.store.add_documents(listed("items", items, InvalidUnitError), **kwargs), "failed": []}
 
     def delete(self, ids: list[str] | None = None, **kwargs: Any) -> DeleteResponse:
         """Delete documents by id.
