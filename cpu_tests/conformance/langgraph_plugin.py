@@ -79,6 +79,10 @@ class AsyncSqliteStore(MemEvolveStore):
     async def sweep_ttl(self) -> int:  # type: ignore[override]
         return super().sweep_ttl()
 
+    def _sweep_on(self, seconds: float) -> None:
+        while not self._stopped.wait(seconds):
+            MemEvolveStore.sweep_ttl(self)
+
     async def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> None:  # type: ignore[override]
         super().start_ttl_sweeper(sweep_interval_minutes)
 
