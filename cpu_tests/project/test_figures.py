@@ -124,10 +124,22 @@ def test_the_readme_has_no_other_figure(repository: Path) -> None:
         "Version 0.1.0",
     ]
     text = re.sub(r"(?s)```python.*?```|https?://\S+|`[^`\n]+`", "", text)
+    text = re.sub(r"\| suite \| version .*\n(\|.*\n)*", "", text)  # held by the next test
     for figure in known:
         assert figure in text, figure
         text = text.replace(figure, "")
     assert re.findall(r"\d[\d.,]*", text) == []
+
+
+def test_the_readme_shows_the_results_of_the_public_suites(repository: Path) -> None:
+    columns = ("suite", "version", "passed", "failed", "skipped")
+    suites = read(repository, "conformance.json")["suites"]
+    table = ["| suite | version | passed | failed | skipped |", "|---|---|---|---|---|"]
+    table += [f"| {' | '.join(str(suite[name]) for name in columns)} |" for suite in suites]
+    assert "\n".join(table) + "\n\n" in (repository / "README.md").read_text(encoding="utf-8")
+    assert len(suites) >= 3
+    assert [suite["failed"] for suite in suites] == [0] * len(suites)
+    assert all(suite["passed"] >= 40 for suite in suites)
 
 
 def test_no_promise_was_broken_in_the_campaign(repository: Path) -> None:
