@@ -42,6 +42,7 @@ ENGINES = {
     "fastembed",
     "grpc",
     "langchain_core",
+    "langgraph",
     "mcp",
     "openai",
     "pymilvus",
@@ -52,8 +53,11 @@ ENGINES = {
 }
 """Imported only inside functions: they are optional, slow to load, or fail when half installed."""
 
-BASES = {"integrations": "langchain_core"}
-"""Packages whose classes derive from what is optional: they are imported by nobody but those who have it."""
+BASES = {
+    "integrations/langchain": "langchain_core",
+    "integrations/langgraph": "langgraph",
+}
+"""Modules whose classes derive from what is optional: they are imported by nobody but those who have it."""
 
 PICKLING = {"pickle", "dill", "joblib", "shelve", "marshal", "cloudpickle"}
 LEGACY = "components/store/legacy_import.py"
@@ -144,7 +148,7 @@ def engine_imports_with_the_module(module: Module) -> list[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names = [node.module or ""]
-        foreign = ENGINES - {BASES.get(module.room)}
+        foreign = ENGINES - {BASES.get("/".join(module.parts[:2]))}
         found.extend(f"{module.name} imports {name}" for name in names if name.split(".")[0] in foreign)
         for child in ast.iter_child_nodes(node):
             visit(child)

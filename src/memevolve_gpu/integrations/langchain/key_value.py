@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from langchain_core.stores import BaseStore
 
+from ...components.store.units import is_id
 from ...components.store.vector_store import VectorStore
 from ...errors import InvalidUnitError
 from ...utils.arguments import listed, shown
@@ -59,7 +60,7 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         """
         wanted = checked_ids(keys)
         found = self._store.retrieve_batch(wanted)
-        return [_value(found[key]) if isinstance(key, str) and key in found else None for key in wanted]
+        return [_value(found[key]) if is_id(key) and key in found else None for key in wanted]
 
     def mset(self, key_value_pairs: Sequence[tuple[str, Any]]) -> None:
         """Store values, all or none; those of known keys are replaced.
