@@ -197,6 +197,11 @@ class LiveIndex:
             self.device_manager.poll(view.index)
         return found
 
+    def count(self, scope: Scope) -> int:
+        """Live rows that a search of the scope may find."""
+        view, view_filter = self._view_and_mask(None, scope)
+        return view.count if view_filter is None else view_filter.count(view)
+
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""
         self.catch_up()
