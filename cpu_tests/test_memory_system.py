@@ -31,7 +31,7 @@ from memevolve_gpu.errors import (
     MemEvolveError,
     StoreClosedError,
 )
-from memevolve_gpu.memory_system import Capacity, ComponentType, MemorySystem, MemorySystemConfig
+from memevolve_gpu.memory_system import Capacity, ComponentType, Memory, MemorySystem, MemorySystemConfig
 
 
 class Encoder:
@@ -628,3 +628,19 @@ def test_questions_go_on_while_parts_are_replaced(store: VectorStore) -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_memory_needs_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMEVOLVE_EMBEDDING_PROVIDER", "hashing")
+    with Memory(tmp_path / "new" / "notes") as memory:
+        first = memory.add("git bisect finds the bad commit", type="skill", tags=["git"])
+        second = memory.add({"id": "keys", "content": "Rotate the API keys"}, metadata={"owner": "ops"})
+        assert (first, second) == ("unit_0", "keys")
+        assert [unit["id"] for unit in memory.search("which commit is bad", top_k=1)] == [first]
+        assert [unit["id"] for unit in memory.search("keys", filters={"metadata.owner": "ops"})] == [second]
+    with pytest.raises(StoreClosedError):
+        memory.add("late")
+    with pytest.raises(ConfigurationError, match="prune_policy"):
+        Memory(tmp_path / "other", prune_policy="wrong")
+    with Memory(tmp_path / "new" / "notes") as again:
+        assert [unit["type"] for unit in again.search("commit", top_k=1)] == ["skill"]

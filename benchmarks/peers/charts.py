@@ -5,14 +5,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import log10
 from typing import Any, Literal
 
 from .registry import NAMES
 from .scaling import CURVES
 
-__all__ = ["Chart", "Series", "charts"]
+__all__ = ["RECALL_TICKS", "Chart", "Scale", "Series", "charts", "placed"]
 
 Record = dict[str, Any]
+Scale = Literal["linear", "log", "recall"]
+"""recall: by the logarithm of what is missed, so that 0.99 and 0.999 are as far apart as 0.9 and 0.99."""
+
+RECALL_TICKS = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
+_NOTHING_MISSED = 0.0003
+"""Where a recall of 1 stands on that scale: below the least share that a run of 2,500 results can tell from nothing."""
+
+
+def placed(value: float, scale: Scale) -> float:
+    """A position that is linear in the picture."""
+    if scale == "recall":
+        return -log10(max(1 - value, _NOTHING_MISSED))
+    return log10(value) if scale == "log" else value
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,10 @@ class Chart:
     y: str
     series: tuple[Series, ...]
     categories: tuple[str, ...] = ()
-    log_x: bool = False
-    log_y: bool = False
+    x_scale: Scale = "linear"
+    y_scale: Scale = "linear"
+    note: str = ""
+    """What a reader must know to read it."""
 
 
 def charts(records: Sequence[Record]) -> list[Chart]:
@@ -69,8 +85,13 @@ def recall_against_speed(records: Sequence[Record]) -> Chart:
     for record in of(records, "search", "recall", what="curve"):
         points[record["peer"]].append((record["recall"], 1000 / record["ms"]))
     series = tuple(Series(name, front(points[name])) for name in in_order(points))
-    title = "Recall against speed, one query at a time: settings that no other of the peer beats in both"
-    return Chart("recall", title, "lines", "recall@10", "queries per second", series, log_y=True)
+    note = (
+        "Up and to the right is better. Each line is one store or library, each dot one of its settings; settings that "
+        "another setting of the same one beats in both are left out. The axis of recall stretches towards 1: each "
+        "step from 0.9 to 0.99 to 0.999 misses a tenth as much."
+    )
+    title = "Recall against speed, one query at a time"
+    return Chart("recall", title, "lines", "recall@10", "queries/s", series, (), "recall", "log", note)
 
 
 def front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
@@ -99,7 +120,9 @@ def spans(key: str, title: str, records: Sequence[Record]) -> Chart:
         Series(name, tuple((float(record[name]), float(i)) for i, record in enumerate(ordered)))
         for name in ("p50", "p95", "p99")
     )
-    return Chart(key, title, "dots", "milliseconds", "", series, tuple(r["peer"] for r in ordered), log_x=True)
+    note = "Left is better. p50 is the median; of a hundred calls five take longer than p95, and one longer than p99."
+    names = tuple(record["peer"] for record in ordered)
+    return Chart(key, title, "dots", "milliseconds", "", series, names, "log", note=note)
 
 
 def memory(records: Sequence[Record]) -> Chart:
@@ -107,7 +130,8 @@ def memory(records: Sequence[Record]) -> Chart:
     points = tuple((float(record["memory_mb"]), float(i)) for i, record in enumerate(ordered))
     title = "Resident memory after opening and fifty searches"
     names = tuple(record["peer"] for record in ordered)
-    return Chart("memory", title, "bars", "megabytes", "", (Series("memory", points),), names)
+    note = "Shorter is better. What the process takes beyond what it took before it opened the store."
+    return Chart("memory", title, "bars", "megabytes", "", (Series("memory", points),), names, note=note)
 
 
 def growth(records: Sequence[Record], curve: str, what: str) -> Chart:
@@ -117,4 +141,6 @@ def growth(records: Sequence[Record], curve: str, what: str) -> Chart:
             points[record["peer"]].append((record["size"], record[curve]))
     unit = {"ms": "milliseconds", "mb": "megabytes", "s": "seconds"}[curve.rpartition("_")[2]]
     series = tuple(Series(name, tuple(sorted(points[name]))) for name in in_order(points))
-    return Chart(f"scaling-{curve}", f"Growth: {what}", "lines", "units", unit, series, log_x=True, log_y=True)
+    sizes = sorted({size for one in series for size, _ in one.points})
+    note = f"Lower is better. Measured at {', '.join(f'{size:,.0f}' for size in sizes)} units."
+    return Chart(f"scaling-{curve}", f"Growth: {what}", "lines", "units", unit, series, (), "log", "log", note)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .filing import newest
+from .pictures import SHOWN
+from .report import circumstances
 from .table import cells, rankings
 
 __all__ = ["BEGIN", "END", "patched", "section"]
@@ -24,22 +26,24 @@ DOCUMENT = ROOT / "docs" / "explanation" / "peers.md"
 RAW = "https://memevolve-gpu.example/repository/raw/main"
 BEGIN = "<!-- peers: made by benchmarks/peers/document.py -->"
 END = "<!-- /peers -->"
-PICTURES = ("recall", "latency-095", "scaling-search_ms")
 
 
 def section(records: Sequence[dict[str, Any]], pictures: Path) -> str:
     """Markdown between the marks, without them: where it was measured, the table, the pictures that exist."""
     heads = [record for record in records if record["section"] == "machine"]
-    lines = [
-        f"{head['size']:,} units, {head['dimension']} dimensions, {head['machine']['model']}, one thread, "
-        f"{head['machine']['date']}: `{head['command']}`."
-        for head in heads
-    ]
+    lines = [f"- {circumstances(head, records)}: `{head['command'].strip()}`" for head in heads]
     lines += ["", "| what | this store | best of the others | |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(cells(ranking))} |" for ranking in rankings(records)]
-    there = [name for name in PICTURES if (pictures / f"peers-{name}.png").exists()]
-    lines += ["", *(f"![{name}]({RAW}/benchmarks/results/peers-{name}.png)" for name in there)] if there else []
+    there = [name for name in SHOWN if (pictures / f"peers-{name}.png").exists()]
+    lines += ["", *map(picture, there)] if there else []
     return "\n".join(lines)
+
+
+def picture(name: str) -> str:
+    """HTML of a picture that follows the theme of the reader."""
+    address = f"{RAW}/benchmarks/results/peers-{name}"
+    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{address}-dark.png">'
+    return f'<picture>{dark}<img alt="{name}" src="{address}.png"></picture>'
 
 
 def patched(document: str, made: str) -> str:

@@ -6,17 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from .charts import Chart, Series
+from .charts import RECALL_TICKS, Chart, Series, placed
+from .charts import Scale as Kind
 from .registry import NAMES, OURS
 
 __all__ = ["COLOURS", "colour", "svg"]
 
 COLOURS = (
     "#0b5fff", "#00a3a3", "#d1495b", "#edae49", "#7a5195", "#66a182", "#8d6e63",
-    "#c2185b", "#9e9e9e", "#616161", "#ff7043", "#5c9ead", "#a0a83c",
+    "#c2185b", "#9e9e9e", "#737373", "#ff7043", "#5c9ead", "#a0a83c",
 )  # fmt: skip
 SPAN_COLOURS = {"p50": "#0b5fff", "p95": "#edae49", "p99": "#d1495b", "memory": "#0b5fff"}
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 860, 130, 190, 42, 48
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 860, 150, 190, 42, 48
 Scale = Callable[[float], float]
 
 
@@ -30,16 +31,16 @@ def svg(chart: Chart) -> str:
     height = TOP + BOTTOM + (26 * len(chart.categories) if chart.categories else 360)
     xs = [x for series in chart.series for x, _ in series.points]
     ys = [y for series in chart.series for _, y in series.points]
-    x_low, x_high = bounds(xs, chart.log_x, chart.kind == "bars")
-    across = scale(x_low, x_high, LEFT, WIDTH - RIGHT, chart.log_x)
+    x_low, x_high = bounds(xs, chart.x_scale, chart.kind == "bars")
+    across = scale(x_low, x_high, LEFT, WIDTH - RIGHT, chart.x_scale)
     if chart.categories:
         down: Scale = lambda y: TOP + 26 * (y + 0.5)  # noqa: E731 - a scale like the others
         side = "".join(text(LEFT - 8, down(i) + 4, name, "end") for i, name in enumerate(chart.categories))
     else:
-        y_low, y_high = bounds(ys, chart.log_y, False)
-        down = scale(y_low, y_high, height - BOTTOM, TOP, chart.log_y)
-        side = "".join(level(down(y), shown(y)) for y in ticks(y_low, y_high, chart.log_y))
-    below = "".join(upright(across(x), height, shown(x)) for x in ticks(x_low, x_high, chart.log_x))
+        y_low, y_high = bounds(ys, chart.y_scale, False)
+        down = scale(y_low, y_high, height - BOTTOM, TOP, chart.y_scale)
+        side = "".join(level(down(y), shown(y)) for y in ticks(y_low, y_high, chart.y_scale))
+    below = "".join(upright(across(x), height, shown(x)) for x in ticks(x_low, x_high, chart.x_scale))
     drawn = "".join(one_series(chart, series, across, down) for series in chart.series)
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(chart.title)}">'
@@ -49,28 +50,30 @@ def svg(chart: Chart) -> str:
     )
 
 
-def bounds(values: Sequence[float], log: bool, from_zero: bool) -> tuple[float, float]:
+def bounds(values: Sequence[float], kind: Kind, from_zero: bool) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if log:
+    if kind == "log":
         return low / 1.2, high * 1.2
+    if kind == "recall":
+        return min(1 - (1 - low) * 1.1, 0.9), 1.0
     room = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
     return (0.0 if from_zero else low - room), high + room
 
 
-def scale(low: float, high: float, start: float, end: float, log: bool) -> Scale:
-    if log:
-        low, high = math.log10(low), math.log10(high)
+def scale(low: float, high: float, start: float, end: float, kind: Kind) -> Scale:
+    low, high = placed(low, kind), placed(high, kind)
 
     def place(value: float) -> float:
-        value = math.log10(value) if log else value
-        return start + (value - low) / (high - low) * (end - start)
+        return start + (placed(value, kind) - low) / (high - low) * (end - start)
 
     return place
 
 
-def ticks(low: float, high: float, log: bool) -> list[float]:
+def ticks(low: float, high: float, kind: Kind) -> list[float]:
     """Round values within the bounds: 1, 2, 5 times powers of ten where logarithmic, else about six."""
-    if log:
+    if kind == "recall":
+        return [value for value in RECALL_TICKS if low <= value <= high]
+    if kind == "log":
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         steps = (1, 2, 5) if len(powers) <= 4 else (1,)
         return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]

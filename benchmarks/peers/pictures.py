@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .charts import Chart
-from .drawing import colour
+from .charts import RECALL_TICKS, Chart, placed
+from .drawing import bounds, colour, shown
 from .registry import OURS
 
-__all__ = ["draw"]
+__all__ = ["SHOWN", "draw"]
 
 
 def draw(charts: Sequence[Chart], folder: Path, prefix: str) -> list[Path]:
@@ -20,7 +20,22 @@ def draw(charts: Sequence[Chart], folder: Path, prefix: str) -> list[Path]:
     except ImportError:
         return []
     mpl.use("Agg")
-    return [one(chart, folder / f"{prefix}-{chart.key}.png") for chart in charts]
+    mpl.rcParams["grid.color"] = "#dddddd"
+    light = [one(chart, folder / f"{prefix}-{chart.key}.png") for chart in charts]
+    with mpl.rc_context(DARK):
+        dark = [one(chart, folder / f"{prefix}-{chart.key}-dark.png") for chart in charts if chart.key in SHOWN]
+    return [*light, *dark]
+
+
+SHOWN = ("recall", "latency-095", "scaling-search_ms")
+"""The pictures of the documentation, which has a dark theme."""
+
+_INK, _PAPER = "#d7dae0", "#16181d"
+DARK = {
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"), _INK),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor", "savefig.facecolor"), _PAPER),
+    "grid.color": "#3a3f4a",
+}
 
 
 def one(chart: Chart, path: Path) -> Path:
@@ -32,11 +47,16 @@ def one(chart: Chart, path: Path) -> Path:
     axes.set_title(chart.title, loc="left", fontsize=11)
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
-    if chart.log_x:
-        axes.set_xscale("log")
-    if chart.log_y:
-        axes.set_yscale("log")
-    axes.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    axes.tick_params(labelsize=10)
+    for kind, axis, put in ((chart.x_scale, axes.xaxis, axes.set_xscale), (chart.y_scale, axes.yaxis, axes.set_yscale)):
+        if kind == "log":
+            put("log")
+            axis.set_major_formatter(lambda value, _place: shown(value))
+    if chart.x_scale == "recall":
+        axes.set_xticks([placed(value, "recall") for value in RECALL_TICKS], [shown(value) for value in RECALL_TICKS])
+        low, high = (placed(value, "recall") for value in bounds(xs_of(chart), "recall", False))
+        axes.set_xlim(low, high + 0.05)
+    axes.grid(True, which="major", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -46,10 +66,15 @@ def one(chart: Chart, path: Path) -> Path:
     return path
 
 
+def xs_of(chart: Chart) -> list[float]:
+    return [x for series in chart.series for x, _ in series.points]
+
+
 def lines(chart: Chart, axes: Any) -> None:
     for series in chart.series:
         ours = series.name in OURS
         xs, ys = zip(*series.points, strict=True)
+        xs = tuple(placed(x, "recall") for x in xs) if chart.x_scale == "recall" else xs
         width = 2.6 if ours else 1.2
         axes.plot(xs, ys, "o-", ms=3.5, lw=width, color=colour(series.name), label=series.name, zorder=3 if ours else 2)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

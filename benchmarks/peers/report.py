@@ -8,23 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from . import pictures
-from .charts import charts
+from .charts import Chart, charts
 from .drawing import svg
 from .registry import OURS
 from .table import MARGIN, Ranking, cells, facts_of, rankings, shown
 
-__all__ = ["page", "write"]
+__all__ = ["circumstances", "page", "write"]
 
 Record = dict[str, Any]
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#1c1c1c;background:#fff}
-table{border-collapse:collapse;width:100%;margin:.6rem 0 1.6rem;font-size:13px}
-th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}
-tr.ours td{font-weight:600;color:#0b5fff}tr.out td{color:#888}td.lost{color:#b3261e}td.won{color:#146c2e}
-svg{width:100%;height:auto;margin:.6rem 0 1.4rem;font:12px system-ui,sans-serif}
-svg .grid{stroke:#e4e4e4}svg .title{font-size:14px;font-weight:600}
-h2{margin-top:2.2rem}code{background:#f2f2f2;padding:0 .25rem}
+:root{color-scheme:light dark;--ink:#1c1c1c;--paper:#fff;--line:#ddd;--soft:#6b6b6b;--code:#f2f2f2;--ours:#0b5fff;
+--won:#146c2e;--lost:#b3261e}
+@media (prefers-color-scheme:dark){:root{--ink:#d7dae0;--paper:#16181d;--line:#3a3f4a;--soft:#9aa0ab;--code:#23262e;
+--ours:#7fa9ff;--won:#6fd08c;--lost:#ff9089}}
+body{font:16px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:var(--ink);
+background:var(--paper)}
+table{border-collapse:collapse;width:100%;margin:.6rem 0 1.6rem;font-size:14px}
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+tr.ours td{font-weight:600;color:var(--ours)}tr.out td{color:var(--soft)}.lost{color:var(--lost)}
+.won{color:var(--won);font-weight:600}.note,figcaption{color:var(--soft);font-size:14px}
+figure{margin:1rem 0 2rem}svg{width:100%;height:auto;font:13px system-ui,sans-serif;fill:var(--ink)}
+svg .grid{stroke:var(--line)}svg .title{font-size:15px;font-weight:600}
+h2{margin-top:2.2rem}code{background:var(--code);padding:0 .25rem}details{margin:1rem 0}summary{cursor:pointer}
 """
 
 
@@ -36,25 +42,73 @@ def write(records: Sequence[Record], path: Path) -> list[Path]:
 
 def page(records: Sequence[Record]) -> str:
     """HTML without a reference to anything outside itself."""
-    ranked = rankings(records)
+    ranked, drawn = rankings(records), charts(records)
+    first, rest = (
+        [chart for chart in drawn if chart.key == "recall"],
+        [chart for chart in drawn if chart.key != "recall"],
+    )
     body = [
         "<h1>This store beside its peers</h1>",
-        setting(records),
+        headline(records, ranked),
+        *map(figure, first),
         "<h2>Who is first</h2>",
+        LEGEND,
         verdicts(ranked),
-        "<h2>Pictures</h2>",
-        *(svg(chart) for chart in charts(records)),
-        "<h2>Every figure</h2>",
-        *(full(ranking) for ranking in ranked),
-        growth(records),
-        "<h2>What was measured, and how it was set</h2>",
-        peers(records),
-        troubles(records),
+        "<h2>More pictures</h2>",
+        *map(figure, rest),
+        folded("Every figure", *(full(ranking) for ranking in ranked)),
+        folded("Growth: the exponents", growth(records)),
+        folded("How it was measured", setting(records)),
+        folded("Versions, settings and durability of each peer", peers(records)),
+        folded("What did not come through", troubles(records)),
     ]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>This store beside its peers</title>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><title>This store beside its peers</title>'
         f"<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
     )
+
+
+LEGEND = (
+    '<p class="note"><span class="won">Green</span>: this store is first or alone. <span class="lost">Red</span>: '
+    "another is ahead, or the recall was missed. Times and sizes: less is better; rates per second: more is better. "
+    f"A search counts for a row when its recall, in brackets, is at most {MARGIN} below the target. Stores keep units "
+    "and vectors on disk; libraries are indexes in memory and are compared only where the row says so. Synced: on the "
+    "disk before the call returns.</p>"
+)
+
+
+def headline(records: Sequence[Record], ranked: Sequence[Ranking]) -> str:
+    """One sentence with the result, one with the circumstances of each run."""
+    won = sum(ranking.verdict.startswith(("first", "alone")) for ranking in ranked)
+    runs = (f"<li>{escape(circumstances(head, records))}</li>" for head in records if head["section"] == "machine")
+    return f"<p><strong>First in {won} of {len(ranked)} rows.</strong></p><ul>{''.join(runs)}</ul>"
+
+
+def circumstances(head: Record, records: Sequence[Record]) -> str:
+    """What one run measured, at its own sizes."""
+    machine = head["machine"]
+    return (
+        f"{sizes_of(head, records)}, {head['dimension']} dimensions, {machine['model']}, one thread, {machine['date']}"
+    )
+
+
+def sizes_of(head: Record, records: Sequence[Record]) -> str:
+    """The numbers of units of a run; one of growth alone has several, and ``size`` is not among them."""
+    mine = [record for record in records if record.get("run") == head.get("run") and record["section"] != "machine"]
+    grown = sorted({record["size"] for record in mine if record["section"] == "scaling" and record.get("size")})
+    if grown and all(record["section"] in ("scaling", "time", "end") for record in mine):
+        return f"growth at {', '.join(f'{size:,}' for size in grown)} units"
+    return f"{head['size']:,} units"
+
+
+def figure(chart: Chart) -> str:
+    return f"<figure>{svg(chart)}<figcaption>{escape(chart.note)}</figcaption></figure>"
+
+
+def folded(title: str, *parts: str) -> str:
+    inside = "".join(parts)
+    return f"<details><summary><strong>{escape(title)}</strong></summary>{inside}</details>" if inside else ""
 
 
 def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str:
@@ -66,14 +120,14 @@ def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]]) -> str
 
 def setting(records: Sequence[Record]) -> str:
     """Machine, data and rules of every run that the page draws from."""
-    return "".join(one_setting(record) for record in records if record["section"] == "machine")
+    return "".join(one_setting(record, records) for record in records if record["section"] == "machine")
 
 
-def one_setting(record: Record) -> str:
+def one_setting(record: Record, records: Sequence[Record]) -> str:
     machine, queries, plan = record["machine"], record["queries"], record["plan"]
     facts = (
         f"<code>{escape(record['command'])}</code>, {escape(machine['date'])}, run {escape(record['run'])}: "
-        f"{record['size']:,} units. Data: {escape(record['data'])}; {record['dimension']} dimensions; "
+        f"{escape(sizes_of(record, records))}. Data: {escape(record['data'])}; {record['dimension']} dimensions; "
         f"seed {record['seed']}. {escape(str(machine['model']))}, {machine['cores']} cores, "
         f"{machine['memory_gb']} GB, {escape(machine['system'])}, Python {escape(machine['python'])}; "
         f"appending and syncing 4 KB takes {machine['sync_ms']:.2f} ms there. {escape(record['threads']['affinity'])}."
@@ -123,7 +177,7 @@ def growth(records: Sequence[Record]) -> str:
         for record in fitted
     ]
     head = ("peer", "curve", "exponent", "residual (e-folds)", "fitted over")
-    return "<h3>Growth: figure = a times units to the exponent</h3>" + table(head, rows)
+    return "<p>figure = a times units to the exponent</p>" + table(head, rows)
 
 
 def peers(records: Sequence[Record]) -> str:
@@ -144,4 +198,4 @@ def troubles(records: Sequence[Record]) -> str:
         ("", [escape(r["peer"]), escape(r["section"]), escape(str(r.get("error") or f"{r['size']:,}: {r['stopped']}"))])
         for r in found
     ]
-    return "<h2>What did not come through</h2>" + table(("peer", "section", "what happened"), rows)
+    return table(("peer", "section", "what happened"), rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import inspect
 import json
 import os
 import pickle
+import pty
 import re
 import shutil
 import signal
@@ -430,7 +432,8 @@ def test_search_for_people(sample: str) -> None:
     assert "lesson" in lines[1]
     assert "two writers in spite of" in lines[1]
     assert len(lines) == 6
-    assert max(map(len, lines)) <= 160
+    assert "\N{HORIZONTAL ELLIPSIS}" not in result.stdout, "a pipe gets everything"
+    assert {line.count("\t") for line in lines} == {4}
 
 
 def test_search_in_an_empty_store() -> None:
@@ -465,7 +468,7 @@ def test_filters(options: list[str], holds: Any, sample: str, tmp_path: Path) ->
     assert {hit["id"] for hit in hits} == wanted
     assert {unit["id"] for unit in ok("list", "--store", sample, "-n", "300", *options)["units"]} == wanted
     for more in ([], ["--vectors"]):
-        assert ok("export", "out.jsonl", "--store", sample, *options, *more)["exported"] == len(wanted)
+        assert ok("export", "out.jsonl", "--force", "--store", sample, *options, *more)["exported"] == len(wanted)
 
 
 @pytest.mark.parametrize(
@@ -638,8 +641,11 @@ def test_stats(sample: str) -> None:
     assert figures["count"] == 300
     assert figures["plan"]["reason"]
     text = run("stats", "--store", sample).stdout
-    assert "plan.kind" in text
-    assert figures["plan"]["reason"][:40] in text
+    assert "units\t300" in text
+    assert len(text.splitlines()) <= 11
+    assert "device" not in text, "there is no GPU, and none was requested"
+    assert figures["plan"]["reason"] in text
+    assert "plan.kind\texact" in run("stats", "--store", sample, "--all").stdout
 
 
 def test_health(sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -649,6 +655,15 @@ def test_health(sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
     advice = ok("health", "--store", sample)["recommendations"]
     assert advice
     assert f"- {advice[0]}" in run("health", "--store", sample).stdout
+    assert "training.min_training_units" in run("health", "--store", sample, "--all").stdout
+
+
+def test_health_of_a_full_store(sample: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS", "300")
+    told = run("health", "--store", sample)
+    assert told.exit_code == run("health", "--store", sample, "--json").exit_code == ExitCode.CAPACITY
+    assert "100 % 300 of 300" in told.stdout
+    assert len(told.stdout.splitlines()) <= 10
 
 
 def test_check_finds_nothing_in_a_sound_store(store: str) -> None:
@@ -770,13 +785,13 @@ def test_damage_that_was_met_stays_in_health_until_a_check_is_clean(store: str) 
     con.close()
     bad(ExitCode.STORAGE, "get", "wal", "--store", store)
     shown = run("health", "--store", store, "--json")
-    assert shown.exit_code == ExitCode.STORAGE
+    assert shown.exit_code == ExitCode.FAILED
     document = json.loads(shown.stdout)
     assert "'wal'" in document["damage"]
     assert "check --fix" in document["recommendations"][0]
-    assert run("health", "--store", store).exit_code == ExitCode.STORAGE
+    assert run("health", "--store", store).exit_code == ExitCode.FAILED
     assert run("check", "--store", store).exit_code == ExitCode.FAILED
-    assert run("health", "--store", store).exit_code == ExitCode.STORAGE
+    assert run("health", "--store", store).exit_code == ExitCode.FAILED
     ok("delete", "wal", "--store", store)
     ok("check", "--fix", "--store", store)
     assert ok("health", "--store", store)["damage"] is None
@@ -881,7 +896,9 @@ def test_export_replaces_a_file_only_when_it_is_complete(
     target.write_text("old\n", encoding="utf-8")
     link = tmp_path / "link.jsonl"
     link.symlink_to(target)
-    ok("export", str(link), "--store", store)
+    assert "--force" in bad(ExitCode.USAGE, "export", str(link), "--store", store)
+    assert target.read_text(encoding="utf-8") == "old\n"
+    ok("export", str(link), "--store", store, "--force")
     assert link.is_symlink()
     whole = target.read_bytes()
     assert whole.count(b"\n") == 3
@@ -891,7 +908,7 @@ def test_export_replaces_a_file_only_when_it_is_complete(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        result = run("export", str(target), "--store", store)
+        result = run("export", str(target), "--store", store, "--force")
     assert result.exit_code == ExitCode.CAPACITY
     assert f"error: {target}: No space left on device" in result.stderr
     assert target.read_bytes() == whole
@@ -900,18 +917,24 @@ def test_export_replaces_a_file_only_when_it_is_complete(
     assert "regular file" in bad(ExitCode.USAGE, "export", str(tmp_path), "--store", store)
 
 
-def test_no_line_of_a_table_ends_with_blanks_or_is_wider_than_the_output(tmp_path: Path) -> None:
-    prefix = str(tmp_path / "memory")
-    units = [{"id": "wide", "content": "\N{CJK UNIFIED IDEOGRAPH-8A9E}" * 200}, {"id": "short", "content": "a word"}]
+@pytest.mark.parametrize("width", [30, 60, 160])
+def test_a_table_on_a_terminal_keeps_ids_and_numbers(
+    width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memevolve_gpu.cli.output._is_terminal", lambda stream: stream is sys.stdout)
+    monkeypatch.setenv("COLUMNS", str(width))
+    prefix, wide = str(tmp_path / "memory"), "a-rather-long-id-that-somebody-gave"
+    units = [{"id": wide, "content": "\N{CJK UNIFIED IDEOGRAPH-8A9E}" * 200}, {"id": "short", "content": "a word"}]
     ok("add", write(tmp_path / "units.jsonl", units), "--store", prefix, "--embedder", "hashing")
-    for command in (["list"], ["search", "word"], ["stats"], ["health"]):
-        lines = run(*command, "--store", prefix).stdout.splitlines()
-        assert [line for line in lines if line != line.rstrip()] == []
-        assert max(cell_len(line) for line in lines) <= 160
-    listed = run("list", "--store", prefix).stdout.splitlines()
-    assert [line.split()[0] for line in listed[:3]] == ["id", "wide", "short"]
-    assert listed[1].endswith("\N{CJK UNIFIED IDEOGRAPH-8A9E}\N{HORIZONTAL ELLIPSIS}")
-    assert listed[2].endswith("a word")
+    lines = run("list", "--store", prefix).stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["id", wide, "short"]
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert lines[1].endswith("\N{CJK UNIFIED IDEOGRAPH-8A9E}\N{HORIZONTAL ELLIPSIS}")
+    assert "a word" in lines[2]
+    if width > len(wide) + 30:
+        assert max(map(cell_len, lines)) <= width
+    for hit in ok("search", "word", "--store", prefix)["hits"]:
+        assert f"{hit['distance']:.4f}" in run("search", "word", "--store", prefix).stdout
 
 
 def test_the_usage_line_has_one_pair_of_brackets() -> None:
@@ -954,11 +977,27 @@ def test_a_terminal_that_knows_only_ascii(store: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["export", "-"], ["list", "-n", "300"], ["list", "--json"], ["get", "sqlite-busy"], ["stats"], ["health"]],
+    [
+        *(["export", "-"], ["list", "-n", "300"], ["list", "--json"], ["get", "sqlite-busy"], ["stats"], ["health"]),
+        *(["search", "a"], ["check"], ["maintain"], ["snapshot"], ["devices"], ["doctor"], ["embed", "a"]),
+        *(["update", "sqlite-busy", "--content", "a"], ["delete", "sqlite-busy"], ["backup", "b"]),
+        *(["add", "units.jsonl"], ["import", "units.jsonl"], ["export", "o.jsonl"], ["copy", "memory", "n"]),
+        *(
+            ["restore", "b.db", "-s", "n"],
+            ["init", "-s", "n", "-e", "hashing"],
+            ["manage", "prune", "--max-count", "9"],
+            ["manage", "forget", "--count", "1"],
+        ),
+        *(["manage", "deduplicate"], ["manage", "consolidate"], ["--help"], ["add", "--help"], ["manage", "--help"]),
+        *(["--version"], ["manage"], []),
+    ],
     ids=" ".join,
 )
-def test_a_broken_pipe_is_quiet(sample: str, arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "memevolve_gpu.cli", *arguments, "--store", sample]
+def test_a_broken_pipe_is_quiet(sample: str, arguments: list[str], tmp_path: Path) -> None:
+    shutil.copy(f"{sample}.db", tmp_path / "memory.db")
+    shutil.copy(f"{sample}.db", tmp_path / "b.db") if "restore" in arguments else None
+    write(tmp_path / "units.jsonl", UNITS)
+    command = [sys.executable, "-m", "memevolve_gpu.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
         assert child.stdout is not None
@@ -966,6 +1005,27 @@ def test_a_broken_pipe_is_quiet(sample: str, arguments: list[str]) -> None:
         child.stdout.close()
         assert child.stderr.read() == b""
     assert child.returncode == ExitCode.BROKEN_PIPE
+
+
+def test_the_help_needs_no_engine() -> None:
+    code = """
+import contextlib, io, sys
+from memevolve_gpu import cli
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    cli.app(sys.argv[1:])
+print(sorted({"apsw", "faiss", "numpy", "pydantic_settings", "torch"} & set(sys.modules)))
+"""
+    # of newer versions typer itself uses pydantic where a command is named
+    for arguments in (["--help"], ["add", "--help"], ["search", "--help"], ["manage", "--help"], ["--version"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        )
+        assert done.stdout == "[]\n", arguments
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -1009,7 +1069,8 @@ def test_ctrl_c_in_the_middle_of_add_leaves_all_or_nothing(presses: int, tmp_pat
     assert child.returncode == ExitCode.INTERRUPTED
     assert f"error: interrupted; nothing of {file} was stored" in said
     assert "Traceback" not in said
-    assert ids("memory") == []
+    assert not VectorStore.exists_at("memory")
+    assert not list(tmp_path.glob("memory*"))
 
 
 def test_ctrl_c_between_batches_says_what_is_in(tmp_path: Path) -> None:
@@ -1069,6 +1130,31 @@ def test_progress_is_drawn_on_a_terminal_only(store: str) -> None:
     assert Path("said.txt").read_text(encoding="utf-8") == "exported 3 units to out.jsonl\n"
 
 
+@pytest.mark.parametrize(
+    ("answer", "code", "replaced"),
+    [(b"y\n", ExitCode.OK, True), (b"n\n", ExitCode.USAGE, False), (b"\x03", ExitCode.INTERRUPTED, False)],
+)
+def test_export_asks_on_a_terminal_before_it_replaces(
+    answer: bytes, code: ExitCode, replaced: bool, store: str, tmp_path: Path
+) -> None:
+    target, said = tmp_path / "out.jsonl", b""
+    target.write_text("old\n", encoding="utf-8")
+    command = [sys.executable, "-m", "memevolve_gpu.cli", "export", str(target), "--store", store]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": str(SOURCE)})
+    with contextlib.suppress(OSError):  # Linux ends a terminal that nobody has open any more with an error
+        while part := os.read(terminal, 4096):
+            said += part
+            if b"Replace it? [y/N]" in said and answer:
+                os.write(terminal, answer)
+                answer = b""
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code, said
+    assert b"Traceback" not in said
+    assert (target.read_text(encoding="utf-8") != "old\n") is replaced
+
+
 def test_every_error_of_the_package_has_a_code() -> None:
     from memevolve_gpu import errors
     from memevolve_gpu.cli.app import exit_code_of
@@ -1090,3 +1176,60 @@ def test_a_line_that_is_nested_too_deep_is_named(depth: int) -> None:
         message = bad(ExitCode.USAGE, command, "deep.jsonl", "--store", "memory", "--embedder", "hashing")
         assert "deep.jsonl line 2" in message
         assert "nested too deep" in message
+
+
+# demo, doctor, completion
+
+
+def test_a_crash_is_shown_and_nothing_is_lost(tmp_path: Path) -> None:
+    document = ok("demo", "crash", "--crash")
+    assert (document["lost"], document["problems"], document["restored"]) == (0, [], 100)
+    assert document["acknowledged"] >= 240
+    with VectorStore(document["replaced"], None) as before:
+        assert before.count() >= 100 + document["acknowledged"]
+    assert len(ids("crash/memory")) == 100
+
+
+def test_doctor_says_what_is_wrong_and_what_to_do(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ok("doctor", "--store", store)["ok"] is True
+
+    def finding(check: str, *arguments: str) -> str:
+        result = run("doctor", *arguments, "--json")
+        assert result.exit_code == ExitCode.FAILED
+        (found,) = (one for one in json.loads(result.stdout)["checks"] if one["check"] == check)
+        assert found["state"] == "wrong", found
+        return str(found["finding"])
+
+    def clash() -> dict[str, str]:
+        return {"faiss-cpu": "1.11", "faiss-gpu": "1.11"}
+
+    with monkeypatch.context() as patched:
+        patched.setattr("memevolve_gpu.index.faiss_support.installed_distributions", clash)
+        patched.setattr("memevolve_gpu.index.faiss_support._module", None)
+        assert "pip uninstall -y faiss-cpu faiss-gpu" in finding("faiss", "--store", store)
+    with monkeypatch.context() as patched:
+        patched.setattr("memevolve_gpu.records.file_lock.filesystem_of", lambda *_: "nfs4")
+        assert "network file system (nfs4)" in finding("file system", "--store", store)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 0))
+        assert "free some" in finding("disk", "--store", store)
+    with monkeypatch.context() as patched:
+        patched.setenv("MEMEVOLVE_STORAGE_DEVICE", "cuda")
+        assert "MEMEVOLVE_STORAGE_DEVICE=auto" in finding("gpu", "--store", store)
+    embedder = HashingEmbedder(384)
+    embedder.model_name = "another-model"
+    VectorStore("other", embedder).close()
+    assert "another-model" in finding("model", "--store", "other")
+
+
+def test_tab_completion_offers_commands_options_and_stores(store: str) -> None:
+    def offered(shell: str, *words: str) -> list[str]:
+        line = " ".join(("memevolve-store", *words))
+        environment = {"_MEMEVOLVE_STORE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
+        environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+        return re.findall(r"[-/\w.]+", process(env=environment).stdout)
+
+    for shell in ("bash", "zsh", "fish"):
+        assert "health" in offered(shell, "hea")
+        assert "--filters" in offered(shell, "list", "--filt")
+        assert store in offered(shell, "list", "--store", store[:-1])

@@ -164,7 +164,7 @@ def test_embed_shows_what_the_embedder_does(store: str) -> None:
     assert document["vectors"] == HashingEmbedder(384).embed_batch(["one text", "another"]).tolist()
     told = run("embed", "one text", "one text", "--store", store).stdout
     assert "hashing-lexical-384: 384 numbers" in told
-    assert told.count("1.0000  1.0000") == 2
+    assert told.count("1.0000\t1.0000") == 2
     assert len(ids(store)) == 4
 
 

@@ -195,7 +195,7 @@ def test_stats_prints_the_plan_and_why(
     for name, value in named.items():
         monkeypatch.setenv(f"MEMEVOLVE_STORAGE_{name}", value)
     run()
-    stats(store=prefix)
+    stats(store=prefix, every=True)
     text = capsys.readouterr().out
     for sentence in said:
         assert sentence in text

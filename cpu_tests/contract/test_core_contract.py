@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 import threading
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -17,8 +18,10 @@ from support import SEED, FakeEmbedder
 from memevolve_gpu import (
     CapacityError,
     ConfigurationError,
+    ConflictError,
     DimensionMismatchError,
     EmbeddingError,
+    HalfLife,
     InvalidFilterError,
     InvalidQueryError,
     InvalidUnitError,
@@ -34,6 +37,7 @@ from memevolve_gpu.components.retrieve import HybridRetrievalStrategy, SemanticR
 from memevolve_gpu.components.store import base, report_types
 from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.records.filters import matches
+from memevolve_gpu.utils.timestamps import parse_stamp
 
 DIM = 24
 Make = Any
@@ -61,6 +65,7 @@ ODD_DETAILS = [
 ]
 
 ONLY_IN_FILES = {
+    *("delete_where", "facets", "patch", "search_units", "update_where"),
     "access_counts",
     "access_order",
     "change_number",
@@ -531,6 +536,173 @@ class TestFilters:
                 store.search("x", filters=bad)
             with pytest.raises(InvalidFilterError):
                 store.units(bad)
+
+
+ODD: list[Any] = [3, 1.5, "b", None, True, ["x", 2], {"k": 1}, "B", False, 2**60, "é", [], -1, 3.0]
+
+
+def order_key(value: Any) -> tuple[int, Any]:
+    kinds = {type(None): 0, bool: 1 + (value is True), int: 3, float: 3, str: 4}
+    return kinds.get(type(value), 5), value if type(value) in (int, float, str) else 0
+
+
+class TestReading:
+    def filled(self, make: Make) -> Any:
+        store = make()
+        extra = [{} if n == 20 else {"v": ODD[n % len(ODD)]} for n in range(30)]
+        store.store_batch([{**unit, **more} for unit, more in zip(units(30), extra, strict=True)])
+        return store
+
+    @pytest.mark.parametrize("order_by", [None, "v", "-v", "metadata.score", "-metadata.score", "id"])
+    @pytest.mark.parametrize("filters", [None, {"or": [{"type": "tool"}, {"v": {"exists": True}}]}])
+    def test_pages_are_the_whole_in_order(self, make: Make, order_by: str | None, filters: Any) -> None:
+        store = self.filled(make)
+        expected = [unit for unit in store.retrieve_all() if matches(filters, unit)]
+        if order_by is not None:
+            path = order_by.removeprefix("-").split(".")
+
+            def key(unit: Any) -> tuple[int, Any]:
+                for part in path:
+                    unit = unit.get(part)
+                return order_key(unit)
+
+            expected.sort(key=key, reverse=order_by.startswith("-"))
+        ids = [unit["id"] for unit in expected]
+        assert [unit["id"] for unit in store.units(filters, order_by=order_by)] == ids
+        found: list[str] = []
+        cursor = None
+        while True:
+            page = store.units(filters, order_by=order_by, limit=4, after=cursor)
+            more = [unit["id"] for unit in page]
+            if not more:
+                break
+            assert page.cursor != cursor
+            found, cursor = [*found, *more], page.cursor
+        assert found == ids
+        assert list(store.units(filters, limit=0)) == []
+        for bad in ("nonsense", "[1]", 7):
+            with pytest.raises(InvalidQueryError, match="after"):
+                list(store.units(after=bad))
+        with pytest.raises(InvalidQueryError, match="order_by"):
+            store.units(order_by="a..b")
+
+    def test_values_are_counted(self, make: Make) -> None:
+        store = self.filled(make)
+        assert store.facets("v")[:4] == [(3, 5), (1.5, 3), (None, 2), (False, 2)]
+        assert store.facets("v") == StorageBackend.facets(store, "v")
+        assert dict(store.facets("tags", {"id": ["u0", "u5", "u1"]})) == {"all": 3, "t0": 2, "t1": 1}
+        assert store.facets("type", {"type": {"ne": "tool"}}, limit=1) == [("lesson", 8)]
+        store.update("u0", {"content": "changed", "tags": ["t1", "t1"]})
+        store.delete("u1")
+        assert dict(store.facets("tags", {"id": ["u0", "u5", "u1"]})) == {"all": 1, "t0": 1, "t1": 1}
+        assert store.count({"tags": "t1"}) == 6
+
+    def test_parts_are_changed(self, make: Make) -> None:
+        embedder = FakeEmbedder(DIM)
+        store = make(embedder=embedder)
+        store.store_batch(units(20))
+        before, calls = store.retrieve("u3"), embedder.calls
+        assert store.patch("u3", {"metadata": {"score": 9, "new": {"a": 1}}, "tags": None})
+        after = store.retrieve("u3")
+        assert before is not None
+        assert after is not None
+        assert after["metadata"]["score"] == 9
+        assert after["metadata"]["created_at"] == before["metadata"]["created_at"]
+        assert after["content"] == before["content"]
+        assert "tags" not in after
+        assert store.patch("u3", {"metadata": {"new": None}, "content": "entirely other words"})
+        assert store.search("entirely other words", 1)[0][1] == "u3"
+        assert embedder.calls > calls
+        assert not store.patch("none", {"content": "x"})
+        for bad in ({"id": "u4"}, {"metadata": 3}, "text", {"content": float("nan")}):
+            with pytest.raises(InvalidUnitError):
+                store.patch("u3", bad)
+        assert store.update_where({"type": "tool"}, {"metadata": {"seen": True}}) == 5
+        assert store.update_where({"type": "none"}, {"metadata": {"seen": True}}) == 0
+        with pytest.raises(InvalidUnitError):
+            store.update_where({"type": "tool"}, {"metadata": {"seen": float("inf")}})
+        assert ids_of(store, {"metadata.seen": True}) == ids_of(store, {"type": "tool"})
+        assert store.delete_where({"not": {"metadata.seen": True}}) == 15
+        assert store.count() == 5
+        without: list[Any] = [{}, {"and": []}, None, {"not": {"or": []}}]
+        for every in without:
+            with pytest.raises(InvalidFilterError, match="condition"):
+                store.delete_where(every)
+        assert store.count() == 5
+
+    def test_a_unit_that_is_stored_again_keeps_its_age_and_a_superseded_one_goes(self, make: Make) -> None:
+        store = make()
+        store.store({"id": "a", "content": "one", "metadata": {"created_at": "2020-01-01T00:00:00+00:00"}})
+        store.store({"id": "a", "content": "two", "metadata": {"k": 1}})
+        store.store_batch([{"id": "a", "content": "three"}, {"id": "b", "content": "four"}])
+        metadata = store.get_metadata("a")
+        assert metadata == {"created_at": "2020-01-01T00:00:00+00:00"}
+        assert store.get_metadata("b") != metadata
+        store.store({"id": "a", "content": "five", "metadata": {"created_at": "2021-01-01"}})
+        assert store.get_metadata("a") == {"created_at": "2021-01-01"}
+        assert store.store({"id": "c", "content": "six"}, replaces="a") == "c"
+        assert not store.exists("a")
+        with pytest.raises(ConflictError):
+            store.store({"id": "d", "content": "seven"}, replaces="a")
+        assert {unit["id"] for unit in store.retrieve_all()} == {"b", "c"}
+
+    def test_searches_are_paged_and_cut_by_score(self, make: Make) -> None:
+        store = make()
+        store.store_batch(units(40))
+        hits = store.search_units("fact number 7", 20)
+        paged = [hit.id for at in range(0, 20, 6) for hit in store.search_units("fact number 7", 6, offset=at)][:20]
+        assert paged == [hit.id for hit in hits]
+        assert [one for _, one in store.search("fact number 7", 5, offset=3)] == [hit.id for hit in hits[3:8]]
+        least = hits[4].score
+        assert [hit.id for hit in store.search_units("fact number 7", 20, min_score=least)] == [
+            hit.id for hit in hits if hit.score >= least
+        ]
+        assert len(store.search("fact number 7", 20, min_score=least)) == sum(hit.score >= least for hit in hits)
+        for bad in (-1, 1.5, None, True):
+            with pytest.raises(InvalidQueryError, match="offset"):
+                store.search("x", offset=bad)
+        with pytest.raises(InvalidQueryError, match="min_score"):
+            store.search_units("x", min_score="high")
+
+    @pytest.mark.parametrize("weights", [None, {"recency": 0.4}, {"recency": 1, "importance": 0.2}])
+    @pytest.mark.parametrize("metric", ["l2", "cosine"])
+    def test_ranking_is_that_of_a_full_scan(self, make: Make, metric: str, weights: Any) -> None:
+        store = make(metric=metric)
+        rng = random.Random(7)
+        given = []
+        for number in range(200):
+            created = datetime.fromtimestamp(1_700_000_000 + rng.randrange(200 * 86_400), timezone.utc).isoformat()
+            odd: dict[str, Any] = rng.choice(
+                [{}, {"importance": rng.random()}, {"importance": "high"}, {"importance": 7}]
+            )
+            metadata = {"created_at": created if number % 9 else "long ago", **odd}
+            given.append(
+                {"id": f"u{number}", "content": f"fact {rng.randrange(60)} {number % 13}", "metadata": metadata}
+            )
+        store.store_batch(given)
+        now, half = 1_700_000_000 + 200 * 86_400, 30 * 86_400
+        options: dict[str, Any] = {"recency": HalfLife("30d", now=float(now)), "importance": "metadata.importance"}
+        for filters in (None, {"metadata.importance": {"exists": True}}):
+            expected = []
+            for hit in store.search_units("fact 7 3", 200, filters, 1.0):
+                stamp = parse_stamp(hit.unit["metadata"]["created_at"])
+                decay = 0.5 if stamp is None else 0.5 ** (max(0.0, now - stamp) / half)
+                value = hit.unit["metadata"].get("importance")
+                value = min(1.0, value) if isinstance(value, (int, float)) else 0.5
+                w, v = (weights or {}).get("recency", 1), (weights or {}).get("importance", 1)
+                similarity = 1 / (1 + hit.distance) if metric == "l2" else max(0.0, 1 - hit.distance)
+                expected.append((similarity * (1 - w + w * decay) * (1 - v + v * value), hit.id))
+            expected.sort(key=lambda pair: -pair[0])
+            found = store.search_units("fact 7 3", 10, filters, 1.0, weights=weights, **options)
+            assert [hit.score for hit in found] == pytest.approx([score for score, _ in expected[:10]], rel=1e-5)
+            assert [hit.id for hit in found] == [unit_id for _, unit_id in expected[:10]]
+            later = store.search_units("fact 7 3", 10, filters, 1.0, weights=weights, offset=10, **options)
+            assert [hit.score for hit in later] == pytest.approx([score for score, _ in expected[10:20]], rel=1e-5)
+        bad: list[dict[str, Any]] = [{"recency": "30d"}, {"importance": ""}, {"weights": {"age": 1}}]
+        bad += [{"importance": "a", "weights": {"importance": 2}}]
+        for one in bad:
+            with pytest.raises(InvalidQueryError):
+                store.search_units("x", **one)
 
 
 class TestRefusals:

@@ -12,10 +12,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SEED", "FakeBatchEmbedder", "FakeEmbedder", "as_child"]
+__all__ = ["SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child"]
 
 SEED = 20_260_101
 """Seed of every random choice of the tests that hypothesis does not make; printed in the header of a run."""
+
+STAND_IN = """
+from memevolve_gpu import HashingEmbedder
+
+class SentenceTransformer:
+    def __init__(self, source, device, local_files_only): pass
+    def encode(self, texts, **options): return HashingEmbedder(384).embed_batch(texts)
+"""
+"""A model of words for where sentence-transformers is not installed; where it is, the real model runs."""
 
 Vector = npt.NDArray[np.float32]
 

@@ -165,7 +165,7 @@ def test_asking_for_a_gpu_that_is_not_there_warns_and_auto_does_not(tmp_path: Pa
         (warning,) = events(store, "device-refused")
         assert "no NVIDIA driver" in warning
         health = store.get_storage_health()
-        assert health["device"]["disappointed"]
+        assert health["device"]["unmet"]
         assert any("No GPU is used" in sentence for sentence in health["recommendations"])
     with filled(tmp_path, machine_with(None, "auto"), "other", device="auto") as store:
         assert events(store, "device-refused") == []

@@ -23,7 +23,7 @@ from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, aindex, index
 from langchain_kit import AsyncOnly, Plain, Words, documents
 
-from memevolve_gpu import VectorStore
+from memevolve_gpu import StorageBackend, VectorStore
 from memevolve_gpu.errors import (
     ConfigurationError,
     DimensionMismatchError,
@@ -337,14 +337,15 @@ def test_deleting_by_filter_spares_what_changes_meanwhile(
     store: MemEvolveVectorStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.add_texts(["old one", "old two"], [{"n": 1}, {"n": 1}], ids=["1", "2"])
-    matching = store._adapter._matching
+    monkeypatch.setattr(VectorStore, "delete_where", StorageBackend.delete_where)  # that of other backends
+    matching = store.backend.units
 
-    def meanwhile(filters: Any) -> list[str]:
-        found = matching(filters)
+    def meanwhile(filters: Any) -> list[dict[str, Any]]:
+        found = list(matching(filters))
         store.add_texts(["new one"], [{"n": 2}], ids=["1"])
         return found
 
-    monkeypatch.setattr(store._adapter, "_matching", meanwhile)
+    monkeypatch.setattr(store.backend, "units", meanwhile)
     store.delete(filter={"n": 1})
     assert contents(store.get_by_ids(["1", "2"])) == ["new one"]
 

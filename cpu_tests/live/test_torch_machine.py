@@ -32,6 +32,7 @@ from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
 from memevolve_gpu.live import live_index, rebuild, scheduler
 from memevolve_gpu.live.view import View, ViewFilter
+from memevolve_gpu.records.filters import parse
 from memevolve_gpu.types import FloatArray, IntArray, SearchParams
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -281,7 +282,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
 
     @rule()
     def hold(self) -> None:
-        view, view_filter = self.store._open.live._view_and_mask({"metadata.kind": "skill"})
+        view, view_filter = self.store._open.live._view_and_mask(parse({"metadata.kind": "skill"}))
         self.held = [*self.held[-3:], Held(view, view_filter, dict(self.model))]
 
     @precondition(lambda self: bool(getattr(self, "held", None)))
@@ -308,7 +309,7 @@ class DeviceAgreesWithDict(RuleBasedStateMachine):
     def agrees(self) -> None:
         if hasattr(self, "store"):
             assert self.store.count() == len(self.model)
-            view, view_filter = self.store._open.live._view_and_mask({"metadata.kind": "skill"})
+            view, view_filter = self.store._open.live._view_and_mask(parse({"metadata.kind": "skill"}))
             assert view.count == len(self.model)
             self.check_view(Held(view, view_filter, self.model), self.queries(2), 10, False)
             self.check_view(Held(view, view_filter, self.model), self.queries(1), 5, True)

@@ -21,7 +21,7 @@ from memevolve_gpu.milvus.filters import (
     joined,
     quoted,
 )
-from memevolve_gpu.records.filters import matches
+from memevolve_gpu.records.filters import conditions_of, matches, parse
 
 TEXTS = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=30)
 NUMBERS = st.one_of(
@@ -44,9 +44,20 @@ CONDITIONS = st.one_of(
     st.dictionaries(st.sampled_from(["in", "nin"]), st.lists(SCALARS, max_size=4), min_size=1, max_size=2),
     st.dictionaries(st.sampled_from(["gt", "gte", "lt", "lte"]), st.one_of(NUMBERS, TEXTS), min_size=1, max_size=2),
     st.fixed_dictionaries({"exists": st.booleans()}),
+    st.dictionaries(st.sampled_from(["contains", "startswith", "ieq"]), TEXTS, min_size=1, max_size=1),
+    st.fixed_dictionaries({"size": st.integers(0, 3)}),
+    st.fixed_dictionaries({"all": st.lists(SCALARS, min_size=1, max_size=2)}),
 )
 PATHS = st.lists(st.sampled_from(["a", "b", "é", 'q"']), min_size=1, max_size=3).map(".".join)
-FILTERS = st.dictionaries(PATHS, CONDITIONS, max_size=3)
+FILTERS = st.recursive(
+    st.dictionaries(PATHS, CONDITIONS, max_size=3),
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"or": st.lists(inner, max_size=3)}),
+        st.fixed_dictionaries({"not": inner}),
+        st.tuples(inner, inner).map(lambda two: {"and": list(two)}),
+    ),
+    max_leaves=4,
+)
 
 
 def server_matches(filters: Any, unit: dict[str, Any]) -> bool:
@@ -59,7 +70,7 @@ def server_matches(filters: Any, unit: dict[str, Any]) -> bool:
 
 def can_be_sure(filters: Any) -> bool:
     """Without ranges the expression means exactly what the filter does."""
-    return not any(isinstance(one, dict) and {"gt", "gte", "lt", "lte"} & set(one) for one in filters.values())
+    return all(one.op in ("in", "exists") for one in conditions_of(parse(filters).root))
 
 
 @given(FILTERS, UNITS)

@@ -70,7 +70,7 @@ def test_a_wrong_table_is_refused_with_setting_file_and_remedy(value: object, sa
     with pytest.raises(ConfigurationError, match=said) as caught:
         read_engine_table(path)
     assert str(caught.value).startswith(f"{SETTING}={path!r}: ")
-    assert "benchmarks/gpu/engine_table.py" in str(caught.value)
+    assert "/docs/how-to/gpu/#measure-your-card" in str(caught.value)
     assert "unset the setting" in str(caught.value)
 
 

@@ -19,7 +19,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "memevolve_gpu"
 
 LAYERS = [
     {"__main__"},
-    {"cli", "demo", "dropin", "integrations", "server"},
+    {"cli", "demo", "dropin", "server"},
+    {"integrations"},
     {"health_hook"},
     {"memory_system"},
     {"backends"},
@@ -38,8 +39,10 @@ NEIGHBOURLY = [{"components", "milvus"}, {"training", "planner", "monitoring"}, 
 ENGINES = {
     "cupy",
     "faiss",
+    "fastembed",
     "grpc",
     "langchain_core",
+    "mcp",
     "openai",
     "pymilvus",
     "pynvml",
@@ -290,7 +293,8 @@ def test_langchain_is_imported_with_its_own_door_only(name: str, found: int) -> 
 @pytest.mark.parametrize("room", sorted(BASES))
 def test_nobody_imports_a_room_that_needs_what_is_optional(room: str) -> None:
     named = {(module.name, target) for module in MODULES for _, target, relative in module.imports() if relative}
-    assert {name for name, target in named if target.split(".")[0] == room and not name.startswith(f"{room}/")} == set()
+    outside = {name for name, target in named if target.split(".")[0] == room and not name.startswith(f"{room}/")}
+    assert outside <= {"cli/serve_commands.py"}  # inside a command
 
 
 def test_rooms_do_not_go_round_in_circles() -> None:
@@ -308,7 +312,7 @@ def test_every_room_has_a_layer() -> None:
 
 def declared() -> set[str]:
     """Import names of the base dependencies and of every engine."""
-    return {"numpy", "apsw", "pydantic", "pydantic_core", "pydantic_settings", "rich", "typer"} | ENGINES
+    return {"numpy", "apsw", "pydantic", "pydantic_core", "pydantic_settings", "re2", "rich", "typer"} | ENGINES
 
 
 def test_nothing_is_imported_that_is_not_declared() -> None:

@@ -102,7 +102,7 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", ["MilvusStore", "StorageBackend", "VectorStore"])
 def test_stores_return_typed_values(name: str) -> None:
-    """``get_metadata`` returns a part of a unit, and ``save_state`` what only ``restore_state`` reads."""
+    """``get_metadata`` and ``facets`` return parts of units, and ``save_state`` what only ``restore_state`` reads."""
     returned = {
         attribute: str(inspect.signature(found).return_annotation)
         for attribute, found in inspect.getmembers(PUBLIC[name], inspect.isroutine)
@@ -110,7 +110,7 @@ def test_stores_return_typed_values(name: str) -> None:
     }
     assert len(returned) > 20
     untyped = {attribute for attribute, annotation in returned.items() if "Any" in annotation}
-    assert untyped == {"get_metadata", "save_state"}
+    assert untyped == {"get_metadata", "facets", "save_state"}
 
 
 def documented(first: int, second: str = "") -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -13,11 +14,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import results_page
 from peers import document
-from peers.charts import charts
+from peers.charts import charts, placed
 from peers.drawing import svg
 from peers.filing import newest
-from peers.report import page
+from peers.report import circumstances, page
 from peers.table import rankings
 
 
@@ -149,3 +151,34 @@ def test_the_document_shows_what_the_committed_run_measured(repository: Path) ->
     text = document.DOCUMENT.read_text(encoding="utf-8")
     results = repository / "benchmarks" / "results" / "peers.jsonl"
     assert document.patched(text, document.section(newest(results), results.parent)) == text
+
+
+def test_a_run_of_growth_is_labelled_with_its_own_sizes(records: list[dict[str, Any]]) -> None:
+    second = [{**records[0], "run": "s"}, {"run": "s", "section": "scaling", "peer": "zvec", "size": 3000}]
+    second += [{"run": "s", "section": "scaling", "peer": "zvec", "size": 70_000}, {"run": "s", "section": "end"}]
+    assert circumstances(records[0], [*records, *second]).startswith("1,000 units, 16 dimensions")
+    assert circumstances(second[0], [*records, *second]).startswith("growth at 3,000, 70,000 units")
+
+
+def test_the_axis_of_recall_keeps_values_near_one_apart() -> None:
+    places = [placed(value, "recall") for value in (0.9, 0.99, 0.999, 1.0)]
+    steps = [after - before for before, after in pairwise(places)]
+    assert steps[:2] == pytest.approx([1.0, 1.0])
+    assert steps[2] > 0.3
+
+
+def test_the_page_of_a_verdict_has_a_colour(records: list[dict[str, Any]]) -> None:
+    html = page(records)
+    for kind in set(re.findall(r'<span class="(\w+)">', html)):
+        assert re.search(rf"(?m)(^|[}};])\.{kind}\{{color:", html), f"no rule colours span.{kind}"
+    assert html.index("<svg") < html.index("<table"), "a picture comes first"
+    assert "prefers-color-scheme:dark" in html
+
+
+def test_the_page_of_results_links_every_figure(repository: Path) -> None:
+    results = repository / "benchmarks" / "results"
+    files = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()} - {"index.html"}
+    assert set(re.findall(r'href="([^"]+)"', results_page.page(results))) == files
+    committed = (results / "index.html").read_text(encoding="utf-8")
+    for name in re.findall(r'(?:href|src)="([^"]+)"', committed):
+        assert (results / name).is_file(), name

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from support import STAND_IN
 
 import memevolve_gpu
 from memevolve_gpu.utils.config import EmbeddingConfig, MilvusConfig, StorageConfig
@@ -177,7 +178,6 @@ def test_documents_and_scripts_use_only_commands_that_exist() -> None:
     for path in [*documents(), ROOT / "scripts" / "demo"]:
         text = path.read_text(encoding="utf-8")
         used = set(re.findall(r"(?m)(?:^|`)memevolve-store ([a-z]+)", text))
-        used |= set(re.findall(r"(?m)^run ([a-z]+)", text)) if path.name == "demo" else set()
         assert used <= commands(), path.name
 
 
@@ -186,16 +186,6 @@ def test_documents_and_scripts_use_only_commands_that_exist() -> None:
 
 def python_of(name: str) -> list[str]:
     return re.findall(r"(?s)```python\n(.*?)```", read(name))
-
-
-STAND_IN = """
-from memevolve_gpu import HashingEmbedder
-
-class SentenceTransformer:
-    def __init__(self, source, device, local_files_only): pass
-    def encode(self, texts, **options): return HashingEmbedder(384).embed_batch(texts)
-"""
-"""A model of words for where sentence-transformers is not installed; where it is, the real model runs."""
 
 
 def run_python_of(name: str, folder: Path) -> str:
@@ -496,28 +486,12 @@ def test_the_changelog_knows_the_version() -> None:
     assert re.search(rf"(?m)^## \[{re.escape(memevolve_gpu.__version__)}\]", read("CHANGELOG.md"))
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built without a network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    (found,) = folder.glob("memevolve_gpu-*.whl")
-    return found
-
-
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     sources = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")}
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
         rest = " ".join(name for name in archive.namelist() if ".dist-info/" in name)
-    assert inside == sources | {"memevolve_gpu/py.typed"}
+    assert inside == sources | {"memevolve_gpu/py.typed", "memevolve_gpu/cli/memory_units.jsonl"}
     assert "LICENSE" in rest
     assert "entry_points.txt" in rest
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
+from filter_oracle import means
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records_kit import DIM, put, vector
 
+from memevolve_gpu import F
 from memevolve_gpu.errors import InvalidFilterError
+from memevolve_gpu.live.field_columns import FieldColumns, Log
 from memevolve_gpu.records import Records, canonical, filter_sql, matches
 from memevolve_gpu.records.filters import MAX_CONDITIONS, MAX_VALUES, parse
 
@@ -22,6 +27,61 @@ UNITS: list[dict[str, Any]] = [
     {"id": "c", "type": "lesson", "tags": [], "metadata": {"score": None, "n": True}},
     {"id": "d", "tags": "git", "metadata": {"n": 1.0, "list": [None, 3, "x", [9], {"y": 9}]}},
     {"id": "e", "type": ["skill", 7], "tags": {"0": "git"}, "metadata": "none", 'odd "key"[0] \\ é\n': 5},
+]
+
+MORE_UNITS: list[dict[str, Any]] = [
+    {"id": "a", "text": "Straße nach Köln", "at": "2026-01-01T12:00:00+02:00", "x.y": {"a.b": 1, "": 2}, "and": 1},
+    {"id": "b", "text": "STRASSE", "at": "2026-01-01T10:00:00Z", "list": ["github", "git"], "n": None},
+    {"id": "c", "text": "Ko\u0308ln 100% _", "at": "2026-01-01", "list": [], '"q"': 1},
+    {"id": "d", "text": ["git push", "\u212a"], "at": "2026-01-02 00:00:00.000001", "list": ["git", 3, None], "$x": 1},
+    {"id": "e", "text": 7, "at": ["2025-12-31T23:00:00-01:00", "later"], "list": "git"},
+]
+
+MORE_CASES: list[tuple[Any, str]] = [
+    ({"or": [{"id": "a"}, {"text": 7}]}, "ae"),
+    ({"$or": [{"id": "a"}, {"text": 7}], "id": {"$ne": "a"}}, "e"),
+    ({"and": [{"id": ["a", "b"]}, {"not": {"id": "a"}}]}, "b"),
+    ([{"id": ["a", "b"]}, {"id": ["b", "c"]}], "b"),
+    ({"nor": [{"id": "a"}, {"id": "b"}]}, "cde"),
+    ({"not": [{"id": ["a", "b"]}, {"id": "b"}]}, "acde"),
+    ({"or": []}, ""),
+    ({"and": []}, "abcde"),
+    ({"id": {"not": {"in": ["a"]}}}, "bcde"),
+    ({"text": "Köln"}, ""),
+    ({"text": {"contains": "Köln"}}, "ac"),
+    ({"text": {"contains": "Ko\u0308ln"}}, "ac"),
+    ({"list": {"contains": "git"}}, "bde"),
+    ({"list": {"contains": 3}}, "d"),
+    ({"list": {"$not_contains": "git"}}, "ac"),
+    ({"text": {"startswith": "git"}}, "d"),
+    ({"text": {"endswith": "E"}}, "b"),
+    ({"text": {"ieq": "straße"}}, "b"),
+    ({"text": {"ieq": "k"}}, "d"),
+    ({"text": "K"}, "d"),
+    ({"text": {"ne": "K"}}, "abce"),
+    ({"text": {"like": "St%K_ln"}}, "a"),
+    ({"text": {"like": "%100\\% \\_"}}, "c"),
+    ({"text": {"ilike": "strasse%"}}, "ab"),
+    ({"list": {"all": ["git", "github"]}}, "b"),
+    ({"list": {"size": 2}}, "b"),
+    ({"list": {"size": {"gte": 1, "lt": 3}}}, "b"),
+    ({"list": {"size": 0}}, "c"),
+    ({"n": {"is_null": True}}, "abcde"),
+    ({"list": {"is_null": False}}, "bcde"),
+    ({"at": "2026-01-01T10:00:00Z"}, "ab"),
+    ({"at": datetime(2026, 1, 1, 10, tzinfo=timezone.utc)}, "ab"),
+    ({"at": np.datetime64("2026-01-01T10:00:00")}, "ab"),
+    ({"at": {"gte": date(2026, 1, 1), "lt": datetime(2026, 1, 1, 11, tzinfo=timezone.utc)}}, "abce"),
+    ({"at": {"gt": "2026-01-01T23:59:59.999999Z"}}, "d"),
+    ({"at": {"between": ["2026-01-01T00:00:00Z", "2026-01-01T00:00:00+00:00"]}}, "ce"),
+    ({"at": "2026-01-01"}, "c"),
+    ({'"x.y"."a.b"': 1}, "a"),
+    ({'"x.y".""': 2}, "a"),
+    ({'"and"': 1}, "a"),
+    ({'"\\"q\\""': 1}, "c"),
+    ({'"$x"': 1}, "d"),
+    ((F("id") == "a") | ~(F("text").contains("a") | (F("id") > "b")), "ab"),
+    (F("list").size({"gte": 1}) & F("at").exists(), "bd"),
 ]
 
 CASES: list[tuple[dict[str, Any] | None, str]] = [
@@ -78,6 +138,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield opened
 
 
+def deep(levels: int) -> Any:
+    return {"not": deep(levels - 1)} if levels else {"a": 1}
+
+
 def refill(store: Records, units: Sequence[dict[str, Any]], folded: int) -> None:
     """Store the units again, the first ``folded`` of them folded into the terms index."""
     with store.write() as tx:
@@ -95,6 +159,47 @@ def test_the_definition(filters: dict[str, Any] | None, expected: str) -> None:
     assert "".join(one["id"] for one in UNITS if matches(filters, one)) == expected
 
 
+@pytest.mark.parametrize("folded", [0, 5])
+def test_every_operator_means_the_same_everywhere(store: Records, folded: int) -> None:
+    refill(store, MORE_UNITS, folded)
+    for filters, expected in MORE_CASES:
+        assert "".join(one["id"] for one in MORE_UNITS if matches(filters, one)) == expected, filters
+        assert "".join(one["id"] for one in store.units(filters=filters)) == expected, filters
+        assert [unit["id"] for unit in store.units_at(store.matching(filters)).values()] == list(expected), filters
+        assert canonical(filters) == canonical([filters])
+
+
+def test_texts_compare_as_they_are_when_asked() -> None:
+    unit = {"id": "Ko\u0308ln", "text": "Ko\u0308ln"}
+    assert matches({"text": "Köln"}, unit)
+    assert not matches(parse({"text": "Köln"}, "exact"), unit)
+    assert matches(parse({"text": "Ko\u0308ln"}, "exact"), unit)
+    assert not matches({"id": "Köln"}, unit)
+
+
+def test_no_character_but_three_becomes_ascii_in_nfc() -> None:
+    made = {normalize("NFC", chr(code)) for code in range(128, 0x110000) if not 0xD800 <= code < 0xE000}
+    assert {text for text in made if text.isascii()} == {"K", ";", "`"}
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|aa)*c", "x*x*x*x*x*y", ".*.*.*=.*"])
+def test_regular_expressions_take_linear_time(store: Records, pattern: str) -> None:
+    pytest.importorskip("re2")
+    refill(store, [{"id": "a", "text": "a" * 200_000}, {"id": "b", "text": "aab xy = c"}], 0)
+    assert [one["id"] for one in store.units(filters={"text": {"$regex": pattern}})] == ["b"]
+    for bad in ("(?=a)", "(", r"(a)\1"):
+        with pytest.raises(InvalidFilterError, match="RE2"):
+            parse({"text": {"regex": bad}})
+
+
+def test_the_builder_refuses_to_drop_a_condition() -> None:
+    with pytest.raises(TypeError, match="combine conditions with &"):
+        _ = (F("a") > 1) and (F("b") > 2)
+    with pytest.raises(TypeError, match="combine conditions with &"):
+        _ = 0 < F("a") < 1
+    assert ({"a": 1} | (F("b") != 2)) == {"or": [{"b": {"ne": 2}}, {"a": 1}]}
+
+
 @pytest.mark.parametrize("folded", [0, 2, 5])
 def test_sql_follows_the_definition_on_the_examples(store: Records, folded: int) -> None:
     refill(store, UNITS, folded)
@@ -109,6 +214,21 @@ def test_sql_follows_the_definition_on_the_examples(store: Records, folded: int)
     ("filters", "named"),
     [
         ({"a": {"near": 1}}, "'near'"),
+        ({"a": {"$gtt": 1}}, "'$gtt', did you mean 'gt'?"),
+        ({"a": {">=": 1}}, "did you mean 'gte'?"),
+        ({"a": {"contain": 1}}, "did you mean 'contains'?"),
+        ({"a": {"b": 1}}, "'a.b'"),
+        ({"$nand": []}, "did you mean"),
+        ({"or": {"a": 1}}, "takes a list of filters"),
+        ({"and": [1]}, "filters['and'][0] must be a mapping"),
+        ({"a": {"all": []}}, "all takes a list that is not empty"),
+        ({"a": {"between": [1]}}, "[least, largest]"),
+        ({"a": {"size": -1}}, "size takes"),
+        ({"a": {"size": {"near": 1}}}, "size takes"),
+        ({"a": {"startswith": 1}}, "startswith takes a string"),
+        ({"a": {"like": "x" * 1001}}, "1001 characters"),
+        ({"a": np.datetime64("NaT")}, "not datetime64"),
+        (deep(30), "nested more than 20 deep"),
         ({"a": {}}, "filters['a']"),
         ({"a": {1: 2}}, "unknown operator 1"),
         ({"a": {"in": "text"}}, "takes a list"),
@@ -232,7 +352,11 @@ TEXTS = st.one_of(
     ),
     st.text(st.characters(codec="utf-8"), max_size=4),
 )
-SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
+TIMES = st.sampled_from(
+    ["2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00", "2026-01-01", "2025-12-31 23:59:59.999999-00:30"]
+)
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS, TIMES)
+TEXT_OPERATORS = ("startswith", "endswith", "ieq")
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=6
 )
@@ -250,11 +374,19 @@ def conditions(draw: st.DrawFn, near: st.SearchStrategy[Any]) -> Any:
             "ne": scalar,
             "in": st.lists(scalar, max_size=3),
             "nin": st.lists(scalar, max_size=3),
-            **{op: st.one_of(NUMBERS, TEXTS) for op in ("gt", "gte", "lt", "lte")},
+            **{op: st.one_of(NUMBERS, TEXTS, TIMES) for op in ("gt", "gte", "$lt", "lte")},
             "exists": st.booleans(),
+            "is_null": st.booleans(),
+            "size": st.integers(0, 3),
+            "$all": st.lists(scalar, min_size=1, max_size=2),
+            "contains": scalar,
+            "not_contains": scalar,
+            **{op: st.one_of(TEXTS, near.filter(lambda one: isinstance(one, str))) for op in TEXT_OPERATORS},
+            "between": st.lists(NUMBERS, min_size=2, max_size=2),
         },
     ).filter(bool)
-    return draw(st.one_of(simple, operators))
+    operators = operators.map(lambda many: dict(list(many.items())[:3]))
+    return draw(st.one_of(simple, operators, operators.map(lambda one: {"$not": one})))
 
 
 def scalars_of(value: Any) -> list[Any]:
@@ -270,11 +402,17 @@ def worlds(draw: st.DrawFn) -> tuple[list[dict[str, Any]], int, list[dict[str, A
     indexes = draw(st.lists(st.dictionaries(KEYS, VALUES, max_size=4), min_size=1, max_size=6))
     units = [{**index, "id": f"u{number}"} for number, index in enumerate(indexes)]
     near = st.sampled_from([one for unit in units for one in scalars_of(unit)])
-    filters = draw(
-        st.lists(
-            st.dictionaries(PATHS | st.just("id"), conditions(near), min_size=1, max_size=2), min_size=1, max_size=5
-        )
+    leaf = st.dictionaries(PATHS | st.just("id"), conditions(near), min_size=1, max_size=2)
+    tree = st.recursive(
+        leaf,
+        lambda inner: st.one_of(
+            st.fixed_dictionaries({"or": st.lists(inner, max_size=3)}),
+            st.fixed_dictionaries({"$and": st.lists(inner, max_size=2)}),
+            st.fixed_dictionaries({"not": inner}),
+        ),
+        max_leaves=3,
     )
+    filters = draw(st.lists(tree, min_size=1, max_size=5))
     return units, draw(st.integers(0, len(units))), filters
 
 
@@ -295,9 +433,13 @@ def test_sql_and_python_agree(
 
 def agree(store: Records, units: list[dict[str, Any]], filters: list[dict[str, Any]]) -> None:
     for one in filters:
-        expected = [unit["id"] for unit in units if matches(one, unit)]
+        expected = [unit["id"] for unit in units if means(one, unit)]
+        assert [unit["id"] for unit in units if matches(one, unit)] == expected, one
         found = store.units_at(store.matching(one))
         assert [found[slot]["id"] for slot in sorted(found)] == expected
+        live = store.matching(None)
+        slots = FieldColumns(store).matching(parse(one), Log(1, lambda: live, lambda _: None))  # noqa: B023
+        assert slots.tolist() == sorted(found), one
         assert [unit["id"] for unit in store.units(filters=one)] == expected
 
 

@@ -19,6 +19,7 @@ from records_kit import DIM, foreign_connection, put, vector
 
 from memevolve_gpu.errors import CorruptStoreError, NotAStoreError, StorageError
 from memevolve_gpu.records import Records
+from memevolve_gpu.records.lineage import LINK_BYTES, TOKEN_BYTES
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "schema-1-snapshot-1.zip"
 OLD = [f"old{i}" for i in range(20)]
@@ -132,6 +133,21 @@ def test_a_file_into_which_a_part_of_its_log_was_copied_is_its_own(prefix: Path,
     assert ids_at(prefix) == [*OLD, *NEW, "last"]
 
 
+def test_a_log_whose_first_frame_a_power_cut_tore_is_not_foreign(prefix: Path) -> None:
+    """Its link is half old, half new, and fits nothing; SQLite does not replay such a frame either."""
+    killed(partial(write, prefix, OLD))
+    with Records.open(prefix) as records:
+        records.checkpoint()
+    killed(partial(write, prefix, NEW))
+    wal = Path(f"{prefix}.db-wal")
+    frame = 32 + 24 + 4096
+    with wal.open("r+b") as file:
+        file.truncate(frame)
+        file.seek(frame - LINK_BYTES)
+        file.write(b"\xff" * 2 * TOKEN_BYTES)
+    assert ids_at(prefix) == OLD
+
+
 def test_a_copy_that_is_older_than_the_log_by_one_write_is_noticed(tmp_path: Path, prefix: Path) -> None:
     with Records.open(prefix, dim=DIM) as records:
         put(records, "a")
@@ -238,13 +254,45 @@ def test_a_file_that_is_copied_over_beside_a_live_process_is_refused(tmp_path: P
     assert ids_at(prefix) == ["a"]
 
 
-def test_a_live_writer_notices_that_its_file_was_copied_over(records: Records, tmp_path: Path) -> None:
-    put(records, "a")
-    records.backup(tmp_path / "backup.db")
-    put(records, "b")
-    shutil.copyfile(tmp_path / "backup.db", records.path)
-    with pytest.raises(CorruptStoreError, match="close the store in every process"):
-        put(records, "c")
+@pytest.mark.parametrize("door", ["read", "write"])
+@pytest.mark.parametrize("what", ["backup", "older copy", "other store"])
+@pytest.mark.parametrize("log", ["with a log", "log emptied"])
+def test_a_live_process_notices_that_its_file_was_copied_over(
+    records: Records, tmp_path: Path, door: str, what: str, log: str
+) -> None:
+    copies = {"backup": tmp_path / "backup.db", "older copy": tmp_path / "copy", "other store": tmp_path / "other.db"}
+    for name in OLD:
+        put(records, name)
+    records.checkpoint()
+    records.backup(copies["backup"])
+    shutil.copyfile(records.path, copies["older copy"])
+    write(tmp_path / "other", ["x"]).close()
+    for name in NEW:
+        put(records, name)
+    if log == "log emptied":
+        records.checkpoint()
+    assert records.head().count == len(OLD) + len(NEW)
+    shutil.copyfile(copies[what], records.path)
+    act = partial(records.get, OLD[0]) if door == "read" else partial(put, records, "later")
+    for _ in range(2):
+        with pytest.raises(CorruptStoreError, match="close the store in every process, then restore"):
+            act()
+    assert records.damage is not None
+
+
+def test_a_reader_follows_a_file_into_which_others_copy_their_log(records: Records, prefix: Path) -> None:
+    names = [f"n{number}" for number in range(30)]
+    with Records.open(prefix, dim=DIM, durability="normal") as other:
+        for number, name in enumerate(names):
+            put(other, name)
+            if number % 3 == 0:
+                other.checkpoint()
+            elif number % 3 == 1:
+                foreign_connection(records.path).wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            assert records.get(name) is not None
+            assert records.head().count == number + 1
+    put(records, "last")
+    assert list(records.ids()) == [*names, "last"]
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -540,6 +540,28 @@ def test_out_of_descriptors_says_so(records: Records) -> None:
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
 
 
+def test_many_stores_in_a_process_need_the_files_that_the_error_says(tmp_path: Path) -> None:
+    """Stores are opened until the descriptors are used up; each of them stays in use."""
+    limit, each = 128, 7
+
+    def act() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        free = limit - len(list(Path("/dev/fd").iterdir()))
+        kept: list[Records] = []
+
+        def open_and_use() -> None:
+            while len(kept) < limit:
+                kept.append(Records.open(tmp_path / f"r{len(kept)}", dim=DIM))
+                put(kept[-1], "a")
+                assert kept[-1].get("a") is not None
+
+        with pytest.raises(StorageError, match=f"too many files open: a store takes {each}, and 2 more"):
+            open_and_use()
+        assert free // each <= len(kept) <= free // (each - 2)
+
+    assert as_child(act) == 0
+
+
 def test_a_file_size_limit_is_a_full_disk(records: Records) -> None:
     put(records, "a")
 

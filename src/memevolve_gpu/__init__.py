@@ -22,14 +22,16 @@ from .errors import (
     StoreClosedError,
     StoreUnavailableError,
 )
-from .types import Hit, MemoryUnit
 
 if TYPE_CHECKING:
     from .backends import open_store
     from .components.store.base import StorageBackend
+    from .components.store.ranking import HalfLife
     from .components.store.vector_store import VectorStore
-    from .memory_system import MemorySystem, MemorySystemConfig
+    from .memory_system import Memory, MemorySystem, MemorySystemConfig
     from .milvus.store import MilvusStore
+    from .records.filters import F
+    from .types import Hit, MemoryUnit
     from .utils.config import EmbeddingConfig, StorageConfig
     from .utils.embeddings import HashingEmbedder, LocalEmbedder, OpenAIEmbedder
 
@@ -44,6 +46,8 @@ __all__ = [
     "EmbeddingConfig",
     "EmbeddingError",
     "EngineError",
+    "F",
+    "HalfLife",
     "HashingEmbedder",
     "Hit",
     "InvalidFilterError",
@@ -52,6 +56,7 @@ __all__ = [
     "InvalidVectorError",
     "LocalEmbedder",
     "MemEvolveError",
+    "Memory",
     "MemorySystem",
     "MemorySystemConfig",
     "MemoryUnit",
@@ -69,10 +74,15 @@ __all__ = [
 
 _LAZY = {
     "EmbeddingConfig": "utils.config",
+    "F": "records.filters",
+    "HalfLife": "components.store.ranking",
+    "Hit": "types",
     "HashingEmbedder": "utils.embeddings",
     "LocalEmbedder": "utils.embeddings",
+    "Memory": "memory_system",
     "MemorySystem": "memory_system",
     "MemorySystemConfig": "memory_system",
+    "MemoryUnit": "types",
     "MilvusStore": "milvus.store",
     "OpenAIEmbedder": "utils.embeddings",
     "StorageBackend": "components.store.base",

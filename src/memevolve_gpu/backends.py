@@ -55,14 +55,18 @@ def open_store(
         config = config.replace(namespace=namespace_path(namespace))
     if is_on_milvus(place, config):
         return MilvusStore(embedding_function, embedding_dim, config, milvus_at(place))
-    return VectorStore(place or _DEFAULT_PREFIX, embedding_function, embedding_dim, storage_config=config)
+    return VectorStore(_prefix(place), embedding_function, embedding_dim, storage_config=config)
 
 
 def store_exists(place: str | os.PathLike[str] | None, storage_config: Any = None) -> bool:
     """Return whether there is a store at this place."""
     if is_on_milvus(place, StorageConfig.adopt(storage_config)):
         return MilvusStore.exists_at(milvus_at(place))
-    return VectorStore.exists_at(place or _DEFAULT_PREFIX)
+    return VectorStore.exists_at(_prefix(place))
+
+
+def _prefix(place: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
+    return _DEFAULT_PREFIX if place is None or (isinstance(place, str) and not place) else place
 
 
 def is_on_milvus(place: str | os.PathLike[str] | None, config: StorageConfig) -> bool:

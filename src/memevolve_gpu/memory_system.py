@@ -10,7 +10,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from .backends import AnyStore, open_store
 from .components.manage import HealthMetrics, ManagementStrategy, MemoryManager, Operation, SimpleManagementStrategy
@@ -22,16 +23,28 @@ from .components.retrieve import (
     RetrievalStrategy,
 )
 from .components.store.base import StorageBackend, as_backend
+from .components.store.ranking import HalfLife, Ranking
 from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
-from .errors import ConfigurationError, MemEvolveError
+from .errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from .types import MemoryUnit
-from .utils.arguments import whole_number
-from .utils.config import EmbeddingConfig, StorageConfig
-from .utils.embeddings import embedder_from_config
+from .utils.arguments import (
+    callback,
+    listed,
+    mapping,
+    optional_text,
+    path_text,
+    real_number,
+    shown,
+    switch,
+    whole_number,
+    word,
+)
+from .utils.config import EmbeddingConfig, StorageConfig, is_milvus_uri
+from .utils.embeddings import EmbeddingFunction, embedder_from_config
 from .utils.timestamps import now_text
 
-__all__ = ["Capacity", "ComponentType", "MemorySystem", "MemorySystemConfig", "Operation"]
+__all__ = ["Capacity", "ComponentType", "Memory", "MemorySystem", "MemorySystemConfig", "Operation"]
 
 _BELOW_WARNING = 0.1
 _BELOW_THRESHOLD = 0.9
@@ -59,10 +72,11 @@ class Capacity:
     level: float | None = None
 
     def __post_init__(self) -> None:
-        if self.threshold is not None and self.threshold < 1:
-            raise ConfigurationError(f"auto_prune_threshold must be at least 1 unit, got {self.threshold}")
-        if self.level is not None and not 0 <= self.level < 1:
-            raise ConfigurationError(f"prune_to must be a share of at least 0 and below 1, got {self.level}")
+        if self.threshold is not None:
+            whole_number("auto_prune_threshold", self.threshold, error=ConfigurationError)
+        if self.level is not None:
+            below = math.nextafter(1, 0)
+            real_number("prune_to", self.level, "a share of at least 0 and below 1", 0, below, ConfigurationError)
 
     def room(self, backend: StorageBackend, new: int) -> Room:
         """Return how many units to delete so that ``new`` units fit."""
@@ -117,11 +131,9 @@ class ComponentType(Enum):
     @classmethod
     def parse(cls, value: ComponentType | str) -> ComponentType:
         """Return the component of that name. Raises ConfigurationError."""
-        try:
-            return cls(value)
-        except ValueError:
-            names = ", ".join(kind.value for kind in cls)
-            raise ConfigurationError(f"component_type must be one of {names}, got {value!r}") from None
+        if not isinstance(value, cls):
+            word("component_type", value, [kind.value for kind in cls], ConfigurationError)
+        return cls(value)
 
 
 @dataclass
@@ -170,10 +182,13 @@ class MemorySystemConfig:
 
     def __post_init__(self) -> None:
         whole_number("default_retrieval_top_k", self.default_retrieval_top_k, error=ConfigurationError)
-        if self.prune_policy not in POLICIES:
-            raise ConfigurationError(f"prune_policy must be one of {', '.join(POLICIES)}, got {self.prune_policy!r}")
-        if self.log_level is not None and not isinstance(logging.getLevelName(self.log_level.upper()), int):
-            raise ConfigurationError(f"log_level must be a level of Python's logging, got {self.log_level!r}")
+        word("prune_policy", self.prune_policy, POLICIES, ConfigurationError)
+        level = optional_text("log_level", self.log_level)
+        if level is not None and not isinstance(logging.getLevelName(level.upper()), int):
+            raise ConfigurationError(f"log_level must be a level of Python's logging, got {shown(level)}")
+        for name in ("on_encode_complete", "on_retrieve_complete", "on_manage_complete"):
+            callback(name, getattr(self, name))
+        Capacity(self.auto_prune_threshold, self.prune_to)
 
 
 _log = logging.getLogger("memevolve_gpu.memory_system")
@@ -194,6 +209,9 @@ LOG_KEPT = 1000
 
 MEMORY_GROWTH = 1.05
 """After pruning for memory, prune again only when the number of units has grown by this factor."""
+
+
+_System = TypeVar("_System", bound="MemorySystem")
 
 
 class MemorySystem:
@@ -228,7 +246,9 @@ class MemorySystem:
             MemEvolveError: ``config`` names no storage backend, and the ``VectorStore`` of the environment's settings
                 cannot be opened.
         """
-        self.config = config or MemorySystemConfig()
+        if config is not None and not isinstance(config, MemorySystemConfig):
+            raise ConfigurationError(f"config must be a MemorySystemConfig or None, got {shown(config)}")
+        self.config = MemorySystemConfig() if config is None else config
         self._capacity = Capacity(self.config.auto_prune_threshold, self.config.prune_to)
         if self.config.log_level is not None:
             logging.getLogger("memevolve_gpu").setLevel(self.config.log_level.upper())
@@ -239,9 +259,12 @@ class MemorySystem:
             storage = _store_from_env(None)
             self._owned.append(storage)
         self.storage: StorageBackend = storage
-        strategy = self.config.retrieval_strategy or _default_retrieval(self.storage)
+        strategy = self.config.retrieval_strategy
+        strategy = _default_retrieval(self.storage) if strategy is None else strategy
         self.retrieval_context = RetrievalContext(strategy, self.config.default_retrieval_top_k)
-        self.memory_manager = MemoryManager(self.storage, self.config.management_strategy or SimpleManagementStrategy())
+        management = self.config.management_strategy
+        management = SimpleManagementStrategy() if management is None else management
+        self.memory_manager = MemoryManager(self.storage, management)
         self.operation_log: deque[Operation] = deque(maxlen=LOG_KEPT)
         self._swapping = threading.RLock()
         self._making_room = threading.RLock()
@@ -371,14 +394,22 @@ class MemorySystem:
             CapacityError: The units do not fit.
             MemEvolveError: Embedding or storing failed.
         """
-        ids = self._keep(list(units), embeddings, ttl=ttl, expires_at=expires_at)
+        given = listed("units", units, InvalidUnitError)
+        ids = self._keep(given, embeddings, ttl=ttl, expires_at=expires_at)
         self._note("add_units", {"unit_count": len(ids)})
         return ids
 
     # Finding
 
     def query_memory(
-        self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
+        self,
+        query: str,
+        top_k: int | None = None,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[MemoryUnit]:
         """Find the units that match a query best.
 
@@ -386,6 +417,9 @@ class MemorySystem:
             query: The text to search for.
             top_k: Most results; None for ``default_retrieval_top_k``.
             filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+            recency: How fast units fade, such as ``HalfLife("30d")``; None for what the strategy has.
+            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``.
+            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
 
         Returns:
             The units, best first, each with the keys ``score`` and ``retrieval_metadata`` added.
@@ -395,7 +429,8 @@ class MemorySystem:
             InvalidFilterError: ``filters`` is malformed.
             EmbeddingError: The query cannot be embedded.
         """
-        results = self.retrieval_context.retrieve(query, self.storage, top_k, filters)
+        ranking = Ranking.of(recency, importance, weights)
+        results = self.retrieval_context.retrieve(query, self.storage, top_k, filters, ranking=ranking)
         self._note("query_memory", {"query": query, "top_k": top_k, "results_count": len(results)})
         notify(self.config.on_retrieve_complete, query, results)
         return [_as_dict(result) for result in results]
@@ -435,8 +470,7 @@ class MemorySystem:
             "deduplicate": manager.deduplicate,
             "forget": manager.apply_forgetting,
         }
-        if operation not in operations:
-            raise ConfigurationError(f"operation must be one of {', '.join(operations)}, got {operation!r}")
+        word("operation", operation, operations, ConfigurationError)
         result = operations[operation](**options)
         self._note(f"manage_{operation}", {**options, "count": _count_of(result)})
         notify(self.config.on_manage_complete, operation, result)
@@ -499,6 +533,7 @@ class MemorySystem:
                 errors of the component pass through.
         """
         kind = ComponentType.parse(component_type)
+        validate, save_state = switch("validate", validate), switch("save_state", save_state)
         with self._swapping:
             old = self._component(kind)
             if new_component is None:
@@ -520,7 +555,7 @@ class MemorySystem:
             if callable(close):
                 close()
 
-    def __enter__(self) -> MemorySystem:
+    def __enter__(self: _System) -> _System:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -632,6 +667,83 @@ class MemorySystem:
 
     def _note(self, operation: str, details: Mapping[str, Any]) -> None:
         self.operation_log.append({"operation": operation, "details": dict(details), "timestamp": now_text()})
+
+
+class Memory(MemorySystem):
+    """A memory in three calls: a :class:`MemorySystem` whose store and embedder need no configuration.
+
+    The embedder is that of the settings: a service if MEMEVOLVE_EMBEDDING_BASE_URL is set, else a local model if one is
+    installed, else the hashing embedder, which compares words only.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, Memory
+        >>> with Memory("notes", HashingEmbedder()) as memory:
+        ...     unit_id = memory.add("git bisect finds the bad commit")
+        ...     memory.search("which commit is bad")[0]["content"]
+        'git bisect finds the bad commit'
+    """
+
+    def __init__(
+        self,
+        place: str | os.PathLike[str] = "memory",
+        embedding_function: EmbeddingFunction | None = None,
+        **settings: Any,
+    ) -> None:
+        """Open the memory, or create it and its folder.
+
+        Args:
+            place: Path prefix of the store, or ``milvus://host:port/collection``.
+            embedding_function: Maps a text to a 1-D array; None for that of the settings.
+            settings: Fields of :class:`MemorySystemConfig`.
+
+        Raises:
+            MemEvolveError: The store cannot be opened, or a setting is not allowed.
+        """
+        if not is_milvus_uri(place):
+            Path(path_text("place", place)).expanduser().parent.mkdir(parents=True, exist_ok=True)
+        if embedding_function is None:
+            embedding_function = embedder_from_config(EmbeddingConfig())
+        store = open_store(place, embedding_function)
+        try:
+            super().__init__(MemorySystemConfig(storage_backend=store, **settings))
+        except BaseException:
+            store.close()
+            raise
+        self._owned.append(store)
+
+    def add(self, content: str | MemoryUnit, **fields: Any) -> str:
+        """Store one memory.
+
+        Args:
+            content: Its text, or a whole unit.
+            fields: More of the unit, such as ``type="skill"``, ``tags=[...]``, ``metadata={...}`` or ``id="..."``.
+
+        Returns:
+            The id. An id that exists is replaced.
+
+        Raises:
+            MemEvolveError: As :meth:`add_units`.
+        """
+        unit = {"content": content} if isinstance(content, str) else dict(mapping("content", content, InvalidUnitError))
+        return self.add_units([{**unit, **fields}])[0]
+
+    def search(
+        self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
+    ) -> list[MemoryUnit]:
+        """Find the memories that match best: :meth:`query_memory` under the name that most stores use.
+
+        Args:
+            query: The text to search for.
+            top_k: Most results; None for ``default_retrieval_top_k``.
+            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
+
+        Returns:
+            The units, best first, each with the keys ``score`` and ``retrieval_metadata`` added.
+
+        Raises:
+            MemEvolveError: As :meth:`query_memory`.
+        """
+        return self.query_memory(query, top_k, filters)
 
 
 def _store_from_env(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -168,8 +169,8 @@ def test_criteria_that_cannot_be_meant_are_refused(backend: StorageBackend, crit
 
 
 def test_a_bad_filter_is_named(backend: StorageBackend) -> None:
-    with pytest.raises(InvalidFilterError, match="like"):
-        STRATEGY.prune(backend, {"filters": {"type": {"like": "x"}}})
+    with pytest.raises(InvalidFilterError, match="near"):
+        STRATEGY.prune(backend, {"filters": {"type": {"near": "x"}}})
 
 
 def test_the_order_of_writing_is_the_age(tmp_path: Path) -> None:
@@ -646,6 +647,22 @@ def test_reads_that_cannot_be_written_down_are_dropped(tmp_path: Path, monkeypat
         assert store.statistics()["event_totals"]["access-lost"] == 1
         monkeypatch.setattr(records, "write", original)
         assert store.access_counts() == {"a": 500}
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_closing_waits_for_no_other_writer_and_says_what_it_drops(
+    tmp_path: Path, background: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "memevolve_gpu")
+    with store_at(tmp_path) as other:
+        other.store(unit("a"))
+        store = store_at(tmp_path, background=background, lock_timeout=10**6)
+        for _ in range(1100):
+            store.search("a", 1)
+        with ThreadPoolExecutor(1) as pool, other._open.records.write():
+            pool.submit(store.close).result(timeout=60)
+        assert "access-lost: 1 units' access figures: another process was writing" in caplog.text
+        assert "queries-unsaved" in caplog.text
 
 
 def test_an_operation_that_cannot_be_noted_is_done_all_the_same(

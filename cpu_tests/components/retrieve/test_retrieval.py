@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,20 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_kit import Given, open_scratch, store_at, unit
+from support import FakeEmbedder
 
-from memevolve_gpu import VectorStore
+from memevolve_gpu import HalfLife, MemorySystem, MemorySystemConfig, VectorStore
 from memevolve_gpu.components.retrieve import (
     HybridRetrievalStrategy,
     KeywordRetrievalStrategy,
+    Ranking,
     RetrievalContext,
     RetrievalMetrics,
     RetrievalResult,
     RetrievalStrategy,
     SemanticRetrievalStrategy,
+    strategies,
 )
 from memevolve_gpu.components.retrieve.strategies import Ranked, reciprocal_ranks, weighted
 from memevolve_gpu.components.store import StorageBackend
+from memevolve_gpu.components.store import ranking as ranking_module
 from memevolve_gpu.errors import ConfigurationError, EmbeddingError, InvalidFilterError, InvalidQueryError
+from memevolve_gpu.utils.timestamps import parse_stamp
 
 VECTORS = {
     "undo": [1.0, 0.0, 0.0],
@@ -127,7 +133,7 @@ def test_filters_are_pushed_down(backend: StorageBackend, name: str) -> None:
         assert set(found) == allowed
         assert len(found) == len(set(found))
     with pytest.raises(InvalidFilterError):
-        strategy.retrieve(query, backend, 10, {"tags": {"like": "g"}})
+        strategy.retrieve(query, backend, 10, {"tags": {"near": "g"}})
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -335,6 +341,88 @@ def test_metrics_of_many_threads_add_up() -> None:
     summary = metrics.summary()["s"]
     assert (summary["queries"], summary["failures"], summary["empty"]) == (2000, 400, 800)
     assert summary["p50_ms"] == pytest.approx(1.0)
+
+
+# --- by age and importance ------------------------------------------------------------------------------------------
+
+
+def rated(count: int) -> list[dict[str, Any]]:
+    rng = random.Random(5)
+    words = [f"word{n}" for n in range(30)]
+    return [
+        {
+            "id": f"u{n}",
+            "content": " ".join(rng.choices(words, k=6)),
+            "metadata": {
+                "created_at": f"2026-{rng.randrange(1, 12):02d}-{rng.randrange(1, 28):02d}T00:00:00Z",
+                **({} if n % 7 == 0 else {"importance": rng.random()}),
+            },
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("on", ["store", "plain"])
+@pytest.mark.parametrize("name", ["semantic", "keyword", "hybrid"])
+def test_ranking_is_that_of_a_full_scan(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on: str, name: str
+) -> None:
+    monkeypatch.setattr(ranking_module, "_FIRST", 4)
+    monkeypatch.setattr(strategies, "POOL", 4)
+    embedder, units = FakeEmbedder(16), rated(120)
+    backend: StorageBackend = open_scratch()
+    if on == "store":
+        backend = opened = store_at(tmp_path, embedder, metric="cosine")
+        request.addfinalizer(opened.close)
+    backend.store_batch(units)
+    now = 1_796_000_000.0
+    ranking = Ranking(HalfLife("60d", now=now), "metadata.importance", {"recency": 0.8})
+
+    def make(ranking: Ranking | None) -> RetrievalStrategy:
+        if name == "keyword":
+            return KeywordRetrievalStrategy(ranking=ranking)
+        kind = SemanticRetrievalStrategy if name == "semantic" else HybridRetrievalStrategy
+        return kind(embedder, ranking=ranking)
+
+    for question in ("word3 word7", "word1 word2 word5 word8", "word29"):
+        every = make(None).retrieve(question, backend, 120)
+        expected = []
+        for one in every:
+            stamp = parse_stamp(one.unit["metadata"]["created_at"])
+            assert stamp is not None
+            decay = 0.2 + 0.8 * 0.5 ** (max(0.0, now - stamp) / (60 * 86_400))
+            score = max(0.0, one.score) if name == "semantic" else one.score
+            expected.append((score * decay * one.unit["metadata"].get("importance", 0.5), one.unit_id))
+        expected.sort(key=lambda pair: -pair[0])
+        wanted = expected[: min(5, len(expected))]
+        for strategy in (make(ranking), make(None).ranked_by(ranking)):
+            found = strategy.retrieve(question, backend, 5)
+            assert [one.score for one in found] == pytest.approx([score for score, _ in wanted], rel=1e-5)
+            assert [one.unit_id for one in found] == [unit_id for _, unit_id in wanted]
+        if name == "keyword" and on == "store":
+            options = ranking.options
+            assert [unit_id for _, unit_id in backend.search_keywords(question, 5, **options)] == [
+                unit_id for _, unit_id in wanted
+            ]
+        system = MemorySystem(MemorySystemConfig(storage_backend=backend, retrieval_strategy=make(None)))
+        assert [unit["id"] for unit in system.query_memory(question, 5, **ranking.options)] == [
+            one for _, one in wanted
+        ]
+
+
+def test_a_strategy_that_cannot_rank_says_so(backend: StorageBackend) -> None:
+    class Newest(RetrievalStrategy):
+        def retrieve(self, *_: Any, **__: Any) -> list[RetrievalResult]:
+            return []
+
+        def count_relevant(self, *_: Any, **__: Any) -> int:
+            return 0
+
+    with pytest.raises(InvalidQueryError, match="Newest does not rank"):
+        RetrievalContext(Newest()).retrieve("x", backend, ranking=Ranking(HalfLife("1d")))
+    for half_life in ("30", "-1d", 0, "30 years", None, float("nan")):
+        with pytest.raises(InvalidQueryError, match="half-life"):
+            HalfLife(half_life)  # type: ignore[arg-type]
 
 
 # --- on real units --------------------------------------------------------------------------------------------------

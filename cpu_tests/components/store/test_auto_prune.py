@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from memevolve_gpu import CapacityError, EmbeddingError, StorageConfig, VectorSt
 from memevolve_gpu.errors import LockTimeoutError
 from memevolve_gpu.utils.config import serve_memevolve
 
+SEED = 20_261_128
 MANAGES = "MEMEVOLVE_MANAGEMENT_ENABLE_AUTO_MANAGEMENT"
 
 
@@ -254,3 +256,19 @@ def test_what_was_just_read_stays_although_another_process_was_writing(
         assert "a" in held(store)
         assert "b" not in held(store)
         assert store.access_counts()["a"] == 1
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_rows_that_wait_in_memory_move_to_the_snapshot_before_a_write_is_refused(
+    tmp_path: Path, background: bool
+) -> None:
+    dim, count = 64, 6000
+    vectors = np.random.default_rng(SEED).standard_normal((count, dim)).astype(np.float32)
+    limits = StorageConfig(max_memory_mb=0.8, background=background)
+    with VectorStore(tmp_path / "m", None, dim, storage_config=limits) as store:
+        for at in range(0, count, 60):
+            names = [f"n{number}" for number in range(at, at + 60)]
+            store.store_batch([unit(name) for name in names], vectors[at : at + 60])
+        assert store.count() == count
+        assert vectors.nbytes > 0.8 * 2**20 >= store.statistics()["memory_bytes"]
+        assert store.search_vectors(vectors[:1], 1)[1] == [["n0"]]

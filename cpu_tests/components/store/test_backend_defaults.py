@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from abc import ABC
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from memory_kit import Given, store_at, unit
 
 from memevolve_gpu import (
     ConfigurationError,
+    HashingEmbedder,
     InvalidFilterError,
     MemorySystem,
     MemorySystemConfig,
@@ -102,7 +104,7 @@ def test_units_are_read_filtered_and_counted_by_the_ten_methods(filled: StorageB
     assert filled.change_number is None
     assert [one["id"] for one in filled.units({"type": "lesson"})] == ["a", "c"]
     with pytest.raises(InvalidFilterError):
-        filled.units({"type": {"like": "x"}})
+        filled.units({"type": {"near": "x"}})
     assert list(filled.retrieve_batch(["c", "none", "a", "c"])) == ["c", "a"]
     assert (len(filled), "a" in filled, "z" in filled, 7 in filled) == (3, True, False, False)
     assert [one["id"] for one in filled] == ["a", "b", "c"]
@@ -217,3 +219,16 @@ def test_our_own_backends_are_used_as_they_are(tmp_path: Path) -> None:
     with store_at(tmp_path) as store:
         assert as_backend(store) is store
         assert store.capabilities == OPTIONAL - {"refresh"}
+
+
+def test_the_calls_of_other_stores_are_answered_with_ours(tmp_path: Path) -> None:
+    """What somebody types who comes from another vector store; whatever the message names is there."""
+    with VectorStore(tmp_path / "m", HashingEmbedder(16)) as store:
+        for name in ("add", "upsert", "query", "get", "peek", "persist", "similarity_search", "create_index", "info"):
+            assert not hasattr(store, name)
+            with pytest.raises(AttributeError, match=f"no attribute '{name}'; here it is ") as caught:
+                getattr(store, name)
+            for ours in re.findall(r"(\w+)\(", str(caught.value).partition("here it is")[2]):
+                assert ours == "len" or callable(getattr(store, ours))
+        with pytest.raises(AttributeError, match=r"no attribute 'colour'$"):
+            _ = store.colour  # type: ignore[attr-defined]

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import importlib.util
 import inspect
+import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from langchain_kit import Words
+from milvus_fake import FakeMilvus
 from support import FakeBatchEmbedder
 
-from memevolve_gpu import HashingEmbedder, MemEvolveError, StorageConfig, VectorStore
+from memevolve_gpu import (
+    EmbeddingConfig,
+    HashingEmbedder,
+    LocalEmbedder,
+    MemEvolveError,
+    Memory,
+    MemorySystem,
+    MemorySystemConfig,
+    MilvusStore,
+    OpenAIEmbedder,
+    StorageConfig,
+    VectorStore,
+)
+from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
+from memevolve_gpu.components.retrieve import (
+    HybridRetrievalStrategy,
+    KeywordRetrievalStrategy,
+    RetrievalContext,
+    SemanticRetrievalStrategy,
+)
 from memevolve_gpu.components.store.copy import copy_store
+from memevolve_gpu.integrations import langchain
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
+
+from public_names import MODULES  # type: ignore[import-not-found]
 
 DIM = 8
 
@@ -101,28 +132,44 @@ def arguments(call: Callable[..., Any], good: dict[str, Any]) -> Iterator[tuple[
             yield name, at, {**required, name: value}
 
 
+def told(error: Exception) -> str:
+    try:
+        return str(error)[:100]
+    except Exception as odd:  # noqa: BLE001 - the value that the message would show
+        return f"a message that cannot be made: {odd!r}"
+
+
+def first_ones(call: Callable[..., Any]) -> list[str]:
+    """The parameters that can be given by position alone."""
+    return [name for name, one in parameters(call).items() if one.kind is one.POSITIONAL_ONLY]
+
+
 def walk(name: str, call: Callable[..., Any], good: dict[str, Any]) -> list[str]:
     """What came out of the calls that is neither a result nor an error of ours."""
     wrong = []
     for parameter, at, given in arguments(call, good):
         try:
-            result = call(**given)
+            result = call(*[given.pop(first) for first in first_ones(call)], **given)
+            if inspect.iscoroutine(result):
+                result = asyncio.run(result)
             if isinstance(result, Iterator):
                 next(result, None)
+            elif hasattr(result, "close"):
+                result.close()
         except MemEvolveError:
             continue
         except TypeError as error:
-            if "for several ids call" not in str(error):  # the one raw error that is promised
-                wrong.append(f"{name}({parameter}, value {at}): TypeError: {str(error)[:100]}")
+            if "for several ids call" not in told(error):  # the one raw error that is promised
+                wrong.append(f"{name}({parameter}, value {at}): TypeError: {told(error)}")
         except Exception as error:  # noqa: BLE001 - collected
             kind = type(error).__name__
-            shape = f"{type(given[parameter]).__name__}, value {at}"
-            wrong.append(f"{name}({parameter}={shape}): {kind}: {str(error)[:100]}")
+            wrong.append(f"{name}({parameter}, value {at}): {kind}: {told(error)}")
     return wrong
 
 
 UNIT = {"content": "text"}
 GOOD: dict[str, Any] = {
+    "content": "close files",
     "unit": UNIT,
     "units": [UNIT],
     "unit_id": "absent",
@@ -136,12 +183,68 @@ GOOD: dict[str, Any] = {
     "operation_type": "prune",
     "details": {},
     "state": {},
+    "text": "text",
+    "texts": ["text"],
+    "experience": UNIT,
+    "trajectory": [UNIT],
+    "trajectories": [[UNIT]],
+    "unit_ids": ["absent"],
+    "operation": "prune",
+    "documents": [],
+    "k": 1,
+    "vectors": np.ones((1, DIM), np.float32),
+    "distance": 1.0,
+    "metric": "l2",
+    "name": "value",
+    "values": {},
+    "new_component": SemanticRetrievalStrategy(),
+    "semantic_weight": 0.5,
+    "keyword_weight": 0.5,
+    "filters": {"id": "absent"},
+    "field": "type",
+    "changes": {"metadata": {}},
 }
+
+NOBODY = "http://127.0.0.1:9/v1"
+"""An address where no service answers."""
+
+
+class FakeModel:
+    """In the place of sentence_transformers.SentenceTransformer."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def encode(self, texts: list[str], **_: Any) -> Any:
+        return np.ones((len([text.strip() for text in texts]), DIM))
+
+
 READING = {
     *("retrieve", "retrieve_all", "retrieve_batch", "exists", "count", "get_metadata", "search", "search_units"),
     *("search_vectors", "search_keywords", "units", "export_rows", "vectors_of", "sample_vectors", "inventory"),
-    *("similarities", "access_order", "access_counts", "record_access", "get_storage_health", "statistics", "check"),
+    *(
+        "similarities",
+        "facets",
+        "access_order",
+        "access_counts",
+        "record_access",
+        "get_storage_health",
+        "statistics",
+        "check",
+    ),
 }
+
+MADE_BY_US = {
+    *("Hit", "MemoryUnit", "HealthMetrics", "Operation", "Removal", "QueryRecord", "RetrievalResult"),
+    *("RetrievalMetrics", "StrategyMetrics"),
+}
+"""Types of results, which callers read."""
+
+CONTRACTS = {"StorageBackend", "ManagementStrategy", "RetrievalStrategy"}
+"""Contracts that callers fulfil."""
+
+ENDING = {"close", "clear", "aclose", "settings_customise_sources", "adelete_collection", "delete_collection"}
+"""Calls that end or empty what is walked, and take nothing; and a hook of pydantic's."""
 
 
 @pytest.fixture
@@ -153,46 +256,129 @@ def store(tmp_path: Path) -> Iterator[VectorStore]:
         yield opened
 
 
-def test_every_call_of_a_store(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+class Bench:
+    """What the public names need: a store, and an instance of every class."""
+
+    def __init__(self, store: VectorStore, folder: Path) -> None:
+        self.store, self.folder, self.embed = store, folder, FakeBatchEmbedder(DIM)
+        self.good = {
+            **GOOD,
+            "path": folder / "backup",
+            "backup": folder / "absent",
+            "prefix": folder / "new",
+            "index_file": folder / "new",
+            "place": folder / "new",
+            "embedding_function": self.embed,
+            "function": self.embed,
+            "embedding": Words(DIM),
+            "embeddings": Words(DIM),
+            "storage_backend": store,
+            "backend": store,
+            "source": store,
+            "target": store,
+            "strategy": SemanticRetrievalStrategy(),
+            "management_strategy": SimpleManagementStrategy(),
+            "component": SemanticRetrievalStrategy(),
+            "component_type": "retrieval",
+            "config": StorageConfig(),
+        }
+
+    def instances(self) -> dict[str, Callable[[], Any] | None]:
+        """What makes an instance of each public class that has methods; None for a function."""
+        return {
+            "VectorStore": lambda: self.store,
+            "MilvusStore": lambda: MilvusStore(
+                self.embed, DIM, milvus_config={"timeout": 0.3}, client=FakeMilvus().connect
+            ),
+            "MemorySystem": lambda: MemorySystem(MemorySystemConfig(storage_backend=self.store)),
+            "Memory": lambda: Memory(self.folder / "memory", self.embed),
+            "MemoryManager": lambda: MemoryManager(self.store, SimpleManagementStrategy()),
+            "SimpleManagementStrategy": SimpleManagementStrategy,
+            "SemanticRetrievalStrategy": SemanticRetrievalStrategy,
+            "KeywordRetrievalStrategy": KeywordRetrievalStrategy,
+            "HybridRetrievalStrategy": HybridRetrievalStrategy,
+            "RetrievalContext": lambda: RetrievalContext(SemanticRetrievalStrategy()),
+            "HashingEmbedder": lambda: HashingEmbedder(DIM),
+            "LocalEmbedder": LocalEmbedder,
+            "OpenAIEmbedder": lambda: OpenAIEmbedder(NOBODY, "key", "model", 0.3, DIM, max_retries=0),
+            "EmbeddingsFunction": lambda: langchain.EmbeddingsFunction(Words(DIM)),
+            "FunctionEmbeddings": lambda: langchain.FunctionEmbeddings(self.embed),
+            "MemEvolveVectorStore": lambda: langchain.MemEvolveVectorStore(self.store, Words(DIM)),
+            "StorageConfig": StorageConfig,
+            "EmbeddingConfig": EmbeddingConfig,
+            "MemorySystemConfig": None,
+            "open_store": None,
+            "maximal_marginal_relevance": None,
+            "relevance": None,
+        }
+
+    def made(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Calling a class or function, and closing what it opened."""
+
+        @functools.wraps(call, updated=())
+        def make(**given: Any) -> None:
+            result = call(**given)
+            if name == "MemorySystemConfig":
+                result.storage_backend = self.store if result.storage_backend is None else result.storage_backend
+                MemorySystem(result)
+            elif hasattr(result, "close") and result is not self.store:
+                result.close()
+
+        make.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
+        return make
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    for module in MODULES:
+        for name in importlib.import_module(module).__all__:
+            found = getattr(importlib.import_module(module), name)
+            if callable(found) and not (inspect.isclass(found) and issubclass(found, BaseException)):
+                yield name, found
+
+
+NAMES = dict(public())
+DELETING = {"MemoryManager", "MemorySystem", "SimpleManagementStrategy", "MemEvolveVectorStore"}
+
+
+def is_ours(call: Any) -> bool:
+    return str(getattr(call, "__module__", None)).startswith("memevolve_gpu")
+
+
+def test_every_public_name_is_walked(store: VectorStore, tmp_path: Path) -> None:
+    assert Bench(store, tmp_path).instances().keys() | MADE_BY_US | CONTRACTS == NAMES.keys()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", sorted(NAMES.keys() - MADE_BY_US - CONTRACTS))
+def test_no_public_call_raises_a_raw_error(
+    name: str, store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "targets"
     folder.mkdir()
-    good = {
-        **GOOD,
-        "path": folder / "backup",
-        "backup": folder / "absent",
-        "prefix": folder / "new",
-        "index_file": folder / "new",
-    }
-    wrong: list[str] = []
-    for name, _ in inspect.getmembers(VectorStore, callable):
-        if name.startswith("_") or name in ("close", "clear"):
+    monkeypatch.chdir(folder)
+    fake = types.ModuleType("sentence_transformers")
+    fake.__spec__ = importlib.util.spec_from_loader("sentence_transformers", loader=None)
+    vars(fake)["SentenceTransformer"] = FakeModel
+    monkeypatch.setitem(sys.modules, "sentence_transformers", fake)
+    bench = Bench(store, folder)
+    wrong = walk(name, bench.made(name, NAMES[name]), bench.good)
+    make = bench.instances()[name]
+    instance = make() if make else None
+    for verb, _ in inspect.getmembers(type(instance), callable):
+        if verb.startswith("_") or verb in ENDING or not is_ours(getattr(type(instance), verb)):
             continue
         before = store.change_number
-        wrong += walk(name, getattr(store, name), good)
-        if name in READING:
-            assert store.change_number == before, name
-    assert wrong == []
-    assert store.retrieve_batch(["kept1", "kept2"])
+        wrong += walk(f"{name}.{verb}", getattr(instance, verb), bench.good)
+        if instance is store and verb in READING:
+            assert store.change_number == before, verb
+    if callable(instance):
+        wrong += walk(f"{name}()", instance, bench.good)
+    assert not wrong, "\n".join(wrong)
+    assert store.retrieve_batch(["kept1", "kept2"]) or name in DELETING
     assert not store.check()
 
 
-def test_what_opens_and_copies_stores(store: VectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    embed = FakeBatchEmbedder(DIM)
-
-    def made(index_file: Any, embedding_function: Any, embedding_dim: Any = DIM, index_type: Any = None,
-             storage_config: Any = None) -> None:  # fmt: skip
-        VectorStore(index_file, embedding_function, embedding_dim, index_type, storage_config).close()
-
-    good = {"index_file": tmp_path / "made", "embedding_function": embed, "source": store, "target": store}
-    wrong = walk("VectorStore", made, good) + walk("copy_store", copy_store, good)
-    wrong += walk("HashingEmbedder", HashingEmbedder, {})
-    embedder = HashingEmbedder()
-
-    def embedded(text: Any) -> Any:
-        return embedder(text)
-
-    wrong += walk("HashingEmbedder()", embedded, {"text": "text"})
-    assert wrong == []
+def test_what_copies_stores(store: VectorStore) -> None:
+    good = {"source": store, "target": store}
+    assert walk("copy_store", copy_store, good) == []
     assert store.count() == 2

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import admin_commands, read_commands, write_commands
-from .app import ExitCode, app, main
+from . import admin_commands, demo, doctor, read_commands, serve_commands, write_commands
+from .app import ExitCode, add_command, app, main
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "init": write_commands.init,
@@ -32,9 +32,12 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "import": write_commands.import_file,
     "embed": read_commands.embed,
     "devices": read_commands.devices,
+    "mcp": serve_commands.mcp,
+    "doctor": doctor.doctor,
+    "demo": demo.demo,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    add_command(_name, _command)
 app.add_typer(admin_commands.app, name="manage")
 
 __all__ = ["ExitCode", "app", "main"]

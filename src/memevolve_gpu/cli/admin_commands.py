@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from rich.console import RenderableType
 
-from ..components.manage import Removal, SimpleManagementStrategy
-from ..components.store.vector_store import VectorStore
-from .app import ExitCode, InputError
+from .app import ExitCode, Group, InputError, add_command
 from .options import (
     AsJson,
     Conditions,
@@ -32,12 +31,16 @@ from .options import (
 )
 from .output import Output, Rows
 
+if TYPE_CHECKING:
+    from ..components.manage import Removal, SimpleManagementStrategy
+
 __all__ = ["app", "backup", "check", "maintain", "restore", "snapshot"]
 
 _SHOWN = 20
 """Most ids that are printed for people; --json has all."""
 
 app = typer.Typer(
+    cls=Group,
     help="Prune, consolidate, deduplicate or forget units, each in one transaction.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -67,7 +70,6 @@ class Forgetting(str, Enum):
     RANDOM = "random"
 
 
-@app.command()
 def prune(
     *,
     store: Prefix,
@@ -92,11 +94,10 @@ def prune(
     if not given:
         raise InputError("prune: give --max-age, --max-count, --filter or --filters")
     with open_existing(store, None) as opened:
-        removed = SimpleManagementStrategy().prune(opened, given, dry_run=dry_run)
+        removed = _strategy().prune(opened, given, dry_run=dry_run)
     _show_removed(Output(as_json), "prune", removed, dry_run)
 
 
-@app.command()
 def consolidate(
     ids: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -114,7 +115,7 @@ def consolidate(
     """Merge similar units, or units of one type, into one that names its sources."""
     output = Output(as_json)
     with open_existing(store, None if dry_run else embedder) as opened, output.progress("consolidating"):
-        merged = SimpleManagementStrategy().consolidate(
+        merged = _strategy().consolidate(
             opened,
             ids or None,
             by=by.value,
@@ -124,12 +125,11 @@ def consolidate(
         )
     rows = [[", ".join(one["metadata"]["consolidated_from"]), str(one.get("content", ""))] for one in merged[:_SHOWN]]
     sources = sum(len(one["metadata"]["consolidated_from"]) for one in merged)
-    texts: list[RenderableType] = [Rows(("from", "content"), rows)] if rows else []
+    texts: list[str | Rows] = [Rows(("from", "content"), rows)] if rows else []
     texts += [f"{'would merge' if dry_run else 'merged'} {_units(sources)} into {len(merged)}" if rows else _NOTHING]
     output.show({"merged": merged, "count": len(merged), "sources": sources, "dry_run": dry_run}, *texts)
 
 
-@app.command()
 def deduplicate(
     *,
     store: Prefix,
@@ -141,12 +141,11 @@ def deduplicate(
     """Delete near-duplicates of other units."""
     output = Output(as_json)
     with open_existing(store, None) as opened, output.progress("comparing"):
-        strategy = SimpleManagementStrategy()
+        strategy = _strategy()
         removed = strategy.deduplicate(opened, threshold, keep=keep.value, dry_run=dry_run)
     _show_removed(output, "deduplicate", removed, dry_run)
 
 
-@app.command()
 def forget(
     *,
     store: Prefix,
@@ -163,8 +162,14 @@ def forget(
 ) -> None:
     """Delete the units that are needed least; those never read go first, oldest first."""
     with open_existing(store, None) as opened:
-        removed = SimpleManagementStrategy().apply_forgetting(opened, strategy.value, count, seed=seed, dry_run=dry_run)
+        removed = _strategy().apply_forgetting(opened, strategy.value, count, seed=seed, dry_run=dry_run)
     _show_removed(Output(as_json), "forget", removed, dry_run)
+
+
+def _strategy() -> SimpleManagementStrategy:
+    from ..components.manage import SimpleManagementStrategy
+
+    return SimpleManagementStrategy()
 
 
 _NOTHING = "nothing to merge"
@@ -187,6 +192,10 @@ def _units(count: int) -> str:
     return f"{count} unit{'' if count == 1 else 's'}"
 
 
+for _command in (prune, consolidate, deduplicate, forget):
+    add_command(_command.__name__, _command, app)
+
+
 def check(
     *,
     store: Prefix,
@@ -198,11 +207,18 @@ def check(
         findings = opened.check(fix)
     document = [{"code": one.code, "message": one.message, "fixed": one.fixed} for one in findings]
     problems = sum(not one.fixed for one in findings)
-    rows = [["repaired" if one.fixed else "problem", one.code, one.message] for one in findings]
-    text: RenderableType = Rows(("state", "code", "message"), rows) if rows else "no problems found"
-    Output(as_json).show({"ok": not problems, "findings": document}, text)
+    rows = [["repaired" if one.fixed else "problem", one.code, _ADVICE.sub("", one.message)] for one in findings]
+    texts: list[str | Rows] = [Rows(("state", "code", "message"), rows, whole=True)] if rows else ["no problems found"]
+    if problems:
+        remedy = "restore a backup: memevolve-store restore BACKUP" if fix else "try memevolve-store check --fix"
+        texts.append(f"{problems} problem{'' if problems == 1 else 's'}; {remedy} --store {shlex.quote(store)}")
+    Output(as_json).show({"ok": not problems, "findings": document}, *texts)
     if problems:
         raise typer.Exit(ExitCode.FAILED)
+
+
+_ADVICE = re.compile(r"[;,]? (then )?run check\((fix=True)?\)")
+"""What messages advise, and check has just done."""
 
 
 def maintain(*, store: Prefix, index_type: IndexType = None, as_json: AsJson = False) -> None:
@@ -247,6 +263,8 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Replace the store by a copy of a backup, and keep the old store. Refuses while the store is open anywhere."""
+    from ..components.store.vector_store import VectorStore
+
     refuse_milvus(store)
     output = Output(as_json)
     with output.progress("restoring"):

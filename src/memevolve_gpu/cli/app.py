@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from importlib import metadata
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import (
     CapacityError,
@@ -27,16 +26,19 @@ from ..errors import (
     StorageError,
     StorageFullError,
 )
-from .output import Output, console_for
+from .output import Output
 
 __all__ = [
     "MEANING",
     "PROGRAM",
+    "Command",
     "ExitCode",
+    "Group",
     "InputError",
     "Interrupted",
     "NotFoundError",
     "StoreExistsError",
+    "add_command",
     "app",
     "chosen",
     "exit_code_of",
@@ -60,10 +62,10 @@ class ExitCode(IntEnum):
 
 MEANING: dict[ExitCode, str] = {
     ExitCode.OK: "done",
-    ExitCode.FAILED: "the operation failed, or check found problems that are not repaired",
+    ExitCode.FAILED: "the operation failed, or check, health or doctor found a problem that remains",
     ExitCode.USAGE: "wrong usage or bad input: an option, a filter, a setting, a file or a line of it",
     ExitCode.NOT_FOUND: "there is no store at the prefix, or no unit with one of the ids",
-    ExitCode.CAPACITY: "a limit is reached (units, memory, disk space); nothing was written",
+    ExitCode.CAPACITY: "a limit is reached (units, memory, disk space, open files); nothing was written",
     ExitCode.STORAGE: "the store's file is damaged, read-only, of a newer version or not a store",
     ExitCode.ENGINE: "the embedder, the search engine or pymilvus is missing, failed, or does not fit the store",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C; the message says what was stored",
@@ -101,6 +103,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (KeyboardInterrupt, ExitCode.INTERRUPTED),
     (BrokenPipeError, ExitCode.BROKEN_PIPE),
 )
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -110,7 +113,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
         if isinstance(error, kind):
             return code
     if isinstance(error, OSError):
-        return ExitCode.CAPACITY if error.errno in _NO_SPACE else ExitCode.FAILED
+        return ExitCode.CAPACITY if error.errno in _NO_SPACE | _NO_FILES else ExitCode.FAILED
     if isinstance(error.__cause__, ImportError):
         return ExitCode.ENGINE
     return ExitCode.USAGE if isinstance(error, MemEvolveError) and isinstance(error, ValueError) else ExitCode.FAILED
@@ -127,7 +130,27 @@ class _Ended(Exception):  # noqa: N818 - it carries an error past typer, which h
         self.error = error
 
 
-class _Program(TyperGroup):
+class _Tidy:
+    """Help in which flags have no type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Return the parameters."""
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(_Tidy, TyperCommand):
+    """A command."""
+
+
+class Group(_Tidy, TyperGroup):
+    """A group of commands."""
+
+
+class _Program(Group):
     """Ends every command with an exit code of the table and, if it failed, one line that says why."""
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_more: Any, **extra: Any) -> Any:
@@ -153,11 +176,14 @@ class _Program(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Print the help and, below it, the table of exit codes."""
+        from rich.console import Console
+        from rich.table import Table
+
         super().format_help(ctx, formatter)
+        console = Console(file=sys.stdout)
         codes = Table(title="Exit codes", title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 1))
         for code, meaning in MEANING.items():
             codes.add_row(f"{code:d}", meaning)
-        console = console_for(sys.stdout)
         console.print(codes, width=min(console.width, 80))  # as wide as the help above it where that is piped
 
 
@@ -174,6 +200,10 @@ def _guarded(run: Callable[[], int], output: Output) -> int:
         return _failed(ended.error, output)
     except (MemEvolveError, OSError, KeyboardInterrupt) as error:
         return _failed(error, output)
+    except SystemExit as ending:  # rich, which prints the help, exits with 1 when its reader leaves
+        if not isinstance(ending.__context__, BrokenPipeError):
+            raise
+        return _failed(ending.__context__, output)
 
 
 def _failed(error: BaseException, output: Output) -> int:
@@ -190,6 +220,8 @@ def _failed(error: BaseException, output: Output) -> int:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
+    if isinstance(error, OSError) and error.errno in _NO_FILES:
+        return "no more files can be opened: close other programs, or raise the limit with ulimit -n"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'stdout'}: {error.strerror}"
     return str(error)
@@ -218,6 +250,8 @@ def _choose(namespace: Optional[str]) -> None:  # noqa: UP045 - older versions o
 
 def _version(requested: bool) -> None:
     if requested:
+        from importlib import metadata
+
         with contextlib.suppress(metadata.PackageNotFoundError):
             sys.stdout.write(f"memevolve-gpu {metadata.version('memevolve-gpu')}\n")
         raise typer.Exit
@@ -226,11 +260,17 @@ def _version(requested: bool) -> None:
 app = typer.Typer(
     name=PROGRAM,
     cls=_Program,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def add_command(name: str, function: Callable[..., None], to: typer.Typer | None = None) -> None:
+    """Register a command; its help is the docstring, each paragraph on one line so that the terminal wraps it."""
+    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    (to or app).command(name, cls=Command, help=text)(function)
 
 
 @app.callback()
@@ -259,4 +299,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an escaped character is better than an error
-    app()
+    try:
+        app()
+    except KeyboardInterrupt as error:  # before or after the command itself
+        sys.exit(_failed(error, Output(as_json="--json" in sys.argv)))

@@ -12,23 +12,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-import numpy as np
-
-from ..backends import AnyStore
-from ..components.store.legacy_import import read_legacy
-from ..components.store.units import checked_unit, text_to_embed
 from ..errors import InvalidUnitError, MemEvolveError
-from ..types import FloatArray, MemoryUnit
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts
 from .app import InputError, Interrupted
 from .output import Output, held_interrupt
+
+if TYPE_CHECKING:  # imported where they are used, numpy too: --help needs none of them
+    from ..backends import AnyStore
+    from ..types import FloatArray, MemoryUnit
+    from ..utils.embeddings import EmbeddingFunction
 
 __all__ = [
     "MAX_LINE_BYTES",
     "Exported",
     "bulk_into",
+    "embedded",
     "export_line",
     "is_legacy",
     "json_object",
@@ -61,6 +61,8 @@ class Bulk:
         """
         if not units:
             return
+        import numpy as np
+
         known = sum(1 for unit in units if unit.get("id") and self.store.exists(unit["id"]))
         rows = np.stack(list(vectors)) if vectors else None
         with self.output.progress("storing" if vectors else "embedding") as report, held_interrupt() as held:
@@ -106,6 +108,21 @@ class Bulk:
         return text + ("; of the batch that was being stored, all or nothing is in the store" if self._unclear else "")
 
 
+def embedded(function: EmbeddingFunction, units: Sequence[MemoryUnit], output: Output) -> list[FloatArray]:
+    """Return the vectors of units for a store that is not there yet: it is created when nothing can fail any more."""
+    from ..components.store.units import texts_of
+    from ..utils.embeddings import Embedder
+
+    texts = texts_of(units, to_embed=True)
+    with output.progress("embedding") as report, held_interrupt() as held:
+
+        def report_or_stop(done: int, total: int) -> None:
+            held.check()
+            report("embedding", done / total)
+
+        return list(Embedder(function).embed_many(texts, report_or_stop))
+
+
 @contextmanager
 def bulk_into(store: AnyStore, output: Output, source: str) -> Iterator[Bulk]:
     """Add to the message of errors and Ctrl-C what is in the store."""
@@ -137,6 +154,8 @@ def export_line(unit: MemoryUnit, vector: FloatArray | None = None, model: str |
     """
     if vector is None:
         return json.dumps(unit, ensure_ascii=False)
+    import numpy as np
+
     packed = base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
     return json.dumps({"unit": unit, "vector": packed, "model": model}, ensure_ascii=False)
 
@@ -298,6 +317,8 @@ def _name(path: str) -> str:
 
 
 def _unit(value: Any, where: str) -> MemoryUnit:
+    from ..components.store.units import checked_unit
+
     try:
         return checked_unit(value, f"{where}: unit")
     except InvalidUnitError as error:
@@ -324,6 +345,8 @@ def _exported(number: int, value: Any, where: str) -> Exported:
 
 def _vector(value: Any, where: str) -> FloatArray:
     """Read a list of numbers, or the base64 of little-endian float32."""
+    import numpy as np
+
     try:
         if isinstance(value, str):
             vector = np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
@@ -375,6 +398,9 @@ def read_old(path: str) -> tuple[list[Exported], list[str]]:
 
     Raises InputError when there is no such file, LegacyImportError when it is invalid or unsafe.
     """
+    from ..components.store.legacy_import import read_legacy
+    from ..components.store.units import checked_unit, text_to_embed
+
     old = read_legacy(path.removesuffix(_SUFFIX))
     if old is None:
         raise InputError(f"{path}: cannot be read: No such file or directory")

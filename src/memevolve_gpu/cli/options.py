@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 
 import typer
 
-from ..backends import AnyStore, milvus_at, open_store, store_exists
-from ..components.store.vector_store import VectorStore
 from ..errors import EmbeddingError
-from ..milvus.store import MilvusStore
-from ..records import Records
-from ..utils.config import EmbeddingConfig, MilvusConfig, StorageConfig, is_milvus_uri
-from ..utils.embeddings import EmbeddingFunction, HashingEmbedder, embedder_from_config
 from .app import InputError, NotFoundError, chosen
 from .files import json_object
+
+if TYPE_CHECKING:  # imported where they are used: --help needs none of them
+    from ..backends import AnyStore
+    from ..components.store.vector_store import VectorStore
+    from ..utils.embeddings import EmbeddingFunction
 
 __all__ = [
     "AsJson",
@@ -175,12 +175,17 @@ def open_local(prefix: str) -> VectorStore:
 
 def refuse_milvus(prefix: str) -> None:
     """Raise InputError for a store on a server."""
+    from ..utils.config import is_milvus_uri
+
     if is_milvus_uri(prefix):
         raise InputError(f"--store: {prefix} is on a Milvus server; use the tools of Milvus for this")
 
 
 def exists(prefix: str) -> bool:
     """Whether there is a store at this prefix or address."""
+    from ..backends import store_exists
+    from ..utils.config import StorageConfig
+
     return store_exists(prefix, StorageConfig().replace(backend_type="vector"))
 
 
@@ -197,6 +202,9 @@ def open_or_create(
     There is no background thread: a command maintains the store itself and shows a progress bar. With DEVICE=auto the
     index is built for the CPU, because one on a GPU would be lost when the command ends.
     """
+    from ..backends import open_store
+    from ..utils.config import StorageConfig, is_milvus_uri
+
     given = {"index_type": index_type, "metric": metric}
     config = StorageConfig()
     config = config.replace(
@@ -213,8 +221,15 @@ def open_or_create(
 
 def stored_model(prefix: str) -> str | None:
     """Name of the embedding model of the store's vectors; None without a store, or if the model has no name."""
+    from ..utils.config import is_milvus_uri
+
     if is_milvus_uri(prefix):
+        from ..backends import milvus_at
+        from ..milvus.store import MilvusStore
+
         return MilvusStore.model_at(milvus_at(prefix))
+    from ..records import Records
+
     facts = Records.peek(prefix)
     return None if facts is None else facts.model
 
@@ -225,6 +240,9 @@ def choose_embedder(name: EmbedderName, model: str | None) -> EmbeddingFunction:
     model: that of the store's vectors; ``auto`` continues a store of the hashing embedder with it.
     Raises ConfigurationError or EngineError when the function is not available.
     """
+    from ..utils.config import EmbeddingConfig
+    from ..utils.embeddings import HashingEmbedder, embedder_from_config
+
     hashing = re.fullmatch(r"hashing-lexical-([1-9]\d*)", model or "")
     if hashing and name in (EmbedderName.AUTO, EmbedderName.HASHING):
         return HashingEmbedder(int(hashing[1]))
@@ -233,10 +251,22 @@ def choose_embedder(name: EmbedderName, model: str | None) -> EmbeddingFunction:
 
 
 def _default_store() -> str:
+    from ..utils.config import MilvusConfig, StorageConfig
+
     config = StorageConfig()
     if config.backend_type == "milvus":
         return MilvusConfig().address
     return str(dict(config).get("path") or DEFAULT_STORE)
+
+
+def _stores(incomplete: str) -> list[str]:
+    """Return the prefixes of the database files that begin so, for tab completion."""
+    folder, name = os.path.split(incomplete)
+    with contextlib.suppress(OSError):
+        entries = sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name)  # noqa: PTH111
+        found = [entry.name + "/" if entry.is_dir() else entry.name for entry in entries if entry.name.startswith(name)]
+        return [os.path.join(folder, one.removesuffix(".db")) for one in found if one.endswith((".db", "/"))]  # noqa: PTH118
+    return []
 
 
 def _prefix(prefix: str) -> str:
@@ -261,6 +291,7 @@ Prefix = Annotated[
         "-s",
         envvar="MEMEVOLVE_STORE",
         default_factory=_default_store,
+        autocompletion=_stores,
         callback=_prefix,
         show_default=False,
         metavar="PREFIX",
@@ -270,7 +301,12 @@ Prefix = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on stdout.")]
 Embedder = Annotated[
     EmbedderName,
-    typer.Option("--embedder", "-e", help="Embeds texts; auto follows the settings and the model of the store."),
+    typer.Option(
+        "--embedder",
+        "-e",
+        metavar="NAME",
+        help="Embeds texts: auto (by the settings and the model of the store), hashing, local or openai.",
+    ),
 ]
 Metric = Annotated[
     Optional[MetricName],  # noqa: UP045

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
-__all__ = ["Output", "Report", "Rows", "console_for", "held_interrupt", "one_line", "printable"]
+__all__ = ["Output", "Report", "Rows", "bar", "held_interrupt", "one_line", "printable"]
 
 
 class HeldInterrupt:
@@ -65,15 +60,12 @@ def held_interrupt() -> Iterator[HeldInterrupt]:
 Report = Callable[[str, float], None]
 """Called with the stage of a long operation and the share of it that is done, 0..1."""
 
-_PIPED_WIDTH = 160
-"""Width of output that does not go to a terminal."""
-
-_MAX_COLUMN = 40
-_MIN_LAST_COLUMN = 20
 _GAP = 2
-"""Widths of the columns of a table: most of all but the last, least of the last, blanks between two."""
+_LEAST = 10
+"""Blanks between the columns of a table, and the least width to which a column of texts shrinks."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NUMBER = re.compile(r"[-+]?\d[\d.,e+-]*( ?%| [kMGT]?B)?")
 
 
 class Output:
@@ -82,14 +74,15 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
-    def show(self, document: Mapping[str, Any], *texts: RenderableType) -> None:
-        """Print the document, or for people the texts."""
+    def show(self, document: Mapping[str, Any], *texts: str | Rows) -> None:
+        """Print the document, or for people the texts; a pipe gets tables as tab-separated values."""
         if self.as_json:
-            sys.stdout.write(json.dumps(_plain(document), allow_nan=False) + "\n")
+            lines: Iterable[str] = [json.dumps(_plain(document), allow_nan=False)]
         else:
-            console = console_for(sys.stdout)
-            for text in texts:
-                console.print(text, soft_wrap=not isinstance(text, Rows), markup=False, highlight=False)
+            width = _width(sys.stdout)
+            lines = (line for text in texts for line in ([text] if isinstance(text, str) else text.lines(width)))
+        for line in lines:
+            sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
     def fail(self, error: str, kind: str) -> None:
@@ -107,39 +100,81 @@ class Output:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Report]:
-        """Show a progress bar on stderr, if that is a terminal."""
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        console = console_for(sys.stderr)
-        bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal, transient=True)
+        """Show a progress bar on stderr, if that is a terminal; it pulses where no share is known."""
+        if not _is_terminal(sys.stderr):
+            yield lambda _stage, _share: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn())
+        bar = Progress(*columns, TimeElapsedColumn(), console=Console(file=sys.stderr), transient=True)
         with bar:
-            task = bar.add_task(what, total=1.0)
+            task = bar.add_task(what, total=None)
 
             def report(stage: str, share: float) -> None:
-                bar.update(task, description=printable(stage) or what, completed=min(max(share, 0.0), 1.0))
+                known = 0 < share < 1  # the end of one stage is the start of another that may not be counted
+                bar.tasks[0].total = 1.0 if known else None  # update() takes None for no change
+                bar.update(task, description=printable(stage) or what, completed=share)
 
             yield report
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A table of plain texts, one line per row; the last column is truncated at the width of the output."""
+    """A table of plain texts, one line per row.
+
+    On a terminal columns of texts shrink to its width, from the right; ids and numbers are never cut. ``whole`` cuts
+    nothing.
+    """
 
     titles: tuple[str, ...]
     rows: list[list[str]]
+    whole: bool = False
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+    def lines(self, width: int | None) -> Iterator[str]:
+        """Yield the lines for a terminal of this width; None is a pipe, which gets tab-separated values, uncut."""
         cells = [[one_line(cell) for cell in row] for row in self.rows]
+        if width is None:
+            yield from ("\t".join(row) for row in [self.titles, *cells])
+            return
+        from rich.cells import set_cell_size
+
+        widths = self._widths(cells, width)
+        for row in [self.titles, *cells]:
+            parts = []
+            for cell, room in zip(row, widths, strict=True):
+                shown = cell if cell_len(cell) <= room else set_cell_size(cell, room - 1).rstrip() + "\u2026"
+                parts.append(set_cell_size(shown, room))
+            yield (" " * _GAP).join(parts).rstrip()
+
+    def _widths(self, cells: list[list[str]], width: int) -> list[int]:
+        """Return the width of each column."""
         columns = list(zip(*[self.titles, *cells], strict=True))
-        widths = [min(_MAX_COLUMN, max(map(cell_len, column))) for column in columns[:-1]]
-        widths.append(max(_MIN_LAST_COLUMN, options.max_width - sum(widths) - _GAP * len(widths)))
-        for style, row in [("bold", self.titles), *(("", row) for row in cells)]:
-            line = Text(style=style, no_wrap=True, overflow="ellipsis")
-            for cell, width in zip(row, widths, strict=True):
-                text = Text(cell)
-                text.truncate(width, overflow="ellipsis", pad=True)
-                line.append_text(text).append(" " * _GAP)
-            line.rstrip()
-            yield line
+        widths = [max(map(cell_len, column)) for column in columns]
+        excess = sum(widths) + _GAP * (len(widths) - 1) - width
+        for place in reversed(range(len(widths) if not self.whole else 0)):
+            numbers = [cell_len(cell) for cell in columns[place] if _NUMBER.fullmatch(cell)]
+            least = widths[place] if self.titles[place] == "id" else max(_LEAST, *numbers, 0)
+            cut = min(max(excess, 0), max(widths[place] - least, 0))
+            widths[place] -= cut
+            excess -= cut
+        return widths
+
+
+def bar(share: float, width: int = 20) -> str:
+    """Return a bar of ASCII characters and the percentage of a share, 0..1."""
+    filled = min(max(round(share * width), 1 if share > 0 else 0), width)
+    return f"[{'#' * filled}{'-' * (width - filled)}] {share * 100:.{0 if share >= 0.1 or not share else 1}f} %"
+
+
+def cell_len(text: str) -> int:
+    """Return the number of columns that a text takes on a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len as measured
+
+    return measured(text)
 
 
 def printable(text: str) -> str:
@@ -152,16 +187,15 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Raise the error, where rich would exit with 1."""
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+def _is_terminal(stream: Any) -> bool:
+    return bool(getattr(stream, "isatty", lambda: False)())
 
 
-def console_for(stream: Any) -> Console:
-    """Return a console that writes to the stream, with a fixed width unless it is a terminal."""
-    terminal = bool(getattr(stream, "isatty", lambda: False)())
-    return _Console(file=stream, force_terminal=terminal or None, width=None if terminal else _PIPED_WIDTH)
+def _width(stream: Any) -> int | None:
+    """Return the columns of a terminal, COLUMNS first; None for any other stream."""
+    if not _is_terminal(stream):
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def _plain(value: Any) -> Any:

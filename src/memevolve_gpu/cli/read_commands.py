@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from rich.console import RenderableType
 
-from ..backends import AnyStore
-from ..components.retrieve import HybridRetrievalStrategy, KeywordRetrievalStrategy, RetrievalStrategy
-from ..components.store.session import engine_table, this_machine
-from ..components.store.vector_store import VectorStore
-from ..devices.selection import Machine
 from ..errors import DimensionMismatchError, ModelMismatchError
-from ..records import Records, canonical, matches
-from ..records.file_lock import file_mode
-from ..records.opening import database_path
-from ..types import MemoryUnit
-from ..utils.config import StorageConfig, is_milvus_uri
 from ..utils.drafts import PRIVATE
-from ..utils.embeddings import Embedder as Checked
 from .app import ExitCode, InputError
 from .files import export_line, write_lines
 from .options import (
@@ -42,9 +30,16 @@ from .options import (
     parse_filters,
     stored_model,
 )
-from .output import Output, Rows, one_line, printable
+from .output import Output, Rows, bar, one_line, printable
 
-__all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing", "search", "stats"]
+if TYPE_CHECKING:  # imported where they are used: --help needs none of them
+    from ..backends import AnyStore
+    from ..components.retrieve import RetrievalStrategy
+    from ..devices.selection import Machine
+    from ..types import MemoryUnit
+    from ..utils.embeddings import Embedder as Checked
+
+__all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing", "refuse_misfit", "search", "stats"]
 
 
 def embed(
@@ -59,12 +54,16 @@ def embed(
     With --json the vectors are printed; for people the model, the dimension and how similar the texts are. Exits with 6
     when the embedder fails, or when the store has vectors of another model. Stores nothing.
     """
+    import numpy as np
+
+    from ..utils.embeddings import Embedder as Checked
+
     held = stored_model(store)
     checked = Checked(choose_embedder(embedder, held))
     started = time.perf_counter()
     vectors = checked.embed_many(texts)
     seconds = time.perf_counter() - started
-    _refuse_misfit(store, checked, held)
+    refuse_misfit(store, checked, held)
     document = {
         "model": checked.model_name,
         "dimension": vectors.shape[1],
@@ -79,8 +78,11 @@ def embed(
     Output(as_json).show(document, summary, Rows(("length", "cosine to first", "text"), rows))
 
 
-def _refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
+def refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
     """Raise what opening the store with this embedder would raise."""
+    from ..components.store.vector_store import VectorStore
+    from ..records import Records
+
     if not VectorStore.exists_at(prefix):
         return
     facts = Records.peek(prefix)
@@ -94,6 +96,9 @@ def _refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
 
 def devices(*, as_json: AsJson = False) -> None:
     """List the GPUs, their free memory, the installed engines, and the device that DEVICE selects."""
+    from ..components.store.session import engine_table, this_machine
+    from ..utils.config import StorageConfig
+
     config = StorageConfig()
     machine = this_machine(config)
     found, choice = machine.gpus(), machine.choice
@@ -121,7 +126,7 @@ def devices(*, as_json: AsJson = False) -> None:
     Output(as_json).show(document, *_texts(document, machine))
 
 
-def _texts(document: dict[str, Any], machine: Machine) -> list[RenderableType]:
+def _texts(document: dict[str, Any], machine: Machine) -> list[str | Rows]:
     titles = ("device", "name", "capability", "total MB", "free MB", "problem")
     rows = [[str(value or "-") for value in gpu.values()] for gpu in document["gpus"]]
     budget = machine.budget()
@@ -131,7 +136,7 @@ def _texts(document: dict[str, Any], machine: Machine) -> list[RenderableType]:
     ]
     figures += [[f"engine {name}", state] for name, state in document["engines"].items()]
     figures += [["memory limit", f"{budget.limit >> 20} MB of {budget.total >> 20} MB, {budget.free >> 20} MB free"]]
-    listed: RenderableType = Rows(titles, rows) if rows else f"no GPU: {document['problem']}"
+    listed: str | Rows = Rows(titles, rows) if rows else f"no GPU: {document['problem']}"
     why = f"device: {document['chosen']}: {document['reason']}"
     table = f"engines by number of units: {_table_text(document['engine_table'])}"
     return [listed, "", Rows(("figure", "value"), figures), "", one_line(why), one_line(table)]
@@ -179,6 +184,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the units nearest in meaning to a text, or those that share its words, or both."""
+    from ..components.retrieve import HybridRetrievalStrategy, KeywordRetrievalStrategy
+
     if hybrid and keyword:
         raise InputError("--hybrid and --keyword: give one of them")
     if recall is not None and (hybrid or keyword):
@@ -196,7 +203,7 @@ def search(
             hits = [{"id": hit.id, "distance": hit.distance, "score": hit.score, "unit": hit.unit} for hit in found]
     numbers = ("score",) if hybrid or keyword else ("distance", "score")
     rows = [[*(f"{hit[name]:.4f}" for name in numbers), *_row(hit["unit"])] for hit in hits]
-    shown: RenderableType = Rows((*numbers, "id", "type", "content"), rows) if rows else "nothing found"
+    shown: str | Rows = Rows((*numbers, "id", "type", "content"), rows) if rows else "nothing found"
     Output(as_json).show({"query": text, "hits": hits}, shown)
 
 
@@ -230,29 +237,117 @@ def list_units(
         count = opened.count()
     more, units = len(units) > limit, units[:limit]
     document = {"units": units, "offset": offset, "limit": limit, "more": more, "count": count}
-    texts: list[RenderableType] = [Rows(("id", "type", "content"), [_row(unit) for unit in units])] if units else []
+    texts: list[str | Rows] = [Rows(("id", "type", "content"), [_row(unit) for unit in units])] if units else []
     texts.append(_page_line(offset, len(units), count, more=more, filtered=selected is not None))
     Output(as_json).show(document, *texts)
 
 
-def stats(*, store: Prefix, as_json: AsJson = False) -> None:
+All = Annotated[bool, typer.Option("--all", help="Print every figure.")]
+
+
+def stats(*, store: Prefix, every: All = False, as_json: AsJson = False) -> None:
     """Show counts, the index and the plan for it with its reason, files and recent events."""
     with open_existing(store, None, as_served=True) as opened:
         document = opened.statistics()
-    rows = [[name, _cell(value)] for name, value in _flat(document) if name not in _IN_FULL]
-    Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _whys(document)))
+    whys = [one_line(why) for why in _whys(document, every=every)]
+    if every:
+        shown: list[str | Rows] = [_all_figures(document), "", *whys]
+    else:
+        shown = [Rows(("figure", "value"), _summary(document), whole=True), "", *whys]
+    Output(as_json).show(document, *shown)
 
 
-def health(*, store: Prefix, as_json: AsJson = False) -> None:
-    """Show the fill level, the quality of the index and what to do. Exits with 5 when the store's file is damaged."""
+def health(*, store: Prefix, every: All = False, as_json: AsJson = False) -> None:
+    """Show how full the store is, the quality of its index and what to do next.
+
+    Exits with 1 when the store's file is damaged, and with 4 when the store is full.
+    """
     with open_existing(store, None) as opened:
         document = opened.get_storage_health()
-    advice = list(document["recommendations"])
-    rows = [[name, _cell(value)] for name, value in _flat(document) if name not in ("recommendations", *_IN_FULL)]
-    texts = [f"- {one_line(sentence)}" for sentence in advice] or ["Nothing needs to be done."]
-    Output(as_json).show(document, Rows(("figure", "value"), rows), "", *map(one_line, _problem(document)), *texts)
+    advice = [one_line(sentence.replace(*_FOR_PEOPLE)) for sentence in document["recommendations"]]
+    texts = [f"- {sentence}" for sentence in advice] or ["Nothing needs to be done."]
+    table = _all_figures(document) if every else Rows(("figure", "value"), _condition(document), whole=True)
+    Output(as_json).show(document, table, "", *map(one_line, _problem(document)), *texts)
     if document.get("damage"):
-        raise typer.Exit(ExitCode.STORAGE)
+        raise typer.Exit(ExitCode.FAILED)
+    if document.get("at_limit"):
+        raise typer.Exit(ExitCode.CAPACITY)
+
+
+_FOR_PEOPLE = ("call run_maintenance()", "run memevolve-store maintain")
+"""What a recommendation says in Python, and on the command line."""
+
+
+def _condition(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the short report of health."""
+    count, most = found["current_count"], found["max_units"]
+    used, limit = found["memory_usage_mb"], found["max_memory_mb"]
+    full = "full: new units are refused" if found["at_limit"] else "close to a limit"
+    state = "damaged" if found.get("damage") else full if found["at_limit"] or found["near_limit"] else "good"
+    rows = [
+        ["state", state],
+        ["units", f"{bar(found['usage_percentage'])}  {count:,} of {most:,}"],
+        ["memory", f"{bar(used / limit)}  {used:,.1f} of {limit:,.0f} MB"],
+        ["files", f"{found['disk_mb']:,.1f} MB on disk, {found['mapped_mb']:,.1f} MB of them mapped"],
+        ["quality", f"{bar(found['training_quality_score'])}  of what exact search finds"],
+        ["index", _lists(found)],
+    ]
+    if found["index_lag"]:
+        rows.append(["waiting", f"{found['index_lag']:,} changes are stored and not in the index yet"])
+    latency = found.get("latency")
+    if latency:
+        rows.append(["searches", f"median {latency['p50_ms']:.2f} ms, 99th percentile {latency['p99_ms']:.2f} ms"])
+    return rows + _gpu(found)
+
+
+def _lists(found: Mapping[str, Any]) -> str:
+    status, lists = found["performance_status"], found["current_nlist"]
+    if not lists:
+        return f"{status}: no lists are in use"
+    return f"{status}: {lists} lists, {found['vectors_per_centroid']:.0f} vectors in each"
+
+
+def _gpu(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return the row about the GPU, if there is one or it was requested."""
+    device = found.get("device") or {}
+    if device.get("device", "cpu") == "cpu" and not device.get("problem") and not device.get("unmet"):
+        return []
+    place = f"{device['device']} {device['name'] or ''}".strip()
+    return [["device", f"{place} by {device['engine']}, {device['measured_bytes'] >> 20} MB"]]
+
+
+def _summary(found: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the short report of stats."""
+    index, files = found["index"], found.get("files") or {}
+    model = found.get("embedding_model") or "of a model without a name"
+    rows = [
+        ["units", f"{found['count']:,}"],
+        ["vectors", f"{found['dim']} numbers, {model}, distance {found['metric']}"],
+    ]
+    if "kind" in index:
+        rows.append(["index", f"{_place(index)}, {index['rows']:,} rows, {found['tail_rows']:,} newer ones"])
+        used, limit = found["memory_bytes"], found["max_memory_bytes"]
+        rows.append(["memory", f"{bar(used / limit)}  {used / 2**20:,.1f} of {limit >> 20:,} MB"])
+    if files:
+        parts = (f"{name} {size / 2**20:,.1f} MB" for name, size in files.items())
+        rows.append(["files", ", ".join(parts)])
+    if "probed_recall" in found:
+        recall = found["probed_recall"]
+        seen = f"{found['queries_sampled']:,} kept to measure recall"
+        rows.append(["queries", seen if recall is None else f"{seen}, recall {recall:.3f} when last measured"])
+    events = found.get("events") or []
+    if events:
+        rows.append(["last event", f"{events[-1]['kind']}: {events[-1]['cause']}"])
+    return rows + _gpu(found)
+
+
+def _all_figures(document: Mapping[str, Any]) -> Rows:
+    left_out = ("recommendations", *_IN_FULL)
+    rows = [[name, _cell(value)] for name, value in _flat(document) if name not in left_out]
+    for row in rows:
+        if row[0] == "usage_percentage":  # MemEvolve's name of a share
+            row[1] = f"{document['usage_percentage']:.1%}"
+    return Rows(("figure", "value"), rows, whole=True)
 
 
 def export(
@@ -260,13 +355,23 @@ def export(
     *,
     store: Prefix,
     vectors: Annotated[bool, typer.Option("--vectors", help="Write each unit's vector too; import reads it.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file without asking.")] = False,
     condition: Conditions = None,
     filters: FilterJson = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write units to a file of JSON lines, oldest first. The file appears complete or not at all."""
+    """Write units to a file of JSON lines, oldest first. The file appears complete or not at all.
+
+    Before it replaces a file it asks; without a terminal to ask on it refuses, unless --force is given.
+    """
+    from ..records.file_lock import file_mode
+    from ..records.opening import database_path
+    from ..utils.config import is_milvus_uri
+
     output, prefix = Output(as_json), store
     asked = parse_filters(condition, filters)
+    if not force:
+        _may_replace(file)
     with open_existing(prefix, None) as opened, output.progress("exporting") as report:
         total = max(1, opened.count())
 
@@ -282,7 +387,18 @@ def export(
         output.show({"exported": count, "file": file, "vectors": vectors}, f"exported {count} units to {file}")
 
 
-def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: RenderableType) -> None:
+def _may_replace(file: str) -> None:
+    if file == "-" or not os.path.isfile(file):  # noqa: PTH113 - another kind of file is refused when it is written
+        return
+    if sys.stdin.isatty():
+        sys.stderr.write(f"{one_line(file)} exists. Replace it? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise InputError(f"{file} exists; name another file, or add --force to replace it")
+
+
+def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: str | Rows) -> None:
     """Show the result, and exit with 3 when some ids are unknown."""
     if not ids:
         output.show({**document, "missing": []}, *texts)
@@ -298,6 +414,8 @@ def _export_lines(store: AnyStore, filters: dict[str, Any] | None, vectors_of: s
     """Return the lines of an export, with vectors when the prefix of the store is given."""
     if vectors_of is None:
         return (export_line(unit) for unit in store.units(filters))
+    from ..records import canonical, matches
+
     canonical(filters)  # a malformed filter is an error in an empty store, too
     model = stored_model(vectors_of)
     rows = store.export_rows()
@@ -315,7 +433,7 @@ def _page_line(offset: int, shown: int, count: int, *, more: bool, filtered: boo
     return f"{offset + 1} to {offset + shown}{of}" + (f"; continue with --offset {offset + shown}" if more else "")
 
 
-def _whys(document: Mapping[str, Any]) -> Iterator[str]:
+def _whys(document: Mapping[str, Any], *, every: bool) -> Iterator[str]:
     """Yield the plan and its reasons, untruncated: the end of a sentence often has the reason for the CPU."""
     index, plan, device = document["index"], document.get("plan"), document.get("device")
     if plan is None or device is None:  # on a server, which plans for itself
@@ -324,8 +442,9 @@ def _whys(document: Mapping[str, Any]) -> Iterator[str]:
     yield f"plan: {_place(plan)}: {plan['reason']}"
     if (index["kind"], index["engine"], index["device"]) != (plan["kind"], plan["engine"], plan["device"]):
         yield f"in use until the next build: {_place(index)}: {index['reason']}"
-    yield f"device: {device['reason']}"
-    yield f"engines: GPU_ENGINE={device['engine_setting']}, table {device['engine_table']}"
+    if every or _gpu(document):
+        yield f"device: {device['reason']}"
+        yield f"engines: GPU_ENGINE={device['engine_setting']}, table {device['engine_table']}"
     yield from _problem(document)
 
 

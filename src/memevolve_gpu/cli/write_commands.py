@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from contextlib import nullcontext
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..components.store.copy import CopyReport, copy_store
-from ..types import MemoryUnit
-from ..utils.config import MilvusConfig, is_milvus_uri
 from .app import InputError, NotFoundError, StoreExistsError
 from .files import (
     Exported,
     bulk_into,
+    embedded,
     is_legacy,
     json_object,
     nothing_stored,
@@ -40,8 +40,12 @@ from .options import (
     open_or_create,
     stored_model,
 )
-from .output import Output
+from .output import Output, held_interrupt
 from .read_commands import missing
+
+if TYPE_CHECKING:
+    from ..components.store.copy import CopyReport
+    from ..types import MemoryUnit
 
 __all__ = ["add", "copy", "delete", "import_file", "init", "update"]
 
@@ -59,6 +63,8 @@ def copy(
 
     A new store gets the dimension, metric and model of FROM.
     """
+    from ..components.store.copy import copy_store
+
     output = Output(as_json)
     if _canonical(source) == _canonical(target):
         raise InputError(f"TO: it is the same store as FROM, {source!r}; name another")
@@ -73,6 +79,8 @@ def copy(
 
 
 def _canonical(place: str) -> str:
+    from ..utils.config import MilvusConfig, is_milvus_uri
+
     return MilvusConfig.at(place).address if is_milvus_uri(place) else os.path.realpath(place)
 
 
@@ -135,19 +143,19 @@ def add(
     The file is read and checked first, and then stored in one transaction, all or nothing. With --batch-size the
     batches before an error stay, and the message says how many units that is.
     """
-    units: list[MemoryUnit] = []
-    if not batch_size:
-        with nothing_stored(file):
-            units = [unit for _, unit in read_units(file)]
+    output, numbered = Output(as_json), iter(read_units(file))
     function = choose_embedder(embedder, stored_model(store))
+    with nothing_stored(file):
+        first = list(islice(numbered, batch_size))
+        units = [unit for _, unit in first]
+        vectors = None if exists(store) else embedded(function, units, output)
     with (
+        held_interrupt() if vectors else nullcontext(),  # a store that was created is not left empty
         open_or_create(store, function, index_type, metric) as opened,
-        bulk_into(opened, Output(as_json), file) as bulk,
+        bulk_into(opened, output, file) as bulk,
     ):
-        if batch_size:
-            bulk.put_batches(read_units(file), batch_size)
-        else:
-            bulk.put(units)
+        bulk.put(units, vectors, first[-1][0] if batch_size and first else 0)
+        bulk.put_batches(numbered, batch_size or 1)
         bulk.finish("added")
 
 
@@ -217,8 +225,16 @@ def import_file(
         lines, problems = read_old(file) if is_legacy(file) else (read_exported(file), [])
     vectors = [line.vector for line in lines if line.vector is not None]
     function = _embedder_for(lines, embedder, stored_model(store))
-    with open_or_create(store, function, index_type, metric) as opened, bulk_into(opened, output, file) as bulk:
-        bulk.put([line.unit for line in lines], vectors)
+    with nothing_stored(file):
+        units = [line.unit for line in lines]
+        if not vectors and not exists(store):
+            vectors = embedded(function, units, output)
+    with (
+        held_interrupt() if vectors else nullcontext(),
+        open_or_create(store, function, index_type, metric) as opened,
+        bulk_into(opened, output, file) as bulk,
+    ):
+        bulk.put(units, vectors)
         for problem in problems:
             output.note(f"warning: {problem}")
         bulk.finish("imported", problems=problems)

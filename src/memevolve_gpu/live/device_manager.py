@@ -272,7 +272,7 @@ class DeviceManager:
             "scratch_bytes": scratch_bytes(index.plan),
             "measured_bytes": index.device_bytes,
             "budget": {when: None if one is None else one.as_dict() for when, one in budgets.items()},
-            "disappointed": choice is not None and choice.unmet,
+            "unmet": choice is not None and choice.unmet,
             "incidents": dict(self.incidents),
             "last_incident": self.last_incident or None,
             "problem": self._disabled_reason

@@ -1,7 +1,7 @@
 """Cached masks of filters and namespaces, which are updated for changed slots rather than evaluated again.
 
-The records find a filter's slots once; later searches evaluate it only for slots that were added or changed since. The
-cache is bounded.
+The columns of the filter's fields find its slots once; later searches evaluate it only for slots that were added or
+changed since. The cache is bounded.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ..index.base import Index
 from ..index.bitmap import RowFilter, RowList
+from ..records.filters import Filter
+from ..records.records import Records
 from ..types import IntArray
 from ..utils.lru import LruCache
+from .field_columns import FieldColumns, Log
 from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
 
 __all__ = ["FilterCache", "Touched"]
@@ -28,8 +30,6 @@ KEPT_FILTERS = 32
 KEPT_IN_NAMESPACES = 256
 """The same for namespaces, whose filters are small."""
 KEPT_TOUCHES = 16_384
-
-Matching = Callable[[Any, "IntArray | None"], IntArray]
 
 
 class Touched:
@@ -87,8 +87,9 @@ class _Entry:
 class FilterCache:
     """Masks by filter and namespaces; the least recently used is dropped first."""
 
-    def __init__(self, matching: Matching) -> None:
-        self._matching = matching
+    def __init__(self, records: Records) -> None:
+        self._matching = records.matching
+        self.columns = FieldColumns(records)
         self._entries: LruCache[Hashable, _Entry] = LruCache(KEPT_FILTERS)
         self._in_namespaces: LruCache[Hashable, _Entry] = LruCache(KEPT_IN_NAMESPACES)
         self._lock = threading.RLock()
@@ -97,23 +98,25 @@ class FilterCache:
     def nbytes(self) -> int:
         with self._lock:
             entries = [*self._entries.values(), *self._in_namespaces.values()]
-        return sum(entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries)
+        held = self.columns.nbytes
+        return held + sum(
+            entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries
+        )
 
     def mask(
         self,
-        key: str,
-        filters: Any,
+        filters: Filter,
         view: View,
         touched: Touched,
         keys: tuple[int, ...] | None = None,
         gone: IntArray | None = None,
     ) -> ViewFilter:
-        """The rows of ``view`` that match ``filters``, of which ``key`` is the canonical form.
+        """The rows of ``view`` that match ``filters``.
 
         keys: limits them to these namespaces. gone: slots, ascending, that have expired.
         """
         small = keys is not None and view.count_of(keys) <= FEW_ROWS
-        with self._used((key, keys), self._in_namespaces if small else self._entries) as entry:
+        with self._used((filters.key, keys), self._in_namespaces if small else self._entries) as entry:
             self._refresh(entry, filters, view, touched, keys)
             index = _row_filter(entry, view, gone, lambda: view.index.position_of(entry.slots))
             if not view.delta_n:
@@ -133,6 +136,16 @@ class FilterCache:
         with self._lock:
             self._entries.clear()
             self._in_namespaces.clear()
+        self.columns.clear()
+
+    def evaluated(self, filters: Filter, view: View, touched: Touched, keys: tuple[int, ...] | None) -> IntArray:
+        """Slots that match at the watermark of the view or later, ascending; some may be of deleted units."""
+        if keys is not None:
+            slots = view.slots_of(keys)
+            if len(slots) <= FEW_ROWS:
+                return self._matching(filters, slots)
+        found = self.columns.matching(filters, Log(view.watermark, view.live_slots, touched.since))
+        return found if keys is None else found[contains(slots, found)]
 
     @contextmanager
     def _used(self, key: Hashable, cache: LruCache[Hashable, _Entry]) -> Iterator[_Entry]:
@@ -147,19 +160,20 @@ class FilterCache:
             finally:
                 entry.busy = False
 
-    def _refresh(self, entry: _Entry, filters: Any, view: View, touched: Touched, keys: tuple[int, ...] | None) -> None:
+    def _refresh(
+        self, entry: _Entry, filters: Filter, view: View, touched: Touched, keys: tuple[int, ...] | None
+    ) -> None:
         if entry.seq >= view.watermark:
             return
         slots = touched.since(entry.seq) if entry.seq >= 0 else None
         if slots is None:
-            entry.slots = self._matching(filters, None if keys is None else view.slots_of(keys))
-            entry.rows_for = _no_index
+            entry.slots, entry.rows_for = self.evaluated(filters, view, touched, keys), _no_index
         elif len(slots):
             self._look_again(entry, filters, slots, view, keys)
         entry.seq = view.watermark
 
     def _look_again(
-        self, entry: _Entry, filters: Any, slots: IntArray, view: View, keys: tuple[int, ...] | None
+        self, entry: _Entry, filters: Filter, slots: IntArray, view: View, keys: tuple[int, ...] | None
     ) -> None:
         seen = slots if keys is None else slots[contains(view.slots_of(keys), slots)]
         matched = self._matching(filters, seen) if len(seen) else seen

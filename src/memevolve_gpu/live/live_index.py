@@ -5,28 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Index
 from ..monitoring.events import EventLog, LatencyRing
-from ..records.filters import canonical
+from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
-from ..types import FloatArray, Head, Precision, SearchParams
+from ..types import FloatArray, Head, IntArray, Precision, SearchParams
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
+from .field_columns import FieldValues, Log
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
 from .query_sample import QuerySample
 from .snapshots import agrees, load_snapshot, read_everything
-from .view import Found, View, ViewFilter
+from .view import Found, View, ViewFilter, row_filter_of
 from .view_builder import ViewBuilder, apart, on_host
 
 __all__ = ["LiveIndex", "LiveSettings"]
@@ -88,6 +91,8 @@ class LiveSettings:
 PAGE = 1024
 """Log entries read at a time."""
 
+FIRST_RANKED = 64
+"""Candidates that a ranked search looks at first, at least."""
 SWEEP_ROWS, SWEEP_SECONDS = 256, 600.0
 """Expired rows from which they are swept, and seconds after which fewer are."""
 
@@ -127,7 +132,7 @@ class LiveIndex:
         self.mutex = threading.RLock()
         self._changing = False
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
-        self._masks = FilterCache(records.matching)
+        self._masks = FilterCache(records)
         self._touched = Touched(0)
         self._expiring = Expiring(records.expiring)
         self._measured: tuple[object, object, int] = (None, None, 0)
@@ -187,7 +192,7 @@ class LiveIndex:
         of the settings. scope: the namespaces to search, and the time at which expiry is judged.
         """
         started = self.last_search = time.perf_counter()
-        view, view_filter = self._view_and_mask(filters, scope)
+        view, view_filter = self._view_and_mask(parse(filters), scope)
         k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
         target = self.settings.target_recall if recall is None else recall
         found = self._answered(view, queries, k, target, view_filter)
@@ -201,6 +206,72 @@ class LiveIndex:
         """Live rows that a search of the scope may find."""
         view, view_filter = self._view_and_mask(None, scope)
         return view.count if view_filter is None else view_filter.count(view)
+
+    def matching(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, IntArray]:
+        """A view, and the slots of its live units in the scope that match, int64 (n,), ascending."""
+        view, view_filter = self._view_and_mask(filters, scope)
+        return view, view.live_slots() if view_filter is None else view_filter.slots(view)
+
+    def field(self, path: tuple[str, ...], slots: IntArray) -> tuple[IntArray, FieldValues]:
+        """Slots, those given among them, and the values of the field in each."""
+        return self._masks.columns.whole(path, slots, self._log(self._view))
+
+    def ranked(
+        self,
+        query: FloatArray,
+        k: int,
+        filters: Filter,
+        recall: float | None,
+        similarity: Callable[[Any], Any],
+        factors: Callable[[Any, Any], Any],
+        paths: tuple[tuple[str, ...] | None, tuple[str, ...] | None],
+        scope: Scope = EVERYTHING,
+    ) -> list[tuple[float, float, int]]:
+        """The k best units as (score, distance, slot), best first; of equal ones the nearer, then the older.
+
+        A score is the similarity, which falls with the distance, times a factor in 0..1 that follows from the Unix time
+        and the number at the two paths. So once k are known, only rows whose factor is large enough are left to search.
+
+        query: float32 (1, dim). recall: as for :meth:`search`.
+        """
+        view, mask = self._view_and_mask(filters, scope)
+        slots = view.live_slots() if mask is None else mask.slots(view)
+        columns, log = self._masks.columns, self._log(view)
+        given = [
+            None if path is None else columns.by_slot(path, slots, log, moments=moments)
+            for path, moments in zip(paths, (True, False), strict=True)
+        ]
+        weights = np.broadcast_to(factors(*given), slots.shape)
+        target = self.settings.target_recall if recall is None else recall
+        scores, distances = np.full(len(slots), -np.inf), np.full(len(slots), np.inf)
+        open_rows, width = np.ones(len(slots), dtype=np.bool_), max(FIRST_RANKED, 4 * k)
+        while (left := int(np.count_nonzero(open_rows))) > 0:
+            found = self._answered(view, query, min(width, left), target, mask)
+            at = np.searchsorted(slots, found.slots(0))
+            distances[at] = found.distances[0][: len(at)]
+            nearest = similarity(distances[at])
+            scores[at] = nearest * weights[at]
+            open_rows[at] = False
+            if width >= left or not len(at):
+                break
+            least = np.partition(scores, -k)[-k] if k <= len(scores) else -np.inf
+            open_rows &= weights * nearest[-1] >= least
+            mask, width = _only(view, slots[open_rows]), 4 * width
+        best = np.lexsort((slots, distances, -scores))[:k]
+        best = best[np.isfinite(distances[best])]
+        return list(zip(scores[best].tolist(), distances[best].tolist(), slots[best].tolist(), strict=True))
+
+    def _log(self, view: View) -> Log:
+        return Log(view.watermark, view.live_slots, self._touched.since)
+
+    def prepare(self, fields: Mapping[tuple[str, ...], bool]) -> None:
+        """Read fields into memory, so that the first filter on them finds them there; True: they hold moments."""
+        parts = [
+            Condition(path, "gt", (Instant(0),)) if moments else Condition(path, "exists", (True,))
+            for path, moments in fields.items()
+        ]
+        if parts and not self._masks.columns.holds(fields):
+            self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""
@@ -360,13 +431,12 @@ class LiveIndex:
                     self.leave_device()
             return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
 
-    def _view_and_mask(self, filters: Any, scope: Scope = EVERYTHING) -> tuple[View, ViewFilter | None]:
+    def _view_and_mask(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, ViewFilter | None]:
         """A view, and the rows of it that match the filter and lie in the scope; None for all of them.
 
         A filter is evaluated at the watermark of the view.
         """
-        restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
-        key = canonical(filters) if restricts else ""
+        restricts = bool(filters.root.parts)
         for _ in range(FILTER_ATTEMPTS):
             view, own = self._caught_up()
             keys = None if scope.keys is None or view.covered_by(scope.keys) else scope.keys
@@ -375,10 +445,10 @@ class LiveIndex:
                 return view, None
             masks, touched = self._masks, self._touched
             if own:  # the shared caches do not cover this view
-                masks, touched = FilterCache(self.records.matching), Touched(view.watermark)
+                masks, touched = FilterCache(self.records), Touched(view.watermark)
             if not restricts:
                 return view, masks.namespaces(view, keys, gone)
-            view_filter = masks.mask(key, filters, view, touched, keys, gone)
+            view_filter = masks.mask(filters, view, touched, keys, gone)
             if self.records.head().last_seq == view.watermark:
                 break
         return view, view_filter
@@ -388,10 +458,18 @@ class LiveIndex:
         self.latency = LatencyRing()
         self.mutex = threading.RLock()
         self._changing = False
-        self._masks = FilterCache(self.records.matching)
+        self._masks = FilterCache(self.records)
         self._touched = Touched(self._view.watermark)
         self.events.reset_lock()
         self.query_sample.after_fork()
         if self._view.index.plan.engine != "cpu":  # a child must not use its parent's device
             self._parents_index = self._view.index  # kept alive: freeing its memory would use the device
             self._view = on_host(self._view)
+
+
+def _only(view: View, slots: IntArray) -> ViewFilter:
+    """A filter that live slots alone pass."""
+    positions = view.index.position_of(slots) if view.index.n else slots[:0]
+    index = row_filter_of(view.index.n, positions[positions >= 0]) if view.index.n else None
+    delta = row_filter_of(view.delta_n, view.delta_positions_of(slots)) if view.delta_n else None
+    return ViewFilter(index, delta)

@@ -232,7 +232,7 @@ class Maintenance:
             quiet: there are no recent writes, so fewer rows may wait in the delta buffer.
         """
         started = time.perf_counter()
-        if self._in_round() or not self._round_lock.acquire(blocking=wait):
+        if self.in_round() or not self._round_lock.acquire(blocking=wait):
             return Report(["skipped: another round is running"])
         try:
             self._round_thread = threading.get_ident()
@@ -260,7 +260,7 @@ class Maintenance:
         live, saver = self._live, self._saver
         if live.records.read_only:
             raise ReadOnlyError(f"{live.snapshot_path}: the store is read-only; make it writable to save its index")
-        if self._in_round():
+        if self.in_round():
             raise ReentrantCallError("snapshot() inside a round of maintenance in one thread would wait for itself")
         with self._round_lock, one_process(self._lock_path, True, live.records.file_mode):
             saver.forget_failure()
@@ -279,7 +279,7 @@ class Maintenance:
 
     def close(self) -> None:
         """Save an index that is not saved yet, unless another process is maintaining; a failure is an event."""
-        if not self._saver.unsaved or self._live.records.read_only or self._in_round():
+        if not self._saver.unsaved or self._live.records.read_only or self.in_round():
             return
         if self._round_lock.acquire(blocking=False):
             try:
@@ -293,7 +293,7 @@ class Maintenance:
         """In a forked child no round is running."""
         self._round_lock, self._round_thread = threading.RLock(), None
 
-    def _in_round(self) -> bool:
+    def in_round(self) -> bool:
         """Whether a signal handler, a finalizer or a callback made this call inside a round of the same thread."""
         return self._round_thread == threading.get_ident()
 

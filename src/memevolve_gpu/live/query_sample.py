@@ -61,13 +61,16 @@ class QuerySample:
         """Whether a calibration made when ``seen`` queries had been seen is out of date."""
         return self.seen >= max(MIN_REAL, RECALIBRATE_GROWTH * seen)
 
-    def save(self) -> None:
-        """Save the sample with the records if it has changed; a failure is an event."""
+    def save(self, timeout: float | None = None) -> None:
+        """Save the sample with the records if it has changed; a failure is an event.
+
+        timeout: seconds to wait for other writers, None for the store's.
+        """
         taken = self._reservoir.taken
         if not self._enabled or self._records.read_only or taken == self._saved:
             return
         try:
-            with self._records.write() as tx:
+            with self._records.write(timeout) as tx:
                 tx.set_meta(KEY, self._reservoir.to_bytes())
             self._saved = taken
         except StorageError as error:

@@ -103,6 +103,14 @@ class ViewFilter:
         index = view.index.n if self.index is None else self.index.count
         return index + (view.delta_n if self.delta is None else self.delta.count)
 
+    def slots(self, view: View) -> IntArray:
+        """Slots of the rows, int64 (n,), ascending."""
+        found = [view.index.slots if self.index is None else view.index.slots[self.index.positions]]
+        for piece in view.delta.pieces(0, view.delta_n):
+            own = slice(None) if self.delta is None else self.delta.part(piece.start, piece.end).positions
+            found.append(piece.slots[own])
+        return np.concatenate(found)
+
 
 def row_filter_of(n: int, positions: IntArray) -> RowFilter:
     """The filter that allows ``positions``, int64 (m,) ascending, of n rows."""

@@ -21,6 +21,7 @@ from ..errors import (
     StoreClosedError,
     StoreUnavailableError,
 )
+from ..utils.arguments import callback, having
 from ..utils.config import MilvusConfig
 from ..utils.forking import renew_in_child
 
@@ -121,7 +122,7 @@ class MilvusClient:
         """``make(seconds)`` connects; None takes pymilvus. Connects at the first call."""
         self.config = config
         self.retrying = Retrying(config.timeout)
-        self._make = make or self._connect
+        self._make = callback("client", make) or self._connect
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._inherited: Client | None = None
@@ -176,7 +177,7 @@ class MilvusClient:
             if self._closed:
                 raise StoreClosedError(f"the store {self.config.address} is closed; open a new MilvusStore")
             if self._client is None:
-                self._client = self._make(seconds)
+                self._client = having("client", self._make(seconds), "query", "a function that makes a client")
             return self._client
 
     def _connect(self, seconds: float) -> Client:

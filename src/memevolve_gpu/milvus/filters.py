@@ -20,10 +20,23 @@ import math
 import struct
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from typing import Any
 
-from ..records.filters import Condition, doubled, kind_of, parse
+from ..records.filters import (
+    Condition,
+    Every,
+    Filter,
+    Instant,
+    Node,
+    Not,
+    composed,
+    doubled,
+    is_plain,
+    kind_of,
+    parse,
+)
 
 __all__ = [
     "MAX_FACTS_BYTES",
@@ -56,6 +69,7 @@ def facts_of(unit: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         tokens[path_token(path)] = None
         elements = list(value) if isinstance(value, (list, tuple)) else [value]
         scalars = [one for one in elements if kind_of(one) not in ("array", "object")]
+        scalars += [composed(one) for one in scalars if isinstance(one, str) and composed(one) != one]
         tokens.update(dict.fromkeys(value_token(path, one) for one in scalars))
         _add_bounds(facts, path, scalars)
     facts["has"] = list(tokens)
@@ -105,7 +119,7 @@ def _add_bounds(facts: dict[str, Any], path: tuple[str, ...], scalars: list[Any]
 
 
 def _paths(value: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every path that a filter can name: keys that are empty or have a dot cannot be."""
+    """The paths that expressions name: those with a key that is empty or has a dot are left to the client."""
     for key, inner in value.items():
         if not key or "." in key:
             continue
@@ -153,19 +167,34 @@ def born_between(low: int, high: int) -> str:
     return f"born >= {low:d} and born < {high:d}"
 
 
-def filter_expression(filters: Mapping[str, Any] | None) -> str:
+def filter_expression(filters: Mapping[str, Any] | Filter | None) -> str:
     """Return an expression for every unit that matches the filter, and few others; "" for every unit.
 
-    Exact for in, nin and exists. Ranges compare doubles and the first bytes of texts, and units with too many facts
-    always match: callers check the units against the filter again. Raises InvalidFilterError.
+    Exact for equality, ``exists`` and what joins them. Ranges compare doubles and the first bytes of texts; operators
+    on texts, times, lengths, and keys with dots are left to the client, and units with too many facts always match:
+    callers check the units against the filter again. Raises InvalidFilterError.
     """
-    conditions = parse(filters)
-    if not conditions:
-        return ""
-    if any(one.op == "in" and not one.values for one in conditions):
+    found = _superset(parse(filters).root, negated=False)
+    return found if found in ("", NOTHING) else f"({found}) or vague == true"
+
+
+def _superset(node: Node, *, negated: bool) -> str:
+    """An expression that holds for every unit for which the node holds, or does not if ``negated``; "" for all."""
+    if isinstance(node, Not):
+        return _superset(node.part, negated=not negated)
+    if isinstance(node, Condition):
+        return _condition(node, negated=negated)
+    parts = [_superset(part, negated=negated) for part in node.parts]
+    if isinstance(node, Every) is not negated:
+        return NOTHING if NOTHING in parts else " and ".join(_bracketed(part) for part in parts if part)
+    parts = [part for part in parts if part != NOTHING]
+    if not parts:
         return NOTHING
-    parts = [part for part in map(_condition, conditions) if part]
-    return f"({' and '.join(parts)}) or vague == true" if parts else ""
+    return "" if "" in parts else " or ".join(_bracketed(part) for part in parts)
+
+
+def _bracketed(part: str) -> str:
+    return f"({part})" if " and " in part or " or " in part else part
 
 
 def joined(*parts: str) -> str:
@@ -173,13 +202,18 @@ def joined(*parts: str) -> str:
     return " and ".join(f"({part})" for part in parts if part)
 
 
-def _condition(one: Condition) -> str:
+def _condition(one: Condition, *, negated: bool) -> str:
+    if any(not part or "." in part for part in one.path):
+        return ""
     if one.op == "exists":
-        return _any_of([path_token(one.path)], negated=not one.values[0])
-    if one.op in ("in", "nin"):
+        return _any_of([path_token(one.path)], negated=one.values[0] is negated)
+    if one.op == "in" and not any(isinstance(value, Instant) for value in one.values):
         tokens = dict.fromkeys(value_token(one.path, value) for value in one.values)
-        return _any_of(list(tokens), negated=one.op == "nin") if tokens else ""
-    return _range(one)
+        if not tokens:
+            return "" if negated else NOTHING
+        sure = one.nfc or is_plain(replace(one, nfc=True))  # tokens are of texts as they are, and in NFC
+        return _any_of(list(tokens), negated=negated) if sure or not negated else ""
+    return _range(one) if one.op in ("gt", "gte", "lt", "lte") and not negated else ""
 
 
 def _any_of(tokens: list[str], negated: bool) -> str:
@@ -190,6 +224,8 @@ def _any_of(tokens: list[str], negated: bool) -> str:
 def _range(one: Condition) -> str:
     """Compare the greatest element with a lower bound, and the least with an upper bound."""
     bound, token = one.values[0], path_token(one.path)
+    if isinstance(bound, Instant):
+        return ""
     letter = "s" if isinstance(bound, str) else "n"
     upward = one.op in ("gt", "gte")
     sign = (">" if upward else "<") + ("" if one.op in ("gt", "lt") and letter == "n" else "=")

@@ -8,13 +8,12 @@ compared. So fewer than ``top_k`` results mean that there are no more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..records.filters import matches
+from ..records.filters import Filter, matches
 from ..types import FloatArray, MemoryUnit, Metric
 from ..utils.vectors import normalize_rows
 from .collection import WINDOW, Table, unit_of, vector_of
@@ -58,7 +57,7 @@ class Search:
         self,
         queries: FloatArray,
         top_k: int,
-        filters: Mapping[str, Any] | None,
+        filters: Filter,
         recall: float | None,
         with_units: bool,
     ) -> list[list[Candidate]]:
@@ -103,7 +102,7 @@ class Search:
 class _Request:
     search: Search
     expression: str
-    filters: Mapping[str, Any] | None
+    filters: Filter
     top_k: int
     with_units: bool
 
@@ -143,7 +142,7 @@ class _Request:
 
     @property
     def _needs_units(self) -> bool:
-        return self.with_units or bool(self.expression)
+        return self.with_units or bool(self.filters.root.parts)
 
     def _matching(self, answer: Any) -> list[Candidate]:
         kept = []

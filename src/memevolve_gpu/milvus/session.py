@@ -15,10 +15,11 @@ from ..components.store.base import Progress
 from ..components.store.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
 from ..components.store.reports import OPERATIONS, Figures, event_reports, health, latency_report, plain_details
 from ..components.store.units import UnitEmbedder
-from ..errors import CapacityError, InvalidQueryError, StorageError
+from ..errors import CapacityError, StorageError
 from ..monitoring.events import EventLog, LatencyRing
 from ..planner.nlist import ListsRule
 from ..types import FloatArray, MemoryUnit
+from ..utils.arguments import word
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import Embedder, EmbeddingFunction
 from ..utils.forking import renew_in_child
@@ -260,8 +261,7 @@ def statistics_report(session: MilvusSession) -> MilvusStatistics:
 
 def registered(session: MilvusSession, operation: str, details: Any) -> OperationEntry:
     """Keep an operation in the history of this process. The server maintains its indexes by itself."""
-    if operation not in OPERATIONS:
-        raise InvalidQueryError(f"operation_type must be one of {', '.join(OPERATIONS)}, got {operation!r}")
+    word("operation_type", operation, OPERATIONS)
     entry: OperationEntry = {"operation": operation, "at": time.time(), "details": plain_details(details)}
     session.operations.append(entry)
     session.events.record("management", f"{operation}: nothing")

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..components.store.base import MetadataMixin, Progress, StorageBackend, UnitMapping, score_of
+from ..components.store.listing import Listing, listing_of, with_created_at
+from ..components.store.ranking import Window
 from ..components.store.report_types import (
     Inventory,
     MaintenanceReport,
@@ -34,10 +36,10 @@ from ..components.store.units import (
     with_id,
 )
 from ..components.store.vector_store import VectorStore
-from ..errors import ConfigurationError, StoreClosedError
-from ..records.filters import matches
+from ..errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
+from ..records.filters import matches, parse
 from ..types import FloatArray, Hit, MemoryUnit, Metric
-from ..utils.arguments import whole_number
+from ..utils.arguments import callback, listed, mapping, whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
 from ..utils.vectors import check_vectors, cosines
@@ -225,26 +227,33 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit) -> str:
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None) -> str:
         """Store a unit. When this returns the server has it in its log, and the next search of this store finds it.
 
         Args:
-            unit: A JSON object. One with an ``id`` replaces the unit of that id.
+            unit: A JSON object. One with an ``id`` replaces the unit of that id, and keeps its ``created_at`` unless it
+                brings one.
+            replaces: The id of a unit that this one supersedes; it is deleted afterwards, not in one transaction.
 
         Returns:
             The unit's id: its own, or a fresh ``unit_<n>``.
 
         Raises:
+            ConflictError: There is no unit of the id ``replaces``; nothing was stored.
             StoreUnavailableError: The unit may or may not be stored; storing it again under its id is safe.
             InvalidUnitError: As for ``VectorStore.store``, as all other errors.
         """
-        session = self._open
-        checked = self._add_metadata(checked_unit(unit))
+        session, checked = self._open, checked_unit(unit)
         vector = session.embedder.embed(text_to_embed(checked))
-        session.check_room([checked.get("id")])
+        if replaces is not None and not self.exists(checked_id(replaces, "replaces")):
+            raise ConflictError([replaces])
+        session.check_room([checked.get("id") or replaces])
         unit_id = checked.get("id") or session.table.clock.next_id()
-        session.put([{**checked, "id": unit_id}], vector[None, :], session.table.clock.next_timestamps(1))
-        return unit_id
+        (stamped,) = self._stamped([{**checked, "id": unit_id}])
+        session.put([stamped], vector[None, :], session.table.clock.next_timestamps(1))
+        if replaces is not None and replaces != unit_id:
+            session.drop([replaces])
+        return str(unit_id)
 
     def store_batch(
         self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
@@ -266,7 +275,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
             StoreUnavailableError: As for :meth:`store`, as all other errors.
         """
         session = self._open
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(units)]
+        callback("progress", progress)
+        given = listed("units", units, InvalidUnitError)
+        checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
         if not checked:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
@@ -274,7 +285,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         session.check_room([unit.get("id") for unit in checked])
         ids = [unit.get("id") or session.table.clock.next_id() for unit in checked]
         last = list({unit_id: at for at, unit_id in enumerate(ids)}.values())
-        named = [{**checked[at], "id": ids[at]} for at in last]
+        named = self._stamped([{**checked[at], "id": ids[at]} for at in last])
         session.put(named, vectors[last], session.table.clock.next_timestamps(len(last)))
         return ids
 
@@ -324,8 +335,16 @@ class MilvusStore(StorageBackend, MetadataMixin):
     def exists(self, unit_id: str) -> bool:
         return one_id(unit_id, "retrieve_batch") and bool(self._open.table.get([unit_id], []))
 
-    def count(self) -> int:
-        return self._open.table.count()
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        """Count the units.
+
+        Args:
+            filters: Counts those that match only, by reading them.
+
+        Returns:
+            The number of units.
+        """
+        return self._open.table.count() if filters is None else sum(1 for _ in self.units(filters))
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         unit = self.retrieve(unit_id)
@@ -349,7 +368,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Raises:
             StorageError: The server fails to index, or takes longer.
         """
-        waited = self._open.settle(progress)
+        waited = self._open.settle(callback("progress", progress))
         return {"actions": ["flushed", f"indexed {waited} rows"] if waited else ["flushed"], "reason": ""}
 
     def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
@@ -410,7 +429,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Args:
             state: What ``save_state`` of a ``MilvusStore`` or a ``VectorStore`` returned.
         """
-        source = self._described(state)
+        source = self._described(mapping("state", state))
         if source is None:
             return
         with source:
@@ -444,21 +463,16 @@ class MilvusStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
     ) -> list[tuple[float, str]]:
         del record
-        found = self._find_text(query, top_k, filters, recall, with_units=False)
-        return [(one.distance, one.id) for one in found]
+        window = Window.of(check_arguments(top_k, recall, query), offset, min_score)
+        found = self._find_text(query, window.reach, filters, recall, with_units=False)
+        metric = self._open.info.metric
+        return window.cut([(one.distance, one.id) for one in found], lambda pair: score_of(pair[0], metric))
 
-    def search_units(
-        self,
-        query: str,
-        top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
-        recall: float | None = None,
-        *,
-        record: bool = True,
-    ) -> list[Hit]:
-        del record
+    def _hits(self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> list[Hit]:
         metric = self._open.info.metric
         found = self._find_text(query, top_k, filters, recall, with_units=True)
         return [
@@ -482,7 +496,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         session = self._open
-        return cosines(session.embedder.embed_query(query), session.table.vectors(list(dict.fromkeys(ids))))
+        return cosines(session.embedder.embed_query(query), session.table.vectors(looked_up(ids)))
 
     def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
         """Delete several units, not in one transaction: an error leaves some of them deleted.
@@ -495,7 +509,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
             The number of deleted units.
         """
         del unchanged_since
-        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(ids)]
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         return self._open.drop(list(dict.fromkeys(wanted)))
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
@@ -504,11 +518,33 @@ class MilvusStore(StorageBackend, MetadataMixin):
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
         return self._open.table.vectors(looked_up(ids))
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
-        expression = filter_expression(filters)
-        rows = self._open.table.in_order(["body"], expression)
-        found = (unit_of(row["body"]) for row in rows)
-        return (unit for unit in found if matches(filters, unit)) if expression else found
+    def units(
+        self,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Listing:
+        """Read units one by one. With ``order_by`` or ``after`` every one that matches is read.
+
+        Args:
+            filters: As for ``VectorStore.units``, as the others.
+            order_by: See ``filters``.
+            limit: See ``filters``.
+            after: See ``filters``.
+
+        Returns:
+            An iterator over the units, with the attribute ``cursor``.
+        """
+        parsed, session = parse(filters, self.config.filter_unicode), self._open
+        expression = filter_expression(parsed)
+
+        def read() -> Iterator[MemoryUnit]:
+            found = (unit_of(row["body"]) for row in session.table.in_order(["body"], expression))
+            return (unit for unit in found if matches(parsed, unit)) if parsed.root.parts else found
+
+        return listing_of(read, order_by, limit, after)
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
         rows = self._open.table.in_order(["body", "vector"], page=whole_number("page_size", page_size))
@@ -550,6 +586,12 @@ class MilvusStore(StorageBackend, MetadataMixin):
             raise StoreClosedError(f"the store {self._place.address} is closed; open a new MilvusStore")
         return self._session
 
+    def _stamped(self, units: list[MemoryUnit]) -> list[MemoryUnit]:
+        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
+        unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
+        held = {unit_id: _created(row) for unit_id, row in self._open.table.get(unstamped, ["body"]).items()}
+        return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
+
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
         """Return the text that is embedded: content, then reasoning, query, tags and type."""
         return unit_to_text(unit)
@@ -580,6 +622,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         with_units: bool,
     ) -> list[list[Candidate]]:
         session, started = self._open, time.perf_counter()
-        found = session.search.nearest(vectors, top_k, filters, recall, with_units)
+        parsed = parse(filters, self.config.filter_unicode)
+        found = session.search.nearest(vectors, top_k, parsed, recall, with_units)
         session.latency.record(time.perf_counter() - started)
         return found

@@ -74,7 +74,7 @@ class EngineTable:
 
 
 BANDS = (Band(50_000, ("cpu",)), Band(None, ("torch", "faiss", "cpu")))
-SOURCE = "no GPU run in benchmarks/results yet"
+SOURCE = "no GPU run yet"
 MEASURED = False
 TABLE = EngineTable(BANDS, SOURCE, MEASURED)
 """The built-in table."""
@@ -145,7 +145,7 @@ def _why(table: EngineTable, setting: EngineSetting) -> str:
 SETTING = "MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE"
 _MOST_BYTES = 1 << 20
 _LONGEST_SOURCE = 300
-_REMEDY = "write it again with benchmarks/gpu/engine_table.py RESULTS --json FILE, or unset the setting"
+_REMEDY = "write it again, see https://memevolve-gpu.example/docs/how-to/gpu/#measure-your-card, or unset the setting"
 
 
 def read_engine_table(path: str) -> EngineTable:

@@ -2,7 +2,7 @@
 
 from .check import Finding
 from .connections import Durability
-from .filters import Filters, canonical, matches
+from .filters import F, Filters, Where, canonical, matches
 from .records import Records
 from .schema import MODEL_KEY, StoreInfo
 from .transaction import Stored, Transaction
@@ -11,12 +11,14 @@ from .writer import WriteContext
 __all__ = [
     "MODEL_KEY",
     "Durability",
+    "F",
     "Filters",
     "Finding",
     "Records",
     "StoreInfo",
     "Stored",
     "Transaction",
+    "Where",
     "WriteContext",
     "canonical",
     "matches",

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import apsw
 
+from .filters import holds
 from .sqlite_errors import SQLITE_ERRORS
 
 __all__ = [
@@ -93,6 +94,7 @@ def connect(
         con.set_busy_handler(Patience())
         con.execute("PRAGMA trusted_schema = OFF")
         con.execute("PRAGMA temp_store = MEMORY")
+        con.create_scalar_function("holds", holds, 2, deterministic=True)
     return con
 
 

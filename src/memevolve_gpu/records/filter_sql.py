@@ -1,5 +1,6 @@
-"""Conditions as SQL over ``units.unit`` (JSON text), everything parameterised, and the slots that match.
+"""Filters as SQL over ``units.unit`` (JSON text), everything parameterised, and the slots that match.
 
+What SQLite's own operators cannot say exactly is tested by the definition in Python, called from SQL.
 The agreement with :func:`memevolve_gpu.records.filters.matches` is a property test.
 """
 
@@ -13,10 +14,21 @@ import apsw
 import numpy as np
 
 from ..types import IntArray
-from .connections import first_row
-from .filters import Condition, kind_of
+from .connections import all_rows, first_row
+from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, is_plain, kind_of
 
-__all__ = ["INDEXED_FIELDS", "is_indexed", "matching", "places", "where"]
+__all__ = [
+    "INDEXED_FIELDS",
+    "declare_fields",
+    "field_is_short",
+    "field_values",
+    "ids_at",
+    "is_indexed",
+    "json_path",
+    "matching",
+    "places",
+    "where",
+]
 
 INDEXED_FIELDS = ("type", "tags")
 """Top-level fields whose strings, or lists of strings, are kept in the ``terms`` table."""
@@ -35,31 +47,53 @@ _JSON_TYPES = {
 }
 
 
-def is_indexed(one: Condition) -> bool:
+def is_indexed(node: Node) -> bool:
     """Can the ``terms`` table alone answer the condition?"""
-    return one.op == "in" and one.path in _INDEXED_PATHS and all(isinstance(value, str) for value in one.values)
+    return (
+        isinstance(node, Condition)
+        and node.path in _INDEXED_PATHS
+        and is_plain(node)
+        and all(isinstance(value, str) for value in node.values)
+    )
 
 
-def where(conditions: Sequence[Condition], bound: list[Any]) -> str:
-    """An SQL expression over the row ``u`` of ``units``; "1" when there is no condition.
+def where(node: Filter | Node, bound: list[Any]) -> str:
+    """An SQL expression over the row ``u`` of ``units``, which is 1 or 0.
 
     ``bound`` holds the parameters that the statement has before the expression; those of the expression are appended.
     """
-    return " AND ".join(["1", *(f"({_expression(one, bound)})" for one in conditions)])
+    if isinstance(node, Filter):
+        node = node.root
+    if isinstance(node, Condition):
+        return f"({_expression(node, bound)})"
+    if isinstance(node, Not):
+        return f"(NOT {where(node.part, bound)})"
+    join, neutral = (" AND ", "1") if isinstance(node, Every) else (" OR ", "0")
+    return f"({join.join([neutral, *(where(part, bound) for part in node.parts)])})"
 
 
 def _expression(one: Condition, bound: list[Any]) -> str:
     if one.path == ("id",) and one.op == "in":
         return f"u.id IN ({places([value for value in one.values if isinstance(value, str)], bound)})"
-    bound.append("$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in one.path))
+    bound.append(json_path(one.path))
     path = f"?{len(bound)}"
     if one.op == "exists":
         return f"json_type(u.unit, {path}) IS {'NOT ' if one.values[0] else ''}NULL"
+    if not _is_native(one):
+        bound.append(one.spec)
+        return f"holds(?{len(bound)}, u.unit -> {path})"
     tests = _tests(one, bound)
     element = _case("e.type", {name: test.format(value="e.atom") for name, test in tests.items()})
     scalar = {name: test.format(value=f"json_extract(u.unit, {path})") for name, test in tests.items()}
     found = f"EXISTS (SELECT 1 FROM json_each(u.unit, {path}) AS e WHERE {element})"
-    return f"{'NOT ' if one.op == 'nin' else ''}{_case(f'json_type(u.unit, {path})', {**scalar, 'array': found})}"
+    return _case(f"json_type(u.unit, {path})", {**scalar, "array": found})
+
+
+def _is_native(one: Condition) -> bool:
+    """Do SQLite's operators mean the same?"""
+    if one.op in RANGES:
+        return not isinstance(one.values[0], Instant) and not (one.nfc and isinstance(one.values[0], str))
+    return is_plain(one)
 
 
 def _case(kind: str, tests: dict[str, str]) -> str:
@@ -93,30 +127,99 @@ def places(values: Sequence[Any], bound: list[Any]) -> str:
 
 
 FEW_SLOTS = 4096
+FIELD_INDEX = "field:"
+"""Names of the indexes of declared fields begin so; the path follows."""
+
+_SAMPLE, _SHORT = 500, 64
+"""Rows that are looked at to tell whether a field is short, and the most characters of a short one, on average."""
+
+
+def declare_fields(con: apsw.Connection, paths: Sequence[tuple[str, ...]]) -> None:
+    """Have an index for each of these fields, and no other, so that a column is read without the units."""
+    wanted = {FIELD_INDEX + json_path(path): path for path in paths}
+    listed = all_rows(con, "SELECT name FROM sqlite_schema WHERE type = 'index'")
+    held: set[str] = {name for (name,) in listed if name.startswith(FIELD_INDEX)}
+    for name in held - wanted.keys():
+        con.execute(f"DROP INDEX {_quoted_name(name)}")
+    for name in wanted.keys() - held:
+        con.execute(f"CREATE INDEX {_quoted_name(name)} ON units ({_field(wanted[name], [])})")
+
+
+def field_is_short(con: apsw.Connection, path: tuple[str, ...]) -> bool:
+    """Are the values of the field short, judging by the oldest rows?"""
+    bound: list[Any] = []
+    field = _field(path, bound)
+    sql = f"SELECT avg(length({field})) FROM (SELECT unit FROM units ORDER BY slot LIMIT {_SAMPLE})"
+    return (first_row(con, sql, bound)[0] or 0) <= _SHORT
+
+
+def field_values(con: apsw.Connection, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Any]]:
+    """The live slots, ascending, and the value of the field in each, NaN where a unit has none."""
+    bound: list[Any] = []
+    field = _field(path, bound)
+    sql = f"SELECT group_concat(slot), group_concat(ifnull({field}, 'NaN')) FROM units"
+    if slots is not None:
+        subquery, listed = slot_list(slots)
+        sql, bound = f"{sql} WHERE slot IN ({subquery})", [*bound, listed]
+    held, values = first_row(con, sql, bound)
+    if held is None:
+        return np.empty(0, dtype=np.int64), []
+    numbers, found = np.fromstring(held, dtype=np.int64, sep=","), json.loads(f"[{values}]")
+    order = np.argsort(numbers, kind="stable")
+    if not np.array_equal(order, np.arange(len(order))):
+        numbers, found = numbers[order], [found[at] for at in order.tolist()]
+    return numbers, found
+
+
+def json_path(path: tuple[str, ...]) -> str:
+    """The path as SQLite's JSON functions take it."""
+    return "$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in path)
+
+
+def _field(path: tuple[str, ...], bound: list[Any]) -> str:
+    """The JSON of a field, written as in the index of a declared one; what no literal can hold is bound."""
+    text = json_path(path)
+    if "\0" not in text:
+        return "unit -> '" + text.replace("'", "''") + "'"
+    bound.append(text)
+    return f"unit -> ?{len(bound)}"
+
+
+def _quoted_name(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
 _FEW = 4
 """Slots are looked up one by one while they are fewer than a quarter of all units, else all units are scanned."""
 
 
-def matching(con: apsw.Connection, conditions: Sequence[Condition], slots: IntArray | None) -> IntArray:
-    """Ascending slots of the live units for which every condition holds, among ``slots`` (ascending) when given.
+def matching(con: apsw.Connection, filters: Filter, slots: IntArray | None) -> IntArray:
+    """Ascending slots of the live units that match, among ``slots`` (ascending) when given.
 
     Runs several statements: call inside a read transaction.
     """
-    indexed = [one for one in conditions if is_indexed(one)]
+    indexed = [one for one in filters.root.parts if isinstance(one, Condition) and is_indexed(one)]
     if not indexed or (slots is not None and len(slots) <= FEW_SLOTS):
-        return _scan(con, conditions, slots)
+        return _scan(con, filters.root, slots)
     folded, backlog = first_row(con, "SELECT folded, backlog FROM counters")
     found = _with_term(con, indexed[0]) if slots is None else _intersection(slots, _with_term(con, indexed[0]))
     for one in indexed[1:]:
         found = _intersection(found, _with_term(con, one))
-    rest = [one for one in conditions if not is_indexed(one)]
+    rest = tuple(one for one in filters.root.parts if not is_indexed(one))
     if backlog:
         found = _difference(found, _slots(con, "SELECT slot FROM stale", ()))
     if rest:
-        found = _scan(con, rest, found)
+        found = _scan(con, Every(rest), found)
     if backlog:
-        found = np.concatenate([found, _scan(con, conditions, slots, after=folded)])
+        found = np.concatenate([found, _scan(con, filters.root, slots, after=folded)])
     return found
+
+
+def ids_at(con: apsw.Connection, slots: IntArray, ns: int, now: float) -> list[str]:
+    """Ids of the live units of the slots that are of a namespace, in order of the slots."""
+    subquery, listed = slot_list(slots)
+    sql = f"SELECT id FROM units WHERE slot IN ({subquery}) AND +ns = ? AND ifnull(expires_at > ?, 1) ORDER BY slot"
+    return [unit_id for (unit_id,) in all_rows(con, sql, (listed, ns, now))]
 
 
 def slot_list(slots: IntArray) -> tuple[str, Any]:
@@ -134,10 +237,10 @@ def _with_term(con: apsw.Connection, one: Condition) -> IntArray:
     return _slots(con, f"SELECT slot FROM terms WHERE field = ?1 AND value IN ({places(one.values, bound)})", bound)
 
 
-def _scan(con: apsw.Connection, conditions: Sequence[Condition], slots: IntArray | None, after: int = 0) -> IntArray:
+def _scan(con: apsw.Connection, node: Node, slots: IntArray | None, after: int = 0) -> IntArray:
     """Test the units of the slots, or all of them, by their JSON text."""
     bound: list[Any] = [after]
-    sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ?1 AND {where(conditions, bound)}"
+    sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ?1 AND {where(node, bound)}"
     if slots is None:
         return _slots(con, sql, bound)
     slots = slots[np.searchsorted(slots, after, side="right") :]

@@ -29,7 +29,7 @@ from ..types import MemoryUnit
 from .connections import all_rows, first_row
 from .damage import read_unit
 from .filter_sql import where
-from .filters import Condition
+from .filters import Filter
 
 __all__ = ["MOST_WORDS", "WordCache", "bm25", "keyword", "register"]
 
@@ -143,7 +143,7 @@ def keyword(
     con: apsw.Connection,
     text: str,
     limit: int,
-    conditions: Sequence[Condition],
+    filters: Filter,
     cache: WordCache,
     text_of: Callable[[MemoryUnit], str],
     ns: int = 0,
@@ -157,18 +157,18 @@ def keyword(
     tokens = list(dict.fromkeys(_tokens(con, text)))[:MOST_WORDS]
     if not tokens or limit < 1:
         return []
-    pending = _pending(con, conditions, cache, ns, now)
+    pending = _pending(con, filters, cache, ns, now)
     if ns != 0:
-        found = _in_namespace(con, tokens, conditions, cache, pending, ns, now)
+        found = _in_namespace(con, tokens, filters, cache, pending, ns, now)
         return sorted(found, key=lambda pair: -pair[0])[:limit]
     folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
     words = selective_terms(int(first_row(con, f"{_ROWS} FROM counters")[0]), counts)
     hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
     if len(words) == len(tokens):
-        found = _ranked(con, words, limit, conditions, now)
+        found = _ranked(con, words, limit, filters, now)
     else:
-        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), conditions, now)
+        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), filters, now)
         hits += _read(con, [unit_id for _, unit_id in proposed], text_of)
         found = []
     if hits:
@@ -184,7 +184,7 @@ def keyword(
 def _in_namespace(
     con: apsw.Connection,
     tokens: list[str],
-    conditions: Sequence[Condition],
+    filters: Filter,
     cache: WordCache,
     pending: list[_Doc],
     ns: int,
@@ -208,7 +208,7 @@ def _in_namespace(
     found = all_rows(
         con,
         "SELECT u.slot, u.id, tally(space_words) FROM space_words CROSS JOIN units AS u ON u.slot = space_words.rowid "
-        f"WHERE space_words MATCH ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(conditions, bound)}",
+        f"WHERE space_words MATCH ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}",
         bound,
     )
     asked = [*words, *words, *others] if others else words
@@ -253,24 +253,22 @@ def _first_varint(raw: bytes) -> int:
 
 
 def _ranked(
-    con: apsw.Connection, words: Iterable[str], limit: int, conditions: Sequence[Condition], now: float
+    con: apsw.Connection, words: Iterable[str], limit: int, filters: Filter, now: float
 ) -> list[tuple[float, str]]:
     """The best folded rows of the default namespace by these words."""
     bound: list[Any] = [_query(words), limit, now]
     sql = (
         "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
-        f"WHERE words MATCH ?1 AND ifnull(u.expires_at > ?3, 1) AND {where(conditions, bound)} "
+        f"WHERE words MATCH ?1 AND ifnull(u.expires_at > ?3, 1) AND {where(filters, bound)} "
         "ORDER BY words.rank LIMIT ?2"
     )
     return all_rows(con, sql, bound)
 
 
-def _pending(
-    con: apsw.Connection, conditions: Sequence[Condition], cache: WordCache, ns: int, now: float
-) -> list[_Doc]:
+def _pending(con: apsw.Connection, filters: Filter, cache: WordCache, ns: int, now: float) -> list[_Doc]:
     """The rows of a namespace that are not folded yet."""
     bound: list[Any] = [ns, now]
-    restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(conditions, bound)}"
+    restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     sql = (
         "SELECT p.slot, u.id, CAST(p.text AS BLOB) FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot "
         f"WHERE {restriction}"

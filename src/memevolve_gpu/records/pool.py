@@ -10,16 +10,21 @@ from typing import NamedTuple
 
 import apsw
 
-from ..errors import StorageError, StoreClosedError
+from ..errors import CorruptStoreError, LockTimeoutError, ReadOnlyError, StorageError, StoreClosedError
 from . import fulltext
-from .connections import connect, shut, shut_on_failure
-from .lineage import beside, token_bytes
+from .connections import connect, first_row, shut, shut_on_failure
+from .damage import noted
+from .file_lock import WriteLock
+from .lineage import beside, token_bytes, why_foreign
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
 __all__ = ["IDLE_READERS", "FileId", "ReaderPool", "refuse_replaced"]
 
 IDLE_READERS = 8
 """Most idle connections that stay open."""
+
+LOOK_SECONDS = 1.0
+"""How long a reader waits for the writer lock, to look once more at a file that seems to be another one's."""
 
 
 class FileId(NamedTuple):
@@ -54,10 +59,16 @@ class ReaderPool:
     without locks, and each result counts only when the file did not change meanwhile, see :meth:`is_current`.
     """
 
-    def __init__(self, path: Path, *, vfs: str | None, unshared: bool) -> None:
+    def __init__(self, path: Path, *, vfs: str | None, unshared: bool, lock: WriteLock, store_id: str) -> None:
         self.path = path
         self.vfs = vfs
-        self.file = refuse_replaced(path, None)
+        self.file = self.confirmed = refuse_replaced(path, None)
+        """The database file when it was opened, and when it was last found to be this store's."""
+        self.seen = 0
+        """The largest number of a log entry that was read."""
+        self._lock = lock
+        self._store_id = store_id
+        self._token = b""
         self._unshared = unshared
         self._states: weakref.WeakKeyDictionary[apsw.Connection, object] = weakref.WeakKeyDictionary()
         self._idle: list[apsw.Connection] = []
@@ -67,10 +78,10 @@ class ReaderPool:
         self._refusal: str | None = None
 
     def take(self) -> apsw.Connection:
-        """An idle connection, or a new one. Raises StoreClosedError."""
+        """An idle connection, or a new one. Raises StoreClosedError, and what :meth:`confirm` raises."""
         if self._barred:
             self._wait()
-        refuse_replaced(self.path, self.file)
+        self.confirm()
         while True:
             try:
                 con = self._idle.pop()
@@ -86,6 +97,57 @@ class ReaderPool:
         if self._barred or len(self._idle) > IDLE_READERS:
             self._close_one()
 
+    def confirm(self) -> None:
+        """Nothing but its own log changed the file since the last look.
+
+        Raises StorageError when another file is in its place, CorruptStoreError when a copy was written into it.
+        """
+        file = refuse_replaced(self.path, self.file)
+        if file == self.confirmed:
+            return
+        try:
+            token = token_bytes(self.path, self.vfs)
+            why = None if token == self._token else self._why_other()
+        except SQLITE_ERRORS as error:
+            raise noted(error, self.path) from error
+        if why is not None:
+            raise noted(CorruptStoreError(f"{why}; close the store in every process, then restore a backup"), self.path)
+        self.confirmed, self._token = file, token
+
+    def accept(self) -> None:
+        """This process has just changed the file itself. Raises as :meth:`confirm` when another one is in its place."""
+        self.confirmed, self._token = refuse_replaced(self.path, self.file), b""
+
+    def _why_other(self) -> str | None:
+        """Why the file is not what this store left there. A reader looks again while nobody writes, if it can."""
+        why = self._difference()
+        if why is None or self._lock.held_here():
+            return why
+        try:
+            self._lock.acquire(LOOK_SECONDS)
+            return self._difference()
+        except (LockTimeoutError, ReadOnlyError):
+            return why
+        finally:
+            self._lock.release()
+
+    def _difference(self) -> str | None:
+        if self._has_log():
+            return why_foreign(self.path, self.vfs)
+        con = connect(self.path, read_only=True, immutable=self._unshared, vfs=self.vfs)
+        try:
+            (store_id,) = first_row(con, "SELECT store_id FROM store")
+            (last_seq,) = first_row(con, "SELECT last_seq FROM counters")
+        finally:
+            shut(con)
+        if store_id == self._store_id and last_seq >= self.seen:
+            return None
+        return f"another store or an older copy was written into {self.path} while it was open"
+
+    def _has_log(self) -> bool:
+        wal = beside(self.path, "-wal")
+        return wal.exists() and wal.stat().st_size > 0
+
     def is_current(self, con: apsw.Connection) -> bool:
         """Is what this connection has just read what the store holds? Where it takes locks it always is."""
         state = self._states.get(con)
@@ -93,8 +155,7 @@ class ReaderPool:
 
     def _state(self) -> object:
         """Two equal values mean that nothing was written in between; None while there is a log."""
-        wal = beside(self.path, "-wal")
-        if wal.exists() and wal.stat().st_size:
+        if self._has_log():
             return None
         return self.path.stat().st_ctime_ns, refuse_replaced(self.path, self.file), token_bytes(self.path, self.vfs)
 

@@ -24,8 +24,8 @@ from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability, all_rows, checked_counters, first_row
 from .damage import clear_damage, damage_of, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
-from .filter_sql import matching, where
-from .filters import Filters, parse
+from .filter_sql import declare_fields, field_is_short, field_values, matching, where
+from .filters import Filter, Filters, parse
 from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT
 from .opening import OpenOptions, database_path, lock_path, open_store, peek
@@ -147,7 +147,8 @@ class Records:
             except BaseException:
                 lock.close_file()
                 raise
-            pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared)
+            store_id = opened.info.store_id
+            pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared, lock=lock, store_id=store_id)
             self._session = Session(path, lock, opened.con, pool, options.durability, opened.read_only)
             if not opened.read_only:
                 remove_abandoned_drafts([path, path.with_name(path.name.removesuffix(".db") + ".snapshot")])
@@ -206,13 +207,17 @@ class Records:
         """Raise StoreClosedError where it applies."""
         self._pool.refuse_if_closed()
 
-    def write(self, timeout: float | None = None, namespace: tuple[str, ...] = ()) -> WriteContext:
+    def write(
+        self, timeout: float | None = None, namespace: tuple[str, ...] = (), *, grouped: bool = False
+    ) -> WriteContext:
         """A context manager that yields a :class:`Transaction`: committed on success, rolled back on any exception.
 
         Waits for other writers, at most ``timeout`` seconds, by default those given to :meth:`open`; Ctrl-C ends the
-        wait. Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
+        wait. grouped: for short transactions; those of threads that write at once are committed together, each
+        one is durable when its block ends, and one that fails takes no other with it.
+        Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
         """
-        return WriteContext(self._session, self.dim, timeout, namespace, self.clock)
+        return WriteContext(self._session, self.dim, timeout, namespace, self.clock, grouped)
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
@@ -273,7 +278,9 @@ class Records:
 
     def head(self) -> Head:
         """The counters, in one read."""
-        return self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))))
+        head = self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))))
+        self._pool.seen = max(self._pool.seen, head.last_seq)
+        return head
 
     def read_after(self, seq: int, limit: int) -> list[Change]:
         """At most ``limit`` log entries after ``seq``, in order, as of one moment.
@@ -396,33 +403,55 @@ class Records:
         """Every id in slot order, in short transactions: rows that change meanwhile may or may not be seen."""
         return (unit_id for _, unit_id in self._pages("u.slot, u.id", page_size, None, ns))
 
-    def units(self, page_size: int = 1000, filters: Filters | None = None, ns: int = 0) -> Iterator[MemoryUnit]:
+    def units(
+        self, page_size: int = 1000, filters: Filters | Filter | None = None, ns: int = 0
+    ) -> Iterator[MemoryUnit]:
         """Every unit that matches, in slot order, in short transactions. Raises InvalidFilterError at once."""
-        parse(filters)
-        pages = self._pages("u.slot, u.id, CAST(u.unit AS BLOB)", page_size, filters, ns)
+        pages = self._pages("u.slot, u.id, CAST(u.unit AS BLOB)", page_size, parse(filters), ns)
         return (self._unit(raw, unit_id) for _, unit_id, raw in pages)
 
-    def matching(self, filters: Filters | None, slots: IntArray | None = None) -> IntArray:
+    def matching(self, filters: Filters | Filter | None, slots: IntArray | None = None) -> IntArray:
         """Slots of the live units that match, int64 (n,), ascending; among ``slots`` (ascending too) when given.
 
         Raises InvalidFilterError.
         """
-        conditions = parse(filters)
-        return self._snapshot(lambda con: matching(con, conditions, slots))
+        parsed = parse(filters)
+        return self._snapshot(lambda con: matching(con, parsed, slots))
+
+    def field_values(self, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Any]]:
+        """The slots of the live units, int64 (n,), ascending, and the value at the path in each, NaN where there is
+        none; among ``slots`` when given.
+        """
+        return self._read(lambda con: field_values(con, path, slots))
+
+    def field_is_short(self, path: tuple[str, ...]) -> bool:
+        """Are the values at the path short enough to be kept in memory?"""
+        return self._read(lambda con: field_is_short(con, path))
+
+    def declare_fields(self, paths: Sequence[tuple[str, ...]]) -> None:
+        """Keep an index of each of these fields in the file, and no other."""
+        with self.write() as tx:
+            tx.outside(lambda con: declare_fields(con, paths))
 
     def keyword(
-        self, text: str, limit: int, filters: Filters | None = None, *, text_of: TextOf = default_text, ns: int = 0
+        self,
+        text: str,
+        limit: int,
+        filters: Filters | Filter | None = None,
+        *,
+        text_of: TextOf = default_text,
+        ns: int = 0,
     ) -> list[tuple[float, str]]:
         """The best ``limit`` units that hold a selective word of ``text``: (BM25 score, id), best first.
 
         Any text is allowed. Frequent words find nothing unless there is no other, see ``records/fulltext.py``.
         text_of: what was given to ``Transaction.put`` as the text of a unit. Raises InvalidFilterError.
         """
-        conditions = parse(filters)
+        parsed = parse(filters)
         if len(self._words.pending) > 4 * FOLD_AT:
             self._words.pending = {}
         cache, now = self._words, self.clock()
-        return self._snapshot(lambda con: keyword(con, text, limit, conditions, cache, text_of, ns, now))
+        return self._snapshot(lambda con: keyword(con, text, limit, parsed, cache, text_of, ns, now))
 
     def inventory(self, ns: int = 0) -> Inventory:
         """How many units of which types there are, and from when, without reading them."""
@@ -516,7 +545,7 @@ class Records:
                 self._pool.give(con)
         raise StorageError(f"{self.path} changes too often to be read without write permission; grant it on the folder")
 
-    def _pages(self, columns: str, size: int, filters: Filters | None, ns: int = 0) -> Iterator[Any]:
+    def _pages(self, columns: str, size: int, filters: Filters | Filter | None, ns: int = 0) -> Iterator[Any]:
         bound: list[Any] = [0, size, 0.0]
         scope = f"u.slot > ?1 AND {_space(ns)} AND {_ALIVE.format('?3')} AND {where(parse(filters), bound)}"
         sql = f"SELECT {columns} FROM units AS u WHERE {scope} ORDER BY u.slot LIMIT ?2"

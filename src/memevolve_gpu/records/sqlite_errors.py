@@ -36,7 +36,8 @@ def translate_error(error: BaseException, path: Path, con: apsw.Connection | Non
     kind, remedy = _verdict(error)
     if con is not None and isinstance(error, apsw.IOError) and con.system_errno in _FULL:
         kind, remedy = StorageFullError, _FREE_SPACE
-    return kind(f"{path}: {_text(error)}; {remedy}")
+    what = "cannot be opened" if remedy is _CLOSE_FILES else _text(error)  # SQLite blames what it tried to open
+    return kind(f"{path}: {what}; {remedy}")
 
 
 def _text(error: BaseException) -> str:
@@ -48,7 +49,7 @@ def _verdict(error: BaseException) -> tuple[type[StorageError], str]:
         return _system_verdict(error.errno)
     if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
         return StorageFullError, _FREE_SPACE  # the shared memory file could not grow; SQLite has no better word for it
-    if isinstance(error, apsw.CantOpenError) and _out_of_descriptors():
+    if type(error) in _MAY_LACK_DESCRIPTORS and _out_of_descriptors():
         return StorageError, _CLOSE_FILES
     for foreign, kind, remedy in _VERDICTS:
         if isinstance(error, foreign):
@@ -66,17 +67,33 @@ def _system_verdict(number: int | None) -> tuple[type[StorageError], str]:
     return StorageError, "look at the disk and the system log"
 
 
+_MAY_LACK_DESCRIPTORS = (apsw.CantOpenError, apsw.SQLError, apsw.NoFTS5Error)
+"""What apsw raises, among other things, when SQLite cannot open a file; it does not say why."""
+
+
 def _out_of_descriptors() -> bool:
-    """SQLite does not say why it could not open a file."""
+    """Whether fewer files can be opened than an open store has."""
+    taken: list[int] = []
     try:
-        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        while len(taken) < _FILES_OF_A_STORE:
+            taken.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         return error.errno in _NO_DESCRIPTORS
+    finally:
+        for handle in taken:
+            os.close(handle)
     return False
 
 
+_FILES_OF_A_STORE = 7
+"""Descriptors of a store that one thread writes and reads; each further thread that reads at once takes two more."""
+
+
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
-_CLOSE_FILES = "this process, or the machine, has too many files open; close some or raise the limit (ulimit -n)"
+_CLOSE_FILES = (
+    f"this process, or the machine, has too many files open: a store takes {_FILES_OF_A_STORE}, and 2 more for each "
+    "thread that reads at once; close stores that are not in use, or raise the limit (ulimit -n)"
+)
 _FREE_SPACE = "free disk space or raise the quota; what was acknowledged is safe"
 _MAKE_WRITABLE = "make the file, its folder and its file system writable for this user, or copy the store elsewhere"
 

@@ -159,8 +159,8 @@ class Stored(NamedTuple):
 class Transaction:
     """What ``Records.write()`` hands out. Use it in the thread that opened it, until the ``with`` block ends.
 
-    ``head`` holds the counters as of its beginning. Reads through it see its own changes; reads through ``Records`` see
-    the state before it.
+    ``head`` holds the counters as of its beginning, ``link`` what is written with it, see ``lineage.py``. Reads
+    through it see its own changes; reads through ``Records`` see the state before it.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Transaction:
         self._changes = con.total_changes()
         self._load(con)
         self._enter_space()
-        self._link = next_link(self._held, floor)
+        self.link = next_link(self._held, floor)
         self.head = Head(self._seq, self._horizon, self._slot, self._count)
 
     @property
@@ -396,7 +396,7 @@ class Transaction:
             self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog, self._others
         )  # fmt: skip
         if now != self._before or (self._con is not None and self._con.total_changes() != self._changes):
-            self._run(_KEEP, (*now, self._link))
+            self._run(_KEEP, (*now, self.link))
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""

@@ -8,16 +8,18 @@ it is needed. Where a call of another thread does not end in time, the child may
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
 
-from ..errors import CorruptStoreError, ReadOnlyError, StorageError, StoreClosedError
+from ..errors import MemEvolveError, ReadOnlyError, StorageError, StoreClosedError
 from ..utils import forking
 from .connections import (
     Durability,
@@ -31,8 +33,8 @@ from .connections import (
 )
 from .damage import noted
 from .file_lock import WriteLock
-from .lineage import NO_TOKEN, TOKEN_BYTES, beside, next_link, why_foreign
-from .pool import FileId, ReaderPool, refuse_replaced
+from .lineage import NO_TOKEN, TOKEN_BYTES, beside, next_link
+from .pool import ReaderPool
 from .sqlite_errors import SQLITE_ERRORS
 from .transaction import Transaction
 
@@ -54,6 +56,48 @@ def no_fork(path: Path) -> Iterator[None]:
         )
     with forking.no_fork():
         yield
+
+
+MOST_GROUPED, GROUP_SECONDS = 64, 0.01
+"""Most transactions that share a commit, and the time after which none joins any more."""
+
+_LOOK_AGAIN = 0.05
+"""Seconds after which a thread looks whether the one that should commit for it has gone."""
+
+
+class Group:
+    """Transactions of several threads that one commit makes durable; ``link`` is the one that it writes."""
+
+    def __init__(self, link: bytes) -> None:
+        self.link = link
+        self.members = 0
+        self.failure: MemEvolveError | None = StorageError(
+            "the commit was interrupted, so it is not known whether the change is stored; read it before repeating it"
+        )
+        self.done = False
+        self._running = threading.Lock()
+        self._running.acquire()
+        self._began = time.monotonic()
+
+    def is_full(self) -> bool:
+        """May no other transaction join?"""
+        return self.members >= MOST_GROUPED or time.monotonic() - self._began > GROUP_SECONDS
+
+    def end(self) -> None:
+        """Let every thread go on; doing it twice does no harm."""
+        self.done = True
+        with suppress(RuntimeError):
+            self._running.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until :meth:`end`, at most so long.
+
+        Not an event: one that Ctrl-C interrupts may keep its inner lock, and the thread that sets it would wait for
+        ever. Here each thread that wakes up lets the next one go, and where that one was interrupted, time does.
+        """
+        if not self.done and self._running.acquire(timeout=seconds):
+            self.end()
+        return self.done
 
 
 FORK_PATIENCE = 2.0
@@ -79,10 +123,12 @@ class Session:
         self._durability: Durability = durability
         self._con: apsw.Connection | None = con
         self._name, self._wal = str(path), str(beside(path, "-wal"))
-        self._checked: FileId | None = None
-        """The database file when its log was last found to be its own."""
         self.floor = NO_TOKEN
         """The newest token that this session knows to be in the database file, see ``lineage.py``."""
+        self.group: Group | None = None
+        """What is written but not committed yet."""
+        self.waiting: set[int] = set()
+        """The threads that wait for the lock and would join a group."""
         forking.close_for_fork(self)
 
     def connection(self) -> apsw.Connection:
@@ -102,11 +148,7 @@ class Session:
         replaced.
         """
         if not self._is_checked():
-            file = refuse_replaced(self.path, self.pool.file)
-            why = why_foreign(self.path, self.pool.vfs)
-            if why is not None:
-                raise CorruptStoreError(f"{why}; close the store in every process, then restore a backup")
-            self._checked = file
+            self.pool.confirm()
         if _is_empty(self._wal):
             self._mark_file(con)
         con.execute("BEGIN IMMEDIATE")
@@ -114,9 +156,57 @@ class Session:
     def commit(self, con: apsw.Connection) -> None:
         """Commit. When that copies the log into the database file, the file need not be checked again."""
         was_checked = self._is_checked()
-        con.execute("COMMIT")
+        self._commit(con)
         if was_checked and not self._is_checked():
-            self._checked = refuse_replaced(self.path, self.pool.file)
+            self.pool.accept()
+
+    def _commit(self, con: apsw.Connection) -> None:
+        """Commit; where that fails, make sure that no recovery ever takes the transaction for committed.
+
+        When the sync of the log fails, the frames of the transaction lie in it, complete. They may not be on the disk,
+        although the system shows them: recovery would go on behind them, and a power cut would then take what was
+        acknowledged later. A transaction without content overwrites them, where the disk allows it.
+        """
+        try:
+            con.execute("COMMIT")
+        except SQLITE_ERRORS:
+            with suppress(*SQLITE_ERRORS):
+                if con.in_transaction:
+                    con.execute("ROLLBACK")
+                _change_link(con)
+                con.execute("COMMIT")
+            raise
+
+    def settle(self) -> None:
+        """Commit the group, if there is one; its threads get the error when that fails. Call with the lock held."""
+        group, con = self.group, self._con
+        if group is None:
+            return
+        try:
+            if con is None or not con.in_transaction:
+                group.failure = StorageError(f"{self.path}: another write of the same commit failed; write again")
+            else:
+                self.commit(con)
+                group.failure = None
+        except (*SQLITE_ERRORS, StorageError) as error:
+            group.failure = noted(error, self.path, con)
+        finally:
+            self.group, self.lock.kept = None, False
+            if group.failure is not None:
+                self.drop_connection()
+            group.end()
+
+    def wait_for(self, group: Group) -> None:
+        """Wait until another thread has committed the group; when none does, commit it here."""
+        while not group.wait(_LOOK_AGAIN):
+            try:
+                self.lock.take_over()
+                self.waiting.clear()  # one that was interrupted may be left; a thread that does wait loses little
+                if self.group is group:
+                    self.settle()
+                group.end()
+            finally:
+                self.lock.release()
 
     def _is_checked(self) -> bool:
         """Is the database file as it was when its log was last found to be its own?"""
@@ -124,14 +214,12 @@ class Session:
             at = os.stat(self._name)  # noqa: PTH116 - a third of the time that a Path takes
         except FileNotFoundError:
             return False
-        return (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns) == self._checked
+        return (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns) == self.pool.confirmed
 
     def _mark_file(self, con: apsw.Connection) -> None:
         """Before a log begins, put a token into the database file that no copy of it from before has."""
-        con.execute("BEGIN IMMEDIATE")
-        link = next_link(first_row(con, "SELECT link FROM counters")[0], NO_TOKEN)
-        con.execute("UPDATE counters SET link = ?", (link,))
-        con.execute("COMMIT")
+        link = _change_link(con)
+        self._commit(con)
         in_log, copied = con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if in_log == copied:
             self.floor = link[:TOKEN_BYTES]
@@ -154,6 +242,7 @@ class Session:
         self.lock.refuse_nesting()
         try:
             self.lock.acquire()
+            self.settle()
             try_to_empty_log(self.connection())
         except SQLITE_ERRORS as error:
             raise noted(error, self.path) from error
@@ -166,6 +255,7 @@ class Session:
             raise StorageError("close() inside write() would lose the open transaction; leave the block first")
         self.lock.exclude()
         try:
+            self.settle()
             self.pool.close()
             self.drop_connection()
             self.lock.close_file()
@@ -176,6 +266,7 @@ class Session:
         """Close every connection, so that the child inherits none; False when calls in other threads do not end."""
         if not self.lock.exclude(FORK_PATIENCE):
             return False
+        self.settle()
         if not self.pool.pause(FORK_PATIENCE):
             self.lock.release()
             return False
@@ -187,6 +278,7 @@ class Session:
 
     def after_fork(self) -> None:
         """Go on after :meth:`before_fork`, in the parent and in the child; connections open when they are needed."""
+        self.waiting.clear()  # in the child nobody waits; in the parent a commit is not shared
         self.pool.resume()
         self.lock.release()
 
@@ -199,6 +291,14 @@ class Session:
         self.lock = WriteLock(self.lock.path, self.lock.timeout, self.lock.new_mode)
 
 
+def _change_link(con: apsw.Connection) -> bytes:
+    """Begin a transaction that changes nothing but the link, and return the new one."""
+    con.execute("BEGIN IMMEDIATE")
+    link = next_link(first_row(con, "SELECT link FROM counters")[0], NO_TOKEN)
+    con.execute("UPDATE counters SET link = ?", (link,))
+    return link
+
+
 def _is_empty(file: str) -> bool:
     try:
         return not os.stat(file).st_size  # noqa: PTH116 - a third of the time that a Path takes
@@ -207,9 +307,13 @@ def _is_empty(file: str) -> bool:
 
 
 class WriteContext:
-    """The context of one write transaction; ``Records.write()`` makes it."""
+    """The context of one write transaction; ``Records.write()`` makes it.
 
-    __slots__ = ("__weakref__", "_clock", "_dim", "_hold", "_session", "_space", "_timeout")
+    Transactions of threads that write at once share a commit: a thread that has finished leaves its changes in the open
+    transaction of SQLite, lets the next one continue it under a savepoint, and waits. The last one commits for all.
+    """
+
+    __slots__ = ("__weakref__", "_clock", "_dim", "_grouped", "_hold", "_session", "_space", "_timeout")
 
     def __init__(
         self,
@@ -218,11 +322,13 @@ class WriteContext:
         timeout: float | None = None,
         space: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
+        grouped: bool = False,
     ) -> None:
         self._space, self._clock = space, clock
         self._timeout = timeout
         self._session = session
         self._dim = dim
+        self._grouped = grouped
         self._hold = _WriteHold(session)
 
     def __enter__(self) -> Transaction:
@@ -232,10 +338,13 @@ class WriteContext:
         session.lock.refuse_nesting()
         try:
             hold.guard = weakref.ref(self, hold.abandon)
-            session.lock.acquire(self._timeout)
-            hold.con = session.connection()
-            session.begin(hold.con)
-            hold.tx = Transaction(hold.con, session.path, self._dim, session.floor, self._space, self._clock)
+            self._acquire()
+            try:
+                hold.con = session.connection()
+            except StoreClosedError:
+                session.lock.close_file()  # closed during the wait, which opened it again
+                raise
+            hold.tx = self._begun(hold.con)
             return hold.tx
         except SQLITE_ERRORS as error:
             hold.failed = True
@@ -245,17 +354,60 @@ class WriteContext:
                 hold.leave()
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        hold = self._hold
+        hold, session = self._hold, self._session
         try:
             hold.failed = kind is None or issubclass(kind, (*SQLITE_ERRORS, StorageError))
             if kind is None and hold.tx is not None and hold.con is not None:
                 hold.tx.finish()
-                self._session.commit(hold.con)
+                if self._grouped and (session.group is not None or session.waiting):
+                    self._commit_together(hold, hold.tx)
+                else:
+                    session.commit(hold.con)
                 hold.failed = False
         except SQLITE_ERRORS as error:
-            raise noted(error, self._session.path, hold.con) from error
+            raise noted(error, session.path, hold.con) from error
         finally:
             hold.leave()
+
+    def _acquire(self) -> None:
+        if not self._grouped:
+            self._session.lock.acquire(self._timeout)
+            self._session.settle()
+            return
+        me = threading.get_ident()
+        try:
+            self._session.waiting.add(me)
+            self._session.lock.acquire(self._timeout)
+        finally:
+            self._session.waiting.discard(me)
+
+    def _begun(self, con: apsw.Connection) -> Transaction:
+        session = self._session
+        if session.group is None:
+            session.begin(con)
+            return Transaction(con, session.path, self._dim, session.floor, self._space, self._clock)
+        con.execute("SAVEPOINT member")
+        tx = Transaction(con, session.path, self._dim, session.floor, self._space, self._clock)
+        tx.link = session.group.link
+        return tx
+
+    def _commit_together(self, hold: _WriteHold, tx: Transaction) -> None:
+        """Commit with the group, or leave that to the next thread and wait for it."""
+        session = self._session
+        joined, group = session.group is not None, session.group or Group(tx.link)
+        hold.group = group
+        session.group = group
+        group.members += 1
+        if joined and hold.con is not None:
+            hold.con.execute("RELEASE member")
+        if session.waiting and not group.is_full():
+            hold.failed, hold.con, session.lock.kept = False, None, True
+            session.lock.release()
+            session.wait_for(group)
+        else:
+            session.settle()
+        if group.failure is not None:
+            raise copy.copy(group.failure) from group.failure
 
 
 class _WriteHold:
@@ -265,12 +417,14 @@ class _WriteHold:
     everything back when the context is forgotten, which is at once.
     """
 
-    __slots__ = ("con", "failed", "guard", "session", "tx")
+    __slots__ = ("con", "failed", "group", "guard", "session", "tx")
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.con: apsw.Connection | None = None
         self.tx: Transaction | None = None
+        self.group: Group | None = None
+        """The group that commits the transaction; from then on it is no longer this one's to roll back."""
         self.failed = False
         self.guard: weakref.ref[WriteContext] | None = None
 
@@ -288,12 +442,23 @@ class _WriteHold:
         try:
             if self.tx is not None:
                 self.tx.end()
-            if self.con is not None and self.con.in_transaction:
-                self.con.execute("ROLLBACK")
+            if self.group is not None and (self.session.group is self.group or self.group.done):
+                self.session.wait_for(self.group)
+                self.failed = False
+            elif self.con is not None:
+                self._roll_back(self.con)
         except SQLITE_ERRORS:
             self.failed = True
         finally:
-            if self.failed:
+            if self.failed and self.con is not None:
                 self.session.drop_connection()
             self.session.lock.release()
             self.con = self.guard = None
+
+    def _roll_back(self, con: apsw.Connection) -> None:
+        if self.session.group is not None:
+            with suppress(apsw.SQLError):  # interrupted before the savepoint, or the transaction is gone
+                con.execute("ROLLBACK TO member; RELEASE member")
+            self.session.settle()
+        elif con.in_transaction:
+            con.execute("ROLLBACK")

@@ -6,14 +6,28 @@ import errno
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, InvalidQueryError, MemEvolveError
+from ..errors import ConfigurationError, EmbeddingError, InvalidQueryError, MemEvolveError
 
-__all__ = ["callback", "change", "listed", "path_text", "real_number", "shown", "switch", "whole_number", "word"]
+__all__ = [
+    "callback",
+    "change",
+    "having",
+    "listed",
+    "mapping",
+    "optional_text",
+    "path_text",
+    "real_number",
+    "shown",
+    "switch",
+    "texts_of",
+    "whole_number",
+    "word",
+]
 
 _SHOWN = 60
 
@@ -110,7 +124,37 @@ def path_text(name: str, value: Any) -> str:
     raise ConfigurationError(f"{name} must be a path that is not empty nor too long, got {shown(value)}")
 
 
-def word(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """Raise InvalidQueryError, naming ``name``, unless the value is one of these words."""
+def word(name: str, value: Any, allowed: Iterable[str], error: type[MemEvolveError] = InvalidQueryError) -> None:
+    """Raise ``error``, naming ``name``, unless the value is one of these words."""
     if not isinstance(value, str) or value not in allowed:
-        raise InvalidQueryError(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}")
+        raise error(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}")
+
+
+def optional_text(name: str, value: Any) -> str | None:
+    """The value, once it is known to be None or a text; else ConfigurationError, naming ``name``."""
+    if value is None or isinstance(value, str):
+        return value
+    raise ConfigurationError(f"{name} must be a text or None, got {shown(value)}")
+
+
+def texts_of(values: Any) -> list[str]:
+    """The texts to embed as a list; EmbeddingError where they are not several strings."""
+    given = listed("texts", values, EmbeddingError)
+    for one in given:
+        if not isinstance(one, str):
+            raise EmbeddingError(f"a text must be a string, got {shown(one)}")
+    return given
+
+
+def mapping(name: str, value: Any, error: type[MemEvolveError] = InvalidQueryError) -> Mapping[str, Any]:
+    """The value, once it is known to be a mapping; else ``error``, naming ``name``."""
+    if isinstance(value, Mapping):
+        return value
+    raise error(f"{name} must be a mapping, got {shown(value)}")
+
+
+def having(name: str, value: Any, method: str, what: str) -> Any:
+    """The value, once it is known to have a method; else ConfigurationError: ``name`` must be ``what``."""
+    if callable(getattr(value, method, None)) and not isinstance(value, type):
+        return value
+    raise ConfigurationError(f"{name} must be {what}, got {shown(value)}")

@@ -29,7 +29,7 @@ from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from ..errors import ConfigurationError
 from ..types import Metric
-from .arguments import shown
+from .arguments import shown, word
 
 __all__ = [
     "Allowed",
@@ -159,6 +159,11 @@ _Backend = Annotated[
 ]
 _AutoPrune = Annotated[
     Literal["off", "lru", "lfu", "oldest"], BeforeValidator(_word), Allowed("off, lru, lfu or oldest")
+]
+_Unicode = Annotated[Literal["nfc", "exact"], BeforeValidator(_word), Allowed("nfc or exact")]
+_Fields = Annotated[
+    Annotated[str, Field(pattern=r"^[^,:]+(:\s*(number|text|time)\s*)?(,[^,:]+(:\s*(number|text|time)\s*)?)*$")] | None,
+    Allowed("none, or paths with commas between them, each with :number, :text or :time after it or not"),
 ]
 _Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
 _FileMode = Annotated[
@@ -292,8 +297,12 @@ class _Settings(BaseSettings):
             name: name of a setting.
 
         Returns:
-            A phrase, such as "a number above 0"; empty for an unknown name.
+            A phrase, such as "a number above 0".
+
+        Raises:
+            ConfigurationError: There is no such setting.
         """
+        word("name", name, cls.model_fields, ConfigurationError)
         return next((mark.text for mark in cls.model_fields[name].metadata if isinstance(mark, Allowed)), "")
 
     @classmethod
@@ -502,6 +511,10 @@ class StorageConfig(_Settings):
     """Share of the GPU memory that is free or ours which the stores of this process may take together."""
     gpu_graphs: _Switch = False
     """Whether single queries of the torch engine are recorded as CUDA graphs."""
+    indexed_fields: _Fields = None
+    """Fields that the file keeps an index of, so that the first filter on them is quick; None keeps those it has."""
+    filter_unicode: _Unicode = "nfc"
+    """Whether filters compare texts in Unicode's composed form, or as they are."""
     durability: _Durability = "full"
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
     lock_timeout: _Seconds = 30.0
@@ -553,10 +566,11 @@ class StorageConfig(_Settings):
     def _check_together(self) -> None:
         pairs = [("warning_threshold", "prune_threshold"), ("nlist_min", "nlist_max")]
         for low, high in [*pairs, ("prune_target", "prune_threshold")]:
-            if getattr(self, low) > getattr(self, high):
+            least, most = getattr(self, low), getattr(self, high)
+            if least > most:
                 raise ConfigurationError(
-                    f"{self.prefix}{low.upper()}={getattr(self, low)} must not exceed "
-                    f"{self.prefix}{high.upper()}={getattr(self, high)}; lower the first or raise the second"
+                    f"{self.prefix}{low.upper()}={shown(least)} must not exceed "
+                    f"{self.prefix}{high.upper()}={shown(most)}; lower the first or raise the second"
                 )
 
 
@@ -594,6 +608,12 @@ class EmbeddingConfig(_Settings):
     """Seconds that one request may take."""
     dimension: _Dimension = None
     """Length of the vectors; asked of the embedding function when not set."""
+    batch_size: _Dimension = None
+    """Most texts that go to the service or through the local model at once."""
+    max_tokens: _Dimension = None
+    """Most tokens of one text for the service, by estimate."""
+    path: _Text = None
+    """An ONNX file for the local model, or its folder; nothing is downloaded."""
 
 
 def visible_gpus() -> str | None:

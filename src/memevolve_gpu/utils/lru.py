@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 __all__ = ["LruCache"]
@@ -23,6 +23,9 @@ class LruCache(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
     def get(self, key: K) -> V | None:
         """The value of ``key``, which counts as used now; None where there is none."""
         if key not in self._entries:
@@ -37,6 +40,14 @@ class LruCache(Generic[K, V]):
         while len(self._entries) > self.capacity:
             self._entries.popitem(last=False)
         return value
+
+    def __iter__(self) -> Iterator[K]:
+        """All keys, least recently used first."""
+        return iter(list(self._entries))
+
+    def drop(self, key: K) -> None:
+        """Forget the value of ``key``, if there is one."""
+        self._entries.pop(key, None)
 
     def values(self) -> list[V]:
         """All values, least recently used first."""

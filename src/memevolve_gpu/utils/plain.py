@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ def plain_text(text: str) -> str:
 
 def plain_scalar(value: Any) -> Any:
     """A scalar as JSON keeps it: members of enumerations that are strings or numbers, and NumPy's scalars, as the
-    string or number that they are; moments in time as ISO 8601 with their offset (a naive one is local time). Anything
-    else as it is.
+    string or number that they are; moments in time as ISO 8601 with their offset (a naive one is local time, one of
+    NumPy is UTC). Anything else as it is.
     """
     if type(value) in _EXACT:
         return value
@@ -34,6 +34,9 @@ def plain_scalar(value: Any) -> Any:
 
 
 def _of_numpy(value: np.generic) -> Any:
+    if isinstance(value, np.datetime64) and not np.isnat(value):
+        moment = value.astype("datetime64[us]").item()
+        return moment.replace(tzinfo=timezone.utc).isoformat() if isinstance(moment, datetime) else value
     return plain_scalar(value.item()) if value.dtype.kind in "biuf" else value
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
-__all__ = ["age_stamp", "now_text", "parse_stamp"]
+__all__ = ["age_stamp", "micros_of", "now_text", "parse_stamp"]
 
 _OFFSET = re.compile(r"[+-]\d\d:?\d\d$")
 _SHORT_OFFSET = re.compile(r"(?<=\d[+-]\d\d)(?=\d\d$)")
 _FRACTION = re.compile(r"\.(\d+)")
 
 
-def parse_stamp(value: Any) -> float | None:
-    """Unix time of an ISO 8601 text; None for anything else. Without an offset it is taken as UTC."""
+_EPOCH, _MICRO = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(microseconds=1)
+_DATED = re.compile(r"\d{4}-\d\d-\d\d(?:\Z|[T ]\d\d:)", re.ASCII)
+
+
+def moment_of(value: Any) -> datetime | None:
+    """The moment of an ISO 8601 text; None for anything else. Without an offset it is taken as UTC."""
     if not isinstance(value, str):
         return None
     text = value.strip()
@@ -25,10 +29,31 @@ def parse_stamp(value: Any) -> float | None:
     text = _FRACTION.sub(lambda found: "." + found[1][:6].ljust(6, "0"), text, count=1)
     try:
         moment = datetime.fromisoformat(text)
-        moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
-        return moment.timestamp()
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
+
+
+def parse_stamp(value: Any) -> float | None:
+    """Unix time of an ISO 8601 text; None for anything else. Without an offset it is taken as UTC."""
+    try:
+        moment = moment_of(value)
+        return None if moment is None else moment.timestamp()
+    except OverflowError:
+        return None
+
+
+def micros_of(text: str) -> int | None:
+    """Microseconds since 1970 of a text that says a date, or a date and a time, in ISO 8601; None for other texts."""
+    if not _DATED.match(text):
+        return None
+    try:
+        moment: datetime | None = datetime.fromisoformat(text)  # most texts, in a tenth of the time
+    except ValueError:
+        moment = moment_of(text)
+    if moment is None:
+        return None
+    return ((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)) - _EPOCH) // _MICRO
 
 
 def age_stamp(unit: Mapping[str, Any]) -> float | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
 from ...types import MemoryUnit
+from ...utils.arguments import having
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend
 
@@ -204,9 +205,14 @@ class MemoryManager:
     management_strategy: ManagementStrategy
     operation_history: deque[Operation] = field(default_factory=lambda: deque(maxlen=HISTORY_KEPT))
 
+    def __post_init__(self) -> None:
+        having("storage_backend", self.storage_backend, "retrieve", "a store")
+        having("operation_history", self.operation_history, "append", "a deque")
+        self.set_strategy(self.management_strategy)
+
     def set_strategy(self, strategy: ManagementStrategy) -> None:
         """Use another strategy for later operations."""
-        self.management_strategy = strategy
+        self.management_strategy = having("strategy", strategy, "prune", "a management strategy")
 
     def prune(self, criteria: Mapping[str, Any] | None = None, **options: Any) -> tuple[int, list[str]]:
         """Delete the units that match the criteria.

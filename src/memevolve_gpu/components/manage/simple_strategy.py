@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import ConfigurationError, ConflictError
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import real_number, whole_number
+from ...utils.arguments import listed, mapping, real_number, shown, switch, whole_number, word
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
 from ..store.base import StorageBackend, as_backend, delete_units, register_operation
 from .base import HealthMetrics, ManagementStrategy, Removal
@@ -53,17 +53,18 @@ class PruneCriteria:
 
         Raises ConfigurationError for an unknown key or a value that cannot be used.
         """
-        if not criteria:
+        if criteria is None:
             return None
-        for key in criteria:
+        for key in mapping("criteria", criteria, ConfigurationError):
             if key not in _KEYS:
-                raise ConfigurationError(f"criteria[{key!r}] is not known; use {', '.join(_KEYS)}")
+                raise ConfigurationError(f"criteria[{shown(key)}] is not known; use {', '.join(_KEYS)}")
         given = criteria.get("filters")
         if given is not None and not isinstance(given, Mapping):
             raise ConfigurationError(
-                f"criteria['filters'] must be a mapping, got {type(given).__name__}; see docs/reference/filters.md"
+                f"criteria['filters'] must be a mapping, got {type(given).__name__}; "
+                "see https://memevolve-gpu.example/docs/reference/filters/"
             )
-        filters = dict(given or {})
+        filters = {} if given is None else {**given}
         if criteria.get("type") is not None:
             if "type" in filters:
                 raise ConfigurationError("criteria['type'] and criteria['filters']['type'] are both given; give one")
@@ -168,8 +169,7 @@ def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | 
     lru: least recently read; lfu: least frequently read; units never read come first, oldest first. random: the same
     ``seed`` and ids give the same choice. A backend without access counts goes by age. Raises ConfigurationError.
     """
-    if strategy not in STRATEGIES:
-        raise ConfigurationError(f"strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+    word("strategy", strategy, STRATEGIES, ConfigurationError)
     held = backend.count()
     if count is None:
         wanted = max(1, held // _SHARE)
@@ -324,6 +324,7 @@ class SimpleManagementStrategy(ManagementStrategy):
             ConfigurationError: A criterion is unknown or cannot be used.
             InvalidFilterError: ``filters`` is malformed.
         """
+        dry_run = switch("dry_run", dry_run)
         wanted = PruneCriteria.parse(criteria)
         if wanted is None:
             return Removal([])
@@ -366,8 +367,9 @@ class SimpleManagementStrategy(ManagementStrategy):
             EmbeddingError: A merged unit cannot be embedded.
             ConflictError: Units changed during each of five attempts.
         """
-        if by not in ("similarity", "type"):
-            raise ConfigurationError(f"by must be 'similarity' or 'type', got {by!r}")
+        word("by", by, ("similarity", "type"), ConfigurationError)
+        dry_run = switch("dry_run", dry_run)
+        units = None if units is None else listed("units", units)
         _check_threshold(similarity_threshold)
         whole_number("max_characters", max_characters, error=ConfigurationError)
         backend = as_backend(storage_backend)
@@ -414,8 +416,8 @@ class SimpleManagementStrategy(ManagementStrategy):
         Raises:
             ConfigurationError: An argument is not allowed.
         """
-        if keep not in ("oldest", "accessed"):
-            raise ConfigurationError(f"keep must be 'oldest' or 'accessed', got {keep!r}")
+        word("keep", keep, ("oldest", "accessed"), ConfigurationError)
+        dry_run = switch("dry_run", dry_run)
         _check_threshold(similarity_threshold)
         backend = as_backend(storage_backend)
         since = backend.change_number
@@ -450,6 +452,7 @@ class SimpleManagementStrategy(ManagementStrategy):
         Raises:
             ConfigurationError: An argument is not allowed.
         """
+        dry_run = switch("dry_run", dry_run)
         backend = as_backend(storage_backend)
         since = backend.change_number
         ids = first_to_go(backend, strategy, count, seed)

@@ -1,5 +1,6 @@
 """Retrieval by meaning, by keywords, and by both together."""
 
+from ..store.ranking import Ranking
 from .base import (
     QueryRecord,
     RetrievalContext,
@@ -14,6 +15,7 @@ __all__ = [
     "HybridRetrievalStrategy",
     "KeywordRetrievalStrategy",
     "QueryRecord",
+    "Ranking",
     "RetrievalContext",
     "RetrievalMetrics",
     "RetrievalResult",

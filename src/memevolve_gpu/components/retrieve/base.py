@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -10,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from ...errors import ConfigurationError, InvalidFilterError, InvalidQueryError
 from ...monitoring.events import LatencyRing
 from ...types import MemoryUnit
+from ...utils.arguments import having, mapping, switch, whole_number
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend, as_backend
+from ..store.ranking import Ranking
 
 __all__ = [
     "QueryRecord",
@@ -194,6 +198,27 @@ class RetrievalStrategy(ABC):
     ) -> int:
         """Return how many units :meth:`retrieve` could find, at most 1,000."""
 
+    def ranked_by(self, ranking: Ranking) -> RetrievalStrategy:
+        """Return a copy of the strategy that ranks by age and importance too.
+
+        Args:
+            ranking: How they count.
+
+        Returns:
+            The copy.
+
+        Raises:
+            InvalidQueryError: The strategy has no attribute ``ranking``.
+        """
+        if not hasattr(self, "ranking"):
+            raise InvalidQueryError(
+                f"recency and importance: a {type(self).__name__} does not rank by them; use one of this package's "
+                "strategies"
+            )
+        other = copy.copy(self)
+        other.ranking = ranking
+        return other
+
     def save_state(self) -> dict[str, Any]:
         """Return the state that another instance needs to continue, as JSON values."""
         return {}
@@ -231,16 +256,20 @@ class RetrievalContext:
             default_top_k: ``top_k`` of calls that give none.
             default_filters: ``filters`` of calls that give none.
             enable_metrics: False records no metrics.
+
+        Raises:
+            MemEvolveError: An argument is not allowed.
         """
-        self.strategy = strategy
-        self.default_top_k = default_top_k
-        self.default_filters = dict(default_filters or {})
+        self.set_strategy(strategy)
+        self.default_top_k = whole_number("default_top_k", default_top_k, error=ConfigurationError)
+        given = mapping("default_filters", {} if default_filters is None else default_filters, InvalidFilterError)
+        self.default_filters = dict(given)
         self.retrieval_history: deque[QueryRecord] = deque(maxlen=HISTORY_KEPT)
-        self.metrics = RetrievalMetrics() if enable_metrics else None
+        self.metrics = RetrievalMetrics() if switch("enable_metrics", enable_metrics) else None
 
     def set_strategy(self, strategy: RetrievalStrategy) -> None:
         """Use another strategy for later queries."""
-        self.strategy = strategy
+        self.strategy: RetrievalStrategy = having("strategy", strategy, "retrieve", "a retrieval strategy")
 
     def retrieve(
         self,
@@ -248,6 +277,8 @@ class RetrievalContext:
         storage_backend: StorageBackend,
         top_k: int | None = None,
         filters: Mapping[str, Any] | None = None,
+        *,
+        ranking: Ranking | None = None,
     ) -> list[RetrievalResult]:
         """Find the units that match a query best.
 
@@ -256,6 +287,7 @@ class RetrievalContext:
             storage_backend: The store.
             top_k: Most results; None for the default.
             filters: Limits the search to units that match; None for the default.
+            ranking: How age and importance count; None for what the strategy has.
 
         Returns:
             The results, best first.
@@ -264,6 +296,7 @@ class RetrievalContext:
             MemEvolveError: As the strategy.
         """
         strategy, wanted, holding = self.strategy, *self._defaults(top_k, filters)
+        strategy = strategy if ranking is None else strategy.ranked_by(ranking)
         started = time.perf_counter()
         try:
             results = strategy.retrieve(query, storage_backend, wanted, holding)
@@ -275,7 +308,7 @@ class RetrievalContext:
             {
                 "query": query,
                 "top_k": wanted,
-                "filters": dict(holding or {}),
+                "filters": {} if holding is None else {**holding},
                 "results_count": len(results),
                 "timestamp": now_text(),
             }
@@ -311,8 +344,10 @@ class RetrievalContext:
         self.retrieval_history.clear()
 
     def _defaults(self, top_k: int | None, filters: Mapping[str, Any] | None) -> tuple[int, Mapping[str, Any] | None]:
-        holding = self.default_filters if filters is None else filters
-        return self.default_top_k if top_k is None else top_k, holding or None
+        given: Any = self.default_filters if filters is None else filters
+        if isinstance(given, list):
+            given = {"and": given}
+        return self.default_top_k if top_k is None else top_k, mapping("filters", given, InvalidFilterError) or None
 
     def _measure(self, strategy: RetrievalStrategy, started: float, found: int | None) -> None:
         if self.metrics is not None:

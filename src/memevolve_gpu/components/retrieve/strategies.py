@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,11 +15,12 @@ import numpy as np
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
 from ...records.fulltext import bm25
 from ...types import FloatArray
-from ...utils.arguments import whole_number
+from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
 from ..store.base import StorageBackend, as_backend, score_of
+from ..store.ranking import Ranking, best, similarity_of
 from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
 
@@ -53,6 +54,15 @@ def check_query(query: Any, top_k: Any) -> int:
     return whole_number("top_k", top_k)
 
 
+def _threshold(value: Any) -> float | None:
+    most = sys.float_info.max
+    return (
+        None
+        if value is None
+        else real_number("similarity_threshold", value, "a number or None", -most, most, ConfigurationError)
+    )
+
+
 def by_meaning(
     backend: StorageBackend, query: str, limit: int, filters: Filters, scan: VectorScan | None
 ) -> list[Ranked]:
@@ -76,6 +86,21 @@ def by_keywords(backend: StorageBackend, query: str, limit: int, filters: Filter
     if "search_keywords" in backend.capabilities:
         return [Ranked(unit_id, score) for score, unit_id in backend.search_keywords(query, limit, filters)]
     return _scanned_keywords(backend, query, limit, filters)
+
+
+def ranked(
+    ranking: Ranking,
+    find: Callable[[int], list[RetrievalResult]],
+    similarity: Callable[[RetrievalResult], float],
+    top_k: int,
+) -> list[RetrievalResult]:
+    """Return the best of all by similarity, age and importance; ``find`` gives the most similar, best first."""
+    now = ranking.now()
+
+    def fetch(wanted: int) -> list[tuple[float, float, RetrievalResult]]:
+        return [(similarity(one), ranking.factor(one.unit, now), one) for one in find(wanted)]
+
+    return [replace(one, score=score) for score, one in best(fetch, top_k)]
 
 
 class VectorScan:
@@ -195,6 +220,14 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
         ['a']
     """
 
+    def __init__(self, *, ranking: Ranking | None = None) -> None:
+        """Create a strategy.
+
+        Args:
+            ranking: Age and importance that multiply the BM25 score; None for BM25 alone.
+        """
+        self.ranking = ranking
+
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
@@ -215,10 +248,15 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
         """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
-        ranked = by_keywords(backend, query, top_k, filters)
-        units = backend.retrieve_batch([one.id for one in ranked])
-        backend.record_access(list(units))
-        return [RetrievalResult(one.id, units[one.id], one.score, {}) for one in ranked if one.id in units]
+
+        def find(wanted: int) -> list[RetrievalResult]:
+            found = by_keywords(backend, query, wanted, filters)
+            units = backend.retrieve_batch([one.id for one in found])
+            return [RetrievalResult(one.id, units[one.id], one.score, {}) for one in found if one.id in units]
+
+        found = find(top_k) if self.ranking is None else ranked(self.ranking, find, lambda one: one.score, top_k)
+        backend.record_access([one.unit_id for one in found])
+        return found
 
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
@@ -244,18 +282,24 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     """
 
     def __init__(
-        self, embedding_function: EmbeddingFunction | None = None, similarity_threshold: float | None = None
+        self,
+        embedding_function: EmbeddingFunction | None = None,
+        similarity_threshold: float | None = None,
+        *,
+        ranking: Ranking | None = None,
     ) -> None:
         """Create a strategy.
 
         Args:
             embedding_function: Embeds texts for a backend without a vector index; a ``VectorStore`` uses its own.
             similarity_threshold: Results with a smaller score are dropped; None keeps all.
+            ranking: Age and importance that count too; None for similarity alone.
 
         Raises:
             EmbeddingError: ``embedding_function`` cannot be called.
         """
-        self.similarity_threshold = similarity_threshold
+        self.ranking = ranking
+        self.similarity_threshold = _threshold(similarity_threshold)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
 
     def retrieve(
@@ -279,7 +323,19 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
         """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
-        found = self._found(query, backend, top_k, filters)
+        if self.ranking is None:
+            found = self._found(query, backend, top_k, filters)
+        elif "search_units" in backend.capabilities:
+            hits = backend.search_units(query, top_k, filters, record=False, **self.ranking.options)
+            found = [RetrievalResult(hit.id, hit.unit, hit.score, {"distance": hit.distance}) for hit in hits]
+        else:
+            metric = backend.metric if "search" in backend.capabilities else "cosine"
+            found = ranked(
+                self.ranking,
+                lambda wanted: self._found(query, backend, wanted, filters),
+                lambda one: float(similarity_of((one.metadata or {})["distance"], metric)),
+                top_k,
+            )
         kept = [one for one in found if self.similarity_threshold is None or one.score >= self.similarity_threshold]
         backend.record_access([one.unit_id for one in kept])
         return kept
@@ -299,7 +355,8 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore the threshold."""
-        self.similarity_threshold = state.get("similarity_threshold", self.similarity_threshold)
+        held = mapping("state", state).get("similarity_threshold", self.similarity_threshold)
+        self.similarity_threshold = _threshold(held)
 
     def _found(
         self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
@@ -317,6 +374,9 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
 
 
 Fusion = Literal["weighted", "rrf"]
+
+EVERY_WORD = 10_000
+"""Candidates by words of a hybrid search that is ranked by age and importance: more than the index proposes."""
 
 POOL, POOL_FACTOR = 20, 4
 """Candidates from each index: ``POOL``, or ``POOL_FACTOR * top_k`` if that is more."""
@@ -346,6 +406,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         similarity_threshold: float | None = None,
         *,
         fusion: Fusion = "weighted",
+        ranking: Ranking | None = None,
     ) -> None:
         """Create a strategy.
 
@@ -355,15 +416,16 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             keyword_weight: Weight of BM25, as a share of both weights; ``weighted`` only.
             similarity_threshold: Results with a smaller fused score are dropped; None keeps all.
             fusion: ``weighted`` or ``rrf``.
+            ranking: Age and importance that multiply the fused score; None for that score alone.
 
         Raises:
             ConfigurationError: A weight or ``fusion`` is not allowed.
             EmbeddingError: ``embedding_function`` cannot be called.
         """
-        if fusion not in ("weighted", "rrf"):
-            raise ConfigurationError(f"fusion must be 'weighted' or 'rrf', got {fusion!r}")
+        word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
-        self.similarity_threshold = similarity_threshold
+        self.ranking = ranking
+        self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
 
@@ -377,14 +439,15 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         Raises:
             ConfigurationError: A weight is negative or not finite, or both are 0.
         """
-        total = semantic_weight + keyword_weight
-        if not (semantic_weight >= 0 and keyword_weight >= 0 and 0 < total < math.inf):
-            raise ConfigurationError(
-                f"semantic_weight={semantic_weight!r} and keyword_weight={keyword_weight!r} must be at least 0 and not "
-                "both 0"
-            )
-        self.semantic_weight = semantic_weight / total
-        self.keyword_weight = keyword_weight / total
+        given = (("semantic_weight", semantic_weight), ("keyword_weight", keyword_weight))
+        semantic, keyword = (
+            real_number(name, value, "a number of at least 0", 0, sys.float_info.max / 2, ConfigurationError)
+            for name, value in given
+        )
+        if not semantic + keyword:
+            raise ConfigurationError("semantic_weight and keyword_weight are both 0; give one of them a weight")
+        self.semantic_weight = semantic / (semantic + keyword)
+        self.keyword_weight = keyword / (semantic + keyword)
 
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
@@ -408,6 +471,10 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
+        if self.ranking is not None:
+            found = self._ranked(self.ranking, query, backend, top_k, filters)
+            backend.record_access([one.unit_id for one in found])
+            return found
         fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
         units = backend.retrieve_batch([one.id for one in fused[:top_k]])
         if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
@@ -434,15 +501,50 @@ class HybridRetrievalStrategy(RetrievalStrategy):
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Restore what ``save_state`` of another instance returned."""
-        self.set_weights(
-            state.get("semantic_weight", self.semantic_weight), state.get("keyword_weight", self.keyword_weight)
-        )
-        self.similarity_threshold = state.get("similarity_threshold", self.similarity_threshold)
-        self.fusion = state.get("fusion", self.fusion)
+        held = mapping("state", state)
+        word("fusion", held.get("fusion", self.fusion), ("weighted", "rrf"), ConfigurationError)
+        threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))
+        weights = (held.get("semantic_weight", self.semantic_weight), held.get("keyword_weight", self.keyword_weight))
+        self.set_weights(*weights)
+        self.similarity_threshold = threshold
+        self.fusion = held.get("fusion", self.fusion)
+
+    def _ranked(
+        self, ranking: Ranking, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+    ) -> list[RetrievalResult]:
+        """The best of all by fused score, age and importance.
+
+        Every unit that the words find takes part, so a unit that is left out scores no more than its similarity, which
+        is at most that of the last one found by meaning.
+        """
+        now, pool = ranking.now(), max(POOL, POOL_FACTOR * top_k)
+        words = by_keywords(backend, query, EVERY_WORD, filters)
+        while True:
+            semantic = by_meaning(backend, query, pool, filters, self._scan)
+            fused = self._fuse(query, backend, semantic, words)
+            units = backend.retrieve_batch([one.id for one in fused])
+            found = [_result(one, units[one.id]) for one in fused if one.id in units]
+            found = [replace(one, score=one.score * ranking.factor(one.unit, now)) for one in found]
+            found.sort(key=lambda one: -one.score)
+            if len(semantic) < pool:
+                return found[:top_k]
+            unseen = self._bound(semantic[-1], backend.metric, pool)
+            if len(found) >= top_k and found[top_k - 1].score > unseen:
+                return found[:top_k]
+            pool *= POOL_FACTOR
+
+    def _bound(self, last: Ranked, metric: str, pool: int) -> float:
+        """The largest fused score of a unit that is in neither list; exact for cosine, and l2 with unit vectors."""
+        if self.fusion == "rrf":
+            return (RANK_CONSTANT + 1) / (RANK_CONSTANT + 1 + pool) / 2
+        cosine = 1.0 - (last.distance or 0.0) / 2.0 if metric == "l2" else last.score
+        return self.semantic_weight * min(1.0, max(0.0, cosine))
 
     def _fused(self, query: str, backend: StorageBackend, pool: int, filters: Mapping[str, Any] | None) -> list[Fused]:
         semantic = by_meaning(backend, query, pool, filters, self._scan)
-        keyword = by_keywords(backend, query, pool, filters)
+        return self._fuse(query, backend, semantic, by_keywords(backend, query, pool, filters))
+
+    def _fuse(self, query: str, backend: StorageBackend, semantic: list[Ranked], keyword: list[Ranked]) -> list[Fused]:
         if self.fusion == "rrf":
             fused = reciprocal_ranks(semantic, keyword)
         else:

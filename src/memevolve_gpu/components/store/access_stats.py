@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -71,6 +72,14 @@ class Accesses:
                 self._write_down(self._taken(), timeout)
             finally:
                 self._busy = False
+
+    def close(self) -> None:
+        """Write what is buffered unless another process is writing; what is dropped then is an event."""
+        self.flush()
+        dropped = len(self._taken())
+        if dropped and not self._records.read_only:
+            cause = f"{dropped} units' access figures: another process was writing when this store was closed"
+            self._events.record("access-lost", cause, level=logging.WARNING)
 
     def write_in(self, tx: Transaction) -> None:
         """Write the buffered accesses in this transaction; they are lost if it fails."""

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import islice
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import ConfigurationError, MemEvolveError, StorageError
-from ...records.filters import canonical, matches
+from ...errors import ConfigurationError, InvalidUnitError, MemEvolveError, StorageError
+from ...records.filters import lookup, matches, parse, path_of
 from ...types import FloatArray, Hit, MemoryUnit
+from ...utils.arguments import having, listed, whole_number, word
+from ...utils.plain import plain_scalar
 from ...utils.timestamps import age_stamp
+from .listing import Listing, counted, listing_of, merged_unit, some_condition
 from .namespaces import NamespaceInfo
+from .ranking import HalfLife, Ranking, Window, best, similarity_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 
 __all__ = [
@@ -41,6 +47,23 @@ Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done, 0..1."""
 
 _log = logging.getLogger("memevolve_gpu.management")
+
+_ADD = "store(unit) or store_batch(units), with units such as {'id': 'a', 'content': 'a text'}"
+_QUERY = "search_units(text, top_k=5, filters=None), or search_vectors(vectors, top_k=5)"
+_GET = "retrieve(unit_id), retrieve_batch(unit_ids), or units(filters)"
+_SAVED = "not needed: a write that returned is on disk"
+_NAMES_ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys(("add", "add_documents", "add_items", "add_texts", "insert", "put", "upsert"), _ADD),
+    **dict.fromkeys(("find", "get_nearest", "knn", "query", "query_points", "similarity_search"), _QUERY),
+    **dict.fromkeys(("fetch", "get", "get_by_ids", "items", "list", "peek", "scroll"), _GET),
+    **dict.fromkeys(("commit", "dump", "flush", "persist", "save"), _SAVED),
+    **dict.fromkeys(("delete_all", "drop", "reset", "truncate"), "clear()"),
+    **dict.fromkeys(("ntotal", "num_entities", "size"), "count() or len(store)"),
+    **dict.fromkeys(("delete_many", "remove"), "delete(unit_id) or delete_batch(unit_ids)"),
+    **dict.fromkeys(("build_index", "create_index", "optimize", "train"), "run_maintenance(), or retrain() at once"),
+    **dict.fromkeys(("health", "info", "stats"), "get_storage_health() or statistics()"),
+}
+"""Methods of other vector stores, and what does the same here."""
 
 
 class UnitMapping(Mapping[str, MemoryUnit]):
@@ -112,6 +135,14 @@ class StorageBackend(ABC):
         >>> sorted(backend.capabilities)
         []
     """
+
+    if not TYPE_CHECKING:  # else every misspelt name would be Any
+
+        def __getattr__(self, name: str) -> Any:
+            """Raise AttributeError; for the methods of other vector stores it names ours."""
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            ours = _NAMES_ELSEWHERE.get(name)
+            raise AttributeError(f"{text}; here it is {ours}" if ours else text, name=name, obj=self)
 
     @abstractmethod
     def store(self, unit: MemoryUnit) -> str:
@@ -190,7 +221,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def count(self) -> int:
-        """Count the units.
+        """Count the units. The stores of this package also take ``filters``, and count the units that match.
 
         Returns:
             The number of units.
@@ -228,20 +259,108 @@ class StorageBackend(ABC):
 
     # Many units
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
+    def units(
+        self,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Listing:
         """Read units one by one.
 
         Args:
             filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
+            order_by: The path of the field to sort by, ``-`` before it for the largest first; None for oldest first.
+                Missing values and null come first, then false, true, numbers, texts, and last lists and objects; the
+                older of equal ones first.
+            limit: Most units; None for all.
+            after: The ``cursor`` of an earlier listing of the same filters and order, to go on behind its last unit.
 
         Returns:
-            An iterator over the units, oldest first.
+            An iterator over the units, with the attribute ``cursor``.
 
         Raises:
             InvalidFilterError: The filter is malformed. Raised by the call itself.
+            InvalidQueryError: ``order_by``, ``limit`` or ``after`` cannot be used.
         """
-        canonical(filters)
-        return (unit for unit in self.retrieve_all() if matches(filters, unit))
+        parsed = parse(filters)
+        return listing_of(
+            lambda: (unit for unit in self.retrieve_all() if matches(parsed, unit)), order_by, limit, after
+        )
+
+    def facets(
+        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
+    ) -> list[tuple[Any, int]]:
+        """Count the units by the value of a field.
+
+        Args:
+            field: The path of the field. Each element of a list counts as a value; objects do not count.
+            filters: Counts only units that match.
+            limit: Most values; None for all.
+
+        Returns:
+            (value, number of units) pairs, most units first.
+
+        Raises:
+            InvalidFilterError: ``field`` or ``filters`` is malformed.
+            InvalidQueryError: ``limit`` cannot be used.
+        """
+        path, found = path_of(field), self.units(filters)
+        held = (plain_scalar(lookup(unit, path)) for unit in found)
+        return counted(([*one] if isinstance(one, (list, tuple)) else [one] for one in held), limit)
+
+    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+        """Change parts of a unit.
+
+        Args:
+            unit_id: Its id.
+            changes: A JSON merge patch (RFC 7396): objects such as ``metadata`` are merged, None removes a key, any
+                other value replaces.
+
+        Returns:
+            False when there is no unit of that id.
+
+        Raises:
+            InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
+        """
+        old = self.retrieve_batch([unit_id]).get(unit_id)
+        return old is not None and self.update(unit_id, merged_unit(old, changes))
+
+    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """Change parts of every unit that matches, in one transaction where the backend has transactions.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``.
+            changes: As for :meth:`patch`.
+
+        Returns:
+            The number of units that were changed.
+
+        Raises:
+            InvalidFilterError: The filter is malformed.
+            InvalidUnitError: As for :meth:`patch`.
+        """
+        units = list(self.units(filters))
+        for unit in units:
+            merged_unit(unit, changes)
+        return sum(self.patch(unit["id"], changes) for unit in units)
+
+    def delete_where(self, filters: Mapping[str, Any]) -> int:
+        """Delete every unit that matches, in one transaction where the backend has transactions.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``; a filter that holds of every unit is refused.
+
+        Returns:
+            The number of deleted units.
+
+        Raises:
+            InvalidFilterError: The filter is malformed, or has no condition.
+        """
+        some_condition(filters, "call clear() to delete all")
+        number = self.change_number
+        return self.delete_batch([unit["id"] for unit in self.units(filters)], unchanged_since=number)
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
         """Read several units without recording an access.
@@ -295,9 +414,13 @@ class StorageBackend(ABC):
         """
         del unchanged_since
         given = () if embeddings is None else (embeddings,)
-        ids = list(self.store_batch(list(units), *given))
+        gone = listed("delete_ids", delete_ids)
+        for at, unit_id in enumerate(gone):
+            if not isinstance(unit_id, str):
+                raise InvalidUnitError(f"delete_ids[{at}] must be a string, got {type(unit_id).__name__}")
+        ids = list(self.store_batch(listed("units", units), *given))
         kept = set(ids)
-        for unit_id in delete_ids:
+        for unit_id in gone:
             if unit_id not in kept:
                 self.delete(unit_id)
         return ids
@@ -312,6 +435,8 @@ class StorageBackend(ABC):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units nearest to a text.
 
@@ -321,6 +446,8 @@ class StorageBackend(ABC):
             filters: Limits the search to units that match, see ``docs/reference/filters.md``.
             recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for the store's target.
             record: Whether the results count as accesses.
+            offset: Results to skip: those of the pages before.
+            min_score: Leaves out units with a smaller score, see :attr:`Hit.score`.
 
         Returns:
             (distance, id) pairs, nearest first; never more than there are units.
@@ -338,8 +465,16 @@ class StorageBackend(ABC):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[Hit]:
-        """Find the units nearest to a text, and read them.
+        """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
+
+        The score is then similarity * (1 - w + w * decay) * (1 - v + v * importance) with the weights w and v, in 0..1,
+        and the results are those that a comparison of every unit gives. docs/how-to/reading.md has the details.
 
         Args:
             query: The text.
@@ -347,20 +482,55 @@ class StorageBackend(ABC):
             filters: As for :meth:`search`.
             recall: As for :meth:`search`.
             record: Whether the results count as accesses.
+            offset: As for :meth:`search`.
+            min_score: Leaves out hits with a smaller score.
+            recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
+            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
+            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
 
         Returns:
-            Hits with unit, id, distance and score, nearest first.
+            Hits with unit, id, distance and score, best first.
 
         Raises:
             ConfigurationError: The backend has no search by meaning.
+            InvalidQueryError: An argument cannot be used.
         """
-        found = self.search(query, top_k, filters, recall, record=record)
+        ranking, window = Ranking.of(recency, importance, weights), Window.of(top_k, offset, min_score)
+        if ranking is None:
+            hits = self._hits(query, window.reach, filters, recall)
+        else:
+            hits = self._ranked_hits(ranking, window, query, filters, recall)
+        found = window.cut(hits, lambda hit: hit.score)
+        if record:
+            self.record_access([hit.id for hit in found])
+        return found
+
+    def _hits(self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> list[Hit]:
+        """The nearest units, without a note of the access."""
+        found = self.search(query, top_k, filters, recall, record=False)
         units = self.retrieve_batch([unit_id for _, unit_id in found])
         return [
             Hit(units[unit_id], unit_id, distance, score_of(distance, self.metric))
             for distance, unit_id in found
             if unit_id in units
         ]
+
+    def _ranked_hits(
+        self,
+        ranking: Ranking,
+        window: Window,
+        query: str,
+        filters: Mapping[str, Any] | None,
+        recall: float | None,
+    ) -> list[Hit]:
+        """The best units by similarity, age and importance."""
+        now, metric = ranking.now(), self.metric
+
+        def fetch(wanted: int) -> list[tuple[float, float, Hit]]:
+            hits = self._hits(query, wanted, filters, recall)
+            return [(float(similarity_of(hit.distance, metric)), ranking.factor(hit.unit, now), hit) for hit in hits]
+
+        return [replace(hit, score=score) for score, hit in best(fetch, window.reach)]
 
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
@@ -382,7 +552,16 @@ class StorageBackend(ABC):
         raise self._missing("search by vector")
 
     def search_keywords(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units that share words with a text.
 
@@ -390,6 +569,11 @@ class StorageBackend(ABC):
             query: The text.
             top_k: Most results.
             filters: As for :meth:`search`.
+            offset: As for :meth:`search`.
+            min_score: Leaves out units with a smaller score.
+            recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
+            importance: See ``recency``.
+            weights: See ``recency``.
 
         Returns:
             (BM25 score, id) pairs, best first.
@@ -479,8 +663,8 @@ class StorageBackend(ABC):
         Returns:
             Ids, the first to forget first.
         """
-        del kind
-        return [unit["id"] for unit in islice(self.units(), limit)]
+        word("kind", kind, ("lru", "lfu"))
+        return [unit["id"] for unit in islice(self.units(), min(whole_number("limit", limit, least=0), sys.maxsize))]
 
     def access_counts(self) -> dict[str, int]:
         """Read how often units were accessed.
@@ -731,8 +915,8 @@ class ForeignBackend(StorageBackend):
     def exists(self, unit_id: str) -> bool:
         return bool(self._foreign.exists(unit_id))
 
-    def count(self) -> int:
-        return int(self._foreign.count())
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        return int(self._foreign.count()) if filters is None else sum(1 for _ in self.units(filters))
 
     def clear(self) -> None:
         self._foreign.clear()
@@ -750,7 +934,9 @@ def as_backend(storage: Any) -> StorageBackend:
 
     Virtual subclasses (``ABCMeta.register``) have none of the defaults, so they are adapted too.
     """
-    return storage if StorageBackend in type(storage).__mro__ else ForeignBackend(storage)
+    if StorageBackend in type(storage).__mro__:
+        return storage  # type: ignore[no-any-return]
+    return ForeignBackend(having("storage_backend", storage, "retrieve", "a store, with the methods of StorageBackend"))
 
 
 class MetadataMixin:

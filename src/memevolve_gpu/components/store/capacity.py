@@ -14,11 +14,14 @@ from ...live.delta_buffer import row_bytes
 from ...records.transaction import Transaction, in_order
 from .report_types import OperationEntry
 from .reports import append_history, decide
-from .session import StoreSession
+from .session import AFTER_COMMIT, StoreSession
 
-__all__ = ["Pruned", "report_pruned", "reserve_room"]
+__all__ = ["Pruned", "move_waiting_rows", "report_pruned", "reserve_room"]
 
 ORDERS: dict[str, Literal["used", "lfu", "oldest"]] = {"lru": "used", "lfu": "lfu", "oldest": "oldest"}
+
+MOVED_SHARE = 0.1
+"""Of the memory limit: fewer bytes in the delta buffer are not worth a round of maintenance."""
 
 SHOWN = 100
 """Ids in the log line; the event has all of them."""
@@ -37,7 +40,10 @@ def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | Non
     """Make sure that the units of these ids (None: a new one each) fit; return what AUTO_PRUNE deleted for them.
 
     Warns once for each crossing of the warning threshold. Replacing a unit needs no room. Raises CapacityError.
+    Ids are looked up only where it matters how many of the units are new.
     """
+    if _has_room(session, tx, len(ids)):
+        return None
     new = _new_units(tx, ids)
     pruned = None if session.config.auto_prune == "off" else _prune(session, tx, {one for one in ids if one}, new)
     limit, own = session.config.max_memory_units, tx.limits.max_units
@@ -55,6 +61,42 @@ def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | Non
     _warn_once(session, "units", tx.total, tx.total + new, limit)
     _warn_once(session, "memory", used, needed, session.max_memory_bytes)
     return pruned
+
+
+def move_waiting_rows(session: StoreSession, new: int) -> None:
+    """Before a write: let maintenance move rows from the delta buffer to the snapshot file, where memory is short.
+
+    Waits for a round that is running, at most LOCK_TIMEOUT seconds. Whether the units fit then, the write decides.
+    """
+    deadline = time.monotonic() + session.config.lock_timeout
+    while not session.maintenance.in_round() and _is_short(session, new):
+        try:
+            report = session.maintenance.run(wait=False, quiet=True)
+        except AFTER_COMMIT as error:
+            session.events.record("maintenance-failed", str(error), level=logging.WARNING)
+            return
+        if not report.skipped or time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
+
+
+def _is_short(session: StoreSession, new: int) -> bool:
+    live, most = session.live, session.max_memory_bytes
+    waiting = live.view.delta.nbytes >= MOVED_SHARE * most
+    return waiting and live.nbytes + new * row_bytes(session.records.dim) > most
+
+
+def _has_room(session: StoreSession, tx: Transaction, most: int) -> bool:
+    """Do ``most`` new units stay below every limit, threshold and warning, so that there is nothing to do?"""
+    if tx.limits.max_units is not None:
+        return False
+    share, auto_prune = session.config.warning_threshold, session.config.auto_prune
+    if session.warned or tx.total + most >= share * session.config.max_memory_units:
+        return False
+    if auto_prune != "off" and _excess(session, tx.total, most, session.config.max_memory_units):
+        return False
+    _, needed = _memory(session, tx.total, most)
+    return needed <= session.max_memory_bytes and needed < share * session.max_memory_bytes
 
 
 def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
@@ -131,12 +173,17 @@ def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
     return len(named) - known + sum(1 for unit_id in ids if not unit_id)
 
 
-def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
-    """Bytes in use, and bytes that will be; raise CapacityError where those are too many."""
+def _memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
+    """Bytes in use, and bytes that will be."""
     not_applied = max(0, count - session.live.view.count)
     each = row_bytes(session.records.dim)
     used = session.live.nbytes + not_applied * each
-    needed = used + new * each
+    return used, used + new * each
+
+
+def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
+    """As :func:`_memory`; raise CapacityError where those are too many."""
+    used, needed = _memory(session, count, new)
     if new and needed > session.max_memory_bytes:
         raise CapacityError(
             f"index and vectors would take {needed / 2**20:.1f} MB of at most {session.max_memory_bytes / 2**20:.1f}; "

@@ -138,7 +138,7 @@ class DeviceReport(TypedDict, total=False):
     """Device memory of the index, without scratch memory."""
     budget: dict[str, Any]
     """Free device memory before and after the last upload, and now; None for what is not known."""
-    disappointed: bool
+    unmet: bool
     """Whether a requested GPU is unavailable."""
     incidents: dict[str, int]
     last_incident: str | None

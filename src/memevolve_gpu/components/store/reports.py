@@ -317,7 +317,7 @@ def _about_damage(damage: str | None) -> list[str]:
 
 def _about_device(device: DeviceReport) -> list[str]:
     """A GPU that was requested, or planned for, and is not used."""
-    if device.get("disappointed"):
+    if device.get("unmet"):
         return [f"No GPU is used ({device['reason']}); the CPU answers. MEMEVOLVE_STORAGE_DEVICE=auto accepts that."]
     if device.get("problem"):
         return [f"The GPU is not used ({device['problem']}); the CPU answers."]

@@ -30,9 +30,11 @@ from ...live.view import View
 from ...monitoring.events import EventLog
 from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
+from ...records.filters import path_of
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
 from ...types import FloatArray, Hit, MemoryUnit, Metric
+from ...utils.arguments import shown
 from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import DeviceQueries, check_vectors, device_queries
@@ -54,6 +56,9 @@ __all__ = [
 
 INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
+
+FLUSH_SECONDS = 1.0
+"""How long the background waits for other writers to write access figures down; close() waits for the background."""
 
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
@@ -112,6 +117,8 @@ class StoreSession:
     embedder: UnitEmbedder
     max_memory_bytes: int
     legacy_problem: str = ""
+    fields: dict[tuple[str, ...], bool] = field(default_factory=dict)
+    """The declared fields, and whether they hold moments."""
     closed: bool = False
     warned: set[str] = field(default_factory=set)
     """The limits, units or memory, that a warning was logged for; see ``capacity``."""
@@ -254,15 +261,16 @@ class StoreSession:
         self.closed = True
         try:
             self.worker.stop()
-            self.accesses.flush()
-            self.live.query_sample.save()
+            self.accesses.close()
+            self.live.query_sample.save(timeout=0)
             self.maintenance.close()
         finally:
             self.records.close()
 
     def _background_round(self) -> float | None:
         if self.accesses.is_full:
-            self.accesses.flush(timeout=None)
+            self.accesses.flush(timeout=FLUSH_SECONDS)
+        self.live.prepare(self.fields)
         return self.maintenance.run_if_due()
 
 
@@ -277,6 +285,8 @@ def open_session(
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     if prefix and not Path(prefix).is_absolute():
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
+    if machine is not None and not isinstance(machine, Machine):
+        raise ConfigurationError(f"machine must be a Machine or None, got {shown(machine)}")
     table = engine_table(config)
     try:
         require_faiss()
@@ -341,7 +351,21 @@ def _assemble(
     embeds = UnitEmbedder(embedder, records.dim, records.metric)
     session = StoreSession(prefix, config, records, live, maintenance, events, embeds, limit, legacy_problem)
     session.consider_maintenance("written")
+    _declare_fields(session)
     return session
+
+
+def _declare_fields(session: StoreSession) -> None:
+    """Have the indexes that the settings name, and let the background read the fields; None changes nothing."""
+    declared = session.config.indexed_fields
+    if declared is None:
+        return
+    given = [] if declared.strip() == "none" else declared.split(",")
+    kinds = dict(one.partition(":")[::2] for one in given)
+    session.fields = {path_of(path.strip()): kind.strip() == "time" for path, kind in kinds.items()}
+    if not session.records.read_only:
+        session.records.declare_fields(list(session.fields))
+    session.wake()
 
 
 def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:

@@ -13,25 +13,28 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from ...devices.selection import Machine
-from ...errors import ConfigurationError, ConflictError, InvalidQueryError, InvalidUnitError, StoreClosedError
+from ...errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
 from ...live import Found
 from ...live.namespaces import Scope
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
-from ...records.transaction import Transaction, changed_since
+from ...records.transaction import Transaction
 from ...records.writer import WriteContext
 from ...types import FloatArray, Hit, MemoryUnit
-from ...utils.arguments import callback, change, listed, path_text, shown, switch, whole_number, word
+from ...utils.arguments import callback, change, listed, mapping, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
-from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
-from .capacity import report_pruned, reserve_room
+from .base import Progress, UnitMapping, score_of
+from .capacity import move_waiting_rows, report_pruned, reserve_room
 from .namespaces import NamespaceInfo, Path, expiry_of, moments, seconds, subtree_path
+from .queries import drop_all, drop_unchanged, ranked_hits, widened
+from .ranking import HalfLife, Ranking, Window
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
+from .selecting import SelectingBackend
 from .session import IndexInfo, StoreSession, open_session
 from .units import (
     check_arguments,
@@ -56,7 +59,7 @@ _LARGEST_PAGE = 10_000
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(StorageBackend, MetadataMixin):
+class VectorStore(SelectingBackend):
     """Stores memory units in a file and finds them by meaning, by words and by vector.
 
     A write that returned is durable, and the next search finds it. Safe to use from several threads, from several
@@ -173,11 +176,13 @@ class VectorStore(StorageBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> str:
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
         """Store a unit. The given dict is not changed; the stored unit has ``metadata.created_at``.
 
         Args:
-            unit: A JSON object. One with an ``id`` replaces the unit of that id.
+            unit: A JSON object. One with an ``id`` replaces the unit of that id, and keeps its ``created_at`` unless it
+                brings one.
+            replaces: The id of a unit that this one supersedes: it is deleted in the same transaction.
             ttl: Seconds, or a timedelta, after which the unit expires; None for the namespace's default.
             expires_at: Unix time in seconds, or a datetime with its zone, from which the unit is gone; instead of ttl.
 
@@ -185,6 +190,7 @@ class VectorStore(StorageBackend, MetadataMixin):
             The unit's id: its own, or the next ``unit_<n>``.
 
         Raises:
+            ConflictError: There is no unit of the id ``replaces``; nothing was stored.
             InvalidUnitError: The unit cannot be stored as JSON, or is too large.
             EmbeddingError: The embedding function failed, or there is none.
             InvalidVectorError: The embedding holds values that are not finite.
@@ -192,14 +198,19 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         session = self._open
         expiry_of(ttl, expires_at, 0.0)  # refused before anything is embedded
-        checked = self._add_metadata(checked_unit(unit))
+        checked = checked_unit(unit)
+        superseded = None if replaces is None else checked_id(replaces, "replaces")
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
-        with self._write() as tx:
+        move_waiting_rows(session, 1)
+        with self._write(grouped=True) as tx:
+            if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
+                raise ConflictError([superseded])
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
+            named = self._stamped([{**checked, "id": unit_id}], tx)[0]
             until = expiry_of(ttl, expires_at, session.clock(), tx.limits.default_ttl)
-            tx.put({**checked, "id": unit_id}, text, vector.tobytes(), unit_id, until)
+            tx.put(named, text, vector.tobytes(), unit_id, until)
         session.written(1)
         report_pruned(session, pruned)
         return unit_id
@@ -286,9 +297,9 @@ class VectorStore(StorageBackend, MetadataMixin):
         unit_id = checked_id(unit_id)
         checked = checked_unit(with_id(unit, unit_id))
         text = unit_to_text(checked)
-        vector: FloatArray | None = None
+        vector = self._vector_for_update(unit_id, checked, text)
         while True:
-            with self._write() as tx:
+            with self._write(grouped=True) as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
@@ -306,6 +317,13 @@ class VectorStore(StorageBackend, MetadataMixin):
         session.written(1)
         return True
 
+    def _vector_for_update(self, unit_id: str, unit: MemoryUnit, text: str) -> FloatArray | None:
+        """The vector of a unit whose stored text differs, so that it is embedded before the lock is taken."""
+        old = self._open.records.get(unit_id, ns=self._key)
+        if old is None or unit_to_text(old) == text:
+            return None
+        return self._open.embedder.embed(text_to_embed(unit))
+
     def delete(self, unit_id: str) -> bool:
         """Delete a unit.
 
@@ -318,7 +336,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with self._write() as tx:
+        with self._write(grouped=True) as tx:
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
@@ -341,7 +359,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         since = change("unchanged_since", unchanged_since)
         with self._write() as tx:
-            dropped = _drop_unchanged(tx, wanted, since)
+            dropped = drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
         return dropped
@@ -392,17 +410,6 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         return list(self._open.records.units(ns=self._key))
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
-        """Read units one by one, in pages: for stores that do not fit in a list.
-
-        Args:
-            filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
-
-        Returns:
-            An iterator over the units, oldest first.
-        """
-        return self._open.records.units(filters=filters, ns=self._key)
-
     def exists(self, unit_id: str) -> bool:
         """Check for a unit.
 
@@ -414,13 +421,18 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id, ns=self._key)
 
-    def count(self) -> int:
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
         """Count the units.
+
+        Args:
+            filters: Counts those that match only, see ``docs/reference/filters.md``.
 
         Returns:
             The number of units.
         """
-        return self._open.records.count(ns=self._key)
+        if filters is None:
+            return self._open.records.count(ns=self._key)
+        return len(self._open.live.matching(self._filter(filters), self._scope)[1])
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         """Read the metadata of a unit without counting an access.
@@ -492,6 +504,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
     ) -> list[tuple[float, str]]:
         """Find the units nearest to a text.
 
@@ -502,6 +516,8 @@ class VectorStore(StorageBackend, MetadataMixin):
             recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for
                 MEMEVOLVE_STORAGE_TARGET_RECALL.
             record: Whether the results count as accesses; False for those who pass only some of them on.
+            offset: Results to skip: those of the pages before.
+            min_score: Leaves out units with a smaller score, see ``Hit.score``.
 
         Returns:
             (distance, id) pairs, nearest first; never more than are stored. Distances are squared L2, 1 - cosine, or
@@ -510,13 +526,15 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             EmbeddingError: The embedding function failed, or there is none.
         """
-        found = self._find_text(query, top_k, filters, recall)
+        window, metric = Window.of(check_arguments(top_k, recall, query), offset, min_score), self.metric
+        found = self._find_text(query, window.reach, filters, recall)
         if found is None:
             return []
-        ids = found.ids(0)
+        pairs = list(zip(found.distances[0].tolist(), found.ids(0), strict=False))
+        pairs = window.cut(pairs, lambda pair: score_of(pair[0], metric))
         if switch("record", record):
-            self._open.accesses.note(ids, self._key)
-        return list(zip(found.distances[0].tolist(), ids, strict=False))
+            self._open.accesses.note([unit_id for _, unit_id in pairs], self._key)
+        return pairs
 
     def search_units(
         self,
@@ -526,9 +544,17 @@ class VectorStore(StorageBackend, MetadataMixin):
         recall: float | None = None,
         *,
         record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
         prefix: Sequence[str] | str | None = None,
     ) -> list[Hit]:
-        """Find the units nearest to a text, and read them.
+        """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
+
+        The score is then similarity * (1 - w + w * decay) * (1 - v + v * importance) with the weights w and v, in 0..1,
+        and the results are those that a comparison of every unit gives. docs/how-to/reading.md has the details.
 
         Args:
             query: The text.
@@ -536,24 +562,49 @@ class VectorStore(StorageBackend, MetadataMixin):
             filters: As for :meth:`search`.
             recall: As for :meth:`search`.
             record: As for :meth:`search`.
+            offset: As for :meth:`search`.
+            min_score: Leaves out hits with a smaller score.
+            recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
+            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
+            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
             prefix: Searches the namespace of this path, which counts from that of this store, and all below it; ()
                 for all below this one. None searches this one alone.
 
         Returns:
-            Hits with unit, id, namespace, distance and a score that grows with similarity, nearest first.
+            Hits with unit, id, namespace, distance and a score that grows with similarity, best first.
 
         Raises:
             EmbeddingError: As for :meth:`search`.
+
+        Examples:
+            >>> from memevolve_gpu import HalfLife, HashingEmbedder, VectorStore
+            >>> store = VectorStore("ranked", HashingEmbedder())
+            >>> new, old = "2026-03-01T00:00:00Z", "2026-01-01T00:00:00Z"
+            >>> units = [{"id": at, "content": "Push to main", "metadata": {"created_at": at}} for at in (old, new)]
+            >>> ids = store.store_batch(units)
+            >>> hits = store.search_units("Push to main", recency=HalfLife("59d", now=1772323200.0))
+            >>> [(hit.id, round(hit.score, 2)) for hit in hits]
+            [('2026-03-01T00:00:00Z', 1.0), ('2026-01-01T00:00:00Z', 0.5)]
+            >>> store.close()
         """
+        session, wanted = self._open, check_arguments(top_k, recall, query)
         spaces = {self._key: self.namespace_path} if prefix is None else self._spaces(subtree_path(prefix))
-        found = self._find_text(query, top_k, filters, recall, tuple(spaces))
-        if found is None:
-            return []
-        hits = self._open.hits(found, lambda: self._find_text(query, top_k, filters, recall, tuple(spaces)), spaces)
+        ranking, window = Ranking.of(recency, importance, weights), Window.of(wanted, offset, min_score)
+
+        def find() -> Found | None:
+            return self._find_text(query, window.reach, filters, recall, tuple(spaces))
+
+        if ranking is None:
+            found = find()
+            hits = [] if found is None else session.hits(found, find, spaces)
+        else:
+            scope = Scope(tuple(spaces), session.clock())
+            hits = ranked_hits(session, ranking, window, query, self._filter(filters), recall, scope, spaces)
+        hits = window.cut(hits, lambda hit: hit.score)
         if switch("record", record):
             keys = {path: key for key, path in spaces.items()}
             for hit in hits:
-                self._open.accesses.note((hit.id,), keys[hit.namespace])
+                session.accesses.note((hit.id,), keys[hit.namespace])
         return hits
 
     def search_vectors(
@@ -584,27 +635,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         for row in range(len(vectors)):
             names: list[str | None] = list(found.ids(row))
             ids.append(names + [None] * (width - len(names)))
-        return _widened(found.distances, width), ids
-
-    def search_keywords(
-        self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None
-    ) -> list[tuple[float, str]]:
-        """Find the units whose embedded text shares words with a query.
-
-        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
-        has no other.
-
-        Args:
-            query: The text.
-            top_k: Most results.
-            filters: As for :meth:`search`.
-
-        Returns:
-            (BM25 score, id) pairs, best first.
-        """
-        records, key = self._open.records, self._key
-        limit = min(check_arguments(top_k, None, query), max(1, records.count(ns=key)))
-        return records.keyword(query, limit, filters, text_of=unit_to_text, ns=key)
+        return widened(found.distances, width), ids
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
         """Compare given units with a text.
@@ -790,10 +821,9 @@ class VectorStore(StorageBackend, MetadataMixin):
         Raises:
             InvalidQueryError: ``state`` is not a mapping.
         """
-        if not isinstance(state, Mapping):
-            raise InvalidQueryError(f"state must be what save_state() returned, got {shown(state)}")
-        source, path = state.get("index_file"), namespace_path(state.get("namespace"))
-        if source is None or (state.get("store_id") == self._open.records.store_id and path == self.namespace_path):
+        held = mapping("state", state)
+        source, path = held.get("index_file"), namespace_path(held.get("namespace"))
+        if source is None or (held.get("store_id") == self._open.records.store_id and path == self.namespace_path):
             return
         with VectorStore(source, None, storage_config=self.config.replace(namespace=path)) as other:
             rows = list(other.export_rows())
@@ -961,8 +991,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         """The paths of the namespaces of a subtree, by key."""
         return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
 
-    def _write(self) -> WriteContext:
-        return self._open.records.write(namespace=self.namespace_path)
+    def _write(self, *, grouped: bool = False) -> WriteContext:
+        return self._open.records.write(namespace=self.namespace_path, grouped=grouped)
 
     def _whole(self, what: str) -> StoreSession:
         """The session, for what concerns the file with all namespaces."""
@@ -988,17 +1018,18 @@ class VectorStore(StorageBackend, MetadataMixin):
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
         moments(ttl, expires_at, 0.0, len(given))
-        checked = [self._add_metadata(checked_unit(unit, f"units[{i}]")) for i, unit in enumerate(given)]
+        checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
         if not checked and not delete_ids:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)
         vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
+        move_waiting_rows(session, len(checked))
         with self._write() as tx:
-            _drop_all(tx, delete_ids, since)
+            drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
-            named = ({**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True))
+            named = self._stamped([{**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True)], tx)
             until = moments(ttl, expires_at, session.clock(), len(ids), tx.limits.default_ttl)
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, until, strict=True))
         session.written()
@@ -1032,38 +1063,9 @@ class VectorStore(StorageBackend, MetadataMixin):
         if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
         scope = Scope((self._key,) if keys is None else keys, session.clock())
-        found = session.live.search(vectors, top_k, filters, recall, scope)
+        found = session.live.search(vectors, top_k, self._filter(filters), recall, scope)
         session.searched(vectors)
         return found
-
-
-def _drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> int:
-    """Delete the units that did not change after log entry ``since``; nothing where the log no longer says."""
-    if since is None:
-        return tx.drop_many(ids)
-    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
-    return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
-
-
-def _drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
-    """Delete the units; with ``since`` raise ConflictError when one of them changed after it or is gone."""
-    if since is None:
-        tx.drop_many(ids)
-        return
-    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
-    conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
-    conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
-    if conflicts:
-        raise ConflictError(conflicts)
-
-
-def _widened(distances: FloatArray, width: int) -> FloatArray:
-    """As many columns as were asked for, +inf where nothing exists."""
-    if distances.shape[1] == width:
-        return distances
-    wide = np.full((len(distances), width), np.inf, dtype=np.float32)
-    wide[:, : distances.shape[1]] = distances
-    return wide
 
 
 def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:

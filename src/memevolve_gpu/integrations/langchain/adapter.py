@@ -18,8 +18,8 @@ from ...components.store.base import StorageBackend, as_backend
 from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import whole_number
-from .filters import Conjunction, alternatives
+from ...utils.arguments import listed, mapping, shown, whole_number
+from .filters import on_units
 
 __all__ = [
     "BackendAdapter",
@@ -38,18 +38,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:
-    """The options of one search, checked. ``filters`` are alternatives; ``fetch_k`` is at least ``k``."""
+    """The options of one search, checked. ``fetch_k`` is at least ``k``."""
 
     k: int
     fetch_k: int
-    filters: list[Conjunction]
+    filters: dict[str, Any]
     recall: float | None
 
     @classmethod
     def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> SearchOptions:
         """Check the arguments of a search. Raises InvalidQueryError, InvalidFilterError."""
         rest = dict(options)
-        filters = alternatives(rest.pop("filter", None), rest.pop("filters", None))
+        filters = on_units(rest.pop("filter", None), rest.pop("filters", None))
         recall = rest.pop("recall", None)
         no_more(rest)
         wanted = whole_number("k", k)
@@ -60,12 +60,26 @@ class SearchOptions:
 
 def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> list[Document]:
     """Return one document per text. Raises InvalidUnitError when the lengths differ."""
-    given = list(texts)
-    if not metadatas:
-        return [Document(page_content=text) for text in given]
-    if len(metadatas) != len(given):
-        raise InvalidUnitError(f"metadatas has {len(metadatas)} entries for {len(given)} texts; pass one for each")
-    return [Document(page_content=text, metadata=one or {}) for text, one in zip(given, metadatas, strict=True)]
+    given = listed("texts", texts, InvalidUnitError)
+    notes = _notes(metadatas) or [{}] * len(given)
+    if len(notes) != len(given):
+        raise InvalidUnitError(f"metadatas has {len(notes)} entries for {len(given)} texts; pass one for each")
+    for text in given:
+        if not isinstance(text, str):
+            raise InvalidUnitError(f"a text must be a string, got {shown(text)}")
+    return [Document(page_content=text, metadata=one) for text, one in zip(given, notes, strict=True)]
+
+
+def _notes(metadatas: Any) -> list[dict[str, Any]]:
+    """One dict for each text, or none at all. Raises InvalidUnitError."""
+    given = [] if metadatas is None else listed("metadatas", metadatas, InvalidUnitError)
+    notes = [
+        dict(mapping(f"metadatas[{i}]", {} if one is None else one, InvalidUnitError)) for i, one in enumerate(given)
+    ]
+    for i, one in enumerate(notes):
+        if not all(isinstance(key, str) for key in one):
+            raise InvalidUnitError(f"metadatas[{i}] must have keys that are texts, got {shown(one)}")
+    return notes
 
 
 def pairs_of(
@@ -75,11 +89,15 @@ def pairs_of(
 ) -> list[tuple[str, Sequence[float]]]:
     """Return (text, vector) pairs; for vectors alone the texts are ``data`` of the metadata, or empty."""
     if embeddings is None:
-        return list(text_embeddings or ())
+        pairs = [] if text_embeddings is None else listed("text_embeddings", text_embeddings, InvalidUnitError)
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise InvalidUnitError(f"text_embeddings must be pairs of text and vector, got {shown(pair)}")
+        return [(text, vector) for text, vector in pairs]
     if text_embeddings is not None:
         raise InvalidUnitError("text_embeddings and embeddings exclude each other; give one of them")
-    vectors = list(embeddings)
-    texts = [str((one or {}).get("data") or "") for one in metadatas or [{}] * len(vectors)]
+    vectors = listed("embeddings", embeddings, InvalidUnitError)
+    texts = [str(one.get("data") or "") for one in _notes(metadatas) or [{}] * len(vectors)]
     if len(texts) != len(vectors):
         raise InvalidUnitError(f"metadatas has {len(texts)} entries for {len(vectors)} vectors; pass one for each")
     return list(zip(texts, vectors, strict=True))
@@ -95,7 +113,7 @@ def checked_ids(ids: Sequence[str]) -> list[str]:
     """Return the ids as a list; refuse a string, which would be read as one id per letter."""
     if isinstance(ids, str):
         raise InvalidUnitError(f"ids must be a list of ids, got the string {ids[:40]!r}; write [{ids[:40]!r}]")
-    return list(ids)
+    return listed("ids", ids, InvalidUnitError)
 
 
 def query_text(query: str) -> str:
@@ -110,7 +128,8 @@ def no_more(options: Mapping[str, Any]) -> None:
     if options:
         unknown = ", ".join(map(repr, options))
         raise InvalidQueryError(
-            f"unknown option {unknown}; leave it out, or see docs/how-to/langchain.md for the options"
+            f"unknown option {unknown}; leave it out, or see "
+            "https://memevolve-gpu.example/docs/how-to/langchain/ for the options"
         )
 
 
@@ -126,11 +145,12 @@ def to_units(documents: Sequence[Document], ids: Sequence[str | None] | None = N
 
     The documents are not changed. Raises InvalidUnitError, naming the invalid document.
     """
-    if ids is not None and len(ids) != len(documents):
+    documents = listed("documents", documents, InvalidUnitError)
+    given = [None] * len(documents) if ids is None else listed("ids", ids, InvalidUnitError)
+    if len(given) != len(documents):
         raise InvalidUnitError(
-            f"ids has {len(ids)} entries for {len(documents)} documents; pass one, or None, for each"
+            f"ids has {len(given)} entries for {len(documents)} documents; pass one, or None, for each"
         )
-    given = [None] * len(documents) if ids is None else ids
     return [
         _checked(_unit(document, own), f"documents[{position}]")
         for position, (document, own) in enumerate(zip(documents, given, strict=True))
@@ -154,6 +174,8 @@ def to_documents(units: Sequence[MemoryUnit]) -> list[Document]:
 
 
 def _unit(document: Document, own_id: str | None) -> MemoryUnit:
+    if not isinstance(document, Document):
+        raise InvalidUnitError(f"documents must be LangChain's Documents, got {shown(document)}; see add_texts")
     metadata = document.metadata
     unit_id = own_id if own_id is not None else document.id
     return {
@@ -191,8 +213,8 @@ class BackendAdapter:
 
     def __init__(self, backend: StorageBackend) -> None:
         """Raises ConfigurationError when the backend cannot search by vector."""
-        adapted = as_backend(backend)
-        if "search_vectors" not in adapted.capabilities:
+        adapted = as_backend(backend) if hasattr(backend, "retrieve") else None
+        if adapted is None or "search_vectors" not in adapted.capabilities:
             raise ConfigurationError(
                 f"backend must be able to search by vector, which {type(backend).__name__} is not; "
                 "give a VectorStore, or call open(path prefix, embedding)"
@@ -217,9 +239,9 @@ class BackendAdapter:
         return self.backend.vectors_of(ids)
 
     def nearest(
-        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
+        self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None
     ) -> list[tuple[MemoryUnit, float]]:
-        """Find at most k units that match one of the filters, with their distances, nearest first."""
+        """Find at most k units that match, with their distances, nearest first."""
 
         def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
             near = self._near(vector, k, filters, recall)
@@ -230,7 +252,7 @@ class BackendAdapter:
         return self._undisturbed(read)
 
     def nearest_vectors(
-        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
+        self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None
     ) -> list[tuple[MemoryUnit, FloatArray]]:
         """As ``nearest``, with the units' vectors instead of the distances."""
 
@@ -250,31 +272,18 @@ class BackendAdapter:
         """Delete the units that exist."""
         self.backend.delete_batch(ids)
 
-    def drop_matching(self, filters: Sequence[Conjunction]) -> None:
-        """Delete the units that match one of the filters. Units that change meanwhile stay, if changes are numbered."""
-        number = self.backend.change_number
-        self.backend.delete_batch(self._matching(filters), unchanged_since=number)
+    def drop_matching(self, filters: Mapping[str, Any]) -> None:
+        """Delete the units that match."""
+        self.backend.delete_where(filters)
 
     # Inside
 
-    def _matching(self, filters: Sequence[Conjunction]) -> list[str]:
-        found: dict[str, None] = {}
-        for one in filters:
-            found.update((unit["id"], None) for unit in self.backend.units(one))
-        return list(found)
-
-    def _near(
-        self, vector: Any, k: int, filters: Sequence[Conjunction], recall: float | None
-    ) -> list[tuple[str, float]]:
-        """Return (id, distance) of the k nearest over all filters, by merging one search for each."""
-        best: dict[str, float] = {}
+    def _near(self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None) -> list[tuple[str, float]]:
+        """Return (id, distance) of the k nearest that match."""
         k = min(k, max(1, self.backend.count()))
-        for one in filters:
-            distances, ids = self.backend.search_vectors([vector], k, one or None, recall)
-            for unit_id, distance in zip(ids[0], distances[0].tolist(), strict=True):
-                if unit_id is not None:
-                    best[unit_id] = min(distance, best.get(unit_id, distance))
-        return sorted(best.items(), key=lambda found: found[1])[:k]
+        distances, ids = self.backend.search_vectors([vector], k, filters, recall)
+        pairs = zip(ids[0], distances[0].tolist(), strict=True)
+        return [(unit_id, distance) for unit_id, distance in pairs if unit_id is not None]
 
     def _undisturbed(self, read: Callable[[], tuple[list[_Read], bool]]) -> list[_Read]:
         """Read again if the store changes meanwhile, so that documents and distances belong together.

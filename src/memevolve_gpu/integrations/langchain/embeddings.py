@@ -7,6 +7,7 @@ from typing import Any
 
 from langchain_core.embeddings import Embeddings
 
+from ...utils.arguments import optional_text, texts_of
 from ...utils.embeddings import Embedder, EmbeddingFunction
 
 __all__ = ["EmbeddingsFunction", "FunctionEmbeddings", "as_embeddings"]
@@ -38,15 +39,15 @@ class EmbeddingsFunction:
         """
         self.embeddings = embeddings
         self.dimension = dimension
-        self.model_name = model_name or _name_of(embeddings)
+        self.model_name = optional_text("model_name", model_name) or _name_of(embeddings)
 
     def __call__(self, text: str, /) -> list[float]:
         """Embed one text: d numbers. Raises what the model raises."""
-        return self.embeddings.embed_documents([text])[0]
+        return self.embed_batch([text])[0]
 
     def embed_batch(self, texts: Sequence[str], /) -> list[list[float]]:
         """Embed n texts: n lists of d numbers. Raises what the model raises."""
-        return self.embeddings.embed_documents(list(texts))
+        return self.embeddings.embed_documents(texts_of(texts))
 
 
 class FunctionEmbeddings(Embeddings):
@@ -65,7 +66,8 @@ class FunctionEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed n texts as n lists of d numbers. Raises EmbeddingError, DimensionMismatchError."""
-        rows: list[list[float]] = self._embedder.embed_many(texts).tolist() if texts else []
+        given = texts_of(texts)
+        rows: list[list[float]] = self._embedder.embed_many(given).tolist() if given else []
         return rows
 
     def embed_query(self, text: str) -> list[float]:

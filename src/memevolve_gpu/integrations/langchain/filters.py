@@ -1,22 +1,24 @@
 """LangChain's metadata filters in this package's filter language, relevance scores and MMR.
 
 ``{"source": "wiki", "page": {"$gte": 3}, "$or": [{"lang": "en"}, {"lang": {"$exists": False}}]}``: keys are paths into
-the document's metadata, operators are those of ``docs/reference/filters.md`` with or without a dollar. ``$or`` gives
-several filters, of which a document must match one; each is searched on its own and the results are merged.
+the document's metadata, operators are those of ``docs/reference/filters.md`` with or without a dollar.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import InvalidFilterError, InvalidQueryError
+from ...errors import DimensionMismatchError, InvalidFilterError, InvalidQueryError, InvalidVectorError, first_line
+from ...records.filters import MAX_DEPTH, parse
+from ...utils.arguments import listed, real_number, whole_number, word
 from ...utils.plain import plain_text
 
-__all__ = ["MAX_ALTERNATIVES", "Conjunction", "alternatives", "maximal_marginal_relevance", "relevance"]
+__all__ = ["maximal_marginal_relevance", "on_units", "relevance"]
 
 
 def relevance(distance: float, metric: str) -> float:
@@ -37,6 +39,8 @@ def relevance(distance: float, metric: str) -> float:
         >>> relevance(0.5, "cosine")
         0.75
     """
+    distance = real_number("distance", distance, "a number", -sys.float_info.max, sys.float_info.max, InvalidQueryError)
+    word("metric", metric, ("l2", "cosine", "ip"))
     if metric == "l2":
         return 1.0 / (1.0 + max(distance, 0.0))
     if metric == "cosine":
@@ -68,14 +72,17 @@ def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: fl
         >>> maximal_marginal_relevance([1.0, 0.0], [[1.0, 0.1], [1.0, 0.1], [0.5, -0.5]], 2)
         [0, 2]
     """
-    if not 0.0 <= lambda_mult <= 1.0:
-        raise InvalidQueryError(
-            f"lambda_mult must be between 0 (most varied) and 1 (most similar), got {lambda_mult!r}"
-        )
-    if not len(vectors):
+    allowed = "between 0 (most varied) and 1 (most similar)"
+    lambda_mult = real_number("lambda_mult", lambda_mult, allowed, 0, 1, InvalidQueryError)
+    k = whole_number("k", k)
+    given = listed("vectors", vectors)
+    if not given:
         return []
-    rows = _directions(np.asarray(vectors, dtype=np.float64))
-    similar = rows @ _directions(np.asarray(query, dtype=np.float64)[None, :])[0]
+    wanted, rows = _numbers("query", [query]), _numbers("vectors", given)
+    if wanted.shape[1] != rows.shape[1]:
+        raise DimensionMismatchError(wanted.shape[1], rows.shape[1], "pass vectors of the query's length")
+    rows = _directions(rows)
+    similar = rows @ _directions(wanted)[0]
     nearest_chosen = np.full(len(rows), -np.inf)
     free = np.ones(len(rows), dtype=bool)
     worth, chosen = similar, []
@@ -88,117 +95,51 @@ def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: fl
     return chosen
 
 
+def _numbers(name: str, rows: Any) -> npt.NDArray[np.float64]:
+    """float64 (n, d), all finite. Raises InvalidVectorError."""
+    try:
+        table = np.asarray(rows, dtype=np.float64)
+    except (OverflowError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidVectorError(f"{name} must be numbers: {first_line(error)}") from error
+    if table.ndim != 2 or not np.isfinite(table).all():
+        raise InvalidVectorError(f"{name} must be finite numbers, one row for each vector, got shape {table.shape}")
+    return table
+
+
 def _directions(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     directions: npt.NDArray[np.float64] = rows / np.where(lengths > 0, lengths, 1.0)
     return directions
 
 
-MAX_ALTERNATIVES = 32
-"""Most filters that a filter with ``$or`` may expand to: each is a search of its own."""
-
-Conjunction = dict[str, Any]
-"""A filter of this package: path to operators, all of which must match."""
-
-_OPERATORS = {"eq", "ne", "in", "nin", "gt", "gte", "lt", "lte", "exists"}
-_DEEPEST = 20
+_JOINS = ("$and", "$or", "$not", "$nor")
 
 
-def alternatives(
-    metadata_filter: Mapping[str, Any] | None, unit_filter: Mapping[str, Any] | None = None
-) -> list[Conjunction]:
-    """Return the filters of which a unit must match at least one; ``[{}]`` matches all, ``[]`` none.
+def on_units(metadata_filter: Any, unit_filter: Any = None) -> dict[str, Any]:
+    """Return LangChain's filter on the metadata, and one of this package, as one filter on units that means both.
 
-    metadata_filter: LangChain's form; unit_filter: a filter of this package, which must match as well. Values are not
-    checked here: the backend refuses those that cannot be compared. Raises InvalidFilterError, naming the key.
+    Raises InvalidFilterError, naming the key.
     """
-    every = [{}] if metadata_filter is None else _alternatives(metadata_filter, 0)
-    if unit_filter is None:
-        return every
-    if not isinstance(unit_filter, Mapping):
-        raise InvalidFilterError(f"filters must be a mapping of paths to conditions, not {type(unit_filter).__name__}")
-    return _both(every, [{path: _operators(value) for path, value in unit_filter.items()}])
+    parts = [] if metadata_filter is None else [_prefixed(metadata_filter, 0)]
+    parse(unit_filter)
+    found = {"and": parts if unit_filter is None else [*parts, unit_filter]}
+    parse(found)
+    return found
 
 
-def _alternatives(group: Any, depth: int) -> list[Conjunction]:
+def _prefixed(group: Any, depth: int) -> Any:
     if not isinstance(group, Mapping):
         raise InvalidFilterError(f"filter must be a mapping of metadata keys to conditions, not {type(group).__name__}")
-    if depth > _DEEPEST:
-        raise InvalidFilterError(f"filter is nested more than {_DEEPEST} deep; flatten it")
-    found: list[Conjunction] = [{}]
+    if depth > MAX_DEPTH:
+        raise InvalidFilterError(f"filter is nested more than {MAX_DEPTH} deep; flatten it")
+    found = {}
     for key, value in group.items():
-        found = _both(found, _condition(key, value, depth))
+        if not isinstance(key, str):
+            raise InvalidFilterError(f"filter[{key!r}]: a key must be a string, not {type(key).__name__}")
+        if not key.startswith("$"):
+            found[f"metadata.{plain_text(key)}"] = value
+        elif key in _JOINS and isinstance(value, (list, tuple)):
+            found[key] = [_prefixed(one, depth + 1) for one in value]
+        else:
+            found[key] = _prefixed(value, depth + 1) if key == "$not" else value
     return found
-
-
-def _condition(key: Any, value: Any, depth: int) -> list[Conjunction]:
-    if not isinstance(key, str):
-        raise InvalidFilterError(f"filter[{key!r}]: a key must be a string, not {type(key).__name__}")
-    if not key.startswith("$"):
-        return [{f"metadata.{plain_text(key)}": _operators(value, key)}]
-    if key not in ("$and", "$or"):
-        raise InvalidFilterError(f"filter[{key!r}]: unknown; use $and, $or, or an operator below a metadata key")
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise InvalidFilterError(f"filter[{key!r}] must be a list of filters, not {type(value).__name__}")
-    parts = [_alternatives(part, depth + 1) for part in value]
-    if key == "$or":
-        _check_number(sum(map(len, parts)))
-        return [one for part in parts for one in part]
-    found: list[Conjunction] = [{}]
-    for part in parts:
-        found = _both(found, part)
-    return found
-
-
-def _operators(value: Any, key: str = "") -> Any:
-    """Return a condition as a mapping of operators, without their dollars if it belongs to a metadata ``key``."""
-    if isinstance(value, Mapping):
-        return {_operator(name, key): operand for name, operand in value.items()}
-    return {"in": list(value)} if isinstance(value, (list, tuple)) else {"eq": value}
-
-
-def _operator(name: Any, key: str) -> Any:
-    """Return this package's name of an operator; without ``key`` it is one already, and the backend checks it."""
-    if not key:
-        return name
-    bare = name.removeprefix("$") if isinstance(name, str) else name
-    if bare not in _OPERATORS:
-        known = ", ".join(f"${one}" for one in sorted(_OPERATORS))
-        raise InvalidFilterError(
-            f"filter[{key!r}]: unknown operator {name!r}; use one of {known}, or {key}.{name} for a nested key"
-        )
-    return bare
-
-
-def _both(left: list[Conjunction], right: list[Conjunction]) -> list[Conjunction]:
-    _check_number(len(left) * len(right))
-    return [_merged(one, other) for one in left for other in right]
-
-
-def _check_number(count: int) -> None:
-    if count > MAX_ALTERNATIVES:
-        raise InvalidFilterError(
-            f"filter expands to {count} alternatives, the most is {MAX_ALTERNATIVES}; "
-            "write {key: [values]} for several values of one key"
-        )
-
-
-def _merged(one: Conjunction, other: Conjunction) -> Conjunction:
-    merged = {path: dict(conditions) for path, conditions in one.items()}
-    for path, conditions in other.items():
-        known = merged.setdefault(path, {})  # kept when empty, for the backend to refuse
-        for operator, operand in conditions.items():
-            _add(known, operator, operand, path)
-    return merged
-
-
-def _add(conditions: dict[str, Any], operator: str, operand: Any, path: str) -> None:
-    """Add an operator to a path: exclusions are joined; other operators may not occur twice with different values."""
-    if operator == "ne" and "ne" in conditions:
-        operator, operand = "nin", [operand]
-    if operator == "nin" and isinstance(conditions.get("nin"), list) and isinstance(operand, (list, tuple)):
-        conditions["nin"] = [*conditions["nin"], *operand]
-    elif operator not in conditions:
-        conditions[operator] = list(operand) if isinstance(operand, tuple) else operand
-    elif repr(conditions[operator]) != repr(operand):  # 1 equals True in Python, and not in a filter
-        raise InvalidFilterError(f"filter has two conditions {operator!r} on {path!r}; combine them into one")

@@ -15,6 +15,7 @@ from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
+from ...records.filters import always, parse
 from .adapter import (
     BackendAdapter,
     SearchOptions,
@@ -29,7 +30,7 @@ from .adapter import (
     to_units,
 )
 from .embeddings import EmbeddingsFunction, as_embeddings
-from .filters import alternatives, maximal_marginal_relevance, relevance
+from .filters import maximal_marginal_relevance, on_units, relevance
 
 __all__ = ["MemEvolveVectorStore"]
 
@@ -328,8 +329,8 @@ class MemEvolveVectorStore(LangChainVectorStore):
             return True
         if ids is not None:
             raise InvalidFilterError("delete takes ids or a filter, not both")
-        conditions = alternatives(filter, filters)
-        if {} in conditions:
+        conditions = on_units(filter, filters)
+        if always(parse(conditions).root):
             raise InvalidFilterError("filter has no condition and would delete everything; call delete_collection()")
         self._adapter.drop_matching(conditions)
         return True

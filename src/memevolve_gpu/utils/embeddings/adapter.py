@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +15,24 @@ from ...errors import DimensionMismatchError, EmbeddingError, EngineError, Inval
 from ...types import FloatArray
 from ..vectors import check_vector, check_vectors, to_host
 
-__all__ = ["BATCH_SIZE", "QUERY_CACHE_SIZE", "BatchEmbeddingFunction", "Embedder", "EmbeddingFunction"]
+__all__ = [
+    "BATCH_SIZE",
+    "QUERY_CACHE_SIZE",
+    "BatchEmbeddingFunction",
+    "Embedder",
+    "EmbeddingFunction",
+    "prefixes_of",
+]
 
 
 @runtime_checkable
 class EmbeddingFunction(Protocol):
     """Maps a text to one vector, array-like of d real numbers, the same d for every text.
 
-    Three attributes are read where a function offers them, and never asked for:
+    Four attributes are read where a function offers them, and never asked for:
 
     - ``embed_batch(texts) -> (n, d)``, used instead of n single calls (see :class:`BatchEmbeddingFunction`);
+    - ``embed_query(text) -> (d,)``, used for the text of a search where a model treats queries and documents apart;
     - ``dimension: int``, d, which spares the probe that would detect it;
     - ``model_name: str``, kept in the store so that it is not filled by two models.
 
@@ -42,6 +51,24 @@ class BatchEmbeddingFunction(EmbeddingFunction, Protocol):
     def embed_batch(self, texts: Sequence[str], /) -> Any:
         """Embed n texts: array-like (n, d), in the order of the texts."""
         ...  # pragma: no cover
+
+
+_RETRIEVE = "Represent this sentence for searching relevant passages: "
+_PREFIXES: tuple[tuple[str, str, str], ...] = (
+    (r"(^|[/-])e5-(small|base|large)", "query: ", "passage: "),
+    (r"bge-(small|base|large)-en", _RETRIEVE, ""),
+    (r"bge-(small|base|large)-zh", "为这个句子生成表示以用于检索相关文章：", ""),  # noqa: RUF001 - its colon is a wide one
+    (r"nomic-embed-text", "search_query: ", "search_document: "),
+    (r"mxbai-embed-large|snowflake-arctic-embed", _RETRIEVE, ""),
+    (r"embeddinggemma", "task: search result | query: ", "title: none | text: "),
+)
+"""A pattern of model names, and what their model cards put before a query and before a document."""
+
+
+def prefixes_of(model: str | None) -> tuple[str, str]:
+    """Return what a model expects before a query and before a document; empty for models that need nothing."""
+    name = (model or "").lower()
+    return next(((query, text) for pattern, query, text in _PREFIXES if re.search(pattern, name)), ("", ""))
 
 
 BATCH_SIZE = 256
@@ -94,10 +121,13 @@ class Embedder:
         Raises EmbeddingError when the function fails or returns anything but one finite vector of numbers, and
         DimensionMismatchError when its length is not ``dimension``.
         """
-        return self._one(text, 0)
+        return self._one(self._function, text, 0)
 
     def embed_query(self, text: str) -> FloatArray:
-        """Like :meth:`embed`, for texts that come again: read-only, the last 256 are remembered."""
+        """Embed the text of a search, with the function's ``embed_query`` where it has one.
+
+        Raises as :meth:`embed` does. The result is read-only; the last 256 are remembered.
+        """
         _check_text(text, 0)
         if len(text) <= _LONGEST_CACHED_QUERY:
             return self._cached_query(text)
@@ -117,15 +147,15 @@ class Embedder:
                 vectors[start : start + len(batch)] = self._batch(batch_function, batch, start)
             else:
                 for position, text in enumerate(batch, start):
-                    vectors[position] = self._one(text, position)
+                    vectors[position] = self._one(self._function, text, position)
             if progress is not None:
                 progress(start + len(batch), len(texts))
         return vectors
 
-    def _one(self, text: str, position: int) -> FloatArray:
+    def _one(self, function: Callable[[Any], Any], text: str, position: int) -> FloatArray:
         _check_text(text, position)
         where = f"text {position} ({_start_of(text)})"
-        output = _call(self._function, text, where)
+        output = _call(function, text, where)
         with _blaming(where):
             raw = to_host(output, name="output")
             vector = check_vector(raw, self._dim or max(1, raw.shape[-1] if raw.ndim else 1), "l2", name="output")
@@ -153,7 +183,8 @@ class Embedder:
             raise DimensionMismatchError(known, dim, "embedding_function must return vectors of one length")
 
     def _embed_frozen(self, text: str) -> FloatArray:
-        vector = self.embed(text)
+        for_queries = getattr(self._function, "embed_query", None)
+        vector = self._one(for_queries if callable(for_queries) else self._function, text, 0)
         vector.flags.writeable = False
         return vector
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from ..config import EmbeddingConfig
 from .adapter import EmbeddingFunction
 from .hashing import HashingEmbedder
-from .local import LocalEmbedder, packaged_model, sentence_transformers_installed
+from .local import LocalEmbedder, fastembed_installed, packaged_model, sentence_transformers_installed
 from .openai import OpenAIEmbedder
 
 __all__ = ["embedder_from_config"]
@@ -25,7 +26,7 @@ def embedder_from_config(config: EmbeddingConfig) -> EmbeddingFunction:
     """
     provider = config.provider
     if provider == "auto":
-        provider = "openai" if config.base_url else "local" if _local_is_ready(config.model) else "hashing"
+        provider = "openai" if config.base_url else "local" if _local_is_ready(config) else "hashing"
         if provider == "hashing":
             _log.warning(
                 "no embedding model is configured: texts are compared by their words, not their meaning. Set "
@@ -35,7 +36,7 @@ def embedder_from_config(config: EmbeddingConfig) -> EmbeddingFunction:
     if provider == "openai":
         return _service(config)
     if provider == "local":
-        return LocalEmbedder(config.model)
+        return LocalEmbedder(config.model, path=config.path, **_given(batch_size=config.batch_size))
     return HashingEmbedder() if config.dimension is None else HashingEmbedder(config.dimension)
 
 
@@ -46,9 +47,15 @@ def _service(config: EmbeddingConfig) -> OpenAIEmbedder:
         model=config.model,
         timeout=config.timeout,
         dimension=config.dimension,
+        **_given(batch_size=config.batch_size, max_tokens=config.max_tokens),
     )
 
 
-def _local_is_ready(model: str | None) -> bool:
-    """Can a local model be used without downloading one that nobody named?"""
-    return sentence_transformers_installed() and (model is not None or packaged_model() is not None)
+def _given(**values: int | None) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _local_is_ready(config: EmbeddingConfig) -> bool:
+    """Whether a local model can be used; without fastembed, only if nothing is downloaded that nobody named."""
+    named = config.model is not None or packaged_model() is not None
+    return fastembed_installed() or (sentence_transformers_installed() and named)

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import ConfigurationError, EmbeddingError
+from ...errors import ConfigurationError
 from ...types import FloatArray, IntArray
-from ..arguments import listed, shown
+from ..arguments import shown, texts_of
 
 __all__ = ["MAX_CHARACTERS", "HashingEmbedder"]
 
@@ -90,11 +90,7 @@ class HashingEmbedder:
         Raises:
             EmbeddingError: ``texts`` is not a sequence of strings.
         """
-        given = listed("texts", texts, EmbeddingError)
-        for text in given:
-            if not isinstance(text, str):
-                raise EmbeddingError(f"a text must be a string, got {shown(text)}")
-        chunks = [self._embed_chunk(chunk) for chunk in _chunks(given)]
+        chunks = [self._embed_chunk(chunk) for chunk in _chunks(texts_of(texts))]
         return np.concatenate(chunks) if chunks else np.empty((0, self.dimension), dtype=np.float32)
 
     def _embed_chunk(self, texts: list[str]) -> FloatArray:

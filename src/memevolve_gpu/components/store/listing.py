@@ -1,0 +1,190 @@
+"""Listings in pages and in order, partial changes and counts by value: what they mean, in Python, for every backend."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from ...errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
+from ...records.filters import MISSING, Filter, always, doubled, kind_of, lookup, parse, path_of
+from ...types import MemoryUnit
+from ...utils.arguments import shown, whole_number
+from ...utils.plain import plain_scalar
+
+__all__ = [
+    "Listing",
+    "Order",
+    "counted",
+    "cursor_of",
+    "cursor_parts",
+    "listing_of",
+    "merged",
+    "merged_unit",
+    "most_counted",
+    "some_condition",
+    "with_created_at",
+]
+
+_KINDS = ("null", "false", "true", "number", "text")
+
+
+class Listing(Iterator[MemoryUnit]):
+    """Units one by one, and the place to go on from.
+
+    Examples:
+        >>> from memevolve_gpu.components.validation import ScratchStore
+        >>> store = ScratchStore([{"id": "a"}, {"id": "b"}, {"id": "c"}])
+        >>> page = store.units(limit=2)
+        >>> [unit["id"] for unit in page], [unit["id"] for unit in store.units(limit=2, after=page.cursor)]
+        (['a', 'b'], ['c'])
+    """
+
+    def __init__(self, rows: Iterator[tuple[str, MemoryUnit]], after: str | None) -> None:
+        self._rows = rows
+        self.cursor = after
+        """A text for ``after`` of a later call, which goes on behind the last unit that was taken; None before any."""
+
+    def __next__(self) -> MemoryUnit:
+        self.cursor, unit = next(self._rows)
+        return unit
+
+
+class Order:
+    """``order_by``: a dotted path, ascending, or descending with ``-`` before it.
+
+    Missing values and null come first, then false, true, numbers, texts by code point, and last lists and objects. Of
+    equal ones the older unit comes first, in both directions.
+    """
+
+    def __init__(self, order_by: Any) -> None:
+        """Raises InvalidQueryError for what is no path."""
+        self.descending = isinstance(order_by, str) and order_by.startswith("-")
+        try:
+            self.path = path_of(order_by[1:] if self.descending else order_by)
+        except InvalidFilterError as error:
+            raise InvalidQueryError(
+                f"order_by must be a path such as 'metadata.score', got {shown(order_by)}"
+            ) from error
+
+    def value_of(self, unit: Mapping[str, Any]) -> Any:
+        """The value that a unit is ordered by, as JSON keeps it; a list stands for every list and object."""
+        value = plain_scalar(lookup(unit, self.path))
+        return None if value is MISSING else [] if kind_of(value) in ("array", "object") else value
+
+    @staticmethod
+    def key(value: Any) -> tuple[int, Any]:
+        """What sorts as the values do."""
+        kind = kind_of(value)
+        if kind not in _KINDS:
+            return len(_KINDS), 0
+        at = _KINDS.index(kind)
+        return at, value if kind == "text" else float(doubled(value)) if kind == "number" else 0
+
+
+def cursor_of(value: Any, place: Any) -> str:
+    """A cursor behind the unit of that value and place."""
+    return json.dumps([value, place], ensure_ascii=False)
+
+
+def cursor_parts(after: str, place: type) -> tuple[Any, Any]:
+    """Value and place of a cursor. Raises InvalidQueryError for what is none."""
+    try:
+        value, found = json.loads(after)
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, place) or isinstance(found, bool):
+        raise InvalidQueryError(f"after must be the cursor of a listing of the same kind, got {shown(after)}")
+    return value, found
+
+
+def listing_of(
+    units: Callable[[], Iterable[MemoryUnit]], order_by: str | None, limit: int | None, after: str | None
+) -> Listing:
+    """A listing of units that come oldest first; the place of a unit is its id."""
+    order = None if order_by is None else Order(order_by)
+    most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
+    start = None if after is None else cursor_parts(after, str)
+
+    def rows() -> Iterator[tuple[str, MemoryUnit]]:
+        if order is None and start is None:
+            return ((cursor_of(None, unit["id"]), unit) for unit in units())
+        found = [(None if order is None else order.value_of(unit), unit) for unit in units()]
+        if order is not None:
+            found.sort(key=lambda one: order.key(one[0]), reverse=order.descending)  # keeps the order of equal ones
+        skip = 0
+        if start is not None:
+            places = [unit["id"] for _, unit in found]
+            if start[1] not in places:
+                raise InvalidQueryError(f"after: the unit {shown(start[1])} is gone; list from the beginning")
+            skip = places.index(start[1]) + 1
+        return ((cursor_of(value, unit["id"]), unit) for value, unit in islice(found, skip, None))
+
+    return Listing(islice(_later(rows), most), after)
+
+
+def _later(rows: Callable[[], Iterator[tuple[str, MemoryUnit]]]) -> Iterator[tuple[str, MemoryUnit]]:
+    yield from rows()
+
+
+def merged(old: Any, changes: Any) -> Any:
+    """JSON merge patch (RFC 7396): objects are merged, None removes a key, anything else replaces."""
+    if not isinstance(changes, Mapping):
+        return changes
+    found = dict(old) if isinstance(old, Mapping) else {}
+    for key, value in changes.items():
+        if value is None:
+            found.pop(key, None)
+        else:
+            found[key] = merged(found.get(key), value)
+    return found
+
+
+def merged_unit(old: MemoryUnit, changes: Any) -> MemoryUnit:
+    """The unit with the changes. Raises InvalidUnitError for changes that are no dict, or that name another id."""
+    if not isinstance(changes, Mapping):
+        raise InvalidUnitError(f"changes must be a dict, got {type(changes).__name__}; pass the keys that change")
+    if changes.get("id", old["id"]) != old["id"]:
+        raise InvalidUnitError(
+            f"changes['id'] is {shown(changes['id'])}: an id stays; store the unit anew to change it"
+        )
+    found: MemoryUnit = merged(old, changes)
+    return found
+
+
+def with_created_at(unit: MemoryUnit, created_at: str | None) -> MemoryUnit:
+    """The unit with that ``metadata.created_at``, unless it has one or there is none."""
+    metadata = unit.get("metadata") or {}
+    return unit if created_at is None else {**unit, "metadata": {"created_at": created_at, **metadata}}
+
+
+def some_condition(filters: Any, instead: str) -> Filter:
+    """The parsed filter. Raises InvalidFilterError where it holds of every unit."""
+    parsed = parse(filters)
+    if always(parsed.root):
+        raise InvalidFilterError(f"filters hold no condition, so they would be true of every unit; {instead}")
+    return parsed
+
+
+def counted(values: Iterable[Sequence[Any]], limit: int | None) -> list[tuple[Any, int]]:
+    """How many units have each value, most first; ``values`` are those of each unit, as plain scalars."""
+    counts: dict[tuple[Any, ...], int] = {}
+    for held in values:
+        for key in {Order.key(value) for value in held if kind_of(value) in _KINDS}:
+            counts[key] = counts.get(key, 0) + 1
+    return most_counted(counts, limit)
+
+
+def most_counted(counts: Mapping[tuple[Any, ...], int], limit: int | None) -> list[tuple[Any, int]]:
+    """(value, count) of counts by :meth:`Order.key`, most first, then in order of the values."""
+    found = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
+    most = None if limit is None else whole_number("limit", limit, least=0)
+    return [(_value(*key), count) for key, count in found[:most]]
+
+
+def _value(kind: int, value: Any) -> Any:
+    if _KINDS[kind] == "number":
+        return int(value) if math.isfinite(value) and value.is_integer() and abs(value) < 2**53 else value
+    return value if _KINDS[kind] == "text" else (None, False, True)[kind]

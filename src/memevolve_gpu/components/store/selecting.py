@@ -1,0 +1,260 @@
+"""The part of ``VectorStore`` that reads, changes and deletes what a filter or a cursor selects."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...live.namespaces import Scope
+from ...records.filters import Filter, parse, path_of
+from ...records.transaction import Transaction
+from ...records.writer import WriteContext
+from ...types import FloatArray, MemoryUnit
+from ...utils.config import StorageConfig
+from .base import MetadataMixin, StorageBackend
+from .listing import Listing, merged_unit, some_condition, with_created_at
+from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
+from .ranking import HalfLife, Ranking, Window
+from .session import StoreSession
+from .units import check_arguments, checked_id, checked_unit, text_to_embed, unit_to_text
+
+__all__ = ["SelectingBackend"]
+
+
+class SelectingBackend(StorageBackend, MetadataMixin):
+    """A backend on an open session of this package's files."""
+
+    config: StorageConfig
+
+    @property
+    @abstractmethod
+    def _open(self) -> StoreSession:
+        """The open session."""
+
+    @property
+    @abstractmethod
+    def _key(self) -> int:
+        """The key of the namespace."""
+
+    @property
+    def _scope(self) -> Scope:
+        """What a call may see that begins now."""
+        return Scope((self._key,), self._open.clock())
+
+    @abstractmethod
+    def _write(self) -> WriteContext:
+        """A transaction that is bound to the namespace."""
+
+    def units(
+        self,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Listing:
+        """Read units one by one, in pages: for stores that do not fit in a list.
+
+        A page costs the same wherever it lies. What others write meanwhile may be listed or not.
+
+        Args:
+            filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
+            order_by: The path of the field to sort by, ``-`` before it for the largest first; None for oldest first.
+                Missing values and null come first, then false, true, numbers, texts, and last lists and objects; the
+                older of equal ones first.
+            limit: Most units; None for all.
+            after: The ``cursor`` of an earlier listing of the same filters and order, to go on behind its last unit.
+
+        Returns:
+            An iterator over the units, with the attribute ``cursor``.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("pages", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": text, "n": n} for n, text in enumerate("abcde")])
+            >>> page = store.units(order_by="-n", limit=2)
+            >>> [unit["n"] for unit in page]
+            [4, 3]
+            >>> [unit["n"] for unit in store.units(order_by="-n", limit=2, after=page.cursor)]
+            [2, 1]
+            >>> store.close()
+        """
+        return pages(self._open, self._filter(filters), order_by, limit, after, lambda: self._scope)
+
+    def facets(
+        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
+    ) -> list[tuple[Any, int]]:
+        """Count the units by the value of a field.
+
+        Args:
+            field: The path of the field. Each element of a list counts as a value; objects do not count.
+            filters: Counts only units that match.
+            limit: Most values; None for all.
+
+        Returns:
+            (value, number of units) pairs, most units first.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("facets", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": tag, "tags": [tag, "all"]} for tag in ("git", "git", "tar")])
+            >>> store.facets("tags")
+            [('all', 3), ('git', 2), ('tar', 1)]
+            >>> store.close()
+        """
+        return facet_counts(self._open, path_of(field), self._filter(filters), limit, self._scope)
+
+    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+        """Change parts of a unit, in one transaction, and set ``metadata.updated_at``.
+
+        Args:
+            unit_id: Its id.
+            changes: A JSON merge patch (RFC 7396): objects such as ``metadata`` are merged, None removes a key, any
+                other value replaces. The unit is embedded again only when its text changes.
+
+        Returns:
+            False when there is no unit of that id.
+
+        Raises:
+            InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
+            EmbeddingError: As for :meth:`store`.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("patched", HashingEmbedder())
+            >>> unit_id = store.store({"content": "Rebase before you push", "metadata": {"score": 0.2, "draft": True}})
+            >>> store.patch(unit_id, {"metadata": {"score": 0.9, "draft": None}})
+            True
+            >>> unit = store.retrieve(unit_id)
+            >>> unit["content"], unit["metadata"]["score"], "draft" in unit["metadata"]
+            ('Rebase before you push', 0.9, False)
+            >>> store.close()
+        """
+        wanted = checked_id(unit_id)
+        return bool(self._merge_into(lambda _: [wanted], changes))
+
+    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """Change parts of every unit that matches, in one transaction: all of them or none.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``.
+            changes: As for :meth:`patch`.
+
+        Returns:
+            The number of units that were changed.
+
+        Raises:
+            InvalidUnitError: As for :meth:`patch`; nothing was changed.
+
+        Examples:
+            >>> from memevolve_gpu import F, HashingEmbedder, VectorStore
+            >>> store = VectorStore("updated", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": str(n), "metadata": {"score": n / 10}} for n in range(5)])
+            >>> store.update_where(F("metadata.score") >= 0.3, {"metadata": {"good": True}})
+            2
+            >>> store.delete_where({"metadata.good": {"exists": False}}), store.count()
+            (3, 2)
+            >>> store.close()
+        """
+        parsed = self._filter(filters)
+        return self._merge_into(lambda tx: matching_ids(self._open, tx, parsed), changes)
+
+    def delete_where(self, filters: Mapping[str, Any]) -> int:
+        """Delete every unit that matches, in one transaction.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``; a filter that holds of every unit is refused.
+
+        Returns:
+            The number of deleted units.
+
+        Raises:
+            InvalidFilterError: The filter has no condition.
+        """
+        session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
+        with self._write() as tx:
+            dropped = tx.drop_many(matching_ids(session, tx, parsed))
+        if dropped:
+            session.written()
+        return dropped
+
+    def search_keywords(
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> list[tuple[float, str]]:
+        """Find the units whose embedded text shares words with a query.
+
+        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
+        has no other.
+
+        Args:
+            query: The text.
+            top_k: Most results.
+            filters: As for :meth:`search`.
+            offset: As for :meth:`search`.
+            min_score: Leaves out units with a smaller score.
+            recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
+            importance: See ``recency``.
+            weights: See ``recency``.
+
+        Returns:
+            (BM25 score, id) pairs, best first.
+        """
+        records, parsed, key = self._open.records, self._filter(filters), self._key
+        window = Window.of(check_arguments(top_k, None, query), offset, min_score)
+        ranking, most = Ranking.of(recency, importance, weights), max(1, records.count(ns=key))
+
+        def fetch(wanted: int) -> list[tuple[float, str]]:
+            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text, ns=key)
+
+        found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
+        return window.cut(found, lambda pair: pair[0])
+
+    def _stamped(self, units: list[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
+        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
+        unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
+        now = self._open.clock()
+        held = tx.outside(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
+        return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
+
+    def _merge_into(self, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
+        """Merge the changes into the units of the chosen ids, in one transaction."""
+        session, vectors = self._open, dict[str, FloatArray]()
+        merged_unit({"id": changes.get("id") if isinstance(changes, Mapping) else None}, changes)
+        while True:
+            missing: dict[str, None] = {}
+            with self._write() as tx:
+                olds = [old for old in map(tx.find, chosen(tx)) if old is not None]
+                rows = [(*self._merged(old.unit, changes), old.expires_at) for old in olds]
+                missing = dict.fromkeys(text for _, text, _ in rows if text is not None and text not in vectors)
+                if not missing:
+                    for unit, text, until in rows:
+                        if text is None:
+                            tx.edit(unit["id"], unit, until)
+                        else:
+                            tx.put(unit, text, vectors[text].tobytes(), unit["id"], until)
+            if not missing:
+                break
+            # outside the lock: it may take seconds, and units may change meanwhile
+            vectors.update(zip(missing, session.embedder.vectors_for(list(missing), None, None), strict=True))
+        if rows:
+            session.written(len(rows))
+        return len(rows)
+
+    def _merged(self, old: MemoryUnit, changes: Any) -> tuple[MemoryUnit, str | None]:
+        """The changed unit, and its text if that is another one."""
+        unit = checked_unit(merged_unit(old, changes))
+        text = unit_to_text(unit)
+        return self._updated_metadata(unit, old), None if text == unit_to_text(old) else text_to_embed(unit)
+
+    def _filter(self, filters: Any) -> Filter:
+        return parse(filters, self.config.filter_unicode)
