@@ -204,7 +204,7 @@ class LiveIndex:
 
     def count(self, scope: Scope) -> int:
         """Live rows that a search of the scope may find."""
-        view, view_filter = self._view_and_mask(None, scope)
+        view, view_filter = self._view_and_mask(parse(None), scope)
         return view.count if view_filter is None else view_filter.count(view)
 
     def matching(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, IntArray]:
