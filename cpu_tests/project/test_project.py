@@ -65,6 +65,8 @@ def shown(config: Any, name: str) -> str:
     value = config.model_fields[name].default
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return "/".join(value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

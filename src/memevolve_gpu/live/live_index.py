@@ -202,6 +202,11 @@ class LiveIndex:
             self.device_manager.poll(view.index)
         return found
 
+    def count(self, scope: Scope) -> int:
+        """Live rows that a search of the scope may find."""
+        view, view_filter = self._view_and_mask(parse(None), scope)
+        return view.count if view_filter is None else view_filter.count(view)
+
     def matching(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, IntArray]:
         """A view, and the slots of its live units in the scope that match, int64 (n,), ascending."""
         view, view_filter = self._view_and_mask(filters, scope)

@@ -24,7 +24,7 @@ from ...errors import (
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
-from ...live.namespaces import DEFAULT
+from ...live.namespaces import DEFAULT, EVERYTHING, Scope
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
@@ -72,14 +72,16 @@ health, and the caller sees no error."""
 class IndexInfo:
     """What the index holds now; every property is up to date with the records."""
 
-    def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
+    def __init__(self, live: LiveIndex, maintenance: Maintenance, scope: Scope = EVERYTHING) -> None:
+        """``scope``: the namespaces whose vectors ``ntotal`` counts."""
         self._live = live
+        self._scope = scope
         self._maintenance = maintenance
 
     @property
     def ntotal(self) -> int:
-        """Live vectors."""
-        return self._live.catch_up().count
+        """Live vectors of the namespace."""
+        return self._live.count(self._scope)
 
     @property
     def nlist(self) -> int:

@@ -163,8 +163,9 @@ class VectorStore(NamespacedBackend):
 
     @property
     def index(self) -> IndexInfo:
-        """What the index of the file holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
-        return IndexInfo(self._open.live, self._open.maintenance)
+        """What the index holds: ``ntotal`` of this namespace; ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
+        session = self._open
+        return IndexInfo(session.live, session.maintenance, Scope((self._key,), session.clock()))
 
     @property
     def change_number(self) -> int:
