@@ -1,23 +1,11 @@
-"""Random operations in a child process that is killed at any moment, compared with a plain dict.
-
-The child says "do" before and "did" after each operation, so the parent knows what was acknowledged; the one operation
-in flight may have happened or not. Between lives the derived files are deleted, truncated or bit-flipped.
-
-    python cpu_tests/helpers/endurance.py --operations 10000 --seed 1
-"""
+"""Random operations on a store and on a plain dict, and how the one is held against the other."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import random
-import signal
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +17,7 @@ Model = dict[str, dict[str, Any]]
 Operation = dict[str, Any]
 
 
+@lru_cache(maxsize=10_000)
 def embed(text: str) -> np.ndarray:
     """A seeded vector for a text; texts with the same first word lie together."""
     word = text.split(" ", 1)[0]
@@ -37,17 +26,28 @@ def embed(text: str) -> np.ndarray:
     return (near + 0.5 * own).astype(np.float32)
 
 
-def operations(seed: int) -> Iterator[Operation]:
-    """An endless, seeded stream of operations over a few hundred ids."""
-    rng = random.Random(seed)
+MIXED = {
+    **dict.fromkeys(("edit", "batch"), 6.0),
+    **dict.fromkeys(("maintain", "reopen"), 4.0),
+    "store": 40,
+    "update": 14,
+    "delete": 16,
+    "delete_batch": 3,
+    "snapshot": 2,
+    "checkpoint": 2,
+    "clear": 0.15,
+}
+
+
+def operations(seed: object, ids: Sequence[str], weights: Mapping[str, float] | None = None) -> Iterator[Operation]:
+    """An endless, seeded stream of operations on these ids; no two texts are equal."""
+    rng = random.Random(str(seed))
+    kinds = dict(weights or MIXED)
     while True:
-        kind = rng.choices(
-            ["store", "batch", "update", "edit", "delete", "delete_batch", "maintain", "snapshot", "reopen", "clear"],
-            [40, 6, 14, 6, 16, 3, 4, 2, 4, 0.15],
-        )[0]
-        ids = [f"id{rng.randrange(400)}" for _ in range(rng.randrange(1, 60) if "batch" in kind else 1)]
-        words = [f"w{rng.randrange(12)} fact {rng.randrange(10**6)}" for _ in ids]
-        yield {"kind": kind, "ids": ids, "contents": words, "type": rng.choice(KINDS)}
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
+        chosen = [rng.choice(ids) for _ in range(rng.randrange(1, 60) if "batch" in kind else 1)]
+        texts = [f"w{rng.randrange(12)} fact {rng.randrange(10**9)} of {one}" for one in chosen]
+        yield {"kind": kind, "ids": chosen, "contents": texts, "type": rng.choice(KINDS)}
 
 
 def unit_of(operation: Operation, i: int) -> dict[str, Any]:
@@ -79,6 +79,7 @@ def perform(store: Any, operation: Operation) -> None:
         "delete_batch": lambda: store.delete_batch(ids),
         "maintain": store.run_maintenance,
         "snapshot": store.snapshot,
+        "checkpoint": store._open.records.checkpoint,
         "clear": store.clear,
         "reopen": lambda: None,
     }
@@ -98,45 +99,12 @@ def open_store(prefix: str, index_type: str) -> Any:
     return VectorStore(prefix, embed, DIM, storage_config=config)
 
 
-def child(prefix: str, index_type: str, seed: int, start: int) -> None:
-    """Go on with operation ``start`` of the stream until killed."""
-    store = open_store(prefix, index_type)
-    for number, operation in enumerate(operations(seed)):
-        if number < start:
-            continue
-        print("do", number, flush=True)
-        if operation["kind"] == "reopen":
-            store.close()
-            store = open_store(prefix, index_type)
-        perform(store, operation)
-        print("did", number, flush=True)
-
-
-def live_until_killed(prefix: str, index_type: str, seed: int, start: int, seconds: float) -> tuple[int, bool]:
-    """Run a child from operation ``start`` and kill it; the next operation's number, and whether one was in flight."""
-    command = [sys.executable, __file__, "--child", prefix, index_type, str(seed), str(start)]
-    log = Path(f"{prefix}.said")
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 60
-        while not log.stat().st_size and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(seconds)
-        if process.poll() is not None:
-            raise AssertionError(f"the child ended by itself: {process.communicate()[1][-2000:]}")
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    said = [line.split() for line in log.read_text().splitlines() if line.endswith(tuple("0123456789"))]
-    done = [int(number) for word, number in said if word == "did"]
-    begun = [int(number) for word, number in said if word == "do"]
-    after = done[-1] + 1 if done else start
-    return after, bool(begun) and begun[-1] >= after
-
-
-def damage(prefix: str, rng: random.Random) -> str:
+def damage(
+    prefix: str, rng: random.Random, ways: Sequence[str] = ("nothing", "nothing", "delete", "truncate", "flip")
+) -> str:
     """Hurt the snapshot in a random way; returns what was done."""
     path = Path(f"{prefix}.snapshot")
-    how = rng.choice(["nothing", "nothing", "delete", "truncate", "flip"])
+    how = rng.choice(ways)
     if how == "nothing" or not path.exists() or not path.stat().st_size:
         return "nothing"
     if how == "delete":
@@ -145,7 +113,9 @@ def damage(prefix: str, rng: random.Random) -> str:
         os.truncate(path, rng.randrange(path.stat().st_size))
     else:
         content = bytearray(path.read_bytes())
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        start = rng.choice([at for at, byte in enumerate(content) if byte])  # most of a small file is gaps of zeros
+        for at in range(start, min(len(content), start + (1 if how == "flip" else 16))):
+            content[at] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(content))
     return how
 
@@ -156,69 +126,31 @@ def contents(store: Any) -> Model:
     }
 
 
+def differences(model: Model, held: Model) -> set[str]:
+    """Ids of the units that only one of them has, or that differ."""
+    return {unit_id for unit_id in model.keys() | held.keys() if model.get(unit_id) != held.get(unit_id)}
+
+
 def verify(store: Any, candidates: list[Model]) -> Model:
     """The store equals one of the models, in records and in search; returns that model."""
     held = contents(store)
-    matching = [model for model in candidates if model == held]
-    assert matching, f"{len(held)} units, none of the models ({[len(model) for model in candidates]}) is equal"
-    model = matching[0]
+    model = min(candidates, key=lambda one: len(differences(one, held)))
+    lost = [unit_id for unit_id in model if held.get(unit_id) != model[unit_id]]
+    assert model == held, f"lost {lost}, resurrected {[one for one in held if one not in model]}"
     assert store.count() == len(model) == store.index.ntotal
     assert not store.check(), store.check()
+    own = {unit["id"]: vector for unit, vector in store.export_rows()}
     if not model:
         assert store.search("w1 anything", 5) == []
         return model
-    texts = [store._unit_to_text(model[unit_id]) for unit_id in model]
-    distances, found = store.search_vectors(np.stack([embed(text) for text in texts]), 1)
+    texts = {unit_id: store._unit_to_text(unit) for unit_id, unit in model.items()}
+    vectors = {unit_id: embed(text) for unit_id, text in texts.items()}
+    wrong = [unit_id for unit_id in model if not np.array_equal(own[unit_id], vectors[unit_id])]
+    assert not wrong, f"wrong mapping: the vectors of {wrong} are those of other texts"
+    distances, found = store.search_vectors(np.stack(list(vectors.values())), 1)
     assert (distances[:, 0] <= 1e-4).all(), "a live unit does not find itself or an equal vector"
+    assert [texts[row[0]] for row in found] == list(texts.values()), "wrong mapping: a vector finds another unit"
     everything = store.search_vectors(embed("w3")[None, :], len(model) + 5, recall=1.0)[1][0]
     assert {unit_id for unit_id in everything if unit_id} == set(model), "a search sees other ids than the records"
     assert {unit_id for row in found for unit_id in row} <= set(model), "a deleted id returned"
     return model
-
-
-def endure(total: int, seed: int, index_type: str, folder: Path, longest: float = 0.6) -> dict[str, int]:
-    """Until ``total`` operations are acknowledged: run, kill, damage, reopen, compare. Returns the tally."""
-    rng = random.Random(seed)
-    prefix = str(folder / "store")
-    stream = operations(seed)
-    model: Model = {}
-    done = 0
-    tally = {"operations": 0, "kills": 0, "in_flight": 0}
-    while done < total:
-        after, in_flight = live_until_killed(prefix, index_type, seed, done, rng.uniform(0.01, longest))
-        for _ in range(after - done):
-            model = model_after(model, next(stream))
-        candidates = [model]
-        if in_flight:
-            pending = next(stream)
-            candidates.append(model_after(model, pending))
-            after += 1
-        done = after
-        how = damage(prefix, rng)
-        tally["kills"] += 1
-        tally["in_flight"] += in_flight
-        tally[how] = tally.get(how, 0) + 1
-        with open_store(prefix, index_type) as store:
-            model = verify(store, candidates)
-    tally["operations"] = done
-    return tally
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
-    parser.add_argument("--operations", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--index-type", nargs="+", default=["ivf", "hnsw", "auto", "flat"])
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.child:
-        prefix, index_type, seed, start = arguments.child
-        child(prefix, index_type, int(seed), int(start))
-    for index_type in arguments.index_type:
-        with tempfile.TemporaryDirectory() as folder:
-            tally = endure(arguments.operations, arguments.seed, index_type, Path(folder))
-        print(json.dumps({"index_type": index_type, "seed": arguments.seed, **tally}), flush=True)
-
-
-if __name__ == "__main__":
-    main()

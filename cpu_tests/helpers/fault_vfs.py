@@ -14,7 +14,7 @@ removals of names any beginning (directories are journalled). Syncs cost nothing
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +39,10 @@ _DIRSYNC = apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL | apsw
 
 
 class Event(NamedTuple):
-    """One change. what: create, write, truncate, sync, lost, names (the folder was synced), delete or mark."""
+    """One change. what: create, write, truncate, sync, lost, names (the folder was synced), delete or mark.
+
+    Of a file that is written without SQLite: content (all of it is safe now), rename and link (``data``: the new name).
+    """
 
     what: str
     name: str = ""
@@ -58,6 +61,8 @@ class FaultVFS(apsw.VFS):
         """How many calls failed since :meth:`arm`."""
         self.at = 0
         """Which call fails."""
+        self.current = 0
+        """Who opens files now; a file remembers it as its owner."""
         self._kind = ""
         self._left = 0
         super().__init__(name, "unix", makedefault=True)
@@ -95,6 +100,9 @@ class FaultVFS(apsw.VFS):
             return self._kind
         return ""
 
+    def gate(self, what: str, owner: int) -> None:
+        """Called before each change by the file that ``owner`` opened; a subclass may raise."""
+
     def fail(self, *kinds: str) -> None:
         """Raise when the armed fault strikes here."""
         kind = self.hits(*kinds)
@@ -111,11 +119,13 @@ class FaultVFS(apsw.VFS):
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
         if path is None or not self.watches(path):
             return apsw.VFSFile("unix", name, flags)
+        self.gate("open", self.current)
         self.fail("open")
         return FaultFile(self, path, name, flags)
 
     def xDelete(self, path: str, syncdir: bool) -> None:  # noqa: N802
         if self.watches(path):
+            self.gate("delete", self.current)
             self.fail("delete")
         super().xDelete(path, False)
         if self.watches(path):
@@ -129,6 +139,7 @@ class FaultFile(apsw.VFSFile):
 
     def __init__(self, vfs: FaultVFS, path: str, name: Any, flags: list[int]) -> None:
         self.vfs = vfs
+        self.owner = vfs.current
         self.name = Path(path).name
         self._names_pending = bool(flags[0] & _DIRSYNC)  # SQLite syncs the folder with a journal's first sync
         there = Path(path).exists() and not (Path(path).stat().st_size == 0 and vfs.is_unknown(self.name))
@@ -141,6 +152,7 @@ class FaultFile(apsw.VFSFile):
         return super().xRead(amount, offset)
 
     def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
+        self.vfs.gate("write", self.owner)
         whole = bytes(data)
         if self.vfs.hits("write"):
             self._put(whole[: len(whole) * (self.vfs.at % 3) // 3], offset)
@@ -151,11 +163,13 @@ class FaultFile(apsw.VFSFile):
         self._put(whole, offset)
 
     def xTruncate(self, newsize: int) -> None:  # noqa: N802
+        self.vfs.gate("truncate", self.owner)
         self.vfs.fail("truncate")
         super().xTruncate(newsize)
         self.vfs.note(Event("truncate", self.name, newsize))
 
     def xSync(self, flags: int) -> None:  # noqa: N802
+        self.vfs.gate("sync", self.owner)
         kind = self.vfs.hits("sync", "lost")
         if kind == "lost":
             self.vfs.note(Event("lost", self.name))
@@ -213,13 +227,14 @@ class Cut(NamedTuple):
 
 
 class Disk:
-    """Replays a trace event by event."""
+    """Replays a trace event by event, from a disk that holds ``files``."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Mapping[str, bytes] | None = None) -> None:
         self.mark = -1
-        self._shown: dict[str, _File] = {}
-        self._safe_names: dict[str, _File] = {}
-        self._loose_names: list[tuple[str, _File | None]] = []
+        self._shown = {name: _File(bytearray(data)) for name, data in (files or {}).items()}
+        self._safe_names = dict(self._shown)
+        self._loose_names: list[dict[str, _File | None]] = []
+        """Changes of names that are not safe yet, oldest first; each is there as a whole or not at all."""
 
     def step(self, event: Event) -> None:
         """Take in the next event."""
@@ -227,35 +242,53 @@ class Disk:
             self.mark = event.at
         elif event.what == "names":
             self._safe_names, self._loose_names = dict(self._shown), []
-        elif event.what in ("create", "delete"):
-            self._rename(event)
+        elif event.what in ("create", "delete", "rename", "link"):
+            self._change_names(event)
         elif event.what == "sync":
             file = self._shown[event.name]
             for change in file.loose:
                 _apply(file.safe, change)
             file.loose = []
+        elif event.what == "content":
+            self._shown[event.name].safe[:] = event.data
+            self._shown[event.name].loose = []
         elif event.what == "lost":
             self._shown[event.name].loose = []
         else:
             self._shown[event.name].loose.append(event)
 
-    def _rename(self, event: Event) -> None:
+    def holds(self, name: str) -> bool:
+        """Is there a file of this name, as the running system shows it?"""
+        return name in self._shown
+
+    def _change_names(self, event: Event) -> None:
+        changes: dict[str, _File | None]
         if event.what == "create":
-            self._shown[event.name] = _File()
+            changes = {event.name: _File()}
+        elif event.what == "delete":
+            changes = {event.name: None}
         else:
-            self._shown.pop(event.name, None)
-        self._loose_names.append((event.name, self._shown.get(event.name)))
+            changes = {event.data.decode(): self._shown[event.name]}
+            if event.what == "rename":
+                changes[event.name] = None
+        _rename(self._shown, changes)
+        self._loose_names.append(changes)
 
     def cut(self, rng: random.Random | None = None) -> Cut:
         """The files after a power cut now: without ``rng`` nothing that was not synced is there, else a random part."""
         names = dict(self._safe_names)
         survived = rng.randint(0, len(self._loose_names)) if rng else 0
-        for name, file in self._loose_names[:survived]:
-            if file is None:
-                names.pop(name, None)
-            else:
-                names[name] = file
+        for changes in self._loose_names[:survived]:
+            _rename(names, changes)
         return Cut({name: _survivors(file, rng) for name, file in names.items()}, self.mark)
+
+
+def _rename(names: dict[str, _File], changes: Mapping[str, _File | None]) -> None:
+    for name, file in changes.items():
+        if file is None:
+            names.pop(name, None)
+        else:
+            names[name] = file
 
 
 def _survivors(file: _File, rng: random.Random | None) -> bytes:

@@ -218,6 +218,29 @@ def test_every_step_survives_a_fault_at_every_call(quick: Path, kind: str) -> No
     assert sum(hits)
 
 
+def test_a_commit_whose_sync_failed_takes_nothing_with_it_that_was_acknowledged_later(quick: Path) -> None:
+    """Its frames lie complete in the log and are shown, but are not on the disk. A reader is open, so closing leaves
+    the log; the next opening must not take them for committed and go on behind them."""
+    (quick / "living").mkdir()
+    bench = Bench(quick / "living")
+    with faulty_disk(bench.folder) as disk:
+        disk.recording = True
+        bench.reopen()
+        bench.it.store(unit(0))
+        assert bench.it.count() == 1
+        disk.arm("lost", 1)
+        with pytest.raises(StorageError):
+            bench.it.store(unit(1))
+        disk.lift()
+        bench.reopen()
+        verify(bench.it, [put(unit(0))({})])
+        bench.it.store(unit(2))
+        cut = at_the_end(disk.trace)
+        disk.recording = False
+        bench.it.close()
+    survives(bench, lay_out(cut, None, quick / "cut"), [put(unit(0), unit(2))({})])
+
+
 NO_ROOM = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))

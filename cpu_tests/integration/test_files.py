@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -128,6 +129,22 @@ def test_what_killed_backups_and_exports_left_goes_when_they_are_made_again(tmp_
     arguments = ["export", str(target / "e.jsonl"), "--store", str(tmp_path / "store")]
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert names(target) == ["copy.db", "e.jsonl"]
+
+
+def test_a_draft_that_cannot_be_removed_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lock goes with it, so that the next opening finds it abandoned, also in the same process."""
+    target = tmp_path / "copy.db"
+
+    def refused(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    with pytest.raises(OSError, match="input/output"), draft_of(target) as draft:
+        pass
+    monkeypatch.undo()
+    assert draft.path.exists()
+    assert remove_abandoned_drafts([target]) == 1
+    assert not draft.path.exists()
 
 
 def test_the_draft_of_a_live_process_is_never_removed(tmp_path: Path) -> None:

@@ -77,12 +77,12 @@ def promises(repository: Path) -> list[str]:
         read(repository, f"{name}.json")
         for name in ("foundation", "promise", "million", "months_of_use", "two_processes")
     )
-    kills = [json.loads(line) for line in (repository / RESULTS / "endurance.jsonl").read_text().splitlines()]
+    campaign = read(repository, "campaign.json")
     asked = promise["recall"]["ivf"]["cold"]["0.95"]
     search = foundation["search, ivf, target_recall=0.99"]["in"]
     writes = foundation["single writes"]["at all units"]
     return [
-        f"{sum(run['operations'] for run in kills):,} operations, {sum(run['kills'] for run in kills)} kills, 0 lost",
+        f"{campaign['killed']['kills']:,} kills, {campaign['simulated']['cut']:,} simulated power cuts, 0 lost",
         "{operations:,} operations in a minute, {lost} lost, {doubled} doubled".format(**two),
         (
             f"months of use: {months['mapping_errors']} wrong mappings, "
@@ -130,11 +130,23 @@ def test_the_readme_has_no_other_figure(repository: Path) -> None:
     assert re.findall(r"\d[\d.,]*", text) == []
 
 
-def test_every_kill_of_the_long_run_was_survived(repository: Path) -> None:
-    lines = (repository / RESULTS / "endurance.jsonl").read_text().splitlines()
-    runs = {run["index_type"]: run for run in map(json.loads, lines)}
-    assert set(runs) == {"ivf", "hnsw", "auto", "flat"}
-    assert all(run["operations"] >= 10_000 and run["kills"] >= 50 for run in runs.values())
+def test_no_promise_was_broken_in_the_campaign(repository: Path) -> None:
+    campaign = read(repository, "campaign.json")
+    counts = ("lost", "resurrected", "wrong mapping", "failed reopening", "other")
+    assert {name: campaign[name] for name in counts} == dict.fromkeys(counts, 0)
+    assert campaign["failures"] == []
+    assert campaign["killed"]["kills"] >= 1_000
+    assert campaign["simulated"]["cut"] >= 400
+    assert campaign["eight"]["kills"] >= 3
+    assert campaign["eight"]["stopped while holding the lock"] >= 3
+
+
+def test_every_test_that_the_page_on_reliability_names_exists(repository: Path) -> None:
+    page = (repository / "docs" / "explanation" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    source = "".join(path.read_text(encoding="utf-8") for path in (repository / "cpu_tests").rglob("test_*.py"))
+    assert len(named) > 15
+    assert {name for name in named if f"def {name}(" not in source} == set()
 
 
 def test_the_gpu_document_shows_what_cpu_tensors_answered(repository: Path) -> None:

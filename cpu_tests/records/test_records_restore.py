@@ -19,6 +19,7 @@ from records_kit import DIM, foreign_connection, put, vector
 
 from memevolve_gpu.errors import CorruptStoreError, NotAStoreError, StorageError
 from memevolve_gpu.records import Records
+from memevolve_gpu.records.lineage import LINK_BYTES, TOKEN_BYTES
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "schema-1-snapshot-1.zip"
 OLD = [f"old{i}" for i in range(20)]
@@ -130,6 +131,21 @@ def test_a_file_into_which_a_part_of_its_log_was_copied_is_its_own(prefix: Path,
 
     killed(act)
     assert ids_at(prefix) == [*OLD, *NEW, "last"]
+
+
+def test_a_log_whose_first_frame_a_power_cut_tore_is_not_foreign(prefix: Path) -> None:
+    """Its link is half old, half new, and fits nothing; SQLite does not replay such a frame either."""
+    killed(partial(write, prefix, OLD))
+    with Records.open(prefix) as records:
+        records.checkpoint()
+    killed(partial(write, prefix, NEW))
+    wal = Path(f"{prefix}.db-wal")
+    frame = 32 + 24 + 4096
+    with wal.open("r+b") as file:
+        file.truncate(frame)
+        file.seek(frame - LINK_BYTES)
+        file.write(b"\xff" * 2 * TOKEN_BYTES)
+    assert ids_at(prefix) == OLD
 
 
 def test_a_copy_that_is_older_than_the_log_by_one_write_is_noticed(tmp_path: Path, prefix: Path) -> None:

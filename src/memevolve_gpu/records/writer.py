@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
@@ -107,9 +107,26 @@ class Session:
     def commit(self, con: apsw.Connection) -> None:
         """Commit. When that copies the log into the database file, the file need not be checked again."""
         was_checked = self._is_checked()
-        con.execute("COMMIT")
+        self._commit(con)
         if was_checked and not self._is_checked():
             self.pool.accept()
+
+    def _commit(self, con: apsw.Connection) -> None:
+        """Commit; where that fails, make sure that no recovery ever takes the transaction for committed.
+
+        When the sync of the log fails, the frames of the transaction lie in it, complete. They may not be on the disk,
+        although the system shows them: recovery would go on behind them, and a power cut would then take what was
+        acknowledged later. A transaction without content overwrites them, where the disk allows it.
+        """
+        try:
+            con.execute("COMMIT")
+        except SQLITE_ERRORS:
+            with suppress(*SQLITE_ERRORS):
+                if con.in_transaction:
+                    con.execute("ROLLBACK")
+                _change_link(con)
+                con.execute("COMMIT")
+            raise
 
     def _is_checked(self) -> bool:
         """Is the database file as it was when its log was last found to be its own?"""
@@ -121,10 +138,8 @@ class Session:
 
     def _mark_file(self, con: apsw.Connection) -> None:
         """Before a log begins, put a token into the database file that no copy of it from before has."""
-        con.execute("BEGIN IMMEDIATE")
-        link = next_link(first_row(con, "SELECT link FROM counters")[0], NO_TOKEN)
-        con.execute("UPDATE counters SET link = ?", (link,))
-        con.execute("COMMIT")
+        link = _change_link(con)
+        self._commit(con)
         in_log, copied = con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         if in_log == copied:
             self.floor = link[:TOKEN_BYTES]
@@ -190,6 +205,14 @@ class Session:
         self._con = None
         self.lock.close_file()
         self.lock = WriteLock(self.lock.path, self.lock.timeout, self.lock.new_mode)
+
+
+def _change_link(con: apsw.Connection) -> bytes:
+    """Begin a transaction that changes nothing but the link, and return the new one."""
+    con.execute("BEGIN IMMEDIATE")
+    link = next_link(first_row(con, "SELECT link FROM counters")[0], NO_TOKEN)
+    con.execute("UPDATE counters SET link = ?", (link,))
+    return link
 
 
 def _is_empty(file: str) -> bool:

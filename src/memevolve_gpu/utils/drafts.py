@@ -39,8 +39,7 @@ def draft_of(target: Path, mode: int = PRIVATE) -> Iterator[Draft]:
     try:
         yield made
     finally:
-        _remove(made.path)
-        os.close(made.handle)
+        _give_up(made.path, made.handle)
 
 
 def remove_abandoned_drafts(targets: list[Path]) -> int:
@@ -65,8 +64,7 @@ def _locked_draft(target: Path, mode: int) -> Draft:
             if _names(path, handle):  # else another process removed it before it was locked
                 return Draft(path, handle)
         except BaseException:
-            _remove(path)
-            os.close(handle)
+            _give_up(path, handle)
             raise
         os.close(handle)
 
@@ -91,6 +89,14 @@ def _names(path: Path, handle: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False
+
+
+def _give_up(path: Path, handle: int) -> None:
+    """Remove a draft and release its lock; where it cannot be removed, the next opening finds it abandoned."""
+    try:
+        _remove(path)
+    finally:
+        os.close(handle)
 
 
 def _remove(draft: Path) -> None:
