@@ -39,7 +39,7 @@ from memevolve_gpu.components.retrieve import (
 )
 from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.components.store.foreign import as_backend
-from memevolve_gpu.live import scheduler
+from memevolve_gpu.live import live_index, scheduler
 from memevolve_gpu.records.filters import matches
 
 DIM = 16
