@@ -12,7 +12,7 @@ from .base import Arrays, BuildJob, Index, chunks
 from .bitmap import RowFilter
 from .costs import codes_cost, scan_cost
 from .exact_scan import padded
-from .faiss_helpers import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
+from .faiss_helpers import check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import ADD_ROWS, CODE_ROUNDS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
 from .vector_table import VectorTable
@@ -43,12 +43,18 @@ class CodeScan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and centroids."""
-        return int(aligned_bytes(self.engine.codes.size()) + 4 * self.engine.pq.centroids.size())
+        """Bytes of codes and centroids. faiss takes addresses for up to twice as much, which no row has touched."""
+        return int(self.engine.codes.size() + 4 * self.engine.pq.centroids.size())
 
-    def cost(self, want: int, row_filter: RowFilter | None) -> float:
-        """What a search for ``want`` candidates costs; infinite where a scan of the vectors is cheaper in any case."""
-        return self._cost(want, self._first_width(want, row_filter))
+    def nearest(
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
+    ) -> tuple[FloatArray, IntArray]:
+        """The k nearest allowed rows of each query (nq, dim), by codes or by a scan, whichever is cheaper."""
+        want = candidate_width(k, params)
+        count = self.table.n if row_filter is None else row_filter.count
+        if scan_cost(count, self.table.dim) < self._cost(want, self._first_width(want, row_filter)):
+            return self.table.scan(queries, k, row_filter)
+        return self.search(queries, k, want, row_filter)
 
     def search(
         self, queries: FloatArray, k: int, want: int, row_filter: RowFilter | None
@@ -159,11 +165,7 @@ class TwoStageIndex(Index):
     def _search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        want = candidate_width(k, params)
-        count = self.n if row_filter is None else row_filter.count
-        if scan_cost(count, self.dim) < self._codes.cost(want, row_filter):
-            return self.table.scan(queries, k, row_filter)
-        return self._codes.search(queries, k, want, row_filter)
+        return self._codes.nearest(queries, k, params, row_filter)
 
 
 def _trained(job: BuildJob) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Index
+from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import canonical
 from ..records.records import Records
@@ -24,7 +25,7 @@ from .device_manager import DeviceManager
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .query_sample import QuerySample
-from .snapshots import agrees, load_snapshot, read_everything
+from .snapshots import agrees, load_snapshot, read_everything, remove_snapshot
 from .view import Found, View, ViewFilter
 from .view_builder import ViewBuilder, apart, on_host
 
@@ -174,6 +175,13 @@ class LiveIndex:
         queries: float32 (nq, dim), normalised under cosine, on the host or on a device. recall: overrides the target
         of the settings.
         """
+        try:
+            return self._searched(queries, k, filters, recall)
+        except DamagedVectorsError as error:
+            self._distrust(error)
+            return self._searched(queries, k, filters, recall)
+
+    def _searched(self, queries: FloatArray | DeviceQueries, k: int, filters: Any, recall: float | None) -> Found:
         started = self.last_search = time.perf_counter()
         restricts = filters is not None and (not isinstance(filters, Mapping) or bool(filters))
         view, view_filter = self._view_and_mask(filters) if restricts else (self.catch_up(), None)
@@ -201,6 +209,14 @@ class LiveIndex:
         self._view = view
         self._measured = (None, None, 0)  # keep no reference to the old index and its device memory
         self.generation = generation
+
+    def check_vectors(self, pause: Callable[[], None]) -> None:
+        """Compare the vectors of a snapshot with their checksums, as far as no search did; where one does not hold,
+        read everything from the records again."""
+        try:
+            self._view.index.table.check(pause)
+        except DamagedVectorsError as error:
+            self._distrust(error)
 
     def look_at_device(self) -> None:
         """Read the device's incidents and free memory; may take seconds."""
@@ -233,6 +249,12 @@ class LiveIndex:
             view = self._advance()
             self.events.record("reload", cause, seconds=time.perf_counter() - started, rows=view.count)
             return view
+
+    def _distrust(self, error: DamagedVectorsError) -> None:
+        """Remove a damaged snapshot, and read everything from the records again."""
+        if not self.records.read_only:
+            remove_snapshot(self.snapshot_path)
+        self.reload(f"{error}; read everything from the records again")
 
     def _caught_up(self) -> tuple[View, bool]:
         """An up-to-date view, and whether it is the caller's own rather than the published one."""
@@ -274,6 +296,8 @@ class LiveIndex:
                 return view
             cause = "snapshot contradicts the records"
             self.events.record("snapshot-refused", f"{cause}; rebuilding from them", level=logging.WARNING)
+            if not self.records.read_only:
+                remove_snapshot(self.snapshot_path)
         self._restart(read_everything(self.records), 0)
         return self._advance()
 

@@ -201,8 +201,8 @@ class EvalQueries:
     """Queries float32 (nq, dim) to measure recall with.
 
     stratum: int64 (nq,), the group of each query; every group must reach the target. Queries of group -1, and all where
-    it is None, are split into the half nearer to the stored vectors and the half farther away. source: int64 (nq,), the
-    row that a query was made of, which must not count as a result; -1 or None for none.
+    it is None, are split into the half nearest to the stored vectors, the next quarter and the farthest. source: int64
+    (nq,), the row that a query was made of, which must not count as a result; -1 or None for none.
     """
 
     queries: FloatArray
@@ -293,18 +293,20 @@ class RecallEvaluator:
 
 
 def _strata(eval_queries: EvalQueries, truth: FloatArray) -> IntArray:
-    """The stratum of each query, int64 (nq,); those without one are near, -2, or far, -1."""
+    """The stratum of each query, int64 (nq,); those without one are -3, -2 or -1 by :func:`_by_distance`."""
     stratum = np.full(len(eval_queries), -1, np.int64) if eval_queries.stratum is None else eval_queries.stratum.copy()
     free = stratum < 0
-    stratum[free] = _near_and_far(truth[free]) - 2
+    stratum[free] = _by_distance(truth[free]) - 3
     return stratum
 
 
-def _near_and_far(truth: FloatArray) -> IntArray:
-    """0 for the half of the queries whose tenth neighbour is nearer, 1 for the others, int64 (nq,)."""
+def _by_distance(truth: FloatArray) -> IntArray:
+    """0 for the half of the queries whose tenth neighbour is nearer, 1 for the next quarter, 2 for the farthest, int64
+    (nq,)."""
     tenth = truth[:, min(9, truth.shape[1] - 1)]
-    stratum = np.zeros(len(truth), np.int64)
-    stratum[np.argsort(tenth, kind="stable")[len(truth) // 2 :]] = 1
+    stratum, order = np.zeros(len(truth), np.int64), np.argsort(tenth, kind="stable")
+    stratum[order[len(truth) // 2 :]] = 1
+    stratum[order[len(truth) - len(truth) // 4 :]] = 2
     return stratum
 
 
