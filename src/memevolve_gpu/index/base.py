@@ -249,6 +249,20 @@ class Index(ABC):
             return self.table.scan(queries, k, row_filter)
         return self._search(queries, k, params, row_filter)
 
+    def candidates(self, queries: FloatArray, width: int) -> IntArray | None:  # noqa: ARG002 - for indexes that can
+        """The ``width`` rows that a search with ``rerank=width`` compares exactly, nearest by their codes first.
+
+        A search for fewer candidates compares the first of them.
+
+        Args:
+            queries: as for :meth:`search`.
+            width: at most a quarter of the rows.
+
+        Returns:
+            Positions int64 (nq, width); None for an index without codes, or whose searches leave rows out.
+        """
+        return None
+
     def search_delta(
         self,
         newer: DeltaRows,  # noqa: ARG002 - for indexes that can

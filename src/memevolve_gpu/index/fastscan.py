@@ -61,7 +61,7 @@ class CodeScan:
     ) -> tuple[FloatArray, IntArray]:
         """The k nearest allowed rows of each query (nq, dim), ``want`` candidates reranked."""
         if len(queries) == 1 and row_filter is None:
-            return self.table.rerank(queries, self._propose(queries, want), k)
+            return self.table.rerank(queries, self.propose(queries, want), k)
         distances, positions = padded(len(queries), k)
         width = self._first_width(want, row_filter)
         for part in chunks(len(queries), 32 * width):
@@ -72,7 +72,7 @@ class CodeScan:
         self, queries: FloatArray, k: int, want: int, width: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         if row_filter is None:
-            return self.table.rerank(queries, self._propose(queries, want), k)
+            return self.table.rerank(queries, self.propose(queries, want), k)
         candidates, starved = self._allowed_candidates(queries, want, width, row_filter)
         distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
@@ -87,7 +87,7 @@ class CodeScan:
         enough, todo = min(want, row_filter.count), np.arange(len(queries))
         scan = scan_cost(row_filter.count, self.table.dim)
         while todo.size and self._cost(want, width) < scan:
-            proposed = self._propose(queries[todo], width)
+            proposed = self.propose(queries[todo], width)
             hits = row_filter.test(proposed)
             short = []
             for row, own, hit in zip(todo.tolist(), proposed, hits, strict=True):
@@ -99,7 +99,7 @@ class CodeScan:
             width *= 2
         return candidates, todo
 
-    def _propose(self, queries: FloatArray, width: int) -> IntArray:
+    def propose(self, queries: FloatArray, width: int) -> IntArray:
         """The ``width`` nearest by 4-bit codes, int64 (nq, width), -1 at the end where fewer exist."""
         nq = len(queries)
         queries = padded_columns(queries, self._columns)
@@ -150,6 +150,9 @@ class TwoStageIndex(Index):
     def emptied_engine(self) -> Any:
         """A copy of what was trained, without rows."""
         return emptied(self._codes.engine)
+
+    def candidates(self, queries: FloatArray, width: int) -> IntArray:
+        return self._codes.propose(queries, width)
 
     def _extended(self, rows: Rows) -> TwoStageIndex | None:
         table = self.table.extended(rows.vectors)

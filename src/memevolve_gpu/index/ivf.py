@@ -150,6 +150,9 @@ class IVFIndex(Index):
         if self._whole is not None:
             self._centroids = part(arrays, CENTROIDS, np.float32, self._centroids.shape)
 
+    def candidates(self, queries: FloatArray, width: int) -> IntArray | None:
+        return None if self._whole is None else self._whole.propose(queries, width)
+
     def _extended(self, rows: Rows) -> IVFIndex | None:
         if self._whole is not None and self.n + len(rows.slots) > WHOLE_ROWS:
             return None

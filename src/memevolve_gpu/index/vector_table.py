@@ -25,7 +25,7 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..types import FloatArray, IntArray, Metric
 from .bitmap import RowFilter
-from .exact_scan import exact_scan, rerank_rows, scan_many
+from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
 
 __all__ = [
     "DamagedVectorsError",
@@ -311,6 +311,12 @@ class VectorTable:
         if self._unchecked is not None:
             self._unchecked.check(candidates)
         return rerank_rows(queries, self.vectors, candidates, k, self.metric)
+
+    def distances(self, queries: FloatArray, rows: IntArray) -> FloatArray:
+        """The distances of each query's own ``rows`` int64 (nq, r), in their order: float32 (nq, r), +inf for -1."""
+        if self._unchecked is not None:
+            self._unchecked.check(rows)
+        return distances_by_row(queries, self.vectors, rows, self.metric)
 
 
 def table_from(arrays: dict[str, npt.NDArray[np.generic]], metric: Metric) -> VectorTable:
