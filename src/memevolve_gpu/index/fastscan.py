@@ -73,6 +73,11 @@ class CodeScan:
     ) -> tuple[FloatArray, IntArray]:
         if row_filter is None:
             return self.table.rerank(queries, self.propose(queries, want), k)
+        if len(queries) == 1:
+            proposed = self.propose(queries, width)
+            allowed = proposed[row_filter.test(proposed)][:want]
+            if allowed.size >= min(want, row_filter.count):
+                return self.table.rerank(queries, allowed[None], k)
         candidates, starved = self._allowed_candidates(queries, want, width, row_filter)
         distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
