@@ -86,7 +86,7 @@ def codes_part(data: Data, count: int) -> dict[str, Any]:
 
 def lists_part(data: Data, rows: int, count: int) -> dict[str, Any]:
     rng, dim = np.random.default_rng(5), data.vectors.shape[1]
-    noise = rng.standard_normal((rows, dim), dtype=np.float32) * (0.05 / np.sqrt(dim))
+    noise = rng.standard_normal((rows, dim), dtype=np.float32) * np.float32(0.05 / np.sqrt(dim))
     vectors = normalize_rows(data.vectors[rng.integers(0, len(data.vectors), rows)] + noise)
     queries = {kind: some[:count] for kind, some in data.queries.items()}
     nlist, codes = adaptive_nlist(rows), dim // 4

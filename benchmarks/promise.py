@@ -182,7 +182,7 @@ def data_sets(data: Data, quick: bool) -> dict[str, tuple[np.ndarray, dict[str, 
     rng, n = np.random.default_rng(7), 20_000 if quick else 150_000
     first, second = (data.vectors[rng.integers(0, len(data.vectors), n)] for _ in range(2))
     share = rng.beta(0.5, 0.5, (n, 1)).astype("float32")
-    noise = rng.standard_normal(first.shape, dtype=np.float32) * (0.3 / np.sqrt(first.shape[1]))
+    noise = rng.standard_normal(first.shape, dtype=np.float32) * np.float32(0.3 / np.sqrt(first.shape[1]))
     sets[f"384, {n} mixtures"] = (normalize_rows(share * first + (1 - share) * second + noise), data.queries)
     return sets
 

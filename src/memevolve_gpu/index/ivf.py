@@ -95,7 +95,7 @@ class IVFIndex(Index):
             codes, assigned = in_one_piece(lists), roomy((table.n,), np.int32)
             for start, block in zip(range(0, table.n, ADD_ROWS), job.blocks(ADD_ROWS, lists.d), strict=True):
                 codes.add(block)
-                assigned[start : start + len(block)] = lists.quantizer.assign(block, 1)[:, 0]
+                assigned[start : start + len(block)] = _nearest_lists(lists, block)
         centroids = lists.quantizer.reconstruct_n(0, lists.nlist)
         return cls(plan, job.metric, job.rows, table, codes=codes, assigned=assigned, centroids=centroids)
 
@@ -161,14 +161,14 @@ class IVFIndex(Index):
             return IVFIndex(self.plan, self.metric, slots, table, lists=with_rows(self._lists, rows.vectors, ADD_ROWS))
         lists = self.emptied_engine()
         with translate_error("assigning rows to lists"), one_thread():
-            new = lists.quantizer.assign(padded_columns(rows.vectors, self._columns), 1)[:, 0]
+            new = _nearest_lists(lists, padded_columns(rows.vectors, self._columns))
         return IVFIndex(
             self.plan,
             self.metric,
             slots,
             table,
             codes=with_rows(self._whole.engine, rows.vectors, ADD_ROWS),
-            assigned=grown(self._assigned, new.astype(np.int32)),
+            assigned=grown(self._assigned, new),
             centroids=self._centroids,
         )
 
@@ -261,6 +261,12 @@ def _trained(job: BuildJob) -> Any:
         lists.train(sample)
     job.progress("train", 1.0)
     return lists
+
+
+def _nearest_lists(lists: Any, block: FloatArray) -> npt.NDArray[np.int32]:
+    """The list of each row of float32 (m, columns), int32 (m,); the first for a damaged row, which is near none."""
+    found: npt.NDArray[np.int32] = np.maximum(lists.quantizer.assign(block, 1)[:, 0], 0).astype(np.int32)
+    return found
 
 
 def _new_lists(width: int, nlist: int, codes: int, metric: Metric) -> Any:
