@@ -94,7 +94,7 @@ MIN_REAL = 64
 ENOUGH_REAL = 512
 """Fewer than this are used together with held-out vectors. A store's first queries may all be about one topic: an index
 of a million rows, calibrated for 0.95 on 250 queries like the data, had recall 0.813 on other queries."""
-MOST_EVAL_QUERIES = 384
+MOST_EVAL_QUERIES = 768
 FEWEST_EVAL_QUERIES = 192
 _TRUTH_COST = 200_000_000_000.0
 """Time for exact search, which limits the number of queries, in units of 10 picoseconds (2 s)."""
@@ -106,8 +106,9 @@ SPREADS, WALKED_SPREADS = (0.0, 1.7), (0.0, 2.0)
 are left out, which lose more. The first stand for queries where rows are dense, the second for unforeseen queries; a
 third group lies between clusters. Each must reach the target. Measured on six sets:
 docs/decisions/0008-quarter-codes-held-once.md."""
-HELD_OUT_MARGIN = 0.8
-"""Held-out vectors may miss this share of what real queries may miss."""
+HELD_OUT_MARGIN = 0.9
+"""Held-out vectors may miss this share of what real queries may miss. Three draws for each of five sets found at least
+0.961 for 0.95 and 0.993 for 0.99 out of distribution."""
 
 Source = Literal["queries", "mixed", "held-out"]
 _SOURCES: tuple[Source, ...] = get_args(Source)
