@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Index
+from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
@@ -28,7 +29,7 @@ from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
 from .query_sample import QuerySample
-from .snapshots import agrees, load_snapshot, read_everything
+from .snapshots import agrees, load_snapshot, read_everything, remove_snapshot
 from .view import Found, View, ViewFilter, row_filter_of
 from .view_builder import ViewBuilder, apart, on_host
 
@@ -87,6 +88,8 @@ class LiveSettings:
     sample_queries: bool = True
     seed: int = 20_240_607
 
+
+T = TypeVar("T")
 
 PAGE = 1024
 """Log entries read at a time."""
@@ -191,6 +194,19 @@ class LiveIndex:
         queries: float32 (nq, dim), normalised under cosine, on the host or on a device. recall: overrides the target
         of the settings. scope: the namespaces to search, and the time at which expiry is judged.
         """
+        return self._again(lambda: self._searched(queries, k, filters, recall, scope))
+
+    def _again(self, act: Callable[[], T]) -> T:
+        """Do it, and once more from the records when vectors of the snapshot turn out to be damaged."""
+        try:
+            return act()
+        except DamagedVectorsError as error:
+            self._distrust(error)
+            return act()
+
+    def _searched(
+        self, queries: FloatArray | DeviceQueries, k: int, filters: Any, recall: float | None, scope: Scope
+    ) -> Found:
         started = self.last_search = time.perf_counter()
         view, view_filter = self._view_and_mask(parse(filters), scope)
         k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
@@ -216,7 +232,11 @@ class LiveIndex:
         """Slots, those given among them, and the values of the field in each."""
         return self._masks.columns.whole(path, slots, self._log(self._view))
 
-    def ranked(
+    def ranked(self, *given: Any, **named: Any) -> list[tuple[float, float, int]]:
+        """As :meth:`_ranked`."""
+        return self._again(lambda: self._ranked(*given, **named))
+
+    def _ranked(
         self,
         query: FloatArray,
         k: int,
@@ -300,6 +320,14 @@ class LiveIndex:
         self._measured = (None, None, 0)  # keep no reference to the old index and its device memory
         self.generation = generation
 
+    def check_vectors(self, pause: Callable[[], None]) -> None:
+        """Compare the vectors of a snapshot with their checksums, as far as no search did; where one does not hold,
+        read everything from the records again."""
+        try:
+            self._view.index.table.check(pause)
+        except DamagedVectorsError as error:
+            self._distrust(error)
+
     def look_at_device(self) -> None:
         """Read the device's incidents and free memory; may take seconds."""
         view = self._view
@@ -331,6 +359,12 @@ class LiveIndex:
             view = self._advance()
             self.events.record("reload", cause, seconds=time.perf_counter() - started, rows=view.count)
             return view
+
+    def _distrust(self, error: DamagedVectorsError) -> None:
+        """Remove a damaged snapshot, and read everything from the records again."""
+        if not self.records.read_only:
+            remove_snapshot(self.snapshot_path)
+        self.reload(f"{error}; read everything from the records again")
 
     def _caught_up(self) -> tuple[View, bool]:
         """An up-to-date view, and whether it is the caller's own rather than the published one."""
@@ -373,6 +407,8 @@ class LiveIndex:
                 return view
             cause = "snapshot contradicts the records"
             self.events.record("snapshot-refused", f"{cause}; rebuilding from them", level=logging.WARNING)
+            if not self.records.read_only:
+                remove_snapshot(self.snapshot_path)
         self._restart(read_everything(self.records), 0)
         return self._advance()
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError
+from ..index.vector_table import DamagedVectorsError
 from ..planner.plan import plan_index
 from ..records.file_lock import one_process
 from ..records.records import Records
@@ -182,7 +183,7 @@ class Maintenance:
                 else:
                     recall = held.recall if view.stats.probed is None else view.stats.probed
                 known = key, Quality(view_self_hits(view, self._live.records, target), recall, len(sample))
-            except DeviceError:  # the next search continues on the CPU
+            except (DeviceError, DamagedVectorsError):  # the next search continues on the CPU, or with the records
                 return held
             self._quality_now = known
         return known[1]
@@ -193,6 +194,8 @@ class Maintenance:
         worth_asking = self.scheduler.notify(event, view)
         if self._live.device_manager.needs_look:
             worth_asking |= self.scheduler.notify("device", view)
+        if not view.index.table.is_checked:
+            return True
         return worth_asking and self.scheduler.next_action(view).delay is not None
 
     def run_if_due(self) -> float | None:
@@ -201,6 +204,7 @@ class Maintenance:
         Returns:
             Seconds after which to call again; None to wait for the next event.
         """
+        self._live.check_vectors(SearchYield(lambda: self._live.last_search))
         view = self._live.catch_up()
         self.scheduler.notify("written", view)
         action = self.scheduler.next_action(view)
@@ -334,6 +338,7 @@ class Maintenance:
     def _verify(self) -> list[str]:
         """Compare the index with the records; where they differ, read everything from the records again."""
         live = self._live
+        live.check_vectors(SearchYield(lambda: live.last_search))
         if agrees(live.catch_up(), live.records, live.settings.seed):
             return []
         view = live.reload("the index contradicts the records")

@@ -255,7 +255,7 @@ class View:
     ) -> Found:
         """Exact distances of the k nearest live, matching rows; of rows at equal distances the older first.
 
-        One more result than k is searched for: if it is as far as the k-th, an exact scan finds the oldest of all rows
+        One more result than k is searched for: if it is as far as the k-th, a wider search finds the oldest of the rows
         at that distance, so that the first results do not depend on k.
 
         queries: float32 (nq, dim), normalised under cosine. Those on a device are copied to the host for a delta buffer
@@ -267,7 +267,7 @@ class View:
             distances, places = distances[:, :k], places[:, :k]
             if tied.size:
                 distances, places = distances.copy(), places.copy()
-                self._untie(np.asarray(queries), tied, view_filter, (distances, places))
+                self._untie(np.asarray(queries), tied, params, view_filter, (distances, places))
         return Found(self, np.ascontiguousarray(distances), np.ascontiguousarray(places))
 
     def _nearest(
@@ -283,16 +283,26 @@ class View:
         return _merge(parts, len(queries), k)
 
     def _untie(
-        self, queries: FloatArray, tied: IntArray, view_filter: ViewFilter | None, out: tuple[FloatArray, IntArray]
+        self,
+        queries: FloatArray,
+        tied: IntArray,
+        params: SearchParams,
+        view_filter: ViewFilter | None,
+        out: tuple[FloatArray, IntArray],
     ) -> None:
-        """Fill the rows ``tied`` of ``out``, (nq, k), by exact scans wide enough to cut no tie."""
+        """Fill the rows ``tied`` of ``out``, (nq, k), by searches wide enough to cut no tie.
+
+        Equal vectors have equal codes, so candidates hold all of them or end among them; then the next search is wider.
+        A graph may hold one of them and miss another, and is not asked.
+        """
+        params = SearchParams(exact=True) if self.index.kind == "hnsw" else params
         k = width = out[0].shape[1]
         while tied.size:
             width = min(_WIDER * (width + 1), self.count)
             still = []
             for part in chunks(len(tied), 12 * width):
                 rows = tied[part]
-                distances, places = self._nearest(queries[rows], width, SearchParams(exact=True), view_filter)
+                distances, places = self._nearest(queries[rows], width, params, view_filter)
                 whole = (distances[:, k - 1] < distances[:, -1]) | (places[:, -1] < 0) | (width >= self.count)
                 out[0][rows[whole]], out[1][rows[whole]] = distances[whole, :k], places[whole, :k]
                 still.append(rows[~whole])
