@@ -31,11 +31,11 @@ from gpu.common import (
 )
 
 from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES
-from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH
+from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.types import IndexPlan, Rows, SearchParams
 
-SHARED = {"torch": SCRATCH, "faiss": TEMPORARY_BYTES}
+SHARED = {"torch": SCRATCH + WORKSPACE, "faiss": TEMPORARY_BYTES}
 
 
 def plans(n: int) -> Iterator[IndexPlan]:

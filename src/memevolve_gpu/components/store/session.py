@@ -27,7 +27,6 @@ from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, 
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
-from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
@@ -45,7 +44,6 @@ __all__ = [
     "AFTER_COMMIT",
     "IndexInfo",
     "StoreSession",
-    "engine_table",
     "open_session",
     "this_machine",
 ]
@@ -258,7 +256,6 @@ def open_session(
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     if prefix and not Path(prefix).is_absolute():
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
-    table = engine_table(config)
     try:
         require_faiss()
     except EngineError as error:
@@ -274,7 +271,7 @@ def open_session(
         file_mode=int(config.file_mode, 8),
     )
     try:
-        return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
+        return _assemble(prefix, records, embedder, config, machine or this_machine(config))
     except BaseException:
         records.close()
         raise
@@ -291,29 +288,19 @@ def this_machine(config: StorageConfig) -> Machine:
     return Machine(config.device, config.gpu_memory_fraction, prober=_prober())
 
 
-def engine_table(config: StorageConfig) -> EngineTable:
-    """Return the table of the faster engine by number of units: that of ``config``, else the built-in one.
-
-    Raises:
-        ConfigurationError: the file that ``config`` names holds no such table.
-    """
-    return TABLE if config.gpu_engine_table is None else read_engine_table(config.gpu_engine_table)
-
-
 def _assemble(
     prefix: str,
     records: Records,
     embedder: Embedder | None,
     config: StorageConfig,
     machine: Machine,
-    table: EngineTable,
 ) -> StoreSession:
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
-    device_manager = _device_manager(config, machine, table, events)
+    device_manager = _device_manager(config, machine, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), device_manager)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
@@ -366,12 +353,14 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
     return config
 
 
-def _device_manager(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceManager:
+def _device_manager(config: StorageConfig, machine: Machine, events: EventLog) -> DeviceManager:
     """Make the device manager. A GPU that was requested by name is looked for at once, to report when there is none."""
-    most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
+    most = None if config.gpu_max_memory_mb == "auto" else int(float(config.gpu_max_memory_mb) * 2**20)
     if config.gpu_graphs:
         record_searches(True)
-    device_manager = DeviceManager(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
+    device_manager = DeviceManager(
+        machine, events, setting=config.gpu_engine, min_units=config.min_training_units, most_bytes=most
+    )
     if machine.request.startswith("cuda"):
         device_manager.find()
     return device_manager
