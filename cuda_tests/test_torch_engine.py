@@ -75,7 +75,7 @@ def assert_close(got: Any, want: Any) -> None:
 def test_minima_and_rescore(torch: Any, operations: Operations, nq: int, dim: int, *, int8: bool) -> None:
     rows = rows_on_device(torch, 5000, dim, int8=int8)
     queries = Queries.prepare(torch.from_numpy(vectors_of(nq, dim, 1)).to(here()), rows)
-    q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
+    q = (queries.wide, queries.factor) if nq == 1 else queries.narrow(rows)
     assert_close(operations.minima(rows, *q), kernel_ops.minima(rows, *q))
     chosen = torch.from_numpy(np.random.default_rng(SEED).integers(-1, rows.groups, (nq, 5))).to(here())
     wide = (queries.wide, queries.factor)
@@ -94,7 +94,7 @@ def test_list_minima(torch: Any, operations: Operations, nq: int, nprobe: int, *
     queries = Queries.prepare(torch.from_numpy(vectors_of(nq, 384, 1)).to(here()), rows)
     probed = torch.from_numpy(np.stack([rng.permutation(50)[:nprobe] for _ in range(nq)])).to(here())
     work = ListWork.of(Lists.of(sizes, torch.device(here())), probed)
-    q = queries.narrow()
+    q = queries.narrow(rows)
     assert_close(operations.list_minima(rows, *q, work), kernel_ops.list_minima(rows, *q, work))
 
 

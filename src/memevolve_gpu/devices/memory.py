@@ -251,8 +251,7 @@ class Holdings:
         self._kept[device, engine] = amount
 
     def kept(self, device: str, engine: str | None = None) -> int:
-        """Bytes that ``engine`` keeps on ``device``, which is the part of its next plan that is there already; None: all
-        engines."""
+        """Bytes that ``engine`` keeps on ``device``: the part of its next plan that is there already; None: of all."""
         return sum(size for (at, name), size in list(self._kept.items()) if at == device and engine in (name, None))
 
     def on(self, device: str) -> int:
