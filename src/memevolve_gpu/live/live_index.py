@@ -20,7 +20,7 @@ from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
-from ..types import FloatArray, Head, IntArray, Precision, SearchParams
+from ..types import FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
@@ -91,6 +91,13 @@ class LiveSettings:
 
 T = TypeVar("T")
 
+
+def _own_bytes(index: Index) -> int:
+    """Memory of an index beside another one over the same rows, whose vectors and slot table it shares."""
+    shared = index.slots.nbytes + index.id_bytes.nbytes + index.id_ends.nbytes + index.table.resident_bytes
+    return max(0, index.nbytes - shared)
+
+
 PAGE = 1024
 """Log entries read at a time."""
 
@@ -157,6 +164,8 @@ class LiveIndex:
             index, vectors = view.index, view.index.table.vectors
             index_bytes = index.nbytes
             self._measured = index, vectors, index_bytes
+        if view.host_side is not None:
+            index_bytes += _own_bytes(view.host_side.index)
         groups = 0 if view.groups is None else view.groups.nbytes
         own = view.index_died.nbytes + view.delta.nbytes + self._masks.nbytes + self._expiring.nbytes
         return index_bytes + groups + own
@@ -458,14 +467,16 @@ class LiveIndex:
         self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, view_filter: ViewFilter | None
     ) -> Found:
         """The results; from the host's vectors if the device fails in a way that its index did not handle."""
+        used = view.faster_for(len(queries), on_device=isinstance(queries, DeviceQueries))
         try:
-            return view.search(queries, k, view.stats.search_params(view.index, k, target), view_filter)
+            return used.search(queries, k, used.stats.search_params(used.index, k, target), view_filter)
         except DeviceError as error:
             self.device_manager.refused(error, view.index.plan)
             with self.mutex:
                 if self._view.index is view.index and not self._changing:
                     self.leave_device()
-            return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
+            used = on_host(view)
+            return used.search(queries, k, used.stats.search_params(used.index, k, target), view_filter)
 
     def _view_and_mask(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, ViewFilter | None]:
         """A view, and the rows of it that match the filter and lie in the scope; None for all of them.

@@ -53,12 +53,14 @@ PROBE_SLACK = 0.03
 """How far a probe may lie below the target: one standard error of 48 queries of ten results is about 0.01 at 0.95."""
 
 
-def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: bool = False) -> IndexPlan:
+def plan_for(
+    settings: LiveSettings, devices: DeviceManager, view: View, early: bool = False, *, on_host: bool = False
+) -> IndexPlan:
     """The index that a view should have; the one that it has where no other fits into memory.
 
-    ``early`` ignores MIN_TRAINING_UNITS.
+    ``early`` ignores MIN_TRAINING_UNITS; ``on_host``: the plan for the CPU, whatever devices there are.
     """
-    state = devices.state(view.count, view.index)
+    state = None if on_host else devices.state(view.count, view.index)
     try:
         plan = plan_index(
             count=view.count,
@@ -78,6 +80,8 @@ def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: 
         )
     except CapacityError as error:
         return replace(view.index.plan, reason=f"kept as it is: {error}", refusal="")
+    if on_host:
+        return plan
     devices.note(plan, state)
     missing = devices.absence() if state is None else ""
     if not missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,13 +13,14 @@ import numpy.typing as npt
 from ..index.base import Index, chunks
 from ..index.bitmap import RowFilter, RowList
 from ..index.exact_scan import exact_scan
+from ..planner.routing import SideTimings
 from ..types import FloatArray, IntArray, Metric, SearchParams
 from ..utils.vectors import DeviceQueries
 from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats
 from .namespaces import DEFAULT, RowGroups
 
-__all__ = ["FEW_ROWS", "Found", "LiveRows", "View", "ViewFilter", "row_filter_of"]
+__all__ = ["FEW_ROWS", "Found", "HostSide", "LiveRows", "View", "ViewFilter", "row_filter_of"]
 
 T = TypeVar("T")
 
@@ -145,6 +146,15 @@ class Found:
         return present
 
 
+@dataclass(frozen=True, slots=True)
+class HostSide:
+    """The index on the CPU beside one on a device: the same rows at the same positions, and what both sides take."""
+
+    index: Index
+    stats: IndexStats
+    timings: SideTimings
+
+
 @dataclass(frozen=True)
 class View:
     """What a search sees; the answers of a view never change.
@@ -153,7 +163,7 @@ class View:
     complete as of ``watermark``. index_died int64 (index.n,) holds the log entry of each row's death. It, index_deaths
     and the delta buffer are shared with later views: rows are only added after ``delta_n``, deaths are only set to log
     entries above ``watermark``, and positions are only added after the first ``index_dead`` of index_deaths, which are
-    those of the dead rows of this view.
+    those of the dead rows of this view. host_side is there where calls are routed by measurement (DEVICE=auto).
     """
 
     watermark: int
@@ -168,6 +178,7 @@ class View:
     metric: Metric
     stats: IndexStats
     groups: RowGroups | None = None
+    host_side: HostSide | None = None
 
     @property
     def count(self) -> int:
@@ -234,6 +245,28 @@ class View:
             part = positions[low:high]
             found.append(part[piece.died[part - piece.start] > self.watermark])
         return np.concatenate(found)
+
+    def faster_for(self, nq: int, *, on_device: bool = False) -> View:
+        """The view that answers ``nq`` queries sooner, by measurement: this one, or the same rows by the CPU's index.
+
+        on_device: the queries lie on a device, where they stay while it answers.
+        """
+        side = self.host_side
+        if side is None or (self.index.device != "cpu" and (on_device or side.timings.device_wins(nq))):
+            return self
+        return self.by_host
+
+    @property
+    def by_host(self) -> View:
+        """The same rows by the index on the CPU; this view where there is none beside the device's."""
+        return self if self.host_side is None else self._by_host
+
+    @lazy
+    def _by_host(self) -> View:
+        side = self.host_side
+        found = self if side is None else replace(self, index=side.index, stats=side.stats, host_side=None)
+        found.__dict__["alive"] = self.alive  # one mask serves both
+        return found
 
     @lazy
     def alive(self) -> RowFilter | None:

@@ -176,11 +176,6 @@ _Provider = Annotated[
     Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
 ]
 _Text = Annotated[Annotated[str, Field(min_length=1)] | None, Allowed("a text that is not empty")]
-_File = Annotated[
-    Annotated[str, Field(min_length=1)] | None,
-    BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),
-    Allowed("the path of a file"),
-]
 _Key = Annotated[Annotated[SecretStr, Field(min_length=1)] | None, Allowed("a text that is not empty")]
 _Url = Annotated[
     Annotated[str, AfterValidator(_url)] | None,
@@ -479,8 +474,8 @@ class StorageConfig(_Settings):
     auto_prune: _AutoPrune = "off"
     """Whether a write that reaches the prune threshold deletes other units, and which go first."""
     max_memory_mb: _Megabytes = 2048.0
-    """Most memory of codes, maps, masks and the vectors that are not mapped from a file, in MiB; ``auto`` takes what
-    the device or host allows."""
+    """Most host memory of codes, maps, masks and the vectors that are not mapped from a file, in MiB; ``auto`` takes
+    what the host allows."""
     performance_threshold: _Count = 10_000
     """Number of units from which speed deserves attention; nothing acts on it yet."""
     adaptive_nlist: _Switch = True
@@ -504,9 +499,9 @@ class StorageConfig(_Settings):
     device: _Device = "auto"
     """Where searches run."""
     gpu_engine: _GpuEngine = "auto"
-    """What searches on a GPU; ``auto`` takes what the planner's table holds for the fastest."""
-    gpu_engine_table: _File = None
-    """Which engine is the fastest for how many units, as measured by the user; None takes the planner's own table."""
+    """What searches on a GPU; ``auto`` takes torch, and faiss where torch cannot be used."""
+    gpu_max_memory_mb: _Megabytes = "auto"
+    """Most memory of the index on a GPU, in MiB; ``auto`` takes what GPU_MEMORY_FRACTION allows."""
     gpu_memory_fraction: _Share = 0.8
     """Share of the GPU memory that is free or ours which the stores of this process may take together."""
     gpu_graphs: _Switch = False

@@ -507,7 +507,7 @@ def _performance(session: StoreSession, view: View) -> StorageHealth:
 
 def _device(session: StoreSession, view: View) -> DeviceReport:
     """The device as it was last probed, with what was found of the index since."""
-    return cast("DeviceReport", session.live.device_manager.report(view.index))
+    return cast("DeviceReport", session.live.device_manager.report(view))
 
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:

@@ -28,7 +28,6 @@ from ...live.namespaces import DEFAULT, EVERYTHING, Scope
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
-from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
 from ...records.filters import path_of
 from ...records.records import Records
@@ -49,7 +48,6 @@ __all__ = [
     "AFTER_COMMIT",
     "IndexInfo",
     "StoreSession",
-    "engine_table",
     "open_session",
     "this_machine",
 ]
@@ -290,7 +288,6 @@ def open_session(
     given: Any = clock
     if clock is not None and not (callable(given) and isinstance(given(), (int, float))):
         raise ConfigurationError(f"clock must be a function that gives the Unix time, got {shown(clock)}")
-    table = engine_table(config)
     try:
         require_faiss()
     except EngineError as error:
@@ -308,7 +305,7 @@ def open_session(
     try:
         if clock is not None:
             records.clock = clock
-        return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
+        return _assemble(prefix, records, embedder, config, machine or this_machine(config))
     except BaseException:
         records.close()
         raise
@@ -325,29 +322,19 @@ def this_machine(config: StorageConfig) -> Machine:
     return Machine(config.device, config.gpu_memory_fraction, prober=_prober())
 
 
-def engine_table(config: StorageConfig) -> EngineTable:
-    """Return the table of the faster engine by number of units: that of ``config``, else the built-in one.
-
-    Raises:
-        ConfigurationError: the file that ``config`` names holds no such table.
-    """
-    return TABLE if config.gpu_engine_table is None else read_engine_table(config.gpu_engine_table)
-
-
 def _assemble(
     prefix: str,
     records: Records,
     embedder: Embedder | None,
     config: StorageConfig,
     machine: Machine,
-    table: EngineTable,
 ) -> StoreSession:
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
-    device_manager = _device_manager(config, machine, table, events)
+    device_manager = _device_manager(config, machine, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), device_manager)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
@@ -414,12 +401,14 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
     return config
 
 
-def _device_manager(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceManager:
+def _device_manager(config: StorageConfig, machine: Machine, events: EventLog) -> DeviceManager:
     """Make the device manager. A GPU that was requested by name is looked for at once, to report when there is none."""
-    most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
+    most = None if config.gpu_max_memory_mb == "auto" else int(float(config.gpu_max_memory_mb) * 2**20)
     if config.gpu_graphs:
         record_searches(True)
-    device_manager = DeviceManager(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
+    device_manager = DeviceManager(
+        machine, events, setting=config.gpu_engine, min_units=config.min_training_units, most_bytes=most
+    )
     if machine.request.startswith("cuda"):
         device_manager.find()
     return device_manager
