@@ -22,7 +22,8 @@ from .components.retrieve import (
     RetrievalResult,
     RetrievalStrategy,
 )
-from .components.store.base import StorageBackend, as_backend
+from .components.store.base import StorageBackend
+from .components.store.foreign import as_backend
 from .components.store.ranking import HalfLife, Ranking
 from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage

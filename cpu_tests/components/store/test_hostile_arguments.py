@@ -20,6 +20,7 @@ from support import FakeBatchEmbedder
 
 from memevolve_gpu import (
     EmbeddingConfig,
+    F,
     HashingEmbedder,
     LocalEmbedder,
     MemEvolveError,
@@ -35,6 +36,7 @@ from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrat
 from memevolve_gpu.components.retrieve import (
     HybridRetrievalStrategy,
     KeywordRetrievalStrategy,
+    Ranking,
     RetrievalContext,
     SemanticRetrievalStrategy,
 )
@@ -170,7 +172,17 @@ def walk(name: str, call: Callable[..., Any], good: dict[str, Any]) -> list[str]
 UNIT = {"content": "text"}
 GOOD: dict[str, Any] = {
     "content": "close files",
+    "time": "30d",
+    "ranking": Ranking(),
+    "value": 1,
+    "pattern": "a",
+    "size": 1,
+    "moments": None,
+    "low": 0,
+    "high": 1,
+    "now": 0.0,
     "unit": UNIT,
+    "other": F("type") == "skill",
     "units": [UNIT],
     "unit_id": "absent",
     "ids": ["absent"],
@@ -304,6 +316,9 @@ class Bench:
             "EmbeddingsFunction": lambda: langchain.EmbeddingsFunction(Words(DIM)),
             "FunctionEmbeddings": lambda: langchain.FunctionEmbeddings(self.embed),
             "MemEvolveVectorStore": lambda: langchain.MemEvolveVectorStore(self.store, Words(DIM)),
+            "F": lambda: F("type"),
+            "HalfLife": None,
+            "Ranking": None,
             "StorageConfig": StorageConfig,
             "EmbeddingConfig": EmbeddingConfig,
             "MemorySystemConfig": None,

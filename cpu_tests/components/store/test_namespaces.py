@@ -37,8 +37,8 @@ from memevolve_gpu.components.retrieve import (
     KeywordRetrievalStrategy,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.store.base import as_backend
 from memevolve_gpu.components.store.copy import copy_store
+from memevolve_gpu.components.store.foreign import as_backend
 from memevolve_gpu.live import live_index, scheduler
 from memevolve_gpu.records.filters import matches
 

@@ -287,6 +287,9 @@ def open_session(
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
     if machine is not None and not isinstance(machine, Machine):
         raise ConfigurationError(f"machine must be a Machine or None, got {shown(machine)}")
+    given: Any = clock
+    if clock is not None and not (callable(given) and isinstance(given(), (int, float))):
+        raise ConfigurationError(f"clock must be a function that gives the Unix time, got {shown(clock)}")
     table = engine_table(config)
     try:
         require_faiss()

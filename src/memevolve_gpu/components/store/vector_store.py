@@ -5,7 +5,6 @@ This module translates the public API to the records and the live index and hold
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
@@ -20,7 +19,6 @@ from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction
-from ...records.writer import WriteContext
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import callback, change, listed, mapping, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig, namespace_path
@@ -29,12 +27,12 @@ from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress, UnitMapping, score_of
 from .capacity import move_waiting_rows, report_pruned, reserve_room
-from .namespaces import NamespaceInfo, Path, expiry_of, moments, seconds, subtree_path
+from .namespaced import NamespacedBackend
+from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
 from .ranking import HalfLife, Ranking, Window
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
-from .selecting import SelectingBackend
 from .session import IndexInfo, StoreSession, open_session
 from .units import (
     check_arguments,
@@ -59,7 +57,7 @@ _LARGEST_PAGE = 10_000
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(SelectingBackend):
+class VectorStore(NamespacedBackend):
     """Stores memory units in a file and finds them by meaning, by words and by vector.
 
     A write that returned is durable, and the next search finds it. Safe to use from several threads, from several
@@ -829,117 +827,6 @@ class VectorStore(SelectingBackend):
             rows = list(other.export_rows())
         self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
 
-    # Namespaces and expiry
-
-    def namespace(self: _Store, *path: str) -> _Store:
-        """Give a view of one namespace: a store of its own that sees and changes nothing else.
-
-        Closing the view leaves this store open; closing this store ends the view.
-
-        Args:
-            path: The parts of its name, the outermost first, below the namespace of this store.
-
-        Returns:
-            The view, a ``VectorStore``. The namespace exists from its first unit on.
-
-        Raises:
-            ConfigurationError: A part is no text of 1 to 256 characters without slashes and control characters.
-
-        Examples:
-            >>> from memevolve_gpu import HashingEmbedder, VectorStore
-            >>> with VectorStore("memory", HashingEmbedder()) as store:
-            ...     alice, bob = store.namespace("org", "alice"), store.namespace("org", "bob")
-            ...     alice.store({"content": "Rebase before you push"}, ttl=3600)
-            ...     alice.count(), bob.count(), store.count()
-            'unit_0'
-            (1, 0, 0)
-        """
-        parts = namespace_path([*self.namespace_path, *path])
-        self._open  # noqa: B018 - raises where this store is closed
-        view = copy.copy(self)
-        vars(view).update(namespace_path=parts, _is_view=True)
-        return view
-
-    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
-        """List the namespaces that hold units or have limits, in the order of their paths.
-
-        Args:
-            prefix: Lists only this one and those below it; relative to the namespace of this store.
-
-        Returns:
-            Path, count and limits of each.
-        """
-        return [info for info, _ in self._listed(subtree_path(prefix))]
-
-    def delete_namespace(self, *path: str) -> int:
-        """Delete a namespace with its units and limits, in one transaction; those below it stay.
-
-        Args:
-            path: As for :meth:`namespace`; none for the namespace of this store.
-
-        Returns:
-            The number of deleted units.
-        """
-        session = self._open
-        with session.records.write(namespace=namespace_path([*self.namespace_path, *path])) as tx:
-            removed = tx.delete_namespace()
-        session.written()
-        return removed
-
-    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
-        """Set the limits of the namespace of this store; both at once, None for no limit.
-
-        Args:
-            max_units: Most units. Those beyond a lower limit stay, and no new one is taken.
-            default_ttl: Seconds, or a timedelta, after which units expire that are stored from now on without a time
-                of their own.
-
-        Returns:
-            The namespace with its new limits.
-
-        Raises:
-            ConfigurationError: ``max_units`` is no whole number of at least 1.
-            InvalidUnitError: ``default_ttl`` is no time.
-        """
-        most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
-        life = None if default_ttl is None else seconds("default_ttl", default_ttl)
-        with self._write() as tx:
-            tx.set_limits(most, life)
-        return self._info
-
-    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
-        """Set when units expire, in one transaction.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-            ttl: Seconds from now, or a timedelta.
-            expires_at: Unix time in seconds, or a datetime with its zone. Neither: the units do not expire.
-
-        Returns:
-            The number of units found.
-
-        Raises:
-            InvalidUnitError: An id or a time is none; nothing is changed.
-        """
-        session = self._open
-        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
-        until = expiry_of(ttl, expires_at, session.clock())
-        with self._write() as tx:
-            found = sum(tx.expire(unit_id, until) for unit_id in dict.fromkeys(wanted))
-        session.written()
-        return found
-
-    def expiry(self, unit_id: str) -> float | None:
-        """Read when a unit expires.
-
-        Args:
-            unit_id: Its id.
-
-        Returns:
-            Unix time in seconds; None for a unit that does not expire, and where there is no unit of that id.
-        """
-        return self._open.records.expiry_of(unit_id, ns=self._key) if one_id(unit_id, "units") else None
-
     def close(self) -> None:
         """Wait for a running build, and release everything. Further calls raise StoreClosedError.
 
@@ -971,28 +858,6 @@ class VectorStore(SelectingBackend):
         if session is None or session.closed:
             raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
         return session
-
-    @property
-    def _key(self) -> int:
-        """The key of the namespace; MISSING where it does not exist yet."""
-        return self._open.key_of(self.namespace_path)
-
-    @property
-    def _info(self) -> NamespaceInfo:
-        """The namespace with its count and limits."""
-        return NamespaceInfo(self.namespace_path, *self._open.records.namespace_info(self._key))
-
-    def _listed(self, prefix: Path) -> list[tuple[NamespaceInfo, int]]:
-        """The namespaces of a subtree, with their keys."""
-        found = self._open.records.namespaces((*self.namespace_path, *prefix))
-        return [(NamespaceInfo(path, count, most, ttl), key) for path, key, count, most, ttl in found]
-
-    def _spaces(self, prefix: Path) -> dict[int, Path]:
-        """The paths of the namespaces of a subtree, by key."""
-        return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
-
-    def _write(self, *, grouped: bool = False) -> WriteContext:
-        return self._open.records.write(namespace=self.namespace_path, grouped=grouped)
 
     def _whole(self, what: str) -> StoreSession:
         """The session, for what concerns the file with all namespaces."""
