@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,15 @@ from ..arguments import optional_text, path_text, switch, texts_of, whole_number
 from ..vectors import normalize_rows
 from .adapter import prefixes_of
 
-__all__ = ["DEFAULT_MODEL", "LocalEmbedder", "fastembed_installed", "packaged_model", "sentence_transformers_installed"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "LocalEmbedder",
+    "fastembed_has_models",
+    "fastembed_installed",
+    "may_download",
+    "packaged_model",
+    "sentence_transformers_installed",
+]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_DIMENSION = 384
@@ -207,7 +216,7 @@ class LocalEmbedder:
         if fastembed_installed() and (known := _known_to_fastembed(self._source)):
             offline = folder is not None and sentence_transformers_installed()
             try:
-                return self._onnx(None, known, local_files_only=offline)
+                return self._onnx(None, known, local_files_only=offline or not may_download())
             except EmbeddingError:
                 if not offline:
                     raise
@@ -349,6 +358,17 @@ def _no_progress_bar() -> Iterator[None]:
 def fastembed_installed() -> bool:
     """Return whether fastembed is installed, without importing it."""
     return importlib.util.find_spec("fastembed") is not None
+
+
+def may_download() -> bool:
+    """Return False where HF_HUB_OFFLINE, the variable of Hugging Face's packages, forbids downloads."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "on", "yes", "true")
+
+
+def fastembed_has_models() -> bool:
+    """Return whether fastembed has kept a model that it downloaded."""
+    folder = os.environ.get("FASTEMBED_CACHE_PATH") or Path(tempfile.gettempdir(), "fastembed_cache")
+    return any(Path(folder).glob("models--*"))
 
 
 def sentence_transformers_installed() -> bool:
