@@ -150,7 +150,7 @@ class Maintenance:
         self.scheduler = MaintenanceScheduler(
             self.plan,
             live.settings.min_training_units,
-            lambda: live.sweep_is_due() or self._saver.log_is_long(),
+            lambda: live.sweep_is_due() or self._saver.log_is_long() or live.records.history_is_due(),
             lambda: devices.needs_look,
         )
         self._quality_now: tuple[object, Quality] | None = None
@@ -317,6 +317,7 @@ class Maintenance:
         actions += self._check_recall(background)
         if not live.records.read_only:
             actions += self._purge_log()
+            actions += self._purge_history()
             actions += self._save_vectors()
         return actions, reason.text if reason else ""
 
@@ -326,7 +327,7 @@ class Maintenance:
         if live.records.read_only or not live.has_expired():
             return []
         while last == SWEPT_AT_ONCE:
-            with live.records.write() as tx:
+            with live.records.write(operation="sweep") as tx:
                 last = tx.drop_expired(SWEPT_AT_ONCE)
             swept += last
         return [f"swept {swept} expired units"]
@@ -422,6 +423,10 @@ class Maintenance:
             if saver.log_is_held():
                 saver.save()
         return [f"purged {saver.purge()} log entries"]
+
+    def _purge_history(self) -> list[str]:
+        records = self._live.records
+        return [f"purged {records.purge_history()} changes of the history"] if records.history_is_due() else []
 
     def _save_vectors(self) -> list[str]:
         """Save, where many vectors are in memory that could be mapped from the snapshot."""

@@ -209,7 +209,7 @@ def _is_empty(file: str) -> bool:
 class WriteContext:
     """The context of one write transaction; ``Records.write()`` makes it."""
 
-    __slots__ = ("__weakref__", "_clock", "_dim", "_hold", "_session", "_space", "_timeout")
+    __slots__ = ("__weakref__", "_clock", "_dim", "_hold", "_operation", "_session", "_space", "_timeout")
 
     def __init__(
         self,
@@ -218,8 +218,9 @@ class WriteContext:
         timeout: float | None = None,
         space: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
+        operation: str | None = None,
     ) -> None:
-        self._space, self._clock = space, clock
+        self._space, self._clock, self._operation = space, clock, operation
         self._timeout = timeout
         self._session = session
         self._dim = dim
@@ -235,7 +236,9 @@ class WriteContext:
             session.lock.acquire(self._timeout)
             hold.con = session.connection()
             session.begin(hold.con)
-            hold.tx = Transaction(hold.con, session.path, self._dim, session.floor, self._space, self._clock)
+            hold.tx = Transaction(
+                hold.con, session.path, self._dim, session.floor, self._space, self._clock, self._operation
+            )
             return hold.tx
         except SQLITE_ERRORS as error:
             hold.failed = True

@@ -1,6 +1,7 @@
 """Storage backends: the contract, the vector store, and the types of their reports."""
 
 from .base import MetadataMixin, StorageBackend
+from .history import Operation, UnitChange, UnitVersion
 from .namespaces import NamespaceInfo
 from .report_types import (
     Inventory,
@@ -18,9 +19,12 @@ __all__ = [
     "MetadataMixin",
     "MilvusStatistics",
     "NamespaceInfo",
+    "Operation",
     "OperationEntry",
     "StorageBackend",
     "StorageHealth",
     "StoreStatistics",
+    "UnitChange",
+    "UnitVersion",
     "VectorStore",
 ]

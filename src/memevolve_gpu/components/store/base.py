@@ -13,6 +13,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, Literal
@@ -751,6 +753,24 @@ def as_backend(storage: Any) -> StorageBackend:
     Virtual subclasses (``ABCMeta.register``) have none of the defaults, so they are adapted too.
     """
     return storage if StorageBackend in type(storage).__mro__ else ForeignBackend(storage)
+
+
+_operation: ContextVar[str | None] = ContextVar("operation", default=None)
+
+
+@contextmanager
+def named_operation(name: str) -> Iterator[None]:
+    """What the block writes is of this kind in the history of the store."""
+    token = _operation.set(name)
+    try:
+        yield
+    finally:
+        _operation.reset(token)
+
+
+def operation_name(method: str) -> str:
+    """The kind of an operation in the history: that of the block, else the method."""
+    return _operation.get() or method
 
 
 class MetadataMixin:

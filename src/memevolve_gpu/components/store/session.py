@@ -293,6 +293,7 @@ def open_session(
     try:
         if clock is not None:
             records.clock = clock
+        records.history_days = config.history_days
         return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
     except BaseException:
         records.close()

@@ -27,8 +27,9 @@ from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
-from .base import MetadataMixin, Progress, StorageBackend, UnitMapping
+from .base import MetadataMixin, Progress, StorageBackend, UnitMapping, operation_name
 from .capacity import report_pruned, reserve_room
+from .history import HistoryMixin
 from .namespaces import NamespaceInfo, Path, expiry_of, moments, seconds, subtree_path
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
@@ -56,7 +57,7 @@ _LARGEST_PAGE = 10_000
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(StorageBackend, MetadataMixin):
+class VectorStore(HistoryMixin, StorageBackend, MetadataMixin):
     """Stores memory units in a file and finds them by meaning, by words and by vector.
 
     A write that returned is durable, and the next search finds it. Safe to use from several threads, from several
@@ -194,7 +195,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         checked = self._add_metadata(checked_unit(unit))
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
-        with self._write() as tx:
+        with self._write("store") as tx:
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             until = expiry_of(ttl, expires_at, session.clock(), tx.limits.default_ttl)
@@ -260,7 +261,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         if len(set(wanted)) < len(wanted):
             twice = next(one for at, one in enumerate(wanted) if one in wanted[:at])
             raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
-        return self._write_batch(wanted, units, embeddings, None, unchanged_since)
+        return self._write_batch(wanted, units, embeddings, None, unchanged_since, operation="replace_batch")
 
     def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
@@ -287,7 +288,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         text = unit_to_text(checked)
         vector: FloatArray | None = None
         while True:
-            with self._write() as tx:
+            with self._write("update") as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
@@ -317,7 +318,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with self._write() as tx:
+        with self._write("delete") as tx:
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
@@ -339,7 +340,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         since = change("unchanged_since", unchanged_since)
-        with self._write() as tx:
+        with self._write("delete_batch") as tx:
             dropped = _drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
@@ -348,22 +349,30 @@ class VectorStore(StorageBackend, MetadataMixin):
     def clear(self) -> None:
         """Delete every unit, in one transaction."""
         session = self._open
-        with self._write() as tx:
+        with self._write("clear") as tx:
             tx.clear()
         session.written()
 
     # Reading
 
-    def retrieve(self, unit_id: str, *, ttl: Any = None) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Any = None, as_of: Any = None) -> MemoryUnit | None:
         """Read a unit, and count that as an access.
 
         Args:
             unit_id: Its id.
             ttl: Seconds from now, or a timedelta, after which the unit expires from here on; None changes nothing.
+            as_of: Reads the unit as it was, and counts no access: a datetime with its zone, a Unix time as a float,
+                or a :attr:`change_number`.
 
         Returns:
             The unit; None when there is none.
+
+        Raises:
+            HistoryError: ``as_of`` is outside the history, see MEMEVOLVE_STORAGE_HISTORY_DAYS.
         """
+        if as_of is not None:
+            found = self._past_units(as_of, None, plain_text(unit_id)) if one_id(unit_id, "units") else []
+            return found[0] if found else None
         session, key = self._open, self._key
         unit = session.records.get(unit_id, ns=key) if one_id(unit_id, "retrieve_batch") else None
         if unit is not None:
@@ -391,15 +400,21 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         return list(self._open.records.units(ns=self._key))
 
-    def units(self, filters: Mapping[str, Any] | None = None) -> Iterator[MemoryUnit]:
+    def units(self, filters: Mapping[str, Any] | None = None, *, as_of: Any = None) -> Iterator[MemoryUnit]:
         """Read units one by one, in pages: for stores that do not fit in a list.
 
         Args:
             filters: Limits the units to those that match, see ``docs/reference/filters.md``; None for all.
+            as_of: Reads the units as they were, as for :meth:`retrieve`, all at once.
 
         Returns:
             An iterator over the units, oldest first.
+
+        Raises:
+            HistoryError: As for :meth:`retrieve`.
         """
+        if as_of is not None:
+            return iter(self._past_units(as_of, filters))
         return self._open.records.units(filters=filters, ns=self._key)
 
     def exists(self, unit_id: str) -> bool:
@@ -850,7 +865,8 @@ class VectorStore(StorageBackend, MetadataMixin):
             The number of deleted units.
         """
         session = self._open
-        with session.records.write(namespace=namespace_path([*self.namespace_path, *path])) as tx:
+        where, name = namespace_path([*self.namespace_path, *path]), operation_name("delete_namespace")
+        with session.records.write(namespace=where, operation=name) as tx:
             removed = tx.delete_namespace()
         session.written()
         return removed
@@ -872,7 +888,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         """
         most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
         life = None if default_ttl is None else seconds("default_ttl", default_ttl)
-        with self._write() as tx:
+        with self._write("set_limits") as tx:
             tx.set_limits(most, life)
         return self._info
 
@@ -893,7 +909,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         until = expiry_of(ttl, expires_at, session.clock())
-        with self._write() as tx:
+        with self._write("set_expiry") as tx:
             found = sum(tx.expire(unit_id, until) for unit_id in dict.fromkeys(wanted))
         session.written()
         return found
@@ -960,8 +976,8 @@ class VectorStore(StorageBackend, MetadataMixin):
         """The paths of the namespaces of a subtree, by key."""
         return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
 
-    def _write(self) -> WriteContext:
-        return self._open.records.write(namespace=self.namespace_path)
+    def _write(self, operation: str) -> WriteContext:
+        return self._open.records.write(namespace=self.namespace_path, operation=operation_name(operation))
 
     def _whole(self, what: str) -> StoreSession:
         """The session, for what concerns the file with all namespaces."""
@@ -982,6 +998,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         since: int | None,
         ttl: Any = None,
         expires_at: Any = None,
+        operation: str = "store_batch",
     ) -> list[str]:
         session, since = self._open, change("unchanged_since", since)
         callback("progress", progress)
@@ -993,7 +1010,7 @@ class VectorStore(StorageBackend, MetadataMixin):
         texts = texts_of(checked, to_embed=embeddings is None)
         vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
-        with self._write() as tx:
+        with self._write(operation) as tx:
             _drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
