@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -242,7 +243,7 @@ class Records:
         for _ in range(steps):
             before = math.inf if not self.history_days else self.clock() - _DAY * self.history_days
             with self.write() as tx:
-                count = tx.outside(lambda con, before=before: history.purge(con, before, PURGED_AT_ONCE))
+                count = tx.outside(partial(history.purge, before=before, limit=PURGED_AT_ONCE))
             gone += count
             if count < PURGED_AT_ONCE:
                 break

@@ -230,8 +230,8 @@ class Transaction:
         """Delete the namespace, its units and limits; returns the number of units."""
         removed = self.clear()
         key = self.namespace
-        self._changed.pop(key, None)
         if self._operation is None or key == 0:
+            self._changed.pop(key, None)
             self._run("DELETE FROM namespaces WHERE key = ?", (key,))
         else:  # the history needs its key
             self._run("UPDATE namespaces SET max_units = NULL, default_ttl = NULL WHERE key = ?", (key,))
