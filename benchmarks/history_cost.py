@@ -31,7 +31,8 @@ class Life:
     """A store on a simulated clock."""
 
     def __init__(self, prefix: Path, dim: int, days: float) -> None:
-        self.now, self.vector, self.times = 1_800_000_000.0, np.zeros(dim, np.float32), [0.0][:0]
+        self.now, self.vector = 1_800_000_000.0, np.zeros(dim, np.float32)
+        self.times: list[float] = []
         config = StorageConfig(max_memory_units=10**6, history_days=days, background=False, index_type="flat")
         self.prefix = prefix
         self.store = VectorStore(prefix, lambda _text: self.vector, dim, storage_config=config, clock=lambda: self.now)
@@ -43,7 +44,7 @@ class Life:
         self.times.append(time.perf_counter() - started)
 
     def bytes(self) -> int:
-        self.store._open.records.checkpoint()
+        self.store.close()
         return Path(f"{self.prefix}.db").stat().st_size
 
 
@@ -87,8 +88,6 @@ def main() -> None:
             "store_ms": {"off": medians[0], "on": medians[1], "ratio": medians[1] / medians[0]},
             "database_bytes": {"off": sizes[0], "on": sizes[1], "ratio": sizes[1] / sizes[0]},
         }
-        for one in lives:
-            one.store.close()
     print(json.dumps(rounded(found)))
     if given.json:
         report = {"command": f"python benchmarks/history_cost.py --units {given.units} --dim {given.dim}", **found}

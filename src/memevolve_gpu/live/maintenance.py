@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,6 +33,8 @@ from .view import View
 from .worker import SearchYield
 
 __all__ = ["Maintenance", "Report"]
+
+T = TypeVar("T")
 
 PROBED = 48
 """Real queries of one recall probe."""
@@ -276,6 +279,11 @@ class Maintenance:
             if saver.failed is not None:
                 raise translate_error(saver.failed.__cause__ or saver.failed, live.snapshot_path)
             return live.snapshot_path
+
+    def alone(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns, while no round runs in any process."""
+        with self._round_lock, one_process(self._lock_path, True, self._live.records.file_mode):
+            return act()
 
     def close(self) -> None:
         """Save an index that is not saved yet, unless another process is maintaining; a failure is an event."""

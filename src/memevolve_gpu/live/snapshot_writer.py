@@ -102,6 +102,8 @@ class Saver:
                 info = self.info()
                 live.generation = max(info.generation if info else 0, live.generation) + 1
             view = live.view
+        if not joins_log(view, live.records.head().horizon):  # nothing could be opened from it
+            return
         index = view.index if view.index.plan.engine == "cpu" else cpu_copy(view.index)
         watermark = _as_of(view)
         info = SnapshotInfo(

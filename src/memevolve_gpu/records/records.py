@@ -259,6 +259,10 @@ class Records:
             tx.merge_pending()
         self._session.empty_log()
 
+    def rewrite(self, seconds: float) -> None:
+        """Write the database file anew, so that nothing that was deleted is left in it or in its log."""
+        self._session.rewrite(seconds)
+
     def backup(self, target: str | os.PathLike[str]) -> Path:
         """Write a consistent copy while the store is in use, and return its path: ``target``, ending in ``.db``.
 

@@ -254,9 +254,15 @@ class Transaction:
         sql = "SELECT ns, id FROM units WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
         rows = self._run(sql, (self._clock(), limit))
         for ns, unit_id in rows:
-            self._remove(unit_id, ns)
-            self._run("DELETE FROM access WHERE ns = ? AND id = ?", (ns, unit_id))
+            self.drop_from(ns, unit_id)
         return len(rows)
+
+    def drop_from(self, ns: int, unit_id: str) -> bool:
+        """Remove a unit of any namespace, expired or not, and its access figures; False when there is none."""
+        removed = self._remove(unit_id, ns)
+        if removed:
+            self._run("DELETE FROM access WHERE ns = ? AND id = ?", (ns, unit_id))
+        return removed
 
     def find(self, unit_id: str) -> Stored | None:
         """The live unit of that id, or None."""
@@ -394,6 +400,10 @@ class Transaction:
         _refuse_surrogates(key, f"meta key {key!r}")
         self._run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
 
+    def delete_meta(self, key: str) -> None:
+        """Remove a named value."""
+        self._run("DELETE FROM meta WHERE key = ?", (key,))
+
     def merge_pending(self) -> None:
         """Bring the keyword and terms indexes up to every row now."""
         self._guarded(merge_pending)
@@ -453,7 +463,7 @@ class Transaction:
         if self._operation is None:
             self._run(history.MOVE_FLOOR, (self._seq, self._clock()))
         else:
-            ns = history.ALL_SPACES if self._operation == "sweep" else self.namespace
+            ns = history.ALL_SPACES if self._operation in ("sweep", "forget_subject") else self.namespace
             self._run(history.ADD_OPERATION, (self.head.last_seq + 1, self._operation, self._clock(), ns))
 
     def _remove(self, unit_id: str, ns: int, now: float = -math.inf, kind: int = Op.DROP) -> bool:

@@ -160,6 +160,31 @@ class Session:
         finally:
             self.lock.release()
 
+    def rewrite(self, seconds: float) -> None:
+        """Write the database file anew, without free pages, and empty the log; waits so long for readers of the log.
+
+        Raises StorageError when a reader does not end.
+        """
+        self.refuse_writing()
+        self.lock.refuse_nesting()
+        deadline = time.monotonic() + seconds
+        try:
+            self.lock.acquire()
+            con = self.connection()
+            con.execute("VACUUM")
+            try_to_empty_log(con)
+            while not _is_empty(self._wal):
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{self.path}: a reader of another process keeps the old log; end it, then call again"
+                    )
+                time.sleep(0.02)
+                try_to_empty_log(con)
+        except SQLITE_ERRORS as error:
+            raise noted(error, self.path) from error
+        finally:
+            self.lock.release()
+
     def close(self) -> None:
         """Close everything; waits for a running write."""
         if self.lock.held_here():

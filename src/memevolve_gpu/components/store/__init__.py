@@ -1,7 +1,7 @@
 """Storage backends: the contract, the vector store, and the types of their reports."""
 
 from .base import MetadataMixin, StorageBackend
-from .history import Operation, UnitChange, UnitVersion
+from .history import Erasure, Operation, UnitChange, UnitVersion
 from .namespaces import NamespaceInfo
 from .report_types import (
     Inventory,
@@ -14,6 +14,7 @@ from .report_types import (
 from .vector_store import VectorStore
 
 __all__ = [
+    "Erasure",
     "Inventory",
     "MaintenanceReport",
     "MetadataMixin",

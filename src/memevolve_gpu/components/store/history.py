@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ...errors import InvalidQueryError
+from ...errors import InvalidFilterError, InvalidQueryError
+from ...live.query_sample import KEY as QUERY_KEY
 from ...records import history
+from ...records.erasure import erase, finish_erasure, leftovers
 from ...types import MemoryUnit
 from ...utils.arguments import real_number, shown, whole_number
 from .capacity import report_pruned, reserve_room
 from .namespaces import Path, subtree_path
+from .reports import history_key
 from .units import checked_id, unit_to_text
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from ...records.writer import WriteContext
     from .session import StoreSession
 
-__all__ = ["HistoryMixin", "Operation", "UnitChange", "UnitVersion"]
+__all__ = ["Erasure", "HistoryMixin", "Operation", "UnitChange", "UnitVersion"]
 
 _PAGE = 500
 _FASTEST, _SLOWEST = 0.002, 0.05
@@ -96,6 +99,32 @@ class UnitChange(NamedTuple):
     namespace: Path
     unit: MemoryUnit | None
     """The unit after the change; None for delete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """The certificate of an erasure.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> with VectorStore("memory", HashingEmbedder()) as store:
+        ...     _ = store.store({"content": "Rebase before you push", "metadata": {"user": "alice"}})
+        ...     store.forget_subject({"metadata.user": "alice"}).units
+        1
+    """
+
+    units: int
+    """Units that were deleted."""
+    versions: int
+    """Versions that were removed from the history."""
+    seq: int
+    """The number of the last change; the change feed begins behind it."""
+    at: float
+    """Unix time at which it was complete."""
+    files: tuple[str, ...]
+    """Files that were written anew, emptied or removed."""
+    not_erased: tuple[str, ...]
+    """Files beside the store that may hold copies and were left alone: replaced stores, logs set aside, old pickles."""
 
 
 class HistoryMixin:
@@ -230,6 +259,46 @@ class HistoryMixin:
         below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
         self._changes(seq, 1, below)
         return self._watched(seq, patience, below)
+
+    def forget_subject(
+        self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
+    ) -> Erasure:
+        """Delete units for good: no byte of them is left in the files of the store.
+
+        Deletes the units that match, and the versions of all units that ever matched, from the history too. The
+        database is written anew, its log emptied, the snapshot made again, and the lists of management operations and
+        sampled queries are emptied. The change feed begins again, so those who follow it read the store anew. Takes as
+        long as copying the store. Where it is interrupted, the next opening of the store finishes it.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``; not empty.
+            prefix: As for :meth:`changes`.
+            timeout: Seconds to wait for readers in other processes.
+
+        Returns:
+            The certificate.
+
+        Raises:
+            InvalidFilterError: ``filters`` is empty or malformed.
+            StorageError: A reader of another process did not end; the units are deleted, call again to finish.
+        """
+        session = self._open
+        if not isinstance(filters, Mapping) or not filters:
+            raise InvalidFilterError("filters must say whose units to erase; for all units use delete_namespace")
+        seconds = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
+        spaces = [self._key] if below is None else list(session.records.all_namespaces(below))
+        had_snapshot = session.live.snapshot_path.exists()
+        session.accesses.flush()
+        with self._write("forget_subject") as tx:
+            erased = erase(tx, spaces, filters, [*map(history_key, spaces), QUERY_KEY])
+        session.live.query_sample.forget()
+        session.live.reload("units were erased")
+        files = session.maintenance.alone(lambda: finish_erasure(session.records, session.live.snapshot_path, seconds))
+        if had_snapshot:
+            session.maintenance.snapshot()
+        left = leftovers(session.records.path, session.prefix)
+        return Erasure(*erased, session.clock(), tuple(files), tuple(left))
 
     def _watched(self, after: int, timeout: float | None, below: Path | None) -> Iterator[UnitChange]:
         since, pause, last = time.monotonic(), _FASTEST, -1

@@ -30,6 +30,7 @@ from ...live.view import View
 from ...monitoring.events import EventLog
 from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
+from ...records.erasure import finish_erasure, is_unfinished
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
 from ...types import FloatArray, Hit, MemoryUnit, Metric
@@ -54,6 +55,9 @@ __all__ = [
 
 INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
+
+_ERASURE_SECONDS = 5.0
+"""How long an opening waits for readers, to finish an erasure."""
 
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
@@ -331,6 +335,7 @@ def _assemble(
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
+    _finish_erasure(prefix, records, events)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
     device_manager = _device_manager(config, machine, table, events)
@@ -341,6 +346,16 @@ def _assemble(
     session = StoreSession(prefix, config, records, live, maintenance, events, embeds, limit, legacy_problem)
     session.consider_maintenance("written")
     return session
+
+
+def _finish_erasure(prefix: str, records: Records, events: EventLog) -> None:
+    """Complete an erasure that was interrupted; an event where that cannot be done now."""
+    if records.read_only or not is_unfinished(records):
+        return
+    try:
+        finish_erasure(records, Path(f"{prefix}.snapshot"), _ERASURE_SECONDS)
+    except MemEvolveError as error:
+        events.record("erasure-unfinished", str(error), level=logging.ERROR)
 
 
 def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
