@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from .view import View
 from .worker import SearchYield
 
 __all__ = ["Maintenance", "Report"]
+
+T = TypeVar("T")
 
 PROBED = 48
 """Real queries of one recall probe."""
@@ -155,7 +158,7 @@ class Maintenance:
         self.scheduler = MaintenanceScheduler(
             self.plan,
             live.settings.min_training_units,
-            lambda: live.sweep_is_due() or self._saver.log_is_long(),
+            lambda: live.sweep_is_due() or self._saver.log_is_long() or live.records.history_is_due(),
             lambda: devices.needs_look,
         )
         self._quality_now: tuple[object, Quality] | None = None
@@ -285,6 +288,11 @@ class Maintenance:
                 raise translate_error(saver.failed.__cause__ or saver.failed, live.snapshot_path)
             return live.snapshot_path
 
+    def alone(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns, while no round runs in any process."""
+        with self._round_lock, one_process(self._lock_path, True, self._live.records.file_mode):
+            return act()
+
     def close(self) -> None:
         """Save an index that is not saved yet, unless another process is maintaining; a failure is an event."""
         if not self._saver.unsaved or self._live.records.read_only or self.in_round():
@@ -325,6 +333,7 @@ class Maintenance:
         actions += self._check_recall(background)
         if not live.records.read_only:
             actions += self._purge_log()
+            actions += self._purge_history()
             actions += self._save_vectors()
         return actions, reason.text if reason else ""
 
@@ -334,7 +343,7 @@ class Maintenance:
         if live.records.read_only or not live.has_expired():
             return []
         while last == SWEPT_AT_ONCE:
-            with live.records.write() as tx:
+            with live.records.write(operation="sweep") as tx:
                 last = tx.drop_expired(SWEPT_AT_ONCE)
             swept += last
         return [f"swept {swept} expired units"]
@@ -431,6 +440,10 @@ class Maintenance:
             if saver.log_is_held():
                 saver.save()
         return [f"purged {saver.purge()} log entries"]
+
+    def _purge_history(self) -> list[str]:
+        records = self._live.records
+        return [f"purged {records.purge_history()} changes of the history"] if records.history_is_due() else []
 
     def _save_vectors(self) -> list[str]:
         """Save, where many vectors are in memory that could be mapped from the snapshot."""

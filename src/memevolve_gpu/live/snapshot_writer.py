@@ -102,6 +102,8 @@ class Saver:
                 info = self.info()
                 live.generation = max(info.generation if info else 0, live.generation) + 1
             view = live.view
+        if not joins_log(view, live.records.head().horizon):  # nothing could be opened from it
+            return
         saved = view.by_host
         index = saved.index if saved.index.plan.engine == "cpu" else cpu_copy(view.index)
         watermark = _as_of(view)

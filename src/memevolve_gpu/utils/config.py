@@ -138,6 +138,7 @@ _Megabytes = Annotated[
 _Seconds = Annotated[
     float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), Allowed("a number of seconds above 0")
 ]
+_Days = Annotated[float, BeforeValidator(_number), Field(ge=0, le=36_500), Allowed("a number of days from 0 to 36500")]
 _IndexType = Annotated[
     Literal["flat", "ivf", "hnsw", "auto"], BeforeValidator(_word), Allowed("flat, ivf, hnsw or auto")
 ]
@@ -518,6 +519,8 @@ class StorageConfig(_Settings):
     """Who may read and write the files of a new store, as ``chmod`` takes it; a store that exists keeps its mode."""
     sample_queries: _Switch = True
     """Whether a bounded sample of query vectors is kept to calibrate the index on what is really asked."""
+    history_days: _Days = 7.0
+    """Days for which replaced and deleted versions of units are kept; 0 keeps none."""
     background: _Switch = True
     """Whether a thread of the store builds, retrains and heals the index by itself."""
     backend_type: _Backend = "vector"

@@ -29,6 +29,7 @@ from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
 from ...records.check import Finding
+from ...records.erasure import finish_erasure, is_unfinished
 from ...records.filters import path_of
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
@@ -57,6 +58,8 @@ FETCH_ATTEMPTS = 5
 
 FLUSH_SECONDS = 1.0
 """How long the background waits for other writers to write access figures down; close() waits for the background."""
+_ERASURE_SECONDS = 5.0
+"""How long an opening waits for readers, to finish an erasure."""
 
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
@@ -305,6 +308,7 @@ def open_session(
     try:
         if clock is not None:
             records.clock = clock
+        records.history_days = config.history_days
         return _assemble(prefix, records, embedder, config, machine or this_machine(config))
     except BaseException:
         records.close()
@@ -332,6 +336,7 @@ def _assemble(
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
+    _finish_erasure(prefix, records, events)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
     device_manager = _device_manager(config, machine, events)
@@ -356,6 +361,16 @@ def _declare_fields(session: StoreSession) -> None:
     if not session.records.read_only:
         session.records.declare_fields(list(session.fields))
     session.wake()
+
+
+def _finish_erasure(prefix: str, records: Records, events: EventLog) -> None:
+    """Complete an erasure that was interrupted; an event where that cannot be done now."""
+    if records.read_only or not is_unfinished(records):
+        return
+    try:
+        finish_erasure(records, Path(f"{prefix}.snapshot"), _ERASURE_SECONDS)
+    except MemEvolveError as error:
+        events.record("erasure-unfinished", str(error), level=logging.ERROR)
 
 
 def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
