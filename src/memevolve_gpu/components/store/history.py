@@ -283,7 +283,7 @@ class HistoryMixin:
             InvalidFilterError: ``filters`` is empty or malformed.
             StorageError: A reader of another process did not end; the units are deleted, call again to finish.
         """
-        session, given = self._open, parse(filters, self.config.filter_unicode)
+        session, given = self._open, parse(filters)
         if not given.root.parts:
             raise InvalidFilterError("filters must say whose units to erase; for all units use delete_namespace")
         seconds = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
