@@ -315,6 +315,13 @@ class Bench:
             "OpenAIEmbedder": lambda: OpenAIEmbedder(NOBODY, "key", "model", 0.3, DIM, max_retries=0),
             "EmbeddingsFunction": lambda: langchain.EmbeddingsFunction(Words(DIM)),
             "FunctionEmbeddings": lambda: langchain.FunctionEmbeddings(self.embed),
+            "MemEvolveDocumentIndex": lambda: langchain.MemEvolveDocumentIndex(
+                store=langchain.MemEvolveVectorStore(self.store, Words(DIM))
+            ),
+            "MemEvolveKeyValueStore": lambda: langchain.MemEvolveKeyValueStore(self.folder / "keys"),
+            "MemEvolveRetriever": lambda: langchain.MemEvolveRetriever(
+                store=langchain.MemEvolveVectorStore(self.store, Words(DIM))
+            ),
             "MemEvolveVectorStore": lambda: langchain.MemEvolveVectorStore(self.store, Words(DIM)),
             "F": lambda: F("type"),
             "HalfLife": None,
