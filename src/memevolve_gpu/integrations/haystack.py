@@ -65,7 +65,7 @@ def _node(given: Any) -> dict[str, Any]:
     if not isinstance(given["conditions"], list):
         raise FilterError(f"'conditions' must be a list of filters, got {shown(given['conditions'])}")
     parts = [_node(one) for one in given["conditions"]]
-    joined = {"AND": {"and": parts}, "OR": {"or": parts}, "NOT": {"not": {"and": parts}}}
+    joined: dict[Any, dict[str, Any]] = {"AND": {"and": parts}, "OR": {"or": parts}, "NOT": {"not": {"and": parts}}}
     if given["operator"] not in joined:
         raise FilterError(f"unknown operator {shown(given['operator'])}; the logical operators are AND, OR and NOT")
     return joined[given["operator"]]
