@@ -116,7 +116,7 @@ def docstore(**held: Any) -> bytes:
     document = pytest.importorskip("langchain_core.documents").Document
     module = types.ModuleType("langchain_community.docstore.in_memory")
     module.InMemoryDocstore = type("InMemoryDocstore", (), {"__module__": module.__name__})  # type: ignore[attr-defined]
-    table = module.InMemoryDocstore()  # type: ignore[attr-defined]
+    table: Any = module.InMemoryDocstore()
     rows = entries(20)
     table._dict = {
         one["id"]: document(id=one["id"], page_content=one["text"], metadata={"number": one["number"], **METADATA})

@@ -115,7 +115,7 @@ def test_memories_are_kept_and_other_doors_read_them(memory: Memory, tmp_path: P
 @pytest.mark.parametrize("wrong", [{"folder": "x", "pathh": 1}, {}])
 def test_a_wrong_configuration_is_refused(wrong: dict[str, Any]) -> None:
     register()
-    with pytest.raises(ValueError, match="folder|pathh"):
+    with pytest.raises(ValueError, match=r"folder|pathh"):
         Memory.from_config({"vector_store": {"provider": "memevolve", "config": wrong}})
 
 
