@@ -167,7 +167,7 @@ class MemEvolveVectorStore(VectorStoreBase):
 
     def create_col(self, name: str, vector_size: int, distance: str = "cosine") -> None:
         """Open a collection, or create it, and use it from here on."""
-        if not isinstance(name, str) or Path(name).name != name:
+        if Path(name).name != name:
             raise ConfigurationError(f"collection_name must be the name of a file, got {shown(name)}")
         self.folder.mkdir(parents=True, exist_ok=True)
         config = {**self.storage_config, "metric": distance}
