@@ -221,7 +221,7 @@ def test_bad_filters_are_named(store: MemEvolveVectorStore, bad: MetadataFilters
 
 def test_what_is_no_node_is_refused(store: MemEvolveVectorStore) -> None:
     with pytest.raises(InvalidUnitError, match=r"nodes\[1\]"):
-        store.add([node("a", "text", [1.0, 0.0]), "text"])  # type: ignore[list-item]
+        store.add([node("a", "text", [1.0, 0.0]), "text"])
     assert store.get_nodes() == []
 
 

@@ -185,7 +185,8 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
             ConfigurationError: The mode is one of those that learn a classifier.
         """
         del kwargs
-        mode, wanted = VectorStoreQueryMode(query.mode), self._wanted(query.filters, query.node_ids, query.doc_ids)
+        mode = VectorStoreQueryMode(query.mode)
+        wanted = self._wanted(query.filters, query.node_ids or None, query.doc_ids or None)  # an index passes []
         top_k = whole_number("similarity_top_k", query.similarity_top_k)
         if mode in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE):
             scores = self._by_words(query, wanted, query.sparse_top_k or top_k)
