@@ -342,7 +342,7 @@ def _all_figures(document: Mapping[str, Any]) -> Rows:
 
 
 def export(
-    file: Annotated[str, file_argument("FILE.jsonl", "File to write; - is stdout.")],
+    file: Annotated[str, file_argument("FILE", "File to write: JSON lines, - is stdout, or FILE.parquet.")],
     *,
     store: Prefix,
     vectors: Annotated[bool, typer.Option("--vectors", help="Write each unit's vector too; import reads it.")] = False,
@@ -351,8 +351,9 @@ def export(
     filters: FilterJson = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write units to a file of JSON lines, oldest first. The file appears complete or not at all.
+    """Write units to a file, oldest first: JSON lines, or Parquet with vectors when its name ends in .parquet.
 
+    The file appears complete or not at all.
     Before it replaces a file it asks; without a terminal to ask on it refuses, unless --force is given.
     """
     from ..records.file_lock import file_mode
@@ -370,12 +371,25 @@ def export(
             if count % _PROGRESS_EVERY == 0:
                 report(f"exporting {count} units", count / total)
 
+        if file.endswith(".parquet"):
+            count = _export_parquet(file, opened, asked, prefix)
+            output.show({"exported": count, "file": file, "vectors": True}, f"exported {count} units to {file}")
+            return
         mode = PRIVATE if is_milvus_uri(prefix) else file_mode(database_path(prefix))
         count = write_lines(file, _export_lines(opened, asked, prefix if vectors else None), told, mode)
     if file == "-":
         output.note(f"exported {count} units")
     else:
         output.show({"exported": count, "file": file, "vectors": vectors}, f"exported {count} units to {file}")
+
+
+def _export_parquet(file: str, store: AnyStore, filters: dict[str, Any] | None, prefix: str) -> int:
+    from ..integrations.importers import write_parquet
+    from ..records import canonical, matches
+
+    canonical(filters)
+    rows = ((unit, vector) for unit, vector in store.export_rows() if matches(filters, unit))
+    return write_parquet(file, rows, stored_model(prefix))
 
 
 def _may_replace(file: str) -> None:
