@@ -98,7 +98,7 @@ def test_a_search_finds_enough_however_many_texts_an_item_has(store: MemEvolveSt
 def test_a_search_agrees_with_a_comparison_of_all_items(tmp_path: Path) -> None:
     rng, words = np.random.default_rng(SEED), Words()
     print("seed", SEED)
-    items = {
+    items: dict[str, dict[str, Any]] = {
         str(number): {"text": f"w{rng.integers(40)} w{rng.integers(40)}", "n": int(rng.integers(10))}
         for number in range(300)
     }
@@ -165,7 +165,7 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(store: MemEvolveS
     )
     refused(InvalidFilterError, "Invalid filter key 'a..b'", lambda: store.search(USER, filter={"a..b": 1}))
     refused(InvalidQueryError, "limit must be a whole number", lambda: store.search(USER, limit=-1))
-    refused(InvalidQueryError, "ops[0] must be a GetOp", lambda: store.batch(["get"]))  # type: ignore[list-item]
+    refused(InvalidQueryError, "ops[0] must be a GetOp", lambda: store.batch(["get"]))
     good, bad = PutOp(USER, "good", {"text": "x"}), PutOp(USER, "bad", {"text": object()})
     refused(InvalidUnitError, "value of 'bad' must be a mapping of JSON values", lambda: store.batch([good, bad]))
     assert store.search(()) == []
@@ -226,8 +226,8 @@ async def test_asynchronous_calls_use_the_asynchronous_model(tmp_path: Path) -> 
         found = await store.asearch(USER, query="w3", limit=1)
         assert keys(found) == ["3"]
         results = await store.abatch([GetOp(USER, "1"), PutOp(USER, "1", None), SearchOp(USER, limit=20)])
-        assert results[0].value == {"text": "w1"}  # type: ignore[union-attr]
-        assert len(results[2]) == 10  # type: ignore[arg-type]
+        assert results[0].value == {"text": "w1"}
+        assert len(results[2]) == 10
         assert await store.aget(USER, "1") is None
 
 
