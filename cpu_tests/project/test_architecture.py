@@ -45,6 +45,7 @@ ENGINES = {
     "haystack",
     "lancedb",
     "langchain_core",
+    "langgraph",
     "llama_index",
     "mcp",
     "mem0",
@@ -62,6 +63,7 @@ ENGINES = {
 BASES = {
     "integrations/haystack": "haystack",
     "integrations/langchain": "langchain_core",
+    "integrations/langgraph": "langgraph",
     "integrations/llama_index": "llama_index",
     "integrations/mem0": "mem0",
 }

@@ -16,6 +16,7 @@ import numbers
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -620,6 +621,16 @@ def visible_gpus() -> str | None:
     The driver's own lists ignore it, so their readers must apply it.
     """
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def may_download() -> bool:
+    """Whether HF_HUB_OFFLINE, the variable of Hugging Face's packages, does not forbid downloads."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "on", "yes", "true")
+
+
+def fastembed_cache() -> Path:
+    """Where fastembed keeps the models that it downloaded: FASTEMBED_CACHE_PATH, else its default."""
+    return Path(os.environ.get("FASTEMBED_CACHE_PATH") or Path(tempfile.gettempdir(), "fastembed_cache"))
 
 
 def gpu_order() -> str | None:

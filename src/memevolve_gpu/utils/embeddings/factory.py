@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..config import EmbeddingConfig
+from ..config import EmbeddingConfig, may_download
 from .adapter import EmbeddingFunction
 from .hashing import HashingEmbedder
 from .local import (
     LocalEmbedder,
     fastembed_has_models,
     fastembed_installed,
-    may_download,
     packaged_model,
     sentence_transformers_installed,
 )

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import numpy as np
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray
 from ..arguments import optional_text, path_text, switch, texts_of, whole_number
+from ..config import fastembed_cache, may_download
 from ..vectors import normalize_rows
 from .adapter import prefixes_of
 
@@ -28,7 +28,6 @@ __all__ = [
     "LocalEmbedder",
     "fastembed_has_models",
     "fastembed_installed",
-    "may_download",
     "packaged_model",
     "sentence_transformers_installed",
 ]
@@ -360,15 +359,9 @@ def fastembed_installed() -> bool:
     return importlib.util.find_spec("fastembed") is not None
 
 
-def may_download() -> bool:
-    """Return False where HF_HUB_OFFLINE, the variable of Hugging Face's packages, forbids downloads."""
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "on", "yes", "true")
-
-
 def fastembed_has_models() -> bool:
     """Return whether fastembed has kept a model that it downloaded."""
-    folder = os.environ.get("FASTEMBED_CACHE_PATH") or Path(tempfile.gettempdir(), "fastembed_cache")
-    return any(Path(folder).glob("models--*"))
+    return any(fastembed_cache().glob("models--*"))
 
 
 def sentence_transformers_installed() -> bool:
