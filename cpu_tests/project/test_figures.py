@@ -53,13 +53,13 @@ def rows(repository: Path) -> list[str]:
 
 def soaked(soak: Any) -> str:
     """The soak: at least an hour, nothing wrong, and how long writes waited."""
-    names = ("lost", "resurrected", "unknown", "wrong_mapping", "findings", "lock_timeouts")
+    names = ("lost", "resurrected", "unknown", "wrong_mapping", "findings")
     assert soak["hours"] >= 1
     assert not any(soak[name] for name in names)
     waits = (soak["write_wait_ms"]["p99"], soak["write_wait_ms_while_no_process_was_stopped"]["p99"])
     return (
         "{hours:.1f} h, {acknowledged_writes:,} acknowledged writes, {kills} kills, {lost} lost, {resurrected} back, "
-        "{wrong_mapping} wrong".format(**soak)
+        "{wrong_mapping} wrong, {lock_timeouts} refused for a lock that was held too long".format(**soak)
         + f", {waits[0]:.1f} / {waits[1]:.1f} ms"
     )
 
