@@ -3,8 +3,9 @@
     python benchmarks/namespaces.py [--namespaces 1000] [--units 1000] [--dim 384] [--attempts 1000000] [--json FILE]
 
 The vectors are seeded clusters, the units of a namespace are written in several batches that take turns with those of
-other namespaces. Searches in a random namespace take turns with the same searches in a separate store with the units of
-that namespace's size, so both see the same load; one thread, ``recall`` at its default. ``leaks`` counts the attempts,
+other namespaces. Searches in a random namespace take turns with the same ones in a random one of 20 separate stores,
+each as large as a namespace, so both see the same load and the same cold memory; one thread, ``recall`` at its default.
+``repeated`` asks one namespace and one store again and again. ``leaks`` counts the attempts,
 of all kinds, after which a call in one namespace gave or changed something of another; it must be 0.
 """
 
@@ -16,6 +17,7 @@ import os
 import random
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from memevolve_gpu import VectorStore
 
 WRITES = 4
 """Batches in which the units of a namespace arrive."""
+STORES = 20
 K = 10
 
 
@@ -60,14 +63,15 @@ def filled(store: VectorStore, spaces: int, units: int, dim: int) -> float:
     return time.perf_counter() - started
 
 
-def timed(store: VectorStore, alone: VectorStore, spaces: int, dim: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of the same searches in a random namespace and in the store that is alone."""
+def timed(store: VectorStore, alone: list[VectorStore], spaces: int, dim: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of the same searches in a random namespace and in a random store of its size."""
     rng, pick = np.random.default_rng(2), random.Random(2)
     queries = vectors(rng, rounds, dim)
-    places = [store.namespace(*path_of(pick.randrange(spaces))) for _ in range(rounds)]
+    places = [(store.namespace(*path_of(pick.randrange(spaces))), pick.choice(alone)) for _ in range(rounds)]
     filters = {"metadata.n": {"lt": 100}}
     kinds: dict[str, Any] = {
         "search": (lambda one, at: one.search_vectors(queries[at : at + 1], K)),
+        "repeated": (lambda one, at: one.search_vectors(queries[at : at + 1], K)),
         "filtered": (lambda one, at: one.search_vectors(queries[at : at + 1], K, filters)),
         "keywords": (lambda one, at: one.search_keywords(f"fact topic{at % 50}", K)),
         "retrieve": (lambda one, at: one.retrieve(f"u{at % 50}")),
@@ -76,7 +80,7 @@ def timed(store: VectorStore, alone: VectorStore, spaces: int, dim: int, rounds:
     for kind, call in kinds.items():
         taken = np.empty((rounds, 2))
         for at in range(rounds):
-            for column, one in enumerate((places[at], alone)):
+            for column, one in enumerate(places[0 if kind == "repeated" else at]):
                 started = time.perf_counter()
                 call(one, at)
                 taken[at, column] = time.perf_counter() - started
@@ -136,14 +140,15 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     spaces, units, dim = options.namespaces, options.units, options.dim
     total = spaces * units
     config = {"background": False, "max_memory_units": 2 * total, "max_memory_mb": "auto", "durability": "normal"}
-    with (
-        VectorStore(folder / "many", None, dim, storage_config=config) as store,
-        VectorStore(folder / "alone", None, dim, storage_config=config) as alone,
-        VectorStore(folder / "one", None, dim, storage_config=config) as one,
-    ):
+    with ExitStack() as stack:
+        names = ["many", "one", *(f"alone{n}" for n in range(min(spaces, STORES)))]
+        store, one, *alone = [
+            stack.enter_context(VectorStore(folder / name, None, dim, storage_config=config)) for name in names
+        ]
         seconds = filled(store, spaces, units, dim)
-        alone.store_batch([unit(0, n) for n in range(units)], vectors(np.random.default_rng(1), units, dim))
-        alone.run_maintenance()
+        for number, other in enumerate(alone):
+            other.store_batch([unit(0, n) for n in range(units)], vectors(np.random.default_rng(number), units, dim))
+            other.run_maintenance()
         for start in range(0, total, 10_000):
             rows = min(10_000, total - start)
             batch = [{**unit(0, start + n), "id": f"u{start + n}"} for n in range(rows)]

@@ -223,7 +223,7 @@ def _said(content: Any) -> Any:
 def endpoints(server: MCPServer) -> None:
     """What the memory server does not declare: levels of logging, completion and subscriptions."""
 
-    @server.completion()  # type: ignore[no-untyped-call,untyped-decorator]
+    @server.completion()  # type: ignore[no-untyped-call,untyped-decorator,unused-ignore]
     async def complete(*_about: Any) -> types.Completion:
         return types.Completion(values=["paris", "park", "party"], total=3, has_more=False)
 

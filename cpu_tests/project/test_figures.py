@@ -46,8 +46,22 @@ def rows(repository: Path) -> list[str]:
         "{operations:,} operations, {lost} lost, {doubled} doubled, p99 of a write's waiting {wait:.1f} ms".format(
             **two, wait=two["write_waiting_ms"]["p99"]
         ),
+        soaked(read(repository, "soak.json")),
         f"{query['semantic']['p95_ms']:.1f} ms / {query['hybrid, weighted']['p95_ms']:.1f} ms",
     ]
+
+
+def soaked(soak: Any) -> str:
+    """The soak: at least an hour, nothing wrong, and how long writes waited."""
+    names = ("lost", "resurrected", "unknown", "wrong_mapping", "findings")
+    assert soak["hours"] >= 1
+    assert not any(soak[name] for name in names)
+    waits = (soak["write_wait_ms"]["p99"], soak["write_wait_ms_while_no_process_was_stopped"]["p99"])
+    return (
+        "{hours:.1f} h, {acknowledged_writes:,} acknowledged writes, {kills} kills, {lost} lost, {resurrected} back, "
+        "{wrong_mapping} wrong, {lock_timeouts} refused for a lock that was held too long".format(**soak)
+        + f", {waits[0]:.1f} / {waits[1]:.1f} ms"
+    )
 
 
 def promised(*targets: Any) -> list[str]:

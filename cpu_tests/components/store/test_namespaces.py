@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -38,7 +39,7 @@ from memevolve_gpu.components.retrieve import (
 )
 from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.components.store.foreign import as_backend
-from memevolve_gpu.live import scheduler
+from memevolve_gpu.live import live_index, scheduler
 from memevolve_gpu.records.filters import matches
 
 DIM = 16
@@ -516,6 +517,31 @@ def test_expiry_takes_moments_and_refuses_what_is_none(opened: Open, clock: Cloc
         with pytest.raises(InvalidUnitError, match=r"ttl|expires_at"):
             store.store_batch([unit(7)], **times)
     assert not store.exists("id7")
+
+
+def test_the_background_sweeps_what_has_expired(opened: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_index, "SWEEP_ROWS", 10)
+    store = opened(background=True)
+    store.namespace("alice").store_batch([unit(n) for n in range(20)], ttl=5)
+    clock.now += 5
+    store.store_batch([unit(n, "later") for n in range(40)])
+    deadline = time.monotonic() + 60
+    while store._open.records.head().count > 40:  # rows of the file, expired ones included
+        assert time.monotonic() < deadline, store.statistics()
+        time.sleep(0.02)
+    assert store.count() == 40
+
+
+def test_langchain_stays_inside(opened: Open) -> None:
+    langchain = pytest.importorskip("memevolve_gpu.integrations.langchain", reason="langchain-core is not installed")
+    store = opened()
+    store.namespace("bob").store_batch([unit(n, "git rebase") for n in range(5)])
+    vectors = langchain.MemEvolveVectorStore(store.namespace("alice"))
+    assert vectors.similarity_search("git rebase") == []
+    assert vectors.add_texts(["git bisect"], ids=["id1"]) == ["id1"]
+    assert [found.page_content for found in vectors.similarity_search("git rebase", k=4)] == ["git bisect"]
+    assert vectors.delete(["id1", "id2"])
+    assert store.namespace("bob").count() == 5
 
 
 def test_two_processes_see_namespaces_and_expiry_alike(opened: Open, tmp_path: Path, clock: Clock) -> None:

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Index
+from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
-from ..types import FloatArray, Head, IntArray, Precision, SearchParams
+from ..types import FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
@@ -28,7 +29,7 @@ from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
 from .query_sample import QuerySample
-from .snapshots import agrees, load_snapshot, read_everything
+from .snapshots import agrees, load_snapshot, read_everything, remove_snapshot
 from .view import Found, View, ViewFilter, row_filter_of
 from .view_builder import ViewBuilder, apart, on_host
 
@@ -86,6 +87,15 @@ class LiveSettings:
     background: bool = True
     sample_queries: bool = True
     seed: int = 20_240_607
+
+
+T = TypeVar("T")
+
+
+def _own_bytes(index: Index) -> int:
+    """Memory of an index beside another one over the same rows, whose vectors and slot table it shares."""
+    shared = index.slots.nbytes + index.id_bytes.nbytes + index.id_ends.nbytes + index.table.resident_bytes
+    return max(0, index.nbytes - shared)
 
 
 PAGE = 1024
@@ -154,6 +164,8 @@ class LiveIndex:
             index, vectors = view.index, view.index.table.vectors
             index_bytes = index.nbytes
             self._measured = index, vectors, index_bytes
+        if view.host_side is not None:
+            index_bytes += _own_bytes(view.host_side.index)
         groups = 0 if view.groups is None else view.groups.nbytes
         own = view.index_died.nbytes + view.delta.nbytes + self._masks.nbytes + self._expiring.nbytes
         return index_bytes + groups + own
@@ -191,6 +203,19 @@ class LiveIndex:
         queries: float32 (nq, dim), normalised under cosine, on the host or on a device. recall: overrides the target
         of the settings. scope: the namespaces to search, and the time at which expiry is judged.
         """
+        return self._again(lambda: self._searched(queries, k, filters, recall, scope))
+
+    def _again(self, act: Callable[[], T]) -> T:
+        """Do it, and once more from the records when vectors of the snapshot turn out to be damaged."""
+        try:
+            return act()
+        except DamagedVectorsError as error:
+            self._distrust(error)
+            return act()
+
+    def _searched(
+        self, queries: FloatArray | DeviceQueries, k: int, filters: Any, recall: float | None, scope: Scope
+    ) -> Found:
         started = self.last_search = time.perf_counter()
         view, view_filter = self._view_and_mask(parse(filters), scope)
         k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
@@ -202,6 +227,11 @@ class LiveIndex:
             self.device_manager.poll(view.index)
         return found
 
+    def count(self, scope: Scope) -> int:
+        """Live rows that a search of the scope may find."""
+        view, view_filter = self._view_and_mask(parse(None), scope)
+        return view.count if view_filter is None else view_filter.count(view)
+
     def matching(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, IntArray]:
         """A view, and the slots of its live units in the scope that match, int64 (n,), ascending."""
         view, view_filter = self._view_and_mask(filters, scope)
@@ -211,7 +241,11 @@ class LiveIndex:
         """Slots, those given among them, and the values of the field in each."""
         return self._masks.columns.whole(path, slots, self._log(self._view))
 
-    def ranked(
+    def ranked(self, *given: Any, **named: Any) -> list[tuple[float, float, int]]:
+        """As :meth:`_ranked`."""
+        return self._again(lambda: self._ranked(*given, **named))
+
+    def _ranked(
         self,
         query: FloatArray,
         k: int,
@@ -295,6 +329,14 @@ class LiveIndex:
         self._measured = (None, None, 0)  # keep no reference to the old index and its device memory
         self.generation = generation
 
+    def check_vectors(self, pause: Callable[[], None]) -> None:
+        """Compare the vectors of a snapshot with their checksums, as far as no search did; where one does not hold,
+        read everything from the records again."""
+        try:
+            self._view.index.table.check(pause)
+        except DamagedVectorsError as error:
+            self._distrust(error)
+
     def look_at_device(self) -> None:
         """Read the device's incidents and free memory; may take seconds."""
         view = self._view
@@ -326,6 +368,12 @@ class LiveIndex:
             view = self._advance()
             self.events.record("reload", cause, seconds=time.perf_counter() - started, rows=view.count)
             return view
+
+    def _distrust(self, error: DamagedVectorsError) -> None:
+        """Remove a damaged snapshot, and read everything from the records again."""
+        if not self.records.read_only:
+            remove_snapshot(self.snapshot_path)
+        self.reload(f"{error}; read everything from the records again")
 
     def _caught_up(self) -> tuple[View, bool]:
         """An up-to-date view, and whether it is the caller's own rather than the published one."""
@@ -368,6 +416,8 @@ class LiveIndex:
                 return view
             cause = "snapshot contradicts the records"
             self.events.record("snapshot-refused", f"{cause}; rebuilding from them", level=logging.WARNING)
+            if not self.records.read_only:
+                remove_snapshot(self.snapshot_path)
         self._restart(read_everything(self.records), 0)
         return self._advance()
 
@@ -417,14 +467,16 @@ class LiveIndex:
         self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, view_filter: ViewFilter | None
     ) -> Found:
         """The results; from the host's vectors if the device fails in a way that its index did not handle."""
+        used = view.faster_for(len(queries), on_device=isinstance(queries, DeviceQueries))
         try:
-            return view.search(queries, k, view.stats.search_params(view.index, k, target), view_filter)
+            return used.search(queries, k, used.stats.search_params(used.index, k, target), view_filter)
         except DeviceError as error:
             self.device_manager.refused(error, view.index.plan)
             with self.mutex:
                 if self._view.index is view.index and not self._changing:
                     self.leave_device()
-            return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
+            used = on_host(view)
+            return used.search(queries, k, used.stats.search_params(used.index, k, target), view_filter)
 
     def _view_and_mask(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, ViewFilter | None]:
         """A view, and the rows of it that match the filter and lie in the scope; None for all of them.

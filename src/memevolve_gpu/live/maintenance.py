@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError
+from ..index.vector_table import DamagedVectorsError
 from ..planner.plan import plan_index
 from ..records.file_lock import one_process
 from ..records.records import Records
@@ -33,6 +35,8 @@ from .worker import SearchYield
 
 __all__ = ["Maintenance", "Report"]
 
+T = TypeVar("T")
+
 PROBED = 48
 """Real queries of one recall probe."""
 
@@ -52,12 +56,14 @@ PROBE_SLACK = 0.03
 """How far a probe may lie below the target: one standard error of 48 queries of ten results is about 0.01 at 0.95."""
 
 
-def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: bool = False) -> IndexPlan:
+def plan_for(
+    settings: LiveSettings, devices: DeviceManager, view: View, early: bool = False, *, on_host: bool = False
+) -> IndexPlan:
     """The index that a view should have; the one that it has where no other fits into memory.
 
-    ``early`` ignores MIN_TRAINING_UNITS.
+    ``early`` ignores MIN_TRAINING_UNITS; ``on_host``: the plan for the CPU, whatever devices there are.
     """
-    state = devices.state(view.count, view.index)
+    state = None if on_host else devices.state(view.count, view.index)
     try:
         plan = plan_index(
             count=view.count,
@@ -77,6 +83,8 @@ def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: 
         )
     except CapacityError as error:
         return replace(view.index.plan, reason=f"kept as it is: {error}", refusal="")
+    if on_host:
+        return plan
     devices.note(plan, state)
     missing = devices.absence() if state is None else ""
     if not missing:
@@ -150,7 +158,7 @@ class Maintenance:
         self.scheduler = MaintenanceScheduler(
             self.plan,
             live.settings.min_training_units,
-            lambda: live.sweep_is_due() or self._saver.log_is_long(),
+            lambda: live.sweep_is_due() or self._saver.log_is_long() or live.records.history_is_due(),
             lambda: devices.needs_look,
         )
         self._quality_now: tuple[object, Quality] | None = None
@@ -182,7 +190,7 @@ class Maintenance:
                 else:
                     recall = held.recall if view.stats.probed is None else view.stats.probed
                 known = key, Quality(view_self_hits(view, self._live.records, target), recall, len(sample))
-            except DeviceError:  # the next search continues on the CPU
+            except (DeviceError, DamagedVectorsError):  # the next search continues on the CPU, or with the records
                 return held
             self._quality_now = known
         return known[1]
@@ -193,6 +201,8 @@ class Maintenance:
         worth_asking = self.scheduler.notify(event, view)
         if self._live.device_manager.needs_look:
             worth_asking |= self.scheduler.notify("device", view)
+        if not view.index.table.is_checked:
+            return True
         return worth_asking and self.scheduler.next_action(view).delay is not None
 
     def run_if_due(self) -> float | None:
@@ -201,6 +211,7 @@ class Maintenance:
         Returns:
             Seconds after which to call again; None to wait for the next event.
         """
+        self._live.check_vectors(SearchYield(lambda: self._live.last_search))
         view = self._live.catch_up()
         self.scheduler.notify("written", view)
         action = self.scheduler.next_action(view)
@@ -277,6 +288,11 @@ class Maintenance:
                 raise translate_error(saver.failed.__cause__ or saver.failed, live.snapshot_path)
             return live.snapshot_path
 
+    def alone(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns, while no round runs in any process."""
+        with self._round_lock, one_process(self._lock_path, True, self._live.records.file_mode):
+            return act()
+
     def close(self) -> None:
         """Save an index that is not saved yet, unless another process is maintaining; a failure is an event."""
         if not self._saver.unsaved or self._live.records.read_only or self.in_round():
@@ -317,6 +333,7 @@ class Maintenance:
         actions += self._check_recall(background)
         if not live.records.read_only:
             actions += self._purge_log()
+            actions += self._purge_history()
             actions += self._save_vectors()
         return actions, reason.text if reason else ""
 
@@ -326,7 +343,7 @@ class Maintenance:
         if live.records.read_only or not live.has_expired():
             return []
         while last == SWEPT_AT_ONCE:
-            with live.records.write() as tx:
+            with live.records.write(operation="sweep") as tx:
                 last = tx.drop_expired(SWEPT_AT_ONCE)
             swept += last
         return [f"swept {swept} expired units"]
@@ -334,6 +351,7 @@ class Maintenance:
     def _verify(self) -> list[str]:
         """Compare the index with the records; where they differ, read everything from the records again."""
         live = self._live
+        live.check_vectors(SearchYield(lambda: live.last_search))
         if agrees(live.catch_up(), live.records, live.settings.seed):
             return []
         view = live.reload("the index contradicts the records")
@@ -422,6 +440,10 @@ class Maintenance:
             if saver.log_is_held():
                 saver.save()
         return [f"purged {saver.purge()} log entries"]
+
+    def _purge_history(self) -> list[str]:
+        records = self._live.records
+        return [f"purged {records.purge_history()} changes of the history"] if records.history_is_due() else []
 
     def _save_vectors(self) -> list[str]:
         """Save, where many vectors are in memory that could be mapped from the snapshot."""

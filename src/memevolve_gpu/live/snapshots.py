@@ -11,7 +11,7 @@ import numpy as np
 
 from ..index.base import Index
 from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
-from ..index.vector_table import roomy
+from ..index.vector_table import DamagedVectorsError, roomy
 from ..monitoring.events import EventLog
 from ..records.records import Records
 from ..types import IntArray, Row, Rows
@@ -21,7 +21,7 @@ from .namespaces import RowGroups, grouped
 from .view import View
 from .view_builder import empty_index, flat_index, view_of
 
-__all__ = ["agrees", "load_snapshot", "read_everything", "spot_check"]
+__all__ = ["agrees", "load_snapshot", "read_everything", "remove_snapshot", "spot_check"]
 
 PAGE = 512
 SAMPLED = 32
@@ -41,7 +41,7 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         return None
     head = records.head()
     if info.watermark > head.last_seq and not records.read_only:
-        _remove(path)
+        remove_snapshot(path)
     if not head.horizon <= info.watermark <= head.last_seq:
         events.record(
             "snapshot-refused",
@@ -54,10 +54,10 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
     return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead, groups), info
 
 
-def _remove(path: Path) -> None:
-    """Remove a snapshot that is ahead of the log.
+def remove_snapshot(path: Path) -> None:
+    """Remove a snapshot that is damaged, or ahead of the log.
 
-    The records went back in time: an older copy, or a power cut under durability normal. After enough writes the
+    Ahead: the records went back in time: an older copy, or a power cut under durability normal. After enough writes the
     snapshot would seem to join the log again, and be wrong.
     """
     with suppress(OSError):
@@ -91,7 +91,10 @@ def agrees(view: View, records: Records, seed: int) -> bool:
 
     A view that is behind the records by now cannot be compared, and passes.
     """
-    sampled = spot_check(view, records, seed)
+    try:
+        sampled = spot_check(view, records, seed)
+    except DamagedVectorsError:
+        return False
     head = records.head()
     return head.last_seq != view.watermark or (sampled and head.count == view.count)
 

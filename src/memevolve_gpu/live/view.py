@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -13,13 +13,14 @@ import numpy.typing as npt
 from ..index.base import Index, chunks
 from ..index.bitmap import RowFilter, RowList
 from ..index.exact_scan import exact_scan
+from ..planner.routing import SideTimings
 from ..types import FloatArray, IntArray, Metric, SearchParams
 from ..utils.vectors import DeviceQueries
 from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats
 from .namespaces import DEFAULT, RowGroups
 
-__all__ = ["FEW_ROWS", "Found", "LiveRows", "View", "ViewFilter", "row_filter_of"]
+__all__ = ["FEW_ROWS", "Found", "HostSide", "LiveRows", "View", "ViewFilter", "row_filter_of"]
 
 T = TypeVar("T")
 
@@ -145,6 +146,15 @@ class Found:
         return present
 
 
+@dataclass(frozen=True, slots=True)
+class HostSide:
+    """The index on the CPU beside one on a device: the same rows at the same positions, and what both sides take."""
+
+    index: Index
+    stats: IndexStats
+    timings: SideTimings
+
+
 @dataclass(frozen=True)
 class View:
     """What a search sees; the answers of a view never change.
@@ -153,7 +163,7 @@ class View:
     complete as of ``watermark``. index_died int64 (index.n,) holds the log entry of each row's death. It, index_deaths
     and the delta buffer are shared with later views: rows are only added after ``delta_n``, deaths are only set to log
     entries above ``watermark``, and positions are only added after the first ``index_dead`` of index_deaths, which are
-    those of the dead rows of this view.
+    those of the dead rows of this view. host_side is there where calls are routed by measurement (DEVICE=auto).
     """
 
     watermark: int
@@ -168,6 +178,7 @@ class View:
     metric: Metric
     stats: IndexStats
     groups: RowGroups | None = None
+    host_side: HostSide | None = None
 
     @property
     def count(self) -> int:
@@ -235,6 +246,28 @@ class View:
             found.append(part[piece.died[part - piece.start] > self.watermark])
         return np.concatenate(found)
 
+    def faster_for(self, nq: int, *, on_device: bool = False) -> View:
+        """The view that answers ``nq`` queries sooner, by measurement: this one, or the same rows by the CPU's index.
+
+        on_device: the queries lie on a device, where they stay while it answers.
+        """
+        side = self.host_side
+        if side is None or (self.index.device != "cpu" and (on_device or side.timings.device_wins(nq))):
+            return self
+        return self.by_host
+
+    @property
+    def by_host(self) -> View:
+        """The same rows by the index on the CPU; this view where there is none beside the device's."""
+        return self if self.host_side is None else self._by_host
+
+    @lazy
+    def _by_host(self) -> View:
+        side = self.host_side
+        found = self if side is None else replace(self, index=side.index, stats=side.stats, host_side=None)
+        found.__dict__["alive"] = self.alive  # one mask serves both
+        return found
+
     @lazy
     def alive(self) -> RowFilter | None:
         """Live rows of the index; None when all are."""
@@ -255,7 +288,7 @@ class View:
     ) -> Found:
         """Exact distances of the k nearest live, matching rows; of rows at equal distances the older first.
 
-        One more result than k is searched for: if it is as far as the k-th, an exact scan finds the oldest of all rows
+        One more result than k is searched for: if it is as far as the k-th, a wider search finds the oldest of the rows
         at that distance, so that the first results do not depend on k.
 
         queries: float32 (nq, dim), normalised under cosine. Those on a device are copied to the host for a delta buffer
@@ -267,7 +300,7 @@ class View:
             distances, places = distances[:, :k], places[:, :k]
             if tied.size:
                 distances, places = distances.copy(), places.copy()
-                self._untie(np.asarray(queries), tied, view_filter, (distances, places))
+                self._untie(np.asarray(queries), tied, params, view_filter, (distances, places))
         return Found(self, np.ascontiguousarray(distances), np.ascontiguousarray(places))
 
     def _nearest(
@@ -283,16 +316,26 @@ class View:
         return _merge(parts, len(queries), k)
 
     def _untie(
-        self, queries: FloatArray, tied: IntArray, view_filter: ViewFilter | None, out: tuple[FloatArray, IntArray]
+        self,
+        queries: FloatArray,
+        tied: IntArray,
+        params: SearchParams,
+        view_filter: ViewFilter | None,
+        out: tuple[FloatArray, IntArray],
     ) -> None:
-        """Fill the rows ``tied`` of ``out``, (nq, k), by exact scans wide enough to cut no tie."""
+        """Fill the rows ``tied`` of ``out``, (nq, k), by searches wide enough to cut no tie.
+
+        Equal vectors have equal codes, so candidates hold all of them or end among them; then the next search is wider.
+        A graph may hold one of them and miss another, and is not asked.
+        """
+        params = SearchParams(exact=True) if self.index.kind == "hnsw" else params
         k = width = out[0].shape[1]
         while tied.size:
             width = min(_WIDER * (width + 1), self.count)
             still = []
             for part in chunks(len(tied), 12 * width):
                 rows = tied[part]
-                distances, places = self._nearest(queries[rows], width, SearchParams(exact=True), view_filter)
+                distances, places = self._nearest(queries[rows], width, params, view_filter)
                 whole = (distances[:, k - 1] < distances[:, -1]) | (places[:, -1] < 0) | (width >= self.count)
                 out[0][rows[whole]], out[1][rows[whole]] = distances[whole, :k], places[whole, :k]
                 still.append(rows[~whole])

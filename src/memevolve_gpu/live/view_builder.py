@@ -42,8 +42,8 @@ def cpu_copy(index: Index) -> Index:
 
 
 def on_host(view: View) -> View:
-    """The same view with an exact index on the CPU."""
-    return replace(view, index=cpu_copy(view.index), stats=UNKNOWN)
+    """The same view with the CPU's index beside the device's, or with an exact one."""
+    return view.by_host if view.host_side is not None else replace(view, index=cpu_copy(view.index), stats=UNKNOWN)
 
 
 def empty_index(dim: int, metric: Metric) -> Index:
@@ -124,6 +124,7 @@ class ViewBuilder:
             base.metric,
             UNKNOWN if self.cleared else base.stats,
             None if self.cleared else base.groups,
+            None if self.cleared else base.host_side,
         )
         if view.index_dead == base.index_dead and self._index is base.index and "alive" in base.__dict__:
             view.__dict__["alive"] = base.__dict__["alive"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +17,7 @@ from ..types import IntArray, MemoryUnit, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
 from .fulltext_buffer import terms_of_folded
+from .history import MOVE_FLOOR
 from .schema import SPACE_WORDS_TABLE, WORDS_TABLE
 from .transaction import AUTO_LIMIT
 
@@ -245,6 +247,7 @@ def _restart_log(case: _Case) -> None:
     """Skip one sequence number and purge up to it: every watermark is below the horizon now."""
     case.con.execute("DELETE FROM log")
     case.con.execute("UPDATE counters SET last_seq = last_seq + 1, horizon = last_seq + 1")
+    case.con.execute(MOVE_FLOOR, (first_row(case.con, "SELECT last_seq FROM counters")[0], time.time()))
 
 
 # -- namespaces -------------------------------------------------------------------------------------------------------

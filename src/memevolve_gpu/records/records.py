@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ from ..errors import CorruptStoreError, MemEvolveError, StorageError
 from ..types import Change, Head, IntArray, MemoryUnit, Metric, Op, Row
 from ..utils.arguments import path_text as checked_path
 from ..utils.drafts import PRIVATE, remove_abandoned_drafts
-from . import writer
+from . import history, writer
 from .backup import backup, backup_path, restore
 from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability, all_rows, checked_counters, first_row
@@ -91,6 +93,11 @@ def _text(rows: list[tuple[object]]) -> str | None:
 T = TypeVar("T")
 
 _ATTEMPTS = 100
+_DAY = 86_400.0
+
+PURGED_AT_ONCE = 1000
+"""Changes that are forgotten in one transaction."""
+
 _GONE = "(SELECT count(*) FROM units AS u WHERE u.expires_at <= ?1 AND +u.ns = ?2)"
 _COUNT = f"SELECT count - others - {_GONE} FROM counters"
 _COUNT_OF = f"SELECT count - {_GONE} FROM namespaces WHERE key = ?2"
@@ -155,6 +162,8 @@ class Records:
         self.path = path
         self.clock: Callable[[], float] = time.time
         """Gives the Unix time at which expiry is judged."""
+        self.history_days = 0.0
+        """Days for which replaced and removed versions are kept; 0 keeps none."""
         self._pool = pool
         self._words = WordCache()
         self.store_id: str = opened.info.store_id
@@ -208,27 +217,58 @@ class Records:
         self._pool.refuse_if_closed()
 
     def write(
-        self, timeout: float | None = None, namespace: tuple[str, ...] = (), *, grouped: bool = False
+        self,
+        timeout: float | None = None,
+        namespace: tuple[str, ...] = (),
+        operation: str = "write",
+        *,
+        grouped: bool = False,
     ) -> WriteContext:
         """A context manager that yields a :class:`Transaction`: committed on success, rolled back on any exception.
 
         Waits for other writers, at most ``timeout`` seconds, by default those given to :meth:`open`; Ctrl-C ends the
-        wait. grouped: for short transactions; those of threads that write at once are committed together, each
-        one is durable when its block ends, and one that fails takes no other with it.
+        wait. operation: its kind in the history. grouped: for short transactions; those of threads that write at once
+        are committed together, each one is durable when its block ends, and one that fails takes no other with it.
         Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
         """
-        return WriteContext(self._session, self.dim, timeout, namespace, self.clock, grouped)
+        kept = operation if self.history_days > 0 else None
+        return WriteContext(self._session, self.dim, timeout, namespace, self.clock, kept, grouped)
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
         with self.write() as tx:
             return tx.purge(upto_seq)
 
+    def history_is_due(self) -> bool:
+        """Whether versions are kept that should not be any more; a tenth of the retention late at most."""
+        at = self._read(history.oldest)
+        return at is not None and at < self.clock() - 1.1 * _DAY * self.history_days
+
+    def purge_history(self, steps: int = 2**62) -> int:
+        """Forget versions beyond the retention, a thousand changes in a transaction; returns their number."""
+        gone = count = 0
+        for _ in range(steps):
+            before = math.inf if not self.history_days else self.clock() - _DAY * self.history_days
+            with self.write() as tx:
+                count = tx.outside(partial(history.purge, before=before, limit=PURGED_AT_ONCE))
+            gone += count
+            if count < PURGED_AT_ONCE:
+                break
+        return gone
+
+    def past(self, read: Callable[[apsw.Connection], T]) -> T:
+        """What a function of ``records/history.py`` reads, as of one moment."""
+        return self._snapshot(read)
+
     def checkpoint(self) -> None:
         """Fold the keyword index, and copy the write-ahead log into the database as far as readers allow."""
         with self.write() as tx:
             tx.merge_pending()
         self._session.empty_log()
+
+    def rewrite(self, seconds: float) -> None:
+        """Write the database file anew, so that nothing that was deleted is left in it or in its log."""
+        self._session.rewrite(seconds)
 
     def backup(self, target: str | os.PathLike[str]) -> Path:
         """Write a consistent copy while the store is in use, and return its path: ``target``, ending in ``.db``.
@@ -336,6 +376,12 @@ class Records:
             if path[: len(prefix)] == tuple(prefix)
         ]
         return sorted(one for one in found if one[2] or one[3] is not None or one[4] is not None)
+
+    def all_namespaces(self, prefix: Sequence[str] = ()) -> dict[int, tuple[str, ...]]:
+        """The paths of a subtree by key, of namespaces without units too."""
+        rows = [(0, "[]"), *self._rows("SELECT key, path FROM namespaces WHERE key <> 0")]
+        paths = {key: tuple(json.loads(path)) for key, path in rows}
+        return {key: path for key, path in paths.items() if path[: len(prefix)] == tuple(prefix)}
 
     def namespace_info(self, ns: int) -> tuple[int, int | None, float | None]:
         """(count, max_units, default_ttl) of a namespace."""

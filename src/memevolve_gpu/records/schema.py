@@ -12,6 +12,7 @@ import apsw
 from ..errors import ConfigurationError, DimensionMismatchError, NewerSchemaError, NotAStoreError
 from ..types import Metric
 from .connections import all_rows, first_row
+from .history import HISTORY_TABLES
 from .lineage import first_link
 
 __all__ = [
@@ -118,7 +119,8 @@ CREATE TABLE namespaces (
     max_units INTEGER,
     default_ttl REAL                        -- seconds
 ) STRICT;
-{SPACE_WORDS_TABLE}
+{SPACE_WORDS_TABLE};
+{HISTORY_TABLES}
 """
 
 MIGRATIONS: tuple[str, ...] = (
@@ -133,7 +135,8 @@ ALTER TABLE access RENAME TO access_1;
 INSERT INTO units (slot, id, unit) SELECT slot, id, unit FROM units_1 ORDER BY slot;
 INSERT INTO access (ns, id, last_access, count) SELECT 0, id, last_access, count FROM access_1;
 DROP TABLE units_1;
-DROP TABLE access_1
+DROP TABLE access_1;
+INSERT INTO history_floor SELECT 1, last_seq, last_seq, unixepoch() FROM counters
 """,
 )
 """Scripts that migrate a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
@@ -179,6 +182,7 @@ def create(con: apsw.Connection, dim: int, metric: Metric) -> None:
     con.execute(_TABLES)
     con.execute(_SINCE_VERSION_2)
     con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, ?)", (first_link(),))
+    con.execute("INSERT INTO history_floor VALUES (1, 0, 0, 0)")
     con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))
     con.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     con.execute(f"PRAGMA user_version = {VERSION}")

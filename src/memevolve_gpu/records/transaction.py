@@ -21,6 +21,7 @@ import apsw
 from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
 from ..types import Head, MemoryUnit, Op
 from ..utils.plain import json_text
+from . import history
 from .connections import all_rows, checked_counters, first_row
 from .damage import noted, read_unit
 from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending
@@ -171,7 +172,10 @@ class Transaction:
         floor: bytes = NO_TOKEN,
         space: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
+        operation: str | None = None,
     ) -> None:
+        """operation: its kind in the history; None keeps no history."""
+        self._operation = operation
         self._space, self._clock, self._others = space, clock, 0
         self._key: int | None = None
         self._own = self._next = 0
@@ -228,10 +232,13 @@ class Transaction:
         """Delete the namespace, its units and limits; returns the number of units."""
         removed = self.clear()
         key = self.namespace
-        self._changed.pop(key, None)
-        self._run("DELETE FROM namespaces WHERE key = ?", (key,))
+        if self._operation is None or key == 0:
+            self._changed.pop(key, None)
+            self._run("DELETE FROM namespaces WHERE key = ?", (key,))
+        else:  # the history needs its key
+            self._run("UPDATE namespaces SET max_units = NULL, default_ttl = NULL WHERE key = ?", (key,))
         self._run("DELETE FROM meta WHERE key = ?", (f"management_history/{key}",))
-        self._key = 0 if key == 0 else None
+        self._key = 0 if key == 0 else None if self._operation is None else self._key
         return removed
 
     def expire(self, unit_id: str, expires_at: float | None) -> bool:
@@ -239,6 +246,7 @@ class Transaction:
         found = self.find(unit_id)
         if found is None:
             return False
+        self._keep(history.ADD_EDITED, Op.EDIT, found.slot)
         self._run("UPDATE units SET expires_at = ? WHERE slot = ?", (expires_at, found.slot))
         self._log(Op.EDIT, found.slot)
         return True
@@ -248,9 +256,15 @@ class Transaction:
         sql = "SELECT ns, id FROM units WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
         rows = self._run(sql, (self._clock(), limit))
         for ns, unit_id in rows:
-            self._remove(unit_id, ns)
-            self._run("DELETE FROM access WHERE ns = ? AND id = ?", (ns, unit_id))
+            self.drop_from(ns, unit_id)
         return len(rows)
+
+    def drop_from(self, ns: int, unit_id: str) -> bool:
+        """Remove a unit of any namespace, expired or not, and its access figures; False when there is none."""
+        removed = self._remove(unit_id, ns)
+        if removed:
+            self._run("DELETE FROM access WHERE ns = ? AND id = ?", (ns, unit_id))
+        return removed
 
     def find(self, unit_id: str) -> Stored | None:
         """The live unit of that id, or None."""
@@ -286,7 +300,7 @@ class Transaction:
         try:
             self._raw(_ADD_UNIT, row)
         except apsw.ConstraintError:
-            self._remove(unit_id, self._made())
+            self._remove(unit_id, self._made(), kind=history.REPLACED)
             self._run(_ADD_UNIT, row)
         except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
@@ -295,6 +309,7 @@ class Transaction:
         self._slot = slot
         self._counted(1, self._made())
         self._backlog += 1
+        self._keep(history.ADD, Op.PUT, self._made(), unit_id)
         self._log(Op.PUT, slot)
         self._reserve(unit_id)
         return slot
@@ -320,6 +335,7 @@ class Transaction:
             return False
         slot, old = rows[0][0], _text(rows[0][1])
         new = encode_unit(unit, unit_id)
+        self._keep(history.ADD_EDITED, Op.EDIT, slot)
         sql = "UPDATE units SET unit = ?, unit_crc = ?, expires_at = ? WHERE slot = ?"
         self._run(sql, (new, crc_of(new), expires_at, slot))
         if slot <= self._folded and _terms_of(read_unit(old, unit_id)) != _terms_of(unit):
@@ -340,7 +356,10 @@ class Transaction:
         return sum(self.drop(unit_id) for unit_id in ids)
 
     def clear(self) -> int:
-        """Remove every unit with one log entry and return their number. Slots and sequence numbers go on."""
+        """Remove every unit and return their number; with one log entry where no history is kept.
+
+        Slots and sequence numbers go on.
+        """
         if self._others or self.namespace != 0:
             ids = self._run("SELECT id FROM units WHERE ns = ? ORDER BY slot", (self.namespace,))
             for (unit_id,) in ids:
@@ -350,10 +369,16 @@ class Transaction:
         removed = self._count
         if not removed:
             return 0
+        if self._operation is not None:
+            self._run(history.ADD_CLEARED, (self._seq,))
+            self._run(history.LOG_CLEARED, (self._seq,))
         self._run("DELETE FROM units; DELETE FROM vectors; DELETE FROM access", ())
         self._guarded(forget_all)
         self._count, self._backlog, self._folded = 0, 0, self._slot
-        self._log(Op.CLEAR, self._slot)
+        if self._operation is None:
+            self._log(Op.CLEAR, self._slot)
+        else:
+            self._seq += removed
         return removed
 
     def next_auto_id(self) -> str:
@@ -377,6 +402,10 @@ class Transaction:
         _refuse_surrogates(key, f"meta key {key!r}")
         self._run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
 
+    def delete_meta(self, key: str) -> None:
+        """Remove a named value."""
+        self._run("DELETE FROM meta WHERE key = ?", (key,))
+
     def merge_pending(self) -> None:
         """Bring the keyword and terms indexes up to every row now."""
         self._guarded(merge_pending)
@@ -390,6 +419,7 @@ class Transaction:
             self._run("UPDATE namespaces SET count = count + ? WHERE key = ?", (change, key))
             self._own += change if key == self.namespace else 0
         self._changed = {}
+        self._note_operation()
         if self.namespace > 0:
             self._run("UPDATE namespaces SET next_auto = ? WHERE key = ?", (self._next, self.namespace))
         now = (
@@ -424,8 +454,23 @@ class Transaction:
             self._others += by
             self._changed[ns] = self._changed.get(ns, 0) + by
 
-    def _remove(self, unit_id: str, ns: int, now: float = -math.inf) -> bool:
-        """Remove a unit unless it has expired by ``now``."""
+    def _keep(self, sql: str, kind: int, *parameters: Any) -> None:
+        """Add a row to the history, for the log entry that comes next."""
+        if self._operation is not None:
+            self._run(sql, (self._seq + 1, kind, *parameters))
+
+    def _note_operation(self) -> None:
+        if self._seq == self.head.last_seq:
+            return
+        if self._operation is None:
+            self._run(history.MOVE_FLOOR, (self._seq, self._clock()))
+        else:
+            ns = history.ALL_SPACES if self._operation in ("sweep", "forget_subject") else self.namespace
+            self._run(history.ADD_OPERATION, (self.head.last_seq + 1, self._operation, self._clock(), ns))
+
+    def _remove(self, unit_id: str, ns: int, now: float = -math.inf, kind: int = Op.DROP) -> bool:
+        """Remove a unit unless it has expired by ``now``. kind: of the row in the history."""
+        self._keep(history.ADD_REMOVED, kind, ns, unit_id, now)
         rows = self._run(_DELETE, (ns, unit_id, now))
         if not rows:
             return False
@@ -456,7 +501,7 @@ class Transaction:
             (ns, json.dumps(list(chunk))),
         )
         for (unit_id,) in taken:
-            self._remove(unit_id, ns)
+            self._remove(unit_id, ns, kind=history.REPLACED)
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
         seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
         rows = list(chunk.values())
@@ -466,6 +511,8 @@ class Transaction:
         self._many(_ADD_VECTOR, zip(slots, (row[2] for row in rows), strict=True))
         self._many(_ADD_TEXT, ((slot, row[1], ns) for slot, row in zip(slots, rows, strict=True)))
         self._many(_ADD_LOG, zip(seqs, [Op.PUT] * len(rows), slots, strict=True))
+        if self._operation is not None:
+            self._many(history.ADD, ((seq, Op.PUT, ns, unit_id) for seq, unit_id in zip(seqs, chunk, strict=True)))
         self._slot, self._seq = slots[-1], seqs[-1]
         self._counted(len(rows), ns)
         self._backlog += len(rows)

@@ -249,6 +249,31 @@ class Session:
         finally:
             self.lock.release()
 
+    def rewrite(self, seconds: float) -> None:
+        """Write the database file anew, without free pages, and empty the log; waits so long for readers of the log.
+
+        Raises StorageError when a reader does not end.
+        """
+        self.refuse_writing()
+        self.lock.refuse_nesting()
+        deadline = time.monotonic() + seconds
+        try:
+            self.lock.acquire()
+            con = self.connection()
+            con.execute("VACUUM")
+            try_to_empty_log(con)
+            while not _is_empty(self._wal):
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{self.path}: a reader of another process keeps the old log; end it, then call again"
+                    )
+                time.sleep(0.02)
+                try_to_empty_log(con)
+        except SQLITE_ERRORS as error:
+            raise noted(error, self.path) from error
+        finally:
+            self.lock.release()
+
     def close(self) -> None:
         """Close everything; waits for a running write."""
         if self.lock.held_here():
@@ -313,7 +338,7 @@ class WriteContext:
     transaction of SQLite, lets the next one continue it under a savepoint, and waits. The last one commits for all.
     """
 
-    __slots__ = ("__weakref__", "_clock", "_dim", "_grouped", "_hold", "_session", "_space", "_timeout")
+    __slots__ = ("__weakref__", "_clock", "_dim", "_grouped", "_hold", "_operation", "_session", "_space", "_timeout")
 
     def __init__(
         self,
@@ -322,9 +347,10 @@ class WriteContext:
         timeout: float | None = None,
         space: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
+        operation: str | None = None,
         grouped: bool = False,
     ) -> None:
-        self._space, self._clock = space, clock
+        self._space, self._clock, self._operation = space, clock, operation
         self._timeout = timeout
         self._session = session
         self._dim = dim
@@ -385,9 +411,9 @@ class WriteContext:
         session = self._session
         if session.group is None:
             session.begin(con)
-            return Transaction(con, session.path, self._dim, session.floor, self._space, self._clock)
+            return Transaction(con, session.path, self._dim, session.floor, self._space, self._clock, self._operation)
         con.execute("SAVEPOINT member")
-        tx = Transaction(con, session.path, self._dim, session.floor, self._space, self._clock)
+        tx = Transaction(con, session.path, self._dim, session.floor, self._space, self._clock, self._operation)
         tx.link = session.group.link
         return tx
 

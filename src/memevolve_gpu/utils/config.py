@@ -16,6 +16,7 @@ import numbers
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -138,6 +139,7 @@ _Megabytes = Annotated[
 _Seconds = Annotated[
     float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), Allowed("a number of seconds above 0")
 ]
+_Days = Annotated[float, BeforeValidator(_number), Field(ge=0, le=36_500), Allowed("a number of days from 0 to 36500")]
 _IndexType = Annotated[
     Literal["flat", "ivf", "hnsw", "auto"], BeforeValidator(_word), Allowed("flat, ivf, hnsw or auto")
 ]
@@ -176,11 +178,6 @@ _Provider = Annotated[
     Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
 ]
 _Text = Annotated[Annotated[str, Field(min_length=1)] | None, Allowed("a text that is not empty")]
-_File = Annotated[
-    Annotated[str, Field(min_length=1)] | None,
-    BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),
-    Allowed("the path of a file"),
-]
 _Key = Annotated[Annotated[SecretStr, Field(min_length=1)] | None, Allowed("a text that is not empty")]
 _Url = Annotated[
     Annotated[str, AfterValidator(_url)] | None,
@@ -479,8 +476,8 @@ class StorageConfig(_Settings):
     auto_prune: _AutoPrune = "off"
     """Whether a write that reaches the prune threshold deletes other units, and which go first."""
     max_memory_mb: _Megabytes = 2048.0
-    """Most memory of codes, maps, masks and the vectors that are not mapped from a file, in MiB; ``auto`` takes what
-    the device or host allows."""
+    """Most host memory of codes, maps, masks and the vectors that are not mapped from a file, in MiB; ``auto`` takes
+    what the host allows."""
     performance_threshold: _Count = 10_000
     """Number of units from which speed deserves attention; nothing acts on it yet."""
     adaptive_nlist: _Switch = True
@@ -504,9 +501,9 @@ class StorageConfig(_Settings):
     device: _Device = "auto"
     """Where searches run."""
     gpu_engine: _GpuEngine = "auto"
-    """What searches on a GPU; ``auto`` takes what the planner's table holds for the fastest."""
-    gpu_engine_table: _File = None
-    """Which engine is the fastest for how many units, as measured by the user; None takes the planner's own table."""
+    """What searches on a GPU; ``auto`` takes torch, and faiss where torch cannot be used."""
+    gpu_max_memory_mb: _Megabytes = "auto"
+    """Most memory of the index on a GPU, in MiB; ``auto`` takes what GPU_MEMORY_FRACTION allows."""
     gpu_memory_fraction: _Share = 0.8
     """Share of the GPU memory that is free or ours which the stores of this process may take together."""
     gpu_graphs: _Switch = False
@@ -523,6 +520,8 @@ class StorageConfig(_Settings):
     """Who may read and write the files of a new store, as ``chmod`` takes it; a store that exists keeps its mode."""
     sample_queries: _Switch = True
     """Whether a bounded sample of query vectors is kept to calibrate the index on what is really asked."""
+    history_days: _Days = 7.0
+    """Days for which replaced and deleted versions of units are kept; 0 keeps none."""
     background: _Switch = True
     """Whether a thread of the store builds, retrains and heals the index by itself."""
     backend_type: _Backend = "vector"
@@ -622,6 +621,16 @@ def visible_gpus() -> str | None:
     The driver's own lists ignore it, so their readers must apply it.
     """
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def may_download() -> bool:
+    """Whether HF_HUB_OFFLINE, the variable of Hugging Face's packages, does not forbid downloads."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "on", "yes", "true")
+
+
+def fastembed_cache() -> Path:
+    """Where fastembed keeps the models that it downloaded: FASTEMBED_CACHE_PATH, else its default."""
+    return Path(os.environ.get("FASTEMBED_CACHE_PATH") or Path(tempfile.gettempdir(), "fastembed_cache"))
 
 
 def gpu_order() -> str | None:

@@ -13,6 +13,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import islice
@@ -857,6 +859,24 @@ OPTIONAL = (
     - {"capabilities", "metric", "save_state", "restore_state"}
 )
 """The public methods of ``StorageBackend`` that have a default, and ``change_number``."""
+
+
+_operation: ContextVar[str | None] = ContextVar("operation", default=None)
+
+
+@contextmanager
+def named_operation(name: str) -> Iterator[None]:
+    """What the block writes is of this kind in the history of the store."""
+    token = _operation.set(name)
+    try:
+        yield
+    finally:
+        _operation.reset(token)
+
+
+def operation_name(method: str) -> str:
+    """The kind of an operation in the history: that of the block, else the method."""
+    return _operation.get() or method
 
 
 class MetadataMixin:

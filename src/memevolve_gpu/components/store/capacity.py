@@ -82,8 +82,8 @@ def move_waiting_rows(session: StoreSession, new: int) -> None:
 
 def _is_short(session: StoreSession, new: int) -> bool:
     live, most = session.live, session.max_memory_bytes
-    waiting = live.view.delta.nbytes >= MOVED_SHARE * most
-    return waiting and live.nbytes + new * row_bytes(session.records.dim) > most
+    moving = session.maintenance.running or live.view.delta.nbytes >= MOVED_SHARE * most
+    return moving and live.nbytes + new * row_bytes(session.records.dim) > most
 
 
 def _has_room(session: StoreSession, tx: Transaction, most: int) -> bool:

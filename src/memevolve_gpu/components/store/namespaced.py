@@ -10,6 +10,7 @@ from ...errors import ConfigurationError
 from ...records.writer import WriteContext
 from ...utils.arguments import listed, whole_number
 from ...utils.config import namespace_path
+from .base import operation_name
 from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
 from .selecting import SelectingBackend
 from .units import checked_id, one_id
@@ -75,7 +76,8 @@ class NamespacedBackend(SelectingBackend):
             The number of deleted units.
         """
         session = self._open
-        with session.records.write(namespace=namespace_path([*self.namespace_path, *path])) as tx:
+        where, name = namespace_path([*self.namespace_path, *path]), operation_name("delete_namespace")
+        with session.records.write(namespace=where, operation=name) as tx:
             removed = tx.delete_namespace()
         session.written()
         return removed
@@ -97,7 +99,7 @@ class NamespacedBackend(SelectingBackend):
         """
         most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
         life = None if default_ttl is None else seconds("default_ttl", default_ttl)
-        with self._write() as tx:
+        with self._write("set_limits") as tx:
             tx.set_limits(most, life)
         return self._info
 
@@ -118,7 +120,7 @@ class NamespacedBackend(SelectingBackend):
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         until = expiry_of(ttl, expires_at, session.clock())
-        with self._write() as tx:
+        with self._write("set_expiry") as tx:
             found = sum(tx.expire(unit_id, until) for unit_id in dict.fromkeys(wanted))
         session.written()
         return found
@@ -153,5 +155,6 @@ class NamespacedBackend(SelectingBackend):
         """The paths of the namespaces of a subtree, by key."""
         return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
 
-    def _write(self, *, grouped: bool = False) -> WriteContext:
-        return self._open.records.write(namespace=self.namespace_path, grouped=grouped)
+    def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
+        name = operation_name(operation)
+        return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)

@@ -47,6 +47,7 @@ __all__ = [
     "event_reports",
     "health",
     "health_report",
+    "history_key",
     "inventory_report",
     "latency_report",
     "maintenance_report",
@@ -88,13 +89,14 @@ def register(session: StoreSession, operation: str, details: Any, space: Space) 
 
 def append_history(tx: Transaction, entry: OperationEntry) -> list[OperationEntry]:
     """Add the entry to the history in this transaction, and return the history."""
-    name = _history_key(tx.namespace)
+    name = history_key(tx.namespace)
     kept: list[OperationEntry] = [*(_entries(tx.get_meta(name)) or []), entry][-KEPT:]
     tx.set_meta(name, json.dumps(kept).encode())
     return kept
 
 
-def _history_key(ns: int) -> str:
+def history_key(ns: int) -> str:
+    """The key of ``meta`` for the history of management operations of a namespace."""
     return HISTORY_KEY if ns == DEFAULT else f"{HISTORY_KEY}/{ns}"
 
 
@@ -112,7 +114,7 @@ def plain_details(details: Any) -> dict[str, Any]:
 
 def _history(session: StoreSession, ns: int) -> list[OperationEntry]:
     """The newest operations in a namespace, newest last."""
-    name = _history_key(ns)
+    name = history_key(ns)
     found = _entries(session.records.get_meta(name))
     if found is None:
         session.records.note_damage(f"the value {name!r}, the history of operations, is damaged")
@@ -507,7 +509,7 @@ def _performance(session: StoreSession, view: View) -> StorageHealth:
 
 def _device(session: StoreSession, view: View) -> DeviceReport:
     """The device as it was last probed, with what was found of the index since."""
-    return cast("DeviceReport", session.live.device_manager.report(view.index))
+    return cast("DeviceReport", session.live.device_manager.report(view))
 
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:

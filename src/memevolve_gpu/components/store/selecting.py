@@ -13,7 +13,7 @@ from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
 from ...utils.config import StorageConfig
 from .base import MetadataMixin, StorageBackend
-from .listing import Listing, merged_unit, some_condition, with_created_at
+from .listing import Listing, listing_of, merged_unit, some_condition, with_created_at
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
@@ -43,8 +43,12 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         return Scope((self._key,), self._open.clock())
 
     @abstractmethod
-    def _write(self) -> WriteContext:
-        """A transaction that is bound to the namespace."""
+    def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
+        """A transaction that is bound to the namespace; ``operation`` is its kind in the history."""
+
+    @abstractmethod
+    def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
+        """The units of a moment."""
 
     def units(
         self,
@@ -53,6 +57,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         order_by: str | None = None,
         limit: int | None = None,
         after: str | None = None,
+        as_of: Any = None,
     ) -> Listing:
         """Read units one by one, in pages: for stores that do not fit in a list.
 
@@ -65,6 +70,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
                 older of equal ones first.
             limit: Most units; None for all.
             after: The ``cursor`` of an earlier listing of the same filters and order, to go on behind its last unit.
+            as_of: Reads the units as they were, as for :meth:`retrieve`, all at once.
 
         Returns:
             An iterator over the units, with the attribute ``cursor``.
@@ -80,6 +86,8 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             [2, 1]
             >>> store.close()
         """
+        if as_of is not None:
+            return listing_of(lambda: self._past_units(as_of, filters), order_by, limit, after)
         return pages(self._open, self._filter(filters), order_by, limit, after, lambda: self._scope)
 
     def facets(
@@ -132,7 +140,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             >>> store.close()
         """
         wanted = checked_id(unit_id)
-        return bool(self._merge_into(lambda _: [wanted], changes))
+        return bool(self._merge_into("patch", lambda _: [wanted], changes))
 
     def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
         """Change parts of every unit that matches, in one transaction: all of them or none.
@@ -158,7 +166,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             >>> store.close()
         """
         parsed = self._filter(filters)
-        return self._merge_into(lambda tx: matching_ids(self._open, tx, parsed), changes)
+        return self._merge_into("update_where", lambda tx: matching_ids(self._open, tx, parsed), changes)
 
     def delete_where(self, filters: Mapping[str, Any]) -> int:
         """Delete every unit that matches, in one transaction.
@@ -173,7 +181,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             InvalidFilterError: The filter has no condition.
         """
         session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
-        with self._write() as tx:
+        with self._write("delete_where") as tx:
             dropped = tx.drop_many(matching_ids(session, tx, parsed))
         if dropped:
             session.written()
@@ -226,13 +234,13 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         held = tx.outside(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
-    def _merge_into(self, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
+    def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""
         session, vectors = self._open, dict[str, FloatArray]()
         merged_unit({"id": changes.get("id") if isinstance(changes, Mapping) else None}, changes)
         while True:
             missing: dict[str, None] = {}
-            with self._write() as tx:
+            with self._write(operation) as tx:
                 olds = [old for old in map(tx.find, chosen(tx)) if old is not None]
                 rows = [(*self._merged(old.unit, changes), old.expires_at) for old in olds]
                 missing = dict.fromkeys(text for _, text, _ in rows if text is not None and text not in vectors)

@@ -24,12 +24,12 @@ from ...errors import (
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
-from ...live.namespaces import DEFAULT
+from ...live.namespaces import DEFAULT, EVERYTHING, Scope
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
-from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
+from ...records.erasure import finish_erasure, is_unfinished
 from ...records.filters import path_of
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
@@ -49,7 +49,6 @@ __all__ = [
     "AFTER_COMMIT",
     "IndexInfo",
     "StoreSession",
-    "engine_table",
     "open_session",
     "this_machine",
 ]
@@ -59,6 +58,8 @@ FETCH_ATTEMPTS = 5
 
 FLUSH_SECONDS = 1.0
 """How long the background waits for other writers to write access figures down; close() waits for the background."""
+_ERASURE_SECONDS = 5.0
+"""How long an opening waits for readers, to finish an erasure."""
 
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
@@ -72,14 +73,16 @@ health, and the caller sees no error."""
 class IndexInfo:
     """What the index holds now; every property is up to date with the records."""
 
-    def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
+    def __init__(self, live: LiveIndex, maintenance: Maintenance, scope: Scope = EVERYTHING) -> None:
+        """``scope``: the namespaces whose vectors ``ntotal`` counts."""
         self._live = live
+        self._scope = scope
         self._maintenance = maintenance
 
     @property
     def ntotal(self) -> int:
-        """Live vectors."""
-        return self._live.catch_up().count
+        """Live vectors of the namespace."""
+        return self._live.count(self._scope)
 
     @property
     def nlist(self) -> int:
@@ -288,7 +291,6 @@ def open_session(
     given: Any = clock
     if clock is not None and not (callable(given) and isinstance(given(), (int, float))):
         raise ConfigurationError(f"clock must be a function that gives the Unix time, got {shown(clock)}")
-    table = engine_table(config)
     try:
         require_faiss()
     except EngineError as error:
@@ -306,7 +308,8 @@ def open_session(
     try:
         if clock is not None:
             records.clock = clock
-        return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
+        records.history_days = config.history_days
+        return _assemble(prefix, records, embedder, config, machine or this_machine(config))
     except BaseException:
         records.close()
         raise
@@ -323,29 +326,20 @@ def this_machine(config: StorageConfig) -> Machine:
     return Machine(config.device, config.gpu_memory_fraction, prober=_prober())
 
 
-def engine_table(config: StorageConfig) -> EngineTable:
-    """Return the table of the faster engine by number of units: that of ``config``, else the built-in one.
-
-    Raises:
-        ConfigurationError: the file that ``config`` names holds no such table.
-    """
-    return TABLE if config.gpu_engine_table is None else read_engine_table(config.gpu_engine_table)
-
-
 def _assemble(
     prefix: str,
     records: Records,
     embedder: Embedder | None,
     config: StorageConfig,
     machine: Machine,
-    table: EngineTable,
 ) -> StoreSession:
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
+    _finish_erasure(prefix, records, events)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
-    device_manager = _device_manager(config, machine, table, events)
+    device_manager = _device_manager(config, machine, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), device_manager)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
@@ -367,6 +361,16 @@ def _declare_fields(session: StoreSession) -> None:
     if not session.records.read_only:
         session.records.declare_fields(list(session.fields))
     session.wake()
+
+
+def _finish_erasure(prefix: str, records: Records, events: EventLog) -> None:
+    """Complete an erasure that was interrupted; an event where that cannot be done now."""
+    if records.read_only or not is_unfinished(records):
+        return
+    try:
+        finish_erasure(records, Path(f"{prefix}.snapshot"), _ERASURE_SECONDS)
+    except MemEvolveError as error:
+        events.record("erasure-unfinished", str(error), level=logging.ERROR)
 
 
 def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
@@ -412,12 +416,14 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
     return config
 
 
-def _device_manager(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceManager:
+def _device_manager(config: StorageConfig, machine: Machine, events: EventLog) -> DeviceManager:
     """Make the device manager. A GPU that was requested by name is looked for at once, to report when there is none."""
-    most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
+    most = None if config.gpu_max_memory_mb == "auto" else int(float(config.gpu_max_memory_mb) * 2**20)
     if config.gpu_graphs:
         record_searches(True)
-    device_manager = DeviceManager(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
+    device_manager = DeviceManager(
+        machine, events, setting=config.gpu_engine, min_units=config.min_training_units, most_bytes=most
+    )
     if machine.request.startswith("cuda"):
         device_manager.find()
     return device_manager

@@ -27,6 +27,7 @@ from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress, UnitMapping, score_of
 from .capacity import move_waiting_rows, report_pruned, reserve_room
+from .history import HistoryMixin
 from .namespaced import NamespacedBackend
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
@@ -57,7 +58,7 @@ _LARGEST_PAGE = 10_000
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(NamespacedBackend):
+class VectorStore(HistoryMixin, NamespacedBackend):
     """Stores memory units in a file and finds them by meaning, by words and by vector.
 
     A write that returned is durable, and the next search finds it. Safe to use from several threads, from several
@@ -163,8 +164,9 @@ class VectorStore(NamespacedBackend):
 
     @property
     def index(self) -> IndexInfo:
-        """What the index of the file holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
-        return IndexInfo(self._open.live, self._open.maintenance)
+        """What the index holds: ``ntotal`` of this namespace; ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
+        session = self._open
+        return IndexInfo(session.live, session.maintenance, Scope((self._key,), session.clock()))
 
     @property
     def change_number(self) -> int:
@@ -200,7 +202,7 @@ class VectorStore(NamespacedBackend):
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
         move_waiting_rows(session, 1)
-        with self._write(grouped=True) as tx:
+        with self._write("store", grouped=True) as tx:
             if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
                 raise ConflictError([superseded])
             pruned = reserve_room(session, tx, [checked.get("id")])
@@ -269,7 +271,7 @@ class VectorStore(NamespacedBackend):
         if len(set(wanted)) < len(wanted):
             twice = next(one for at, one in enumerate(wanted) if one in wanted[:at])
             raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
-        return self._write_batch(wanted, units, embeddings, None, unchanged_since)
+        return self._write_batch(wanted, units, embeddings, None, unchanged_since, operation="replace_batch")
 
     def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
@@ -296,7 +298,7 @@ class VectorStore(NamespacedBackend):
         text = unit_to_text(checked)
         vector = self._vector_for_update(unit_id, checked, text)
         while True:
-            with self._write(grouped=True) as tx:
+            with self._write("update", grouped=True) as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
@@ -333,7 +335,7 @@ class VectorStore(NamespacedBackend):
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with self._write(grouped=True) as tx:
+        with self._write("delete", grouped=True) as tx:
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
@@ -355,7 +357,7 @@ class VectorStore(NamespacedBackend):
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         since = change("unchanged_since", unchanged_since)
-        with self._write() as tx:
+        with self._write("delete_batch") as tx:
             dropped = drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
@@ -364,22 +366,30 @@ class VectorStore(NamespacedBackend):
     def clear(self) -> None:
         """Delete every unit, in one transaction."""
         session = self._open
-        with self._write() as tx:
+        with self._write("clear") as tx:
             tx.clear()
         session.written()
 
     # Reading
 
-    def retrieve(self, unit_id: str, *, ttl: Any = None) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Any = None, as_of: Any = None) -> MemoryUnit | None:
         """Read a unit, and count that as an access.
 
         Args:
             unit_id: Its id.
             ttl: Seconds from now, or a timedelta, after which the unit expires from here on; None changes nothing.
+            as_of: Reads the unit as it was, and counts no access: a datetime with its zone, a Unix time as a float,
+                or a :attr:`change_number`.
 
         Returns:
             The unit; None when there is none.
+
+        Raises:
+            HistoryError: ``as_of`` is outside the history, see MEMEVOLVE_STORAGE_HISTORY_DAYS.
         """
+        if as_of is not None:
+            found = self._past_units(as_of, None, plain_text(unit_id)) if one_id(unit_id, "units") else []
+            return found[0] if found else None
         session, key = self._open, self._key
         unit = session.records.get(unit_id, ns=key) if one_id(unit_id, "retrieve_batch") else None
         if unit is not None:
@@ -877,6 +887,7 @@ class VectorStore(NamespacedBackend):
         since: int | None,
         ttl: Any = None,
         expires_at: Any = None,
+        operation: str = "store_batch",
     ) -> list[str]:
         session, since = self._open, change("unchanged_since", since)
         callback("progress", progress)
@@ -889,7 +900,7 @@ class VectorStore(NamespacedBackend):
         vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
         move_waiting_rows(session, len(checked))
-        with self._write() as tx:
+        with self._write(operation) as tx:
             drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
