@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=10_000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    found = {"machine": machine(), "command": f"python benchmarks/imports.py --units {arguments.units}"}
+    found: dict[str, Any] = {"machine": machine(), "command": f"python benchmarks/imports.py --units {arguments.units}"}
     found |= {"units": arguments.units, "dim": DIM, "seed": SEED, "imports": {}}
     vectors = np.random.default_rng(SEED).standard_normal((arguments.units, DIM)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
