@@ -257,3 +257,10 @@ def test_the_store_is_kept(tmp_path: Path) -> None:
     second = MemEvolveDocumentStore.from_dict(first.to_dict())
     assert [one.id for one in second.filter_documents()] == ["a", "b", "c"]
     second.close()
+
+
+def test_the_quick_start_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (repository / "docs" / "how-to" / "haystack.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out == "wal\n"

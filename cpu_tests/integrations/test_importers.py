@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from support import SEED
+from typer.testing import CliRunner
 
-from memevolve_gpu import VectorStore
+from memevolve_gpu import VectorStore, cli
 from memevolve_gpu.errors import ConfigurationError, InvalidUnitError, LegacyImportError, StorageError
 from memevolve_gpu.integrations.importers import Source, import_into, open_source, write_parquet
 
@@ -278,3 +279,38 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "lancedb", None)
     with pytest.raises(ConfigurationError, match="pip install lancedb"):
         open_source("lancedb", str(tmp_path))
+
+
+def test_the_quick_start_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (repository / "docs" / "how-to" / "import.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out == "1 1\n"
+
+
+def command(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [*words])
+    return result.exit_code, result.output
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path, *entries(5))
+    code, said = command("import", "--from", "jsonl", "x.jsonl", "--store", "one", "--metric", "cosine")
+    assert (code, "imported 5 units" in said, "5 vectors bit by bit" in said) == (0, True, True)
+    code, said = command("import", "--from", "jsonl", "x.jsonl", "--store", "one", "--json")
+    assert code == 0
+    assert {"imported": 0, "present": 5, "verified": 5, "count": 5}.items() <= json.loads(said).items()
+    assert command("export", "x.parquet", "--store", "one")[0] == 0
+    assert command("export", "x.parquet", "--store", "one")[0] == 2
+    assert command("import", "--from", "parquet", "x.parquet", "--store", "two", "--metric", "cosine")[0] == 0
+    with opened(tmp_path / "one", "cosine") as one, opened(tmp_path / "two", "cosine") as two:
+        both = zip(one.export_rows(), two.export_rows(), strict=True)
+        assert all(ours == theirs and np.array_equal(mine, other) for (ours, mine), (theirs, other) in both)
+    lines(tmp_path, {**entries(1)[0], "text": "else"})
+    code, said = command("import", "--from", "jsonl", "x.jsonl", "--store", "one")
+    assert code != 0
+    assert "id-0" in said
+    assert command("import", "--from", "jsonl", "x.jsonl", "--store", "one", "--replace")[0] == 0
+    assert command("import", "x.jsonl", "--replace", "--store", "one")[0] == 2

@@ -242,3 +242,10 @@ def test_an_index_on_top_is_kept_and_read_by_other_doors(tmp_path: Path) -> None
     with VectorStore(tmp_path / "m", None, storage_config=CONFIG) as store:
         assert [unit["content"] for unit in store.units()] == ["rebase", "push", "tests"]
     assert MemEvolveVectorStore.from_dict(second.to_dict()).index_file == second.index_file
+
+
+def test_the_quick_start_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (repository / "docs" / "how-to" / "llama-index.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out == "Copy the -wal file too.\n"

@@ -206,3 +206,16 @@ def test_collections(store: MemEvolveVectorStore) -> None:
         store.create_col("../x", 2, "cosine")
     with pytest.raises(InvalidUnitError, match="do not fit"):
         store.insert([[1.0, 2.0]], [{}, {}])
+
+
+def test_the_quick_start_runs(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None) -> None:
+    page = (repository / "docs" / "how-to" / "mem0.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    held: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], held)
+    held["config"]["vector_store"]["config"]["embedding_model_dims"] = DIM
+    memory = Memory.from_config({**held["config"], "history_db_path": str(tmp_path / "history.db3")})
+    memory.add("likes green tea", user_id="alice", infer=False)
+    assert texts(memory.get_all(filters={"user_id": "alice"})) == ["likes green tea"]
+    memory.vector_store.close()
+    memory.close()
