@@ -258,8 +258,8 @@ MADE_BY_US = {
 CONTRACTS = {"StorageBackend", "ManagementStrategy", "RetrievalStrategy"}
 """Contracts that callers fulfil."""
 
-ENDING = {"close", "clear", "aclose", "settings_customise_sources", "adelete_collection", "delete_collection"}
-"""Calls that end or empty what is walked, and take nothing; and a hook of pydantic's."""
+ENDING = {"close", "clear", "watch", "aclose", "settings_customise_sources", "adelete_collection", "delete_collection"}
+"""Calls that end or empty what is walked, and take nothing; one that waits for ever; and a hook of pydantic's."""
 
 
 @pytest.fixture

@@ -171,6 +171,8 @@ class HistoryMixin:
             InvalidUnitError: ``unit_id`` is no id.
         """
         wanted, key = checked_id(unit_id), self._key
+        if not wanted.isascii() and any("\ud800" <= letter <= "\udfff" for letter in wanted):
+            return []  # no stored id has a surrogate
         rows = self._open.records.past(lambda con: history.versions(con, key, wanted))
         return [UnitVersion(*row) for row in rows]
 

@@ -50,7 +50,7 @@ class EmbeddingsFunction:
 
     def embed_query(self, text: str, /) -> list[float]:
         """Embed the text of a search: d numbers. Raises what the model raises."""
-        return self.embeddings.embed_query(text)
+        return self.embeddings.embed_query(texts_of([text])[0])
 
 
 class FunctionEmbeddings(Embeddings):
