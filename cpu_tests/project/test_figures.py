@@ -151,9 +151,9 @@ def test_the_readme_shows_the_results_of_the_public_suites(repository: Path) -> 
     table = ["| suite | version | passed | failed | skipped |", "|---|---|---|---|---|"]
     table += [f"| {' | '.join(str(suite[name]) for name in columns)} |" for suite in suites]
     assert "\n".join(table) + "\n\n" in (repository / "README.md").read_text(encoding="utf-8")
-    assert len(suites) >= 3
+    assert len(suites) == 6
     assert [suite["failed"] for suite in suites] == [0] * len(suites)
-    assert all(suite["passed"] >= 40 for suite in suites)
+    assert all(suite["passed"] >= 25 for suite in suites)
 
 
 def test_no_promise_was_broken_in_the_campaign(repository: Path) -> None:
