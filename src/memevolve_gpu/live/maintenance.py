@@ -151,14 +151,14 @@ class Maintenance:
         self.rounds = 0
         self.cpu_seconds = 0.0
         """Processor time of the threads that ran rounds."""
-        self._saver = Saver(live)
+        saver = self._saver = Saver(live)
         self.plan = partial(plan_for, live.settings, live.device_manager)
         """The index that a view should have."""
         devices = live.device_manager
         self.scheduler = MaintenanceScheduler(
             self.plan,
             live.settings.min_training_units,
-            lambda: live.sweep_is_due() or self._saver.log_is_long() or live.records.history_is_due(),
+            lambda: live.sweep_is_due() or saver.log_is_long() or live.records.history_is_due(),
             lambda: devices.needs_look,
         )
         self._quality_now: tuple[object, Quality] | None = None

@@ -42,7 +42,7 @@ _PAGE = 1000
 _CREATED = """
 SELECT id, unit ->> '$.metadata.created_at' FROM units
 WHERE ns = ?1 AND id IN (SELECT value FROM json_each(?2)) AND ifnull(expires_at > ?3, 1)
-AND json_type(unit, '$.metadata.created_at') = 'text'
+AND CASE WHEN json_valid(unit) THEN json_type(unit, '$.metadata.created_at') END = 'text'
 """
 
 
