@@ -58,6 +58,14 @@ async def test_a_memory_is_kept_found_changed_and_forgotten(store: VectorStore) 
         assert [unit["id"] for unit in store.units()] == ["unit_1"]
 
 
+async def test_a_text_that_looks_like_json_stays_a_text(store: VectorStore) -> None:
+    async with Client(memory_server(store)) as client:
+        unit_id = (await answer(client, "remember", content='{"retries": 3}', unit_id="[1]"))["id"]
+        assert unit_id == "[1]"
+        changed = await answer(client, "update", unit_id=unit_id, content='["retry", 5]')
+        assert changed["content"] == '["retry", 5]'
+
+
 async def test_tools_say_what_they_do(store: VectorStore) -> None:
     async with Client(memory_server(store)) as client:
         tools = {tool.name: tool.annotations for tool in (await client.list_tools()).tools}

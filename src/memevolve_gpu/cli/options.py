@@ -196,11 +196,13 @@ def open_or_create(
     metric: MetricName | None = None,
     *,
     as_served: bool = False,
+    background: bool = False,
 ) -> AnyStore:
     """Open the store at ``prefix``, or create it and its folder.
 
     There is no background thread: a command maintains the store itself and shows a progress bar. With DEVICE=auto the
-    index is built for the CPU, because one on a GPU would be lost when the command ends.
+    index is built for the CPU, because one on a GPU would be lost when the command ends. A command that serves a store
+    is different in both: as_served, background (as the settings say).
     """
     from ..backends import open_store
     from ..utils.config import StorageConfig, is_milvus_uri
@@ -208,7 +210,7 @@ def open_or_create(
     given = {"index_type": index_type, "metric": metric}
     config = StorageConfig()
     config = config.replace(
-        background=False,
+        background=background and config.background,
         **chosen,
         backend_type="vector",  # the prefix decides
         device="cpu" if config.device == "auto" and not as_served else config.device,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .app import InputError, chosen
-from .options import Embedder, EmbedderName, Prefix, choose_embedder, stored_model
+from .app import InputError
+from .options import Embedder, EmbedderName, Prefix, choose_embedder, open_or_create, stored_model
 
 __all__ = ["mcp"]
 
@@ -36,16 +35,12 @@ def mcp(
     Several servers may use one store. With http the address is http://HOST:PORT/mcp; there is no login, so only
     loopback addresses are allowed.
     """
-    from ..backends import open_store
     from ..integrations.mcp import memory_server
-    from ..utils.config import StorageConfig, is_milvus_uri
 
     if transport is Transport.HTTP and not _is_loopback(host):
         raise InputError(f"--host {host}: anyone who reaches it could read and delete; use 127.0.0.1 behind a proxy")
     function = choose_embedder(embedder, stored_model(store))
-    if not is_milvus_uri(store):
-        Path(store).parent.mkdir(parents=True, exist_ok=True)
-    with open_store(store, function, storage_config=StorageConfig().replace(backend_type="vector", **chosen)) as opened:
+    with open_or_create(store, function, as_served=True, background=True) as opened:
         server = memory_server(opened)
         if transport is Transport.STDIO:
             server.run("stdio")

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata as packages
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field
@@ -128,6 +129,9 @@ def memory_server(store: StorageBackend, name: str = "memevolve") -> MCPServer:
     return server
 
 
+# An optional text is "", not None: the SDK reads a text that looks like JSON as JSON where the type allows None.
+
+
 def _add_writing(server: MCPServer, store: StorageBackend) -> None:
     @_tool(server, "Remember", idempotent=False)
     def remember(
@@ -135,17 +139,17 @@ def _add_writing(server: MCPServer, store: StorageBackend) -> None:
         kind: Annotated[Kind, Field(description="What the memory is.")] = "lesson",
         tags: Annotated[list[str] | None, Field(description="Words to filter by.")] = None,
         metadata: Annotated[dict[str, Any] | None, Field(description="Any JSON to keep beside the text.")] = None,
-        unit_id: Annotated[str | None, Field(min_length=1, description="An id of your own.")] = None,
+        unit_id: Annotated[str, Field(description="An id of your own; leave out for a new one.")] = "",
         namespace: Namespace = None,
     ) -> Stored:
         """Store one memory. It is durable when this call returns."""
         unit: MemoryUnit = {"type": kind, "content": content, "tags": tags or [], "metadata": metadata or {}}
-        return Stored(id=_scoped(store, namespace).store(unit if unit_id is None else {"id": unit_id, **unit}))
+        return Stored(id=_scoped(store, namespace).store({"id": unit_id, **unit} if unit_id else unit))
 
     @_tool(server, "Update a memory", destructive=True)
     def update(
         unit_id: UnitId,
-        content: Annotated[str | None, Field(min_length=1, description="The new text; leave out to keep it.")] = None,
+        content: Annotated[str, Field(description="The new text; leave out to keep it.")] = "",
         kind: Annotated[Kind | None, Field(description="The new kind.")] = None,
         tags: Annotated[list[str] | None, Field(description="The new tags, in place of the old ones.")] = None,
         metadata: Annotated[
@@ -155,11 +159,14 @@ def _add_writing(server: MCPServer, store: StorageBackend) -> None:
     ) -> dict[str, Any]:
         """Change a memory in place: only what is given. Returns the memory as it is now."""
         scoped = _scoped(store, namespace)
-        changes = {"type": kind, "content": content, "tags": tags}
-        changed = _changed(_existing(scoped, unit_id), changes, metadata)
-        if not scoped.update(unit_id, changed):
+        given = {"type": kind, "content": content or None, "tags": tags, "metadata": metadata}
+        changes = {key: value for key, value in given.items() if value is not None}
+        if not changes:
+            raise InvalidUnitError("nothing to change: give content, kind, tags or metadata")
+        changed = scoped.retrieve(unit_id) if scoped.patch(unit_id, changes) else None
+        if changed is None:
             raise InvalidUnitError(_no_such(unit_id))
-        return _existing(scoped, unit_id)
+        return changed
 
     @_tool(server, "Forget memories", destructive=True)
     def forget(
@@ -196,7 +203,7 @@ def _add_reading(server: MCPServer, store: StorageBackend) -> None:
     def list_memories(
         limit: Limit = 20,
         filters: Filters = None,
-        cursor: Annotated[str | None, Field(description="next_cursor of the page before.")] = None,
+        cursor: Annotated[str, Field(description="next_cursor of the page before; leave out for the first.")] = "",
         max_tokens: Tokens = DEFAULT_TOKENS,
         namespace: Namespace = None,
     ) -> Memories:
@@ -224,7 +231,7 @@ def _add_resources(server: MCPServer, store: StorageBackend) -> None:
 
     @server.resource("memory://overview", title="Overview of the memory", mime_type="application/json")
     def overview() -> str:
-        """Give the number of memories and the newest ones' ids."""
+        """Give the number of memories."""
         return json.dumps({"count": store.count()}, ensure_ascii=False)
 
 
@@ -271,11 +278,7 @@ def _tool(
 def _scoped(store: StorageBackend, namespace: Sequence[str] | None) -> StorageBackend:
     if not namespace:
         return store
-    view = getattr(store, "namespace", None)
-    if view is None:
-        raise ConfigurationError(f"{type(store).__name__} has no namespaces; leave namespace out")
-    scoped: StorageBackend = view(*namespace)
-    return scoped
+    return store.namespace(*namespace)
 
 
 def _strategy(mode: Mode) -> RetrievalStrategy:
@@ -284,59 +287,31 @@ def _strategy(mode: Mode) -> RetrievalStrategy:
     return SemanticRetrievalStrategy() if mode == "semantic" else HybridRetrievalStrategy()
 
 
-def _existing(store: StorageBackend, unit_id: str) -> MemoryUnit:
-    unit = store.retrieve(unit_id)
-    if unit is None:
-        raise InvalidUnitError(_no_such(unit_id))
-    return unit
-
-
 def _no_such(unit_id: str) -> str:
     return f"there is no memory with id {unit_id!r}; use an id that recall or list_memories gave"
 
 
-def _changed(unit: MemoryUnit, changes: Mapping[str, Any], metadata: Mapping[str, Any] | None) -> MemoryUnit:
-    given = {key: value for key, value in changes.items() if value is not None}
-    if not given and metadata is None:
-        raise InvalidUnitError("nothing to change: give content, kind, tags or metadata")
-    merged = {**(unit.get("metadata") or {}), **(metadata or {})}
-    return {**unit, **given, "metadata": {key: value for key, value in merged.items() if value is not None}}
-
-
 def _page(
-    store: StorageBackend, limit: int, filters: Mapping[str, Any] | None, cursor: str | None, max_tokens: int
+    store: StorageBackend, limit: int, filters: Mapping[str, Any] | None, cursor: str, max_tokens: int
 ) -> Memories:
-    start = 0
-    if cursor is not None:
-        if not cursor.isdecimal():
-            raise ConfigurationError(f"cursor must be next_cursor of the page before, got {cursor!r}")
-        start = int(cursor)
-    units = []
-    for position, unit in enumerate(store.units(filters)):
-        if position >= start + limit:
-            break
-        if position >= start:
-            units.append(unit)
-    else:
-        return _fitted(units, max_tokens, start)
-    return _fitted(units, max_tokens, start, more=True)
+    listing = store.units(filters, after=cursor or None)
+    read = [(unit, listing.cursor) for unit in islice(listing, limit)]
+    page = _fitted([unit for unit, _ in read], max_tokens)
+    if page.left_out or next(listing, None) is not None:
+        page.next_cursor = read[len(page.memories) - 1][1]
+    return page
 
 
-def _fitted(units: Sequence[MemoryUnit], max_tokens: int, start: int | None = None, *, more: bool = False) -> Memories:
+def _fitted(units: Sequence[MemoryUnit], max_tokens: int) -> Memories:
     """Return the units that fit into the tokens, the first one cut if it must be."""
-    kept: list[MemoryUnit] = []
-    left = max_tokens
+    kept, left = list[MemoryUnit](), max_tokens
     for unit in units:
         cost = _tokens(unit)
-        if cost > left:
-            if not kept:
-                kept.append(_cut(unit, left))
+        if kept and cost > left:
             break
-        kept.append(unit)
+        kept.append(unit if cost <= left else _cut(unit, left))
         left -= cost
-    left_out = len(units) - len(kept)
-    cursor = str(start + len(kept)) if start is not None and (more or left_out) else None
-    return Memories(memories=kept, left_out=left_out, next_cursor=cursor)
+    return Memories(memories=kept, left_out=len(units) - len(kept))
 
 
 def _tokens(unit: Any) -> int:
