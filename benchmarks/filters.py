@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import machine, rounded
+from harness import machine, publish, rounded
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.records.filters import parse
@@ -107,10 +107,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found = rounded({"machine": machine(), "command": "python benchmarks/filters.py", **measure(options.units)})
-    text = json.dumps(found, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    publish(found, options.out)
 
 
 if __name__ == "__main__":

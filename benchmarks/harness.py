@@ -120,6 +120,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def publish(found: dict[str, Any], out: Path | None) -> None:
+    """Print the figures as JSON, and write them to a file where one is named."""
+    text = json.dumps(found, indent=2)
+    print(text)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+
+
 def rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}

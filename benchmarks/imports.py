@@ -10,14 +10,13 @@ import must find everything there.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import machine
+from harness import machine, publish
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.integrations.importers import import_into, open_source
@@ -36,10 +35,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind, write in (("chroma", write_chroma), ("lancedb", write_lancedb)):
             found["imports"][kind] = measured(kind, write, vectors, Path(folder))
-    text = json.dumps(found, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    publish(found, arguments.out)
 
 
 def measured(kind: str, write: Any, vectors: np.ndarray, folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import load, machine, rounded
+from harness import load, machine, publish, rounded
 
 from memevolve_gpu import VectorStore
 
@@ -50,10 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found = rounded({"machine": machine(), "command": "python benchmarks/record_sizes.py", **measure(options.data)})
-    text = json.dumps(found, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    publish(found, options.out)
 
 
 if __name__ == "__main__":
