@@ -97,7 +97,7 @@ class RowList(RowFilter):
 
     @property
     def rows(self) -> npt.NDArray[np.bool_]:  # type: ignore[override]
-        """The mask, made anew at each access."""
+        """The mask, made at each access."""
         rows = np.zeros(self.n, dtype=np.bool_)
         rows[self._positions] = True
         return rows

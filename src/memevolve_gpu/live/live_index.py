@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -110,6 +111,23 @@ FILTER_ATTEMPTS = 8
 """Tries to evaluate a filter while no write happens."""
 
 
+P = ParamSpec("P")
+
+
+def _again_if_damaged(method: Callable[Concatenate[LiveIndex, P], T]) -> Callable[Concatenate[LiveIndex, P], T]:
+    """Call the method once more, from the records, when vectors of the snapshot turn out to be damaged."""
+
+    @functools.wraps(method)
+    def call(self: LiveIndex, /, *arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return method(self, *arguments, **named)
+        except DamagedVectorsError as error:
+            self._distrust(error)
+            return method(self, *arguments, **named)
+
+    return call
+
+
 class LiveIndex:
     """The index of one open store. Threads may search and catch up at the same time.
 
@@ -190,6 +208,7 @@ class LiveIndex:
         with self._held():
             yield self._advance()
 
+    @_again_if_damaged
     def search(
         self,
         queries: FloatArray | DeviceQueries,
@@ -203,19 +222,6 @@ class LiveIndex:
         queries: float32 (nq, dim), normalised under cosine, on the host or on a device. recall: overrides the target
         of the settings. scope: the namespaces to search, and the time at which expiry is judged.
         """
-        return self._again(lambda: self._searched(queries, k, filters, recall, scope))
-
-    def _again(self, act: Callable[[], T]) -> T:
-        """Do it, and once more from the records when vectors of the snapshot turn out to be damaged."""
-        try:
-            return act()
-        except DamagedVectorsError as error:
-            self._distrust(error)
-            return act()
-
-    def _searched(
-        self, queries: FloatArray | DeviceQueries, k: int, filters: Any, recall: float | None, scope: Scope
-    ) -> Found:
         started = self.last_search = time.perf_counter()
         view, view_filter = self._view_and_mask(parse(filters), scope)
         k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
@@ -241,11 +247,8 @@ class LiveIndex:
         """Slots, those given among them, and the values of the field in each."""
         return self._masks.columns.whole(path, slots, self._log(self._view))
 
-    def ranked(self, *given: Any, **named: Any) -> list[tuple[float, float, int]]:
-        """As :meth:`_ranked`."""
-        return self._again(lambda: self._ranked(*given, **named))
-
-    def _ranked(
+    @_again_if_damaged
+    def ranked(
         self,
         query: FloatArray,
         k: int,

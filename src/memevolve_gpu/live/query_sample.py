@@ -62,7 +62,7 @@ class QuerySample:
         return self.seen >= max(MIN_REAL, RECALIBRATE_GROWTH * seen)
 
     def forget(self) -> None:
-        """Begin anew, without any query."""
+        """Begin again, without any query."""
         self._reservoir = Reservoir.from_bytes(b"", self._records.dim, seed=self._seed)
         self._saved = 0
 

@@ -18,7 +18,7 @@ from ..types import MemoryUnit
 from .connections import all_rows, first_row
 from .damage import damage_path, read_unit
 from .filter_sql import matching
-from .filters import Filters, matches, parse
+from .filters import Filter, matches
 from .history import ERASED
 from .records import Records
 from .transaction import Transaction
@@ -36,7 +36,7 @@ class Erased(NamedTuple):
     seq: int
 
 
-def erase(tx: Transaction, spaces: Sequence[int], filters: Filters, forgotten: Sequence[str]) -> Erased:
+def erase(tx: Transaction, spaces: Sequence[int], filters: Filter, forgotten: Sequence[str]) -> Erased:
     """Remove the units of the namespaces that match now, and the kept versions of units that matched once.
 
     forgotten: keys of ``meta`` that are emptied, for they may repeat content.
@@ -55,8 +55,8 @@ def erase(tx: Transaction, spaces: Sequence[int], filters: Filters, forgotten: S
     return found
 
 
-def _live(con: apsw.Connection, spaces: str, filters: Filters) -> list[tuple[int, str]]:
-    slots = json.dumps(matching(con, parse(filters), None).tolist())
+def _live(con: apsw.Connection, spaces: str, filters: Filter) -> list[tuple[int, str]]:
+    slots = json.dumps(matching(con, filters, None).tolist())
     sql = """
         SELECT ns, id FROM units WHERE slot IN (SELECT value FROM json_each(?))
         AND ns IN (SELECT value FROM json_each(?)) ORDER BY slot
@@ -64,7 +64,7 @@ def _live(con: apsw.Connection, spaces: str, filters: Filters) -> list[tuple[int
     return list(all_rows(con, sql, (slots, spaces)))
 
 
-def _past(con: apsw.Connection, spaces: str, filters: Filters) -> list[tuple[int, str]]:
+def _past(con: apsw.Connection, spaces: str, filters: Filter) -> list[tuple[int, str]]:
     sql = """
         SELECT ns, id, CAST(unit AS BLOB) FROM history
         WHERE unit IS NOT NULL AND ns IN (SELECT value FROM json_each(?))

@@ -17,7 +17,7 @@ from ..errors import ConflictError, HistoryError
 from ..types import MemoryUnit, Op
 from .connections import all_rows, first_row
 from .damage import read_unit
-from .filters import Filters, matches
+from .filters import Filter, matches
 
 __all__ = [
     "ALL_SPACES",
@@ -200,7 +200,7 @@ def moment_of(con: apsw.Connection, seq: int | None, at: float | None) -> tuple[
 
 
 def units_at(
-    con: apsw.Connection, ns: int, moment: tuple[int, float], filters: Filters | None = None, unit_id: str | None = None
+    con: apsw.Connection, ns: int, moment: tuple[int, float], filters: Filter, unit_id: str | None = None
 ) -> list[MemoryUnit]:
     """The units of a namespace, or that of one id, as of a moment, by slot. Call inside a read transaction."""
     seq, at = moment
@@ -217,7 +217,7 @@ def units_at(
         """
     bound = (ns, seq, at) if unit_id is None else (ns, seq, at, unit_id)
     found = (read_unit(raw, name) for _, name, raw in all_rows(con, sql, bound))
-    return [unit for unit in found if not filters or matches(filters, unit)]
+    return [unit for unit in found if matches(filters, unit)]
 
 
 def changes(con: apsw.Connection, after: int, limit: int, spaces: Sequence[int] | None) -> list[ChangeRow]:

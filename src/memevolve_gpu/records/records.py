@@ -256,9 +256,12 @@ class Records:
                 break
         return gone
 
-    def past(self, read: Callable[[apsw.Connection], T]) -> T:
+    def past(self, read: Callable[[apsw.Connection], list[T]]) -> list[T]:
         """What a function of ``records/history.py`` reads, as of one moment."""
-        return self._snapshot(read)
+        try:
+            return self._snapshot(read)
+        except UnicodeEncodeError:
+            return []  # as in _rows
 
     def checkpoint(self) -> None:
         """Fold the keyword index, and copy the write-ahead log into the database as far as readers allow."""
@@ -267,7 +270,7 @@ class Records:
         self._session.empty_log()
 
     def rewrite(self, seconds: float) -> None:
-        """Write the database file anew, so that nothing that was deleted is left in it or in its log."""
+        """Rewrite the database file, so that nothing that was deleted is left in it or in its log."""
         self._session.rewrite(seconds)
 
     def backup(self, target: str | os.PathLike[str]) -> Path:

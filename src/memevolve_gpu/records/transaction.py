@@ -180,6 +180,7 @@ class Transaction:
         self._key: int | None = None
         self._own = self._next = 0
         self._expired: tuple[int, int] | None = None
+        self._limits: Limits | None = None
         self._changed: dict[int, int] = {}
         self._con: apsw.Connection | None = con
         self._path = path
@@ -217,9 +218,11 @@ class Transaction:
 
     @property
     def limits(self) -> Limits:
-        """Of the namespace."""
-        rows = self._run("SELECT max_units, default_ttl FROM namespaces WHERE key = ?", (self.namespace,))
-        return Limits(*rows[0]) if rows else Limits()
+        """Of the namespace, as they were when they were first read or last set in this transaction."""
+        if self._limits is None:
+            rows = self._run("SELECT max_units, default_ttl FROM namespaces WHERE key = ?", (self.namespace,))
+            self._limits = Limits(*rows[0]) if rows else Limits()
+        return self._limits
 
     def set_limits(self, max_units: int | None, default_ttl: float | None) -> None:
         """Set both limits of the namespace."""
@@ -227,10 +230,12 @@ class Transaction:
         if key == 0:
             self._run("INSERT OR IGNORE INTO namespaces (key, path) VALUES (0, '[]')", ())
         self._run("UPDATE namespaces SET max_units = ?, default_ttl = ? WHERE key = ?", (max_units, default_ttl, key))
+        self._limits = None
 
     def delete_namespace(self) -> int:
         """Delete the namespace, its units and limits; returns the number of units."""
         removed = self.clear()
+        self._limits = None
         key = self.namespace
         if self._operation is None or key == 0:
             self._changed.pop(key, None)

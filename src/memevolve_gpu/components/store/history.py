@@ -12,7 +12,6 @@ from ...errors import InvalidFilterError, InvalidQueryError
 from ...live.query_sample import KEY as QUERY_KEY
 from ...records import history
 from ...records.erasure import erase, finish_erasure, leftovers
-from ...records.filters import parse
 from ...types import MemoryUnit
 from ...utils.arguments import real_number, shown, whole_number
 from .capacity import report_pruned, reserve_room
@@ -21,6 +20,7 @@ from .reports import history_key
 from .units import checked_id, unit_to_text
 
 if TYPE_CHECKING:
+    from ...records.filters import Filter
     from ...records.transaction import Transaction
     from ...records.writer import WriteContext
     from .session import StoreSession
@@ -123,7 +123,7 @@ class Erasure:
     at: float
     """Unix time at which it was complete."""
     files: tuple[str, ...]
-    """Files that were written anew, emptied or removed."""
+    """Files that were rewritten, emptied or removed."""
     not_erased: tuple[str, ...]
     """Files beside the store that may hold copies and were left alone: replaced stores, logs set aside, old pickles."""
 
@@ -139,6 +139,7 @@ class HistoryMixin:
         @property
         def _key(self) -> int: ...
         def _write(self, operation: str, *, grouped: bool = False) -> WriteContext: ...
+        def _filter(self, filters: Any) -> Filter: ...
 
     def operations(self, limit: int = 100, *, before: int | None = None) -> list[Operation]:
         """List what changed the units of this namespace and is still in the history.
@@ -171,8 +172,6 @@ class HistoryMixin:
             InvalidUnitError: ``unit_id`` is no id.
         """
         wanted, key = checked_id(unit_id), self._key
-        if not wanted.isascii() and any("\ud800" <= letter <= "\udfff" for letter in wanted):
-            return []  # no stored id has a surrogate
         rows = self._open.records.past(lambda con: history.versions(con, key, wanted))
         return [UnitVersion(*row) for row in rows]
 
@@ -269,8 +268,8 @@ class HistoryMixin:
         """Delete units for good: no byte of them is left in the files of the store.
 
         Deletes the units that match, and the versions of all units that ever matched, from the history too. The
-        database is written anew, its log emptied, the snapshot made again, and the lists of management operations and
-        sampled queries are emptied. The change feed begins again, so those who follow it read the store anew. Takes as
+        database is rewritten, its log emptied, the snapshot made again, and the lists of management operations and
+        sampled queries are emptied. The change feed begins again, so those who follow it read the store again. Takes as
         long as copying the store. Where it is interrupted, the next opening of the store finishes it.
 
         Args:
@@ -285,8 +284,8 @@ class HistoryMixin:
             InvalidFilterError: ``filters`` is empty or malformed.
             StorageError: A reader of another process did not end; the units are deleted, call again to finish.
         """
-        session, given = self._open, parse(filters)
-        if not given.root.parts:
+        session, parsed = self._open, self._filter(filters)
+        if not parsed.root.parts:
             raise InvalidFilterError("filters must say whose units to erase; for all units use delete_namespace")
         seconds = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
         below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
@@ -294,7 +293,7 @@ class HistoryMixin:
         had_snapshot = session.live.snapshot_path.exists()
         session.accesses.flush()
         with self._write("forget_subject") as tx:
-            erased = erase(tx, spaces, filters, [*map(history_key, spaces), QUERY_KEY])
+            erased = erase(tx, spaces, parsed, [*map(history_key, spaces), QUERY_KEY])
         session.live.query_sample.forget()
         session.live.reload("units were erased")
         files = session.maintenance.alone(lambda: finish_erasure(session.records, session.live.snapshot_path, seconds))
@@ -354,9 +353,9 @@ class HistoryMixin:
 
     def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
         seq, at = self._moment(as_of)
-        key = self._key
+        key, parsed = self._key, self._filter(filters)
         return self._open.records.past(
-            lambda con: history.units_at(con, key, history.moment_of(con, seq, at), filters, unit_id)
+            lambda con: history.units_at(con, key, history.moment_of(con, seq, at), parsed, unit_id)
         )
 
 

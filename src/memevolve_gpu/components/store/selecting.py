@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...live.namespaces import Scope
@@ -227,9 +227,13 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])
 
-    def _stamped(self, units: list[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
-        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
-        unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
+    def _stamped(self, units: list[MemoryUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
+        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now.
+
+        given: the units before they got automatic ids, which replace nothing.
+        """
+        mine = (unit for unit in given if unit.get("id"))
+        unstamped = [unit["id"] for unit in mine if "created_at" not in (unit.get("metadata") or {})]
         now = self._open.clock()
         held = tx.outside(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]

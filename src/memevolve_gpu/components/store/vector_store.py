@@ -207,7 +207,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
                 raise ConflictError([superseded])
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
-            named = self._stamped([{**checked, "id": unit_id}], tx)[0]
+            named = self._stamped([{**checked, "id": unit_id}], [checked], tx)[0]
             until = expiry_of(ttl, expires_at, session.clock(), tx.limits.default_ttl)
             tx.put(named, text, vector.tobytes(), unit_id, until)
         session.written(1)
@@ -610,8 +610,11 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         hits = window.cut(hits, lambda hit: hit.score)
         if switch("record", record):
             keys = {path: key for key, path in spaces.items()}
+            read: dict[int, list[str]] = {}
             for hit in hits:
-                session.accesses.note((hit.id,), keys[hit.namespace])
+                read.setdefault(keys[hit.namespace], []).append(hit.id)
+            for key, found_ids in read.items():
+                session.accesses.note(found_ids, key)
         return hits
 
     def search_vectors(
@@ -904,7 +907,8 @@ class VectorStore(HistoryMixin, NamespacedBackend):
             drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
-            named = self._stamped([{**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True)], tx)
+            named = [{**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True)]
+            named = self._stamped(named, checked, tx)
             until = moments(ttl, expires_at, session.clock(), len(ids), tx.limits.default_ttl)
             tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, until, strict=True))
         session.written()
