@@ -442,6 +442,10 @@ class Transaction:
         removed, self._horizon = horizon - self._horizon, horizon
         return removed
 
+    def read(self, act: Callable[[apsw.Connection], T]) -> T:
+        """What ``act`` reads, this transaction's rows included; for what needs the counters too use :meth:`outside`."""
+        return self._guarded(act)
+
     def outside(self, act: Callable[[apsw.Connection], T]) -> T:
         """Let ``act`` change the tables, counters included, inside this transaction."""
         self.finish()

@@ -93,7 +93,7 @@ class Accesses:
             return list(islice(self._records.ids(ns=ns), limit))
         with self._records.write() as tx:
             self.write_in(tx)
-            return tx.outside(lambda con: in_order(con, kind, limit, ns))
+            return tx.read(lambda con: in_order(con, kind, limit, ns))
 
     def counts(self, ns: int) -> dict[str, int]:
         """Count accesses as ``VectorStore.access_counts`` does; none in a read-only store."""
@@ -101,7 +101,7 @@ class Accesses:
             return {}
         with self._records.write() as tx:
             self.write_in(tx)
-            return tx.outside(lambda con: read_counts(con, ns))
+            return tx.read(lambda con: read_counts(con, ns))
 
     def after_fork(self) -> None:
         """Make a new lock in a forked child and drop the reads, which the parent writes."""

@@ -131,7 +131,7 @@ def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> 
         return None
     session.accesses.write_in(tx)
     order = ORDERS[session.config.auto_prune]
-    candidates = tx.outside(lambda con: in_order(con, order, excess + len(kept), tx.namespace))
+    candidates = tx.read(lambda con: in_order(con, order, excess + len(kept), tx.namespace))
     going = [unit_id for unit_id in candidates if unit_id not in kept][:excess]
     removed = tx.drop_many(going)
     if not removed:

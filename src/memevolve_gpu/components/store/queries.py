@@ -195,7 +195,7 @@ def drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> in
     """Delete the units that did not change after log entry ``since``; nothing where the log no longer says."""
     if since is None:
         return tx.drop_many(ids)
-    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
+    changed = tx.read(lambda con: changed_since(con, since, tx.namespace))
     return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
 
 
@@ -204,7 +204,7 @@ def drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
     if since is None:
         tx.drop_many(ids)
         return
-    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
+    changed = tx.read(lambda con: changed_since(con, since, tx.namespace))
     conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
     conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
     if conflicts:

@@ -235,7 +235,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         mine = (unit for unit in given if unit.get("id"))
         unstamped = [unit["id"] for unit in mine if "created_at" not in (unit.get("metadata") or {})]
         now = self._open.clock()
-        held = tx.outside(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
+        held = tx.read(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
     def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
