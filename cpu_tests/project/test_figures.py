@@ -125,12 +125,11 @@ def test_the_readme_has_no_other_figure(repository: Path) -> None:
     assert '"size": 50000, ' in peers
     assert '"dimension": 384' in peers
     assert install["setup"]["mb"] < 300
-    assert round(install["extras cpu and local"]["mb"] / 1024, 1) == 1.5
     assert install["test --quick"]["processor_seconds"] / install["machine"]["cores"] < 60
     known = [
         *promises(repository),
         "50,000 units of 384 dimensions",
-        "1.5 GB",
+        f"{install['extras cpu and local']['mb']} MB with",
         "under 300 MB",
         "300 sample units",
         "kill -9 a writer",
