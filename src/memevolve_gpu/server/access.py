@@ -1,0 +1,291 @@
+"""What stands before the routes: who calls, how much they may send and how many calls run; and errors as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..components.store.base import StorageBackend
+from ..errors import (
+    CapacityError,
+    ConfigurationError,
+    ConflictError,
+    EmbeddingError,
+    EngineError,
+    HistoryError,
+    LockTimeoutError,
+    MemEvolveError,
+    ReadOnlyError,
+    StorageError,
+    StorageFullError,
+    StoreClosedError,
+    StoreUnavailableError,
+    first_line,
+)
+from ..utils.config import namespace_path
+from .keys import SCOPES, Key, Keys
+
+__all__ = ["Caller", "Gate", "Service", "add_error_handlers", "allow", "status_of", "store_of"]
+
+_T = TypeVar("_T")
+
+_OPEN = Key("", "", SCOPES)
+"""What a caller may do where there are no keys."""
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+_STATUS: tuple[tuple[type[BaseException], int], ...] = (
+    (ConflictError, 409),
+    (HistoryError, 404),
+    (CapacityError, 507),
+    (StorageFullError, 507),
+    (LockTimeoutError, 503),
+    (StoreClosedError, 503),
+    (StoreUnavailableError, 503),
+    (ReadOnlyError, 503),
+    (EmbeddingError, 502),
+    (EngineError, 500),
+    (StorageError, 500),
+)
+
+
+def status_of(error: MemEvolveError) -> int:
+    """The HTTP status of an error: that of the first class in the table; 422 for arguments that cannot be used."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
+
+
+class Service:
+    """A store, and the threads that its calls run in: those of searches and reads apart from those of writes."""
+
+    def __init__(self, store: StorageBackend, keys: Keys | None, readers: int, writers: int) -> None:
+        self.store, self.keys = store, keys
+        self._read = anyio.CapacityLimiter(readers)
+        self._write = anyio.CapacityLimiter(writers)
+        self.stopping = False
+
+    async def read(self, function: Callable[[], _T]) -> _T:
+        """Run a call that only reads."""
+        return await anyio.to_thread.run_sync(function, limiter=self._read)
+
+    async def write(self, function: Callable[[], _T]) -> _T:
+        """Run a call that writes. It is finished even when the caller leaves, as the store has begun it."""
+        return await anyio.to_thread.run_sync(function, limiter=self._write)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and what they see."""
+
+    service: Service
+    key: Key
+    read: Callable[[Callable[[], Any]], Any] = field(init=False)
+    write: Callable[[Callable[[], Any]], Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "read", self.service.read)
+        object.__setattr__(self, "write", self.service.write)
+
+    def store(self, namespace: Sequence[str] | str = ()) -> Any:
+        """The store at a namespace below that of the key."""
+        path = (*self.key.namespace, *namespace_path(namespace))
+        return self.service.store.namespace(*path) if path else self.service.store
+
+    def whole(self, what: str) -> Any:
+        """The store, for what concerns the whole file. Raises 403 for a key that is bound to a namespace."""
+        if self.key.namespace:
+            raise HTTPException(
+                403, f"{what} concerns the whole file, and this key is bound to a namespace; use another"
+            )
+        return self.service.store
+
+    def relative(self, path: Sequence[str]) -> list[str]:
+        """A path of the store as the caller has it."""
+        return list(path[len(self.key.namespace) :])
+
+
+def ability(store: Any, name: str) -> Any:
+    """A method that not every store has. Raises ConfigurationError."""
+    found = getattr(store, name, None)
+    if found is None:
+        raise ConfigurationError(f"a {type(store).__name__} has no {name}; serve a VectorStore")
+    return found
+
+
+def allow(scope: str) -> Callable[[Request], Caller]:
+    """A dependency: the caller, once it is known to have that scope. Raises 401 and 403."""
+
+    def caller(request: Request) -> Caller:
+        key: Key | None = request.scope["memevolve.key"]
+        if key is None:
+            raise HTTPException(
+                401,
+                "Authorization: send 'Bearer TOKEN' with the token of a key that is in use (memevolve-store keys add)",
+                {"WWW-Authenticate": "Bearer"},
+            )
+        if scope not in key.scopes:
+            raise HTTPException(403, f"the key {key.name!r} has no scope {scope!r}; use one that has it")
+        return Caller(request.app.state.service, key)
+
+    return caller
+
+
+def store_of(request: Request) -> StorageBackend:
+    """The store as the caller of a request sees it; ``read`` is needed for GET and HEAD, ``write`` for the rest."""
+    scope = "read" if request.method in ("GET", "HEAD") else "write"
+    found: StorageBackend = allow(scope)(request).store()
+    return found
+
+
+class Gate:
+    """ASGI middleware: finds the key, and refuses what is too large, too much at once, or sent by a foreign page."""
+
+    def __init__(self, app: ASGIApp, service: Service, max_body_bytes: int, max_in_flight: int) -> None:
+        self.app, self.service = app, service
+        self._most_bytes, self._most = max_body_bytes, max_in_flight
+        self.in_flight = 0
+        self.refused = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name: value for name, value in scope["headers"] if name in _READ_HEADERS}
+        scope["memevolve.key"] = self._key(headers)
+        if scope["path"].startswith("/v1/units/"):  # an id may hold a slash, so it is decoded by the route
+            scope["path"] = scope["raw_path"].decode("ascii")
+        refusal = self._refusal(scope["path"], headers)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        exempt = scope["path"] in _ALWAYS
+        self.in_flight += not exempt
+        try:
+            await self.app(scope, self._bounded(receive), send)
+        finally:
+            self.in_flight -= not exempt
+
+    def _key(self, headers: Mapping[bytes, bytes]) -> Key | None:
+        if self.service.keys is None:
+            return _OPEN
+        kind, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        return self.service.keys.find(token.strip()) if kind.lower() == "bearer" else None
+
+    def _refusal(self, path: str, headers: Mapping[bytes, bytes]) -> JSONResponse | None:
+        foreign = self._foreign(headers) if self.service.keys is None else ""
+        if foreign:
+            return problem(403, foreign)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._most_bytes:
+            return problem(413, self._limit_text())
+        if path in _ALWAYS:
+            return None
+        if self.service.stopping:
+            return problem(503, "the server is shutting down; try again later", headers={"Retry-After": "5"})
+        if self.in_flight < self._most:
+            return None
+        self.refused += 1
+        told = f"{self._most} requests are in progress; try again in a second"
+        return problem(429, told, headers={"Retry-After": "1"})
+
+    @staticmethod
+    def _foreign(headers: Mapping[bytes, bytes]) -> str:
+        """Why a request may come from a page of another site, which a browser sends here; empty where it does not."""
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        if _host_name(host) not in _LOOPBACK:
+            return f"Host: {host!r} is not loopback; without keys only http://127.0.0.1 and localhost are served"
+        if origin and origin.partition("://")[2] != host:
+            return f"Origin: pages of {origin} may not call this server; add keys to allow them"
+        return ""
+
+    def _bounded(self, receive: Receive) -> Receive:
+        taken = 0
+
+        async def bounded() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._most_bytes:
+                raise HTTPException(413, self._limit_text())
+            return message
+
+        return bounded
+
+    def _limit_text(self) -> str:
+        return f"the body is larger than {self._most_bytes} bytes; send less at once, or raise --max-body-mb"
+
+
+_ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Answered however many requests are in progress."""
+
+_READ_HEADERS = frozenset({b"authorization", b"host", b"origin", b"content-length"})
+
+
+def _host_name(host: str) -> str:
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def problem(
+    status: int,
+    detail: str,
+    error: str = "",
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> JSONResponse:
+    """An error as ``application/problem+json``."""
+    body = {"type": "about:blank", "title": _TITLES.get(status, "Error"), "status": status, "detail": detail}
+    body |= {"error": error or _TITLES.get(status, "Error").replace(" ", ""), **more}
+    return JSONResponse(body, status, dict(headers or {}), "application/problem+json")
+
+
+_TITLES = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    409: "Conflict",
+    413: "Content Too Large",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    507: "Insufficient Storage",
+}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give every error as JSON that names the parameter and the remedy."""
+
+    async def of_store(_request: Request, error: Exception) -> JSONResponse:
+        status = status_of(error) if isinstance(error, MemEvolveError) else 422
+        headers = {"Retry-After": "1"} if status == 503 else {}
+        more = {"ids": error.ids} if isinstance(error, ConflictError) else {}
+        return problem(status, first_line(error), type(error).__name__, headers, **more)
+
+    async def of_http(_request: Request, error: Exception) -> JSONResponse:
+        known = error if isinstance(error, HTTPException) else HTTPException(500)
+        return problem(known.status_code, str(known.detail), headers=known.headers)
+
+    async def of_body(_request: Request, error: Exception) -> JSONResponse:
+        found = error.errors() if isinstance(error, RequestValidationError) else []
+        parameters = [{"name": _place(one["loc"]), "message": str(one["msg"])} for one in found]
+        told = "; ".join(f"{one['name']}: {one['message']}" for one in parameters[:5])
+        return problem(422, f"{told}; see /openapi.json", "InvalidRequest", parameters=parameters)
+
+    app.add_exception_handler(MemEvolveError, of_store)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(RequestValidationError, of_body)
+
+
+def _place(loc: Sequence[Any]) -> str:
+    return ".".join(str(part) for part in loc[1:]) or str(loc[0])

@@ -1,0 +1,143 @@
+"""The application: REST over a store, health, metrics, MCP and the page, on one port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from importlib import import_module
+from importlib import metadata as packages
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+
+from ..components.store.base import StorageBackend
+from ..errors import ConfigurationError, MemEvolveError, first_line
+from ..utils.arguments import shown, whole_number
+from . import models
+from .access import Gate, Service, add_error_handlers, problem, store_of
+from .keys import Keys
+from .routes import router
+from .searching import Searching
+
+__all__ = ["create_app"]
+
+MIB = 2**20
+
+
+def create_app(
+    store: StorageBackend,
+    keys: Keys | str | os.PathLike[str] | None = None,
+    *,
+    backups: str | os.PathLike[str] = "backups",
+    max_body_mb: int = 64,
+    max_in_flight: int = 256,
+    readers: int = 8,
+    writers: int = 8,
+    mcp: bool = True,
+    ui: bool = True,
+) -> FastAPI:
+    """Make the application of a store.
+
+    Without keys it answers requests to loopback names only. ``/docs`` and ``/openapi.json`` describe the routes.
+
+    Args:
+        store: The store. It stays open when the application ends.
+        keys: The keys, or the path of their file; None for an application without keys.
+        backups: The folder that ``POST /v1/backup`` writes to.
+        max_body_mb: Largest body of a request, in MiB.
+        max_in_flight: Most requests at once; more are answered 429 with ``Retry-After``.
+        readers: Threads for reads.
+        writers: Threads for writes, so that they never hold those of reads.
+        mcp: Whether to serve ``/mcp``, where the package mcp is installed.
+        ui: Whether to serve the page ``/ui``.
+
+    Returns:
+        The ASGI application.
+
+    Raises:
+        ConfigurationError: An argument cannot be used.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> from memevolve_gpu.server.app import create_app
+        >>> app = create_app(VectorStore("memory", HashingEmbedder()))
+        >>> app.title
+        'memevolve-gpu'
+    """
+    if not isinstance(store, StorageBackend):
+        raise ConfigurationError(f"store must be a StorageBackend, got {shown(store)}; see open_store")
+    limits = {"max_body_mb": max_body_mb, "max_in_flight": max_in_flight, "readers": readers, "writers": writers}
+    for name, value in limits.items():
+        whole_number(name, value, error=ConfigurationError)
+    held = keys if keys is None or isinstance(keys, Keys) else Keys(keys)
+    service = Service(store, held, readers, writers)
+    app = FastAPI(title="memevolve-gpu", version=packages.version("memevolve-gpu"), lifespan=_lifespan)
+    app.state.service, app.state.searching = service, Searching(service)
+    app.state.backups = Backups(Path(backups))
+    app.state.running = []
+    app.add_middleware(Gate, service=service, max_body_bytes=max_body_mb * MIB, max_in_flight=max_in_flight)
+    add_error_handlers(app)
+    app.include_router(router)
+    _add_health(app, service)
+    if ui and find_spec("memevolve_gpu.server.ui") is not None:
+        app.include_router(import_module("memevolve_gpu.server.ui").router(store_of))
+    del mcp
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with contextlib.AsyncExitStack() as stack:
+        for enter in app.state.running:
+            await stack.enter_async_context(enter())
+        yield
+        app.state.service.stopping = True
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", response_model=models.Alive)
+    async def healthz() -> models.Alive:
+        """Say that the process answers."""
+        return models.Alive()
+
+    @app.get("/readyz", response_model=models.Alive, responses={503: {"model": models.Problem}})
+    async def readyz() -> Any:
+        """Say whether the store answers: 503 while it does not, and while the server shuts down."""
+        if service.stopping:
+            return problem(503, "the server is shutting down", headers={"Retry-After": "5"})
+        try:
+            await service.read(service.store.count)
+        except MemEvolveError as error:
+            return problem(503, first_line(error), type(error).__name__, {"Retry-After": "5"})
+        return models.Alive()
+
+
+class Backups:
+    """The folder of backups."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def take(self, backup: Callable[[Any], None], name: str | None) -> models.BackupFile:
+        """Write a backup. Raises ConfigurationError where there is one of that name."""
+        chosen = name or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        path = self.folder / f"{chosen}.db"
+        if path.exists():
+            raise ConfigurationError(f"name: there is a backup {chosen!r}; choose another name")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        backup(path)
+        return self._described(path)
+
+    def listed(self) -> list[models.BackupFile]:
+        """The backups, newest first."""
+        found = [self._described(path) for path in self.folder.glob("*.db")]
+        return sorted(found, key=lambda one: one.at, reverse=True)
+
+    @staticmethod
+    def _described(path: Path) -> models.BackupFile:
+        facts = path.stat()
+        return models.BackupFile(name=path.stem, bytes=facts.st_size, at=facts.st_mtime)
