@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import contextlib
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -63,21 +67,79 @@ def status_of(error: MemEvolveError) -> int:
 
 
 class Service:
-    """A store, and the threads that its calls run in: those of searches and reads apart from those of writes."""
+    """A store, and the threads that its calls run in: those of reads apart from those of writes."""
 
     def __init__(self, store: StorageBackend, keys: Keys | None, readers: int, writers: int) -> None:
         self.store, self.keys = store, keys
-        self._read = anyio.CapacityLimiter(readers)
-        self._write = anyio.CapacityLimiter(writers)
-        self.stopping = False
+        self.readers, self._write = Pool(readers), anyio.CapacityLimiter(writers)
 
     async def read(self, function: Callable[[], _T]) -> _T:
         """Run a call that only reads."""
-        return await anyio.to_thread.run_sync(function, limiter=self._read)
+        return await self.readers.run(function)
 
     async def write(self, function: Callable[[], _T]) -> _T:
-        """Run a call that writes. It is finished even when the caller leaves, as the store has begun it."""
+        """Run a call that writes; it is finished even where the caller leaves."""
         return await anyio.to_thread.run_sync(function, limiter=self._write)
+
+
+class Pool:
+    """Threads for short calls. One takes several waiting calls at a time, and wakes the event loop once for them."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._started: list[threading.Thread] = []
+
+    async def run(self, function: Callable[[], _T]) -> _T:
+        """The result of the function, which runs in one of the threads."""
+        if not self._started:
+            self._started = [threading.Thread(target=self._work, daemon=True) for _ in range(self._threads)]
+            for thread in self._started:
+                thread.start()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T] = loop.create_future()
+        self._calls.put((function, future, loop))
+        return await future
+
+    def close(self) -> None:
+        """End the threads once they have done what waits."""
+        for _ in self._started:
+            self._calls.put(None)
+        self._started = []
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            loop, done = call[2], [_called(call)]
+            for _ in range(min(_AT_ONCE, self._calls.qsize() // self._threads)):
+                with contextlib.suppress(queue.Empty):
+                    call = self._calls.get_nowait()
+                    if call is None or call[2] is not loop:
+                        self._calls.put(call)
+                        break
+                    done.append(_called(call))
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(_give, done)
+
+
+_AT_ONCE = 8
+_Call = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
+
+
+def _called(call: _Call) -> tuple[asyncio.Future[Any], Any, BaseException | None]:
+    try:
+        return call[1], call[0](), None
+    except BaseException as error:  # noqa: BLE001 - given to the caller, whatever it is
+        return call[1], None, error
+
+
+def _give(done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+    for future, result, error in done:
+        if future.done():  # its caller has left
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +181,24 @@ def ability(store: Any, name: str) -> Any:
     return found
 
 
+def caller_of(service: Service, key: Key | None, scope: str) -> Caller:
+    """The caller, once it is known to have that scope. Raises 401 and 403."""
+    if key is None:
+        raise HTTPException(
+            401,
+            "Authorization: send 'Bearer TOKEN' with the token of a key that is in use (memevolve-store keys add)",
+            {"WWW-Authenticate": "Bearer"},
+        )
+    if scope not in key.scopes:
+        raise HTTPException(403, f"the key {key.name!r} has no scope {scope!r}; use one that has it")
+    return Caller(service, key)
+
+
 def allow(scope: str) -> Callable[[Request], Caller]:
     """A dependency: the caller, once it is known to have that scope. Raises 401 and 403."""
 
     def caller(request: Request) -> Caller:
-        key: Key | None = request.scope["memevolve.key"]
-        if key is None:
-            raise HTTPException(
-                401,
-                "Authorization: send 'Bearer TOKEN' with the token of a key that is in use (memevolve-store keys add)",
-                {"WWW-Authenticate": "Bearer"},
-            )
-        if scope not in key.scopes:
-            raise HTTPException(403, f"the key {key.name!r} has no scope {scope!r}; use one that has it")
-        return Caller(request.app.state.service, key)
+        return caller_of(request.app.state.service, request.scope["memevolve.key"], scope)
 
     return caller
 
@@ -144,11 +210,19 @@ def store_of(request: Request) -> StorageBackend:
     return found
 
 
-class Gate:
-    """ASGI middleware: finds the key, and refuses what is too large, too much at once, or sent by a foreign page."""
+_Search = Callable[[Receive, Caller], Awaitable[bytes]]
 
-    def __init__(self, app: ASGIApp, service: Service, max_body_bytes: int, max_in_flight: int) -> None:
-        self.app, self.service = app, service
+
+class Gate:
+    """ASGI middleware: finds the key, and refuses what is too large, too much at once, or sent by a foreign page.
+
+    ``POST /v1/search`` is answered by ``search``, without the framework's work around a route.
+    """
+
+    def __init__(
+        self, app: ASGIApp, service: Service, max_body_bytes: int, max_in_flight: int, search: _Search
+    ) -> None:
+        self.app, self.service, self._search = app, service, search
         self._most_bytes, self._most = max_body_bytes, max_in_flight
         self.in_flight = 0
         self.refused = 0
@@ -169,9 +243,23 @@ class Gate:
         exempt = scope["path"] in _ALWAYS
         self.in_flight += not exempt
         try:
-            await self.app(scope, self._bounded(receive), send)
+            if scope["path"] == "/v1/search" and scope["method"] == "POST":
+                await self._searched(scope, self._bounded(receive), send)
+            else:
+                await self.app(scope, self._bounded(receive), send)
         finally:
             self.in_flight -= not exempt
+
+    async def _searched(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            caller = caller_of(self.service, scope["memevolve.key"], "read")
+            text = await self._search(receive, caller)
+        except (MemEvolveError, HTTPException, RequestValidationError) as error:
+            await answer_of(error)(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": text})
 
     def _key(self, headers: Mapping[bytes, bytes]) -> Key | None:
         if self.service.keys is None:
@@ -188,8 +276,6 @@ class Gate:
             return problem(413, self._limit_text())
         if path in _ALWAYS:
             return None
-        if self.service.stopping:
-            return problem(503, "the server is shutting down; try again later", headers={"Retry-After": "5"})
         if self.in_flight < self._most:
             return None
         self.refused += 1
@@ -263,28 +349,30 @@ _TITLES = {
 }
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Give every error as JSON that names the parameter and the remedy."""
-
-    async def of_store(_request: Request, error: Exception) -> JSONResponse:
-        status = status_of(error) if isinstance(error, MemEvolveError) else 422
+def answer_of(error: Exception) -> JSONResponse:
+    """An error as JSON that names the parameter and the remedy."""
+    if isinstance(error, MemEvolveError):
+        status = status_of(error)
         headers = {"Retry-After": "1"} if status == 503 else {}
         more = {"ids": error.ids} if isinstance(error, ConflictError) else {}
         return problem(status, first_line(error), type(error).__name__, headers, **more)
-
-    async def of_http(_request: Request, error: Exception) -> JSONResponse:
-        known = error if isinstance(error, HTTPException) else HTTPException(500)
-        return problem(known.status_code, str(known.detail), headers=known.headers)
-
-    async def of_body(_request: Request, error: Exception) -> JSONResponse:
-        found = error.errors() if isinstance(error, RequestValidationError) else []
-        parameters = [{"name": _place(one["loc"]), "message": str(one["msg"])} for one in found]
+    if isinstance(error, RequestValidationError):
+        parameters = [{"name": _place(one["loc"]), "message": str(one["msg"])} for one in error.errors()]
         told = "; ".join(f"{one['name']}: {one['message']}" for one in parameters[:5])
         return problem(422, f"{told}; see /openapi.json", "InvalidRequest", parameters=parameters)
+    if isinstance(error, HTTPException):
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+    return problem(500, "the server failed on this request; its log says why", type(error).__name__)
 
-    app.add_exception_handler(MemEvolveError, of_store)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(RequestValidationError, of_body)
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with :func:`answer_of`."""
+
+    async def answer(_request: Request, error: Exception) -> JSONResponse:
+        return answer_of(error)
+
+    for kind in (MemEvolveError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, answer)
 
 
 def _place(loc: Sequence[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,9 +22,9 @@ from . import models
 from .access import Gate, Service, add_error_handlers, problem, store_of
 from .keys import Keys
 from .routes import router
-from .searching import Searching
+from .searching import answer_search
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "serve"]
 
 MIB = 2**20
 
@@ -76,10 +77,16 @@ def create_app(
     held = keys if keys is None or isinstance(keys, Keys) else Keys(keys)
     service = Service(store, held, readers, writers)
     app = FastAPI(title="memevolve-gpu", version=packages.version("memevolve-gpu"), lifespan=_lifespan)
-    app.state.service, app.state.searching = service, Searching(service)
+    app.state.service = service
     app.state.backups = Backups(Path(backups))
     app.state.running = []
-    app.add_middleware(Gate, service=service, max_body_bytes=max_body_mb * MIB, max_in_flight=max_in_flight)
+    app.add_middleware(
+        Gate,
+        service=service,
+        max_body_bytes=max_body_mb * MIB,
+        max_in_flight=max_in_flight,
+        search=answer_search,
+    )
     add_error_handlers(app)
     app.include_router(router)
     _add_health(app, service)
@@ -95,7 +102,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for enter in app.state.running:
             await stack.enter_async_context(enter())
         yield
-        app.state.service.stopping = True
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -106,9 +112,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", response_model=models.Alive, responses={503: {"model": models.Problem}})
     async def readyz() -> Any:
-        """Say whether the store answers: 503 while it does not, and while the server shuts down."""
-        if service.stopping:
-            return problem(503, "the server is shutting down", headers={"Retry-After": "5"})
+        """Say whether the store answers: 503 while it does not."""
         try:
             await service.read(service.store.count)
         except MemEvolveError as error:
@@ -141,3 +145,47 @@ class Backups:
     def _described(path: Path) -> models.BackupFile:
         facts = path.stat()
         return models.BackupFile(name=path.stem, bytes=facts.st_size, at=facts.st_mtime)
+
+
+def serve(
+    app: FastAPI,
+    host: str = "127.0.0.1",
+    port: int = 8321,
+    *,
+    grace_s: int = 30,
+    started: Callable[[], None] | None = None,
+) -> None:
+    """Serve an application until the process is told to end (SIGTERM, SIGINT); requests in progress are finished.
+
+    Args:
+        app: What :func:`create_app` made.
+        host: The address to listen on; one that is not loopback needs keys.
+        port: The port.
+        grace_s: Seconds that requests in progress have to finish.
+        started: Called once the server listens.
+
+    Raises:
+        ConfigurationError: ``host`` is not loopback, and there are no keys.
+    """
+    import uvicorn
+
+    keys = app.state.service.keys
+    if not is_loopback(host) and not keys:
+        raise ConfigurationError(
+            f"host {host!r}: anyone who reaches it could read and delete; make a key first (memevolve-store keys add), "
+            "or listen on 127.0.0.1"
+        )
+    config = uvicorn.Config(
+        app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=grace_s, server_header=False
+    )
+    server = uvicorn.Server(config)
+    app.state.started = started
+    server.run()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

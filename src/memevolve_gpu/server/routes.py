@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
@@ -18,6 +18,7 @@ from ..errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..utils.plain import json_text
 from . import models
 from .access import Caller, ability, allow
+from .searching import search_answer, search_batch
 
 __all__ = ["router"]
 
@@ -179,16 +180,16 @@ async def facets(body: models.Facets, caller: Reader) -> models.FacetCounts:
 # Searching
 
 
-@router.post("/search")
-async def search(body: models.Search, request: Request, caller: Reader) -> models.Hits:
+@router.post("/search", response_model=models.Hits)
+async def search(body: models.Search, caller: Reader) -> Response:
     """Find units by meaning, by words, or by both; or those nearest to a vector."""
-    return models.Hits(hits=await request.app.state.searching.search(body, caller))
+    return Response(await search_answer(body, caller), media_type="application/json")
 
 
-@router.post("/search/batch")
-async def search_batch(body: models.SearchBatch, request: Request, caller: Reader) -> models.HitsBatch:
+@router.post("/search/batch", response_model=models.HitsBatch)
+async def search_many(body: models.SearchBatch, caller: Reader) -> Response:
     """Run several searches by meaning at once."""
-    return models.HitsBatch(results=await request.app.state.searching.batch(body, caller))
+    return Response(await search_batch(body, caller), media_type="application/json")
 
 
 # Namespaces

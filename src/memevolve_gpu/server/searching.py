@@ -1,61 +1,62 @@
-"""Searches of the server."""
+"""Searches of the server: ``POST /v1/search`` is answered here, without the framework's work around a route."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.types import Receive
 
 from ..components.retrieve import HybridRetrievalStrategy
 from ..components.store.base import score_of
 from ..errors import ConfigurationError, InvalidQueryError
 from ..types import FloatArray
 from . import models
-from .access import Caller, Service
+from .access import Caller
 
-__all__ = ["Searching"]
+__all__ = ["answer_search", "search_answer", "search_batch"]
 
-
-class Searching:
-    """Runs the searches of the server."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def search(self, body: models.Search, caller: Caller) -> list[models.Hit]:
-        """Run one search."""
-        if (body.query is None) == (body.vector is None):
-            raise InvalidQueryError("give query or vector, one of them")
-        if body.vector is not None and body.mode != "semantic":
-            raise InvalidQueryError(f"vector: a search by vector is semantic; {body.mode} needs query")
-        store = caller.store(body.namespace)
-        found: list[models.Hit] = await caller.read(lambda: _searched(store, body))
-        return found
-
-    async def batch(self, body: models.SearchBatch, caller: Caller) -> list[list[models.Hit]]:
-        """Run several searches by meaning."""
-        if (body.queries is None) == (body.vectors is None):
-            raise InvalidQueryError("give queries or vectors, one of them")
-        store = caller.store(body.namespace)
-
-        def run() -> list[list[models.Hit]]:
-            if body.queries is not None:
-                hits = [store.search_units(one, body.top_k, body.filters, body.recall) for one in body.queries]
-                return [[_hit(one, body.units) for one in found] for found in hits]
-            if not body.vectors:
-                return []
-            return _by_vector(store, models.as_matrix(body.vectors), body.top_k, body.filters, body.recall, body.units)
-
-        found: list[list[models.Hit]] = await caller.read(run)
-        return found
+Hit = dict[str, Any]
 
 
-def _searched(store: Any, body: models.Search) -> list[models.Hit]:
+async def search_answer(body: models.Search, caller: Caller) -> bytes:
+    """The JSON text of :class:`models.Hits`."""
+    if (body.query is None) == (body.vector is None):
+        raise InvalidQueryError("query, vector: give one of them")
+    if body.vector is not None and body.mode != "semantic":
+        raise InvalidQueryError(f"mode: a search by vector is semantic; {body.mode} needs query")
+    store = caller.store(body.namespace)
+    text: bytes = await caller.read(lambda: to_json({"hits": _searched(store, body)}))
+    return text
+
+
+async def search_batch(body: models.SearchBatch, caller: Caller) -> bytes:
+    """The JSON text of :class:`models.HitsBatch`."""
+    if (body.queries is None) == (body.vectors is None):
+        raise InvalidQueryError("queries, vectors: give one of them")
+    store = caller.store(body.namespace)
+
+    def run() -> list[list[Hit]]:
+        if body.queries is not None:
+            found = [store.search_units(one, body.top_k, body.filters, body.recall) for one in body.queries]
+            return [[_hit(one, body.units) for one in hits] for hits in found]
+        if not body.vectors:
+            return []
+        return _by_vector(store, models.as_matrix(body.vectors), body.top_k, body.filters, body.recall, body.units)
+
+    text: bytes = await caller.read(lambda: to_json({"results": run()}))
+    return text
+
+
+def _searched(store: Any, body: models.Search) -> list[Hit]:
     if body.vector is not None:
-        matrix = models.as_vector(body.vector)[None, :]
-        width = body.top_k + body.offset
-        hits = _by_vector(store, matrix, width, body.filters, body.recall, body.units)[0][body.offset :]
-        return [hit for hit in hits if body.min_score is None or hit.score >= body.min_score]
+        matrix, width = models.as_vector(body.vector)[None, :], body.top_k + body.offset
+        hits = _by_vector(store, matrix, width, body.filters, body.recall, body.units)[0]
+        return _window(hits, body)
     query = body.query or ""
     window: dict[str, Any] = {"offset": body.offset, "min_score": body.min_score}
     if body.mode == "semantic":
@@ -64,33 +65,54 @@ def _searched(store: Any, body: models.Search) -> list[models.Hit]:
     if body.mode == "keyword":
         pairs = store.search_keywords(query, body.top_k, body.filters, **window)
         units = store.retrieve_batch([unit_id for _, unit_id in pairs]) if body.units else {}
-        return [models.Hit(id=unit_id, score=score, unit=units.get(unit_id)) for score, unit_id in pairs]
+        return [{"id": unit_id, "score": score, "unit": units.get(unit_id)} for score, unit_id in pairs]
     if not {"search", "search_keywords"} <= store.capabilities:
         raise ConfigurationError(f"mode: a {type(store).__name__} has no hybrid search; use semantic")
     results = HybridRetrievalStrategy().retrieve(query, store, body.top_k + body.offset, body.filters)
-    hits = [
-        models.Hit(id=one.unit_id, score=one.score, unit=one.unit if body.units else None, why=one.metadata)
-        for one in results[body.offset :]
-    ]
-    return [hit for hit in hits if body.min_score is None or hit.score >= body.min_score]
+    unit_of: Callable[[Any], Any] = (lambda one: one.unit) if body.units else (lambda _one: None)
+    hits = [{"id": one.unit_id, "score": one.score, "unit": unit_of(one), "why": one.metadata} for one in results]
+    return _window(hits, body)
 
 
-def _hit(hit: Any, units: bool) -> models.Hit:
-    return models.Hit(id=hit.id, score=hit.score, distance=hit.distance, unit=hit.unit if units else None)
+def _window(hits: Iterable[Hit], body: models.Search) -> list[Hit]:
+    least = body.min_score
+    return [hit for hit in list(hits)[body.offset :] if least is None or hit["score"] >= least]
+
+
+def _hit(hit: Any, units: bool) -> Hit:
+    return {"id": hit.id, "score": hit.score, "distance": hit.distance, "unit": hit.unit if units else None}
 
 
 def _by_vector(
     store: Any, vectors: FloatArray, top_k: int, filters: Any, recall: float | None, units: bool
-) -> list[list[models.Hit]]:
+) -> list[list[Hit]]:
     distances, ids = store.search_vectors(vectors, top_k, filters, recall)
-    wanted = {unit_id for row in ids for unit_id in row if unit_id is not None} if units else set()
-    read = store.retrieve_batch(sorted(wanted)) if wanted else {}
-    metric = store.metric
+    wanted = [unit_id for row in ids for unit_id in row if unit_id is not None] if units else []
+    read, metric = store.retrieve_batch(wanted) if wanted else {}, store.metric
     return [
         [
-            models.Hit(id=unit_id, score=score_of(distance, metric), distance=distance, unit=read.get(unit_id))
+            {"id": unit_id, "score": score_of(distance, metric), "distance": distance, "unit": read.get(unit_id)}
             for distance, unit_id in zip(np.asarray(row).tolist(), names, strict=True)
             if unit_id is not None and (not units or unit_id in read)
         ]
         for row, names in zip(distances, ids, strict=True)
     ]
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body of a request."""
+    parts = list[bytes]()
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def answer_search(receive: Receive, caller: Caller) -> bytes:
+    """Answer the body of ``POST /v1/search``. Raises what the route raises."""
+    try:
+        body = models.Search.model_validate_json(await read_body(receive))
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from error
+    return await search_answer(body, caller)
