@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -220,35 +222,53 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, service: Service, max_body_bytes: int, max_in_flight: int, search: _Search
+        self,
+        app: ASGIApp,
+        service: Service,
+        max_body_bytes: int,
+        max_in_flight: int,
+        search: _Search,
+        registry: CollectorRegistry,
     ) -> None:
         self.app, self.service, self._search = app, service, search
         self._most_bytes, self._most = max_body_bytes, max_in_flight
         self.in_flight = 0
-        self.refused = 0
+        Gauge("memevolve_http_requests_in_progress", "Requests in progress.", registry=registry).set_function(
+            lambda: self.in_flight
+        )
+        self._seconds = Histogram(
+            "memevolve_http_request_duration_seconds",
+            "Time of requests until the last byte of the answer.",
+            ["method", "route", "status"],
+            registry=registry,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name: value for name, value in scope["headers"] if name in _READ_HEADERS}
-        scope["memevolve.key"] = self._key(headers)
-        if scope["path"].startswith("/v1/units/"):  # an id may hold a slash, so it is decoded by the route
-            scope["path"] = scope["raw_path"].decode("ascii")
-        refusal = self._refusal(scope["path"], headers)
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
+        started, status = time.perf_counter(), 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
         exempt = scope["path"] in _ALWAYS
+        refusal = self._refusal(scope)
         self.in_flight += not exempt
         try:
-            if scope["path"] == "/v1/search" and scope["method"] == "POST":
-                await self._searched(scope, self._bounded(receive), send)
+            if refusal is not None:
+                await refusal(scope, receive, sending)
+            elif scope["path"] == "/v1/search" and scope["method"] == "POST":
+                await self._searched(scope, self._bounded(receive), sending)
             else:
-                await self.app(scope, self._bounded(receive), send)
+                await self.app(scope, self._bounded(receive), sending)
         finally:
             self.in_flight -= not exempt
+            route = getattr(scope.get("route"), "path", "/v1/search" if scope["path"] == "/v1/search" else "other")
+            self._seconds.labels(scope["method"], route, status).observe(time.perf_counter() - started)
 
     async def _searched(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -267,18 +287,19 @@ class Gate:
         kind, _, token = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         return self.service.keys.find(token.strip()) if kind.lower() == "bearer" else None
 
-    def _refusal(self, path: str, headers: Mapping[bytes, bytes]) -> JSONResponse | None:
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = {name: value for name, value in scope["headers"] if name in _READ_HEADERS}
+        scope["memevolve.key"] = self._key(headers)
+        if scope["path"].startswith("/v1/units/"):  # an id may hold a slash, so it is decoded by the route
+            scope["path"] = scope["raw_path"].decode("ascii")
         foreign = self._foreign(headers) if self.service.keys is None else ""
         if foreign:
             return problem(403, foreign)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most_bytes:
             return problem(413, self._limit_text())
-        if path in _ALWAYS:
+        if scope["path"] in _ALWAYS or self.in_flight < self._most:
             return None
-        if self.in_flight < self._most:
-            return None
-        self.refused += 1
         told = f"{self._most} requests are in progress; try again in a second"
         return problem(429, told, headers={"Retry-After": "1"})
 

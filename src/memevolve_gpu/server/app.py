@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import signal
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
 from importlib import import_module
 from importlib import metadata as packages
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, Response
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError, first_line
 from ..utils.arguments import shown, whole_number
-from . import models
-from .access import Gate, Service, add_error_handlers, problem, store_of
+from . import metrics, models
+from .access import Caller, Gate, Service, add_error_handlers, allow, answer_of, caller_of, problem, store_of
 from .keys import Keys
 from .routes import router
 from .searching import answer_search
@@ -40,6 +48,7 @@ def create_app(
     writers: int = 8,
     mcp: bool = True,
     ui: bool = True,
+    traces: bool = False,
 ) -> FastAPI:
     """Make the application of a store.
 
@@ -55,6 +64,7 @@ def create_app(
         writers: Threads for writes, so that they never hold those of reads.
         mcp: Whether to serve ``/mcp``, where the package mcp is installed.
         ui: Whether to serve the page ``/ui``.
+        traces: Whether to make an OpenTelemetry span of each call of the store, see ``metrics.trace_calls``.
 
     Returns:
         The ASGI application.
@@ -75,7 +85,10 @@ def create_app(
     for name, value in limits.items():
         whole_number(name, value, error=ConfigurationError)
     held = keys if keys is None or isinstance(keys, Keys) else Keys(keys)
-    service = Service(store, held, readers, writers)
+    service, registry = Service(store, held, readers, writers), CollectorRegistry()
+    metrics.register(store, registry)
+    if traces:
+        metrics.trace_calls(store)
     app = FastAPI(title="memevolve-gpu", version=packages.version("memevolve-gpu"), lifespan=_lifespan)
     app.state.service = service
     app.state.backups = Backups(Path(backups))
@@ -86,13 +99,15 @@ def create_app(
         max_body_bytes=max_body_mb * MIB,
         max_in_flight=max_in_flight,
         search=answer_search,
+        registry=registry,
     )
     add_error_handlers(app)
     app.include_router(router)
-    _add_health(app, service)
+    _add_health(app, service, registry)
+    if mcp and find_spec("mcp") is not None:
+        _add_mcp(app, service)
     if ui and find_spec("memevolve_gpu.server.ui") is not None:
         app.include_router(import_module("memevolve_gpu.server.ui").router(store_of))
-    del mcp
     return app
 
 
@@ -104,7 +119,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-def _add_health(app: FastAPI, service: Service) -> None:
+def _add_health(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
     @app.get("/healthz", response_model=models.Alive)
     async def healthz() -> models.Alive:
         """Say that the process answers."""
@@ -118,6 +133,49 @@ def _add_health(app: FastAPI, service: Service) -> None:
         except MemEvolveError as error:
             return problem(503, first_line(error), type(error).__name__, {"Retry-After": "5"})
         return models.Alive()
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def metrics_text(caller: Annotated[Caller, Depends(allow("read"))]) -> Response:
+        """Give the figures of the store and of the server to Prometheus."""
+        text = await caller.read(lambda: generate_latest(registry))
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+_bound: ContextVar[StorageBackend] = ContextVar("bound")
+"""The store as the caller of the present MCP request sees it."""
+
+
+class _BoundStore:
+    """The store of the present MCP request."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_bound.get(), name)
+
+
+def _add_mcp(app: FastAPI, service: Service) -> None:
+    """Serve MCP at ``/mcp``, without sessions, so that each request has the key that it brings."""
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    from ..integrations.mcp import memory_server
+
+    server = memory_server(cast("StorageBackend", _BoundStore()))
+    hosts = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the gate looks at them
+    inner = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=hosts)
+
+    class Mcp:
+        """ASGI: a request of a key that may read and write."""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                caller_of(service, scope["memevolve.key"], "read")
+                _bound.set(caller_of(service, scope["memevolve.key"], "write").store())
+            except HTTPException as error:
+                await answer_of(error)(scope, receive, send)
+                return
+            await inner(scope, receive, send)
+
+    app.router.routes.append(Route("/mcp", Mcp(), include_in_schema=False))
+    app.state.running.append(server.session_manager.run)
 
 
 class Backups:
@@ -147,14 +205,7 @@ class Backups:
         return models.BackupFile(name=path.stem, bytes=facts.st_size, at=facts.st_mtime)
 
 
-def serve(
-    app: FastAPI,
-    host: str = "127.0.0.1",
-    port: int = 8321,
-    *,
-    grace_s: int = 30,
-    started: Callable[[], None] | None = None,
-) -> None:
+def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8321, *, grace_s: int = 30) -> None:
     """Serve an application until the process is told to end (SIGTERM, SIGINT); requests in progress are finished.
 
     Args:
@@ -162,25 +213,42 @@ def serve(
         host: The address to listen on; one that is not loopback needs keys.
         port: The port.
         grace_s: Seconds that requests in progress have to finish.
-        started: Called once the server listens.
 
     Raises:
         ConfigurationError: ``host`` is not loopback, and there are no keys.
     """
     import uvicorn
 
-    keys = app.state.service.keys
-    if not is_loopback(host) and not keys:
+    if not is_loopback(host) and not app.state.service.keys:
         raise ConfigurationError(
             f"host {host!r}: anyone who reaches it could read and delete; make a key first (memevolve-store keys add), "
             "or listen on 127.0.0.1"
         )
-    config = uvicorn.Config(
-        app, host, port, log_level="warning", access_log=False, timeout_graceful_shutdown=grace_s, server_header=False
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host,
+            port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=grace_s,
+        )
     )
-    server = uvicorn.Server(config)
-    app.state.started = started
-    server.run()
+    with _calm_signals():
+        server.run()
+
+
+@contextlib.contextmanager
+def _calm_signals() -> Iterator[None]:
+    """uvicorn raises the signal that ended it once more; it must not end the process before the store is closed."""
+    kinds = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    old = {kind: signal.signal(kind, lambda *_: None) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in old.items():
+            signal.signal(kind, handler)
 
 
 def is_loopback(host: str) -> bool:
