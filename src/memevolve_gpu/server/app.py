@@ -241,7 +241,7 @@ def serve(app: FastAPI, host: str = "127.0.0.1", port: int = 8321, *, grace_s: i
 
 @contextlib.contextmanager
 def _calm_signals() -> Iterator[None]:
-    """uvicorn raises the signal that ended it once more; it must not end the process before the store is closed."""
+    """Uvicorn raises the signal that ended it once more; it must not end the process before the store is closed."""
     kinds = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
     old = {kind: signal.signal(kind, lambda *_: None) for kind in kinds}
     try:
