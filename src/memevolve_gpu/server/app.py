@@ -116,7 +116,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         for enter in app.state.running:
             await stack.enter_async_context(enter())
-        yield
+        try:
+            yield
+        finally:
+            app.state.service.readers.close()
 
 
 def _add_health(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
