@@ -176,8 +176,8 @@ def killed(prefix: Path, port: int, seconds: float, connections: int) -> dict[st
     """Write one unit per request, kill -9 the server meanwhile, open the store and look for every acknowledged id."""
     units = [{"id": f"k{i}", "content": f"written under load {i}"} for i in range(200_000)]
     requests = [(unit["id"], request("/v1/units", {"units": [unit]})) for unit in units]
-    run = Writes(requests, seconds + 2)
     with serving(prefix, port) as process:
+        run = Writes(requests, seconds + 2)
 
         async def both() -> None:
             asyncio.get_running_loop().call_later(seconds, process.send_signal, signal.SIGKILL)
@@ -205,12 +205,13 @@ def spans(prefix: Path, rounds: int) -> dict[str, Any]:
             trace_calls(store, tracer)
             kinds[name], store.__class__ = type(store), plain
         taken: dict[str, list[float]] = {name: [] for name in kinds}
-        for at in range(rounds):
-            for name, kind in kinds.items():
-                store.__class__ = kind
-                started = time.perf_counter()
-                store.search_units(f"generated unit {11 * at}", 10)
-                taken[name].append(time.perf_counter() - started)
+        order = list(kinds)
+        for at in range(rounds * len(order)):
+            name = order[(at + at // len(order)) % len(order)]
+            store.__class__ = kinds[name]
+            started = time.perf_counter()
+            store.search_units(f"generated unit {at}", 10)
+            taken[name].append(time.perf_counter() - started)
         store.__class__ = plain
     medians = {name: float(np.median(times)) * 1e6 for name, times in taken.items()}
     return {name: {"median_us": value, "ratio": value / medians["off"]} for name, value in medians.items()}

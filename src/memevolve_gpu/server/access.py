@@ -77,6 +77,8 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
 
 def status_of(error: MemEvolveError) -> int:
     """The HTTP status of an error: that of the first class in the table; 422 for arguments that cannot be used."""
+    if isinstance(error, EmbeddingError) and error.__cause__ is None:  # embeddings were given, and are at fault
+        return 422
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
 
 
