@@ -17,7 +17,7 @@ from memevolve_gpu import ConfigurationError, HashingEmbedder, VectorStore
 from memevolve_gpu.server import models
 from memevolve_gpu.server.app import create_app, serve
 
-UNITS = [
+UNITS: list[dict[str, Any]] = [
     {
         "id": f"u{i}",
         "type": ["lesson", "skill"][i % 2],
