@@ -29,7 +29,7 @@ from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
 from memevolve_gpu.index.vector_table import grown, lengthened, roomy
-from memevolve_gpu.planner.sizes import plan_bytes
+from memevolve_gpu.planner.device_plan import plan_bytes
 from memevolve_gpu.types import FloatArray, Metric, Precision, Rows, SearchParams
 
 N, M, DIM = 1500, 333, 40

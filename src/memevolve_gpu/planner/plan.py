@@ -21,10 +21,9 @@ from ..errors import CapacityError
 from ..index.costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import IndexPlan, Metric, Precision, SearchParams
-from .device_plan import DeviceState, on_device
+from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
 from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
 from .nlist import adaptive_nlist as nlist_by_rule
-from .sizes import DEFAULT_ID_BYTES, plan_bytes
 
 __all__ = ["IndexType", "PrecisionSetting", "plan_index", "search_cost", "search_params_for"]
 
