@@ -116,7 +116,8 @@ def on_device(
     Args:
         host: the plan for the CPU.
         state: the device.
-        count, dim: of the vectors.
+        count: how many vectors.
+        dim: their dimension.
         nlist: number of lists, where lists are used.
         index_type: flat, ivf, hnsw or auto.
         target_recall: in (0, 1].

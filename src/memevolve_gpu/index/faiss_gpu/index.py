@@ -113,7 +113,7 @@ class FaissGpuIndex(Index):
             self._propose(self.vectors_at(np.zeros(1, np.int64)), fetch)
 
     def _parameters(self, fetch: Fetch) -> Any:
-        """faiss' search parameters, made under the device's lock."""
+        """Search parameters of faiss, made under the device's lock."""
         del fetch
 
     def _first_fetch(self, k: int, params: SearchParams, row_filter: RowFilter | None) -> Fetch | None:

@@ -419,7 +419,7 @@ class TorchFlatIndex(TorchIndex):
 
 
 def _in_order(n: int) -> Layout:
-    """n rows, each at its position."""
+    """Rows 0 to n - 1, each at its position."""
 
     def places(start: int, stop: int) -> IntArray:
         return np.arange(start, stop, dtype=np.int64)
