@@ -27,6 +27,7 @@ from ..components.store.base import StorageBackend
 from ..components.store.history import HistoryMixin, UnitVersion
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from ..types import MemoryUnit
+from ..utils.arguments import having, optional_text
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -150,6 +151,8 @@ def memory_server(store: StorageBackend, name: str = "memevolve") -> MCPServer:
         >>> server = memory_server(store)  # doctest: +SKIP
         >>> server.run("stdio")  # doctest: +SKIP
     """
+    having("store", store, "search_units", "a store")
+    optional_text("name", name)
     server = require_mcp()(
         name, title="MemEvolve memory", instructions=INSTRUCTIONS, version=packages.version("memevolve-gpu")
     )
