@@ -25,7 +25,7 @@ from ..components.store.base import score_of
 from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..records.filters import always, parse
 from ..types import FloatArray, MemoryUnit
-from ..utils.arguments import listed, mapping, optional_text, shown, whole_number
+from ..utils.arguments import listed, mapping, optional_text, path_text, shown, whole_number
 from ..utils.plain import plain_scalar
 from .documents import NOTHING, metadata_path, moment, nearest, own_metadata, path, placeholder, stamps_in, with_vectors
 
@@ -185,9 +185,11 @@ class MemEvolveDocumentStore:
             metric: cosine, l2 or ip; of a new store.
             storage_config: Settings, as for ``VectorStore``.
         """
-        self.index_file, self.metric = os.fspath(index_file), metric
+        self.index_file, self.metric = path_text("index_file", index_file), metric
         self.embedding_dim = whole_number("embedding_dim", embedding_dim)
-        self.storage_config = None if storage_config is None else dict(storage_config)
+        self.storage_config = (
+            None if storage_config is None else dict(mapping("storage_config", storage_config, ConfigurationError))
+        )
         self._lock = threading.RLock()
         self._opened: VectorStore | None = None
 
@@ -437,6 +439,7 @@ class _Retriever:
         return default_from_dict(cls, {**data, "init_parameters": given})
 
     def _options(self, filters: dict[str, Any] | None, top_k: int | None) -> dict[str, Any]:
+        _filters(filters)  # Haystack looks whether it is true
         chosen = apply_filter_policy(self.filter_policy, self.filters, filters)
         return {"filters": chosen, "top_k": self.top_k if top_k is None else top_k}
 
