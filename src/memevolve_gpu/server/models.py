@@ -13,11 +13,11 @@ from ..errors import InvalidVectorError
 from ..types import FloatArray
 
 MOST_UNITS = 10_000
-MOST_RESULTS = 1_000
+MOST_RESULTS = 10_000
 MOST_QUERIES = 1_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
-Ids = Annotated[list[Id], Field(max_length=MOST_UNITS)]
+Ids = list[Id]
 Unit = Annotated[dict[str, Any], Field(description="A JSON object with content, type, tags, metadata, and an id.")]
 Filters = Annotated[
     dict[str, Any] | None,
@@ -53,18 +53,21 @@ class Scoped(Body):
 class StoreUnits(Scoped):
     """Units to store, all of them or none."""
 
-    units: Annotated[list[Unit], Field(max_length=MOST_UNITS)]
+    units: list[Unit]
     embeddings: Annotated[list[Vector] | None, Field(description="One vector for each unit; null embeds them.")] = None
     ttl: Ttl = None
     expires_at: Expires = None
     replaces: Annotated[Id | None, Field(description="The id of a unit that the one given supersedes.")] = None
+    batch: Annotated[bool, Field(description="True names the place of a unit in errors also where it is alone.")] = (
+        False
+    )
 
 
 class ReplaceUnits(Scoped):
     """Units to delete and units to store, in one transaction."""
 
     delete_ids: Ids
-    units: Annotated[list[Unit], Field(max_length=MOST_UNITS)]
+    units: list[Unit]
     embeddings: list[Vector] | None = None
     unchanged_since: Annotated[int | None, Field(ge=0)] = None
 
@@ -74,7 +77,24 @@ class GetUnits(Scoped):
 
     ids: Ids
     record: Annotated[bool, Field(description="Whether to count an access to each.")] = False
+    units: Annotated[bool, Field(description="False leaves the units out.")] = True
     vectors: Annotated[bool, Field(description="Whether to return the vectors too.")] = False
+
+
+class ListUnits(Scoped):
+    """A page of units."""
+
+    filters: Filters = None
+    order_by: Annotated[str | None, Field(description="A path, - before it for the largest first.")] = None
+    limit: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 100
+    after: Annotated[str | None, Field(description="The cursor of the page before.")] = None
+
+
+class UpdateWhere(Scoped):
+    """Which units to change, and how: a JSON merge patch."""
+
+    filters: dict[str, Any]
+    changes: Unit
 
 
 class DeleteUnits(Scoped):
@@ -99,6 +119,14 @@ class Facets(Scoped):
     limit: Annotated[int | None, Field(ge=0)] = None
 
 
+class Recency(Body):
+    """How fast units fade."""
+
+    half_life: Annotated[float | str, Field(description='Seconds, or a text such as "30d".')]
+    path: str = "metadata.created_at"
+    now: float | None = None
+
+
 class Search(Scoped):
     """A search by a text or by a vector."""
 
@@ -110,6 +138,10 @@ class Search(Scoped):
     recall: Recall = None
     offset: Annotated[int, Field(ge=0, le=100_000)] = 0
     min_score: float | None = None
+    recency: Annotated[Recency | None, Field(description="Newer units first; semantic and keyword only.")] = None
+    importance: Annotated[str | None, Field(description="The path of a number from 0 to 1.")] = None
+    weights: Annotated[dict[str, float] | None, Field(description="Of recency and importance.")] = None
+    below: Annotated[bool, Field(description="Whether to search the namespaces below too; semantic only.")] = False
     units: Annotated[bool, Field(description="False returns ids and distances only.")] = True
     record: Annotated[bool, Field(description="Whether the results count as accesses.")] = True
 
@@ -157,6 +189,33 @@ class Forget(Manage):
 
     strategy: Literal["lru", "lfu", "random"] = "lru"
     count: Annotated[int | None, Field(ge=1)] = None
+
+
+class Report(Scoped):
+    """A management operation that a client did itself."""
+
+    operation: str
+    details: dict[str, Any] = {}
+
+
+class Similarities(Scoped):
+    """A text, and units to compare with it."""
+
+    query: str
+    ids: Ids
+
+
+class Sample(Scoped):
+    """How many vectors to read."""
+
+    count: Annotated[int, Field(ge=0, le=MOST_UNITS)]
+
+
+class Maintain(Body):
+    """Whether to train again, due or not, and whether to make up for missing units with samples."""
+
+    retrain: bool = False
+    samples: bool = False
 
 
 class Undo(Scoped):
@@ -221,6 +280,8 @@ class Page(BaseModel):
     units: list[Unit]
     cursor: str | None = None
     """Give it as ``after``; null when there are no more."""
+    cursors: list[str] = []
+    """Of each unit, to go on behind it."""
 
 
 class Found(BaseModel):
@@ -228,6 +289,30 @@ class Found(BaseModel):
 
     units: dict[str, Unit]
     vectors: dict[str, str] | None = None
+
+
+class Vectors(BaseModel):
+    """Vectors by id, as base64 of little-endian float32."""
+
+    vectors: dict[str, str]
+
+
+class Cosines(BaseModel):
+    """Cosines by id."""
+
+    similarities: dict[str, float]
+
+
+class Moment(BaseModel):
+    """When a unit expires, as Unix time; null for never."""
+
+    expires_at: float | None
+
+
+class AccessCounts(BaseModel):
+    """Accesses by id."""
+
+    counts: dict[str, int]
 
 
 class Number(BaseModel):
@@ -263,6 +348,8 @@ class Hit(BaseModel):
     """The larger, the more similar; its scale depends on the mode."""
     distance: float | None = None
     """By the store's metric; null for a search by words."""
+    namespace: list[str] = []
+    """Below that of the search."""
     unit: Unit | None = None
     why: dict[str, Any] | None = None
     """What the mode knows of the result, such as the ranks of both searches."""

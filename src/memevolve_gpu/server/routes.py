@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -31,6 +32,7 @@ Space = Annotated[str, Query(alias="namespace", description="A path such as org/
 FilterText = Annotated[str | None, Query(alias="filters", description='A filter as JSON: {"type": "skill"}.')]
 
 _EXPORTED_AT_ONCE = 200
+_DUE = models.Maintain()
 
 
 # Reading and writing units
@@ -43,7 +45,7 @@ async def store_units(body: models.StoreUnits, caller: Writer) -> models.Stored:
     times = {name: value for name in ("ttl", "expires_at") if (value := getattr(body, name)) is not None}
     if body.replaces is not None and (len(body.units) != 1 or body.embeddings is not None):
         raise InvalidUnitError("replaces: give one unit, without embeddings, that supersedes that of this id")
-    if len(body.units) == 1 and body.embeddings is None:
+    if len(body.units) == 1 and body.embeddings is None and not body.batch:
         more = times if body.replaces is None else {**times, "replaces": body.replaces}
         return models.Stored(ids=[await caller.write(lambda: store.store(body.units[0], **more))])
     given = [] if body.embeddings is None else [models.as_matrix(body.embeddings, "embeddings")]
@@ -60,12 +62,21 @@ async def list_units(
     after: Annotated[str | None, Query(description="The cursor of the page before.")] = None,
 ) -> models.Page:
     """List units page by page, oldest first or in the order of a field."""
-    store, wanted = caller.store(namespace), _filters(filters)
+    body = models.ListUnits(namespace=namespace, filters=_filters(filters), order_by=order_by, limit=limit, after=after)
+    return await list_units_by_body(body, caller)
+
+
+@router.post("/units/list")
+async def list_units_by_body(body: models.ListUnits, caller: Reader) -> models.Page:
+    """List units as GET /v1/units does, for filters that are too long for an address."""
+    store = caller.store(body.namespace)
 
     def page() -> models.Page:
-        listing = store.units(wanted, order_by=order_by, limit=limit + 1, after=after)
-        found, cursor = list(islice(listing, limit)), listing.cursor
-        return models.Page(units=found, cursor=cursor if next(listing, None) is not None else None)
+        listing = store.units(body.filters, order_by=body.order_by, limit=body.limit + 1, after=body.after)
+        rows = [(unit, str(listing.cursor)) for unit in listing]
+        more, rows = len(rows) > body.limit, rows[: body.limit]
+        cursors = [cursor for _, cursor in rows]
+        return models.Page(units=[unit for unit, _ in rows], cursor=cursors[-1] if more else None, cursors=cursors)
 
     return await _run(caller.read, page)
 
@@ -120,14 +131,28 @@ async def get_units(body: models.GetUnits, caller: Reader) -> models.Found:
     store = caller.store(body.namespace)
 
     def read() -> models.Found:
-        units = store.retrieve_batch(body.ids)
+        units = store.retrieve_batch(body.ids) if body.units else {}
         if body.record:
-            store.record_access(list(units))
-        held = store.vectors_of(list(units)) if body.vectors else None
+            store.record_access(body.ids)
+        held = store.vectors_of(body.ids) if body.vectors else None
         vectors = None if held is None else {name: models.from_vector(one) for name, one in held.items()}
         return models.Found(units=units, vectors=vectors)
 
     return await _run(caller.read, read)
+
+
+@router.get("/units/{unit_id}/expiry")
+async def unit_expiry(unit_id: UnitId, caller: Reader, namespace: Space = "") -> models.Moment:
+    """Read when a unit expires; null also where there is no unit of that id."""
+    store = caller.store(namespace)
+    return models.Moment(expires_at=await caller.read(lambda: store.expiry(unit_id)))
+
+
+@router.post("/units/update")
+async def update_where(body: models.UpdateWhere, caller: Writer) -> models.Number:
+    """Change parts of every unit that matches, in one transaction."""
+    store = caller.store(body.namespace)
+    return models.Number(count=await caller.write(lambda: store.update_where(body.filters, body.changes)))
 
 
 @router.post("/units/delete")
@@ -140,6 +165,19 @@ async def delete_units(body: models.DeleteUnits, caller: Writer) -> models.Numbe
         return models.Number(count=await caller.write(lambda: store.delete_where(body.filters)))
     count = await caller.write(lambda: store.delete_batch(body.ids, unchanged_since=body.unchanged_since))
     return models.Number(count=count)
+
+
+@router.post("/units/clear")
+async def clear_units(body: models.Scoped, caller: Admin) -> models.Number:
+    """Delete every unit of a namespace, in one transaction."""
+    store = caller.store(body.namespace)
+
+    def cleared() -> models.Number:
+        count = store.count()
+        store.clear()
+        return models.Number(count=count)
+
+    return await _run(caller.write, cleared)
 
 
 @router.post("/units/replace")
@@ -190,6 +228,39 @@ async def search(body: models.Search, caller: Reader) -> Response:
 async def search_many(body: models.SearchBatch, caller: Reader) -> Response:
     """Run several searches by meaning at once."""
     return Response(await search_batch(body, caller), media_type="application/json")
+
+
+@router.post("/similarities")
+async def similarities(body: models.Similarities, caller: Reader) -> models.Cosines:
+    """Compare units with a text."""
+    store = caller.store(body.namespace)
+    return models.Cosines(similarities=await caller.read(lambda: store.similarities(body.query, body.ids)))
+
+
+@router.post("/vectors/sample")
+async def sample_vectors(body: models.Sample, caller: Reader) -> models.Vectors:
+    """Read the vectors of some units, spread evenly over their age."""
+    store = caller.store(body.namespace)
+    found = await caller.read(lambda: store.sample_vectors(body.count))
+    return models.Vectors(vectors={name: models.from_vector(vector) for name, vector in found.items()})
+
+
+@router.get("/access")
+async def access_counts(caller: Reader, namespace: Space = "") -> models.AccessCounts:
+    """Read how often units were accessed."""
+    return models.AccessCounts(counts=await caller.read(caller.store(namespace).access_counts))
+
+
+@router.get("/access/order")
+async def access_order(
+    caller: Reader,
+    namespace: Space = "",
+    kind: Literal["lru", "lfu"] = "lru",
+    limit: Annotated[int, Query(ge=0, le=models.MOST_UNITS)] = 100,
+) -> models.Stored:
+    """List ids by their accesses, the first to forget first."""
+    store = caller.store(namespace)
+    return models.Stored(ids=await caller.read(lambda: store.access_order(kind, limit)))
 
 
 # Namespaces
@@ -271,6 +342,14 @@ async def operations(
     return models.Operations(operations=[models.Operation(**asdict(one)) for one in found])
 
 
+@router.post("/operations", status_code=201)
+async def report_operation(body: models.Report, caller: Writer) -> dict[str, Any]:
+    """Report a management operation that a client did itself, so that the index follows."""
+    store = caller.store(body.namespace)
+    done: dict[str, Any] = await caller.write(lambda: store.register_management_operation(body.operation, body.details))
+    return done
+
+
 @router.post("/undo")
 async def undo(body: models.Undo, caller: Writer) -> models.Operation:
     """Take an operation back."""
@@ -301,16 +380,23 @@ async def changes(
 
 
 @router.get("/health")
-async def health(caller: Reader) -> dict[str, Any]:
+async def health(caller: Reader, namespace: Space = "") -> dict[str, Any]:
     """Report fill level, memory, index quality, and recommendations."""
-    report: dict[str, Any] = await caller.read(caller.store().get_storage_health)
+    report: dict[str, Any] = await caller.read(caller.store(namespace).get_storage_health)
+    return report
+
+
+@router.get("/inventory")
+async def inventory(caller: Reader, namespace: Space = "") -> dict[str, Any]:
+    """Count units, bytes and types, and date the oldest and newest unit."""
+    report: dict[str, Any] = await caller.read(caller.store(namespace).inventory)
     return report
 
 
 @router.get("/stats")
-async def stats(caller: Reader) -> dict[str, Any]:
+async def stats(caller: Reader, namespace: Space = "") -> dict[str, Any]:
     """Report counts, the index and the plan, file sizes and change numbers."""
-    report: dict[str, Any] = await caller.read(ability(caller.store(), "statistics"))
+    report: dict[str, Any] = await caller.read(ability(caller.store(namespace), "statistics"))
     return report
 
 
@@ -322,9 +408,13 @@ async def events(caller: Admin) -> models.Events:
 
 
 @router.post("/maintain")
-async def maintain(caller: Admin) -> dict[str, Any]:
-    """Do the maintenance that is due."""
-    report: dict[str, Any] = await caller.write(caller.whole("maintenance").run_maintenance)
+async def maintain(caller: Admin, body: models.Maintain = _DUE) -> dict[str, Any]:
+    """Do the maintenance that is due, or train again."""
+    store = caller.whole("maintenance")
+    again = (
+        functools.partial(ability(store, "retrain"), samples=body.samples) if body.retrain else store.run_maintenance
+    )
+    report: dict[str, Any] = await caller.write(again)
     return report
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from starlette.types import Receive
 
 from ..components.retrieve import HybridRetrievalStrategy
 from ..components.store.base import score_of
+from ..components.store.ranking import HalfLife
 from ..errors import ConfigurationError, InvalidQueryError
 from ..types import FloatArray
 from . import models
@@ -43,7 +44,7 @@ async def search_batch(body: models.SearchBatch, caller: Caller) -> bytes:
     def run() -> list[list[Hit]]:
         if body.queries is not None:
             found = [store.search_units(one, body.top_k, body.filters, body.recall) for one in body.queries]
-            return [[_hit(one, body.units) for one in hits] for hits in found]
+            return [[_hit(one, body.units, len(one.namespace)) for one in hits] for hits in found]
         if not body.vectors:
             return []
         return _by_vector(store, models.as_matrix(body.vectors), body.top_k, body.filters, body.recall, body.units)
@@ -55,23 +56,38 @@ async def search_batch(body: models.SearchBatch, caller: Caller) -> bytes:
 def _searched(store: Any, body: models.Search) -> list[Hit]:
     if body.vector is not None:
         matrix, width = models.as_vector(body.vector)[None, :], body.top_k + body.offset
-        hits = _by_vector(store, matrix, width, body.filters, body.recall, body.units)[0]
-        return _window(hits, body)
-    query = body.query or ""
-    window: dict[str, Any] = {"offset": body.offset, "min_score": body.min_score}
-    if body.mode == "semantic":
-        found = store.search_units(query, body.top_k, body.filters, body.recall, record=body.record, **window)
-        return [_hit(one, body.units) for one in found]
+        return _window(_by_vector(store, matrix, width, body.filters, body.recall, body.units)[0], body)
+    if body.mode == "hybrid":
+        return _hybrid(store, body)
+    query, window = body.query or "", _window_and_ranking(body)
     if body.mode == "keyword":
         pairs = store.search_keywords(query, body.top_k, body.filters, **window)
         units = store.retrieve_batch([unit_id for _, unit_id in pairs]) if body.units else {}
         return [{"id": unit_id, "score": score, "unit": units.get(unit_id)} for score, unit_id in pairs]
+    if body.units or body.below or len(window) > 2:
+        below = {"prefix": ()} if body.below else {}
+        found = store.search_units(query, body.top_k, body.filters, body.recall, record=body.record, **window, **below)
+        depth = len(getattr(store, "namespace_path", ()))
+        return [_hit(one, body.units, depth) for one in found]
+    pairs = store.search(query, body.top_k, body.filters, body.recall, record=body.record, **window)
+    metric = store.metric
+    return [{"id": name, "score": score_of(distance, metric), "distance": distance} for distance, name in pairs]
+
+
+def _window_and_ranking(body: models.Search) -> dict[str, Any]:
+    window: dict[str, Any] = {"offset": body.offset, "min_score": body.min_score}
+    if body.recency is not None:
+        window["recency"] = HalfLife(body.recency.half_life, body.recency.path, body.recency.now)
+    ranking = {"importance": body.importance, "weights": body.weights}
+    return {**window, **{name: value for name, value in ranking.items() if value is not None}}
+
+
+def _hybrid(store: Any, body: models.Search) -> list[Hit]:
     if not {"search", "search_keywords"} <= store.capabilities:
         raise ConfigurationError(f"mode: a {type(store).__name__} has no hybrid search; use semantic")
-    results = HybridRetrievalStrategy().retrieve(query, store, body.top_k + body.offset, body.filters)
-    unit_of: Callable[[Any], Any] = (lambda one: one.unit) if body.units else (lambda _one: None)
-    hits = [{"id": one.unit_id, "score": one.score, "unit": unit_of(one), "why": one.metadata} for one in results]
-    return _window(hits, body)
+    results = HybridRetrievalStrategy().retrieve(body.query or "", store, body.top_k + body.offset, body.filters)
+    found = [{"id": one.unit_id, "score": one.score, "why": one.metadata, "unit": one.unit} for one in results]
+    return _window([hit if body.units else {**hit, "unit": None} for hit in found], body)
 
 
 def _window(hits: Iterable[Hit], body: models.Search) -> list[Hit]:
@@ -79,8 +95,9 @@ def _window(hits: Iterable[Hit], body: models.Search) -> list[Hit]:
     return [hit for hit in list(hits)[body.offset :] if least is None or hit["score"] >= least]
 
 
-def _hit(hit: Any, units: bool) -> Hit:
-    return {"id": hit.id, "score": hit.score, "distance": hit.distance, "unit": hit.unit if units else None}
+def _hit(hit: Any, units: bool, depth: int) -> Hit:
+    found = {"id": hit.id, "score": hit.score, "distance": hit.distance, "unit": hit.unit if units else None}
+    return {**found, "namespace": hit.namespace[depth:]} if len(hit.namespace) > depth else found
 
 
 def _by_vector(
