@@ -16,7 +16,7 @@ export async function operations(again, limit = 25) {
   const found = await get("v1/operations", { limit });
   const told = h("div");
   const undo = (one) => into(told, post("v1/undo", { operation: one.id }).then(() => { say(`Took back ${one.kind}.`); again(); }));
-  return [told, table("Operations, newest first", ["When", "Operation", "Changes", ""], found.operations.map((one) => [
+  return [told, table("Operations, newest first", ["When", "Operation", "Changes", "Action"], found.operations.map((one) => [
     moment(one.at), one.kind, number(one.changes),
     h("button", { class: "plain", "aria-label": `Undo ${one.kind}, operation ${one.id}`, onclick: () => undo(one) }, "Undo")]))];
 }

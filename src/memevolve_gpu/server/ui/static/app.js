@@ -26,7 +26,7 @@ async function show(event) {
   const [title, view] = VIEWS[name] ?? VIEWS.overview;
   const parameters = Object.fromEntries(new URLSearchParams(query));
   const heading = h("h1", {}, title ?? parameters.id ?? "");
-  const place = h("div", { class: `view ${name}` });
+  const place = h("div", { class: `view ${name}`, "aria-busy": "true" });
   document.title = `${heading.textContent} · memory`;
   for (const one of document.querySelectorAll("nav a")) {
     const here = one.getAttribute("href") === `#/${name}`;
@@ -42,6 +42,7 @@ async function show(event) {
   } catch (error) {
     place.replaceChildren(problem(error));
   }
+  place.removeAttribute("aria-busy");
 }
 
 function setTheme(name) {

@@ -19,7 +19,7 @@ export async function overview(place, _parameters, again) {
       h("div")),
     h("section", {}, h("h2", {}, "Types"), types));
   await into(types, post("v1/facets", { field: "type", limit: 20 }).then(({ facets }) =>
-    table("Units by type", ["Type", "Units", ""], facets.map((one) => [
+    table("Units by type", ["Type", "Units", "Share"], facets.map((one) => [
       h("a", { href: `#/browse?type=${encodeURIComponent(one.value)}` }, String(one.value)), number(one.count),
       meter(one.count / facets[0].count, `share of ${one.value}`)]))));
 }

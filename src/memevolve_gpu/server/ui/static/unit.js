@@ -105,7 +105,7 @@ async function versions(id, again) {
   const found = (await get(unitPath(id, "/history"))).versions.reverse();
   const told = h("div");
   const undo = (operation) => into(told, post("v1/undo", { operation }).then(() => { again(); say("Undone."); }));
-  return [table("Versions, newest first", ["When", "Change", "Content", ""], found.map((one, i) => [
+  return [table("Versions, newest first", ["When", "Change", "Content", "Action"], found.map((one, i) => [
     moment(one.at), one.change, one.unit ? short(textOf(one.unit), 200) : "(deleted)",
     i === 0 && one.operation ? h("button", { class: "plain", onclick: () => undo(one.operation) }, "Undo this change") : ""])), told];
 }
