@@ -78,14 +78,16 @@ _TOPICS = {
 
 def units() -> list[dict[str, Any]]:
     """Units of several types and topics, with a conflict, near-duplicates and one text that looks like markup."""
-    made: list[dict[str, Any]] = []
+    old = {"created_at": "2025-01-01T09:00:00Z"}
+    odd = {"id": "odd/<b>id</b>?&#", "type": "tool", "content": MARKUP, "tags": ["<i>tag</i>"], "metadata": old}
+    made = [odd]
     for (kind, topic), text in _TOPICS.items():
         for i, line in enumerate(text.strip().splitlines(), 1):
             made.append({
                 "id": f"{topic}-{i}", "type": kind, "content": line.strip(), "tags": [topic],
                 "metadata": {"created_at": f"2026-{1 + i:02}-{10 + len(topic):02}T09:00:00Z", "score": i / 10},
             })  # fmt: skip
-    return [*made, {"id": "odd/<b>id</b>?&#", "type": "tool", "content": MARKUP, "tags": ["<i>tag</i>"]}]
+    return made
 
 
 @contextmanager

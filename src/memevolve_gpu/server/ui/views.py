@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...components.manage.near_duplicates import near_groups
 from ...components.store.units import unit_to_text
@@ -21,6 +22,7 @@ MOST_COMPARED = 20_000
 MOST_PAIRS = 200
 MOST_EXPLAINED = 100
 
+_Matrix = NDArray[np.float64]
 _SEED = 7
 _ROUNDS = 25
 _WORD = re.compile(r"\w+")
@@ -42,7 +44,7 @@ def memory_map(store: Any, count: int, clusters: int) -> dict[str, Any]:
     matrix = np.array([vectors[name] for name in units], dtype=np.float64)
     places, shown = _plane(matrix)
     labels = _k_means(matrix, min(clusters, len(matrix)))
-    words = [set(_words(unit_to_text(unit))) for unit in units.values()]
+    words = [{*_words(_content(unit)), *_tags(unit)} for unit in units.values()]
     points = [
         {"id": name, "x": x, "y": y, "cluster": int(label), "type": unit.get("type"), "text": _excerpt(unit)}
         for (name, unit), (x, y), label in zip(units.items(), places.round(4).tolist(), labels, strict=True)
@@ -51,7 +53,7 @@ def memory_map(store: Any, count: int, clusters: int) -> dict[str, Any]:
     return {"points": points, "clusters": marks, "shown": round(shown, 3), "total": store.count()}
 
 
-def _plane(matrix: FloatArray) -> tuple[FloatArray, float]:
+def _plane(matrix: _Matrix) -> tuple[_Matrix, float]:
     """The first two principal components (n, 2), cut to -1..1, and their share of the variance."""
     centred = matrix - matrix.mean(axis=0)
     values, axes = np.linalg.eigh(centred.T @ centred)  # the largest last
@@ -62,13 +64,15 @@ def _plane(matrix: FloatArray) -> tuple[FloatArray, float]:
     return places / largest, float(values[-2:].sum()) / total if total > 0 else 1.0
 
 
-def _k_means(matrix: FloatArray, k: int) -> IntArray:
-    """Cluster numbers (n,), the largest cluster first; Lloyd's algorithm on rows of length 1, begun far apart."""
+def _k_means(matrix: _Matrix, k: int) -> IntArray:
+    """Cluster numbers (n,), the largest cluster first; on rows of length 1, begun as k-means++ does."""
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     rows = matrix / np.where(lengths > 0, lengths, 1)
-    centres = rows[[int(np.random.default_rng(_SEED).integers(len(rows)))]]
+    rng = np.random.default_rng(_SEED)
+    centres = rows[[int(rng.integers(len(rows)))]]
     while len(centres) < k:
-        centres = np.vstack([centres, rows[(rows @ centres.T).max(axis=1).argmin()]])
+        apart = np.clip(1 - (rows @ centres.T).max(axis=1), 1e-12, None) ** 2
+        centres = np.vstack([centres, rows[rng.choice(len(rows), p=apart / apart.sum())]])
     labels = np.full(len(rows), -1)
     for _ in range(_ROUNDS):
         nearest = (rows @ centres.T).argmax(axis=1)
@@ -85,11 +89,10 @@ def _k_means(matrix: FloatArray, k: int) -> IntArray:
 
 
 def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
-    """The three words that are more frequent inside than outside by the most units."""
-    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if len(word) > 3)
-    there = Counter(word for held, is_in in zip(words, inside, strict=True) if not is_in for word in held)
-    n, m = int(inside.sum()), max(1, len(words) - int(inside.sum()))
-    return sorted(here, key=lambda word: (there[word] / m - here[word] / n, word))[:3]
+    """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
+    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if len(word) > 2)
+    all_of = Counter(word for held in words for word in held)
+    return sorted(here, key=lambda word: (-here[word] * np.log(len(words) / all_of[word]), word))[:3]
 
 
 def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
@@ -136,12 +139,11 @@ def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
 
 
 def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each unit its cosine with the query, its BM25 score (None without a common word), and the common words."""
+    """For each unit its cosine with the query, its BM25 score (None if not among the best), and the common words."""
     units = store.retrieve_batch(ids)
     asked = set(_words(query))
     cosines = store.similarities(query, list(units)) if units and query.strip() else {}
-    by_words = store.search_keywords(query, len(units), {"id": list(units)}) if units and asked else []
-    scores = {name: score for score, name in by_words}
+    scores = {name: score for score, name in store.search_keywords(query, MOST_EXPLAINED)} if units and asked else {}
     return {
         name: {
             "cosine": _rounded(cosines.get(name)),
@@ -158,8 +160,18 @@ def _words(text: str) -> Iterable[str]:
     return _WORD.findall("".join(one for one in plain if not unicodedata.combining(one)).casefold())
 
 
+def _content(unit: MemoryUnit) -> str:
+    content = unit.get("content")
+    return content if isinstance(content, str) and content else unit_to_text(unit)
+
+
+def _tags(unit: MemoryUnit) -> list[str]:
+    tags = unit.get("tags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
 def _excerpt(unit: MemoryUnit) -> str:
-    text = " ".join(unit_to_text(unit).split())
+    text = " ".join(_content(unit).split())
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 

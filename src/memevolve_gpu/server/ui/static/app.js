@@ -19,6 +19,7 @@ const VIEWS = {
 };
 const THEMES = { auto: "light dark", light: "light", dark: "dark" };
 const main = document.getElementById("main");
+let asking = null;
 
 async function show(event) {
   const [name, query] = (location.hash.slice(2) || "overview").split("?");
@@ -26,7 +27,7 @@ async function show(event) {
   const [title, view] = VIEWS[name] ?? VIEWS.overview;
   const parameters = Object.fromEntries(new URLSearchParams(query));
   const heading = h("h1", {}, title ?? parameters.id ?? "");
-  const place = h("div", { class: `view ${name}`, "aria-busy": "true" });
+  const place = h("div", { class: "view", "aria-busy": "true" });
   document.title = `${heading.textContent} · memory`;
   for (const one of document.querySelectorAll("nav a")) {
     const here = one.getAttribute("href") === `#/${name}`;
@@ -71,8 +72,6 @@ function askKey(again) {
     dialog.showModal();
   }));
 }
-let asking = null;
-
 function frame() {
   document.getElementById("views").append(...Object.entries(VIEWS).filter(([, [title]]) => title)
     .map(([name, [title]]) => h("li", {}, h("a", { href: `#/${name}` }, title))));

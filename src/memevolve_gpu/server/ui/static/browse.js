@@ -1,7 +1,7 @@
 // Units page by page, filtered and sorted.
 
 import { get, post } from "./api.js";
-import { badge, form, h, into, link, number, short, table, textOf } from "./dom.js";
+import { badge, day, form, h, into, kindOf, link, number, short, table, tagsOf, textOf } from "./dom.js";
 
 const PAGE = 25;
 
@@ -49,8 +49,8 @@ async function page(given, cursors, turn) {
   return [
     h("p", { role: "status" }, count ? `${number(first + 1)} to ${number(first + units.length)} of ${number(count)} units` : "No unit matches."),
     table("Units", ["Id", "Type", "Content", "Tags", "Created"], units.map((unit) => [
-      link(unit.id), unit.type && badge(unit.type), short(textOf(unit), 140), (unit.tags ?? []).map((tag) => badge(tag, "tag")),
-      String(unit.metadata?.created_at ?? "–").slice(0, 10)])),
+      link(unit.id), kindOf(unit), short(textOf(unit), 140), tagsOf(unit).map((tag) => badge(tag, "tag")),
+      day(unit.metadata?.created_at)])),
     h("div", { class: "buttons" },
       h("button", { class: "plain", disabled: !cursors.length, onclick: () => turn(cursors.slice(0, -1)) }, "← Previous"),
       h("button", { class: "plain", disabled: !cursor, onclick: () => turn([...cursors, cursor]) }, "Next →")),

@@ -25,15 +25,25 @@ function fill(made, attributes, children) {
 
 export const link = (id) => h("a", { href: `#/unit?id=${encodeURIComponent(id)}`, class: "id" }, id);
 export const badge = (text, kind = "") => h("span", { class: `badge ${kind}` }, text);
-export const textOf = (unit) =>
-  typeof unit?.content === "string" ? unit.content : unit?.content ? JSON.stringify(unit.content) : unit?.query ?? "";
+const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));
+export const textOf = (unit) => plain(unit?.content || unit?.query || unit?.reasoning || "");
+export const kindOf = (unit) => unit?.type && badge(plain(unit.type));
+export const tagsOf = (unit) => [unit.tags ?? []].flat().map(plain);
 export const short = (text, most = 180) => (text.length > most ? `${text.slice(0, most - 1)}…` : text);
+
+const parts = (text) => text.split(/([\p{L}\p{N}\p{M}_]+)/u);
+const bare = (word) => word.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
 
 /** The text with some of its words marked; the words are in lower case and without accents. */
 export function marked(text, words) {
   const wanted = new Set(words);
-  const bare = (word) => word.normalize("NFKD").replace(/\p{M}/gu, "").toLowerCase();
-  return text.split(/([\p{L}\p{N}\p{M}_]+)/u).map((part) => (wanted.has(bare(part)) ? h("mark", {}, part) : part));
+  return parts(text).map((part) => (wanted.has(bare(part)) ? h("mark", {}, part) : part));
+}
+
+/** The text with those words marked that another text lacks. */
+export function markedNew(text, other) {
+  const known = new Set(parts(other).map(bare));
+  return parts(text).map((part, i) => (i % 2 && !known.has(bare(part)) ? h("mark", {}, part) : part));
 }
 
 export function table(caption, heads, rows) {
@@ -45,7 +55,7 @@ export function table(caption, heads, rows) {
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, made);
 }
 
-/** A form of labelled fields: {name, label, type, value, options, help}. `send` takes their values by name. */
+/** A form of labelled fields: {name, label, type, value, options}. `send` takes their values by name. */
 export function form(fields, action, send, ...more) {
   const made = h("form", { class: "fields", novalidate: true }, fields.map(labelled),
     h("div", { class: "buttons" }, h("button", { type: "submit" }, action), more));
@@ -56,9 +66,10 @@ export function form(fields, action, send, ...more) {
   return made;
 }
 
-export const values = (made) => Object.fromEntries(new FormData(made));
+export const values = (made) =>
+  Object.fromEntries([...made.elements].filter((one) => one.name).map((one) => [one.name, one.value]));
 
-function labelled({ name, label, options, help, type = "text", value = "", ...more }) {
+function labelled({ name, label, options, type = "text", value = "", ...more }) {
   const control = options
     ? h("select", { name }, options.map((one) => {
         const [of, text] = Array.isArray(one) ? one : [one, one];
@@ -67,7 +78,7 @@ function labelled({ name, label, options, help, type = "text", value = "", ...mo
     : type === "textarea"
       ? h("textarea", { name, value, rows: 6, spellcheck: "false", ...more })
       : h("input", { name, type, value, autocomplete: "off", ...more });
-  return h("label", {}, h("span", {}, label), control, help && h("small", {}, help));
+  return h("label", {}, h("span", {}, label), control);
 }
 
 /** Ask in a modal dialog; resolves to whether the reader agreed. */
@@ -111,7 +122,9 @@ export async function into(place, promise) {
 
 export const number = (value, digits = 0) =>
   value === null || value === undefined ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits });
+export const score = (value) => (value > 0 && value < 0.001 ? "< 0.001" : number(value, 3));
 export const percent = (value) => (value === null || value === undefined ? "–" : `${number(value * 100, 1)} %`);
+export const day = (text) => h("time", {}, String(text ?? "–").slice(0, 10));
 export const moment = (seconds) =>
   seconds ? new Date(seconds * 1000).toISOString().slice(0, 19).replace("T", " ") + " UTC" : "–";
 export function size(bytes) {

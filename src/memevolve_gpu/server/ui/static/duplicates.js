@@ -1,7 +1,7 @@
 // Pairs of near units: duplicates to delete or merge, and conflicts to settle, each with a preview.
 
 import { change, get, post, unitPath } from "./api.js";
-import { badge, confirmed, form, h, into, link, marked, number, textOf } from "./dom.js";
+import { badge, confirmed, day, form, h, into, kindOf, link, marked, number, textOf } from "./dom.js";
 import { done } from "./unit.js";
 
 const KINDS = { conflict: "numbers or negations differ", same: "the same words", near: "nearly the same" };
@@ -12,10 +12,10 @@ export async function duplicates(place, _parameters, again) {
   const first = { threshold: sessionStorage.getItem("memevolve-threshold") ?? "0.9", count: "5000" };
   place.replaceChildren(
     form([
-      { name: "threshold", label: "Least cosine", type: "number", min: 0.5, max: 1, step: 0.01, value: first.threshold,
-        help: "Depends on the embedding model; go down until unrelated units appear." },
+      { name: "threshold", label: "Least cosine", type: "number", min: 0.5, max: 1, step: 0.01, value: first.threshold },
       { name: "count", label: "Newest units compared", type: "number", min: 2, max: 20000, value: first.count },
     ], "Find pairs", run),
+    h("p", { class: "muted" }, "The right cosine depends on the embedding model: go down until unrelated units appear."),
     results);
   await run(first);
 }
@@ -34,7 +34,7 @@ function settle({ units, cosine, kind, only }, again) {
   const told = h("div");
   const act = (work) => () => into(told, work());
   const side = (unit, i) => h("div", { class: "card" },
-    h("p", { class: "line" }, link(unit.id), unit.type && badge(unit.type), h("span", { class: "muted" }, String(unit.metadata?.created_at ?? "").slice(0, 10))),
+    h("p", { class: "line" }, link(unit.id), kindOf(unit), h("span", { class: "muted" }, day(unit.metadata?.created_at))),
     h("p", {}, marked(textOf(unit), only[i])),
     h("button", { class: "plain", "aria-label": `Keep ${unit.id} only`, onclick: act(() => keep(unit, units[1 - i], again)) }, "Keep this one only"));
   return h("li", {},

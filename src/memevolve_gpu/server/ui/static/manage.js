@@ -1,12 +1,13 @@
 // Operations on the whole memory: a dry run first, then the same for real, then undo.
 
 import { get, post } from "./api.js";
-import { badge, confirmed, form, h, into, link, number, short, table, textOf } from "./dom.js";
+import { confirmed, form, h, into, kindOf, link, number, short, table, textOf } from "./dom.js";
 import { operations } from "./activity.js";
+import { filterOf } from "./browse.js";
 import { done } from "./unit.js";
 
 const SHOWN = 50;
-const real = (value) => (value === "" || value === undefined ? undefined : Number(value));
+const real = (value) => (value === "" ? undefined : Number(value));
 
 const OPERATIONS = {
   prune: {
@@ -15,8 +16,12 @@ const OPERATIONS = {
       { name: "max_age", label: "Older than, in days", type: "number", min: 0, step: "any" },
       { name: "max_count", label: "Keep the newest", type: "number", min: 0 },
       { name: "type", label: "Only this type" },
+      { name: "filters", label: "Only these, as JSON", placeholder: '{"tags": "git"}' },
     ],
-    body: ({ max_age, max_count, type }) => ({ criteria: JSON.parse(JSON.stringify({ max_age: real(max_age), max_count: real(max_count), type: type || undefined })) }),
+    body: ({ max_age, max_count, type, filters }) => ({ criteria: {
+      ...(max_age && { max_age: Number(max_age) }), ...(max_count && { max_count: Number(max_count) }),
+      ...(type && { type }), ...(filters.trim() && { filters: filterOf({ filters }) }),
+    } }),
   },
   deduplicate: {
     title: "Deduplicate", about: "Of units that are nearly the same, keep one.",
@@ -35,7 +40,7 @@ const OPERATIONS = {
     title: "Forget", about: "Delete the units that are used least.",
     fields: [
       { name: "strategy", label: "Which first", options: [["lru", "read longest ago"], ["lfu", "read least often"], ["random", "at random"]] },
-      { name: "count", label: "How many", type: "number", min: 1, help: "Empty: a tenth of all units." },
+      { name: "count", label: "How many", type: "number", min: 1, placeholder: "a tenth of all" },
     ],
     body: ({ strategy, count }) => ({ strategy, count: real(count) }),
   },
@@ -44,22 +49,23 @@ const OPERATIONS = {
 export async function manage(place, _parameters, again) {
   const past = h("div");
   place.replaceChildren(
-    h("div", { class: "columns" }, Object.entries(OPERATIONS).map(([name, operation]) => panel(name, operation, again))),
+    h("div", { class: "columns wide" }, Object.entries(OPERATIONS).map(([name, operation]) => panel(name, operation, again))),
     h("section", {}, h("h2", {}, "Newest operations"), past));
   await into(past, operations(again, 8));
 }
 
 function panel(name, { title, about, fields, body }, again) {
   const result = h("div");
-  const dry = (given) => into(result, trial(name, title, body(given), again));
+  const dry = (given) => into(result, trial(name, title, () => body(given), again));
   const made = form(fields, `Dry run: ${title.toLowerCase()}`, dry);
   made.addEventListener("input", () => result.replaceChildren()); // what was shown no longer says what would be done
   return h("section", { class: "card", "aria-label": title }, h("h2", {}, title), h("p", { class: "muted" }, about), made, result);
 }
 
-async function trial(name, title, body, again) {
+async function trial(name, title, bodyOf, again) {
+  const body = bodyOf();
   const found = await post(`v1/manage/${name}`, { ...body, dry_run: true });
-  const notes = Object.entries(found.notes).map(([key, value]) => `${key}: ${typeof value === "object" ? JSON.stringify(value) : value}`);
+  const notes = Object.entries(found.notes).filter(([key]) => key !== "dry_run").map(([key, value]) => `${key}: ${typeof value === "object" ? JSON.stringify(value) : value}`);
   if (!found.count) return h("p", { role: "status" }, "Nothing would be changed.", notes.length ? ` (${notes.join(", ")})` : "");
   const what = name === "consolidate" ? `make ${number(found.count)} merged units` : `delete ${number(found.count)} units`;
   const units = name === "consolidate" ? found.units.slice(0, SHOWN)
@@ -69,7 +75,7 @@ async function trial(name, title, body, again) {
     h("button", { class: "danger", onclick: (event) => into(event.target.nextSibling, perform(name, title, body, what, again)) },
       `${title}: ${what}`), h("div"),
     table(`What ${name} would change`, ["Id", "Type", "Content"], units.map((unit) => [
-      name === "consolidate" ? "(new)" : link(unit.id), unit.type && badge(unit.type), short(textOf(unit), 120)])),
+      name === "consolidate" ? "(new)" : link(unit.id), kindOf(unit), short(textOf(unit), 120)])),
     found.count > SHOWN && h("p", { class: "muted" }, `The first ${SHOWN} are shown.`),
   ];
 }

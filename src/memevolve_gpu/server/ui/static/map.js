@@ -1,7 +1,7 @@
 // A sample of the memory on a plane. Points are reached by the mouse and by the arrow keys.
 
 import { get } from "./api.js";
-import { badge, form, h, into, link, number, percent, svg } from "./dom.js";
+import { form, h, into, kindOf, link, number, percent, svg } from "./dom.js";
 
 const COLOURS = 10;
 
@@ -32,7 +32,7 @@ function draw({ points, clusters, shown, total }, colour) {
     marks[i].classList.add("chosen");
     marks[i].parentNode.append(marks[i]);
     const point = points[i];
-    about.replaceChildren(h("p", { class: "line" }, link(point.id), point.type && badge(point.type)), h("p", {}, point.text),
+    about.replaceChildren(h("p", { class: "line" }, link(point.id), kindOf(point)), h("p", {}, point.text),
       h("p", { class: "muted" }, `cluster: ${clusters[point.cluster].words.join(", ")}`));
   };
   const plane = svg("svg", { viewBox: "-104 -104 208 208", tabindex: 0, role: "application", "aria-label": `Map of ${points.length} units. Arrow keys choose a unit, Enter opens it.` }, svg("g", {}, marks));
@@ -46,7 +46,7 @@ function draw({ points, clusters, shown, total }, colour) {
   });
   const legend = h("ul", { class: "legend" }, groups.map((one, i) =>
     h("li", {}, svg("svg", { viewBox: "-2 -2 4 4", class: "swatch", "aria-hidden": "true" }, svg("circle", { r: 1.8, class: `dot c${i % COLOURS}` })), ` ${one.name} (${number(one.size)})`)));
-  return [h("div", { class: "map" }, plane, h("div", {}, about, legend)),
+  return [h("div", { class: "plot" }, plane, h("div", {}, about, legend)),
     h("p", { class: "muted" }, `${number(points.length)} of ${number(total)} units, by the two directions in which they differ most; the plane shows ${percent(shown)} of the variance.`)];
 }
 

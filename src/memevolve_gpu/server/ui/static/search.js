@@ -1,7 +1,7 @@
 // One question, three searches side by side, and why each unit was found.
 
 import { get, post } from "./api.js";
-import { badge, form, h, into, link, marked, number, short, textOf } from "./dom.js";
+import { form, h, into, kindOf, link, marked, number, score, short, textOf } from "./dom.js";
 
 const MODES = { semantic: "By meaning", keyword: "By words", hybrid: "Both" };
 
@@ -39,13 +39,13 @@ async function found({ query, type, top_k }) {
 function card(hit, why, elsewhere) {
   const words = why.words ?? [];
   return h("li", { class: "card" },
-    h("div", { class: "line" }, link(hit.id), hit.unit?.type && badge(hit.unit.type), h("span", { class: "score" }, number(hit.score, 3))),
+    h("div", { class: "line" }, link(hit.id), kindOf(hit.unit), h("span", { class: "score" }, score(hit.score))),
     h("p", {}, marked(short(textOf(hit.unit)), words)),
     h("details", {}, h("summary", {}, "Why was it found?"),
       h("dl", {}, [
         ["Score here", number(hit.score, 6)],
         ["Cosine with the question", number(why.cosine, 4)],
-        ["Score of its words (BM25)", why.keyword_score === null ? "no common word" : number(why.keyword_score, 6)],
+        ["Score of its words (BM25)", why.keyword_score !== null ? number(why.keyword_score, 6) : words.length ? "not among the best 100" : "no common word"],
         ["Common words", words.join(", ") || "none"],
         ...Object.entries(hit.why ?? {}).map(([name, value]) => [name.replaceAll("_", " "), number(value, 6)]),
         ["Also found", elsewhere.join(", ") || "only here"],
