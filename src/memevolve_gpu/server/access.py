@@ -38,8 +38,20 @@ from ..errors import (
 )
 from ..utils.config import namespace_path
 from .keys import SCOPES, Key, Keys
+from .models import Problem
 
-__all__ = ["Caller", "Gate", "Service", "add_error_handlers", "allow", "status_of", "store_of"]
+__all__ = [
+    "Caller",
+    "Gate",
+    "Service",
+    "add_error_handlers",
+    "allow",
+    "answer_of",
+    "caller_of",
+    "describe_errors",
+    "status_of",
+    "store_of",
+]
 
 _T = TypeVar("_T")
 
@@ -65,6 +77,8 @@ _STATUS: tuple[tuple[type[BaseException], int], ...] = (
 
 def status_of(error: MemEvolveError) -> int:
     """The HTTP status of an error: that of the first class in the table; 422 for arguments that cannot be used."""
+    if isinstance(error, EmbeddingError) and error.__cause__ is None:  # embeddings were given, and are at fault
+        return 422
     return next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
 
 
@@ -394,6 +408,28 @@ def add_error_handlers(app: FastAPI) -> None:
 
     for kind in (MemEvolveError, HTTPException, RequestValidationError, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def describe_errors(app: FastAPI) -> None:
+    """Name in ``/openapi.json`` what :func:`answer_of` answers, in place of the framework's own errors."""
+    generated = app.openapi
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generated()
+            held = schema["components"]["schemas"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                held.pop(name, None)
+            held["Problem"] = Problem.model_json_schema()
+            content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+            for operation in (one for methods in schema["paths"].values() for one in methods.values()):
+                operation["responses"].pop("422", None)
+                for status in ("4XX", "5XX"):
+                    operation["responses"][status] = {"description": "Error", "content": content}
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign] # that is how the framework has it
 
 
 def _place(loc: Sequence[Any]) -> str:

@@ -27,7 +27,18 @@ from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError, first_line
 from ..utils.arguments import shown, whole_number
 from . import metrics, models
-from .access import Caller, Gate, Service, add_error_handlers, allow, answer_of, caller_of, problem, store_of
+from .access import (
+    Caller,
+    Gate,
+    Service,
+    add_error_handlers,
+    allow,
+    answer_of,
+    caller_of,
+    describe_errors,
+    problem,
+    store_of,
+)
 from .keys import Keys
 from .routes import router
 from .searching import answer_search
@@ -102,6 +113,7 @@ def create_app(
         registry=registry,
     )
     add_error_handlers(app)
+    describe_errors(app)
     app.include_router(router)
     _add_health(app, service, registry)
     if mcp and find_spec("mcp") is not None:
@@ -116,7 +128,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         for enter in app.state.running:
             await stack.enter_async_context(enter())
-        yield
+        try:
+            yield
+        finally:
+            app.state.service.readers.close()
 
 
 def _add_health(app: FastAPI, service: Service, registry: CollectorRegistry) -> None:
@@ -125,7 +140,7 @@ def _add_health(app: FastAPI, service: Service, registry: CollectorRegistry) -> 
         """Say that the process answers."""
         return models.Alive()
 
-    @app.get("/readyz", response_model=models.Alive, responses={503: {"model": models.Problem}})
+    @app.get("/readyz", response_model=models.Alive)
     async def readyz() -> Any:
         """Say whether the store answers: 503 while it does not."""
         try:

@@ -17,14 +17,23 @@ import httpx
 import numpy as np
 
 from .. import errors
-from ..components.store.base import Progress, StorageBackend, UnitMapping
+from ..components.store.base import Progress, StorageBackend
 from ..components.store.history import Operation, UnitChange, UnitVersion
 from ..components.store.listing import Listing, Order, cursor_parts, merged_unit, some_condition
 from ..components.store.namespaces import NamespaceInfo, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
 from ..components.store.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from ..components.store.reports import plain_details
-from ..components.store.units import check_arguments, checked_id, checked_unit, is_id, looked_up, one_id, unit_to_text
+from ..components.store.units import (
+    UnitMapping,
+    check_arguments,
+    checked_id,
+    checked_unit,
+    is_id,
+    looked_up,
+    one_id,
+    unit_to_text,
+)
 from ..components.store.units import with_id as _with_id
 from ..errors import (
     ConfigurationError,

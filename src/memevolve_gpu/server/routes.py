@@ -23,7 +23,7 @@ from .searching import search_answer, search_batch
 
 __all__ = ["router"]
 
-router = APIRouter(prefix="/v1", responses={"4XX": {"model": models.Problem}, "5XX": {"model": models.Problem}})
+router = APIRouter(prefix="/v1")
 
 Reader = Annotated[Caller, Depends(allow("read"))]
 Writer = Annotated[Caller, Depends(allow("write"))]
