@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = os.environ.get("TEST_CHROMIUM") or "/usr/bin/chromium"
 
 MARKUP = "<script>window.broken = true</script><img src=x onerror='window.broken = true'> & \"quoted\""
 """The content of one unit, which must be seen as it is."""

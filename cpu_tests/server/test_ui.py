@@ -29,7 +29,7 @@ VIEWS = {
     "unit": "unit?id=git-1", "map": "map", "duplicates": "duplicates", "manage": "manage", "activity": "activity",
     "backup": "backup",
 }  # fmt: skip
-PICTURES = os.environ.get("UI_PICTURES")
+PICTURES = Path(os.environ["UI_PICTURES"]).resolve() if "UI_PICTURES" in os.environ else None
 
 
 def embedder() -> Any:
@@ -43,8 +43,9 @@ def picture(page: Any, name: str) -> None:
     """Write a picture of 64 colours."""
     from PIL import Image
 
-    Path(str(PICTURES)).mkdir(parents=True, exist_ok=True)
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64).save(f"{PICTURES}/{name}.png", optimize=True)
+    assert PICTURES is not None
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(64).save(PICTURES / f"{name}.png", optimize=True)
 
 
 @pytest.fixture(scope="module")

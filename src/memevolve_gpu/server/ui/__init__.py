@@ -93,7 +93,7 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
     def pairs(
         store: Annotated[Any, Depends(read_from)],
         threshold: Annotated[float, Query(gt=0, le=1)] = 0.9,
-        count: Annotated[int, Query(ge=2, le=views.MOST_COMPARED)] = 5000,
+        count: Annotated[int, Query(ge=2, le=views.MOST_COMPARED)] = 2000,
     ) -> dict[str, Any]:
         return views.near_pairs(store, threshold, count)
 

@@ -9,7 +9,7 @@ const KINDS = { conflict: "numbers or negations differ", same: "the same words",
 export async function duplicates(place, _parameters, again) {
   const results = h("div");
   const run = (given) => into(results, listed(given, again));
-  const first = { threshold: sessionStorage.getItem("memevolve-threshold") ?? "0.9", count: "5000" };
+  const first = { threshold: sessionStorage.getItem("memevolve-threshold") ?? "0.9", count: "2000" };
   place.replaceChildren(
     form([
       { name: "threshold", label: "Least cosine", type: "number", min: 0.5, max: 1, step: 0.01, value: first.threshold },
