@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient

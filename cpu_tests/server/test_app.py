@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from fastapi.testclient import TestClient
 
 from memevolve_gpu import ConfigurationError, HashingEmbedder, VectorStore

@@ -16,6 +16,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from server_kit import served
 
 from memevolve_gpu import (
