@@ -158,7 +158,7 @@ class _Program(Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_more: Any, **extra: Any) -> Any:
         """Run one command line and exit the process with its code. Without a command the help is shown."""
         arguments = _namespace_first(list(sys.argv[1:] if args is None else args))
-        no_command = arguments in ([], ["manage"])
+        no_command = arguments in ([], ["manage"], ["keys"])
         extra["standalone_mode"] = False
 
         def run() -> int:
