@@ -112,16 +112,19 @@ def trace_calls(store: StorageBackend, tracer: trace.Tracer | None = None) -> No
 
         @functools.wraps(call)
         def spanned(self: Any, *arguments: Any, **named: Any) -> Any:
-            attributes = dict(fixed)
-            path = getattr(self, "namespace_path", ())
+            path, attributes = getattr(self, "namespace_path", ()), fixed
             if path:
-                attributes["db.namespace"] = attributes["gen_ai.memory.store.id"] = "/".join(path)
-            with chosen.start_as_current_span(name, attributes=attributes, record_exception=False) as span:
-                try:
-                    return call(self, *arguments, **named)
-                except MemEvolveError as error:
-                    span.set_attribute("error.type", type(error).__name__)
-                    raise
+                where = "/".join(path)
+                attributes = {**fixed, "db.namespace": where, "gen_ai.memory.store.id": where}
+            span = chosen.start_span(name, attributes=attributes)  # not made current: that costs as much again
+            try:
+                return call(self, *arguments, **named)
+            except MemEvolveError as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(trace.StatusCode.ERROR)
+                raise
+            finally:
+                span.end()
 
         return spanned
 
