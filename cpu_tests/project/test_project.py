@@ -531,7 +531,8 @@ def test_the_changelog_knows_the_version() -> None:
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
-    sources = {path.relative_to(PACKAGE.parent).as_posix() for path in PACKAGE.rglob("*.py")}
+    page = (PACKAGE / "server" / "ui" / "static").iterdir()
+    sources = {path.relative_to(PACKAGE.parent).as_posix() for path in (*PACKAGE.rglob("*.py"), *page)}
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
         rest = " ".join(name for name in archive.namelist() if ".dist-info/" in name)
