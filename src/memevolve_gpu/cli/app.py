@@ -25,6 +25,7 @@ from ..errors import (
     ModelMismatchError,
     StorageError,
     StorageFullError,
+    TooManyFilesError,
 )
 from .output import Output
 
@@ -94,6 +95,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (NotFoundError, ExitCode.NOT_FOUND),
     (CapacityError, ExitCode.CAPACITY),
     (StorageFullError, ExitCode.CAPACITY),
+    (TooManyFilesError, ExitCode.CAPACITY),
     (StorageError, ExitCode.STORAGE),
     (EmbeddingError, ExitCode.ENGINE),
     (EngineError, ExitCode.ENGINE),

@@ -48,8 +48,9 @@ def mcp(
     Several servers may use one store. With http the address is http://HOST:PORT/mcp; there is no login, so only
     loopback addresses are allowed.
     """
-    from ..integrations.mcp import memory_server
+    from ..integrations.mcp import memory_server, require_mcp
 
+    require_mcp()  # before a store is created
     if transport is Transport.HTTP and not _is_loopback(host):
         raise InputError(f"--host {host}: anyone who reaches it could read and delete; use 127.0.0.1 behind a proxy")
     function = choose_embedder(embedder, stored_model(store))
