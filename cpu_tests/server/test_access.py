@@ -151,6 +151,7 @@ class TestScopes:
             ("GET", "/v1/events", None),
             ("POST", "/v1/backup", {}),
             ("GET", "/v1/backups", None),
+            ("GET", "/metrics", None),
             ("POST", "/v1/maintain", {}),
         ):
             answer = client.request(method, path, json=body, headers=headers)

@@ -152,6 +152,7 @@ def _add_health(app: FastAPI, service: Service, registry: CollectorRegistry) -> 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_text(caller: Annotated[Caller, Depends(allow("read"))]) -> Response:
         """Give the figures of the store and of the server to Prometheus."""
+        caller.whole("the list of figures")
         text = await caller.read(lambda: generate_latest(registry))
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
