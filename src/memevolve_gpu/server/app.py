@@ -174,7 +174,11 @@ def _add_mcp(app: FastAPI, service: Service) -> None:
 
     from ..integrations.mcp import memory_server
 
-    server = memory_server(cast("StorageBackend", _BoundStore()))
+    token = _bound.set(service.store)  # memory_server looks at what it is given; every request then has its own
+    try:
+        server = memory_server(cast("StorageBackend", _BoundStore()))
+    finally:
+        _bound.reset(token)
     hosts = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the gate looks at them
     inner = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=hosts)
 
