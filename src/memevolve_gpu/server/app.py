@@ -174,9 +174,11 @@ def _add_mcp(app: FastAPI, service: Service) -> None:
 
     from ..integrations.mcp import memory_server
 
-    token = _bound.set(service.store)  # it is looked at while the server is made; outside a request there is none
-    server = memory_server(cast("StorageBackend", _BoundStore()))
-    _bound.reset(token)
+    token = _bound.set(service.store)  # memory_server looks at what it is given; every request then has its own
+    try:
+        server = memory_server(cast("StorageBackend", _BoundStore()))
+    finally:
+        _bound.reset(token)
     hosts = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the gate looks at them
     inner = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=hosts)
 

@@ -37,13 +37,9 @@ export const postWhole = (path, body) => call("POST", path, { body });
 export const change = (method, path, body) => call(method, path, { query: space({}), body });
 export const unitPath = (id, rest = "") => `v1/units/${encodeURIComponent(id)}${rest}`;
 
-/** Take back the operation that changed a unit last. */
-export async function undoLast(id) {
-  const { versions } = await get(unitPath(id, "/history"));
-  const operation = versions.at(-1)?.operation;
-  if (!operation) throw new Error(`The history of ${id} is no longer kept, so this cannot be undone.`);
-  return post("v1/undo", { operation });
-}
+/** The operation that changed a unit last; null where the history does not keep it. */
+export const lastOperation = (id) =>
+  get(unitPath(id, "/history")).then(({ versions }) => versions.at(-1)?.operation ?? null, () => null);
 
 /** Save what a route answers as a file. Without a key the browser streams it; else it passes through memory. */
 export async function save(path, query, name) {

@@ -33,11 +33,10 @@ async function show(event) {
     const here = one.getAttribute("href") === `#/${name}`;
     if (here) one.setAttribute("aria-current", "page"); else one.removeAttribute("aria-current");
   }
+  const within = main.contains(document.activeElement);
   main.replaceChildren(heading, place);
-  if (event) {
-    main.focus({ preventScroll: true });
-    window.scrollTo(0, 0);
-  }
+  if (event || within) main.focus({ preventScroll: true });
+  if (event) window.scrollTo(0, 0);
   try {
     await view(place, parameters, () => show());
   } catch (error) {

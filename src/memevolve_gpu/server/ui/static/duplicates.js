@@ -49,7 +49,7 @@ async function keep(kept, other, again) {
     h("h3", {}, "Stays"), h("p", {}, textOf(kept)), h("h3", {}, "Is deleted"), h("p", {}, textOf(other))], "Delete");
   if (sure) {
     await change("DELETE", unitPath(other.id));
-    done(`Deleted ${other.id}.`, other.id, again);
+    await done(`Deleted ${other.id}.`, other.id, again);
   }
   return [];
 }
@@ -62,7 +62,7 @@ async function merge(units, again) {
     h("p", { class: "muted" }, "It replaces both. Edit it afterwards to settle what contradicts.")], "Merge", "");
   if (sure) {
     const made = await post("v1/manage/consolidate", asked);
-    done(`Merged into ${made.units[0].id}.`, made.units[0].id, again);
+    await done(`Merged into ${made.units[0].id}.`, made.units[0].id, again);
   }
   return [];
 }

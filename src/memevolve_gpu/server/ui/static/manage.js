@@ -85,7 +85,7 @@ async function perform(name, title, body, what, again) {
   if (!sure) return [];
   const found = await post(`v1/manage/${name}`, body);
   const id = found.ids[0] ?? found.units[0]?.id;
-  if (id) done(`${title}: ${number(found.count)} units.`, id, again);
+  if (id) await done(`${title}: ${number(found.count)} units.`, id, again);
   else again();
   return [];
 }

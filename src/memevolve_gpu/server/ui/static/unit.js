@@ -1,6 +1,6 @@
 // One unit: content, history, neighbours; edit, delete, undo.
 
-import { change, get, post, undoLast, unitPath } from "./api.js";
+import { change, get, lastOperation, post, unitPath } from "./api.js";
 import { badge, confirmed, form, h, into, kindOf, link, markedNew, moment, number, problem, say, short, table, tagsOf, textOf, values } from "./dom.js";
 
 export async function unit(place, { id }, again) {
@@ -32,15 +32,17 @@ async function remove(found, again) {
     h("p", { class: "muted" }, "Its history is kept for some days, so it can be brought back.")], "Delete");
   if (sure) {
     await change("DELETE", unitPath(found.id));
-    done(`Deleted ${found.id}.`, found.id, again);
+    await done(`Deleted ${found.id}.`, found.id, again);
   }
   return [];
 }
 
 /** Show the view again, and say what was done with a button to take it back. */
-export function done(text, id, again) {
+export async function done(text, id, again) {
+  const operation = await lastOperation(id);
+  const undo = () => post("v1/undo", { operation }).then(() => { say("Undone."); again(); }, (error) => say(error.message));
   again();
-  say(text, () => undoLast(id).then(() => { say("Undone."); again(); }, (error) => say(error.message)));
+  say(text, operation && undo);
 }
 
 function editing(editor, found, again) {
@@ -70,7 +72,7 @@ async function save(found, given, shown, structured, again) {
   const changed = Object.keys(read).filter((name) => given[name] !== shown[name]);
   if (!changed.length) return h("p", { class: "muted" }, "Nothing was changed.");
   await change("PATCH", unitPath(found.id), Object.fromEntries(changed.map((name) => [name, read[name](given[name])])));
-  done(`Saved ${found.id}.`, found.id, again);
+  await done(`Saved ${found.id}.`, found.id, again);
   return [];
 }
 
