@@ -127,6 +127,7 @@ class _Doc(NamedTuple):
     id: str
     counts: Counter[str]
     length: int
+    admitted: bool = True
 
 
 def register(con: apsw.Connection) -> None:
@@ -160,8 +161,8 @@ def keyword(
         return sorted(found, key=lambda pair: -pair[0])[:limit]
     folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
-    words = _looked_up(query, int(first_row(con, f"{_ROWS} FROM counters")[0]), counts)
-    hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
+    words = selective_terms(int(first_row(con, f"{_ROWS} FROM counters")[0]), query.proposing(counts))
+    hits = [doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words)]
     if query.plain and len(words) == len(tokens):
         found = _ranked(con, query.match(words), limit, filters, now)
     else:
@@ -196,7 +197,7 @@ def _in_namespace(
         for token in query.weights
     }
     rows, average = _size_of(con, ns, cache, pending)
-    words = _looked_up(query, rows, counts)
+    words = selective_terms(rows, query.proposing(counts))
     others = [token for token in query.weights if token not in words]
     # The second part is true wherever the third is: it lets the other words be counted there.
     asked = [*words, *others, *words] if others else words
@@ -213,7 +214,7 @@ def _in_namespace(
     for slot, unit_id, tally in found:
         length, _, *numbers = map(int, tally.split())
         docs.append((slot, unit_id, dict(zip(asked, numbers, strict=False)), length))
-    hits = (doc for doc in pending if not doc.counts.keys().isdisjoint(words))
+    hits = (doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words))
     docs += [(doc.slot, doc.id, doc.counts, doc.length) for doc in hits]
     return [(score(held, length), unit_id) for _, unit_id, held, length in sorted(docs, key=lambda doc: doc[0])]
 
@@ -268,7 +269,7 @@ def _pending(
     now: float,
     stemming: str,
 ) -> list[_Doc]:
-    """The rows of a namespace that are not folded yet and that the query admits."""
+    """The rows of a namespace that are not folded yet; all of them count, those that the query admits are found."""
     bound: list[Any] = [ns, now]
     restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     sql = (
@@ -278,25 +279,19 @@ def _pending(
     rows = all_rows(con, sql, bound)
     docs, kept = [], cache.pending
     for slot, unit_id, raw in rows:
+        admitted = True
         if raw is None:
             raise apsw.CorruptError(f"the keyword text of slot {slot} is missing")
         if slot not in kept or query.demanding:
             words = words_of(raw.decode(errors="replace"), stemming)
-            if not query.admits(words):
-                continue
+            admitted = query.admits(words)
             kept[slot] = words.counts
-        docs.append(_doc(query, slot, unit_id, kept[slot]))
+        docs.append(_doc(query, slot, unit_id, kept[slot])._replace(admitted=admitted))
     return docs
 
 
 def _doc(query: KeywordQuery, slot: int, unit_id: str, counts: Counter[str]) -> _Doc:
     return _Doc(slot, unit_id, with_prefixes(counts, query.prefixes), counts.total())
-
-
-def _looked_up(query: KeywordQuery, units: int, counts: Mapping[str, int]) -> list[str]:
-    """The words that propose rows: selective ones, and stop words only where there is nothing else."""
-    telling = {word: counts[word] for word in query.telling()}
-    return selective_terms(units, telling if any(telling.values()) else counts)
 
 
 def _read(

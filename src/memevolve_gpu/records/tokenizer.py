@@ -170,7 +170,12 @@ def pieces_of(text: str) -> list[str]:
 
 
 def terms_of(piece: str, stemming: str = STEMMING) -> list[str]:
-    """The words by which a piece of a query is looked up: stems and wholes; pairs where a run has any."""
+    """The words by which a piece of a query is looked up: stems and wholes; pairs where a run has any.
+
+    A version is looked up as a whole: its numbers are in too many texts.
+    """
+    if version := _VERSION.fullmatch(fold(piece).rstrip(".")):
+        return [version[0].removeprefix("v")]
     words = _known(stemming).words(piece)
     more = words.more.split()
     if more and is_spaceless(piece):
@@ -382,7 +387,8 @@ def _add_compound(one: str, text: list[str], more: dict[str, None], stem: Stem) 
         more.update(dict.fromkeys([*parts, *map(stem, parts)]))
     text += words
     if len(words) > 1:
-        more["".join(words)] = None
+        whole = "".join(words)
+        more.update(dict.fromkeys((whole, stem(whole))))
     elif words and (amount := _QUANTITY.fullmatch(words[0])):
         more.update(dict.fromkeys(amount.groups()))
 

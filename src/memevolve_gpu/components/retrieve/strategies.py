@@ -143,10 +143,11 @@ def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: 
     holding = {word: sum(word in counts for *_, counts in held) for word in asked.weights}
     lengths = {unit_id: words.counts.total() for unit_id, words in docs}
     score = bm25(len(docs), sum(lengths.values()) / len(docs), holding, asked.weights)
+    proposing = asked.proposing(holding).keys()
     found = [
         Ranked(unit_id, score(counts, lengths[unit_id]))
         for unit_id, words, counts in held
-        if not asked.weights.keys().isdisjoint(counts) and asked.admits(words)
+        if not proposing.isdisjoint(counts) and asked.admits(words)
     ]
     return sorted(found, key=lambda one: -one.score)[:limit]
 

@@ -304,6 +304,7 @@ def open_session(
         durability=config.durability,
         lock_timeout=config.lock_timeout,
         file_mode=int(config.file_mode, 8),
+        stemming=config.keyword_stemming,
         text_of=unit_to_text,
     )
     try:
