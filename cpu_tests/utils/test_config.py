@@ -114,7 +114,7 @@ BAD = {
     "gpu_graphs": ["sometimes"],
     "indexed_fields": ["a:b", "a,,b", ",", "a:number:text", "a,"],
     "filter_unicode": ["nfd"],
-    "keyword_stemming": ["", "de-DE", "1"],
+    "keyword_stemming": ["de-DE", "1"],
     "durability": ["off"],
     "lock_timeout": ["0", "-1", "nan"],
     "history_days": ["-1", "36501", "nan"],
