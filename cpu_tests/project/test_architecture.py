@@ -347,7 +347,17 @@ def test_every_package_has_a_layer() -> None:
 
 def declared() -> set[str]:
     """Import names of the base dependencies and of every engine."""
-    return {"numpy", "apsw", "pydantic", "pydantic_core", "pydantic_settings", "re2", "rich", "typer"} | ENGINES
+    return {
+        "numpy",
+        "apsw",
+        "pydantic",
+        "pydantic_core",
+        "pydantic_settings",
+        "re2",
+        "rich",
+        "snowballstemmer",
+        "typer",
+    } | ENGINES
 
 
 def test_nothing_is_imported_that_is_not_declared() -> None:
