@@ -235,7 +235,7 @@ READING = {
 }
 
 MADE_BY_US = {
-    *("Hit", "MemoryUnit", "HealthMetrics", "Operation", "Removal", "QueryRecord", "RetrievalResult"),
+    *("Hit", "MemoryUnit", "HealthMetrics", "Merged", "Operation", "Removal", "QueryRecord", "RetrievalResult"),
     *("RetrievalMetrics", "StrategyMetrics"),
 }
 """Types of results, which callers read."""

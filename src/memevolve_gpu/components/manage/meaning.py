@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -374,7 +374,7 @@ def _chinese(tokens: Sequence[_Token]) -> list[Term]:
 
 def _chinese_run(found: list[Term], text: str) -> None:
     """Terms by longest match in the word lists; other characters are terms of one character."""
-    tables: list[tuple[dict[str, str] | frozenset[str], Callable[[str], None]]] = [
+    tables: list[tuple[Container[str], Callable[[str], None]]] = [
         (NEGATIONS["zh"], lambda _: found.append(Term(NOT, "not"))),
         (DIRECTIONS["zh"], lambda word: found.append(Term(DIRECTIONS["zh"][word], "direction"))),
         (SYNONYMS["zh"], lambda word: found.extend([Term(SYNONYMS["zh"][word], "word")][: len(SYNONYMS["zh"][word])])),
