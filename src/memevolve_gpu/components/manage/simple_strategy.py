@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import ConfigurationError, ConflictError
+from ...errors import ConfigurationError, ConflictError, InvalidFilterError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, mapping, real_number, shown, switch, whole_number, word
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
@@ -550,7 +550,7 @@ def _chosen(
     backend: StorageBackend, ids: Sequence[str] | None, filters: Mapping[str, Any] | None
 ) -> Sequence[str] | None:
     """The ids that are given and match; None for all."""
-    if not filters:
+    if filters is None or not mapping("filters", filters, InvalidFilterError):
         return ids
     matching = [unit["id"] for unit in backend.units(filters)]
     return matching if ids is None else list(set(ids).intersection(matching))
