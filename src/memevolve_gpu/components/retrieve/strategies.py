@@ -582,8 +582,8 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             fused = reciprocal_ranks(semantic, keyword)
         else:
             weights = self.semantic_weight, self.keyword_weight
-            least = math.log1p(backend.count()) / 2  # about half the BM25 of a word that one unit holds
-            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword), least)
+            full = math.log1p(backend.count()) / 2  # about half the BM25 of a word that one unit holds
+            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword), full)
         least = self.similarity_threshold
         return [one for one in fused if least is None or one.score >= least]
 
