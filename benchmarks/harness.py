@@ -28,6 +28,8 @@ class Data:
     vectors: np.ndarray
     queries: dict[str, np.ndarray]
     texts: list[str]
+    folder: Path | None = None
+    """Where the data came from; None where it was generated."""
 
 
 def load(folder: Path) -> Data:
@@ -40,7 +42,7 @@ def load(folder: Path) -> Data:
     vectors, inside, outside = (
         np.load(folder / f"{name}_minilm_f16.npy").astype("float32") for name in ("tldr", "tldr_queries", "ood_queries")
     )
-    return Data("39,320 real memory units, MiniLM", units, vectors, {"in": inside, "out": outside}, texts)
+    return Data("39,320 real memory units, MiniLM", units, vectors, {"in": inside, "out": outside}, texts, folder)
 
 
 def generated(n: int = 39_320, dim: int = 384, seed: int = 1) -> Data:

@@ -1,10 +1,12 @@
 """Measure the public call: recall by target, time beside faiss, growth with the store, memory.
 
-    python benchmarks/promise.py [--data FOLDER] [--json FILE] [--quick] [--parts recall small growth memory]
+    python benchmarks/promise.py [--data FOLDER] [--json FILE] [--quick] [--parts recall cells small growth memory]
 
 recall: cold, the store has seen no query and is measured on all of them; warm, half of the queries in distribution and
 half of those out of it were searched first, and the other halves are measured. HNSW32 uses the smallest beam that
-reaches the store's recall on the same queries. small: what a call costs beyond faiss IndexFlat. growth: the
+reaches the store's recall on the same queries. cells: recall@10 against float32 on held-out queries of both
+kinds, cold and warm, with and without filters, for several data sets, widths and targets; a cell is kept where recall
+is at least what was asked less 0.005. small: what a call costs beyond faiss IndexFlat. growth: the
 exponent fitted to the median time over the store's size. memory: bytes predicted by the plan and counted, by
 dimension. One thread, medians; the calls take turns in blocks of 20, so that each finds the caches as if it ran
 alone.
@@ -13,6 +15,7 @@ alone.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -33,10 +36,16 @@ from memevolve_gpu.utils.vectors import normalize_rows
 
 K = 10
 BLOCK = 20
+STEP = 20_000
 BEAMS = (10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024, 1536)
 TARGETS = (0.95, 0.99)
 SIZES = (1000, 2000, 5000, 10_000, 20_000, 39_320)
 DIMENSIONS = (384, 768, 1024, 1536)
+
+
+def unit(i: int) -> dict[str, Any]:
+    kind = ("lesson", "tool", "skill")[i % 3]
+    return {"id": f"u{i}", "type": kind, "content": f"unit {i}", "tags": [f"t{(i + 8) % 100}"]}
 
 
 @contextmanager
@@ -47,7 +56,9 @@ def filled(vectors: np.ndarray, **settings: Any) -> Iterator[VectorStore]:
         tempfile.TemporaryDirectory() as name,
         VectorStore(f"{name}/s", None, vectors.shape[1], storage_config=config) as store,
     ):
-        store.store_batch([{"id": f"u{i}", "content": f"unit {i}"} for i in range(len(vectors))], vectors)
+        for start in range(0, len(vectors), STEP):
+            part = vectors[start : start + STEP]
+            store.store_batch([unit(start + i) for i in range(len(part))], part)
         store.run_maintenance()
         yield store
 
@@ -66,12 +77,14 @@ def exact(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return np.asarray(faiss.knn(queries, vectors, K)[0], dtype=np.float32)
 
 
-def answers(store: VectorStore, queries: np.ndarray, recall: float) -> tuple[np.ndarray, list[float]]:
+def answers(
+    store: VectorStore, queries: np.ndarray, recall: float, filters: dict[str, str] | None = None
+) -> tuple[np.ndarray, list[float]]:
     """Distances of the public call, one query at a time, and the milliseconds of each."""
     found, taken = [], []
     for query in queries:
         started = time.perf_counter()
-        distances, _ = store.search_vectors(query[None], K, recall=recall)
+        distances, _ = store.search_vectors(query[None], K, filters, recall)
         taken.append(1e3 * (time.perf_counter() - started))
         found.append(distances[0])
     return np.stack(found), taken
@@ -140,6 +153,76 @@ def recall_part(data: Data, rounds: int) -> dict[str, Any]:
     return figures
 
 
+FILTERS: dict[str, tuple[dict[str, str] | None, int]] = {
+    "none": (None, 1),
+    "a third": ({"type": "skill"}, 3),
+    "1 %": ({"tags": "t7"}, 100),
+}
+ASKED = (0.95, 0.99, 1.0)
+SLACK = 0.005
+
+
+def data_sets(data: Data, quick: bool) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Unit vectors and queries by name: real ones, wide ones where the folder has them, and generated mixtures."""
+    sets = {"384, real": (normalize_rows(data.vectors), data.queries)}
+    folder = data.folder
+    if folder and (folder / "wide1536_units_f16.npy").exists():
+        units, asked = (
+            normalize_rows(np.load(folder / f"wide1536_{name}_f16.npy").astype("float32"))
+            for name in ("units", "queries")
+        )
+        queries = {"in": asked[:500], "out": asked[500:]}
+        sets["1536, real"] = (units, queries)
+        rng = np.random.default_rng(3)
+
+        def joined(rows: np.ndarray) -> np.ndarray:
+            return normalize_rows(np.concatenate([rows, rows[rng.permutation(len(rows))]], axis=1))
+
+        sets["3072, joined"] = (joined(units), {name: joined(rows) for name, rows in queries.items()})
+    rng, n = np.random.default_rng(7), 20_000 if quick else 150_000
+    first, second = (data.vectors[rng.integers(0, len(data.vectors), n)] for _ in range(2))
+    share = rng.beta(0.5, 0.5, (n, 1)).astype("float32")
+    noise = rng.standard_normal(first.shape, dtype=np.float32) * np.float32(0.3 / np.sqrt(first.shape[1]))
+    sets[f"384, {n} mixtures"] = (normalize_rows(share * first + (1 - share) * second + noise), data.queries)
+    return sets
+
+
+def cells_of(store: VectorStore, vectors: np.ndarray, queries: dict[str, np.ndarray]) -> dict[str, Any]:
+    found = {}
+    for (filtered, (condition, every)), (kind, rows) in itertools.product(FILTERS.items(), queries.items()):
+        matching = np.arange(len(vectors)) % every == every - 1 if condition else np.ones(len(vectors), bool)
+        truth = exact(np.ascontiguousarray(vectors[matching]), rows)
+        for asked in ASKED:
+            distances, taken = answers(store, rows, asked, condition)
+            recall = recall_of(distances, truth)
+            found[f"{asked}, {kind}, filter {filtered}"] = {
+                "recall@10": recall,
+                "kept": recall >= asked - SLACK,
+                "p50_ms": float(np.median(taken)),
+            }
+    return found
+
+
+def cells_part(data: Data, rounds: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for (name, (vectors, queries)), index_type in itertools.product(
+        data_sets(data, rounds < 200).items(), ("ivf", "auto")
+    ):
+        held = {kind: rows[1::2][:rounds] for kind, rows in queries.items()}
+        states = {}
+        with filled(vectors, index_type=index_type, sample_queries=False) as store:
+            states["cold"] = cells_of(store, vectors, held)
+            counted = store.get_storage_health()["memory_usage_mb"] * 1000 / len(vectors)
+        with filled(vectors, index_type=index_type) as store:
+            for query in np.random.default_rng(0).permutation(np.concatenate([q[::2] for q in queries.values()])):
+                store.search_vectors(query[None], K)
+            store.run_maintenance()
+            states["warm"] = cells_of(store, vectors, held)
+        broken = [f"{state}, {cell}" for state in states for cell, it in states[state].items() if not it["kept"]]
+        figures[f"{name}, {index_type}"] = {"broken": broken, "mb_per_1000_units": counted, **states}
+    return figures
+
+
 def small_part(data: Data, rounds: int) -> dict[str, Any]:
     figures = {}
     for size in SIZES[:5]:
@@ -196,7 +279,7 @@ def memory_part(_data: Data, rounds: int) -> dict[str, Any]:
     return figures
 
 
-PARTS = {"recall": recall_part, "small": small_part, "growth": growth_part, "memory": memory_part}
+PARTS = {"recall": recall_part, "cells": cells_part, "small": small_part, "growth": growth_part, "memory": memory_part}
 
 
 def main() -> None:

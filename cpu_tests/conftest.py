@@ -7,6 +7,7 @@ import signal
 
 # Before numpy and faiss are imported: they read it once, and a test machine's cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads a model
 # A job started in the background inherits an ignored Ctrl-C, and tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _KEPT = {"MEMEVOLVE_CHECKOUT", "MEMEVOLVE_COMMIT"}  # where the real MemEvolve is; no settings of ours

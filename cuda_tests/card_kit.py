@@ -114,9 +114,9 @@ def scratch_of(engine: str) -> int:
     """Bytes of a prediction that the engine shares among all indexes."""
     if engine == "faiss":
         return TEMPORARY_BYTES
-    from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH
+    from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE
 
-    return SCRATCH
+    return SCRATCH + WORKSPACE
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -24,7 +25,21 @@ SEED = 20_260_101
 """Seed of every random choice here."""
 
 
+PARTS = {
+    "torch": ("test_torch_engine.py", "test_beside_a_gpu.py"),
+    "faiss": ("test_faiss_engine.py",),
+    "stores": ("test_store_on_gpu.py",),
+    "programs": ("test_torch_growth.py", "test_torch_in_programs.py"),
+}
+"""What runs in one process: each part ends within nine minutes on a card that has compiled nothing yet."""
+_STARTED = time.monotonic()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", choices=sorted(PARTS), help="run only these files of cuda_tests")
+    parser.addoption(
+        "--minutes", type=float, help="skip, with the reason, tests that would begin after so many minutes"
+    )
     parser.addoption(
         "--rehearse", action="store_true", help="run cuda_tests on CPU tensors: see cuda_tests/rehearsal.py"
     )
@@ -60,10 +75,22 @@ def _why_no_gpu() -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every test of this folder the reason why it cannot run."""
+    part = config.getoption("--part", default=None)
+    if part is not None:
+        left = [item for item in items if item.path.name not in PARTS[part]]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item.path.name in PARTS[part]]
     here = [item for item in items if Path(__file__).parent in item.path.parents]
     reason = "" if not here or config.getoption("--rehearse", default=False) else _why_no_gpu()
     for item in here if reason else []:
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what would begin too late: a call that is cut off from outside loses the summary."""
+    minutes = item.config.getoption("--minutes", default=None)
+    if minutes is not None and time.monotonic() - _STARTED > 60 * minutes:
+        pytest.skip(f"{minutes:g} minutes are used up")
 
 
 @pytest.fixture

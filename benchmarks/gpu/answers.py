@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu.common import FAILURES, METRIC, Setting, built, note, release, rows_of, script, why_not
+from gpu.common import FAILURES, METRIC, LateError, Setting, built, note, release, rows_of, script, why_not
 from harness import load
 
 from memevolve_gpu.index.base import Index
@@ -122,9 +122,12 @@ def run(setting: Setting, data: Path) -> dict[str, Any]:
     for plan in plans(len(vectors)):
         head: Row = {"engine": plan.engine, "kind": plan.kind, "precision": plan.precision}
         try:
+            setting.check_time()
             for row in of_plan(plan, rows, queries, setting):
                 note("  " + "  ".join(str(value) for value in (head | row).values()))
-                found.append(head | row)
+                found.append(setting.kept("answers", head | row))
+        except LateError:
+            raise
         except FAILURES as error:
             found.append(head | {"skipped": str(error).splitlines()[0]})
             note(f"  {plan.engine} {plan.kind} {plan.precision}: {error}")

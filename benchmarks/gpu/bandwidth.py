@@ -34,7 +34,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     median = float(np.median(seconds))
     found = {"bytes": size, "copies": repeats, "seconds": median, "bytes_per_s": 2 * size / median}
     note(f"copies of {size >> 20} MiB: {found['bytes_per_s'] / 1e12:.3f} TB/s read plus written")
-    return found
+    return setting.kept("bandwidth", found)
 
 
 def _copied(torch: Any, setting: Setting, source: Any, target: Any) -> float:

@@ -30,6 +30,7 @@ __all__ = [
     "DESCRIPTION",
     "FAILURES",
     "RESULTS",
+    "LateError",
     "Setting",
     "add_dims",
     "built",
@@ -39,6 +40,7 @@ __all__ = [
     "note",
     "parser",
     "release",
+    "rounded",
     "rows_of",
     "save",
     "script",
@@ -76,13 +78,34 @@ DESCRIPTION = (
 )
 
 
+class LateError(RuntimeError):
+    """The minutes are used up; what was measured is kept."""
+
+
 @dataclass(frozen=True)
 class Setting:
-    """Where to run, how much, and from which seed. ``index`` is N of ``cuda:N``."""
+    """Where to run, how much, and from which seed. ``index`` is N of ``cuda:N``.
+
+    cpu: whether the CPU is measured beside the GPU. until: when nothing new begins, by ``time.monotonic``. keep: takes
+    the name of a part and a row of it, as soon as the row is measured.
+    """
 
     device: str
     quick: bool
     seed: int = 1
+    cpu: bool = True
+    until: float = float("inf")
+    keep: Callable[[str, dict[str, Any]], None] = lambda _part, _row: None
+
+    def check_time(self) -> None:
+        """Raise LateError once the minutes are used up; asked before each row."""
+        if time.monotonic() > self.until:
+            raise LateError("the minutes were used up")
+
+    def kept(self, part: str, row: dict[str, Any]) -> dict[str, Any]:
+        """``row``, once it is safe."""
+        self.keep(part, rounded(row))
+        return row
 
     @property
     def on_gpu(self) -> bool:
@@ -99,13 +122,14 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda:0", help="cuda:N, or cpu to run the same code on CPU tensors")
     made.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, its figures mean nothing")
     made.add_argument("--seed", type=int, default=1)
+    made.add_argument("--no-cpu", action="store_true", help="leave the CPU out, which takes most of the time")
     made.add_argument("--json", type=Path, help="where to write the figures; nothing is written without it")
     return made
 
 
 def setting_of(args: argparse.Namespace) -> Setting:
     device = "cuda:0" if args.device == "cuda" else args.device
-    return Setting(device, args.quick, args.seed)
+    return Setting(device, args.quick, args.seed, not args.no_cpu)
 
 
 def add_dims(made: argparse.ArgumentParser) -> None:
@@ -144,7 +168,7 @@ def module(name: str) -> Any:
 def why_not(engine: str, setting: Setting) -> str:
     """Why ``engine`` (cpu, torch, faiss) cannot be measured here; empty when it can."""
     if engine == "cpu":
-        return ""
+        return "" if setting.cpu else "left out by --no-cpu"
     if setting.on_gpu:
         return try_engine(engine, setting.index)
     if engine == "faiss":
@@ -168,7 +192,7 @@ def facts(setting: Setting) -> dict[str, Any]:
         "memevolve_gpu": __version__,
         "numpy": np.__version__,
     }
-    for name in ("torch", "triton", "faiss", "cupy", "flash_kmeans"):
+    for name in ("torch", "triton", "faiss", "cupy", "flashlib"):
         loaded = module(name)
         found[name] = None if loaded is None else getattr(loaded, "__version__", "unknown")
     torch = module("torch")
@@ -265,7 +289,7 @@ def save(path: Path | None, report: dict[str, Any]) -> None:
     """Write the figures, if a file was named."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_rounded(report), indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(rounded(report), indent=1) + "\n", encoding="utf-8")
         note(f"written to {path}")
 
 
@@ -275,11 +299,11 @@ def _room(setting: Setting) -> int:
     return int(module("torch").cuda.mem_get_info(setting.index)[0])
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _rounded(inner) for key, inner in value.items()}
+        return {str(key): rounded(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gpu.common import FAILURES, Setting, clustered, note, release, script, stopwatch, timed, why_not
+from gpu.common import FAILURES, LateError, Setting, clustered, note, release, script, stopwatch, timed, why_not
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.types import FloatArray
@@ -84,6 +84,7 @@ def run(setting: Setting, n: int, dim: int) -> dict[str, Any]:
         for index_type in ("flat", "ivf"):
             row: dict[str, Any] = {"engine": engine, "index_type": index_type}
             try:
+                setting.check_time()
                 missing = (
                     "stores go to GPUs only" if engine != "cpu" and not setting.on_gpu else why_not(engine, setting)
                 )
@@ -96,10 +97,12 @@ def run(setting: Setting, n: int, dim: int) -> dict[str, Any]:
                     f"indexed {row['indexed_s']:.2f} s; "
                     f"one query {one['indexed']:.2f} ms, {one['beside']:.2f} beside newer ones"
                 )
+            except LateError:
+                raise
             except FAILURES as error:
                 row["skipped"] = str(error).splitlines()[0]
                 note(f"  {engine:<6}{index_type:<5} {error}")
-            found.append(row)
+            found.append(setting.kept("ingest", row))
             release(setting)
     return {"units": n, "dim": dim, "batch": BATCH, "ingest": found}
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpu.common import (
     FAILURES,
+    LateError,
     Setting,
     add_dims,
     built,
@@ -31,11 +32,11 @@ from gpu.common import (
 )
 
 from memevolve_gpu.index.faiss_gpu.sizes import TEMPORARY_BYTES
-from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH
+from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.types import IndexPlan, Rows, SearchParams
 
-SHARED = {"torch": SCRATCH, "faiss": TEMPORARY_BYTES}
+SHARED = {"torch": SCRATCH + WORKSPACE, "faiss": TEMPORARY_BYTES}
 
 
 def plans(n: int) -> Iterator[IndexPlan]:
@@ -86,15 +87,18 @@ def run(setting: Setting, n: int, dims: list[int]) -> dict[str, Any]:
             row: dict[str, Any] = {"rows": n, "dim": dim, "engine": plan.engine, "kind": plan.kind}
             row["precision"] = plan.precision
             try:
+                setting.check_time()
                 row |= compared(plan, rows, setting)
                 said, card = row["said_over_predicted"], row.get("card_over_predicted", float("nan"))
                 note(
                     f"  {plan.engine} {plan.kind} {plan.precision} {dim}: said {said:.3f}, card {card:.3f} of predicted"
                 )
+            except LateError:
+                raise
             except FAILURES as error:
                 row["skipped"] = str(error).splitlines()[0]
                 note(f"  {plan.engine} {plan.kind} {plan.precision}: {error}")
-            found.append(row)
+            found.append(setting.kept("memory", row))
             release(setting)
     return {"memory": found}
 

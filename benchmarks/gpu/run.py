@@ -2,28 +2,35 @@
 
     python benchmarks/gpu/run.py [--device cuda:0 | cpu] [--quick] [--parts search training ...] [--minutes 20]
 
-Figures are written after each part, so that they are kept if the machine goes away. Parts that would begin after
-``--minutes``, and shapes of more than ``--most-values`` components, are left out with a message. At the end come the
-targets for a GPU and whether they were reached (``verdicts.py``).
+Each row is written as soon as it is measured, to a file .jsonl that ``verdicts.py`` reads as well, so that nothing is
+lost if the machine goes away or a step is killed. The shapes of the targets come first. Rows that would begin after
+``--minutes``, and shapes of more than ``--most-values`` components, are left out with a message; ``--no-cpu`` leaves
+out the CPU. At the end come the targets for a GPU and whether they were reached (``verdicts.py``).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpu import answers, bandwidth, ingest, memory, search, training
-from gpu.common import FAILURES, RESULTS, Setting, add_dims, facts, note, parser, release, save, setting_of
+from gpu.common import FAILURES, RESULTS, LateError, Setting, add_dims, facts, note, parser, release, save, setting_of
 from gpu.plots import draw
-from gpu.verdicts import as_rows, table_of
+from gpu.verdicts import as_rows, read_figures, table_of
 
 Part = Callable[[Setting, argparse.Namespace], dict[str, Any]]
+
+HEADLINES = {(1_000_000, 768): 0, (1_000_000, 384): 1}
+"""Shapes that the targets name, in the order in which they are measured."""
 
 PARTS: dict[str, Part] = {
     "bandwidth": lambda setting, _: bandwidth.run(setting),
@@ -48,7 +55,7 @@ def options() -> argparse.ArgumentParser:
 
 
 def steps_of(args: argparse.Namespace) -> list[tuple[str, Part]]:
-    """The parts in their order; the search table is cut by size, smallest first."""
+    """The parts in their order; the search table is cut by shape, those of the targets first."""
     steps: list[tuple[str, Part]] = []
     for name in dict.fromkeys(args.parts):
         if name == "search":
@@ -60,7 +67,8 @@ def steps_of(args: argparse.Namespace) -> list[tuple[str, Part]]:
 
 def _shapes(args: argparse.Namespace) -> list[tuple[int, int]]:
     rows, dims, most = search.sizes_of(args)
-    return sorted(((n, dim) for n in rows for dim in dims if n * dim <= most), key=lambda shape: shape[0] * shape[1])
+    shapes = [(n, dim) for n in rows for dim in dims if n * dim <= most]
+    return sorted(shapes, key=lambda shape: (shape not in HEADLINES, HEADLINES.get(shape, shape[0] * shape[1])))
 
 
 def _too_large(args: argparse.Namespace) -> dict[str, str]:
@@ -95,24 +103,41 @@ def merged(report: dict[str, Any], part: str, found: dict[str, Any]) -> None:
         report |= found if part == "bandwidth" else {part: found}
 
 
+class Kept:
+    """A file of JSON lines: the machine, then each row with its part, on the disk before the next one is measured."""
+
+    def __init__(self, path: Path, machine: dict[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        self("machine", machine)
+
+    def __call__(self, part: str, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps({"part": part, "row": row}) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
 def main() -> None:
     args = options().parse_args()
-    setting, started = setting_of(args), time.monotonic()
+    setting = replace(setting_of(args), until=time.monotonic() + 60 * args.minutes)
     report: dict[str, Any] = {"machine": facts(setting), "left_out": _too_large(args)}
     path = args.json or args.out / f"{_name(setting, report)}.json"
+    setting = replace(setting, keep=Kept(path.with_suffix(".jsonl"), report["machine"]))
     note(f"{report['machine']['device_name']}: {', '.join(args.parts)}")
     for name, part in steps_of(args):
-        if time.monotonic() - started > 60 * args.minutes:
-            report["left_out"][name] = f"{args.minutes:g} minutes had passed"
-            continue
         note(name)
         try:
+            setting.check_time()
             merged(report, name, part(setting, args))
+        except LateError:
+            report["left_out"][name] = f"{args.minutes:g} minutes had passed"
         except FAILURES as error:
             report["left_out"][name] = str(error).splitlines()[0]
             note(f"{name}: {error}")
         release(setting)
         save(path, report)
+    for name, own in read_figures(path.with_suffix(".jsonl")).items():  # with the first rows of a part that was cut off
+        report[name] = {**report.get(name, {}), **own}
     report["verdicts"] = as_rows(report)
     save(path, report)
     for drawn in draw(report, path.with_suffix("")):

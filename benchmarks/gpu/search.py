@@ -6,6 +6,7 @@ Generated data (see ``common.clustered``), squared L2, ten results. Half of the 
 twice as far from the centres. Times are end to end, from queries in host memory to results in host memory. "faiss raw"
 is faiss-gpu alone, without the mask, the exact distances and the failure handling of our index. Inverted lists
 probe the fewest lists, to an eighth, at which recall@10 reaches 0.95. "1 recorded" is one query as a CUDA graph.
+"flashlib" is flash_knn of that library, an optional peer, over float16 rows on the device.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gpu.common import (
     DESCRIPTION,
     FAILURES,
     METRIC,
+    LateError,
     Setting,
     add_dims,
     built,
@@ -207,16 +209,44 @@ def compare(n: int, dim: int, setting: Setting, bandwidth: float) -> list[Row]:
     half = 64 if setting.quick else 512
     queries = np.concatenate([clustered(half, dim, setting, reuse_from=n, spread=spread) for spread in (0.5, 1.0)])
     queries = np.ascontiguousarray(queries[np.random.default_rng(setting.seed).permutation(len(queries))])
-    data, rows, found = (vectors, queries, truth_of(queries, vectors, setting)), rows_of(vectors), []
-    for plan in contenders(n, dim):
-        head: Row = {"rows": n, "dim": dim}
+    data, rows = (vectors, queries, truth_of(queries, vectors, setting)), rows_of(vectors)
+    found: list[Row] = []
+    head: Row = {"rows": n, "dim": dim}
+    for plan in (*contenders(n, dim), None):
+        name, kind = ("flashlib", "exact") if plan is None else (plan.engine, plan.kind)
         try:
-            found += [head | row for row in of_plan(plan, rows, data, setting, bandwidth)]
+            setting.check_time()
+            made = by_flashlib(data, setting) if plan is None else of_plan(plan, rows, data, setting, bandwidth)
+            found.extend(setting.kept("search", head | row) for row in made)
+        except LateError:
+            raise
         except FAILURES as error:
-            found.append(head | {"engine": plan.engine, "kind": plan.kind, "skipped": str(error).splitlines()[0]})
-            note(f"  {plan.engine} {plan.kind} {plan.precision}: {error}")
+            skipped = {"engine": name, "kind": kind, "skipped": str(error).splitlines()[0]}
+            found.append(setting.kept("search", head | skipped))
+            note(f"  {name} {kind}: {error}")
         release(setting)
     return found
+
+
+def by_flashlib(data: tuple[FloatArray, FloatArray, FloatArray], setting: Setting) -> Iterator[Row]:
+    """The exact search of flashlib, as its documentation shows it; raises RuntimeError where it is not installed."""
+    vectors, queries, truth = data
+    torch, flashlib = module("torch"), module("flashlib")
+    if flashlib is None:
+        raise RuntimeError("flashlib is not installed")
+    stored = torch.from_numpy(vectors).to(setting.device).to(torch.float16)
+
+    def ask(asked: FloatArray) -> tuple[FloatArray, IntArray]:
+        given = torch.from_numpy(np.ascontiguousarray(asked)).to(setting.device).to(torch.float16)
+        distances, positions = flashlib.flash_knn(given, stored, K)
+        return distances.float().cpu().numpy(), positions.long().cpu().numpy()
+
+    row: Row = {"engine": "flashlib", "kind": "exact", "precision": "float16", "nlist": 0, "nprobe": 0, "build_s": 0.0}
+    row |= {"device_bytes": stored.nbytes, "searched_on": setting.device, "incidents": []}
+    row["recall"] = recall(ask(queries)[1], queries, vectors, truth)
+    row["times"] = {str(batch): in_batches(ask, queries, batch, setting) for batch in BATCHES}
+    show(row)
+    yield row
 
 
 def of_plan(

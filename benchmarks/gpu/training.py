@@ -1,4 +1,4 @@
-"""Measure k-means of the torch engine, flash-kmeans and faiss-gpu: seconds, and how good the centroids are.
+"""Measure k-means of the torch engine, flashlib and faiss-gpu: seconds, and how good the centroids are.
 
     python benchmarks/gpu/training.py [--training-rows 1000000] [--training-dim 384] [--centroids 4096] [--quick]
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpu.common import (
     FAILURES,
+    LateError,
     Setting,
     clustered,
     module,
@@ -53,17 +54,14 @@ def by_torch(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
     return centroids
 
 
-def by_flash(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
-    """flash-kmeans as its documentation shows it, in float16."""
-    if not setting.on_gpu:
-        raise RuntimeError("flash-kmeans needs a GPU")
-    torch, flash = module("torch"), module("flash_kmeans")
-    if flash is None:
-        raise RuntimeError("flash-kmeans is not installed")
-    x = torch.from_numpy(vectors).to(setting.device).to(torch.float16)[None]
+def by_flashlib(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
+    """flash_kmeans as its documentation shows it, in float16."""
+    torch, flashlib = module("torch"), module("flashlib")
+    if flashlib is None:
+        raise RuntimeError("flashlib is not installed")
+    x = torch.from_numpy(vectors).to(setting.device).to(torch.float16)
     torch.manual_seed(setting.seed)
-    found = flash.batch_kmeans_Euclid(x, count, max_iters=ROUNDS, tol=-1.0)[1][0]
-    centroids: FloatArray = found.float().cpu().numpy()
+    centroids: FloatArray = flashlib.flash_kmeans(x, count, max_iters=ROUNDS, tol=-1.0)[1].float().cpu().numpy()
     return centroids
 
 
@@ -96,7 +94,7 @@ def _clustered_by(faiss: Any, vectors: FloatArray, count: int, setting: Setting,
 
 WAYS: dict[str, tuple[str, Train]] = {
     "torch engine": ("torch", by_torch),
-    "flash-kmeans": ("torch", by_flash),
+    "flashlib": ("torch", by_flashlib),
     "faiss-gpu": ("faiss", by_faiss_gpu),
     "faiss-cpu": ("cpu", by_faiss_cpu),
 }
@@ -132,14 +130,18 @@ def run(setting: Setting, n: int, dim: int, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, (engine, train) in WAYS.items():
         try:
+            setting.check_time()
             missing = why_not(engine, setting)
             if missing:
                 raise RuntimeError(missing)
             found[name] = measured(train, vectors, count, setting)
             note(f"  {name:<28} {found[name]['seconds']:.2f} s, objective {found[name]['objective']:.5f}")
+        except LateError:
+            raise
         except FAILURES as error:
             found[name] = {"skipped": str(error).splitlines()[0]}
             note(f"  {name:<28} {error}")
+        setting.kept("training", {"rows": n, "dim": dim, "centroids": count, "training": {name: found[name]}})
         release(setting)
     return {"rows": n, "dim": dim, "centroids": count, "rounds": ROUNDS, "training": found}
 

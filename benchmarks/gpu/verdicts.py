@@ -2,7 +2,8 @@
 
     python benchmarks/gpu/verdicts.py benchmarks/results/gpu/DATE-DEVICE.json [MORE.json ...] [--json ALL.json]
 
-Several files of one device, from runs of some parts each, are taken together.
+Several files of one device, from runs of some parts each, are taken together; of a run that was cut off, give the
+.jsonl file, which holds each row that it measured.
 ``run.py`` prints the same table at its end and keeps it with the figures. Figures measured on CPU tensors, or with
 --quick, count as not measured.
 """
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["TARGETS", "Verdict", "as_rows", "combined", "table_of", "verdicts"]
+__all__ = ["TARGETS", "Verdict", "as_rows", "combined", "read_figures", "table_of", "verdicts"]
 
 MILLION = 1_000_000
 TARGET_RECALL, EXACT_RECALL, SAME_RECALL = 0.95, 0.999, 0.001
@@ -89,6 +90,15 @@ def against_flat(report: Report) -> tuple[str, bool]:
     return _ratio(max(some(ours, "an exact index of the torch engine at that recall"), key=qps), theirs, 2.0)
 
 
+def against_flashlib(report: Report) -> tuple[str, bool]:
+    """The same against flash_knn of flashlib."""
+    shape = {"rows": MILLION, "dim": 384, "kind": "exact"}
+    theirs = max(some(searched(report, engine="flashlib", **shape), "flashlib's exact search"), key=qps)
+    least = theirs["recall"] - SAME_RECALL
+    ours = [row for row in searched(report, engine="torch", **shape) if row["recall"] >= least]
+    return _ratio(max(some(ours, "an exact index of the torch engine at that recall"), key=qps), theirs, 1.0)
+
+
 def against_lists(report: Report) -> tuple[str, bool]:
     """The same for inverted lists, both at the recall asked for."""
     shape = {"rows": 10 * MILLION, "dim": 384, "kind": "ivf"}
@@ -127,8 +137,8 @@ def trained(report: Report, name: str) -> Row:
     return row
 
 
-def training_time(report: Report) -> tuple[str, bool]:
-    ours, theirs = (trained(report, name)["seconds"] for name in ("torch engine", "faiss-gpu"))
+def training_time(report: Report, peer: str = "faiss-gpu") -> tuple[str, bool]:
+    ours, theirs = (trained(report, name)["seconds"] for name in ("torch engine", peer))
     return f"{ours:.2f} s against {theirs:.2f} s: {theirs / ours:.1f} times as fast", ours <= theirs
 
 
@@ -180,10 +190,12 @@ TARGETS: dict[str, Callable[[Report], tuple[str, bool]]] = {
     "one query, exact, 1M x 768 float16: under 1 ms": time_of_one_query,
     "the same: 60 % or more of the bandwidth of a copy": share_of_bandwidth,
     "1,024 queries, 1M x 384: 2 times faiss-gpu's flat index": against_flat,
+    "the same: flashlib's flash_knn": against_flashlib,
     "exact scans: recall@10 of 0.999": recall_of_exact_scans,
     "real queries, exact: recall@10 of 0.999 against the CPU": recall_of_real_queries,
     "lists at recall 0.95, 10M x 384: faiss-gpu's queries/s": against_lists,
     "k-means, 1M x 384, 4,096: no slower than faiss-gpu": training_time,
+    "the same: no slower than flashlib": lambda report: training_time(report, "flashlib"),
     "the same: objective within 1 % of faiss-gpu's": training_objective,
     "predicted bytes within 10 % of the card's": predicted_memory,
     "the CPU of the same machine in the same table": cpu_beside,
@@ -235,12 +247,36 @@ def combined(reports: Sequence[Report]) -> Report:
     return {**whole, "search": {**whole["search"], "table": table}} if table else whole
 
 
+def read_figures(path: Path) -> Report:
+    """A report, as it was written at the end of a run or row by row."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        whole: Report = json.loads(text)
+        return whole
+    report: Report = {}
+    for line in text.splitlines():
+        if not line.endswith("}"):
+            break  # the last one was cut off
+        entry = json.loads(line)
+        part, row = entry["part"], entry["row"]
+        if part == "search":
+            report.setdefault("search", {"table": []})["table"].append(row)
+        elif part == "training":
+            whole = report.setdefault(part, {**row, "training": {}})
+            whole["training"] |= row["training"]
+        elif part in ("answers", "memory", "ingest"):
+            report.setdefault(part, {part: []})[part].append(row)
+        else:
+            report[part] = row
+    return report
+
+
 def main() -> None:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("figures", type=Path, nargs="+")
     made.add_argument("--json", type=Path, help="where to write all figures with the verdicts")
     args = made.parse_args()
-    report = combined([json.loads(path.read_text(encoding="utf-8")) for path in args.figures])
+    report = combined([read_figures(path) for path in args.figures])
     if args.json is not None:
         args.json.write_text(json.dumps({**report, "verdicts": as_rows(report)}, indent=1) + "\n", encoding="utf-8")
     print(table_of(report))

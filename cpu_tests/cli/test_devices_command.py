@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpu_kit import line, on_disk, table_at
+from gpu_kit import line, on_disk
 
 from memevolve_gpu.cli import options
 from memevolve_gpu.cli.read_commands import devices, health, stats
 from memevolve_gpu.components.store.session import _prober, this_machine
 from memevolve_gpu.devices import engine_probe
-from memevolve_gpu.errors import ConfigurationError
-from memevolve_gpu.planner.engine_table import TABLE
 from memevolve_gpu.utils.config import StorageConfig, visible_gpus
 from memevolve_gpu.utils.embeddings import HashingEmbedder
 
@@ -69,17 +67,6 @@ def test_cards_engines_and_the_choice_are_listed(run: Run) -> None:
         assert said in text
 
 
-def test_the_table_of_engines_is_shown(run: Run, tmp_path: Path) -> None:
-    on_disk(tmp_path, "nvidia-smi", "#!/bin/sh\nexit 9\n")
-    assert listed(run)["engine_table"] == TABLE.as_dict()
-    assert "to 50000: cpu; beyond: torch, faiss, cpu (unmeasured: no GPU run" in run()
-    own = table_at(tmp_path, 7, "faiss")
-    found = listed(run, MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE=own)["engine_table"]
-    assert found == {"bands": [[7, ["cpu"]], [None, ["faiss", "cpu"]]], "source": "a test", "measured": True}
-    with pytest.raises(ConfigurationError, match=r"GPU_ENGINE_TABLE='nowhere\.json': cannot be read"):
-        run(MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE="nowhere.json")
-
-
 def test_doubt_about_the_numbers_is_shown_and_can_be_removed(run: Run, tmp_path: Path) -> None:
     lines = [line(0, "Slow GPU", free=100), line(1, "Fast GPU")]
     on_disk(tmp_path, "nvidia-smi", "#!/bin/sh\n" + "".join(f"echo '{each}'\n" for each in lines))
@@ -109,7 +96,6 @@ def test_settings_and_visible_devices_are_respected(run: Run) -> None:
 def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MEMEVOLVE_STORAGE_GPU_ENGINE_TABLE", table_at(tmp_path, 1000))
     monkeypatch.setattr(engine_probe, "_version", lambda name: "2.11.0" if name == "torch" else "")
     run()
     prefix = str(tmp_path / "memory")
@@ -124,7 +110,7 @@ def test_commands_stay_on_the_cpu_and_stats_shows_the_plan(
         found = store.statistics()
         assert found["plan"]["engine"] == "torch"
         assert "Second GPU (cuda:1)" in found["plan"]["reason"]
-        assert "measured: a test" in found["plan"]["reason"]
+        assert "engine torch" in found["plan"]["reason"]
 
 
 NO_DRIVER = "echo 'the driver is not loaded' >&2; exit 9"
@@ -134,12 +120,8 @@ ROOMY, FULL = (f"echo '{line(total=80_000, free=free)}'" for free in (70_000, 30
 @pytest.mark.parametrize(
     ("driver", "settings", "said"),
     [
-        (NO_DRIVER, {}, ["plan: ivf on cpu: index_type is ivf", "it may pay from 50001 units on", "table unmeasured"]),
-        (
-            NO_DRIVER,
-            {"table": 1000},
-            ["plan: ivf on cpu: ", "device: the GPU driver gives no answer", "measured: a test"],
-        ),
+        (NO_DRIVER, {}, ["plan: ivf on cpu: index_type is ivf", "device: the GPU driver gives no answer"]),
+        (NO_DRIVER, {"MIN_TRAINING_UNITS": "1501"}, ["plan: exact on cpu: ", "it is tried from 1501 units on"]),
         (
             NO_DRIVER,
             {"DEVICE": "cuda"},
@@ -149,28 +131,25 @@ ROOMY, FULL = (f"echo '{line(total=80_000, free=free)}'" for free in (70_000, 30
                 "the GPU is not used: the GPU driver",
             ],
         ),
-        (ROOMY, {}, ["plan: ivf on cpu: ", "it may pay from 50001 units on"]),
         (
             ROOMY,
             {"DEVICE": "cuda"},
             [
                 "plan: ivf on cuda:0 by torch: 38 lists",
-                "(unmeasured: no GPU run",
                 "in use until the next build: ivf on cpu",
             ],
         ),
-        (ROOMY, {"table": 1000}, ["plan: ivf on cuda:0 by torch: ", "engine torch by the table (measured: a test)"]),
-        (ROOMY, {"table": 1500}, ["plan: ivf on cpu: ", "it may pay from 1501 units on"]),
+        (ROOMY, {}, ["plan: ivf on cuda:0 by torch: ", "engine torch"]),
         (
             FULL,
             {"DEVICE": "cuda"},
             ["plan: ivf on cpu: ", "MB do not fit the 0 MB allowed there", "the GPU is not used: Test GPU (cuda:0): "],
         ),
-        (FULL, {"table": 1000}, ["plan: ivf on cpu: ", "do not fit the 0 MB", "the GPU is not used: Test GPU"]),
+        (FULL, {}, ["plan: ivf on cpu: ", "do not fit the 0 MB", "the GPU is not used: Test GPU"]),
         (
             ROOMY,
             {"DEVICE": "cuda", "GPU_ENGINE": "faiss"},
-            ["GPU_ENGINE=faiss cannot be used", "the GPU is not used: GPU_ENGINE=faiss", "GPU_ENGINE=faiss, table"],
+            ["GPU_ENGINE=faiss cannot be used", "the GPU is not used: GPU_ENGINE=faiss", "engines: GPU_ENGINE=faiss"],
         ),
     ],
 )
@@ -189,10 +168,7 @@ def test_stats_prints_the_plan_and_why(
         store.store_batch([{"content": f"number {i}"} for i in range(1500)])
         store.run_maintenance()
     on_disk(tmp_path, "nvidia-smi", f"#!/bin/sh\n{driver}\n")
-    named = {name: value for name, value in settings.items() if name != "table"}
-    if "table" in settings:
-        named["GPU_ENGINE_TABLE"] = table_at(tmp_path, settings["table"])
-    for name, value in named.items():
+    for name, value in settings.items():
         monkeypatch.setenv(f"MEMEVOLVE_STORAGE_{name}", value)
     run()
     stats(store=prefix, every=True)

@@ -124,4 +124,4 @@ def test_ctrl_c_at_any_line(kind: str, begun: str, tmp_path: Path, capfd: pytest
             added = len((there or set()) - before)
             assert ("nothing of" not in said) or not added, (at, said)
             assert f"{added} units of" in said or not added or "lines" in said or "all or nothing" in said, (at, said)
-    assert interrupted > POINTS // 2
+    assert interrupted > POINTS // 3  # the others lie behind the end of the command

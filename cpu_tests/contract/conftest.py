@@ -29,7 +29,7 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield URI
 
 
-BACKENDS = ["vector", "milvus-in-memory", *(["milvus"] if milvus_folder() else [])]
+BACKENDS = ["vector", "namespace", "milvus-in-memory", *(["milvus"] if milvus_folder() else [])]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -48,6 +48,16 @@ def make(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     def make(name: str = "store", embedder: Any = None, **settings: Any) -> Store:
         config = StorageConfig(**{"background": False, "min_training_units": 100, **settings})
         function = embedder or FakeEmbedder(DIM)
+        if backend == "namespace":  # one of several in a file
+            limited = any(setting.startswith("max_memory") for setting in settings)
+            noise = not VectorStore.exists_at(tmp_path / name) and embedder is None and not limited
+            config = config.replace(namespace="org/alice")
+            opened.append(VectorStore(tmp_path / name, function, storage_config=config))
+            if noise:
+                with VectorStore(tmp_path / name, function, storage_config=config.replace(namespace=())) as other:
+                    for path in ((), ("org",), ("org", "bob"), ("org", "alice", "notes")):
+                        other.namespace(*path).store_batch([{"id": f"n{i}", "content": f"noise {i}"} for i in range(3)])
+            return opened[-1]
         if backend == "vector":
             opened.append(VectorStore(tmp_path / name, function, storage_config=config))
             return opened[-1]

@@ -69,9 +69,15 @@ ONLY_IN_FILES = {
     "access_counts",
     "access_order",
     "change_number",
+    "delete_namespace",
+    "expiry",
+    "namespace",
+    "namespaces",
     "record_access",
     "replace_batch",
     "search_keywords",
+    "set_expiry",
+    "set_limits",
 }
 ONLY_ON_SERVERS = {"refresh"}
 CORE = base.OPTIONAL - ONLY_IN_FILES - ONLY_ON_SERVERS
@@ -165,8 +171,9 @@ class TestVerbs:
 
     def test_what_a_backend_declares(self, make: Make, backend: str) -> None:
         store = make()
-        assert store.capabilities == CORE | (ONLY_IN_FILES if backend == "vector" else ONLY_ON_SERVERS)
-        assert hasattr(store, "check") == hasattr(store, "backup") == (backend == "vector")
+        in_files = backend in ("vector", "namespace")
+        assert store.capabilities == CORE | (ONLY_IN_FILES if in_files else ONLY_ON_SERVERS)
+        assert hasattr(store, "check") == hasattr(store, "backup") == in_files
 
     def test_data_is_a_read_only_mapping_of_ids(self, make: Make) -> None:
         store = make()

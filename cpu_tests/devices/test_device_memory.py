@@ -92,7 +92,7 @@ def nothing(_name: str) -> Any:
 
 def budget(modules: dict[str, Any], *, used: int = 0, active: bool = True, fraction: float = 0.8) -> MemoryBudget:
     holdings, index = Holdings(), Body(used)
-    holdings.add(index)
+    holdings.add(index, GPU.device)
     if active:
         holdings.begin()
     return device_budget(GPU, fraction, holdings=holdings, load=modules.get)
@@ -231,7 +231,7 @@ def test_workers_on_one_card_share_it() -> None:
         machine = Machine("cuda", 0.5, prober=cast("Prober", FakeProber(card)), holdings=Holdings(), load=nothing)
         room = machine.budget().room
         index = Body(room)
-        machine.holdings.add(index)
+        machine.holdings.add(index, "cuda:0")
         indexes.append(index)
         card.taken += room + CONTEXT_BYTES
         taken.append(room)
@@ -245,11 +245,12 @@ def test_stores_of_one_process_share_its_budget() -> None:
     holdings, first = Holdings(), Body(8 * GB)
     holdings.begin()
     load = {"torch": torch(20 * GB)}.get
-    holdings.add(first)
+    holdings.add(first, "cuda:0")
     alone = device_budget(GPU, 0.8, holdings=holdings, load=load)
     second = Body(4 * GB)
-    holdings.add(second)
-    holdings.add(Body(4 * GB, "cuda:1"))
+    holdings.add(second, "cuda:0")
+    elsewhere = Body(4 * GB)
+    holdings.add(elsewhere, "cuda:1")
     assert device_budget(GPU, 0.8, holdings=holdings, load=load).used == alone.used + 4 * GB
     del second
     assert device_budget(GPU, 0.8, holdings=holdings, load=load).used == alone.used
@@ -280,7 +281,7 @@ def in_child(work: Callable[[], bool]) -> bool:
 def test_a_child_of_a_process_that_uses_cuda_stays_off_it() -> None:
     machine = machine_with(Card())
     index = Body(GB)
-    machine.holdings.add(index)
+    machine.holdings.add(index, "cuda:0")
     assert in_child(lambda: machine.choice.device == "cuda:0" and not machine.forked)
     machine.holdings.begin()
     assert in_child(

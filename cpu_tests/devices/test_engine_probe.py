@@ -129,3 +129,27 @@ def test_the_trial_finds_what_this_process_finds(tmp_path: Path, monkeypatch: py
     (tmp_path / "torch.py").write_text("raise ImportError('this is the one')\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), tmp_path, *sys.path])
     assert "ImportError: this is the one" in try_engine("torch", 0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
+        *("faiss-gpu-cu12-cuvs", "faiss-gpu-cu13-cuvs", "faiss-cuda"),
+    ],
+)
+def test_every_build_of_faiss_for_gpus_is_known_beside_the_one_for_the_cpu(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "faiss", raising=False)
+    monkeypatch.setattr(engine_probe, "_version", lambda each: "1.15.1" if each in ("faiss-cpu", name) else "")
+    assert installed("faiss") == ""
+    monkeypatch.setattr(engine_probe, "_version", lambda each: "1.15.1" if each == "faiss-cpu" else "")
+    assert installed("faiss") == "this faiss was built without GPU support"
+
+
+@pytest.mark.usefixtures("looks_installed")
+def test_a_build_without_code_for_an_old_gpu_is_named(tmp_path: Path) -> None:
+    said = "RuntimeError: CUDA error 209 no kernel image is available for execution on the device"
+    answer = try_engine("faiss", 0, command=[on_disk(tmp_path, "old", f"#!/bin/sh\necho '{said}' >&2; exit 134\n")])
+    assert "install a build that has code for this GPU; conda's faiss for CUDA 12.9 has none for compute" in answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.base import Arrays, BuildJob
 from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.flat import FlatIndex
+from memevolve_gpu.live import device_manager
 from memevolve_gpu.types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, SearchParams
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
     "on_disk",
     "others_take_all",
     "printing",
-    "table_at",
+    "timed_as",
 ]
 
 MB = 1 << 20
@@ -169,12 +169,13 @@ def machine_with(
     )
 
 
-def table_at(folder: Path, border: int, *engines: str) -> str:
-    """The file of an engine table, by which these pay from more than ``border`` units on."""
-    bands = [[border, ["cpu"]], [None, [*(engines or ("torch", "faiss")), "cpu"]]]
-    path = folder / f"engines-{border}.json"
-    path.write_text(json.dumps({"bands": bands, "source": "a test"}), encoding="utf-8")
-    return str(path)
+def timed_as(monkeypatch: pytest.MonkeyPatch, there: Callable[[int], float], here: Callable[[int], float]) -> None:
+    """Builds time both sides by these clocks, which give seconds for a number of queries: ``there`` on the card."""
+
+    def timer(index: Any, queries: Any, _params: Any) -> float:
+        return (there if index.plan.engine != "cpu" else here)(len(queries))
+
+    monkeypatch.setattr(device_manager, "_timed", timer)
 
 
 def on_disk(folder: Path, name: str, text: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from memevolve_gpu.index import costs, ivf
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.bitmap import RowFilter
-from memevolve_gpu.index.registry import build, from_parts
+from memevolve_gpu.index.registry import build
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 
 KINDS = ("exact", "two_stage", "ivf", "hnsw")
@@ -20,7 +22,7 @@ TORCH_KINDS = ("torch-exact", "torch-ivf")
 """The kinds of the torch engine, here on CPU tensors."""
 EVERY_KIND = (*KINDS, *TORCH_KINDS)
 WAYS = (*KINDS, "lists", *TORCH_KINDS)
-"""All of them, and an ivf index that can search its lists only."""
+"""All of them, and an ivf index whose codes lie in its lists."""
 METRICS: tuple[Metric, ...] = ("l2", "cosine", "ip")
 
 
@@ -79,11 +81,8 @@ def plan_of(kind: str, vectors: FloatArray, precision: Precision = "float32") ->
 
 
 def index_of(kind: str, vectors: FloatArray, metric: Metric, precision: Precision = "float32", seed: int = 7) -> Index:
-    index = build(plan_of(kind, vectors, precision), rows_of(vectors), metric, seed=seed)
-    if kind != "lists":
-        return index
-    parts = {name: array for name, array in index.parts().items() if name != "whole"}
-    return from_parts(index.plan, metric, parts)
+    with patch.object(ivf, "WHOLE_ROWS", 0 if kind == "lists" else costs.WHOLE_ROWS):
+        return build(plan_of(kind, vectors, precision), rows_of(vectors), metric, seed=seed)
 
 
 def all_distances(queries: FloatArray, vectors: FloatArray, metric: Metric) -> npt.NDArray[np.float64]:

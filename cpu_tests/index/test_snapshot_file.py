@@ -30,6 +30,7 @@ from memevolve_gpu.index.snapshot_file import (
     read_snapshot,
     write_snapshot,
 )
+from memevolve_gpu.index.vector_table import DamagedVectorsError
 from memevolve_gpu.types import Metric, Precision, SearchParams
 
 STORE = "0f8fad5b"
@@ -113,8 +114,34 @@ def test_any_flipped_bit_is_noticed(written: tuple[Index, bytes, Path], data: st
     damaged = bytearray(whole)
     damaged[byte] ^= 1 << bit
     path.write_bytes(damaged)
-    with pytest.raises(SnapshotError):
-        read(path, index)
+    with pytest.raises((SnapshotError, DamagedVectorsError)):
+        read(path, index)[0].table.check()
+
+
+def test_no_call_returns_damaged_vectors(folder: Path, rng: np.random.Generator) -> None:
+    """The block is found by whoever needs it first; what needs other blocks only is served."""
+    vectors = clustered(rng, 1000, 16, "l2")
+    index, path = index_of("two_stage", vectors, "l2"), folder / "block"
+    write_snapshot(path, index, info_of(index))
+    whole = path.read_bytes()
+    at = whole.index(vectors[700].tobytes())
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+    few = RowFilter(np.arange(1000) < 64)
+    calls: list[Callable[[Index], object]] = [
+        lambda one: one.search(vectors[700:701], 3, SearchParams(rerank=20)),
+        lambda one: one.search(vectors[:1], 3, SearchParams(exact=True)),
+        lambda one: one.vectors_at(np.array([703])),
+        lambda one: one.vectors,
+        lambda one: one.parts(),
+        lambda one: one.table.extended(vectors[:5]).scan(vectors[:1], 1),
+    ]
+    for call in calls:
+        opened = read(path, index)[0]
+        assert not opened.table.is_checked
+        assert opened.search(vectors[:1], 3, SearchParams(exact=True), few)[1][0, 0] == 0
+        assert np.array_equal(opened.vectors_at(np.array([5, 999])), vectors[[5, 999]])
+        with pytest.raises(DamagedVectorsError, match="vectors 640 to 704"):
+            call(opened)
 
 
 def test_every_part_of_the_header_is_covered(written: tuple[Index, bytes, Path]) -> None:
@@ -292,7 +319,9 @@ def test_engine_of_another_body_is_refused(kind: str, folder: Path, rng: np.rand
     ]
     others += [index_of("ivf", clustered(rng, 80, 6, "l2")[:60], "l2")]
     for other in others:
-        parts = index.parts() | {"faiss": other.parts()["faiss"]}
+        engine = next(name for name in ("faiss", "codes") if name in other.parts())
+        parts = {name: array for name, array in index.parts().items() if name not in ("faiss", "codes")}
+        parts["codes" if kind == "ivf" else "faiss"] = other.parts()[engine]
         path = folder / "mixed"
         write_snapshot(path, _Parts(index, parts), info_of(index))  # type: ignore[arg-type]
         with pytest.raises(SnapshotError, match="rebuild"):
@@ -303,7 +332,7 @@ class _Parts:
     """Something to write whose parts come from several indexes."""
 
     def __init__(self, index: Index, parts: dict[str, Any]) -> None:
-        self.plan, self.table, self._parts = index.plan, index.table, parts
+        self.plan, self.moved_to, self._parts = index.plan, index.moved_to, parts
 
     def parts(self) -> dict[str, Any]:
         return self._parts

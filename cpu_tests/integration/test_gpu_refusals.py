@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import MB, Card, OnCard, line, machine_with, others_take_all, printing, table_at
+from gpu_kit import MB, Card, OnCard, line, machine_with, others_take_all, printing, timed_as
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -28,14 +28,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     made = Card()
     monkeypatch.setitem(registry.ENGINES, ("torch", "exact"), OnCard)
     monkeypatch.setattr(OnCard, "card", made, raising=False)
+    timed_as(monkeypatch, lambda _: 0.001, lambda _: 1.0)
     yield made
     made.holders.clear()
 
 
 def filled(folder: Path, machine: Machine, **settings: Any) -> VectorStore:
-    """A store that has done one round of maintenance; DEVICE=auto takes a GPU from 200 units on."""
+    """A store that has done one round of maintenance; DEVICE=auto takes a GPU from 100 units on."""
     chosen = {"background": False, "min_training_units": 100, "index_type": "flat", "device": machine.request}
-    chosen["gpu_engine_table"] = table_at(folder, 200)
     store = VectorStore(
         folder / "memory", FakeBatchEmbedder(DIM), storage_config={**chosen, **settings}, machine=machine
     )
@@ -147,9 +147,9 @@ def test_a_snapshot_does_not_keep_what_stood_against_its_plan(tmp_path: Path, ca
 
 def test_room_that_a_setting_leaves_none_of_is_not_waited_for(tmp_path: Path, card: Card) -> None:
     assert card.free > 1000 * MB
-    with filled(tmp_path, machine_with(card), max_memory_mb=100) as store:
+    with filled(tmp_path, machine_with(card), gpu_max_memory_mb=100) as store:
         ((_level, said),) = refusals(store)
-        assert "do not fit the 100 MB allowed there by MAX_MEMORY_MB" in said
+        assert "do not fit the 100 MB allowed there by GPU_MAX_MEMORY_MB" in said
         store._open.live.device_manager._look_at = 0.0
         assert not store._open.live.device_manager.needs_look
 
@@ -289,7 +289,7 @@ def test_machines_without_a_gpu_are_silent_under_auto(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("card")
 def test_a_store_below_the_border_tells_nothing(tmp_path: Path) -> None:
-    with filled(tmp_path, asked_of("auto", OLD), gpu_engine_table=table_at(tmp_path, COUNT + 1)) as store:
+    with filled(tmp_path, asked_of("auto", OLD), min_training_units=COUNT + 1) as store:
         assert refusals(store) == []
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import MB, Card, OnCard, machine_with, others_take_all, table_at
+from gpu_kit import MB, Card, OnCard, machine_with, others_take_all, timed_as
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -22,7 +22,7 @@ from memevolve_gpu.devices.memory import CONTEXT_BYTES
 from memevolve_gpu.devices.selection import DeviceChoice, Machine
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index import registry
-from memevolve_gpu.planner.engine_table import TABLE
+from memevolve_gpu.index.torch_gpu.memory_accounting import WORKSPACE
 from memevolve_gpu.types import DeviceIncident
 
 DIM = 16
@@ -35,6 +35,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
     made = Card()
     monkeypatch.setitem(registry.ENGINES, ("torch", "exact"), OnCard)
     monkeypatch.setattr(OnCard, "card", made, raising=False)
+    timed_as(monkeypatch, lambda _: 0.001, lambda _: 1.0)
     yield made
     made.holders.clear()
 
@@ -81,13 +82,13 @@ def test_a_device_that_is_there_is_used_and_shown(tmp_path: Path, card: Card) ->
         assert (figures["index"]["engine"], figures["index"]["device"]) == ("torch", "cuda:0")
         assert figures["plan"]["engine"] == "torch"
         assert "Test GPU (cuda:0)" in figures["index"]["reason"]
-        assert any("GPU_ENGINE" in note or TABLE.trust in note for note in figures["plan"]["notes"])
+        assert any("engine torch" in note for note in figures["plan"]["notes"])
         shown = store.get_storage_health()["device"]
         assert shown["device"] == "cuda:0"
         assert shown["predicted_bytes"] == shown["measured_bytes"] > shown["scratch_bytes"] > 0
         assert shown["budget"]["before"]["used"] == 0
-        assert shown["budget"]["after"]["used"] == shown["measured_bytes"]
-        assert shown["budget"]["now"]["limit"] <= 0.8 * (card.total + CONTEXT_BYTES)
+        assert shown["budget"]["after"]["used"] == shown["measured_bytes"] + WORKSPACE
+        assert shown["budget"]["now"]["limit"] <= 0.8 * (card.total + CONTEXT_BYTES + WORKSPACE)
         assert shown["incidents"] == {}
         before = card.searches
         store.search_vectors(vectors_of(3), 5)
@@ -126,38 +127,31 @@ def test_the_cpu_never_asks_the_driver(tmp_path: Path, card: Card) -> None:
 
 def test_a_small_store_on_auto_never_asks_the_driver_and_a_large_one_does(tmp_path: Path, card: Card) -> None:
     machine = machine_with(card, "auto")
-    with filled(tmp_path, machine, device="auto", gpu_engine_table=table_at(tmp_path, COUNT)) as store:
+    with filled(tmp_path, machine, device="auto", min_training_units=COUNT + 1) as store:
         assert machine._prober.looks == 0  # type: ignore[attr-defined]
         assert store.statistics()["index"]["engine"] == "cpu"
         store.store_batch(units_of(COUNT + 1, COUNT), embeddings=vectors_of(1, SEED + 1))
         store.run_maintenance()
         assert store.statistics()["index"]["engine"] == "torch"
-        for gone in range(200):  # below the border, but not by half
-            store.delete(f"u{gone}")
-        store.run_maintenance()
-        assert store.statistics()["index"]["engine"] == "torch"
-        for gone in range(200, 202):
-            store.delete(f"u{gone}")
-        store.run_maintenance()
-        assert store.statistics()["index"]["engine"] == "cpu"
 
 
 def test_the_background_looks_for_the_device_and_moves_there(tmp_path: Path, card: Card) -> None:
-    table = table_at(tmp_path, 200)
     machine = machine_with(card, "auto")
-    with opened(tmp_path, machine, device="auto", background=True, gpu_engine_table=table) as store:
+    with opened(tmp_path, machine, device="auto", background=True) as store:
         store.store_batch(units_of(COUNT), embeddings=vectors_of(COUNT))
         wait_until(lambda: card.holders and store.index.kind == "exact" and not store.index.is_building)
         store.search_vectors(vectors_of(3), 5)
         assert card.searches > 0
 
 
-def test_max_memory_mb_bounds_the_device_too(tmp_path: Path, card: Card) -> None:
-    with filled(tmp_path, machine_with(card), max_memory_mb=100) as store:
-        assert store.statistics()["index"]["device"] == "cpu"
-        assert "do not fit the 100 MB allowed there" in store.statistics()["plan"]["reason"]
-    with filled(tmp_path, machine_with(card), "other", max_memory_mb="auto") as store:
+def test_the_budget_of_the_gpu_is_its_own(tmp_path: Path, card: Card) -> None:
+    """MAX_MEMORY_MB bounds the host alone: a plan of more than 512 MB on the card fits a limit of 2 MB."""
+    with filled(tmp_path, machine_with(card), max_memory_mb=2) as store:
         assert store.statistics()["index"]["device"] == "cuda:0"
+        assert store.statistics()["device"]["measured_bytes"] > 2 * MB
+    with filled(tmp_path, machine_with(card), "other", gpu_max_memory_mb=100) as store:
+        assert store.statistics()["index"]["device"] == "cpu"
+        assert "do not fit the 100 MB allowed there by GPU_MAX_MEMORY_MB" in store.statistics()["plan"]["reason"]
 
 
 def test_asking_for_a_gpu_that_is_not_there_warns_and_auto_does_not(tmp_path: Path) -> None:
@@ -344,7 +338,7 @@ def test_closing_gives_the_device_back_at_once_and_the_next_worker_takes_it(tmp_
     try:
         first = filled(tmp_path, machine_with(card), "first")
         held = card.total - card.free
-        card.total = held + 900 * MB
+        card.total = held + 1000 * MB
         with filled(tmp_path, machine_with(card), "second") as second:
             assert second.statistics()["index"]["device"] == "cpu"
             assert first.statistics()["index"]["device"] == "cuda:0"

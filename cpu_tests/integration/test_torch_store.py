@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import Card, machine_with
+from gpu_kit import Card, machine_with, timed_as
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -89,10 +89,39 @@ def is_skill(one: str) -> bool:
     return int(one[1:]) % 2 == 0
 
 
-def opened(folder: Path, metric: str, index_type: str, card: Card | None = None) -> VectorStore:
+def opened(folder: Path, metric: str, index_type: str, card: Card | None = None, request: str = "cuda") -> VectorStore:
     chosen = {"background": False, "min_training_units": 100, "index_type": index_type, "metric": metric}
-    machine = machine_with(card, "cpu" if card is None else "cuda")
+    machine = machine_with(card, "cpu" if card is None else request)
     return VectorStore(folder / "memory", FakeBatchEmbedder(DIM), storage_config=chosen, machine=machine)
+
+
+@pytest.mark.parametrize("index_type", ["flat", "ivf"])
+@pytest.mark.parametrize("faster", ["device", "host", "by size"])
+@pytest.mark.usefixtures("torch")
+def test_a_routed_store_that_grows_and_forgets(
+    index_type: str, faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under DEVICE=auto both sides follow every write, whichever answers; a restart goes on from the host's index."""
+    host = {"device": lambda nq: 1.0, "host": lambda nq: 1e-6, "by size": lambda nq: 1e-3 * nq}[faster]
+    timed_as(monkeypatch, lambda _: 5e-3, host)
+    model, sides = Model("l2", SEED), set()
+    for start in (0, 6):
+        with opened(tmp_path, "l2", index_type, Card(), "auto") as store:
+            for lock in range(start, start + 6):
+                units, vectors = model.batch(400 if lock == 0 else 90)
+                store.store_batch(units, embeddings=vectors)
+                for gone in model.some(12):
+                    assert store.delete(gone)
+                    del model.vectors[gone]
+                model.check(store)
+                model.check(store, skills=True)
+                store.run_maintenance()
+                view = store._open.live.view
+                sides.add((view.index.plan.engine, view.host_side is not None))
+                if view.host_side is not None:
+                    assert (view.host_side.index.slots == view.index.slots).all()
+    assert ("torch", True) in sides or faster == "host"
+    assert ("torch", False) not in sides
 
 
 @pytest.mark.parametrize("index_type", ["flat", "ivf"])
@@ -173,7 +202,7 @@ import sys, time
 from contextlib import nullcontext
 from pathlib import Path
 import numpy as np, torch
-from gpu_kit import Card, machine_with
+from gpu_kit import Card, machine_with, timed_as
 from support import FakeBatchEmbedder
 from memevolve_gpu import VectorStore
 from memevolve_gpu.index.torch_gpu import index as index, flat as exact, runtime, ivf, kmeans

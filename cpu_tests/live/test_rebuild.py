@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_kit import Card, OnCard, machine_with, table_at
+from gpu_kit import Card, OnCard, machine_with
 from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
@@ -74,7 +74,7 @@ def opened(folder: Path, card: Card | None = None, **settings: Any) -> VectorSto
         return VectorStore(
             folder / "memory", FakeBatchEmbedder(DIM), storage_config={**chosen, **settings, "device": "cpu"}
         )
-    chosen |= {"index_type": "flat", "device": "cuda", "gpu_engine_table": table_at(folder, 200)}
+    chosen |= {"index_type": "flat", "device": "cuda"}
     return VectorStore(
         folder / "memory", FakeBatchEmbedder(DIM), storage_config={**chosen, **settings}, machine=machine_with(card)
     )

@@ -60,7 +60,7 @@ class Held:
     """A view, a mask for those of kind "skill" made for it, and what the store held then."""
 
     view: View
-    mask: ViewFilter
+    mask: ViewFilter | None
     model: dict[str, Row]
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from memevolve_gpu.errors import CapacityError
 from memevolve_gpu.planner.device_plan import EXACT_BYTES, DeviceState, device_bytes, scratch_bytes, sized
-from memevolve_gpu.planner.engine_table import NEVER, TABLE, Band, EngineTable, engine_for, gpu_pays_from
 from memevolve_gpu.planner.plan import plan_index, search_params_for
 from memevolve_gpu.types import IndexPlan, SearchParams
 
@@ -34,12 +33,8 @@ def test_a_large_store_goes_to_the_device_and_says_why() -> None:
     assert (plan.kind, plan.engine, plan.device, plan.precision) == ("exact", "torch", "cuda:0", "float32")
     assert 0 < plan.device_bytes <= CARD.limit_bytes
     assert 0 < plan.bytes < LARGE * 100, "vectors are mapped from a file"
-    for said in ("exact scan of 1000000 units on Test GPU (cuda:0)", TABLE.trust, "allowed on the device"):
+    for said in ("exact scan of 1000000 units on Test GPU (cuda:0)", "engine torch", "allowed on the device"):
         assert said in plan.reason
-    assert any("unmeasured" in note for note in plan.notes) == (not TABLE.measured)
-    measured = EngineTable((Band(None, ("torch", "cpu")),), "our card")
-    assert "engine torch by the table (measured: our card)" in planned(state=replace(CARD, table=measured)).notes
-    assert planned(1000, replace(CARD, table=measured)).engine == "torch"
 
 
 def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
@@ -55,7 +50,6 @@ def test_exact_up_to_what_is_read_quickly_and_lists_beyond() -> None:
 @pytest.mark.parametrize(
     ("changes", "said", "refusal"),
     [
-        ({"count": 20_000}, "the CPU is faster for this many rows", ""),
         ({"index_type": "hnsw"}, "no GPU engine has graphs", "kind"),
         ({"state": replace(CARD, problem="the card is gone")}, "the card is gone", ""),
         ({"state": replace(CARD, engines=(), missing="torch is not installed")}, "torch is not installed", "engine"),
@@ -133,63 +127,22 @@ def test_sizes_grow_with_rows_and_shrink_with_precision(engine: Any, kind: Any) 
     assert LARGE * 384 <= narrow <= sizes[-1]
 
 
-def test_the_table_covers_every_count_and_ends_with_the_cpu() -> None:
-    bands = TABLE.bands
-    assert [band.rows is None for band in bands] == [False] * (len(bands) - 1) + [True]
-    borders = [band.rows for band in bands if band.rows is not None]
-    assert borders == sorted(set(borders))
-    assert all("cpu" in band.engines for band in bands)
-    border = gpu_pays_from(TABLE)
-    assert engine_for(TABLE, border - 1, "auto", ("torch",), wanted=False).engine == "cpu"
-    assert engine_for(TABLE, border, "auto", ("torch",), wanted=False).engine == "torch"
-    assert engine_for(TABLE, 10, "auto", ("faiss",), wanted=True).engine == "faiss"
-    assert engine_for(TABLE, 10, "faiss", ("torch",), wanted=True).engine == "cpu"
-
-
-def test_the_table_is_followed_in_its_order() -> None:
-    bands = (Band(100, ("cpu", "faiss", "torch")), Band(1000, ("torch", "cpu", "faiss")), Band(None, ("faiss", "cpu")))
-    table = EngineTable(bands, "a test")
-    both, faiss = ("torch", "faiss"), ("faiss",)
-    asked: list[tuple[int, Any, tuple[str, ...], bool]] = [
-        (50, "auto", both, False),
-        (50, "auto", both, True),
-        (50, "torch", both, True),
-        (500, "auto", both, False),
-        (500, "auto", faiss, False),
-        (500, "auto", faiss, True),
-        (500, "faiss", both, False),
-        (5000, "auto", both, False),
-        (5000, "torch", both, False),
-        (5000, "auto", (), True),
-    ]
-    chosen = [
-        engine_for(table, count, setting, usable, wanted=wanted).engine for count, setting, usable, wanted in asked
-    ]
-    assert chosen == ["cpu", "faiss", "torch", "torch", "cpu", "faiss", "cpu", "faiss", "cpu", "cpu"]
-    assert gpu_pays_from(table) == 101
-    assert engine_for(table, 500, "auto", faiss, wanted=False).why.startswith("the CPU is faster than faiss for this")
-    assert engine_for(table, 5000, "torch", both, wanted=False).why.startswith("the table does not name torch for this")
-    assert engine_for(TABLE, 5, "torch", both, wanted=False).why.startswith("the CPU is faster for this many rows")
-
-
-def test_a_table_may_see_no_use_in_a_gpu_and_a_user_may() -> None:
-    never = EngineTable((Band(100, ("cpu",)), Band(None, ("cpu",))), "a slow card")
-    assert gpu_pays_from(never) == NEVER
-    assert engine_for(never, 10**7, "auto", ("torch", "faiss"), wanted=False).engine == "cpu"
-    assert engine_for(never, 10**7, "auto", ("faiss",), wanted=True).engine == "faiss"
-    assert gpu_pays_from(EngineTable((Band(None, ("torch", "cpu")),), "a fast one")) == 1
-    later = EngineTable((Band(100, ("cpu",)), Band(None, ("faiss", "torch", "cpu"))), "a test")
-    assert engine_for(later, 50, "auto", ("torch", "faiss"), wanted=True).engine == "faiss"
-    late = EngineTable((Band(100, ("cpu",)), Band(200, ("cpu", "torch")), Band(None, ("faiss", "cpu"))), "a test")
-    assert gpu_pays_from(late) == 201
-
-
-def test_a_store_at_the_border_does_not_waver() -> None:
-    border = gpu_pays_from(TABLE)
-    there = replace(CARD, held=True)
-    assert planned(border - 1).engine == "cpu"
-    assert planned(border - 1, there).engine == "torch"
-    assert planned(border // 2 - 1, there).engine == "cpu"
+@pytest.mark.parametrize(
+    ("setting", "usable", "engine"),
+    [
+        ("auto", ("torch", "faiss"), "torch"),
+        ("auto", ("faiss", "torch"), "faiss"),
+        ("auto", ("faiss",), "faiss"),
+        ("faiss", ("torch", "faiss"), "faiss"),
+        ("torch", ("faiss",), "cpu"),
+        ("auto", (), "cpu"),
+    ],
+)
+def test_the_best_usable_engine_is_taken_from_the_training_limit_on(setting: Any, usable: Any, engine: str) -> None:
+    """There is no border of 50,001 units any more: what a device saves is measured after the build."""
+    state = replace(CARD, setting=setting, engines=usable)
+    assert planned(1000, state).engine == planned(LARGE, state).engine == engine
+    assert planned(999, state).engine == "cpu"
 
 
 def test_scans_and_lists_on_a_device_get_their_efforts() -> None:

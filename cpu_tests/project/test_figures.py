@@ -46,8 +46,22 @@ def rows(repository: Path) -> list[str]:
         "{operations:,} operations, {lost} lost, {doubled} doubled, p99 of a write's waiting {wait:.1f} ms".format(
             **two, wait=two["write_waiting_ms"]["p99"]
         ),
+        soaked(read(repository, "soak.json")),
         f"{query['semantic']['p95_ms']:.1f} ms / {query['hybrid, weighted']['p95_ms']:.1f} ms",
     ]
+
+
+def soaked(soak: Any) -> str:
+    """The soak: at least an hour, nothing wrong, and how long writes waited."""
+    names = ("lost", "resurrected", "unknown", "wrong_mapping", "findings")
+    assert soak["hours"] >= 1
+    assert not any(soak[name] for name in names)
+    waits = (soak["write_wait_ms"]["p99"], soak["write_wait_ms_while_no_process_was_stopped"]["p99"])
+    return (
+        "{hours:.1f} h, {acknowledged_writes:,} acknowledged writes, {kills} kills, {lost} lost, {resurrected} back, "
+        "{wrong_mapping} wrong, {lock_timeouts} refused for a lock that was held too long".format(**soak)
+        + f", {waits[0]:.1f} / {waits[1]:.1f} ms"
+    )
 
 
 def promised(*targets: Any) -> list[str]:
@@ -124,10 +138,22 @@ def test_the_readme_has_no_other_figure(repository: Path) -> None:
         "Version 0.1.0",
     ]
     text = re.sub(r"(?s)```python.*?```|https?://\S+|`[^`\n]+`", "", text)
+    text = re.sub(r"\| suite \| version .*\n(\|.*\n)*", "", text)  # held by the next test
     for figure in known:
         assert figure in text, figure
         text = text.replace(figure, "")
     assert re.findall(r"\d[\d.,]*", text) == []
+
+
+def test_the_readme_shows_the_results_of_the_public_suites(repository: Path) -> None:
+    columns = ("suite", "version", "passed", "failed", "skipped")
+    suites = read(repository, "conformance.json")["suites"]
+    table = ["| suite | version | passed | failed | skipped |", "|---|---|---|---|---|"]
+    table += [f"| {' | '.join(str(suite[name]) for name in columns)} |" for suite in suites]
+    assert "\n".join(table) + "\n\n" in (repository / "README.md").read_text(encoding="utf-8")
+    assert len(suites) == 6
+    assert [suite["failed"] for suite in suites] == [0] * len(suites)
+    assert all(suite["passed"] >= 25 for suite in suites)
 
 
 def test_no_promise_was_broken_in_the_campaign(repository: Path) -> None:

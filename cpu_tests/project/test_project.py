@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -65,6 +66,8 @@ def shown(config: Any, name: str) -> str:
     value = config.model_fields[name].default
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return "/".join(value)
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -217,7 +220,7 @@ def test_the_python_of_the_tutorial_runs(tmp_path: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(read("README.md").splitlines()) <= 120
+    assert len(read("README.md").splitlines()) <= 125
 
 
 def test_the_readme_goes_in_the_order_of_a_newcomers_questions() -> None:
@@ -451,19 +454,23 @@ def environment(name: str) -> dict[str, SpecifierSet]:
 @pytest.mark.parametrize(
     ("name", "extras"),
     [
-        ("environment.yml", ("gpu", "torch", "openai", "local", "dev")),
-        ("environment-cpu.yml", ("cpu", "openai", "local", "dev")),
+        ("environment.yml", ("gpu", "torch", "openai", "local")),
+        ("environment-cpu.yml", ("cpu", "openai", "local")),
+        ("environment-dev.yml", ("dev",)),
     ],
 )
 def test_conda_environments_agree_with_the_project(name: str, extras: tuple[str, ...]) -> None:
+    """Tools of development are in a file of their own; the others hold what the store needs."""
     conda = environment(name)
     wanted = requirements(*extras)
+    if name == "environment-dev.yml":
+        wanted = {package: bounds for package, bounds in wanted.items() if package not in requirements()}
     assert {package for package in conda if package not in ONLY_CONDA} == set(wanted)
     for package, bounds in wanted.items():
         assert conda[package] == bounds, package
 
 
-@pytest.mark.parametrize("name", ["environment.yml", "environment-cpu.yml"])
+@pytest.mark.parametrize("name", ["environment.yml", "environment-cpu.yml", "environment-dev.yml"])
 def test_conda_environments_take_the_pythons_of_the_project(name: str) -> None:
     claimed = {Version(line.rpartition(" ")[2]) for line in project()["classifiers"] if re.search(r":: 3\.\d+$", line)}
     every = {Version(f"3.{minor}") for minor in range(6, 20)}
@@ -472,6 +479,44 @@ def test_conda_environments_take_the_pythons_of_the_project(name: str) -> None:
     channels = re.findall(r"(?m)^  - (.+)$", read(name).partition("channels:")[2].partition("dependencies:")[0])
     assert channels
     assert all(re.fullmatch(r"[a-z-]+", channel) for channel in channels)
+
+
+def test_the_gpu_environment_names_the_next_command_and_what_a_login_node_needs() -> None:
+    text = read("environment.yml")
+    assert "pip install --no-deps -e ." in text
+    assert "CONDA_OVERRIDE_CUDA" in text
+    assert environment("environment.yml")["cuda-version"] == SpecifierSet(">=12.9,<14")
+
+
+def test_every_name_and_bound_is_found_in_a_listing_or_reported(tmp_path: Path) -> None:
+    """``scripts/check-conda``: what a listing lacks, and bounds that none of its versions meets, are named."""
+    given = {}
+    for name in ("environment.yml", "environment-cpu.yml", "environment-dev.yml"):
+        for package, bounds in re.findall(
+            r"(?m)^  - ([a-z][\w.-]*)([<>=!~,\d.*]*)$", read(name).partition("dependencies:")[2]
+        ):
+            low = re.search(r">=([\d.]+)", bounds)
+            given[package] = ["0.0.1", low[1] if low else "1.0"]
+    listing = tmp_path / "listing.json"
+
+    def told(**change: list[str] | None) -> tuple[int, str]:
+        own = {name: versions for name, versions in (given | change).items() if versions is not None}
+        listing.write_text(json.dumps({name: [{"version": v} for v in own[name]] for name in own}))
+        command = [sys.executable, "scripts/check-conda", str(listing)]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return ran.returncode, ran.stdout
+
+    assert told()[0] == 0
+    code, text = told(cupy=["12.0", "13.2"], apsw=None)
+    assert code == 1
+    assert "environment.yml: cupy>=13.3: the listing has 13.2 at most" in text
+    assert "environment-cpu.yml: apsw: not in the listing" in text
+    plain = tmp_path / "listing.txt"
+    plain.write_text("".join(f"{name} {' '.join(versions)}\n" for name, versions in given.items()))
+    ran = subprocess.run(
+        [sys.executable, "scripts/check-conda", str(plain)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stdout
 
 
 def test_one_faiss_at_a_time() -> None:

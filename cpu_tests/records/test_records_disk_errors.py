@@ -8,62 +8,10 @@ from pathlib import Path
 
 import apsw
 import pytest
-from records_kit import DIM, facts, put, unit, vector
+from records_kit import DIM, Fault, facts, put, unit, vector
 
 from memevolve_gpu.errors import ReadOnlyError, StorageError, StorageFullError
 from memevolve_gpu.records import Records
-
-Flags = list[int]
-
-
-class Fault:
-    """Which calls fail with what: ``failing["write"] = OSError(...)``; names ending in ``only`` are touched."""
-
-    def __init__(self) -> None:
-        self.failing: dict[str, BaseException] = {}
-        self.only = ""
-        self.calls: dict[str, int] = {}
-
-    def meet(self, call: str, name: str) -> None:
-        self.calls[call] = self.calls.get(call, 0) + 1
-        if call in self.failing and name.endswith(self.only):
-            raise self.failing[call]
-
-
-class FaultyFile(apsw.VFSFile):
-    def __init__(self, fault: Fault, name: str | apsw.URIFilename | None, flags: Flags) -> None:
-        self._fault = fault
-        self._name = name.filename() if isinstance(name, apsw.URIFilename) else str(name)
-        super().__init__("", name, flags)
-
-    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - named by SQLite
-        self._fault.meet("write", self._name)
-        super().xWrite(data, offset)
-
-    def xSync(self, flags: int) -> None:  # noqa: N802
-        self._fault.meet("sync", self._name)
-        super().xSync(flags)
-
-    def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802
-        self._fault.meet("read", self._name)
-        return super().xRead(amount, offset)
-
-
-class FaultyVFS(apsw.VFS):
-    def __init__(self, name: str, fault: Fault) -> None:
-        self._fault = fault
-        super().__init__(name, "")
-
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: Flags) -> FaultyFile:  # noqa: N802
-        return FaultyFile(self._fault, name, flags)
-
-
-@pytest.fixture
-def fault() -> Iterator[Fault]:
-    made = Fault()
-    vfs = FaultyVFS("faulty", made)
-    yield made
-    vfs.unregister()
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ import pytest
 from fault_vfs import FAULTS
 from simulation.simulated import BrokenPromiseError, simulate
 
-from memevolve_gpu.index import snapshot_file
+from memevolve_gpu.index import snapshot_file, vector_table
 from memevolve_gpu.live import live_index, maintenance
-from memevolve_gpu.records import backup, lineage, opening, writer
+from memevolve_gpu.records import backup, lineage, opening, pool, writer
 from memevolve_gpu.records.records import Records
 from memevolve_gpu.records.transaction import Transaction
 from memevolve_gpu.types import Change, Op
@@ -157,6 +157,7 @@ def checksums_are_not_compared() -> Iterator[None]:
     """Nor are rows of the snapshot compared with the records, which finds as much in stores this small."""
     with (
         patch.object(snapshot_file, "zlib", SimpleNamespace(crc32=lambda *_: 0)),
+        patch.object(vector_table, "zlib", SimpleNamespace(crc32=lambda *_: 0)),
         patch.object(live_index, "agrees", lambda *_: True),
         patch.object(maintenance, "agrees", lambda *_: True),
     ):
@@ -165,7 +166,7 @@ def checksums_are_not_compared() -> Iterator[None]:
 
 @contextmanager
 def foreign_logs_are_replayed() -> Iterator[None]:
-    with patch.object(lineage, "why_foreign", lambda *_: None), patch.object(writer, "why_foreign", lambda *_: None):
+    with patch.object(lineage, "why_foreign", lambda *_: None), patch.object(pool, "why_foreign", lambda *_: None):
         yield
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from memevolve_gpu.index import ivf
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.costs import scan_cost
 from memevolve_gpu.index.registry import build
+from memevolve_gpu.live.index_stats import IndexStats
 from memevolve_gpu.training import search_param_sweep
 from memevolve_gpu.training.calibration import (
     ENOUGH_REAL,
@@ -26,6 +28,7 @@ from memevolve_gpu.training.calibration import (
     TARGETS,
     Calibration,
     Entry,
+    between,
     calibrate,
 )
 from memevolve_gpu.training.recall import recall_of, recalls_of
@@ -97,13 +100,13 @@ def test_held_out_vectors_promise_enough_for_questions_near_and_far(
 
 @pytest.fixture
 def lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a store so large that codes are not kept in one piece beside the lists, and scans are dear."""
+    """As in a store so large that codes lie in the lists, and scans are dear."""
 
     def dear(rows: int, dim: int) -> float:
         return scan_cost(rows, dim) * (1e6 if rows >= ROWS else 1.0)
 
+    monkeypatch.setattr(ivf, "WHOLE_ROWS", 0)
     for room in (ivf, search_param_sweep):
-        monkeypatch.setattr(room, "WHOLE_ROWS", 0)
         monkeypatch.setattr(room, "scan_cost", dear)
 
 
@@ -125,14 +128,32 @@ def test_lists_are_probed_as_the_target_asks(lists_pay: None, asked: str | None)
 
 def test_a_hard_half_is_not_hidden_by_an_easy_one() -> None:
     index = made("hnsw", rows=8000)
-    easy = eval_queries("cosine", 400)
+    easy = eval_queries("cosine", ENOUGH_REAL)
     noise = np.random.default_rng(SEED).standard_normal(easy.shape)
     hard = fitted(noise.astype(np.float32), "cosine")
-    mixed = calibrate(index, np.concatenate([easy[:200], hard[:200]]), seed=SEED).search_params(10, 0.95)
-    alone = calibrate(index, easy[:200], seed=SEED).search_params(10, 0.95)
+    half = ENOUGH_REAL // 2
+    mixed = calibrate(index, np.concatenate([easy[:half], hard[:half]]), seed=SEED).search_params(10, 0.95)
+    alone = calibrate(index, easy, seed=SEED).search_params(10, 0.95)
     assert mixed is not None
     assert alone is not None
-    assert recall_with(index, hard[200:], 10, mixed) >= 0.95 > recall_with(index, hard[200:], 10, alone)
+    assert recall_with(index, hard[half:], 10, mixed) >= 0.95 > recall_with(index, hard[half:], 10, alone)
+
+
+@pytest.mark.parametrize("kind", ["two_stage", "ivf", "lists", "hnsw"])
+def test_more_asked_never_takes_less(kind: str) -> None:
+    """Up to the highest target of the table and beyond it; no field of the parameters falls, and no recall."""
+    index = index_of(kind, clustered(np.random.default_rng(SEED), 6000, 32, "l2"), "l2")
+    stats = IndexStats(calibration=calibrate(index, seed=SEED))
+    queries = between(index, 200, np.random.default_rng(SEED + 1))[0]
+    for k in (1, 10, 100):
+        asked = [stats.search_params(index, k, target) for target in (0.5, *TARGETS, 0.996, 0.999, 1.0)]
+        for less, more in pairwise(asked):
+            assert more.exact or (
+                not less.exact and more.nprobe >= less.nprobe and more.rerank >= less.rerank and more.ef >= less.ef
+            )
+        found = [recall_with(index, queries, k, params) for params in asked]
+        assert found[-1] == 1.0
+        assert all(more >= less - 1e-3 for less, more in pairwise(found))
 
 
 def test_the_same_seed_finds_the_same(indexes: dict[tuple[str, Metric], Index]) -> None:
@@ -199,7 +220,7 @@ def test_queries_count_from_a_minimum_on_and_alone_once_they_are_many() -> None:
     few = calibrate(index, asked[:MIN_REAL])
     assert (few.source, few.queries) == ("mixed", MIN_REAL + MOST_EVAL_QUERIES // 2)
     many = calibrate(index, asked)
-    assert (many.source, many.queries) == ("queries", MOST_EVAL_QUERIES)
+    assert (many.source, many.queries) == ("queries", min(ENOUGH_REAL, MOST_EVAL_QUERIES))
 
 
 def test_easy_questions_at_the_start_do_not_starve_the_hard_ones_that_follow(lists_pay: None) -> None:
@@ -225,8 +246,8 @@ def test_work_is_bounded_and_gives_way() -> None:
 
     index.search = counted  # type: ignore[method-assign]
     found = calibrate(index, eval_queries("cosine", 5000), pause=pause)
-    assert found.queries == exact[0] <= 256
-    assert asked[0] <= 60 * 192
+    assert found.queries == exact[0] <= MOST_EVAL_QUERIES
+    assert asked[0] <= 60 * MOST_EVAL_QUERIES
     assert pauses[0] >= asked[0] / 32
 
 

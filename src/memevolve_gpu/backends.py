@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from .components.store.vector_store import VectorStore
 from .milvus.store import MilvusStore
-from .utils.config import MilvusConfig, StorageConfig, is_milvus_uri
+from .utils.config import MilvusConfig, StorageConfig, is_milvus_uri, namespace_path
 from .utils.embeddings import EmbeddingFunction
 
 __all__ = ["AnyStore", "is_on_milvus", "milvus_at", "open_store", "store_exists"]
@@ -22,6 +23,7 @@ def open_store(
     embedding_function: EmbeddingFunction | None,
     embedding_dim: int | None = None,
     storage_config: Any = None,
+    namespace: Sequence[str] | str | None = None,
 ) -> AnyStore:
     """Open a store by path or by Milvus address, or make it there.
 
@@ -33,6 +35,8 @@ def open_store(
         embedding_function: Maps a text to a 1-D array; None for those who only read, or give embeddings.
         embedding_dim: Length of the vectors; None takes it from the store, else from the function.
         storage_config: A ``StorageConfig`` or a mapping; None reads the environment and ``.env``.
+        namespace: The namespace to open, such as ``("org", "alice")`` or ``"org/alice"``; None for that of
+            ``storage_config``.
 
     Returns:
         A ``VectorStore`` or a ``MilvusStore``.
@@ -47,6 +51,8 @@ def open_store(
         'unit_0'
     """
     config = StorageConfig.adopt(storage_config)
+    if namespace is not None:
+        config = config.replace(namespace=namespace_path(namespace))
     if is_on_milvus(place, config):
         return MilvusStore(embedding_function, embedding_dim, config, milvus_at(place))
     return VectorStore(_prefix(place), embedding_function, embedding_dim, storage_config=config)

@@ -44,6 +44,7 @@ __all__ = [
     "DimensionMismatchError",
     "EmbeddingError",
     "EngineError",
+    "HistoryError",
     "InvalidFilterError",
     "InvalidQueryError",
     "InvalidUnitError",
@@ -153,15 +154,22 @@ class ConflictError(MemEvolveError, RuntimeError):
         ids: of these units.
     """
 
-    def __init__(self, ids: Iterable[str]) -> None:
+    def __init__(self, ids: Iterable[str], message: str = "") -> None:
         """Make the error.
 
         Args:
             ids: ids of the units that changed.
+            message: what failed and what to do; empty for units that were to be deleted.
         """
         self.ids = list(ids)
         shown = ", ".join(map(repr, self.ids[:5])) + (", ..." if len(self.ids) > 5 else "")
-        super().__init__(f"delete_ids: {len(self.ids)} changed since they were read ({shown}); read them again")
+        told = f"{message} ({len(self.ids)} units: {shown})"
+        read = f"delete_ids: {len(self.ids)} changed since they were read ({shown}); read them again"
+        super().__init__(told if message else read)
+
+
+class HistoryError(MemEvolveError, LookupError):
+    """The history does not reach so far back, or has no such operation."""
 
 
 class LegacyImportError(MemEvolveError, RuntimeError):

@@ -22,7 +22,8 @@ from .components.retrieve import (
     RetrievalResult,
     RetrievalStrategy,
 )
-from .components.store.base import StorageBackend, as_backend
+from .components.store.base import StorageBackend
+from .components.store.foreign import as_backend
 from .components.store.ranking import HalfLife, Ranking
 from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
@@ -273,7 +274,12 @@ class MemorySystem:
 
     @classmethod
     def from_env(
-        cls, index_file: str | os.PathLike[str] | None = None, encoder: Any = None, **settings: Any
+        cls,
+        index_file: str | os.PathLike[str] | None = None,
+        encoder: Any = None,
+        *,
+        namespace: Sequence[str] | str | None = None,
+        **settings: Any,
     ) -> MemorySystem:
         """Create a system with the store and embedder of MEMEVOLVE_STORAGE_* and MEMEVOLVE_EMBEDDING_*.
 
@@ -282,6 +288,7 @@ class MemorySystem:
         Args:
             index_file: Path prefix of the store, or ``milvus://host:port/collection``; None as in :func:`open_store`.
             encoder: As in the constructor.
+            namespace: As in :func:`open_store`.
             settings: Fields of :class:`MemorySystemConfig`.
 
         Returns:
@@ -290,7 +297,7 @@ class MemorySystem:
         Raises:
             MemEvolveError: The store cannot be opened, or a setting is not allowed.
         """
-        store = _store_from_env(index_file)
+        store = _store_from_env(index_file, namespace)
         try:
             system = cls(MemorySystemConfig(storage_backend=store, **settings), encoder)
         except BaseException:
@@ -366,7 +373,9 @@ class MemorySystem:
             encoded = encoder.encode_trajectory(trajectory)
         return self._add_encoded("add_trajectory_batch", trajectory, encoded)
 
-    def add_units(self, units: Sequence[MemoryUnit], embeddings: Any = None) -> list[str]:
+    def add_units(
+        self, units: Sequence[MemoryUnit], embeddings: Any = None, *, ttl: Any = None, expires_at: Any = None
+    ) -> list[str]:
         """Store units, all or none.
 
         Units are pruned first when the new ones would pass the threshold.
@@ -374,16 +383,20 @@ class MemorySystem:
         Args:
             units: JSON objects; a unit whose id exists is replaced.
             embeddings: float32 (n, dim), one row per unit; None embeds their text.
+            ttl: When the units expire, as for :meth:`VectorStore.store_batch`.
+            expires_at: Likewise.
 
         Returns:
             The ids, in order.
 
         Raises:
             InvalidUnitError: A unit cannot be stored.
+            ConfigurationError: Units of this backend do not expire.
             CapacityError: The units do not fit.
             MemEvolveError: Embedding or storing failed.
         """
-        ids = self._keep(listed("units", units, InvalidUnitError), embeddings)
+        given = listed("units", units, InvalidUnitError)
+        ids = self._keep(given, embeddings, ttl=ttl, expires_at=expires_at)
         self._note("add_units", {"unit_count": len(ids)})
         return ids
 
@@ -551,14 +564,19 @@ class MemorySystem:
 
     # Inside
 
-    def _keep(self, units: list[MemoryUnit], embeddings: Any = None) -> list[str]:
+    def _keep(self, units: list[MemoryUnit], embeddings: Any = None, **times: Any) -> list[str]:
         storage = self.storage
         if not units:
             return []
+        times = {name: time for name, time in times.items() if time is not None}
+        if times and "set_expiry" not in as_backend(storage).capabilities:
+            raise ConfigurationError(
+                f"{' and '.join(times)}: units of a {type(storage).__name__} do not expire; use a VectorStore"
+            )
         if self.config.enable_auto_management:
             self._make_room(storage, units)
-        if embeddings is not None:
-            return list(storage.store_batch(units, embeddings))  # type: ignore[call-arg]
+        if embeddings is not None or times:
+            return list(storage.store_batch(units, embeddings, **times))  # type: ignore[call-arg]
         return [storage.store(units[0])] if len(units) == 1 else list(storage.store_batch(units))
 
     def _make_room(self, storage: StorageBackend, units: list[MemoryUnit]) -> None:
@@ -729,8 +747,11 @@ class Memory(MemorySystem):
         return self.query_memory(query, top_k, filters)
 
 
-def _store_from_env(index_file: str | os.PathLike[str] | None) -> AnyStore:
-    return open_store(index_file, embedder_from_config(EmbeddingConfig()), storage_config=StorageConfig())
+def _store_from_env(
+    index_file: str | os.PathLike[str] | None, namespace: Sequence[str] | str | None = None
+) -> AnyStore:
+    function = embedder_from_config(EmbeddingConfig())
+    return open_store(index_file, function, storage_config=StorageConfig(), namespace=namespace)
 
 
 def _default_retrieval(storage: StorageBackend) -> RetrievalStrategy:

@@ -43,6 +43,7 @@ class Hit:
         id: its id.
         distance: squared L2, 1 - cosine or -dot, by the store's metric; the smaller, the more similar.
         score: 1 / (1 + distance) for l2, the cosine for cosine, the dot product for ip; the larger, the more similar.
+        namespace: the path of its namespace; empty for the default one.
 
     Examples:
         >>> from memevolve_gpu import Hit
@@ -55,6 +56,7 @@ class Hit:
     id: str
     distance: float
     score: float
+    namespace: tuple[str, ...] = ()
 
 
 class Op:
@@ -86,7 +88,8 @@ class Head(NamedTuple):
 class Change(NamedTuple):
     """A log entry with its row; ``id`` and ``vector`` are None when that row is already gone.
 
-    ``op`` is one of :class:`Op`; ``vector`` holds ``dim`` little-endian float32.
+    ``op`` is one of :class:`Op`; ``vector`` holds ``dim`` little-endian float32; ``ns`` is the key of the row's
+    namespace, ``expires_at`` the Unix time from which the row is gone, None for never.
     """
 
     seq: int
@@ -94,14 +97,18 @@ class Change(NamedTuple):
     slot: int
     id: str | None
     vector: bytes | None
+    ns: int = 0
+    expires_at: float | None = None
 
 
 class Row(NamedTuple):
-    """A live row version for an index; ``vector`` holds ``dim`` little-endian float32."""
+    """A live row version for an index; as in :class:`Change`."""
 
     slot: int
     id: str
     vector: bytes
+    ns: int = 0
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from memevolve_gpu import (
 )
 from memevolve_gpu.components.manage import SimpleManagementStrategy
 from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy, SemanticRetrievalStrategy
-from memevolve_gpu.components.store.base import OPTIONAL, ForeignBackend, as_backend
+from memevolve_gpu.components.store.base import OPTIONAL
 from memevolve_gpu.components.store.copy import copy_store
+from memevolve_gpu.components.store.foreign import ForeignBackend, as_backend
 from memevolve_gpu.components.validation import ScratchStore
 
 

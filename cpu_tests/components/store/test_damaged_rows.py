@@ -236,3 +236,17 @@ NAMED = {
 def test_the_store_that_is_damaged_is_sound(sound: Path, tmp_path: Path) -> None:
     shutil.copy(sound, tmp_path / "store.db")
     assert walked(tmp_path / "store", READS) == {}
+
+
+def test_a_unit_that_is_damaged_is_replaced_by_storing_it_again(tmp_path: Path) -> None:
+    """While everything fits, nothing is read to find out how many units are new."""
+    prefix = tmp_path / "memory"
+    made(prefix)
+    con = apsw.Connection(f"{prefix}.db")
+    con.execute("UPDATE units SET unit = '{broken' WHERE id IN ('u3', 'u4')")
+    con.close()
+    with opened(prefix) as store:
+        store.store({"id": "u3", "content": "new"})
+        store.store_batch([{"id": "u4", "content": "new too"}])
+        found = store.retrieve_batch(["u3", "u4"])
+    assert [found[one]["content"] for one in ("u3", "u4")] == ["new", "new too"]

@@ -20,6 +20,7 @@ from support import FakeBatchEmbedder
 
 from memevolve_gpu import (
     EmbeddingConfig,
+    F,
     HashingEmbedder,
     LocalEmbedder,
     MemEvolveError,
@@ -35,6 +36,7 @@ from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrat
 from memevolve_gpu.components.retrieve import (
     HybridRetrievalStrategy,
     KeywordRetrievalStrategy,
+    Ranking,
     RetrievalContext,
     SemanticRetrievalStrategy,
 )
@@ -170,7 +172,17 @@ def walk(name: str, call: Callable[..., Any], good: dict[str, Any]) -> list[str]
 UNIT = {"content": "text"}
 GOOD: dict[str, Any] = {
     "content": "close files",
+    "time": "30d",
+    "ranking": Ranking(),
+    "value": 1,
+    "pattern": "a",
+    "size": 1,
+    "moments": None,
+    "low": 0,
+    "high": 1,
+    "now": 0.0,
     "unit": UNIT,
+    "other": F("type") == "skill",
     "units": [UNIT],
     "unit_id": "absent",
     "ids": ["absent"],
@@ -191,6 +203,9 @@ GOOD: dict[str, Any] = {
     "unit_ids": ["absent"],
     "operation": "prune",
     "documents": [],
+    "items": [],
+    "keys": ["absent"],
+    "key_value_pairs": [],
     "k": 1,
     "vectors": np.ones((1, DIM), np.float32),
     "distance": 1.0,
@@ -201,7 +216,6 @@ GOOD: dict[str, Any] = {
     "semantic_weight": 0.5,
     "keyword_weight": 0.5,
     "neighbours": 0.5,
-    "ranking": None,
     "scope": ["user"],
     "keep": "newest",
     "compare": "text",
@@ -248,8 +262,8 @@ MADE_BY_US = {
 CONTRACTS = {"StorageBackend", "ManagementStrategy", "RetrievalStrategy"}
 """Contracts that callers fulfil."""
 
-ENDING = {"close", "clear", "aclose", "settings_customise_sources", "adelete_collection", "delete_collection"}
-"""Calls that end or empty what is walked, and take nothing; and a hook of pydantic's."""
+ENDING = {"close", "clear", "watch", "aclose", "settings_customise_sources", "adelete_collection", "delete_collection"}
+"""Calls that end or empty what is walked, and take nothing; one that waits for ever; and a hook of pydantic's."""
 
 
 @pytest.fixture
@@ -279,6 +293,7 @@ class Bench:
             "embeddings": Words(DIM),
             "storage_backend": store,
             "backend": store,
+            "store": langchain.MemEvolveVectorStore(store, Words(DIM)),
             "source": store,
             "target": store,
             "strategy": SemanticRetrievalStrategy(),
@@ -308,7 +323,17 @@ class Bench:
             "OpenAIEmbedder": lambda: OpenAIEmbedder(NOBODY, "key", "model", 0.3, DIM, max_retries=0),
             "EmbeddingsFunction": lambda: langchain.EmbeddingsFunction(Words(DIM)),
             "FunctionEmbeddings": lambda: langchain.FunctionEmbeddings(self.embed),
+            "MemEvolveDocumentIndex": lambda: langchain.MemEvolveDocumentIndex(
+                store=langchain.MemEvolveVectorStore(self.store, Words(DIM))
+            ),
+            "MemEvolveKeyValueStore": lambda: langchain.MemEvolveKeyValueStore(self.folder / "keys"),
+            "MemEvolveRetriever": lambda: langchain.MemEvolveRetriever(
+                store=langchain.MemEvolveVectorStore(self.store, Words(DIM))
+            ),
             "MemEvolveVectorStore": lambda: langchain.MemEvolveVectorStore(self.store, Words(DIM)),
+            "F": lambda: F("type"),
+            "HalfLife": None,
+            "Ranking": None,
             "StorageConfig": StorageConfig,
             "EmbeddingConfig": EmbeddingConfig,
             "MemorySystemConfig": None,
@@ -378,6 +403,8 @@ def test_no_public_call_raises_a_raw_error(
             assert store.change_number == before, verb
     if callable(instance):
         wrong += walk(f"{name}()", instance, bench.good)
+    if isinstance(instance, langchain.MemEvolveKeyValueStore):
+        instance.close()
     assert not wrong, "\n".join(wrong)
     assert store.retrieve_batch(["kept1", "kept2"]) or name in DELETING
     assert not store.check()

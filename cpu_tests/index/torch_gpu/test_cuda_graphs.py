@@ -50,7 +50,7 @@ def waiting(synchronize: Any) -> Any:
 
 
 def ask(replays: CudaGraphCache, shape: tuple[int, int], device: Any = CARD) -> str:
-    found: str = replays.run((*shape, False), Asked(), device, lambda _: Found())
+    found: str = replays.run((*shape, 0, False), Asked(), device, lambda _: Found())
     return found
 
 

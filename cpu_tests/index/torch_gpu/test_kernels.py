@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from oracle import check_answer, nearest, recall
 from torch_gpu_kit import on_card, some
 
 from memevolve_gpu.index.bitmap import RowFilter
-from memevolve_gpu.index.torch_gpu import kernel_ops
+from memevolve_gpu.index.torch_gpu import device_rows, ivf, kernel_ops, runtime, upload
 from memevolve_gpu.index.torch_gpu import kernel_ops as operations_module
 from memevolve_gpu.index.torch_gpu.device_rows import (
     GROUP,
@@ -70,7 +71,7 @@ SHAPES = [(500, 20, 1), (500, 20, 7), (300, 150, 17), (40, 5, 3), (300, 24, 70),
 def test_minima(torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *, int8: bool) -> None:
     rows = rows_on_device(torch, n, dim, int8=int8, metric="ip" if nq == 7 else "l2")
     queries = asked(torch, rows, nq, dim)
-    q = (queries.wide, queries.factor) if nq == 1 else queries.narrow()
+    q = (queries.wide, queries.factor) if nq == 1 else queries.narrow(rows)
     got = kernel_way.minima(rows, *q)
     assert_close(got, kernel_ops.minima(rows, *q))
     assert got[:, -(-n // GROUP) :].isinf().all(), "padding is never near"
@@ -100,9 +101,9 @@ def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *
     queries = asked(torch, rows, nq, 40)
     probed = torch.from_numpy(np.stack([rng.permutation(len(sizes))[:nprobe] for _ in range(nq)]))
     work = ListWork.of(Lists.of(sizes, "cpu"), probed)
-    got = kernel_way.list_minima(rows, *queries.narrow(), work)
-    assert_close(got, kernel_ops.list_minima(rows, *queries.narrow(), work))
-    everything = kernel_ops.minima(rows, *queries.narrow())
+    got = kernel_way.list_minima(rows, *queries.narrow(rows), work)
+    assert_close(got, kernel_ops.list_minima(rows, *queries.narrow(rows), work))
+    everything = kernel_ops.minima(rows, *queries.narrow(rows))
     starts = np.cumsum([0, *sizes])
     for row, lists in enumerate(probed.tolist()):
         groups = [group for place in lists for group in range(starts[place], starts[place + 1])]
@@ -174,39 +175,186 @@ def test_tiles_divide_what_they_cut(columns: int) -> None:
     assert span <= 512
 
 
+def test_a_batch_rescores_six_groups_more_than_results(
+    card: Account, monkeypatch: pytest.MonkeyPatch, torch: Any
+) -> None:
+    """16 groups for 10 results, not 32: half of the gathered bytes, and float32 answers all the same."""
+    vectors, queries = some(1, 4000, 48), some(2, 60, 48)
+    index, widths = on_card("exact", vectors), []
+    real = kernel_ops.rescore
+
+    def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+        widths.append(tuple(chosen.shape))
+        return real(rows, q, factor, chosen)
+
+    monkeypatch.setattr(kernel_ops, "rescore", rescore)
+    answer = index.search(queries, 10, SearchParams())
+    assert widths == [(60, 16)]
+    assert recall(answer[0], nearest(queries, vectors, "l2", 10), 1e-5) == 1.0
+
+
+@pytest.mark.parametrize("nq", [2, 33])
+def test_int8_rows_are_multiplied_by_int8_queries(torch: Any, kernel_way: Operations, nq: int) -> None:
+    """Sums of integers are exact: kernel and reference agree to the last bit of the float that they become."""
+    rows = rows_on_device(torch, 300, 150, int8=True)
+    q, factor = asked(torch, rows, nq, 150).narrow(rows)
+    assert q.dtype == torch.int8
+    assert int(q.abs().max()) == 127
+    exact = kernel_ops.minima(rows, q.double(), factor.double())
+    np.testing.assert_allclose(kernel_way.minima(rows, q, factor).numpy(), exact.numpy(), rtol=1e-6, atol=1e-4)
+
+
+def test_the_fastest_shape_of_the_single_scan_is_kept(
+    torch: Any, kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each candidate is timed once in a process, one that does not compile is left out, and all give one result."""
+    monkeypatch.setattr(kernel_ops, "_best_shape", {})
+    rows = rows_on_device(torch, 600, 768)
+    queries, given = asked(torch, rows, 1, 768), (torch.device("cpu"), pytest.fail, kernels)
+    want, asked_of = kernel_ops.minima(rows, queries.wide, queries.factor), []
+    clock = iter([3.0, None, 1.0])
+
+    def seconds(call: Any) -> float:
+        call()
+        asked_of.append(call)
+        found = next(clock)
+        if found is None:
+            raise OSError("no compiler")
+        return found
+
+    operations = Operations(*given)
+    operations.tune(rows, seconds)
+    Operations(*given).tune(rows, lambda _: pytest.fail("timed again"))
+    assert len(asked_of) == len(kernel_ops.one_shapes(768)) == 3
+    (best,) = kernel_ops._best_shape.values()
+    assert best == kernel_ops.one_shapes(768)[2] == (2, 8, 768)
+    launched: list[dict[str, Any]] = []
+    operations._kernels = _Noting(kernels.minima_one, launched)
+    assert_close(operations.minima(rows, queries.wide, queries.factor), want)
+    assert [(one["block_g"], one["num_warps"], one["span"]) for one in launched] == [(2, 8, 768)]
+    for shape in kernel_ops.one_shapes(768):
+        assert_close(operations._minima_one(rows, queries.wide, queries.factor, shape), want)
+
+
+class _Noting:
+    """Kernels whose single-query scan notes how it is launched."""
+
+    def __init__(self, real: Any, launched: list[dict[str, Any]]) -> None:
+        self._real, self._launched = real, launched
+        self.minima_one = self
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*arguments: Any, **how: Any) -> None:
+            self._launched.append(how)
+            self._real[grid](*arguments, **how)
+
+        return launch
+
+
+@pytest.mark.parametrize(("kind", "tables"), [("exact", 1), ("ivf", 2)])
+def test_a_build_sends_each_row_once_and_once_more_for_its_list(
+    kind: str, tables: int, card: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of the columns are read on the host, and float32 rows on the device are those that were narrowed."""
+    vectors, sent = some(1, 3000, 48), []
+    real = runtime.host_tensor
+
+    def host_tensor(array: Any) -> Any:
+        if array.ndim == 2 and array.shape[1] == 48:
+            sent.append(len(array))
+        return real(array)
+
+    for module in (device_rows, upload, ivf):
+        monkeypatch.setattr(module, "host_tensor", host_tensor, raising=False)
+    index = on_card(kind, vectors, float32_rows=True)
+    trained = (2048 + 2 * index.nlist) if kind == "ivf" else 0  # the sample, and the centroids twice
+    assert sum(sent) == tables * 3000 + trained
+
+
+def test_queries_and_results_travel_through_pinned_memory_that_is_reused(torch: Any) -> None:
+    """A buffer is written again only when what it held has been read, and grows to the largest batch."""
+    waited: list[str] = []
+
+    class OnHost(runtime.Staging):
+        def _pinned(self, size: int) -> Any:
+            waited.append(f"pinned {size}")
+            return torch.empty(size, dtype=torch.uint8)
+
+        def _event(self) -> Any:
+            return SimpleNamespace(synchronize=lambda: waited.append("waited"))
+
+    staging = OnHost(torch.device("cpu"))
+    first, second = some(1, 4, 8), some(2, 9, 8)
+    assert np.array_equal(staging.send(first).clone().numpy(), first)
+    assert np.array_equal(staging.send(second).numpy(), second)
+    result = torch.arange(12).reshape(3, 4)
+    found = staging.fetch(result)
+    staging.fetch(result + 1)
+    assert np.array_equal(found, result.numpy()), "what was returned does not change"
+    assert waited == ["pinned 65536", "waited", "pinned 65536", "waited", "waited"]
+    staging.send(some(3, 3000, 8))
+    assert waited[-1] == "pinned 131072"
+
+
 COMPILE = """
-import sys
+import json, re, subprocess, sys, tempfile
 from memevolve_gpu.index.torch_gpu import kernels as module
+from memevolve_gpu.index.torch_gpu.device_rows import span_columns, tile_columns
+from memevolve_gpu.index.torch_gpu.kernel_ops import one_shapes
 kernels = module.load()
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 if "nvidia" not in triton.backends.backends:
     sys.exit(3)
-target = GPUTarget("cuda", 90, 32)
 whole = "nq nlist nprobe width count m".split()
 longs = "groups indices out chosen work_start tiles first_pair pairs columns list_start order starts".split()
 kinds = {"x": "*fp16", "centroids": "*fp16", "work_list": "*i32", "labels": "*i32"}
 kinds |= dict.fromkeys(whole, "i32") | dict.fromkeys(longs, "*i64")
-cut = {"dim": 384, "block_d": 64, "span": 384, "block_g": 4, "block_q": 64, "scaled": False}
-cut |= {"block_n": 128, "block_c": 128, "block_r": 32, "block": 64}
-for name in "minima_one minima_many rescore locate list_minima assign sum_lists".split():
-    warps = 8 if name == "assign" else 4
+
+def report(name, arch, dim, warps=4, int8=False, **cut):
+    cut = {"dim": dim, "block_d": tile_columns(dim, 64), "span": span_columns(dim), "block_g": 4, "block_q": 64,
+           "block_n": 128, "block_c": 128, "block_r": 32, "block": 64, "scaled": int8} | cut
     kernel = getattr(kernels, name)
-    own = {"q": "*fp16"} if name in ("minima_many", "list_minima") else {}
+    own = {"x": "*i8"} if int8 else {}
+    own |= {"q": "*i8" if int8 else "*fp16"} if name in ("minima_many", "list_minima") else {}
     own |= {"order": "*i32"} if name == "locate" else {"out": "*fp32", "groups": "i32"}
     types = {a: "constexpr" if a in cut else (kinds | own).get(a, "*fp32") for a in kernel.arg_names}
     values = {(at,): cut[a] for at, a in enumerate(kernel.arg_names) if a in cut}
     aligned = {(at,): [["tt.divisibility", 16]] for at, a in enumerate(kernel.arg_names) if types[a][0] == "*"}
     found = triton.compile(
-        ASTSource(kernel, types, values, aligned), target=target, options={"num_warps": warps, "num_stages": 3}
+        ASTSource(kernel, types, values, aligned), target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": warps, "num_stages": 3},
     )
-    matrix = "wgmma" in found.asm["ptx"]
-    print(name, len(found.asm["cubin"]) > 0, matrix)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as code:
+        code.write(found.asm["cubin"])
+        code.flush()
+        said = subprocess.run([triton.knobs.nvidia.cuobjdump.path, "-res-usage", code.name], capture_output=True,
+                              text=True, check=True).stdout
+    ptx = found.asm["ptx"]
+    units = "wgmma" if "wgmma" in ptx else "mma.sync" if "mma.sync" in ptx else ""
+    print(json.dumps({
+        "name": name, "arch": arch, "dim": dim, "int8": int8, "warps": warps, "units": units,
+        "int8_units": bool(re.search(r"mma\\S*[.]s8[.]s8|mma\\S*[.]s32[.]s8", ptx)),
+        "registers": int(re.search(r"REG:(\\d+)", said)[1]), "spilled": int(re.search(r"STACK:(\\d+)", said)[1]),
+        "shared": found.metadata.shared,
+    }))
+
+for arch in (80, 90):
+    for name in "rescore locate assign sum_lists".split():
+        tile = tile_columns(384, 128 if name == "rescore" else 64)
+        report(name, arch, 384, 8 if name == "assign" else 4, block_d=tile)
+    for int8 in (False, True):
+        report("minima_many", arch, 384, 8, int8, block_q=128)
+        report("list_minima", arch, 384, 4, int8)
+    for dim in (384, 768, 1536):
+        report("rescore", arch, dim, block_d=tile_columns(dim))
+        for groups, warps, span in one_shapes(dim):
+            report("minima_one", arch, dim, warps, block_g=groups, span=span, block_d=tile_columns(dim))
 """
 
 
-def test_all_kernels_compile_for_a_gpu(kernels: SimpleNamespace, tmp_path: Any) -> None:
+def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: SimpleNamespace, tmp_path: Any) -> None:
     """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
@@ -215,15 +363,15 @@ def test_all_kernels_compile_for_a_gpu(kernels: SimpleNamespace, tmp_path: Any) 
     if done.returncode == 3:
         pytest.skip("this triton was built without NVIDIA's back end")
     assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line.split() for line in done.stdout.splitlines()]
-    assert [line[0] for line in lines] == [
-        "minima_one",
-        "minima_many",
-        "rescore",
-        "locate",
-        "list_minima",
-        "assign",
-        "sum_lists",
-    ]
-    assert all(line[1] == "True" for line in lines)
-    assert {line[0] for line in lines if line[2] == "True"} == {"minima_many", "list_minima", "assign"}, "matrix units"
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {one["name"] for one in found} == {
+        *("minima_one", "minima_many", "rescore", "locate", "list_minima", "assign", "sum_lists")
+    }
+    assert {one["arch"] for one in found} == {80, 90}
+    for one in found:
+        assert one["spilled"] <= (8 if (one["name"], one["arch"]) == ("assign", 80) else 0), one
+        assert one["registers"] <= 255, one
+        assert one["shared"] <= {80: 163, 90: 227}[one["arch"]] << 10, one
+        batch = one["name"] in ("minima_many", "list_minima", "assign")
+        assert bool(one["units"]) == batch, f"matrix units: {one}"
+        assert one["int8_units"] == one["int8"], one

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -40,6 +40,7 @@ __all__ = [
     "StoreExistsError",
     "add_command",
     "app",
+    "chosen",
     "exit_code_of",
     "main",
 ]
@@ -154,7 +155,7 @@ class _Program(Group):
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_more: Any, **extra: Any) -> Any:
         """Run one command line and exit the process with its code. Without a command the help is shown."""
-        arguments = list(sys.argv[1:] if args is None else args)
+        arguments = _namespace_first(list(sys.argv[1:] if args is None else args))
         no_command = arguments in ([], ["manage"])
         extra["standalone_mode"] = False
 
@@ -226,6 +227,27 @@ def _sentence(error: BaseException) -> str:
     return str(error)
 
 
+chosen: dict[str, str] = {}
+"""Settings of the store that the options before the command name."""
+
+
+def _namespace_first(arguments: list[str]) -> list[str]:
+    """The arguments with ``--namespace PATH`` first, wherever it stands: it is an option of the program."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for at, argument in enumerate(arguments[:end]):
+        if argument == "--namespace":
+            return [*arguments[at : at + 2], *arguments[:at], *arguments[at + 2 :]]
+        if argument.startswith("--namespace="):
+            return [argument, *arguments[:at], *arguments[at + 1 :]]
+    return arguments
+
+
+def _choose(namespace: Optional[str]) -> None:  # noqa: UP045 - older versions of typer know Optional only
+    chosen.clear()
+    if namespace is not None:
+        chosen["namespace"] = namespace
+
+
 def _version(requested: bool) -> None:
     if requested:
         from importlib import metadata
@@ -256,6 +278,17 @@ def program(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    namespace: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--namespace",
+            metavar="PATH",
+            callback=_choose,
+            show_default=False,
+            help="Namespace to work in, such as org/alice; also after the command.  "
+            "\\[default: MEMEVOLVE_STORAGE_NAMESPACE]",
+        ),
+    ] = None,
 ) -> None:
     """Store the memory of LLM agents: add units, search them by meaning, maintain the store."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
 import typer
 
 from ..errors import EmbeddingError
-from .app import InputError, NotFoundError
+from .app import InputError, NotFoundError, chosen
 from .files import json_object
 
 if TYPE_CHECKING:  # imported where they are used: --help needs none of them
@@ -209,6 +209,7 @@ def open_or_create(
     config = StorageConfig()
     config = config.replace(
         background=False,
+        **chosen,
         backend_type="vector",  # the prefix decides
         device="cpu" if config.device == "auto" and not as_served else config.device,
         **{name: value.value for name, value in given.items() if value is not None},

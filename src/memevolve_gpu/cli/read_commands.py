@@ -96,7 +96,7 @@ def refuse_misfit(prefix: str, checked: Checked, held: str | None) -> None:
 
 def devices(*, as_json: AsJson = False) -> None:
     """List the GPUs, their free memory, the installed engines, and the device that DEVICE selects."""
-    from ..components.store.session import engine_table, this_machine
+    from ..components.store.session import this_machine
     from ..utils.config import StorageConfig
 
     config = StorageConfig()
@@ -117,7 +117,6 @@ def devices(*, as_json: AsJson = False) -> None:
         "driver": found.driver or None,
         "problem": found.problem or None,
         "engines": {engine: problem or "installed" for engine, problem in machine.engines().items()},
-        "engine_table": engine_table(config).as_dict(),
         "requested": machine.request,
         "chosen": choice.device,
         "reason": choice.reason,
@@ -138,14 +137,7 @@ def _texts(document: dict[str, Any], machine: Machine) -> list[str | Rows]:
     figures += [["memory limit", f"{budget.limit >> 20} MB of {budget.total >> 20} MB, {budget.free >> 20} MB free"]]
     listed: str | Rows = Rows(titles, rows) if rows else f"no GPU: {document['problem']}"
     why = f"device: {document['chosen']}: {document['reason']}"
-    table = f"engines by number of units: {_table_text(document['engine_table'])}"
-    return [listed, "", Rows(("figure", "value"), figures), "", one_line(why), one_line(table)]
-
-
-def _table_text(table: dict[str, Any]) -> str:
-    """Describe in one line which engines are used for how many units, fastest first."""
-    bands = [f"{'beyond' if rows is None else f'to {rows}'}: {', '.join(names)}" for rows, names in table["bands"]]
-    return f"{'; '.join(bands)} ({'measured' if table['measured'] else 'unmeasured'}: {table['source']})"
+    return [listed, "", Rows(("figure", "value"), figures), "", one_line(why)]
 
 
 _PROGRESS_EVERY = 100
@@ -157,7 +149,6 @@ _IN_FULL = (
     "plan.reason",
     "plan.notes",
     "device.reason",
-    "device.engine_table",
     "device.problem",
 )
 """Left out of the tables for people: mostly sentences, which stats prints in full below its table."""
@@ -351,7 +342,7 @@ def _all_figures(document: Mapping[str, Any]) -> Rows:
 
 
 def export(
-    file: Annotated[str, file_argument("FILE.jsonl", "File to write; - is stdout.")],
+    file: Annotated[str, file_argument("FILE", "File to write: JSON lines, - is stdout, or FILE.parquet.")],
     *,
     store: Prefix,
     vectors: Annotated[bool, typer.Option("--vectors", help="Write each unit's vector too; import reads it.")] = False,
@@ -360,8 +351,9 @@ def export(
     filters: FilterJson = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write units to a file of JSON lines, oldest first. The file appears complete or not at all.
+    """Write units to a file, oldest first: JSON lines, or Parquet with vectors when its name ends in .parquet.
 
+    The file appears complete or not at all.
     Before it replaces a file it asks; without a terminal to ask on it refuses, unless --force is given.
     """
     from ..records.file_lock import file_mode
@@ -379,12 +371,25 @@ def export(
             if count % _PROGRESS_EVERY == 0:
                 report(f"exporting {count} units", count / total)
 
+        if file.endswith(".parquet"):
+            count = _export_parquet(file, opened, asked, prefix)
+            output.show({"exported": count, "file": file, "vectors": True}, f"exported {count} units to {file}")
+            return
         mode = PRIVATE if is_milvus_uri(prefix) else file_mode(database_path(prefix))
         count = write_lines(file, _export_lines(opened, asked, prefix if vectors else None), told, mode)
     if file == "-":
         output.note(f"exported {count} units")
     else:
         output.show({"exported": count, "file": file, "vectors": vectors}, f"exported {count} units to {file}")
+
+
+def _export_parquet(file: str, store: AnyStore, filters: dict[str, Any] | None, prefix: str) -> int:
+    from ..integrations.importers import write_parquet
+    from ..records import canonical, matches
+
+    canonical(filters)
+    rows = ((unit, vector) for unit, vector in store.export_rows() if matches(filters, unit))
+    return write_parquet(file, rows, stored_model(prefix))
 
 
 def _may_replace(file: str) -> None:
@@ -444,7 +449,9 @@ def _whys(document: Mapping[str, Any], *, every: bool) -> Iterator[str]:
         yield f"in use until the next build: {_place(index)}: {index['reason']}"
     if every or _gpu(document):
         yield f"device: {device['reason']}"
-        yield f"engines: GPU_ENGINE={device['engine_setting']}, table {device['engine_table']}"
+        yield f"engines: GPU_ENGINE={device['engine_setting']}"
+    if device["crossover"] is not None:
+        yield f"the GPU answers calls of {device['crossover']} queries or more, the CPU smaller ones (measured)"
     yield from _problem(document)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..backends import open_store
-from ..utils.config import StorageConfig, is_milvus_uri
-from .app import InputError
+from .app import InputError, chosen
 from .options import Embedder, EmbedderName, Prefix, choose_embedder, stored_model
 
 __all__ = ["mcp"]
@@ -39,14 +36,16 @@ def mcp(
     Several servers may use one store. With http the address is http://HOST:PORT/mcp; there is no login, so only
     loopback addresses are allowed.
     """
+    from ..backends import open_store
     from ..integrations.mcp import memory_server
+    from ..utils.config import StorageConfig, is_milvus_uri
 
     if transport is Transport.HTTP and not _is_loopback(host):
         raise InputError(f"--host {host}: anyone who reaches it could read and delete; use 127.0.0.1 behind a proxy")
     function = choose_embedder(embedder, stored_model(store))
     if not is_milvus_uri(store):
         Path(store).parent.mkdir(parents=True, exist_ok=True)
-    with open_store(store, function, storage_config=StorageConfig().replace(backend_type="vector")) as opened:
+    with open_store(store, function, storage_config=StorageConfig().replace(backend_type="vector", **chosen)) as opened:
         server = memory_server(opened)
         if transport is Transport.STDIO:
             server.run("stdio")
@@ -55,6 +54,8 @@ def mcp(
 
 
 def _is_loopback(host: str) -> bool:
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

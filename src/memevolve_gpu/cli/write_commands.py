@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -208,9 +208,19 @@ def delete(
 
 
 def import_file(
-    file: Annotated[str, file_argument("FILE", "What export wrote, - for stdin, or an old PREFIX.data.")],
+    file: Annotated[str, file_argument("FILE", "What export wrote, - for stdin, an old PREFIX.data, or see --from.")],
     *,
     store: Prefix,
+    source: Annotated[
+        Literal["chroma", "faiss-langchain", "jsonl", "lancedb", "mem0", "parquet", "qdrant"] | None,
+        typer.Option("--from", show_default=False, help="FILE is what this wrote: a folder, or a file."),
+    ] = None,
+    collection: Annotated[
+        OptionalText, typer.Option("--collection", show_default=False, help="With --from: the collection or table.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="With --from: replace units of the same id and other content.")
+    ] = False,
     embedder: Embedder = EmbedderName.AUTO,
     metric: Metric = None,
     index_type: IndexType = None,
@@ -218,9 +228,15 @@ def import_file(
 ) -> None:
     """Store what export wrote, or the units of an old MemEvolve store (its .data file), all or nothing.
 
-    Ids and time stamps are kept, and vectors if the file has them; they must be of the store's model.
+    Ids and time stamps are kept, and vectors if the file has them; they must be of the store's model. With --from the
+    entries are stored page by page and compared id by id; after an interruption the same command continues.
     """
     output = Output(as_json)
+    if source is not None:
+        _import_from(source, file, store, collection, replace, embedder, metric, index_type, output)
+        return
+    if collection is not None or replace:
+        raise InputError("--collection and --replace belong to --from; leave them out, or name the format with --from")
     with nothing_stored(file):
         lines, problems = read_old(file) if is_legacy(file) else (read_exported(file), [])
     vectors = [line.vector for line in lines if line.vector is not None]
@@ -238,6 +254,38 @@ def import_file(
         for problem in problems:
             output.note(f"warning: {problem}")
         bulk.finish("imported", problems=problems)
+
+
+def _import_from(
+    kind: str,
+    path: str,
+    prefix: str,
+    collection: str | None,
+    replace: bool,
+    embedder: EmbedderName,
+    metric: MetricName | None,
+    index_type: Any,
+    output: Output,
+) -> None:
+    from ..integrations.importers import import_into, open_source
+
+    source = open_source(kind, path, collection)
+    dim, model = source.dimension(), stored_model(prefix)
+    function = choose_embedder(embedder, model) if dim is None else StoredModel(model, dim)
+    if metric is None and source.metric is not None and not exists(prefix):
+        metric = MetricName(source.metric)
+    with open_or_create(prefix, function, index_type, metric) as opened:
+        with output.progress("importing") as report:
+            done = import_into(opened, source, replace=replace, progress=report)
+        if opened.get_storage_health()["needs_retraining"]:
+            with output.progress("building the index") as report:
+                opened.run_maintenance(report)
+        count = opened.count()
+    output.show(
+        {**done.as_dict(), "count": count},
+        f"imported {done.imported} units from {path}, {done.present} were there already, {done.replaced} replaced",
+        f"verified: {done.verified} units and ids, {done.vectors_compared} vectors bit by bit, in {done.seconds:.1f} s",
+    )
 
 
 def _embedder_for(lines: list[Exported], name: EmbedderName, model: str | None) -> Any:

@@ -11,20 +11,23 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ..utils.forking import renew_in_child
 from .subprocess_query import Answer, run_subprocess
 
 __all__ = ["ENGINES", "installed", "try_engine"]
 
-ENGINES = ("torch", "faiss")
-"""The engines that can search on a GPU."""
+ENGINES: tuple[Literal["torch", "faiss"], ...] = ("torch", "faiss")
+"""The engines that can search on a GPU, best first."""
 
 TIMEOUT = 120.0
 """Seconds; a first import of torch from a cold disk takes tens of them."""
 
-_FAISS_FOR_GPUS = ("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+_FAISS_FOR_GPUS = (
+    *("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
+    *("faiss-gpu-cu12-cuvs", "faiss-gpu-cu13-cuvs", "faiss-cuda"),
+)
 
 _TORCH = """
 import sys, torch
@@ -59,7 +62,10 @@ sys.executable inside another program may be that program."""
 _REMEDIES = (
     ("driver on your system is too old", "update the GPU driver, or install a build for an older CUDA"),
     ("driver version is insufficient", "update the GPU driver, or install a build for an older CUDA"),
-    ("no kernel image is available", "install a build that has code for this GPU"),
+    (
+        "no kernel image is available",
+        "install a build that has code for this GPU; conda's faiss for CUDA 12.9 has none for compute capability 7.0",
+    ),
     ("cannot open shared object file", "a CUDA library is missing: install the package again with its dependencies"),
     ("No CUDA GPUs are available", "see whether CUDA_VISIBLE_DEVICES names it, and whether it is cut into slices"),
     ("system not yet initialized", "start the service nvidia-fabricmanager, which GPUs behind an NVSwitch need"),

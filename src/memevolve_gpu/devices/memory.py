@@ -167,9 +167,9 @@ def _read(path: Path) -> str:
         return ""
 
 
-CONTEXT_BYTES = 512 << 20
-"""Device memory of one process's CUDA context with the kernels of its libraries. Assumed, not measured here yet: 300 to
-600 MB is what drivers report for torch on data centre cards."""
+CONTEXT_BYTES = 640 << 20
+"""Device memory of one process's CUDA context with the kernels of its libraries, until the first build has measured it.
+Assumed: 500 to 650 MB are expected of torch on data centre cards."""
 
 HOST_SHARE = 0.8
 """Share of the available host memory that MAX_MEMORY_MB=auto allows: some is left for other processes."""
@@ -222,10 +222,6 @@ class Holder(Protocol):
     """An object that holds memory on a device."""
 
     @property
-    def device(self) -> str:
-        """Where."""
-
-    @property
     def device_bytes(self) -> int:
         """Bytes of it."""
 
@@ -234,7 +230,10 @@ class Holdings:
     """What all stores of this process hold on devices, by weak references."""
 
     def __init__(self) -> None:
-        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._holders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._kept: dict[tuple[str, str], int] = {}
+        self.contexts: dict[str, int] = {}
+        """Measured bytes of this process's CUDA context, by device."""
         self.active = False
         """Whether this process uses CUDA. From then on its context exists, and reading free memory is cheap."""
         self.forked = False
@@ -242,16 +241,24 @@ class Holdings:
         self._lock = threading.RLock()
         renew_in_child(self)
 
-    def add(self, holder: Holder) -> None:
-        """Count the bytes that ``holder`` reports, while it lives."""
+    def add(self, holder: Holder, device: str) -> None:
+        """Count the bytes that ``holder`` reports on ``device`` while it lives, whether it searches there or rests."""
         with self._lock:
-            self._holders.add(holder)
+            self._holders[holder] = device
+
+    def keep(self, device: str, engine: str, amount: int) -> None:
+        """``engine`` keeps ``amount`` bytes on ``device`` for all its indexes, until the process ends."""
+        self._kept[device, engine] = amount
+
+    def kept(self, device: str, engine: str | None = None) -> int:
+        """Bytes that ``engine`` keeps on ``device``: the part of its next plan that is there already; None: of all."""
+        return sum(size for (at, name), size in list(self._kept.items()) if at == device and engine in (name, None))
 
     def on(self, device: str) -> int:
-        """Bytes held on ``device``."""
+        """Bytes of indexes on ``device``."""
         with self._lock:
-            holders = list(self._holders)
-        return sum(holder.device_bytes for holder in holders if holder.device == device)
+            holders = [holder for holder, place in self._holders.items() if place == device]
+        return sum(int(holder.device_bytes) for holder in holders)
 
     def begin(self) -> None:
         """CUDA is about to be used in this process."""
@@ -262,7 +269,8 @@ class Holdings:
         self._lock = threading.RLock()
         self.forked |= self.active
         self.active = False
-        self._holders = weakref.WeakSet()
+        self._holders = weakref.WeakKeyDictionary()
+        self._kept, self.contexts = {}, {}
 
 
 HOLDINGS = Holdings()
@@ -312,17 +320,18 @@ def device_budget(
         load: gives cupy and torch, or None.
         driver: queries the driver for ``gpu`` again; None takes ``gpu`` as it is.
     """
-    used = holdings.on(gpu.device)
+    used = holdings.on(gpu.device) + holdings.kept(gpu.device)
+    held = holdings.contexts.get(gpu.device, CONTEXT_BYTES)
     if holdings.active:
         cupy, torch = _cupy(load, gpu.index), _torch(load, gpu.index)
         pool = cupy or torch
         if pool is not None:
             foreign = 0 if cupy is None else cupy.cached
             cached = foreign + (0 if torch is None else torch.cached)
-            sizes = (pool.total, pool.free, used, cached, CONTEXT_BYTES, 0)
+            sizes = (pool.total, pool.free, used, cached, held, 0)
             return MemoryBudget(gpu.device, *sizes, fraction, pool.source, foreign)
     found = gpu if driver is None else driver()
-    context, coming = (CONTEXT_BYTES, 0) if holdings.active else (0, CONTEXT_BYTES)
+    context, coming = (held, 0) if holdings.active else (0, held)
     return MemoryBudget(gpu.device, found.total, found.free, used, 0, context, coming, fraction, "driver")
 
 

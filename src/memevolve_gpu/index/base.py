@@ -17,9 +17,22 @@ from .exact_scan import padded
 from .sample import padded_columns
 from .vector_table import VectorTable, grown, table_from
 
-__all__ = ["Arrays", "BuildJob", "DeltaRows", "Index", "Progress", "chunks", "out_of_range", "part"]
+__all__ = [
+    "CENTROIDS",
+    "VECTORS",
+    "Arrays",
+    "BuildJob",
+    "DeltaRows",
+    "Index",
+    "Progress",
+    "chunks",
+    "out_of_range",
+    "part",
+]
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+VECTORS, CENTROIDS = "vectors", "centroids"
+"""The parts of an index that may be read from a file instead of memory, by their names."""
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and its finished fraction, 0 to 1."""
 
@@ -151,10 +164,22 @@ class Index(ABC):
         own: Arrays = {"slots": self.slots, "id_bytes": self.id_bytes, "id_ends": self.id_ends}
         return own | self.table.arrays() | self._engine_parts()
 
+    def moved_to(self, arrays: Arrays) -> None:
+        """Read the parts in ``arrays`` from there from now on: they hold the same. Searches that run go on as they are.
+
+        arrays: ``VECTORS`` and ``CENTROIDS``, as far as :meth:`parts` has them.
+        """
+        self.table.moved_to(part(arrays, VECTORS, np.float32, (self.n, self.dim)))
+
     @property
     def nlist(self) -> int:
         """Number of inverted lists; 0 where none."""
         return 0
+
+    @property
+    def reads_lists(self) -> bool:
+        """Whether the codes lie in the lists, so that a search reads those it probes; else it reads all."""
+        return False
 
     @property
     def list_sizes(self) -> list[int]:
@@ -223,6 +248,20 @@ class Index(ABC):
         if params.exact:
             return self.table.scan(queries, k, row_filter)
         return self._search(queries, k, params, row_filter)
+
+    def candidates(self, queries: FloatArray, width: int) -> IntArray | None:  # noqa: ARG002 - for indexes that can
+        """The ``width`` rows that a search with ``rerank=width`` compares exactly, nearest by their codes first.
+
+        A search for fewer candidates compares the first of them.
+
+        Args:
+            queries: as for :meth:`search`.
+            width: at most a quarter of the rows.
+
+        Returns:
+            Positions int64 (nq, width); None for an index without codes, or whose searches leave rows out.
+        """
+        return None
 
     def search_delta(
         self,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..types import IntArray
 
-__all__ = ["RowFilter"]
+__all__ = ["RowFilter", "RowList"]
 
 
 class RowFilter:
@@ -31,6 +31,11 @@ class RowFilter:
         self._packed: npt.NDArray[np.uint8] | None = None
         self._positions: IntArray | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mask."""
+        return self.n
+
     def test(self, positions: IntArray) -> npt.NDArray[np.bool_]:
         """Which of ``positions`` (int64, any shape) may be returned; -1 is never allowed."""
         if self.n == 0:
@@ -38,6 +43,10 @@ class RowFilter:
         hits: npt.NDArray[np.bool_] = self.rows.take(positions, mode="wrap")
         hits &= positions >= 0
         return hits
+
+    def part(self, start: int, end: int) -> RowFilter:
+        """The filter of the rows from ``start`` to ``end`` (exclusive) alone."""
+        return RowFilter(self.rows[start:end])
 
     def dead_since(self, other: RowFilter | None) -> IntArray | None:  # noqa: ARG002 - for masks that know
         """The rows that ``other`` (None: all n) allows and this mask does not, int64 (m,) in any order, where this one
@@ -67,6 +76,45 @@ class RowFilter:
         """A selector whose rows faiss visits one after another."""
         positions = self.positions
         return _holding(faiss.IDSelectorArray(self.count, faiss.swig_ptr(positions)), positions)
+
+
+class RowList(RowFilter):
+    """A filter that allows few of the n rows: it holds their positions, and makes the mask only when it is needed.
+
+    ``positions`` is int64 (count,), ascending, and must not change afterwards.
+    """
+
+    def __init__(self, n: int, positions: IntArray) -> None:
+        self.n = n
+        self.count = len(positions)
+        self._packed = None
+        self._positions = positions
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the positions."""
+        return self.positions.nbytes
+
+    @property
+    def rows(self) -> npt.NDArray[np.bool_]:  # type: ignore[override]
+        """The mask, made anew at each access."""
+        rows = np.zeros(self.n, dtype=np.bool_)
+        rows[self._positions] = True
+        return rows
+
+    def test(self, positions: IntArray) -> npt.NDArray[np.bool_]:
+        """As in :class:`RowFilter`."""
+        held = self.positions
+        if not len(held):
+            return np.zeros(positions.shape, dtype=np.bool_)
+        at = np.minimum(np.searchsorted(held, positions), len(held) - 1)
+        found: npt.NDArray[np.bool_] = held[at] == positions
+        return found
+
+    def part(self, start: int, end: int) -> RowFilter:
+        """As in :class:`RowFilter`."""
+        low, high = np.searchsorted(self.positions, [start, end]).tolist()
+        return RowList(end - start, self.positions[low:high] - start)
 
 
 def _holding(selector: Any, memory: npt.NDArray[Any]) -> Any:

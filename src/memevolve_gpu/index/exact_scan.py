@@ -16,7 +16,7 @@ from ..types import FloatArray, IntArray, Metric
 from .bitmap import RowFilter
 from .faiss_support import load_faiss, translate_error
 
-__all__ = ["exact_scan", "finished", "padded", "rerank_rows", "scan_many", "to_distances"]
+__all__ = ["distances_by_row", "exact_scan", "finished", "padded", "rerank_rows", "scan_many", "to_distances"]
 
 
 def exact_scan(
@@ -76,6 +76,19 @@ def rerank_rows(
             ptr(queries), ptr(vectors), ptr(candidates), dim, nq, n, width, found, ptr(distances), ptr(positions), width
         )
     return finished(distances, positions, k, metric)
+
+
+def distances_by_row(queries: FloatArray, vectors: FloatArray, rows: IntArray, metric: Metric) -> FloatArray:
+    """The exact distances of each query's own ``rows`` int64 (nq, r), C-contiguous: float32 (nq, r), +inf for -1."""
+    faiss, (nq, width) = load_faiss(), rows.shape
+    distances = np.empty((nq, width), np.float32)
+    ptr = faiss.swig_ptr
+    compare = faiss.fvec_L2sqr_by_idx if metric == "l2" else faiss.fvec_inner_products_by_idx
+    with translate_error("comparing candidates"):
+        compare(ptr(distances), ptr(queries), ptr(vectors), ptr(rows), vectors.shape[1], nq, width)
+    to_distances(distances, metric)
+    distances[rows < 0] = np.inf
+    return distances
 
 
 def to_distances(raw: FloatArray, metric: Metric) -> FloatArray:

@@ -13,7 +13,17 @@ from .base import Arrays, part
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
 
-__all__ = ["aligned_bytes", "check_codes", "emptied", "from_bytes", "metric_of", "quiet", "to_bytes", "with_rows"]
+__all__ = [
+    "aligned_bytes",
+    "check_codes",
+    "emptied",
+    "from_bytes",
+    "in_one_piece",
+    "metric_of",
+    "quiet",
+    "to_bytes",
+    "with_rows",
+]
 
 
 def metric_of(faiss: ModuleType, metric: Metric) -> int:
@@ -45,9 +55,29 @@ def with_rows(engine: Any, vectors: FloatArray, step: int) -> Any:
     """A copy of an index that holds float32 (m, dim) ``vectors`` as well, added ``step`` at a time in one thread."""
     faiss = load_faiss()
     with translate_error("extending an index"), one_thread():
-        copy = faiss.clone_index(engine)
+        copy = _codes_copied(engine) if isinstance(engine, faiss.IndexPQFastScan) else faiss.clone_index(engine)
         for start in range(0, len(vectors), step):
             copy.add(padded_columns(vectors[start : start + step], copy.d))
+    return copy
+
+
+def in_one_piece(engine: Any) -> Any:
+    """An empty index of 4-bit codes without lists that shares the codes' centroids of ``engine``."""
+    faiss = load_faiss()
+    whole = faiss.IndexPQFastScan(engine.d, engine.pq.M, 4, engine.metric_type)
+    faiss.copy_array_to_vector(faiss.vector_to_array(engine.pq.centroids), whole.pq.centroids)
+    whole.is_trained = True
+    return whole
+
+
+def _codes_copied(engine: Any) -> Any:
+    """A copy of 4-bit codes. faiss' own would touch the spare half of their memory, which no row has used yet."""
+    faiss, size = load_faiss(), engine.codes.size()
+    copy = in_one_piece(engine)
+    copy.codes.resize(size)
+    if size:
+        faiss.memcpy(copy.codes.get(), engine.codes.get(), size)
+    copy.ntotal, copy.ntotal2 = engine.ntotal, engine.ntotal2
     return copy
 
 

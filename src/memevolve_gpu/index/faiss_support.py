@@ -32,6 +32,8 @@ _NEEDED = (
     "SearchParametersHNSW",
     "SearchParametersIVF",
     "deserialize_index",
+    "fvec_L2sqr_by_idx",
+    "fvec_inner_products_by_idx",
     "knn_L2sqr",
     "knn_L2sqr_by_idx",
     "knn_inner_product",

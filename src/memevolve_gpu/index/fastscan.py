@@ -12,7 +12,7 @@ from .base import Arrays, BuildJob, Index, chunks
 from .bitmap import RowFilter
 from .costs import codes_cost, scan_cost
 from .exact_scan import padded
-from .faiss_helpers import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
+from .faiss_helpers import check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import ADD_ROWS, CODE_ROUNDS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
 from .vector_table import VectorTable
@@ -43,19 +43,25 @@ class CodeScan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes and centroids."""
-        return int(aligned_bytes(self.engine.codes.size()) + 4 * self.engine.pq.centroids.size())
+        """Bytes of codes and centroids. faiss takes addresses for up to twice as much, which no row has touched."""
+        return int(self.engine.codes.size() + 4 * self.engine.pq.centroids.size())
 
-    def cost(self, want: int, row_filter: RowFilter | None) -> float:
-        """What a search for ``want`` candidates costs; infinite where a scan of the vectors is cheaper in any case."""
-        return self._cost(want, self._first_width(want, row_filter))
+    def nearest(
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
+    ) -> tuple[FloatArray, IntArray]:
+        """The k nearest allowed rows of each query (nq, dim), by codes or by a scan, whichever is cheaper."""
+        want = candidate_width(k, params)
+        count = self.table.n if row_filter is None else row_filter.count
+        if scan_cost(count, self.table.dim) < self._cost(want, self._first_width(want, row_filter)):
+            return self.table.scan(queries, k, row_filter)
+        return self.search(queries, k, want, row_filter)
 
     def search(
         self, queries: FloatArray, k: int, want: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         """The k nearest allowed rows of each query (nq, dim), ``want`` candidates reranked."""
         if len(queries) == 1 and row_filter is None:
-            return self.table.rerank(queries, self._propose(queries, want), k)
+            return self.table.rerank(queries, self.propose(queries, want), k)
         distances, positions = padded(len(queries), k)
         width = self._first_width(want, row_filter)
         for part in chunks(len(queries), 32 * width):
@@ -66,7 +72,12 @@ class CodeScan:
         self, queries: FloatArray, k: int, want: int, width: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         if row_filter is None:
-            return self.table.rerank(queries, self._propose(queries, want), k)
+            return self.table.rerank(queries, self.propose(queries, want), k)
+        if len(queries) == 1:
+            proposed = self.propose(queries, width)
+            allowed = proposed[row_filter.test(proposed)][:want]
+            if allowed.size >= min(want, row_filter.count):
+                return self.table.rerank(queries, allowed[None], k)
         candidates, starved = self._allowed_candidates(queries, want, width, row_filter)
         distances, positions = self.table.rerank(queries, candidates, k)
         if starved.size:
@@ -81,7 +92,7 @@ class CodeScan:
         enough, todo = min(want, row_filter.count), np.arange(len(queries))
         scan = scan_cost(row_filter.count, self.table.dim)
         while todo.size and self._cost(want, width) < scan:
-            proposed = self._propose(queries[todo], width)
+            proposed = self.propose(queries[todo], width)
             hits = row_filter.test(proposed)
             short = []
             for row, own, hit in zip(todo.tolist(), proposed, hits, strict=True):
@@ -93,7 +104,7 @@ class CodeScan:
             width *= 2
         return candidates, todo
 
-    def _propose(self, queries: FloatArray, width: int) -> IntArray:
+    def propose(self, queries: FloatArray, width: int) -> IntArray:
         """The ``width`` nearest by 4-bit codes, int64 (nq, width), -1 at the end where fewer exist."""
         nq = len(queries)
         queries = padded_columns(queries, self._columns)
@@ -145,6 +156,9 @@ class TwoStageIndex(Index):
         """A copy of what was trained, without rows."""
         return emptied(self._codes.engine)
 
+    def candidates(self, queries: FloatArray, width: int) -> IntArray:
+        return self._codes.propose(queries, width)
+
     def _extended(self, rows: Rows) -> TwoStageIndex | None:
         table = self.table.extended(rows.vectors)
         engine = with_rows(self._codes.engine, rows.vectors, ADD_ROWS)
@@ -159,11 +173,7 @@ class TwoStageIndex(Index):
     def _search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        want = candidate_width(k, params)
-        count = self.n if row_filter is None else row_filter.count
-        if scan_cost(count, self.dim) < self._codes.cost(want, row_filter):
-            return self.table.scan(queries, k, row_filter)
-        return self._codes.search(queries, k, want, row_filter)
+        return self._codes.nearest(queries, k, params, row_filter)
 
 
 def _trained(job: BuildJob) -> Any:

@@ -1,8 +1,8 @@
-"""Inverted lists of 4-bit codes without residuals, reranked by exact distance.
+"""Inverted lists and 4-bit codes without residuals, reranked by exact distance.
 
-Visiting a list has a price of its own (``costs.LIST``). Up to ``WHOLE_ROWS`` rows a search that probes most of the
-lists would be faster if there were none; so there the codes are kept a second time in one piece (half a byte a code),
-and each search takes the cheaper way for its parameters.
+The codes are held once. Up to ``WHOLE_ROWS`` rows they lie in one piece, which is read faster than most of the lists
+are visited, one after another; of the lists an index then holds the centroids and the list of each row. Above that the
+codes lie in the lists.
 """
 
 from __future__ import annotations
@@ -11,14 +11,25 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
-from .base import Arrays, BuildJob, Index, chunks
+from .base import CENTROIDS, Arrays, BuildJob, Index, chunks, part
 from .bitmap import RowFilter
 from .costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
 from .exact_scan import padded
-from .faiss_helpers import aligned_bytes, check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
+from .faiss_helpers import (
+    aligned_bytes,
+    check_codes,
+    emptied,
+    from_bytes,
+    in_one_piece,
+    metric_of,
+    quiet,
+    to_bytes,
+    with_rows,
+)
 from .faiss_support import load_faiss, one_thread, translate_error
 from .fastscan import CodeScan, candidate_width
 from .sample import (
@@ -31,7 +42,7 @@ from .sample import (
     padded_columns,
     training_sample,
 )
-from .vector_table import VectorTable
+from .vector_table import VectorTable, grown, in_memory, roomy
 
 __all__ = ["IVFIndex"]
 
@@ -39,20 +50,36 @@ _LIST_AFTER_LIST = 11
 """faiss' variant that scans list after list into a reservoir: a fifth faster for single queries (measured)."""
 
 
+_NO_ROWS, _NO_CENTROIDS = np.empty(0, np.int32), np.empty((0, 0), np.float32)
+
+
 class IVFIndex(Index):
-    """``plan.nlist`` lists; without ``nprobe`` a search probes all of them."""
+    """``plan.nlist`` lists; without ``nprobe`` a search probes all of them.
+
+    Either ``lists`` holds the codes, or ``codes`` do, in one piece; then ``assigned`` int32 (n,) is the list of each
+    row, and ``centroids`` float32 (nlist, columns) are those of the lists, else both are empty.
+    """
 
     kind: ClassVar[str] = "ivf"
 
     def __init__(
-        self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, lists: Any, whole: Any = None
+        self,
+        plan: IndexPlan,
+        metric: Metric,
+        rows: Rows,
+        table: VectorTable,
+        *,
+        lists: Any = None,
+        codes: Any = None,
+        assigned: npt.NDArray[np.int32] = _NO_ROWS,
+        centroids: FloatArray = _NO_CENTROIDS,
     ) -> None:
         super().__init__(plan, metric, rows, table)
-        self._lists = lists
-        self._whole = None if whole is None else CodeScan(whole, table)
-        self._columns = int(lists.d)
-        self._codes = int(lists.pq.M)
-        self._nlist = int(lists.nlist)
+        self._lists, self._assigned, self._centroids = lists, assigned, centroids
+        self._whole = None if codes is None else CodeScan(codes, table)
+        engine = lists if codes is None else codes
+        self._columns, self._codes = int(engine.d), int(engine.pq.M)
+        self._nlist = int(lists.nlist) if codes is None else len(centroids)
 
     @classmethod
     def build(cls, job: BuildJob) -> IVFIndex:
@@ -60,74 +87,114 @@ class IVFIndex(Index):
         if not 1 <= plan.nlist <= len(job.source):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact index")
         lists = job.reuse_from.emptied_engine() if isinstance(job.reuse_from, IVFIndex) else _trained(job)
-        whole = _in_one_piece(lists) if table.n <= WHOLE_ROWS else None
         with translate_error("filling inverted lists"):
-            for block in job.blocks(ADD_ROWS, lists.d):
-                lists.add(block)
-                if whole is not None:
-                    whole.add(block)
-        return cls(plan, job.metric, job.rows, table, lists, whole)
+            if table.n > WHOLE_ROWS:
+                for block in job.blocks(ADD_ROWS, lists.d):
+                    lists.add(block)
+                return cls(plan, job.metric, job.rows, table, lists=lists)
+            codes, assigned = in_one_piece(lists), roomy((table.n,), np.int32)
+            for start, block in zip(range(0, table.n, ADD_ROWS), job.blocks(ADD_ROWS, lists.d), strict=True):
+                codes.add(block)
+                assigned[start : start + len(block)] = _nearest_lists(lists, block)
+        centroids = lists.quantizer.reconstruct_n(0, lists.nlist)
+        return cls(plan, job.metric, job.rows, table, codes=codes, assigned=assigned, centroids=centroids)
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> IVFIndex:
         rows = cls._rows_of(parts)
         table = cls._table_of(metric, rows, parts)
-        lists = from_bytes(parts, "faiss", "IndexIVFPQFastScan", table.n, metric)
-        check_codes(lists, table.dim)
-        if lists.nlist != plan.nlist:
-            raise EngineError(f"{lists.nlist} lists where the plan has {plan.nlist}; rebuild the index")
-        whole = None
-        if "whole" in parts:
-            whole = from_bytes(parts, "whole", "IndexPQFastScan", table.n, metric)
-            check_codes(whole, table.dim)
-        return cls(plan, metric, rows, table, lists, whole)
+        if "faiss" in parts:
+            lists = from_bytes(parts, "faiss", "IndexIVFPQFastScan", table.n, metric)
+            check_codes(lists, table.dim)
+            if lists.nlist != plan.nlist:
+                raise EngineError(f"{lists.nlist} lists where the plan has {plan.nlist}; rebuild the index")
+            return cls(plan, metric, rows, table, lists=lists)
+        codes = from_bytes(parts, "codes", "IndexPQFastScan", table.n, metric)
+        check_codes(codes, table.dim)
+        centroids = part(parts, CENTROIDS, np.float32, (plan.nlist, int(codes.d)))
+        assigned = part(parts, "assigned", np.int32, (table.n,))
+        if table.n and not 0 <= int(assigned.min()) <= int(assigned.max()) < plan.nlist:
+            raise EngineError(f"rows of lists beyond the {plan.nlist} of the plan; rebuild the index")
+        return cls(plan, metric, rows, table, codes=codes, assigned=assigned, centroids=centroids)
 
     @property
     def nlist(self) -> int:
         return self._nlist
 
     @property
+    def reads_lists(self) -> bool:
+        return self._whole is None
+
+    @property
     def list_sizes(self) -> list[int]:
+        if self._whole is not None:
+            sizes: list[int] = np.bincount(self._assigned, minlength=self._nlist).tolist()
+            return sizes
         inverted = self._lists.invlists
         return [int(inverted.list_size(i)) for i in range(self._nlist)]
 
     def emptied_engine(self) -> Any:
         """A copy of what was trained, without rows."""
-        return emptied(self._lists)
+        if self._whole is None:
+            return emptied(self._lists)
+        lists = _new_lists(self._columns, self._nlist, self._codes, self.metric)
+        faiss = load_faiss()
+        with translate_error("taking over trained quantisers"):
+            lists.quantizer.add(np.ascontiguousarray(self._centroids))
+            faiss.copy_array_to_vector(faiss.vector_to_array(self._whole.engine.pq.centroids), lists.pq.centroids)
+        lists.is_trained = True
+        return lists
+
+    def moved_to(self, arrays: Arrays) -> None:
+        super().moved_to(arrays)
+        if self._whole is not None:
+            self._centroids = part(arrays, CENTROIDS, np.float32, self._centroids.shape)
+
+    def candidates(self, queries: FloatArray, width: int) -> IntArray | None:
+        return None if self._whole is None else self._whole.propose(queries, width)
 
     def _extended(self, rows: Rows) -> IVFIndex | None:
-        table, whole = self.table.extended(rows.vectors), None
-        lists = with_rows(self._lists, rows.vectors, ADD_ROWS)
-        if self._whole is not None and self.n + len(rows.slots) <= WHOLE_ROWS:
-            whole = with_rows(self._whole.engine, rows.vectors, ADD_ROWS)
-        return IVFIndex(self.plan, self.metric, self._slot_table_with(rows), table, lists, whole)
+        if self._whole is not None and self.n + len(rows.slots) > WHOLE_ROWS:
+            return None
+        table, slots = self.table.extended(rows.vectors), self._slot_table_with(rows)
+        if self._whole is None:
+            return IVFIndex(self.plan, self.metric, slots, table, lists=with_rows(self._lists, rows.vectors, ADD_ROWS))
+        lists = self.emptied_engine()
+        with translate_error("assigning rows to lists"), one_thread():
+            new = _nearest_lists(lists, padded_columns(rows.vectors, self._columns))
+        return IVFIndex(
+            self.plan,
+            self.metric,
+            slots,
+            table,
+            codes=with_rows(self._whole.engine, rows.vectors, ADD_ROWS),
+            assigned=grown(self._assigned, new),
+            centroids=self._centroids,
+        )
 
     def _engine_parts(self) -> Arrays:
-        parts: Arrays = {"faiss": to_bytes(self._lists)}
-        if self._whole is not None:
-            parts["whole"] = to_bytes(self._whole.engine)
-        return parts
+        if self._whole is None:
+            return {"faiss": to_bytes(self._lists)}
+        return {"codes": to_bytes(self._whole.engine), "assigned": self._assigned, CENTROIDS: self._centroids}
 
     def _engine_bytes(self) -> int:
+        if self._whole is not None:
+            return self._whole.nbytes + self._assigned.nbytes + in_memory(self._centroids)
         block = 32 * ((self._codes + 1) // 2)
         codes = sum(aligned_bytes(-(-size // 32) * block) for size in self.list_sizes)
         centroids = 4 * (self._nlist * self._columns + self._lists.pq.centroids.size())
-        return int(codes + 8 * self.n + centroids) + (0 if self._whole is None else self._whole.nbytes)
+        return int(codes + 8 * self.n + centroids)
 
     def _search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        """By the cheapest of three ways: the vectors, the codes in one piece, the lists."""
+        if self._whole is not None:
+            return self._whole.nearest(queries, k, params, row_filter)
         want = candidate_width(k, params)
         nprobe = self._lists_to_probe(params, row_filter)
         count = self.n if row_filter is None else row_filter.count
-        scan = scan_cost(count, self.dim)
-        lists = self._lists_cost(want, nprobe)
-        whole = math.inf if self._whole is None else self._whole.cost(want, row_filter)
-        if want >= count or scan < min(lists, whole):
+        if want >= count or scan_cost(count, self.dim) < self._lists_cost(want, nprobe):
             return self.table.scan(queries, k, row_filter)
-        if self._whole is not None and whole < lists:
-            return self._whole.search(queries, k, want, row_filter)
         return self._search_lists(queries, k, (want, nprobe), row_filter)
 
     def _search_lists(
@@ -135,10 +202,10 @@ class IVFIndex(Index):
     ) -> tuple[FloatArray, IntArray]:
         want, nprobe = widths
         distances, positions = padded(len(queries), k)
-        for part in chunks(len(queries), 32 * want + 4 * self._nlist):
-            mine = queries[part]
+        for chunk in chunks(len(queries), 32 * want + 4 * self._nlist):
+            mine = queries[chunk]
             candidates = self._candidates(mine, k, want, nprobe, row_filter)
-            distances[part], positions[part] = self.table.rerank(mine, candidates, k)
+            distances[chunk], positions[chunk] = self.table.rerank(mine, candidates, k)
         return distances, positions
 
     def _candidates(
@@ -182,19 +249,13 @@ class IVFIndex(Index):
 
 def _trained(job: BuildJob) -> Any:
     """An empty, trained index that owns its coarse quantiser."""
-    faiss, nlist = load_faiss(), job.plan.nlist
+    nlist = job.plan.nlist
     codes, width = code_shape(job.plan, job.rows.vectors.shape[1])
     limit = max(CODE_TRAINING_POINTS, POINTS_PER_LIST * nlist)
     sample = padded_columns(training_sample(job.source, limit, job.seed), width)
-    kind = metric_of(faiss, job.metric)
     job.progress("train", 0.0)
     with translate_error("training inverted lists"), one_thread():
-        quantiser = faiss.IndexFlat(width, kind)
-        lists = faiss.IndexIVFPQFastScan(quantiser, width, nlist, codes, 4, kind)
-        quantiser.this.disown()
-        lists.own_fields = True
-        lists.by_residual = False
-        lists.implem = _LIST_AFTER_LIST
+        lists = _new_lists(width, nlist, codes, job.metric)
         quiet(lists.cp, job.seed, LIST_ROUNDS)
         quiet(lists.pq.cp, job.seed, CODE_ROUNDS)
         lists.train(sample)
@@ -202,10 +263,20 @@ def _trained(job: BuildJob) -> Any:
     return lists
 
 
-def _in_one_piece(lists: Any) -> Any:
-    """An empty index without lists that shares their codes' centroids."""
+def _nearest_lists(lists: Any, block: FloatArray) -> npt.NDArray[np.int32]:
+    """The list of each row of float32 (m, columns), int32 (m,); the first for a damaged row, which is near none."""
+    found: npt.NDArray[np.int32] = np.maximum(lists.quantizer.assign(block, 1)[:, 0], 0).astype(np.int32)
+    return found
+
+
+def _new_lists(width: int, nlist: int, codes: int, metric: Metric) -> Any:
+    """An index that is not trained and owns its coarse quantiser."""
     faiss = load_faiss()
-    whole = faiss.IndexPQFastScan(lists.d, lists.pq.M, 4, lists.metric_type)
-    faiss.copy_array_to_vector(faiss.vector_to_array(lists.pq.centroids), whole.pq.centroids)
-    whole.is_trained = True
-    return whole
+    kind = metric_of(faiss, metric)
+    quantiser = faiss.IndexFlat(width, kind)
+    lists = faiss.IndexIVFPQFastScan(quantiser, width, nlist, codes, 4, kind)
+    quantiser.this.disown()
+    lists.own_fields = True
+    lists.by_residual = False
+    lists.implem = _LIST_AFTER_LIST
+    return lists

@@ -12,7 +12,9 @@ Layout, little-endian::
 
 Nothing is allocated before its size was compared with the size of the file, and no byte is handed to an engine before
 its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
-those of an index that was just written.
+those of an index that was just written. A section of its own, ``vector_checksums`` uint32, holds the CRC-32 of each
+block of ``CHECKED_ROWS`` rows of them: a block is checked when it is first used, or in the background, so that opening
+reads no vectors. The section's own ``crc32`` is that of its checksums.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ import numpy.typing as npt
 from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, Metric
 from ..utils.drafts import PRIVATE, draft_of
-from .base import Arrays, Index
+from .base import CENTROIDS, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
-from .vector_table import mapped, roomy
+from .vector_table import checksums_of, mapped, roomy
 
 __all__ = [
     "FORMAT_VERSION",
@@ -48,16 +50,16 @@ __all__ = [
     "write_snapshot",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _MAGIC = b"MEVSNAP\n"
 _PREFIX = struct.Struct("<8sIII")
 _PAGE, _LARGEST_PAGE = 4096, 65536
 _DEAD = "dead"
-_VECTORS = "vectors"
-_STEP = 1 << 20
+_CHECKSUMS = "vector_checksums"
+_MAPPED = (VECTORS, CENTROIDS)
 _MAX_HEADER = 1 << 20
-_DTYPES = {"uint8", "int8", "int64", "float16", "float32"}
+_DTYPES = {"uint8", "int32", "uint32", "int64", "float32"}
 _METRICS = ("l2", "cosine", "ip")
 _PRECISIONS = ("float32", "float16", "int8")
 
@@ -121,6 +123,7 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
     """
     target = Path(path)
     arrays = {name: np.ascontiguousarray(array) for name, array in index.parts().items()}
+    arrays[_CHECKSUMS] = checksums_of(arrays[VECTORS])
     if len(info.dead):
         arrays[_DEAD] = np.ascontiguousarray(info.dead)
     header = _header_bytes(arrays, info)
@@ -133,7 +136,7 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
             os.fsync(file.fileno())
             draft.path.replace(target)
             _sync_folder(target.parent)
-            _map(index, file, places[_VECTORS])
+            _map(index, file, places, arrays)
     except OSError as error:
         raise SnapshotError(
             "unwritable", f"cannot write snapshot {target}: {error.strerror or error}; free space or check permissions"
@@ -158,9 +161,10 @@ def read_snapshot(
                 f"not to {store_id!r} ({dim}, {metric}); it is ignored",
             )
         parts = _read_sections(file, sections)
-    dead = parts.pop(_DEAD, info.dead)
+    dead, checksums = parts.pop(_DEAD, info.dead), parts.pop(_CHECKSUMS)
     try:
         index = from_parts(info.plan, info.metric, parts)
+        index.table.check_with(checksums)
     except EngineError as error:
         raise SnapshotError("damaged", f"snapshot {path} cannot be restored: {error}") from error
     if (index.n, index.dim) != (info.count, info.dim):
@@ -194,10 +198,16 @@ def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> dict[str, int]:
     return places
 
 
-def _map(index: Index, file: BinaryIO, offset: int) -> None:
-    """Have the vectors of ``index`` read from where they were written; where that cannot be they stay in memory."""
+def _map(index: Index, file: BinaryIO, places: dict[str, int], arrays: Arrays) -> None:
+    """Have ``index`` read its vectors from where they were written; where that cannot be they stay in memory."""
     with suppress(OSError):
-        index.table.moved_to(mapped(file.fileno(), offset, index.table.vectors.shape, np.float32))
+        index.moved_to(
+            {
+                name: mapped(file.fileno(), places[name], arrays[name].shape, np.float32)
+                for name in _MAPPED
+                if name in arrays
+            }
+        )
 
 
 def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
@@ -205,7 +215,12 @@ def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
     del plan["refusal"]  # of the day when it was planned; the index itself has none
     described = {f.name: getattr(info, f.name) for f in fields(info) if f.name != _DEAD} | {"plan": plan}
     sections = [
-        {"name": name, "dtype": array.dtype.name, "shape": list(array.shape), "crc32": zlib.crc32(_raw(array))}
+        {
+            "name": name,
+            "dtype": array.dtype.name,
+            "shape": list(array.shape),
+            "crc32": zlib.crc32(_raw(arrays[_CHECKSUMS] if name == VECTORS else array)),
+        }
         for name, array in arrays.items()
     ]
     return json.dumps({"info": described, "sections": sections}, allow_nan=False, separators=(",", ":")).encode()
@@ -222,7 +237,7 @@ def _raw(array: npt.NDArray[np.generic]) -> memoryview:
 
 def _gap(name: str, position: int) -> int:
     """Zeros in front of a section."""
-    return -position % (_LARGEST_PAGE if name == _VECTORS else _PAGE)
+    return -position % (_LARGEST_PAGE if name in _MAPPED else _PAGE)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -341,22 +356,24 @@ def _positions(dead: npt.NDArray[Any], n: int, path: str | os.PathLike[str]) -> 
 
 
 def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
-    """Check each array against its checksum, and that the gaps between them are zeros."""
+    """Check each array but the vectors against its checksum, and that the gaps between them are zeros."""
     parts: Arrays = {}
     for section in sections:
         gap = file.read(_gap(section.name, file.tell()))
-        array = _mapped_section(file, section) if section.name == _VECTORS else None
+        array = _mapped_section(file, section) if section.name in _MAPPED else None
         if array is None:
             array = roomy(section.shape, np.dtype(section.dtype).type)
             raw = _raw(array)
             if file.readinto(raw) != len(raw):  # type: ignore[attr-defined]
                 raise SnapshotError("torn", f"snapshot {file.name} ends inside section {section.name!r}")
-            crc = zlib.crc32(raw)
         else:
-            crc = _crc_of(file, section.nbytes)
-        if any(gap) or crc != section.crc32:
+            file.seek(section.nbytes, os.SEEK_CUR)
+        if any(gap) or (section.name != VECTORS and zlib.crc32(_raw(array)) != section.crc32):
             raise SnapshotError("damaged", f"section {section.name!r} of snapshot {file.name} fails its checksum")
         parts[section.name] = array
+    own = next((section.crc32 for section in sections if section.name == VECTORS), None)
+    if _CHECKSUMS not in parts or zlib.crc32(_raw(parts[_CHECKSUMS])) != own:
+        raise SnapshotError("damaged", f"snapshot {file.name} holds no checksums of its vectors")
     return parts
 
 
@@ -366,14 +383,3 @@ def _mapped_section(file: BinaryIO, section: _Section) -> npt.NDArray[np.generic
         return mapped(file.fileno(), file.tell(), section.shape, np.dtype(section.dtype).type)
     except OSError:
         return None
-
-
-def _crc_of(file: BinaryIO, size: int) -> int:
-    """The checksum of the next ``size`` bytes, read a piece at a time, so that they take no memory of this process."""
-    crc = 0
-    while size:
-        piece = file.read(min(size, _STEP))
-        if not piece:
-            return -1
-        crc, size = zlib.crc32(piece, crc), size - len(piece)
-    return crc

@@ -15,6 +15,8 @@ import os
 import sys
 import threading
 import weakref
+import zlib
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,9 +25,19 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..types import FloatArray, IntArray, Metric
 from .bitmap import RowFilter
-from .exact_scan import exact_scan, rerank_rows, scan_many
+from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
 
-__all__ = ["VectorTable", "grown", "in_memory", "lengthened", "mapped", "roomy", "table_from"]
+__all__ = [
+    "DamagedVectorsError",
+    "VectorTable",
+    "checksums_of",
+    "grown",
+    "in_memory",
+    "lengthened",
+    "mapped",
+    "roomy",
+    "table_from",
+]
 
 _SHARE = 4
 """Capacity for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
@@ -169,15 +181,87 @@ def _owner(array: npt.NDArray[Any]) -> Any:
     return owner
 
 
-class VectorTable:
-    """n vectors of one dimension as they were given, float32."""
+CHECKED_ROWS = 64
+"""Rows that share a checksum: 96 KiB of 384 dimensions take 15 microseconds to check."""
+_STEP_BLOCKS = 64
 
-    def __init__(self, vectors: FloatArray, metric: Metric, owner: object = None) -> None:
+
+def checksums_of(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """The CRC-32 of each block of ``CHECKED_ROWS`` rows of float32 (n, dim), C-contiguous: uint32 (blocks,)."""
+    blocks = range(0, len(vectors), CHECKED_ROWS)
+    return np.array([zlib.crc32(vectors[at : at + CHECKED_ROWS].data) for at in blocks], np.uint32)
+
+
+class _Unchecked:
+    """Blocks of rows of a file whose checksums were not compared yet. Threads may check at the same time."""
+
+    def __init__(self, vectors: FloatArray, checksums: npt.NDArray[np.uint32]) -> None:
+        self._vectors, self._checksums = vectors, checksums
+        self._held = np.zeros(len(checksums), np.bool_)
+
+    def check(self, positions: IntArray) -> None:
+        """Compare the blocks of ``positions``, int64 of any shape; -1 and rows after the file's are passed over."""
+        mine = positions[(positions >= 0) & (positions < len(self._vectors))] // CHECKED_ROWS
+        for block in np.unique(mine[~self._held[mine]]).tolist():
+            self._compare(block)
+
+    def check_all(self, pause: Callable[[], None] | None = None) -> None:
+        """Compare every block that was not compared; call ``pause`` after every few of them."""
+        for count, block in enumerate(np.flatnonzero(~self._held).tolist(), 1):
+            self._compare(block)
+            if pause is not None and count % _STEP_BLOCKS == 0:
+                pause()
+
+    def _compare(self, block: int) -> None:
+        at = block * CHECKED_ROWS
+        if zlib.crc32(self._vectors[at : at + CHECKED_ROWS].data) != self._checksums[block]:
+            raise DamagedVectorsError(f"vectors {at} to {at + CHECKED_ROWS} of the snapshot fail their checksum")
+        self._held[block] = True
+
+
+class DamagedVectorsError(EngineError):
+    """Vectors mapped from a file do not have the checksum with which they were written."""
+
+
+class VectorTable:
+    """n vectors of one dimension as they were given, float32.
+
+    Those of a file that was just opened are compared with its checksums when they are first used; every call below
+    raises DamagedVectorsError where they differ.
+    """
+
+    def __init__(
+        self, vectors: FloatArray, metric: Metric, owner: object = None, unchecked: _Unchecked | None = None
+    ) -> None:
         """``vectors`` float32 (n, dim), C-contiguous; ``owner``: an object to keep alive: it holds their memory."""
         self.n, self.dim = int(vectors.shape[0]), int(vectors.shape[1])
         self.metric: Metric = metric
         self.vectors = vectors
         self._owner = owner
+        self._unchecked = unchecked
+
+    def check_with(self, checksums: npt.NDArray[Any]) -> None:
+        """Compare the rows with ``checksums`` (see :func:`checksums_of`) before they are used.
+
+        Raises:
+            EngineError: there are more or fewer checksums than blocks of rows.
+        """
+        if checksums.dtype != np.uint32 or checksums.shape != (-(-self.n // CHECKED_ROWS),):
+            raise EngineError(f"{checksums.shape} checksums for {self.n} vectors; rebuild the index")
+        self._unchecked = _Unchecked(self.vectors, checksums.view(np.uint32))
+        if self._owner is not None:  # an engine reads them too
+            self.check()
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether every row of a file was compared with its checksum."""
+        return self._unchecked is None
+
+    def check(self, pause: Callable[[], None] | None = None) -> None:
+        """Compare all rows that were not compared yet; ``pause`` is called after every few of them."""
+        if self._unchecked is not None:
+            self._unchecked.check_all(pause)
+            self._unchecked = None
 
     @property
     def nbytes(self) -> int:
@@ -199,26 +283,40 @@ class VectorTable:
 
     def gather(self, positions: IntArray | slice) -> FloatArray:
         """The vectors at ``positions`` (m,), as float32 (m, dim), C-contiguous; a slice may give a view."""
+        if self._unchecked is not None:
+            rows = np.arange(self.n)[positions] if isinstance(positions, slice) else positions
+            self._unchecked.check(rows)
         return self.vectors[positions]
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
         """What :func:`table_from` needs to make this table again."""
+        self.check()
         return {"vectors": self.vectors}
 
     def extended(self, vectors: FloatArray) -> VectorTable:
         """A table of these rows followed by float32 (m, dim); it shares memory where there is capacity (see
         :mod:`.vector_table`)."""
-        return VectorTable(grown(self.vectors, vectors), self.metric)
+        return VectorTable(grown(self.vectors, vectors), self.metric, unchecked=self._unchecked)
 
     def scan(self, queries: FloatArray, k: int, row_filter: RowFilter | None = None) -> tuple[FloatArray, IntArray]:
         """Exact search over all allowed rows; shapes as in :func:`~.exact_scan.exact_scan`."""
+        if self._unchecked is not None:
+            self.check() if row_filter is None else self._unchecked.check(row_filter.positions)
         if row_filter is None:
             return scan_many(queries, self.vectors, k, self.metric)
         return exact_scan(queries, self.vectors, k, self.metric, row_filter)
 
     def rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
         """The k nearest of each query's candidates (nq, r); a row of candidates ends at its first -1."""
+        if self._unchecked is not None:
+            self._unchecked.check(candidates)
         return rerank_rows(queries, self.vectors, candidates, k, self.metric)
+
+    def distances(self, queries: FloatArray, rows: IntArray) -> FloatArray:
+        """The distances of each query's own ``rows`` int64 (nq, r), in their order: float32 (nq, r), +inf for -1."""
+        if self._unchecked is not None:
+            self._unchecked.check(rows)
+        return distances_by_row(queries, self.vectors, rows, self.metric)
 
 
 def table_from(arrays: dict[str, npt.NDArray[np.generic]], metric: Metric) -> VectorTable:

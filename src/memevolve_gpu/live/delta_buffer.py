@@ -7,12 +7,15 @@ lock. Dead rows stay: ``died`` holds the log entry of a row's death, and a view 
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..types import FloatArray, IntArray
+from .namespaces import DEFAULT
 
 __all__ = ["NEVER", "Chunk", "DeltaBuffer", "row_bytes"]
 
@@ -24,8 +27,8 @@ LARGEST_CHUNK = 65_536
 
 
 def row_bytes(dim: int) -> int:
-    """Bytes of one row: vector, slot, death, and the id as a Python string of about 64 bytes."""
-    return 4 * dim + 16 + 64
+    """Bytes of one row: vector, slot, death, namespace, and the id as a Python string of about 64 bytes."""
+    return 4 * dim + 28 + 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,10 @@ class DeltaBuffer:
         self.dim = dim
         self.n = 0
         self.ids: list[str] = []
+        self.namespaces = array("i")
+        """The key of each row's namespace."""
+        self._groups: dict[int, array[int]] = {}
+        """The positions of the rows of each namespace, ascending."""
         self._chunks: list[Chunk] = []
 
     @property
@@ -59,8 +66,10 @@ class DeltaBuffer:
         """Bytes of the rows in use."""
         return self.n * row_bytes(self.dim)
 
-    def extend(self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray) -> None:
-        """Append m rows: slots ascending and above all before, vectors float32 (m, dim)."""
+    def extend(
+        self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray, namespaces: Sequence[int] | None = None
+    ) -> None:
+        """Append m rows: slots ascending and above all before, vectors float32 (m, dim); namespaces: their keys."""
         done, m = 0, len(slots)
         while done < m:
             chunk = self._free_chunk()
@@ -73,11 +82,29 @@ class DeltaBuffer:
             self.ids.extend(ids[done:upto])
             self.n += high - low
             done = upto
+        self._group([DEFAULT] * m if namespaces is None else namespaces)
 
     def truncate(self, n: int) -> None:
         """Drop rows from position n on; no published view may contain them."""
-        del self.ids[n:]
+        if n == self.n == len(self.namespaces):
+            return
+        for key in set(self.namespaces[n:]):
+            group = self._groups[key]
+            del group[bisect_left(group, n) :]
+        del self.ids[n:], self.namespaces[n:]
         self.n = n
+
+    def rows_of(self, keys: Sequence[int], end: int) -> IntArray:
+        """Positions below ``end`` of the rows of these namespaces, int64 (m,), ascending."""
+        groups = (self._groups.get(key) for key in keys)
+        found = [np.array(group[: bisect_left(group, end)], np.int64) for group in groups if group]
+        if len(found) == 1:
+            return found[0]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
+
+    def covered_by(self, keys: Sequence[int]) -> bool:
+        """Whether every row is of one of these namespaces."""
+        return len(self._groups) <= len(keys) and set(self._groups) <= set(keys)
 
     def position_of(self, slot: int) -> int:
         """Delta position of ``slot``; -1 where it is not in the delta buffer."""
@@ -121,6 +148,7 @@ class DeltaBuffer:
         """
         other = DeltaBuffer(self.dim)
         other.n, other.ids = end - start, self.ids[start:end]
+        other._group(self.namespaces[start:end])
         for chunk in self._chunks:
             if chunk.start >= start:
                 other._chunks.append(replace(chunk, start=chunk.start - start))
@@ -135,12 +163,23 @@ class DeltaBuffer:
         """A copy of the rows up to position ``end``."""
         other = DeltaBuffer(self.dim)
         for piece in self.pieces(0, end):
-            other.extend(piece.slots.tolist(), self.ids[piece.start : piece.end], piece.vectors)
+            part = slice(piece.start, piece.end)
+            other.extend(piece.slots.tolist(), self.ids[part], piece.vectors, self.namespaces[part])
         for chunk in other._chunks:
             for piece in self.pieces(chunk.start, min(chunk.end, end)):
                 low = piece.start - chunk.start
                 chunk.died[low : low + len(piece.died)] = piece.died
         return other
+
+    def _group(self, namespaces: Sequence[int]) -> None:
+        """Enter the namespaces of the newest rows."""
+        first = len(self.namespaces)
+        self.namespaces.extend(namespaces)
+        for at, key in enumerate(namespaces, first):
+            group = self._groups.get(key)
+            if group is None:
+                group = self._groups[key] = array("q")
+            group.append(at)
 
     def _chunk_at(self, position: int) -> Chunk:
         return next(chunk for chunk in reversed(self._chunks) if chunk.start <= position)

@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
+
+from ..devices.engine_probe import ENGINES
 from ..devices.memory import MemoryBudget
 from ..devices.selection import Machine
 from ..errors import DeviceError
@@ -20,13 +23,14 @@ from ..index.base import Index
 from ..index.faiss_gpu.resources import use_free_bytes
 from ..index.torch_gpu.memory_accounting import account_of
 from ..monitoring.events import EventLog
-from ..planner.device_plan import DeviceState, scratch_bytes
-from ..planner.engine_table import NEVER, TABLE, EngineSetting, EngineTable, gpu_pays_from
-from ..types import IndexPlan
+from ..planner.device_plan import DeviceState, EngineSetting, kept_bytes, scratch_bytes
+from ..planner.routing import SideTimings, measured_sides, seconds_of
+from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
+from .view import View
 
-__all__ = ["DeviceManager"]
+__all__ = ["DeviceManager", "Timer"]
 
 _FIRST_RETRY = 30.0
 _LONGEST_RETRY = 1800.0
@@ -41,7 +45,18 @@ _OF_PLANS = ("limit", "engine", "kind")
 _INSTEAD = "; the CPU instead"
 _UNTIL = {"limit": ", until there is room", "engine": ", until restart"}
 
+_SLOWER_UNTIL = 2.0
+"""A device that was slower for every batch is tried again when the store has this many times the rows."""
+_MOST_TIMED = 256
+_LARGEST_CONTEXT = 2 << 30
+
 Clock = Callable[[], float]
+Timer = Callable[[Index, FloatArray, SearchParams], float]
+"""Seconds that an index takes for queries (nq, dim)."""
+
+
+def _timed(index: Index, queries: FloatArray, params: SearchParams) -> float:
+    return seconds_of(lambda: index.search(queries, 10, params))
 
 
 class DeviceManager:
@@ -53,7 +68,8 @@ class DeviceManager:
         events: EventLog,
         *,
         setting: EngineSetting = "auto",
-        table: EngineTable = TABLE,
+        min_units: int = 0,
+        timer: Timer | None = None,
         most_bytes: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -62,8 +78,9 @@ class DeviceManager:
             machine: finds devices and reads their memory.
             events: where failures are recorded.
             setting: GPU_ENGINE.
-            table: the fastest engines by number of units.
-            most_bytes: MAX_MEMORY_MB in bytes; None for no limit beside the device's budget.
+            min_units: MIN_TRAINING_UNITS; with fewer no device is looked for under DEVICE=auto.
+            timer: times an index, to route calls to the faster side.
+            most_bytes: GPU_MAX_MEMORY_MB in bytes; None for no limit beside the device's budget.
             clock: returns seconds.
         """
         self.machine = machine
@@ -75,7 +92,10 @@ class DeviceManager:
         self.budget_after: MemoryBudget | None = None
         self._events = events
         self._setting: EngineSetting = setting
-        self._table = table
+        self._min_units = max(1, min_units)
+        self._timer = timer or _timed
+        self._slower_below = 0
+        """Live units below which a measurement says that the device does not pay."""
         self._most_bytes = most_bytes
         self._clock = clock
         self._budget: MemoryBudget | None = None
@@ -88,7 +108,7 @@ class DeviceManager:
         """When a round should look at a device that had no free memory."""
         self._unseen = self._announced = False
         self._waits = False
-        """Whether missing memory may become free by itself; not where MAX_MEMORY_MB is the limit."""
+        """Whether missing memory may become free by itself; not where GPU_MAX_MEMORY_MB is the limit."""
         self._active_issues: dict[str, str] = {}
         """Why the device is not used at present, by cause. Each is reported when it appears, and again only after it
         has gone."""
@@ -109,6 +129,24 @@ class DeviceManager:
     def postpone_look(self) -> None:
         """A round has just looked at the device; the next look is due in 30 seconds."""
         self._look_at = max(self._look_at, self._clock() + _FIRST_RETRY)
+
+    @property
+    def routes(self) -> bool:
+        """Whether each call goes to the side that measured faster for its size; a GPU requested by name answers all."""
+        return self.machine.request == "auto"
+
+    def timed(self, device: tuple[Index, SearchParams], host: tuple[Index, SearchParams], *, seed: int) -> SideTimings:
+        """Seconds of two indexes over the same rows, for batches of their own vectors."""
+        rng, index = np.random.default_rng(seed), device[0]
+        queries = np.ascontiguousarray(index.vectors_at(np.sort(rng.integers(0, max(1, index.n), _MOST_TIMED))))
+        sides = (lambda nq, one=one: self._timer(one[0], queries[:nq], one[1]) for one in (device, host))
+        return measured_sides(index.n, *sides)
+
+    def slower(self, index: Index, timings: SideTimings) -> None:
+        """The device was slower for every batch that was timed: leave it until the store has grown."""
+        self._slower_below = int(_SLOWER_UNTIL * index.n)
+        text = f"{index.device} is slower than the CPU for every batch of up to {_MOST_TIMED} queries"
+        self._events.record("device-slower", f"{text}; the CPU until {self._slower_below} units", **timings.as_dict())
 
     def find(self) -> bool:
         """Whether there is a usable device; may take seconds. Reports one that cannot be used."""
@@ -131,8 +169,7 @@ class DeviceManager:
     def state(self, count: int, index: Index) -> DeviceState | None:
         """What the planner needs to know of the device for ``count`` units, most of them in ``index``; None for the
         CPU."""
-        there = index.plan.engine != "cpu"
-        if not self._concerned(2 * count if there else count):
+        if not self._concerned(count):
             return None
         if self.machine.known is None or self._budget is None:
             self._unseen |= not self._announced
@@ -142,18 +179,18 @@ class DeviceManager:
         if choice.gpu is None:
             return None
         missing = {engine: problem for engine, problem in (self.machine.engines() | self._broken).items() if problem}
-        limit, bound = self._limit(index.device_bytes)
+        usable = tuple(engine for engine in ENGINES if engine not in missing)
+        first = next((one for one in usable if self._setting in ("auto", one)), "")
+        limit, bound = self._limit(index.device_bytes + self.machine.holdings.kept(choice.device, first))
         return DeviceState(
             device=choice.device,
             name=choice.gpu.name,
             limit_bytes=limit,
-            engines=tuple(engine for engine in self.machine.engines() if engine not in missing),
+            engines=usable,
             missing="; ".join(missing.values()),
             setting=self._setting,
             requested=choice.requested,
-            held=there,
-            problem=self._disabled_reason or self._backoff_reason,
-            table=self._table,
+            problem=self._disabled_reason or self._backoff_reason or self._slower_reason(count),
             bound=bound,
         )
 
@@ -191,20 +228,31 @@ class DeviceManager:
         """
         if self.machine.forked:
             raise DeviceError(self.machine.choice.reason, "fork")
-        if not self.machine.holdings.active:  # create no CUDA context on a full card
-            self._check_memory(plan, old)
+        holdings, before = self.machine.holdings, None
+        if not holdings.active:  # create no CUDA context on a full card
+            _, before = self._check_memory(plan, old)
         problem = self.machine.refusal(plan.engine)
         if problem:
             raise DeviceError(problem, "out-of-memory" if "another process" in problem else "device-error")
-        self.machine.holdings.begin()
+        holdings.begin()
+        if before is not None:
+            self._measure_context(before)
         room, budget = self._check_memory(plan, old)
         self._set_limits(plan, budget)
-        return plan.device_bytes <= room
+        return plan.device_bytes <= room + holdings.kept(plan.device, plan.engine)
+
+    def _measure_context(self, before: MemoryBudget) -> None:
+        """CUDA's own figures are read in a new context: what is missing since ``before`` is that context."""
+        after = self.machine.budget(fresh=True)
+        context = before.free - after.free
+        if after.source != "driver" and 0 < context <= _LARGEST_CONTEXT:
+            self.machine.holdings.contexts[after.device] = context
 
     def _check_memory(self, plan: IndexPlan, old: Index) -> tuple[int, MemoryBudget]:
         """Bytes that may be added on the device beside ``old``; raises DeviceError where ``plan`` needs more."""
         self._budget = self.budget_before = budget = self.machine.budget(fresh=True)
-        held = old.device_bytes if old.device == plan.device else 0
+        held = old.device_bytes if old.plan.device == plan.device else 0
+        held += self.machine.holdings.kept(plan.device, plan.engine)
         room = budget.room if plan.engine == "torch" else min(budget.room, max(0, budget.free - budget.coming))
         if plan.device_bytes > room + held:
             needed = f"{plan.device_bytes >> 20} MB are needed on {plan.device}"
@@ -213,7 +261,8 @@ class DeviceManager:
 
     def built(self, index: Index) -> None:
         """``index`` was built and is good enough; from now on it counts in this process's budget."""
-        self.machine.holdings.add(index)
+        self.machine.holdings.add(index, index.plan.device)
+        self.machine.holdings.keep(index.plan.device, index.plan.engine, kept_bytes(index.plan))
         self._budget = self.budget_after = self.machine.budget(fresh=True)
         self._backoff_reason = ""
         self._retry.reset()
@@ -252,18 +301,20 @@ class DeviceManager:
                 self._disabled_reason = f"{incident.device} cannot be used until restart: {incident.detail}"
                 self._unseen = True
 
-    def report(self, index: Index) -> dict[str, Any]:
+    def report(self, view: View) -> dict[str, Any]:
         """Plain values for health and statistics; bytes throughout.
 
         predicted_bytes are the plan's, and scratch_bytes the part of them that all searches share; measured_bytes are
         the index's own, to be compared with the difference.
         """
-        choice = self.machine.known
+        choice, index = self.machine.known, view.index
+        timings = None if view.host_side is None else view.host_side.timings
         budgets = {"before": self.budget_before, "after": self.budget_after, "now": self._budget}
         return {
             "requested": self.machine.request,
             "engine_setting": self._setting,
-            "engine_table": self._table.trust,
+            "crossover": None if timings is None else timings.crossover,
+            "timings": None if timings is None else timings.as_dict(),
             "device": index.device,
             "engine": index.plan.engine,
             "reason": choice.reason if choice is not None else self._unlooked(),
@@ -282,13 +333,13 @@ class DeviceManager:
 
     def _unlooked(self) -> str:
         """Why no device was looked for."""
-        border = gpu_pays_from(self._table)
         reason = "nothing here calls for a GPU yet"
-        if self.machine.request != "auto":
-            return reason
-        return f"{reason}: " + (
-            f"it may pay from {border} units on" if border < NEVER else "by the table it never pays"
-        )
+        return reason if self.machine.request != "auto" else f"{reason}: it is tried from {self._min_units} units on"
+
+    def _slower_reason(self, count: int) -> str:
+        if count >= self._slower_below:
+            return ""
+        return f"measured here: the CPU is faster for every batch, and is used below {self._slower_below} units"
 
     def _report_once(self, cause: str, why: str, level: int) -> None:
         with self._lock:
@@ -310,15 +361,15 @@ class DeviceManager:
     def _concerned(self, count: int) -> bool:
         """Whether a GPU may pay for a store of ``count`` units."""
         request = self.machine.request
-        return request != "cpu" and (request != "auto" or count >= gpu_pays_from(self._table))
+        return request != "cpu" and (request != "auto" or count >= self._min_units)
 
-    def _limit(self, used: int) -> tuple[int, Literal["GPU_MEMORY_FRACTION", "MAX_MEMORY_MB"]]:
+    def _limit(self, used: int) -> tuple[int, Literal["GPU_MEMORY_FRACTION", "GPU_MAX_MEMORY_MB"]]:
         """Bytes that an index may take on the device in place of one that uses ``used``, and the setting that limits
         it."""
         free = 0 if self._budget is None else self._budget.room
         by_budget = max(free + used, int(_GROWTH * used))
         if self._most_bytes is not None and self._most_bytes < by_budget:
-            return self._most_bytes, "MAX_MEMORY_MB"
+            return self._most_bytes, "GPU_MAX_MEMORY_MB"
         return by_budget, "GPU_MEMORY_FRACTION"
 
     def _start_backoff(self, why: str) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ..errors import EngineError
 from ..index.base import Index
 from ..planner.plan import search_params_for
-from ..training.calibration import Calibration
+from ..training.calibration import Calibration, at_least
 from ..training.recall import Quality
 from ..types import SearchParams
 
@@ -83,9 +83,15 @@ class IndexStats:
         return self.quality is not None and self.quality.meets(target_recall)
 
     def search_params(self, index: Index, k: int, target_recall: float) -> SearchParams:
-        """The calibrated search parameters; where there are none, the conservative ones of the planner."""
-        found = self.calibration.search_params(k, target_recall) if self.calibration is not None else None
-        return found or search_params_for(index.plan, index.n, k, target_recall)
+        """The calibrated search parameters; where there are none, the planner's conservative ones, and no less than
+        a lower target takes."""
+        if self.calibration is None:
+            return search_params_for(index.plan, index.n, k, target_recall)
+        found = self.calibration.search_params(k, target_recall)
+        if found is not None:
+            return found
+        known, planned = self.calibration.most(k), search_params_for(index.plan, index.n, k, target_recall)
+        return planned if known is None else at_least(planned, known)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a snapshot."""

@@ -9,27 +9,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError
 from ..index.base import Index
-from ..index.bitmap import RowFilter
+from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
-from ..types import FloatArray, Head, IntArray, Precision, SearchParams
+from ..types import FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
 from .field_columns import FieldValues, Log
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
+from .namespaces import EVERYTHING, Expiring, Scope
 from .query_sample import QuerySample
-from .snapshots import agrees, load_snapshot, read_everything
-from .view import Found, View, ViewFilter, contains
+from .snapshots import agrees, load_snapshot, read_everything, remove_snapshot
+from .view import Found, View, ViewFilter, row_filter_of
 from .view_builder import ViewBuilder, apart, on_host
 
 __all__ = ["LiveIndex", "LiveSettings"]
@@ -88,11 +89,22 @@ class LiveSettings:
     seed: int = 20_240_607
 
 
+T = TypeVar("T")
+
+
+def _own_bytes(index: Index) -> int:
+    """Memory of an index beside another one over the same rows, whose vectors and slot table it shares."""
+    shared = index.slots.nbytes + index.id_bytes.nbytes + index.id_ends.nbytes + index.table.resident_bytes
+    return max(0, index.nbytes - shared)
+
+
 PAGE = 1024
 """Log entries read at a time."""
 
 FIRST_RANKED = 64
 """Candidates that a ranked search looks at first, at least."""
+SWEEP_ROWS, SWEEP_SECONDS = 256, 600.0
+"""Expired rows from which they are swept, and seconds after which fewer are."""
 
 FILTER_ATTEMPTS = 8
 """Tries to evaluate a filter while no write happens."""
@@ -132,6 +144,7 @@ class LiveIndex:
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
         self._masks = FilterCache(records)
         self._touched = Touched(0)
+        self._expiring = Expiring(records.expiring)
         self._measured: tuple[object, object, int] = (None, None, 0)
         self._parents_index: Index | None = None
         self._view = self._open()
@@ -151,7 +164,11 @@ class LiveIndex:
             index, vectors = view.index, view.index.table.vectors
             index_bytes = index.nbytes
             self._measured = index, vectors, index_bytes
-        return index_bytes + view.index_died.nbytes + view.delta.nbytes + self._masks.nbytes
+        if view.host_side is not None:
+            index_bytes += _own_bytes(view.host_side.index)
+        groups = 0 if view.groups is None else view.groups.nbytes
+        own = view.index_died.nbytes + view.delta.nbytes + self._masks.nbytes + self._expiring.nbytes
+        return index_bytes + groups + own
 
     def catch_up(self) -> View:
         """Apply what the log holds beyond the watermark and return a view that includes it.
@@ -174,17 +191,34 @@ class LiveIndex:
             yield self._advance()
 
     def search(
-        self, queries: FloatArray | DeviceQueries, k: int, filters: Any = None, recall: float | None = None
+        self,
+        queries: FloatArray | DeviceQueries,
+        k: int,
+        filters: Any = None,
+        recall: float | None = None,
+        scope: Scope = EVERYTHING,
     ) -> Found:
         """The k nearest live units of each query; fewer columns where there are fewer live units, but at least one.
 
         queries: float32 (nq, dim), normalised under cosine, on the host or on a device. recall: overrides the target
-        of the settings.
+        of the settings. scope: the namespaces to search, and the time at which expiry is judged.
         """
+        return self._again(lambda: self._searched(queries, k, filters, recall, scope))
+
+    def _again(self, act: Callable[[], T]) -> T:
+        """Do it, and once more from the records when vectors of the snapshot turn out to be damaged."""
+        try:
+            return act()
+        except DamagedVectorsError as error:
+            self._distrust(error)
+            return act()
+
+    def _searched(
+        self, queries: FloatArray | DeviceQueries, k: int, filters: Any, recall: float | None, scope: Scope
+    ) -> Found:
         started = self.last_search = time.perf_counter()
-        parsed = parse(filters)
-        view, view_filter = self._view_and_mask(parsed) if parsed.root.parts else (self.catch_up(), None)
-        k = min(k, max(1, view.count if view_filter is None else min(view.count, len(view_filter.slots))))
+        view, view_filter = self._view_and_mask(parse(filters), scope)
+        k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
         target = self.settings.target_recall if recall is None else recall
         found = self._answered(view, queries, k, target, view_filter)
         self.last_search = time.perf_counter()
@@ -193,19 +227,25 @@ class LiveIndex:
             self.device_manager.poll(view.index)
         return found
 
-    def matching(self, filters: Filter) -> tuple[View, IntArray]:
-        """A view, and the slots of its live units that match, int64 (n,), ascending."""
-        if not filters.root.parts:
-            view = self.catch_up()
-            return view, view.live_slots()
-        view, view_filter = self._view_and_mask(filters)
-        return view, view_filter.slots[contains(view.live_slots(), view_filter.slots)]
+    def count(self, scope: Scope) -> int:
+        """Live rows that a search of the scope may find."""
+        view, view_filter = self._view_and_mask(parse(None), scope)
+        return view.count if view_filter is None else view_filter.count(view)
+
+    def matching(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, IntArray]:
+        """A view, and the slots of its live units in the scope that match, int64 (n,), ascending."""
+        view, view_filter = self._view_and_mask(filters, scope)
+        return view, view.live_slots() if view_filter is None else view_filter.slots(view)
 
     def field(self, path: tuple[str, ...], slots: IntArray) -> tuple[IntArray, FieldValues]:
         """Slots, those given among them, and the values of the field in each."""
         return self._masks.columns.whole(path, slots, self._log(self._view))
 
-    def ranked(
+    def ranked(self, *given: Any, **named: Any) -> list[tuple[float, float, int]]:
+        """As :meth:`_ranked`."""
+        return self._again(lambda: self._ranked(*given, **named))
+
+    def _ranked(
         self,
         query: FloatArray,
         k: int,
@@ -214,6 +254,7 @@ class LiveIndex:
         similarity: Callable[[Any], Any],
         factors: Callable[[Any, Any], Any],
         paths: tuple[tuple[str, ...] | None, tuple[str, ...] | None],
+        scope: Scope = EVERYTHING,
     ) -> list[tuple[float, float, int]]:
         """The k best units as (score, distance, slot), best first; of equal ones the nearer, then the older.
 
@@ -222,9 +263,8 @@ class LiveIndex:
 
         query: float32 (1, dim). recall: as for :meth:`search`.
         """
-        view, mask = self._view_and_mask(filters) if filters.root.parts else (self.catch_up(), None)
-        slots = view.live_slots()
-        slots = slots if mask is None else slots[contains(mask.slots, slots)]
+        view, mask = self._view_and_mask(filters, scope)
+        slots = view.live_slots() if mask is None else mask.slots(view)
         columns, log = self._masks.columns, self._log(view)
         given = [
             None if path is None else columns.by_slot(path, slots, log, moments=moments)
@@ -262,6 +302,17 @@ class LiveIndex:
         if parts and not self._masks.columns.holds(fields):
             self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
+    def has_expired(self) -> bool:
+        """Whether rows have expired that are not deleted yet."""
+        self.catch_up()
+        return self._expiring.gone(self.records.clock()) is not None
+
+    def sweep_is_due(self) -> bool:
+        """Whether enough rows have expired, or some long ago."""
+        now = self.records.clock()
+        gone = self._expiring.gone(now)
+        return gone is not None and (len(gone) >= SWEEP_ROWS or self._expiring.gone(now - SWEEP_SECONDS) is not None)
+
     def describe(self, index: Index, stats: IndexStats) -> None:
         """Publish new statistics of an index, if it is still in use."""
         with self._held():
@@ -277,6 +328,14 @@ class LiveIndex:
         self._view = view
         self._measured = (None, None, 0)  # keep no reference to the old index and its device memory
         self.generation = generation
+
+    def check_vectors(self, pause: Callable[[], None]) -> None:
+        """Compare the vectors of a snapshot with their checksums, as far as no search did; where one does not hold,
+        read everything from the records again."""
+        try:
+            self._view.index.table.check(pause)
+        except DamagedVectorsError as error:
+            self._distrust(error)
 
     def look_at_device(self) -> None:
         """Read the device's incidents and free memory; may take seconds."""
@@ -310,6 +369,12 @@ class LiveIndex:
             self.events.record("reload", cause, seconds=time.perf_counter() - started, rows=view.count)
             return view
 
+    def _distrust(self, error: DamagedVectorsError) -> None:
+        """Remove a damaged snapshot, and read everything from the records again."""
+        if not self.records.read_only:
+            remove_snapshot(self.snapshot_path)
+        self.reload(f"{error}; read everything from the records again")
+
     def _caught_up(self) -> tuple[View, bool]:
         """An up-to-date view, and whether it is the caller's own rather than the published one."""
         view = self._view
@@ -338,6 +403,7 @@ class LiveIndex:
         builder = None if left_behind else self._applied(apart(self._view))
         while builder is None:
             builder = self._applied(read_everything(self.records))
+        self._expiring.extend(builder.expiry)
         return builder.publish()
 
     def _open(self) -> View:
@@ -350,11 +416,14 @@ class LiveIndex:
                 return view
             cause = "snapshot contradicts the records"
             self.events.record("snapshot-refused", f"{cause}; rebuilding from them", level=logging.WARNING)
+            if not self.records.read_only:
+                remove_snapshot(self.snapshot_path)
         self._restart(read_everything(self.records), 0)
         return self._advance()
 
     def _restart(self, view: View, generation: int) -> None:
         self._touched.restart(view.watermark)
+        self._expiring.restart()
         self._masks.clear()
         self._view = view
         self.generation = generation
@@ -388,6 +457,7 @@ class LiveIndex:
             self._restart(builder.publish(), 0)
             return
         self._touched.extend(builder.touched)
+        self._expiring.extend(builder.expiry)
         self._view = builder.publish()
 
     def _left_behind(self, head: Head) -> bool:
@@ -397,23 +467,35 @@ class LiveIndex:
         self, view: View, queries: FloatArray | DeviceQueries, k: int, target: float, view_filter: ViewFilter | None
     ) -> Found:
         """The results; from the host's vectors if the device fails in a way that its index did not handle."""
+        used = view.faster_for(len(queries), on_device=isinstance(queries, DeviceQueries))
         try:
-            return view.search(queries, k, view.stats.search_params(view.index, k, target), view_filter)
+            return used.search(queries, k, used.stats.search_params(used.index, k, target), view_filter)
         except DeviceError as error:
             self.device_manager.refused(error, view.index.plan)
             with self.mutex:
                 if self._view.index is view.index and not self._changing:
                     self.leave_device()
-            return on_host(view).search(queries, k, SearchParams(exact=True), view_filter)
+            used = on_host(view)
+            return used.search(queries, k, used.stats.search_params(used.index, k, target), view_filter)
 
-    def _view_and_mask(self, filters: Filter) -> tuple[View, ViewFilter]:
-        """A filter evaluated at the watermark of the returned view."""
+    def _view_and_mask(self, filters: Filter, scope: Scope = EVERYTHING) -> tuple[View, ViewFilter | None]:
+        """A view, and the rows of it that match the filter and lie in the scope; None for all of them.
+
+        A filter is evaluated at the watermark of the view.
+        """
+        restricts = bool(filters.root.parts)
         for _ in range(FILTER_ATTEMPTS):
             view, own = self._caught_up()
+            keys = None if scope.keys is None or view.covered_by(scope.keys) else scope.keys
+            gone = None if scope.now is None else self._expiring.gone(scope.now)
+            if not restricts and keys is None and gone is None:
+                return view, None
             masks, touched = self._masks, self._touched
             if own:  # the shared caches do not cover this view
                 masks, touched = FilterCache(self.records), Touched(view.watermark)
-            view_filter = masks.mask(filters, view, touched)
+            if not restricts:
+                return view, masks.namespaces(view, keys, gone)
+            view_filter = masks.mask(filters, view, touched, keys, gone)
             if self.records.head().last_seq == view.watermark:
                 break
         return view, view_filter
@@ -434,9 +516,7 @@ class LiveIndex:
 
 def _only(view: View, slots: IntArray) -> ViewFilter:
     """A filter that live slots alone pass."""
-    rows = None
-    if view.index.n:
-        rows = np.zeros(view.index.n, dtype=np.bool_)
-        positions = view.index.position_of(slots)
-        rows[positions[positions >= 0]] = True
-    return ViewFilter(None if rows is None else RowFilter(rows), slots)
+    positions = view.index.position_of(slots) if view.index.n else slots[:0]
+    index = row_filter_of(view.index.n, positions[positions >= 0]) if view.index.n else None
+    delta = row_filter_of(view.delta_n, view.delta_positions_of(slots)) if view.delta_n else None
+    return ViewFilter(index, delta)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError
+from ..index.vector_table import DamagedVectorsError
 from ..planner.plan import plan_index
 from ..records.file_lock import one_process
 from ..records.records import Records
@@ -33,6 +35,8 @@ from .worker import SearchYield
 
 __all__ = ["Maintenance", "Report"]
 
+T = TypeVar("T")
+
 PROBED = 48
 """Real queries of one recall probe."""
 
@@ -45,16 +49,21 @@ ROWS_READ = 4_000_000
 FEWEST = 8
 """Fewest queries for a recall in a health report."""
 
+SWEPT_AT_ONCE = 10_000
+"""Expired units that are deleted in one transaction."""
+
 PROBE_SLACK = 0.03
 """How far a probe may lie below the target: one standard error of 48 queries of ten results is about 0.01 at 0.95."""
 
 
-def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: bool = False) -> IndexPlan:
+def plan_for(
+    settings: LiveSettings, devices: DeviceManager, view: View, early: bool = False, *, on_host: bool = False
+) -> IndexPlan:
     """The index that a view should have; the one that it has where no other fits into memory.
 
-    ``early`` ignores MIN_TRAINING_UNITS.
+    ``early`` ignores MIN_TRAINING_UNITS; ``on_host``: the plan for the CPU, whatever devices there are.
     """
-    state = devices.state(view.count, view.index)
+    state = None if on_host else devices.state(view.count, view.index)
     try:
         plan = plan_index(
             count=view.count,
@@ -74,6 +83,8 @@ def plan_for(settings: LiveSettings, devices: DeviceManager, view: View, early: 
         )
     except CapacityError as error:
         return replace(view.index.plan, reason=f"kept as it is: {error}", refusal="")
+    if on_host:
+        return plan
     devices.note(plan, state)
     missing = devices.absence() if state is None else ""
     if not missing:
@@ -101,9 +112,9 @@ def view_self_hits(view: View, records: Records, target_recall: float) -> float:
     vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
     queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
     found = view.search(queries, 1, view.stats.search_params(view.index, 1, target_recall))
-    nearest = ["".join(found.ids(number)) for number in range(len(rows))]
-    held = records.vectors_of(nearest)
-    hits = [row.id == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
+    nearest = [sum(found.slots(number)) for number in range(len(rows))]  # one slot, or 0 for none
+    held = records.vectors_at(nearest)
+    hits = [row.slot == one or held.get(one) == row.vector for row, one in zip(rows, nearest, strict=True)]
     return sum(hits) / len(hits)
 
 
@@ -140,12 +151,15 @@ class Maintenance:
         self.rounds = 0
         self.cpu_seconds = 0.0
         """Processor time of the threads that ran rounds."""
-        self._saver = Saver(live)
+        saver = self._saver = Saver(live)
         self.plan = partial(plan_for, live.settings, live.device_manager)
         """The index that a view should have."""
         devices = live.device_manager
         self.scheduler = MaintenanceScheduler(
-            self.plan, live.settings.min_training_units, self._saver.log_is_long, lambda: devices.needs_look
+            self.plan,
+            live.settings.min_training_units,
+            lambda: live.sweep_is_due() or saver.log_is_long() or live.records.history_is_due(),
+            lambda: devices.needs_look,
         )
         self._quality_now: tuple[object, Quality] | None = None
         """The last answer of ``quality``, and of which state."""
@@ -176,7 +190,7 @@ class Maintenance:
                 else:
                     recall = held.recall if view.stats.probed is None else view.stats.probed
                 known = key, Quality(view_self_hits(view, self._live.records, target), recall, len(sample))
-            except DeviceError:  # the next search continues on the CPU
+            except (DeviceError, DamagedVectorsError):  # the next search continues on the CPU, or with the records
                 return held
             self._quality_now = known
         return known[1]
@@ -187,6 +201,8 @@ class Maintenance:
         worth_asking = self.scheduler.notify(event, view)
         if self._live.device_manager.needs_look:
             worth_asking |= self.scheduler.notify("device", view)
+        if not view.index.table.is_checked:
+            return True
         return worth_asking and self.scheduler.next_action(view).delay is not None
 
     def run_if_due(self) -> float | None:
@@ -195,6 +211,7 @@ class Maintenance:
         Returns:
             Seconds after which to call again; None to wait for the next event.
         """
+        self._live.check_vectors(SearchYield(lambda: self._live.last_search))
         view = self._live.catch_up()
         self.scheduler.notify("written", view)
         action = self.scheduler.next_action(view)
@@ -271,6 +288,11 @@ class Maintenance:
                 raise translate_error(saver.failed.__cause__ or saver.failed, live.snapshot_path)
             return live.snapshot_path
 
+    def alone(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns, while no round runs in any process."""
+        with self._round_lock, one_process(self._lock_path, True, self._live.records.file_mode):
+            return act()
+
     def close(self) -> None:
         """Save an index that is not saved yet, unless another process is maintaining; a failure is an event."""
         if not self._saver.unsaved or self._live.records.read_only or self.in_round():
@@ -297,7 +319,7 @@ class Maintenance:
         """What was done, and why the index was rebuilt."""
         live = self._live
         self._saver.forget_failure()
-        actions = self._verify()
+        actions = self._sweep() + self._verify()
         live.look_at_device()
         live.device_manager.postpone_look()
         reason = force or self.scheduler.reason(live.catch_up(), quiet=quiet)
@@ -311,12 +333,25 @@ class Maintenance:
         actions += self._check_recall(background)
         if not live.records.read_only:
             actions += self._purge_log()
+            actions += self._purge_history()
             actions += self._save_vectors()
         return actions, reason.text if reason else ""
+
+    def _sweep(self) -> list[str]:
+        """Delete the units that have expired, of all namespaces."""
+        live, swept, last = self._live, 0, SWEPT_AT_ONCE
+        if live.records.read_only or not live.has_expired():
+            return []
+        while last == SWEPT_AT_ONCE:
+            with live.records.write(operation="sweep") as tx:
+                last = tx.drop_expired(SWEPT_AT_ONCE)
+            swept += last
+        return [f"swept {swept} expired units"]
 
     def _verify(self) -> list[str]:
         """Compare the index with the records; where they differ, read everything from the records again."""
         live = self._live
+        live.check_vectors(SearchYield(lambda: live.last_search))
         if agrees(live.catch_up(), live.records, live.settings.seed):
             return []
         view = live.reload("the index contradicts the records")
@@ -405,6 +440,10 @@ class Maintenance:
             if saver.log_is_held():
                 saver.save()
         return [f"purged {saver.purge()} log entries"]
+
+    def _purge_history(self) -> list[str]:
+        records = self._live.records
+        return [f"purged {records.purge_history()} changes of the history"] if records.history_is_due() else []
 
     def _save_vectors(self) -> list[str]:
         """Save, where many vectors are in memory that could be mapped from the snapshot."""

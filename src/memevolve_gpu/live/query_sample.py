@@ -31,7 +31,7 @@ class QuerySample:
 
     def __init__(self, records: Records, events: EventLog, seed: int, enabled: bool) -> None:
         self._records, self._events = records, events
-        self._enabled = enabled
+        self._enabled, self._seed = enabled, seed
         held = records.get_meta(KEY) if enabled else None
         self._reservoir = Reservoir.from_bytes(held or b"", records.dim, seed=seed)
         self._saved = 0
@@ -60,6 +60,11 @@ class QuerySample:
     def has_news_since(self, seen: int) -> bool:
         """Whether a calibration made when ``seen`` queries had been seen is out of date."""
         return self.seen >= max(MIN_REAL, RECALIBRATE_GROWTH * seen)
+
+    def forget(self) -> None:
+        """Begin anew, without any query."""
+        self._reservoir = Reservoir.from_bytes(b"", self._records.dim, seed=self._seed)
+        self._saved = 0
 
     def save(self, timeout: float | None = None) -> None:
         """Save the sample with the records if it has changed; a failure is an event.

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,12 @@ from ..types import FloatArray, IndexPlan, IntArray, Rows
 from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats, list_balance
 from .live_index import LiveIndex, LiveSettings
+from .namespaces import RowGroups, joined
 from .query_sample import QuerySample
 from .scheduler import MaintenanceScheduler, RebuildReason, Spent
 from .snapshot_writer import Saver
-from .view import View
-from .view_builder import flat_index
+from .view import HostSide, View
+from .view_builder import UNKNOWN, cpu_copy, flat_index
 from .worker import SearchYield
 
 __all__ = ["QUALITY_K", "Collect", "calibrated", "evaluated", "rebuild", "silent"]
@@ -41,14 +42,20 @@ QUALITY_K = 10
 MEASURE_GROWTH = 1.15
 """The recall of an extended index is measured again when it has this many times the rows of the last measurement."""
 
+RETIMED = 2.0
+"""Both sides of a growing index are timed again when it has this many times the rows of the last measurement."""
+
 FEW = 32
 """Queries that check an extended index; where they find too little it is rebuilt."""
 
 Collect = Callable[[FloatArray], TrainingSet]
 """Finds training vectors where the store's own, (n, dim), are too few."""
 
-PlanFor = Callable[[View, bool], IndexPlan]
-"""The index that a view should have; the flag ignores MIN_TRAINING_UNITS."""
+
+class PlanFor(Protocol):
+    """The index that a view should have; ``early`` ignores MIN_TRAINING_UNITS, ``on_host`` plans for the CPU."""
+
+    def __call__(self, view: View, early: bool = False, *, on_host: bool = False) -> IndexPlan: ...
 
 
 class Candidate(NamedTuple):
@@ -74,7 +81,7 @@ class Built:
     """An index that may replace the one in use.
 
     made_of: its rows. trained: whether new quantisers were trained. refused: why an exact index takes the place of the
-    planned kind, else empty.
+    planned kind, else empty. host_side: the index on the CPU beside one on a device.
     """
 
     index: Index
@@ -82,6 +89,7 @@ class Built:
     made_of: RebuildInput
     trained: bool = False
     refused: str = ""
+    host_side: HostSide | None = None
 
 
 def silent(_stage: str, _share: float) -> None:
@@ -126,11 +134,14 @@ def rebuild(
         return f"kept {live.view.index.kind}: the device refused"
     if built.index.plan.engine != "cpu":
         devices.built(built.index)
+        if devices.routes:  # Time both sides.
+            built = _routed(built, candidate.extends, plan_for(live.catch_up(), on_host=True), live, collect, pause)
     # Swap.
+    groups = _groups(built.made_of)
     with live.exclusive() as now:
         if live.epoch != epoch:
             return "dropped a build that was overtaken by a reload"
-        live.replace(_swapped(built, now), live.generation)
+        live.replace(_swapped(built, now, groups), live.generation)
         saved = saver.note_swap(live.view)
     if candidate.extends:
         scheduler.notify(Spent("append", time.perf_counter() - started), live.view)
@@ -289,6 +300,40 @@ def _built(
     return Built(flat_index(rows, old.metric), IndexStats(refused_rows=len(rows.slots)), made_of, refused=refused)
 
 
+def _routed(built: Built, extends: bool, plan: IndexPlan, live: LiveIndex, collect: Collect, pause: Pause) -> Built:
+    """``built`` with an index on the CPU beside it and the seconds of both sides; the CPU's alone where the device was
+    slower for every batch that was timed."""
+    devices, settings, made_of = live.device_manager, live.settings, built.made_of
+    side, now = made_of.view.host_side, made_of.view.by_host
+    host = None
+    if extends and side is not None:
+        longer = side.index.extended(made_of.rows)
+        host = None if longer is None else Built(longer, side.stats, made_of)
+    elif extends:
+        pass
+    elif _same_rows(now.index, built.index) and _quantiser(now.index.plan, now.index.nlist) == _quantiser(
+        plan, plan.nlist
+    ):
+        host = Built(now.index, now.stats, made_of)  # the index in use stays as the host's side
+    else:
+        reuse = RebuildReason("compact", "the rows of the device's index")
+        beside = replace(made_of, view=now)
+        host = _built(plan, beside, reuse, settings, live.query_sample, collect, silent, pause)
+    if host is None:
+        host = Built(cpu_copy(built.index), UNKNOWN, made_of)
+    known = side.timings if extends and side is not None and built.index.n <= RETIMED * side.timings.rows else None
+    ways = [(one.index, one.stats.search_params(one.index, QUALITY_K, settings.target_recall)) for one in (built, host)]
+    timings = known or devices.timed(*ways, seed=settings.seed)
+    if timings.crossover is None:
+        devices.slower(built.index, timings)
+        return replace(host, made_of=made_of)
+    return replace(built, host_side=HostSide(host.index, host.stats, timings))
+
+
+def _same_rows(index: Index, other: Index) -> bool:
+    return index.plan.engine == "cpu" and index.n == other.n and bool((index.slots == other.slots).all())
+
+
 def _extended(made_of: RebuildInput, settings: LiveSettings, queries: QuerySample, pause: Pause) -> Built | None:
     """The index in use with the gathered rows appended; None where it cannot take them, or is not good enough then.
 
@@ -371,7 +416,14 @@ def _checked(index: Index, known: IndexStats, start: int, settings: LiveSettings
     return replace(known, quality=replace(quality, self_hit=hits))
 
 
-def _swapped(built: Built, now: View) -> View:
+def _groups(made_of: RebuildInput) -> RowGroups | None:
+    """The gathered rows by namespace."""
+    old = made_of.view
+    of_delta = np.array(old.delta.namespaces[: old.delta_n], np.int32)[made_of.from_delta]
+    return joined(old.groups, old.index.n, of_delta, made_of.from_index)
+
+
+def _swapped(built: Built, now: View, groups: RowGroups | None) -> View:
     """The view ``now`` with the built index in place of the rows that were gathered; the caller holds the mutex.
 
     Rows that died meanwhile are dead in the new index too; rows that came meanwhile stay in the delta buffer.
@@ -393,6 +445,8 @@ def _swapped(built: Built, now: View) -> View:
         delta_dead=delta_dead,
         metric=now.metric,
         stats=built.stats,
+        groups=groups,
+        host_side=built.host_side,
     )
 
 

@@ -102,7 +102,10 @@ class Saver:
                 info = self.info()
                 live.generation = max(info.generation if info else 0, live.generation) + 1
             view = live.view
-        index = view.index if view.index.plan.engine == "cpu" else cpu_copy(view.index)
+        if not joins_log(view, live.records.head().horizon):  # nothing could be opened from it
+            return
+        saved = view.by_host
+        index = saved.index if saved.index.plan.engine == "cpu" else cpu_copy(view.index)
         watermark = _as_of(view)
         info = SnapshotInfo(
             store_id=live.records.store_id,
@@ -114,11 +117,13 @@ class Saver:
             dim=index.dim,
             created_at=time.time(),
             seed=live.settings.seed,
-            extra=(view.stats if index is view.index else IndexStats()).to_dict(),
+            extra=(saved.stats if index is saved.index else IndexStats()).to_dict(),
             dead=np.flatnonzero(view.index_died <= watermark).astype(np.int64),
         )
         try:
             write_snapshot(live.snapshot_path, index, info, live.records.file_mode)
+            if saved is not view:
+                view.index.table.moved_to(index.table.vectors)
             self._unsaved_epoch = -1
         except (OSError, StorageError, SnapshotError) as error:
             self.failed = error

@@ -11,16 +11,17 @@ import numpy as np
 
 from ..index.base import Index
 from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
-from ..index.vector_table import roomy
+from ..index.vector_table import DamagedVectorsError, roomy
 from ..monitoring.events import EventLog
 from ..records.records import Records
 from ..types import IntArray, Row, Rows
 from ..utils.vectors import normalize_rows
 from .index_stats import IndexStats
+from .namespaces import RowGroups, grouped
 from .view import View
 from .view_builder import empty_index, flat_index, view_of
 
-__all__ = ["agrees", "load_snapshot", "read_everything", "spot_check"]
+__all__ = ["agrees", "load_snapshot", "read_everything", "remove_snapshot", "spot_check"]
 
 PAGE = 512
 SAMPLED = 32
@@ -40,7 +41,7 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         return None
     head = records.head()
     if info.watermark > head.last_seq and not records.read_only:
-        _remove(path)
+        remove_snapshot(path)
     if not head.horizon <= info.watermark <= head.last_seq:
         events.record(
             "snapshot-refused",
@@ -49,13 +50,14 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         )
         return None
     events.record("snapshot-loaded", f"{index.n} rows of kind {index.kind}", seconds=time.perf_counter() - started)
-    return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead), info
+    groups = grouped(index.slots, records.namespace_slots())
+    return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead, groups), info
 
 
-def _remove(path: Path) -> None:
-    """Remove a snapshot that is ahead of the log.
+def remove_snapshot(path: Path) -> None:
+    """Remove a snapshot that is damaged, or ahead of the log.
 
-    The records went back in time: an older copy, or a power cut under durability normal. After enough writes the
+    Ahead: the records went back in time: an older copy, or a power cut under durability normal. After enough writes the
     snapshot would seem to join the log again, and be wrong.
     """
     with suppress(OSError):
@@ -68,18 +70,20 @@ def read_everything(records: Records) -> View:
     if not head.count:
         return view_of(empty_index(records.dim, records.metric), head.last_seq)
     vectors = roomy((head.count, records.dim), np.float32)
-    slots = np.empty(head.count, dtype=np.int64)
+    slots, namespaces = np.empty(head.count, dtype=np.int64), np.empty(head.count, dtype=np.int32)
     ids: list[bytes] = []
     after = 0
     while page := records.scan(after, head.last_slot, PAGE):
         _fill(page, len(ids), slots, vectors)
+        namespaces[len(ids) : len(ids) + len(page)] = [row.ns for row in page]
         ids.extend(row.id.encode() for row in page)
         after = page[-1].slot
     n = len(ids)  # fewer than head.count where rows were deleted meanwhile; their DROPs follow in the log
     if records.metric == "cosine":
         vectors[:n] = normalize_rows(vectors[:n])
     rows = Rows(slots[:n], *_joined(ids), vectors[:n])
-    return view_of(flat_index(rows, records.metric), head.last_seq)
+    groups = RowGroups(namespaces[:n]) if namespaces[:n].any() else None
+    return view_of(flat_index(rows, records.metric), head.last_seq, groups=groups)
 
 
 def agrees(view: View, records: Records, seed: int) -> bool:
@@ -87,7 +91,10 @@ def agrees(view: View, records: Records, seed: int) -> bool:
 
     A view that is behind the records by now cannot be compared, and passes.
     """
-    sampled = spot_check(view, records, seed)
+    try:
+        sampled = spot_check(view, records, seed)
+    except DamagedVectorsError:
+        return False
     head = records.head()
     return head.last_seq != view.watermark or (sampled and head.count == view.count)
 
@@ -96,12 +103,11 @@ def spot_check(view: View, records: Records, seed: int) -> bool:
     """Whether sampled rows of the index, and its newest ones, have the ids and vectors of the records."""
     positions = _sample(view, seed)
     index = view.index
-    units = records.units_at(index.slots[positions].tolist())
-    ids = [str(unit_id) for unit_id in index.ids_at(positions)]
-    vectors = records.vectors_of(ids)
+    slots = index.slots[positions].tolist()
+    units, vectors = records.units_at(slots), records.vectors_at(slots)
     return all(
-        slot in units and units[slot].get("id") == unit_id and _same(index, position, vectors.get(unit_id))
-        for position, slot, unit_id in zip(positions.tolist(), index.slots[positions].tolist(), ids, strict=True)
+        slot in units and units[slot].get("id") == unit_id and _same(index, position, vectors.get(slot))
+        for position, slot, unit_id in zip(positions.tolist(), slots, index.ids_at(positions), strict=True)
     )
 
 

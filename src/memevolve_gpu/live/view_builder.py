@@ -21,6 +21,7 @@ from ..types import Change, FloatArray, IndexPlan, IntArray, Metric, Op, Rows
 from ..utils.vectors import normalize_rows
 from .delta_buffer import NEVER, DeltaBuffer
 from .index_stats import IndexStats
+from .namespaces import RowGroups
 from .view import View
 
 __all__ = ["ViewBuilder", "apart", "cpu_copy", "empty_index", "flat_index", "on_host", "view_of"]
@@ -41,8 +42,8 @@ def cpu_copy(index: Index) -> Index:
 
 
 def on_host(view: View) -> View:
-    """The same view with an exact index on the CPU."""
-    return replace(view, index=cpu_copy(view.index), stats=UNKNOWN)
+    """The same view with the CPU's index beside the device's, or with an exact one."""
+    return view.by_host if view.host_side is not None else replace(view, index=cpu_copy(view.index), stats=UNKNOWN)
 
 
 def empty_index(dim: int, metric: Metric) -> Index:
@@ -50,15 +51,20 @@ def empty_index(dim: int, metric: Metric) -> Index:
     return flat_index(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
 
 
-def view_of(index: Index, watermark: int, stats: IndexStats = UNKNOWN, dead: IntArray | None = None) -> View:
+def view_of(
+    index: Index,
+    watermark: int,
+    stats: IndexStats = UNKNOWN,
+    dead: IntArray | None = None,
+    groups: RowGroups | None = None,
+) -> View:
     """A view with an empty delta buffer; all rows of ``index`` are alive, except those at ``dead``, int64 (m,)."""
     died = np.full(index.n, NEVER, dtype=np.int64)
     deaths = array("q", () if dead is None else dead.tolist())
     if deaths:
         died[dead] = watermark
-    return View(
-        watermark, index, watermark, died, deaths, len(deaths), DeltaBuffer(index.dim), 0, 0, index.metric, stats
-    )
+    delta = DeltaBuffer(index.dim)
+    return View(watermark, index, watermark, died, deaths, len(deaths), delta, 0, 0, index.metric, stats, groups)
 
 
 def apart(view: View) -> View:
@@ -83,6 +89,8 @@ class ViewBuilder:
         self.cleared = False
         self.touched: list[tuple[int, int]] = []
         """(seq, slot) of rows that were added or changed, which cached filters must evaluate again."""
+        self.expiry: list[tuple[int, float | None]] = []
+        """(slot, Unix time) of rows whose expiry is new; None for rows that are gone or do not expire."""
 
     def apply(self, changes: Sequence[Change]) -> None:
         for op, run in groupby(changes, key=attrgetter("op")):
@@ -92,8 +100,10 @@ class ViewBuilder:
             elif op == Op.DROP:
                 for change in same:
                     self._drop(change.slot, change.seq)
+                self.expiry += [(change.slot, None) for change in same]
             elif op == Op.EDIT:
                 self.touched += [(change.seq, change.slot) for change in same]
+                self.expiry += [(change.slot, change.expires_at) for change in same]
             else:
                 self._clear()
         if changes:
@@ -113,6 +123,8 @@ class ViewBuilder:
             self._delta_dead,
             base.metric,
             UNKNOWN if self.cleared else base.stats,
+            None if self.cleared else base.groups,
+            None if self.cleared else base.host_side,
         )
         if view.index_dead == base.index_dead and self._index is base.index and "alive" in base.__dict__:
             view.__dict__["alive"] = base.__dict__["alive"]
@@ -120,10 +132,13 @@ class ViewBuilder:
 
     def _put(self, changes: list[Change]) -> None:
         """Add rows, except those that are deleted again: their DROP follows in the log."""
-        rows = [(one.slot, one.id, one.vector) for one in changes if one.id is not None and one.vector is not None]
+        rows = [
+            (one.slot, one.id, one.vector, one.ns) for one in changes if one.id is not None and one.vector is not None
+        ]
         if rows:
-            slots, ids, raw = zip(*rows, strict=True)
-            self._delta.extend(slots, ids, self._vectors(raw))
+            slots, ids, raw, namespaces = zip(*rows, strict=True)
+            self._delta.extend(slots, ids, self._vectors(raw), namespaces)
+        self.expiry += [(one.slot, one.expires_at) for one in changes if one.expires_at is not None]
         self.touched += [(change.seq, change.slot) for change in changes]
 
     def _vectors(self, raw: Sequence[bytes]) -> FloatArray:

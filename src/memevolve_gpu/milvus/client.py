@@ -142,9 +142,9 @@ class MilvusClient:
         try:
             return self.retrying.run(lambda left: call(self._open(left), left), _foreign(), _is_final, allowed)
         except GaveUp as ended:
-            raise self._unavailable(ended, allowed) from ended.last
+            raise self._unavailable(ended, allowed) from self._without_token(ended.last)
         except _foreign() as error:
-            raise self._ours(error) from error
+            raise self._ours(error) from self._without_token(error)
 
     def version(self) -> Version:
         """The server's own word for what it is. Raises ConfigurationError when it is too old."""
@@ -193,15 +193,26 @@ class MilvusClient:
             uri=config.uri, token=config.secret_token, db_name=config.database or "", timeout=seconds, dedicated=True
         )
 
+    def _said(self, error: BaseException) -> str:
+        """The first line of what the client said, without the token and the password in it."""
+        text, token = _first_line(error), self.config.secret_token
+        for secret in (token, token.partition(":")[2]):
+            text = text.replace(secret, "***") if secret else text
+        return text
+
+    def _without_token(self, error: BaseException) -> BaseException | None:
+        """The error as the cause of ours; None when it shows the token or the password."""
+        return error if self._said(error) == _first_line(error) else None
+
     def _unavailable(self, ended: GaveUp, allowed: float) -> StoreUnavailableError:
         return StoreUnavailableError(
             f"the Milvus server at {self.config.uri} gave no answer within {allowed:g} s "
-            f"({ended.attempts} attempts, the last: {_first_line(ended.last)}); start it, check MEMEVOLVE_MILVUS_URI, "
+            f"({ended.attempts} attempts, the last: {self._said(ended.last)}); start it, check MEMEVOLVE_MILVUS_URI, "
             "or raise MEMEVOLVE_MILVUS_TIMEOUT"
         )
 
     def _ours(self, error: BaseException) -> StorageError | ConfigurationError:
-        code, text = _code(error), _first_line(error)
+        code, text = _code(error), self._said(error)
         where = f"the Milvus server at {self.config.uri}"
         if code in _FULL:
             return StorageFullError(f"{where} has no room: {text}; give it more memory or disk, or delete units")

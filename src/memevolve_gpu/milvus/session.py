@@ -199,6 +199,8 @@ def health_report(session: MilvusSession) -> StorageHealth:
     most = _DEFAULT_MB if config.max_memory_mb == "auto" else float(config.max_memory_mb)
     figures = Figures(
         count=count,
+        usage=count / config.max_memory_units,
+        rows=count,
         max_units=config.max_memory_units,
         warning_threshold=config.warning_threshold,
         prune_threshold=config.prune_threshold,

@@ -36,7 +36,7 @@ from ..components.store.units import (
     with_id,
 )
 from ..components.store.vector_store import VectorStore
-from ..errors import ConflictError, InvalidUnitError, StoreClosedError
+from ..errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
 from ..records.filters import matches, parse
 from ..types import FloatArray, Hit, MemoryUnit, Metric
 from ..utils.arguments import callback, listed, mapping, whole_number
@@ -147,6 +147,11 @@ class MilvusStore(StorageBackend, MetadataMixin):
             ModelMismatchError: The collection was filled by another embedding model.
         """
         self.config = StorageConfig.adopt(storage_config)
+        if self.config.namespace:
+            raise ConfigurationError(
+                f"namespace={'/'.join(self.config.namespace)!r} (variable MEMEVOLVE_STORAGE_NAMESPACE): a MilvusStore "
+                "has no namespaces; use a collection for each, or a VectorStore"
+            )
         self.embedding_function = embedding_function
         place = MilvusConfig.adopt(milvus_config)
         self._place = place

@@ -8,13 +8,23 @@ from typing import Literal
 
 from ..index.faiss_gpu.sizes import TEMPORARY_BYTES
 from ..index.faiss_gpu.sizes import plan_device_bytes as faiss_bytes
-from ..index.torch_gpu.memory_accounting import SCRATCH
+from ..index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE
 from ..index.torch_gpu.memory_accounting import predicted_bytes as torch_bytes
 from ..types import IndexPlan, Precision
-from .engine_table import TABLE, EngineSetting, EngineTable, engine_for
 from .sizes import plan_bytes
 
-__all__ = ["EXACT_BYTES", "DeviceState", "device_bytes", "on_device", "scratch_bytes", "sized"]
+__all__ = [
+    "EXACT_BYTES",
+    "DeviceState",
+    "EngineSetting",
+    "device_bytes",
+    "kept_bytes",
+    "on_device",
+    "scratch_bytes",
+    "sized",
+]
+
+EngineSetting = Literal["auto", "torch", "faiss"]
 
 _SPARED = 0.5
 """Share of the limit up to which float32 rows may be on the device beside the narrow ones; the rest is for others."""
@@ -33,7 +43,12 @@ def device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
 
 def scratch_bytes(plan: IndexPlan) -> int:
     """Bytes of :func:`device_bytes` that all searches on the device share, and that belong to no index."""
-    return {"torch": SCRATCH, "faiss": TEMPORARY_BYTES}.get(plan.engine, 0)
+    return {"torch": SCRATCH + WORKSPACE, "faiss": TEMPORARY_BYTES}.get(plan.engine, 0)
+
+
+def kept_bytes(plan: IndexPlan) -> int:
+    """The part of :func:`scratch_bytes` that the engine keeps once it has been used; torch's allocator has the rest."""
+    return {"torch": WORKSPACE if plan.device.startswith("cuda") else 0, "faiss": TEMPORARY_BYTES}.get(plan.engine, 0)
 
 
 def sized(plan: IndexPlan, n: int, dim: int, limit: int) -> Iterator[IndexPlan]:
@@ -63,22 +78,19 @@ class DeviceState:
     """What a plan needs to know of a GPU.
 
     device: ``cuda:N``. name: of the card. limit_bytes: what this store's index may take there; bound: the setting that
-    limits it. engines: the installed ones; missing: why the others cannot be used. setting: GPU_ENGINE. requested: the
-    GPU is requested explicitly. held: this store's index is on the device already. problem: why the device cannot be
-    used at present, else empty. table: the fastest engines by number of rows.
+    limits it. engines: those that can be used, best first; missing: why the others cannot. setting: GPU_ENGINE.
+    requested: the GPU is requested explicitly. problem: why the device is not used at present, else empty.
     """
 
     device: str
     name: str
     limit_bytes: int
-    engines: tuple[str, ...]
+    engines: tuple[Literal["torch", "faiss"], ...]
     missing: str = ""
     setting: EngineSetting = "auto"
     requested: bool = False
-    held: bool = False
     problem: str = ""
-    table: EngineTable = TABLE
-    bound: Literal["GPU_MEMORY_FRACTION", "MAX_MEMORY_MB"] = "GPU_MEMORY_FRACTION"
+    bound: Literal["GPU_MEMORY_FRACTION", "GPU_MAX_MEMORY_MB"] = "GPU_MEMORY_FRACTION"
 
 
 def on_device(
@@ -111,10 +123,11 @@ def on_device(
         return _noted(host, state.problem)
     if index_type == "hnsw":
         return _noted(host, "no GPU engine has graphs; the CPU instead", "kind")
-    rows = 2 * count if state.held else count  # a store whose size varies around a border stays where it is
-    engine, why, lacking = engine_for(state.table, rows, state.setting, state.engines, wanted=state.requested)
-    if engine == "cpu":
-        return _noted(host, f"{why} ({state.missing})" if state.missing else why, "engine" if lacking else "")
+    engine = next((each for each in state.engines if state.setting in ("auto", each)), None)
+    if engine is None:
+        why = "no GPU engine can be used" if state.setting == "auto" else f"GPU_ENGINE={state.setting} cannot be used"
+        return _noted(host, f"{why} ({state.missing})" if state.missing else why, "engine")
+    why = f"engine {engine}" + ("" if state.setting == "auto" else " by GPU_ENGINE")
     base = IndexPlan("exact", engine=engine, device=state.device)
     lists = replace(base, kind="ivf", nlist=nlist)
     smallest = 0

@@ -4,8 +4,8 @@ Measured on 39,320 real embeddings (384 dimensions, squared L2) with 1,000 queri
 distribution. Each entry reaches its target on both for ten results, and stays near it from 1 to 100. Recall in / out of
 distribution:
 
-* 4-bit codes, half as many as dimensions: rerank 40 0.999 / 0.992, 60 1.000 / 0.998, 100 1.000 / 0.9998; 100 results
-  need 300 for 0.999 / 0.990 and 400 for 1.000 / 0.996.
+* 4-bit codes, a quarter as many as dimensions: rerank 60 0.994 / 0.954, 100 0.999 / 0.982, 150 1.000 / 0.992, 450
+  1.000 / 0.999.
 * 256 lists, share probed 0.375 0.976 / 0.968, 0.5 0.985 / 0.983, 0.75 0.996 / 0.996; 64 lists, 0.375 0.970 / 0.951,
   0.5 0.982 / 0.974, 0.75 0.995 / 0.994; for 100 results out of distribution 0.75 0.982, 1 0.990.
 * graph, beam 128 0.997 / 0.976, 256 0.999 / 0.992, 512 0.999 / 0.997; for 100 results 512 0.998 / 0.991.
@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from ..errors import CapacityError
-from ..index.costs import LIST, codes_cost, scan_cost
+from ..index.costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import IndexPlan, Metric, Precision, SearchParams
 from .device_plan import DeviceState, on_device
@@ -31,8 +31,8 @@ __all__ = ["IndexType", "PrecisionSetting", "plan_index", "search_cost", "search
 _MEASURED_AT = 40_000
 _FEW_ROWS = 10_000
 """Below it, half of the lists gave 0.941 out of distribution and three quarters 0.984 (76 lists, 3,000 units)."""
-_CODES_SLOPE = 0.3
-"""Rerank 40 is enough at 100,000 units and 200 at 1,000,000: candidates grow with about the cube root of n."""
+_CODES_SLOPE = 0.55
+"""Out of distribution 60 candidates find 0.95 at 40,000 units, 450 at 1,000,000; 150 and 900 find 0.99."""
 
 
 def search_params_for(plan: IndexPlan, n: int, k: int, target_recall: float) -> SearchParams:
@@ -47,14 +47,14 @@ def search_params_for(plan: IndexPlan, n: int, k: int, target_recall: float) -> 
     if plan.kind == "hnsw":
         return SearchParams(ef=_beam(n, k, target_recall))
     rerank = _rerank(n, k, target_recall)
-    if plan.kind == "two_stage":
+    if plan.kind == "two_stage" or (plan.engine == "cpu" and n <= WHOLE_ROWS):
         return SearchParams(rerank=rerank)
     nprobe = max(1, math.ceil(plan.nlist * _share(n, k, target_recall)))
     return SearchParams(nprobe=nprobe, rerank=0 if plan.engine == "torch" else rerank)  # torch bounds float16's error
 
 
 def _rerank(n: int, k: int, target: float) -> int:
-    wanted = 20 + 2 * k if target <= 0.95 else 40 + 3 * k if target <= 0.99 else 100 + 6 * k
+    wanted = 50 + 5 * k if target <= 0.95 else 150 + 10 * k if target <= 0.99 else 300 + 15 * k
     return math.ceil(wanted * math.pow(max(1.0, n / _MEASURED_AT), _CODES_SLOPE))
 
 
@@ -148,7 +148,7 @@ def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> floa
         return scan_cost(n, dim)
     params = search_params_for(plan, n, _RESULTS, target_recall)
     reads = float(n * (plan.codes or default_codes(dim)))
-    if plan.kind == "ivf":
+    if params.nprobe:
         reads = reads * params.nprobe / plan.nlist + params.nprobe * LIST + scan_cost(plan.nlist, dim)
     return codes_cost(reads, params.rerank, params.rerank, dim)
 

@@ -14,6 +14,8 @@ DEFAULT_ID_BYTES = 16.0
 
 _SLOT_BYTES = 8 + 8
 """A slot and the end of its id."""
+_ASSIGNED = 4
+"""The list of a row; the centroids of the lists are mapped from a file."""
 _HNSW_LINKS = 32
 _BLOCK = 32
 _CENTROID_VALUES = 16
@@ -30,7 +32,8 @@ def plan_bytes(plan: IndexPlan, n: int, dim: int, id_bytes: float = DEFAULT_ID_B
     if plan.kind == "two_stage":
         total += code_bytes(n, dim, codes)
     elif plan.kind == "ivf":
-        total += _list_bytes(n, dim, codes, max(1, plan.nlist)) + (code_bytes(n, dim, codes) if n <= WHOLE_ROWS else 0)
+        whole = n <= WHOLE_ROWS
+        total += code_bytes(n, dim, codes) + _ASSIGNED * n if whole else _list_bytes(n, dim, codes, max(1, plan.nlist))
     elif plan.kind == "hnsw":
         total += _graph_bytes(n) + 4 * n * dim
     return int(total)
@@ -39,7 +42,7 @@ def plan_bytes(plan: IndexPlan, n: int, dim: int, id_bytes: float = DEFAULT_ID_B
 def code_bytes(n: int, dim: int, codes: int) -> int:
     """Bytes of ``n`` rows of 4-bit codes, packed in blocks of 32 rows, and their 16 centroids."""
     packed = -(-n // _BLOCK) * _BLOCK * ((codes + 1) // 2)
-    return aligned_bytes(packed) + _CENTROID_VALUES * 4 * padded_dim(dim, codes)
+    return packed + _CENTROID_VALUES * 4 * padded_dim(dim, codes)
 
 
 def _list_bytes(n: int, dim: int, codes: int, nlist: int) -> int:

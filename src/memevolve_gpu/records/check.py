@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,8 @@ from ..types import IntArray, MemoryUnit, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
 from .fulltext_buffer import terms_of_folded
-from .schema import WORDS_TABLE
+from .history import MOVE_FLOOR
+from .schema import SPACE_WORDS_TABLE, WORDS_TABLE
 from .transaction import AUTO_LIMIT
 
 __all__ = ["Finding", "TextOf", "default_text", "examine", "repair"]
@@ -104,7 +106,8 @@ def _mend(mend: Callable[[_Case], None], case: _Case) -> str:
 def _file(case: _Case) -> str | None:
     # A query makes FTS5 see what other connections changed; the integrity check alone would compare old with new.
     with suppress(apsw.CorruptError, apsw.SQLError):
-        all_rows(case.con, "SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1")
+        for table in ("words", "space_words"):
+            all_rows(case.con, f"SELECT rowid FROM {table} WHERE {table} MATCH 'a' LIMIT 1")
     rows = [str(row[0]) for row in all_rows(case.con, "PRAGMA integrity_check(20)")]
     return None if rows == ["ok"] else "SQLite finds damage: " + "; ".join(rows)
 
@@ -192,7 +195,7 @@ def _counters(case: _Case) -> str | None:
     return "counters: " + "; ".join(wrong) if wrong else None
 
 
-_COUNTED = ("count", "backlog", "last_slot", "last_seq", "horizon", "next_auto")
+_COUNTED = ("count", "backlog", "last_slot", "last_seq", "horizon", "next_auto", "others")
 
 
 def _true_counters(case: _Case) -> tuple[int, ...]:
@@ -204,8 +207,9 @@ def _true_counters(case: _Case) -> tuple[int, ...]:
                max(last_seq, horizon, ifnull((SELECT max(seq) FROM log), 0)),
                max(0, min(horizon, last_seq)),
                max(next_auto, ifnull((SELECT 1 + max(CAST(substr(id, 6) AS INTEGER)) FROM units
-                   WHERE id GLOB 'unit_[0-9]*' AND id = 'unit_' || CAST(substr(id, 6) AS INTEGER)
-                   AND CAST(substr(id, 6) AS INTEGER) < ?), 0))
+                   WHERE ns = 0 AND id GLOB 'unit_[0-9]*' AND id = 'unit_' || CAST(substr(id, 6) AS INTEGER)
+                   AND CAST(substr(id, 6) AS INTEGER) < ?), 0)),
+               (SELECT count(*) FROM units WHERE ns <> 0)
         FROM counters
         """
     return first_row(case.con, sql, (AUTO_LIMIT,))
@@ -243,20 +247,49 @@ def _restart_log(case: _Case) -> None:
     """Skip one sequence number and purge up to it: every watermark is below the horizon now."""
     case.con.execute("DELETE FROM log")
     case.con.execute("UPDATE counters SET last_seq = last_seq + 1, horizon = last_seq + 1")
+    case.con.execute(MOVE_FLOOR, (first_row(case.con, "SELECT last_seq FROM counters")[0], time.time()))
+
+
+# -- namespaces -------------------------------------------------------------------------------------------------------
+
+
+def _namespaces(case: _Case) -> str | None:
+    sql = """
+        SELECT ifnull(n.path, u.ns) FROM (SELECT ns, count(*) AS held FROM units WHERE ns <> 0 GROUP BY ns) AS u
+        FULL JOIN namespaces AS n ON n.key = u.ns WHERE ifnull(n.key, 1) <> 0 AND n.count IS NOT ifnull(u.held, 0)
+        """
+    return _listed(case, "namespaces that are missing or miscounted", sql)
+
+
+def _recount(case: _Case) -> None:
+    """Count again; units of a namespace without a name are found under ("lost", its key)."""
+    case.con.execute(
+        """
+        INSERT INTO namespaces (key, path) SELECT DISTINCT ns, json_array('lost', CAST(ns AS TEXT)) FROM units
+        WHERE ns <> 0 AND ns NOT IN (SELECT key FROM namespaces);
+        UPDATE namespaces SET count = (SELECT count(*) FROM units AS u WHERE u.ns = namespaces.key),
+            next_auto = max(next_auto, ifnull((SELECT 1 + max(CAST(substr(id, 6) AS INTEGER)) FROM units AS u
+                WHERE u.ns = namespaces.key AND id GLOB 'unit_[0-9]*'
+                AND id = 'unit_' || CAST(substr(id, 6) AS INTEGER)), 0))
+        WHERE key <> 0
+        """
+    )
 
 
 # -- keyword and terms indexes ----------------------------------------------------------------------------------------
 
 
 def _words(case: _Case) -> str | None:
-    wanted = (
-        "SELECT slot FROM units WHERE slot <= (SELECT folded FROM counters) UNION SELECT slot FROM stale",
-        "SELECT slot FROM units WHERE slot > (SELECT folded FROM counters)",
-    )
-    for name, table, sql in (
-        ("index", "SELECT id FROM words_docsize", wanted[0]),
-        ("notes", "SELECT slot FROM pending", wanted[1]),
+    folded = "(SELECT folded FROM counters)"
+    for name, table, there in (
+        ("index", "SELECT id FROM words_docsize", "ns = 0"),
+        ("index of namespaces", "SELECT id FROM space_words_docsize", "ns <> 0"),
+        ("notes", "SELECT slot FROM pending", ""),
     ):
+        sql = f"SELECT slot FROM units WHERE slot > {folded}"
+        if there:
+            sql = f"SELECT slot FROM units WHERE slot <= {folded} AND {there}"
+            sql += f" UNION SELECT slot FROM stale WHERE {there}"
         has, should = _column(case, table), _column(case, sql)
         lacking, extra = len(np.setdiff1d(should, has)), len(np.setdiff1d(has, should))
         if lacking or extra:
@@ -277,14 +310,15 @@ def _terms(case: _Case) -> str | None:
 
 def _rebuild_words(case: _Case) -> None:
     con = case.con
-    con.execute("DROP TABLE IF EXISTS words")
+    con.execute("DROP TABLE IF EXISTS words; DROP TABLE IF EXISTS space_words")
     con.execute(WORDS_TABLE)
+    con.execute(SPACE_WORDS_TABLE)
     con.execute(
         "DELETE FROM terms; DELETE FROM pending; DELETE FROM stale; UPDATE counters SET folded = 0, backlog = 0"
     )
-    rows = con.execute(f"SELECT slot, unit FROM units WHERE NOT ({_UNREADABLE})")
+    rows = con.execute(f"SELECT slot, unit, ns FROM units WHERE NOT ({_UNREADABLE})")
     con.executemany(
-        "INSERT INTO pending VALUES (?, ?)", ((slot, case.text_of(json.loads(unit))) for slot, unit in rows)
+        "INSERT INTO pending VALUES (?, ?, ?)", ((slot, case.text_of(json.loads(unit)), ns) for slot, unit, ns in rows)
     )
     fulltext_buffer.merge_pending(con)
     con.execute("UPDATE counters SET folded = last_slot")
@@ -299,6 +333,7 @@ _PROBES = (
     _Probe("wrong_checksums", _wrong_checksums),
     _Probe("renamed_units", _renamed_units, _rename_units),
     _Probe("counters", _counters, _set_counters),
+    _Probe("namespaces", _namespaces, _recount),
     _Probe("log", _log, _restart_log),
     _Probe("words", _words, _rebuild_words),
     _Probe("terms", _terms, _rebuild_words),

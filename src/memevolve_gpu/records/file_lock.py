@@ -207,6 +207,8 @@ class WriteLock:
         self.path = path
         self.new_mode = new_mode
         self.timeout = timeout
+        self.kept = False
+        """Does the process keep the lock file between two threads, for a commit that they share?"""
         self._threads = threading.RLock()
         self._here = _Here()
         self._file = LockFile(path, partial(_mode_of, path, new_mode))
@@ -235,7 +237,7 @@ class WriteLock:
             self._here.inside = True
             if not self._threads.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
                 self._give_up(patience, os.getpid())
-            if not self._file.take(deadline):
+            if not self.kept and not self._file.take(deadline):
                 self._give_up(patience, self._file.holder())
         except BaseException:
             self.release()
@@ -246,7 +248,8 @@ class WriteLock:
         try:
             if self._threads.acquire(blocking=False):
                 try:
-                    self._file.give()
+                    if not self.kept:
+                        self._file.give()
                 finally:
                     self._release_threads()
         finally:
@@ -259,6 +262,10 @@ class WriteLock:
     def exclude(self, timeout: float = -1) -> bool:
         """Keep other threads of this process from writing until :meth:`release`; leaves the lock file alone."""
         return not self.held_here() and self._threads.acquire(timeout=timeout)
+
+    def take_over(self) -> None:
+        """Go on inside, until :meth:`release`, where a thread has left the lock file to others."""
+        self._threads.acquire()
 
     def close_file(self) -> None:
         """Close the lock file until it is needed again."""

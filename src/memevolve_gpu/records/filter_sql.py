@@ -126,6 +126,7 @@ def places(values: Sequence[Any], bound: list[Any]) -> str:
     return ", ".join(f"?{number}" for number in range(len(bound) - len(values) + 1, len(bound) + 1))
 
 
+FEW_SLOTS = 4096
 FIELD_INDEX = "field:"
 """Names of the indexes of declared fields begin so; the path follows."""
 
@@ -198,7 +199,7 @@ def matching(con: apsw.Connection, filters: Filter, slots: IntArray | None) -> I
     Runs several statements: call inside a read transaction.
     """
     indexed = [one for one in filters.root.parts if isinstance(one, Condition) and is_indexed(one)]
-    if not indexed:
+    if not indexed or (slots is not None and len(slots) <= FEW_SLOTS):
         return _scan(con, filters.root, slots)
     folded, backlog = first_row(con, "SELECT folded, backlog FROM counters")
     found = _with_term(con, indexed[0]) if slots is None else _intersection(slots, _with_term(con, indexed[0]))
@@ -214,11 +215,11 @@ def matching(con: apsw.Connection, filters: Filter, slots: IntArray | None) -> I
     return found
 
 
-def ids_at(con: apsw.Connection, slots: IntArray) -> list[str]:
-    """Ids of the live units of the slots, in order of the slots."""
+def ids_at(con: apsw.Connection, slots: IntArray, ns: int, now: float) -> list[str]:
+    """Ids of the live units of the slots that are of a namespace, in order of the slots."""
     subquery, listed = slot_list(slots)
-    sql = f"SELECT id FROM units WHERE slot IN ({subquery}) ORDER BY slot"
-    return [unit_id for (unit_id,) in all_rows(con, sql, (listed,))]
+    sql = f"SELECT id FROM units WHERE slot IN ({subquery}) AND +ns = ? AND ifnull(expires_at > ?, 1) ORDER BY slot"
+    return [unit_id for (unit_id,) in all_rows(con, sql, (listed, ns, now))]
 
 
 def slot_list(slots: IntArray) -> tuple[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from unicodedata import normalize
 
 from ..errors import InvalidFilterError
-from ..utils.arguments import shown
+from ..utils.arguments import listed, shown, switch
 from ..utils.plain import plain_scalar, plain_text
 from ..utils.timestamps import micros_of
 
@@ -728,7 +728,7 @@ class F:
         Returns:
             The filter.
         """
-        return self._is("in", list(values))
+        return self._is("in", listed("values", values, InvalidFilterError))
 
     def all(self, values: Any) -> Where:
         """Hold every one of several values.
@@ -739,7 +739,7 @@ class F:
         Returns:
             The filter.
         """
-        return self._is("all", list(values))
+        return self._is("all", listed("values", values, InvalidFilterError))
 
     def contains(self, value: Any) -> Where:
         """Be a text that holds the value, or a list that has it as an element.
@@ -784,7 +784,7 @@ class F:
         Returns:
             The filter.
         """
-        return self._is("like" if case else "ilike", pattern)
+        return self._is("like" if switch("case", case) else "ilike", pattern)
 
     def regex(self, pattern: str) -> Where:
         """Be a text in which a regular expression is found.

@@ -52,11 +52,13 @@ class WordCache:
     """What keyword queries keep between calls.
 
     pending: words of rows that are not folded yet, by slot; rows never change their text. counts: for a word, how many
-    folded rows hold it, and of how many folded rows that was said.
+    folded rows of the default namespace hold it, and of how many folded rows that was said. lengths: for another
+    namespace, its folded rows and how many words they had.
     """
 
     pending: dict[int, Counter[str]] = field(default_factory=dict)
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lengths: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 def doc_frequencies(con: apsw.Connection, words: Sequence[str], cache: WordCache) -> dict[str, int]:
@@ -74,9 +76,8 @@ def doc_frequencies(con: apsw.Connection, words: Sequence[str], cache: WordCache
     return found
 
 
-def selective_terms(con: apsw.Connection, counts: Mapping[str, int]) -> list[str]:
-    """The words to look up, rarest first; counts: how many rows hold each word of the query."""
-    units = int(first_row(con, "SELECT count FROM counters")[0])
+def selective_terms(units: int, counts: Mapping[str, int]) -> list[str]:
+    """The words to look up, rarest first; counts: how many of the ``units`` hold each word of the query."""
     frequent = max(FREQUENT_ROWS, FREQUENT_SHARE * units)
     chosen: list[str] = []
     rows = 0
@@ -94,8 +95,11 @@ def quoted(word: str) -> str:
 
 
 def _folded_rows(con: apsw.Connection) -> int:
-    count, pending = all_rows(con, "SELECT count, (SELECT count(*) FROM pending) FROM counters")[0]
+    count, pending = all_rows(con, f"{_ROWS}, (SELECT count(*) FROM pending WHERE ns = 0) FROM counters")[0]
     return int(count) - int(pending)
+
+
+_ROWS = "SELECT count - others"
 
 
 K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
@@ -112,6 +116,12 @@ def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
     return f"{api.row_count} {api.column_total_size(0)}"
 
 
+def _tally(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
+    """The words in the text of the row, and how often it holds each phrase of the query there."""
+    counts = (len(api.phrase_locations(phrase)[0]) for phrase in range(api.phrase_count))
+    return f"{api.column_size(0)} {' '.join(map(str, counts))}"
+
+
 class _Corpus(NamedTuple):
     rows: int
     tokens: int
@@ -126,6 +136,7 @@ class _Doc(NamedTuple):
 def register(con: apsw.Connection) -> None:
     """Make the size of the index readable in SQL. Every connection that calls :func:`keyword` needs it."""
     con.register_fts5_function("corpus_size", _corpus_size)
+    con.register_fts5_function("tally", _tally)
 
 
 def keyword(
@@ -135,23 +146,29 @@ def keyword(
     filters: Filter,
     cache: WordCache,
     text_of: Callable[[MemoryUnit], str],
+    ns: int = 0,
+    now: float = 0.0,
 ) -> list[tuple[float, str]]:
     """The best rows that hold a selective word of ``text``: (score, id), best first. Call inside a read transaction.
 
-    text_of: the text of a unit that was given to the index.
+    text_of: the text of a unit that was given to the index. ns: key of the namespace, whose rows alone count. now: the
+    Unix time at which expiry is judged.
     """
     tokens = list(dict.fromkeys(_tokens(con, text)))[:MOST_WORDS]
     if not tokens or limit < 1:
         return []
-    pending = _pending(con, filters, cache)
+    pending = _pending(con, filters, cache, ns, now)
+    if ns != 0:
+        found = _in_namespace(con, tokens, filters, cache, pending, ns, now)
+        return sorted(found, key=lambda pair: -pair[0])[:limit]
     folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
-    words = selective_terms(con, counts)
+    words = selective_terms(int(first_row(con, f"{_ROWS} FROM counters")[0]), counts)
     hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
     if len(words) == len(tokens):
-        found = _ranked(con, words, limit, filters)
+        found = _ranked(con, words, limit, filters, now)
     else:
-        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), filters)
+        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), filters, now)
         hits += _read(con, [unit_id for _, unit_id in proposed], text_of)
         found = []
     if hits:
@@ -164,20 +181,94 @@ def keyword(
     return found[:limit]
 
 
-def _ranked(con: apsw.Connection, words: Iterable[str], limit: int, filters: Filter) -> list[tuple[float, str]]:
-    """The best folded rows by these words."""
-    bound: list[Any] = [_query(words), limit]
+def _in_namespace(
+    con: apsw.Connection,
+    tokens: list[str],
+    filters: Filter,
+    cache: WordCache,
+    pending: list[_Doc],
+    ns: int,
+    now: float,
+) -> list[tuple[float, str]]:
+    """All rows of a namespace that hold a selective word: (score, id). Its rows alone count for the scores."""
+    space = f'space : "n{ns}"'
+    sql = "SELECT count(*) FROM space_words WHERE space_words MATCH ?"
+    counts = {
+        token: int(first_row(con, sql, (f"{space} AND text : {quoted(token)}",))[0])
+        + sum(token in doc.counts for doc in pending)
+        for token in tokens
+    }
+    rows, average = _size_of(con, ns, cache, pending)
+    words = selective_terms(rows, counts)
+    others = [token for token in tokens if token not in words]
+    query = f"{space} AND text : ({_query(words)})"
+    if others:  # the second part is true wherever the first is: it lets the other words be counted there
+        query += f" AND text : ({_query([*words, *others])})"
+    bound: list[Any] = [query, now]
+    found = all_rows(
+        con,
+        "SELECT u.slot, u.id, tally(space_words) FROM space_words CROSS JOIN units AS u ON u.slot = space_words.rowid "
+        f"WHERE space_words MATCH ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}",
+        bound,
+    )
+    asked = [*words, *words, *others] if others else words
+    score = bm25(max(1, rows), average, counts, tokens)
+    docs = []
+    for slot, unit_id, tally in found:
+        length, _, *numbers = map(int, tally.split())
+        docs.append((slot, unit_id, dict(zip(asked, numbers, strict=True)), length))
+    hits = (doc for doc in pending if not doc.counts.keys().isdisjoint(words))
+    docs += [(doc.slot, doc.id, doc.counts, doc.counts.total()) for doc in hits]
+    return [(score(held, length), unit_id) for _, unit_id, held, length in sorted(docs, key=lambda doc: doc[0])]
+
+
+def _size_of(con: apsw.Connection, ns: int, cache: WordCache, pending: list[_Doc]) -> tuple[int, float]:
+    """The rows of a namespace, and how many words they have on average."""
+    sql = "SELECT n.count - (SELECT count(*) FROM pending AS p WHERE p.ns = n.key) FROM namespaces AS n WHERE n.key = ?"
+    held = all_rows(con, sql, (ns,))
+    folded = int(held[0][0]) if held else 0
+    of, words = cache.lengths.get(ns, (-1, 0))
+    if of < 0 or abs(folded - of) > (_AGE * of if of >= _EXACT_ROWS else 0):
+        sizes = all_rows(
+            con,
+            "SELECT d.sz FROM units AS u CROSS JOIN space_words_docsize AS d ON d.id = u.slot "
+            f"WHERE u.ns = {ns} AND u.ns <> 0",
+        )
+        words = sum(_first_varint(sz) for (sz,) in sizes)
+        if len(cache.lengths) > _MOST_WORDS:
+            cache.lengths = {}
+        cache.lengths[ns] = folded, words
+    rows = folded + len(pending)
+    return rows, (words + sum(doc.counts.total() for doc in pending)) / max(1, rows)
+
+
+def _first_varint(raw: bytes) -> int:
+    """The number at the beginning of SQLite's encoding: seven bits a byte, high ones first."""
+    value = 0
+    for byte in raw:
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            break
+    return value
+
+
+def _ranked(
+    con: apsw.Connection, words: Iterable[str], limit: int, filters: Filter, now: float
+) -> list[tuple[float, str]]:
+    """The best folded rows of the default namespace by these words."""
+    bound: list[Any] = [_query(words), limit, now]
     sql = (
         "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
-        f"WHERE words MATCH ?1 AND {where(filters, bound)} ORDER BY words.rank LIMIT ?2"
+        f"WHERE words MATCH ?1 AND ifnull(u.expires_at > ?3, 1) AND {where(filters, bound)} "
+        "ORDER BY words.rank LIMIT ?2"
     )
     return all_rows(con, sql, bound)
 
 
-def _pending(con: apsw.Connection, filters: Filter, cache: WordCache) -> list[_Doc]:
-    """The rows that are not folded yet."""
-    bound: list[Any] = []
-    restriction = where(filters, bound)
+def _pending(con: apsw.Connection, filters: Filter, cache: WordCache, ns: int, now: float) -> list[_Doc]:
+    """The rows of a namespace that are not folded yet."""
+    bound: list[Any] = [ns, now]
+    restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     sql = (
         "SELECT p.slot, u.id, CAST(p.text AS BLOB) FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot "
         f"WHERE {restriction}"
@@ -188,7 +279,7 @@ def _pending(con: apsw.Connection, filters: Filter, cache: WordCache) -> list[_D
 
 def _read(con: apsw.Connection, ids: list[str], text_of: Callable[[MemoryUnit], str]) -> list[_Doc]:
     """Folded rows with the words of their texts."""
-    sql = "SELECT slot, id, CAST(unit AS BLOB) FROM units WHERE id IN (SELECT value FROM json_each(?))"
+    sql = "SELECT slot, id, CAST(unit AS BLOB) FROM units WHERE ns = 0 AND id IN (SELECT value FROM json_each(?))"
     rows = all_rows(con, sql, (json.dumps(ids),))
     return [
         _Doc(slot, unit_id, Counter(_tokens(con, text_of(read_unit(unit, unit_id))))) for slot, unit_id, unit in rows

@@ -30,7 +30,11 @@ _DROP = "DELETE FROM terms WHERE (field, value, slot) IN (" + _STRINGS + ")"
 _FOLD = (
     _DROP.format(slot="u.slot", source="stale", condition="1"),
     "DELETE FROM stale",
-    "INSERT INTO words (rowid, text) SELECT slot, text FROM pending ORDER BY slot",
+    "INSERT INTO words (rowid, text) SELECT slot, text FROM pending WHERE ns = 0 ORDER BY slot",
+    (
+        "INSERT INTO space_words (rowid, text, space) "
+        "SELECT slot, text, 'n' || ns FROM pending WHERE ns <> 0 ORDER BY slot"
+    ),
     _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)"),
     "DELETE FROM pending",
 )
@@ -40,8 +44,9 @@ _DROP_ONE = _DROP.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)"
 
 def merge_pending(con: apsw.Connection) -> None:
     """Bring ``words`` and ``terms`` up to every row. The caller updates ``folded`` and ``backlog`` with it."""
-    stale = con.execute("SELECT slot FROM stale").fetchall()
-    con.executemany("DELETE FROM words WHERE rowid = ?", stale)  # for a subquery FTS5 would read every row
+    for table, sign in (("words", "="), ("space_words", "<>")):
+        stale = con.execute(f"SELECT slot FROM stale WHERE ns {sign} 0").fetchall()
+        con.executemany(f"DELETE FROM {table} WHERE rowid = ?", stale)  # for a subquery FTS5 would read every row
     for statement in _FOLD:
         con.execute(statement)
 
@@ -64,5 +69,6 @@ def terms_of_folded() -> str:
 
 def forget_all(con: apsw.Connection) -> None:
     """Empty both indexes and the notes."""
-    con.execute("INSERT INTO words (words) VALUES ('delete-all')")
+    for table in ("words", "space_words"):
+        con.execute(f"INSERT INTO {table} ({table}) VALUES ('delete-all')")
     con.execute("DELETE FROM terms; DELETE FROM pending; DELETE FROM stale")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import apsw
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import CorruptStoreError, MemEvolveError, StorageError
 from ..types import Change, Head, IntArray, MemoryUnit, Metric, Op, Row
-from ..utils.arguments import path_text
+from ..utils.arguments import path_text as checked_path
 from ..utils.drafts import PRIVATE, remove_abandoned_drafts
-from . import writer
+from . import history, writer
 from .backup import backup, backup_path, restore
 from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability, all_rows, checked_counters, first_row
@@ -30,6 +34,7 @@ from .opening import OpenOptions, database_path, lock_path, open_store, peek
 from .pool import ReaderPool
 from .schema import StoreInfo
 from .sqlite_errors import SQLITE_ERRORS
+from .transaction import MISSING, path_text
 from .writer import Session, WriteContext
 
 __all__ = ["Records"]
@@ -47,7 +52,8 @@ SELECT value, sum(number) FROM (
 ) GROUP BY value HAVING sum(number) > 0 ORDER BY value
 """
 _END = """
-SELECT CASE WHEN json_valid(unit) THEN unit ->> '$.metadata.created_at' END FROM units ORDER BY slot {direction} LIMIT 1
+SELECT CASE WHEN json_valid(u.unit) THEN u.unit ->> '$.metadata.created_at' END FROM units AS u
+WHERE {space} AND ifnull(u.expires_at > ?, 1) ORDER BY u.slot {direction} LIMIT 1
 """
 
 
@@ -63,12 +69,21 @@ class Inventory:
     newest: str | None
 
 
-def take_inventory(con: apsw.Connection) -> Inventory:
-    """Call inside a read transaction."""
-    count = int(first_row(con, "SELECT count FROM counters")[0])
-    types = {str(value): int(number) for value, number in all_rows(con, _TYPES)}
-    ends = [_text(all_rows(con, _END.format(direction=direction))) for direction in ("ASC", "DESC")]
-    return Inventory(count, types, ends[0], ends[1])
+def take_inventory(con: apsw.Connection, ns: int = 0, now: float = 0.0) -> Inventory:
+    """Of the units of a namespace that are alive at Unix time ``now``. Call inside a read transaction."""
+    alone = ns == 0 and not first_row(con, "SELECT others FROM counters")[0]
+    if alone and not all_rows(con, "SELECT 1 FROM units WHERE expires_at IS NOT NULL LIMIT 1"):
+        types = all_rows(con, _TYPES)
+    else:
+        condition = f"{_space(ns)} AND {_ALIVE.format(now)}"
+        types = all_rows(con, _OF_ROWS.format(sign="", rows="units", condition=condition) + " ORDER BY 1")
+    found = {str(value): int(number) for value, number in types}
+    ends = [
+        _text(all_rows(con, _END.format(direction=direction, space=_space(ns)), (now,)))
+        for direction in ("ASC", "DESC")
+    ]
+    count = all_rows(con, _COUNT if ns == 0 else _COUNT_OF, (now, ns))
+    return Inventory(int(count[0][0]) if count else 0, found, ends[0], ends[1])
 
 
 def _text(rows: list[tuple[object]]) -> str | None:
@@ -78,25 +93,45 @@ def _text(rows: list[tuple[object]]) -> str | None:
 T = TypeVar("T")
 
 _ATTEMPTS = 100
+_DAY = 86_400.0
+
+PURGED_AT_ONCE = 1000
+"""Changes that are forgotten in one transaction."""
+
+_GONE = "(SELECT count(*) FROM units AS u WHERE u.expires_at <= ?1 AND +u.ns = ?2)"
+_COUNT = f"SELECT count - others - {_GONE} FROM counters"
+_COUNT_OF = f"SELECT count - {_GONE} FROM namespaces WHERE key = ?2"
+_LIMITS = "SELECT max_units, default_ttl FROM namespaces WHERE key = ?"
 
 _OPS = (Op.PUT, Op.DROP, Op.CLEAR, Op.EDIT)
 
 _HEAD = "SELECT last_seq, horizon, last_slot, count FROM counters"
 _READ_AFTER = """
-SELECT l.seq, l.op, l.slot, u.id, v.vector
+SELECT l.seq, l.op, l.slot, u.id, v.vector, ifnull(u.ns, 0), u.expires_at
 FROM log AS l LEFT JOIN units AS u ON u.slot = l.slot LEFT JOIN vectors AS v ON v.slot = l.slot
 WHERE l.seq > ? ORDER BY l.seq LIMIT ?
 """
 _SCAN = """
-SELECT u.slot, u.id, v.vector FROM units AS u JOIN vectors AS v ON v.slot = u.slot
-WHERE u.slot > ? AND u.slot <= ? ORDER BY u.slot LIMIT ?
+SELECT u.slot, u.id, v.vector, u.ns, u.expires_at FROM units AS u JOIN vectors AS v ON v.slot = u.slot
+WHERE u.slot > ?1 AND u.slot <= ?2 AND {space} ORDER BY u.slot LIMIT ?3
 """
-_UNITS_OF = "SELECT id, CAST(unit AS BLOB) FROM units WHERE id IN (SELECT value FROM json_each(?))"
+_ALIVE = "ifnull(u.expires_at > {}, 1)"
+_ONE = f"WHERE u.ns = ? AND u.id = ? AND {_ALIVE.format('?')}"
+_UNITS_OF = f"""
+SELECT u.id, CAST(u.unit AS BLOB) FROM units AS u
+WHERE u.ns = ? AND u.id IN (SELECT value FROM json_each(?)) AND {_ALIVE.format("?")}
+"""
 _UNITS_AT = "SELECT slot, CAST(unit AS BLOB), id FROM units WHERE slot IN (SELECT value FROM json_each(?))"
+_VECTORS_AT = "SELECT slot, vector FROM vectors WHERE slot IN (SELECT value FROM json_each(?))"
 _VECTORS_OF = """
 SELECT u.id, v.vector FROM units AS u JOIN vectors AS v ON v.slot = u.slot
-WHERE u.id IN (SELECT value FROM json_each(?))
+WHERE u.ns = ? AND u.id IN (SELECT value FROM json_each(?)) AND ifnull(u.expires_at > ?, 1)
 """
+
+
+def _space(ns: int | None) -> str:
+    """The condition on the row ``u`` that it is of a namespace; such that slots come in order."""
+    return "1" if ns is None else f"u.ns = {int(ns)} AND u.ns <> 0" if ns else "+u.ns = 0"
 
 
 class Records:
@@ -125,6 +160,10 @@ class Records:
             if not opened.read_only:
                 remove_abandoned_drafts([path, path.with_name(path.name.removesuffix(".db") + ".snapshot")])
         self.path = path
+        self.clock: Callable[[], float] = time.time
+        """Gives the Unix time at which expiry is judged."""
+        self.history_days = 0.0
+        """Days for which replaced and removed versions are kept; 0 keeps none."""
         self._pool = pool
         self._words = WordCache()
         self.store_id: str = opened.info.store_id
@@ -173,18 +212,53 @@ class Records:
         """Release the file; waits for a running write. Every later call but this raises StoreClosedError."""
         self._session.close()
 
-    def write(self, timeout: float | None = None) -> WriteContext:
+    def refuse_if_closed(self) -> None:
+        """Raise StoreClosedError where it applies."""
+        self._pool.refuse_if_closed()
+
+    def write(
+        self,
+        timeout: float | None = None,
+        namespace: tuple[str, ...] = (),
+        operation: str = "write",
+        *,
+        grouped: bool = False,
+    ) -> WriteContext:
         """A context manager that yields a :class:`Transaction`: committed on success, rolled back on any exception.
 
         Waits for other writers, at most ``timeout`` seconds, by default those given to :meth:`open`; Ctrl-C ends the
-        wait. Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
+        wait. operation: its kind in the history. grouped: for short transactions; those of threads that write at once
+        are committed together, each one is durable when its block ends, and one that fails takes no other with it.
+        Raises ReadOnlyError, StorageFullError, LockTimeoutError, StorageError.
         """
-        return WriteContext(self._session, self.dim, timeout)
+        kept = operation if self.history_days > 0 else None
+        return WriteContext(self._session, self.dim, timeout, namespace, self.clock, kept, grouped)
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
         with self.write() as tx:
             return tx.purge(upto_seq)
+
+    def history_is_due(self) -> bool:
+        """Whether versions are kept that should not be any more; a tenth of the retention late at most."""
+        at = self._read(history.oldest)
+        return at is not None and at < self.clock() - 1.1 * _DAY * self.history_days
+
+    def purge_history(self, steps: int = 2**62) -> int:
+        """Forget versions beyond the retention, a thousand changes in a transaction; returns their number."""
+        gone = count = 0
+        for _ in range(steps):
+            before = math.inf if not self.history_days else self.clock() - _DAY * self.history_days
+            with self.write() as tx:
+                count = tx.outside(partial(history.purge, before=before, limit=PURGED_AT_ONCE))
+            gone += count
+            if count < PURGED_AT_ONCE:
+                break
+        return gone
+
+    def past(self, read: Callable[[apsw.Connection], T]) -> T:
+        """What a function of ``records/history.py`` reads, as of one moment."""
+        return self._snapshot(read)
 
     def checkpoint(self) -> None:
         """Fold the keyword index, and copy the write-ahead log into the database as far as readers allow."""
@@ -192,13 +266,17 @@ class Records:
             tx.merge_pending()
         self._session.empty_log()
 
+    def rewrite(self, seconds: float) -> None:
+        """Write the database file anew, so that nothing that was deleted is left in it or in its log."""
+        self._session.rewrite(seconds)
+
     def backup(self, target: str | os.PathLike[str]) -> Path:
         """Write a consistent copy while the store is in use, and return its path: ``target``, ending in ``.db``.
 
         The copy is a store of its own with its own ``store_id``, so that no snapshot of the original is ever taken
         for its. Raises StorageError when the target exists.
         """
-        goal = database_path(path_text("path", target).removesuffix(".db"))
+        goal = database_path(checked_path("path", target).removesuffix(".db"))
         return self._read(lambda con: backup(con, self.path, goal, self._pool.vfs, self._pool.is_current))
 
     def check(self, fix: bool = False, *, text_of: TextOf = default_text) -> list[Finding]:
@@ -252,26 +330,90 @@ class Records:
         """
         return [self._change(row) for row in self._rows(_READ_AFTER, (seq, limit))]
 
-    def scan(self, after_slot: int, upto_slot: int, limit: int) -> list[Row]:
+    def scan(self, after_slot: int, upto_slot: int, limit: int, ns: int | None = None) -> list[Row]:
         """At most ``limit`` live rows with after_slot < slot <= upto_slot, slots ascending, as of one moment."""
-        return [self._row(row) for row in self._rows(_SCAN, (after_slot, upto_slot, limit))]
+        bound: list[Any] = [after_slot, upto_slot, limit]
+        if ns is not None:
+            bound.append(self.clock())
+        sql = _SCAN.format(space=_space(ns) + ("" if ns is None else f" AND {_ALIVE.format('?4')}"))
+        return [self._row(row) for row in self._rows(sql, bound)]
 
-    def spread(self, count: int) -> list[Row]:
+    def namespace_slots(self) -> tuple[IntArray, npt.NDArray[np.int32]]:
+        """Slots, int64 (m,) ascending, of the live units of other namespaces than the default one, and the keys of
+        those, int32 (m,)."""
+        rows = self._rows("SELECT ns, group_concat(slot) FROM units WHERE ns <> 0 GROUP BY ns")
+        parts = [np.fromstring(slots, np.int64, sep=",") for _, slots in rows]
+        slots = np.concatenate([np.empty(0, np.int64), *parts])
+        keys = np.repeat(np.array([ns for ns, _ in rows], np.int32), [len(part) for part in parts])
+        order = np.argsort(slots, kind="stable")
+        return slots[order], keys[order]
+
+    def expiring(self) -> tuple[IntArray, npt.NDArray[np.float64]]:
+        """Slots, int64 (m,), of the units that expire, and when, Unix time float64 (m,)."""
+        rows = self._rows("SELECT slot, expires_at FROM units WHERE expires_at IS NOT NULL")
+        slots, times = zip(*rows, strict=True) if rows else ((), ())
+        return np.array(slots, np.int64), np.array(times, np.float64)
+
+    def namespace_key(self, path: tuple[str, ...]) -> int:
+        """The key of a namespace; MISSING where it does not exist."""
+        if not path:
+            return 0
+        rows = self._rows("SELECT key FROM namespaces WHERE path = ?", (path_text(path),))
+        return int(rows[0][0]) if rows else MISSING
+
+    def namespaces(
+        self, prefix: Sequence[str] = ()
+    ) -> list[tuple[tuple[str, ...], int, int, int | None, float | None]]:
+        """(path, key, count, max_units, default_ttl) of each namespace with units or limits, by path."""
+        rows = self._rows("SELECT path, key, count, max_units, default_ttl FROM namespaces WHERE key <> 0")
+        rows.append(("[]", 0, None, *(self._rows(_LIMITS, (0,)) or [(None, None)])[0]))
+        paths = ((tuple(json.loads(row[0])), *row[1:]) for row in rows)
+        gone = dict(self._rows("SELECT ns, count(*) FROM units WHERE expires_at <= ? GROUP BY +ns", (self.clock(),)))
+        head = self._rows("SELECT count - others FROM counters")[0][0]
+        found = [
+            (path, key, (head if key == 0 else count) - gone.get(key, 0), most, ttl)
+            for path, key, count, most, ttl in paths
+            if path[: len(prefix)] == tuple(prefix)
+        ]
+        return sorted(one for one in found if one[2] or one[3] is not None or one[4] is not None)
+
+    def all_namespaces(self, prefix: Sequence[str] = ()) -> dict[int, tuple[str, ...]]:
+        """The paths of a subtree by key, of namespaces without units too."""
+        rows = [(0, "[]"), *self._rows("SELECT key, path FROM namespaces WHERE key <> 0")]
+        paths = {key: tuple(json.loads(path)) for key, path in rows}
+        return {key: path for key, path in paths.items() if path[: len(prefix)] == tuple(prefix)}
+
+    def namespace_info(self, ns: int) -> tuple[int, int | None, float | None]:
+        """(count, max_units, default_ttl) of a namespace."""
+        limits = (self._rows(_LIMITS, (ns,)) or [(None, None)])[0]
+        return self.count(ns), *limits
+
+    def namespaces_at(self, slots: Sequence[int]) -> dict[int, int]:
+        """The keys of the namespaces of these slots."""
+        sql = "SELECT slot, ns FROM units WHERE slot IN (SELECT value FROM json_each(?))"
+        return dict(self._rows(sql, (json.dumps(list(slots)),)))
+
+    def expiry_of(self, unit_id: str, ns: int = 0) -> float | None:
+        """When a live unit expires."""
+        rows = self._rows(f"SELECT expires_at FROM units AS u {_ONE}", (ns, unit_id, self.clock()))
+        return rows[0][0] if rows else None
+
+    def spread(self, count: int, ns: int | None = None) -> list[Row]:
         """At most ``count`` live rows, spread evenly over their age, oldest first."""
         last = self.head().last_slot
-        first = [row.slot - 1 for row in self.scan(0, last, 1)]
+        first = [row.slot - 1 for row in self.scan(0, last, 1, ns)]
         probes = np.linspace(first[0], last, count, endpoint=False).astype(int).tolist() if first else []
-        rows = [row for probe in dict.fromkeys(probes) for row in self.scan(probe, last, 1)]
+        rows = [row for probe in dict.fromkeys(probes) for row in self.scan(probe, last, 1, ns)]
         return list({row.slot: row for row in rows}.values())
 
-    def get(self, unit_id: str) -> MemoryUnit | None:
+    def get(self, unit_id: str, ns: int = 0) -> MemoryUnit | None:
         """The unit of that id, or None."""
-        rows = self._rows("SELECT CAST(unit AS BLOB) FROM units WHERE id = ?", (unit_id,))
+        rows = self._rows(f"SELECT CAST(unit AS BLOB) FROM units AS u {_ONE}", (ns, unit_id, self.clock()))
         return self._unit(rows[0][0], unit_id) if rows else None
 
-    def get_many(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
+    def get_many(self, ids: Sequence[str], ns: int = 0) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
-        found = dict(self._rows(_UNITS_OF, (json.dumps(list(ids)),)))
+        found = dict(self._rows(_UNITS_OF, (ns, json.dumps(list(ids)), self.clock())))
         return {unit_id: self._unit(found[unit_id], unit_id) for unit_id in ids if unit_id in found}
 
     def units_at(self, slots: Sequence[int] | IntArray) -> dict[int, MemoryUnit]:
@@ -280,29 +422,38 @@ class Records:
         listed = "[" + ",".join([str(int(slot)) for slot in numbers]) + "]"
         return {slot: self._unit(raw, unit_id) for slot, raw, unit_id in self._rows(_UNITS_AT, (listed,))}
 
-    def vectors_of(self, ids: Sequence[str]) -> dict[str, bytes]:
+    def vectors_at(self, slots: Sequence[int]) -> dict[int, bytes]:
+        """The vectors of the slots that exist, by slot."""
+        found = dict(self._rows(_VECTORS_AT, (json.dumps(list(slots)),)))
+        for slot, vector in found.items():
+            self._check_vector(vector, str(slot))
+        return found
+
+    def vectors_of(self, ids: Sequence[str], ns: int = 0) -> dict[str, bytes]:
         """The vectors of the ids that exist, by id: ``dim`` little-endian float32 each."""
-        found = dict(self._rows(_VECTORS_OF, (json.dumps(list(ids)),)))
+        found = dict(self._rows(_VECTORS_OF, (ns, json.dumps(list(ids)), self.clock())))
         for unit_id, vector in found.items():
             self._check_vector(vector, unit_id)
         return found
 
-    def exists(self, unit_id: str) -> bool:
+    def exists(self, unit_id: str, ns: int = 0) -> bool:
         """Is there a live unit of that id?"""
-        return bool(self._rows("SELECT 1 FROM units WHERE id = ?", (unit_id,)))
+        return bool(self._rows(f"SELECT 1 FROM units AS u {_ONE}", (ns, unit_id, self.clock())))
 
-    def count(self) -> int:
-        """Live units."""
-        return self.head().count
+    def count(self, ns: int = 0) -> int:
+        """Live units of a namespace."""
+        rows = self._rows(_COUNT if ns == 0 else _COUNT_OF, (self.clock(), ns))
+        return int(rows[0][0]) if rows else 0
 
-    def ids(self, page_size: int = 1000) -> Iterator[str]:
+    def ids(self, page_size: int = 1000, ns: int = 0) -> Iterator[str]:
         """Every id in slot order, in short transactions: rows that change meanwhile may or may not be seen."""
-        return (unit_id for _, unit_id in self._pages("u.slot, u.id", page_size, None))
+        return (unit_id for _, unit_id in self._pages("u.slot, u.id", page_size, None, ns))
 
-    def units(self, page_size: int = 1000, filters: Filters | Filter | None = None) -> Iterator[MemoryUnit]:
+    def units(
+        self, page_size: int = 1000, filters: Filters | Filter | None = None, ns: int = 0
+    ) -> Iterator[MemoryUnit]:
         """Every unit that matches, in slot order, in short transactions. Raises InvalidFilterError at once."""
-        filters = parse(filters)
-        pages = self._pages("u.slot, u.id, CAST(u.unit AS BLOB)", page_size, filters)
+        pages = self._pages("u.slot, u.id, CAST(u.unit AS BLOB)", page_size, parse(filters), ns)
         return (self._unit(raw, unit_id) for _, unit_id, raw in pages)
 
     def matching(self, filters: Filters | Filter | None, slots: IntArray | None = None) -> IntArray:
@@ -329,7 +480,13 @@ class Records:
             tx.outside(lambda con: declare_fields(con, paths))
 
     def keyword(
-        self, text: str, limit: int, filters: Filters | Filter | None = None, *, text_of: TextOf = default_text
+        self,
+        text: str,
+        limit: int,
+        filters: Filters | Filter | None = None,
+        *,
+        text_of: TextOf = default_text,
+        ns: int = 0,
     ) -> list[tuple[float, str]]:
         """The best ``limit`` units that hold a selective word of ``text``: (BM25 score, id), best first.
 
@@ -339,12 +496,13 @@ class Records:
         parsed = parse(filters)
         if len(self._words.pending) > 4 * FOLD_AT:
             self._words.pending = {}
-        cache = self._words
-        return self._snapshot(lambda con: keyword(con, text, limit, parsed, cache, text_of))
+        cache, now = self._words, self.clock()
+        return self._snapshot(lambda con: keyword(con, text, limit, parsed, cache, text_of, ns, now))
 
-    def inventory(self) -> Inventory:
+    def inventory(self, ns: int = 0) -> Inventory:
         """How many units of which types there are, and from when, without reading them."""
-        return self._snapshot(take_inventory)
+        now = self.clock()
+        return self._snapshot(lambda con: take_inventory(con, ns, now))
 
     def get_meta(self, key: str) -> bytes | None:
         """The named value, or None."""
@@ -366,20 +524,20 @@ class Records:
         self._damaged(what)
 
     def _change(self, row: tuple[Any, ...]) -> Change:
-        seq, op, slot, unit_id, vector = row
+        seq, op, slot, unit_id, vector, ns, expires_at = row
         if op not in _OPS or not isinstance(slot, int) or slot < 0:
             raise self._damaged(f"entry {seq} of the log is not a change")
         if unit_id is not None:
             self._check_id(unit_id, slot)
             if op == Op.PUT:
                 self._check_vector(vector, unit_id)
-        return Change(seq, op, slot, unit_id, vector)
+        return Change(seq, op, slot, unit_id, vector, ns, expires_at)
 
     def _row(self, row: tuple[Any, ...]) -> Row:
-        slot, unit_id, vector = row
+        slot, unit_id, vector, ns, expires_at = row
         self._check_id(unit_id, slot)
         self._check_vector(vector, unit_id)
-        return Row(slot, unit_id, vector)
+        return Row(slot, unit_id, vector, ns, expires_at)
 
     def _check_id(self, unit_id: object, slot: int) -> None:
         if not isinstance(unit_id, str):
@@ -433,12 +591,13 @@ class Records:
                 self._pool.give(con)
         raise StorageError(f"{self.path} changes too often to be read without write permission; grant it on the folder")
 
-    def _pages(self, columns: str, size: int, filters: Filters | Filter | None) -> Iterator[Any]:
-        bound: list[Any] = [0, size]
-        condition = where(parse(filters), bound)
-        sql = f"SELECT {columns} FROM units AS u WHERE u.slot > ?1 AND {condition} ORDER BY u.slot LIMIT ?2"
+    def _pages(self, columns: str, size: int, filters: Filters | Filter | None, ns: int = 0) -> Iterator[Any]:
+        bound: list[Any] = [0, size, 0.0]
+        scope = f"u.slot > ?1 AND {_space(ns)} AND {_ALIVE.format('?3')} AND {where(parse(filters), bound)}"
+        sql = f"SELECT {columns} FROM units AS u WHERE {scope} ORDER BY u.slot LIMIT ?2"
         full = True
         while full:
+            bound[2] = self.clock()
             rows = self._rows(sql, bound)
             yield from rows
             full = len(rows) == size

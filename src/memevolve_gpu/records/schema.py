@@ -12,6 +12,7 @@ import apsw
 from ..errors import ConfigurationError, DimensionMismatchError, NewerSchemaError, NotAStoreError
 from ..types import Metric
 from .connections import all_rows, first_row
+from .history import HISTORY_TABLES
 from .lineage import first_link
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_DIM",
     "METRICS",
     "MODEL_KEY",
+    "SPACE_WORDS_TABLE",
     "VERSION",
     "WORDS_TABLE",
     "StoreInfo",
@@ -43,6 +45,36 @@ CREATE VIRTUAL TABLE words USING fts5(
 )
 """
 
+SPACE_WORDS_TABLE = """
+CREATE VIRTUAL TABLE space_words USING fts5(
+    text, space, content='', contentless_delete=1, tokenize='unicode61 remove_diacritics 2'
+)
+"""
+"""The keyword index of the namespaces but the default one; ``space`` holds one word, ``n`` and the key."""
+
+UNITS_TABLE = """
+CREATE TABLE units (
+    slot INTEGER PRIMARY KEY,
+    id TEXT NOT NULL,
+    unit TEXT NOT NULL,
+    unit_crc INTEGER,                   -- CRC-32 of the text; NULL in rows that were written before version 2
+    vector_crc INTEGER,                 -- and of the vector
+    ns INTEGER NOT NULL DEFAULT 0,      -- key of the namespace, 0 for the default one
+    expires_at REAL,                    -- Unix time from which the unit is gone; NULL for never
+    UNIQUE (ns, id)
+) STRICT
+"""
+
+ACCESS_TABLE = """
+CREATE TABLE access (                   -- when units were read; no index needs it, so it is not in the log
+    ns INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    last_access REAL NOT NULL,          -- Unix time
+    count INTEGER NOT NULL,
+    PRIMARY KEY (ns, id)
+) STRICT, WITHOUT ROWID
+"""
+
 _TABLES = (
     """
 CREATE TABLE store (                    -- one row, never changed
@@ -61,35 +93,50 @@ CREATE TABLE counters (                 -- one row, changed by every transaction
     next_auto INTEGER NOT NULL,         -- number of the next unit_<n>
     folded INTEGER NOT NULL,            -- slots up to here are in words and terms, later ones in pending
     backlog INTEGER NOT NULL,           -- rows of pending and stale
+    others INTEGER NOT NULL DEFAULT 0,  -- live units of other namespaces than the default one
     link BLOB NOT NULL DEFAULT x''      -- which log belongs to the file, see lineage.py; the last column
 ) STRICT;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE units (
-    slot INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    unit TEXT NOT NULL,
-    unit_crc INTEGER,                   -- CRC-32 of the text; NULL in rows that were written before version 2
-    vector_crc INTEGER                  -- and of the vector
-) STRICT;
 CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT;
 CREATE TABLE log (seq INTEGER PRIMARY KEY, op INTEGER NOT NULL, slot INTEGER NOT NULL) STRICT;
 CREATE TABLE terms (field TEXT, value TEXT, slot INTEGER, PRIMARY KEY (field, value, slot)) STRICT, WITHOUT ROWID;
-CREATE TABLE pending (slot INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT;
-CREATE TABLE access (                   -- when units were read; no index needs it, so it is not in the log
-    id TEXT PRIMARY KEY,
-    last_access REAL NOT NULL,          -- Unix time
-    count INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE stale (slot INTEGER PRIMARY KEY, unit TEXT NOT NULL) STRICT;
+CREATE TABLE pending (slot INTEGER PRIMARY KEY, text TEXT NOT NULL, ns INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE TABLE stale (slot INTEGER PRIMARY KEY, unit TEXT NOT NULL, ns INTEGER NOT NULL DEFAULT 0) STRICT;
 """
     + WORDS_TABLE
 )
 
+_SINCE_VERSION_2 = f"""
+{UNITS_TABLE};
+CREATE INDEX units_ns ON units (ns) WHERE ns <> 0;
+CREATE INDEX units_expiry ON units (expires_at) WHERE expires_at IS NOT NULL;
+{ACCESS_TABLE};
+CREATE TABLE namespaces (
+    key INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused; row 0, the default namespace, only while it has limits
+    path TEXT NOT NULL UNIQUE,              -- a JSON list of the parts
+    count INTEGER NOT NULL DEFAULT 0,       -- live units; not kept for row 0
+    next_auto INTEGER NOT NULL DEFAULT 0,   -- number of the next unit_<n>; not kept for row 0
+    max_units INTEGER,
+    default_ttl REAL                        -- seconds
+) STRICT;
+{SPACE_WORDS_TABLE};
+{HISTORY_TABLES}
+"""
+
 MIGRATIONS: tuple[str, ...] = (
-    """
+    f"""
+ALTER TABLE counters ADD COLUMN others INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE counters ADD COLUMN link BLOB NOT NULL DEFAULT x'';
-ALTER TABLE units ADD COLUMN unit_crc INTEGER;
-ALTER TABLE units ADD COLUMN vector_crc INTEGER
+ALTER TABLE pending ADD COLUMN ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE stale ADD COLUMN ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE units RENAME TO units_1;
+ALTER TABLE access RENAME TO access_1;
+{_SINCE_VERSION_2};
+INSERT INTO units (slot, id, unit) SELECT slot, id, unit FROM units_1 ORDER BY slot;
+INSERT INTO access (ns, id, last_access, count) SELECT 0, id, last_access, count FROM access_1;
+DROP TABLE units_1;
+DROP TABLE access_1;
+INSERT INTO history_floor SELECT 1, last_seq, last_seq, unixepoch() FROM counters
 """,
 )
 """Scripts that migrate a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
@@ -133,7 +180,9 @@ def state_of(con: apsw.Connection, path: Path) -> int:
 def create(con: apsw.Connection, dim: int, metric: Metric) -> None:
     """Write the tables of a new store. Call inside a transaction on an empty file."""
     con.execute(_TABLES)
-    con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0, ?)", (first_link(),))
+    con.execute(_SINCE_VERSION_2)
+    con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, ?)", (first_link(),))
+    con.execute("INSERT INTO history_floor VALUES (1, 0, 0, 0)")
     con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))
     con.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     con.execute(f"PRAGMA user_version = {VERSION}")

@@ -7,9 +7,12 @@ kept for live units only.
 from __future__ import annotations
 
 import json
+import math
 import re
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -18,6 +21,7 @@ import apsw
 from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
 from ..types import Head, MemoryUnit, Op
 from ..utils.plain import json_text
+from . import history
 from .connections import all_rows, checked_counters, first_row
 from .damage import noted, read_unit
 from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending
@@ -37,9 +41,10 @@ __all__ = [
 ]
 
 _ENTER = """
-INSERT INTO access (id, last_access, count)
-SELECT u.id, j.value ->> 0, j.value ->> 1 FROM json_each(?) AS j JOIN units AS u ON u.id = j.key WHERE true
-ON CONFLICT (id) DO UPDATE SET
+INSERT INTO access (ns, id, last_access, count)
+SELECT u.ns, u.id, j.value ->> 2, j.value ->> 3 FROM json_each(?) AS j
+JOIN units AS u ON u.ns = j.value ->> 0 AND u.id = j.value ->> 1 WHERE true
+ON CONFLICT (ns, id) DO UPDATE SET
     last_access = max(last_access, excluded.last_access), count = count + excluded.count
 """
 
@@ -55,33 +60,39 @@ _ORDERS = {
 }
 
 
-def enter(con: apsw.Connection, reads: Mapping[str, tuple[float, int]]) -> None:
-    """Add reads: id to (Unix time of the newest, how many). Call inside a write transaction."""
-    con.execute(_ENTER, (json.dumps(reads),))
+def enter(con: apsw.Connection, reads: Mapping[tuple[int, str], tuple[float, int]]) -> None:
+    """Add reads: (namespace, id) to (Unix time of the newest, how many). Call inside a write transaction."""
+    con.execute(_ENTER, (json.dumps([[*unit, *read] for unit, read in reads.items()]),))
 
 
-def in_order(con: apsw.Connection, kind: Literal["lru", "lfu", "used", "oldest"], limit: int) -> list[str]:
-    """Ids of ``limit`` live units: read longest ago, or least often, first; before them never read ones, by slot.
+def in_order(con: apsw.Connection, kind: Literal["lru", "lfu", "used", "oldest"], limit: int, ns: int = 0) -> list[str]:
+    """Ids of ``limit`` live units of a namespace: read longest ago, or least often, first; before them never read ones,
+    by slot.
 
     used: read or written longest ago first; oldest: by slot alone.
     """
-    sql = f"SELECT u.id FROM units AS u LEFT JOIN access AS a ON a.id = u.id ORDER BY {_ORDERS[kind]} LIMIT ?"
-    return [row[0] for row in all_rows(con, sql, (limit,))]
+    sql = (
+        "SELECT u.id FROM units AS u LEFT JOIN access AS a ON a.ns = u.ns AND a.id = u.id "
+        f"WHERE u.ns = ? ORDER BY {_ORDERS[kind]} LIMIT ?"
+    )
+    return [row[0] for row in all_rows(con, sql, (ns, limit))]
 
 
-def read_counts(con: apsw.Connection) -> dict[str, int]:
-    """How often each unit was read, of those that were."""
-    found: dict[str, int] = dict(all_rows(con, "SELECT id, count FROM access"))
+def read_counts(con: apsw.Connection, ns: int = 0) -> dict[str, int]:
+    """How often each unit of a namespace was read, of those that were."""
+    found: dict[str, int] = dict(all_rows(con, "SELECT id, count FROM access WHERE ns = ?", (ns,)))
     for unit_id, count in found.items():
         if not isinstance(count, int):
             raise apsw.CorruptError(f"the access figures of {unit_id!r} are damaged")
     return found
 
 
-_CHANGED = "SELECT u.id FROM log AS l JOIN units AS u ON u.slot = l.slot WHERE l.seq > ? AND l.op IN (?, ?)"
+_CHANGED = (
+    "SELECT u.id FROM log AS l JOIN units AS u ON u.slot = l.slot WHERE l.seq > ? AND l.op IN (?, ?) AND u.ns = ?"
+)
 
 
-def changed_since(con: apsw.Connection, seq: int) -> set[str] | None:
+def changed_since(con: apsw.Connection, seq: int, ns: int = 0) -> set[str] | None:
     """Ids of live units that were stored, replaced or edited after log entry ``seq``; None when the log was purged
     beyond it, so that this is unknown.
     """
@@ -90,10 +101,20 @@ def changed_since(con: apsw.Connection, seq: int) -> set[str] | None:
         return set()
     if seq < horizon:
         return None
-    return {row[0] for row in all_rows(con, _CHANGED, (seq, Op.PUT, Op.EDIT))}
+    return {row[0] for row in all_rows(con, _CHANGED, (seq, Op.PUT, Op.EDIT, ns))}
 
 
 T = TypeVar("T")
+
+MISSING = -1
+"""The key of a namespace that does not exist."""
+
+
+@lru_cache(10_000)
+def path_text(path: tuple[str, ...]) -> str:
+    """A path as the database keeps it."""
+    return json.dumps(list(path), ensure_ascii=False)
+
 
 AUTO_LIMIT = 10**12
 """Explicit ids ``unit_<n>`` with n below this move the counter of automatic ids; one above would use the counter up."""
@@ -104,18 +125,28 @@ MAX_NESTING = 900
 _AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
 _CHUNK = 1000
 
-_COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog, link FROM counters"
+_COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog, others, link FROM counters"
 _KEEP = (
     "UPDATE counters SET last_seq = ?, horizon = ?, last_slot = ?, count = ?, next_auto = ?, folded = ?, backlog = ?"
-    ", link = ?"
+    ", others = ?, link = ?"
 )
-_ADD_UNIT = "INSERT INTO units VALUES (?, ?, ?, ?, ?)"
+_ADD_UNIT = "INSERT INTO units (slot, id, unit, unit_crc, vector_crc, ns, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_DELETE = """
+DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1) RETURNING slot, CAST(unit AS BLOB)
+"""
 _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
 _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
-_ADD_TEXT = "INSERT INTO pending VALUES (?, ?)"
+_ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
 
-NewRow = tuple[MemoryUnit, str, bytes, str]
-"""(unit, text for the keyword index, vector, id)"""
+NewRow = tuple[MemoryUnit, str, bytes, str] | tuple[MemoryUnit, str, bytes, str, "float | None"]
+"""(unit, text for the keyword index, vector, id, Unix time from which it is gone)"""
+
+
+class Limits(NamedTuple):
+    """Of a namespace."""
+
+    max_units: int | None = None
+    default_ttl: float | None = None
 
 
 class Stored(NamedTuple):
@@ -123,36 +154,141 @@ class Stored(NamedTuple):
 
     slot: int
     unit: MemoryUnit
+    expires_at: float | None = None
 
 
 class Transaction:
     """What ``Records.write()`` hands out. Use it in the thread that opened it, until the ``with`` block ends.
 
-    ``head`` holds the counters as of its beginning. Reads through it see its own changes; reads through ``Records`` see
-    the state before it.
+    ``head`` holds the counters as of its beginning, ``link`` what is written with it, see ``lineage.py``. Reads
+    through it see its own changes; reads through ``Records`` see the state before it.
     """
 
-    def __init__(self, con: apsw.Connection, path: Path, dim: int, floor: bytes = NO_TOKEN) -> None:
+    def __init__(
+        self,
+        con: apsw.Connection,
+        path: Path,
+        dim: int,
+        floor: bytes = NO_TOKEN,
+        space: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.time,
+        operation: str | None = None,
+    ) -> None:
+        """operation: its kind in the history; None keeps no history."""
+        self._operation = operation
+        self._space, self._clock, self._others = space, clock, 0
+        self._key: int | None = None
+        self._own = self._next = 0
+        self._expired: tuple[int, int] | None = None
+        self._changed: dict[int, int] = {}
         self._con: apsw.Connection | None = con
         self._path = path
         self._dim = dim
         self._seq = self._horizon = self._slot = self._count = self._auto = self._folded = self._backlog = 0
         self._changes = con.total_changes()
         self._load(con)
-        self._link = next_link(self._held, floor)
+        self._enter_space()
+        self.link = next_link(self._held, floor)
         self.head = Head(self._seq, self._horizon, self._slot, self._count)
 
     @property
+    def namespace(self) -> int:
+        """The key of the namespace; MISSING where it does not exist."""
+        return MISSING if self._key is None else self._key
+
+    @property
     def count(self) -> int:
-        """Live units, this transaction's changes included."""
-        return self._count
+        """Live units of the namespace, this transaction's changes included."""
+        key = self.namespace
+        held = self._count - self._others if key == 0 else self._own + self._changed.get(key, 0)
+        return held - self._gone()[1]
+
+    @property
+    def total(self) -> int:
+        """Live units of the file, this transaction's changes included."""
+        return self._count - self._gone()[0]
+
+    def _gone(self) -> tuple[int, int]:
+        """How many units of the file, and of the namespace, have expired and are not deleted."""
+        if self._expired is None:
+            sql = "SELECT count(*), ifnull(sum(ns = ?), 0) FROM units WHERE expires_at <= ?"
+            self._expired = self._run(sql, (self.namespace, self._clock()))[0]
+        return self._expired
+
+    @property
+    def limits(self) -> Limits:
+        """Of the namespace."""
+        rows = self._run("SELECT max_units, default_ttl FROM namespaces WHERE key = ?", (self.namespace,))
+        return Limits(*rows[0]) if rows else Limits()
+
+    def set_limits(self, max_units: int | None, default_ttl: float | None) -> None:
+        """Set both limits of the namespace."""
+        key = self._made()
+        if key == 0:
+            self._run("INSERT OR IGNORE INTO namespaces (key, path) VALUES (0, '[]')", ())
+        self._run("UPDATE namespaces SET max_units = ?, default_ttl = ? WHERE key = ?", (max_units, default_ttl, key))
+
+    def delete_namespace(self) -> int:
+        """Delete the namespace, its units and limits; returns the number of units."""
+        removed = self.clear()
+        key = self.namespace
+        if self._operation is None or key == 0:
+            self._changed.pop(key, None)
+            self._run("DELETE FROM namespaces WHERE key = ?", (key,))
+        else:  # the history needs its key
+            self._run("UPDATE namespaces SET max_units = NULL, default_ttl = NULL WHERE key = ?", (key,))
+        self._run("DELETE FROM meta WHERE key = ?", (f"management_history/{key}",))
+        self._key = 0 if key == 0 else None if self._operation is None else self._key
+        return removed
+
+    def expire(self, unit_id: str, expires_at: float | None) -> bool:
+        """Set when a live unit expires."""
+        found = self.find(unit_id)
+        if found is None:
+            return False
+        self._keep(history.ADD_EDITED, Op.EDIT, found.slot)
+        self._run("UPDATE units SET expires_at = ? WHERE slot = ?", (expires_at, found.slot))
+        self._log(Op.EDIT, found.slot)
+        return True
+
+    def drop_expired(self, limit: int) -> int:
+        """Remove at most ``limit`` units that have expired, of all namespaces; returns their number."""
+        sql = "SELECT ns, id FROM units WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
+        rows = self._run(sql, (self._clock(), limit))
+        for ns, unit_id in rows:
+            self.drop_from(ns, unit_id)
+        return len(rows)
+
+    def drop_from(self, ns: int, unit_id: str) -> bool:
+        """Remove a unit of any namespace, expired or not, and its access figures; False when there is none."""
+        removed = self._remove(unit_id, ns)
+        if removed:
+            self._run("DELETE FROM access WHERE ns = ? AND id = ?", (ns, unit_id))
+        return removed
 
     def find(self, unit_id: str) -> Stored | None:
         """The live unit of that id, or None."""
-        rows = self._run("SELECT slot, CAST(unit AS BLOB) FROM units WHERE id = ?", (unit_id,))
-        return Stored(rows[0][0], read_unit(rows[0][1], unit_id)) if rows else None
+        rows = self._run(
+            "SELECT slot, CAST(unit AS BLOB), expires_at FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)
+        )
+        if not rows or (rows[0][2] is not None and rows[0][2] <= self._clock()):
+            return None
+        return Stored(rows[0][0], read_unit(rows[0][1], unit_id), rows[0][2])
 
-    def put(self, unit: MemoryUnit, text: str, vector: bytes, unit_id: str) -> int:
+    def _enter_space(self) -> None:
+        if not self._space:
+            self._key = 0
+            return
+        rows = self._run("SELECT key, next_auto, count FROM namespaces WHERE path = ?", (path_text(self._space),))
+        self._key, self._next, self._own = rows[0] if rows else (None, 0, 0)
+
+    def _made(self) -> int:
+        if self._key is None:
+            rows = self._run("INSERT INTO namespaces (path) VALUES (?) RETURNING key", (path_text(self._space),))
+            self._key = int(rows[0][0])
+        return self._key
+
+    def put(self, unit: MemoryUnit, text: str, vector: bytes, unit_id: str, expires_at: float | None = None) -> int:
         """Store a row version and return its new slot; a live unit of the same id is replaced.
 
         text: what the keyword index reads. vector: ``dim`` little-endian float32, kept as given. unit: a JSON object;
@@ -160,43 +296,48 @@ class Transaction:
         """
         written = self._checked(unit, text, vector, unit_id)
         slot = self._slot + 1
-        row = slot, unit_id, written, crc_of(written), zlib.crc32(vector)
+        row = slot, unit_id, written, crc_of(written), zlib.crc32(vector), self._made(), expires_at
         try:
             self._raw(_ADD_UNIT, row)
         except apsw.ConstraintError:
-            self._remove(unit_id)
+            self._remove(unit_id, self._made(), kind=history.REPLACED)
             self._run(_ADD_UNIT, row)
         except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
         self._run(_ADD_VECTOR, (slot, vector))
-        self._run(_ADD_TEXT, (slot, text))
+        self._run(_ADD_TEXT, (slot, text, self._made()))
         self._slot = slot
-        self._count += 1
+        self._counted(1, self._made())
         self._backlog += 1
+        self._keep(history.ADD, Op.PUT, self._made(), unit_id)
         self._log(Op.PUT, slot)
         self._reserve(unit_id)
         return slot
 
     def put_many(self, rows: Iterable[NewRow]) -> None:
         """Store many rows in order, as :meth:`put` would one by one, in memory for a thousand at a time."""
-        chunk: dict[str, tuple[str, str, bytes]] = {}
-        for unit, text, vector, unit_id in rows:
+        chunk: dict[str, tuple[str, str, bytes, float | None]] = {}
+        for unit, text, vector, unit_id, *expiry in rows:
             written = self._checked(unit, text, vector, unit_id)
             if unit_id in chunk or len(chunk) == _CHUNK:
                 self._put_chunk(chunk)
                 chunk = {}
-            chunk[unit_id] = written, text, vector
+            chunk[unit_id] = written, text, vector, expiry[0] if expiry else None
         if chunk:
             self._put_chunk(chunk)
 
-    def edit(self, unit_id: str, unit: MemoryUnit) -> bool:
+    def edit(self, unit_id: str, unit: MemoryUnit, expires_at: float | None = None) -> bool:
         """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit."""
-        rows = self._run("SELECT slot, CAST(unit AS BLOB) FROM units WHERE id = ?", (unit_id,))
+        rows = self._run(
+            "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)
+        )
         if not rows:
             return False
         slot, old = rows[0][0], _text(rows[0][1])
         new = encode_unit(unit, unit_id)
-        self._run("UPDATE units SET unit = ?, unit_crc = ? WHERE slot = ?", (new, crc_of(new), slot))
+        self._keep(history.ADD_EDITED, Op.EDIT, slot)
+        sql = "UPDATE units SET unit = ?, unit_crc = ?, expires_at = ? WHERE slot = ?"
+        self._run(sql, (new, crc_of(new), expires_at, slot))
         if slot <= self._folded and _terms_of(read_unit(old, unit_id)) != _terms_of(unit):
             self._guarded(drop_terms, slot, old)
             self._guarded(add_terms, slot, new)
@@ -205,9 +346,9 @@ class Transaction:
 
     def drop(self, unit_id: str) -> bool:
         """Remove the unit, and its access figures; False when there is none."""
-        removed = self._remove(unit_id)
+        removed = self._remove(unit_id, self.namespace, self._clock())
         if removed:
-            self._run("DELETE FROM access WHERE id = ?", (unit_id,))
+            self._run("DELETE FROM access WHERE ns = ? AND id = ?", (self.namespace, unit_id))
         return removed
 
     def drop_many(self, ids: Iterable[str]) -> int:
@@ -215,22 +356,40 @@ class Transaction:
         return sum(self.drop(unit_id) for unit_id in ids)
 
     def clear(self) -> int:
-        """Remove every unit with one log entry and return their number. Slots and sequence numbers go on."""
+        """Remove every unit and return their number; with one log entry where no history is kept.
+
+        Slots and sequence numbers go on.
+        """
+        if self._others or self.namespace != 0:
+            ids = self._run("SELECT id FROM units WHERE ns = ? ORDER BY slot", (self.namespace,))
+            for (unit_id,) in ids:
+                self._remove(unit_id, self.namespace)
+            self._run("DELETE FROM access WHERE ns = ?", (self.namespace,))
+            return len(ids)
         removed = self._count
         if not removed:
             return 0
+        if self._operation is not None:
+            self._run(history.ADD_CLEARED, (self._seq,))
+            self._run(history.LOG_CLEARED, (self._seq,))
         self._run("DELETE FROM units; DELETE FROM vectors; DELETE FROM access", ())
         self._guarded(forget_all)
         self._count, self._backlog, self._folded = 0, 0, self._slot
-        self._log(Op.CLEAR, self._slot)
+        if self._operation is None:
+            self._log(Op.CLEAR, self._slot)
+        else:
+            self._seq += removed
         return removed
 
     def next_auto_id(self) -> str:
         """A fresh id ``unit_<n>``: never one that exists, never one handed out by a committed transaction before."""
         while True:
-            unit_id = f"unit_{self._auto}"
-            self._auto += 1
-            if not self._run("SELECT 1 FROM units WHERE id = ?", (unit_id,)):
+            if self.namespace == 0:
+                number, self._auto = self._auto, self._auto + 1
+            else:
+                number, self._next = self._next, self._next + 1
+            unit_id = f"unit_{number}"
+            if not self._run("SELECT 1 FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)):
                 return unit_id
 
     def get_meta(self, key: str) -> bytes | None:
@@ -243,6 +402,10 @@ class Transaction:
         _refuse_surrogates(key, f"meta key {key!r}")
         self._run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
 
+    def delete_meta(self, key: str) -> None:
+        """Remove a named value."""
+        self._run("DELETE FROM meta WHERE key = ?", (key,))
+
     def merge_pending(self) -> None:
         """Bring the keyword and terms indexes up to every row now."""
         self._guarded(merge_pending)
@@ -252,9 +415,18 @@ class Transaction:
         """Write the counters; ``Records.write()`` calls this before it commits."""
         if self._backlog >= FOLD_AT:
             self.merge_pending()
-        now = (self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog)
+        for key, change in self._changed.items():
+            self._run("UPDATE namespaces SET count = count + ? WHERE key = ?", (change, key))
+            self._own += change if key == self.namespace else 0
+        self._changed = {}
+        self._note_operation()
+        if self.namespace > 0:
+            self._run("UPDATE namespaces SET next_auto = ? WHERE key = ?", (self._next, self.namespace))
+        now = (
+            self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog, self._others
+        )  # fmt: skip
         if now != self._before or (self._con is not None and self._con.total_changes() != self._changes):
-            self._run(_KEEP, (*now, self._link))
+            self._run(_KEEP, (*now, self.link))
 
     def purge(self, upto_seq: int) -> int:
         """Forget the log entries up to ``upto_seq``, record the horizon, and return how many went."""
@@ -276,44 +448,73 @@ class Transaction:
         """Make every later call raise StorageError."""
         self._con = None
 
-    def _remove(self, unit_id: str) -> bool:
-        rows = self._run("DELETE FROM units WHERE id = ? RETURNING slot, CAST(unit AS BLOB)", (unit_id,))
+    def _counted(self, by: int, ns: int) -> None:
+        self._count += by
+        if ns:
+            self._others += by
+            self._changed[ns] = self._changed.get(ns, 0) + by
+
+    def _keep(self, sql: str, kind: int, *parameters: Any) -> None:
+        """Add a row to the history, for the log entry that comes next."""
+        if self._operation is not None:
+            self._run(sql, (self._seq + 1, kind, *parameters))
+
+    def _note_operation(self) -> None:
+        if self._seq == self.head.last_seq:
+            return
+        if self._operation is None:
+            self._run(history.MOVE_FLOOR, (self._seq, self._clock()))
+        else:
+            ns = history.ALL_SPACES if self._operation in ("sweep", "forget_subject") else self.namespace
+            self._run(history.ADD_OPERATION, (self.head.last_seq + 1, self._operation, self._clock(), ns))
+
+    def _remove(self, unit_id: str, ns: int, now: float = -math.inf, kind: int = Op.DROP) -> bool:
+        """Remove a unit unless it has expired by ``now``. kind: of the row in the history."""
+        self._keep(history.ADD_REMOVED, kind, ns, unit_id, now)
+        rows = self._run(_DELETE, (ns, unit_id, now))
         if not rows:
             return False
         slot, unit = rows[0][0], _text(rows[0][1])
         self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
         if slot <= self._folded:
-            self._run("INSERT INTO stale VALUES (?, ?)", (slot, unit))
+            self._run("INSERT INTO stale VALUES (?, ?, ?)", (slot, unit, ns))
             self._backlog += 1
         else:
             self._run("DELETE FROM pending WHERE slot = ?", (slot,))
             self._backlog -= 1
-        self._count -= 1
+        self._counted(-1, ns)
+        self._expired = None
         self._log(Op.DROP, slot)
         return True
 
     def _load(self, con: apsw.Connection) -> None:
         *numbers, self._held = first_row(con, _COUNTERS)
         self._before = checked_counters(numbers)
-        self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog = self._before
+        (
+            self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog, self._others
+        ) = self._before  # fmt: skip
 
-    def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes]]) -> None:
+    def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes, float | None]]) -> None:
+        ns = self._made()
         taken = self._run(
-            "SELECT id FROM units WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(list(chunk)),)
+            "SELECT id FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?))",
+            (ns, json.dumps(list(chunk))),
         )
         for (unit_id,) in taken:
-            self._remove(unit_id)
+            self._remove(unit_id, ns, kind=history.REPLACED)
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
         seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
         rows = list(chunk.values())
         sums = ((crc_of(row[0]), zlib.crc32(row[2])) for row in rows)
-        made = zip(slots, chunk, (row[0] for row in rows), sums, strict=True)
-        self._many(_ADD_UNIT, ((slot, unit_id, text, *crcs) for slot, unit_id, text, crcs in made))
+        made = zip(slots, chunk, rows, sums, strict=True)
+        self._many(_ADD_UNIT, ((slot, unit_id, row[0], *crcs, ns, row[3]) for slot, unit_id, row, crcs in made))
         self._many(_ADD_VECTOR, zip(slots, (row[2] for row in rows), strict=True))
-        self._many(_ADD_TEXT, zip(slots, (row[1] for row in rows), strict=True))
+        self._many(_ADD_TEXT, ((slot, row[1], ns) for slot, row in zip(slots, rows, strict=True)))
         self._many(_ADD_LOG, zip(seqs, [Op.PUT] * len(rows), slots, strict=True))
+        if self._operation is not None:
+            self._many(history.ADD, ((seq, Op.PUT, ns, unit_id) for seq, unit_id in zip(seqs, chunk, strict=True)))
         self._slot, self._seq = slots[-1], seqs[-1]
-        self._count += len(rows)
+        self._counted(len(rows), ns)
         self._backlog += len(rows)
         for unit_id in chunk:
             self._reserve(unit_id)
@@ -337,8 +538,10 @@ class Transaction:
     def _reserve(self, unit_id: str) -> None:
         if unit_id.startswith("unit_"):
             match = _AUTO_ID.fullmatch(unit_id)
-            if match:
+            if match and self.namespace == 0:
                 self._auto = max(self._auto, int(match[1]) + 1)
+            elif match:
+                self._next = max(self._next, int(match[1]) + 1)
 
     def _raw(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
         if self._con is None:

@@ -8,15 +8,18 @@ it is needed. Where a call of another thread does not end in time, the child may
 
 from __future__ import annotations
 
+import copy
 import os
+import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
 
-from ..errors import ReadOnlyError, StorageError, StoreClosedError
+from ..errors import MemEvolveError, ReadOnlyError, StorageError, StoreClosedError
 from ..utils import forking
 from .connections import (
     Durability,
@@ -55,6 +58,48 @@ def no_fork(path: Path) -> Iterator[None]:
         yield
 
 
+MOST_GROUPED, GROUP_SECONDS = 64, 0.01
+"""Most transactions that share a commit, and the time after which none joins any more."""
+
+_LOOK_AGAIN = 0.05
+"""Seconds after which a thread looks whether the one that should commit for it has gone."""
+
+
+class Group:
+    """Transactions of several threads that one commit makes durable; ``link`` is the one that it writes."""
+
+    def __init__(self, link: bytes) -> None:
+        self.link = link
+        self.members = 0
+        self.failure: MemEvolveError | None = StorageError(
+            "the commit was interrupted, so it is not known whether the change is stored; read it before repeating it"
+        )
+        self.done = False
+        self._running = threading.Lock()
+        self._running.acquire()
+        self._began = time.monotonic()
+
+    def is_full(self) -> bool:
+        """May no other transaction join?"""
+        return self.members >= MOST_GROUPED or time.monotonic() - self._began > GROUP_SECONDS
+
+    def end(self) -> None:
+        """Let every thread go on; doing it twice does no harm."""
+        self.done = True
+        with suppress(RuntimeError):
+            self._running.release()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until :meth:`end`, at most so long.
+
+        Not an event: one that Ctrl-C interrupts may keep its inner lock, and the thread that sets it would wait for
+        ever. Here each thread that wakes up lets the next one go, and where that one was interrupted, time does.
+        """
+        if not self.done and self._running.acquire(timeout=seconds):
+            self.end()
+        return self.done
+
+
 FORK_PATIENCE = 2.0
 """Seconds that a fork waits for calls of other threads; after that the child cannot use the store."""
 
@@ -80,6 +125,10 @@ class Session:
         self._name, self._wal = str(path), str(beside(path, "-wal"))
         self.floor = NO_TOKEN
         """The newest token that this session knows to be in the database file, see ``lineage.py``."""
+        self.group: Group | None = None
+        """What is written but not committed yet."""
+        self.waiting: set[int] = set()
+        """The threads that wait for the lock and would join a group."""
         forking.close_for_fork(self)
 
     def connection(self) -> apsw.Connection:
@@ -128,6 +177,37 @@ class Session:
                 con.execute("COMMIT")
             raise
 
+    def settle(self) -> None:
+        """Commit the group, if there is one; its threads get the error when that fails. Call with the lock held."""
+        group, con = self.group, self._con
+        if group is None:
+            return
+        try:
+            if con is None or not con.in_transaction:
+                group.failure = StorageError(f"{self.path}: another write of the same commit failed; write again")
+            else:
+                self.commit(con)
+                group.failure = None
+        except (*SQLITE_ERRORS, StorageError) as error:
+            group.failure = noted(error, self.path, con)
+        finally:
+            self.group, self.lock.kept = None, False
+            if group.failure is not None:
+                self.drop_connection()
+            group.end()
+
+    def wait_for(self, group: Group) -> None:
+        """Wait until another thread has committed the group; when none does, commit it here."""
+        while not group.wait(_LOOK_AGAIN):
+            try:
+                self.lock.take_over()
+                self.waiting.clear()  # one that was interrupted may be left; a thread that does wait loses little
+                if self.group is group:
+                    self.settle()
+                group.end()
+            finally:
+                self.lock.release()
+
     def _is_checked(self) -> bool:
         """Is the database file as it was when its log was last found to be its own?"""
         try:
@@ -162,7 +242,33 @@ class Session:
         self.lock.refuse_nesting()
         try:
             self.lock.acquire()
+            self.settle()
             try_to_empty_log(self.connection())
+        except SQLITE_ERRORS as error:
+            raise noted(error, self.path) from error
+        finally:
+            self.lock.release()
+
+    def rewrite(self, seconds: float) -> None:
+        """Write the database file anew, without free pages, and empty the log; waits so long for readers of the log.
+
+        Raises StorageError when a reader does not end.
+        """
+        self.refuse_writing()
+        self.lock.refuse_nesting()
+        deadline = time.monotonic() + seconds
+        try:
+            self.lock.acquire()
+            con = self.connection()
+            con.execute("VACUUM")
+            try_to_empty_log(con)
+            while not _is_empty(self._wal):
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{self.path}: a reader of another process keeps the old log; end it, then call again"
+                    )
+                time.sleep(0.02)
+                try_to_empty_log(con)
         except SQLITE_ERRORS as error:
             raise noted(error, self.path) from error
         finally:
@@ -174,6 +280,7 @@ class Session:
             raise StorageError("close() inside write() would lose the open transaction; leave the block first")
         self.lock.exclude()
         try:
+            self.settle()
             self.pool.close()
             self.drop_connection()
             self.lock.close_file()
@@ -184,6 +291,7 @@ class Session:
         """Close every connection, so that the child inherits none; False when calls in other threads do not end."""
         if not self.lock.exclude(FORK_PATIENCE):
             return False
+        self.settle()
         if not self.pool.pause(FORK_PATIENCE):
             self.lock.release()
             return False
@@ -195,6 +303,7 @@ class Session:
 
     def after_fork(self) -> None:
         """Go on after :meth:`before_fork`, in the parent and in the child; connections open when they are needed."""
+        self.waiting.clear()  # in the child nobody waits; in the parent a commit is not shared
         self.pool.resume()
         self.lock.release()
 
@@ -223,14 +332,29 @@ def _is_empty(file: str) -> bool:
 
 
 class WriteContext:
-    """The context of one write transaction; ``Records.write()`` makes it."""
+    """The context of one write transaction; ``Records.write()`` makes it.
 
-    __slots__ = ("__weakref__", "_dim", "_hold", "_session", "_timeout")
+    Transactions of threads that write at once share a commit: a thread that has finished leaves its changes in the open
+    transaction of SQLite, lets the next one continue it under a savepoint, and waits. The last one commits for all.
+    """
 
-    def __init__(self, session: Session, dim: int, timeout: float | None = None) -> None:
+    __slots__ = ("__weakref__", "_clock", "_dim", "_grouped", "_hold", "_operation", "_session", "_space", "_timeout")
+
+    def __init__(
+        self,
+        session: Session,
+        dim: int,
+        timeout: float | None = None,
+        space: tuple[str, ...] = (),
+        clock: Callable[[], float] = time.time,
+        operation: str | None = None,
+        grouped: bool = False,
+    ) -> None:
+        self._space, self._clock, self._operation = space, clock, operation
         self._timeout = timeout
         self._session = session
         self._dim = dim
+        self._grouped = grouped
         self._hold = _WriteHold(session)
 
     def __enter__(self) -> Transaction:
@@ -240,10 +364,13 @@ class WriteContext:
         session.lock.refuse_nesting()
         try:
             hold.guard = weakref.ref(self, hold.abandon)
-            session.lock.acquire(self._timeout)
-            hold.con = session.connection()
-            session.begin(hold.con)
-            hold.tx = Transaction(hold.con, session.path, self._dim, session.floor)
+            self._acquire()
+            try:
+                hold.con = session.connection()
+            except StoreClosedError:
+                session.lock.close_file()  # closed during the wait, which opened it again
+                raise
+            hold.tx = self._begun(hold.con)
             return hold.tx
         except SQLITE_ERRORS as error:
             hold.failed = True
@@ -253,17 +380,60 @@ class WriteContext:
                 hold.leave()
 
     def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        hold = self._hold
+        hold, session = self._hold, self._session
         try:
             hold.failed = kind is None or issubclass(kind, (*SQLITE_ERRORS, StorageError))
             if kind is None and hold.tx is not None and hold.con is not None:
                 hold.tx.finish()
-                self._session.commit(hold.con)
+                if self._grouped and (session.group is not None or session.waiting):
+                    self._commit_together(hold, hold.tx)
+                else:
+                    session.commit(hold.con)
                 hold.failed = False
         except SQLITE_ERRORS as error:
-            raise noted(error, self._session.path, hold.con) from error
+            raise noted(error, session.path, hold.con) from error
         finally:
             hold.leave()
+
+    def _acquire(self) -> None:
+        if not self._grouped:
+            self._session.lock.acquire(self._timeout)
+            self._session.settle()
+            return
+        me = threading.get_ident()
+        try:
+            self._session.waiting.add(me)
+            self._session.lock.acquire(self._timeout)
+        finally:
+            self._session.waiting.discard(me)
+
+    def _begun(self, con: apsw.Connection) -> Transaction:
+        session = self._session
+        if session.group is None:
+            session.begin(con)
+            return Transaction(con, session.path, self._dim, session.floor, self._space, self._clock, self._operation)
+        con.execute("SAVEPOINT member")
+        tx = Transaction(con, session.path, self._dim, session.floor, self._space, self._clock, self._operation)
+        tx.link = session.group.link
+        return tx
+
+    def _commit_together(self, hold: _WriteHold, tx: Transaction) -> None:
+        """Commit with the group, or leave that to the next thread and wait for it."""
+        session = self._session
+        joined, group = session.group is not None, session.group or Group(tx.link)
+        hold.group = group
+        session.group = group
+        group.members += 1
+        if joined and hold.con is not None:
+            hold.con.execute("RELEASE member")
+        if session.waiting and not group.is_full():
+            hold.failed, hold.con, session.lock.kept = False, None, True
+            session.lock.release()
+            session.wait_for(group)
+        else:
+            session.settle()
+        if group.failure is not None:
+            raise copy.copy(group.failure) from group.failure
 
 
 class _WriteHold:
@@ -273,12 +443,14 @@ class _WriteHold:
     everything back when the context is forgotten, which is at once.
     """
 
-    __slots__ = ("con", "failed", "guard", "session", "tx")
+    __slots__ = ("con", "failed", "group", "guard", "session", "tx")
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.con: apsw.Connection | None = None
         self.tx: Transaction | None = None
+        self.group: Group | None = None
+        """The group that commits the transaction; from then on it is no longer this one's to roll back."""
         self.failed = False
         self.guard: weakref.ref[WriteContext] | None = None
 
@@ -296,12 +468,23 @@ class _WriteHold:
         try:
             if self.tx is not None:
                 self.tx.end()
-            if self.con is not None and self.con.in_transaction:
-                self.con.execute("ROLLBACK")
+            if self.group is not None and (self.session.group is self.group or self.group.done):
+                self.session.wait_for(self.group)
+                self.failed = False
+            elif self.con is not None:
+                self._roll_back(self.con)
         except SQLITE_ERRORS:
             self.failed = True
         finally:
-            if self.failed:
+            if self.failed and self.con is not None:
                 self.session.drop_connection()
             self.session.lock.release()
             self.con = self.guard = None
+
+    def _roll_back(self, con: apsw.Connection) -> None:
+        if self.session.group is not None:
+            with suppress(apsw.SQLError):  # interrupted before the savepoint, or the transaction is gone
+                con.execute("ROLLBACK TO member; RELEASE member")
+            self.session.settle()
+        elif con.in_transaction:
+            con.execute("ROLLBACK")

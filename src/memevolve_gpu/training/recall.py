@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -156,9 +157,14 @@ def recalls_of(found: FloatArray, truth: FloatArray) -> npt.NDArray[np.float64]:
     """
     wanted = np.isfinite(truth).sum(axis=1)
     last = np.where(wanted > 0, np.take_along_axis(truth, np.maximum(wanted - 1, 0)[:, None], axis=1)[:, 0], 0.0)
-    slack = np.abs(last) * 1e-5 + 1e-7
-    hits = np.minimum((found <= (last + slack)[:, None]).sum(axis=1), wanted)
+    hits = np.minimum((found <= _with_slack(last)[:, None]).sum(axis=1), wanted)
     return np.where(wanted > 0, hits / np.maximum(wanted, 1), 1.0).astype(np.float64)
+
+
+def _with_slack(distances: FloatArray) -> FloatArray:
+    """The largest distances that count as ties of these."""
+    slack: FloatArray = np.abs(distances) * np.float32(1e-5) + np.float32(1e-7)
+    return distances + slack
 
 
 def _in_steps(index: Index, queries: FloatArray, k: int, params: SearchParams, pause: Pause) -> FloatArray:
@@ -192,6 +198,7 @@ def _with_noise(stored: FloatArray, rng: np.random.Generator, *, normalise: bool
 _STEP_COST = 1_000_000_000.0
 """Work between two pauses in units of 10 picoseconds (10 ms)."""
 _SEARCHES_IN_STEP = 32
+MOST_CANDIDATES = 2200
 _TRUTHS_IN_STEP = 48
 """Exact searches of fewer queries would not share a matrix product."""
 
@@ -201,8 +208,8 @@ class EvalQueries:
     """Queries float32 (nq, dim) to measure recall with.
 
     stratum: int64 (nq,), the group of each query; every group must reach the target. Queries of group -1, and all where
-    it is None, are split into the half nearer to the stored vectors and the half farther away. source: int64 (nq,), the
-    row that a query was made of, which must not count as a result; -1 or None for none.
+    it is None, are split into the half nearest to the stored vectors, the next quarter and the farthest. source: int64
+    (nq,), the row that a query was made of, which must not count as a result; -1 or None for none.
     """
 
     queries: FloatArray
@@ -254,9 +261,32 @@ class RecallEvaluator:
         rows = np.arange(0, len(self.eval_queries), every)
         if params.exact:
             return np.ones((len(rows), len(self.ks)))
+        if params == SearchParams(rerank=params.rerank) and 0 < params.rerank <= self._hits.shape[2]:
+            hits = self._hits[:, rows, params.rerank - 1] / np.array(self.ks)[:, None]
+            return np.where(np.array(self.ks) <= k, np.minimum(hits.T, 1.0), np.nan)
         found = self._search(params, k, rows, _SEARCHES_IN_STEP)
         columns = [recalls_of(found[:, :at], self._truth[rows, :at]) if at <= k else _unknown(rows) for at in self.ks]
         return np.stack(columns, axis=1)
+
+    @cached_property
+    def _hits(self) -> npt.NDArray[np.int32]:
+        """How many of each query's k nearest are among its first w candidates, for each of ``ks`` and all w from 1 on,
+        int32 (len(ks), nq, w); w is 0 where the index has no candidates of its own."""
+        index, source = self.index, self.eval_queries.source
+        width = min(MOST_CANDIDATES, index.n // 4) if index.n >= 4 * self.ks[-1] else 0
+        pieces = []
+        for part in _parts(np.arange(len(self.eval_queries)), _SEARCHES_IN_STEP):
+            queries = self.eval_queries.queries[part]
+            candidates = index.candidates(queries, width) if width else None
+            if candidates is None:
+                return np.empty((len(self.ks), len(self.eval_queries), 0), np.int32)
+            distances = index.table.distances(queries, candidates)
+            if source is not None:
+                distances[candidates == source[part, None]] = np.inf
+            hits = [distances <= _with_slack(self._truth[part, at - 1])[:, None] for at in self.ks]
+            pieces.append(np.stack([np.cumsum(each, axis=1, dtype=np.int32) for each in hits]))
+            self._pause()
+        return np.concatenate(pieces, axis=1)
 
     def bounds(self, params: SearchParams, k: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """The worst stratum's mean recall and lower bound at each of ``ks``, float64 (len(ks),); see ``recalls``."""
@@ -293,18 +323,20 @@ class RecallEvaluator:
 
 
 def _strata(eval_queries: EvalQueries, truth: FloatArray) -> IntArray:
-    """The stratum of each query, int64 (nq,); those without one are near, -2, or far, -1."""
+    """The stratum of each query, int64 (nq,); those without one are -3, -2 or -1 by :func:`_by_distance`."""
     stratum = np.full(len(eval_queries), -1, np.int64) if eval_queries.stratum is None else eval_queries.stratum.copy()
     free = stratum < 0
-    stratum[free] = _near_and_far(truth[free]) - 2
+    stratum[free] = _by_distance(truth[free]) - 3
     return stratum
 
 
-def _near_and_far(truth: FloatArray) -> IntArray:
-    """0 for the half of the queries whose tenth neighbour is nearer, 1 for the others, int64 (nq,)."""
+def _by_distance(truth: FloatArray) -> IntArray:
+    """0 for the half of the queries whose tenth neighbour is nearer, 1 for the next quarter, 2 for the farthest, int64
+    (nq,)."""
     tenth = truth[:, min(9, truth.shape[1] - 1)]
-    stratum = np.zeros(len(truth), np.int64)
-    stratum[np.argsort(tenth, kind="stable")[len(truth) // 2 :]] = 1
+    stratum, order = np.zeros(len(truth), np.int64), np.argsort(tenth, kind="stable")
+    stratum[order[len(truth) // 2 :]] = 1
+    stratum[order[len(truth) - len(truth) // 4 :]] = 2
     return stratum
 
 

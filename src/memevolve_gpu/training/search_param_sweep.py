@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.base import Index
-from ..index.costs import HNSW_ROWS_PER_BEAM, LIST, WHOLE_ROWS, codes_cost, scan_cost
+from ..index.costs import HNSW_ROWS_PER_BEAM, LIST, codes_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import SearchParams
 from .recall import RecallEvaluator
@@ -19,8 +19,10 @@ __all__ = ["SearchParamSweep", "params_cost", "reach"]
 EVERY = 4
 """Every fourth query orders the search parameters; all queries decide which of them reach a target."""
 
-_RERANKS = (40, 60, 100, 150, 200, 300, 450, 700)
-_WIDE = 450
+_RERANKS = (20, 30, 40, 60, 80, 100, 150, 200, 300, 450, 700, 1000, 1500, 2200)
+_FINE_RERANKS = tuple(sorted({*_RERANKS, 25, 50, 70, 90, 120, 175, 250, 375, 550, 850, 1250, 1800}))
+"""Where one pass over the candidates shows the recall of every number of them."""
+_WIDE = 1500
 """Candidates at which 4-bit codes miss almost nothing, so that all misses come from lists that were not probed."""
 _BEAMS = (20, 27, 36, 48, 65, 90, 120, 160, 200, 270, 360, 480, 640, 860, 1150, 1500)
 _FEWEST_LISTS = 1 / 32
@@ -72,7 +74,7 @@ class SearchParamSweep:
         return self.promised(params, k) + self._evaluator.largest_weight(EVERY)
 
     def _front(self, k: int) -> list[SearchParams]:
-        index, pairs = self._evaluator.index, self._evaluator.index.kind == "ivf"
+        index, pairs = self._evaluator.index, _probes(self._evaluator.index)
         scan = params_cost(index, SearchParams(exact=True), k)
         steps = sorted((_Step(params_cost(index, params, k), params) for params in self._candidates(k)), key=_cheapest)
         front: list[_Step] = []
@@ -84,7 +86,7 @@ class SearchParamSweep:
             if pairs and promised <= best:
                 continue
             best = promised
-            if len(front) > 1 and step.cost < _WORTH_A_STEP * front[-2].cost:
+            if pairs and len(front) > 1 and step.cost < _WORTH_A_STEP * front[-2].cost:
                 front.pop()
             front.append(step)
         return [step.params for step in front]
@@ -92,10 +94,10 @@ class SearchParamSweep:
     def _candidates(self, k: int) -> list[SearchParams]:
         index = self._evaluator.index
         widths = [rerank for rerank in _RERANKS if rerank >= 2 * k]
-        if index.kind == "two_stage":
-            return [SearchParams(rerank=rerank) for rerank in widths]
-        if index.kind == "ivf":
+        if _probes(index):
             return [SearchParams(nprobe=nprobe, rerank=rerank) for nprobe in _probe_counts(index) for rerank in widths]
+        if index.kind in ("two_stage", "ivf"):
+            return [SearchParams(rerank=rerank) for rerank in _FINE_RERANKS if rerank >= 2 * k]
         return [SearchParams(ef=beam) for beam in _BEAMS if beam >= 2 * k] if index.kind == "hnsw" else []
 
     def _promised(self, params: SearchParams) -> Floats:
@@ -148,12 +150,15 @@ def params_cost(index: Index, params: SearchParams, k: int) -> float:
         return scan
     if index.kind == "hnsw":
         return min(scan, scan_cost(max(params.ef, 2 * k) * HNSW_ROWS_PER_BEAM, dim))
-    want, codes = max(params.rerank, 2 * k), _codes(index)
-    whole = codes_cost(n * codes, want, want, dim)
-    if index.kind == "ivf":
-        ways = [_lists_cost(index, params.nprobe, want), *([whole] if n <= WHOLE_ROWS else [])]
-        return min(scan, *ways)
-    return min(scan, whole)
+    want = max(params.rerank, 2 * k)
+    if _probes(index):
+        return min(scan, _lists_cost(index, params.nprobe, want))
+    return min(scan, codes_cost(n * _codes(index), want, want, dim))
+
+
+def _probes(index: Index) -> bool:
+    """Whether a search of the index reads some of its lists, rather than all rows."""
+    return index.kind == "ivf" and (index.plan.engine != "cpu" or index.reads_lists)
 
 
 def _device_cost(index: Index, nprobe: int, want: int) -> float:

@@ -14,7 +14,9 @@ from __future__ import annotations
 import logging
 import numbers
 import os
+import re
 import stat
+import tempfile
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,7 +25,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, NoDecode, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from ..errors import ConfigurationError
@@ -37,6 +39,7 @@ __all__ = [
     "StorageConfig",
     "gpu_order",
     "is_milvus_uri",
+    "namespace_path",
     "serve_memevolve",
     "visible_gpus",
 ]
@@ -89,6 +92,41 @@ def _mode(value: object) -> object:
     return value.strip().lower().replace("0o", "").zfill(4) if isinstance(value, str) else value
 
 
+MAX_PARTS, MAX_PART_CHARS = 16, 256
+"""Of the path of a namespace."""
+_NOT_IN_PARTS = re.compile(r"[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def namespace_path(value: Any, name: str = "namespace") -> tuple[str, ...]:
+    """The path of a namespace: a sequence of parts, or a text whose parts are separated by slashes; empty for the
+    default namespace.
+
+    Raises:
+        ConfigurationError: it is no path, and what is wrong with it.
+    """
+    if value is None:
+        return ()
+    parts = value
+    if isinstance(value, str):
+        parts = value.strip("/").split("/") if value.strip("/") else ()
+    if not isinstance(parts, (list, tuple)) or len(parts) > MAX_PARTS:
+        raise ConfigurationError(f"{name} must be up to {MAX_PARTS} texts such as ('org', 'alice'), got {shown(value)}")
+    for part in parts:
+        if not isinstance(part, str) or not 0 < len(part) <= MAX_PART_CHARS or _NOT_IN_PARTS.search(part):
+            raise ConfigurationError(
+                f"{name}: each part must be a text of 1 to {MAX_PART_CHARS} characters without slashes and control "
+                f"characters, got {shown(part)}; write ('org', 'alice') for org/alice"
+            )
+    return tuple(str.__str__(part) for part in parts)
+
+
+def _path(value: object) -> object:
+    try:
+        return namespace_path(value)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from None
+
+
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1), Allowed("a whole number of at least 1")]
 _Natural = Annotated[int, BeforeValidator(_number), Field(ge=0), Allowed("a whole number of at least 0")]
 _Share = Annotated[float, BeforeValidator(_number), Field(gt=0, le=1), Allowed("a number above 0 and at most 1")]
@@ -101,6 +139,7 @@ _Megabytes = Annotated[
 _Seconds = Annotated[
     float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), Allowed("a number of seconds above 0")
 ]
+_Days = Annotated[float, BeforeValidator(_number), Field(ge=0, le=36_500), Allowed("a number of days from 0 to 36500")]
 _IndexType = Annotated[
     Literal["flat", "ivf", "hnsw", "auto"], BeforeValidator(_word), Allowed("flat, ivf, hnsw or auto")
 ]
@@ -139,15 +178,16 @@ _Provider = Annotated[
     Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
 ]
 _Text = Annotated[Annotated[str, Field(min_length=1)] | None, Allowed("a text that is not empty")]
-_File = Annotated[
-    Annotated[str, Field(min_length=1)] | None,
-    BeforeValidator(lambda value: os.fspath(value) if isinstance(value, os.PathLike) else value),
-    Allowed("the path of a file"),
-]
 _Key = Annotated[Annotated[SecretStr, Field(min_length=1)] | None, Allowed("a text that is not empty")]
 _Url = Annotated[
     Annotated[str, AfterValidator(_url)] | None,
     Allowed("an http:// or https:// address without user name, password or query"),
+]
+_Path = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(_path),
+    Allowed("texts separated by slashes, such as org/alice; or empty"),
 ]
 _Dimension = Annotated[_Count | None, Allowed("a whole number of at least 1")]
 
@@ -436,8 +476,8 @@ class StorageConfig(_Settings):
     auto_prune: _AutoPrune = "off"
     """Whether a write that reaches the prune threshold deletes other units, and which go first."""
     max_memory_mb: _Megabytes = 2048.0
-    """Most memory of codes, maps, masks and the vectors that are not mapped from a file, in MiB; ``auto`` takes what
-    the device or host allows."""
+    """Most host memory of codes, maps, masks and the vectors that are not mapped from a file, in MiB; ``auto`` takes
+    what the host allows."""
     performance_threshold: _Count = 10_000
     """Number of units from which speed deserves attention; nothing acts on it yet."""
     adaptive_nlist: _Switch = True
@@ -461,9 +501,9 @@ class StorageConfig(_Settings):
     device: _Device = "auto"
     """Where searches run."""
     gpu_engine: _GpuEngine = "auto"
-    """What searches on a GPU; ``auto`` takes what the planner's table holds for the fastest."""
-    gpu_engine_table: _File = None
-    """Which engine is the fastest for how many units, as measured by the user; None takes the planner's own table."""
+    """What searches on a GPU; ``auto`` takes torch, and faiss where torch cannot be used."""
+    gpu_max_memory_mb: _Megabytes = "auto"
+    """Most memory of the index on a GPU, in MiB; ``auto`` takes what GPU_MEMORY_FRACTION allows."""
     gpu_memory_fraction: _Share = 0.8
     """Share of the GPU memory that is free or ours which the stores of this process may take together."""
     gpu_graphs: _Switch = False
@@ -480,10 +520,14 @@ class StorageConfig(_Settings):
     """Who may read and write the files of a new store, as ``chmod`` takes it; a store that exists keeps its mode."""
     sample_queries: _Switch = True
     """Whether a bounded sample of query vectors is kept to calibrate the index on what is really asked."""
+    history_days: _Days = 7.0
+    """Days for which replaced and deleted versions of units are kept; 0 keeps none."""
     background: _Switch = True
     """Whether a thread of the store builds, retrains and heals the index by itself."""
     backend_type: _Backend = "vector"
     """Where the units are: in files of this package, or on a Milvus server."""
+    namespace: _Path = ()
+    """The namespace of the store that is opened; empty for the default one."""
 
     @classmethod
     def adopt(cls, source: object = None) -> StorageConfig:
@@ -577,6 +621,16 @@ def visible_gpus() -> str | None:
     The driver's own lists ignore it, so their readers must apply it.
     """
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def may_download() -> bool:
+    """Whether HF_HUB_OFFLINE, the variable of Hugging Face's packages, does not forbid downloads."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "on", "yes", "true")
+
+
+def fastembed_cache() -> Path:
+    """Where fastembed keeps the models that it downloaded: FASTEMBED_CACHE_PATH, else its default."""
+    return Path(os.environ.get("FASTEMBED_CACHE_PATH") or Path(tempfile.gettempdir(), "fastembed_cache"))
 
 
 def gpu_order() -> str | None:

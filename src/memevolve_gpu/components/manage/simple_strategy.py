@@ -18,7 +18,8 @@ from ...errors import ConfigurationError, ConflictError, InvalidFilterError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, mapping, real_number, shown, switch, whole_number, word
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
-from ..store.base import StorageBackend, as_backend, delete_units, register_operation
+from ..store.base import StorageBackend, named_operation
+from ..store.foreign import as_backend, delete_units, register_operation
 from ..store.units import unit_to_text
 from .base import HealthMetrics, ManagementStrategy, Merged, Removal
 from .near_duplicates import Judge, near_groups
@@ -416,7 +417,8 @@ class SimpleManagementStrategy(ManagementStrategy):
                 return Merged(merged, _report(judge, dry_run))
             sources = [unit["id"] for group in groups for unit in group]
             try:
-                ids = backend.replace_batch(sources, merged, unchanged_since=since)
+                with named_operation("consolidate"):
+                    ids = backend.replace_batch(sources, merged, unchanged_since=since)
             except ConflictError as error:
                 changed.update(error.ids)
                 if attempt == _ATTEMPTS - 1:
@@ -538,7 +540,8 @@ class SimpleManagementStrategy(ManagementStrategy):
     ) -> Removal:
         if dry_run:
             return Removal(ids, {**notes, "dry_run": True})
-        gone = delete_units(backend, ids, since)
+        with named_operation(operation):
+            gone = delete_units(backend, ids, since)
         if len(gone) != len(ids):
             notes["left"] = len(ids) - len(gone)
         if gone:

@@ -16,7 +16,8 @@ from ...monitoring.events import LatencyRing
 from ...types import MemoryUnit
 from ...utils.arguments import having, mapping, switch, whole_number
 from ...utils.timestamps import now_text
-from ..store.base import StorageBackend, as_backend
+from ..store.base import StorageBackend
+from ..store.foreign import as_backend
 from ..store.ranking import Ranking
 
 __all__ = [
@@ -210,13 +211,14 @@ class RetrievalStrategy(ABC):
         Raises:
             InvalidQueryError: The strategy has no attribute ``ranking``.
         """
+        Ranking.checked(ranking)
         if not hasattr(self, "ranking"):
             raise InvalidQueryError(
                 f"recency and importance: a {type(self).__name__} does not rank by them; use one of this package's "
                 "strategies"
             )
         other = copy.copy(self)
-        other.ranking = ranking
+        other.ranking = Ranking.checked(ranking)
         return other
 
     def save_state(self) -> dict[str, Any]:

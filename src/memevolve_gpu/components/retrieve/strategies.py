@@ -20,7 +20,8 @@ from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
-from ..store.base import StorageBackend, as_backend, score_of
+from ..store.base import StorageBackend, score_of
+from ..store.foreign import as_backend
 from ..store.ranking import Ranking, best, similarity_of
 from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
@@ -230,7 +231,7 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
         Args:
             ranking: Age and importance that multiply the BM25 score; None for BM25 alone.
         """
-        self.ranking = ranking
+        self.ranking = Ranking.checked(ranking)
 
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
@@ -302,7 +303,7 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
         Raises:
             EmbeddingError: ``embedding_function`` cannot be called.
         """
-        self.ranking = ranking
+        self.ranking = Ranking.checked(ranking)
         self.similarity_threshold = _threshold(similarity_threshold)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
 
@@ -435,7 +436,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         """
         word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
-        self.ranking = ranking
+        self.ranking = Ranking.checked(ranking)
         self.neighbours = real_number(
             "neighbours", neighbours, "a number of at least 0", 0, sys.float_info.max, ConfigurationError
         )

@@ -1,6 +1,8 @@
 """Storage backends: the contract, the vector store, and the types of their reports."""
 
 from .base import MetadataMixin, StorageBackend
+from .history import Erasure, Operation, UnitChange, UnitVersion
+from .namespaces import NamespaceInfo
 from .report_types import (
     Inventory,
     MaintenanceReport,
@@ -12,13 +14,18 @@ from .report_types import (
 from .vector_store import VectorStore
 
 __all__ = [
+    "Erasure",
     "Inventory",
     "MaintenanceReport",
     "MetadataMixin",
     "MilvusStatistics",
+    "NamespaceInfo",
+    "Operation",
     "OperationEntry",
     "StorageBackend",
     "StorageHealth",
     "StoreStatistics",
+    "UnitChange",
+    "UnitVersion",
     "VectorStore",
 ]

@@ -25,6 +25,10 @@ MOST_HELD = 10_000
 """Most ids that are buffered while nothing can be written; beyond that they are dropped."""
 
 
+Reads = dict[tuple[int, str], tuple[float, int]]
+"""(namespace, id) to (Unix time of the newest read, how many)."""
+
+
 class Accesses:
     """The access statistics of one open store. ``note`` costs about a microsecond and never waits.
 
@@ -36,7 +40,7 @@ class Accesses:
         self._records = records
         self._events = events
         self._wake = wake
-        self._reads: list[tuple[float, Sequence[str]]] = []
+        self._reads: list[tuple[float, int, Sequence[str]]] = []
         self._held = 0
         self._flushing = threading.RLock()
         self._busy = False
@@ -47,9 +51,9 @@ class Accesses:
         """Whether there are enough to be written."""
         return self._held >= FLUSH_AT
 
-    def note(self, ids: Sequence[str]) -> None:
-        """Count an access to each of these units."""
-        self._reads.append((time.time(), ids))
+    def note(self, ids: Sequence[str], ns: int) -> None:
+        """Count an access to each of these units of one namespace."""
+        self._reads.append((time.time(), ns, ids))
         before = self._held // FLUSH_AT
         self._held += len(ids)
         if self._held // FLUSH_AT > before:
@@ -83,21 +87,21 @@ class Accesses:
         if reads:
             tx.outside(lambda con: enter(con, reads))
 
-    def in_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
+    def in_order(self, kind: Literal["lru", "lfu"], limit: int, ns: int) -> list[str]:
         """List ids as ``VectorStore.access_order`` does; by age in a read-only store."""
         if self._records.read_only:
-            return list(islice(self._records.ids(), limit))
+            return list(islice(self._records.ids(ns=ns), limit))
         with self._records.write() as tx:
             self.write_in(tx)
-            return tx.outside(lambda con: in_order(con, kind, limit))
+            return tx.outside(lambda con: in_order(con, kind, limit, ns))
 
-    def counts(self) -> dict[str, int]:
+    def counts(self, ns: int) -> dict[str, int]:
         """Count accesses as ``VectorStore.access_counts`` does; none in a read-only store."""
         if self._records.read_only:
             return {}
         with self._records.write() as tx:
             self.write_in(tx)
-            return tx.outside(read_counts)
+            return tx.outside(lambda con: read_counts(con, ns))
 
     def after_fork(self) -> None:
         """Make a new lock in a forked child and drop the reads, which the parent writes."""
@@ -105,7 +109,7 @@ class Accesses:
         self._busy = False
         self._taken()
 
-    def _write_down(self, reads: dict[str, tuple[float, int]], timeout: float | None) -> None:
+    def _write_down(self, reads: Reads, timeout: float | None) -> None:
         if not reads or self._records.read_only:
             return
         try:
@@ -116,14 +120,14 @@ class Accesses:
         except StorageError as error:
             self._events.record("access-lost", f"{len(reads)} units' access figures: {error}")
 
-    def _keep(self, reads: dict[str, tuple[float, int]]) -> None:
+    def _keep(self, reads: Reads) -> None:
         """Another process is writing: keep the reads for the next time, up to the limit."""
         if self._held + len(reads) > MOST_HELD:
             self._events.record(
                 "access-lost", f"{len(reads)} units' access figures: another process writes all the time"
             )
             return
-        self._reads.extend((moment, (unit_id,) * count) for unit_id, (moment, count) in reads.items())
+        self._reads.extend((moment, ns, (unit_id,) * count) for (ns, unit_id), (moment, count) in reads.items())
         self._held += sum(count for _, count in reads.values())
 
     def _overflow(self) -> None:
@@ -134,12 +138,12 @@ class Accesses:
             self._taken()
             self._events.record("access-lost", f"more than {MOST_HELD} reads waited to be written down")
 
-    def _taken(self) -> dict[str, tuple[float, int]]:
-        """Take all buffered reads: the newest time and the count by id."""
+    def _taken(self) -> Reads:
+        """Take all buffered reads: the newest time and the count by namespace and id."""
         held, self._reads = self._reads, []
         self._held = 0
-        reads: dict[str, tuple[float, int]] = {}
-        for moment, ids in held:
+        reads: Reads = {}
+        for moment, ns, ids in held:
             for unit_id in ids:
-                reads[unit_id] = (moment, reads.get(unit_id, (moment, 0))[1] + 1)
+                reads[ns, unit_id] = (moment, reads.get((ns, unit_id), (moment, 0))[1] + 1)
         return reads

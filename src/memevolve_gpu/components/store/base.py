@@ -8,44 +8,41 @@ is fast, or possible at all.
 from __future__ import annotations
 
 import json
-import logging
 import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import ConfigurationError, InvalidUnitError, MemEvolveError, StorageError
+from ...errors import ConfigurationError, InvalidUnitError
 from ...records.filters import lookup, matches, parse, path_of
 from ...types import FloatArray, Hit, MemoryUnit
-from ...utils.arguments import having, listed, whole_number, word
+from ...utils.arguments import listed, shown, switch, whole_number, word
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import age_stamp
 from .listing import Listing, counted, listing_of, merged_unit, some_condition
+from .namespaces import NamespaceInfo
 from .ranking import HalfLife, Ranking, Window, best, similarity_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 
 __all__ = [
     "OPTIONAL",
-    "ForeignBackend",
     "MetadataMixin",
     "Progress",
     "StorageBackend",
     "UnitMapping",
-    "as_backend",
-    "delete_units",
-    "register_operation",
     "score_of",
 ]
 
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and the share of it that is done, 0..1."""
 
-_log = logging.getLogger("memevolve_gpu.management")
 
 _ADD = "store(unit) or store_batch(units), with units such as {'id': 'a', 'content': 'a text'}"
 _QUERY = "search_units(text, top_k=5, filters=None), or search_vectors(vectors, top_k=5)"
@@ -323,6 +320,8 @@ class StorageBackend(ABC):
         Raises:
             InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
         """
+        if not isinstance(unit_id, str):
+            raise InvalidUnitError(f"unit_id must be a text, got {shown(unit_id)}")
         old = self.retrieve_batch([unit_id]).get(unit_id)
         return old is not None and self.update(unit_id, merged_unit(old, changes))
 
@@ -500,7 +499,7 @@ class StorageBackend(ABC):
         else:
             hits = self._ranked_hits(ranking, window, query, filters, recall)
         found = window.cut(hits, lambda hit: hit.score)
-        if record:
+        if switch("record", record):
             self.record_access([hit.id for hit in found])
         return found
 
@@ -728,6 +727,94 @@ class StorageBackend(ABC):
     def refresh(self) -> None:
         """See from here on all writes of others that are acknowledged. The default always sees them."""
 
+    # Namespaces and expiry
+
+    def namespace(self, *path: str) -> StorageBackend:
+        """Give a view of one namespace: a backend of its own that sees and changes nothing else.
+
+        Args:
+            path: The parts of its name, the outermost first, below the namespace of this backend.
+
+        Returns:
+            The view.
+
+        Raises:
+            ConfigurationError: A part is no text that can be one, or the backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
+        """List the namespaces that hold units or have limits, in the order of their paths.
+
+        Args:
+            prefix: Lists only this one and those below it; relative to the namespace of this backend.
+
+        Returns:
+            Path, count and limits of each.
+
+        Raises:
+            ConfigurationError: The backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def delete_namespace(self, *path: str) -> int:
+        """Delete a namespace with its units and limits, in one transaction; those below it stay.
+
+        Args:
+            path: As for :meth:`namespace`; none for the namespace of this backend.
+
+        Returns:
+            The number of deleted units.
+
+        Raises:
+            ConfigurationError: The backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
+        """Set the limits of the namespace of this backend; both at once, None for no limit.
+
+        Args:
+            max_units: Most units. Those beyond a lower limit stay, and no new one is taken.
+            default_ttl: Seconds, or a timedelta, after which units expire that are stored from now on without a time
+                of their own.
+
+        Returns:
+            The namespace with its new limits.
+
+        Raises:
+            ConfigurationError: The backend has no namespaces.
+        """
+        raise self._missing("keep namespaces")
+
+    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+        """Set when units expire, in one transaction.
+
+        Args:
+            ids: Ids; those of no unit are skipped.
+            ttl: Seconds from now, or a timedelta.
+            expires_at: Unix time in seconds, or a datetime with its zone. Neither: the units do not expire.
+
+        Returns:
+            The number of units found.
+
+        Raises:
+            ConfigurationError: Units of this backend do not expire.
+        """
+        raise self._missing("let units expire")
+
+    def expiry(self, unit_id: str) -> float | None:
+        """Read when a unit expires.
+
+        Args:
+            unit_id: Its id.
+
+        Returns:
+            Unix time in seconds; None for a unit that does not expire, and where there is no unit of that id.
+        """
+        del unit_id
+        return None
+
     # State
 
     def save_state(self) -> dict[str, Any]:
@@ -774,80 +861,22 @@ OPTIONAL = (
 """The public methods of ``StorageBackend`` that have a default, and ``change_number``."""
 
 
-class ForeignBackend(StorageBackend):
-    """Adapts an object with MemEvolve's ten methods, such as a backend derived from MemEvolve's own base class.
-
-    Optional methods are used where the object declares them in an attribute ``capabilities``, as a proxy of one of our
-    stores does.
-    """
-
-    def __init__(self, foreign: Any) -> None:
-        self._foreign = foreign
-        self._declared = OPTIONAL.intersection(getattr(foreign, "capabilities", ()))
-        for name in self._declared - {"change_number"}:
-            setattr(self, name, getattr(foreign, name))
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_foreign":  # not set yet, while the adapter is copied
-            raise AttributeError(name)
-        return getattr(self._foreign, name)
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        return self._declared
-
-    @property
-    def metric(self) -> str:
-        return str(getattr(self._foreign, "metric", "l2"))
-
-    @property
-    def change_number(self) -> int | None:
-        return int(self._foreign.change_number) if "change_number" in self._declared else None
-
-    def store(self, unit: MemoryUnit) -> str:
-        return str(self._foreign.store(unit))
-
-    def store_batch(self, units: Sequence[MemoryUnit], *embeddings: Any) -> list[str]:
-        return list(self._foreign.store_batch(list(units), *embeddings))
-
-    def retrieve(self, unit_id: str) -> MemoryUnit | None:
-        found: MemoryUnit | None = self._foreign.retrieve(unit_id)
-        return found
-
-    def retrieve_all(self) -> list[MemoryUnit]:
-        return list(self._foreign.retrieve_all())
-
-    def update(self, unit_id: str, unit: MemoryUnit) -> bool:
-        return bool(self._foreign.update(unit_id, unit))
-
-    def delete(self, unit_id: str) -> bool:
-        return bool(self._foreign.delete(unit_id))
-
-    def exists(self, unit_id: str) -> bool:
-        return bool(self._foreign.exists(unit_id))
-
-    def count(self, filters: Mapping[str, Any] | None = None) -> int:
-        return int(self._foreign.count()) if filters is None else sum(1 for _ in self.units(filters))
-
-    def clear(self) -> None:
-        self._foreign.clear()
-
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self._foreign.get_metadata(unit_id)
-        return found
-
-    def _missing(self, ability: str) -> ConfigurationError:
-        return ConfigurationError(f"a {type(self._foreign).__name__} cannot {ability}; use a VectorStore")
+_operation: ContextVar[str | None] = ContextVar("operation", default=None)
 
 
-def as_backend(storage: Any) -> StorageBackend:
-    """Return the backend itself, or an adapter where it does not derive from this package's ``StorageBackend``.
+@contextmanager
+def named_operation(name: str) -> Iterator[None]:
+    """What the block writes is of this kind in the history of the store."""
+    token = _operation.set(name)
+    try:
+        yield
+    finally:
+        _operation.reset(token)
 
-    Virtual subclasses (``ABCMeta.register``) have none of the defaults, so they are adapted too.
-    """
-    if StorageBackend in type(storage).__mro__:
-        return storage  # type: ignore[no-any-return]
-    return ForeignBackend(having("storage_backend", storage, "retrieve", "a store, with the methods of StorageBackend"))
+
+def operation_name(method: str) -> str:
+    """The kind of an operation in the history: that of the block, else the method."""
+    return _operation.get() or method
 
 
 class MetadataMixin:
@@ -889,25 +918,3 @@ def score_of(distance: float, metric: str) -> float:
     if metric == "cosine":
         return 1.0 - distance
     return -distance if metric == "ip" else 1.0 / (1.0 + distance)
-
-
-def delete_units(backend: StorageBackend, ids: Sequence[str], since: int | None) -> list[str]:
-    """Delete units as :meth:`StorageBackend.delete_batch` does, and return the ids of those that are gone."""
-    if not ids:
-        return []
-    if "delete_batch" not in backend.capabilities:
-        return [unit_id for unit_id in ids if backend.delete(unit_id)]
-    gone = backend.delete_batch(ids, unchanged_since=since)
-    try:
-        return list(ids) if gone == len(ids) else [unit_id for unit_id in ids if not backend.exists(unit_id)]
-    except StorageError as error:
-        _log.warning("%d of %d units were deleted; which ones cannot be read: %s", gone, len(ids), error)
-        return list(ids)
-
-
-def register_operation(backend: StorageBackend, operation: str, details: Mapping[str, Any]) -> None:
-    """Register an operation that is done; log a warning where that fails, for the operation is done all the same."""
-    try:
-        backend.register_management_operation(operation, dict(details))
-    except (MemEvolveError, OSError, MemoryError, RuntimeError) as error:
-        _log.warning("%s is done, but could not be registered: %s", operation, error)

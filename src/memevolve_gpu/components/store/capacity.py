@@ -33,23 +33,32 @@ class Pruned:
 
     ids: list[str]
     history: list[OperationEntry]
+    limit: int
 
 
 def reserve_room(session: StoreSession, tx: Transaction, ids: Sequence[str | None]) -> Pruned | None:
     """Make sure that the units of these ids (None: a new one each) fit; return what AUTO_PRUNE deleted for them.
 
     Warns once for each crossing of the warning threshold. Replacing a unit needs no room. Raises CapacityError.
+    Ids are looked up only where it matters how many of the units are new.
     """
+    if _has_room(session, tx, len(ids)):
+        return None
     new = _new_units(tx, ids)
     pruned = None if session.config.auto_prune == "off" else _prune(session, tx, {one for one in ids if one}, new)
-    limit = session.config.max_memory_units
-    if new and tx.count + new > limit:
+    limit, own = session.config.max_memory_units, tx.limits.max_units
+    if new and own is not None and tx.count + new > own:
         raise CapacityError(
-            f"the store holds {tx.count} of at most {limit} units and cannot take {new} more; "
+            f"the namespace holds {tx.count} of at most {own} units and cannot take {new} more; "
+            "delete units or raise its limit with set_limits"
+        )
+    if new and tx.total + new > limit:
+        raise CapacityError(
+            f"the store holds {tx.total} of at most {limit} units and cannot take {new} more; "
             "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
         )
-    used, needed = _check_memory(session, tx.count, new)
-    _warn_once(session, "units", tx.count, tx.count + new, limit)
+    used, needed = _check_memory(session, tx.total, new)
+    _warn_once(session, "units", tx.total, tx.total + new, limit)
     _warn_once(session, "memory", used, needed, session.max_memory_bytes)
     return pruned
 
@@ -73,8 +82,21 @@ def move_waiting_rows(session: StoreSession, new: int) -> None:
 
 def _is_short(session: StoreSession, new: int) -> bool:
     live, most = session.live, session.max_memory_bytes
-    waiting = live.view.delta.nbytes >= MOVED_SHARE * most
-    return waiting and live.nbytes + new * row_bytes(session.records.dim) > most
+    moving = session.maintenance.running or live.view.delta.nbytes >= MOVED_SHARE * most
+    return moving and live.nbytes + new * row_bytes(session.records.dim) > most
+
+
+def _has_room(session: StoreSession, tx: Transaction, most: int) -> bool:
+    """Do ``most`` new units stay below every limit, threshold and warning, so that there is nothing to do?"""
+    if tx.limits.max_units is not None:
+        return False
+    share, auto_prune = session.config.warning_threshold, session.config.auto_prune
+    if session.warned or tx.total + most >= share * session.config.max_memory_units:
+        return False
+    if auto_prune != "off" and _excess(session, tx.total, most, session.config.max_memory_units):
+        return False
+    _, needed = _memory(session, tx.total, most)
+    return needed <= session.max_memory_bytes and needed < share * session.max_memory_bytes
 
 
 def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
@@ -82,7 +104,7 @@ def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
     if pruned is None:
         return
     entry, config = pruned.history[-1], session.config
-    counts = f"{entry['count_before']} to {entry['count_after']} of at most {config.max_memory_units}"
+    counts = f"{entry['count_before']} to {entry['count_after']} of at most {pruned.limit}"
     names = ", ".join(pruned.ids[:SHOWN])
     more = f" and {len(pruned.ids) - SHOWN} more" if len(pruned.ids) > SHOWN else ""
     session.events.record(
@@ -100,13 +122,16 @@ def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:
 
 def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> Pruned | None:
     """Delete what must go for ``new`` units; the units of the ids ``kept`` stay."""
-    before = tx.count
-    excess = _excess(session, before, new)
+    before, limit = tx.count, session.config.max_memory_units
+    excess = _excess(session, tx.total, new, limit)
+    if tx.limits.max_units is not None:
+        own = _excess(session, before, new, tx.limits.max_units)
+        excess, limit = max(excess, own), tx.limits.max_units if own else limit
     if not excess:
         return None
     session.accesses.write_in(tx)
     order = ORDERS[session.config.auto_prune]
-    candidates = tx.outside(lambda con: in_order(con, order, excess + len(kept)))
+    candidates = tx.outside(lambda con: in_order(con, order, excess + len(kept), tx.namespace))
     going = [unit_id for unit_id in candidates if unit_id not in kept][:excess]
     removed = tx.drop_many(going)
     if not removed:
@@ -120,22 +145,18 @@ def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> 
         "generation": session.live.generation,
         "details": {"policy": session.config.auto_prune, "auto": True, "coming": new},
     }
-    return Pruned(going, append_history(tx, entry))
+    return Pruned(going, append_history(tx, entry), limit)
 
 
-def _trigger(session: StoreSession) -> int:
-    return _share(session.config.prune_threshold, session.config.max_memory_units)
-
-
-def _excess(session: StoreSession, count: int, new: int) -> int:
+def _excess(session: StoreSession, count: int, new: int, limit: int) -> int:
     """How many must go so that ``new`` can come; never so many that fewer than PRUNE_TARGET would be left.
 
     For a batch that is larger than the target as little goes as is needed, and nothing for one that cannot fit at all.
     """
-    limit = session.config.max_memory_units
-    if not new or count + new < _trigger(session):
+    trigger = _share(session.config.prune_threshold, limit)
+    if not new or count + new < trigger:
         return 0
-    bounds = (_share(session.config.prune_target, limit), _trigger(session) - 1, limit)
+    bounds = (_share(session.config.prune_target, limit), trigger - 1, limit)
     bound = next((bound for bound in bounds if new <= bound), None)
     return 0 if bound is None else max(0, min(count, count + new - bound))
 
@@ -152,12 +173,17 @@ def _new_units(tx: Transaction, ids: Sequence[str | None]) -> int:
     return len(named) - known + sum(1 for unit_id in ids if not unit_id)
 
 
-def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
-    """Bytes in use, and bytes that will be; raise CapacityError where those are too many."""
+def _memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
+    """Bytes in use, and bytes that will be."""
     not_applied = max(0, count - session.live.view.count)
     each = row_bytes(session.records.dim)
     used = session.live.nbytes + not_applied * each
-    needed = used + new * each
+    return used, used + new * each
+
+
+def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
+    """As :func:`_memory`; raise CapacityError where those are too many."""
+    used, needed = _memory(session, count, new)
     if new and needed > session.max_memory_bytes:
         raise CapacityError(
             f"index and vectors would take {needed / 2**20:.1f} MB of at most {session.max_memory_bytes / 2**20:.1f}; "

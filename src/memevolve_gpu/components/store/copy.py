@@ -18,7 +18,8 @@ from ...errors import CapacityError, ConfigurationError, DimensionMismatchError,
 from ...training.recall import recall_of
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import callback, switch, whole_number
-from .base import Progress, StorageBackend, as_backend, delete_units
+from .base import Progress, StorageBackend
+from .foreign import as_backend, delete_units
 
 __all__ = ["CopyReport", "copy_store"]
 

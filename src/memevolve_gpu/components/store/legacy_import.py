@@ -35,7 +35,7 @@ from ...utils.embeddings import Embedder
 from ...utils.vectors import check_vectors
 from .units import checked_unit, unit_to_text
 
-__all__ = ["LegacyStore", "Limits", "PlainReader", "RefusedError", "import_legacy", "read_legacy"]
+__all__ = ["LegacyStore", "Limits", "PlainReader", "RefusedError", "import_legacy", "read_docstore", "read_legacy"]
 
 MAX_INSTRUCTIONS = 20_000_000
 """Bounds time, and memory to 2 GB: each takes at most some 90 bytes beyond its text. A unit has about 50 of them."""
@@ -205,6 +205,72 @@ _HANDLERS: dict[int, Callable[[PlainReader], None]] = {
     pickle.TUPLE2[0]: _list_of(2),
     pickle.TUPLE3[0]: _list_of(3),
 }
+
+
+class _DocstoreReader(PlainReader):
+    """As the plain reader; LangChain's documents and the table that holds them become dicts of their fields."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.dispatch = _Instructions({**_HANDLERS, pickle.NEWOBJ[0]: _made, pickle.BUILD[0]: _filled})
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Name LangChain's two classes, without an import; refuse every other."""
+        if module.startswith(("langchain.", "langchain_core.", "langchain_community.")) and name in _DOCSTORE:
+            return name
+        return super().find_class(module, name)
+
+
+_DOCSTORE = ("Document", "InMemoryDocstore")
+
+
+def _made(reader: PlainReader) -> None:
+    arguments, kind = reader.stack.pop(), reader.stack.pop()
+    if kind not in _DOCSTORE or arguments != []:
+        raise ValueError("an object of an unknown kind")
+    reader.append({})
+
+
+def _filled(reader: PlainReader) -> None:
+    state = reader.stack.pop()
+    target = reader.stack[-1]
+    if not isinstance(state, dict) or not isinstance(target, dict):
+        raise ValueError("an object without fields")
+    target.update(state)
+
+
+def read_docstore(source: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], list[str]]:
+    """Read the pickle beside a FAISS index of LangChain: (text, metadata) by id, and the id of each position.
+
+    Nothing in it is run. Raises LegacyImportError, as :func:`read_legacy`, also when there is no such file.
+    """
+    data = _read(source)
+    if data is None:
+        raise LegacyImportError(f"{source}: there is no such file; give the folder of LangChain's save_local")
+    reader = _DocstoreReader(data)
+    try:
+        loaded: Any = reader.run()  # what it is not raises below
+        table, positions = loaded
+        copier = _Copier(len(data))
+        documents = {key: _document(copier.unit(value)) for key, value in table["_dict"].items()}
+        ids = [positions[str(number)] for number in range(len(positions))]
+        if not set(ids) <= documents.keys():
+            raise ValueError("a position names no document")
+        return documents, ids
+    except (RefusedError, _UnfitUnitError) as refusal:
+        raise LegacyImportError(f"{source}: {refusal}; nothing was imported") from None
+    except (*_DAMAGED, TypeError) as error:
+        raise LegacyImportError(
+            f"{source}: damaged, or no docstore of LangChain ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _document(held: MemoryUnit) -> tuple[str, dict[str, Any]]:
+    fields = held.get("__dict__", held)
+    text, metadata = fields["page_content"], fields.get("metadata") or {}
+    if not isinstance(text, str) or not isinstance(metadata, dict):
+        raise ValueError("a document without a text")
+    return text, metadata
 
 
 MAX_FILE_BYTES = 512 * 2**20

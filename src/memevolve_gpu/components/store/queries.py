@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import ConflictError
 from ...live.field_columns import FieldValues
+from ...live.namespaces import Scope
 from ...records.connections import all_rows
 from ...records.filter_sql import ids_at, matching
 from ...records.filters import Filter, matches
@@ -40,24 +41,31 @@ __all__ = [
 _PAGE = 1000
 _CREATED = """
 SELECT id, unit ->> '$.metadata.created_at' FROM units
-WHERE id IN (SELECT value FROM json_each(?)) AND json_type(unit, '$.metadata.created_at') = 'text'
+WHERE ns = ?1 AND id IN (SELECT value FROM json_each(?2)) AND ifnull(expires_at > ?3, 1)
+AND CASE WHEN json_valid(unit) THEN json_type(unit, '$.metadata.created_at') END = 'text'
 """
 
 
-def created_at_of(con: apsw.Connection, ids: Sequence[str]) -> dict[str, str]:
-    """``metadata.created_at`` of those of the units that exist and have one."""
-    return dict(all_rows(con, _CREATED, (json.dumps(ids),)))
+def created_at_of(con: apsw.Connection, ids: Sequence[str], ns: int, now: float) -> dict[str, str]:
+    """``metadata.created_at`` of those of the units of a namespace that exist and have one."""
+    return dict(all_rows(con, _CREATED, (ns, json.dumps(ids), now)))
 
 
 def matching_ids(session: StoreSession, tx: Transaction, filters: Filter) -> list[str]:
-    """Ids of the units that match, as the transaction sees them, oldest first."""
-    view, slots = session.live.matching(filters)
+    """Ids of the units that match in the namespace of the transaction, as it sees them, oldest first."""
+    ns, now = tx.namespace, session.clock()
+    view, slots = session.live.matching(filters, Scope((ns,), now))
     unchanged = view.watermark == tx.head.last_seq
-    return tx.outside(lambda con: ids_at(con, slots if unchanged else matching(con, filters, None)))
+    return tx.outside(lambda con: ids_at(con, slots if unchanged else matching(con, filters, None), ns, now))
 
 
 def pages(
-    session: StoreSession, filters: Filter, order_by: str | None, limit: int | None, after: str | None
+    session: StoreSession,
+    filters: Filter,
+    order_by: str | None,
+    limit: int | None,
+    after: str | None,
+    scope: Callable[[], Scope],
 ) -> Listing:
     """See ``VectorStore.units``. The place of a unit is its slot."""
     order = None if order_by is None else Order(order_by)
@@ -65,7 +73,7 @@ def pages(
     start = None if after is None else cursor_parts(after, int)
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:
-        _, slots = session.live.matching(filters)
+        _, slots = session.live.matching(filters, scope())
         if order is not None:
             slots = _in_order(session, order, slots, start, most)
         elif start is not None:
@@ -116,10 +124,10 @@ def _place(field: FieldValues, kind: int, value: Any) -> tuple[int, float]:
 
 
 def facet_counts(
-    session: StoreSession, path: tuple[str, ...], filters: Filter, limit: int | None
+    session: StoreSession, path: tuple[str, ...], filters: Filter, limit: int | None, scope: Scope
 ) -> list[tuple[Any, int]]:
     """See ``VectorStore.facets``."""
-    _, slots = session.live.matching(filters)
+    _, slots = session.live.matching(filters, scope)
     every, field = session.live.field(path, slots)
     rows = np.zeros(len(every), dtype=np.bool_)
     rows[np.searchsorted(every, slots)] = True
@@ -127,9 +135,18 @@ def facet_counts(
 
 
 def ranked_hits(
-    session: StoreSession, ranking: Ranking, window: Window, query: str, filters: Filter, recall: float | None
+    session: StoreSession,
+    ranking: Ranking,
+    window: Window,
+    query: str,
+    filters: Filter,
+    recall: float | None,
+    scope: Scope,
+    spaces: Mapping[int, tuple[str, ...]],
 ) -> list[Hit]:
-    """The best units by similarity, age and importance."""
+    """The best units by similarity, age and importance. spaces: the paths of the namespaces of the scope, by key."""
+    if not session.records.head().count:
+        return []
     metric, now = session.records.metric, ranking.now()
     vectors = session.embedder.embed_query(query)[None, :]
     if metric == "cosine":
@@ -143,16 +160,23 @@ def ranked_hits(
             similarity=lambda distances: similarity_of(distances, metric),
             factors=lambda moments, importance: ranking.factors(moments, importance, now),
             paths=(ranking.time_path, ranking.importance_path),
+            scope=scope,
         )
         units = session.records.units_at([slot for _, _, slot in found])
         if len(units) == len(found):
             break
     session.searched(vectors)
-    return [Hit(units[slot], units[slot]["id"], distance, score) for score, distance, slot in found if slot in units]
+    keys = session.records.namespaces_at([slot for _, _, slot in found]) if len(spaces) > 1 else {}
+    only = next(iter(spaces), 0)
+    return [
+        Hit(units[slot], units[slot]["id"], distance, score, spaces[keys.get(slot, only)])
+        for score, distance, slot in found
+        if slot in units
+    ]
 
 
 def ranked_words(
-    records: Records, ranking: Ranking, fetch: Callable[[int], list[tuple[float, str]]], wanted: int
+    records: Records, ns: int, ranking: Ranking, fetch: Callable[[int], list[tuple[float, str]]], wanted: int
 ) -> list[tuple[float, str]]:
     """The best units by BM25, age and importance."""
     now = ranking.now()
@@ -160,7 +184,7 @@ def ranked_words(
 
     def candidates(width: int) -> list[tuple[float, float, str]]:
         found = fetch(width)
-        units: Mapping[str, MemoryUnit] = records.get_many([one for _, one in found if one not in factors])
+        units: Mapping[str, MemoryUnit] = records.get_many([one for _, one in found if one not in factors], ns=ns)
         factors.update({unit_id: ranking.factor(unit, now) for unit_id, unit in units.items()})
         return [(score, factors[unit_id], unit_id) for score, unit_id in found if unit_id in factors]
 
@@ -171,7 +195,7 @@ def drop_unchanged(tx: Transaction, ids: Sequence[str], since: int | None) -> in
     """Delete the units that did not change after log entry ``since``; nothing where the log no longer says."""
     if since is None:
         return tx.drop_many(ids)
-    changed = tx.outside(lambda con: changed_since(con, since))
+    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
     return 0 if changed is None else tx.drop_many(unit_id for unit_id in ids if unit_id not in changed)
 
 
@@ -180,7 +204,7 @@ def drop_all(tx: Transaction, ids: Sequence[str], since: int | None) -> None:
     if since is None:
         tx.drop_many(ids)
         return
-    changed = tx.outside(lambda con: changed_since(con, since))
+    changed = tx.outside(lambda con: changed_since(con, since, tx.namespace))
     conflicts = list(ids) if changed is None else [unit_id for unit_id in ids if unit_id in changed]
     conflicts += [unit_id for unit_id in ids if not tx.drop(unit_id)] if not conflicts else []
     if conflicts:

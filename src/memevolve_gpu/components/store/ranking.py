@@ -117,6 +117,13 @@ class Ranking:
             return None
         return cls(recency, importance, {} if weights is None else weights)
 
+    @staticmethod
+    def checked(ranking: Any) -> Ranking | None:
+        """The ranking, once it is known to be one or None. Raises InvalidQueryError."""
+        if ranking is None or isinstance(ranking, Ranking):
+            return ranking
+        raise InvalidQueryError(f"ranking must be a Ranking or None, got {shown(ranking)}")
+
     @property
     def time_path(self) -> tuple[str, ...] | None:
         """Where units say their moment; None where time does not count."""
@@ -169,7 +176,8 @@ class Window:
         if min_score is not None:
             limits = ("a finite number, or None", -1e300, 1e300)
             min_score = real_number("min_score", min_score, *limits, InvalidQueryError)
-        return cls(top_k, whole_number("offset", offset, least=0), min_score)
+        most = min(whole_number("top_k", top_k), 2**62)
+        return cls(most, min(whole_number("offset", offset, least=0), 2**62), min_score)
 
     @property
     def reach(self) -> int:

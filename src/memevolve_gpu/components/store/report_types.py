@@ -125,7 +125,10 @@ class DeviceReport(TypedDict, total=False):
 
     requested: str
     engine_setting: str
-    engine_table: str
+    crossover: int | None
+    """The fewest queries in one call that the GPU answers sooner than the CPU; None where both were not timed."""
+    timings: dict[str, Any] | None
+    """Milliseconds of both sides by the number of queries, measured after the build."""
     device: str
     engine: str
     reason: str

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 from ...live.maintenance import Report
+from ...live.namespaces import DEFAULT
 from ...live.scheduler import RebuildReason
 from ...live.view import View
 from ...monitoring.events import EventLog, LatencyRing
@@ -20,6 +21,8 @@ from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
 from ...utils.arguments import word
+from .namespaces import NamespaceInfo
+from .namespaces import Path as Space
 from .report_types import (
     DeviceReport,
     EventReport,
@@ -44,6 +47,7 @@ __all__ = [
     "event_reports",
     "health",
     "health_report",
+    "history_key",
     "inventory_report",
     "latency_report",
     "maintenance_report",
@@ -66,11 +70,11 @@ RETRAIN_SHARE = 0.25
 """Management that removed this share of what the index was trained on has changed what it should be trained on."""
 
 
-def register(session: StoreSession, operation: str, details: Any) -> OperationEntry:
-    """Keep an operation in the history and decide what the index does next."""
+def register(session: StoreSession, operation: str, details: Any, space: Space) -> OperationEntry:
+    """Keep an operation in the history of its namespace and decide what the index does next."""
     word("operation_type", operation, OPERATIONS)
-    entry = _entry(session, operation, plain_details(details))
-    with session.records.write() as tx:
+    entry = _entry(session, operation, plain_details(details), session.key_of(space))
+    with session.records.write(namespace=space) as tx:
         kept = append_history(tx, entry)
     entry["decision"] = decide(session, kept)
     session.events.record(
@@ -85,9 +89,15 @@ def register(session: StoreSession, operation: str, details: Any) -> OperationEn
 
 def append_history(tx: Transaction, entry: OperationEntry) -> list[OperationEntry]:
     """Add the entry to the history in this transaction, and return the history."""
-    kept: list[OperationEntry] = [*(_entries(tx.get_meta(HISTORY_KEY)) or []), entry][-KEPT:]
-    tx.set_meta(HISTORY_KEY, json.dumps(kept).encode())
+    name = history_key(tx.namespace)
+    kept: list[OperationEntry] = [*(_entries(tx.get_meta(name)) or []), entry][-KEPT:]
+    tx.set_meta(name, json.dumps(kept).encode())
     return kept
+
+
+def history_key(ns: int) -> str:
+    """The key of ``meta`` for the history of management operations of a namespace."""
+    return HISTORY_KEY if ns == DEFAULT else f"{HISTORY_KEY}/{ns}"
 
 
 def plain_details(details: Any) -> dict[str, Any]:
@@ -102,11 +112,12 @@ def plain_details(details: Any) -> dict[str, Any]:
     return {"removed": _removed(plain), "details": f"{_repr(details)}, {size} bytes as JSON"}
 
 
-def _history(session: StoreSession) -> list[OperationEntry]:
-    """The newest operations, newest last."""
-    found = _entries(session.records.get_meta(HISTORY_KEY))
+def _history(session: StoreSession, ns: int) -> list[OperationEntry]:
+    """The newest operations in a namespace, newest last."""
+    name = history_key(ns)
+    found = _entries(session.records.get_meta(name))
     if found is None:
-        session.records.note_damage(f"the value {HISTORY_KEY!r}, the history of operations, is damaged")
+        session.records.note_damage(f"the value {name!r}, the history of operations, is damaged")
     return found or []
 
 
@@ -119,8 +130,8 @@ def _entries(raw: bytes | None) -> list[OperationEntry] | None:
     return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else None
 
 
-def _entry(session: StoreSession, operation: str, details: dict[str, Any]) -> OperationEntry:
-    after = session.records.count()
+def _entry(session: StoreSession, operation: str, details: dict[str, Any], ns: int) -> OperationEntry:
+    after = session.records.count(ns=ns)
     removed = _removed(details)
     before = details.get("count_before")
     if not isinstance(before, int) or isinstance(before, bool):
@@ -202,6 +213,11 @@ class Figures:
     """What the health report of a store is made from; ``quality`` is None while no trained index is in use."""
 
     count: int
+    """Units of the namespace that the report is for."""
+    usage: float
+    """The larger share of the limits of the namespace and of the file that is used."""
+    rows: int
+    """Units of the file."""
     max_units: int
     warning_threshold: float
     prune_threshold: float
@@ -232,7 +248,7 @@ class Figures:
 
 def health(figures: Figures) -> StorageHealth:
     """The report of ``get_storage_health``; :class:`StorageHealth` documents its keys."""
-    usage = figures.count / figures.max_units
+    usage = figures.usage
     report: StorageHealth = {
         "current_count": figures.count,
         "max_units": figures.max_units,
@@ -242,10 +258,10 @@ def health(figures: Figures) -> StorageHealth:
         "mapped_mb": figures.mapped_bytes / 2**20,
         "disk_mb": figures.disk_bytes / 2**20,
         "near_limit": usage >= figures.warning_threshold or _is_near_memory(figures),
-        "at_limit": figures.count >= figures.max_units or figures.memory_bytes >= figures.max_memory_bytes,
-        "performance_status": lists_status(figures.count, figures.nlist),
+        "at_limit": usage >= 1 or figures.memory_bytes >= figures.max_memory_bytes,
+        "performance_status": lists_status(figures.rows, figures.nlist),
         "current_nlist": figures.nlist or None,
-        "vectors_per_centroid": figures.count / figures.nlist if figures.nlist else None,
+        "vectors_per_centroid": figures.rows / figures.nlist if figures.nlist else None,
         "training_quality_score": 1.0 if figures.quality is None else figures.quality,
         "training": figures.training,
         "needs_retraining": bool(figures.build_cause),
@@ -286,10 +302,10 @@ def _recommendations(figures: Figures, usage: float) -> list[str]:
 
 def _about_lists(figures: Figures) -> list[str]:
     """The setting that holds the lists too few or too many."""
-    settings = figures.lists.held_by(figures.count, figures.nlist)
+    settings = figures.lists.held_by(figures.rows, figures.nlist)
     if not settings:
         return []
-    each, few = figures.count / figures.nlist, lists_status(figures.count, figures.nlist) == "DEGRADED"
+    each, few = figures.rows / figures.nlist, lists_status(figures.rows, figures.nlist) == "DEGRADED"
     names = " and ".join(f"MEMEVOLVE_STORAGE_{name}" for name in settings)
     keeps = f"{names} keep{'s' if len(settings) == 1 else ''} the index from {'more' if few else 'fewer'}"
     return [f"{each:.0f} vectors in each list are too {'many' if few else 'few'}: {keeps} lists; change it."]
@@ -370,15 +386,18 @@ def _why_not(session: StoreSession, view: View, cause: RebuildReason | None) -> 
     return session.maintenance.plan(view).reason, _PREFIX + "INDEX_TYPE"
 
 
-def health_report(session: StoreSession) -> StorageHealth:
-    """The report of ``VectorStore.get_storage_health``."""
+def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
+    """The report of ``VectorStore.get_storage_health`` for a namespace."""
     session.live.look_at_device()
     view, head = session.follow(), session.records.head()
     quality = session.maintenance.quality(view)
     cause = session.maintenance.cause(view)
+    most, own = session.config.max_memory_units, space.max_units
     figures = Figures(
-        count=head.count,
-        max_units=session.config.max_memory_units,
+        count=space.count,
+        usage=max(head.count / most, 0.0 if own is None else space.count / own),
+        rows=head.count,
+        max_units=most if own is None else own,
         warning_threshold=session.config.warning_threshold,
         prune_threshold=session.config.prune_threshold,
         memory_bytes=session.live.nbytes,
@@ -404,14 +423,14 @@ def health_report(session: StoreSession) -> StorageHealth:
     return health(figures)
 
 
-def statistics_report(session: StoreSession) -> StoreStatistics:
-    """The report of ``VectorStore.statistics``."""
+def statistics_report(session: StoreSession, space: NamespaceInfo) -> StoreStatistics:
+    """The report of ``VectorStore.statistics`` for a namespace; events, which may name units, only for the default."""
     session.live.look_at_device()
     view, head = session.follow(), session.records.head()
     held, planned = view.index.plan, session.maintenance.plan(view)
     return {
         "store_id": session.records.store_id,
-        "count": head.count,
+        "count": space.count,
         "dim": session.records.dim,
         "embedding_model": session.records.get_meta_text(MODEL_KEY) or None,
         "metric": session.records.metric,
@@ -432,7 +451,7 @@ def statistics_report(session: StoreSession) -> StoreStatistics:
         "mapped_bytes": view.index.mapped_bytes,
         "max_memory_bytes": session.max_memory_bytes,
         "log": {"last_seq": head.last_seq, "horizon": head.horizon, "watermark": view.watermark},
-        "management": _history(session)[-20:],
+        "management": _history(session, session.key_of(space.path))[-20:],
         "maintenance": {
             "running": session.maintenance.running,
             "rounds": session.maintenance.rounds,
@@ -444,7 +463,7 @@ def statistics_report(session: StoreSession) -> StoreStatistics:
         "generation": session.live.generation,
         "files": _file_bytes(session),
         "event_totals": session.events.totals(),
-        "events": event_reports(session.events),
+        "events": [] if space.path else event_reports(session.events),
     }
 
 
@@ -453,9 +472,9 @@ def _lists_rule(session: StoreSession) -> ListsRule:
     return ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist)
 
 
-def inventory_report(session: StoreSession) -> Inventory:
-    """The report of ``VectorStore.inventory``."""
-    found = session.records.inventory()
+def inventory_report(session: StoreSession, ns: int) -> Inventory:
+    """The report of ``VectorStore.inventory`` for a namespace; the bytes are those of the file."""
+    found = session.records.inventory(ns=ns)
     unknown = found.count - sum(found.types.values())
     return {
         "count": found.count,
@@ -490,7 +509,7 @@ def _performance(session: StoreSession, view: View) -> StorageHealth:
 
 def _device(session: StoreSession, view: View) -> DeviceReport:
     """The device as it was last probed, with what was found of the index since."""
-    return cast("DeviceReport", session.live.device_manager.report(view.index))
+    return cast("DeviceReport", session.live.device_manager.report(view))
 
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:

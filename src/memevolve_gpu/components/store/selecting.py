@@ -6,12 +6,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...live.namespaces import Scope
 from ...records.filters import Filter, parse, path_of
 from ...records.transaction import Transaction
+from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
 from ...utils.config import StorageConfig
 from .base import MetadataMixin, StorageBackend
-from .listing import Listing, merged_unit, some_condition, with_created_at
+from .listing import Listing, listing_of, merged_unit, some_condition, with_created_at
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
@@ -30,6 +32,24 @@ class SelectingBackend(StorageBackend, MetadataMixin):
     def _open(self) -> StoreSession:
         """The open session."""
 
+    @property
+    @abstractmethod
+    def _key(self) -> int:
+        """The key of the namespace."""
+
+    @property
+    def _scope(self) -> Scope:
+        """What a call may see that begins now."""
+        return Scope((self._key,), self._open.clock())
+
+    @abstractmethod
+    def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
+        """A transaction that is bound to the namespace; ``operation`` is its kind in the history."""
+
+    @abstractmethod
+    def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
+        """The units of a moment."""
+
     def units(
         self,
         filters: Mapping[str, Any] | None = None,
@@ -37,6 +57,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         order_by: str | None = None,
         limit: int | None = None,
         after: str | None = None,
+        as_of: Any = None,
     ) -> Listing:
         """Read units one by one, in pages: for stores that do not fit in a list.
 
@@ -49,6 +70,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
                 older of equal ones first.
             limit: Most units; None for all.
             after: The ``cursor`` of an earlier listing of the same filters and order, to go on behind its last unit.
+            as_of: Reads the units as they were, as for :meth:`retrieve`, all at once.
 
         Returns:
             An iterator over the units, with the attribute ``cursor``.
@@ -64,7 +86,9 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             [2, 1]
             >>> store.close()
         """
-        return pages(self._open, self._filter(filters), order_by, limit, after)
+        if as_of is not None:
+            return listing_of(lambda: self._past_units(as_of, filters), order_by, limit, after)
+        return pages(self._open, self._filter(filters), order_by, limit, after, lambda: self._scope)
 
     def facets(
         self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
@@ -87,7 +111,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             [('all', 3), ('git', 2), ('tar', 1)]
             >>> store.close()
         """
-        return facet_counts(self._open, path_of(field), self._filter(filters), limit)
+        return facet_counts(self._open, path_of(field), self._filter(filters), limit, self._scope)
 
     def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
         """Change parts of a unit, in one transaction, and set ``metadata.updated_at``.
@@ -116,7 +140,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             >>> store.close()
         """
         wanted = checked_id(unit_id)
-        return bool(self._merge_into(lambda _: [wanted], changes))
+        return bool(self._merge_into("patch", lambda _: [wanted], changes))
 
     def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
         """Change parts of every unit that matches, in one transaction: all of them or none.
@@ -142,7 +166,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             >>> store.close()
         """
         parsed = self._filter(filters)
-        return self._merge_into(lambda tx: matching_ids(self._open, tx, parsed), changes)
+        return self._merge_into("update_where", lambda tx: matching_ids(self._open, tx, parsed), changes)
 
     def delete_where(self, filters: Mapping[str, Any]) -> int:
         """Delete every unit that matches, in one transaction.
@@ -157,7 +181,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             InvalidFilterError: The filter has no condition.
         """
         session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
-        with session.records.write() as tx:
+        with self._write("delete_where") as tx:
             dropped = tx.drop_many(matching_ids(session, tx, parsed))
         if dropped:
             session.written()
@@ -193,37 +217,39 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         Returns:
             (BM25 score, id) pairs, best first.
         """
-        records, parsed = self._open.records, self._filter(filters)
+        records, parsed, key = self._open.records, self._filter(filters), self._key
         window = Window.of(check_arguments(top_k, None, query), offset, min_score)
-        ranking, most = Ranking.of(recency, importance, weights), max(1, records.count())
+        ranking, most = Ranking.of(recency, importance, weights), max(1, records.count(ns=key))
 
         def fetch(wanted: int) -> list[tuple[float, str]]:
-            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text)
+            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text, ns=key)
 
-        found = fetch(window.reach) if ranking is None else ranked_words(records, ranking, fetch, window.reach)
+        found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])
 
     def _stamped(self, units: list[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
         """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now."""
         unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
-        held = tx.outside(lambda con: created_at_of(con, unstamped)) if unstamped else {}
+        now = self._open.clock()
+        held = tx.outside(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
-    def _merge_into(self, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
+    def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""
         session, vectors = self._open, dict[str, FloatArray]()
         merged_unit({"id": changes.get("id") if isinstance(changes, Mapping) else None}, changes)
         while True:
             missing: dict[str, None] = {}
-            with session.records.write() as tx:
-                rows = [self._merged(old.unit, changes) for old in map(tx.find, chosen(tx)) if old is not None]
-                missing = dict.fromkeys(text for _, text in rows if text is not None and text not in vectors)
+            with self._write(operation) as tx:
+                olds = [old for old in map(tx.find, chosen(tx)) if old is not None]
+                rows = [(*self._merged(old.unit, changes), old.expires_at) for old in olds]
+                missing = dict.fromkeys(text for _, text, _ in rows if text is not None and text not in vectors)
                 if not missing:
-                    for unit, text in rows:
+                    for unit, text, until in rows:
                         if text is None:
-                            tx.edit(unit["id"], unit)
+                            tx.edit(unit["id"], unit, until)
                         else:
-                            tx.put(unit, text, vectors[text].tobytes(), unit["id"])
+                            tx.put(unit, text, vectors[text].tobytes(), unit["id"], until)
             if not missing:
                 break
             # outside the lock: it may take seconds, and units may change meanwhile

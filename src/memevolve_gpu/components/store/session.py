@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -24,11 +24,12 @@ from ...errors import (
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
+from ...live.namespaces import DEFAULT, EVERYTHING, Scope
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
-from ...planner.engine_table import TABLE, EngineTable, read_engine_table
 from ...records.check import Finding
+from ...records.erasure import finish_erasure, is_unfinished
 from ...records.filters import path_of
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
@@ -40,6 +41,7 @@ from ...utils.vectors import DeviceQueries, check_vectors, device_queries
 from .access_stats import Accesses
 from .base import score_of
 from .legacy_import import Limits, import_legacy
+from .namespaces import Path as Space
 from .service_samples import Samples
 from .units import UnitEmbedder
 
@@ -47,7 +49,6 @@ __all__ = [
     "AFTER_COMMIT",
     "IndexInfo",
     "StoreSession",
-    "engine_table",
     "open_session",
     "this_machine",
 ]
@@ -57,6 +58,8 @@ FETCH_ATTEMPTS = 5
 
 FLUSH_SECONDS = 1.0
 """How long the background waits for other writers to write access figures down; close() waits for the background."""
+_ERASURE_SECONDS = 5.0
+"""How long an opening waits for readers, to finish an erasure."""
 
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
@@ -70,14 +73,16 @@ health, and the caller sees no error."""
 class IndexInfo:
     """What the index holds now; every property is up to date with the records."""
 
-    def __init__(self, live: LiveIndex, maintenance: Maintenance) -> None:
+    def __init__(self, live: LiveIndex, maintenance: Maintenance, scope: Scope = EVERYTHING) -> None:
+        """``scope``: the namespaces whose vectors ``ntotal`` counts."""
         self._live = live
+        self._scope = scope
         self._maintenance = maintenance
 
     @property
     def ntotal(self) -> int:
-        """Live vectors."""
-        return self._live.catch_up().count
+        """Live vectors of the namespace."""
+        return self._live.count(self._scope)
 
     @property
     def nlist(self) -> int:
@@ -115,6 +120,7 @@ class StoreSession:
     legacy_problem: str = ""
     fields: dict[tuple[str, ...], bool] = field(default_factory=dict)
     """The declared fields, and whether they hold moments."""
+    closed: bool = False
     warned: set[str] = field(default_factory=set)
     """The limits, units or memory, that a warning was logged for; see ``capacity``."""
     unapplied: int = 0
@@ -128,6 +134,14 @@ class StoreSession:
         self.accesses = Accesses(self.records, self.events, weakref.WeakMethod(self.wake))
 
     # Index
+
+    def clock(self) -> float:
+        """The Unix time by which units expire."""
+        return self.records.clock()
+
+    def key_of(self, space: Space) -> int:
+        """The key of a namespace; one that no unit has where it does not exist."""
+        return self.records.namespace_key(space) if space else DEFAULT
 
     def written(self, rows: int = APPLY_EVERY) -> None:
         """Note that rows were committed; bring the index up to date when there are enough of them.
@@ -187,18 +201,21 @@ class StoreSession:
                 return found
         return check_vectors(given, dim, metric, name="queries")
 
-    def rows(self, page_size: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """Yield every unit with its vector, oldest first."""
+    def rows(self, page_size: int, key: int) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+        """Yield every unit of a namespace with its vector, oldest first."""
         after, last = 0, self.records.head().last_slot
-        while rows := self.records.scan(after, last, page_size):
+        while rows := self.records.scan(after, last, page_size, ns=key):
             units = self.records.units_at([row.slot for row in rows])
             for row in rows:
                 if row.slot in units:
                     yield units[row.slot], np.frombuffer(row.vector, dtype="<f4")
             after = rows[-1].slot
 
-    def hits(self, found: Found, again: Callable[[], Found | None]) -> list[Hit]:
-        """Read the units of a search; search again when one of them was replaced meanwhile."""
+    def hits(self, found: Found, again: Callable[[], Found | None], spaces: Mapping[int, Space]) -> list[Hit]:
+        """Read the units of a search; search again when one of them was replaced meanwhile.
+
+        spaces: the paths of the namespaces that were searched, by key.
+        """
         for _ in range(FETCH_ATTEMPTS):
             slots = found.slots(0)
             units = self.records.units_at(slots)
@@ -208,12 +225,13 @@ class StoreSession:
             if newer is None:
                 return []
             found = newer
-        distances = found.distances[0].tolist()
-        rows = zip(slots, found.ids(0), distances, strict=False)
+        distances, metric = found.distances[0].tolist(), self.records.metric
+        one = next(iter(spaces.values())) if len(spaces) == 1 else None
+        keys = self.records.namespaces_at(slots) if one is None else {}
         return [
-            Hit(units[slot], unit_id, distance, score_of(distance, self.records.metric))
-            for slot, unit_id, distance in rows
-            if slot in units
+            Hit(units[slot], unit_id, distance, score_of(distance, metric), spaces[keys[slot]] if one is None else one)
+            for slot, unit_id, distance in zip(slots, found.ids(0), distances, strict=False)
+            if slot in units and (one is not None or slot in keys)
         ]
 
     def check(self, fix: bool) -> list[Finding]:
@@ -241,6 +259,7 @@ class StoreSession:
 
     def close(self) -> None:
         """Stop the background thread, write what is buffered and close the records."""
+        self.closed = True
         try:
             self.worker.stop()
             self.accesses.close()
@@ -262,13 +281,16 @@ def open_session(
     dim: int | None,
     config: StorageConfig,
     machine: Machine | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> StoreSession:
     """Open or make the store; raises as ``VectorStore`` documents, and leaves nothing open then."""
     if prefix and not Path(prefix).is_absolute():
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
     if machine is not None and not isinstance(machine, Machine):
         raise ConfigurationError(f"machine must be a Machine or None, got {shown(machine)}")
-    table = engine_table(config)
+    given: Any = clock
+    if clock is not None and not (callable(given) and isinstance(given(), (int, float))):
+        raise ConfigurationError(f"clock must be a function that gives the Unix time, got {shown(clock)}")
     try:
         require_faiss()
     except EngineError as error:
@@ -284,7 +306,10 @@ def open_session(
         file_mode=int(config.file_mode, 8),
     )
     try:
-        return _assemble(prefix, records, embedder, config, machine or this_machine(config), table)
+        if clock is not None:
+            records.clock = clock
+        records.history_days = config.history_days
+        return _assemble(prefix, records, embedder, config, machine or this_machine(config))
     except BaseException:
         records.close()
         raise
@@ -301,29 +326,20 @@ def this_machine(config: StorageConfig) -> Machine:
     return Machine(config.device, config.gpu_memory_fraction, prober=_prober())
 
 
-def engine_table(config: StorageConfig) -> EngineTable:
-    """Return the table of the faster engine by number of units: that of ``config``, else the built-in one.
-
-    Raises:
-        ConfigurationError: the file that ``config`` names holds no such table.
-    """
-    return TABLE if config.gpu_engine_table is None else read_engine_table(config.gpu_engine_table)
-
-
 def _assemble(
     prefix: str,
     records: Records,
     embedder: Embedder | None,
     config: StorageConfig,
     machine: Machine,
-    table: EngineTable,
 ) -> StoreSession:
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
+    _finish_erasure(prefix, records, events)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
-    device_manager = _device_manager(config, machine, table, events)
+    device_manager = _device_manager(config, machine, events)
     live = LiveIndex(records, _settings(config, limit), events, Path(f"{prefix}.snapshot"), device_manager)
     samples = Samples(records, embedder, events, live.settings.seed)
     maintenance = Maintenance(live, Path(f"{prefix}.maintenance.lock"), samples.collect)
@@ -345,6 +361,16 @@ def _declare_fields(session: StoreSession) -> None:
     if not session.records.read_only:
         session.records.declare_fields(list(session.fields))
     session.wake()
+
+
+def _finish_erasure(prefix: str, records: Records, events: EventLog) -> None:
+    """Complete an erasure that was interrupted; an event where that cannot be done now."""
+    if records.read_only or not is_unfinished(records):
+        return
+    try:
+        finish_erasure(records, Path(f"{prefix}.snapshot"), _ERASURE_SECONDS)
+    except MemEvolveError as error:
+        events.record("erasure-unfinished", str(error), level=logging.ERROR)
 
 
 def _dimension(info: StoreInfo | None, embedder: Embedder | None, given: int | None) -> int | None:
@@ -390,12 +416,14 @@ def _remember_index_type(records: Records, config: StorageConfig) -> StorageConf
     return config
 
 
-def _device_manager(config: StorageConfig, machine: Machine, table: EngineTable, events: EventLog) -> DeviceManager:
+def _device_manager(config: StorageConfig, machine: Machine, events: EventLog) -> DeviceManager:
     """Make the device manager. A GPU that was requested by name is looked for at once, to report when there is none."""
-    most = None if config.max_memory_mb == "auto" else int(float(config.max_memory_mb) * 2**20)
+    most = None if config.gpu_max_memory_mb == "auto" else int(float(config.gpu_max_memory_mb) * 2**20)
     if config.gpu_graphs:
         record_searches(True)
-    device_manager = DeviceManager(machine, events, setting=config.gpu_engine, table=table, most_bytes=most)
+    device_manager = DeviceManager(
+        machine, events, setting=config.gpu_engine, min_units=config.min_training_units, most_bytes=most
+    )
     if machine.request.startswith("cuda"):
         device_manager.find()
     return device_manager

@@ -223,9 +223,12 @@ def _too_deep(where: str) -> InvalidUnitError:
     return InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten it")
 
 
+_json_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_plain).encode
+
+
 def _through_json(unit: MemoryUnit, where: str) -> MemoryUnit:
     try:
-        text = json.dumps(unit, ensure_ascii=False, allow_nan=False, default=as_plain)
+        text = _json_of(unit)
         size = len(text.encode())
         plain: MemoryUnit = json.loads(text)
     except RecursionError:

@@ -6,31 +6,34 @@ This module translates the public API to the records and the live index and hold
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ...devices.selection import Machine
-from ...errors import ConflictError, InvalidUnitError, StoreClosedError
+from ...errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
 from ...live import Found
+from ...live.namespaces import Scope
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import callback, change, listed, mapping, path_text, shown, switch, whole_number, word
-from ...utils.config import StorageConfig
+from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress, UnitMapping, score_of
 from .capacity import move_waiting_rows, report_pruned, reserve_room
+from .history import HistoryMixin
+from .namespaced import NamespacedBackend
+from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
 from .ranking import HalfLife, Ranking, Window
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
-from .selecting import SelectingBackend
 from .session import IndexInfo, StoreSession, open_session
 from .units import (
     check_arguments,
@@ -55,7 +58,7 @@ _LARGEST_PAGE = 10_000
 _Store = TypeVar("_Store", bound="VectorStore")
 
 
-class VectorStore(SelectingBackend):
+class VectorStore(HistoryMixin, NamespacedBackend):
     """Stores memory units in a file and finds them by meaning, by words and by vector.
 
     A write that returned is durable, and the next search finds it. Safe to use from several threads, from several
@@ -66,6 +69,7 @@ class VectorStore(SelectingBackend):
         config: The settings in use, a ``StorageConfig``.
         embedding_function: The function that the store was opened with.
         index_file: The path prefix of the store's files.
+        namespace_path: The namespace whose units this store reads and writes; empty for the default one.
 
     Examples:
         >>> from memevolve_gpu import HashingEmbedder, VectorStore
@@ -92,6 +96,7 @@ class VectorStore(SelectingBackend):
         storage_config: Any = None,
         *,
         machine: Machine | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Open the store at a path prefix, or make a new one there.
 
@@ -104,6 +109,7 @@ class VectorStore(SelectingBackend):
             storage_config: A ``StorageConfig``, a mapping, or MemEvolve's own storage configuration; None reads the
                 environment and ``.env``.
             machine: The devices; None detects those of this machine.
+            clock: Gives the Unix time by which units expire; None is the system's clock.
 
         Raises:
             EngineError: There is no usable faiss ("Failed to create ... index").
@@ -118,9 +124,11 @@ class VectorStore(SelectingBackend):
         self.index_file = path_text("index_file", index_file)
         self.embedding_function = embedding_function
         self._session: StoreSession | None = open_session(
-            self.index_file, embedding_function, embedding_dim, config, machine
+            self.index_file, embedding_function, embedding_dim, config, machine, clock
         )
         self.config = self._session.config
+        self.namespace_path: Path = self.config.namespace
+        self._is_view = False
 
     @staticmethod
     def exists_at(index_file: str | os.PathLike[str]) -> bool:
@@ -152,12 +160,13 @@ class VectorStore(SelectingBackend):
     @property
     def data(self) -> UnitMapping:
         """A read-only mapping of id to unit, read from the records at each access."""
-        return UnitMapping(self, self._open.records.ids)
+        return UnitMapping(self, lambda: self._open.records.ids(ns=self._key))
 
     @property
     def index(self) -> IndexInfo:
-        """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
-        return IndexInfo(self._open.live, self._open.maintenance)
+        """What the index holds: ``ntotal`` of this namespace; ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
+        session = self._open
+        return IndexInfo(session.live, session.maintenance, Scope((self._key,), session.clock()))
 
     @property
     def change_number(self) -> int:
@@ -166,13 +175,15 @@ class VectorStore(SelectingBackend):
 
     # Writing
 
-    def store(self, unit: MemoryUnit, *, replaces: str | None = None) -> str:
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
         """Store a unit. The given dict is not changed; the stored unit has ``metadata.created_at``.
 
         Args:
             unit: A JSON object. One with an ``id`` replaces the unit of that id, and keeps its ``created_at`` unless it
                 brings one.
             replaces: The id of a unit that this one supersedes: it is deleted in the same transaction.
+            ttl: Seconds, or a timedelta, after which the unit expires; None for the namespace's default.
+            expires_at: Unix time in seconds, or a datetime with its zone, from which the unit is gone; instead of ttl.
 
         Returns:
             The unit's id: its own, or the next ``unit_<n>``.
@@ -185,24 +196,32 @@ class VectorStore(SelectingBackend):
             CapacityError: The store is full.
         """
         session = self._open
+        expiry_of(ttl, expires_at, 0.0)  # refused before anything is embedded
         checked = checked_unit(unit)
         superseded = None if replaces is None else checked_id(replaces, "replaces")
         text = text_to_embed(checked)
         vector = session.embedder.embed(text)
         move_waiting_rows(session, 1)
-        with session.records.write() as tx:
+        with self._write("store", grouped=True) as tx:
             if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
                 raise ConflictError([superseded])
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             named = self._stamped([{**checked, "id": unit_id}], tx)[0]
-            tx.put(named, text, vector.tobytes(), unit_id)
+            until = expiry_of(ttl, expires_at, session.clock(), tx.limits.default_ttl)
+            tx.put(named, text, vector.tobytes(), unit_id, until)
         session.written(1)
         report_pruned(session, pruned)
         return unit_id
 
     def store_batch(
-        self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
+        self,
+        units: Sequence[MemoryUnit],
+        embeddings: Any = None,
+        progress: Progress | None = None,
+        *,
+        ttl: Any = None,
+        expires_at: Any = None,
     ) -> list[str]:
         """Store several units in one transaction: all of them or none.
 
@@ -210,6 +229,8 @@ class VectorStore(SelectingBackend):
             units: The units, as for :meth:`store`. Where an id occurs twice the later unit stays.
             embeddings: float32 (len(units), dim), row i for unit i; None calls the embedding function.
             progress: Called with (stage, share done).
+            ttl: As for :meth:`store`, or a list with one for each unit.
+            expires_at: Likewise.
 
         Returns:
             The ids, in order.
@@ -221,7 +242,7 @@ class VectorStore(SelectingBackend):
             DimensionMismatchError: ``embeddings`` has another width than the store.
             CapacityError: The units do not fit.
         """
-        return self._write_batch([], units, embeddings, progress, None)
+        return self._write_batch([], units, embeddings, progress, None, ttl, expires_at)
 
     def replace_batch(
         self,
@@ -250,9 +271,9 @@ class VectorStore(SelectingBackend):
         if len(set(wanted)) < len(wanted):
             twice = next(one for at, one in enumerate(wanted) if one in wanted[:at])
             raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
-        return self._write_batch(wanted, units, embeddings, None, unchanged_since)
+        return self._write_batch(wanted, units, embeddings, None, unchanged_since, operation="replace_batch")
 
-    def update(self, unit_id: str, unit: MemoryUnit) -> bool:
+    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
         Works at the capacity limit too. A text that stays the same is not embedded again.
@@ -260,6 +281,8 @@ class VectorStore(SelectingBackend):
         Args:
             unit_id: The id of the unit to replace.
             unit: The new unit.
+            ttl: Seconds from now, or a timedelta, after which it expires; None keeps its time.
+            expires_at: As for :meth:`store`.
 
         Returns:
             False when there is no unit of that id.
@@ -269,26 +292,36 @@ class VectorStore(SelectingBackend):
             EmbeddingError: As for :meth:`store`.
         """
         session = self._open
+        expiry_of(ttl, expires_at, 0.0)
         unit_id = checked_id(unit_id)
         checked = checked_unit(with_id(unit, unit_id))
         text = unit_to_text(checked)
-        vector: FloatArray | None = None
+        vector = self._vector_for_update(unit_id, checked, text)
         while True:
-            with session.records.write() as tx:
+            with self._write("update", grouped=True) as tx:
                 old = tx.find(unit_id)
                 if old is None:
                     return False
+                kept = ttl is None and expires_at is None
+                until = old.expires_at if kept else expiry_of(ttl, expires_at, session.clock())
                 stamped = self._updated_metadata(checked, old.unit)
                 if text == unit_to_text(old.unit):
-                    tx.edit(unit_id, stamped)
+                    tx.edit(unit_id, stamped, until)
                     break
                 if vector is not None:
-                    tx.put(stamped, text, vector.tobytes(), unit_id)
+                    tx.put(stamped, text, vector.tobytes(), unit_id, until)
                     break
             # outside the lock: it may take seconds, and the unit may change meanwhile
             vector = session.embedder.embed(text_to_embed(checked))
         session.written(1)
         return True
+
+    def _vector_for_update(self, unit_id: str, unit: MemoryUnit, text: str) -> FloatArray | None:
+        """The vector of a unit whose stored text differs, so that it is embedded before the lock is taken."""
+        old = self._open.records.get(unit_id, ns=self._key)
+        if old is None or unit_to_text(old) == text:
+            return None
+        return self._open.embedder.embed(text_to_embed(unit))
 
     def delete(self, unit_id: str) -> bool:
         """Delete a unit.
@@ -302,7 +335,7 @@ class VectorStore(SelectingBackend):
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
-        with session.records.write() as tx:
+        with self._write("delete", grouped=True) as tx:
             dropped = tx.drop(unit_id)
         if dropped:
             session.written(1)
@@ -324,7 +357,7 @@ class VectorStore(SelectingBackend):
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         since = change("unchanged_since", unchanged_since)
-        with session.records.write() as tx:
+        with self._write("delete_batch") as tx:
             dropped = drop_unchanged(tx, wanted, since)
         if dropped:
             session.written()
@@ -333,25 +366,36 @@ class VectorStore(SelectingBackend):
     def clear(self) -> None:
         """Delete every unit, in one transaction."""
         session = self._open
-        with session.records.write() as tx:
+        with self._write("clear") as tx:
             tx.clear()
         session.written()
 
     # Reading
 
-    def retrieve(self, unit_id: str) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Any = None, as_of: Any = None) -> MemoryUnit | None:
         """Read a unit, and count that as an access.
 
         Args:
             unit_id: Its id.
+            ttl: Seconds from now, or a timedelta, after which the unit expires from here on; None changes nothing.
+            as_of: Reads the unit as it was, and counts no access: a datetime with its zone, a Unix time as a float,
+                or a :attr:`change_number`.
 
         Returns:
             The unit; None when there is none.
+
+        Raises:
+            HistoryError: ``as_of`` is outside the history, see MEMEVOLVE_STORAGE_HISTORY_DAYS.
         """
-        session = self._open
-        unit = session.records.get(unit_id) if one_id(unit_id, "retrieve_batch") else None
+        if as_of is not None:
+            found = self._past_units(as_of, None, plain_text(unit_id)) if one_id(unit_id, "units") else []
+            return found[0] if found else None
+        session, key = self._open, self._key
+        unit = session.records.get(unit_id, ns=key) if one_id(unit_id, "retrieve_batch") else None
         if unit is not None:
-            session.accesses.note((plain_text(unit_id),))
+            session.accesses.note((plain_text(unit_id),), key)
+            if ttl is not None:
+                self.set_expiry([unit_id], ttl=ttl)
         return unit
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
@@ -363,7 +407,7 @@ class VectorStore(SelectingBackend):
         Returns:
             The units by id, in the order of ``ids``.
         """
-        return self._open.records.get_many(looked_up(ids))
+        return self._open.records.get_many(looked_up(ids), ns=self._key)
 
     def retrieve_all(self) -> list[MemoryUnit]:
         """Read every unit.
@@ -371,7 +415,7 @@ class VectorStore(SelectingBackend):
         Returns:
             The units, oldest first.
         """
-        return list(self._open.records.units())
+        return list(self._open.records.units(ns=self._key))
 
     def exists(self, unit_id: str) -> bool:
         """Check for a unit.
@@ -382,7 +426,7 @@ class VectorStore(SelectingBackend):
         Returns:
             Whether there is a unit of that id.
         """
-        return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id)
+        return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id, ns=self._key)
 
     def count(self, filters: Mapping[str, Any] | None = None) -> int:
         """Count the units.
@@ -393,8 +437,9 @@ class VectorStore(SelectingBackend):
         Returns:
             The number of units.
         """
-        session = self._open
-        return session.records.count() if filters is None else len(session.live.matching(self._filter(filters))[1])
+        if filters is None:
+            return self._open.records.count(ns=self._key)
+        return len(self._open.live.matching(self._filter(filters), self._scope)[1])
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
         """Read the metadata of a unit without counting an access.
@@ -405,7 +450,7 @@ class VectorStore(SelectingBackend):
         Returns:
             The unit's ``metadata``; None when there is no unit or it has none.
         """
-        unit = self._open.records.get(unit_id) if is_id(unit_id) else None
+        unit = self._open.records.get(unit_id, ns=self._key) if is_id(unit_id) else None
         return None if unit is None else unit.get("metadata")
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
@@ -417,7 +462,7 @@ class VectorStore(SelectingBackend):
         Returns:
             An iterator over (unit, vector as it was given, float32 (dim,)), oldest first.
         """
-        return self._open.rows(min(whole_number("page_size", page_size), _LARGEST_PAGE))
+        return self._open.rows(min(whole_number("page_size", page_size), _LARGEST_PAGE), self._key)
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
         """Read the vectors of units.
@@ -428,10 +473,10 @@ class VectorStore(SelectingBackend):
         Returns:
             The vectors as they were given, float32 (dim,) by id, in the order of ``ids``.
         """
-        wanted, records = looked_up(ids), self._open.records
+        wanted, records, key = looked_up(ids), self._open.records, self._key
         found: dict[str, bytes] = {}
         for start in range(0, len(wanted), _PAGE):
-            found.update(records.vectors_of(wanted[start : start + _PAGE]))
+            found.update(records.vectors_of(wanted[start : start + _PAGE], ns=key))
         return {unit_id: np.frombuffer(found[unit_id], dtype="<f4") for unit_id in wanted if unit_id in found}
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
@@ -443,8 +488,8 @@ class VectorStore(SelectingBackend):
         Returns:
             Vectors, float32 (dim,) by id.
         """
-        head_count = self._open.records.head().count
-        rows = self._open.records.spread(min(whole_number("count", count, least=0), head_count))
+        most, records, key = whole_number("count", count, least=0), self._open.records, self._key
+        rows = records.spread(min(most, records.count(ns=key)), ns=key)
         return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
 
     def inventory(self) -> Inventory:
@@ -454,7 +499,7 @@ class VectorStore(SelectingBackend):
             Count, types, the time stamps of the first and last unit in the order of writing, and the bytes of the
             database and its log on the disk.
         """
-        return inventory_report(self._open)
+        return inventory_report(self._open, self._key)
 
     # Searches
 
@@ -495,7 +540,7 @@ class VectorStore(SelectingBackend):
         pairs = list(zip(found.distances[0].tolist(), found.ids(0), strict=False))
         pairs = window.cut(pairs, lambda pair: score_of(pair[0], metric))
         if switch("record", record):
-            self._open.accesses.note([unit_id for _, unit_id in pairs])
+            self._open.accesses.note([unit_id for _, unit_id in pairs], self._key)
         return pairs
 
     def search_units(
@@ -511,6 +556,7 @@ class VectorStore(SelectingBackend):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        prefix: Sequence[str] | str | None = None,
     ) -> list[Hit]:
         """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
 
@@ -528,9 +574,11 @@ class VectorStore(SelectingBackend):
             recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
             importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
             weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
+            prefix: Searches the namespace of this path, which counts from that of this store, and all below it; ()
+                for all below this one. None searches this one alone.
 
         Returns:
-            Hits with unit, id, distance and a score that grows with similarity, best first.
+            Hits with unit, id, namespace, distance and a score that grows with similarity, best first.
 
         Raises:
             EmbeddingError: As for :meth:`search`.
@@ -547,20 +595,23 @@ class VectorStore(SelectingBackend):
             >>> store.close()
         """
         session, wanted = self._open, check_arguments(top_k, recall, query)
+        spaces = {self._key: self.namespace_path} if prefix is None else self._spaces(subtree_path(prefix))
         ranking, window = Ranking.of(recency, importance, weights), Window.of(wanted, offset, min_score)
+
+        def find() -> Found | None:
+            return self._find_text(query, window.reach, filters, recall, tuple(spaces))
+
         if ranking is None:
-            found = self._find_text(query, window.reach, filters, recall)
-            hits = (
-                session.hits(found, lambda: self._find_text(query, window.reach, filters, recall))
-                if found is not None
-                else []
-            )
+            found = find()
+            hits = [] if found is None else session.hits(found, find, spaces)
         else:
-            parsed = self._filter(filters)
-            hits = ranked_hits(session, ranking, window, query, parsed, recall) if session.records.count() else []
+            scope = Scope(tuple(spaces), session.clock())
+            hits = ranked_hits(session, ranking, window, query, self._filter(filters), recall, scope, spaces)
         hits = window.cut(hits, lambda hit: hit.score)
         if switch("record", record):
-            session.accesses.note([hit.id for hit in hits])
+            keys = {path: key for key, path in spaces.items()}
+            for hit in hits:
+                session.accesses.note((hit.id,), keys[hit.namespace])
         return hits
 
     def search_vectors(
@@ -619,7 +670,7 @@ class VectorStore(SelectingBackend):
         Args:
             ids: Ids; those of no unit are skipped.
         """
-        self._open.accesses.note([plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)])
+        self._open.accesses.note([plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)], self._key)
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
         """List units by their accesses in this process, and those that other processes have written.
@@ -636,8 +687,8 @@ class VectorStore(SelectingBackend):
             InvalidQueryError: ``kind`` is unknown, or ``limit`` is negative.
         """
         word("kind", kind, ("lru", "lfu"))
-        session, most = self._open, whole_number("limit", limit, least=0)
-        return session.accesses.in_order(kind, min(most, session.records.count()))
+        session, most, key = self._open, whole_number("limit", limit, least=0), self._key
+        return session.accesses.in_order(kind, min(most, session.records.count(ns=key)), key)
 
     def access_counts(self) -> dict[str, int]:
         """Read how often units were accessed, as for :meth:`access_order`.
@@ -645,7 +696,7 @@ class VectorStore(SelectingBackend):
         Returns:
             Counts by id, of the units that were accessed at all.
         """
-        return self._open.accesses.counts()
+        return self._open.accesses.counts(self._key)
 
     # Maintenance and reports
 
@@ -689,7 +740,7 @@ class VectorStore(SelectingBackend):
         Raises:
             InvalidQueryError: The operation is unknown.
         """
-        return register(self._open, operation_type, details)
+        return register(self._open, operation_type, details, self.namespace_path)
 
     def check(self, fix: bool = False) -> list[Finding]:
         """Verify the store: the records, and the index against the records.
@@ -700,7 +751,7 @@ class VectorStore(SelectingBackend):
         Returns:
             The findings, each with ``code``, ``message`` and ``fixed``; empty for a sound store.
         """
-        return self._open.check(switch("fix", fix))
+        return self._whole("check").check(switch("fix", fix))
 
     def snapshot(self) -> str:
         """Save the index, so that the store opens faster next time.
@@ -711,7 +762,7 @@ class VectorStore(SelectingBackend):
         Raises:
             StorageError: It cannot be written (StorageFullError, ReadOnlyError); the store is unharmed.
         """
-        return str(self._open.maintenance.snapshot())
+        return str(self._whole("snapshot").maintenance.snapshot())
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the records to a new database file, consistent while the store is in use.
@@ -719,7 +770,7 @@ class VectorStore(SelectingBackend):
         Args:
             path: The file to write.
         """
-        self._open.records.backup(path)
+        self._whole("backup").records.backup(path)
 
     @staticmethod
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
@@ -749,7 +800,7 @@ class VectorStore(SelectingBackend):
         Returns:
             The report; see ``docs/how-to/operations.md``.
         """
-        return health_report(self._open)
+        return health_report(self._open, self._info)
 
     def statistics(self) -> StoreStatistics:
         """Report counts, the index and the plan, file sizes, change numbers and recent events.
@@ -757,7 +808,7 @@ class VectorStore(SelectingBackend):
         Returns:
             The report.
         """
-        return statistics_report(self._open)
+        return statistics_report(self._open, self._info)
 
     def save_state(self) -> dict[str, Any]:
         """Describe where the units are, for another instance to take over.
@@ -765,7 +816,8 @@ class VectorStore(SelectingBackend):
         Returns:
             JSON values for :meth:`restore_state`.
         """
-        return {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
+        found = {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
+        return {**found, "namespace": list(self.namespace_path)} if self.namespace_path else found
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Copy the units of another store into this one; nothing when it is this very store.
@@ -776,17 +828,21 @@ class VectorStore(SelectingBackend):
         Raises:
             InvalidQueryError: ``state`` is not a mapping.
         """
-        source = mapping("state", state).get("index_file")
-        if source is None or state.get("store_id") == self._open.records.store_id:
+        held = mapping("state", state)
+        source, path = held.get("index_file"), namespace_path(held.get("namespace"))
+        if source is None or (held.get("store_id") == self._open.records.store_id and path == self.namespace_path):
             return
-        with VectorStore(source, None, storage_config=self.config) as other:
+        with VectorStore(source, None, storage_config=self.config.replace(namespace=path)) as other:
             rows = list(other.export_rows())
         self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
 
     def close(self) -> None:
-        """Wait for a running build, and release everything. Further calls raise StoreClosedError."""
+        """Wait for a running build, and release everything. Further calls raise StoreClosedError.
+
+        A view of a namespace is closed alone: the store stays open.
+        """
         session, self._session = self._session, None
-        if session is not None:
+        if session is not None and not self._is_view:
             session.close()
 
     def __enter__(self: _Store) -> _Store:
@@ -798,17 +854,25 @@ class VectorStore(SelectingBackend):
         self.close()
 
     def __repr__(self) -> str:
-        if self._session is None:
-            return f"<VectorStore {self.index_file!r}, closed>"
-        return f"<VectorStore {self.index_file!r}, {self.count()} units, {self.index.kind}>"
+        where = f", namespace {'/'.join(self.namespace_path)!r}" if self.namespace_path else ""
+        if self._session is None or self._session.closed:
+            return f"<VectorStore {self.index_file!r}{where}, closed>"
+        return f"<VectorStore {self.index_file!r}{where}, {self.count()} units, {self.index.kind}>"
 
     # Inside
 
     @property
     def _open(self) -> StoreSession:
-        if self._session is None:
+        session = self._session
+        if session is None or session.closed:
             raise StoreClosedError(f"the store {self.index_file!r} is closed; open a new VectorStore")
-        return self._session
+        return session
+
+    def _whole(self, what: str) -> StoreSession:
+        """The session, for what concerns the file with all namespaces."""
+        if self._is_view:
+            raise ConfigurationError(f"{what}() concerns the whole file, not one namespace; call it on the store")
+        return self._open
 
     def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
         """Return the text that is embedded: content, then reasoning, query, tags and type."""
@@ -821,10 +885,14 @@ class VectorStore(SelectingBackend):
         embeddings: Any,
         progress: Progress | None,
         since: int | None,
+        ttl: Any = None,
+        expires_at: Any = None,
+        operation: str = "store_batch",
     ) -> list[str]:
         session, since = self._open, change("unchanged_since", since)
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
+        moments(ttl, expires_at, 0.0, len(given))
         checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
         if not checked and not delete_ids:
             return []
@@ -832,25 +900,31 @@ class VectorStore(SelectingBackend):
         vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
         ids: list[str] = []
         move_waiting_rows(session, len(checked))
-        with session.records.write() as tx:
+        with self._write(operation) as tx:
             drop_all(tx, delete_ids, since)
             pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
             ids.extend(_ids_for(checked, tx))
             named = self._stamped([{**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True)], tx)
-            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, strict=True))
+            until = moments(ttl, expires_at, session.clock(), len(ids), tx.limits.default_ttl)
+            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, until, strict=True))
         session.written()
         report_pruned(session, pruned)
         return ids
 
     def _find_text(
-        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None
+        self,
+        query: str,
+        top_k: int,
+        filters: Mapping[str, Any] | None,
+        recall: float | None,
+        keys: tuple[int, ...] | None = None,
     ) -> Found | None:
         session = self._open
         wanted = check_arguments(top_k, recall, query)
         if not session.live.catch_up().count:
             return None
         vector = session.embedder.embed_query(query)
-        return self._find(vector[None, :], wanted, filters, recall)
+        return self._find(vector[None, :], wanted, filters, recall, keys)
 
     def _find(
         self,
@@ -858,11 +932,13 @@ class VectorStore(SelectingBackend):
         top_k: int,
         filters: Mapping[str, Any] | None,
         recall: float | None,
+        keys: tuple[int, ...] | None = None,
     ) -> Found:
         session = self._open
         if session.records.metric == "cosine" and not isinstance(vectors, DeviceQueries):
             vectors = normalize_rows(vectors)
-        found = session.live.search(vectors, top_k, self._filter(filters), recall)
+        scope = Scope((self._key,) if keys is None else keys, session.clock())
+        found = session.live.search(vectors, top_k, self._filter(filters), recall, scope)
         session.searched(vectors)
         return found
 

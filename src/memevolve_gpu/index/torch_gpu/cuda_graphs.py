@@ -16,8 +16,8 @@ _KEPT = 4
 _COUNTED = 64
 _MOST_RECORDED = 16
 """Recording takes some hundredths of a second: where shapes change all the time, plain launches are better."""
-Shape = tuple[int, int, bool]
-"""Candidates, lists to read, and whether tombstones are looked at."""
+Shape = tuple[int, int, int, bool]
+"""Candidates, groups, lists to read, and whether tombstones are looked at."""
 _WARM = 2
 """Searches of a shape before it is recorded: they compile the kernels."""
 

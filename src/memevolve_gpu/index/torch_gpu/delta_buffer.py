@@ -15,7 +15,7 @@ from ..bitmap import RowFilter
 from .device_rows import GROUP, DeviceRows, Quantization, padded_columns, padded_groups
 from .memory_accounting import Account, resident_bytes
 from .runtime import cause_of, host_tensor, load_torch
-from .search import LEAST_CANDIDATES, Search, columns, found_in_batches
+from .search import LEAST_CANDIDATES, SPARE_GROUPS, Search, columns, found_in_batches
 from .upload import DeviceIndex
 
 __all__ = ["DeviceDeltaBuffer"]
@@ -82,7 +82,7 @@ class DeviceDeltaBuffer:
         search = Search(
             rows, self._beside.device, self._beside.operations, None, self._account, self._metric == "cosine"
         )
-        distances, positions = found_in_batches(search, queries, want, batch)
+        distances, positions = found_in_batches(search, queries, (want, k + SPARE_GROUPS), batch)
         if distances is None:  # rows in float32 are always there
             raise DeviceError("the delta buffer on the device has no float32 rows")
         return columns(distances, positions, k)

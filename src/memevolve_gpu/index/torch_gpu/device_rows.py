@@ -10,7 +10,7 @@ import numpy as np
 
 from ...types import FloatArray, Metric, Precision
 from ..vector_table import VectorTable
-from .runtime import DeviceLock, host_tensor, load_torch
+from .runtime import host_tensor, load_torch
 
 __all__ = [
     "BLOCK_GROUPS",
@@ -34,9 +34,9 @@ BLOCK_GROUPS = 8
 
 
 def padded_columns(dim: int) -> int:
-    """Columns of a row on the device: a multiple of 16 (aligned, and what matrix units want), 32 from 128 on, 64 from
-    512 on, so that :func:`tile_columns` stays wide."""
-    step = 16 if dim < 128 else 32 if dim < 512 else 64
+    """Columns of a row on the device: a multiple of 32 (aligned, and what matrix units want of int8), 64 from 512 on,
+    so that :func:`tile_columns` stays wide."""
+    step = 32 if dim < 512 else 64
     return -(-dim // step) * step
 
 
@@ -104,10 +104,10 @@ class Quantization:
         reach = float(np.abs(far, out=far).max(initial=0.0))
         return longest * self.scale <= self.farthest and reach * self.scale <= 2 * _LARGEST
 
-    def enter(self, vectors: FloatArray, columns: int, device: Any) -> Any:
-        """``vectors`` (m, dim) on the device: float32 (m, columns)."""
+    def enter(self, vectors: Any, columns: int, device: Any) -> Any:
+        """``vectors`` float32 (m, dim), on the host or the device already, in this space: float32 (m, columns)."""
         torch = load_torch()
-        rows = host_tensor(vectors).to(device)
+        rows = host_tensor(vectors).to(device) if isinstance(vectors, np.ndarray) else vectors
         rows = rows.sub(host_tensor(self.centre).to(device)).mul_(self.scale)
         return torch.nn.functional.pad(rows, (0, columns - rows.shape[1]))
 
@@ -119,21 +119,22 @@ def blocks_of(table: VectorTable, first: int = 0) -> Iterator[tuple[int, FloatAr
         yield start, np.ascontiguousarray(table.gather(slice(start, min(start + step, table.n))))
 
 
-def measured_quantization(table: VectorTable, precision: Precision, device: Any, lock: DeviceLock) -> Quantization:
-    """The space of a table's rows; around the origin for int8, whose codes are of the rows as they are."""
+def measured_quantization(table: VectorTable, precision: Precision) -> Quantization:
+    """The space of a table's rows; around the origin for int8, whose codes are of the rows as they are.
+
+    The host reads its own memory: to send the rows for two numbers a column would take longer.
+    """
     least = np.full(table.dim, np.inf, np.float32)
     most = np.full(table.dim, -np.inf, np.float32)
     for _, block in blocks_of(table):
-        with lock:
-            rows = host_tensor(block).to(device)
-            np.minimum(least, rows.amin(0).cpu().numpy(), out=least)
-            np.maximum(most, rows.amax(0).cpu().numpy(), out=most)
+        np.minimum(least, block.min(0), out=least)
+        np.maximum(most, block.max(0), out=most)
     step = max(1, table.n // 1024)
     sample = table.gather(np.arange(0, table.n, step, dtype=np.int64))
     return Quantization.around(sample, least, most, centred=precision != "int8")
 
 
-_LARGEST_QUERY = 1024.0
+_LARGEST_QUERY = {False: 1024.0, True: 127.0}
 _SLICE = 1 << 20
 """Rows at a time where a step takes some bytes for each."""
 
@@ -165,11 +166,13 @@ class Queries:
         factor = 1.0 if rows.metric == "ip" else 2.0
         return cls(raw, wide, torch.full((len(wide),), factor, dtype=torch.float32, device=wide.device))
 
-    def narrow(self) -> tuple[Any, Any]:
-        """The queries in float16 (nq, columns), stretched to use its range, with the factors that undo it."""
-        torch = load_torch()
-        stretch = _LARGEST_QUERY / self.wide.abs().amax(1).clamp_min_(1e-30)
-        return (self.wide * stretch[:, None]).to(torch.float16), self.factor / stretch
+    def narrow(self, rows: DeviceRows) -> tuple[Any, Any]:
+        """The queries (nq, columns) in the number format of ``rows``, float16 or int8, stretched to use its range, with
+        the factors that undo it."""
+        int8 = rows.x.dtype == load_torch().int8
+        stretch = _LARGEST_QUERY[int8] / self.wide.abs().amax(1).clamp_min_(1e-30)
+        stretched = self.wide * stretch[:, None]
+        return (stretched.round_() if int8 else stretched).to(rows.x.dtype), self.factor / stretch
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,9 @@ class TorchFlatIndex(TorchIndex):
         table = job.table()
         with building(job.plan.device):
             with device_lock(job.plan.device):
-                device = open_device(job.plan.device)
+                open_device(job.plan.device)
             quantization = (
-                measured_quantization(table, job.plan.precision, device, device_lock(job.plan.device))
+                measured_quantization(table, job.plan.precision)
                 if table.n
                 else Quantization(np.zeros(table.dim, np.float32), 1.0)
             )

@@ -22,7 +22,7 @@ from ..vector_table import VectorTable
 from .cuda_graphs import CudaGraphCache
 from .delta_buffer import DeviceDeltaBuffer
 from .device_masks import Masks
-from .device_rows import DeviceRows, Quantization, Queries
+from .device_rows import BLOCK_GROUPS, DeviceRows, Quantization, Queries
 from .memory_accounting import account_of, predicted_bytes
 from .runtime import (
     building,
@@ -36,6 +36,7 @@ from .runtime import (
 )
 from .search import (
     LEAST_CANDIDATES,
+    SPARE_GROUPS,
     Search,
     columns,
     found_in_batches,
@@ -274,7 +275,9 @@ class TorchIndex(Index):
     ) -> tuple[FloatArray, IntArray]:
         want, nq = candidate_width(k, params), len(queries)
         if self.plan.precision == "int8":
-            want = max(want, _INT8_SPARE[0] * k + _INT8_SPARE[1])
+            want = groups = max(want, _INT8_SPARE[0] * k + _INT8_SPARE[1])
+        else:
+            groups = max(k + SPARE_GROUPS, params.rerank)
         count = self.n if row_filter is None else row_filter.count
         if nq == 0:
             return padded(0, k)
@@ -284,16 +287,15 @@ class TorchIndex(Index):
             if self._failover.serving:
                 self._load_in_background()
             return self.table.scan(host_queries(queries), k, row_filter)
-        enough = min(k, count) if row_filter is None else min(want, count)
-        return self._ask(queries, k, (want, enough, self._lists_to_probe(params)), row_filter)
+        return self._ask(queries, k, (want, groups), self._lists_to_probe(params), row_filter)
 
     def _ask(
-        self, queries: Any, k: int, widths: tuple[int, int, int], row_filter: RowFilter | None
+        self, queries: Any, k: int, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        """Results by the device, or by the host where it does not answer."""
-        want, enough, nprobe = widths
-        nq = len(queries)
-        found = self._attempt(lambda batch: self._on_device(queries, want, nprobe, row_filter, batch), nq)
+        """Results by the device, or by the host where it does not answer. widths: rows to propose, and groups."""
+        nq, count = len(queries), self.n if row_filter is None else row_filter.count
+        enough = min(k if row_filter is None else min(widths), count)
+        found = self._attempt(lambda batch: self._on_device(queries, widths, nprobe, row_filter, batch), nq)
         if found is None:
             return self.table.scan(host_queries(queries), k, row_filter)
         distances, positions = found
@@ -304,8 +306,7 @@ class TorchIndex(Index):
             all_positions, distances, positions = positions, *columns(distances, positions, k)
         short = np.flatnonzero(all_positions[:, enough - 1] < 0) if nprobe else np.empty(0, np.int64)
         if short.size:  # their lists hold too few: twice as many, finally all
-            wider = self._wider(nprobe)
-            again = self._ask(some(queries, short), k, (want, enough, wider), row_filter)
+            again = self._ask(some(queries, short), k, widths, self._wider(nprobe), row_filter)
             distances[short], positions[short] = again
         return distances, positions
 
@@ -317,7 +318,7 @@ class TorchIndex(Index):
         return 0
 
     def _on_device(
-        self, queries: Any, want: int, nprobe: int, row_filter: RowFilter | None, batch: int
+        self, queries: Any, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None, batch: int
     ) -> tuple[FloatArray | None, IntArray]:
         """Candidates (nq, want); with their distances, nearest first, where float32 rows lie on the device."""
         loaded = self._ready()
@@ -325,9 +326,9 @@ class TorchIndex(Index):
         cosine = self.metric == "cosine"
         search = Search(rows, loaded.device, loaded.operations, loaded.probe(nprobe), self._account, cosine)
         if len(queries) == 1 and (rows is loaded.rows or rows is loaded.tombstones.rows):
-            with self._account.scratch(search.scratch_each(want), "a search"):
-                return None, self._one(search, queries, want)
-        return found_in_batches(search, queries, want, batch)
+            with self._account.scratch(search.scratch_each(widths), "a search"):
+                return None, self._one(search, queries, widths)
+        return found_in_batches(search, queries, widths, batch)
 
     def _shown(self, loaded: DeviceIndex, row_filter: RowFilter | None) -> DeviceRows:
         """The rows without those that are hidden."""
@@ -337,9 +338,10 @@ class TorchIndex(Index):
             return loaded.tombstones.rows
         return self._masks.rows(loaded.rows, row_filter)
 
-    def _one(self, search: Search, query: Any, want: int) -> IntArray:
-        rows, probe = search.rows, search.probe
-        some_more = 1 << (want - 1).bit_length()  # so that few numbers of candidates are in use
+    def _one(self, search: Search, query: Any, widths: tuple[int, int]) -> IntArray:
+        rows, probe, want = search.rows, search.probe, widths[0]
+        # So that few numbers of candidates are in use.
+        some_more = 1 << (want - 1).bit_length(), -(-widths[1] // BLOCK_GROUPS) * BLOCK_GROUPS
 
         def found(wide: Any) -> Any:
             return propose(rows, Queries.from_wide(None, wide, rows), some_more, search.operations, probe)
@@ -348,7 +350,7 @@ class TorchIndex(Index):
         wide = (
             host_tensor(rows.to_device_space(query, self._quantization)) if here else Queries.prepare(query, rows).wide
         )
-        shape = (some_more, 0 if probe is None else probe.nprobe, rows is self._ready().rows)
+        shape = (*some_more, 0 if probe is None else probe.nprobe, rows is self._ready().rows)
         return widened(self._graphs.run(shape, wide, search.device, found).numpy(), want)
 
     # -------------------------------------------------------------------------------------------------- parts

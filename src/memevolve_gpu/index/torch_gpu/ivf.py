@@ -67,7 +67,7 @@ class TorchIVFIndex(TorchIndex):
             lock = device_lock(plan.device)
             with lock:
                 device = open_device(plan.device)
-            quantization = measured_quantization(table, plan.precision, device, lock)
+            quantization = measured_quantization(table, plan.precision)
             centroids = (
                 job.reuse_from.centroids
                 if isinstance(job.reuse_from, TorchIVFIndex)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +13,18 @@ from ...errors import first_line
 from .device_rows import BLOCK_GROUPS, GROUP, span_columns, tile_columns
 from .runtime import cause_of, host_tensor, kernel_errors, load_torch, triton_kernels
 
-__all__ = ["ListWork", "Lists", "Operations", "assign", "list_minima", "locate", "minima", "rescore", "sum_lists"]
+__all__ = [
+    "ListWork",
+    "Lists",
+    "Operations",
+    "assign",
+    "list_minima",
+    "locate",
+    "minima",
+    "one_shapes",
+    "rescore",
+    "sum_lists",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,7 @@ _TILE = 1 << 24
 def minima(rows: Any, q: Any, factor: Any) -> Any:
     """The best score of each group: float32 (nq, groups).
 
-    rows: :class:`~.device_rows.DeviceRows`; q float32 or float16 (nq, columns); factor float32 (nq,).
+    rows: :class:`~.device_rows.DeviceRows`; q float32 or in the format of the rows (nq, columns); factor float32 (nq,).
     """
     torch = load_torch()
     out = torch.empty((len(q), rows.groups), dtype=torch.float32, device=q.device)
@@ -209,7 +221,9 @@ def _scores(rows: Any, some: slice, q: Any, factor: Any) -> Any:
 
 T = TypeVar("T")
 
-_ONE_GROUPS = 2
+_ONE_SPAN = 768
+_best_shape: dict[tuple[str, int, Any], tuple[int, int, int]] = {}
+"""Groups, warps and span of the single-query scan that measured fastest, by device, columns and number format."""
 _MANY_GROUPS = 4
 _LIST_GROUPS = 4
 _ASSIGN_ROWS, _ASSIGN_CENTROIDS = 128, 128
@@ -231,6 +245,23 @@ class Operations:
         self._broken: set[str] = set()
         if why and device.type == "cuda":
             note(why)
+
+    def tune(self, rows: Any, seconds: Callable[[Callable[[], Any]], float]) -> None:
+        """Measure the shapes of the single-query scan on ``rows`` with the clock ``seconds``, and keep the fastest for
+        this process; one that does not compile is left out."""
+        key, torch = _key(rows), load_torch()
+        if self._kernels is None or key in _best_shape:
+            return
+        q = torch.randn((1, rows.columns), dtype=torch.float32, device=rows.x.device)
+        factor, taken = torch.ones(1, dtype=torch.float32, device=rows.x.device), {}
+        for shape in one_shapes(rows.columns):
+            try:
+                taken[shape] = seconds(partial(self._minima_one, rows, q, factor, shape))
+            except kernel_errors() as error:
+                if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
+                    raise
+        if taken:
+            _best_shape[key] = min(taken, key=taken.__getitem__)
 
     def minima(self, rows: Any, q: Any, factor: Any) -> Any:
         """The best score of each group; a kernel of its own for one query in float32."""
@@ -275,9 +306,10 @@ class Operations:
             self._note(f"kernel {name} does not run here ({first_line(error)}); torch's own operations answer")
             return plain(*args)
 
-    def _minima_one(self, rows: Any, q: Any, factor: Any) -> Any:
+    def _minima_one(self, rows: Any, q: Any, factor: Any, shape: tuple[int, int, int] | None = None) -> Any:
         out = _floats((1, rows.groups), q)
-        self._kernels.minima_one[(rows.groups // _ONE_GROUPS,)](
+        groups, warps, span = shape or _best_shape.get(_key(rows)) or one_shapes(rows.columns)[0]
+        self._kernels.minima_one[(rows.groups // groups,)](
             rows.x,
             rows.scales,
             rows.bias,
@@ -286,10 +318,10 @@ class Operations:
             out,
             dim=rows.columns,
             block_d=tile_columns(rows.columns),
-            span=span_columns(rows.columns),
-            block_g=_ONE_GROUPS,
+            span=span,
+            block_g=groups,
             scaled=rows.scales.numel() > 0,
-            num_warps=4,
+            num_warps=warps,
         )
         return out
 
@@ -413,6 +445,16 @@ class Operations:
             x, order, starts, out, dim=x.shape[1], block_d=block_d, block_r=_SUM_ROWS, num_warps=4
         )
         return out
+
+
+def one_shapes(columns: int) -> list[tuple[int, int, int]]:
+    """Candidates (groups, warps, span) for the single-query scan: spans decide how many loads are in flight."""
+    wide = span_columns(columns, _ONE_SPAN)
+    return list(dict.fromkeys([(2, 4, span_columns(columns)), (1, 4, wide), (2, 8, wide)]))
+
+
+def _key(rows: Any) -> tuple[str, int, Any]:
+    return str(rows.x.device), rows.columns, rows.x.dtype
 
 
 def _floats(shape: tuple[int, ...], beside: Any) -> Any:

@@ -99,8 +99,10 @@ def minima_many(
     block_q: constexpr,
     scaled: constexpr,
 ) -> None:
-    """Queries in float16: the best score of each group. Grid: groups / block_g x ceil(nq / block_q), queries first,
-    so that neighbours share the rows they read."""
+    """Queries in the format of the rows, float16 or int8 (where ``scaled``): the best score of each group.
+
+    Grid: groups / block_g x ceil(nq / block_q), queries first, so that neighbours share the rows they read.
+    """
     query_blocks = tl.cdiv(nq, block_q)
     block = (tl.program_id(0) // query_blocks).to(tl.int64)
     query = (tl.program_id(0) % query_blocks) * block_q + tl.arange(0, block_q)
@@ -109,13 +111,14 @@ def minima_many(
     tile = x + block * (block_g * 32 * dim) + row[:, None] * dim + column[None, :]
     asked = q + query[None, :] * dim + column[:, None]
     known = query < nq
-    dot = tl.zeros((block_g * 32, block_q), tl.float32)
+    dot = tl.zeros((block_g * 32, block_q), tl.int32 if scaled else tl.float32)
     for d in range(0, dim, block_d):
-        dot = tl.dot(tl.load(tile + d).to(tl.float16), tl.load(asked + d, mask=known[None, :], other=0.0), dot)
+        dot = tl.dot(tl.load(tile + d), tl.load(asked + d, mask=known[None, :], other=0), dot, out_dtype=dot.dtype)
+    product = dot.to(tl.float32)
     if scaled:
-        dot *= tl.load(scales + block * (block_g * 32) + row)[:, None]
+        product *= tl.load(scales + block * (block_g * 32) + row)[:, None]
     factor = tl.load(alpha + query, mask=known, other=0.0)
-    score = tl.load(bias + block * (block_g * 32) + row)[:, None] - dot * factor[None, :]
+    score = tl.load(bias + block * (block_g * 32) + row)[:, None] - product * factor[None, :]
     best = tl.min(tl.reshape(score, (block_g, 32, block_q)), 1)
     place = query.to(tl.int64)[None, :] * groups + block * block_g + tl.arange(0, block_g)[:, None]
     tl.store(out + place, best, mask=known[None, :])
@@ -223,14 +226,15 @@ def list_minima(
         column = tl.arange(0, block_d)
         tile = x + first * dim + row[:, None] * dim + column[None, :]
         asked = q + query[None, :] * dim + column[:, None]
-        dot = tl.zeros((block_g * 32, block_q), tl.float32)
+        dot = tl.zeros((block_g * 32, block_q), tl.int32 if scaled else tl.float32)
         for d in range(0, dim, block_d):
-            rows = tl.load(tile + d, mask=here[:, None], other=0).to(tl.float16)
-            dot = tl.dot(rows, tl.load(asked + d, mask=known[None, :], other=0.0), dot)
+            rows = tl.load(tile + d, mask=here[:, None], other=0)
+            dot = tl.dot(rows, tl.load(asked + d, mask=known[None, :], other=0), dot, out_dtype=dot.dtype)
+        product = dot.to(tl.float32)
         if scaled:
-            dot *= tl.load(scales + first + row, mask=here, other=0.0)[:, None]
+            product *= tl.load(scales + first + row, mask=here, other=0.0)[:, None]
         factor = tl.load(alpha + query, mask=known, other=0.0)
-        score = tl.load(bias + first + row, mask=here, other=float("inf"))[:, None] - dot * factor[None, :]
+        score = tl.load(bias + first + row, mask=here, other=float("inf"))[:, None] - product * factor[None, :]
         best = tl.min(tl.reshape(score, (block_g, 32, block_q)), 1)
         column_start = tl.load(columns + asking, mask=known, other=0).to(tl.int64)
         target = out + (query * width + column_start)[None, :] + within[:, None]

@@ -11,10 +11,12 @@ from ...types import Precision
 from ...utils.forking import renew_in_child
 from .device_rows import GROUP, padded_columns, padded_groups
 
-__all__ = ["SCRATCH", "Account", "account_of", "bytes_in_groups", "predicted_bytes", "resident_bytes"]
+__all__ = ["SCRATCH", "WORKSPACE", "Account", "account_of", "bytes_in_groups", "predicted_bytes", "resident_bytes"]
 
-SCRATCH = 256 << 20
+SCRATCH = 512 << 20
 """Bytes that a search or a build takes beside the rows, at most; queries are cut into parts that keep to it."""
+WORKSPACE = 32 << 20
+"""What cuBLAS takes for the one stream that the engine works on, for good (32 MiB on Hopper, less before it)."""
 _ROW_EXTRA = 12
 """Bias, and bias of the living, float32; position, int32."""
 _PLACE = 4
@@ -46,7 +48,7 @@ def predicted_bytes(count: int, dim: int, precision: Precision, *, nlist: int = 
 
     A plan whose ``device_bytes`` reach this with ``float32_rows`` gets float32 rows on the device.
     """
-    return resident_bytes(count, dim, precision, nlist=nlist, float32_rows=float32_rows) + SCRATCH
+    return resident_bytes(count, dim, precision, nlist=nlist, float32_rows=float32_rows) + SCRATCH + WORKSPACE
 
 
 class Account:
@@ -56,7 +58,7 @@ class Account:
     def __init__(self, device: str) -> None:
         self.device = device
         self.limit: int | None = None
-        self.used = 0
+        self.used = WORKSPACE if device.startswith("cuda") else 0
         self._lock = threading.RLock()  # a finaliser that runs while it is held gives bytes back, too
         renew_in_child(self)
 
@@ -74,7 +76,7 @@ class Account:
             if self.limit is not None and self.used + amount > self.limit:
                 raise DeviceError(
                     f"device {self.device}: {purpose} needs {amount >> 20} MB, {self.used >> 20} of {self.limit >> 20} "
-                    "MB are in use; raise gpu_memory_fraction or max_memory_mb, or free GPU memory",
+                    "MB are in use; raise gpu_memory_fraction or gpu_max_memory_mb, or free GPU memory",
                     "limit",
                 )
             self.used += amount

@@ -29,6 +29,7 @@ from ..device_failover import Cause, lost_devices, mark_lost
 
 __all__ = [
     "DeviceLock",
+    "Staging",
     "begun_build",
     "building",
     "cause_of",
@@ -36,6 +37,7 @@ __all__ = [
     "device_errors",
     "device_lock",
     "device_tensor",
+    "fetched",
     "forked",
     "free_memory",
     "host_tensor",
@@ -44,6 +46,7 @@ __all__ = [
     "locked_device",
     "on_device",
     "open_device",
+    "sent",
     "settled",
     "triton_kernels",
 ]
@@ -199,6 +202,7 @@ def _in_child() -> None:
     """Locks that the parent's threads held would never be released."""
     _Process.lock, _Process.fewer_builds, _Process.builds = threading.RLock(), threading.Condition(), 0
     _Process.locks.clear()
+    _stagings.clear()
 
 
 call_in_child(_in_child)
@@ -383,6 +387,66 @@ def device_tensor(queries: Any, device: Any) -> Any:
     else:
         found = as_tensor(queries, torch, device)
     return found.to(device=device, dtype=torch.float32).contiguous()
+
+
+class Staging:
+    """Pinned host memory through which queries and results of one device travel: the driver copies pageable memory
+    through buffers of its own, and waits meanwhile. Used under the device's lock; grows to the largest batch."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self._buffers: dict[str, Any] = {}
+        self._sent: Any = None
+
+    def send(self, array: npt.NDArray[np.float32]) -> Any:
+        """``array`` as a tensor on the device; it may be changed afterwards."""
+        if self._sent is not None:
+            self._sent.synchronize()  # what the buffer held is still being read
+        held = self._buffer("queries", host_tensor(array))
+        held.copy_(host_tensor(array))
+        found = held.to(self._device, non_blocking=True)
+        self._sent = self._event()
+        return found
+
+    def fetch(self, tensor: Any) -> npt.NDArray[Any]:
+        """``tensor`` on the host, once the device has computed it."""
+        held = self._buffer("results", tensor)
+        held.copy_(tensor, non_blocking=True)
+        self._event().synchronize()
+        return np.array(held.numpy())
+
+    def _buffer(self, name: str, like: Any) -> Any:
+        size = like.numel() * like.element_size()
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = self._pinned(1 << max(16, (size - 1).bit_length()))
+        return self._buffers[name][:size].view(like.dtype).view(like.shape)
+
+    def _pinned(self, size: int) -> Any:
+        torch = load_torch()
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def _event(self) -> Any:
+        event = load_torch().cuda.Event()
+        event.record()
+        return event
+
+
+_stagings: dict[str, Staging] = {}
+
+
+def sent(queries: Any, device: Any) -> Any:
+    """As :func:`device_tensor`; what lies on the host goes to a GPU through pinned memory."""
+    if device.type != "cuda" or not isinstance(queries, np.ndarray):
+        return device_tensor(queries, device)
+    return _stagings.setdefault(str(device), Staging(device)).send(queries.astype(np.float32, copy=False))
+
+
+def fetched(tensor: Any) -> npt.NDArray[Any]:
+    """``tensor`` on the host, from a GPU through pinned memory."""
+    if tensor.device.type != "cuda":
+        found: npt.NDArray[Any] = tensor.numpy()
+        return found
+    return _stagings.setdefault(str(tensor.device), Staging(tensor.device)).fetch(tensor)
 
 
 def settled(tensor: Any, given: Any) -> Any:

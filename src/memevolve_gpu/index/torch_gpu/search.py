@@ -11,10 +11,11 @@ from ...types import FloatArray, IntArray
 from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Queries
 from .kernel_ops import Lists, ListWork, Operations
 from .memory_accounting import SCRATCH, Account
-from .runtime import device_tensor, host_tensor, load_torch
+from .runtime import fetched, host_tensor, load_torch, sent
 
 __all__ = [
     "LEAST_CANDIDATES",
+    "SPARE_GROUPS",
     "Probe",
     "Search",
     "best_columns",
@@ -62,6 +63,9 @@ def joined(found: list[tuple[FloatArray | None, IntArray]], want: int) -> tuple[
 
 LEAST_CANDIDATES = 32
 """The fewest rows that are proposed, so that float16 loses none of those that are wanted."""
+SPARE_GROUPS = 6
+"""Groups that are looked into beyond one for each result: the k best rows lie in the k best groups, and rounding may
+put others before them."""
 _FOLDED = 8
 """The fewest folds for each wanted row from which folding saves time."""
 
@@ -89,19 +93,22 @@ class Probe:
         return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
 
 
-def propose(rows: DeviceRows, queries: Queries, want: int, operations: Operations, probe: Probe | None) -> Any:
-    """The ``want`` best rows of each query by the narrow rows, as positions int64 (nq, up to want), best first, -1
-    at the end where fewer were met.
+def propose(
+    rows: DeviceRows, queries: Queries, widths: tuple[int, int], operations: Operations, probe: Probe | None
+) -> Any:
+    """The best rows of each query by the narrow rows, as positions int64 (nq, up to want), best first, -1 at the end
+    where fewer were met. widths: ``want`` rows, from as many groups as the second number says.
     """
+    want, most = widths
     torch, work = load_torch(), None
     if probe is not None:
         work = probe.work(queries)
-        best = operations.list_minima(rows, *queries.narrow(), work)
+        best = operations.list_minima(rows, *queries.narrow(rows), work)
     elif len(queries.wide) == 1:
         best = operations.minima(rows, queries.wide, queries.factor)
     else:
-        best = operations.minima(rows, *queries.narrow())
-    values, columns = best_columns(best, want)
+        best = operations.minima(rows, *queries.narrow(rows))
+    values, columns = best_columns(best, most)
     # A group without a row that may be found scores +inf throughout; columns behind a query's lists have no group.
     groups = columns if work is None else work.groups_at(columns).masked_fill_(values.isinf(), -1)
     scores = operations.rescore(rows, queries.wide, queries.factor, groups)
@@ -142,14 +149,14 @@ def decide(rows: DeviceRows, queries: Queries, positions: Any, k: int, *, cosine
     return ordered.values[:, :k], positions.gather(1, ordered.indices)[:, :k]
 
 
-def scratch_each(rows: DeviceRows, want: int, width: int) -> int:
-    """Bytes that one query of a batch takes: ``width`` minima, the candidates' scores, and their float32 rows.
-
-    Minima and scores are counted twice: what selects the best of them may copy them.
-    """
-    chosen = min(want, width)
+def scratch_each(rows: DeviceRows, widths: tuple[int, int], width: int) -> int:
+    """Bytes that one query of a batch takes: ``width`` minima and those of their folds, the candidates' scores (twice:
+    what selects the best of them may copy them), and their float32 rows."""
+    want, chosen = widths[0], min(widths[1], width)
     float32_rows = 0 if rows.float32_rows is None else 4 * want * int(rows.float32_rows.shape[1])
-    return 8 * width + 8 * chosen * (GROUP + 8) + 24 * want + float32_rows + 12 * rows.columns
+    return (
+        4 * width + 4 * width // BLOCK_GROUPS + 8 * chosen * (GROUP + 8) + 24 * want + float32_rows + 12 * rows.columns
+    )
 
 
 _MOST_QUERIES = 16_384
@@ -166,29 +173,32 @@ class Search:
     account: Account
     cosine: bool
 
-    def scratch_each(self, want: int) -> int:
+    def scratch_each(self, widths: tuple[int, int]) -> int:
         """Bytes that a query takes for a moment."""
         width = self.rows.groups if self.probe is None else self.probe.lists.widest[self.probe.nprobe]
-        return scratch_each(self.rows, want, width)
+        return scratch_each(self.rows, widths, width)
 
 
-def found_in_batches(search: Search, queries: Any, want: int, batch: int) -> tuple[FloatArray | None, IntArray]:
-    """Candidates (nq, want), at most ``batch`` queries at once; with their distances, nearest first, where float32 rows
-    lie on the device.
+def found_in_batches(
+    search: Search, queries: Any, widths: tuple[int, int], batch: int
+) -> tuple[FloatArray | None, IntArray]:
+    """Candidates (nq, want), at most ``batch`` queries at once, in equal parts; with their distances, nearest first,
+    where float32 rows lie on the device. widths as in :func:`propose`.
     """
-    each, found = search.scratch_each(want), []
-    step = max(1, min(batch, _MOST_QUERIES, SCRATCH // each))
+    each, want, found = search.scratch_each(widths), widths[0], []
+    most = max(1, min(batch, _MOST_QUERIES, SCRATCH // each))
+    step = -(-len(queries) // -(-len(queries) // most))
     for start in range(0, len(queries), step):
         part = queries[start : start + step]
         with search.account.scratch(each * len(part), "a search"):
-            prepared = Queries.prepare(device_tensor(part, search.device), search.rows)
-            positions = propose(search.rows, prepared, want, search.operations, search.probe)
+            prepared = Queries.prepare(sent(part, search.device), search.rows)
+            positions = propose(search.rows, prepared, widths, search.operations, search.probe)
             found.append(_decided(search, prepared, positions, want))
     return joined(found, want)
 
 
 def _decided(search: Search, queries: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
     if search.rows.float32_rows is None:
-        return None, positions.cpu().numpy()
+        return None, fetched(positions)
     distances, positions = decide(search.rows, queries, positions, k, cosine=search.cosine)
-    return distances.cpu().numpy(), positions.cpu().numpy()
+    return fetched(distances), fetched(positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from .device_rows import DeviceRows, Quantization, Queries, blocks_of
 from .kernel_ops import Lists, Operations
 from .memory_accounting import SCRATCH, bytes_in_groups
 from .runtime import DeviceLock, host_tensor, load_torch
-from .search import LEAST_CANDIDATES, Probe, propose, scratch_each
+from .search import LEAST_CANDIDATES, SPARE_GROUPS, Probe, propose, scratch_each
 
 __all__ = ["DeviceIndex", "Layout", "Upload"]
 
@@ -114,7 +115,9 @@ class Upload:
             with lock:
                 codes, near = None, block
                 places = host_tensor(self.layout.places(first, stop)).to(device)
-                vectors = host_tensor(block).to(device) if rows.float32_rows is not None else None
+                vectors = None
+                if rows.float32_rows is not None:
+                    near = vectors = host_tensor(block).to(device)
                 if self.precision == "int8":
                     parts = _int8_rows(block)
                     codes = tuple(host_tensor(part).to(device) for part in parts)
@@ -141,13 +144,16 @@ class Upload:
         if loaded.device.type != "cuda":
             return
         torch = load_torch()
-        each = scratch_each(loaded.rows, LEAST_CANDIDATES, loaded.rows.groups)
+        with lock:
+            loaded.operations.tune(loaded.rows, _seconds_on_device)
+        widths = LEAST_CANDIDATES, 10 + SPARE_GROUPS
+        each = scratch_each(loaded.rows, widths, loaded.rows.groups)
         for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
             for nprobe in self._probes(nq):
                 with lock:
                     raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
                     queries = Queries.prepare(raw, loaded.rows)
-                    propose(loaded.rows, queries, LEAST_CANDIDATES, loaded.operations, loaded.probe(nprobe))
+                    propose(loaded.rows, queries, widths, loaded.operations, loaded.probe(nprobe))
                     torch.cuda.current_stream(loaded.device).synchronize()
 
     def _probes(self, nq: int) -> list[int]:
@@ -155,6 +161,20 @@ class Upload:
         nlist = len(self.layout.lists)
         each = [-(-queries * nlist // nq) for queries in (1, 17, 33)] if nq == _USUAL[-1] else [1]
         return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
+
+
+def _seconds_on_device(call: Callable[[], Any]) -> float:
+    """The median of nine calls between CUDA events, after two that compile and warm up."""
+    torch = load_torch()
+    taken: list[float] = []
+    for _ in range(11):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        call()
+        after.record()
+        after.synchronize()
+        taken.append(before.elapsed_time(after) / 1e3)
+    return statistics.median(taken[2:])
 
 
 def _int8_rows(vectors: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:

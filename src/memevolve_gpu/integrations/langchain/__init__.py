@@ -11,11 +11,16 @@ except ImportError as error:
 
 from .embeddings import EmbeddingsFunction, FunctionEmbeddings
 from .filters import maximal_marginal_relevance, relevance
+from .key_value import MemEvolveKeyValueStore
+from .retriever import MemEvolveDocumentIndex, MemEvolveRetriever
 from .vector_store import MemEvolveVectorStore
 
 __all__ = [
     "EmbeddingsFunction",
     "FunctionEmbeddings",
+    "MemEvolveDocumentIndex",
+    "MemEvolveKeyValueStore",
+    "MemEvolveRetriever",
     "MemEvolveVectorStore",
     "maximal_marginal_relevance",
     "relevance",

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 from langchain_core.documents import Document
 
-from ...components.store.base import StorageBackend, as_backend
+from ...components.store.base import StorageBackend
+from ...components.store.foreign import as_backend
 from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
 from ...types import FloatArray, MemoryUnit

@@ -19,8 +19,7 @@ _NAMES = ("model_name", "model")
 class EmbeddingsFunction:
     """Adapts LangChain ``Embeddings`` to this package's :class:`EmbeddingFunction`.
 
-    Every text is embedded as a document. ``MemEvolveVectorStore`` embeds queries with ``embed_query``; the store's own
-    ``search`` does not.
+    Units are embedded as documents, and the texts of searches as queries.
 
     Examples:
         >>> from langchain_core.embeddings import DeterministicFakeEmbedding
@@ -48,6 +47,10 @@ class EmbeddingsFunction:
     def embed_batch(self, texts: Sequence[str], /) -> list[list[float]]:
         """Embed n texts: n lists of d numbers. Raises what the model raises."""
         return self.embeddings.embed_documents(texts_of(texts))
+
+    def embed_query(self, text: str, /) -> list[float]:
+        """Embed the text of a search: d numbers. Raises what the model raises."""
+        return self.embeddings.embed_query(texts_of([text])[0])
 
 
 class FunctionEmbeddings(Embeddings):

@@ -39,6 +39,22 @@ def _first(found: Sequence[tuple[Document, float]]) -> list[Document]:
     return [document for document, _ in found]
 
 
+class _Collection:
+    """The documents in the manner of Chroma's collection."""
+
+    def __init__(self, backend: StorageBackend) -> None:
+        self._backend = backend
+
+    def get(self, where: Mapping[str, Any] | None = None, limit: int | None = None) -> dict[str, list[Any]]:
+        """The ids, texts and metadata of documents, oldest first."""
+        found = to_documents(list(self._backend.units(on_units(where or None, None), limit=limit)))
+        return {
+            "ids": [document.id for document in found],
+            "documents": [document.page_content for document in found],
+            "metadatas": [document.metadata for document in found],
+        }
+
+
 _Store = TypeVar("_Store", bound="MemEvolveVectorStore")
 
 
@@ -460,6 +476,11 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return self._varied(SearchOptions.of(k, kwargs, fetch_k), lambda_mult, embedding)
 
     # Inside
+
+    @property
+    def _collection(self) -> _Collection:
+        """What mem0's provider for LangChain lists documents with."""
+        return _Collection(self._adapter.backend)
 
     @classmethod
     def _made(cls: type[_Store], embedding: Embeddings, options: dict[str, Any]) -> _Store:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..config import EmbeddingConfig
+from ..config import EmbeddingConfig, may_download
 from .adapter import EmbeddingFunction
 from .hashing import HashingEmbedder
-from .local import LocalEmbedder, fastembed_installed, packaged_model, sentence_transformers_installed
+from .local import (
+    LocalEmbedder,
+    fastembed_has_models,
+    fastembed_installed,
+    packaged_model,
+    sentence_transformers_installed,
+)
 from .openai import OpenAIEmbedder
 
 __all__ = ["embedder_from_config"]
@@ -57,5 +63,6 @@ def _given(**values: int | None) -> dict[str, Any]:
 
 def _local_is_ready(config: EmbeddingConfig) -> bool:
     """Whether a local model can be used; without fastembed, only if nothing is downloaded that nobody named."""
-    named = config.model is not None or packaged_model() is not None
-    return fastembed_installed() or (sentence_transformers_installed() and named)
+    if fastembed_installed() and (config.path is not None or may_download() or fastembed_has_models()):
+        return True
+    return sentence_transformers_installed() and (config.model is not None or packaged_model() is not None)

@@ -19,10 +19,18 @@ import numpy as np
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray
 from ..arguments import optional_text, path_text, switch, texts_of, whole_number
+from ..config import fastembed_cache, may_download
 from ..vectors import normalize_rows
 from .adapter import prefixes_of
 
-__all__ = ["DEFAULT_MODEL", "LocalEmbedder", "fastembed_installed", "packaged_model", "sentence_transformers_installed"]
+__all__ = [
+    "DEFAULT_MODEL",
+    "LocalEmbedder",
+    "fastembed_has_models",
+    "fastembed_installed",
+    "packaged_model",
+    "sentence_transformers_installed",
+]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_DIMENSION = 384
@@ -207,7 +215,7 @@ class LocalEmbedder:
         if fastembed_installed() and (known := _known_to_fastembed(self._source)):
             offline = folder is not None and sentence_transformers_installed()
             try:
-                return self._onnx(None, known, local_files_only=offline)
+                return self._onnx(None, known, local_files_only=offline or not may_download())
             except EmbeddingError:
                 if not offline:
                     raise
@@ -349,6 +357,11 @@ def _no_progress_bar() -> Iterator[None]:
 def fastembed_installed() -> bool:
     """Return whether fastembed is installed, without importing it."""
     return importlib.util.find_spec("fastembed") is not None
+
+
+def fastembed_has_models() -> bool:
+    """Return whether fastembed has kept a model that it downloaded."""
+    return any(fastembed_cache().glob("models--*"))
 
 
 def sentence_transformers_installed() -> bool:

@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -106,6 +107,7 @@ class OpenAIEmbedder:
         self.dimension = dimension
         self.model_name = model or (None if base_url else _OFFICIAL_MODEL)
         self._base_url = base_url
+        self._shown_url = re.sub("//[^/]*@", "//***@", base_url or "").partition("?")[0]
         self._api_key = api_key or (_NO_KEY if base_url else None)  # else a key for OpenAI would go to that address
         self._timeout = real_number("timeout", timeout, "seconds above 0", sys.float_info.min, most, ConfigurationError)
         self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
@@ -279,7 +281,7 @@ class OpenAIEmbedder:
             raise kind(f"{self._where()} failed ({hidden}); check base_url, api_key and model") from None
 
     def _where(self) -> str:
-        return f"the embedding service {self._base_url or 'of OpenAI'} (model {self.model_name or 'not set'})"
+        return f"the embedding service {self._shown_url or 'of OpenAI'} (model {self.model_name or 'not set'})"
 
 
 def _cut(text: str, tokens: int) -> tuple[str, int]:

@@ -1,0 +1,65 @@
+"""A store opened from a snapshot that was damaged on disk: no search returns a wrong distance, and it heals itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import clustered
+
+from memevolve_gpu import StorageConfig, VectorStore
+
+ROWS, DIM, BAD = 3000, 32, 2222
+VECTORS = clustered(np.random.default_rng(5), ROWS, DIM, "l2")
+
+
+@pytest.fixture(params=["ivf", "auto", "flat"])
+def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., VectorStore]:
+    """Opens a store whose snapshot holds row ``BAD`` with one bit changed."""
+    prefix = tmp_path / "s"
+    settings = {"index_type": request.param, "background": False}
+    with VectorStore(prefix, None, DIM, storage_config=StorageConfig(**settings)) as store:
+        store.store_batch([{"id": f"u{i}", "content": f"unit {i}"} for i in range(ROWS)], VECTORS)
+        store.run_maintenance()
+    snapshot = Path(f"{prefix}.snapshot")
+    raw = bytearray(snapshot.read_bytes())
+    raw[raw.index(VECTORS[BAD].tobytes()) + 7] ^= 0x40
+    snapshot.write_bytes(raw)
+    return lambda **more: VectorStore(prefix, None, DIM, storage_config=StorageConfig(**{**settings, **more}))
+
+
+def kinds(store: VectorStore) -> list[str]:
+    return [event["kind"] for event in store.statistics()["events"]]
+
+
+@pytest.mark.parametrize("recall", [0.95, 1.0])
+def test_a_search_that_needs_the_block_reads_the_records(damaged: Callable[..., VectorStore], recall: float) -> None:
+    with damaged() as store:
+        truth = np.sort(((VECTORS[BAD] - VECTORS) ** 2).sum(axis=1))[:5]
+        distances, ids = store.search_vectors(VECTORS[BAD : BAD + 1], 5, recall=recall)
+        assert ids[0][0] == f"u{BAD}"
+        assert np.allclose(distances[0], truth, atol=1e-4)
+        assert "reload" in kinds(store) or "snapshot-refused" in kinds(store)
+        assert store.count() == ROWS
+
+
+def test_maintenance_finds_what_no_search_touched(damaged: Callable[..., VectorStore]) -> None:
+    with damaged() as store:
+        store.run_maintenance()
+        assert "reload" in kinds(store) or "snapshot-refused" in kinds(store)
+        assert store.search_vectors(VECTORS[BAD : BAD + 1], 1)[1] == [[f"u{BAD}"]]
+    with damaged() as again:
+        again.run_maintenance()
+        assert "reload" not in kinds(again), "the snapshot was written anew"
+        assert "snapshot-refused" not in kinds(again)
+
+
+def test_the_background_checks_by_itself(damaged: Callable[..., VectorStore]) -> None:
+    with damaged(background=True) as store:
+        until = time.monotonic() + 20
+        while not {"reload", "snapshot-refused"} & set(kinds(store)):
+            assert time.monotonic() < until, "the damaged block was never found"
+            time.sleep(0.01)

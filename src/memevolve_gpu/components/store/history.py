@@ -1,0 +1,370 @@
+"""The history of a store: operations, versions, undo, and the feed of changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ...errors import InvalidFilterError, InvalidQueryError
+from ...live.query_sample import KEY as QUERY_KEY
+from ...records import history
+from ...records.erasure import erase, finish_erasure, leftovers
+from ...records.filters import parse
+from ...types import MemoryUnit
+from ...utils.arguments import real_number, shown, whole_number
+from .capacity import report_pruned, reserve_room
+from .namespaces import Path, subtree_path
+from .reports import history_key
+from .units import checked_id, unit_to_text
+
+if TYPE_CHECKING:
+    from ...records.transaction import Transaction
+    from ...records.writer import WriteContext
+    from .session import StoreSession
+
+__all__ = ["Erasure", "HistoryMixin", "Operation", "UnitChange", "UnitVersion"]
+
+_PAGE = 500
+_FASTEST, _SLOWEST = 0.002, 0.05
+"""Seconds between two looks for new changes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One transaction that changed units: a store, a batch, a prune, an undo.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> with VectorStore("memory", HashingEmbedder()) as store:
+        ...     _ = store.store_batch([{"content": "Rebase before you push"}, {"content": "Write tests first"}])
+        ...     [(operation.kind, operation.changes) for operation in store.operations()]
+        [('store_batch', 2)]
+    """
+
+    id: int
+    """The number of its first change; what :meth:`VectorStore.undo` takes."""
+    kind: str
+    """The method, or the management operation, that made it."""
+    at: float
+    """Unix time."""
+    changes: int
+    """Units that it stored, changed or deleted in the namespace of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitVersion:
+    """One version of a unit, or its end.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> with VectorStore("memory", HashingEmbedder()) as store:
+        ...     unit_id = store.store({"content": "Rebase before you push"})
+        ...     _ = store.delete(unit_id)
+        ...     [(version.change, version.kind) for version in store.history(unit_id)]
+        [('put', 'store'), ('delete', 'delete')]
+    """
+
+    seq: int
+    """The number of the change that made it; 0 for a version from before the history."""
+    change: str
+    """put, edit (the text stayed the same), delete, or erased."""
+    operation: int | None
+    """The operation that made it; None for a version from before the history."""
+    kind: str
+    """The kind of the operation; empty for a version from before the history."""
+    at: float | None
+    """Unix time of the operation."""
+    unit: MemoryUnit | None
+    """The unit in this version; None where it was deleted or erased."""
+
+
+class UnitChange(NamedTuple):
+    """One change in the feed of changes.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> with VectorStore("memory", HashingEmbedder()) as store:
+        ...     _ = store.store({"id": "git", "content": "Rebase before you push"})
+        ...     [(change.operation, change.id) for change in store.changes()]
+        [('put', 'git')]
+    """
+
+    seq: int
+    """Its number; changes come in the order of their numbers, which may have gaps."""
+    operation: str
+    """put (a new unit or another text), edit (the text stayed the same) or delete."""
+    id: str
+    namespace: Path
+    unit: MemoryUnit | None
+    """The unit after the change; None for delete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """The certificate of an erasure.
+
+    Examples:
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> with VectorStore("memory", HashingEmbedder()) as store:
+        ...     _ = store.store({"content": "Rebase before you push", "metadata": {"user": "alice"}})
+        ...     store.forget_subject({"metadata.user": "alice"}).units
+        1
+    """
+
+    units: int
+    """Units that were deleted."""
+    versions: int
+    """Versions that were removed from the history."""
+    seq: int
+    """The number of the last change; the change feed begins behind it."""
+    at: float
+    """Unix time at which it was complete."""
+    files: tuple[str, ...]
+    """Files that were written anew, emptied or removed."""
+    not_erased: tuple[str, ...]
+    """Files beside the store that may hold copies and were left alone: replaced stores, logs set aside, old pickles."""
+
+
+class HistoryMixin:
+    """The methods of a ``VectorStore`` that concern its past."""
+
+    if TYPE_CHECKING:
+        namespace_path: Path
+
+        @property
+        def _open(self) -> StoreSession: ...
+        @property
+        def _key(self) -> int: ...
+        def _write(self, operation: str, *, grouped: bool = False) -> WriteContext: ...
+
+    def operations(self, limit: int = 100, *, before: int | None = None) -> list[Operation]:
+        """List what changed the units of this namespace and is still in the history.
+
+        Args:
+            limit: Most operations.
+            before: Lists only those with a smaller id, to read on.
+
+        Returns:
+            The operations, newest first.
+
+        Raises:
+            InvalidQueryError: An argument is no such number.
+        """
+        most, key = whole_number("limit", limit), self._key
+        below = 2**62 if before is None else min(whole_number("before", before, least=0), 2**62)
+        rows = self._open.records.past(lambda con: history.operations(con, key, min(most, 10_000), below))
+        return [Operation(row.seq, row.kind, row.at, row.changes) for row in rows]
+
+    def history(self, unit_id: str) -> list[UnitVersion]:
+        """Read every version of a unit that is kept, also of one that was deleted.
+
+        Args:
+            unit_id: Its id.
+
+        Returns:
+            The versions, oldest first; empty where none is known.
+
+        Raises:
+            InvalidUnitError: ``unit_id`` is no id.
+        """
+        wanted, key = checked_id(unit_id), self._key
+        if not wanted.isascii() and any("\ud800" <= letter <= "\udfff" for letter in wanted):
+            return []  # no stored id has a surrogate
+        rows = self._open.records.past(lambda con: history.versions(con, key, wanted))
+        return [UnitVersion(*row) for row in rows]
+
+    def undo(self, operation: int) -> Operation:
+        """Take back an operation in one transaction, which is an operation itself and can be undone.
+
+        Units that it deleted or replaced are there again, with their vectors and times of expiry; nothing is embedded.
+        Units that it stored are gone. How often units were read, and limits of a namespace, are not restored.
+
+        Args:
+            operation: The id of an :class:`Operation` of this namespace.
+
+        Returns:
+            The undo.
+
+        Raises:
+            ConflictError: Units changed after the operation; its ``ids`` names them, and nothing was changed.
+            HistoryError: There is no such operation of this namespace in the history.
+            CapacityError: The units do not fit.
+            InvalidQueryError: ``operation`` is no number.
+        """
+        session, number = self._open, min(whole_number("operation", operation), 2**62)
+        with self._write("undo") as tx:
+            steps = tx.outside(lambda con: history.to_undo(con, tx.namespace, number))
+            first = tx.head.last_seq + 1
+            for step in steps:
+                if step.unit is None:
+                    tx.drop(step.unit_id)
+            back = [step for step in steps if step.unit is not None]
+            pruned = reserve_room(session, tx, [step.unit_id for step in back])
+            for step in back:
+                _restore(tx, step)
+        session.written()
+        report_pruned(session, pruned)
+        found = self.operations(1, before=first + 1)
+        return found[0] if found and found[0].id == first else Operation(first, "undo", session.clock(), 0)
+
+    def changes(
+        self, after: int = 0, *, limit: int | None = None, prefix: Sequence[str] | str | None = None
+    ) -> Iterator[UnitChange]:
+        """Read what changed, in order; also what other processes changed.
+
+        To follow a store, keep ``seq`` of the last change that was handled and give it as ``after`` the next time. To
+        begin, take :attr:`VectorStore.change_number`, read the store, and follow from that number.
+
+        Args:
+            after: The number of a change; those after it are read.
+            limit: Most changes; None for all up to now.
+            prefix: Reads the changes of the namespace of this path, which counts from that of this store, and of all
+                below it; () for all below this one. None reads those of this one alone.
+
+        Returns:
+            An iterator over the changes.
+
+        Raises:
+            HistoryError: Changes after ``after`` are no longer kept, or it is beyond the newest; read the store again.
+            InvalidQueryError: ``after`` or ``limit`` is no such number.
+        """
+        wanted = None if limit is None else whole_number("limit", limit)
+        start = min(whole_number("after", after, least=0), 2**62)
+        below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
+        last = self._open.records.head().last_seq
+        first = self._changes(start, min(_PAGE, wanted or _PAGE), below)
+        return self._pages_of_changes(first, wanted, below, last)
+
+    def watch(
+        self, after: int | None = None, *, timeout: float | None = None, prefix: Sequence[str] | str | None = None
+    ) -> Iterator[UnitChange]:
+        """Wait for changes by anyone, and yield them as they come.
+
+        Args:
+            after: As for :meth:`changes`; None for the newest change now.
+            timeout: Seconds without a change after which the iterator ends; None waits until the store is closed.
+            prefix: As for :meth:`changes`.
+
+        Returns:
+            An iterator over the changes; it blocks until the next one. Closing the store ends it with StoreClosedError.
+
+        Raises:
+            HistoryError: As :meth:`changes`.
+            InvalidQueryError: An argument is no such number.
+        """
+        patience = None
+        if timeout is not None:
+            patience = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        seq = self._open.records.head().last_seq if after is None else min(whole_number("after", after, least=0), 2**62)
+        below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
+        self._changes(seq, 1, below)
+        return self._watched(seq, patience, below)
+
+    def forget_subject(
+        self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
+    ) -> Erasure:
+        """Delete units for good: no byte of them is left in the files of the store.
+
+        Deletes the units that match, and the versions of all units that ever matched, from the history too. The
+        database is written anew, its log emptied, the snapshot made again, and the lists of management operations and
+        sampled queries are emptied. The change feed begins again, so those who follow it read the store anew. Takes as
+        long as copying the store. Where it is interrupted, the next opening of the store finishes it.
+
+        Args:
+            filters: Which units, see ``docs/reference/filters.md``; not empty.
+            prefix: As for :meth:`changes`.
+            timeout: Seconds to wait for readers in other processes.
+
+        Returns:
+            The certificate.
+
+        Raises:
+            InvalidFilterError: ``filters`` is empty or malformed.
+            StorageError: A reader of another process did not end; the units are deleted, call again to finish.
+        """
+        session, given = self._open, parse(filters)
+        if not given.root.parts:
+            raise InvalidFilterError("filters must say whose units to erase; for all units use delete_namespace")
+        seconds = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
+        spaces = [self._key] if below is None else list(session.records.all_namespaces(below))
+        had_snapshot = session.live.snapshot_path.exists()
+        session.accesses.flush()
+        with self._write("forget_subject") as tx:
+            erased = erase(tx, spaces, filters, [*map(history_key, spaces), QUERY_KEY])
+        session.live.query_sample.forget()
+        session.live.reload("units were erased")
+        files = session.maintenance.alone(lambda: finish_erasure(session.records, session.live.snapshot_path, seconds))
+        if had_snapshot:
+            session.maintenance.snapshot()
+        left = leftovers(session.records.path, session.prefix)
+        return Erasure(*erased, session.clock(), tuple(files), tuple(left))
+
+    def _watched(self, after: int, timeout: float | None, below: Path | None) -> Iterator[UnitChange]:
+        since, pause, last = time.monotonic(), _FASTEST, -1
+        while True:
+            newest = self._open.records.head().last_seq
+            found = self._changes(after, _PAGE, below) if newest != last else []
+            if found:
+                yield from found
+                after, since, pause = found[-1].seq, time.monotonic(), _FASTEST
+                continue
+            after, last = max(after, newest) if newest != last else after, newest
+            left = None if timeout is None else since + timeout - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(2 * pause, _SLOWEST)
+
+    def _pages_of_changes(
+        self, page: list[UnitChange], limit: int | None, below: Path | None, last: int
+    ) -> Iterator[UnitChange]:
+        left = 2**62 if limit is None else limit
+        while page:
+            for change in page:
+                if change.seq > last or not left:
+                    return
+                left -= 1
+                yield change
+            page = self._changes(page[-1].seq, min(_PAGE, left), below) if left else []
+
+    def _changes(self, after: int, limit: int, below: Path | None) -> list[UnitChange]:
+        key, path = self._key, self.namespace_path
+        spaces = {key: path} if below is None else self._open.records.all_namespaces(below)
+        listed = None if below == () else list(spaces)
+        rows = self._open.records.past(lambda con: history.changes(con, after, limit, listed))
+        if any(row.ns not in spaces for row in rows):  # a namespace was made meanwhile
+            spaces = self._open.records.all_namespaces(below or ())
+        return [UnitChange(row.seq, row.change, row.unit_id, spaces[row.ns], row.unit) for row in rows]
+
+    def _moment(self, as_of: Any) -> tuple[int | None, float | None]:
+        """A state as callers give it: a change number, or a Unix time."""
+        if isinstance(as_of, datetime):
+            if as_of.tzinfo is None:
+                raise InvalidQueryError(
+                    f"as_of must name its zone, got {shown(as_of)}; write datetime.now(timezone.utc)"
+                )
+            return None, as_of.timestamp()
+        if isinstance(as_of, float):
+            return None, real_number("as_of", as_of, "a Unix time", -1e12, 1e12, InvalidQueryError)
+        return min(whole_number("as_of", as_of, least=0), 2**62), None
+
+    def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
+        seq, at = self._moment(as_of)
+        key = self._key
+        return self._open.records.past(
+            lambda con: history.units_at(con, key, history.moment_of(con, seq, at), filters, unit_id)
+        )
+
+
+def _restore(tx: Transaction, step: history.Step) -> None:
+    unit = step.unit
+    if unit is None:
+        return
+    if step.vector is None:  # its vector stayed the same, so it is alive
+        tx.edit(step.unit_id, unit, step.expires_at)
+    else:
+        tx.put(unit, unit_to_text(unit), step.vector, step.unit_id, step.expires_at)

@@ -1,0 +1,99 @@
+"""What the integrations share: documents of another framework as units of a store, without an import of a framework.
+
+A document's metadata is the unit's ``metadata``, to which a store adds time stamps. Under the framework's own name the
+unit keeps what the document had itself in their place, so that it is read and filtered as it was given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from ..components.store.base import StorageBackend
+from ..types import FloatArray, MemoryUnit
+
+__all__ = [
+    "NOTHING",
+    "metadata_path",
+    "moment",
+    "nearest",
+    "own_metadata",
+    "path",
+    "placeholder",
+    "stamps_in",
+    "with_vectors",
+]
+
+NOTHING: dict[str, Any] = {"or": []}
+"""The filter that no unit matches."""
+
+STAMPS = ("created_at", "updated_at")
+
+_PAGE = 1000
+
+
+def path(*keys: str) -> str:
+    """The path of a filter to a value below these keys, whatever they hold."""
+    return ".".join('"' + re.sub(r'(["\\])', r"\\\1", key) + '"' for key in keys)
+
+
+def stamps_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata says under the names that a store writes itself; kept for :func:`own_metadata`."""
+    return {stamp: metadata[stamp] for stamp in STAMPS if stamp in metadata}
+
+
+def own_metadata(unit: MemoryUnit, mark: str) -> dict[str, Any]:
+    """The metadata as it was given; all of it for a unit that another door stored."""
+    metadata: dict[str, Any] = unit.get("metadata") or {}
+    note = unit.get(mark)
+    if not isinstance(note, dict):
+        return dict(metadata)
+    own: dict[str, Any] = note.get("own") or {}
+    return {key: own.get(key, value) for key, value in metadata.items() if key not in STAMPS or key in own}
+
+
+def metadata_path(mark: str, *keys: str) -> str:
+    """The path of a filter to a value in the document's own metadata."""
+    return path(mark, "own", *keys) if keys[0] in STAMPS else path("metadata", *keys)
+
+
+def moment(value: Any) -> datetime | None:
+    """The moment that an ISO 8601 text or a datetime says, UTC where it has no offset; None for anything else."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value))
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
+
+
+def placeholder(dim: int) -> list[float]:
+    """The vector (dim,) of a document without one; every metric accepts it, and searches by vector leave it out."""
+    return [1.0, *([0.0] * (dim - 1))]
+
+
+def nearest(
+    backend: StorageBackend, vector: Any, top_k: int, filters: Mapping[str, Any] | None
+) -> list[tuple[MemoryUnit, float]]:
+    """At most top_k units with their distances, nearest first."""
+    distances, ids = backend.search_vectors([vector], min(top_k, max(1, backend.count())), filters)
+    units = backend.retrieve_batch([unit_id for unit_id in ids[0] if unit_id is not None])
+    backend.record_access(list(units))
+    pairs = zip(ids[0], distances[0].tolist(), strict=True)
+    return [(units[unit_id], distance) for unit_id, distance in pairs if unit_id is not None and unit_id in units]
+
+
+def with_vectors(
+    backend: StorageBackend, units: Iterator[MemoryUnit] | Sequence[MemoryUnit]
+) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+    """Each unit with its vector, float32 (dim,), a thousand at a time."""
+    left = iter(units)
+    while page := [unit for _, unit in zip(range(_PAGE), left, strict=False)]:
+        vectors = backend.vectors_of([unit["id"] for unit in page])
+        yield from ((unit, np.asarray(vectors[unit["id"]])) for unit in page if unit["id"] in vectors)

@@ -1,0 +1,126 @@
+"""Erasing units for good: what the transaction does, and the rewriting of the file that follows it.
+
+The transaction removes units, versions and index entries and leaves a note in ``meta``. What they left behind in free
+pages, in the write-ahead log and in the snapshot goes afterwards; the note makes the next opening do it where that was
+interrupted. The note holds counts only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from ..types import MemoryUnit
+from .connections import all_rows, first_row
+from .damage import damage_path, read_unit
+from .filter_sql import matching
+from .filters import Filters, matches, parse
+from .history import ERASED
+from .records import Records
+from .transaction import Transaction
+
+__all__ = ["Erased", "erase", "finish_erasure", "is_unfinished", "leftovers"]
+
+_NOTE = "erasure"
+
+
+class Erased(NamedTuple):
+    """What one transaction erased: live units, versions in the history, and its newest change."""
+
+    units: int
+    versions: int
+    seq: int
+
+
+def erase(tx: Transaction, spaces: Sequence[int], filters: Filters, forgotten: Sequence[str]) -> Erased:
+    """Remove the units of the namespaces that match now, and the kept versions of units that matched once.
+
+    forgotten: keys of ``meta`` that are emptied, for they may repeat content.
+    """
+    listed = json.dumps(list(spaces))
+    live = tx.outside(lambda con: _live(con, listed, filters))
+    past = tx.outside(lambda con: _past(con, listed, filters))
+    for ns, unit_id in live:
+        tx.drop_from(ns, unit_id)
+    tx.merge_pending()
+    versions = tx.outside(lambda con: _forget(con, [*dict.fromkeys([*live, *past])], forgotten))
+    seq = tx.outside(lambda con: int(first_row(con, "SELECT last_seq FROM counters")[0]))
+    tx.purge(seq)
+    found = Erased(len(live), versions - len(live), seq)
+    tx.set_meta(_NOTE, json.dumps(found._asdict()).encode())
+    return found
+
+
+def _live(con: apsw.Connection, spaces: str, filters: Filters) -> list[tuple[int, str]]:
+    slots = json.dumps(matching(con, parse(filters), None).tolist())
+    sql = """
+        SELECT ns, id FROM units WHERE slot IN (SELECT value FROM json_each(?))
+        AND ns IN (SELECT value FROM json_each(?)) ORDER BY slot
+        """
+    return list(all_rows(con, sql, (slots, spaces)))
+
+
+def _past(con: apsw.Connection, spaces: str, filters: Filters) -> list[tuple[int, str]]:
+    sql = """
+        SELECT ns, id, CAST(unit AS BLOB) FROM history
+        WHERE unit IS NOT NULL AND ns IN (SELECT value FROM json_each(?))
+        """
+    found: dict[tuple[int, str], None] = {}
+    for ns, unit_id, raw in con.execute(sql, (spaces,)):
+        unit: MemoryUnit = read_unit(raw, unit_id)
+        if matches(filters, unit):
+            found[ns, unit_id] = None
+    return list(found)
+
+
+def _forget(con: apsw.Connection, units: list[tuple[int, str]], forgotten: Sequence[str]) -> int:
+    """Empty the history of these units, which stays known only for those that are alive; returns the old versions."""
+    con.execute("CREATE TEMP TABLE IF NOT EXISTS erased (ns INTEGER, id TEXT, PRIMARY KEY (ns, id))")
+    con.execute("DELETE FROM temp.erased")
+    con.executemany("INSERT INTO temp.erased VALUES (?, ?)", units)
+    theirs = "(ns, id) IN (SELECT ns, id FROM temp.erased)"
+    count = first_row(con, f"SELECT count(*) FROM history WHERE unit IS NOT NULL AND {theirs}")[0]
+    con.execute(f"DELETE FROM history WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
+    con.execute(
+        f"UPDATE history SET kind = {ERASED}, slot = NULL, unit = NULL, vector = NULL, expires_at = NULL WHERE {theirs}"
+    )
+    con.execute(f"DELETE FROM access WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
+    con.execute("DELETE FROM temp.erased")
+    con.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in forgotten])
+    con.execute("UPDATE history_floor SET feed = (SELECT last_seq FROM counters)")
+    for table in ("words", "space_words"):
+        con.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+    return int(count)
+
+
+def is_unfinished(records: Records) -> bool:
+    """Was an erasure interrupted after its transaction?"""
+    return records.get_meta(_NOTE) is not None
+
+
+def finish_erasure(records: Records, snapshot: Path, seconds: float) -> list[str]:
+    """Remove what an erasure left in the files; returns the paths of those that were rewritten or removed.
+
+    Can be repeated. Raises StorageError while a reader of another process keeps the old log longer than ``seconds``.
+    """
+    derived = [snapshot, damage_path(records.path)]
+    gone = [file for file in derived if file.exists()]
+    for file in gone:
+        file.unlink(missing_ok=True)
+    with records.write() as tx:  # the first frame of the log names the file that it belongs to
+        tx.set_meta(_NOTE, tx.get_meta(_NOTE) or b"{}")
+    records.rewrite(seconds)
+    with records.write() as tx:
+        tx.delete_meta(_NOTE)
+    return [str(file) for file in (records.path, records.path.with_name(records.path.name + "-wal"), *gone)]
+
+
+def leftovers(path: Path, prefix: str) -> list[str]:
+    """Files beside the store that may hold copies: stores that a restore replaced, logs set aside, imported pickles."""
+    stem = Path(prefix).name
+    patterns = (f"{stem}.replaced-*", f"{path.name}-wal.foreign-*", f"{stem}.pkl*", f"{stem}.data*", f"{stem}.index*")
+    return sorted(str(file) for pattern in patterns for file in path.parent.glob(pattern) if file.is_file())
