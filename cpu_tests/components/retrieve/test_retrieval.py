@@ -449,3 +449,29 @@ def test_both_together_find_real_units_at_least_as_often_as_either_alone(shared_
             hits[type(strategy).__name__] = sum(str(query["unit_row"]) in names for query, names in pairs)
     assert hits["HybridRetrievalStrategy"] >= max(hits.values())
     assert hits["HybridRetrievalStrategy"] > 0.95 * len(queries)
+
+
+def test_frequent_words_alone_lift_nothing_past_a_threshold(tmp_path: Path) -> None:
+    texts = [f"{word}{n} is what the team uses for the {word}" for word in ("alpha", "beta") for n in range(60)]
+    with store_at(tmp_path, Given({"what": [1.0], "alpha0": [0, 1.0]})) as store:
+        store.store_batch([unit(f"u{n}", text) for n, text in enumerate(texts)])
+        found = HybridRetrievalStrategy().retrieve("what is the", store, top_k=5)
+        assert max((one.metadata or {})["semantic_score"] for one in found) < 0.9
+        lifted = [one.score - 0.7 * max(0.0, (one.metadata or {})["semantic_score"]) for one in found]
+        assert max(lifted) < 0.05
+
+
+def test_the_neighbours_of_what_matches_come_along(tmp_path: Path) -> None:
+    vectors = {"ask": [1.0], "hit": [0.9, 0.436], "reply": [0.3, 0, 0.954], "other": [0.4, 0, 0, 0.917]}
+    places = {"hit": ("s", 4), "reply": ("s", 5), "other": ("t", 5)}
+    with store_at(tmp_path, Given(vectors)) as store:
+        store.store_batch(
+            [unit(name, metadata={"session": session, "position": at}) for name, (session, at) in places.items()]
+        )
+        plain = HybridRetrievalStrategy().retrieve("ask", store)
+        assert [one.unit_id for one in plain] == ["hit", "other", "reply"]
+        found = HybridRetrievalStrategy(neighbours=0.5).retrieve("ask", store)
+        assert [one.unit_id for one in found] == ["hit", "reply", "other"]
+        assert found[1].score == pytest.approx(plain[2].score + 0.5 * plain[0].score)
+        with pytest.raises(ConfigurationError, match="neighbours"):
+            HybridRetrievalStrategy(neighbours=-1)

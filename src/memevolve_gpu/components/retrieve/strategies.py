@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import threading
@@ -172,8 +173,11 @@ def weighted(
     keyword: Sequence[Ranked],
     weights: tuple[float, float],
     similarity: Mapping[str, float],
+    least: float = 0.0,
 ) -> list[Fused]:
-    """Score each unit w_s * max(0, similarity) + w_k * BM25 / best BM25, best first; both parts are in 0..1.
+    """Score each unit w_s * max(0, similarity) + w_k * BM25 / max(best BM25, least), best first; parts are in 0..1.
+
+    least: the BM25 that counts as a full match at least, so that frequent words alone score little.
 
     similarity: the exact cosine of each unit, by id, including units that only the keyword search found. A missing one
     is taken from ``semantic``, else 0. This is min-max normalisation with fixed lower bounds, so scores of different
@@ -181,7 +185,7 @@ def weighted(
     Analysis of Fusion Functions for Hybrid Retrieval, 2023, section 4.)
     """
     fused = _united(semantic, keyword)
-    best = max((one.score for one in keyword), default=0.0) or 1.0
+    best = max(least, max((one.score for one in keyword), default=0.0)) or 1.0
     for one in fused:
         if one.id in similarity:
             one.semantic_score = similarity[one.id]
@@ -379,6 +383,9 @@ Fusion = Literal["weighted", "rrf"]
 EVERY_WORD = 10_000
 """Candidates by words of a hybrid search that is ranked by age and importance: more than the index proposes."""
 
+CONTEXT_POOL = 100
+"""Candidates from each index where neighbours count."""
+
 POOL, POOL_FACTOR = 20, 4
 """Candidates from each index: ``POOL``, or ``POOL_FACTOR * top_k`` if that is more."""
 
@@ -408,6 +415,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         *,
         fusion: Fusion = "weighted",
         ranking: Ranking | None = None,
+        neighbours: float = 0.0,
     ) -> None:
         """Create a strategy.
 
@@ -418,6 +426,9 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             similarity_threshold: Results with a smaller fused score are dropped; None keeps all.
             fusion: ``weighted`` or ``rrf``.
             ranking: Age and importance that multiply the fused score; None for that score alone.
+            neighbours: Share of the score of the better neighbour that is added to a unit's, at least 0. Neighbours are
+                candidates of the same ``metadata.session`` whose whole ``metadata.position`` differs by 1. Such scores
+                can exceed 1. Not used together with ``ranking``.
 
         Raises:
             ConfigurationError: A weight or ``fusion`` is not allowed.
@@ -426,6 +437,9 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
         self.ranking = Ranking.checked(ranking)
+        self.neighbours = real_number(
+            "neighbours", neighbours, "a number of at least 0", 0, sys.float_info.max, ConfigurationError
+        )
         self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
@@ -474,6 +488,10 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         backend = as_backend(storage_backend)
         if self.ranking is not None:
             found = self._ranked(self.ranking, query, backend, top_k, filters)
+            backend.record_access([one.unit_id for one in found])
+            return found
+        if self.neighbours:
+            found = self._in_context(query, backend, top_k, filters)
             backend.record_access([one.unit_id for one in found])
             return found
         fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
@@ -534,6 +552,21 @@ class HybridRetrievalStrategy(RetrievalStrategy):
                 return found[:top_k]
             pool *= POOL_FACTOR
 
+    def _in_context(
+        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+    ) -> list[RetrievalResult]:
+        """The best of a larger pool by fused score and that of the better neighbour."""
+        fused = self._fused(query, backend, max(CONTEXT_POOL, POOL_FACTOR * top_k), filters)
+        units = backend.retrieve_batch([one.id for one in fused])
+        found = [_result(one, units[one.id]) for one in fused if one.id in units]
+        places = [_place(one.unit) for one in found]
+        scores = {place: one.score for place, one in zip(places, found, strict=True) if place is not None}
+        for at, place in enumerate(places):
+            if place is not None:
+                beside = max(scores.get((place[0], place[1] + step), 0.0) for step in (-1, 1))
+                found[at] = replace(found[at], score=found[at].score + self.neighbours * beside)
+        return sorted(found, key=lambda one: -one.score)[:top_k]
+
     def _bound(self, last: Ranked, metric: str, pool: int) -> float:
         """The largest fused score of a unit that is in neither list; exact for cosine, and l2 with unit vectors."""
         if self.fusion == "rrf":
@@ -550,7 +583,8 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             fused = reciprocal_ranks(semantic, keyword)
         else:
             weights = self.semantic_weight, self.keyword_weight
-            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword))
+            full = math.log1p(backend.count()) / 2  # about half the BM25 of a word that one unit holds
+            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword), full)
         least = self.similarity_threshold
         return [one for one in fused if least is None or one.score >= least]
 
@@ -560,6 +594,17 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         if "similarities" not in backend.capabilities:
             return {}
         return backend.similarities(query, list({one.id: None for one in (*semantic, *keyword)}))
+
+
+def _place(unit: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Session and position of a unit; None unless it has both."""
+    metadata = unit.get("metadata")
+    if not isinstance(metadata, dict):
+        return None
+    session, position = metadata.get("session"), metadata.get("position")
+    if session is None or not isinstance(position, int) or isinstance(position, bool):
+        return None
+    return repr(session), position
 
 
 def _result(one: Fused, unit: dict[str, Any]) -> RetrievalResult:
