@@ -101,3 +101,42 @@ def test_owners_are_never_mixed(tmp_path: Path, field: str) -> None:
         assert one.ids == ["owner3-0"]
         assert sorted(STRATEGY.deduplicate(store).ids) == sorted(f"{who}-0" for who in owners)
         assert SimpleManagementStrategy(scope=()).deduplicate(store)[0] == 12
+
+
+def test_a_field_and_its_id_form_both_keep_owners_apart(tmp_path: Path) -> None:
+    owners: list[dict[str, Any]] = [
+        {"user": "team", "user_id": "alice"},
+        {"user": "team", "user_id": "bob"},
+        {"user": None, "user_id": "alice"},
+        {"user": None, "user_id": "bob"},
+        {"user_id": 1},
+        {"user_id": "1"},
+    ]
+    with store_at(tmp_path) as store:
+        store.store_batch([unit(f"u{n}", "the same words", metadata=held) for n, held in enumerate(owners)])
+        assert STRATEGY.deduplicate(store).ids == []
+        assert STRATEGY.consolidate(store) == []
+
+
+def sorted_ids(store: Any) -> list[str]:
+    return sorted(ids_of(store))
+
+
+def test_management_stays_in_its_namespace_and_can_be_undone(tmp_path: Path) -> None:
+    with store_at(tmp_path) as store:
+        alice, bob = store.namespace("alice"), store.namespace("bob")
+        for space in (store, alice, bob):
+            space.store_batch([unit("old", "the same words"), unit("new", "the same words")])
+        removed = STRATEGY.deduplicate(alice)
+        assert removed.ids == ["old"]
+        assert [sorted_ids(space) for space in (store, alice, bob)] == [["new", "old"], ["new"], ["new", "old"]]
+        (newest,) = alice.operations(1)
+        assert newest.kind == "deduplicate"
+        alice.undo(newest.id)
+        assert sorted_ids(alice) == ["new", "old"]
+        merged = STRATEGY.consolidate(bob)
+        assert [one["metadata"]["consolidated_from"] for one in merged] == [["old", "new"]]
+        assert bob.count() == 1
+        assert [sorted_ids(space) for space in (store, alice)] == [["new", "old"]] * 2
+        bob.undo(bob.operations(1)[0].id)
+        assert sorted_ids(bob) == ["new", "old"]

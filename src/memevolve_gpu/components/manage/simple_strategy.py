@@ -518,7 +518,7 @@ class SimpleManagementStrategy(ManagementStrategy):
 
     def _scope_of(self, unit: MemoryUnit) -> tuple[str, ...]:
         held = _metadata_of(unit)
-        values = (held.get(name, held.get(f"{name}_id")) for name in self.scope)
+        values = (held.get(key) for name in self.scope for key in (name, f"{name}_id"))
         return tuple("" if value is None else repr(value) for value in values)
 
     def _apart(self, unit: MemoryUnit) -> tuple[str, ...]:
