@@ -68,7 +68,7 @@ def test_case_accents_and_punctuation_do_not_matter(shelf: Records) -> None:
 
 
 HOSTILE = [
-    *("", "   ", '"', "'", 'red"', "text:red", "red*", "^red", "(red", "NEAR(red fox)", "NOT", "AND OR NOT", "-red"),
+    *("", "   ", '"', "'", 'red"', "text:red", "red*", "^red", "(red", "NEAR(red fox)", "NOT", "AND OR NOT"),
     *("{red}", "\x00", "\ud800", "red\x00fox", "🙂", "%_", "; DROP TABLE words", "a" * 40_000),
     " ".join(f"w{n}" for n in range(3000)),
 ]

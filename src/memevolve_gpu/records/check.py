@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import zlib
 from collections.abc import Callable
@@ -16,9 +15,8 @@ import numpy as np
 from ..types import IntArray, MemoryUnit, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
-from .fulltext_buffer import terms_of_folded
+from .fulltext_buffer import default_text, terms_of_folded
 from .history import MOVE_FLOOR
-from .schema import SPACE_WORDS_TABLE, WORDS_TABLE
 from .transaction import AUTO_LIMIT
 
 __all__ = ["Finding", "TextOf", "default_text", "examine", "repair"]
@@ -71,13 +69,6 @@ def repair(con: apsw.Connection, dim: int, text_of: TextOf) -> list[Finding]:
     if any(finding.fixed for finding in findings):
         _restart_log(case)
     return findings
-
-
-def default_text(unit: MemoryUnit) -> str:
-    """The strings of the fields that are worth finding: content, reasoning, query, tags, type."""
-    values = [unit.get(field) for field in ("content", "reasoning", "query", "tags", "type")]
-    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    return " ".join(one for one in flat if isinstance(one, str))
 
 
 def _look(probe: _Probe, case: _Case) -> str | None:
@@ -155,7 +146,7 @@ def _unreadable_units(case: _Case) -> str | None:
     return _listed(case, "units that are no JSON objects (store them again, or delete them), ids", sql)
 
 
-_UNREADABLE = "CASE WHEN json_valid(unit) THEN json_type(unit) <> 'object' ELSE 1 END"
+_UNREADABLE = f"NOT ({fulltext_buffer.READABLE})"
 
 
 def _wrong_checksums(case: _Case) -> str | None:
@@ -175,7 +166,8 @@ def _renamed_units(case: _Case) -> str | None:
     return _listed(case, "units whose JSON holds another id, ids", f"SELECT id FROM units WHERE {_RENAMED}")
 
 
-_RENAMED = f"NOT ({_UNREADABLE}) AND CASE WHEN json_valid(unit) THEN json_extract(unit, '$.id') IS NOT id ELSE 0 END"
+_OTHER_ID = "CASE WHEN json_valid(unit) THEN json_extract(unit, '$.id') IS NOT id ELSE 0 END"
+_RENAMED = f"{fulltext_buffer.READABLE} AND {_OTHER_ID}"
 
 
 def _rename_units(case: _Case) -> None:
@@ -309,19 +301,7 @@ def _terms(case: _Case) -> str | None:
 
 
 def _rebuild_words(case: _Case) -> None:
-    con = case.con
-    con.execute("DROP TABLE IF EXISTS words; DROP TABLE IF EXISTS space_words")
-    con.execute(WORDS_TABLE)
-    con.execute(SPACE_WORDS_TABLE)
-    con.execute(
-        "DELETE FROM terms; DELETE FROM pending; DELETE FROM stale; UPDATE counters SET folded = 0, backlog = 0"
-    )
-    rows = con.execute(f"SELECT slot, unit, ns FROM units WHERE NOT ({_UNREADABLE})")
-    con.executemany(
-        "INSERT INTO pending VALUES (?, ?, ?)", ((slot, case.text_of(json.loads(unit)), ns) for slot, unit, ns in rows)
-    )
-    fulltext_buffer.merge_pending(con)
-    con.execute("UPDATE counters SET folded = last_slot")
+    fulltext_buffer.rebuild_words(case.con, case.text_of, fulltext_buffer.kept_stemming(case.con))
 
 
 _PROBES = (

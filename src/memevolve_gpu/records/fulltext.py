@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -30,8 +30,10 @@ from .connections import all_rows, first_row
 from .damage import read_unit
 from .filter_sql import where
 from .filters import Filter
+from .keyword_query import KeywordQuery, with_prefixes
+from .tokenizer import STEMMING, words_of
 
-__all__ = ["MOST_WORDS", "WordCache", "bm25", "keyword", "register"]
+__all__ = ["WordCache", "bm25", "keyword", "register"]
 
 FREQUENT_SHARE = 0.05
 FREQUENT_ROWS = 500
@@ -70,7 +72,7 @@ def doc_frequencies(con: apsw.Connection, words: Sequence[str], cache: WordCache
     for word in words:
         count, of = cache.counts.get(word, (0, -1))
         if of < 0 or abs(folded - of) > (_AGE * of if of >= _EXACT_ROWS else 0):
-            count = int(first_row(con, "SELECT count(*) FROM words WHERE words MATCH ?", (quoted(word),))[0])
+            count = int(first_row(con, "SELECT count(*) FROM words WHERE words MATCH ?", (_MATCH([word]),))[0])
             cache.counts[word] = count, folded
         found[word] = count
     return found
@@ -89,23 +91,16 @@ def selective_terms(units: int, counts: Mapping[str, int]) -> list[str]:
     return chosen
 
 
-def quoted(word: str) -> str:
-    """The word as FTS5 takes it literally."""
-    return '"' + word.replace('"', '""') + '"'
-
-
 def _folded_rows(con: apsw.Connection) -> int:
     count, pending = all_rows(con, f"{_ROWS}, (SELECT count(*) FROM pending WHERE ns = 0) FROM counters")[0]
     return int(count) - int(pending)
 
 
 _ROWS = "SELECT count - others"
+_MATCH = KeywordQuery().match
 
 
 K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
-
-MOST_WORDS = 256
-"""Distinct words of a query that are looked at."""
 
 PROPOSED, PROPOSED_FACTOR = 64, 2
 """Rows that the selective words propose: this many, and at least so many times the limit. On 39,320 real units 64 of
@@ -113,13 +108,13 @@ them hold the wanted unit as often as 200 do."""
 
 
 def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
-    return f"{api.row_count} {api.column_total_size(0)}"
+    return f"{api.row_count} {api.column_total_size(0) + api.column_total_size(1)}"
 
 
 def _tally(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
-    """The words in the text of the row, and how often it holds each phrase of the query there."""
-    counts = (len(api.phrase_locations(phrase)[0]) for phrase in range(api.phrase_count))
-    return f"{api.column_size(0)} {' '.join(map(str, counts))}"
+    """The words of the row, and how often it holds each phrase of the query."""
+    counts = (sum(map(len, api.phrase_locations(phrase)[:2])) for phrase in range(api.phrase_count))
+    return f"{api.column_size(0) + api.column_size(1)} {' '.join(map(str, counts))}"
 
 
 class _Corpus(NamedTuple):
@@ -131,6 +126,7 @@ class _Doc(NamedTuple):
     slot: int
     id: str
     counts: Counter[str]
+    length: int
 
 
 def register(con: apsw.Connection) -> None:
@@ -141,49 +137,50 @@ def register(con: apsw.Connection) -> None:
 
 def keyword(
     con: apsw.Connection,
-    text: str,
+    query: KeywordQuery,
     limit: int,
     filters: Filter,
     cache: WordCache,
     text_of: Callable[[MemoryUnit], str],
     ns: int = 0,
     now: float = 0.0,
+    stemming: str = STEMMING,
 ) -> list[tuple[float, str]]:
-    """The best rows that hold a selective word of ``text``: (score, id), best first. Call inside a read transaction.
+    """The best rows that hold a selective word of ``query``: (score, id), best first. Call inside a read transaction.
 
     text_of: the text of a unit that was given to the index. ns: key of the namespace, whose rows alone count. now: the
-    Unix time at which expiry is judged.
+    Unix time at which expiry is judged. cache, stemming: of the index.
     """
-    tokens = list(dict.fromkeys(_tokens(con, text)))[:MOST_WORDS]
+    tokens = list(query.weights)
     if not tokens or limit < 1:
         return []
-    pending = _pending(con, filters, cache, ns, now)
+    pending = _pending(con, query, filters, cache, ns, now, stemming)
     if ns != 0:
-        found = _in_namespace(con, tokens, filters, cache, pending, ns, now)
+        found = _in_namespace(con, query, filters, cache, pending, ns, now)
         return sorted(found, key=lambda pair: -pair[0])[:limit]
     folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
-    words = selective_terms(int(first_row(con, f"{_ROWS} FROM counters")[0]), counts)
+    words = _looked_up(query, int(first_row(con, f"{_ROWS} FROM counters")[0]), counts)
     hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
-    if len(words) == len(tokens):
-        found = _ranked(con, words, limit, filters, now)
+    if query.plain and len(words) == len(tokens):
+        found = _ranked(con, query.match(words), limit, filters, now)
     else:
-        proposed = _ranked(con, words, max(PROPOSED, PROPOSED_FACTOR * limit), filters, now)
-        hits += _read(con, [unit_id for _, unit_id in proposed], text_of)
+        proposed = _ranked(con, query.match(words), max(PROPOSED, PROPOSED_FACTOR * limit), filters, now)
+        hits += _read(con, query, [unit_id for _, unit_id in proposed], text_of, stemming)
         found = []
     if hits:
         corpus = _corpus(con, folded)
         rows = max(1, corpus.rows + len(pending))
-        average = (corpus.tokens + sum(doc.counts.total() for doc in pending)) / rows
-        score = bm25(rows, average, counts, tokens)
-        found += [(score(doc.counts, doc.counts.total()), doc.id) for doc in hits]
+        average = (corpus.tokens + sum(doc.length for doc in pending)) / rows
+        score = bm25(rows, average, counts, query.weights)
+        found += [(score(doc.counts, doc.length), doc.id) for doc in hits]
     found.sort(key=lambda pair: -pair[0])
     return found[:limit]
 
 
 def _in_namespace(
     con: apsw.Connection,
-    tokens: list[str],
+    query: KeywordQuery,
     filters: Filter,
     cache: WordCache,
     pending: list[_Doc],
@@ -194,31 +191,30 @@ def _in_namespace(
     space = f'space : "n{ns}"'
     sql = "SELECT count(*) FROM space_words WHERE space_words MATCH ?"
     counts = {
-        token: int(first_row(con, sql, (f"{space} AND text : {quoted(token)}",))[0])
+        token: int(first_row(con, sql, (f"{space} AND {_MATCH([token])}",))[0])
         + sum(token in doc.counts for doc in pending)
-        for token in tokens
+        for token in query.weights
     }
     rows, average = _size_of(con, ns, cache, pending)
-    words = selective_terms(rows, counts)
-    others = [token for token in tokens if token not in words]
-    query = f"{space} AND text : ({_query(words)})"
-    if others:  # the second part is true wherever the first is: it lets the other words be counted there
-        query += f" AND text : ({_query([*words, *others])})"
-    bound: list[Any] = [query, now]
+    words = _looked_up(query, rows, counts)
+    others = [token for token in query.weights if token not in words]
+    # The second part is true wherever the third is: it lets the other words be counted there.
+    asked = [*words, *others, *words] if others else words
+    every = f" AND {_MATCH([*words, *others])}" if others else ""
+    bound: list[Any] = [f"{space}{every} AND ({query.match(words)})", now]
     found = all_rows(
         con,
         "SELECT u.slot, u.id, tally(space_words) FROM space_words CROSS JOIN units AS u ON u.slot = space_words.rowid "
         f"WHERE space_words MATCH ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}",
         bound,
     )
-    asked = [*words, *words, *others] if others else words
-    score = bm25(max(1, rows), average, counts, tokens)
+    score = bm25(max(1, rows), average, counts, query.weights)
     docs = []
     for slot, unit_id, tally in found:
         length, _, *numbers = map(int, tally.split())
-        docs.append((slot, unit_id, dict(zip(asked, numbers, strict=True)), length))
+        docs.append((slot, unit_id, dict(zip(asked, numbers, strict=False)), length))
     hits = (doc for doc in pending if not doc.counts.keys().isdisjoint(words))
-    docs += [(doc.slot, doc.id, doc.counts, doc.counts.total()) for doc in hits]
+    docs += [(doc.slot, doc.id, doc.counts, doc.length) for doc in hits]
     return [(score(held, length), unit_id) for _, unit_id, held, length in sorted(docs, key=lambda doc: doc[0])]
 
 
@@ -234,29 +230,27 @@ def _size_of(con: apsw.Connection, ns: int, cache: WordCache, pending: list[_Doc
             "SELECT d.sz FROM units AS u CROSS JOIN space_words_docsize AS d ON d.id = u.slot "
             f"WHERE u.ns = {ns} AND u.ns <> 0",
         )
-        words = sum(_first_varint(sz) for (sz,) in sizes)
+        words = sum(_first_varints(sz) for (sz,) in sizes)
         if len(cache.lengths) > _MOST_WORDS:
             cache.lengths = {}
         cache.lengths[ns] = folded, words
     rows = folded + len(pending)
-    return rows, (words + sum(doc.counts.total() for doc in pending)) / max(1, rows)
+    return rows, (words + sum(doc.length for doc in pending)) / max(1, rows)
 
 
-def _first_varint(raw: bytes) -> int:
-    """The number at the beginning of SQLite's encoding: seven bits a byte, high ones first."""
-    value = 0
+def _first_varints(raw: bytes) -> int:
+    """The sum of the first two numbers in SQLite's encoding: seven bits a byte, high ones first."""
+    values = [0]
     for byte in raw:
-        value = value << 7 | byte & 0x7F
+        values[-1] = values[-1] << 7 | byte & 0x7F
         if byte < 0x80:
-            break
-    return value
+            values.append(0)
+    return sum(values[:2])
 
 
-def _ranked(
-    con: apsw.Connection, words: Iterable[str], limit: int, filters: Filter, now: float
-) -> list[tuple[float, str]]:
-    """The best folded rows of the default namespace by these words."""
-    bound: list[Any] = [_query(words), limit, now]
+def _ranked(con: apsw.Connection, match: str, limit: int, filters: Filter, now: float) -> list[tuple[float, str]]:
+    """The best folded rows of the default namespace that match."""
+    bound: list[Any] = [match, limit, now]
     sql = (
         "SELECT -words.rank, u.id FROM words CROSS JOIN units AS u ON u.slot = words.rowid "
         f"WHERE words MATCH ?1 AND ifnull(u.expires_at > ?3, 1) AND {where(filters, bound)} "
@@ -265,8 +259,16 @@ def _ranked(
     return all_rows(con, sql, bound)
 
 
-def _pending(con: apsw.Connection, filters: Filter, cache: WordCache, ns: int, now: float) -> list[_Doc]:
-    """The rows of a namespace that are not folded yet."""
+def _pending(
+    con: apsw.Connection,
+    query: KeywordQuery,
+    filters: Filter,
+    cache: WordCache,
+    ns: int,
+    now: float,
+    stemming: str,
+) -> list[_Doc]:
+    """The rows of a namespace that are not folded yet and that the query admits."""
     bound: list[Any] = [ns, now]
     restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     sql = (
@@ -274,31 +276,58 @@ def _pending(con: apsw.Connection, filters: Filter, cache: WordCache, ns: int, n
         f"WHERE {restriction}"
     )
     rows = all_rows(con, sql, bound)
-    return [_Doc(slot, unit_id, _counts(con, slot, text, cache)) for slot, unit_id, text in rows]
+    docs, kept = [], cache.pending
+    for slot, unit_id, raw in rows:
+        if raw is None:
+            raise apsw.CorruptError(f"the keyword text of slot {slot} is missing")
+        if slot not in kept or query.demanding:
+            words = words_of(raw.decode(errors="replace"), stemming)
+            if not query.admits(words):
+                continue
+            kept[slot] = words.counts
+        docs.append(_doc(query, slot, unit_id, kept[slot]))
+    return docs
 
 
-def _read(con: apsw.Connection, ids: list[str], text_of: Callable[[MemoryUnit], str]) -> list[_Doc]:
+def _doc(query: KeywordQuery, slot: int, unit_id: str, counts: Counter[str]) -> _Doc:
+    return _Doc(slot, unit_id, with_prefixes(counts, query.prefixes), counts.total())
+
+
+def _looked_up(query: KeywordQuery, units: int, counts: Mapping[str, int]) -> list[str]:
+    """The words that propose rows: selective ones, and stop words only where there is nothing else."""
+    telling = {word: counts[word] for word in query.telling()}
+    return selective_terms(units, telling if any(telling.values()) else counts)
+
+
+def _read(
+    con: apsw.Connection,
+    query: KeywordQuery,
+    ids: list[str],
+    text_of: Callable[[MemoryUnit], str],
+    stemming: str,
+) -> list[_Doc]:
     """Folded rows with the words of their texts."""
     sql = "SELECT slot, id, CAST(unit AS BLOB) FROM units WHERE ns = 0 AND id IN (SELECT value FROM json_each(?))"
     rows = all_rows(con, sql, (json.dumps(ids),))
     return [
-        _Doc(slot, unit_id, Counter(_tokens(con, text_of(read_unit(unit, unit_id))))) for slot, unit_id, unit in rows
+        _doc(query, slot, unit_id, words_of(text_of(read_unit(unit, unit_id)), stemming).counts)
+        for slot, unit_id, unit in rows
     ]
 
 
 def bm25(
-    documents: int, average: float, holding: Mapping[str, int], words: Iterable[str]
+    documents: int, average: float, holding: Mapping[str, int], words: Mapping[str, float]
 ) -> Callable[[Mapping[str, int], int], float]:
     """The function that scores a document, given how often it holds each word, and its length, for these query words.
 
     documents: their number; average: their mean length in words; holding: how many of them hold each word, which may
-    be a little old.
+    be a little old; words: those of the query, with their weights.
     """
     norm, average = K1 * (1 - B), average or 1.0
     idf = {}
-    for word in words:
+    for word, factor in words.items():
         n = min(max(1, holding[word]), documents)
-        idf[word] = max(LEAST_IDF, math.log((documents - n + 0.5) / (n + 0.5)))
+        idf[word] = factor * max(LEAST_IDF, math.log((documents - n + 0.5) / (n + 0.5)))
 
     def score(counts: Mapping[str, int], length: int) -> float:
         base = norm + K1 * B * length / average
@@ -310,31 +339,6 @@ def bm25(
 def _corpus(con: apsw.Connection, folded: Mapping[str, int]) -> _Corpus:
     """Rows and tokens of the index, read off its rarest word; zeros when no folded row holds any of the words."""
     known = [word for word, count in folded.items() if count]
-    word = quoted(min(known, key=lambda one: folded[one])) if known else ""
+    word = _MATCH([min(known, key=lambda one: folded[one])]) if known else ""
     sizes = all_rows(con, "SELECT corpus_size(words) FROM words WHERE words MATCH ? LIMIT 1", (word,)) if word else []
     return _Corpus(*map(int, sizes[0][0].split())) if sizes else _Corpus(0, 0)
-
-
-def _query(tokens: Iterable[str]) -> str:
-    return " OR ".join(map(quoted, tokens))
-
-
-def _counts(con: apsw.Connection, slot: int, text: bytes | None, cache: WordCache) -> Counter[str]:
-    counts = cache.pending.get(slot)
-    if counts is None:
-        if text is None:
-            raise apsw.CorruptError(f"the keyword text of slot {slot} is missing")
-        counts = cache.pending[slot] = Counter(_tokens(con, text.decode(errors="replace")))
-    return counts
-
-
-def _tokens(con: apsw.Connection, text: str) -> list[str]:
-    tokenizer: Any = con.fts5_tokenizer("unicode61", ["remove_diacritics", "2"])
-    found: list[str] = tokenizer(
-        text.encode(errors="replace"),
-        apsw.FTS5_TOKENIZE_DOCUMENT,
-        None,
-        include_offsets=False,
-        include_colocated=False,
-    )
-    return found

@@ -8,12 +8,41 @@ nothing is missing. All of it happens inside the transactions that write the row
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+
 import apsw
 
-__all__ = ["FOLD_AT", "add_terms", "drop_terms", "forget_all", "merge_pending", "terms_of_folded"]
+from ..errors import NewerSchemaError, ReadOnlyError
+from ..types import MemoryUnit
+from .connections import all_rows
+from .schema import SPACE_WORDS_TABLE, TOKENIZER_KEY, WORDS_TABLE
+from .tokenizer import STEMMING, TOKENIZER, words_of
+
+__all__ = [
+    "FOLD_AT",
+    "READABLE",
+    "add_terms",
+    "add_texts",
+    "default_text",
+    "drop_terms",
+    "forget_all",
+    "kept_stemming",
+    "merge_pending",
+    "rebuild_words",
+    "refuse_newer",
+    "stemming_of",
+    "terms_of_folded",
+    "tokenizer_of",
+]
 
 FOLD_AT = 256
 """Notes after which a transaction merges. Measured: merging 256 takes about 1 ms, a query reads a note in 10 us."""
+
+_PAGE = 1000
+"""Units whose words are in memory at once while the index is made again."""
 
 # json_each yields a scalar itself (no key), the elements of a list (integer keys), members of an object (text keys).
 _STRINGS = """
@@ -27,26 +56,100 @@ WHERE e.type = 'text' AND typeof(e.key) <> 'text' AND {condition}
 _ADD = "INSERT OR IGNORE INTO terms " + _STRINGS + " ORDER BY 1, 2, 3"
 _DROP = "DELETE FROM terms WHERE (field, value, slot) IN (" + _STRINGS + ")"
 
+_FOLD_TERMS = _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)")
 _FOLD = (
     _DROP.format(slot="u.slot", source="stale", condition="1"),
     "DELETE FROM stale",
-    "INSERT INTO words (rowid, text) SELECT slot, text FROM pending WHERE ns = 0 ORDER BY slot",
-    (
-        "INSERT INTO space_words (rowid, text, space) "
-        "SELECT slot, text, 'n' || ns FROM pending WHERE ns <> 0 ORDER BY slot"
-    ),
-    _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)"),
+    _FOLD_TERMS,
     "DELETE FROM pending",
 )
 _ADD_ONE = _ADD.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", condition="1")
 _DROP_ONE = _DROP.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", condition="1")
 
 
-def merge_pending(con: apsw.Connection) -> None:
-    """Bring ``words`` and ``terms`` up to every row. The caller updates ``folded`` and ``backlog`` with it."""
+READABLE = "CASE WHEN json_valid(unit) THEN json_type(unit) = 'object' ELSE 0 END"
+"""The condition on a row of ``units`` that its text is a JSON object."""
+
+
+def tokenizer_of(con: apsw.Connection) -> str:
+    """The tokenizer and the stemming by which the index was made, such as ``words-1 light``; "" before version 1."""
+    rows = all_rows(con, "SELECT CAST(value AS BLOB) FROM meta WHERE key = ?", (TOKENIZER_KEY,))
+    return rows[0][0].decode(errors="replace") if rows and isinstance(rows[0][0], bytes) else ""
+
+
+def kept_stemming(con: apsw.Connection) -> str:
+    """The stemming of the index, whoever made it."""
+    return tokenizer_of(con).partition(" ")[2] or STEMMING
+
+
+def stemming_of(con: apsw.Connection, path: Path) -> str:
+    """The stemming of the index. Raises NewerSchemaError or ReadOnlyError when another tokenizer made it."""
+    held = tokenizer_of(con)
+    name, _, stemming = held.partition(" ")
+    if name == TOKENIZER:
+        return stemming or STEMMING
+    refuse_newer(held, path)
+    raise ReadOnlyError(
+        f"the keyword index of {path} was made by an older version of this package; open the store once with the right "
+        "to write, and it is made again"
+    )
+
+
+def refuse_newer(held: str, path: Path) -> None:
+    """Raise NewerSchemaError when ``held`` is what a later version of this package writes."""
+    number = held.partition(" ")[0].rpartition("-")[2]
+    if held and not (number.isdigit() and int(number) <= int(TOKENIZER.rpartition("-")[2])):
+        raise NewerSchemaError(
+            f"the keyword index of {path} was made by the tokenizer {held!r}, this package knows {TOKENIZER!r}; "
+            "upgrade memevolve-gpu, and restart the processes that have the store open"
+        )
+
+
+def add_texts(con: apsw.Connection, rows: Iterable[tuple[int, bytes | str, int]], stemming: str) -> None:
+    """Add rows of (slot, text, namespace) to the keyword indexes."""
+    own, others = [], []
+    for slot, raw, ns in rows:
+        text = raw if isinstance(raw, str) else raw.decode(errors="replace")
+        if ns:
+            others.append((slot, *words_of(text, stemming), f"n{ns}"))
+        else:
+            own.append((slot, *words_of(text, stemming)))
+    con.executemany("INSERT INTO words (rowid, text, more) VALUES (?, ?, ?)", own)
+    con.executemany("INSERT INTO space_words (rowid, text, more, space) VALUES (?, ?, ?, ?)", others)
+
+
+def rebuild_words(con: apsw.Connection, text_of: Callable[[MemoryUnit], str], stemming: str) -> None:
+    """Make the keyword and terms indexes again from the units, in the transaction that is open."""
+    con.execute("DROP TABLE IF EXISTS words; DROP TABLE IF EXISTS space_words")
+    con.execute(WORDS_TABLE)
+    con.execute(SPACE_WORDS_TABLE)
+    con.execute("DELETE FROM terms; DELETE FROM pending; DELETE FROM stale; UPDATE counters SET folded = 0")
+    value = f"{TOKENIZER} {stemming}".encode()
+    con.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (TOKENIZER_KEY, value))
+    rows = con.execute(f"SELECT slot, unit, ns FROM units WHERE {READABLE} ORDER BY slot")
+    while page := [(slot, text_of(json.loads(unit)), ns) for slot, unit, ns in islice(rows, _PAGE)]:
+        add_texts(con, page, stemming)
+    con.execute(_FOLD_TERMS)
+    con.execute("UPDATE counters SET folded = last_slot, backlog = 0")
+
+
+def default_text(unit: MemoryUnit) -> str:
+    """The strings of the fields that are worth finding: content, reasoning, query, tags, type."""
+    values = [unit.get(field) for field in ("content", "reasoning", "query", "tags", "type")]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return " ".join(one for one in flat if isinstance(one, str))
+
+
+def merge_pending(con: apsw.Connection, path: Path) -> None:
+    """Bring ``words`` and ``terms`` up to every row. The caller updates ``folded`` and ``backlog`` with it.
+
+    Raises NewerSchemaError or ReadOnlyError when another tokenizer made the index.
+    """
+    stemming = stemming_of(con, path)
     for table, sign in (("words", "="), ("space_words", "<>")):
         stale = con.execute(f"SELECT slot FROM stale WHERE ns {sign} 0").fetchall()
         con.executemany(f"DELETE FROM {table} WHERE rowid = ?", stale)  # for a subquery FTS5 would read every row
+    add_texts(con, all_rows(con, "SELECT slot, CAST(text AS BLOB), ns FROM pending ORDER BY slot"), stemming)
     for statement in _FOLD:
         con.execute(statement)
 

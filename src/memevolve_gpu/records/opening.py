@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
-from ..types import Metric
+from ..types import MemoryUnit, Metric
 from ..utils.arguments import path_text, shown
 from .backup import drop_second_name, has_second_name
 from .connections import (
@@ -23,9 +24,11 @@ from .connections import (
     shut_on_failure,
 )
 from .file_lock import WriteLock, refuse_network_filesystem
+from .fulltext_buffer import default_text, kept_stemming, rebuild_words, refuse_newer, tokenizer_of
 from .lineage import beside, refuse_foreign_log
 from .schema import MAX_DIM, METRICS, VERSION, StoreInfo, create, facts_of, migrate, refuse_mismatch, state_of
 from .sqlite_errors import SQLITE_ERRORS, translate_error
+from .tokenizer import STEMMING, TOKENIZER, stemmer
 
 __all__ = ["OpenOptions", "Opened", "database_path", "lock_path", "open_store", "peek"]
 
@@ -40,6 +43,9 @@ class OpenOptions(NamedTuple):
     durability: Durability
     create: bool
     vfs: str | None
+    stemming: str | None = None
+    text_of: Callable[[MemoryUnit], str] | None = None
+    """The text of a unit that was given to the keyword index, for one that must be made again."""
 
 
 class Opened(NamedTuple):
@@ -106,9 +112,9 @@ def _ready(con: apsw.Connection, path: Path, lock: WriteLock, options: OpenOptio
     version = state_of(con, path)
     if version == 0:
         _refuse_creation(path, options.dim, options.create and not read_only)
-    if version < VERSION:
-        if read_only:
-            raise ReadOnlyError(f"{path} has schema version {version} and is read-only; make it writable to upgrade it")
+    if version < VERSION and read_only:
+        raise ReadOnlyError(f"{path} has schema version {version} and is read-only; make it writable to upgrade it")
+    if version < VERSION or (_words_are_due(con, path, options) and not read_only):
         _bring_up_to_date(con, path, lock, options)
     info = facts_of(con)
     refuse_mismatch(info, options.dim, options.metric, path)
@@ -131,15 +137,25 @@ def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, options
         try:
             version = state_of(con, path)
             if version == 0 and options.dim is not None:
-                create(con, options.dim, options.metric or "l2")
+                create(con, options.dim, options.metric or "l2", options.stemming or STEMMING)
             elif 0 < version < VERSION:
                 migrate(con, version)
+            if _words_are_due(con, path, options):
+                rebuild_words(con, options.text_of or default_text, options.stemming or kept_stemming(con))
             con.execute("COMMIT")
         finally:
             if con.in_transaction:
                 con.execute("ROLLBACK")
     finally:
         lock.release()
+
+
+def _words_are_due(con: apsw.Connection, path: Path, options: OpenOptions) -> bool:
+    """Whether the keyword index was made by an older tokenizer, or with another stemming than is asked for."""
+    held = tokenizer_of(con)
+    refuse_newer(held, path)
+    stemmer(options.stemming or kept_stemming(con))
+    return held != f"{TOKENIZER} {options.stemming or kept_stemming(con)}"
 
 
 def _use_write_ahead_log(con: apsw.Connection, path: Path, lock: WriteLock) -> None:

@@ -29,7 +29,8 @@ from .file_lock import LOCK_SECONDS, WriteLock, file_mode
 from .filter_sql import declare_fields, field_is_short, field_values, matching, where
 from .filters import Filter, Filters, parse
 from .fulltext import WordCache, keyword
-from .fulltext_buffer import FOLD_AT
+from .fulltext_buffer import FOLD_AT, stemming_of
+from .keyword_query import parse_query
 from .opening import OpenOptions, database_path, lock_path, open_store, peek
 from .pool import ReaderPool
 from .schema import StoreInfo
@@ -165,7 +166,7 @@ class Records:
         self.history_days = 0.0
         """Days for which replaced and removed versions are kept; 0 keeps none."""
         self._pool = pool
-        self._words = WordCache()
+        self._words: dict[str, WordCache] = {}
         self.store_id: str = opened.info.store_id
         self.dim = opened.info.dim
         self.metric: Metric = opened.info.metric
@@ -183,17 +184,22 @@ class Records:
         vfs: str | None = None,
         lock_timeout: float = LOCK_SECONDS,
         file_mode: int = PRIVATE,
+        stemming: str | None = None,
+        text_of: TextOf = default_text,
     ) -> Records:
         """Open ``<prefix>.db``, or create it.
 
         dim: length of the vectors; None reads it from an existing file. metric: l2, cosine or ip; None likewise.
         durability: full syncs every commit; under normal a power cut may lose the last commits, a crash of the
         process none. vfs: name of an apsw VFS. lock_timeout: seconds that a write waits for others.
-        file_mode: of a new file, as ``chmod`` takes it.
+        file_mode: of a new file, as ``chmod`` takes it. stemming: of the keyword index, see ``tokenizer.py``; None
+        takes that of the file. An index that an older tokenizer or another stemming made is made again, in one
+        transaction; text_of: the text of a unit for it.
         Raises ConfigurationError, DimensionMismatchError, StorageError,
         NotAStoreError, NewerSchemaError, ReadOnlyError (when creating), NetworkFilesystemError, CorruptStoreError.
         """
-        return cls(database_path(prefix), OpenOptions(dim, metric, durability, create, vfs), lock_timeout, file_mode)
+        options = OpenOptions(dim, metric, durability, create, vfs, stemming, text_of)
+        return cls(database_path(prefix), options, lock_timeout, file_mode)
 
     @staticmethod
     def peek(prefix: str | os.PathLike[str]) -> StoreInfo | None:
@@ -497,10 +503,16 @@ class Records:
         text_of: what was given to ``Transaction.put`` as the text of a unit. Raises InvalidFilterError.
         """
         parsed = parse(filters)
-        if len(self._words.pending) > 4 * FOLD_AT:
-            self._words.pending = {}
-        cache, now = self._words, self.clock()
-        return self._snapshot(lambda con: keyword(con, text, limit, parsed, cache, text_of, ns, now))
+        caches, now = self._words, self.clock()
+
+        def read(con: apsw.Connection) -> list[tuple[float, str]]:
+            stemming = stemming_of(con, self.path)
+            cache = caches.setdefault(stemming, WordCache())
+            if len(cache.pending) > 4 * FOLD_AT:
+                cache.pending = {}
+            return keyword(con, parse_query(text, stemming), limit, parsed, cache, text_of, ns, now, stemming)
+
+        return self._snapshot(read)
 
     def inventory(self, ns: int = 0) -> Inventory:
         """How many units of which types there are, and from when, without reading them."""

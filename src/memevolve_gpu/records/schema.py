@@ -14,6 +14,7 @@ from ..types import Metric
 from .connections import all_rows, first_row
 from .history import HISTORY_TABLES
 from .lineage import first_link
+from .tokenizer import STEMMING, TOKENCHARS, TOKENIZER
 
 __all__ = [
     "APPLICATION_ID",
@@ -21,6 +22,7 @@ __all__ = [
     "METRICS",
     "MODEL_KEY",
     "SPACE_WORDS_TABLE",
+    "TOKENIZER_KEY",
     "VERSION",
     "WORDS_TABLE",
     "StoreInfo",
@@ -39,17 +41,15 @@ MAX_DIM = 65_536
 MODEL_KEY = "embedding_model"
 """The key of ``meta`` under which the name of the embedding model is kept, UTF-8."""
 
-WORDS_TABLE = """
-CREATE VIRTUAL TABLE words USING fts5(
-    text, content='', contentless_delete=1, tokenize='unicode61 remove_diacritics 2'
-)
-"""
+TOKENIZER_KEY = "tokenizer"
+"""The key of ``meta`` under which the name and version of the tokenizer and its stemming are kept, UTF-8."""
 
-SPACE_WORDS_TABLE = """
-CREATE VIRTUAL TABLE space_words USING fts5(
-    text, space, content='', contentless_delete=1, tokenize='unicode61 remove_diacritics 2'
-)
-"""
+_TOKENIZE = f"content='', contentless_delete=1, tokenize=\"ascii tokenchars '{TOKENCHARS}'\""
+
+WORDS_TABLE = f"CREATE VIRTUAL TABLE words USING fts5(text, more, {_TOKENIZE})"
+"""``text``: the words in their order; ``more``: other forms of them, see ``tokenizer.py``."""
+
+SPACE_WORDS_TABLE = f"CREATE VIRTUAL TABLE space_words USING fts5(text, more, space, {_TOKENIZE})"
 """The keyword index of the namespaces but the default one; ``space`` holds one word, ``n`` and the key."""
 
 UNITS_TABLE = """
@@ -177,13 +177,14 @@ def state_of(con: apsw.Connection, path: Path) -> int:
     return version
 
 
-def create(con: apsw.Connection, dim: int, metric: Metric) -> None:
+def create(con: apsw.Connection, dim: int, metric: Metric, stemming: str = STEMMING) -> None:
     """Write the tables of a new store. Call inside a transaction on an empty file."""
     con.execute(_TABLES)
     con.execute(_SINCE_VERSION_2)
     con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, ?)", (first_link(),))
     con.execute("INSERT INTO history_floor VALUES (1, 0, 0, 0)")
     con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))
+    con.execute("INSERT INTO meta VALUES (?, ?)", (TOKENIZER_KEY, f"{TOKENIZER} {stemming}".encode()))
     con.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     con.execute(f"PRAGMA user_version = {VERSION}")
 

@@ -24,9 +24,10 @@ from ..utils.plain import json_text
 from . import history
 from .connections import all_rows, checked_counters, first_row
 from .damage import noted, read_unit
-from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending
+from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending, tokenizer_of
 from .lineage import NO_TOKEN, next_link
 from .sqlite_errors import SQLITE_ERRORS
+from .tokenizer import TOKENIZER
 
 __all__ = [
     "AUTO_LIMIT",
@@ -412,14 +413,14 @@ class Transaction:
         self._run("DELETE FROM meta WHERE key = ?", (key,))
 
     def merge_pending(self) -> None:
-        """Bring the keyword and terms indexes up to every row now."""
-        self._guarded(merge_pending)
+        """Bring the keyword and terms indexes up to every row now. Raises NewerSchemaError, see ``fulltext_buffer``."""
+        self._guarded(merge_pending, self._path)
         self._folded, self._backlog = self._slot, 0
 
     def finish(self) -> None:
         """Write the counters; ``Records.write()`` calls this before it commits."""
-        if self._backlog >= FOLD_AT:
-            self.merge_pending()
+        if self._backlog >= FOLD_AT and self._guarded(tokenizer_of).partition(" ")[0] == TOKENIZER:
+            self.merge_pending()  # what another tokenizer made is left to processes that know it
         for key, change in self._changed.items():
             self._run("UPDATE namespaces SET count = count + ? WHERE key = ?", (change, key))
             self._own += change if key == self.namespace else 0

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -15,6 +13,8 @@ import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
 from ...records.fulltext import bm25
+from ...records.keyword_query import parse_query, with_prefixes
+from ...records.tokenizer import words_of
 from ...types import FloatArray
 from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
@@ -37,7 +37,6 @@ __all__ = [
 
 Filters = Mapping[str, Any] | None
 
-_WORD = re.compile(r"\w+")
 _CACHED_TEXTS = 20_000
 
 
@@ -137,19 +136,20 @@ class VectorScan:
 
 
 def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
-    words = dict.fromkeys(_words(query))
-    docs = [(unit["id"], Counter(_words(unit_to_text(unit)))) for unit in backend.units(filters)]
+    asked = parse_query(query)
+    docs = [(unit["id"], words_of(unit_to_text(unit))) for unit in backend.units(filters)]
     if not docs:
         return []
-    holding = {word: sum(word in counts for _, counts in docs) for word in words}
-    score = bm25(len(docs), sum(counts.total() for _, counts in docs) / len(docs), holding, words)
-    hits = [(unit_id, counts) for unit_id, counts in docs if not words.keys().isdisjoint(counts)]
-    found = [Ranked(unit_id, score(counts, counts.total())) for unit_id, counts in hits]
+    held = [(unit_id, words, with_prefixes(words.counts, asked.prefixes)) for unit_id, words in docs]
+    holding = {word: sum(word in counts for *_, counts in held) for word in asked.weights}
+    lengths = {unit_id: words.counts.total() for unit_id, words in docs}
+    score = bm25(len(docs), sum(lengths.values()) / len(docs), holding, asked.weights)
+    found = [
+        Ranked(unit_id, score(counts, lengths[unit_id]))
+        for unit_id, words, counts in held
+        if not asked.weights.keys().isdisjoint(counts) and asked.admits(words)
+    ]
     return sorted(found, key=lambda one: -one.score)[:limit]
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
 
 
 RANK_CONSTANT = 60

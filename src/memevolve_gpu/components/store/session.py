@@ -43,7 +43,7 @@ from .base import score_of
 from .legacy_import import Limits, import_legacy
 from .namespaces import Path as Space
 from .service_samples import Samples
-from .units import UnitEmbedder
+from .units import UnitEmbedder, unit_to_text
 
 __all__ = [
     "AFTER_COMMIT",
@@ -304,6 +304,7 @@ def open_session(
         durability=config.durability,
         lock_timeout=config.lock_timeout,
         file_mode=int(config.file_mode, 8),
+        text_of=unit_to_text,
     )
     try:
         if clock is not None:
