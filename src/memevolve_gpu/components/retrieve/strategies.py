@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
-from ...records.fulltext import bm25
+from ...records.fulltext import bm25, full_score
 from ...records.keyword_query import parse_query, with_prefixes
 from ...records.tokenizer import words_of
 from ...types import FloatArray
@@ -82,11 +81,14 @@ def by_meaning(
     return scan.ranked(backend, query, limit, filters)
 
 
-def by_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
-    """Return the units that share words with the query, by BM25."""
+def by_keywords(
+    backend: StorageBackend, query: str, limit: int, filters: Filters, relative: bool = False
+) -> list[Ranked]:
+    """Return the units that share words with the query, by BM25, or by its share of a full match."""
     if "search_keywords" in backend.capabilities:
-        return [Ranked(unit_id, score) for score, unit_id in backend.search_keywords(query, limit, filters)]
-    return _scanned_keywords(backend, query, limit, filters)
+        found = backend.search_keywords(query, limit, filters, relative=relative)
+        return [Ranked(unit_id, score) for score, unit_id in found]
+    return _scanned_keywords(backend, query, limit, filters, relative)
 
 
 def ranked(
@@ -135,7 +137,9 @@ class VectorScan:
         return np.array([found[text] for text in texts])
 
 
-def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
+def _scanned_keywords(
+    backend: StorageBackend, query: str, limit: int, filters: Filters, relative: bool
+) -> list[Ranked]:
     asked = parse_query(query)
     docs = [(unit["id"], words_of(unit_to_text(unit))) for unit in backend.units(filters)]
     if not docs:
@@ -149,7 +153,9 @@ def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: 
         for unit_id, words, counts in held
         if not asked.weights.keys().isdisjoint(counts) and asked.admits(words)
     ]
-    return sorted(found, key=lambda one: -one.score)[:limit]
+    found = sorted(found, key=lambda one: -one.score)[:limit]
+    full = full_score(len(docs), holding, asked.weights)
+    return [one._replace(score=min(1.0, one.score / full)) for one in found] if relative else found
 
 
 RANK_CONSTANT = 60
@@ -173,24 +179,21 @@ def weighted(
     keyword: Sequence[Ranked],
     weights: tuple[float, float],
     similarity: Mapping[str, float],
-    least: float = 0.0,
 ) -> list[Fused]:
-    """Score each unit w_s * max(0, similarity) + w_k * BM25 / max(best BM25, least), best first; parts are in 0..1.
+    """Score each unit w_s * max(0, similarity) + w_k * keyword score, best first.
 
-    least: the BM25 that counts as a full match at least, so that frequent words alone score little.
+    keyword: scores in 0..1, the share of a full match. similarity: the exact cosine of each unit, by id, including
+    units that only the keyword search found. A missing one is taken from ``semantic``, else 0.
 
-    similarity: the exact cosine of each unit, by id, including units that only the keyword search found. A missing one
-    is taken from ``semantic``, else 0. This is min-max normalisation with fixed lower bounds, so scores of different
-    queries are comparable: they do not depend on the worst unit found. (Compare S. Bruch, S. Gai and A. Ingber, An
-    Analysis of Fusion Functions for Hybrid Retrieval, 2023, section 4.)
+    Neither part depends on what else was found, so scores of different queries are comparable. (Compare S. Bruch,
+    S. Gai and A. Ingber, An Analysis of Fusion Functions for Hybrid Retrieval, 2023, section 4.)
     """
     fused = _united(semantic, keyword)
-    best = max(least, max((one.score for one in keyword), default=0.0)) or 1.0
     for one in fused:
         if one.id in similarity:
             one.semantic_score = similarity[one.id]
         meaning = min(1.0, max(0.0, one.semantic_score or 0.0))
-        one.score = weights[0] * meaning + weights[1] * (one.keyword_score or 0.0) / best
+        one.score = weights[0] * meaning + weights[1] * (one.keyword_score or 0.0)
     return sorted(fused, key=lambda one: -one.score)
 
 
@@ -393,8 +396,8 @@ POOL, POOL_FACTOR = 20, 4
 class HybridRetrievalStrategy(RetrievalStrategy):
     """Searches the vector index and the keyword index, and fuses the results.
 
-    ``weighted`` adds 0.7 of the cosine and 0.3 of BM25 relative to the query's best; scores are in 0..1. ``rrf`` is
-    reciprocal rank fusion, which uses ranks only.
+    ``weighted`` adds half of the cosine and half of the keyword score, the share of a full match by BM25; scores are
+    in 0..1 and can be compared between queries. ``rrf`` is reciprocal rank fusion, which uses ranks only.
 
     Examples:
         >>> import tempfile
@@ -409,8 +412,8 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def __init__(
         self,
         embedding_function: EmbeddingFunction | None = None,
-        semantic_weight: float = 0.7,
-        keyword_weight: float = 0.3,
+        semantic_weight: float = 0.5,
+        keyword_weight: float = 0.5,
         similarity_threshold: float | None = None,
         *,
         fusion: Fusion = "weighted",
@@ -422,7 +425,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         Args:
             embedding_function: Embeds texts for a backend without a vector index; a ``VectorStore`` uses its own.
             semantic_weight: Weight of the cosine, as a share of both weights; ``weighted`` only.
-            keyword_weight: Weight of BM25, as a share of both weights; ``weighted`` only.
+            keyword_weight: Weight of the keyword score, as a share of both weights; ``weighted`` only.
             similarity_threshold: Results with a smaller fused score are dropped; None keeps all.
             fusion: ``weighted`` or ``rrf``.
             ranking: Age and importance that multiply the fused score; None for that score alone.
@@ -537,7 +540,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         is at most that of the last one found by meaning.
         """
         now, pool = ranking.now(), max(POOL, POOL_FACTOR * top_k)
-        words = by_keywords(backend, query, EVERY_WORD, filters)
+        words = by_keywords(backend, query, EVERY_WORD, filters, relative=True)
         while True:
             semantic = by_meaning(backend, query, pool, filters, self._scan)
             fused = self._fuse(query, backend, semantic, words)
@@ -576,15 +579,14 @@ class HybridRetrievalStrategy(RetrievalStrategy):
 
     def _fused(self, query: str, backend: StorageBackend, pool: int, filters: Mapping[str, Any] | None) -> list[Fused]:
         semantic = by_meaning(backend, query, pool, filters, self._scan)
-        return self._fuse(query, backend, semantic, by_keywords(backend, query, pool, filters))
+        return self._fuse(query, backend, semantic, by_keywords(backend, query, pool, filters, relative=True))
 
     def _fuse(self, query: str, backend: StorageBackend, semantic: list[Ranked], keyword: list[Ranked]) -> list[Fused]:
         if self.fusion == "rrf":
             fused = reciprocal_ranks(semantic, keyword)
         else:
             weights = self.semantic_weight, self.keyword_weight
-            full = math.log1p(backend.count()) / 2  # about half the BM25 of a word that one unit holds
-            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword), full)
+            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword))
         least = self.similarity_threshold
         return [one for one in fused if least is None or one.score >= least]
 

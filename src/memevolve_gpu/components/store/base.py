@@ -560,6 +560,7 @@ class StorageBackend(ABC):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        relative: bool = False,
     ) -> list[tuple[float, str]]:
         """Find the units that share words with a text.
 
@@ -572,6 +573,7 @@ class StorageBackend(ABC):
             recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
             importance: See ``recency``.
             weights: See ``recency``.
+            relative: True gives scores in 0..1 that can be compared between queries.
 
         Returns:
             (BM25 score, id) pairs, best first.

@@ -11,6 +11,7 @@ from ...records.filters import Filter, parse, path_of
 from ...records.transaction import Transaction
 from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
+from ...utils.arguments import switch
 from ...utils.config import StorageConfig
 from .base import MetadataMixin, StorageBackend
 from .listing import Listing, listing_of, merged_unit, some_condition, with_created_at
@@ -198,6 +199,7 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        relative: bool = False,
     ) -> list[tuple[float, str]]:
         """Find the units whose embedded text shares words with a query.
 
@@ -213,16 +215,24 @@ class SelectingBackend(StorageBackend, MetadataMixin):
             recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
             importance: See ``recency``.
             weights: See ``recency``.
+            relative: See the return value.
 
         Returns:
-            (BM25 score, id) pairs, best first.
+            (BM25 score, id) pairs, best first; with ``relative`` the score is in 0..1 and can be compared between
+            queries: it is a share of what a text of mean length scores that holds every word of the query once. Words
+            are counted among the units of the namespace that match ``filters``.
         """
         records, parsed, key = self._open.records, self._filter(filters), self._key
         window = Window.of(check_arguments(top_k, None, query), offset, min_score)
         ranking, most = Ranking.of(recency, importance, weights), max(1, records.count(ns=key))
+        relative = switch("relative", relative)
+        within = self._open.live.matching(parsed, self._scope)[1] if parsed.root.parts else None
 
         def fetch(wanted: int) -> list[tuple[float, str]]:
-            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text, ns=key)
+            wanted = min(wanted, most)
+            return records.keyword(
+                query, wanted, parsed, text_of=unit_to_text, ns=key, within=within, relative=relative
+            )
 
         found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])
