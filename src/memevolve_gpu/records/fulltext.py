@@ -104,7 +104,7 @@ _MATCH = KeywordQuery().match
 K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
 
 MOST_READ = 20_000
-"""Most rows of all words together that are looked up among the rows of a filter."""
+"""Most rows that the words of a query match together in a search with a filter."""
 
 PROPOSED, PROPOSED_FACTOR = 64, 2
 """Rows that the selective words propose: this many, and at least so many times the limit. On 39,320 real units 64 of
@@ -117,8 +117,11 @@ def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
 
 def _tally(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
     """The words of the row, and how often it holds each phrase of the query."""
-    counts = (sum(map(len, api.phrase_locations(phrase)[:2])) for phrase in range(api.phrase_count))
-    return f"{api.column_size(0) + api.column_size(1)} {' '.join(map(str, counts))}"
+    found = [api.column_size(0) + api.column_size(1)]
+    for phrase in range(api.phrase_count):
+        columns = api.phrase_locations(phrase)
+        found.append(len(columns[0]) + len(columns[1]))
+    return " ".join(map(str, found))
 
 
 class _Corpus(NamedTuple):
@@ -217,47 +220,42 @@ def _narrowed(
 ) -> tuple[list[tuple[float, str]], float]:
     """The best rows among ``within``, in any order, and the score of a full match, as if there were no other rows.
 
-    Only the mean length of a row is that of the namespace, and a word that very many rows hold is counted by its share.
+    Only the mean length of a row is that of the namespace, and the most frequent words may be left out.
     """
     table, space = ("words", "") if ns == 0 else ("space_words", f'space : "n{ns}" AND ')
-    hits, counts = _hits(con, query, cache, within, table, space)
-    for word in counts:
-        counts[word] += sum(word in doc.counts for doc in pending)
-    words = _looked_up(query, len(within), {word: counts[word] for word in hits})
+    hits = _hits(con, query, cache, within, table, space)
+    counts = {word: len(held) + sum(word in doc.counts for doc in pending) for word, held in hits.items()}
+    weights = {word: query.weights[word] for word in hits}
+    words = _looked_up(query, len(within), counts)
     if query.demanding:
         admitted = _slots_of(con, table, f"{space}({query.match(words)})")
         hits = {word: intersection(held, admitted) for word, held in hits.items()}
-    proposed = _proposed(hits, words, inverse_frequencies(len(within), counts, query.weights), limit)
+    proposed = _proposed(hits, words, inverse_frequencies(len(within), counts, weights), limit)
     if ns == 0:
-        corpus = _corpus(con, {word: cache.counts[word][0] for word in query.weights})
+        corpus = _corpus(con, {word: cache.counts[word][0] for word in hits})
         average = corpus.tokens / max(1, corpus.rows)
     else:
         average = _size_of(con, ns, cache, pending)[1]
-    score = bm25(max(1, len(within)), average, counts, query.weights)
-    found = _tallied(con, query, words, proposed, filters, table, space, now)
+    score = bm25(max(1, len(within)), average, counts, weights)
+    found = _tallied(con, list(hits), proposed, filters, table, space, now)
     held = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
     scored = [(score(numbers, length), unit_id) for unit_id, numbers, length in found]
     scored += [(score(doc.counts, doc.length), doc.id) for doc in held]
-    return scored, full_score(len(within), counts, query.weights)
+    return scored, full_score(len(within), counts, weights)
 
 
 def _hits(
     con: apsw.Connection, query: KeywordQuery, cache: WordCache, within: IntArray, table: str, space: str
-) -> tuple[dict[str, IntArray], dict[str, int]]:
-    """The folded slots among ``within`` that hold each word, and their numbers; a frequent word is only estimated."""
-    held = doc_frequencies(con, list(query.weights), cache) if not space else dict.fromkeys(query.weights, 0)
-    rows, read = max(1, _folded_rows(con)), 0
+) -> dict[str, IntArray]:
+    """The folded slots among ``within`` that hold each word, ascending; without the words that too many rows hold."""
+    held = dict.fromkeys(query.weights, 0) if space else doc_frequencies(con, list(query.weights), cache)
+    telling, read = set(query.telling()), 0
     hits: dict[str, IntArray] = {}
-    counts: dict[str, int] = {}
-    telling = set(query.telling())
     for word in sorted(held, key=lambda one: (one not in telling, held[one])):
         read += held[word]
-        if hits and read > MOST_READ:
-            counts[word] = min(len(within), math.ceil(held[word] * len(within) / rows))
-            continue
-        hits[word] = intersection(within, _slots_of(con, table, space + _MATCH([word])))
-        counts[word] = len(hits[word])
-    return hits, counts
+        if not hits or read <= MOST_READ:
+            hits[word] = intersection(within, _slots_of(con, table, space + _MATCH([word])))
+    return hits
 
 
 def _slots_of(con: apsw.Connection, table: str, match: str) -> IntArray:
@@ -281,7 +279,6 @@ def _proposed(hits: Mapping[str, IntArray], words: Sequence[str], idf: Mapping[s
 
 def _tallied(
     con: apsw.Connection,
-    query: KeywordQuery,
     words: Sequence[str],
     proposed: IntArray,
     filters: Filter,
@@ -292,9 +289,8 @@ def _tallied(
     """The proposed rows that match: (id, how often each word occurs, length)."""
     if not len(proposed):
         return []
-    every = list(query.weights)
     subquery, listed = slot_list(proposed)
-    bound: list[Any] = [f"{space}{_MATCH(every)} AND {_MATCH(words)}", now, listed]
+    bound: list[Any] = [f"{space}{_MATCH(words)}", now, listed]
     rows = all_rows(
         con,
         f"SELECT u.id, tally({table}) FROM {table} CROSS JOIN units AS u ON u.slot = {table}.rowid "
@@ -305,7 +301,7 @@ def _tallied(
     found = []
     for unit_id, tally in rows:
         length, *numbers = map(int, tally.split())
-        found.append((unit_id, dict(zip(every, numbers[1:] if space else numbers, strict=False)), length))
+        found.append((unit_id, dict(zip(words, numbers[1:] if space else numbers, strict=False)), length))
     return found
 
 
@@ -428,7 +424,7 @@ def _doc(query: KeywordQuery, slot: int, unit_id: str, counts: Counter[str]) -> 
 
 def _looked_up(query: KeywordQuery, units: int, counts: Mapping[str, int]) -> list[str]:
     """The words that propose rows: selective ones, and stop words only where there is nothing else."""
-    telling = {word: counts[word] for word in query.telling()}
+    telling = {word: counts[word] for word in query.telling() if word in counts}
     return selective_terms(units, telling if any(telling.values()) else counts)
 
 
