@@ -63,6 +63,10 @@ def _threshold(value: Any) -> float | None:
     )
 
 
+def _share(name: str, value: Any) -> float:
+    return real_number(name, value, "a number of at least 0", 0, sys.float_info.max / 2, ConfigurationError)
+
+
 def by_meaning(
     backend: StorageBackend, query: str, limit: int, filters: Filters, scan: VectorScan | None
 ) -> list[Ranked]:
@@ -440,9 +444,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
         self.ranking = Ranking.checked(ranking)
-        self.neighbours = real_number(
-            "neighbours", neighbours, "a number of at least 0", 0, sys.float_info.max, ConfigurationError
-        )
+        self.neighbours = _share("neighbours", neighbours)
         self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
@@ -458,10 +460,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             ConfigurationError: A weight is negative or not finite, or both are 0.
         """
         given = (("semantic_weight", semantic_weight), ("keyword_weight", keyword_weight))
-        semantic, keyword = (
-            real_number(name, value, "a number of at least 0", 0, sys.float_info.max / 2, ConfigurationError)
-            for name, value in given
-        )
+        semantic, keyword = (_share(name, value) for name, value in given)
         if not semantic + keyword:
             raise ConfigurationError("semantic_weight and keyword_weight are both 0; give one of them a weight")
         self.semantic_weight = semantic / (semantic + keyword)
@@ -513,12 +512,13 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         return min(COUNTED, len(self._fused(query, as_backend(storage_backend), COUNTED, filters)))
 
     def save_state(self) -> dict[str, Any]:
-        """Return weights, threshold and the kind of fusion."""
+        """Return weights, threshold, the kind of fusion and the share of neighbours."""
         return {
             "semantic_weight": self.semantic_weight,
             "keyword_weight": self.keyword_weight,
             "similarity_threshold": self.similarity_threshold,
             "fusion": self.fusion,
+            "neighbours": self.neighbours,
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
@@ -527,7 +527,9 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         word("fusion", held.get("fusion", self.fusion), ("weighted", "rrf"), ConfigurationError)
         threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))
         weights = (held.get("semantic_weight", self.semantic_weight), held.get("keyword_weight", self.keyword_weight))
+        neighbours = _share("neighbours", held.get("neighbours", self.neighbours))
         self.set_weights(*weights)
+        self.neighbours = neighbours
         self.similarity_threshold = threshold
         self.fusion = held.get("fusion", self.fusion)
 
