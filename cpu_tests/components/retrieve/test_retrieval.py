@@ -280,7 +280,10 @@ def test_extreme_weights_leave_one_half_alone(backend: StorageBackend) -> None:
     ("one", "other"),
     [
         (SemanticRetrievalStrategy(similarity_threshold=0.4), SemanticRetrievalStrategy()),
-        (HybridRetrievalStrategy(None, 3, 1, 0.2, fusion="rrf", neighbours=0.3), HybridRetrievalStrategy()),
+        (
+            HybridRetrievalStrategy(None, 3, 1, 0.2, fusion="rrf", neighbours=0.3, diversity=0.2),
+            HybridRetrievalStrategy(),
+        ),
         (KeywordRetrievalStrategy(), KeywordRetrievalStrategy()),
     ],
 )
@@ -540,3 +543,38 @@ def test_the_neighbours_of_what_matches_come_along(tmp_path: Path) -> None:
         assert found[1].score == pytest.approx(plain[2].score + 0.5 * plain[0].score)
         with pytest.raises(ConfigurationError, match="neighbours"):
             HybridRetrievalStrategy(neighbours=-1)
+
+
+def test_a_reranker_has_the_last_word(backend: StorageBackend) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def by_length(query: str, texts: list[str]) -> list[float]:
+        asked.append((query, texts))
+        return [float(len(text)) for text in texts]
+
+    found = hybrid(rerank=by_length).retrieve("question", backend, 2)
+    assert ids(found) == ["m", "r"]
+    assert [one.score for one in found] == sorted((float(len(text)) for text in asked[0][1]), reverse=True)[:2]
+    assert [(query, len(texts)) for query, texts in asked] == [("question", 4)]
+    assert hybrid(rerank=by_length).retrieve("question", backend, 2, {"tags": "none"}) == []
+    for wrong in ([1.0], [float("nan")] * 4):
+        with pytest.raises(InvalidQueryError, match="rerank"):
+            hybrid(rerank=lambda _query, _texts, wrong=wrong: wrong).retrieve("question", backend)
+    with pytest.raises(ConfigurationError, match="rerank"):
+        hybrid(rerank="cross-encoder")
+
+
+def test_diversity_passes_over_what_resembles_a_better_result(tmp_path: Path) -> None:
+    vectors = {"ask": [1.0], "first": [0.9, 0.436], "copy": [0.899, 0.438], "else": [0.7, -0.714]}
+    with store_at(tmp_path, Given(vectors)) as store:
+        store.store_batch([unit(name) for name in ("first", "copy", "else")])
+        assert ids(HybridRetrievalStrategy().retrieve("ask", store, 2)) == ["first", "copy"]
+        found = HybridRetrievalStrategy(diversity=0.5).retrieve("ask", store, 2)
+        assert ids(found) == ["first", "else"]
+        plain = {one.unit_id: one.score for one in HybridRetrievalStrategy().retrieve("ask", store, 3)}
+        assert {one.unit_id: one.score for one in found} == {name: plain[name] for name in ids(found)}
+        assert ids(HybridRetrievalStrategy(diversity=1.0).retrieve("ask", store, 3)) == ["first", "else", "copy"]
+        assert HybridRetrievalStrategy(diversity=0.5).retrieve("ask", store, 3, {"type": "none"}) == []
+    for wrong in (-0.1, 1.1, "much"):
+        with pytest.raises(ConfigurationError, match="diversity"):
+            HybridRetrievalStrategy(diversity=wrong)  # type: ignore[arg-type]

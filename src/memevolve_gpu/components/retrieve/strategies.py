@@ -24,6 +24,7 @@ from ..store.foreign import as_backend
 from ..store.ranking import Ranking, best, similarity_of
 from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
+from .reorder import Rerank, diverse, reranked
 
 __all__ = [
     "HybridRetrievalStrategy",
@@ -423,6 +424,8 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         fusion: Fusion = "weighted",
         ranking: Ranking | None = None,
         neighbours: float = 0.0,
+        rerank: Rerank | None = None,
+        diversity: float = 0.0,
     ) -> None:
         """Create a strategy.
 
@@ -436,15 +439,23 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             neighbours: Share of the score of the better neighbour that is added to a unit's, at least 0. Neighbours are
                 candidates of the same ``metadata.session`` whose whole ``metadata.position`` differs by 1. Such scores
                 can exceed 1. Not used together with ``ranking``.
+            rerank: Called with the query and the texts of the candidates, 20 or four for each result; returns a number
+                for each, larger for a better match, which becomes the score. A cross-encoder, for example.
+            diversity: From 0 to 1: how much a result that resembles better ones is ranked lower (maximal marginal
+                relevance by the cosine). Only for a backend with vectors; scores stay as they are.
 
         Raises:
-            ConfigurationError: A weight or ``fusion`` is not allowed.
+            ConfigurationError: A weight or another argument is not allowed.
             EmbeddingError: ``embedding_function`` cannot be called.
         """
         word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
         self.ranking = Ranking.checked(ranking)
         self.neighbours = _share("neighbours", neighbours)
+        if rerank is not None and not callable(rerank):
+            raise ConfigurationError(f"rerank must be callable or None, got {type(rerank).__name__}")
+        self.rerank = rerank
+        self.diversity = real_number("diversity", diversity, "a number from 0 to 1", 0, 1, ConfigurationError)
         self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
@@ -488,19 +499,18 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
+        wanted = max(POOL, POOL_FACTOR * top_k) if self.rerank is not None or self.diversity else top_k
         if self.ranking is not None:
-            found = self._ranked(self.ranking, query, backend, top_k, filters)
-            backend.record_access([one.unit_id for one in found])
-            return found
-        if self.neighbours:
-            found = self._in_context(query, backend, top_k, filters)
-            backend.record_access([one.unit_id for one in found])
-            return found
-        fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
-        units = backend.retrieve_batch([one.id for one in fused[:top_k]])
-        if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
-            units = backend.retrieve_batch([one.id for one in fused])
-        found = [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
+            found = self._ranked(self.ranking, query, backend, wanted, filters)
+        elif self.neighbours:
+            found = self._in_context(query, backend, wanted, filters)
+        else:
+            found = self._plain(query, backend, wanted, filters)
+        if self.rerank is not None:
+            found = reranked(self.rerank, query, found)
+        if self.diversity and "vectors_of" in backend.capabilities:
+            found = diverse(found, backend.vectors_of([one.unit_id for one in found]), self.diversity, top_k)
+        found = found[:top_k]
         backend.record_access([one.unit_id for one in found])
         return found
 
@@ -512,13 +522,14 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         return min(COUNTED, len(self._fused(query, as_backend(storage_backend), COUNTED, filters)))
 
     def save_state(self) -> dict[str, Any]:
-        """Return weights, threshold, the kind of fusion and the share of neighbours."""
+        """Return weights, threshold, the kind of fusion, the share of neighbours and the diversity."""
         return {
             "semantic_weight": self.semantic_weight,
             "keyword_weight": self.keyword_weight,
             "similarity_threshold": self.similarity_threshold,
             "fusion": self.fusion,
             "neighbours": self.neighbours,
+            "diversity": self.diversity,
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
@@ -528,10 +539,22 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))
         weights = (held.get("semantic_weight", self.semantic_weight), held.get("keyword_weight", self.keyword_weight))
         neighbours = _share("neighbours", held.get("neighbours", self.neighbours))
+        allowed = "a number from 0 to 1"
+        diversity = held.get("diversity", self.diversity)
+        diversity = real_number("diversity", diversity, allowed, 0, 1, ConfigurationError)
         self.set_weights(*weights)
-        self.neighbours = neighbours
+        self.neighbours, self.diversity = neighbours, diversity
         self.similarity_threshold = threshold
         self.fusion = held.get("fusion", self.fusion)
+
+    def _plain(
+        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+    ) -> list[RetrievalResult]:
+        fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
+        units = backend.retrieve_batch([one.id for one in fused[:top_k]])
+        if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
+            units = backend.retrieve_batch([one.id for one in fused])
+        return [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
 
     def _ranked(
         self, ranking: Ranking, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
