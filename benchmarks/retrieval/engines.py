@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ OURS: dict[str, Callable[[], RetrievalStrategy]] = {
     "hybrid, rrf": lambda: HybridRetrievalStrategy(fusion="rrf"),
     "hybrid, weights 0.7 and 0.3": lambda: HybridRetrievalStrategy(semantic_weight=0.7, keyword_weight=0.3),
     "hybrid (default)": HybridRetrievalStrategy,
+    "hybrid, diversity 0.3": lambda: HybridRetrievalStrategy(diversity=0.3),
     "hybrid, neighbours 0.5": lambda: HybridRetrievalStrategy(neighbours=0.5),
 }
 
@@ -69,15 +71,16 @@ def _ours(strategy: RetrievalStrategy, store: VectorStore, data: Set) -> Engine:
 
 
 def _store_wide(store: VectorStore, data: Set) -> Engine:
-    """The keyword search without a filter, cut to the conversation afterwards."""
+    """The keyword search without a filter, cut to the conversation afterwards; its times mean nothing."""
 
-    def ask(at: int, top_k: int) -> list[str]:
+    @cache
+    def found(at: int) -> list[str]:
         one = data.questions[at]
         prefix = next(iter(one.answers)).split("/")[0] + "/"
-        found = store.search_keywords(one.text, len(data.units))
-        return [unit_id for _, unit_id in found if unit_id.startswith(prefix)][:top_k]
+        hits = store.search_keywords(one.text, len(data.units))
+        return [unit_id for _, unit_id in hits if unit_id.startswith(prefix)]
 
-    return ask
+    return lambda at, top_k: found(at)[:top_k]
 
 
 def _plain_bm25(data: Set) -> Engine:
