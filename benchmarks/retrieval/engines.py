@@ -10,7 +10,6 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from memevolve_gpu.components.retrieve import (
     RetrievalStrategy,
     SemanticRetrievalStrategy,
 )
+from memevolve_gpu.components.store.units import unit_to_text
 from memevolve_gpu.types import FloatArray
 
 from .sets import Set
@@ -35,7 +35,6 @@ OURS: dict[str, Callable[[], RetrievalStrategy]] = {
     "hybrid, rrf": lambda: HybridRetrievalStrategy(fusion="rrf"),
     "hybrid, weights 0.7 and 0.3": lambda: HybridRetrievalStrategy(semantic_weight=0.7, keyword_weight=0.3),
     "hybrid (default)": HybridRetrievalStrategy,
-    "hybrid, diversity 0.3": lambda: HybridRetrievalStrategy(diversity=0.3),
     "hybrid, neighbours 0.5": lambda: HybridRetrievalStrategy(neighbours=0.5),
 }
 
@@ -71,16 +70,14 @@ def _ours(strategy: RetrievalStrategy, store: VectorStore, data: Set) -> Engine:
 
 
 def _store_wide(store: VectorStore, data: Set) -> Engine:
-    """The keyword search without a filter, cut to the conversation afterwards; its times mean nothing."""
+    """The keyword search of the records, which counts words in the whole store where it is given no slots."""
+    records = store._open.records  # noqa: SLF001 - no public call counts words otherwise
 
-    @cache
-    def found(at: int) -> list[str]:
+    def ask(at: int, top_k: int) -> list[str]:
         one = data.questions[at]
-        prefix = next(iter(one.answers)).split("/")[0] + "/"
-        hits = store.search_keywords(one.text, len(data.units))
-        return [unit_id for _, unit_id in hits if unit_id.startswith(prefix)]
+        return [unit_id for _, unit_id in records.keyword(one.text, top_k, one.filters, text_of=unit_to_text)]
 
-    return lambda at, top_k: found(at)[:top_k]
+    return ask
 
 
 def _plain_bm25(data: Set) -> Engine:

@@ -81,7 +81,7 @@ ANY_ERROR_ALLOWED = {
 }
 """Files with a handler for every exception, and why."""
 
-MOST_LINES_IN_FILE = 960
+MOST_LINES_IN_FILE = 900
 MOST_LINES_IN_FUNCTION = 60
 
 

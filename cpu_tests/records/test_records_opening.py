@@ -321,6 +321,31 @@ def test_a_read_only_store_reads_and_refuses_to_write(open_folder: Path, what: s
     assert status == 0
 
 
+def test_words_that_a_reader_may_not_make_again_are_refused_by_name(open_folder: Path) -> None:
+    """The rest of a store whose keyword index is of an older version can be read."""
+    with Records.open(open_folder / "memory", dim=DIM) as records:
+        put(records, "a")
+        with records.write() as tx:
+            tx.delete_meta("tokenizer")
+
+    def read() -> None:
+        with Records.open(open_folder / "memory") as reading:
+            assert list(reading.ids()) == ["a"]
+            with pytest.raises(ReadOnlyError, match="open the store once with the right to write"):
+                reading.keyword("content", 5)
+
+    for path in open_folder.iterdir():
+        path.chmod(0o444)
+    open_folder.chmod(0o555)
+    try:
+        status = without_rights(read)
+    finally:
+        open_folder.chmod(0o755)
+    assert status == 0
+    with Records.open(open_folder / "memory") as records:
+        assert [found for _, found in records.keyword("content", 5)] == ["a"]
+
+
 def test_a_reader_who_may_not_write_to_the_folder_sees_later_writers(open_folder: Path) -> None:
     """The reader opens the closed store once and reads after each stage of its owner's."""
     prefix, expected = open_folder / "memory", [["a"], ["a", "b"], ["b"], ["later"], ["later", "last"]]

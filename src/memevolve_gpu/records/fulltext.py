@@ -134,6 +134,7 @@ class _Doc(NamedTuple):
     id: str
     counts: Counter[str]
     length: int
+    admitted: bool = True
 
 
 def register(con: apsw.Connection) -> None:
@@ -190,8 +191,8 @@ def _in_default(
     folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
     units = int(first_row(con, f"{_ROWS} FROM counters")[0])
-    words = _looked_up(query, units, counts)
-    hits = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
+    words = selective_terms(units, query.proposing(counts))
+    hits = [doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words)]
     if query.plain and len(words) == len(tokens):
         found = _ranked(con, query.match(words), limit, filters, now)
     else:
@@ -226,7 +227,8 @@ def _narrowed(
     hits = _hits(con, query, cache, within, table, space)
     counts = {word: len(held) + sum(word in doc.counts for doc in pending) for word, held in hits.items()}
     weights = {word: query.weights[word] for word in hits}
-    words = _looked_up(query, len(within), counts)
+    proposing = query.proposing({**dict.fromkeys(query.weights, 0), **counts})
+    words = [word for word in selective_terms(len(within), proposing) if word in hits]
     if query.demanding:
         admitted = _slots_of(con, table, f"{space}({query.match(words)})")
         hits = {word: intersection(held, admitted) for word, held in hits.items()}
@@ -238,7 +240,7 @@ def _narrowed(
         average = _size_of(con, ns, cache, pending)[1]
     score = bm25(max(1, len(within)), average, counts, weights)
     found = _tallied(con, list(hits), proposed, filters, table, space, now)
-    held = [doc for doc in pending if not doc.counts.keys().isdisjoint(words)]
+    held = [doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words)]
     scored = [(score(numbers, length), unit_id) for unit_id, numbers, length in found]
     scored += [(score(doc.counts, doc.length), doc.id) for doc in held]
     return scored, full_score(len(within), counts, weights)
@@ -249,9 +251,9 @@ def _hits(
 ) -> dict[str, IntArray]:
     """The folded slots among ``within`` that hold each word, ascending; without the words that too many rows hold."""
     held = dict.fromkeys(query.weights, 0) if space else doc_frequencies(con, list(query.weights), cache)
-    telling, read = set(query.telling()), 0
+    read = 0
     hits: dict[str, IntArray] = {}
-    for word in sorted(held, key=lambda one: (one not in telling, held[one])):
+    for word in sorted(held, key=lambda one: (query.weights[one] < 1.0, held[one])):
         read += held[word]
         if not hits or read <= MOST_READ:
             hits[word] = intersection(within, _slots_of(con, table, space + _MATCH([word])))
@@ -323,7 +325,7 @@ def _in_namespace(
         for token in query.weights
     }
     rows, average = _size_of(con, ns, cache, pending)
-    words = _looked_up(query, rows, counts)
+    words = selective_terms(rows, query.proposing(counts))
     others = [token for token in query.weights if token not in words]
     # The second part is true wherever the third is: it lets the other words be counted there.
     asked = [*words, *others, *words] if others else words
@@ -340,7 +342,7 @@ def _in_namespace(
     for slot, unit_id, tally in found:
         length, _, *numbers = map(int, tally.split())
         docs.append((slot, unit_id, dict(zip(asked, numbers, strict=False)), length))
-    hits = (doc for doc in pending if not doc.counts.keys().isdisjoint(words))
+    hits = (doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words))
     docs += [(doc.slot, doc.id, doc.counts, doc.length) for doc in hits]
     docs.sort(key=lambda doc: doc[0])
     scored = [(score(held, length), unit_id) for _, unit_id, held, length in docs]
@@ -397,7 +399,7 @@ def _pending(
     now: float,
     stemming: str,
 ) -> list[_Doc]:
-    """The rows of a namespace that are not folded yet and that the query admits."""
+    """The rows of a namespace that are not folded yet; all of them count, those that the query admits are found."""
     bound: list[Any] = [ns, now]
     restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     sql = (
@@ -407,25 +409,19 @@ def _pending(
     rows = all_rows(con, sql, bound)
     docs, kept = [], cache.pending
     for slot, unit_id, raw in rows:
+        admitted = True
         if raw is None:
             raise apsw.CorruptError(f"the keyword text of slot {slot} is missing")
         if slot not in kept or query.demanding:
             words = words_of(raw.decode(errors="replace"), stemming)
-            if not query.admits(words):
-                continue
+            admitted = query.admits(words)
             kept[slot] = words.counts
-        docs.append(_doc(query, slot, unit_id, kept[slot]))
+        docs.append(_doc(query, slot, unit_id, kept[slot])._replace(admitted=admitted))
     return docs
 
 
 def _doc(query: KeywordQuery, slot: int, unit_id: str, counts: Counter[str]) -> _Doc:
     return _Doc(slot, unit_id, with_prefixes(counts, query.prefixes), counts.total())
-
-
-def _looked_up(query: KeywordQuery, units: int, counts: Mapping[str, int]) -> list[str]:
-    """The words that propose rows: selective ones, and stop words only where there is nothing else."""
-    telling = {word: counts[word] for word in query.telling() if word in counts}
-    return selective_terms(units, telling if any(telling.values()) else counts)
 
 
 def _read(

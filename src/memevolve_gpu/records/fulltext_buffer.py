@@ -9,8 +9,7 @@ nothing is missing. All of it happens inside the transactions that write the row
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 
 import apsw
@@ -25,7 +24,6 @@ __all__ = [
     "FOLD_AT",
     "READABLE",
     "add_terms",
-    "add_texts",
     "default_text",
     "drop_terms",
     "forget_all",
@@ -41,9 +39,6 @@ __all__ = [
 FOLD_AT = 256
 """Notes after which a transaction merges. Measured: merging 256 takes about 1 ms, a query reads a note in 10 us."""
 
-_PAGE = 1000
-"""Units whose words are in memory at once while the index is made again."""
-
 # json_each yields a scalar itself (no key), the elements of a list (integer keys), members of an object (text keys).
 _STRINGS = """
 SELECT j.field, e.atom, {slot}
@@ -56,11 +51,10 @@ WHERE e.type = 'text' AND typeof(e.key) <> 'text' AND {condition}
 _ADD = "INSERT OR IGNORE INTO terms " + _STRINGS + " ORDER BY 1, 2, 3"
 _DROP = "DELETE FROM terms WHERE (field, value, slot) IN (" + _STRINGS + ")"
 
-_FOLD_TERMS = _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)")
 _FOLD = (
     _DROP.format(slot="u.slot", source="stale", condition="1"),
     "DELETE FROM stale",
-    _FOLD_TERMS,
+    _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)"),
     "DELETE FROM pending",
 )
 _ADD_ONE = _ADD.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", condition="1")
@@ -105,16 +99,13 @@ def refuse_newer(held: str, path: Path) -> None:
         )
 
 
-def add_texts(con: apsw.Connection, rows: Iterable[tuple[int, bytes | str, int]], stemming: str) -> None:
-    """Add rows of (slot, text, namespace) to the keyword indexes."""
-    own, others = [], []
-    for slot, raw, ns in rows:
-        text = raw if isinstance(raw, str) else raw.decode(errors="replace")
-        if ns:
-            others.append((slot, *words_of(text, stemming), f"n{ns}"))
-        else:
-            own.append((slot, *words_of(text, stemming)))
+def _add_texts(con: apsw.Connection, select: str, text_of: Callable[[str], str], stemming: str) -> None:
+    """Add the (slot, text, namespace) that ``select`` reads to the keyword indexes, one at a time."""
+    rows = con.execute(f"{select} AND ns = 0 ORDER BY slot")
+    own = ((slot, *words_of(text_of(raw.decode(errors="replace")), stemming)) for slot, raw, _ in rows)
     con.executemany("INSERT INTO words (rowid, text, more) VALUES (?, ?, ?)", own)
+    rows = con.execute(f"{select} AND ns <> 0 ORDER BY slot")
+    others = ((slot, *words_of(text_of(raw.decode(errors="replace")), stemming), f"n{ns}") for slot, raw, ns in rows)
     con.executemany("INSERT INTO space_words (rowid, text, more, space) VALUES (?, ?, ?, ?)", others)
 
 
@@ -126,10 +117,9 @@ def rebuild_words(con: apsw.Connection, text_of: Callable[[MemoryUnit], str], st
     con.execute("DELETE FROM terms; DELETE FROM pending; DELETE FROM stale; UPDATE counters SET folded = 0")
     value = f"{TOKENIZER} {stemming}".encode()
     con.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (TOKENIZER_KEY, value))
-    rows = con.execute(f"SELECT slot, unit, ns FROM units WHERE {READABLE} ORDER BY slot")
-    while page := [(slot, text_of(json.loads(unit)), ns) for slot, unit, ns in islice(rows, _PAGE)]:
-        add_texts(con, page, stemming)
-    con.execute(_FOLD_TERMS)
+    select = f"SELECT slot, CAST(unit AS BLOB), ns FROM units WHERE ({READABLE})"
+    _add_texts(con, select, lambda raw: text_of(json.loads(raw)), stemming)
+    con.execute(_FOLD[2])
     con.execute("UPDATE counters SET folded = last_slot, backlog = 0")
 
 
@@ -149,7 +139,7 @@ def merge_pending(con: apsw.Connection, path: Path) -> None:
     for table, sign in (("words", "="), ("space_words", "<>")):
         stale = con.execute(f"SELECT slot FROM stale WHERE ns {sign} 0").fetchall()
         con.executemany(f"DELETE FROM {table} WHERE rowid = ?", stale)  # for a subquery FTS5 would read every row
-    add_texts(con, all_rows(con, "SELECT slot, CAST(text AS BLOB), ns FROM pending ORDER BY slot"), stemming)
+    _add_texts(con, "SELECT slot, CAST(text AS BLOB), ns FROM pending WHERE true", str, stemming)
     for statement in _FOLD:
         con.execute(statement)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -65,9 +65,13 @@ class KeywordQuery:
         """The words that are beginnings, without ``*``."""
         return [word[:-1] for word in self.weights if word[-1] == "*"]
 
-    def telling(self) -> list[str]:
-        """The words that count in full, or all where none does."""
-        return [word for word, weight in self.weights.items() if weight == 1.0] or list(self.weights)
+    def proposing(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The words that find rows by themselves: stop words only where no row holds another one.
+
+        counts: in how many rows each word is.
+        """
+        telling = {word: counts[word] for word, weight in self.weights.items() if weight == 1.0}
+        return telling if any(telling.values()) else {word: counts[word] for word in self.weights}
 
     def match(self, words: Iterable[str]) -> str:
         """The FTS5 expression for the rows that hold any of ``words`` and all that the query demands."""

@@ -91,7 +91,7 @@ def peek(path: Path) -> StoreInfo | None:
 
 def open_store(path: Path, lock: WriteLock, options: OpenOptions) -> Opened:
     """Open or create the store at ``path``; see ``Records.open`` for what it raises."""
-    _refuse_settings(options.dim, options.metric, options.durability)
+    _refuse_settings(options.dim, options.metric, options.durability, options.stemming)
     _refuse_folder(path.parent)
     exists = path.exists()
     if exists:
@@ -245,11 +245,13 @@ def _refuse_unreadable_log(path: Path) -> None:
     )
 
 
-def _refuse_settings(dim: object, metric: object, durability: object) -> None:
+def _refuse_settings(dim: object, metric: object, durability: object, stemming: str | None) -> None:
     if dim is not None and (isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= MAX_DIM):
         raise ConfigurationError(f"dim must be an integer from 1 to {MAX_DIM}, not {shown(dim)}")
     if metric is not None and metric not in METRICS:
         raise ConfigurationError(f"metric must be one of {', '.join(METRICS)}, not {shown(metric)}")
+    if stemming is not None:
+        stemmer(stemming)
     if durability not in ("full", "normal"):
         raise ConfigurationError(f"durability must be full or normal, not {shown(durability)}")
 

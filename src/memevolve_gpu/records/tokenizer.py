@@ -89,16 +89,22 @@ _ACCENTS = re.compile("[\u0300-\u036f\u0591-\u05c7\u0640\u064b-\u0652\u0670\u1ab
 _LETTERS = str.maketrans("łøđħıŧŋ", "lodhitn") | {ord("æ"): "ae", ord("œ"): "oe", ord("þ"): "th", ord("ð"): "d"}
 _PUNCTUATION = str.maketrans("\u2019\u02bc\u2010\u2011\u2043", "''---", "\u00ad\u2060\ufeff")
 
+_ALPHANUMERIC = "".join(char for char in map(chr, range(128)) if char.isalnum())
 _FLAG = re.compile(r"--?[^\W\d][\w-]*")
 _VERSION = re.compile(r"v?\d+(?:\.\d+)+")
 _QUANTITY = re.compile(r"(\d+)([a-z]{1,3})")
 _LANGUAGE = re.compile(r"[^\W\d_]\w{0,15}(?:\+\+|#)(?=\d|\W|$)")
 _BREAKS = re.compile(r"\.{2,}|--+")
-_SPOKEN = re.compile(r"(?<=n)'(?=t$)|'(?:s|m|d|re|ve|ll)?$", re.IGNORECASE)
 _PLAIN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _BY_CASE = re.compile(r"AA+a(?![aA])|A?a+0*|A+(?!a)0*|0+")
 
 _LIGHT_LEAST = 4
+
+_LEAST_SPOKEN = 3
+"""Characters of a part before or after an apostrophe that is found on its own."""
+
+_ODD = "\n"
+_AS_TEXT = dict.fromkeys(range(128), " ") | {ord(char): char.lower() for char in _ALPHANUMERIC} | {ord("'"): None}
 
 _STOP_WORDS = """
 a about after all also am an and any are as at be because been before being but by can could did do does doing done
@@ -109,6 +115,9 @@ dont doesnt didnt isnt arent wasnt werent havent hasnt wont cant couldnt wouldnt
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 """English words that say little: they count a tenth in a query, see ``keyword_query.py``."""
+
+
+Stem = Callable[[str], str]
 
 
 class Words(NamedTuple):
@@ -123,9 +132,6 @@ class Words(NamedTuple):
         return Counter(f"{self.text} {self.more}".split())
 
 
-_NO_WORDS = Words("", "")
-
-
 def words_of(text: str, stemming: str = STEMMING) -> Words:
     """The words of a text, see the module. stemming: as :func:`stemmer` takes it.
 
@@ -138,9 +144,15 @@ def words_of(text: str, stemming: str = STEMMING) -> Words:
         Words(text='用 redis 缓 存', more='redi 缓存')
     """
     known = _known(stemming)
-    made = map(known.__getitem__, _ASCII_NAMES.findall(text)) if text.isascii() else _made(known, pieces_of(text))
-    lists = [*zip(*made, strict=True)]
-    return Words(" ".join(lists[0]), " ".join(filter(None, lists[1]))) if lists else _NO_WORDS
+    if len(known.ascii) + len(known.names) >= _CACHED:
+        _known.cache_clear()  # other threads go on with theirs
+        known = _known(stemming)
+    if text.isascii():
+        more = " ".join(filter(None, map(known.ascii.__getitem__, text.split())))
+        if _ODD not in more:
+            return Words(text.translate(_AS_TEXT), more)
+    made = [known.words(piece) for piece in pieces_of(text)]
+    return Words(" ".join([one.text for one in made]), " ".join([one.more for one in made if one.more]))
 
 
 def pieces_of(text: str) -> list[str]:
@@ -158,8 +170,13 @@ def pieces_of(text: str) -> list[str]:
 
 
 def terms_of(piece: str, stemming: str = STEMMING) -> list[str]:
-    """The words by which a piece of a query is looked up: stems and wholes; pairs where a run has any."""
-    (words,) = _made(_known(stemming), [piece])
+    """The words by which a piece of a query is looked up: stems and wholes; pairs where a run has any.
+
+    A version is looked up as a whole: its numbers are in too many texts.
+    """
+    if version := _VERSION.fullmatch(fold(piece).rstrip(".")):
+        return [version[0].removeprefix("v")]
+    words = _known(stemming).words(piece)
     more = words.more.split()
     if more and is_spaceless(piece):
         return more
@@ -181,7 +198,7 @@ def fold(word: str) -> str:
 
 
 @cache
-def stemmer(stemming: str) -> Callable[[str], str]:
+def stemmer(stemming: str) -> Stem:
     """The function that gives a word's stem: ``light``, ``none``, or a language of the library snowballstemmer.
 
     Raises ConfigurationError when the name is unknown or the library is not installed.
@@ -251,27 +268,47 @@ def _names() -> re.Pattern[str]:
     return re.compile(f"{_EMOJI}|[{_NAME}{marks}]{{1,{MOST_CHARS}}}")
 
 
-class _Known(dict[str, Words]):
-    """The words of names and emoji by piece, made when they are first asked for; emptied when there are many."""
+class _Mores(dict[str, str]):
+    """``more`` of what stands between blanks, made when asked for; ``_ODD`` where ``text`` is not just ``_AS_TEXT``.
 
-    def __init__(self, stem: Callable[[str], str]) -> None:
+    A dict of texts keeps less of Python's garbage collector busy than one of :class:`Words`, and of each word of a
+    text only this is looked up.
+    """
+
+    def __init__(self, stem: Stem) -> None:
         super().__init__()
         self._stem = stem
 
-    def __missing__(self, piece: str) -> Words:
-        if len(self) >= _CACHED:
-            self.clear()
-        made = self[piece] = _words_of_name(piece, self._stem)
-        return made
+    def __missing__(self, chunk: str) -> str:
+        made = [_words_of_name(piece, self._stem) for piece in pieces_of(chunk)]
+        plain = " ".join([one.text for one in made]).split() == chunk.translate(_AS_TEXT).split()
+        more = " ".join([one.more for one in made if one.more]) if plain else _ODD
+        if len(chunk) <= MOST_CHARS:
+            self[chunk] = more
+        return more
+
+
+class _Known:
+    """What was made by one stemmer, kept."""
+
+    def __init__(self, stem: Stem) -> None:
+        self._stem = stem
+        self.ascii = _Mores(stem)
+        self.names: dict[str, Words] = {}
+
+    def words(self, piece: str) -> Words:
+        """Of one of the :func:`pieces_of` a text."""
+        if piece[0] >= _FIRST_SPACELESS and is_spaceless(piece):
+            return _words_of_run(piece)
+        words = self.names.get(piece)
+        if words is None:
+            words = self.names[piece] = _words_of_name(piece, self._stem)
+        return words
 
 
 @cache
 def _known(stemming: str) -> _Known:
     return _Known(stemmer(stemming))
-
-
-def _made(known: _Known, pieces: list[str]) -> list[Words]:
-    return [_words_of_run(one) if one[0] >= _FIRST_SPACELESS and is_spaceless(one) else known[one] for one in pieces]
 
 
 def _words_of_run(run: str) -> Words:
@@ -284,7 +321,7 @@ def _words_of_run(run: str) -> Words:
     return Words(" ".join(letters), " ".join(map("".join, pairwise(letters))))
 
 
-def _words_of_name(piece: str, stem: Callable[[str], str]) -> Words:
+def _words_of_name(piece: str, stem: Stem) -> Words:
     if _PLAIN.fullmatch(piece):
         word = piece.lower()
         root = stem(word)
@@ -296,7 +333,7 @@ def _words_of_name(piece: str, stem: Callable[[str], str]) -> Words:
         return Words(bare, " ".join(parts))
     text: list[str] = []
     more: dict[str, None] = {}
-    _add_name(piece, text, more)
+    _add_name(piece, text, more, stem)
     for word in text:
         more[stem(word)] = None
         for run in _HANGUL.findall(word):
@@ -306,7 +343,7 @@ def _words_of_name(piece: str, stem: Callable[[str], str]) -> Words:
     return Words(" ".join(text), " ".join(more))
 
 
-def _add_name(piece: str, text: list[str], more: dict[str, None]) -> None:
+def _add_name(piece: str, text: list[str], more: dict[str, None], stem: Stem) -> None:
     """Add the words of a name to ``text``, and the wholes that it is or contains to ``more``."""
     if piece[0] == "-" and (flag := _FLAG.fullmatch(piece)):
         more[_whole(flag[0])] = None
@@ -315,14 +352,14 @@ def _add_name(piece: str, text: list[str], more: dict[str, None]) -> None:
         if len(steps) > 1:
             more[_whole("/".join(steps)).strip(".-@")] = None
         for step in steps:
-            _add_step(step, text, more)
+            _add_step(step, text, more, stem)
 
 
 def _whole(name: str) -> str:
     return fold(name).replace("'", "")
 
 
-def _add_step(step: str, text: list[str], more: dict[str, None]) -> None:
+def _add_step(step: str, text: list[str], more: dict[str, None], stem: Stem) -> None:
     """Add one step of a path: a file name, a version, an address, a word."""
     step = step.lstrip("-'@+#").rstrip(".-'@")
     if language := _LANGUAGE.match(step):
@@ -338,16 +375,20 @@ def _add_step(step: str, text: list[str], more: dict[str, None]) -> None:
     if "@" in step:
         more[_whole(step)] = None
     for one in re.split(r"[.@+#]+", step):
-        _add_compound(one, text, more)
+        _add_compound(one, text, more, stem)
 
 
-def _add_compound(one: str, text: list[str], more: dict[str, None]) -> None:
+def _add_compound(one: str, text: list[str], more: dict[str, None], stem: Stem) -> None:
     """Add a word, or the parts of one that is joined by hyphens, underscores, apostrophes or capitals."""
-    parts = [part for part in re.split(r"[-_']+", _SPOKEN.sub("", one)) if part]
-    words = [folded for part in parts for word in _by_case(part) if (folded := fold(word))]
+    bare = one.replace("'", "")
+    words = [folded for part in re.split("[-_]+", bare) for word in _by_case(part) if (folded := fold(word))]
+    if len(bare) < len(one):
+        parts = [fold(part) for part in re.split("[-_']+", one) if len(part) >= _LEAST_SPOKEN]
+        more.update(dict.fromkeys([*parts, *map(stem, parts)]))
     text += words
     if len(words) > 1:
-        more["".join(words)] = None
+        whole = "".join(words)
+        more.update(dict.fromkeys((whole, stem(whole))))
     elif words and (amount := _QUANTITY.fullmatch(words[0])):
         more.update(dict.fromkeys(amount.groups()))
 

@@ -163,6 +163,9 @@ _AutoPrune = Annotated[
     Literal["off", "lru", "lfu", "oldest"], BeforeValidator(_word), Allowed("off, lru, lfu or oldest")
 ]
 _Unicode = Annotated[Literal["nfc", "exact"], BeforeValidator(_word), Allowed("nfc or exact")]
+_Stemming = Annotated[
+    Annotated[str, Field(pattern=r"^[a-z]+$")] | None, Allowed("light, none, or a language such as german")
+]
 _Fields = Annotated[
     Annotated[str, Field(pattern=r"^[^,:]+(:\s*(number|text|time)\s*)?(,[^,:]+(:\s*(number|text|time)\s*)?)*$")] | None,
     Allowed("none, or paths with commas between them, each with :number, :text or :time after it or not"),
@@ -512,6 +515,8 @@ class StorageConfig(_Settings):
     """Fields that the file keeps an index of, so that the first filter on them is quick; None keeps those it has."""
     filter_unicode: _Unicode = "nfc"
     """Whether filters compare texts in Unicode's composed form, or as they are."""
+    keyword_stemming: _Stemming = None
+    """How keyword search treats the forms of a word; None keeps what the file has, ``light`` where it is new."""
     durability: _Durability = "full"
     """``full`` syncs before a write is acknowledged; ``normal`` may lose the last writes when power fails."""
     lock_timeout: _Seconds = 30.0

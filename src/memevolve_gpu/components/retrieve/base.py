@@ -178,6 +178,11 @@ class RetrievalStrategy(ABC):
 
         Returns:
             The results, best first.
+
+        Raises:
+            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
+            InvalidFilterError: ``filters`` is malformed.
+            EmbeddingError: The query cannot be embedded.
         """
 
     def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:

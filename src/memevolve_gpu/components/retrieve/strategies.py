@@ -19,9 +19,9 @@ from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
-from ..store.base import StorageBackend, score_of
+from ..store.base import StorageBackend
 from ..store.foreign import as_backend
-from ..store.ranking import Ranking, best, similarity_of
+from ..store.ranking import Ranking, best, score_of, similarity_of
 from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
 from .reorder import Rerank, diverse, reranked
@@ -153,10 +153,11 @@ def _scanned_keywords(
     holding = {word: sum(word in counts for *_, counts in held) for word in asked.weights}
     lengths = {unit_id: words.counts.total() for unit_id, words in docs}
     score = bm25(len(docs), sum(lengths.values()) / len(docs), holding, asked.weights)
+    proposing = asked.proposing(holding).keys()
     found = [
         Ranked(unit_id, score(counts, lengths[unit_id]))
         for unit_id, words, counts in held
-        if not asked.weights.keys().isdisjoint(counts) and asked.admits(words)
+        if not proposing.isdisjoint(counts) and asked.admits(words)
     ]
     found = sorted(found, key=lambda one: -one.score)[:limit]
     full = full_score(len(docs), holding, asked.weights)
@@ -244,21 +245,6 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """Find the units that share words with a query.
-
-        Args:
-            query: The text to search for.
-            storage_backend: The store.
-            top_k: Most results.
-            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-
-        Returns:
-            The results, largest BM25 score first.
-
-        Raises:
-            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
-            InvalidFilterError: ``filters`` is malformed.
-        """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
 
@@ -274,7 +260,6 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many units share a word with the query, at most 1,000."""
         check_query(query, 1)
         return len(by_keywords(as_backend(storage_backend), query, COUNTED, filters))
 
@@ -282,7 +267,8 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
 class SemanticRetrievalStrategy(RetrievalStrategy):
     """Searches the backend's vector index.
 
-    The score is that of the store: the cosine, the dot product, or 1 / (1 + distance) for l2.
+    The score is that of the store: the cosine, the dot product, or 1 / (1 + distance) for l2;
+    ``metadata["distance"]`` of a result is that of ``VectorStore.search``.
 
     Examples:
         >>> from memevolve_gpu import HashingEmbedder
@@ -318,22 +304,6 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """Find the units nearest in meaning to a query.
-
-        Args:
-            query: The text to search for.
-            storage_backend: The store.
-            top_k: Most results.
-            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-
-        Returns:
-            The results, nearest first; ``metadata["distance"]`` is that of ``VectorStore.search``.
-
-        Raises:
-            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
-            InvalidFilterError: ``filters`` is malformed.
-            EmbeddingError: The query cannot be embedded.
-        """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
         if self.ranking is None:
@@ -356,18 +326,15 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many matching units reach the threshold, at most 1,000."""
         check_query(query, 1)
         found = by_meaning(as_backend(storage_backend), query, COUNTED, filters, self._scan)
         least = self.similarity_threshold
         return sum(least is None or one.score >= least for one in found)
 
     def save_state(self) -> dict[str, Any]:
-        """Return the threshold."""
         return {"similarity_threshold": self.similarity_threshold}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the threshold."""
         held = mapping("state", state).get("similarity_threshold", self.similarity_threshold)
         self.similarity_threshold = _threshold(held)
 
@@ -402,7 +369,9 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     """Searches the vector index and the keyword index, and fuses the results.
 
     ``weighted`` adds half of the cosine and half of the keyword score, the share of a full match by BM25; scores are
-    in 0..1 and can be compared between queries. ``rrf`` is reciprocal rank fusion, which uses ranks only.
+    in 0..1 and can be compared between queries. ``rrf`` is reciprocal rank fusion, which uses ranks only. ``metadata``
+    of a result has ``semantic_score``, ``keyword_score``, ``semantic_rank`` and ``keyword_rank`` (from 0); None where
+    that search did not find the unit.
 
     Examples:
         >>> import tempfile
@@ -480,23 +449,6 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """Find the best units of both searches.
-
-        Args:
-            query: The text to search for.
-            storage_backend: The store.
-            top_k: Most results.
-            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-
-        Returns:
-            The results, each unit once, best first. ``metadata`` has ``semantic_score``, ``keyword_score``,
-            ``semantic_rank`` and ``keyword_rank`` (from 0); None where that search did not find the unit.
-
-        Raises:
-            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
-            InvalidFilterError: ``filters`` is malformed.
-            EmbeddingError: The query cannot be embedded.
-        """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
         wanted = max(POOL, POOL_FACTOR * top_k) if self.rerank is not None or self.diversity else top_k
@@ -517,12 +469,10 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many units either search finds with a score that reaches the threshold, at most 1,000."""
         check_query(query, 1)
         return min(COUNTED, len(self._fused(query, as_backend(storage_backend), COUNTED, filters)))
 
     def save_state(self) -> dict[str, Any]:
-        """Return weights, threshold, the kind of fusion, the share of neighbours and the diversity."""
         return {
             "semantic_weight": self.semantic_weight,
             "keyword_weight": self.keyword_weight,
@@ -533,7 +483,6 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``save_state`` of another instance returned."""
         held = mapping("state", state)
         word("fusion", held.get("fusion", self.fusion), ("weighted", "rrf"), ConfigurationError)
         threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))

@@ -10,7 +10,7 @@ from ...errors import ConfigurationError
 from ...records.writer import WriteContext
 from ...utils.arguments import listed, whole_number
 from ...utils.config import namespace_path
-from .base import operation_name
+from .history import operation_name
 from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
 from .selecting import SelectingBackend
 from .units import checked_id, one_id
@@ -27,28 +27,6 @@ class NamespacedBackend(SelectingBackend):
     """The parts of the name of the namespace; empty for the default one."""
 
     def namespace(self: _Backend, *path: str) -> _Backend:
-        """Give a view of one namespace: a store of its own that sees and changes nothing else.
-
-        Closing the view leaves this store open; closing this store ends the view.
-
-        Args:
-            path: The parts of its name, the outermost first, below the namespace of this store.
-
-        Returns:
-            The view, a ``VectorStore``. The namespace exists from its first unit on.
-
-        Raises:
-            ConfigurationError: A part is no text of 1 to 256 characters without slashes and control characters.
-
-        Examples:
-            >>> from memevolve_gpu import HashingEmbedder, VectorStore
-            >>> with VectorStore("memory", HashingEmbedder()) as store:
-            ...     alice, bob = store.namespace("org", "alice"), store.namespace("org", "bob")
-            ...     alice.store({"content": "Rebase before you push"}, ttl=3600)
-            ...     alice.count(), bob.count(), store.count()
-            'unit_0'
-            (1, 0, 0)
-        """
         parts = namespace_path([*self.namespace_path, *path])
         self._open  # noqa: B018 - raises where this store is closed
         view = copy.copy(self)
@@ -56,25 +34,9 @@ class NamespacedBackend(SelectingBackend):
         return view
 
     def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
-        """List the namespaces that hold units or have limits, in the order of their paths.
-
-        Args:
-            prefix: Lists only this one and those below it; relative to the namespace of this store.
-
-        Returns:
-            Path, count and limits of each.
-        """
         return [info for info, _ in self._listed(subtree_path(prefix))]
 
     def delete_namespace(self, *path: str) -> int:
-        """Delete a namespace with its units and limits, in one transaction; those below it stay.
-
-        Args:
-            path: As for :meth:`namespace`; none for the namespace of this store.
-
-        Returns:
-            The number of deleted units.
-        """
         session = self._open
         where, name = namespace_path([*self.namespace_path, *path]), operation_name("delete_namespace")
         with session.records.write(namespace=where, operation=name) as tx:
@@ -83,20 +45,6 @@ class NamespacedBackend(SelectingBackend):
         return removed
 
     def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
-        """Set the limits of the namespace of this store; both at once, None for no limit.
-
-        Args:
-            max_units: Most units. Those beyond a lower limit stay, and no new one is taken.
-            default_ttl: Seconds, or a timedelta, after which units expire that are stored from now on without a time
-                of their own.
-
-        Returns:
-            The namespace with its new limits.
-
-        Raises:
-            ConfigurationError: ``max_units`` is no whole number of at least 1.
-            InvalidUnitError: ``default_ttl`` is no time.
-        """
         most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
         life = None if default_ttl is None else seconds("default_ttl", default_ttl)
         with self._write("set_limits") as tx:
@@ -104,19 +52,6 @@ class NamespacedBackend(SelectingBackend):
         return self._info
 
     def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
-        """Set when units expire, in one transaction.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-            ttl: Seconds from now, or a timedelta.
-            expires_at: Unix time in seconds, or a datetime with its zone. Neither: the units do not expire.
-
-        Returns:
-            The number of units found.
-
-        Raises:
-            InvalidUnitError: An id or a time is none; nothing is changed.
-        """
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         until = expiry_of(ttl, expires_at, session.clock())
@@ -126,19 +61,10 @@ class NamespacedBackend(SelectingBackend):
         return found
 
     def expiry(self, unit_id: str) -> float | None:
-        """Read when a unit expires.
-
-        Args:
-            unit_id: Its id.
-
-        Returns:
-            Unix time in seconds; None for a unit that does not expire, and where there is no unit of that id.
-        """
         return self._open.records.expiry_of(unit_id, ns=self._key) if one_id(unit_id, "units") else None
 
     @property
     def _key(self) -> int:
-        """The key of the namespace; MISSING where it does not exist yet."""
         return self._open.key_of(self.namespace_path)
 
     @property

@@ -13,8 +13,8 @@ from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import switch
 from ...utils.config import StorageConfig
-from .base import MetadataMixin, StorageBackend
-from .listing import Listing, listing_of, merged_unit, some_condition, with_created_at
+from .base import StorageBackend
+from .listing import Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
@@ -94,93 +94,17 @@ class SelectingBackend(StorageBackend, MetadataMixin):
     def facets(
         self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
     ) -> list[tuple[Any, int]]:
-        """Count the units by the value of a field.
-
-        Args:
-            field: The path of the field. Each element of a list counts as a value; objects do not count.
-            filters: Counts only units that match.
-            limit: Most values; None for all.
-
-        Returns:
-            (value, number of units) pairs, most units first.
-
-        Examples:
-            >>> from memevolve_gpu import HashingEmbedder, VectorStore
-            >>> store = VectorStore("facets", HashingEmbedder())
-            >>> ids = store.store_batch([{"content": tag, "tags": [tag, "all"]} for tag in ("git", "git", "tar")])
-            >>> store.facets("tags")
-            [('all', 3), ('git', 2), ('tar', 1)]
-            >>> store.close()
-        """
         return facet_counts(self._open, path_of(field), self._filter(filters), limit, self._scope)
 
     def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
-        """Change parts of a unit, in one transaction, and set ``metadata.updated_at``.
-
-        Args:
-            unit_id: Its id.
-            changes: A JSON merge patch (RFC 7396): objects such as ``metadata`` are merged, None removes a key, any
-                other value replaces. The unit is embedded again only when its text changes.
-
-        Returns:
-            False when there is no unit of that id.
-
-        Raises:
-            InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
-            EmbeddingError: As for :meth:`store`.
-
-        Examples:
-            >>> from memevolve_gpu import HashingEmbedder, VectorStore
-            >>> store = VectorStore("patched", HashingEmbedder())
-            >>> unit_id = store.store({"content": "Rebase before you push", "metadata": {"score": 0.2, "draft": True}})
-            >>> store.patch(unit_id, {"metadata": {"score": 0.9, "draft": None}})
-            True
-            >>> unit = store.retrieve(unit_id)
-            >>> unit["content"], unit["metadata"]["score"], "draft" in unit["metadata"]
-            ('Rebase before you push', 0.9, False)
-            >>> store.close()
-        """
         wanted = checked_id(unit_id)
         return bool(self._merge_into("patch", lambda _: [wanted], changes))
 
     def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        """Change parts of every unit that matches, in one transaction: all of them or none.
-
-        Args:
-            filters: Which units, see ``docs/reference/filters.md``.
-            changes: As for :meth:`patch`.
-
-        Returns:
-            The number of units that were changed.
-
-        Raises:
-            InvalidUnitError: As for :meth:`patch`; nothing was changed.
-
-        Examples:
-            >>> from memevolve_gpu import F, HashingEmbedder, VectorStore
-            >>> store = VectorStore("updated", HashingEmbedder())
-            >>> ids = store.store_batch([{"content": str(n), "metadata": {"score": n / 10}} for n in range(5)])
-            >>> store.update_where(F("metadata.score") >= 0.3, {"metadata": {"good": True}})
-            2
-            >>> store.delete_where({"metadata.good": {"exists": False}}), store.count()
-            (3, 2)
-            >>> store.close()
-        """
         parsed = self._filter(filters)
         return self._merge_into("update_where", lambda tx: matching_ids(self._open, tx, parsed), changes)
 
     def delete_where(self, filters: Mapping[str, Any]) -> int:
-        """Delete every unit that matches, in one transaction.
-
-        Args:
-            filters: Which units, see ``docs/reference/filters.md``; a filter that holds of every unit is refused.
-
-        Returns:
-            The number of deleted units.
-
-        Raises:
-            InvalidFilterError: The filter has no condition.
-        """
         session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
         with self._write("delete_where") as tx:
             dropped = tx.drop_many(matching_ids(session, tx, parsed))
@@ -201,27 +125,6 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         weights: Mapping[str, float] | None = None,
         relative: bool = False,
     ) -> list[tuple[float, str]]:
-        """Find the units whose embedded text shares words with a query.
-
-        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
-        has no other.
-
-        Args:
-            query: The text.
-            top_k: Most results.
-            filters: As for :meth:`search`.
-            offset: As for :meth:`search`.
-            min_score: Leaves out units with a smaller score.
-            recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
-            importance: See ``recency``.
-            weights: See ``recency``.
-            relative: See the return value.
-
-        Returns:
-            (BM25 score, id) pairs, best first; with ``relative`` the score is in 0..1 and can be compared between
-            queries: it is a share of what a text of mean length scores that holds every word of the query once. Words
-            are counted among the units of the namespace that match ``filters``.
-        """
         records, parsed, key = self._open.records, self._filter(filters), self._key
         window = Window.of(check_arguments(top_k, None, query), offset, min_score)
         ranking, most = Ranking.of(recency, importance, weights), max(1, records.count(ns=key))

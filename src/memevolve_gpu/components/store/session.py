@@ -39,9 +39,9 @@ from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import DeviceQueries, check_vectors, device_queries
 from .access_stats import Accesses
-from .base import score_of
 from .legacy_import import Limits, import_legacy
 from .namespaces import Path as Space
+from .ranking import score_of
 from .service_samples import Samples
 from .units import UnitEmbedder, unit_to_text
 
@@ -304,6 +304,7 @@ def open_session(
         durability=config.durability,
         lock_timeout=config.lock_timeout,
         file_mode=int(config.file_mode, 8),
+        stemming=config.keyword_stemming,
         text_of=unit_to_text,
     )
     try:
