@@ -279,7 +279,7 @@ def test_management_goes_through_one_call(backend: StorageBackend) -> None:
     system = system_on(backend)
     system.add_units([unit(f"n{n}", f"word{n // 2}", metadata={"created_at": days_ago(9 - n)}) for n in range(10)])
     assert system.manage_memory("deduplicate", similarity_threshold=0.99, dry_run=True)[0] == 5
-    assert system.manage_memory("deduplicate") == (5, ["n1", "n3", "n5", "n7", "n9"])
+    assert system.manage_memory("deduplicate", keep="oldest") == (5, ["n1", "n3", "n5", "n7", "n9"])
     assert system.manage_memory("prune", criteria={"max_age": 8.5}) == (1, ["n0"])
     assert system.manage_memory("forget", strategy="random", count=1, seed=4)[0] == 1
     assert len(system.manage_memory("consolidate", by="type")) == 1

@@ -327,11 +327,11 @@ def test_near_duplicates_go_by_cosine_whatever_the_metric_and_the_length(tmp_pat
     scaled = {name: [lengths[name] * x for x in row] for name, row in vectors.items()}
     with store_at(tmp_path, Given(scaled), metric=metric) as store:
         store.store_batch([unit(name) for name in "abcde"])
-        removed = STRATEGY.deduplicate(store, 0.99)
+        removed = STRATEGY.deduplicate(store, 0.99, keep="oldest", compare="cosine")
         assert removed == (1, ["b"])
         assert removed.notes == {"groups": 1}
-        assert STRATEGY.deduplicate(store, 0.99) == (0, [])
-        assert STRATEGY.deduplicate(store, 0.89) == (1, ["c"])
+        assert STRATEGY.deduplicate(store, 0.99, keep="oldest", compare="cosine") == (0, [])
+        assert STRATEGY.deduplicate(store, 0.89, keep="oldest", compare="cosine") == (1, ["c"])
 
 
 def test_no_chain_of_small_steps_deletes_what_is_far_from_what_stays(tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_no_chain_of_small_steps_deletes_what_is_far_from_what_stays(tmp_path: P
     vectors = {f"s{n}": [float(np.cos(angle)), float(np.sin(angle))] for n, angle in enumerate(angles)}
     with store_at(tmp_path, Given(vectors)) as store:
         store.store_batch([unit(name) for name in vectors])
-        assert STRATEGY.deduplicate(store, float(np.cos(0.25))).ids == ["s1", "s3"]
+        assert STRATEGY.deduplicate(store, float(np.cos(0.25)), keep="oldest", compare="cosine").ids == ["s1", "s3"]
         assert ids_of(store) == ["s0", "s2", "s4"]
 
 
@@ -369,13 +369,13 @@ def test_of_copies_that_were_read_alike_the_oldest_stays(tmp_path: Path) -> None
 def test_equal_texts_are_duplicates_where_there_are_no_vectors() -> None:
     plain = open_scratch()
     plain.store_batch([unit("a", "Copy  the file"), unit("b", "copy the FILE"), unit("c", "copy the files")])
-    assert STRATEGY.deduplicate(plain, 0.5).ids == ["b"]
+    assert STRATEGY.deduplicate(plain, 0.5).ids == ["a"]
 
 
 def test_directionless_vectors_are_no_duplicates(tmp_path: Path) -> None:
     with store_at(tmp_path, Given({"a": [0.0], "b": [0.0], "c": [1.0], "d": [1.0]})) as store:
         store.store_batch([unit(name) for name in "abcd"])
-        assert STRATEGY.deduplicate(store, 0.9).ids == ["d"]
+        assert STRATEGY.deduplicate(store, 0.9, keep="oldest", compare="cosine").ids == ["d"]
 
 
 def test_what_deduplication_finds_in_an_index_agrees_with_comparing_all(
@@ -392,7 +392,7 @@ def test_what_deduplication_finds_in_an_index_agrees_with_comparing_all(
         for at in range(len(rows)):
             if not kept or float((rows[kept] @ rows[at]).max()) < 0.97:
                 kept.append(at)
-        removed = STRATEGY.deduplicate(store, 0.97)
+        removed = STRATEGY.deduplicate(store, 0.97, keep="oldest", compare="cosine")
         missed = len(rows) - len(kept) - removed[0]
         assert {int(name[1:]) for name in removed.ids}.isdisjoint(kept)
         assert 0 <= missed <= 0.02 * len(rows)
@@ -407,7 +407,7 @@ def test_a_threshold_that_is_no_cosine_is_refused(backend: StorageBackend, thres
 
 def test_unknown_choices_are_refused(backend: StorageBackend) -> None:
     with pytest.raises(ConfigurationError, match="keep"):
-        STRATEGY.deduplicate(backend, keep="newest")  # type: ignore[arg-type]
+        STRATEGY.deduplicate(backend, keep="best")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="by must"):
         STRATEGY.consolidate(backend, by="tags")  # type: ignore[arg-type]
 
@@ -425,7 +425,7 @@ def test_similar_units_become_one_that_says_where_it_comes_from(tmp_path: Path) 
                 unit("b", "rebasing replays", tags=["git", 7], metadata={"created_at": dates[2], "score": 2, "k": "v"}),
             ]
         )
-        (merged,) = STRATEGY.consolidate(store, similarity_threshold=0.9)
+        (merged,) = STRATEGY.consolidate(store, similarity_threshold=0.9, compare="cosine")
         assert store.retrieve(merged["id"]) == merged
         assert ids_of(store) == ["t", merged["id"]]
         assert merged["content"] == "rebase rewrites\n\nrebasing replays"
@@ -492,7 +492,7 @@ def test_nothing_is_deleted_when_the_merged_text_cannot_be_embedded(tmp_path: Pa
 
         given.__class__ = type("Failing", (Given,), {"__call__": lambda self, text: fail(text)})
         with pytest.raises(EmbeddingError, match="the service is down"):
-            STRATEGY.consolidate(store, similarity_threshold=0.9)
+            STRATEGY.consolidate(store, similarity_threshold=0.9, compare="cosine")
         assert ids_of(store) == ["a", "b"]
 
 
@@ -809,7 +809,7 @@ def test_the_manager_remembers_what_it_did(backend: StorageBackend) -> None:
     history = manager.get_operation_history()
     assert [entry["operation"] for entry in history] == ["deduplicate", "prune", "forget", "consolidate"]
     assert history[0]["details"]["count"] == 4
-    assert history[1]["details"] == {"count": 1, "unit_ids": ["a0"], "criteria": {"max_count": 3}}
+    assert history[1]["details"] == {"count": 1, "unit_ids": ["a1"], "criteria": {"max_count": 3}}
     assert history[2]["details"]["seed"] == 3
     assert history[3]["details"]["count"] == 1
     assert manager.get_health_metrics().last_operation == "consolidate"

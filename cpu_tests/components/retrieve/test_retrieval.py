@@ -99,14 +99,16 @@ def test_by_words_the_rarest_count_most(backend: StorageBackend) -> None:
 
 def test_both_together_find_what_either_finds(backend: StorageBackend) -> None:
     results = hybrid().retrieve("question mark", backend, 4)
-    assert ids(results) == ["r", "m", "u", "p"]
-    marked = results[1]
+    assert ids(results) == ["m", "r", "u", "p"]
+    marked = results[0]
     assert marked.metadata is not None
     cosine = 0.8 * 0.6
     assert marked.metadata["semantic_score"] == pytest.approx(cosine, abs=1e-3)
     assert (marked.metadata["semantic_rank"], marked.metadata["keyword_rank"]) == (3, 0)
-    assert marked.score == pytest.approx(0.7 * cosine + 0.3, abs=1e-3)
-    assert results[0].metadata == {
+    words = marked.metadata["keyword_score"]
+    assert 0.5 < words <= 1.0
+    assert marked.score == pytest.approx(0.5 * cosine + 0.5 * words, abs=1e-3)
+    assert results[1].metadata == {
         "semantic_score": pytest.approx(0.9815, abs=1e-3),
         "keyword_score": None,
         "semantic_rank": 0,
@@ -163,8 +165,8 @@ def test_what_falls_short_of_the_threshold_is_left_out(backend: StorageBackend) 
     assert ids(semantic(similarity_threshold=0.7).retrieve("question", backend)) == ["r", "u"]
     assert semantic(similarity_threshold=0.7).count_relevant("question", backend) == 2
     assert semantic().count_relevant("question", backend) == 4
-    assert ids(hybrid(similarity_threshold=0.6).retrieve("question mark", backend)) == ["r", "m"]
-    assert hybrid(similarity_threshold=0.6).count_relevant("question mark", backend) == 2
+    assert ids(hybrid(similarity_threshold=0.45).retrieve("question mark", backend)) == ["m", "r"]
+    assert hybrid(similarity_threshold=0.45).count_relevant("question mark", backend) == 2
     assert KeywordRetrievalStrategy().count_relevant("commit", backend) == 2
 
 
@@ -172,7 +174,7 @@ def test_a_store_embeds_by_itself(tmp_path: Path) -> None:
     with store_at(tmp_path, Given(VECTORS)) as store:
         store.store_batch(UNITS)
         assert ids(SemanticRetrievalStrategy().retrieve("question", store, 1)) == ["r"]
-        assert ids(HybridRetrievalStrategy().retrieve("question", store, 1)) == ["r"]
+        assert ids(HybridRetrievalStrategy().retrieve("undo", store, 1)) == ["u"]
 
 
 def test_a_backend_without_an_index_needs_an_embedding_function() -> None:
@@ -238,7 +240,7 @@ def test_units_deleted_while_they_are_fused_are_passed_over(tmp_path: Path) -> N
 
 def test_weighted_fusion_by_hand() -> None:
     near = [Ranked("a", 0.9), Ranked("b", 0.5), Ranked("c", -0.2)]
-    words = [Ranked("b", 8.0), Ranked("d", 4.0)]
+    words = [Ranked("b", 1.0), Ranked("d", 0.5)]
     fused = weighted(near, words, (0.7, 0.3), {"d": 0.4})
     assert {one.id: round(one.score, 6) for one in fused} == {"a": 0.63, "b": 0.65, "c": 0.0, "d": 0.43}
     assert [one.id for one in fused] == ["b", "a", "d", "c"]
@@ -278,7 +280,10 @@ def test_extreme_weights_leave_one_half_alone(backend: StorageBackend) -> None:
     ("one", "other"),
     [
         (SemanticRetrievalStrategy(similarity_threshold=0.4), SemanticRetrievalStrategy()),
-        (HybridRetrievalStrategy(None, 3, 1, 0.2, fusion="rrf"), HybridRetrievalStrategy()),
+        (
+            HybridRetrievalStrategy(None, 3, 1, 0.2, fusion="rrf", neighbours=0.3, diversity=0.2),
+            HybridRetrievalStrategy(),
+        ),
         (KeywordRetrievalStrategy(), KeywordRetrievalStrategy()),
     ],
 )
@@ -449,3 +454,127 @@ def test_both_together_find_real_units_at_least_as_often_as_either_alone(shared_
             hits[type(strategy).__name__] = sum(str(query["unit_row"]) in names for query, names in pairs)
     assert hits["HybridRetrievalStrategy"] >= max(hits.values())
     assert hits["HybridRetrievalStrategy"] > 0.95 * len(queries)
+
+
+def test_frequent_words_alone_lift_nothing_past_a_threshold(tmp_path: Path) -> None:
+    texts = [f"{word}{n} is what the team uses for the {word}" for word in ("alpha", "beta") for n in range(60)]
+    with store_at(tmp_path, Given({"what": [1.0], "alpha0": [0, 1.0]})) as store:
+        store.store_batch([unit(f"u{n}", text) for n, text in enumerate(texts)])
+        found = HybridRetrievalStrategy().retrieve("what is the", store, top_k=5)
+        assert max((one.metadata or {})["semantic_score"] for one in found) < 0.9
+        lifted = [one.score - 0.5 * max(0.0, (one.metadata or {})["semantic_score"]) for one in found]
+        assert max(lifted) < 0.05
+
+
+@pytest.mark.parametrize("query", ["how do I bake a bread in the oven", "what is in the", "is it on the"])
+def test_stop_words_lift_no_unrelated_unit(tmp_path: Path, query: str) -> None:
+    texts = ["the server is in a rack on the left", "backups run every night", "use tabs, never spaces"]
+    with store_at(tmp_path, Given({query: [0, 1.0]})) as store:
+        store.store_batch([unit(f"u{n}", text) for n, text in enumerate(texts)])
+        found = HybridRetrievalStrategy().retrieve(query, store)
+        scores = {one.unit_id: one.score - 0.5 * max(0.0, one.metadata["semantic_score"]) for one in found}  # type: ignore[index]
+        assert scores["u0"] < 0.2
+
+
+def test_a_score_does_not_depend_on_what_else_is_found(tmp_path: Path) -> None:
+    texts = [f"note{n} about topic{n} here" for n in range(40)]
+    with store_at(tmp_path, Given({"kernel": [1.0]})) as store:
+        store.store_batch([unit(f"u{n}", text) for n, text in enumerate(texts)])
+        store.store(unit("part", "compile something today"))
+        query = "compile kernel modules twice"
+        (before,) = (one for one in HybridRetrievalStrategy().retrieve(query, store) if one.unit_id == "part")
+        store.store(unit("whole", "kernel modules twice"))
+        (after,) = (one for one in HybridRetrievalStrategy().retrieve(query, store) if one.unit_id == "part")
+        assert after.score == pytest.approx(before.score, abs=0.01)
+        (_, best), (_, second) = ((n, s) for s, n in store.search_keywords(query, 2, relative=True))
+        assert 0.2 < second < 0.4 < best <= 1.0
+
+
+@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("space", [(), ("alice",)])
+def test_a_filter_counts_words_as_if_there_were_no_other_units(
+    tmp_path: Path, folded: bool, space: tuple[str, ...]
+) -> None:
+    rng = random.Random(20261129)
+    words = [f"word{n}" for n in range(40)]
+    mine = [" ".join(rng.choices(words[:25], k=6)) for _ in range(300)]
+    others = [" ".join(rng.choices(words, k=6)) for _ in range(600)]
+    units = [unit(f"m{n}", text, metadata={"part": 1}) for n, text in enumerate(mine)]
+    folders = [tmp_path / name for name in ("every", "alone")]
+    for folder in folders:
+        folder.mkdir()
+    queries = ["word1 word7 word30", "word2", '"word3 word4" word5', "word6 -word7 word8", "word1* nothing"]
+    with store_at(folders[0]) as every, store_at(folders[1]) as alone:
+        held, only = (store.namespace(*space) if space else store for store in (every, alone))
+        held.store_batch([unit(f"o{n}", text, metadata={"part": 2}) for n, text in enumerate(others)])
+        for store in (held, only):  # the words of 256 units or more are folded into the index with them
+            for rows in [units] if folded else [units[:200], units[200:]]:
+                store.store_batch(rows)
+        for query in queries:
+            for relative in (True, False):
+                found = held.search_keywords(query, 300, {"metadata.part": 1}, relative=relative)
+                wanted = only.search_keywords(query, 300, relative=relative)
+                assert dict(map(reversed, found)) == pytest.approx(dict(map(reversed, wanted)))  # type: ignore[arg-type]
+                assert found == [] or wanted
+        assert held.search_keywords("word1", 5, {"metadata.part": 3}) == []
+
+
+def test_words_that_too_many_rows_hold_are_left_out_of_a_filtered_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memevolve_gpu.records.fulltext.MOST_READ", 10)
+    with store_at(tmp_path) as store:
+        store.store_batch([unit(f"u{n}", f"common rare{n}", metadata={"part": n % 2}) for n in range(300)])
+        assert [name for _, name in store.search_keywords("common rare4", 9, {"metadata.part": 0})] == ["u4"]
+        assert len(store.search_keywords("common", 9, {"metadata.part": 0})) == 9
+
+
+def test_the_neighbours_of_what_matches_come_along(tmp_path: Path) -> None:
+    vectors = {"ask": [1.0], "hit": [0.9, 0.436], "reply": [0.3, 0, 0.954], "other": [0.4, 0, 0, 0.917]}
+    places = {"hit": ("s", 4), "reply": ("s", 5), "other": ("t", 5)}
+    with store_at(tmp_path, Given(vectors)) as store:
+        store.store_batch(
+            [unit(name, metadata={"session": session, "position": at}) for name, (session, at) in places.items()]
+        )
+        plain = HybridRetrievalStrategy().retrieve("ask", store)
+        assert [one.unit_id for one in plain] == ["hit", "other", "reply"]
+        found = HybridRetrievalStrategy(neighbours=0.5).retrieve("ask", store)
+        assert [one.unit_id for one in found] == ["hit", "reply", "other"]
+        assert found[1].score == pytest.approx(plain[2].score + 0.5 * plain[0].score)
+        with pytest.raises(ConfigurationError, match="neighbours"):
+            HybridRetrievalStrategy(neighbours=-1)
+
+
+def test_a_reranker_has_the_last_word(backend: StorageBackend) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def by_length(query: str, texts: list[str]) -> list[float]:
+        asked.append((query, texts))
+        return [float(len(text)) for text in texts]
+
+    found = hybrid(rerank=by_length).retrieve("question", backend, 2)
+    assert ids(found) == ["m", "r"]
+    assert [one.score for one in found] == sorted((float(len(text)) for text in asked[0][1]), reverse=True)[:2]
+    assert [(query, len(texts)) for query, texts in asked] == [("question", 4)]
+    assert hybrid(rerank=by_length).retrieve("question", backend, 2, {"tags": "none"}) == []
+    for wrong in ([1.0], [float("nan")] * 4):
+        with pytest.raises(InvalidQueryError, match="rerank"):
+            hybrid(rerank=lambda _query, _texts, wrong=wrong: wrong).retrieve("question", backend)
+    with pytest.raises(ConfigurationError, match="rerank"):
+        hybrid(rerank="cross-encoder")
+
+
+def test_diversity_passes_over_what_resembles_a_better_result(tmp_path: Path) -> None:
+    vectors = {"ask": [1.0], "first": [0.9, 0.436], "copy": [0.899, 0.438], "else": [0.7, -0.714]}
+    with store_at(tmp_path, Given(vectors)) as store:
+        store.store_batch([unit(name) for name in ("first", "copy", "else")])
+        assert ids(HybridRetrievalStrategy().retrieve("ask", store, 2)) == ["first", "copy"]
+        found = HybridRetrievalStrategy(diversity=0.5).retrieve("ask", store, 2)
+        assert ids(found) == ["first", "else"]
+        plain = {one.unit_id: one.score for one in HybridRetrievalStrategy().retrieve("ask", store, 3)}
+        assert {one.unit_id: one.score for one in found} == {name: plain[name] for name in ids(found)}
+        assert ids(HybridRetrievalStrategy(diversity=1.0).retrieve("ask", store, 3)) == ["first", "else", "copy"]
+        assert HybridRetrievalStrategy(diversity=0.5).retrieve("ask", store, 3, {"type": "none"}) == []
+    for wrong in (-0.1, 1.1, "much"):
+        with pytest.raises(ConfigurationError, match="diversity"):
+            HybridRetrievalStrategy(diversity=wrong)  # type: ignore[arg-type]

@@ -176,7 +176,7 @@ def test_strategies_and_the_memory_system_serve_it(minimal: Any, filled: Storage
     assert [one.unit_id for one in semantic.retrieve_by_ids(["c", "none"], minimal)] == ["c"]
     strategy = SimpleManagementStrategy()
     assert strategy.get_health_metrics(minimal).duplicate_count == 1
-    assert strategy.deduplicate(minimal) == (1, ["c"])
+    assert strategy.deduplicate(minimal, keep="oldest") == (1, ["c"])
     assert strategy.apply_forgetting(minimal, "lru", 1) == (1, ["a"])
     system = MemorySystem(MemorySystemConfig(storage_backend=minimal, auto_prune_threshold=2))
     assert system.get_storage_health() == {"current_count": 1}

@@ -92,6 +92,13 @@ GOOD: dict[str, Any] = {
     "new_component": SemanticRetrievalStrategy(),
     "semantic_weight": 0.5,
     "keyword_weight": 0.5,
+    "neighbours": 0.5,
+    "diversity": 0.5,
+    "rerank": lambda _query, texts: [0.0] * len(texts),
+    "relative": False,
+    "scope": ["user"],
+    "keep": "newest",
+    "compare": "text",
     "filters": {"id": "absent"},
     "field": "type",
     "changes": {"metadata": {}},
@@ -127,7 +134,7 @@ READING = {
 }
 
 MADE_BY_US = {
-    *("Hit", "MemoryUnit", "HealthMetrics", "Operation", "Removal", "QueryRecord", "RetrievalResult"),
+    *("Hit", "MemoryUnit", "HealthMetrics", "Merged", "Operation", "Removal", "QueryRecord", "RetrievalResult"),
     *("RetrievalMetrics", "StrategyMetrics"),
 }
 """Types of results, which callers read."""

@@ -59,7 +59,9 @@ class Grouping(str, Enum):
 class Keep(str, Enum):
     """Which of several duplicates stays."""
 
+    NEWEST = "newest"
     OLDEST = "oldest"
+    LONGEST = "longest"
     ACCESSED = "accessed"
 
 
@@ -134,8 +136,8 @@ def consolidate(
 def deduplicate(
     *,
     store: Prefix,
-    threshold: Annotated[float, typer.Option("--threshold", help="Cosine from which units are duplicates.")] = 0.9,
-    keep: Annotated[Keep, typer.Option("--keep", help="Which of several duplicates stays.")] = Keep.OLDEST,
+    threshold: Annotated[float, typer.Option("--threshold", help="Cosine from which texts are compared.")] = 0.75,
+    keep: Annotated[Keep, typer.Option("--keep", help="Which of several duplicates stays.")] = Keep.NEWEST,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:

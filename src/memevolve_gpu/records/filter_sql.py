@@ -23,10 +23,13 @@ __all__ = [
     "field_is_short",
     "field_values",
     "ids_at",
+    "intersection",
     "is_indexed",
     "json_path",
     "matching",
     "places",
+    "slot_list",
+    "slots_read",
     "where",
 ]
 
@@ -202,12 +205,12 @@ def matching(con: apsw.Connection, filters: Filter, slots: IntArray | None) -> I
     if not indexed or (slots is not None and len(slots) <= FEW_SLOTS):
         return _scan(con, filters.root, slots)
     folded, backlog = first_row(con, "SELECT folded, backlog FROM counters")
-    found = _with_term(con, indexed[0]) if slots is None else _intersection(slots, _with_term(con, indexed[0]))
+    found = _with_term(con, indexed[0]) if slots is None else intersection(slots, _with_term(con, indexed[0]))
     for one in indexed[1:]:
-        found = _intersection(found, _with_term(con, one))
+        found = intersection(found, _with_term(con, one))
     rest = tuple(one for one in filters.root.parts if not is_indexed(one))
     if backlog:
-        found = _difference(found, _slots(con, "SELECT slot FROM stale", ()))
+        found = _difference(found, slots_read(con, "SELECT slot FROM stale", ()))
     if rest:
         found = _scan(con, Every(rest), found)
     if backlog:
@@ -234,7 +237,7 @@ _HAS_CARRAY = hasattr(apsw, "carray") and "ENABLE_CARRAY" in apsw.compile_option
 
 def _with_term(con: apsw.Connection, one: Condition) -> IntArray:
     bound: list[Any] = [one.path[0]]
-    return _slots(con, f"SELECT slot FROM terms WHERE field = ?1 AND value IN ({places(one.values, bound)})", bound)
+    return slots_read(con, f"SELECT slot FROM terms WHERE field = ?1 AND value IN ({places(one.values, bound)})", bound)
 
 
 def _scan(con: apsw.Connection, node: Node, slots: IntArray | None, after: int = 0) -> IntArray:
@@ -242,15 +245,15 @@ def _scan(con: apsw.Connection, node: Node, slots: IntArray | None, after: int =
     bound: list[Any] = [after]
     sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ?1 AND {where(node, bound)}"
     if slots is None:
-        return _slots(con, sql, bound)
+        return slots_read(con, sql, bound)
     slots = slots[np.searchsorted(slots, after, side="right") :]
     if after == 0 and len(slots) * _FEW > first_row(con, "SELECT count FROM counters")[0]:
-        return _intersection(slots, _slots(con, sql, bound))
+        return intersection(slots, slots_read(con, sql, bound))
     subquery, listed = slot_list(slots)
-    return _slots(con, f"{sql} AND u.slot IN ({subquery})", (*bound, listed))
+    return slots_read(con, f"{sql} AND u.slot IN ({subquery})", (*bound, listed))
 
 
-def _slots(con: apsw.Connection, sql: str, parameters: Sequence[Any]) -> IntArray:
+def slots_read(con: apsw.Connection, sql: str, parameters: Sequence[Any]) -> IntArray:
     """The one integer column of a query, ascending and distinct.
 
     SQLite writes the numbers into one text and NumPy parses it: a quarter of the time that rows take.
@@ -265,7 +268,8 @@ def _slots(con: apsw.Connection, sql: str, parameters: Sequence[Any]) -> IntArra
     return found if bool(np.all(found[1:] > found[:-1])) else np.unique(found)
 
 
-def _intersection(one: IntArray, other: IntArray) -> IntArray:
+def intersection(one: IntArray, other: IntArray) -> IntArray:
+    """The slots in both; each is ascending."""
     few, many = (one, other) if len(one) < len(other) else (other, one)
     if not len(few):
         return few

@@ -24,16 +24,17 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import apsw
+import numpy as np
 
-from ..types import MemoryUnit
+from ..types import IntArray, MemoryUnit
 from .connections import all_rows, first_row
 from .damage import read_unit
-from .filter_sql import where
+from .filter_sql import intersection, slot_list, slots_read, where
 from .filters import Filter
 from .keyword_query import KeywordQuery, with_prefixes
 from .tokenizer import STEMMING, words_of
 
-__all__ = ["WordCache", "bm25", "keyword", "register"]
+__all__ = ["WordCache", "bm25", "full_score", "keyword", "register"]
 
 FREQUENT_SHARE = 0.05
 FREQUENT_ROWS = 500
@@ -102,6 +103,9 @@ _MATCH = KeywordQuery().match
 
 K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
 
+MOST_READ = 20_000
+"""Most rows that the words of a query match together in a search with a filter."""
+
 PROPOSED, PROPOSED_FACTOR = 64, 2
 """Rows that the selective words propose: this many, and at least so many times the limit. On 39,320 real units 64 of
 them hold the wanted unit as often as 200 do."""
@@ -113,8 +117,11 @@ def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
 
 def _tally(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
     """The words of the row, and how often it holds each phrase of the query."""
-    counts = (sum(map(len, api.phrase_locations(phrase)[:2])) for phrase in range(api.phrase_count))
-    return f"{api.column_size(0) + api.column_size(1)} {' '.join(map(str, counts))}"
+    found = [api.column_size(0) + api.column_size(1)]
+    for phrase in range(api.phrase_count):
+        columns = api.phrase_locations(phrase)
+        found.append(len(columns[0]) + len(columns[1]))
+    return " ".join(map(str, found))
 
 
 class _Corpus(NamedTuple):
@@ -146,22 +153,45 @@ def keyword(
     ns: int = 0,
     now: float = 0.0,
     stemming: str = STEMMING,
+    within: IntArray | None = None,
+    relative: bool = False,
 ) -> list[tuple[float, str]]:
     """The best rows that hold a selective word of ``query``: (score, id), best first. Call inside a read transaction.
 
     text_of: the text of a unit that was given to the index. ns: key of the namespace, whose rows alone count. now: the
-    Unix time at which expiry is judged. cache, stemming: of the index.
+    Unix time at which expiry is judged. cache, stemming: of the index. within: the slots that match ``filters``,
+    ascending; the words are then counted among them alone. relative: scores as shares, see :func:`full_score`.
     """
-    tokens = list(query.weights)
-    if not tokens or limit < 1:
+    if not query.weights or limit < 1:
         return []
     pending = _pending(con, query, filters, cache, ns, now, stemming)
-    if ns != 0:
-        found = _in_namespace(con, query, filters, cache, pending, ns, now)
-        return sorted(found, key=lambda pair: -pair[0])[:limit]
+    if within is not None:
+        found, full = _narrowed(con, query, limit, filters, cache, pending, within, ns, now)
+    elif ns != 0:
+        found, full = _in_namespace(con, query, filters, cache, pending, ns, now)
+    else:
+        found, full = _in_default(con, query, limit, filters, cache, pending, text_of, now, stemming)
+    found.sort(key=lambda pair: -pair[0])
+    return [(min(1.0, score / full) if relative else score, unit_id) for score, unit_id in found[:limit]]
+
+
+def _in_default(
+    con: apsw.Connection,
+    query: KeywordQuery,
+    limit: int,
+    filters: Filter,
+    cache: WordCache,
+    pending: list[_Doc],
+    text_of: Callable[[MemoryUnit], str],
+    now: float,
+    stemming: str,
+) -> tuple[list[tuple[float, str]], float]:
+    """The best rows of the default namespace, in any order, and the score of a full match."""
+    tokens = list(query.weights)
     folded = doc_frequencies(con, tokens, cache)
     counts = {token: folded[token] + sum(token in doc.counts for doc in pending) for token in tokens}
-    words = selective_terms(int(first_row(con, f"{_ROWS} FROM counters")[0]), query.proposing(counts))
+    units = int(first_row(con, f"{_ROWS} FROM counters")[0])
+    words = selective_terms(units, query.proposing(counts))
     hits = [doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words)]
     if query.plain and len(words) == len(tokens):
         found = _ranked(con, query.match(words), limit, filters, now)
@@ -175,8 +205,106 @@ def keyword(
         average = (corpus.tokens + sum(doc.length for doc in pending)) / rows
         score = bm25(rows, average, counts, query.weights)
         found += [(score(doc.counts, doc.length), doc.id) for doc in hits]
-    found.sort(key=lambda pair: -pair[0])
-    return found[:limit]
+    return found, full_score(units, counts, query.weights)
+
+
+def _narrowed(
+    con: apsw.Connection,
+    query: KeywordQuery,
+    limit: int,
+    filters: Filter,
+    cache: WordCache,
+    pending: list[_Doc],
+    within: IntArray,
+    ns: int,
+    now: float,
+) -> tuple[list[tuple[float, str]], float]:
+    """The best rows among ``within``, in any order, and the score of a full match, as if there were no other rows.
+
+    Only the mean length of a row is that of the namespace, and the most frequent words may be left out.
+    """
+    table, space = ("words", "") if ns == 0 else ("space_words", f'space : "n{ns}" AND ')
+    hits = _hits(con, query, cache, within, table, space)
+    counts = {word: len(held) + sum(word in doc.counts for doc in pending) for word, held in hits.items()}
+    weights = {word: query.weights[word] for word in hits}
+    proposing = query.proposing({**dict.fromkeys(query.weights, 0), **counts})
+    words = [word for word in selective_terms(len(within), proposing) if word in hits]
+    if query.demanding:
+        admitted = _slots_of(con, table, f"{space}({query.match(words)})")
+        hits = {word: intersection(held, admitted) for word, held in hits.items()}
+    proposed = _proposed(hits, words, inverse_frequencies(len(within), counts, weights), limit)
+    if ns == 0:
+        corpus = _corpus(con, {word: cache.counts[word][0] for word in hits})
+        average = corpus.tokens / max(1, corpus.rows)
+    else:
+        average = _size_of(con, ns, cache, pending)[1]
+    score = bm25(max(1, len(within)), average, counts, weights)
+    found = _tallied(con, list(hits), proposed, filters, table, space, now)
+    held = [doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words)]
+    scored = [(score(numbers, length), unit_id) for unit_id, numbers, length in found]
+    scored += [(score(doc.counts, doc.length), doc.id) for doc in held]
+    return scored, full_score(len(within), counts, weights)
+
+
+def _hits(
+    con: apsw.Connection, query: KeywordQuery, cache: WordCache, within: IntArray, table: str, space: str
+) -> dict[str, IntArray]:
+    """The folded slots among ``within`` that hold each word, ascending; without the words that too many rows hold."""
+    held = dict.fromkeys(query.weights, 0) if space else doc_frequencies(con, list(query.weights), cache)
+    read = 0
+    hits: dict[str, IntArray] = {}
+    for word in sorted(held, key=lambda one: (query.weights[one] < 1.0, held[one])):
+        read += held[word]
+        if not hits or read <= MOST_READ:
+            hits[word] = intersection(within, _slots_of(con, table, space + _MATCH([word])))
+    return hits
+
+
+def _slots_of(con: apsw.Connection, table: str, match: str) -> IntArray:
+    """The folded slots that match, ascending."""
+    return slots_read(con, f"SELECT rowid AS slot FROM {table} WHERE {table} MATCH ?", (match,))
+
+
+def _proposed(hits: Mapping[str, IntArray], words: Sequence[str], idf: Mapping[str, float], limit: int) -> IntArray:
+    """The slots that hold the most telling of all words, of those that hold one of ``words``; ascending."""
+    every = np.unique(np.concatenate([hits[word] for word in words])) if words else np.empty(0, dtype=np.int64)
+    most = max(PROPOSED, PROPOSED_FACTOR * limit)
+    if len(every) <= most:
+        return every
+    sums = np.zeros(len(every))
+    for word, held in hits.items():
+        at = np.searchsorted(every, held)
+        at = at[every[np.minimum(at, len(every) - 1)] == held]
+        sums[at] += idf[word]
+    return np.sort(every[np.argsort(-sums, kind="stable")[:most]])
+
+
+def _tallied(
+    con: apsw.Connection,
+    words: Sequence[str],
+    proposed: IntArray,
+    filters: Filter,
+    table: str,
+    space: str,
+    now: float,
+) -> list[tuple[str, dict[str, int], int]]:
+    """The proposed rows that match: (id, how often each word occurs, length)."""
+    if not len(proposed):
+        return []
+    subquery, listed = slot_list(proposed)
+    bound: list[Any] = [f"{space}{_MATCH(words)}", now, listed]
+    rows = all_rows(
+        con,
+        f"SELECT u.id, tally({table}) FROM {table} CROSS JOIN units AS u ON u.slot = {table}.rowid "
+        f"WHERE {table} MATCH ?1 AND +{table}.rowid IN ({subquery.replace('?', '?3')}) "
+        f"AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}",
+        bound,
+    )
+    found = []
+    for unit_id, tally in rows:
+        length, *numbers = map(int, tally.split())
+        found.append((unit_id, dict(zip(words, numbers[1:] if space else numbers, strict=False)), length))
+    return found
 
 
 def _in_namespace(
@@ -187,8 +315,8 @@ def _in_namespace(
     pending: list[_Doc],
     ns: int,
     now: float,
-) -> list[tuple[float, str]]:
-    """All rows of a namespace that hold a selective word: (score, id). Its rows alone count for the scores."""
+) -> tuple[list[tuple[float, str]], float]:
+    """All rows of a namespace that hold a selective word, and the score of a full match. Its rows alone count."""
     space = f'space : "n{ns}"'
     sql = "SELECT count(*) FROM space_words WHERE space_words MATCH ?"
     counts = {
@@ -216,7 +344,9 @@ def _in_namespace(
         docs.append((slot, unit_id, dict(zip(asked, numbers, strict=False)), length))
     hits = (doc for doc in pending if doc.admitted and not doc.counts.keys().isdisjoint(words))
     docs += [(doc.slot, doc.id, doc.counts, doc.length) for doc in hits]
-    return [(score(held, length), unit_id) for _, unit_id, held, length in sorted(docs, key=lambda doc: doc[0])]
+    docs.sort(key=lambda doc: doc[0])
+    scored = [(score(held, length), unit_id) for _, unit_id, held, length in docs]
+    return scored, full_score(rows, counts, query.weights)
 
 
 def _size_of(con: apsw.Connection, ns: int, cache: WordCache, pending: list[_Doc]) -> tuple[int, float]:
@@ -310,6 +440,26 @@ def _read(
     ]
 
 
+def inverse_frequencies(documents: int, holding: Mapping[str, int], words: Mapping[str, float]) -> dict[str, float]:
+    """The weight of each word of a query; arguments as for :func:`bm25`."""
+    idf = {}
+    for word, factor in words.items():
+        n = min(max(1, holding[word]), documents)
+        idf[word] = factor * max(LEAST_IDF, math.log(max(LEAST_IDF, documents - n + 0.5) / (n + 0.5)))
+    return idf
+
+
+def full_score(documents: int, holding: Mapping[str, int], words: Mapping[str, float]) -> float:
+    """The score of a text of mean length that holds every word of a query once; arguments as for :func:`bm25`.
+
+    Words that no document holds count too, and all together count as much as one word of one document at least, so a
+    share of this says how much of the query a text holds, and is comparable between queries.
+    """
+    idf = inverse_frequencies(documents, {**holding, "": 1}, {**words, "": 1.0})
+    rarest = idf.pop("")
+    return max(sum(idf.values()), rarest)
+
+
 def bm25(
     documents: int, average: float, holding: Mapping[str, int], words: Mapping[str, float]
 ) -> Callable[[Mapping[str, int], int], float]:
@@ -319,10 +469,7 @@ def bm25(
     be a little old; words: those of the query, with their weights.
     """
     norm, average = K1 * (1 - B), average or 1.0
-    idf = {}
-    for word, factor in words.items():
-        n = min(max(1, holding[word]), documents)
-        idf[word] = factor * max(LEAST_IDF, math.log((documents - n + 0.5) / (n + 0.5)))
+    idf = inverse_frequencies(documents, holding, words)
 
     def score(counts: Mapping[str, int], length: int) -> float:
         base = norm + K1 * B * length / average

@@ -496,11 +496,14 @@ class Records:
         *,
         text_of: TextOf = default_text,
         ns: int = 0,
+        within: IntArray | None = None,
+        relative: bool = False,
     ) -> list[tuple[float, str]]:
         """The best ``limit`` units that hold a selective word of ``text``: (BM25 score, id), best first.
 
         Any text is allowed. Frequent words find nothing unless there is no other, see ``records/fulltext.py``.
-        text_of: what was given to ``Transaction.put`` as the text of a unit. Raises InvalidFilterError.
+        text_of: what was given to ``Transaction.put`` as the text of a unit. within: the slots that match, to count
+        the words among them alone. relative: scores as shares of a full match. Raises InvalidFilterError.
         """
         parsed = parse(filters)
         caches, now = self._words, self.clock()
@@ -510,7 +513,8 @@ class Records:
             cache = caches.setdefault(stemming, WordCache())
             if len(cache.pending) > 4 * FOLD_AT:
                 cache.pending = {}
-            return keyword(con, parse_query(text, stemming), limit, parsed, cache, text_of, ns, now, stemming)
+            query = parse_query(text, stemming)
+            return keyword(con, query, limit, parsed, cache, text_of, ns, now, stemming, within, relative)
 
         return self._snapshot(read)
 

@@ -13,7 +13,7 @@ from ...utils.arguments import having
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend
 
-__all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Operation", "Removal"]
+__all__ = ["HealthMetrics", "ManagementStrategy", "MemoryManager", "Merged", "Operation", "Removal"]
 
 HISTORY_KEPT = 1000
 """Entries of a manager's history."""
@@ -58,6 +58,25 @@ class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for
     def ids(self) -> list[str]:
         """The ids of the deleted units."""
         return self[1]
+
+
+class Merged(list[MemoryUnit]):
+    """The result of a consolidation: the list of merged units, with ``notes``.
+
+    ``notes`` holds JSON values: ``conflicts`` (pairs that were kept apart, each ``ids``, ``cosine`` and ``reason``) and
+    ``conflict_count`` if there are any.
+
+    Examples:
+        >>> from memevolve_gpu.components.manage import Merged
+        >>> merged = Merged([{"content": "a"}], {"conflict_count": 1})
+        >>> len(merged), merged.notes
+        (1, {'conflict_count': 1})
+    """
+
+    def __init__(self, units: Iterable[MemoryUnit], notes: Mapping[str, Any] | None = None) -> None:
+        """Create the result of the merge into ``units``."""
+        super().__init__(units)
+        self.notes: dict[str, Any] = dict(notes or {})
 
 
 @dataclass
@@ -143,7 +162,7 @@ class ManagementStrategy(ABC):
         """
 
     @abstractmethod
-    def deduplicate(self, storage_backend: StorageBackend, similarity_threshold: float = 0.9) -> tuple[int, list[str]]:
+    def deduplicate(self, storage_backend: StorageBackend, similarity_threshold: float = 0.75) -> tuple[int, list[str]]:
         """Delete near-duplicates.
 
         Args:
@@ -244,10 +263,10 @@ class MemoryManager:
             MemEvolveError: As the strategy.
         """
         merged = self.management_strategy.consolidate(self.storage_backend, units, **options)
-        self._log("consolidate", {"count": len(merged), **options})
+        self._log("consolidate", {"count": len(merged), **options, **getattr(merged, "notes", {})})
         return merged
 
-    def deduplicate(self, similarity_threshold: float = 0.9, **options: Any) -> tuple[int, list[str]]:
+    def deduplicate(self, similarity_threshold: float = 0.75, **options: Any) -> tuple[int, list[str]]:
         """Delete near-duplicates.
 
         Args:

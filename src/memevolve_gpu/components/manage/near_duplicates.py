@@ -7,7 +7,7 @@ no chain of near pairs joins units that are far apart. The work is linear in the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from ...types import FloatArray, IntArray, MemoryUnit
 from ..store.base import StorageBackend
 from ..store.units import unit_to_text
+from .meaning import Meaning, Verdict, compare, meaning_of
 
-__all__ = ["near_groups"]
+__all__ = ["Judge", "near_groups"]
 
 BLOCK = 256
 """Vectors in one search of the index."""
@@ -37,8 +38,53 @@ TOLERANCE = 1e-6
 LONGEST_RUN = 2048
 """Larger components are split into runs of this many, so that the work stays linear."""
 
+MOST_LISTED = 100
+"""Conflicts and pairs that a report lists; their number is exact."""
+
 Rank = Callable[[str], int]
 Apart = Callable[[MemoryUnit], Hashable]
+
+
+class Judge:
+    """Decides by the texts of near units which may be merged, and collects the pairs and the conflicts.
+
+    related: True lets units of different statements merge too (for texts that are joined), but no conflicts.
+    """
+
+    def __init__(self, *, related: bool = False) -> None:
+        self.related = related
+        self.conflicts: list[dict[str, Any]] = []
+        self.conflict_count = 0
+        self.pairs: list[dict[str, Any]] = []
+        self._meanings: dict[str, Meaning] = {}
+
+    def load(self, units: Iterable[MemoryUnit]) -> None:
+        """Read the texts of the units that are compared next; earlier ones are forgotten."""
+        self._meanings = {unit["id"]: meaning_of(unit_to_text(unit)) for unit in units}
+
+    def verdict(self, a: str, b: str) -> Verdict:
+        """Judge two loaded units."""
+        return compare(self._meanings[a], self._meanings[b])
+
+    def joins(self, group: Sequence[str], other: str, cosine: float) -> bool:
+        """Whether a unit may join a group, whose first unit it is near to."""
+        verdict = self.verdict(group[0], other)
+        if verdict.kind == "same" or (self.related and self._harmless(group, other)):
+            if len(self.pairs) < MOST_LISTED:
+                self.pairs.append({"ids": [group[0], other], "cosine": round(cosine, 4), "reason": verdict.reason})
+            return True
+        return False
+
+    def note(self, a: str, b: str, cosine: float) -> None:
+        """Collect the pair if it is a conflict."""
+        verdict = self.verdict(a, b)
+        if verdict.kind == "conflict":
+            self.conflict_count += 1
+            if len(self.conflicts) < MOST_LISTED:
+                self.conflicts.append({"ids": [a, b], "cosine": round(cosine, 4), "reason": verdict.reason})
+
+    def _harmless(self, group: Sequence[str], other: str) -> bool:
+        return all(self.verdict(member, other).kind != "conflict" for member in group)
 
 
 def near_groups(
@@ -48,28 +94,32 @@ def near_groups(
     only: Sequence[str] | None = None,
     rank: Rank | None = None,
     apart: Apart | None = None,
+    judge: Judge | None = None,
+    newest: bool = False,
 ) -> list[list[str]]:
     """Return groups of two or more ids; each unit is within the cosine ``threshold`` of the first of its group.
 
-    only: ids to consider, None for all. rank: the unit of the smallest rank comes first in its group; None: the oldest.
-    apart: units with different values are never in one group. A backend without vectors gives groups of equal text,
-    ignoring case and white space.
+    only: ids to consider, None for all. rank: the unit of the smallest rank comes first in its group; among equals the
+    oldest, or the newest. apart: units with different values are never in one group. judge: decides which near units
+    are merged; None: all. A backend without vectors gives groups of equal text, ignoring case and white space.
     """
     if "search_vectors" not in backend.capabilities:
-        return _equal_texts(_units(backend, only), rank, apart)
-    found = _Neighbourhood(backend.metric)
+        return _equal_texts(_units(backend, only), rank, apart, newest)
+    found = _Neighbourhood(backend.metric, by_text=judge is not None)
     filters = {"id": list(only)} if only is not None and len(only) <= 1000 else None
     for units, vectors in _blocks(backend, only):
         distances, ids = backend.search_vectors(vectors, NEIGHBOURS, filters, RECALL)
         found.add(units, vectors, distances, ids, apart)
-    return _groups(backend, found, threshold, rank)
+    return _groups(backend, found, threshold, _first(found, rank, newest), judge)
 
 
 class _Neighbourhood:
     """Nearest neighbours of the units seen so far; ids are numbered in the order of their first appearance."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, metric: str, by_text: bool) -> None:
         self.ordinal: dict[str, int] = {}
+        self._seen: dict[int, int] | None = {} if by_text else None
+        self._alike: list[tuple[int, int]] = []
         self.order: dict[str, int] = {}
         self._metric = metric
         self._norms: list[tuple[IntArray, FloatArray]] = []
@@ -90,6 +140,9 @@ class _Neighbourhood:
             self.order[unit["id"]] = len(self.order)
             if apart is not None:
                 self._labels[number] = apart(unit)
+            if self._seen is not None:  # copies that more than NEIGHBOURS of other labels hide from the index
+                said = hash((self._labels.get(number), meaning_of(unit_to_text(unit)).bag))
+                self._alike.append((self._seen.setdefault(said, number), number))
         self._norms.append((own, np.linalg.norm(vectors, axis=1).astype(np.float32)))
         near = self._ordinals([name for row in ids for name in row])
         left = np.repeat(own, distances.shape[1])
@@ -106,7 +159,8 @@ class _Neighbourhood:
         if self._labels:
             alike = [self._labels[a] == self._labels[b] for a, b in zip(left.tolist(), right.tolist(), strict=True)]
             left, right = left[alike], right[alike]
-        return left, right
+        same = np.array([pair for pair in self._alike if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)
+        return np.concatenate([left, same[:, 0]]), np.concatenate([right, same[:, 1]])
 
     def _cosines(self, left: IntArray, right: IntArray, distances: FloatArray) -> FloatArray:
         """Return cosines; NaN, which fails every comparison, for a neighbour not yet seen or a zero vector."""
@@ -128,18 +182,52 @@ class _Neighbourhood:
         return np.array([-1 if one is None else number.setdefault(one, len(number)) for one in ids], dtype=np.int64)
 
 
-def _groups(backend: StorageBackend, found: _Neighbourhood, threshold: float, rank: Rank | None) -> list[list[str]]:
+def _first(found: _Neighbourhood, rank: Rank | None, newest: bool) -> Callable[[str], Any]:
+    """The sort key that puts the unit to keep first."""
+    sign = -1 if newest else 1
+    return lambda name: (0 if rank is None else rank(name), sign * found.order[name])
+
+
+def _groups(
+    backend: StorageBackend,
+    found: _Neighbourhood,
+    threshold: float,
+    first: Callable[[str], Any],
+    judge: Judge | None,
+) -> list[list[str]]:
     left, right = found.near(threshold - SLACK)
     names = list(found.ordinal)
-    place: Callable[[str], Any] = found.order.__getitem__
-    first = place if rank is None else (lambda name: (rank(name), place(name)))
+    known = np.fromiter((name in found.order for name in names), bool, len(names))
+    near = {
+        (names[min(a, b)], names[max(a, b)]) for a, b in zip(left.tolist(), right.tolist(), strict=True) if known[b]
+    }
+    partners: dict[str, list[str]] = {}
+    for a, b in sorted(near) if judge is not None else ():
+        partners.setdefault(a, []).append(b)
     groups: list[list[str]] = []
     for run in _runs(_components(left, right), names, first):
         vectors = backend.vectors_of(run)
+        if judge is not None:
+            units = backend.retrieve_batch(run)
+            vectors = {name: vectors[name] for name in vectors if name in units}
+            judge.load(units.values())
+            _note_conflicts(judge, partners, vectors, threshold)
         present = [name for name in run if name in vectors]
         if len(present) > 1:
-            groups += _led(present, np.array([vectors[name] for name in present]), threshold)
-    return sorted(groups, key=lambda group: place(group[0]))
+            groups += _led(present, np.array([vectors[name] for name in present]), threshold, judge)
+    return sorted(groups, key=lambda group: min(found.order[name] for name in group))
+
+
+def _note_conflicts(
+    judge: Judge, partners: dict[str, list[str]], vectors: dict[str, FloatArray], threshold: float
+) -> None:
+    for a, x in vectors.items():
+        for b in partners.get(a, ()):
+            y = vectors.get(b)
+            if y is not None:
+                cosine = float(x @ y / (np.linalg.norm(x) * np.linalg.norm(y) or 1.0))
+                if cosine >= threshold - TOLERANCE:
+                    judge.note(a, b, cosine)
 
 
 def _components(left: IntArray, right: IntArray) -> list[list[int]]:
@@ -169,18 +257,23 @@ def _runs(components: list[list[int]], names: list[str], first: Callable[[str], 
             yield ranked[start : start + LONGEST_RUN]
 
 
-def _led(names: list[str], vectors: FloatArray, threshold: float) -> list[list[str]]:
-    """Group vectors (n, dim): the first takes those near it, then the first of the rest, and so on."""
+def _led(names: list[str], vectors: FloatArray, threshold: float, judge: Judge | None) -> list[list[str]]:
+    """Group vectors (n, dim): the first takes those near it that the judge lets join, then the first of the rest."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     units = vectors / np.where(norms > 0, norms, 1)
     free = np.arange(len(names))
     groups = []
     while len(free) > 1:
-        near = units[free] @ units[free[0]] >= threshold - TOLERANCE
-        near[0] = True
-        if near.sum() > 1:
-            groups.append([names[one] for one in free[near].tolist()])
-        free = free[~near]
+        cosines = units[free] @ units[free[0]]
+        taken = [0]
+        group = [names[free[0]]]
+        for at in np.flatnonzero(cosines >= threshold - TOLERANCE).tolist():
+            if at and (judge is None or judge.joins(group, names[free[at]], float(cosines[at]))):
+                taken.append(at)
+                group.append(names[free[at]])
+        if len(group) > 1:
+            groups.append(group)
+        free = np.delete(free, taken)
     return groups
 
 
@@ -208,10 +301,10 @@ def _units(backend: StorageBackend, only: Sequence[str] | None) -> Iterator[Memo
         yield from (unit for unit in backend.units() if unit["id"] in wanted)
 
 
-def _equal_texts(units: Iterator[MemoryUnit], rank: Rank | None, apart: Apart | None) -> list[list[str]]:
+def _equal_texts(units: Iterator[MemoryUnit], rank: Rank | None, apart: Apart | None, newest: bool) -> list[list[str]]:
     same: dict[Hashable, list[str]] = {}
     for unit in units:
         text = " ".join(unit_to_text(unit).casefold().split())
         same.setdefault((text, apart(unit) if apart is not None else None), []).append(unit["id"])
-    groups = [group for group in same.values() if len(group) > 1]
+    groups = [group[::-1] if newest else group for group in same.values() if len(group) > 1]
     return groups if rank is None else [sorted(group, key=rank) for group in groups]

@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...errors import ConfigurationError, ConflictError
+from ...errors import ConfigurationError, ConflictError, InvalidFilterError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, mapping, real_number, shown, switch, whole_number, word
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
 from ..store.base import StorageBackend
 from ..store.foreign import as_backend, delete_units, register_operation
 from ..store.history import named_operation
-from .base import HealthMetrics, ManagementStrategy, Removal
-from .near_duplicates import near_groups
+from ..store.units import unit_to_text
+from .base import HealthMetrics, ManagementStrategy, Merged, Removal
+from .near_duplicates import Judge, near_groups
 
 __all__ = ["SimpleManagementStrategy"]
 
@@ -282,7 +283,11 @@ def _span(units: Sequence[MemoryUnit]) -> tuple[str | None, str | None]:
 
 
 Grouping = Literal["similarity", "type"]
-Keep = Literal["oldest", "accessed"]
+Keep = Literal["newest", "oldest", "longest", "accessed"]
+Compare = Literal["text", "cosine"]
+
+SCOPE = ("user", "agent", "session")
+"""Fields of ``metadata`` whose differing values keep units apart; each stands for its ``_id`` form too."""
 
 _ATTEMPTS = 5
 """How often merging starts over without the units that changed while it was prepared."""
@@ -305,6 +310,19 @@ class SimpleManagementStrategy(ManagementStrategy):
         ...     removed.ids == [ids[1]], store.count()
         (True, 2)
     """
+
+    def __init__(self, scope: Sequence[str] = SCOPE) -> None:
+        """Create a strategy.
+
+        Args:
+            scope: Fields of ``metadata``: units in which one of them differs, or is missing in one, are neither merged
+                nor duplicates. ``user`` is ``user_id`` too. Empty: none.
+
+        Raises:
+            ConfigurationError: ``scope`` is no list of texts.
+        """
+        names = listed("scope", scope)
+        self.scope = tuple(names)
 
     def prune(
         self, storage_backend: StorageBackend, criteria: Mapping[str, Any] | None = None, *, dry_run: bool = False
@@ -344,9 +362,13 @@ class SimpleManagementStrategy(ManagementStrategy):
         by: Grouping = "similarity",
         similarity_threshold: float = 0.85,
         max_characters: int = MAX_CHARACTERS,
+        filters: Mapping[str, Any] | None = None,
+        compare: Compare = "text",
         dry_run: bool = False,
-    ) -> list[MemoryUnit]:
+    ) -> Merged:
         """Merge similar units, or all units of a type.
+
+        Opposites and statements with other values are not merged by similarity but reported in ``conflicts``.
 
         The sources are deleted in the transaction that stores the merged units; ``metadata`` of a merged unit names
         its sources, see docs/how-to/management.md.
@@ -359,17 +381,22 @@ class SimpleManagementStrategy(ManagementStrategy):
                 of one type, oldest first.
             similarity_threshold: A cosine above 0 and at most 1.
             max_characters: Most characters of a merged content; more text gives several units.
+            filters: Only units that match are considered; None for all.
+            compare: ``text`` keeps conflicts apart; ``cosine`` goes by the cosine alone.
             dry_run: True changes nothing.
 
         Returns:
-            The merged units, with their ids unless ``dry_run``.
+            The list of merged units, with their ids unless ``dry_run``. Its ``notes`` have ``conflicts`` and
+            ``conflict_count`` if there are any, and with ``dry_run`` the ``pairs``.
 
         Raises:
             ConfigurationError: An argument is not allowed.
+            InvalidFilterError: ``filters`` is malformed.
             EmbeddingError: A merged unit cannot be embedded.
             ConflictError: Units changed during each of five attempts.
         """
         word("by", by, ("similarity", "type"), ConfigurationError)
+        word("compare", compare, ("text", "cosine"), ConfigurationError)
         dry_run = switch("dry_run", dry_run)
         units = None if units is None else listed("units", units)
         _check_threshold(similarity_threshold)
@@ -378,10 +405,17 @@ class SimpleManagementStrategy(ManagementStrategy):
         changed: set[str] = set()
         for attempt in range(_ATTEMPTS):
             since = backend.change_number
-            groups = _to_merge(backend, units, by, similarity_threshold, max_characters, changed)
+            judge = Judge(related=True) if compare == "text" else None
+            only = _chosen(backend, units, filters)
+            if by == "type":
+                found = _by_type(backend, only, self._apart)
+            else:
+                found = _by_meaning(backend, only, similarity_threshold, self._apart, judge)
+            kept = ([unit for unit in group if unit["id"] not in changed] for group in found)
+            groups = [part for group in kept for part in portions(group, max_characters)]
             merged = [merged_unit(group) for group in groups]
             if dry_run or not merged:
-                return merged
+                return Merged(merged, _report(judge, dry_run))
             sources = [unit["id"] for group in groups for unit in group]
             try:
                 with named_operation("consolidate"):
@@ -394,39 +428,60 @@ class SimpleManagementStrategy(ManagementStrategy):
             details = {"by": by, "threshold": similarity_threshold, "merged": len(ids), "removed": len(sources)}
             register_operation(backend, "consolidate", details)
             backend.record_access(ids)  # else what came of well-read units would be the first to go
-            return [{**unit, "id": unit_id} for unit, unit_id in zip(merged, ids, strict=True)]
-        return []
+            stored = [{**unit, "id": unit_id} for unit, unit_id in zip(merged, ids, strict=True)]
+            return Merged(stored, _report(judge, dry_run))
+        return Merged([])
 
     def deduplicate(
         self,
         storage_backend: StorageBackend,
-        similarity_threshold: float = 0.9,
+        similarity_threshold: float = 0.75,
         *,
-        keep: Keep = "oldest",
+        keep: Keep = "newest",
+        filters: Mapping[str, Any] | None = None,
+        compare: Compare = "text",
         dry_run: bool = False,
     ) -> Removal:
-        """Delete each unit whose cosine with a unit that stays reaches the threshold.
+        """Delete each unit that says the same as a unit that stays.
+
+        The cosine proposes pairs and their texts decide: other numbers, names, flags, paths, versions or words, a
+        negation or an opposite keep both units. Such pairs are reported in ``notes["conflicts"]``.
 
         Args:
             storage_backend: The store. Without vectors, units of equal text are duplicates.
             similarity_threshold: A cosine above 0 and at most 1.
-            keep: Which of several duplicates stays: the ``oldest``, or the most ``accessed`` (the oldest of these).
+            keep: Which of several duplicates stays: the ``newest`` by the order of writing, the ``oldest``, the one
+                with the ``longest`` text, or the most ``accessed``; among equals the newest (``accessed``: the oldest).
+            filters: Only units that match are considered; None for all.
+            compare: ``text``, or ``cosine`` for the cosine alone, which deletes opposites too.
             dry_run: True changes nothing.
 
         Returns:
-            (count, ids) of the deleted units.
+            (count, ids) of the deleted units. ``notes`` have ``groups``, ``conflicts`` (at most 100, each ``ids``,
+            ``cosine`` and ``reason``) and ``conflict_count`` if there are any, and with ``dry_run`` the ``pairs``.
 
         Raises:
             ConfigurationError: An argument is not allowed.
+            InvalidFilterError: ``filters`` is malformed.
         """
-        word("keep", keep, ("oldest", "accessed"), ConfigurationError)
+        word("keep", keep, ("newest", "oldest", "longest", "accessed"), ConfigurationError)
+        word("compare", compare, ("text", "cosine"), ConfigurationError)
         dry_run = switch("dry_run", dry_run)
         _check_threshold(similarity_threshold)
         backend = as_backend(storage_backend)
         since = backend.change_number
-        groups = near_groups(backend, similarity_threshold, rank=_rank(backend, keep))
+        judge = Judge() if compare == "text" else None
+        groups = near_groups(
+            backend,
+            similarity_threshold,
+            only=_chosen(backend, None, filters),
+            rank=_rank(backend, keep),
+            apart=self._scope_of,
+            judge=judge,
+            newest=keep in ("newest", "longest"),
+        )
         ids = [unit_id for group in groups for unit_id in group[1:]]
-        notes = {"groups": len(groups)}
+        notes = {"groups": len(groups), **_report(judge, dry_run)}
         details = {"threshold": similarity_threshold, "keep": keep}
         return self._remove(backend, "deduplicate", ids, since, dry_run, notes, details)
 
@@ -462,6 +517,14 @@ class SimpleManagementStrategy(ManagementStrategy):
         notes = {} if "access_order" in backend.capabilities or strategy == "random" else {"by": "age"}
         return self._remove(backend, "forget", ids, since, dry_run, notes, {"strategy": strategy})
 
+    def _scope_of(self, unit: MemoryUnit) -> tuple[str, ...]:
+        held = _metadata_of(unit)
+        values = (held.get(key) for name in self.scope for key in (name, f"{name}_id"))
+        return tuple("" if value is None else repr(value) for value in values)
+
+    def _apart(self, unit: MemoryUnit) -> tuple[str, ...]:
+        return (_type(unit), *self._scope_of(unit))
+
     def get_health_metrics(self, storage_backend: StorageBackend) -> HealthMetrics:
         """Figures; of a backend that can describe itself no unit is read, but for a sample."""
         return health_metrics(as_backend(storage_backend))
@@ -487,30 +550,44 @@ class SimpleManagementStrategy(ManagementStrategy):
         return Removal(gone, notes)
 
 
-def _to_merge(
+def _chosen(
+    backend: StorageBackend, ids: Sequence[str] | None, filters: Mapping[str, Any] | None
+) -> Sequence[str] | None:
+    """The ids that are given and match; None for all."""
+    if filters is None or not mapping("filters", filters, InvalidFilterError):
+        return ids
+    matching = [unit["id"] for unit in backend.units(filters)]
+    return matching if ids is None else list(set(ids).intersection(matching))
+
+
+def _report(judge: Judge | None, dry_run: bool) -> dict[str, Any]:
+    """The notes of a judge."""
+    if judge is None:
+        return {}
+    notes: dict[str, Any] = {"pairs": judge.pairs} if dry_run and judge.pairs else {}
+    if judge.conflict_count:
+        notes.update(conflicts=judge.conflicts, conflict_count=judge.conflict_count)
+    return notes
+
+
+def _by_type(
+    backend: StorageBackend, only: Sequence[str] | None, apart: Callable[[MemoryUnit], Any]
+) -> list[list[MemoryUnit]]:
+    listed = backend.units() if only is None else iter(backend.retrieve_batch(only).values())
+    groups: dict[Any, list[MemoryUnit]] = {}
+    for unit in listed:
+        groups.setdefault(apart(unit), []).append(unit)
+    return list(groups.values())
+
+
+def _by_meaning(
     backend: StorageBackend,
     only: Sequence[str] | None,
-    by: Grouping,
     threshold: float,
-    most: int,
-    without: set[str],
+    apart: Callable[[MemoryUnit], Any],
+    judge: Judge | None,
 ) -> list[list[MemoryUnit]]:
-    """Return groups of two or more units, oldest first in each."""
-    groups = _by_type(backend, only) if by == "type" else _by_meaning(backend, only, threshold)
-    kept = ([unit for unit in group if unit["id"] not in without] for group in groups)
-    return [part for group in kept for part in portions(group, most)]
-
-
-def _by_type(backend: StorageBackend, only: Sequence[str] | None) -> list[list[MemoryUnit]]:
-    listed = backend.units() if only is None else iter(backend.retrieve_batch(only).values())
-    types: dict[str, list[MemoryUnit]] = {}
-    for unit in listed:
-        types.setdefault(_type(unit), []).append(unit)
-    return list(types.values())
-
-
-def _by_meaning(backend: StorageBackend, only: Sequence[str] | None, threshold: float) -> list[list[MemoryUnit]]:
-    groups = near_groups(backend, threshold, only=only, apart=_type)
+    groups = near_groups(backend, threshold, only=only, apart=apart, judge=judge)
     units = backend.retrieve_batch([unit_id for group in groups for unit_id in group])
     return [[units[unit_id] for unit_id in group if unit_id in units] for group in groups]
 
@@ -520,8 +597,11 @@ def _type(unit: MemoryUnit) -> str:
 
 
 def _rank(backend: StorageBackend, keep: Keep) -> Callable[[str], int] | None:
-    """Return a rank that puts the most accessed unit first; None for the oldest."""
-    if keep == "oldest" or "access_counts" not in backend.capabilities:
+    """Return a rank that puts the most accessed or the longest unit first; None for the order of writing."""
+    if keep == "longest":
+        lengths = {unit["id"]: len(unit_to_text(unit)) for unit in backend.units()}
+        return lambda unit_id: -lengths.get(unit_id, 0)
+    if keep != "accessed" or "access_counts" not in backend.capabilities:
         return None
     counts = backend.access_counts()
     return lambda unit_id: -counts.get(unit_id, 0)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
-from ...records.fulltext import bm25
+from ...records.fulltext import bm25, full_score
 from ...records.keyword_query import parse_query, with_prefixes
 from ...records.tokenizer import words_of
 from ...types import FloatArray
@@ -24,6 +24,7 @@ from ..store.foreign import as_backend
 from ..store.ranking import Ranking, best, score_of, similarity_of
 from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
+from .reorder import Rerank, diverse, reranked
 
 __all__ = [
     "HybridRetrievalStrategy",
@@ -63,6 +64,10 @@ def _threshold(value: Any) -> float | None:
     )
 
 
+def _share(name: str, value: Any) -> float:
+    return real_number(name, value, "a number of at least 0", 0, sys.float_info.max / 2, ConfigurationError)
+
+
 def by_meaning(
     backend: StorageBackend, query: str, limit: int, filters: Filters, scan: VectorScan | None
 ) -> list[Ranked]:
@@ -81,11 +86,14 @@ def by_meaning(
     return scan.ranked(backend, query, limit, filters)
 
 
-def by_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
-    """Return the units that share words with the query, by BM25."""
+def by_keywords(
+    backend: StorageBackend, query: str, limit: int, filters: Filters, relative: bool = False
+) -> list[Ranked]:
+    """Return the units that share words with the query, by BM25, or by its share of a full match."""
     if "search_keywords" in backend.capabilities:
-        return [Ranked(unit_id, score) for score, unit_id in backend.search_keywords(query, limit, filters)]
-    return _scanned_keywords(backend, query, limit, filters)
+        found = backend.search_keywords(query, limit, filters, relative=relative)
+        return [Ranked(unit_id, score) for score, unit_id in found]
+    return _scanned_keywords(backend, query, limit, filters, relative)
 
 
 def ranked(
@@ -134,7 +142,9 @@ class VectorScan:
         return np.array([found[text] for text in texts])
 
 
-def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
+def _scanned_keywords(
+    backend: StorageBackend, query: str, limit: int, filters: Filters, relative: bool
+) -> list[Ranked]:
     asked = parse_query(query)
     docs = [(unit["id"], words_of(unit_to_text(unit))) for unit in backend.units(filters)]
     if not docs:
@@ -149,7 +159,9 @@ def _scanned_keywords(backend: StorageBackend, query: str, limit: int, filters: 
         for unit_id, words, counts in held
         if not proposing.isdisjoint(counts) and asked.admits(words)
     ]
-    return sorted(found, key=lambda one: -one.score)[:limit]
+    found = sorted(found, key=lambda one: -one.score)[:limit]
+    full = full_score(len(docs), holding, asked.weights)
+    return [one._replace(score=min(1.0, one.score / full)) for one in found] if relative else found
 
 
 RANK_CONSTANT = 60
@@ -174,20 +186,20 @@ def weighted(
     weights: tuple[float, float],
     similarity: Mapping[str, float],
 ) -> list[Fused]:
-    """Score each unit w_s * max(0, similarity) + w_k * BM25 / best BM25, best first; both parts are in 0..1.
+    """Score each unit w_s * max(0, similarity) + w_k * keyword score, best first.
 
-    similarity: the exact cosine of each unit, by id, including units that only the keyword search found. A missing one
-    is taken from ``semantic``, else 0. This is min-max normalisation with fixed lower bounds, so scores of different
-    queries are comparable: they do not depend on the worst unit found. (Compare S. Bruch, S. Gai and A. Ingber, An
-    Analysis of Fusion Functions for Hybrid Retrieval, 2023, section 4.)
+    keyword: scores in 0..1, the share of a full match. similarity: the exact cosine of each unit, by id, including
+    units that only the keyword search found. A missing one is taken from ``semantic``, else 0.
+
+    Neither part depends on what else was found, so scores of different queries are comparable. (Compare S. Bruch,
+    S. Gai and A. Ingber, An Analysis of Fusion Functions for Hybrid Retrieval, 2023, section 4.)
     """
     fused = _united(semantic, keyword)
-    best = max((one.score for one in keyword), default=0.0) or 1.0
     for one in fused:
         if one.id in similarity:
             one.semantic_score = similarity[one.id]
         meaning = min(1.0, max(0.0, one.semantic_score or 0.0))
-        one.score = weights[0] * meaning + weights[1] * (one.keyword_score or 0.0) / best
+        one.score = weights[0] * meaning + weights[1] * (one.keyword_score or 0.0)
     return sorted(fused, key=lambda one: -one.score)
 
 
@@ -346,6 +358,9 @@ Fusion = Literal["weighted", "rrf"]
 EVERY_WORD = 10_000
 """Candidates by words of a hybrid search that is ranked by age and importance: more than the index proposes."""
 
+CONTEXT_POOL = 100
+"""Candidates from each index where neighbours count."""
+
 POOL, POOL_FACTOR = 20, 4
 """Candidates from each index: ``POOL``, or ``POOL_FACTOR * top_k`` if that is more."""
 
@@ -353,9 +368,10 @@ POOL, POOL_FACTOR = 20, 4
 class HybridRetrievalStrategy(RetrievalStrategy):
     """Searches the vector index and the keyword index, and fuses the results.
 
-    ``weighted`` adds 0.7 of the cosine and 0.3 of BM25 relative to the query's best; scores are in 0..1. ``rrf`` is
-    reciprocal rank fusion, which uses ranks only. ``metadata`` of a result has ``semantic_score``, ``keyword_score``,
-    ``semantic_rank`` and ``keyword_rank`` (from 0); None where that search did not find the unit.
+    ``weighted`` adds half of the cosine and half of the keyword score, the share of a full match by BM25; scores are
+    in 0..1 and can be compared between queries. ``rrf`` is reciprocal rank fusion, which uses ranks only. ``metadata``
+    of a result has ``semantic_score``, ``keyword_score``, ``semantic_rank`` and ``keyword_rank`` (from 0); None where
+    that search did not find the unit.
 
     Examples:
         >>> import tempfile
@@ -370,30 +386,45 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def __init__(
         self,
         embedding_function: EmbeddingFunction | None = None,
-        semantic_weight: float = 0.7,
-        keyword_weight: float = 0.3,
+        semantic_weight: float = 0.5,
+        keyword_weight: float = 0.5,
         similarity_threshold: float | None = None,
         *,
         fusion: Fusion = "weighted",
         ranking: Ranking | None = None,
+        neighbours: float = 0.0,
+        rerank: Rerank | None = None,
+        diversity: float = 0.0,
     ) -> None:
         """Create a strategy.
 
         Args:
             embedding_function: Embeds texts for a backend without a vector index; a ``VectorStore`` uses its own.
             semantic_weight: Weight of the cosine, as a share of both weights; ``weighted`` only.
-            keyword_weight: Weight of BM25, as a share of both weights; ``weighted`` only.
+            keyword_weight: Weight of the keyword score, as a share of both weights; ``weighted`` only.
             similarity_threshold: Results with a smaller fused score are dropped; None keeps all.
             fusion: ``weighted`` or ``rrf``.
             ranking: Age and importance that multiply the fused score; None for that score alone.
+            neighbours: Share of the score of the better neighbour that is added to a unit's, at least 0. Neighbours are
+                candidates of the same ``metadata.session`` whose whole ``metadata.position`` differs by 1. Such scores
+                can exceed 1. Not used together with ``ranking``.
+            rerank: Called with the query and the texts of the candidates, 20 or four for each result; returns a number
+                for each, larger for a better match, which becomes the score. A cross-encoder, for example.
+            diversity: From 0 to 1: how much a result that resembles better ones is ranked lower (maximal marginal
+                relevance by the cosine). Only for a backend with vectors; scores stay as they are.
 
         Raises:
-            ConfigurationError: A weight or ``fusion`` is not allowed.
+            ConfigurationError: A weight or another argument is not allowed.
             EmbeddingError: ``embedding_function`` cannot be called.
         """
         word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
         self.ranking = Ranking.checked(ranking)
+        self.neighbours = _share("neighbours", neighbours)
+        if rerank is not None and not callable(rerank):
+            raise ConfigurationError(f"rerank must be callable or None, got {type(rerank).__name__}")
+        self.rerank = rerank
+        self.diversity = real_number("diversity", diversity, "a number from 0 to 1", 0, 1, ConfigurationError)
         self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
@@ -409,10 +440,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             ConfigurationError: A weight is negative or not finite, or both are 0.
         """
         given = (("semantic_weight", semantic_weight), ("keyword_weight", keyword_weight))
-        semantic, keyword = (
-            real_number(name, value, "a number of at least 0", 0, sys.float_info.max / 2, ConfigurationError)
-            for name, value in given
-        )
+        semantic, keyword = (_share(name, value) for name, value in given)
         if not semantic + keyword:
             raise ConfigurationError("semantic_weight and keyword_weight are both 0; give one of them a weight")
         self.semantic_weight = semantic / (semantic + keyword)
@@ -423,15 +451,18 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     ) -> list[RetrievalResult]:
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
+        wanted = max(POOL, POOL_FACTOR * top_k) if self.rerank is not None or self.diversity else top_k
         if self.ranking is not None:
-            found = self._ranked(self.ranking, query, backend, top_k, filters)
-            backend.record_access([one.unit_id for one in found])
-            return found
-        fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
-        units = backend.retrieve_batch([one.id for one in fused[:top_k]])
-        if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
-            units = backend.retrieve_batch([one.id for one in fused])
-        found = [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
+            found = self._ranked(self.ranking, query, backend, wanted, filters)
+        elif self.neighbours:
+            found = self._in_context(query, backend, wanted, filters)
+        else:
+            found = self._plain(query, backend, wanted, filters)
+        if self.rerank is not None:
+            found = reranked(self.rerank, query, found)
+        if self.diversity and "vectors_of" in backend.capabilities:
+            found = diverse(found, backend.vectors_of([one.unit_id for one in found]), self.diversity, top_k)
+        found = found[:top_k]
         backend.record_access([one.unit_id for one in found])
         return found
 
@@ -447,6 +478,8 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             "keyword_weight": self.keyword_weight,
             "similarity_threshold": self.similarity_threshold,
             "fusion": self.fusion,
+            "neighbours": self.neighbours,
+            "diversity": self.diversity,
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
@@ -454,9 +487,23 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         word("fusion", held.get("fusion", self.fusion), ("weighted", "rrf"), ConfigurationError)
         threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))
         weights = (held.get("semantic_weight", self.semantic_weight), held.get("keyword_weight", self.keyword_weight))
+        neighbours = _share("neighbours", held.get("neighbours", self.neighbours))
+        allowed = "a number from 0 to 1"
+        diversity = held.get("diversity", self.diversity)
+        diversity = real_number("diversity", diversity, allowed, 0, 1, ConfigurationError)
         self.set_weights(*weights)
+        self.neighbours, self.diversity = neighbours, diversity
         self.similarity_threshold = threshold
         self.fusion = held.get("fusion", self.fusion)
+
+    def _plain(
+        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+    ) -> list[RetrievalResult]:
+        fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
+        units = backend.retrieve_batch([one.id for one in fused[:top_k]])
+        if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
+            units = backend.retrieve_batch([one.id for one in fused])
+        return [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
 
     def _ranked(
         self, ranking: Ranking, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
@@ -467,7 +514,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         is at most that of the last one found by meaning.
         """
         now, pool = ranking.now(), max(POOL, POOL_FACTOR * top_k)
-        words = by_keywords(backend, query, EVERY_WORD, filters)
+        words = by_keywords(backend, query, EVERY_WORD, filters, relative=True)
         while True:
             semantic = by_meaning(backend, query, pool, filters, self._scan)
             fused = self._fuse(query, backend, semantic, words)
@@ -482,6 +529,21 @@ class HybridRetrievalStrategy(RetrievalStrategy):
                 return found[:top_k]
             pool *= POOL_FACTOR
 
+    def _in_context(
+        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+    ) -> list[RetrievalResult]:
+        """The best of a larger pool by fused score and that of the better neighbour."""
+        fused = self._fused(query, backend, max(CONTEXT_POOL, POOL_FACTOR * top_k), filters)
+        units = backend.retrieve_batch([one.id for one in fused])
+        found = [_result(one, units[one.id]) for one in fused if one.id in units]
+        places = [_place(one.unit) for one in found]
+        scores = {place: one.score for place, one in zip(places, found, strict=True) if place is not None}
+        for at, place in enumerate(places):
+            if place is not None:
+                beside = max(scores.get((place[0], place[1] + step), 0.0) for step in (-1, 1))
+                found[at] = replace(found[at], score=found[at].score + self.neighbours * beside)
+        return sorted(found, key=lambda one: -one.score)[:top_k]
+
     def _bound(self, last: Ranked, metric: str, pool: int) -> float:
         """The largest fused score of a unit that is in neither list; exact for cosine, and l2 with unit vectors."""
         if self.fusion == "rrf":
@@ -491,7 +553,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
 
     def _fused(self, query: str, backend: StorageBackend, pool: int, filters: Mapping[str, Any] | None) -> list[Fused]:
         semantic = by_meaning(backend, query, pool, filters, self._scan)
-        return self._fuse(query, backend, semantic, by_keywords(backend, query, pool, filters))
+        return self._fuse(query, backend, semantic, by_keywords(backend, query, pool, filters, relative=True))
 
     def _fuse(self, query: str, backend: StorageBackend, semantic: list[Ranked], keyword: list[Ranked]) -> list[Fused]:
         if self.fusion == "rrf":
@@ -508,6 +570,17 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         if "similarities" not in backend.capabilities:
             return {}
         return backend.similarities(query, list({one.id: None for one in (*semantic, *keyword)}))
+
+
+def _place(unit: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Session and position of a unit; None unless it has both."""
+    metadata = unit.get("metadata")
+    if not isinstance(metadata, dict):
+        return None
+    session, position = metadata.get("session"), metadata.get("position")
+    if session is None or not isinstance(position, int) or isinstance(position, bool):
+        return None
+    return repr(session), position
 
 
 def _result(one: Fused, unit: dict[str, Any]) -> RetrievalResult:

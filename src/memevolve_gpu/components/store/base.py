@@ -569,6 +569,7 @@ class StorageBackend(ABC):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        relative: bool = False,
     ) -> list[tuple[float, str]]:
         """Find the units whose embedded text shares words with a text.
 
@@ -585,9 +586,12 @@ class StorageBackend(ABC):
             recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
             importance: See ``recency``.
             weights: See ``recency``.
+            relative: See the return value.
 
         Returns:
-            (BM25 score, id) pairs, best first.
+            (BM25 score, id) pairs, best first; words are counted among the units of the namespace that match
+            ``filters``. With ``relative`` the score is in 0..1 and can be compared between queries: the share of what a
+            text of mean length scores that holds every word of the query once.
 
         Raises:
             ConfigurationError: The backend has no keyword index.

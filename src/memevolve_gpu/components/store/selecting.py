@@ -13,7 +13,7 @@ from ...records.filters import Filter, parse, path_of
 from ...records.transaction import Transaction
 from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import listed, whole_number
+from ...utils.arguments import listed, switch, whole_number
 from ...utils.config import StorageConfig, namespace_path
 from .base import StorageBackend
 from .history import operation_name
@@ -122,13 +122,19 @@ class NamespacedBackend(StorageBackend, MetadataMixin):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        relative: bool = False,
     ) -> list[tuple[float, str]]:
         records, parsed, key = self._open.records, self._filter(filters), self._key
         window = Window.of(check_arguments(top_k, None, query), offset, min_score)
         ranking, most = Ranking.of(recency, importance, weights), max(1, records.count(ns=key))
+        relative = switch("relative", relative)
+        within = self._open.live.matching(parsed, self._scope)[1] if parsed.root.parts else None
 
         def fetch(wanted: int) -> list[tuple[float, str]]:
-            return records.keyword(query, min(wanted, most), parsed, text_of=unit_to_text, ns=key)
+            wanted = min(wanted, most)
+            return records.keyword(
+                query, wanted, parsed, text_of=unit_to_text, ns=key, within=within, relative=relative
+            )
 
         found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])
