@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from milvus_fake import FakeMilvus
 from support import FakeBatchEmbedder
 
 from memevolve_gpu import (
+    AsyncMemorySystem,
+    AsyncVectorStore,
     EmbeddingConfig,
     F,
     HashingEmbedder,
@@ -146,18 +148,27 @@ def first_ones(call: Callable[..., Any]) -> list[str]:
     return [name for name, one in parameters(call).items() if one.kind is one.POSITIONAL_ONLY]
 
 
+async def taken(result: Any) -> None:
+    """Wait for a result, take the first of several, and close it."""
+    if inspect.isawaitable(result):
+        result = await result
+    if isinstance(result, Iterator):
+        next(result, None)
+    elif isinstance(result, AsyncIterator):
+        await anext(result, None)
+    elif hasattr(result, "close"):
+        closing = result.close()
+        if inspect.isawaitable(closing):
+            await closing
+
+
 def walk(name: str, call: Callable[..., Any], good: dict[str, Any]) -> list[str]:
     """What came out of the calls that is neither a result nor an error of ours."""
     wrong = []
     for parameter, at, given in arguments(call, good):
         try:
             result = call(*[given.pop(first) for first in first_ones(call)], **given)
-            if inspect.iscoroutine(result):
-                result = asyncio.run(result)
-            if isinstance(result, Iterator):
-                next(result, None)
-            elif hasattr(result, "close"):
-                result.close()
+            asyncio.run(taken(result))
         except MemEvolveError:
             continue
         except TypeError as error:
@@ -290,6 +301,7 @@ class Bench:
             "storage_backend": store,
             "backend": store,
             "store": langchain.MemEvolveVectorStore(store, Words(DIM)),
+            "system": MemorySystem(MemorySystemConfig(storage_backend=store)),
             "source": store,
             "target": store,
             "strategy": SemanticRetrievalStrategy(),
@@ -303,6 +315,10 @@ class Bench:
         """What makes an instance of each public class that has methods; None for a function."""
         return {
             "VectorStore": lambda: self.store,
+            "AsyncVectorStore": lambda: AsyncVectorStore(self.store),
+            "AsyncMemorySystem": lambda: AsyncMemorySystem(
+                MemorySystem(MemorySystemConfig(storage_backend=self.store))
+            ),
             "MilvusStore": lambda: MilvusStore(
                 self.embed, DIM, milvus_config={"timeout": 0.3}, client=FakeMilvus().connect
             ),
@@ -347,8 +363,8 @@ class Bench:
             if name == "MemorySystemConfig":
                 result.storage_backend = self.store if result.storage_backend is None else result.storage_backend
                 MemorySystem(result)
-            elif hasattr(result, "close") and result is not self.store:
-                result.close()
+            elif hasattr(result, "close") and result is not self.store and not name.startswith("Async"):
+                result.close()  # one for asyncio would close the store
 
         make.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
         return make
@@ -363,7 +379,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 NAMES = dict(public())
-DELETING = {"MemoryManager", "MemorySystem", "SimpleManagementStrategy", "MemEvolveVectorStore"}
+DELETING = {"AsyncMemorySystem", "MemoryManager", "MemorySystem", "SimpleManagementStrategy", "MemEvolveVectorStore"}
 
 
 def is_ours(call: Any) -> bool:
