@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import apsw
 
+from ..errors import CorruptStoreError
 from ..types import MemoryUnit
 from .connections import all_rows, first_row
 from .damage import damage_path, read_unit
@@ -71,7 +72,11 @@ def _past(con: apsw.Connection, spaces: str, filters: Filter) -> list[tuple[int,
         """
     found: dict[tuple[int, str], None] = {}
     for ns, unit_id, raw in con.execute(sql, (spaces,)):
-        unit: MemoryUnit = read_unit(raw, unit_id)
+        try:
+            unit: MemoryUnit = read_unit(raw, unit_id)
+        except CorruptStoreError:  # nobody can tell whose it was
+            found[ns, unit_id] = None
+            continue
         if matches(filters, unit):
             found[ns, unit_id] = None
     return list(found)

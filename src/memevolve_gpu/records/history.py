@@ -68,16 +68,18 @@ CREATE TABLE history_floor (            -- one row
 
 ADD = "INSERT INTO history (seq, kind, ns, id) VALUES (?, ?, ?, ?)"
 ADD_EDITED = """
-INSERT INTO history SELECT ?, ?, ns, id, slot, CAST(unit AS TEXT), NULL, expires_at FROM units WHERE slot = ?
+INSERT INTO history SELECT ?, ?, ns, id, slot, CAST(unit AS TEXT), NULL, expires_at, unit_crc, NULL
+FROM units WHERE slot = ?
 """
 ADD_REMOVED = """
-INSERT INTO history SELECT ?, ?, u.ns, u.id, u.slot, CAST(u.unit AS TEXT), v.vector, u.expires_at
+INSERT INTO history SELECT ?, ?, u.ns, u.id, u.slot, CAST(u.unit AS TEXT), v.vector, u.expires_at,
+    u.unit_crc, u.vector_crc
 FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
 WHERE u.ns = ? AND u.id = ? AND ifnull(u.expires_at > ?, 1)
 """
 ADD_CLEARED = f"""
 INSERT INTO history SELECT ? + row_number() OVER (ORDER BY u.slot), {Op.DROP}, u.ns, u.id, u.slot,
-    CAST(u.unit AS TEXT), v.vector, u.expires_at
+    CAST(u.unit AS TEXT), v.vector, u.expires_at, u.unit_crc, u.vector_crc
 FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
 """
 LOG_CLEARED = f"INSERT INTO log SELECT seq, {Op.DROP}, slot FROM history WHERE seq > ?"
