@@ -379,6 +379,7 @@ class AsyncVectorStore(_Asynchronous):
     set_limits = _method(VectorStore.set_limits)
     set_expiry = _method(VectorStore.set_expiry)
     expiry = _method(VectorStore.expiry)
+    expiries = _method(VectorStore.expiries)
 
     operations = _method(VectorStore.operations)
     history = _method(VectorStore.history)

@@ -17,7 +17,7 @@ from ..types import IntArray, MemoryUnit, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
 from .fulltext_buffer import terms_of_folded
-from .history import ERASED, MOVE_FLOOR, REPLACED
+from .history import ERASE, ERASED, MOVE_FLOOR, REPLACED
 from .schema import SPACE_WORDS_TABLE, WORDS_TABLE
 from .transaction import AUTO_LIMIT
 
@@ -68,7 +68,7 @@ def repair(con: apsw.Connection, dim: int, text_of: TextOf) -> list[Finding]:
             continue
         trouble = "" if probe.mend is None else _mend(probe.mend, case)
         findings.append(Finding(probe.code, message + trouble, fixed=_look(probe, case) is None))
-    if any(finding.fixed for finding in findings):
+    if any(finding.fixed and finding.code != "damaged_versions" for finding in findings):
         _restart_log(case)
     return findings
 
@@ -282,14 +282,22 @@ def _recount(case: _Case) -> None:
 def _unreadable_versions(case: _Case) -> str | None:
     """The old units and vectors that the history keeps, with the checksums that they were written with."""
     case.con.create_scalar_function("crc32_of", _crc32, 1, deterministic=True)
-    what = "old versions of units are damaged (no undo can restore them; HISTORY_DAYS or forget_subject removes "
-    sql = f"""
-        SELECT id || ' (change ' || seq || ')' FROM history
-        WHERE seq > (SELECT seq FROM history_floor) AND kind NOT IN ({Op.PUT}, {ERASED}) AND (
-            slot IS NULL OR unit IS NULL OR {_UNREADABLE} OR ({_RENAMED}) OR unit_crc <> crc32_of(CAST(unit AS BLOB))
-            OR (kind <> {Op.EDIT} AND (length(vector) IS NOT ? OR vector_crc <> crc32_of(vector))))
-        """
-    return _listed(case, what + "them)", sql, (4 * case.dim,))
+    what = "old versions of units are damaged (to fix that removes them from the history)"
+    sql = f"SELECT id || ' (change ' || seq || ')' FROM history WHERE {_DAMAGED_VERSION}"
+    return _listed(case, what, sql, (4 * case.dim,))
+
+
+_DAMAGED_VERSION = f"""
+    seq > (SELECT seq FROM history_floor) AND kind NOT IN ({Op.PUT}, {ERASED}) AND (
+        slot IS NULL OR unit IS NULL OR {_UNREADABLE} OR ({_RENAMED}) OR unit_crc <> crc32_of(CAST(unit AS BLOB))
+        OR (kind <> {Op.EDIT} AND (length(vector) IS NOT ? OR vector_crc <> crc32_of(vector))))
+"""
+
+
+def _erase_versions(case: _Case) -> None:
+    """Empty the damaged versions; the change feed begins again, for it would lack them."""
+    case.con.execute(f"UPDATE history SET {ERASE} WHERE {_DAMAGED_VERSION}", (4 * case.dim,))
+    case.con.execute("UPDATE history_floor SET feed = (SELECT last_seq FROM counters)")
 
 
 def _history(case: _Case) -> str | None:
@@ -387,7 +395,7 @@ _PROBES = (
     _Probe("counters", _counters, _set_counters),
     _Probe("namespaces", _namespaces, _recount),
     _Probe("log", _log, _restart_log),
-    _Probe("damaged_versions", _unreadable_versions),
+    _Probe("damaged_versions", _unreadable_versions, _erase_versions),
     _Probe("history", _history, _restart_history),
     _Probe("words", _words, _rebuild_words),
     _Probe("terms", _terms, _rebuild_words),

@@ -20,7 +20,7 @@ from .connections import all_rows, first_row
 from .damage import damage_path, read_unit
 from .filter_sql import matching
 from .filters import Filter, matches
-from .history import ERASED
+from .history import ERASE
 from .records import Records
 from .transaction import Transaction
 
@@ -90,9 +90,7 @@ def _forget(con: apsw.Connection, units: list[tuple[int, str]], forgotten: Seque
     theirs = "(ns, id) IN (SELECT ns, id FROM temp.erased)"
     count = first_row(con, f"SELECT count(*) FROM history WHERE unit IS NOT NULL AND {theirs}")[0]
     con.execute(f"DELETE FROM history WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
-    con.execute(
-        f"UPDATE history SET kind = {ERASED}, slot = NULL, unit = NULL, vector = NULL, expires_at = NULL WHERE {theirs}"
-    )
+    con.execute(f"UPDATE history SET {ERASE} WHERE {theirs}")
     con.execute(f"DELETE FROM access WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
     con.execute("DELETE FROM temp.erased")
     con.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in forgotten])

@@ -87,6 +87,9 @@ ADD_OPERATION = """
 INSERT OR IGNORE INTO operations
 SELECT ?, ?, max(?, ifnull((SELECT at FROM operations ORDER BY seq DESC LIMIT 1), 0)), ?
 """
+ERASE = (
+    f"kind = {ERASED}, slot = NULL, unit = NULL, vector = NULL, expires_at = NULL, unit_crc = NULL, vector_crc = NULL"
+)
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 
 _KINDS = {Op.PUT: "put", Op.EDIT: "edit", Op.DROP: "delete", ERASED: "erased"}

@@ -815,6 +815,18 @@ class StorageBackend(ABC):
         del unit_id
         return None
 
+    def expiries(self, ids: Sequence[str]) -> dict[str, float]:
+        """Read when units expire.
+
+        Args:
+            ids: Ids; those of no unit, and of units that do not expire, are skipped.
+
+        Returns:
+            Unix times in seconds, by id.
+        """
+        del ids
+        return {}
+
     # State
 
     def save_state(self) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class ForeignBackend(StorageBackend):
     def store(self, unit: MemoryUnit) -> str:
         return str(self._foreign.store(unit))
 
-    def store_batch(self, units: Sequence[MemoryUnit], *embeddings: Any) -> list[str]:
-        return list(self._foreign.store_batch(list(units), *embeddings))
+    def store_batch(self, units: Sequence[MemoryUnit], *embeddings: Any, **times: Any) -> list[str]:
+        return list(self._foreign.store_batch(list(units), *embeddings, **times))
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
         found: MemoryUnit | None = self._foreign.retrieve(unit_id)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, EmbeddingError, StorageError
+from ...records.schema import MODEL_KEY
 from ...records.writer import WriteContext
-from ...utils.arguments import listed, whole_number
+from ...utils.arguments import listed, path_text, whole_number
 from ...utils.config import namespace_path
 from .base import operation_name
+from .copy import copy_store
 from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
 from .selecting import SelectingBackend
-from .units import checked_id, one_id
+from .units import checked_id, looked_up, one_id
 
 __all__ = ["NamespacedBackend"]
 
@@ -25,6 +30,7 @@ class NamespacedBackend(SelectingBackend):
 
     namespace_path: Path
     """The parts of the name of the namespace; empty for the default one."""
+    _is_view: bool
 
     def namespace(self: _Backend, *path: str) -> _Backend:
         """Give a view of one namespace: a store of its own that sees and changes nothing else.
@@ -136,6 +142,48 @@ class NamespacedBackend(SelectingBackend):
         """
         return self._open.records.expiry_of(unit_id, ns=self._key) if one_id(unit_id, "units") else None
 
+    def expiries(self, ids: Sequence[str]) -> dict[str, float]:
+        """Read when units expire.
+
+        Args:
+            ids: Ids; those of no unit, and of units that do not expire, are skipped.
+
+        Returns:
+            Unix times in seconds, by id.
+        """
+        return self._open.records.expiries_of(looked_up(ids), ns=self._key)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the records to a new database file, consistent while the store is in use.
+
+        A view copies its namespace and those below it, under their paths, with vectors, times of expiry and limits, and
+        without their history.
+
+        Args:
+            path: The file to write.
+
+        Raises:
+            StorageError: The file exists or cannot be written; nothing was.
+        """
+        if not self._is_view:
+            self._open.records.backup(path)
+            return
+        folder = FilePath(path_text("path", path)).absolute().parent
+        if not folder.is_dir():
+            raise StorageError(f"the folder {folder} does not exist; create it first")
+        config = self.config.replace(
+            metric=self.metric, namespace=self.namespace_path, background=False, history_days=0
+        )
+        make: Any = type(self)
+        session = self._open
+        model = _stored_model(session.records.get_meta(MODEL_KEY))
+        with (
+            TemporaryDirectory(prefix=".namespace-", dir=folder) as place,
+            make(FilePath(place, "copy"), model, session.records.dim, None, config, clock=session.clock) as copy,
+        ):
+            copy_store(self, copy)
+            copy.backup(path)
+
     @property
     def _key(self) -> int:
         """The key of the namespace; MISSING where it does not exist yet."""
@@ -158,3 +206,15 @@ class NamespacedBackend(SelectingBackend):
     def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
         name = operation_name(operation)
         return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)
+
+
+def _stored_model(name: bytes | None) -> Callable[[str], Any] | None:
+    """An embedding function that has the name of a model and embeds nothing."""
+
+    def refuse(_text: str) -> Any:
+        raise EmbeddingError("given vectors are stored, nothing is embedded")
+
+    if name is None:
+        return None
+    vars(refuse)["model_name"] = name.decode()
+    return refuse

@@ -27,6 +27,7 @@ from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress, UnitMapping, score_of
 from .capacity import move_waiting_rows, report_pruned, reserve_room
+from .copy import copy_store
 from .history import HistoryMixin
 from .namespaced import NamespacedBackend
 from .namespaces import Path, expiry_of, moments, subtree_path
@@ -184,6 +185,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
             replaces: The id of a unit that this one supersedes: it is deleted in the same transaction.
             ttl: Seconds, or a timedelta, after which the unit expires; None for the namespace's default.
             expires_at: Unix time in seconds, or a datetime with its zone, from which the unit is gone; instead of ttl.
+                ``math.inf`` for never, whatever the namespace's default.
 
         Returns:
             The unit's id: its own, or the next ``unit_<n>``.
@@ -767,14 +769,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         """
         return str(self._whole("snapshot").maintenance.snapshot())
 
-    def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the records to a new database file, consistent while the store is in use.
-
-        Args:
-            path: The file to write.
-        """
-        self._whole("backup").records.backup(path)
-
     @staticmethod
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
         """Put a copy of a backup in the place of the store at ``prefix``.
@@ -823,7 +817,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return {**found, "namespace": list(self.namespace_path)} if self.namespace_path else found
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Copy the units of another store into this one; nothing when it is this very store.
+        """Copy the units of another store into this one, as ``copy_store``; nothing when it is this very store.
 
         Args:
             state: What :meth:`save_state` of the other store returned.
@@ -835,9 +829,9 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         source, path = held.get("index_file"), namespace_path(held.get("namespace"))
         if source is None or (held.get("store_id") == self._open.records.store_id and path == self.namespace_path):
             return
-        with VectorStore(source, None, storage_config=self.config.replace(namespace=path)) as other:
-            rows = list(other.export_rows())
-        self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
+        config = self.config.replace(namespace=path)
+        with VectorStore(source, None, storage_config=config, clock=self._open.clock) as other:
+            copy_store(other, self, replace=True)
 
     def close(self) -> None:
         """Wait for a running build, and release everything. Further calls raise StoreClosedError.
