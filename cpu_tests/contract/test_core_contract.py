@@ -69,16 +69,22 @@ ONLY_IN_FILES = {
     "access_counts",
     "access_order",
     "change_number",
+    "changes",
     "delete_namespace",
     "expiries",
     "expiry",
+    "forget_subject",
+    "history",
     "namespace",
     "namespaces",
+    "operations",
     "record_access",
     "replace_batch",
     "search_keywords",
     "set_expiry",
     "set_limits",
+    "undo",
+    "watch",
 }
 ONLY_ON_SERVERS = {"refresh"}
 CORE = base.OPTIONAL - ONLY_IN_FILES - ONLY_ON_SERVERS

@@ -308,7 +308,7 @@ def _history(case: _Case) -> str | None:
     if begin > last or feed > last or kept != last - feed:
         return f"the history holds {kept} changes after change {feed}, the counters say {max(0, last - feed)}"
     agree = f"""
-        h.kind = {ERASED} OR (h.slot IS NULL OR h.slot = l.slot) AND
+        h.kind = {ERASED} OR h.kind = {Op.DROP} AND l.op = {Op.CLEAR} OR (h.slot IS NULL OR h.slot = l.slot) AND
         (h.kind = l.op OR h.kind = {REPLACED} AND l.op = {Op.DROP})
         """
     for what, sql, bound in (

@@ -78,11 +78,10 @@ FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
 WHERE u.ns = ? AND u.id = ? AND ifnull(u.expires_at > ?, 1)
 """
 ADD_CLEARED = f"""
-INSERT INTO history SELECT ? + row_number() OVER (ORDER BY u.slot), {Op.DROP}, u.ns, u.id, u.slot,
+INSERT INTO history SELECT ?1 + row_number() OVER (ORDER BY u.slot), {Op.DROP}, u.ns, u.id, u.slot,
     CAST(u.unit AS TEXT), v.vector, u.expires_at, u.unit_crc, u.vector_crc
-FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
+FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot {{}}
 """
-LOG_CLEARED = f"INSERT INTO log SELECT seq, {Op.DROP}, slot FROM history WHERE seq > ?"
 ADD_OPERATION = """
 INSERT OR IGNORE INTO operations
 SELECT ?, ?, max(?, ifnull((SELECT at FROM operations ORDER BY seq DESC LIMIT 1), 0)), ?

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...errors import ConfigurationError, MemEvolveError, StorageError
+from ...errors import MemEvolveError, StorageError
 from ...types import MemoryUnit
 from ...utils.arguments import having
 from .base import OPTIONAL, StorageBackend
@@ -78,8 +78,9 @@ class ForeignBackend(StorageBackend):
         found: dict[str, Any] | None = self._foreign.get_metadata(unit_id)
         return found
 
-    def _missing(self, ability: str) -> ConfigurationError:
-        return ConfigurationError(f"a {type(self._foreign).__name__} cannot {ability}; use a VectorStore")
+    @property
+    def _kind(self) -> str:
+        return type(self._foreign).__name__
 
 
 def as_backend(storage: Any) -> StorageBackend:
