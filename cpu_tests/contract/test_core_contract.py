@@ -544,6 +544,28 @@ class TestFilters:
             with pytest.raises(InvalidFilterError):
                 store.units(bad)
 
+    def test_what_is_empty_and_no_mapping_is_no_filter(self, make: Make) -> None:
+        """No filter is ``None`` or ``{}``; whatever else is false is an error and changes nothing."""
+        store = make()
+        store.store_batch(units(3))
+        arguments = {"query": "fact", "queries": np.ones((1, DIM)), "changes": {"content": "new"}, "field": "type"}
+        signatures = {
+            name: inspect.signature(getattr(store, name)).parameters
+            for name in dir(StorageBackend)
+            if not name.startswith("_") and callable(getattr(StorageBackend, name))
+        }
+        calls = {name: found for name, found in signatures.items() if "filters" in found}
+        assert {"search", "search_units", "search_vectors", "units", "count", "delete_where", "facets"} <= set(calls)
+        capable = [name for name in calls if name not in base.OPTIONAL or name in store.capabilities]
+        nothing: list[Any] = [[], "", 0, 0.0, False, (), set(), b""]
+        for name in capable:
+            given = {key: arguments[key] for key in calls[name] if key in arguments}
+            for bad in nothing:
+                with pytest.raises(InvalidFilterError, match="mapping"):
+                    getattr(store, name)(filters=bad, **given)
+        assert len(list(store.units())) == 3
+        assert store.count(filters={}) == store.count(filters=None) == 3
+
 
 ODD: list[Any] = [3, 1.5, "b", None, True, ["x", 2], {"k": 1}, "B", False, 2**60, "é", [], -1, 3.0]
 

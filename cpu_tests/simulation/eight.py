@@ -146,7 +146,7 @@ class _Crowd:
                 with VectorStore(self.prefix, embed, DIM, storage_config={"lock_timeout": 0.05}) as store:
                     self.expect_named(store, pid)
             elif ended:
-                raise RuntimeError(f"a {self.alive[pid]} ended by itself: {self.error_of(pid)}")
+                raise RuntimeError(f"a {self.alive.pop(pid)} ended by itself: {self.error_of(pid)}")
 
     def expect_named(self, store: VectorStore, pid: int) -> None:
         try:

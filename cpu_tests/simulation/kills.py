@@ -1,9 +1,10 @@
 """Real processes, forked from one that has imported everything, that are killed with SIGKILL at random moments.
 
 A child says "do" before and "did" after each operation, in a file, so that the parent knows what was acknowledged; the
-one operation in flight may have happened or not. In a round one to four children write at once, each to ids of its own.
-The parent kills them one by one, sometimes stops one for a while first, hurts the snapshot, opens the store and holds
-it against the dicts. The seed decides what everybody does; the moment of a kill is the system's.
+one operation in flight may have happened or not. In a round one to four children write at once, each to ids of its own,
+or one child whose four threads do, so that they share commits. The parent kills them one by one, sometimes stops one
+for a while first, hurts the snapshot, opens the store and holds it against the dicts. The seed decides what everybody
+does; the moment of a kill is the system's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import time
 import traceback
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +40,7 @@ STYLES: dict[str, dict[str, float]] = {
     "commits": {"store": 3, "batch": 2, "update": 2, "delete": 1},
     "checkpoints": {"store": 2, "batch": 1, "checkpoint": 3},
     "snapshots": {"batch": 2, "delete_batch": 1, "snapshot": 3, "maintain": 1},
+    "threads": {"store": 4, "update": 2, "delete": 1},
 }
 LONGEST = {"opening": 0.03, "commits": 0.04}
 """Seconds that a child lives at most; others 0.06."""
@@ -84,23 +87,35 @@ class Writer:
         return after if {one: held[one] for one in held if one in after or one in self.model} == after else self.model
 
 
-def write_until_killed(
-    open_store: Callable[[], VectorStore], said: Path, stream: list[Operation], parent: int
-) -> NoReturn:
-    """What a child does."""
+Task = tuple[Path, list[Operation]]
+"""Where a writer says what it does, and what it does."""
+
+
+def write_until_killed(open_store: Callable[[], VectorStore], tasks: list[Task], parent: int) -> NoReturn:
+    """What a child does: one task by itself, several in threads that share a store."""
+    if len(tasks) == 1:
+        write(open_store(), tasks[0], parent, open_store)
+    else:
+        store = open_store()
+        with ThreadPoolExecutor(len(tasks)) as pool:
+            for ended in as_completed([pool.submit(write, store, task, parent) for task in tasks]):
+                ended.result()
+    signal.pause()
+    raise AssertionError("only a kill ends this process")
+
+
+def write(store: VectorStore, task: Task, parent: int, open_store: Callable[[], VectorStore] | None = None) -> None:
+    said, stream = task
     handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    store = open_store()
     for operation in stream:
         os.write(handle, b"do\n")
-        if operation["kind"] == "reopen":
+        if operation["kind"] == "reopen" and open_store is not None:
             store.close()
             store = open_store()
         perform(store, operation)
         os.write(handle, b"did\n")
         if os.getppid() != parent:
             os._exit(0)
-    signal.pause()
-    raise AssertionError("only a kill ends this process")
 
 
 class Chain:
@@ -147,17 +162,21 @@ class Chain:
 
     def kill_writers(self) -> None:
         style = self.what = self.rng.choice(list(STYLES))
-        writers = [self.start(me, STYLES[style]) for me in range(self.rng.choice([1, 1, 2, 3, 4]))]
-        self.rng.shuffle(writers)
-        lives = sorted(self.rng.random() * LONGEST.get(style, 0.06) for _ in writers)
+        if style == "threads":
+            writers = self.start(range(4), STYLES[style])
+        else:
+            writers = [one for me in range(self.rng.choice([1, 1, 2, 3, 4])) for one in self.start([me], STYLES[style])]
+        pids = list(dict.fromkeys(writer.pid for writer in writers))
+        self.rng.shuffle(pids)
+        lives = sorted(self.rng.random() * LONGEST.get(style, 0.06) for _ in pids)
         began = time.monotonic()
-        for writer, life in zip(writers, lives, strict=True):
+        for pid, life in zip(pids, lives, strict=True):
             if self.rng.random() < 0.1:
-                os.kill(writer.pid, signal.SIGSTOP)
+                os.kill(pid, signal.SIGSTOP)
                 self.tally["stopped"] += 1
             time.sleep(max(0.0, began + life - time.monotonic()))
-            os.kill(writer.pid, signal.SIGKILL)
-            os.waitpid(writer.pid, 0)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
             self.tally["kills"] += 1
             self.tally[f"kills, {style}"] += 1
         for writer in writers:
@@ -168,16 +187,18 @@ class Chain:
             self.tally[f"snapshot: {damage(str(self.prefix), self.rng)}"] += 1
         self.look(writers)
 
-    def start(self, me: int, weights: dict[str, float]) -> Writer:
-        said = self.folder / f"said{me}"
-        said.unlink(missing_ok=True)
+    def start(self, writers: Iterable[int], weights: dict[str, float]) -> list[Writer]:
+        """One child that does what these writers do."""
         alone = {kind: weight for kind, weight in weights.items() if kind != "clear"}
-        ids = [f"p{me}-{number}" for number in range(IDS)]
-        drawn = operations(f"{self.seed}:{self.rounds}:{me}", ids, alone)
-        stream = [next(drawn) for _ in range(100)]
-        parent = os.getpid()
-        pid = forked(lambda: write_until_killed(self.open, said, stream, parent), said.with_suffix(".error"))
-        return Writer(pid, said, stream, self.models.get(me, {}))
+        tasks: dict[int, Task] = {}
+        for me in writers:
+            said = self.folder / f"said{me}"
+            said.unlink(missing_ok=True)
+            drawn = operations(f"{self.seed}:{self.rounds}:{me}", [f"p{me}-{number}" for number in range(IDS)], alone)
+            tasks[me] = said, [next(drawn) for _ in range(100)]
+        parent, errors = os.getpid(), next(iter(tasks.values()))[0].with_suffix(".error")
+        pid = forked(lambda: write_until_killed(self.open, list(tasks.values()), parent), errors)
+        return [Writer(pid, said, stream, self.models.get(me, {})) for me, (said, stream) in tasks.items()]
 
     def look(self, writers: list[Writer]) -> None:
         """Open the store and hold it against the dicts of all."""

@@ -193,6 +193,12 @@ def _made(kind: type[_Self], wrapped: Any, threads: _Threads, *, is_view: bool =
     return made
 
 
+def _described(method: Any, real: Any) -> None:
+    """Give a method name, signature and docstring, inherited ones too, of another."""
+    functools.update_wrapper(method, real)
+    method.__doc__ = inspect.getdoc(real)
+
+
 def _method(real: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], Coroutine[Any, Any, _T]]:
     """The method of that name of the wrapped object, awaited."""
     name = real.__name__
@@ -201,7 +207,7 @@ def _method(real: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[An
         result: _T = await self._run(functools.partial(getattr(self._wrapped, name), *arguments, **more))
         return result
 
-    functools.update_wrapper(method, real)
+    _described(method, real)
     return method
 
 
@@ -212,7 +218,7 @@ def _listing(real: Callable[Concatenate[Any, _P], Iterator[_T]]) -> Callable[Con
     def method(self: Any, /, *arguments: _P.args, **more: _P.kwargs) -> AsyncListing[_T]:
         return AsyncListing(self._submit, functools.partial(getattr(self._wrapped, name), *arguments, **more))
 
-    functools.update_wrapper(method, real)
+    _described(method, real)
     vars(method)["__signature__"] = inspect.signature(real).replace(return_annotation="AsyncListing")
     return method
 
@@ -223,7 +229,7 @@ def _static(real: Callable[_P, _T]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     async def method(*arguments: _P.args, **more: _P.kwargs) -> _T:
         return await asyncio.to_thread(real, *arguments, **more)
 
-    functools.update_wrapper(method, real)
+    _described(method, real)
     return method
 
 

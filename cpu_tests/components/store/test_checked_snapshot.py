@@ -24,11 +24,15 @@ def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Vec
     with VectorStore(prefix, None, DIM, storage_config=StorageConfig(**settings)) as store:
         store.store_batch([{"id": f"u{i}", "content": f"unit {i}"} for i in range(ROWS)], VECTORS)
         store.run_maintenance()
-    snapshot = Path(f"{prefix}.snapshot")
+    flip(Path(f"{prefix}.snapshot"))
+    return lambda **more: VectorStore(prefix, None, DIM, storage_config=StorageConfig(**{**settings, **more}))
+
+
+def flip(snapshot: Path) -> None:
+    """Change one bit of row ``BAD`` in the file."""
     raw = bytearray(snapshot.read_bytes())
     raw[raw.index(VECTORS[BAD].tobytes()) + 7] ^= 0x40
     snapshot.write_bytes(raw)
-    return lambda **more: VectorStore(prefix, None, DIM, storage_config=StorageConfig(**{**settings, **more}))
 
 
 def kinds(store: VectorStore) -> list[str]:
@@ -55,6 +59,39 @@ def test_maintenance_finds_what_no_search_touched(damaged: Callable[..., VectorS
         again.run_maintenance()
         assert "reload" not in kinds(again), "the snapshot was written anew"
         assert "snapshot-refused" not in kinds(again)
+
+
+def test_saving_writes_what_the_records_hold(damaged: Callable[..., VectorStore]) -> None:
+    with damaged() as store:
+        store.store_batch([{"id": "new", "content": "one more"}], VECTORS[:1])
+        store.snapshot()
+        assert "reload" in kinds(store) or "snapshot-refused" in kinds(store)
+    with damaged() as again:
+        again.run_maintenance()
+        assert not {"reload", "snapshot-refused"} & set(kinds(again))
+        assert again.search_vectors(VECTORS[BAD : BAD + 1], 1)[1] == [[f"u{BAD}"]]
+        assert again.count() == ROWS + 1
+
+
+def test_a_damaged_index_of_another_process_is_not_adopted(tmp_path: Path) -> None:
+    """What the round samples of it is sound; the damaged row is found before it is used."""
+    config = StorageConfig(index_type="ivf", background=False)
+    old, prefix = VECTORS[: ROWS // 2], tmp_path / "s"
+    names = [{"id": f"u{i}", "content": f"unit {i}"} for i in range(ROWS)]
+    with VectorStore(prefix, None, DIM, storage_config=config) as store:
+        store.store_batch(names[: len(old)], old)
+        store.run_maintenance()
+        for query in VECTORS[BAD - 40 : BAD + 40]:
+            store.search_vectors(query[None], 1)
+        with VectorStore(prefix, None, DIM, storage_config=config) as other:
+            other.store_batch(names[len(old) :], VECTORS[len(old) :])
+            other.run_maintenance()
+        flip(Path(f"{prefix}.snapshot"))
+        store.run_maintenance()
+        assert store.search_vectors(VECTORS[BAD : BAD + 1], 1)[1] == [[f"u{BAD}"]]
+        assert {"reload", "snapshot-refused"} & set(kinds(store))
+        store.run_maintenance()
+        assert store.check() == []
 
 
 def test_the_background_checks_by_itself(damaged: Callable[..., VectorStore]) -> None:

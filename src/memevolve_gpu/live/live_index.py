@@ -332,11 +332,13 @@ class LiveIndex:
         self._measured = (None, None, 0)  # keep no reference to the old index and its device memory
         self.generation = generation
 
-    def check_vectors(self, pause: Callable[[], None]) -> None:
+    def check_vectors(self, pause: Callable[[], None] | None = None) -> None:
         """Compare the vectors of a snapshot with their checksums, as far as no search did; where one does not hold,
         read everything from the records again."""
+        view = self._view
         try:
-            self._view.index.table.check(pause)
+            view.index.table.check(pause)
+            view.by_host.index.table.check(pause)
         except DamagedVectorsError as error:
             self._distrust(error)
 

@@ -275,6 +275,7 @@ class Maintenance:
             raise ReentrantCallError("snapshot() inside a round of maintenance in one thread would wait for itself")
         with self._round_lock, one_process(self._lock_path, True, live.records.file_mode):
             saver.forget_failure()
+            live.check_vectors(SearchYield(lambda: live.last_search))
             view = live.catch_up()
             reason = self.cause(view)
             if reason is None and not (view.index.n and joins_log(view, live.records.head().horizon)):
@@ -380,7 +381,8 @@ class Maintenance:
             if not stats.meets(live.settings.target_recall):
                 return False
         live.adopt(view, info.generation)
-        return True
+        live.check_vectors(SearchYield(lambda: live.last_search))
+        return live.generation == info.generation
 
     def _rebuild(self, reason: RebuildReason, progress: Progress = silent, *, forced: bool = False) -> str:
         return rebuild(

@@ -97,6 +97,7 @@ class Saver:
         live, self.failed = self._live, None
         if live.records.read_only:
             return
+        live.check_vectors()
         with live.mutex:
             if self.unsaved:
                 info = self.info()

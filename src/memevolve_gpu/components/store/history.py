@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +28,16 @@ if TYPE_CHECKING:
     from ...records.writer import WriteContext
     from .session import StoreSession
 
-__all__ = ["Erasure", "HistoryMixin", "Operation", "UnitChange", "UnitVersion", "Watch"]
+__all__ = [
+    "Erasure",
+    "HistoryMixin",
+    "Operation",
+    "UnitChange",
+    "UnitVersion",
+    "Watch",
+    "named_operation",
+    "operation_name",
+]
 
 _PAGE = 500
 _FASTEST, _SLOWEST = 0.002, 0.05
@@ -174,6 +185,24 @@ class Watch(Iterator[UnitChange]):
                     raise StopIteration
                 time.sleep(pause)
         return self._held.popleft()
+
+
+_operation: ContextVar[str | None] = ContextVar("operation", default=None)
+
+
+@contextmanager
+def named_operation(name: str) -> Iterator[None]:
+    """What the block writes is of this kind in the history of the store."""
+    token = _operation.set(name)
+    try:
+        yield
+    finally:
+        _operation.reset(token)
+
+
+def operation_name(method: str) -> str:
+    """The kind of an operation in the history: that of the block, else the method."""
+    return _operation.get() or method
 
 
 class HistoryMixin:

@@ -31,14 +31,17 @@ class Unsupported:
     def namespace(self, *path: str) -> StorageBackend:
         """Give a view of one namespace: a backend of its own that sees and changes nothing else.
 
+        Closing the view leaves this backend open; closing this backend ends the view.
+
         Args:
             path: The parts of its name, the outermost first, below the namespace of this backend.
 
         Returns:
-            The view.
+            The view, of the class of this backend. The namespace exists from its first unit on.
 
         Raises:
-            ConfigurationError: A part is no text that can be one, or the backend has no namespaces.
+            ConfigurationError: A part is no text of 1 to 256 characters without slashes and control characters, or the
+                backend has no namespaces.
         """
         raise self._missing("keep namespaces", "namespace")
 
@@ -82,7 +85,8 @@ class Unsupported:
             The namespace with its new limits.
 
         Raises:
-            ConfigurationError: The backend has no namespaces.
+            ConfigurationError: ``max_units`` is no whole number of at least 1, or the backend has no namespaces.
+            InvalidUnitError: ``default_ttl`` is no time.
         """
         raise self._missing("keep namespaces", "namespace")
 
@@ -99,6 +103,7 @@ class Unsupported:
 
         Raises:
             ConfigurationError: Units of this backend do not expire.
+            InvalidUnitError: An id or a time is none; nothing is changed.
         """
         raise self._missing("let units expire", "set_expiry")
 
