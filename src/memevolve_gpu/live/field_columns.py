@@ -442,9 +442,9 @@ class FieldColumns:
                 seq, slots = self._seq, self._slots
                 if not mine or path in self._columns or len(self._columns) >= MOST_COLUMNS:
                     continue
-                if self.nbytes > self._most_bytes // 2:  # the rest is for those that filters name
-                    return
             column = self._made(path, slots)
+            if column is not None and self.nbytes + column.nbytes > self._most_bytes:
+                continue
             now = log()
             with self._turn(now) as mine:
                 changed = now.changed(seq) if mine else None
