@@ -14,9 +14,8 @@ from memevolve_gpu.devices.gpu_probe import Gpu, GpuList, Prober
 from memevolve_gpu.devices.memory import Holdings
 from memevolve_gpu.devices.selection import Machine
 from memevolve_gpu.errors import DeviceError
-from memevolve_gpu.index.base import Arrays, BuildJob
+from memevolve_gpu.index.base import Arrays, BuildJob, FlatIndex
 from memevolve_gpu.index.bitmap import RowFilter
-from memevolve_gpu.index.flat import FlatIndex
 from memevolve_gpu.live import device_manager
 from memevolve_gpu.types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, SearchParams
 

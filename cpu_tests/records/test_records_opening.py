@@ -396,6 +396,14 @@ def test_a_store_cannot_be_created_in_a_read_only_folder(open_folder: Path) -> N
     assert list(open_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["", "sub/", ".", "sub/.."])
+def test_a_prefix_that_names_a_folder_makes_no_hidden_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ConfigurationError, match=r"names a folder; add a name for the store, as in '.*memory'"):
+        Records.open(f"{tmp_path}/{name}", dim=DIM)
+    assert [one.name for one in tmp_path.rglob("*")] == ["sub"]
+
+
 MOUNTS = """\
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
 23 22 0:21 / /home/me rw - nfs4 server:/home rw

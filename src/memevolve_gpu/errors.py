@@ -23,6 +23,7 @@ outside world also ``RuntimeError``, as MemEvolve's callers expect::
         ├── CorruptStoreError                       SQLite reports damage, or the records contradict each other
         ├── LockTimeoutError                        another process kept the writer lock for too long
         ├── StorageFullError                        disk full or quota reached
+        ├── TooManyFilesError                       no more files may be open
         ├── ReadOnlyError                           file, folder or file system is read-only
         ├── NetworkFilesystemError                  locks cannot be trusted there
         ├── ReentrantCallError                      a handler or callback calls inside a call that it interrupts
@@ -62,6 +63,7 @@ __all__ = [
     "StorageFullError",
     "StoreClosedError",
     "StoreUnavailableError",
+    "TooManyFilesError",
 ]
 
 
@@ -198,6 +200,10 @@ class LockTimeoutError(StorageError):
 
 class StorageFullError(StorageError):
     """The disk is full or a quota is reached."""
+
+
+class TooManyFilesError(StorageError):
+    """This process, or the machine, may open no more files."""
 
 
 class ReadOnlyError(StorageError):

@@ -39,6 +39,7 @@ __all__ = [
     "read_old",
     "read_text",
     "read_units",
+    "refuse_missing_folder",
     "write_lines",
 ]
 
@@ -80,8 +81,8 @@ class Bulk:
     ) -> None:
         """Store the units in one transaction; vectors[i] (dim,) and times[i], of expiry, belong to units[i].
 
-        Ctrl-C takes effect before or after it; a second Ctrl-C at once. Raises KeyboardInterrupt, and the errors of
-        ``VectorStore.store_batch``.
+        Ctrl-C takes effect before or after it, with vectors after it, as the store may be new; a second Ctrl-C at once.
+        Raises KeyboardInterrupt, and the errors of ``VectorStore.store_batch``.
         """
         if not units:
             return
@@ -92,11 +93,11 @@ class Bulk:
         with self.output.progress("storing" if vectors else "embedding") as report, held_interrupt() as held:
 
             def report_or_stop(stage: str, share: float) -> None:
-                held.check()
+                if rows is None:
+                    held.check()
                 report(stage, share)
 
             try:
-                held.check()
                 more: dict[str, Any] = {"expires_at": list(times)} if any(times) else {}
                 if more and "set_expiry" not in self.store.capabilities:
                     kind = type(self.store).__name__
@@ -198,6 +199,13 @@ def export_line(
     if namespace:
         kept["namespace"] = list(namespace)
     return json.dumps({"unit": unit, **kept} if kept else unit, ensure_ascii=False)
+
+
+def refuse_missing_folder(path: str) -> None:
+    """Raise InputError when the folder of a file to write is not there."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist; create it first")
 
 
 def write_lines(path: str, lines: Iterable[str], told: Callable[[int], None], mode: int = PRIVATE) -> int:

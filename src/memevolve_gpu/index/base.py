@@ -1,4 +1,4 @@
-"""The contract of every index: n vectors with slots and ids that never change, and their k nearest neighbours."""
+"""The contract of every index, n vectors with slots and ids that never change, and the flat index, which scans them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = [
     "Arrays",
     "BuildJob",
     "DeltaRows",
+    "FlatIndex",
     "Index",
     "Progress",
     "chunks",
@@ -381,3 +382,34 @@ def chunks(nq: int, bytes_each: int) -> Iterator[slice]:
     step = max(1, _SCRATCH_BYTES // max(1, bytes_each))
     for start in range(0, nq, step):
         yield slice(start, min(start + step, nq))
+
+
+class FlatIndex(Index):
+    """Vectors and nothing else."""
+
+    kind: ClassVar[str] = "exact"
+
+    @classmethod
+    def build(cls, job: BuildJob) -> FlatIndex:
+        """Keep the vectors; nothing is trained."""
+        index = cls(job.plan, job.metric, job.rows, job.table())
+        job.progress("add", 1.0)
+        return index
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FlatIndex:
+        rows = cls._rows_of(parts)
+        return cls(plan, metric, rows, cls._table_of(metric, rows, parts))
+
+    def _extended(self, rows: Rows) -> FlatIndex:
+        table = self.table.extended(rows.vectors)
+        return FlatIndex(self.plan, self.metric, self._slot_table_with(rows), table)
+
+    def _search(
+        self,
+        queries: FloatArray,
+        k: int,
+        params: SearchParams,  # noqa: ARG002 - there is nothing to choose
+        row_filter: RowFilter | None,
+    ) -> tuple[FloatArray, IntArray]:
+        return self.table.scan(queries, k, row_filter)

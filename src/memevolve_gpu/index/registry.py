@@ -6,11 +6,10 @@ import numpy as np
 
 from ..errors import EngineError
 from ..types import FloatArray, IndexPlan, Metric, Rows
-from .base import Arrays, BuildJob, Index, Progress
+from .base import Arrays, BuildJob, FlatIndex, Index, Progress
 from .faiss_gpu.index import FaissGpuFlatIndex
 from .faiss_gpu.ivf import FaissGpuIVFIndex
 from .fastscan import TwoStageIndex
-from .flat import FlatIndex
 from .hnsw import HNSWIndex
 from .ivf import IVFIndex
 from .sample import default_codes

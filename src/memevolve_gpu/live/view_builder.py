@@ -14,8 +14,7 @@ from operator import attrgetter
 
 import numpy as np
 
-from ..index.base import Index
-from ..index.flat import FlatIndex
+from ..index.base import FlatIndex, Index
 from ..index.registry import build
 from ..types import Change, FloatArray, IndexPlan, IntArray, Metric, Op, Rows
 from ..utils.vectors import normalize_rows

@@ -91,7 +91,7 @@ def cursor_of(value: Any, place: Any) -> str:
     return json.dumps([value, place], ensure_ascii=False)
 
 
-def cursor_parts(after: str, place: type) -> tuple[Any, Any]:
+def cursor_parts(after: str, place: type | tuple[type, ...]) -> tuple[Any, Any]:
     """Value and place of a cursor. Raises InvalidQueryError for what is none."""
     try:
         value, found = json.loads(after)

@@ -51,6 +51,7 @@ def columns(distances: FloatArray, positions: IntArray, k: int) -> tuple[FloatAr
 
 
 def joined(found: list[tuple[FloatArray | None, IntArray]], want: int) -> tuple[FloatArray | None, IntArray]:
+    """The results of batches of queries, one below the other, with ``want`` columns."""
     positions = np.concatenate([widened(one, want) for _, one in found])
     if found[0][0] is None:
         return None, positions
