@@ -1,6 +1,6 @@
 """Measure months of use in minutes: 50,000 units stored one by one, searched, rewritten, pruned, consolidated.
 
-    python benchmarks/months_of_use.py [--units 50000] [--queries 10] [--data FOLDER] [--json FILE]
+    python benchmarks/months_of_use.py [--units 50000] [--queries 10] [--history-days 7] [--data FOLDER] [--json FILE]
 
 Arrival in topic order, ten queries after each store, 40 % of the units rewritten, every hundredth lesson repeated word
 for word, two consolidations, 30 % pruned. At every checkpoint: recall@10 against the exact scan of the same store, and
@@ -33,11 +33,11 @@ SEED = 11
 class Life:
     """One store with the vectors of its units by id, and the figures so far."""
 
-    def __init__(self, prefix: Path, vectors: np.ndarray, queries: np.ndarray, target: float) -> None:
+    def __init__(self, prefix: Path, vectors: np.ndarray, queries: np.ndarray, target: float, days: int) -> None:
         self.rng = np.random.default_rng(SEED)
         self.vectors, self.queries, self.target = vectors, queries, target
         self.next_vector = vectors[0]
-        config = StorageConfig(max_memory_units=10**6, target_recall=target, index_type="ivf")
+        config = StorageConfig(max_memory_units=10**6, target_recall=target, index_type="ivf", history_days=days)
         self.store = VectorStore(prefix, lambda _text: self.next_vector, vectors.shape[1], storage_config=config)
         self.held: dict[str, np.ndarray] = {}
         self.ids: list[str] = []
@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10)
     parser.add_argument("--target", type=float, default=0.95)
+    parser.add_argument("--history-days", type=int, default=7)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
@@ -162,7 +163,7 @@ def main() -> None:
     queries = np.concatenate(list(data.queries.values()))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        life = Life(folder / "life", vectors, queries, arguments.target)
+        life = Life(folder / "life", vectors, queries, arguments.target, arguments.history_days)
         started, cpu = time.perf_counter(), time.process_time()
         live(life, arguments.units, arguments.queries)
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu
@@ -177,6 +178,7 @@ def main() -> None:
         "data": f"{arguments.units} units in topic order from: {data.name}",
         "command": f"python benchmarks/months_of_use.py --units {arguments.units} --queries {arguments.queries}",
         "target_recall": arguments.target,
+        "history_days": arguments.history_days,
         "worst_recall@10": worst,
         "mapping_errors": sum(point["mapping_errors"] for point in life.checkpoints),
         "search_ms": {

@@ -1,11 +1,13 @@
 """Many namespaces in one store: searches beside a store of its own for each, memory, opening, and attempts to cross.
 
-    python benchmarks/namespaces.py [--namespaces 1000] [--units 1000] [--dim 384] [--attempts 1000000] [--json FILE]
+    python benchmarks/namespaces.py [--namespaces 1000] [--units 1000] [--dim 384] [--attempts 1000000] [--no-twin]
+        [--json FILE]
 
 The vectors are seeded clusters, the units of a namespace are written in several batches that take turns with those of
 other namespaces. Searches in a random namespace take turns with the same ones in a random one of 20 separate stores,
 each as large as a namespace, so both see the same load and the same cold memory; one thread, ``recall`` at its default.
-``repeated`` asks one namespace and one store again and again. ``leaks`` counts the attempts,
+``repeated`` asks one namespace and one store again and again. ``--no-twin`` leaves out the one store of the same
+size without namespaces. ``leaks`` counts the attempts,
 of all kinds, after which a call in one namespace gave or changed something of another; it must be 0.
 """
 
@@ -141,29 +143,32 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     total = spaces * units
     config = {"background": False, "max_memory_units": 2 * total, "max_memory_mb": "auto", "durability": "normal"}
     with ExitStack() as stack:
-        names = ["many", "one", *(f"alone{n}" for n in range(min(spaces, STORES)))]
-        store, one, *alone = [
+        names = ["many", *(f"alone{n}" for n in range(min(spaces, STORES)))]
+        store, *alone = [
             stack.enter_context(VectorStore(folder / name, None, dim, storage_config=config)) for name in names
         ]
         seconds = filled(store, spaces, units, dim)
         for number, other in enumerate(alone):
             other.store_batch([unit(0, n) for n in range(units)], vectors(np.random.default_rng(number), units, dim))
             other.run_maintenance()
-        for start in range(0, total, 10_000):
-            rows = min(10_000, total - start)
-            batch = [{**unit(0, start + n), "id": f"u{start + n}"} for n in range(rows)]
-            one.store_batch(batch, vectors(np.random.default_rng(start), rows, dim))
-        one.run_maintenance()
-        grown = store.statistics()["memory_bytes"] - one.statistics()["memory_bytes"]
-        figures = {
-            "build_s": round(seconds, 1),
-            "bytes_per_unit_more_than_one_namespace": round(grown / total, 2),
+        figures: dict[str, Any] = {"build_s": round(seconds, 1), "memory_bytes": store.statistics()["memory_bytes"]}
+        if options.twin:
+            one = stack.enter_context(VectorStore(folder / "one", None, dim, storage_config=config))
+            for start in range(0, total, 10_000):
+                rows = min(10_000, total - start)
+                batch = [{**unit(0, start + n), "id": f"u{start + n}"} for n in range(rows)]
+                one.store_batch(batch, vectors(np.random.default_rng(start), rows, dim))
+            one.run_maintenance()
+            grown = figures["memory_bytes"] - one.statistics()["memory_bytes"]
+            figures["bytes_per_unit_more_than_one_namespace"] = round(grown / total, 2)
+        figures |= {
             "searches": timed(store, alone, spaces, dim, options.rounds),
             "list_namespaces_ms": _milliseconds(store.namespaces),
             "crossing": crossings(store, spaces, units, dim, options.attempts),
         }
     figures["many_namespaces"] = opened(folder / "many", config)
-    figures["one_namespace_of_the_same_size"] = opened(folder / "one", config)
+    if options.twin:
+        figures["one_namespace_of_the_same_size"] = opened(folder / "one", config)
     return figures
 
 
@@ -180,10 +185,12 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=2000)
     parser.add_argument("--attempts", type=int, default=1_000_000)
+    parser.add_argument("--no-twin", dest="twin", action="store_false")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     command = f"python benchmarks/namespaces.py --namespaces {options.namespaces} --units {options.units} "
     command += f"--dim {options.dim} --rounds {options.rounds} --attempts {options.attempts}"
+    command += "" if options.twin else " --no-twin"
     with tempfile.TemporaryDirectory() as folder:
         found = {"command": command, "machine": machine(), **measured(options, Path(folder))}
     text = json.dumps(found, indent=2)

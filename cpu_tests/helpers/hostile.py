@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,20 @@ def first_ones(call: Callable[..., Any]) -> list[str]:
     return [name for name, one in parameters(call).items() if one.kind is one.POSITIONAL_ONLY]
 
 
+async def taken(result: Any) -> None:
+    """Wait for a result, take the first of several, and close it."""
+    if inspect.isawaitable(result):
+        result = await result
+    if isinstance(result, Iterator):
+        next(result, None)
+    elif isinstance(result, AsyncIterator):
+        await anext(result, None)
+    elif hasattr(result, "close"):
+        closing = result.close()
+        if inspect.isawaitable(closing):
+            await closing
+
+
 def walk(
     name: str, call: Callable[..., Any], good: dict[str, Any], allowed: tuple[type[Exception], ...] = (MemEvolveError,)
 ) -> list[str]:
@@ -118,12 +132,7 @@ def walk(
     for parameter, at, given in arguments(call, good):
         try:
             result = call(*[given.pop(first) for first in first_ones(call)], **given)
-            if inspect.iscoroutine(result):
-                result = asyncio.run(result)
-            if isinstance(result, Iterator):
-                next(result, None)
-            elif hasattr(result, "close"):
-                result.close()
+            asyncio.run(taken(result))
         except allowed:
             continue
         except TypeError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -53,6 +55,38 @@ class Changes(RuleBasedStateMachine):
         unit |= {} if m is None else {"m": m}
         self.store.store_batch([unit], np.ones((1, DIM), dtype=np.float32))
         self.model[unit["id"]] = unit
+
+    @rule(which=st.integers(0, 7), n=VALUES, how=st.sampled_from(["store", "edit", "delete"]), late=st.booleans())
+    def foresee(self, which: int, n: Any, how: str, late: bool) -> None:
+        """Fields are read in the background; a unit changes just before or after the values were read."""
+        records, done = self.store._open.records, list[bool]()
+        read = records.field_values
+
+        def change() -> None:
+            if done:
+                return
+            done.append(True)
+            if how == "store":
+                self.store_one(which, n, n)
+            elif how == "edit":
+                self.edit(which, n)
+            else:
+                self.store.delete(f"u{which}")
+                self.model.pop(f"u{which}", None)
+
+        def meddling(path: Any, slots: Any) -> Any:
+            if not late:
+                change()
+            found = read(path, slots)
+            change()
+            return found
+
+        columns = self.store._open.live._masks.columns
+        columns.clear()
+        self.store._open.live._masks._entries.clear()
+        columns.wants_foresight = True
+        with patch.object(records, "field_values", meddling):
+            self.store._open.live.foresee()
 
     @rule(which=st.integers(0, 7), n=VALUES)
     def edit(self, which: int, n: Any) -> None:
@@ -121,6 +155,33 @@ def test_declared_fields_have_an_index_and_are_read_by_the_background(tmp_path: 
         assert indexes(store) == both
     with VectorStore(tmp_path / "m", None, DIM, storage_config={**settings, "indexed_fields": "none"}) as store:
         assert indexes(store) == []
+
+
+def test_the_background_reads_the_usual_fields_once_filters_are_in_use(tmp_path: Path) -> None:
+    units = [
+        {
+            "content": "c" * 300,
+            "type": "skill",
+            "tags": ["a", "b"],
+            "metadata": {"n": n, "long": "q" * 300, "deep": {"x": n}},
+        }
+        for n in range(500)
+    ]
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": True}) as store:
+        store.store_batch(units, np.ones((500, DIM), dtype=np.float32))
+        live, query = store._open.live, np.ones((1, DIM), dtype=np.float32)
+        columns = live._masks.columns
+        store.search_vectors(query, 3)
+        assert not live.wants_foresight
+        assert not columns.holds([("type",)])
+        store.search_vectors(query, 3, {"type": "skill"})
+        until = time.monotonic() + 30
+        while not columns.holds([("tags",), ("metadata", "n"), ("metadata", "deep", "x"), ("metadata", "created_at")]):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert columns._columns.get(("metadata", "long")) is None
+        with patch.object(store._open.records, "field_values", None):  # nothing is read
+            assert store.count({"metadata.n": {"lt": 7}, "tags": "b", "metadata.deep.x": {"gte": 2}}) == 5
 
 
 def test_columns_stay_within_their_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

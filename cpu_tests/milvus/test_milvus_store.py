@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -357,3 +359,65 @@ class TestStates:
         store.restore_state(store.save_state())
         store.restore_state({})
         assert store.count() == 0
+
+
+class TestWhatMilvusLacks:
+    """Each call and each argument of a ``VectorStore`` works, or is refused with the name of what is missing."""
+
+    CALLS: ClassVar[dict[str, tuple[str, Callable[[MilvusStore], Any]]]] = {
+        "namespace": ("namespace", lambda store: store.namespace("org")),
+        "namespaces": ("namespace", lambda store: store.namespaces()),
+        "delete_namespace": ("namespace", lambda store: store.delete_namespace("org")),
+        "set_limits": ("namespace", lambda store: store.set_limits(max_units=3)),
+        "search_units(prefix)": ("namespace", lambda store: store.search_units("text", prefix=())),
+        "set_expiry": ("set_expiry", lambda store: store.set_expiry(["a"], ttl=3)),
+        "store(ttl)": ("set_expiry", lambda store: store.store({"id": "b", "content": "text"}, ttl=3)),
+        "store(expires_at)": ("set_expiry", lambda store: store.store({"id": "b", "content": "text"}, expires_at=9e9)),
+        "store_batch(ttl)": ("set_expiry", lambda store: store.store_batch([{"id": "b", "content": "text"}], ttl=3)),
+        "store_batch(expires_at)": ("set_expiry", lambda store: store.store_batch([], expires_at=[])),
+        "update(ttl)": ("set_expiry", lambda store: store.update("a", {"content": "new"}, ttl=3)),
+        "update(expires_at)": ("set_expiry", lambda store: store.update("a", {"content": "new"}, expires_at=9e9)),
+        "retrieve(ttl)": ("set_expiry", lambda store: store.retrieve("a", ttl=3)),
+        "retrieve(as_of)": ("history", lambda store: store.retrieve("a", as_of=1)),
+        "units(as_of)": ("history", lambda store: store.units(as_of=1)),
+        "operations": ("history", lambda store: store.operations()),
+        "history": ("history", lambda store: store.history("a")),
+        "undo": ("history", lambda store: store.undo(1)),
+        "changes": ("changes", lambda store: store.changes()),
+        "watch": ("changes", lambda store: store.watch()),
+        "forget_subject": ("forget_subject", lambda store: store.forget_subject({"id": "a"})),
+    }
+
+    @pytest.mark.parametrize("call", CALLS)
+    def test_it_is_refused_by_name_and_nothing_changes(self, call: str) -> None:
+        capability, act = self.CALLS[call]
+        store = MilvusStore(FakeEmbedder(8), 8, client=FakeMilvus().connect)
+        store.store({"id": "a", "content": "text"})
+        before = store.retrieve_all()
+        assert capability not in store.capabilities
+        named = rf"\('{capability}' is not among its capabilities\); use a VectorStore"
+        with pytest.raises(ConfigurationError, match=named):
+            act(store)
+        assert store.retrieve_all() == before
+
+    def test_every_call_and_argument_of_a_store_in_files_is_there_or_concerns_its_file(self) -> None:
+        files_only = {"backup", "check", "restore", "snapshot"}
+        public = {name for name in dir(VectorStore) if not name.startswith("_")}
+        assert {name for name in public if not hasattr(MilvusStore, name)} == files_only
+        for name in public - files_only - {"exists_at"}:
+            call = getattr(VectorStore, name)
+            if inspect.isfunction(call):
+                theirs = inspect.signature(getattr(MilvusStore, name)).parameters
+                assert set(inspect.signature(call).parameters) <= set(theirs), name
+
+    def test_the_rest_works(self) -> None:
+        store = MilvusStore(FakeEmbedder(8), 8, client=FakeMilvus().connect)
+        store.store({"id": "a", "content": "text", "metadata": {"n": 1}})
+        assert (store.expiry("a"), store.expiries(["a"])) == (None, {})
+        assert store.patch("a", {"metadata": {"n": 2}})
+        assert store.update_where({"id": "a"}, {"metadata": {"n": 3}}) == 1
+        assert store.facets("metadata.n") == [(3, 1)]
+        assert store.count({"metadata.n": 3}) == 1
+        assert store.store({"id": "b", "content": "new text"}, replaces="a") == "b"
+        assert [unit["id"] for unit in store.units(order_by="id", limit=1)] == ["b"]
+        assert store.delete_where({"id": "b"}) == 1

@@ -21,7 +21,7 @@ LAYERS = [
     {"__main__"},
     {"cli", "demo", "dropin", "server"},
     {"integrations"},
-    {"health_hook"},
+    {"health_hook", "async_api"},
     {"memory_system"},
     {"backends"},
     {"components", "milvus"},

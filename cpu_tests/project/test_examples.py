@@ -18,16 +18,24 @@ def units(repository: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def run_quickstart(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_quickstart(repository: Path, *arguments: str, name: str = "quickstart.py") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
     return subprocess.run(
-        [sys.executable, str(repository / "examples" / "quickstart.py"), *arguments],
+        [sys.executable, str(repository / "examples" / name), *arguments],
         capture_output=True,
         text=True,
         timeout=120,
         check=False,
         env=environment,
     )
+
+
+def test_the_quick_start_for_asyncio_runs(repository: Path, tmp_path: Path) -> None:
+    done = run_quickstart(repository, str(tmp_path / "kept"), name="async_quickstart.py")
+    assert done.stderr == ""
+    assert "Stored 300 units; the other task saw 300 changes." in done.stdout
+    assert "exit code 137: oom-killed-137" in done.stdout
+    assert list(tmp_path.glob("kept*"))
 
 
 def test_the_sample_is_varied(units: list[dict[str, Any]]) -> None:

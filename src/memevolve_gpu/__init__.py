@@ -25,6 +25,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from .async_api import AsyncMemorySystem, AsyncVectorStore
     from .backends import open_store
     from .components.store.base import StorageBackend
     from .components.store.ranking import HalfLife
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncMemorySystem",
+    "AsyncVectorStore",
     "CapacityError",
     "ConfigurationError",
     "ConflictError",
@@ -75,6 +78,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AsyncMemorySystem": "async_api",
+    "AsyncVectorStore": "async_api",
     "EmbeddingConfig": "utils.config",
     "F": "records.filters",
     "HalfLife": "components.store.ranking",

@@ -166,7 +166,7 @@ def test_a_target_that_does_not_keep_what_it_is_given_is_found_out(opened: Open)
         def __getattr__(self, name: str) -> Any:
             return getattr(self._store, name)
 
-        def store_batch(self, units: list[Any], embeddings: Any = None) -> list[str]:
+        def store_batch(self, units: list[Any], embeddings: Any = None, **_times: Any) -> list[str]:
             return self._store.store_batch(units[:-1], embeddings[:-1])
 
     source, target = filled(opened("a"), 20), opened("b")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import apsw
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -374,3 +375,67 @@ def test_records_without_history_keep_one_log_entry_for_clear(tmp_path: Path) ->
             tx.clear()
         assert records.head().last_seq == 3
     print(f"seed {SEED}")
+
+
+DAMAGE = {
+    "UPDATE history SET unit = '{broken' WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
+    "UPDATE history SET unit = json_set(unit, '$.id', 'b') WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
+    "UPDATE history SET unit = replace(unit, 'one', 'two') WHERE id = 'a'": "damaged_versions",
+    "UPDATE history SET vector = zeroblob(length(vector)) WHERE id = 'a' AND vector IS NOT NULL": "damaged_versions",
+    "UPDATE history SET vector = x'00' WHERE id = 'a' AND vector IS NOT NULL": "damaged_versions",
+    "UPDATE history SET unit = NULL WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
+    "DELETE FROM history WHERE seq = (SELECT max(seq) FROM history)": "history",
+    "DELETE FROM history WHERE seq = 3": "history",
+    "INSERT INTO history (seq, kind, ns, id) VALUES (99, 1, 0, 'ghost')": "history",
+    "UPDATE history SET kind = 1 WHERE seq = (SELECT max(seq) FROM history)": "history",
+    "UPDATE history SET slot = 99 WHERE seq = (SELECT max(seq) FROM history)": "history",
+    "UPDATE history SET ns = 7 WHERE seq = 1": "history",
+    "DELETE FROM operations": "history",
+    "DELETE FROM operations WHERE seq = 1": "history",
+    "UPDATE operations SET at = 0 WHERE seq > 2": "history",
+    "INSERT INTO operations VALUES (99, 'store', 2e9, 0)": "history",
+    "UPDATE history_floor SET seq = 99": "history",
+    "DELETE FROM history_floor": "history",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_check_names_what_is_damaged_in_the_history(tmp_path: Path, damage: str) -> None:
+    with store_at(tmp_path) as store:
+        for word in ("one", "two"):
+            store.store_batch([{"id": name, "content": f"{word} {name}"} for name in ("a", "b")])
+        store.update("a", {"content": "two a", "metadata": {"edited": True}})
+        store.delete("b")
+        before = state_of(store)
+        assert store.check() == []
+    con = apsw.Connection(str(tmp_path / "store.db"))
+    con.execute(damage)
+    con.close()
+    with store_at(tmp_path) as store:
+        found = {finding.code: finding.message for finding in store.check()}
+        assert DAMAGE[damage] in found
+        if DAMAGE[damage] == "damaged_versions":
+            assert list(found) == ["damaged_versions"]
+            assert "a (change 3)" in found["damaged_versions"]
+        assert all(finding.fixed for finding in store.check(fix=True))
+        assert store.check() == []
+        assert state_of(store) == before
+        assert list(store.changes(store.change_number)) == []
+        with pytest.raises(HistoryError):
+            list(store.changes(4))
+        kept = [one.change for one in store.history("a")]
+        assert "erased" in kept if DAMAGE[damage] == "damaged_versions" else kept == ["put"]
+        store.store({"id": "c", "content": "new"})
+        store.undo(store.operations()[0].id)
+        assert store.check() == []
+
+
+def test_a_version_that_cannot_be_read_is_erased_with_its_subject(tmp_path: Path) -> None:
+    with store_at(tmp_path) as store:
+        store.store({"id": "a", "content": "one"})
+        store.store({"id": "a", "content": "two"})
+        con = apsw.Connection(str(tmp_path / "store.db"))
+        con.execute("UPDATE history SET unit = '{broken' WHERE unit IS NOT NULL")
+        con.close()
+        assert store.forget_subject({"id": "a"}).units == 1
+        assert store.check() == []

@@ -19,6 +19,8 @@ from milvus_fake import FakeMilvus
 from support import FakeBatchEmbedder
 
 from memevolve_gpu import (
+    AsyncMemorySystem,
+    AsyncVectorStore,
     EmbeddingConfig,
     F,
     HashingEmbedder,
@@ -174,6 +176,7 @@ class Bench:
             "storage_backend": store,
             "backend": store,
             "store": langchain.MemEvolveVectorStore(store, Words(DIM)),
+            "system": MemorySystem(MemorySystemConfig(storage_backend=store)),
             "source": store,
             "target": store,
             "strategy": SemanticRetrievalStrategy(),
@@ -187,6 +190,10 @@ class Bench:
         """What makes an instance of each public class that has methods; None for a function."""
         return {
             "VectorStore": lambda: self.store,
+            "AsyncVectorStore": lambda: AsyncVectorStore(self.store),
+            "AsyncMemorySystem": lambda: AsyncMemorySystem(
+                MemorySystem(MemorySystemConfig(storage_backend=self.store))
+            ),
             "MilvusStore": lambda: MilvusStore(
                 self.embed, DIM, milvus_config={"timeout": 0.3}, client=FakeMilvus().connect
             ),
@@ -231,8 +238,8 @@ class Bench:
             if name == "MemorySystemConfig":
                 result.storage_backend = self.store if result.storage_backend is None else result.storage_backend
                 MemorySystem(result)
-            elif hasattr(result, "close") and result is not self.store:
-                result.close()
+            elif hasattr(result, "close") and result is not self.store and not name.startswith("Async"):
+                result.close()  # one for asyncio would close the store
 
         make.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
         return make
@@ -247,7 +254,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 NAMES = dict(public())
-DELETING = {"MemoryManager", "MemorySystem", "SimpleManagementStrategy", "MemEvolveVectorStore"}
+DELETING = {"AsyncMemorySystem", "MemoryManager", "MemorySystem", "SimpleManagementStrategy", "MemEvolveVectorStore"}
 
 
 def is_ours(call: Any) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import signal
@@ -18,17 +20,23 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from milvus_fake import FakeMilvus
 from support import SEED, FakeEmbedder, as_child
+from typer.testing import CliRunner
 
 from memevolve_gpu import (
     CapacityError,
     ConfigurationError,
+    HashingEmbedder,
     InvalidUnitError,
     MemorySystem,
     MemorySystemConfig,
+    MilvusStore,
     StorageConfig,
+    StorageError,
     StoreClosedError,
     VectorStore,
+    cli,
     open_store,
 )
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
@@ -397,10 +405,10 @@ def test_auto_prune_deletes_in_its_own_namespace_only(opened: Open) -> None:
     assert alice.exists("id29")
 
 
-def test_what_a_namespace_cannot_do_it_says(opened: Open, tmp_path: Path) -> None:
+def test_what_a_namespace_cannot_do_it_says(opened: Open) -> None:
     store = opened()
     view = store.namespace("org", "alice")
-    for call in (view.check, view.snapshot, lambda: view.backup(tmp_path / "copy")):
+    for call in (view.check, view.snapshot):
         with pytest.raises(ConfigurationError, match="namespace"):
             call()
     for wrong in ("", "a/b", "a\0", "x" * 257, "\ud800", "\n"):
@@ -508,7 +516,7 @@ def test_expiry_takes_moments_and_refuses_what_is_none(opened: Open, clock: Cloc
     assert store.delete("id3") is False
     wrong: list[dict[str, Any]] = [
         {"ttl": 0}, {"ttl": -1}, {"ttl": float("nan")}, {"ttl": "soon"}, {"ttl": True}, {"ttl": [1, 2]},
-        {"expires_at": datetime(2030, 1, 1)}, {"expires_at": float("inf")}, {"expires_at": "2030"},  # noqa: DTZ001
+        {"expires_at": datetime(2030, 1, 1)}, {"expires_at": float("-inf")}, {"expires_at": "2030"},  # noqa: DTZ001
         {"ttl": 5, "expires_at": clock.now + 5}, {"ttl": 1e30},
     ]  # fmt: skip
     for times in wrong:
@@ -517,6 +525,16 @@ def test_expiry_takes_moments_and_refuses_what_is_none(opened: Open, clock: Cloc
         with pytest.raises(InvalidUnitError, match=r"ttl|expires_at"):
             store.store_batch([unit(7)], **times)
     assert not store.exists("id7")
+
+
+def test_infinity_is_never_whatever_the_default(opened: Open) -> None:
+    store = opened()
+    store.set_limits(default_ttl=5)
+    store.store_batch([unit(n) for n in range(3)], expires_at=[math.inf, None, 9e9])
+    assert store.expiries(["id0", "id1", "id2", "absent"]).keys() == {"id1", "id2"}
+    assert store.expiry("id0") is None
+    store.update("id2", unit(2), expires_at=math.inf)
+    assert store.expiries(["id2"]) == {}
 
 
 def test_the_background_sweeps_what_has_expired(opened: Open, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -604,3 +622,139 @@ def killed(act: Callable[[], object]) -> int:
         finally:
             os._exit(1)
     return os.waitpid(pid, 0)[1]
+
+
+def settled(store: VectorStore) -> dict[tuple[str, ...], list[Any]]:
+    """Everything of all namespaces: units with their time stamps, vectors, times of expiry; and the limits."""
+    found: dict[tuple[str, ...], list[Any]] = {}
+    skipped = len(store.namespace_path)
+    for info in [*store.namespaces()]:
+        view = store.namespace(*info.path[skipped:])
+        rows = [(unit, vector.tobytes(), view.expiry(unit["id"])) for unit, vector in view.export_rows()]
+        found[info.path] = [info.max_units, info.default_ttl, sorted(rows, key=lambda row: row[0]["id"])]
+    return found
+
+
+def populated(store: VectorStore, clock: Clock) -> VectorStore:
+    """Some namespaces, with units that expire and units that do not, updated ones, and limits."""
+    for at, path in enumerate(((), ("org", "alice"), ("org", "alice", "notes"), ("org", "bob"))):
+        view = store.namespace(*path) if path else store
+        view.store_batch(
+            [unit(n, metadata={"n": n}) for n in range(5 + at)], ttl=[None, 50, 5000, None, 70][:5] + [None] * at
+        )
+        view.update("id0", unit(0, "updated"))
+        view.store({"id": "old", "content": "old", "metadata": {"created_at": "2020-01-01T00:00:00+00:00"}})
+    store.namespace("org", "alice").set_limits(max_units=100, default_ttl=30.0)
+    clock.now += 60
+    return store
+
+
+def test_a_copy_carries_namespaces_times_and_limits(opened: Open, clock: Clock) -> None:
+    source, target = populated(opened("source"), clock), opened("target")
+    expected = settled(source)
+    assert set(expected) == {(), ("org", "alice"), ("org", "alice", "notes"), ("org", "bob")}
+    assert expected["org", "alice"][:2] == [100, 30.0]
+    report = copy_store(source, target)
+    assert (report.namespaces, report.others) == (4, 0)
+    assert settled(target) == expected
+    assert copy_store(source, target).copied == 0
+    source.namespace("org", "bob").set_expiry(["id0"], ttl=40)
+    with pytest.raises(ConfigurationError, match="'id0'"):
+        copy_store(source, target)
+    assert copy_store(source, target, replace=True).replaced == 1
+    assert settled(target) == settled(source)
+    clock.now += 45
+    assert settled(target) == settled(source)
+    assert not target.namespace("org", "bob").exists("id0")
+
+
+def test_a_subtree_is_copied_below_another_one(opened: Open, clock: Clock) -> None:
+    source, target = populated(opened("source"), clock), opened("target")
+    report = copy_store(source.namespace("org", "alice"), target.namespace("moved"))
+    assert report.namespaces == 2
+    assert [info.path for info in target.namespaces()] == [("moved",), ("moved", "notes")]
+    assert list(settled(target.namespace("moved")).values()) == list(settled(source.namespace("org", "alice")).values())
+
+
+def test_a_backup_of_a_namespace_is_a_store_with_it_alone(opened: Open, clock: Clock, tmp_path: Path) -> None:
+    source = populated(opened("source"), clock)
+    expected = settled(source.namespace("org", "alice"))
+    source.namespace("org", "alice").backup(tmp_path / "alice.db")
+    assert sorted(one.name for one in tmp_path.glob("*alice*")) == ["alice.db"]
+    assert not list(tmp_path.glob(".namespace-*"))
+    with pytest.raises(StorageError, match="exists"):
+        source.namespace("org", "alice").backup(tmp_path / "alice.db")
+    with pytest.raises(StorageError, match="does not exist"):
+        source.namespace("org", "alice").backup(tmp_path / "nowhere" / "alice.db")
+    restored = opened("alice")
+    assert settled(restored) == expected
+    assert b"bob" not in (tmp_path / "alice.db").read_bytes()
+    source.delete_namespace("org", "alice")
+    copy_store(restored.namespace("org", "alice"), source.namespace("org", "alice"))
+    assert settled(source.namespace("org", "alice")) == expected
+
+
+def test_state_moves_with_its_times(opened: Open, clock: Clock) -> None:
+    source = populated(opened("source"), clock)
+    target = opened("target")
+    target.restore_state(source.save_state())
+    with VectorStore(target.index_file, None, clock=clock) as again:
+        assert settled(again) == settled(source)
+
+
+def test_what_a_backend_without_namespaces_and_expiry_cannot_carry_is_refused(opened: Open, clock: Clock) -> None:
+    server = MilvusStore(EMBED, DIM, client=FakeMilvus().connect)
+    source = populated(opened("source"), clock)
+    with pytest.raises(ConfigurationError, match="namespaces"):
+        copy_store(source, server)
+    with pytest.raises(ConfigurationError, match="do not expire"):
+        copy_store(source.namespace("org", "bob"), server)
+    assert server.count() == 0
+    source.namespace("org", "bob").set_expiry(["id2", "id4"])
+    assert copy_store(source.namespace("org", "bob"), server).count == server.count() == 8
+
+
+def command(arguments: list[str]) -> Any:
+    return CliRunner().invoke(cli.app, arguments)
+
+
+@pytest.mark.parametrize("vectors", [True, False])
+def test_export_and_import_carry_namespaces_and_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vectors: bool
+) -> None:
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_BACKGROUND", "false")
+    now = Clock()
+    now.now = time.time()
+    with VectorStore(tmp_path / "a", HashingEmbedder()) as source:
+        populated(source, now)
+        source.set_expiry(["id3"], expires_at=time.time() + 0.2)
+        before = settled(source)
+    lines = str(tmp_path / "lines.jsonl")
+    options = ["--vectors"] if vectors else []
+    assert command(["export", lines, "--store", "a", "--subtree", *options]).exit_code == 0
+    time.sleep(0.3)
+    assert command(["import", lines, "--store", "b", "--embedder", "hashing"]).exit_code == 0
+    with VectorStore(tmp_path / "b", HashingEmbedder()) as target:
+        after = settled(target)
+    for path, (_, _, rows) in before.items():
+        kept = [row for row in rows if (path, row[0]["id"]) != ((), "id3")]  # it expired on the way
+        assert [(unit, vector, until) for unit, vector, until in after[path][2]] == kept, path
+    alone = command(["export", str(tmp_path / "alone.jsonl"), "--store", "a"])
+    assert "3 namespaces below this one are not in it" in alone.stderr
+    assert len((tmp_path / "alone.jsonl").read_text().splitlines()) == 5
+    assert command(["import", lines, "--store", "c", "--namespace", "moved", "--embedder", "hashing"]).exit_code == 0
+    with VectorStore(tmp_path / "c", HashingEmbedder()) as target:
+        assert {info.path for info in target.namespaces()} == {("moved", *path) for path in before}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [{"namespace": 5}, {"namespace": ["a/b"]}, {"expires_at": "soon"}, {"expires_at": True}],
+)
+def test_a_line_that_names_no_namespace_or_time_is_refused(tmp_path: Path, line: dict[str, Any]) -> None:
+    text = json.dumps({"unit": {"id": "a", "content": "text"}, **line})
+    (tmp_path / "lines.jsonl").write_text(text)
+    refused = command(["import", str(tmp_path / "lines.jsonl"), "--store", "d", "--embedder", "hashing"])
+    assert refused.exit_code == 2
+    assert "line 1" in refused.stderr
+    assert not list(tmp_path.glob("d.*"))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..errors import InvalidUnitError, MemEvolveError
+from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
 from .app import InputError, Interrupted
 from .output import Output, held_interrupt
@@ -54,8 +56,30 @@ class Bulk:
         self.last_line = 0
         self._unclear = False
 
-    def put(self, units: Sequence[MemoryUnit], vectors: Sequence[FloatArray] | None = None, last_line: int = 0) -> None:
-        """Store the units in one transaction; vectors[i] (dim,) belongs to units[i].
+    def put_lines(self, lines: Sequence[Exported], vectors: Sequence[FloatArray] | None = None) -> None:
+        """Store the lines of an export, those of each namespace in one transaction; vectors[i] (dim,) to lines[i].
+
+        Units that have expired meanwhile are left out.
+        """
+        root, spaces = self.store, dict.fromkeys(line.namespace for line in lines)
+        now = time.time()
+        for space in spaces:
+            chosen = [at for at, line in enumerate(lines) if line.namespace == space]
+            chosen = [at for at in chosen if (lines[at].expires_at or math.inf) > now]
+            times = [lines[at].expires_at for at in chosen]
+            self.store = root.namespace(*space) if space else root  # type: ignore[assignment]
+            rows = [vectors[at] for at in chosen] if vectors else None
+            self.put([lines[at].unit for at in chosen], rows, times=times)
+        self.store = root
+
+    def put(
+        self,
+        units: Sequence[MemoryUnit],
+        vectors: Sequence[FloatArray] | None = None,
+        last_line: int = 0,
+        times: Sequence[float | None] = (),
+    ) -> None:
+        """Store the units in one transaction; vectors[i] (dim,) and times[i], of expiry, belong to units[i].
 
         Ctrl-C takes effect before or after it, with vectors after it, as the store may be new; a second Ctrl-C at once.
         Raises KeyboardInterrupt, and the errors of ``VectorStore.store_batch``.
@@ -74,7 +98,11 @@ class Bulk:
                 report(stage, share)
 
             try:
-                self.ids += self.store.store_batch(units, rows, report_or_stop)
+                more: dict[str, Any] = {"expires_at": list(times)} if any(times) else {}
+                if more and "set_expiry" not in self.store.capabilities:
+                    kind = type(self.store).__name__
+                    raise ConfigurationError(f"{self.source} holds units that expire, and a {kind} has no expiry")
+                self.ids += self.store.store_batch(units, rows, report_or_stop, **more)
             except KeyboardInterrupt:
                 self._unclear = held.twice
                 raise
@@ -148,17 +176,29 @@ def _explained(stored: Callable[[], str]) -> Iterator[None]:
         raise
 
 
-def export_line(unit: MemoryUnit, vector: FloatArray | None = None, model: str | None = None) -> str:
-    """Return one line of an export: the unit, or with a vector (dim,) an object of unit, vector and model.
+def export_line(
+    unit: MemoryUnit,
+    vector: FloatArray | None = None,
+    model: str | None = None,
+    expires_at: float | None = None,
+    namespace: Sequence[str] = (),
+) -> str:
+    """Return one line of an export: the unit, or an object of it and of what else is to be kept.
 
-    The vector is the base64 of its float32 values, little-endian: exact, and a third of the length of decimals.
+    vector: (dim,), kept as the base64 of its float32 values, little-endian: exact, and a third of the length of
+    decimals. namespace: below that of the export.
     """
-    if vector is None:
-        return json.dumps(unit, ensure_ascii=False)
-    import numpy as np
+    kept: dict[str, Any] = {}
+    if vector is not None:
+        import numpy as np
 
-    packed = base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
-    return json.dumps({"unit": unit, "vector": packed, "model": model}, ensure_ascii=False)
+        packed = base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+        kept.update(vector=packed, model=model)
+    if expires_at is not None:
+        kept["expires_at"] = expires_at
+    if namespace:
+        kept["namespace"] = list(namespace)
+    return json.dumps({"unit": unit, **kept} if kept else unit, ensure_ascii=False)
 
 
 def refuse_missing_folder(path: str) -> None:
@@ -204,16 +244,21 @@ def _write_to(write: Callable[[bytes], object], lines: Iterable[str], told: Call
 MAX_LINE_BYTES = 64 * 2**20
 """Longer than the JSON of any unit that the store accepts; limits the memory that a wrong file needs."""
 
-_VECTOR_KEYS = frozenset({"unit", "vector", "model"})
+_KEYS = frozenset({"unit", "vector", "model", "expires_at", "namespace"})
 
 
 class Exported(NamedTuple):
-    """One line of an export; ``vector`` and ``model``, which computed it, are None where the export has none."""
+    """One line of an export; ``vector`` and ``model``, which computed it, are None where the export has none.
+
+    expires_at: Unix time; None for a unit that does not expire. namespace: below that of the store.
+    """
 
     number: int
     unit: MemoryUnit
-    vector: FloatArray | None
-    model: str | None
+    vector: FloatArray | None = None
+    model: str | None = None
+    expires_at: float | None = None
+    namespace: tuple[str, ...] = ()
 
 
 def read_units(path: str) -> Iterator[tuple[int, MemoryUnit]]:
@@ -226,7 +271,7 @@ def read_units(path: str) -> Iterator[tuple[int, MemoryUnit]]:
         where = f"{_name(path)} line {number}"
         unit = _unit(value, where)
         if not str(unit.get("content") or "").strip():
-            hint = "; this looks like an export with vectors: use import" if "vector" in unit else ""
+            hint = "; this looks like what export wrote: use import" if {"unit", "vector"} & unit.keys() else ""
             raise InputError(f"{where}: the unit has no content, so no search could find it; add a content{hint}")
         _check_new_id(unit, number, where, seen)
         yield number, unit
@@ -239,11 +284,11 @@ def read_exported(path: str) -> list[Exported]:
     have vectors, or vectors of different lengths or models.
     """
     lines: list[Exported] = []
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, ...], dict[str, int]] = {}
     for number, value in _values(path):
         where = f"{_name(path)} line {number}"
         line = _exported(number, value, where)
-        _check_new_id(line.unit, number, where, seen)
+        _check_new_id(line.unit, number, where, seen.setdefault(line.namespace, {}))
         if lines:
             _check_like(lines[0], line, where)
         lines.append(line)
@@ -335,12 +380,22 @@ def _check_new_id(unit: MemoryUnit, number: int, where: str, seen: dict[str, int
 
 
 def _exported(number: int, value: Any, where: str) -> Exported:
-    if not isinstance(value, dict) or "vector" not in value or not value.keys() <= _VECTOR_KEYS:
-        return Exported(number, _unit(value, where), None, None)
-    model = value.get("model")
+    from ..utils.config import namespace_path
+
+    wrapped = isinstance(value, dict) and value.keys() <= _KEYS
+    if not wrapped or not ("vector" in value or (len(value) > 1 and isinstance(value.get("unit"), dict))):
+        return Exported(number, _unit(value, where))
+    model, expires_at = value.get("model"), value.get("expires_at")
     if model is not None and not isinstance(model, str):
         raise InputError(f"{where}: model must be a text or null, got {type(model).__name__}")
-    return Exported(number, _unit(value.get("unit"), where), _vector(value["vector"], where), model)
+    if expires_at is not None and (isinstance(expires_at, bool) or not isinstance(expires_at, (int, float))):
+        raise InputError(f"{where}: expires_at must be a Unix time or null, got {type(expires_at).__name__}")
+    try:
+        namespace = namespace_path(value.get("namespace") or ())
+    except ConfigurationError as error:
+        raise InputError(f"{where}: {error}") from None
+    vector = _vector(value["vector"], where) if "vector" in value else None
+    return Exported(number, _unit(value.get("unit"), where), vector, model, expires_at, namespace)
 
 
 def _vector(value: Any, where: str) -> FloatArray:
@@ -410,7 +465,7 @@ def read_old(path: str) -> tuple[list[Exported], list[str]]:
             where = f"old unit {unit.get('id')!r}"
             checked = checked_unit(unit, where)
             text_to_embed(checked, where)
-            lines.append(Exported(number, checked, None, None))
+            lines.append(Exported(number, checked))
         except InvalidUnitError as error:
             problems.append(f"left out: {error}")
     return lines, problems

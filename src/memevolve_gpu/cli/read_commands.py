@@ -35,8 +35,9 @@ from .output import Output, Rows, bar, one_line, printable
 if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..backends import AnyStore
     from ..components.retrieve import RetrievalStrategy
+    from ..components.store.base import StorageBackend
     from ..devices.selection import Machine
-    from ..types import MemoryUnit
+    from ..types import FloatArray, MemoryUnit
     from ..utils.embeddings import Embedder as Checked
 
 __all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing", "refuse_misfit", "search", "stats"]
@@ -141,6 +142,7 @@ def _texts(document: dict[str, Any], machine: Machine) -> list[str | Rows]:
 
 
 _PROGRESS_EVERY = 100
+_PAGE = 1000
 _LAST = sys.maxsize
 """The largest stop of ``islice``."""
 _IN_FULL = (
@@ -346,6 +348,9 @@ def export(
     *,
     store: Prefix,
     vectors: Annotated[bool, typer.Option("--vectors", help="Write each unit's vector too; import reads it.")] = False,
+    subtree: Annotated[
+        bool, typer.Option("--subtree", help="Write the units of the namespaces below this one too.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file without asking.")] = False,
     condition: Conditions = None,
     filters: FilterJson = None,
@@ -353,7 +358,7 @@ def export(
 ) -> None:
     """Write units to a file, oldest first: JSON lines, or Parquet with vectors when its name ends in .parquet.
 
-    The file appears complete or not at all.
+    The file appears complete or not at all. JSON lines keep the time at which a unit expires.
     Before it replaces a file it asks; without a terminal to ask on it refuses, unless --force is given.
     """
     from ..records.file_lock import file_mode
@@ -365,8 +370,12 @@ def export(
     refuse_missing_folder(file)
     if not force:
         _may_replace(file)
+    if subtree and file.endswith(".parquet"):
+        raise InputError("--subtree writes JSON lines; a Parquet file holds one namespace")
     with open_existing(prefix, None) as opened, output.progress("exporting") as report:
-        total = max(1, opened.count())
+        below = _namespaces_below(opened)
+        stores: dict[tuple[str, ...], StorageBackend] = {(): opened, **(below if subtree else {})}
+        total = max(1, sum(one.count() for one in stores.values()))
 
         def told(count: int) -> None:
             if count % _PROGRESS_EVERY == 0:
@@ -377,7 +386,9 @@ def export(
             output.show({"exported": count, "file": file, "vectors": True}, f"exported {count} units to {file}")
             return
         mode = PRIVATE if is_milvus_uri(prefix) else file_mode(database_path(prefix))
-        count = write_lines(file, _export_lines(opened, asked, prefix if vectors else None), told, mode)
+        count = write_lines(file, _export_lines(stores, asked, prefix if vectors else None), told, mode)
+    if below and not subtree:
+        output.note(f"{len(below)} namespaces below this one are not in it; --subtree adds them")
     if file == "-":
         output.note(f"exported {count} units")
     else:
@@ -390,7 +401,7 @@ def _export_parquet(file: str, store: AnyStore, filters: dict[str, Any] | None, 
 
     canonical(filters)
     rows = ((unit, vector) for unit, vector in store.export_rows() if matches(filters, unit))
-    return write_parquet(file, rows, stored_model(prefix))
+    return write_parquet(file, rows, stored_model(prefix), store.expiries)
 
 
 def _may_replace(file: str) -> None:
@@ -416,16 +427,33 @@ def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts:
     raise typer.Exit(ExitCode.NOT_FOUND)
 
 
-def _export_lines(store: AnyStore, filters: dict[str, Any] | None, vectors_of: str | None) -> Iterator[str]:
-    """Return the lines of an export, with vectors when the prefix of the store is given."""
-    if vectors_of is None:
-        return (export_line(unit) for unit in store.units(filters))
+def _namespaces_below(store: StorageBackend) -> dict[tuple[str, ...], StorageBackend]:
+    """The namespaces with units below that of the store, by relative path."""
+    if "namespaces" not in store.capabilities:
+        return {}
+    skipped = len(getattr(store, "namespace_path", ()))
+    paths = [info.path[skipped:] for info in store.namespaces() if info.count and len(info.path) > skipped]
+    return {path: store.namespace(*path) for path in paths}
+
+
+def _export_lines(
+    stores: Mapping[tuple[str, ...], StorageBackend], filters: dict[str, Any] | None, vectors_of: str | None
+) -> Iterator[str]:
+    """Return the lines of an export of these namespaces, with vectors when the prefix of the store is given."""
     from ..records import canonical, matches
 
-    canonical(filters)  # a malformed filter is an error in an empty store, too
-    model = stored_model(vectors_of)
-    rows = store.export_rows()
-    return (export_line(unit, vector, model) for unit, vector in rows if matches(filters, unit))
+    canonical(filters)
+    model = None if vectors_of is None else stored_model(vectors_of)
+    for path, store in stores.items():
+        rows: Iterator[tuple[MemoryUnit, FloatArray | None]]
+        if vectors_of is None:
+            rows = ((unit, None) for unit in store.units(filters))
+        else:
+            rows = (row for row in store.export_rows() if matches(filters, row[0]))
+        while page := list(islice(rows, _PAGE)):
+            times = store.expiries([unit["id"] for unit, _ in page])
+            for unit, vector in page:
+                yield export_line(unit, vector, model, times.get(unit["id"]), path)
 
 
 def _row(unit: MemoryUnit) -> list[str]:

@@ -249,7 +249,8 @@ def import_file(
 ) -> None:
     """Store what export wrote, or the units of an old MemEvolve store (its .data file), all or nothing.
 
-    Ids and time stamps are kept, and vectors if the file has them; they must be of the store's model. With --from the
+    Ids, time stamps, namespaces and times of expiry are kept, and vectors if the file has them; they must be of the
+    store's model. The units of each namespace are one transaction. With --from the
     entries are stored page by page and compared id by id; after an interruption the same command continues.
     """
     output = Output(as_json)
@@ -271,7 +272,7 @@ def import_file(
         open_or_create(store, function, index_type, metric) as opened,
         bulk_into(opened, output, file) as bulk,
     ):
-        bulk.put(units, vectors)
+        bulk.put_lines(lines, vectors)
         held.release()
         for problem in problems:
             output.note(f"warning: {problem}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,18 @@ from ..components.store.legacy_import import read_docstore
 from ..components.store.units import checked_unit
 from ..errors import ConfigurationError, InvalidUnitError, StorageError
 from ..types import FloatArray, MemoryUnit
-from ..utils.arguments import callback, having, listed, optional_text, path_text, shown, switch, whole_number, word
+from ..utils.arguments import (
+    callback,
+    having,
+    listed,
+    optional_text,
+    path_text,
+    real_number,
+    shown,
+    switch,
+    whole_number,
+    word,
+)
 from ..utils.drafts import PRIVATE, draft_of
 
 __all__ = ["ImportReport", "Source", "import_into", "open_source", "write_parquet"]
@@ -43,6 +55,8 @@ class Row(NamedTuple):
 
     unit: MemoryUnit
     vector: FloatArray | None
+    expires_at: float | None = None
+    """Unix time."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +177,19 @@ def import_into(
     )
 
 
-def write_parquet(path: str, rows: Iterable[tuple[MemoryUnit, FloatArray]], model: str | None = None) -> int:
-    """Write units and vectors to a Parquet file: the columns id, unit (JSON) and vector (float32).
+def write_parquet(
+    path: str,
+    rows: Iterable[tuple[MemoryUnit, FloatArray]],
+    model: str | None = None,
+    expiries: Callable[[list[str]], dict[str, float]] = lambda _ids: {},
+) -> int:
+    """Write units and vectors to a Parquet file: the columns id, unit (JSON), vector (float32) and expires_at.
 
     Args:
         path: The file. It is written beside and renamed, so it appears complete or not at all.
         rows: What ``store.export_rows()`` gives.
         model: The name of the embedding model, kept in the file's metadata.
+        expiries: ``store.expiries``, for the Unix times at which units expire.
 
     Returns:
         The number of units.
@@ -180,6 +200,7 @@ def write_parquet(path: str, rows: Iterable[tuple[MemoryUnit, FloatArray]], mode
     """
     arrow, parquet = _library("pyarrow", "pyarrow"), _library("pyarrow.parquet", "pyarrow")
     fields = [("id", arrow.string()), ("unit", arrow.string()), ("vector", arrow.list_(arrow.float32()))]
+    fields.append(("expires_at", arrow.float64()))
     schema = arrow.schema(
         fields, metadata={"memevolve_model": (optional_text("model", model) or "").encode(errors="replace")}
     )
@@ -190,10 +211,13 @@ def write_parquet(path: str, rows: Iterable[tuple[MemoryUnit, FloatArray]], mode
     with draft_of(target, PRIVATE) as draft:
         with parquet.ParquetWriter(draft.path, schema) as writer:
             while page := list(islice(left, PAGE)):
+                ids = [unit["id"] for unit, _ in page]
+                times = expiries(ids)
                 columns = {
-                    "id": [unit["id"] for unit, _ in page],
+                    "id": ids,
                     "unit": [json.dumps(unit, ensure_ascii=False) for unit, _ in page],
                     "vector": [np.asarray(vector) for _, vector in page],
+                    "expires_at": [times.get(unit_id) for unit_id in ids],
                 }
                 writer.write_table(arrow.table(columns, schema=schema))
                 count += len(page)
@@ -212,7 +236,7 @@ def _pages(source: Source, size: int, stage: str, told: Callable[..., Any]) -> I
     done = 0
     with closing(source.rows()) as rows:  # type: ignore[type-var]  # generators
         while page := list(islice(rows, size)):
-            yield page
+            yield [row for row in page if (row.expires_at or math.inf) > time.time()]
             done += len(page)
             told(stage, min(1.0, done / max(1, source.count or done)))
 
@@ -250,7 +274,11 @@ def _write(store: StorageBackend, rows: Sequence[Row]) -> None:
     if vectors and len(vectors) < len(rows):
         bare = next(row for row in rows if row.vector is None)
         raise InvalidUnitError(f"the entry {shown(bare.unit['id'])} has no vector, and others have one")
-    store.store_batch([row.unit for row in rows], *([np.stack(vectors)] if vectors else []))
+    times = [row.expires_at for row in rows]
+    if any(times) and "set_expiry" not in store.capabilities:
+        raise ConfigurationError(f"the source holds units that expire, and a {type(store).__name__} has no expiry")
+    more = {"expires_at": times} if any(times) else {}
+    store.store_batch([row.unit for row in rows], *([np.stack(vectors)] if vectors else []), **more)
 
 
 def _library(name: str, package: str) -> Any:
@@ -283,10 +311,15 @@ def _vector(value: Any, unit_id: Any) -> FloatArray | None:
 
 def _object_row(entry: Mapping[str, Any], where: str) -> Row:
     """A JSON object or a line of a table: id, text and vector under their usual names, the rest is metadata."""
-    if isinstance(entry.get("unit"), (dict, str)) and "vector" in entry:  # what our export writes
+    if isinstance(entry.get("unit"), (dict, str)) and ("vector" in entry or "expires_at" in entry):  # our export
+        if entry.get("namespace"):
+            raise InvalidUnitError(f"{where}: it belongs to a namespace; import the file without --from")
         held = entry["unit"]
         unit = checked_unit(json.loads(held) if isinstance(held, str) else held, where)
-        return Row(unit, _vector(entry["vector"], unit.get("id")))
+        until = entry.get("expires_at")
+        if until is not None:
+            until = real_number("expires_at", until, "a Unix time", -math.inf, math.inf, InvalidUnitError)
+        return Row(unit, _vector(entry.get("vector"), unit.get("id")), until)
     if entry.get("id") in (None, ""):
         raise InvalidUnitError(f"{where}: it has no id; ids are needed to continue and to verify an import")
     text = next((name for name in _TEXTS if isinstance(entry.get(name), str)), None)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -42,6 +43,9 @@ BoolArray = npt.NDArray[np.bool_]
 Path = tuple[str, ...]
 
 MOST_COLUMNS = 24
+MOST_FORESEEN, SAMPLED, DEPTH = 12, 64, 3
+"""Fields that are read before a filter names them; units that say which there are, and how deep their fields lie."""
+
 BYTES_PER_ROW, LEAST_BYTES = 100, 1 << 20
 """Columns are dropped, the least recently used first, while all together need more bytes than this."""
 
@@ -306,6 +310,9 @@ class FieldColumns:
         self._seq = -1
         self._slots = _ints([])
         self._columns: LruCache[Path, _Column | None] = LruCache(MOST_COLUMNS)
+        self.wants_foresight = False
+        """A filter had to read a field, so filters may soon name others."""
+        self._foresaw = False
 
     @property
     def nbytes(self) -> int:
@@ -376,7 +383,7 @@ class FieldColumns:
         slots = changed(self._seq) if self._seq >= 0 else None
         if slots is None or len(slots) > max(_FRESH_ROWS, len(self._slots) // 4):
             self._columns.clear()
-            self._slots = live_slots()
+            self._slots, self._foresaw = live_slots(), False
         elif len(slots):
             last = self._slots[-1] if len(self._slots) else -1
             self._slots = np.concatenate([self._slots, slots[slots > last]])
@@ -411,15 +418,49 @@ class FieldColumns:
     def _column(self, path: Path) -> _Column | None:
         if path in self._columns:
             return self._columns.get(path)
-        column = None
-        if self._records.field_is_short(path):
-            slots, values = self._records.field_values(path, None)
-            if not np.array_equal(slots, self._slots):
-                held = dict(zip(slots.tolist(), values, strict=True))
-                values = [held.get(slot, np.nan) for slot in self._slots.tolist()]
-            column = _Column(FieldValues(values), {})
-            column = column if column.nbytes <= self._most_bytes else None
-        return self._columns.put(path, column)
+        self.wants_foresight = not self._foresaw
+        return self._columns.put(path, self._made(path, self._slots))
+
+    def _made(self, path: Path, slots: IntArray) -> _Column | None:
+        """The column of a field for these slots, as of now; None where its texts are long."""
+        if not self._records.field_is_short(path):
+            return None
+        found, values = self._records.field_values(path, None)
+        if not np.array_equal(found, slots):
+            held = dict(zip(found.tolist(), values, strict=True))
+            values = [held.get(slot, np.nan) for slot in slots.tolist()]
+        column = _Column(FieldValues(values), {})
+        return column if column.nbytes <= self._most_bytes else None
+
+    def foresee(self, log: Callable[[], Log]) -> None:
+        """Read the usual short fields of the units before a filter names them; filters go on meanwhile."""
+        self.wants_foresight, self._foresaw = False, True
+        with self._turn(log()) as mine:
+            paths = self._usual_fields() if mine else []
+        for path in paths:
+            with self._turn(log()) as mine:
+                seq, slots = self._seq, self._slots
+                if not mine or path in self._columns or len(self._columns) >= MOST_COLUMNS:
+                    continue
+            column = self._made(path, slots)
+            if column is not None and self.nbytes + column.nbytes > self._most_bytes:
+                continue
+            now = log()
+            with self._turn(now) as mine:
+                changed = now.changed(seq) if mine else None
+                if changed is None or path in self._columns or not np.array_equal(self._slots[: len(slots)], slots):
+                    continue
+                self._columns.put(path, column)
+                if len(changed):
+                    self._freshen(path, changed)
+
+    def _usual_fields(self) -> list[Path]:
+        """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""
+        newest = self._records.units_at(self._slots[-SAMPLED:]).values()
+        counts = Counter(path for unit in newest for path in _paths_in(unit))
+        for path in (("id",), ("content",), ("reasoning",), ("query",)):
+            counts.pop(path, None)
+        return [path for path, _ in counts.most_common(MOST_FORESEEN)]
 
     def _mask(self, node: Node, columns: dict[Path, _Column | None]) -> BoolArray:
         if isinstance(node, Not):
@@ -444,6 +485,15 @@ class FieldColumns:
     @property
     def _most_bytes(self) -> int:
         return max(LEAST_BYTES, BYTES_PER_ROW * len(self._slots))
+
+
+def _paths_in(value: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:
+    for key, held in value.items():
+        path = (*above, key)
+        if not isinstance(held, dict):
+            yield path
+        elif len(path) < DEPTH:
+            yield from _paths_in(held, path)
 
 
 def _ints(values: list[int]) -> IntArray:

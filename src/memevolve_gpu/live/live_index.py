@@ -305,6 +305,16 @@ class LiveIndex:
         if parts and not self._masks.columns.holds(fields):
             self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
+    @property
+    def wants_foresight(self) -> bool:
+        """Whether the usual fields are to be read in the background, because filters are in use."""
+        return self._masks.columns.wants_foresight
+
+    def foresee(self) -> None:
+        """Read the usual fields of the units into memory, if filters are in use."""
+        if self.wants_foresight:
+            self._masks.columns.foresee(lambda: self._log(self.catch_up()))
+
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""
         self.catch_up()

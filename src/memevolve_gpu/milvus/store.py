@@ -227,22 +227,26 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit, *, replaces: str | None = None) -> str:
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
         """Store a unit. When this returns the server has it in its log, and the next search of this store finds it.
 
         Args:
             unit: A JSON object. One with an ``id`` replaces the unit of that id, and keeps its ``created_at`` unless it
                 brings one.
             replaces: The id of a unit that this one supersedes; it is deleted afterwards, not in one transaction.
+            ttl: Refused: units do not expire here, as "set_expiry" in ``capabilities`` would tell.
+            expires_at: Likewise.
 
         Returns:
             The unit's id: its own, or a fresh ``unit_<n>``.
 
         Raises:
+            ConfigurationError: ``ttl`` or ``expires_at`` was given.
             ConflictError: There is no unit of the id ``replaces``; nothing was stored.
             StoreUnavailableError: The unit may or may not be stored; storing it again under its id is safe.
             InvalidUnitError: As for ``VectorStore.store``, as all other errors.
         """
+        self._refuse(ttl=ttl, expires_at=expires_at)
         session, checked = self._open, checked_unit(unit)
         vector = session.embedder.embed(text_to_embed(checked))
         if replaces is not None and not self.exists(checked_id(replaces, "replaces")):
@@ -256,7 +260,13 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return str(unit_id)
 
     def store_batch(
-        self, units: Sequence[MemoryUnit], embeddings: Any = None, progress: Progress | None = None
+        self,
+        units: Sequence[MemoryUnit],
+        embeddings: Any = None,
+        progress: Progress | None = None,
+        *,
+        ttl: Any = None,
+        expires_at: Any = None,
     ) -> list[str]:
         """Store several units, not in one transaction: see docs/how-to/milvus.md.
 
@@ -267,6 +277,8 @@ class MilvusStore(StorageBackend, MetadataMixin):
             units: The units, as for :meth:`store`. Where an id occurs twice the later unit stays.
             embeddings: float32 (len(units), dim), row i for unit i; None calls the embedding function.
             progress: Called with (stage, share done).
+            ttl: Refused, as for :meth:`store`.
+            expires_at: Likewise.
 
         Returns:
             The ids, in order.
@@ -274,6 +286,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Raises:
             StoreUnavailableError: As for :meth:`store`, as all other errors.
         """
+        self._refuse(ttl=ttl, expires_at=expires_at)
         session = self._open
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
@@ -289,7 +302,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         session.put(named, vectors[last], session.table.clock.next_timestamps(len(last)))
         return ids
 
-    def update(self, unit_id: str, unit: MemoryUnit) -> bool:
+    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
         A text that stays the same is not embedded again. A change that another writer makes to the same unit meanwhile
@@ -298,10 +311,13 @@ class MilvusStore(StorageBackend, MetadataMixin):
         Args:
             unit_id: The id of the unit to replace.
             unit: The new unit.
+            ttl: Refused, as for :meth:`store`.
+            expires_at: Likewise.
 
         Returns:
             False when there is no unit of that id.
         """
+        self._refuse(ttl=ttl, expires_at=expires_at)
         session = self._open
         unit_id = checked_id(unit_id)
         checked = checked_unit(with_id(unit, unit_id))
@@ -326,7 +342,18 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     # Reading
 
-    def retrieve(self, unit_id: str) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Any = None, as_of: Any = None) -> MemoryUnit | None:
+        """Read a unit.
+
+        Args:
+            unit_id: Its id.
+            ttl: Refused, as for :meth:`store`.
+            as_of: Refused: there is no history here, as "history" in ``capabilities`` would tell.
+
+        Returns:
+            The unit; None when there is none.
+        """
+        self._refuse(ttl=ttl, as_of=as_of)
         return self._open.table.units([unit_id]).get(unit_id) if one_id(unit_id, "retrieve_batch") else None
 
     def retrieve_all(self) -> list[MemoryUnit]:
@@ -505,7 +532,21 @@ class MilvusStore(StorageBackend, MetadataMixin):
         order_by: str | None = None,
         limit: int | None = None,
         after: str | None = None,
+        as_of: Any = None,
     ) -> Listing:
+        """Read units one by one. With ``order_by`` or ``after`` every one that matches is read.
+
+        Args:
+            filters: As for ``VectorStore.units``, as the others.
+            order_by: See ``filters``.
+            limit: See ``filters``.
+            after: See ``filters``.
+            as_of: Refused, as for :meth:`retrieve`.
+
+        Returns:
+            An iterator over the units, with the attribute ``cursor``.
+        """
+        self._refuse(as_of=as_of)
         parsed, session = parse(filters, self.config.filter_unicode), self._open
         expression = filter_expression(parsed)
 

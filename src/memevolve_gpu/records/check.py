@@ -16,7 +16,7 @@ from ..types import IntArray, MemoryUnit, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
 from .fulltext_buffer import default_text, terms_of_folded
-from .history import MOVE_FLOOR
+from .history import ERASE, ERASED, MOVE_FLOOR, REPLACED
 from .transaction import AUTO_LIMIT
 
 __all__ = ["Finding", "TextOf", "default_text", "examine", "repair"]
@@ -66,7 +66,7 @@ def repair(con: apsw.Connection, dim: int, text_of: TextOf) -> list[Finding]:
             continue
         trouble = "" if probe.mend is None else _mend(probe.mend, case)
         findings.append(Finding(probe.code, message + trouble, fixed=_look(probe, case) is None))
-    if any(finding.fixed for finding in findings):
+    if any(finding.fixed and finding.code != "damaged_versions" for finding in findings):
         _restart_log(case)
     return findings
 
@@ -268,6 +268,66 @@ def _recount(case: _Case) -> None:
     )
 
 
+# -- history ----------------------------------------------------------------------------------------------------------
+
+
+def _unreadable_versions(case: _Case) -> str | None:
+    """The old units and vectors that the history keeps, with the checksums that they were written with."""
+    case.con.create_scalar_function("crc32_of", _crc32, 1, deterministic=True)
+    what = "old versions of units are damaged (to fix that removes them from the history)"
+    sql = f"SELECT id || ' (change ' || seq || ')' FROM history WHERE {_DAMAGED_VERSION}"
+    return _listed(case, what, sql, (4 * case.dim,))
+
+
+_DAMAGED_VERSION = f"""
+    seq > (SELECT seq FROM history_floor) AND kind NOT IN ({Op.PUT}, {ERASED}) AND (
+        slot IS NULL OR unit IS NULL OR {_UNREADABLE} OR ({_RENAMED}) OR unit_crc <> crc32_of(CAST(unit AS BLOB))
+        OR (kind <> {Op.EDIT} AND (length(vector) IS NOT ? OR vector_crc <> crc32_of(vector))))
+"""
+
+
+def _erase_versions(case: _Case) -> None:
+    """Empty the damaged versions; the change feed begins again, for it would lack them."""
+    case.con.execute(f"UPDATE history SET {ERASE} WHERE {_DAMAGED_VERSION}", (4 * case.dim,))
+    case.con.execute("UPDATE history_floor SET feed = (SELECT last_seq FROM counters)")
+
+
+def _history(case: _Case) -> str | None:
+    """Each change has its row and each row its log entry and its operation, in order."""
+    last, horizon = first_row(case.con, "SELECT last_seq, horizon FROM counters")
+    begin, feed = first_row(case.con, "SELECT seq, max(seq, feed) FROM history_floor")
+    kept = first_row(case.con, "SELECT count(*) FROM history WHERE seq > ?", (feed,))[0]
+    if begin > last or feed > last or kept != last - feed:
+        return f"the history holds {kept} changes after change {feed}, the counters say {max(0, last - feed)}"
+    agree = f"""
+        h.kind = {ERASED} OR h.kind = {Op.DROP} AND l.op = {Op.CLEAR} OR (h.slot IS NULL OR h.slot = l.slot) AND
+        (h.kind = l.op OR h.kind = {REPLACED} AND l.op = {Op.DROP})
+        """
+    for what, sql, bound in (
+        ("changes whose log entry says something else", f"""
+            SELECT h.seq FROM history AS h LEFT JOIN log AS l ON l.seq = h.seq
+            WHERE h.seq > ? AND NOT ifnull({agree}, 0)""", max(begin, horizon)),
+        ("changes of a namespace that is not known", """
+            SELECT seq FROM history WHERE seq > ? AND ns <> 0 AND ns NOT IN (SELECT key FROM namespaces)""", begin),
+        ("changes that belong to no operation", """
+            SELECT seq FROM history WHERE seq > ? AND seq < ifnull((SELECT min(seq) FROM operations), 9e18)""", begin),
+        ("operations that are out of order", """
+            SELECT seq FROM (SELECT seq, at < lag(at) OVER (ORDER BY seq) AS back FROM operations)
+            WHERE seq > ? AND (back OR seq > (SELECT last_seq FROM counters))""", begin),
+    ):  # fmt: skip
+        found = _listed(case, f"{what}, numbers", sql, (bound,))
+        if found:
+            return f"the history holds {found}"
+    return None
+
+
+def _restart_history(case: _Case) -> None:
+    """Forget the past: undo and the change feed begin at the present, and followers are told to read again."""
+    sql = "INSERT OR REPLACE INTO history_floor SELECT 1, last_seq, last_seq, ? FROM counters"
+    case.con.execute(sql, (time.time(),))
+    case.con.execute("DELETE FROM history; DELETE FROM operations")
+
+
 # -- keyword and terms indexes ----------------------------------------------------------------------------------------
 
 
@@ -315,6 +375,8 @@ _PROBES = (
     _Probe("counters", _counters, _set_counters),
     _Probe("namespaces", _namespaces, _recount),
     _Probe("log", _log, _restart_log),
+    _Probe("damaged_versions", _unreadable_versions, _erase_versions),
+    _Probe("history", _history, _restart_history),
     _Probe("words", _words, _rebuild_words),
     _Probe("terms", _terms, _rebuild_words),
 )

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 import apsw
 
+from ..errors import CorruptStoreError
 from ..types import MemoryUnit
 from .connections import all_rows, first_row
 from .damage import damage_path, read_unit
 from .filter_sql import matching
 from .filters import Filter, matches
-from .history import ERASED
+from .history import ERASE
 from .records import Records
 from .transaction import Transaction
 
@@ -71,7 +72,11 @@ def _past(con: apsw.Connection, spaces: str, filters: Filter) -> list[tuple[int,
         """
     found: dict[tuple[int, str], None] = {}
     for ns, unit_id, raw in con.execute(sql, (spaces,)):
-        unit: MemoryUnit = read_unit(raw, unit_id)
+        try:
+            unit: MemoryUnit = read_unit(raw, unit_id)
+        except CorruptStoreError:  # nobody can tell whose it was
+            found[ns, unit_id] = None
+            continue
         if matches(filters, unit):
             found[ns, unit_id] = None
     return list(found)
@@ -85,9 +90,7 @@ def _forget(con: apsw.Connection, units: list[tuple[int, str]], forgotten: Seque
     theirs = "(ns, id) IN (SELECT ns, id FROM temp.erased)"
     count = first_row(con, f"SELECT count(*) FROM history WHERE unit IS NOT NULL AND {theirs}")[0]
     con.execute(f"DELETE FROM history WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
-    con.execute(
-        f"UPDATE history SET kind = {ERASED}, slot = NULL, unit = NULL, vector = NULL, expires_at = NULL WHERE {theirs}"
-    )
+    con.execute(f"UPDATE history SET {ERASE} WHERE {theirs}")
     con.execute(f"DELETE FROM access WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
     con.execute("DELETE FROM temp.erased")
     con.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in forgotten])

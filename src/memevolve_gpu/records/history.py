@@ -68,23 +68,27 @@ CREATE TABLE history_floor (            -- one row
 
 ADD = "INSERT INTO history (seq, kind, ns, id) VALUES (?, ?, ?, ?)"
 ADD_EDITED = """
-INSERT INTO history SELECT ?, ?, ns, id, slot, CAST(unit AS TEXT), NULL, expires_at FROM units WHERE slot = ?
+INSERT INTO history SELECT ?, ?, ns, id, slot, CAST(unit AS TEXT), NULL, expires_at, unit_crc, NULL
+FROM units WHERE slot = ?
 """
 ADD_REMOVED = """
-INSERT INTO history SELECT ?, ?, u.ns, u.id, u.slot, CAST(u.unit AS TEXT), v.vector, u.expires_at
+INSERT INTO history SELECT ?, ?, u.ns, u.id, u.slot, CAST(u.unit AS TEXT), v.vector, u.expires_at,
+    u.unit_crc, u.vector_crc
 FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
 WHERE u.ns = ? AND u.id = ? AND ifnull(u.expires_at > ?, 1)
 """
 ADD_CLEARED = f"""
-INSERT INTO history SELECT ? + row_number() OVER (ORDER BY u.slot), {Op.DROP}, u.ns, u.id, u.slot,
-    CAST(u.unit AS TEXT), v.vector, u.expires_at
-FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
+INSERT INTO history SELECT ?1 + row_number() OVER (ORDER BY u.slot), {Op.DROP}, u.ns, u.id, u.slot,
+    CAST(u.unit AS TEXT), v.vector, u.expires_at, u.unit_crc, u.vector_crc
+FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot {{}}
 """
-LOG_CLEARED = f"INSERT INTO log SELECT seq, {Op.DROP}, slot FROM history WHERE seq > ?"
 ADD_OPERATION = """
 INSERT OR IGNORE INTO operations
 SELECT ?, ?, max(?, ifnull((SELECT at FROM operations ORDER BY seq DESC LIMIT 1), 0)), ?
 """
+ERASE = (
+    f"kind = {ERASED}, slot = NULL, unit = NULL, vector = NULL, expires_at = NULL, unit_crc = NULL, vector_crc = NULL"
+)
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 
 _KINDS = {Op.PUT: "put", Op.EDIT: "edit", Op.DROP: "delete", ERASED: "erased"}

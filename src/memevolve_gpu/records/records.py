@@ -122,6 +122,9 @@ _UNITS_OF = f"""
 SELECT u.id, CAST(u.unit AS BLOB) FROM units AS u
 WHERE u.ns = ? AND u.id IN (SELECT value FROM json_each(?)) AND {_ALIVE.format("?")}
 """
+_EXPIRIES_OF = """
+SELECT id, expires_at FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?)) AND expires_at > ?
+"""
 _UNITS_AT = "SELECT slot, CAST(unit AS BLOB), id FROM units WHERE slot IN (SELECT value FROM json_each(?))"
 _VECTORS_AT = "SELECT slot, vector FROM vectors WHERE slot IN (SELECT value FROM json_each(?))"
 _VECTORS_OF = """
@@ -406,6 +409,10 @@ class Records:
         """When a live unit expires."""
         rows = self._rows(f"SELECT expires_at FROM units AS u {_ONE}", (ns, unit_id, self.clock()))
         return rows[0][0] if rows else None
+
+    def expiries_of(self, ids: Sequence[str], ns: int = 0) -> dict[str, float]:
+        """When the live units of these ids expire, of those that do."""
+        return dict(self._rows(_EXPIRIES_OF, (ns, json.dumps(list(ids)), self.clock())))
 
     def spread(self, count: int, ns: int | None = None) -> list[Row]:
         """At most ``count`` live rows, spread evenly over their age, oldest first."""

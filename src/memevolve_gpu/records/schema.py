@@ -123,6 +123,11 @@ CREATE TABLE namespaces (
 {HISTORY_TABLES}
 """
 
+_SINCE_VERSION_3 = """
+ALTER TABLE history ADD COLUMN unit_crc INTEGER;    -- as in units; NULL in rows that were written before version 3
+ALTER TABLE history ADD COLUMN vector_crc INTEGER
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     f"""
 ALTER TABLE counters ADD COLUMN others INTEGER NOT NULL DEFAULT 0;
@@ -138,6 +143,7 @@ DROP TABLE units_1;
 DROP TABLE access_1;
 INSERT INTO history_floor SELECT 1, last_seq, last_seq, unixepoch() FROM counters
 """,
+    _SINCE_VERSION_3,
 )
 """Scripts that migrate a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
 
@@ -181,6 +187,7 @@ def create(con: apsw.Connection, dim: int, metric: Metric, stemming: str = STEMM
     """Write the tables of a new store. Call inside a transaction on an empty file."""
     con.execute(_TABLES)
     con.execute(_SINCE_VERSION_2)
+    con.execute(_SINCE_VERSION_3)
     con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, ?)", (first_link(),))
     con.execute("INSERT INTO history_floor VALUES (1, 0, 0, 0)")
     con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))

@@ -137,6 +137,9 @@ DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1) RETURNIN
 """
 _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
 _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
+_LOG_CLEARED = f"""
+INSERT INTO log SELECT ? + row_number() OVER (ORDER BY slot), {Op.DROP}, slot FROM units WHERE ns = ?
+"""
 _ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
 
 NewRow = tuple[MemoryUnit, str, bytes, str] | tuple[MemoryUnit, str, bytes, str, "float | None"]
@@ -362,29 +365,45 @@ class Transaction:
         return sum(self.drop(unit_id) for unit_id in ids)
 
     def clear(self) -> int:
-        """Remove every unit and return their number; with one log entry where no history is kept.
+        """Remove every unit and return their number, with one log entry where there are no other namespaces.
 
-        Slots and sequence numbers go on.
+        Slots and sequence numbers go on. With a history each unit has a number of its own, and the log begins again at
+        the last one: nothing before it is needed to follow a store that is empty.
         """
         if self._others or self.namespace != 0:
-            ids = self._run("SELECT id FROM units WHERE ns = ? ORDER BY slot", (self.namespace,))
-            for (unit_id,) in ids:
-                self._remove(unit_id, self.namespace)
-            self._run("DELETE FROM access WHERE ns = ?", (self.namespace,))
-            return len(ids)
+            return self._clear_namespace(self.namespace)
         removed = self._count
         if not removed:
             return 0
         if self._operation is not None:
-            self._run(history.ADD_CLEARED, (self._seq,))
-            self._run(history.LOG_CLEARED, (self._seq,))
+            self._run(history.ADD_CLEARED.format(""), (self._seq,))
+            self._seq += removed - 1
+            self.purge(self._seq)
         self._run("DELETE FROM units; DELETE FROM vectors; DELETE FROM access", ())
         self._guarded(forget_all)
         self._count, self._backlog, self._folded = 0, 0, self._slot
-        if self._operation is None:
-            self._log(Op.CLEAR, self._slot)
-        else:
-            self._seq += removed
+        self._log(Op.CLEAR, self._slot)
+        return removed
+
+    def _clear_namespace(self, ns: int) -> int:
+        """Remove every unit of a namespace; the log has an entry for each."""
+        if self._operation is not None:
+            self._run(history.ADD_CLEARED.format("WHERE u.ns = ?2"), (self._seq, ns))
+        self._run(_LOG_CLEARED, (self._seq, ns))
+        theirs = "slot IN (SELECT slot FROM units WHERE ns = ?1)"
+        stale = self._run(
+            "INSERT INTO stale SELECT slot, CASE WHEN json_valid(unit) THEN unit ELSE '' END, ns FROM units "
+            "WHERE ns = ?1 AND slot <= ?2 RETURNING 1",
+            (ns, self._folded),
+        )
+        pending = self._run(f"DELETE FROM pending WHERE {theirs} RETURNING 1", (ns,))
+        self._run(f"DELETE FROM vectors WHERE {theirs}", (ns,))
+        removed = len(self._run("DELETE FROM units WHERE ns = ? RETURNING 1", (ns,)))
+        self._run("DELETE FROM access WHERE ns = ?", (ns,))
+        self._backlog += len(stale) - len(pending)
+        self._seq += removed
+        self._counted(-removed, ns)
+        self._expired = None
         return removed
 
     def next_auto_id(self) -> str:

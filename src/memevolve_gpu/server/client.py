@@ -248,7 +248,9 @@ class RemoteStore(StorageBackend):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        prefix: Sequence[str] | str | None = None,
     ) -> list[Hit]:
+        _one_namespace(prefix)
         body = _search(query, top_k, filters, recall, offset, min_score)
         body |= {"record": switch("record", record), **_ranking(recency, importance, weights)}
         hits = self._post("search", body)["hits"]
@@ -283,9 +285,11 @@ class RemoteStore(StorageBackend):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        relative: bool = False,
     ) -> list[tuple[float, str]]:
         body = _search(query, top_k, filters, None, offset, min_score) | _ranking(recency, importance, weights)
-        hits = self._post("search", {**body, "mode": "keyword", "units": False})["hits"]
+        body |= {"mode": "keyword", "relative": switch("relative", relative), "units": False}
+        hits = self._post("search", body)["hits"]
         return [(hit["score"], hit["id"]) for hit in hits]
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
@@ -402,8 +406,11 @@ class RemoteStore(StorageBackend):
         """Take an operation back, see ``VectorStore.undo``."""
         return Operation(**self._post("undo", {"operation": whole_number("operation", operation)}))
 
-    def changes(self, after: int = 0, *, limit: int | None = None) -> Iterator[UnitChange]:
-        """Read what changed after a change number, in order, see ``VectorStore.changes``."""
+    def changes(
+        self, after: int = 0, *, limit: int | None = None, prefix: Sequence[str] | str | None = None
+    ) -> Iterator[UnitChange]:
+        """Read what changed in this namespace after a change number, in order, see ``VectorStore.changes``."""
+        _one_namespace(prefix)
         seq, left = whole_number("after", after, least=0), 2**62 if limit is None else whole_number("limit", limit)
         while left:
             page = self._get("changes", {"after": seq, "limit": min(_PAGE, left)})
@@ -443,6 +450,10 @@ class RemoteStore(StorageBackend):
             return None
         found = self._get(f"units/{_quoted(unit_id)}/expiry")["expires_at"]
         return None if found is None else float(found)
+
+    def expiries(self, ids: Sequence[str]) -> dict[str, float]:
+        times = {unit_id: self.expiry(unit_id) for unit_id in ids}
+        return {unit_id: time for unit_id, time in times.items() if time is not None}
 
     # State
 
@@ -632,3 +643,8 @@ def _spoken(unit_id: str) -> bool:
 def _quoted(unit_id: str) -> str:
     """The id as one part of a path; a path of dots would lead elsewhere."""
     return quote(plain_text(unit_id), safe="").replace(".", "%2E")
+
+
+def _one_namespace(prefix: Any) -> None:
+    if prefix is not None:
+        raise ConfigurationError("prefix: a RemoteStore asks one namespace at a time; take each with namespace()")

@@ -17,16 +17,16 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...errors import ConfigurationError, InvalidUnitError
+from ...errors import InvalidUnitError
 from ...records.filters import lookup, matches, parse, path_of
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import listed, shown, switch, whole_number, word
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import age_stamp
 from .listing import Listing, MetadataMixin, counted, listing_of, merged_unit, some_condition
-from .namespaces import NamespaceInfo
 from .ranking import HalfLife, Ranking, Window, best, score_of, similarity_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
+from .unsupported import Unsupported
 
 __all__ = [
     "OPTIONAL",
@@ -57,7 +57,7 @@ _NAMES_ELSEWHERE: dict[str, str] = {
 """Methods of other vector stores, and what does the same here."""
 
 
-class StorageBackend(ABC):
+class StorageBackend(Unsupported, ABC):
     """The contract of a store of memory units, which are JSON objects with an ``id``.
 
     A subclass implements the ten abstract methods. The other methods have defaults, which read every unit where they
@@ -474,6 +474,7 @@ class StorageBackend(ABC):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        prefix: Sequence[str] | str | None = None,
     ) -> list[Hit]:
         """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
 
@@ -491,14 +492,16 @@ class StorageBackend(ABC):
             recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
             importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
             weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
+            prefix: Searches the namespaces of a subtree; None searches this one alone.
 
         Returns:
             Hits with unit, id, distance and score, best first.
 
         Raises:
-            ConfigurationError: The backend has no search by meaning.
+            ConfigurationError: The backend has no search by meaning, or no namespaces.
             InvalidQueryError: An argument cannot be used.
         """
+        self._refuse(prefix=prefix)
         ranking, window = Ranking.of(recency, importance, weights), Window.of(top_k, offset, min_score)
         if ranking is None:
             hits = self._hits(query, window.reach, filters, recall)
@@ -759,99 +762,6 @@ class StorageBackend(ABC):
     def refresh(self) -> None:
         """See from here on all writes that were acknowledged to anyone before. The default always sees them."""
 
-    # Namespaces and expiry
-
-    def namespace(self, *path: str) -> StorageBackend:
-        """Give a view of one namespace: a backend of its own that sees and changes nothing else.
-
-        Closing the view leaves this backend open; closing this backend ends the view.
-
-        Args:
-            path: The parts of its name, the outermost first, below the namespace of this backend.
-
-        Returns:
-            The view, of the class of this backend. The namespace exists from its first unit on.
-
-        Raises:
-            ConfigurationError: A part is no text of 1 to 256 characters without slashes and control characters, or the
-                backend has no namespaces.
-        """
-        raise self._missing("keep namespaces")
-
-    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
-        """List the namespaces that hold units or have limits, in the order of their paths.
-
-        Args:
-            prefix: Lists only this one and those below it; relative to the namespace of this backend.
-
-        Returns:
-            Path, count and limits of each.
-
-        Raises:
-            ConfigurationError: The backend has no namespaces.
-        """
-        raise self._missing("keep namespaces")
-
-    def delete_namespace(self, *path: str) -> int:
-        """Delete a namespace with its units and limits, in one transaction; those below it stay.
-
-        Args:
-            path: As for :meth:`namespace`; none for the namespace of this backend.
-
-        Returns:
-            The number of deleted units.
-
-        Raises:
-            ConfigurationError: The backend has no namespaces.
-        """
-        raise self._missing("keep namespaces")
-
-    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
-        """Set the limits of the namespace of this backend; both at once, None for no limit.
-
-        Args:
-            max_units: Most units. Those beyond a lower limit stay, and no new one is taken.
-            default_ttl: Seconds, or a timedelta, after which units expire that are stored from now on without a time
-                of their own.
-
-        Returns:
-            The namespace with its new limits.
-
-        Raises:
-            ConfigurationError: ``max_units`` is no whole number of at least 1, or the backend has no namespaces.
-            InvalidUnitError: ``default_ttl`` is no time.
-        """
-        raise self._missing("keep namespaces")
-
-    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
-        """Set when units expire, in one transaction.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-            ttl: Seconds from now, or a timedelta.
-            expires_at: Unix time in seconds, or a datetime with its zone. Neither: the units do not expire.
-
-        Returns:
-            The number of units found.
-
-        Raises:
-            ConfigurationError: Units of this backend do not expire.
-            InvalidUnitError: An id or a time is none; nothing is changed.
-        """
-        raise self._missing("let units expire")
-
-    def expiry(self, unit_id: str) -> float | None:
-        """Read when a unit expires.
-
-        Args:
-            unit_id: Its id.
-
-        Returns:
-            Unix time in seconds; None for a unit that does not expire, and where there is no unit of that id.
-        """
-        del unit_id
-        return None
-
     # State
 
     def save_state(self) -> dict[str, Any]:
@@ -891,12 +801,9 @@ class StorageBackend(ABC):
         """Return whether there is a unit of that id."""
         return isinstance(unit_id, str) and self.exists(unit_id)
 
-    def _missing(self, ability: str) -> ConfigurationError:
-        return ConfigurationError(f"a {type(self).__name__} cannot {ability}; use a VectorStore")
-
 
 OPTIONAL = (
-    frozenset(name for name in vars(StorageBackend) if not name.startswith("_"))
+    frozenset(name for kind in (Unsupported, StorageBackend) for name in vars(kind) if not name.startswith("_"))
     - StorageBackend.__abstractmethods__
     - {"capabilities", "metric", "save_state", "restore_state"}
 )

@@ -1,11 +1,14 @@
 """Copy a store into another of any kind: page by page, resumable, and verified against the source.
 
+The namespaces below that of the source are copied too, with the times of expiry of their units and with their limits.
+
 Every page is compared with what the target holds before it is written, so that an interrupted copy goes on where it
 was, and a repeated one writes nothing. No state is kept beside the two stores.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +23,7 @@ from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import callback, switch, whole_number
 from .base import Progress, StorageBackend
 from .foreign import as_backend, delete_units
+from .namespaces import NamespaceInfo, Path
 
 __all__ = ["CopyReport", "copy_store"]
 
@@ -30,6 +34,7 @@ MOST_PASSES = 20
 SAMPLED = 1_000
 QUERIES, NEIGHBOURS = 64, 10
 _SEED = 7
+_FIGURES = ("copied", "replaced", "present", "removed")
 _CLOSE = 1e-3
 """Distances of two engines, both in float32, differ by less than this share."""
 
@@ -58,6 +63,8 @@ class CopyReport:
     recall_after: float | None
     """The same of the target, on the same queries."""
     seconds: float
+    namespaces: int = 1
+    """Namespaces that were copied, that of the source included."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
@@ -72,7 +79,9 @@ def copy_store(
     page_size: int = PAGE,
     progress: Progress | None = None,
 ) -> CopyReport:
-    """Copy every unit with its vector and id, in order, and verify the copy.
+    """Copy every unit with its vector, id and time of expiry, in order, and verify the copy.
+
+    The namespace of the source is copied into that of the target, and those below it likewise.
 
     An interrupted copy goes on where it was when it is called again. Changes of the source meanwhile are followed until
     a pass finds none. Units of the target that the source has not are left alone.
@@ -89,7 +98,8 @@ def copy_store(
         The report.
 
     Raises:
-        ConfigurationError: A store has no vectors, the metrics differ, or ids are taken.
+        ConfigurationError: A store has no vectors, the metrics differ, ids are taken, or the target lacks the
+            namespaces or the expiry that the source uses.
         DimensionMismatchError: The vectors have different lengths.
         CapacityError: The source is larger than the target's limit.
         StorageError: The copy differs from the source, or the source does not stop changing.
@@ -97,21 +107,13 @@ def copy_store(
     started = time.monotonic()
     rows = min(whole_number("page_size", page_size, error=ConfigurationError), MOST_ROWS)
     told = callback("progress", progress) or _silent
-    run = _Copy(_checked(source, "source"), _checked(target, "target"), rows, told)
-    run.check_pair()
+    tree = _Tree(_checked(source, "source"), _checked(target, "target"), rows, told)
+    tree.check()
     if not switch("replace", replace):
-        run.refuse_conflicts()
-    run.follow()
-    run.target.run_maintenance()
-    verified = run.verify()
-    before, after = run.recalls()
-    return CopyReport(
-        **run.figures,
-        **verified,
-        recall_before=before,
-        recall_after=after,
-        seconds=round(time.monotonic() - started, 3),
-    )
+        tree.refuse_conflicts()
+    tree.follow()
+    tree.target.run_maintenance()
+    return CopyReport(**tree.verified(), seconds=round(time.monotonic() - started, 3))
 
 
 Rows = list[tuple[MemoryUnit, FloatArray]]
@@ -125,9 +127,26 @@ class _Copy:
     progress: Progress
     ours: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
-    figures: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("copied", "replaced", "present", "removed", "passes"), 0)
-    )
+    figures: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*_FIGURES, "passes"), 0))
+
+    @property
+    def expires(self) -> bool:
+        """Whether units of the target can expire."""
+        return "set_expiry" in self.target.capabilities
+
+    def refuse_lost_times(self) -> None:
+        """Raise ConfigurationError when units expire that would not in the target."""
+        if self.expires or "set_expiry" not in self.source.capabilities:
+            return
+        ids = (unit["id"] for unit in self.source.units())
+        while page := list(islice(ids, self.page_size)):
+            times = self.source.expiries(page)
+            if times:
+                raise ConfigurationError(
+                    f"target: units of a {type(self.target).__name__} do not expire, and {next(iter(times))!r} of the "
+                    "source's does; take its time away with set_expiry, or name a target with expiry; nothing was "
+                    "written"
+                )
 
     def check_pair(self) -> None:
         if self.source.metric != self.target.metric:
@@ -159,24 +178,11 @@ class _Copy:
                 "or name another target; nothing was written"
             )
 
-    def follow(self) -> None:
-        """Copy until a pass finds no change."""
-        while self.figures["passes"] < MOST_PASSES:
-            self.figures["passes"] += 1
-            first = self.figures["passes"] == 1
-            mark = self.source.change_number
-            changed = self._pass(blank=first and not self.target.count())
-            quiet = self.source.change_number == mark if mark is not None else not changed
-            if quiet:
-                return
-        raise StorageError(
-            f"source: it changed during each of {MOST_PASSES} passes; stop its writers and copy again, what is there "
-            "is kept"
-        )
-
-    def _pass(self, blank: bool) -> bool:
-        """Walk over the source once; return whether anything changed. blank: the target is empty."""
+    def walk(self) -> bool:
+        """Walk over the source once; return whether anything changed."""
         self.source.refresh()
+        self.figures["passes"] += 1
+        blank = self.figures["passes"] == 1 and not self.target.count()
         before, seen, present = sum(self.figures.values()), set[str](), 0
         for rows in self._pages("copying"):
             seen.update(unit["id"] for unit, _ in rows)
@@ -197,8 +203,10 @@ class _Copy:
         if not chosen:
             return
         taken = [(unit, vector) for unit, vector in rows if unit["id"] in chosen]
-        vectors = np.array([vector for _, vector in taken])
-        self.target.store_batch([unit for unit, _ in taken], vectors)  # type: ignore[call-arg] # it has vectors
+        units, vectors = [unit for unit, _ in taken], np.array([vector for _, vector in taken])
+        times = self.source.expiries([unit["id"] for unit in units])
+        more = {"expires_at": [times.get(unit["id"], math.inf) for unit in units]} if self.expires else {}
+        self.target.store_batch(units, vectors, **more)  # type: ignore[call-arg] # it has vectors
         self.ours.update(missing)
         self.figures["copied"] += len(missing)
         self.figures["replaced"] += sum(unit_id not in self.written for unit_id in other)
@@ -210,10 +218,15 @@ class _Copy:
         units: Mapping[str, MemoryUnit] = self.target.retrieve_batch(ids)
         vectors = self.target.vectors_of(list(units))
         missing = [unit_id for unit_id in ids if unit_id not in units]
+        times = [store.expiries(list(units)) for store in (self.source, self.target)]
         other = [
             unit["id"]
             for unit, vector in rows
-            if unit["id"] in units and not _same(unit, vector, units[unit["id"]], vectors.get(unit["id"]))
+            if unit["id"] in units
+            and not (
+                _same(unit, vector, units[unit["id"]], vectors.get(unit["id"]))
+                and times[0].get(unit["id"]) == times[1].get(unit["id"])
+            )
         ]
         return missing, other
 
@@ -230,14 +243,21 @@ class _Copy:
         self.target.refresh()
         count = 0
         for rows in self._pages("verifying"):
-            held: Mapping[str, MemoryUnit] = self.target.retrieve_batch([unit["id"] for unit, _ in rows])
-            wrong = [unit["id"] for unit, _ in rows if held.get(unit["id"]) != unit]
+            ids = [unit["id"] for unit, _ in rows]
+            held: Mapping[str, MemoryUnit] = self.target.retrieve_batch(ids)
+            times = [store.expiries(ids) for store in (self.source, self.target)]
+            wrong = [
+                unit["id"]
+                for unit, _ in rows
+                if (held.get(unit["id"]) != unit or times[0].get(unit["id"]) != times[1].get(unit["id"]))
+                and self.source.exists(unit["id"])  # it may expire at this moment
+            ]
             if wrong:
                 raise StorageError(
                     f"target: unit {wrong[0]!r} and {len(wrong) - 1} more are not the source's; copy again"
                 )
             count += len(rows)
-        others = self.target.count() - count
+        others = self.target.count() - min(count, self.source.count())
         if others < 0:
             raise StorageError(f"target: it counts {-others} units less than it holds; copy again")
         return {"count": count, "others": others, "vectors_compared": self._verify_vectors()}
@@ -266,6 +286,93 @@ class _Copy:
             )
         found = [store.search_vectors(queries, NEIGHBOURS)[0] for store in (self.source, self.target)]
         return recall_of(found[0], exact[0]), recall_of(found[1], exact[1])
+
+
+@dataclass
+class _Tree:
+    """The copies of a namespace and of all below it, by relative path."""
+
+    source: StorageBackend
+    target: StorageBackend
+    page_size: int
+    progress: Progress
+    copies: dict[Path, _Copy] = field(default_factory=dict)
+    passes: int = 0
+
+    def look(self) -> dict[Path, NamespaceInfo]:
+        """The namespaces below the source's that hold units or have limits; makes the copies that there are none of."""
+        found = _below(self.source)
+        for path in ((), *found):
+            if path not in self.copies:
+                pair = [_at(store, path) for store in (self.source, self.target)]
+                self.copies[path] = _Copy(pair[0], pair[1], self.page_size, self.progress)
+        return found
+
+    def check(self) -> None:
+        """Raise when the target cannot take what the source has."""
+        below = [path for path in _below(self.source) if path]
+        if below and "namespace" not in self.target.capabilities:
+            raise ConfigurationError(
+                f"target: a {type(self.target).__name__} has no namespaces, and the source has {'/'.join(below[0])!r}; "
+                "copy each namespace into a store of its own; nothing was written"
+            )
+        self.look()
+        for copy in self.copies.values():
+            copy.check_pair()
+            copy.refuse_lost_times()
+
+    def refuse_conflicts(self) -> None:
+        """Raise ConfigurationError when the target has other units under ids of the source's."""
+        for copy in self.copies.values():
+            copy.refuse_conflicts()
+
+    def follow(self) -> None:
+        """Copy until a pass over all namespaces finds no change."""
+        while self.passes < MOST_PASSES:
+            self.passes += 1
+            mark = self.source.change_number
+            found = self.look()
+            changed = [copy.walk() for copy in self.copies.values()]
+            quiet = self.source.change_number == mark if mark is not None else not any(changed)
+            if quiet:
+                self._limit(found)
+                return
+        raise StorageError(
+            f"source: it changed during each of {MOST_PASSES} passes; stop its writers and copy again, what is there "
+            "is kept"
+        )
+
+    def _limit(self, found: Mapping[Path, NamespaceInfo]) -> None:
+        """Give namespaces of the target the limits of the source's, where they have none."""
+        held = _below(self.target)
+        for path, info in found.items():
+            own = held.get(path)
+            if (info.max_units or info.default_ttl) and not (own and (own.max_units or own.default_ttl)):
+                target = self.copies[path].target
+                target.set_limits(max_units=info.max_units, default_ttl=info.default_ttl)
+
+    def verified(self) -> dict[str, Any]:
+        """Compare the copies with their sources; the sums of all figures, and the recall of the largest one."""
+        copies = list(self.copies.values())
+        verified = [copy.verify() for copy in copies]
+        largest = max(range(len(copies)), key=lambda at: verified[at]["count"])
+        before, after = copies[largest].recalls()
+        sums = {name: sum(copy.figures[name] for copy in copies) for name in _FIGURES}
+        sums |= {name: sum(one[name] for one in verified) for name in ("count", "others", "vectors_compared")}
+        recalls = {"recall_before": before, "recall_after": after}
+        return {**sums, **recalls, "passes": self.passes, "namespaces": len(copies)}
+
+
+def _below(store: StorageBackend) -> dict[Path, NamespaceInfo]:
+    """The namespaces of a store by the path below its own one."""
+    if "namespaces" not in store.capabilities:
+        return {}
+    skipped = len(getattr(store, "namespace_path", ()))
+    return {info.path[skipped:]: info for info in store.namespaces()}
+
+
+def _at(store: StorageBackend, path: Path) -> StorageBackend:
+    return store.namespace(*path) if path else store
 
 
 def _checked(store: StorageBackend, name: str) -> StorageBackend:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...errors import ConfigurationError, MemEvolveError, StorageError
+from ...errors import MemEvolveError, StorageError
 from ...types import MemoryUnit
 from ...utils.arguments import having
 from .base import OPTIONAL, StorageBackend
@@ -49,8 +49,8 @@ class ForeignBackend(StorageBackend):
     def store(self, unit: MemoryUnit) -> str:
         return str(self._foreign.store(unit))
 
-    def store_batch(self, units: Sequence[MemoryUnit], *embeddings: Any) -> list[str]:
-        return list(self._foreign.store_batch(list(units), *embeddings))
+    def store_batch(self, units: Sequence[MemoryUnit], *embeddings: Any, **times: Any) -> list[str]:
+        return list(self._foreign.store_batch(list(units), *embeddings, **times))
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
         found: MemoryUnit | None = self._foreign.retrieve(unit_id)
@@ -78,8 +78,9 @@ class ForeignBackend(StorageBackend):
         found: dict[str, Any] | None = self._foreign.get_metadata(unit_id)
         return found
 
-    def _missing(self, ability: str) -> ConfigurationError:
-        return ConfigurationError(f"a {type(self._foreign).__name__} cannot {ability}; use a VectorStore")
+    @property
+    def _kind(self) -> str:
+        return type(self._foreign).__name__
 
 
 def as_backend(storage: Any) -> StorageBackend:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,7 +28,16 @@ if TYPE_CHECKING:
     from ...records.writer import WriteContext
     from .session import StoreSession
 
-__all__ = ["Erasure", "HistoryMixin", "Operation", "UnitChange", "UnitVersion", "named_operation", "operation_name"]
+__all__ = [
+    "Erasure",
+    "HistoryMixin",
+    "Operation",
+    "UnitChange",
+    "UnitVersion",
+    "Watch",
+    "named_operation",
+    "operation_name",
+]
 
 _PAGE = 500
 _FASTEST, _SLOWEST = 0.002, 0.05
@@ -128,6 +138,53 @@ class Erasure:
     """Files that were rewritten, emptied or removed."""
     not_erased: tuple[str, ...]
     """Files beside the store that may hold copies and were left alone: replaced stores, logs set aside, old pickles."""
+
+
+class Watch(Iterator[UnitChange]):
+    """Changes as they come; the iterator blocks until the next one. See :meth:`VectorStore.watch`."""
+
+    def __init__(
+        self,
+        newest: Callable[[], int],
+        changes: Callable[[int], list[UnitChange]],
+        after: int,
+        timeout: float | None,
+    ) -> None:
+        self._newest, self._changes, self._after, self._timeout = newest, changes, after, timeout
+        self._looked_at = -1
+        self._since: float | None = None
+        self._pause = _FASTEST
+        self._held: deque[UnitChange] = deque()
+
+    def look(self) -> list[UnitChange]:
+        """Read the next changes; empty where there are none now."""
+        newest = self._newest()
+        found = self._changes(self._after) if newest != self._looked_at else []
+        if found:
+            self._after, self._since, self._pause = found[-1].seq, None, _FASTEST
+        elif newest != self._looked_at:
+            self._after, self._looked_at = max(self._after, newest), newest
+        return found
+
+    def pause(self) -> float | None:
+        """Seconds to wait before the next look; None when the time is over."""
+        now = time.monotonic()
+        self._since = now if self._since is None else self._since
+        pause, self._pause = self._pause, min(2 * self._pause, _SLOWEST)
+        if self._timeout is None:
+            return pause
+        left = self._since + self._timeout - now
+        return min(pause, left) if left > 0 else None
+
+    def __next__(self) -> UnitChange:
+        while not self._held:
+            self._held.extend(self.look())
+            if not self._held:
+                pause = self.pause()
+                if pause is None:
+                    raise StopIteration
+                time.sleep(pause)
+        return self._held.popleft()
 
 
 _operation: ContextVar[str | None] = ContextVar("operation", default=None)
@@ -259,7 +316,7 @@ class HistoryMixin:
 
     def watch(
         self, after: int | None = None, *, timeout: float | None = None, prefix: Sequence[str] | str | None = None
-    ) -> Iterator[UnitChange]:
+    ) -> Watch:
         """Wait for changes by anyone, and yield them as they come.
 
         Args:
@@ -280,7 +337,9 @@ class HistoryMixin:
         seq = self._open.records.head().last_seq if after is None else min(whole_number("after", after, least=0), 2**62)
         below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
         self._changes(seq, 1, below)
-        return self._watched(seq, patience, below)
+        return Watch(
+            lambda: self._open.records.head().last_seq, lambda after: self._changes(after, _PAGE, below), seq, patience
+        )
 
     def forget_subject(
         self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
@@ -321,22 +380,6 @@ class HistoryMixin:
             session.maintenance.snapshot()
         left = leftovers(session.records.path, session.prefix)
         return Erasure(*erased, session.clock(), tuple(files), tuple(left))
-
-    def _watched(self, after: int, timeout: float | None, below: Path | None) -> Iterator[UnitChange]:
-        since, pause, last = time.monotonic(), _FASTEST, -1
-        while True:
-            newest = self._open.records.head().last_seq
-            found = self._changes(after, _PAGE, below) if newest != last else []
-            if found:
-                yield from found
-                after, since, pause = found[-1].seq, time.monotonic(), _FASTEST
-                continue
-            after, last = max(after, newest) if newest != last else after, newest
-            left = None if timeout is None else since + timeout - time.monotonic()
-            if left is not None and left <= 0:
-                return
-            time.sleep(pause if left is None else min(pause, left))
-            pause = min(2 * pause, _SLOWEST)
 
     def _pages_of_changes(
         self, page: list[UnitChange], limit: int | None, below: Path | None, last: int

@@ -63,7 +63,8 @@ def seconds(name: str, value: Any) -> float:
 def expiry_of(ttl: Any, expires_at: Any, now: float, default: float | None = None) -> float | None:
     """The Unix time at which a unit expires; None for never. default: the time to live where neither is given.
 
-    Raises InvalidUnitError for both at once, and for values that are no time.
+    An ``expires_at`` of infinity is never, whatever the default. Raises InvalidUnitError for both at once, and for
+    values that are no time.
     """
     if ttl is not None and expires_at is not None:
         raise InvalidUnitError("ttl and expires_at were both given; give one of them")
@@ -71,6 +72,8 @@ def expiry_of(ttl: Any, expires_at: Any, now: float, default: float | None = Non
         return now + seconds("ttl", ttl)
     if expires_at is None:
         return None if default is None else now + default
+    if isinstance(expires_at, float) and expires_at == math.inf:
+        return None
     if isinstance(expires_at, datetime):
         if expires_at.tzinfo is None:
             raise InvalidUnitError(

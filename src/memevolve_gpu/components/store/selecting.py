@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import copy
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, EmbeddingError, StorageError
 from ...live.namespaces import Scope
 from ...records.filters import Filter, parse, path_of
+from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import listed, switch, whole_number
+from ...utils.arguments import listed, path_text, switch, whole_number
 from ...utils.config import StorageConfig, namespace_path
 from .base import StorageBackend
+from .copy import copy_store
 from .history import operation_name
 from .listing import Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
 from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
-from .units import check_arguments, checked_id, checked_unit, one_id, text_to_embed, unit_to_text
+from .units import check_arguments, checked_id, checked_unit, looked_up, one_id, text_to_embed, unit_to_text
 
 __all__ = ["NamespacedBackend"]
 
@@ -35,6 +40,7 @@ class NamespacedBackend(StorageBackend, MetadataMixin):
     config: StorageConfig
     namespace_path: Path
     """The parts of the name of the namespace; empty for the default one."""
+    _is_view: bool
 
     @property
     @abstractmethod
@@ -176,6 +182,40 @@ class NamespacedBackend(StorageBackend, MetadataMixin):
     def expiry(self, unit_id: str) -> float | None:
         return self._open.records.expiry_of(unit_id, ns=self._key) if one_id(unit_id, "units") else None
 
+    def expiries(self, ids: Sequence[str]) -> dict[str, float]:
+        return self._open.records.expiries_of(looked_up(ids), ns=self._key)
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the records to a new database file, consistent while the store is in use.
+
+        A view copies its namespace and those below it, under their paths, with vectors, times of expiry and limits, and
+        without their history.
+
+        Args:
+            path: The file to write.
+
+        Raises:
+            StorageError: The file exists or cannot be written; nothing was.
+        """
+        if not self._is_view:
+            self._open.records.backup(path)
+            return
+        folder = FilePath(path_text("path", path)).absolute().parent
+        if not folder.is_dir():
+            raise StorageError(f"the folder {folder} does not exist; create it first")
+        config = self.config.replace(
+            metric=self.metric, namespace=self.namespace_path, background=False, history_days=0
+        )
+        make: Any = type(self)
+        session = self._open
+        model = _stored_model(session.records.get_meta(MODEL_KEY))
+        with (
+            TemporaryDirectory(prefix=".namespace-", dir=folder) as place,
+            make(FilePath(place, "copy"), model, session.records.dim, None, config, clock=session.clock) as copy,
+        ):
+            copy_store(self, copy)
+            copy.backup(path)
+
     @property
     def _key(self) -> int:
         return self._open.key_of(self.namespace_path)
@@ -241,3 +281,15 @@ class NamespacedBackend(StorageBackend, MetadataMixin):
 
     def _filter(self, filters: Any) -> Filter:
         return parse(filters, self.config.filter_unicode)
+
+
+def _stored_model(name: bytes | None) -> Callable[[str], Any] | None:
+    """An embedding function that has the name of a model and embeds nothing."""
+
+    def refuse(_text: str) -> Any:
+        raise EmbeddingError("given vectors are stored, nothing is embedded")
+
+    if name is None:
+        return None
+    vars(refuse)["model_name"] = name.decode()
+    return refuse

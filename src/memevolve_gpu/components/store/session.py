@@ -163,7 +163,7 @@ class StoreSession:
             self.consider_maintenance("queries")
         elif self.live.device_manager.needs_look:
             self.consider_maintenance("device")
-        elif self.worker.start_failure:
+        elif self.worker.start_failure or self.live.wants_foresight:
             self.wake()
 
     def follow(self) -> View:
@@ -185,7 +185,7 @@ class StoreSession:
         except AFTER_COMMIT as error:
             self.events.record("maintenance-failed", f"cannot tell whether any is due: {error}", level=logging.ERROR)
             return
-        if due or self.worker.start_failure:
+        if due or self.worker.start_failure or self.live.wants_foresight:
             self.wake()
 
     def wake(self) -> bool:
@@ -272,6 +272,7 @@ class StoreSession:
         if self.accesses.is_full:
             self.accesses.flush(timeout=FLUSH_SECONDS)
         self.live.prepare(self.fields)
+        self.live.foresee()
         return self.maintenance.run_if_due()
 
 

@@ -27,6 +27,7 @@ from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress
 from .capacity import move_waiting_rows, report_pruned, reserve_room
+from .copy import copy_store
 from .history import HistoryMixin
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
@@ -183,6 +184,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
             replaces: The id of a unit that this one supersedes: it is deleted in the same transaction.
             ttl: Seconds, or a timedelta, after which the unit expires; None for the namespace's default.
             expires_at: Unix time in seconds, or a datetime with its zone, from which the unit is gone; instead of ttl.
+                ``math.inf`` for never, whatever the namespace's default.
 
         Returns:
             The unit's id: its own, or the next ``unit_<n>``.
@@ -577,14 +579,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         """
         return str(self._whole("snapshot").maintenance.snapshot())
 
-    def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the records to a new database file, consistent while the store is in use.
-
-        Args:
-            path: The file to write.
-        """
-        self._whole("backup").records.backup(path)
-
     @staticmethod
     def restore(backup: str | os.PathLike[str], prefix: str | os.PathLike[str]) -> str | None:
         """Put a copy of a backup in the place of the store at ``prefix``.
@@ -627,9 +621,9 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         source, path = held.get("index_file"), namespace_path(held.get("namespace"))
         if source is None or (held.get("store_id") == self._open.records.store_id and path == self.namespace_path):
             return
-        with VectorStore(source, None, storage_config=self.config.replace(namespace=path)) as other:
-            rows = list(other.export_rows())
-        self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
+        config = self.config.replace(namespace=path)
+        with VectorStore(source, None, storage_config=config, clock=self._open.clock) as other:
+            copy_store(other, self, replace=True)
 
     def close(self) -> None:
         """Wait for a running build, and release everything. Further calls raise StoreClosedError.

@@ -1,0 +1,130 @@
+"""How long searches hold up an event loop: a heartbeat beside ``AsyncVectorStore``, and beside the blocking store.
+
+    python benchmarks/async_heartbeat.py [--units 100000] [--dim 384] [--rounds 12] [--seconds 2] [--json FILE]
+
+A task sleeps for a millisecond again and again, and notes by how much each sleep was late. Beside it nothing runs
+("idle"), or 1 or 8 tasks that search without a pause through ``AsyncVectorStore`` (4 threads), or one task that calls
+the blocking ``VectorStore`` on the event loop. These take turns, so they see the same load of the machine. Vectors are
+seeded clusters; the embedding function only looks up a vector. ``late_share`` is the share of heartbeats that were more
+than a millisecond late; what "idle" has of them comes from the machine. ``loop_ms_per_call`` is the processor time of
+the loop's own thread for each call, which does not depend on the load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import generated, machine
+
+from memevolve_gpu import AsyncVectorStore, VectorStore
+
+BEAT = 0.001
+FILTER = {"type": "tool", "tags": ["t1", "t2", "t3"]}
+
+
+async def beat(seconds: float, late: list[float]) -> None:
+    end = time.perf_counter() + seconds
+    while (at := time.perf_counter()) < end:
+        await asyncio.sleep(BEAT)
+        late.append(1000 * (time.perf_counter() - at - BEAT))
+
+
+async def beside(seconds: float, tasks: int, call: Callable[[int], Awaitable[Any]], late: list[float]) -> int:
+    """Heartbeats beside that many tasks; how many calls these made."""
+    made = [0] * tasks
+    ends = asyncio.Event()
+
+    async def work(number: int) -> None:
+        while not ends.is_set():
+            await call(number + made[number])
+            made[number] += 1
+
+    working = [asyncio.create_task(work(number)) for number in range(tasks)]
+    await beat(seconds, late)
+    ends.set()
+    await asyncio.gather(*working)
+    return sum(made)
+
+
+async def measured(store: VectorStore, queries: int, rounds: int, seconds: float) -> dict[str, Any]:
+    async_store = AsyncVectorStore(store)
+
+    async def blocking(at: int) -> None:
+        store.search_units(f"q{at % queries}", 10)
+        await asyncio.sleep(0)
+
+    calls: dict[str, tuple[int, Callable[[int], Awaitable[Any]]]] = {
+        "idle": (0, blocking),
+        "search, 1 task": (1, lambda at: async_store.search_units(f"q{at % queries}", 10)),
+        "search, 8 tasks": (8, lambda at: async_store.search_units(f"q{at % queries}", 10)),
+        "filtered, 8 tasks": (8, lambda at: async_store.search_units(f"q{at % queries}", 10, FILTER)),
+        "keywords, 8 tasks": (8, lambda at: async_store.search_keywords(f"unit {at}", 10)),
+        "blocking search on the loop": (1, blocking),
+    }
+    late: dict[str, list[float]] = {kind: [] for kind in calls}
+    made, spent = dict.fromkeys(calls, 0), dict.fromkeys(calls, 0.0)
+    for _ in range(rounds):
+        for kind, (tasks, call) in calls.items():
+            started = time.thread_time()
+            made[kind] += await beside(seconds, tasks, call, late[kind])
+            spent[kind] += time.thread_time() - started
+    return {
+        kind: {
+            **figures(late[kind]),
+            "calls_per_s": round(made[kind] / (rounds * seconds)),
+            "loop_ms_per_call": round(1000 * (spent[kind] - spent["idle"]) / made[kind], 4) if made[kind] else None,
+        }
+        for kind in calls
+    }
+
+
+def figures(late: list[float]) -> dict[str, Any]:
+    p50, p99, p999 = np.percentile(late, [50, 99, 99.9])
+    return {
+        "beats": len(late),
+        "late_p50_ms": round(float(p50), 3),
+        "late_p99_ms": round(float(p99), 3),
+        "late_p999_ms": round(float(p999), 3),
+        "late_max_ms": round(max(late), 3),
+        "late_share": round(float(np.mean(np.array(late) > 1.0)), 5),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--units", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    data = generated(args.units, args.dim)
+    queries = data.queries["in"]
+
+    def embed(text: str) -> np.ndarray:
+        row: np.ndarray = queries[int(text[1:])]
+        return row
+
+    with tempfile.TemporaryDirectory() as folder, VectorStore(Path(folder) / "store", embed, args.dim) as store:
+        store.store_batch(data.units, data.vectors)
+        store.run_maintenance()
+        found = asyncio.run(measured(store, len(queries), args.rounds, args.seconds))
+    command = f"python benchmarks/async_heartbeat.py --units {args.units} --dim {args.dim}"
+    command += f" --rounds {args.rounds} --seconds {args.seconds:g}"
+    result = {"command": command, "machine": machine(), "late": found}
+    text = json.dumps(result, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
