@@ -17,7 +17,7 @@ from ..types import IntArray, MemoryUnit, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
 from .fulltext_buffer import terms_of_folded
-from .history import MOVE_FLOOR
+from .history import MOVE_FLOOR, OLD_SLOTS
 from .schema import SPACE_WORDS_TABLE, WORDS_TABLE
 from .transaction import AUTO_LIMIT
 
@@ -137,7 +137,7 @@ def _drop_orphans(case: _Case) -> None:
     case.con.execute(f"DELETE FROM vectors WHERE {_NO_UNIT}")
 
 
-_NO_UNIT = "slot NOT IN (SELECT slot FROM units)"
+_NO_UNIT = f"slot NOT IN (SELECT slot FROM units UNION ALL {OLD_SLOTS})"
 
 
 def _missing_vectors(case: _Case) -> str | None:

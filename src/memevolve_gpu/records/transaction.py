@@ -125,15 +125,26 @@ MAX_NESTING = 900
 _AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
 _CHUNK = 1000
 
-_COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog, others, link FROM counters"
+_COUNTERS = """
+SELECT last_seq, horizon, last_slot, c.count, c.next_auto, folded, backlog, others, link, max_units, default_ttl
+FROM counters AS c LEFT JOIN namespaces AS n ON n.key = 0
+"""
+"""With the limits of the default namespace, so that a write needs no other statement for them."""
+
 _KEEP = (
     "UPDATE counters SET last_seq = ?, horizon = ?, last_slot = ?, count = ?, next_auto = ?, folded = ?, backlog = ?"
     ", others = ?, link = ?"
 )
 _ADD_UNIT = "INSERT INTO units (slot, id, unit, unit_crc, vector_crc, ns, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _DELETE = """
-DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1) RETURNING slot, CAST(unit AS BLOB)
+DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1) RETURNING slot, CAST(unit AS BLOB), expires_at
 """
+_ADD_STALE = """
+INSERT INTO stale SELECT ?1, CASE WHEN json_valid(?2) THEN
+    json_object('type', ?2 -> '$.type', 'tags', ?2 -> '$.tags') ELSE '{}' END, ?3
+"""
+"""Type and tags are all that the indexes hold of a unit besides its text."""
+
 _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
 _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
 _ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
@@ -181,6 +192,8 @@ class Transaction:
         self._own = self._next = 0
         self._expired: tuple[int, int] | None = None
         self._limits: Limits | None = None
+        self._last: tuple[str, int, int, bytes] | None = None
+        """What :meth:`find` read last: id, number of the change before, slot, JSON text."""
         self._changed: dict[int, int] = {}
         self._con: apsw.Connection | None = con
         self._path = path
@@ -203,6 +216,11 @@ class Transaction:
         key = self.namespace
         held = self._count - self._others if key == 0 else self._own + self._changed.get(key, 0)
         return held - self._gone()[1]
+
+    @property
+    def most(self) -> int:
+        """At least :attr:`total`, known without a look: units that have expired count until they are deleted."""
+        return self._count
 
     @property
     def total(self) -> int:
@@ -278,7 +296,16 @@ class Transaction:
         )
         if not rows or (rows[0][2] is not None and rows[0][2] <= self._clock()):
             return None
+        self._last = unit_id, self._seq, rows[0][0], rows[0][1]
         return Stored(rows[0][0], read_unit(rows[0][1], unit_id), rows[0][2])
+
+    def _found(self, unit_id: str) -> tuple[int, str] | None:
+        """Slot and JSON text of a unit, expired or not; not read again where nothing changed since :meth:`find`."""
+        if self._last is not None and self._last[:2] == (unit_id, self._seq):
+            return self._last[2], _text(self._last[3])
+        sql = "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?"
+        rows = self._run(sql, (self.namespace, unit_id))
+        return (rows[0][0], _text(rows[0][1])) if rows else None
 
     def _enter_space(self) -> None:
         if not self._space:
@@ -300,6 +327,8 @@ class Transaction:
         its ``id`` becomes ``unit_id``. Raises InvalidUnitError, InvalidVectorError (DimensionMismatchError).
         """
         written = self._checked(unit, text, vector, unit_id)
+        if self._last is not None and self._last[:2] == (unit_id, self._seq):
+            self._remove(unit_id, self._made(), kind=history.REPLACED)
         slot = self._slot + 1
         row = slot, unit_id, written, crc_of(written), zlib.crc32(vector), self._made(), expires_at
         try:
@@ -333,12 +362,10 @@ class Transaction:
 
     def edit(self, unit_id: str, unit: MemoryUnit, expires_at: float | None = None) -> bool:
         """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit."""
-        rows = self._run(
-            "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)
-        )
-        if not rows:
+        found = self._found(unit_id)
+        if found is None:
             return False
-        slot, old = rows[0][0], _text(rows[0][1])
+        slot, old = found
         new = encode_unit(unit, unit_id)
         self._keep(history.ADD_EDITED, Op.EDIT, slot)
         sql = "UPDATE units SET unit = ?, unit_crc = ?, expires_at = ? WHERE slot = ?"
@@ -377,7 +404,9 @@ class Transaction:
         if self._operation is not None:
             self._run(history.ADD_CLEARED, (self._seq,))
             self._run(history.LOG_CLEARED, (self._seq,))
-        self._run("DELETE FROM units; DELETE FROM vectors; DELETE FROM access", ())
+        else:
+            self._run(f"DELETE FROM vectors WHERE slot NOT IN ({history.OLD_SLOTS})", ())
+        self._run("DELETE FROM units; DELETE FROM access", ())
         self._guarded(forget_all)
         self._count, self._backlog, self._folded = 0, 0, self._slot
         if self._operation is None:
@@ -479,14 +508,16 @@ class Transaction:
 
     def _remove(self, unit_id: str, ns: int, now: float = -math.inf, kind: int = Op.DROP) -> bool:
         """Remove a unit unless it has expired by ``now``. kind: of the row in the history."""
-        self._keep(history.ADD_REMOVED, kind, ns, unit_id, now)
         rows = self._run(_DELETE, (ns, unit_id, now))
         if not rows:
             return False
-        slot, unit = rows[0][0], _text(rows[0][1])
-        self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
+        slot, raw, expires_at = rows[0]
+        if self._operation is None:
+            self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
+        else:
+            self._keep(history.ADD_REMOVED, kind, ns, unit_id, slot, raw, expires_at)
         if slot <= self._folded:
-            self._run("INSERT INTO stale VALUES (?, ?, ?)", (slot, unit, ns))
+            self._run(_ADD_STALE, (slot, _text(raw), ns))
             self._backlog += 1
         else:
             self._run("DELETE FROM pending WHERE slot = ?", (slot,))
@@ -497,7 +528,9 @@ class Transaction:
         return True
 
     def _load(self, con: apsw.Connection) -> None:
-        *numbers, self._held = first_row(con, _COUNTERS)
+        *numbers, self._held, most, ttl = first_row(con, _COUNTERS)
+        self._limits = None if self._space else Limits(most, ttl)
+        self._last = None
         self._before = checked_counters(numbers)
         (
             self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog, self._others
