@@ -417,14 +417,30 @@ class Transaction:
 
     def next_auto_id(self) -> str:
         """A fresh id ``unit_<n>``: never one that exists, never one handed out by a committed transaction before."""
-        while True:
+        return self.next_auto_ids(1)[0]
+
+    def next_auto_ids(self, count: int) -> list[str]:
+        """As :meth:`next_auto_id`, so many at once."""
+        found: list[str] = []
+        while len(found) < count:
+            first = self._auto if self.namespace == 0 else self._next
+            names = [f"unit_{first + i}" for i in range(min(count - len(found), _CHUNK))]
             if self.namespace == 0:
-                number, self._auto = self._auto, self._auto + 1
+                self._auto += len(names)
             else:
-                number, self._next = self._next, self._next + 1
-            unit_id = f"unit_{number}"
-            if not self._run("SELECT 1 FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)):
-                return unit_id
+                self._next += len(names)
+            taken = self._taken(names)
+            found += [name for name in names if name not in taken] if taken else names
+        return found
+
+    def _taken(self, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that exist in the namespace."""
+        if len(ids) == 1:
+            rows = self._run("SELECT id FROM units WHERE ns = ? AND id = ?", (self.namespace, ids[0]))
+        else:
+            sql = "SELECT id FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?))"
+            rows = self._run(sql, (self.namespace, json.dumps(ids)))
+        return {unit_id for (unit_id,) in rows}
 
     def get_meta(self, key: str) -> bytes | None:
         """The named value, this transaction's changes included."""
@@ -538,11 +554,7 @@ class Transaction:
 
     def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes, float | None]]) -> None:
         ns = self._made()
-        taken = self._run(
-            "SELECT id FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?))",
-            (ns, json.dumps(list(chunk))),
-        )
-        for (unit_id,) in taken:
+        for unit_id in self._taken(list(chunk)):
             self._remove(unit_id, ns, kind=history.REPLACED)
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
         seqs = range(self._seq + 1, self._seq + 1 + len(chunk))

@@ -159,7 +159,8 @@ class Embedder:
         with _blaming(where):
             raw = to_host(output, name="output")
             vector = check_vector(raw, self._dim or max(1, raw.shape[-1] if raw.ndim else 1), "l2", name="output")
-        self._learn(vector.shape[0])
+        if self._dim is None:
+            self._learn(vector.shape[0])
         owned: FloatArray = vector.copy()
         return owned
 
