@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import importlib
 import inspect
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,23 @@ def test_every_public_name_and_method_is_documented(name: str) -> None:
     assert [lack for part, found in parts(name, PUBLIC[name]) for lack in missing(part, found)] == []
 
 
+def undocumented(found: type) -> list[str]:
+    """Public methods and properties of a class that neither have a docstring nor inherit one."""
+    members = [one for one in vars(found) if not one.startswith("_") and _function(vars(found)[one]) is not None]
+    return [f"{found.__qualname__}.{one}" for one in members if not inspect.getdoc(getattr(found, one))]
+
+
+@pytest.mark.parametrize("package", ["memevolve_gpu.components.store", "memevolve_gpu.milvus"])
+def test_every_method_of_the_stores_has_or_inherits_a_docstring(package: str) -> None:
+    found = importlib.import_module(package)
+    modules = [importlib.import_module(f"{package}.{one.name}") for one in pkgutil.iter_modules(found.__path__)]
+    classes = {one for module in modules for _, one in inspect.getmembers(module, inspect.isclass)}
+    ours = [one for one in classes if one.__module__.startswith(package) and not one.__name__.startswith("_")]
+    assert len(ours) > 10
+    instructions = "PlainReader."  # has one method for each instruction of a pickle, named after it
+    assert [lack for one in ours for lack in undocumented(one) if not lack.startswith(instructions)] == []
+
+
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_every_public_class_and_function_has_an_example(name: str) -> None:
     found = PUBLIC[name]
@@ -113,6 +132,16 @@ def test_stores_return_typed_values(name: str) -> None:
     assert untyped == {"get_metadata", "facets", "save_state"}
 
 
+class Base:
+    def one(self) -> None:
+        """Do one thing."""
+
+
+class Derived(Base):
+    def one(self) -> None: ...
+    def two(self) -> None: ...
+
+
 def documented(first: int, second: str = "") -> bool:
     """Compare.
 
@@ -143,5 +172,6 @@ def test_the_checks_find_what_is_missing() -> None:
     assert missing("f", documented) == []
     assert missing("f", half_documented) == ["f: second in Args", "f: Returns"]
     assert missing("f", lambda: 1) == ["f: docstring"]
+    assert undocumented(Derived) == ["Derived.two"]
     (wrong,) = examples("f", documented)
     assert doctest.DocTestRunner().run(wrong, out=lambda _text: None).failed == 1

@@ -345,7 +345,7 @@ def test_documents_that_the_code_names_exist() -> None:
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    for module in ("mkdocs", "material", "mkdocstrings"):
+    for module in ("mkdocs", "material", "mkdocstrings", "griffe_inherited_docstrings"):
         pytest.importorskip(module, reason="the site's tools are not installed: pip install 'memevolve-gpu[docs]'")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
@@ -358,6 +358,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "site" / "reference" / "api" / "store" / "index.html").read_text(encoding="utf-8")
     assert 'id="memevolve_gpu.VectorStore.store_batch"' in page
+    assert 'id="memevolve_gpu.VectorStore.delete_where"' in page  # whose docstring is inherited
 
 
 def navigation() -> list[str]:

@@ -142,9 +142,9 @@ def test_a_folder_in_the_files_place(prefix: Path) -> None:
 def test_a_foreign_file_is_refused_and_untouched(prefix: Path, content: bytes) -> None:
     file = prefix.with_name("memory.db")
     file.write_bytes(content)
-    for door in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
+    for entry in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
         with pytest.raises(StorageError) as caught:
-            door()
+            entry()
         assert isinstance(caught.value, NotAStoreError) or content.startswith(b"SQLite")
     assert file.read_bytes() == content
 
@@ -158,9 +158,9 @@ def test_the_database_of_another_program_is_refused_and_untouched(prefix: Path, 
     foreign.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     foreign.close()
     before = {path.name: path.read_bytes() for path in prefix.parent.iterdir() if not path.name.endswith("-shm")}
-    for door in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
+    for entry in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
         with pytest.raises(NotAStoreError, match="another program"):
-            door()
+            entry()
     for name, content in before.items():
         assert (prefix.parent / name).read_bytes() == content
 
@@ -170,9 +170,9 @@ def test_a_newer_schema_is_refused(records: Records, prefix: Path) -> None:
     con = foreign_connection(records.path)
     con.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     con.close()
-    for door in (lambda: Records.open(prefix), lambda: Records.peek(prefix)):
+    for entry in (lambda: Records.open(prefix), lambda: Records.peek(prefix)):
         with pytest.raises(NewerSchemaError, match="upgrade"):
-            door()
+            entry()
 
 
 def test_an_older_schema_is_lifted_step_by_step(

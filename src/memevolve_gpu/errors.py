@@ -209,8 +209,10 @@ class NetworkFilesystemError(StorageError):
 
 
 class ReentrantCallError(StorageError):
-    """A signal handler, finalizer or callback called into the store inside a call of the same thread that it
-    interrupts, at a moment when only that call can go on; nothing was done. Call again once it has returned."""
+    """A signal handler, finalizer or callback called the store inside a call of the same thread that must go on first.
+
+    Nothing was done. Call again once the interrupted call has returned.
+    """
 
 
 class StoreClosedError(StorageError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import InvalidUnitError, MemEvolveError
-from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts
+from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
 from .app import InputError, Interrupted
 from .output import Output, held_interrupt
 
@@ -180,7 +180,7 @@ def write_lines(path: str, lines: Iterable[str], told: Callable[[int], None], mo
             draft.path.replace(target)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return count
 
 
@@ -191,14 +191,6 @@ def _write_to(write: Callable[[bytes], object], lines: Iterable[str], told: Call
         count += 1
         told(count)
     return count
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 MAX_LINE_BYTES = 64 * 2**20

@@ -21,7 +21,7 @@ except ImportError as error:
 
 from ..components.retrieve.strategies import Ranked, reciprocal_ranks
 from ..components.store import VectorStore
-from ..components.store.base import score_of
+from ..components.store.ranking import score_of
 from ..errors import InvalidFilterError, InvalidUnitError
 from ..records.filters import always, parse
 from ..types import FloatArray, MemoryUnit

@@ -136,22 +136,22 @@ class MemEvolveStore(BaseStore):
             InvalidUnitError: A value cannot be stored as JSON. What the embedding model raises passes through.
         """
         ops, texts, queries = self._prepared(ops)
-        vectors, asked = _Vectors(), _Vectors()
+        vectors, query_vectors = _Vectors(), _Vectors()
         if self.embeddings is not None:
             documents = list(dict.fromkeys(text for each in texts.values() for text in each))
             vectors = _paired(documents, self.embeddings.embed_documents(documents) if documents else [])
-            asked = {query: self.embeddings.embed_query(query) for query in queries}
-        return self._run(ops, texts, vectors, asked)
+            query_vectors = {query: self.embeddings.embed_query(query) for query in queries}
+        return self._run(ops, texts, vectors, query_vectors)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As ``batch``; embeds with the model's asynchronous calls, and works on the store in a thread."""
         ops, texts, queries = self._prepared(ops)
-        vectors, asked = _Vectors(), _Vectors()
+        vectors, query_vectors = _Vectors(), _Vectors()
         if self.embeddings is not None:
             documents = list(dict.fromkeys(text for each in texts.values() for text in each))
             vectors = _paired(documents, await self.embeddings.aembed_documents(documents) if documents else [])
-            asked = {query: await self.embeddings.aembed_query(query) for query in queries}
-        return await asyncio.to_thread(self._run, ops, texts, vectors, asked)
+            query_vectors = {query: await self.embeddings.aembed_query(query) for query in queries}
+        return await asyncio.to_thread(self._run, ops, texts, vectors, query_vectors)
 
     def sweep_ttl(self) -> int:
         """Delete the items that have expired. Returns their number."""
@@ -298,10 +298,10 @@ class MemEvolveStore(BaseStore):
 
     def _nearest(self, op: SearchOp, vector: Any, filters: Mapping[str, Any], wanted: int) -> list[_Found]:
         """Find the items of the nearest units. Asks for more until enough items match, or there are no more units."""
-        filters, asked, most = {**filters, f"{MARK}.indexed": True}, wanted + 1, self.store.count()
+        filters, limit, most = {**filters, f"{MARK}.indexed": True}, wanted + 1, self.store.count()
         while True:
-            asked = max(1, min(asked, most))
-            distances, ids = self.store.search_vectors([vector], asked, filters)
+            limit = max(1, min(limit, most))
+            distances, ids = self.store.search_vectors([vector], limit, filters)
             near: dict[str, float] = {}
             for unit_id, distance in zip(ids[0], distances[0].tolist(), strict=True):
                 if unit_id is not None:
@@ -312,9 +312,9 @@ class MemEvolveStore(BaseStore):
                 for item, distance in near.items()
                 if item in units and _fits(units[item], op.filter)
             ]
-            if len(found) >= wanted or None in ids[0] or asked == most:
+            if len(found) >= wanted or None in ids[0] or limit == most:
                 return found[:wanted]
-            asked *= 4
+            limit *= 4
 
     def _score(self, distance: float) -> float:
         return 1.0 - distance if self.store.metric == "cosine" else -distance

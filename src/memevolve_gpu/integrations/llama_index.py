@@ -29,7 +29,7 @@ except ImportError as error:
 
 from ..components.retrieve.strategies import RANK_CONSTANT, Ranked, reciprocal_ranks
 from ..components.store import VectorStore
-from ..components.store.base import score_of
+from ..components.store.ranking import score_of
 from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..records.filters import always, parse
 from ..types import MemoryUnit

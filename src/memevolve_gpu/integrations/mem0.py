@@ -23,7 +23,7 @@ except ImportError as error:
     ) from error
 
 from ..components.store import VectorStore
-from ..components.store.base import score_of
+from ..components.store.ranking import score_of
 from ..errors import ConfigurationError, InvalidFilterError, InvalidUnitError
 from ..types import MemoryUnit
 from ..utils.arguments import shown

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..components.store.base import MetadataMixin, Progress, StorageBackend, UnitMapping, score_of
+from ..components.store.base import MetadataMixin, Progress, StorageBackend
 from ..components.store.listing import Listing, listing_of, with_created_at
-from ..components.store.ranking import Window
+from ..components.store.ranking import Window, score_of
 from ..components.store.report_types import (
     Inventory,
     MaintenanceReport,
@@ -24,6 +24,7 @@ from ..components.store.report_types import (
     StorageHealth,
 )
 from ..components.store.units import (
+    UnitMapping,
     check_arguments,
     check_width,
     checked_id,
@@ -206,7 +207,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
 
     @property
     def metric(self) -> Metric:
-        """The distance of searches: l2 (squared), cosine (1 - cosine) or ip (-dot)."""
         return self._open.info.metric
 
     @property
@@ -351,7 +351,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return None if unit is None else unit.get("metadata")
 
     def refresh(self) -> None:
-        """See from here on all writes that were acknowledged to any writer before this call."""
         self._open.table.clock.wrote()
 
     # Maintenance and reports
@@ -416,19 +415,9 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return statistics_report(self._open)
 
     def save_state(self) -> dict[str, Any]:
-        """Describe where the units are, for another instance to take over. The token is left out.
-
-        Returns:
-            JSON values for :meth:`restore_state`.
-        """
         return {"milvus": self._place.address, "count": self.count()}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Copy the units of another store into this one; nothing when it is this very store.
-
-        Args:
-            state: What ``save_state`` of a ``MilvusStore`` or a ``VectorStore`` returned.
-        """
         source = self._described(mapping("state", state))
         if source is None:
             return
@@ -499,15 +488,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return cosines(session.embedder.embed_query(query), session.table.vectors(looked_up(ids)))
 
     def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
-        """Delete several units, not in one transaction: an error leaves some of them deleted.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-            unchanged_since: Ignored; changes are not numbered.
-
-        Returns:
-            The number of deleted units.
-        """
         del unchanged_since
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         return self._open.drop(list(dict.fromkeys(wanted)))
@@ -526,17 +506,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
         limit: int | None = None,
         after: str | None = None,
     ) -> Listing:
-        """Read units one by one. With ``order_by`` or ``after`` every one that matches is read.
-
-        Args:
-            filters: As for ``VectorStore.units``, as the others.
-            order_by: See ``filters``.
-            limit: See ``filters``.
-            after: See ``filters``.
-
-        Returns:
-            An iterator over the units, with the attribute ``cursor``.
-        """
         parsed, session = parse(filters, self.config.filter_unicode), self._open
         expression = filter_expression(parsed)
 
@@ -557,12 +526,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
         return self.vectors_of([ids[at] for at in np.unique(spread).tolist()] if ids else [])
 
     def inventory(self) -> Inventory:
-        """Describe the units.
-
-        Returns:
-            Count, types, the time stamps of the first and last unit in the order of writing, and bytes, estimated from
-            the newest units and the vectors.
-        """
         rows = [(str(row["id"]), str(row["kind"])) for row in self._open.table.in_order(["kind"])]
         types = Counter(kind or "unknown" for _, kind in rows)
         newest = [unit_id for unit_id, _ in rows[-_MEASURED:]]

@@ -84,12 +84,15 @@ class LockFile:
 
     def _wait(self, deadline: float) -> bool:
         number = self.fileno()
-        if not _waited(lambda: fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1), deadline):
-            return False
         try:
-            return _waited(lambda: fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB), deadline)
+            entered = _waited(
+                lambda: fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1),
+                deadline,
+                lambda: _free(lambda: fcntl.lockf(number, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1)),
+            )
+            return entered and _waited(lambda: fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB), deadline)
         finally:
-            fcntl.lockf(number, fcntl.LOCK_UN, 1)
+            fcntl.lockf(number, fcntl.LOCK_UN, 2)
 
 
 def file_mode(path: Path) -> int:
@@ -289,6 +292,7 @@ class WriteLock:
 
 
 _PAUSES = ((0.05, 0.0001), (0.5, 0.0005), (math.inf, 0.005))
+_PAUSES_OF_OLDEST = ((2.0, 0.0001), (math.inf, 0.001))
 """Up to how many seconds of waiting, how many seconds pass between two attempts.
 
 Polled, because a blocking wait has no timeout. Measured with four processes that do nothing but durable writes on a
@@ -297,21 +301,30 @@ and 44 ms; with pauses that double up to 5 ms 230 and 145 ms.
 """
 
 
-def _waited(take: Callable[[], object], deadline: float) -> bool:
-    """Try until a lock is taken; False when the deadline has passed."""
-    began = time.monotonic()
-    while True:
-        try:
-            take()
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        else:
-            return True
-        now = time.monotonic()
-        if now >= deadline:
+def _waited(take: Callable[[], object], deadline: float, is_oldest: Callable[[], bool] = bool) -> bool:
+    """Try until a lock is taken; False when the deadline has passed.
+
+    ``is_oldest`` is asked after the first of the pauses: one who has waited long looks as often as those who come.
+    """
+    began, oldest = time.monotonic(), False
+    while not _free(take):
+        waited = time.monotonic() - began
+        if began + waited >= deadline:
             return False
-        time.sleep(next(pause for until, pause in _PAUSES if now - began < until))
+        oldest = oldest or (waited > _PAUSES[0][0] and is_oldest())
+        time.sleep(next(pause for until, pause in (_PAUSES_OF_OLDEST if oldest else _PAUSES) if waited < until))
+    return True
+
+
+def _free(take: Callable[[], object]) -> bool:
+    """Try once to take a lock; False when another one holds it."""
+    try:
+        take()
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def _open(path: Path, mode: int) -> io.FileIO:

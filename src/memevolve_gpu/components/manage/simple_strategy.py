@@ -18,8 +18,9 @@ from ...errors import ConfigurationError, ConflictError
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, mapping, real_number, shown, switch, whole_number, word
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
-from ..store.base import StorageBackend, named_operation
+from ..store.base import StorageBackend
 from ..store.foreign import as_backend, delete_units, register_operation
+from ..store.history import named_operation
 from .base import HealthMetrics, ManagementStrategy, Removal
 from .near_duplicates import near_groups
 

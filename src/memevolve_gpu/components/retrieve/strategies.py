@@ -19,9 +19,9 @@ from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
-from ..store.base import StorageBackend, score_of
+from ..store.base import StorageBackend
 from ..store.foreign import as_backend
-from ..store.ranking import Ranking, best, similarity_of
+from ..store.ranking import Ranking, best, score_of, similarity_of
 from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
 
@@ -232,21 +232,6 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """Find the units that share words with a query.
-
-        Args:
-            query: The text to search for.
-            storage_backend: The store.
-            top_k: Most results.
-            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-
-        Returns:
-            The results, largest BM25 score first.
-
-        Raises:
-            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
-            InvalidFilterError: ``filters`` is malformed.
-        """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
 
@@ -262,7 +247,6 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many units share a word with the query, at most 1,000."""
         check_query(query, 1)
         return len(by_keywords(as_backend(storage_backend), query, COUNTED, filters))
 
@@ -270,7 +254,8 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
 class SemanticRetrievalStrategy(RetrievalStrategy):
     """Searches the backend's vector index.
 
-    The score is that of the store: the cosine, the dot product, or 1 / (1 + distance) for l2.
+    The score is that of the store: the cosine, the dot product, or 1 / (1 + distance) for l2;
+    ``metadata["distance"]`` of a result is that of ``VectorStore.search``.
 
     Examples:
         >>> from memevolve_gpu import HashingEmbedder
@@ -306,22 +291,6 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """Find the units nearest in meaning to a query.
-
-        Args:
-            query: The text to search for.
-            storage_backend: The store.
-            top_k: Most results.
-            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-
-        Returns:
-            The results, nearest first; ``metadata["distance"]`` is that of ``VectorStore.search``.
-
-        Raises:
-            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
-            InvalidFilterError: ``filters`` is malformed.
-            EmbeddingError: The query cannot be embedded.
-        """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
         if self.ranking is None:
@@ -344,18 +313,15 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many matching units reach the threshold, at most 1,000."""
         check_query(query, 1)
         found = by_meaning(as_backend(storage_backend), query, COUNTED, filters, self._scan)
         least = self.similarity_threshold
         return sum(least is None or one.score >= least for one in found)
 
     def save_state(self) -> dict[str, Any]:
-        """Return the threshold."""
         return {"similarity_threshold": self.similarity_threshold}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the threshold."""
         held = mapping("state", state).get("similarity_threshold", self.similarity_threshold)
         self.similarity_threshold = _threshold(held)
 
@@ -387,7 +353,8 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     """Searches the vector index and the keyword index, and fuses the results.
 
     ``weighted`` adds 0.7 of the cosine and 0.3 of BM25 relative to the query's best; scores are in 0..1. ``rrf`` is
-    reciprocal rank fusion, which uses ranks only.
+    reciprocal rank fusion, which uses ranks only. ``metadata`` of a result has ``semantic_score``, ``keyword_score``,
+    ``semantic_rank`` and ``keyword_rank`` (from 0); None where that search did not find the unit.
 
     Examples:
         >>> import tempfile
@@ -453,23 +420,6 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def retrieve(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """Find the best units of both searches.
-
-        Args:
-            query: The text to search for.
-            storage_backend: The store.
-            top_k: Most results.
-            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-
-        Returns:
-            The results, each unit once, best first. ``metadata`` has ``semantic_score``, ``keyword_score``,
-            ``semantic_rank`` and ``keyword_rank`` (from 0); None where that search did not find the unit.
-
-        Raises:
-            InvalidQueryError: ``query`` or ``top_k`` cannot be used.
-            InvalidFilterError: ``filters`` is malformed.
-            EmbeddingError: The query cannot be embedded.
-        """
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
         if self.ranking is not None:
@@ -487,12 +437,10 @@ class HybridRetrievalStrategy(RetrievalStrategy):
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many units either search finds with a score that reaches the threshold, at most 1,000."""
         check_query(query, 1)
         return min(COUNTED, len(self._fused(query, as_backend(storage_backend), COUNTED, filters)))
 
     def save_state(self) -> dict[str, Any]:
-        """Return weights, threshold and the kind of fusion."""
         return {
             "semantic_weight": self.semantic_weight,
             "keyword_weight": self.keyword_weight,
@@ -501,7 +449,6 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         }
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``save_state`` of another instance returned."""
         held = mapping("state", state)
         word("fusion", held.get("fusion", self.fusion), ("weighted", "rrf"), ConfigurationError)
         threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))

@@ -13,10 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
-from datetime import datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,9 +23,9 @@ from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import listed, shown, switch, whole_number, word
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import age_stamp
-from .listing import Listing, counted, listing_of, merged_unit, some_condition
+from .listing import Listing, MetadataMixin, counted, listing_of, merged_unit, some_condition
 from .namespaces import NamespaceInfo
-from .ranking import HalfLife, Ranking, Window, best, similarity_of
+from .ranking import HalfLife, Ranking, Window, best, score_of, similarity_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 
 __all__ = [
@@ -36,8 +33,6 @@ __all__ = [
     "MetadataMixin",
     "Progress",
     "StorageBackend",
-    "UnitMapping",
-    "score_of",
 ]
 
 Progress = Callable[[str, float], None]
@@ -60,32 +55,6 @@ _NAMES_ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("health", "info", "stats"), "get_storage_health() or statistics()"),
 }
 """Methods of other vector stores, and what does the same here."""
-
-
-class UnitMapping(Mapping[str, MemoryUnit]):
-    """id -> unit, read from the backend at each access."""
-
-    def __init__(self, backend: StorageBackend, ids: Callable[[], Iterator[str]]) -> None:
-        self._backend = backend
-        self._ids = ids
-
-    def __getitem__(self, unit_id: str) -> MemoryUnit:
-        unit = self._backend.retrieve_batch([unit_id]).get(unit_id) if unit_id in self._backend else None
-        if unit is None:
-            raise KeyError(unit_id)
-        return unit
-
-    def __contains__(self, unit_id: object) -> bool:
-        return unit_id in self._backend
-
-    def __iter__(self) -> Iterator[str]:
-        return self._ids()
-
-    def __len__(self) -> int:
-        return self._backend.count()
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} memory units>"
 
 
 class StorageBackend(ABC):
@@ -229,7 +198,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
-        """Read the metadata of a unit.
+        """Read the metadata of a unit without counting an access.
 
         Args:
             unit_id: The unit's id.
@@ -245,12 +214,12 @@ class StorageBackend(ABC):
 
     @property
     def metric(self) -> str:
-        """The distance of searches: l2, cosine or ip."""
+        """The distance of searches: l2 (squared), cosine (1 - cosine) or ip (-dot)."""
         return "l2"
 
     @property
     def change_number(self) -> int | None:
-        """The number of the newest change by anyone; None where changes are not numbered."""
+        """The number of the newest change by anyone, for ``unchanged_since``; None where changes are not numbered."""
         return None
 
     # Many units
@@ -301,24 +270,44 @@ class StorageBackend(ABC):
         Raises:
             InvalidFilterError: ``field`` or ``filters`` is malformed.
             InvalidQueryError: ``limit`` cannot be used.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("facets", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": tag, "tags": [tag, "all"]} for tag in ("git", "git", "tar")])
+            >>> store.facets("tags")
+            [('all', 3), ('git', 2), ('tar', 1)]
+            >>> store.close()
         """
         path, found = path_of(field), self.units(filters)
         held = (plain_scalar(lookup(unit, path)) for unit in found)
         return counted(([*one] if isinstance(one, (list, tuple)) else [one] for one in held), limit)
 
     def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
-        """Change parts of a unit.
+        """Change parts of a unit, as :meth:`update` does.
 
         Args:
             unit_id: Its id.
             changes: A JSON merge patch (RFC 7396): objects such as ``metadata`` are merged, None removes a key, any
-                other value replaces.
+                other value replaces. The unit is embedded again only when its text changes.
 
         Returns:
             False when there is no unit of that id.
 
         Raises:
             InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
+            EmbeddingError: The changed text cannot be embedded.
+
+        Examples:
+            >>> from memevolve_gpu import HashingEmbedder, VectorStore
+            >>> store = VectorStore("patched", HashingEmbedder())
+            >>> unit_id = store.store({"content": "Rebase before you push", "metadata": {"score": 0.2, "draft": True}})
+            >>> store.patch(unit_id, {"metadata": {"score": 0.9, "draft": None}})
+            True
+            >>> unit = store.retrieve(unit_id)
+            >>> unit["content"], unit["metadata"]["score"], "draft" in unit["metadata"]
+            ('Rebase before you push', 0.9, False)
+            >>> store.close()
         """
         if not isinstance(unit_id, str):
             raise InvalidUnitError(f"unit_id must be a text, got {shown(unit_id)}")
@@ -337,7 +326,17 @@ class StorageBackend(ABC):
 
         Raises:
             InvalidFilterError: The filter is malformed.
-            InvalidUnitError: As for :meth:`patch`.
+            InvalidUnitError: As for :meth:`patch`; nothing was changed.
+
+        Examples:
+            >>> from memevolve_gpu import F, HashingEmbedder, VectorStore
+            >>> store = VectorStore("updated", HashingEmbedder())
+            >>> ids = store.store_batch([{"content": str(n), "metadata": {"score": n / 10}} for n in range(5)])
+            >>> store.update_where(F("metadata.score") >= 0.3, {"metadata": {"good": True}})
+            2
+            >>> store.delete_where({"metadata.good": {"exists": False}}), store.count()
+            (3, 2)
+            >>> store.close()
         """
         units = list(self.units(filters))
         for unit in units:
@@ -361,7 +360,7 @@ class StorageBackend(ABC):
         return self.delete_batch([unit["id"] for unit in self.units(filters)], unchanged_since=number)
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
-        """Read several units without recording an access.
+        """Read several units without counting an access.
 
         Args:
             ids: Ids; those of no unit are skipped.
@@ -382,6 +381,9 @@ class StorageBackend(ABC):
 
         Returns:
             The number of deleted units.
+
+        Raises:
+            InvalidUnitError: An id is none; nothing is deleted.
         """
         del unchanged_since
         return sum(self.delete(unit_id) for unit_id in ids)
@@ -399,16 +401,18 @@ class StorageBackend(ABC):
         The default stores first and deletes afterwards: an interruption leaves units twice rather than not at all.
 
         Args:
-            delete_ids: Ids of the units to delete.
-            units: The units to store.
+            delete_ids: Ids of the units to delete; those of no unit are skipped, unless ``unchanged_since`` is given.
+            units: The units to store, as for :meth:`store_batch`.
             embeddings: float32 (len(units), dim), one row per unit; None to embed their text.
-            unchanged_since: A :attr:`change_number`. Ignored where changes are not numbered.
+            unchanged_since: A :attr:`change_number`; None deletes whatever changed. Ignored where changes are not
+                numbered.
 
         Returns:
             The ids of ``units``, in order.
 
         Raises:
-            ConflictError: A unit to delete changed after ``unchanged_since``; nothing was done.
+            ConflictError: A unit to delete changed after ``unchanged_since``, or is gone; nothing was done.
+            InvalidUnitError: ``delete_ids`` names a unit twice, or as for :meth:`store_batch`, as all other errors.
         """
         del unchanged_since
         given = () if embeddings is None else (embeddings,)
@@ -442,16 +446,18 @@ class StorageBackend(ABC):
             query: The text.
             top_k: Most results.
             filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-            recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for the store's target.
-            record: Whether the results count as accesses.
+            recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for
+                MEMEVOLVE_STORAGE_TARGET_RECALL.
+            record: Whether the results count as accesses; False for those who pass only some of them on.
             offset: Results to skip: those of the pages before.
             min_score: Leaves out units with a smaller score, see :attr:`Hit.score`.
 
         Returns:
-            (distance, id) pairs, nearest first; never more than there are units.
+            (distance, id) pairs by :attr:`metric`, nearest first; never more than there are units.
 
         Raises:
             ConfigurationError: The backend has no search by meaning.
+            EmbeddingError: The embedding function failed, or there is none.
         """
         raise self._missing("search by meaning")
 
@@ -536,8 +542,9 @@ class StorageBackend(ABC):
         """Find the units nearest to each of several vectors.
 
         Args:
-            queries: float32 (n, dim).
-            top_k: Results for each query.
+            queries: float32 (n, dim): an array, or rows on a GPU as a torch tensor, a cupy array or anything that
+                speaks DLPack, which stay there where the index does too.
+            top_k: Results for each query; n times top_k may be 10,000,000 at most.
             filters: As for :meth:`search`.
             recall: As for :meth:`search`.
 
@@ -546,6 +553,8 @@ class StorageBackend(ABC):
 
         Raises:
             ConfigurationError: The backend has no vectors.
+            InvalidVectorError: A query holds values that are not finite, or is no vector.
+            DimensionMismatchError: The queries have another width than the store.
         """
         raise self._missing("search by vector")
 
@@ -561,7 +570,10 @@ class StorageBackend(ABC):
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> list[tuple[float, str]]:
-        """Find the units that share words with a text.
+        """Find the units whose embedded text shares words with a text.
+
+        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
+        has no other.
 
         Args:
             query: The text.
@@ -593,6 +605,7 @@ class StorageBackend(ABC):
 
         Raises:
             ConfigurationError: The backend has no vectors.
+            EmbeddingError: As for :meth:`search`.
         """
         raise self._missing("compare units with a text")
 
@@ -630,10 +643,10 @@ class StorageBackend(ABC):
         """Read every unit with its vector, one by one.
 
         Args:
-            page_size: Units that are read at once.
+            page_size: Units that are read at once, at most 10,000 of them.
 
         Returns:
-            An iterator over (unit, float32 (dim,)), oldest first.
+            An iterator over (unit, vector as it was given, float32 (dim,)), oldest first.
 
         Raises:
             ConfigurationError: The backend has no vectors.
@@ -645,13 +658,16 @@ class StorageBackend(ABC):
     def record_access(self, ids: Iterable[str]) -> None:
         """Count an access to each of these units. The default keeps no access statistics.
 
+        A ``VectorStore`` counts what ``retrieve``, ``search`` and ``search_units`` return itself. It writes accesses a
+        thousand at a time, at maintenance and when it is closed; a crash loses those that were not written yet.
+
         Args:
             ids: Ids; those of no unit are skipped.
         """
         del ids
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
-        """List units by their accesses. Without access statistics, by age.
+        """List units by their accesses in this process, and those that other processes have written; else by age.
 
         Args:
             kind: lru for those read longest ago first, lfu for those read least often; units that were never read come
@@ -660,6 +676,9 @@ class StorageBackend(ABC):
 
         Returns:
             Ids, the first to forget first.
+
+        Raises:
+            InvalidQueryError: ``kind`` is unknown, or ``limit`` is negative.
         """
         word("kind", kind, ("lru", "lfu"))
         return [unit["id"] for unit in islice(self.units(), min(whole_number("limit", limit, least=0), sys.maxsize))]
@@ -678,7 +697,8 @@ class StorageBackend(ABC):
         """Describe the units. The default reads each of them.
 
         Returns:
-            Count, bytes, types, and the time stamps of the oldest and newest unit.
+            Count, types, and the time stamps of the oldest and newest unit. Bytes are those of the units as JSON; of a
+            ``VectorStore`` those of its files, of a ``MilvusStore`` an estimate with the vectors.
         """
         size, types = 0, Counter[str]()
         stamps: list[tuple[float, str]] = []
@@ -692,14 +712,18 @@ class StorageBackend(ABC):
         return {"count": types.total(), "bytes": size, "types": dict(types), "oldest": oldest, "newest": newest}
 
     def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
-        """Report a management operation that is done. The default keeps no history.
+        """Report a management operation that is done, so that the index follows. The default keeps no history.
 
         Args:
             operation_type: prune, consolidate, deduplicate or forget.
-            details: What is known of it; ``removed`` is the number of deleted units.
+            details: What is known of it. ``removed`` (or ``count``, or ``ids``) is the number of deleted units; values
+                that JSON cannot hold are kept as their repr.
 
         Returns:
-            The entry of the history, with the ``decision`` on what the index does next.
+            The entry of the history, with the ``decision`` on the index: retrain, compact, append or nothing.
+
+        Raises:
+            InvalidQueryError: The operation is unknown.
         """
         kept = dict(details) if isinstance(details, Mapping) else {"details": details}
         return {"operation": operation_type, "at": time.time(), "details": kept, "decision": "nothing"}
@@ -708,12 +732,15 @@ class StorageBackend(ABC):
         """Report the health of the backend.
 
         Returns:
-            ``current_count`` by default; a store reports fill level, memory, index quality and recommendations.
+            ``current_count`` by default. A store reports fill level, memory, index quality, and recommendations for
+            the operator; see ``docs/how-to/operations.md``.
         """
         return {"current_count": self.count()}
 
     def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
-        """Do the maintenance that is due. The default has none to do.
+        """Do now what the background would do. The default has nothing to do.
+
+        A ``VectorStore`` builds the planned index, verifies and saves it, and purges the log.
 
         Args:
             progress: Called with (stage, share done).
@@ -725,21 +752,24 @@ class StorageBackend(ABC):
         return {"actions": [], "reason": ""}
 
     def refresh(self) -> None:
-        """See from here on all writes of others that are acknowledged. The default always sees them."""
+        """See from here on all writes that were acknowledged to anyone before. The default always sees them."""
 
     # Namespaces and expiry
 
     def namespace(self, *path: str) -> StorageBackend:
         """Give a view of one namespace: a backend of its own that sees and changes nothing else.
 
+        Closing the view leaves this backend open; closing this backend ends the view.
+
         Args:
             path: The parts of its name, the outermost first, below the namespace of this backend.
 
         Returns:
-            The view.
+            The view, of the class of this backend. The namespace exists from its first unit on.
 
         Raises:
-            ConfigurationError: A part is no text that can be one, or the backend has no namespaces.
+            ConfigurationError: A part is no text of 1 to 256 characters without slashes and control characters, or the
+                backend has no namespaces.
         """
         raise self._missing("keep namespaces")
 
@@ -783,7 +813,8 @@ class StorageBackend(ABC):
             The namespace with its new limits.
 
         Raises:
-            ConfigurationError: The backend has no namespaces.
+            ConfigurationError: ``max_units`` is no whole number of at least 1, or the backend has no namespaces.
+            InvalidUnitError: ``default_ttl`` is no time.
         """
         raise self._missing("keep namespaces")
 
@@ -800,6 +831,7 @@ class StorageBackend(ABC):
 
         Raises:
             ConfigurationError: Units of this backend do not expire.
+            InvalidUnitError: An id or a time is none; nothing is changed.
         """
         raise self._missing("let units expire")
 
@@ -818,7 +850,7 @@ class StorageBackend(ABC):
     # State
 
     def save_state(self) -> dict[str, Any]:
-        """Describe the state for another instance to take over.
+        """Describe the state for another instance to take over: of a store, where the units are, without secrets.
 
         Returns:
             JSON values for :meth:`restore_state`; empty for a backend without state.
@@ -828,8 +860,13 @@ class StorageBackend(ABC):
     def restore_state(self, state: Mapping[str, Any]) -> None:
         """Take over the state of another instance. The default ignores it.
 
+        A store copies the units of the other into itself; nothing when it is this very store.
+
         Args:
             state: What :meth:`save_state` of that instance returned.
+
+        Raises:
+            InvalidQueryError: ``state`` is not a mapping.
         """
         del state
 
@@ -859,62 +896,3 @@ OPTIONAL = (
     - {"capabilities", "metric", "save_state", "restore_state"}
 )
 """The public methods of ``StorageBackend`` that have a default, and ``change_number``."""
-
-
-_operation: ContextVar[str | None] = ContextVar("operation", default=None)
-
-
-@contextmanager
-def named_operation(name: str) -> Iterator[None]:
-    """What the block writes is of this kind in the history of the store."""
-    token = _operation.set(name)
-    try:
-        yield
-    finally:
-        _operation.reset(token)
-
-
-def operation_name(method: str) -> str:
-    """The kind of an operation in the history: that of the block, else the method."""
-    return _operation.get() or method
-
-
-class MetadataMixin:
-    """Adds time stamps to ``unit["metadata"]``.
-
-    Examples:
-        >>> from memevolve_gpu.components.store import MetadataMixin
-        >>> class Stamper(MetadataMixin):
-        ...     def stamp(self, unit):
-        ...         return self._add_metadata(unit)
-        >>> Stamper().stamp({"id": "a", "metadata": {"created_at": "2026-01-01"}})["metadata"]
-        {'created_at': '2026-01-01'}
-        >>> sorted(Stamper().stamp({"id": "b"})["metadata"])
-        ['created_at']
-    """
-
-    def _generate_timestamp(self) -> str:
-        """Return the current time as ISO 8601 in UTC with its offset."""
-        return datetime.now(timezone.utc).isoformat()
-
-    def _add_metadata(self, unit: MemoryUnit) -> MemoryUnit:
-        """Return a copy of the unit whose metadata has ``created_at``; an existing one is kept."""
-        metadata = unit.get("metadata")
-        stamped = dict(metadata) if isinstance(metadata, Mapping) else {}
-        stamped.setdefault("created_at", self._generate_timestamp())
-        return {**unit, "metadata": stamped}
-
-    def _updated_metadata(self, unit: MemoryUnit, old: MemoryUnit) -> MemoryUnit:
-        """Return a copy of the unit with ``created_at`` of the old one and ``updated_at`` of now."""
-        held = old.get("metadata")
-        created = held.get("created_at") if isinstance(held, dict) else None
-        given = dict(unit.get("metadata") or {})
-        given.setdefault("created_at", created if created is not None else self._generate_timestamp())
-        return {**unit, "metadata": {**given, "updated_at": self._generate_timestamp()}}
-
-
-def score_of(distance: float, metric: str) -> float:
-    """Convert a distance to a similarity: 1 / (1 + distance) under l2, the cosine, or the dot product."""
-    if metric == "cosine":
-        return 1.0 - distance
-    return -distance if metric == "ip" else 1.0 / (1.0 + distance)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from ...records.writer import WriteContext
     from .session import StoreSession
 
-__all__ = ["Erasure", "HistoryMixin", "Operation", "UnitChange", "UnitVersion"]
+__all__ = ["Erasure", "HistoryMixin", "Operation", "UnitChange", "UnitVersion", "named_operation", "operation_name"]
 
 _PAGE = 500
 _FASTEST, _SLOWEST = 0.002, 0.05
@@ -126,6 +128,24 @@ class Erasure:
     """Files that were rewritten, emptied or removed."""
     not_erased: tuple[str, ...]
     """Files beside the store that may hold copies and were left alone: replaced stores, logs set aside, old pickles."""
+
+
+_operation: ContextVar[str | None] = ContextVar("operation", default=None)
+
+
+@contextmanager
+def named_operation(name: str) -> Iterator[None]:
+    """What the block writes is of this kind in the history of the store."""
+    token = _operation.set(name)
+    try:
+        yield
+    finally:
+        _operation.reset(token)
+
+
+def operation_name(method: str) -> str:
+    """The kind of an operation in the history: that of the block, else the method."""
+    return _operation.get() or method
 
 
 class HistoryMixin:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
 from itertools import islice
 from typing import Any
 
@@ -16,6 +17,7 @@ from ...utils.plain import plain_scalar
 
 __all__ = [
     "Listing",
+    "MetadataMixin",
     "Order",
     "counted",
     "cursor_of",
@@ -148,7 +150,7 @@ def merged_unit(old: MemoryUnit, changes: Any) -> MemoryUnit:
         raise InvalidUnitError(f"changes must be a dict, got {type(changes).__name__}; pass the keys that change")
     if changes.get("id", old["id"]) != old["id"]:
         raise InvalidUnitError(
-            f"changes['id'] is {shown(changes['id'])}: an id stays; store the unit anew to change it"
+            f"changes['id'] is {shown(changes['id'])}: an id stays; store the unit again to change it"
         )
     found: MemoryUnit = merged(old, changes)
     return found
@@ -158,6 +160,40 @@ def with_created_at(unit: MemoryUnit, created_at: str | None) -> MemoryUnit:
     """The unit with that ``metadata.created_at``, unless it has one or there is none."""
     metadata = unit.get("metadata") or {}
     return unit if created_at is None else {**unit, "metadata": {"created_at": created_at, **metadata}}
+
+
+class MetadataMixin:
+    """Adds time stamps to ``unit["metadata"]``.
+
+    Examples:
+        >>> from memevolve_gpu.components.store import MetadataMixin
+        >>> class Stamper(MetadataMixin):
+        ...     def stamp(self, unit):
+        ...         return self._add_metadata(unit)
+        >>> Stamper().stamp({"id": "a", "metadata": {"created_at": "2026-01-01"}})["metadata"]
+        {'created_at': '2026-01-01'}
+        >>> sorted(Stamper().stamp({"id": "b"})["metadata"])
+        ['created_at']
+    """
+
+    def _generate_timestamp(self) -> str:
+        """Return the current time as ISO 8601 in UTC with its offset."""
+        return datetime.now(timezone.utc).isoformat()
+
+    def _add_metadata(self, unit: MemoryUnit) -> MemoryUnit:
+        """Return a copy of the unit whose metadata has ``created_at``; an existing one is kept."""
+        metadata = unit.get("metadata")
+        stamped = dict(metadata) if isinstance(metadata, Mapping) else {}
+        stamped.setdefault("created_at", self._generate_timestamp())
+        return {**unit, "metadata": stamped}
+
+    def _updated_metadata(self, unit: MemoryUnit, old: MemoryUnit) -> MemoryUnit:
+        """Return a copy of the unit with ``created_at`` of the old one and ``updated_at`` of now."""
+        held = old.get("metadata")
+        created = held.get("created_at") if isinstance(held, dict) else None
+        given = dict(unit.get("metadata") or {})
+        given.setdefault("created_at", created if created is not None else self._generate_timestamp())
+        return {**unit, "metadata": {**given, "updated_at": self._generate_timestamp()}}
 
 
 def some_condition(filters: Any, instead: str) -> Filter:

@@ -26,7 +26,7 @@ from ...utils.arguments import real_number, shown, whole_number
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import micros_of
 
-__all__ = ["HalfLife", "Ranking", "Window", "best", "similarity_of"]
+__all__ = ["HalfLife", "Ranking", "Window", "best", "score_of", "similarity_of"]
 
 Values = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -234,3 +234,10 @@ def _checked_path(name: str, path: Any) -> None:
         path_of(path)
     except InvalidFilterError as error:
         raise InvalidQueryError(f"{name} must be a path such as 'metadata.{name}', got {shown(path)}") from error
+
+
+def score_of(distance: float, metric: str) -> float:
+    """Convert a distance to a similarity: 1 / (1 + distance) under l2, the cosine, or the dot product."""
+    if metric == "cosine":
+        return 1.0 - distance
+    return -distance if metric == "ip" else 1.0 / (1.0 + distance)

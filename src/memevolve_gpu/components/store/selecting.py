@@ -1,31 +1,40 @@
-"""The part of ``VectorStore`` that reads, changes and deletes what a filter or a cursor selects."""
+"""The part of ``VectorStore`` for what a filter, a cursor or a namespace selects: reads, changes, limits and expiry."""
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from ...errors import ConfigurationError
 from ...live.namespaces import Scope
 from ...records.filters import Filter, parse, path_of
 from ...records.transaction import Transaction
 from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
-from ...utils.config import StorageConfig
-from .base import MetadataMixin, StorageBackend
-from .listing import Listing, listing_of, merged_unit, some_condition, with_created_at
+from ...utils.arguments import listed, whole_number
+from ...utils.config import StorageConfig, namespace_path
+from .base import StorageBackend
+from .history import operation_name
+from .listing import Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
+from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
-from .units import check_arguments, checked_id, checked_unit, text_to_embed, unit_to_text
+from .units import check_arguments, checked_id, checked_unit, one_id, text_to_embed, unit_to_text
 
-__all__ = ["SelectingBackend"]
+__all__ = ["NamespacedBackend"]
+
+_Backend = TypeVar("_Backend", bound="NamespacedBackend")
 
 
-class SelectingBackend(StorageBackend, MetadataMixin):
-    """A backend on an open session of this package's files."""
+class NamespacedBackend(StorageBackend, MetadataMixin):
+    """A backend on one namespace of an open session of this package's files."""
 
     config: StorageConfig
+    namespace_path: Path
+    """The parts of the name of the namespace; empty for the default one."""
 
     @property
     @abstractmethod
@@ -33,18 +42,9 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         """The open session."""
 
     @property
-    @abstractmethod
-    def _key(self) -> int:
-        """The key of the namespace."""
-
-    @property
     def _scope(self) -> Scope:
         """What a call may see that begins now."""
         return Scope((self._key,), self._open.clock())
-
-    @abstractmethod
-    def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
-        """A transaction that is bound to the namespace; ``operation`` is its kind in the history."""
 
     @abstractmethod
     def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
@@ -93,93 +93,17 @@ class SelectingBackend(StorageBackend, MetadataMixin):
     def facets(
         self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
     ) -> list[tuple[Any, int]]:
-        """Count the units by the value of a field.
-
-        Args:
-            field: The path of the field. Each element of a list counts as a value; objects do not count.
-            filters: Counts only units that match.
-            limit: Most values; None for all.
-
-        Returns:
-            (value, number of units) pairs, most units first.
-
-        Examples:
-            >>> from memevolve_gpu import HashingEmbedder, VectorStore
-            >>> store = VectorStore("facets", HashingEmbedder())
-            >>> ids = store.store_batch([{"content": tag, "tags": [tag, "all"]} for tag in ("git", "git", "tar")])
-            >>> store.facets("tags")
-            [('all', 3), ('git', 2), ('tar', 1)]
-            >>> store.close()
-        """
         return facet_counts(self._open, path_of(field), self._filter(filters), limit, self._scope)
 
     def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
-        """Change parts of a unit, in one transaction, and set ``metadata.updated_at``.
-
-        Args:
-            unit_id: Its id.
-            changes: A JSON merge patch (RFC 7396): objects such as ``metadata`` are merged, None removes a key, any
-                other value replaces. The unit is embedded again only when its text changes.
-
-        Returns:
-            False when there is no unit of that id.
-
-        Raises:
-            InvalidUnitError: ``changes`` is no dict or names another id, or the unit cannot be stored with them.
-            EmbeddingError: As for :meth:`store`.
-
-        Examples:
-            >>> from memevolve_gpu import HashingEmbedder, VectorStore
-            >>> store = VectorStore("patched", HashingEmbedder())
-            >>> unit_id = store.store({"content": "Rebase before you push", "metadata": {"score": 0.2, "draft": True}})
-            >>> store.patch(unit_id, {"metadata": {"score": 0.9, "draft": None}})
-            True
-            >>> unit = store.retrieve(unit_id)
-            >>> unit["content"], unit["metadata"]["score"], "draft" in unit["metadata"]
-            ('Rebase before you push', 0.9, False)
-            >>> store.close()
-        """
         wanted = checked_id(unit_id)
         return bool(self._merge_into("patch", lambda _: [wanted], changes))
 
     def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        """Change parts of every unit that matches, in one transaction: all of them or none.
-
-        Args:
-            filters: Which units, see ``docs/reference/filters.md``.
-            changes: As for :meth:`patch`.
-
-        Returns:
-            The number of units that were changed.
-
-        Raises:
-            InvalidUnitError: As for :meth:`patch`; nothing was changed.
-
-        Examples:
-            >>> from memevolve_gpu import F, HashingEmbedder, VectorStore
-            >>> store = VectorStore("updated", HashingEmbedder())
-            >>> ids = store.store_batch([{"content": str(n), "metadata": {"score": n / 10}} for n in range(5)])
-            >>> store.update_where(F("metadata.score") >= 0.3, {"metadata": {"good": True}})
-            2
-            >>> store.delete_where({"metadata.good": {"exists": False}}), store.count()
-            (3, 2)
-            >>> store.close()
-        """
         parsed = self._filter(filters)
         return self._merge_into("update_where", lambda tx: matching_ids(self._open, tx, parsed), changes)
 
     def delete_where(self, filters: Mapping[str, Any]) -> int:
-        """Delete every unit that matches, in one transaction.
-
-        Args:
-            filters: Which units, see ``docs/reference/filters.md``; a filter that holds of every unit is refused.
-
-        Returns:
-            The number of deleted units.
-
-        Raises:
-            InvalidFilterError: The filter has no condition.
-        """
         session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
         with self._write("delete_where") as tx:
             dropped = tx.drop_many(matching_ids(session, tx, parsed))
@@ -199,24 +123,6 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> list[tuple[float, str]]:
-        """Find the units whose embedded text shares words with a query.
-
-        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
-        has no other.
-
-        Args:
-            query: The text.
-            top_k: Most results.
-            filters: As for :meth:`search`.
-            offset: As for :meth:`search`.
-            min_score: Leaves out units with a smaller score.
-            recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
-            importance: See ``recency``.
-            weights: See ``recency``.
-
-        Returns:
-            (BM25 score, id) pairs, best first.
-        """
         records, parsed, key = self._open.records, self._filter(filters), self._key
         window = Window.of(check_arguments(top_k, None, query), offset, min_score)
         ranking, most = Ranking.of(recency, importance, weights), max(1, records.count(ns=key))
@@ -226,6 +132,65 @@ class SelectingBackend(StorageBackend, MetadataMixin):
 
         found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])
+
+    def namespace(self: _Backend, *path: str) -> _Backend:
+        parts = namespace_path([*self.namespace_path, *path])
+        self._open  # noqa: B018 - raises where this store is closed
+        view = copy.copy(self)
+        vars(view).update(namespace_path=parts, _is_view=True)
+        return view
+
+    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
+        return [info for info, _ in self._listed(subtree_path(prefix))]
+
+    def delete_namespace(self, *path: str) -> int:
+        session = self._open
+        where, name = namespace_path([*self.namespace_path, *path]), operation_name("delete_namespace")
+        with session.records.write(namespace=where, operation=name) as tx:
+            removed = tx.delete_namespace()
+        session.written()
+        return removed
+
+    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
+        most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
+        life = None if default_ttl is None else seconds("default_ttl", default_ttl)
+        with self._write("set_limits") as tx:
+            tx.set_limits(most, life)
+        return self._info
+
+    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+        session = self._open
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
+        until = expiry_of(ttl, expires_at, session.clock())
+        with self._write("set_expiry") as tx:
+            found = sum(tx.expire(unit_id, until) for unit_id in dict.fromkeys(wanted))
+        session.written()
+        return found
+
+    def expiry(self, unit_id: str) -> float | None:
+        return self._open.records.expiry_of(unit_id, ns=self._key) if one_id(unit_id, "units") else None
+
+    @property
+    def _key(self) -> int:
+        return self._open.key_of(self.namespace_path)
+
+    @property
+    def _info(self) -> NamespaceInfo:
+        """The namespace with its count and limits."""
+        return NamespaceInfo(self.namespace_path, *self._open.records.namespace_info(self._key))
+
+    def _listed(self, prefix: Path) -> list[tuple[NamespaceInfo, int]]:
+        """The namespaces of a subtree, with their keys."""
+        found = self._open.records.namespaces((*self.namespace_path, *prefix))
+        return [(NamespaceInfo(path, count, most, ttl), key) for path, key, count, most, ttl in found]
+
+    def _spaces(self, prefix: Path) -> dict[int, Path]:
+        """The paths of the namespaces of a subtree, by key."""
+        return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
+
+    def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
+        name = operation_name(operation)
+        return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)
 
     def _stamped(self, units: list[MemoryUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
         """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now.

@@ -39,9 +39,9 @@ from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.vectors import DeviceQueries, check_vectors, device_queries
 from .access_stats import Accesses
-from .base import score_of
 from .legacy_import import Limits, import_legacy
 from .namespaces import Path as Space
+from .ranking import score_of
 from .service_samples import Samples
 from .units import UnitEmbedder
 

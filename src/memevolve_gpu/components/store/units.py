@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
@@ -12,13 +12,14 @@ from ...utils.arguments import listed, shown, whole_number
 from ...utils.embeddings import Embedder
 from ...utils.plain import as_plain, plain_scalar, plain_text
 from ...utils.vectors import check_vector, check_vectors
-from .base import Progress
+from .base import Progress, StorageBackend
 
 __all__ = [
     "MAX_ID_CHARS",
     "MAX_RESULTS",
     "MAX_UNIT_BYTES",
     "UnitEmbedder",
+    "UnitMapping",
     "check_arguments",
     "check_width",
     "checked_id",
@@ -84,6 +85,32 @@ def one_id(value: Any, batch: str) -> bool:
 def is_id(value: object) -> TypeGuard[str]:
     """May ``value`` be looked up as an id? What cannot be one is not in the store."""
     return isinstance(value, str)
+
+
+class UnitMapping(Mapping[str, MemoryUnit]):
+    """id -> unit, read from the backend at each access."""
+
+    def __init__(self, backend: StorageBackend, ids: Callable[[], Iterator[str]]) -> None:
+        self._backend = backend
+        self._ids = ids
+
+    def __getitem__(self, unit_id: str) -> MemoryUnit:
+        unit = self._backend.retrieve_batch([unit_id]).get(unit_id) if unit_id in self._backend else None
+        if unit is None:
+            raise KeyError(unit_id)
+        return unit
+
+    def __contains__(self, unit_id: object) -> bool:
+        return unit_id in self._backend
+
+    def __iter__(self) -> Iterator[str]:
+        return self._ids()
+
+    def __len__(self) -> int:
+        return self._backend.count()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} memory units>"
 
 
 class UnitEmbedder:

@@ -25,17 +25,18 @@ from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
-from .base import Progress, UnitMapping, score_of
+from .base import Progress
 from .capacity import move_waiting_rows, report_pruned, reserve_room
 from .history import HistoryMixin
-from .namespaced import NamespacedBackend
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
-from .ranking import HalfLife, Ranking, Window
+from .ranking import HalfLife, Ranking, Window, score_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
+from .selecting import NamespacedBackend
 from .session import IndexInfo, StoreSession, open_session
 from .units import (
+    UnitMapping,
     check_arguments,
     check_width,
     checked_id,
@@ -154,7 +155,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
     @property
     def metric(self) -> str:
-        """The distance of searches: l2 (squared), cosine (1 - cosine) or ip (-dot)."""
         return self._open.records.metric
 
     @property
@@ -170,7 +170,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
     @property
     def change_number(self) -> int:
-        """The number of the newest change by anyone; for ``unchanged_since``."""
         return self._open.records.head().last_seq
 
     # Writing
@@ -252,21 +251,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         *,
         unchanged_since: int | None = None,
     ) -> list[str]:
-        """Delete some units and store others in one transaction: all of it or nothing.
-
-        Args:
-            delete_ids: Ids of the units to delete; those of no unit are skipped.
-            units: The units to store, as for :meth:`store_batch`.
-            embeddings: As for :meth:`store_batch`.
-            unchanged_since: A :attr:`change_number`; None deletes whatever changed.
-
-        Returns:
-            The ids of ``units``, in order.
-
-        Raises:
-            ConflictError: A unit to delete changed after ``unchanged_since``, or is gone.
-            InvalidUnitError: ``delete_ids`` names a unit twice, or as for :meth:`store_batch`, as all other errors.
-        """
         wanted = [checked_id(unit_id, f"delete_ids[{i}]") for i, unit_id in enumerate(listed("delete_ids", delete_ids))]
         if len(set(wanted)) < len(wanted):
             twice = next(one for at, one in enumerate(wanted) if one in wanted[:at])
@@ -324,14 +308,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return self._open.embedder.embed(text_to_embed(unit))
 
     def delete(self, unit_id: str) -> bool:
-        """Delete a unit.
-
-        Args:
-            unit_id: Its id.
-
-        Returns:
-            False when there is no unit of that id.
-        """
         session = self._open
         if not one_id(unit_id, "delete_batch"):
             return False
@@ -342,18 +318,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return dropped
 
     def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
-        """Delete several units in one transaction.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-            unchanged_since: A :attr:`change_number`; units that were stored or updated after it stay.
-
-        Returns:
-            The number of deleted units.
-
-        Raises:
-            InvalidUnitError: An id is not one; nothing is deleted.
-        """
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         since = change("unchanged_since", unchanged_since)
@@ -364,7 +328,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return dropped
 
     def clear(self) -> None:
-        """Delete every unit, in one transaction."""
         session = self._open
         with self._write("clear") as tx:
             tx.clear()
@@ -399,33 +362,12 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return unit
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
-        """Read several units without counting an access.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-
-        Returns:
-            The units by id, in the order of ``ids``.
-        """
         return self._open.records.get_many(looked_up(ids), ns=self._key)
 
     def retrieve_all(self) -> list[MemoryUnit]:
-        """Read every unit.
-
-        Returns:
-            The units, oldest first.
-        """
         return list(self._open.records.units(ns=self._key))
 
     def exists(self, unit_id: str) -> bool:
-        """Check for a unit.
-
-        Args:
-            unit_id: Its id.
-
-        Returns:
-            Whether there is a unit of that id.
-        """
         return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id, ns=self._key)
 
     def count(self, filters: Mapping[str, Any] | None = None) -> int:
@@ -442,37 +384,13 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return len(self._open.live.matching(self._filter(filters), self._scope)[1])
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
-        """Read the metadata of a unit without counting an access.
-
-        Args:
-            unit_id: The unit's id.
-
-        Returns:
-            The unit's ``metadata``; None when there is no unit or it has none.
-        """
         unit = self._open.records.get(unit_id, ns=self._key) if is_id(unit_id) else None
         return None if unit is None else unit.get("metadata")
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """Read every unit with its vector, one by one.
-
-        Args:
-            page_size: Rows that are read at once, at most 10,000 of them.
-
-        Returns:
-            An iterator over (unit, vector as it was given, float32 (dim,)), oldest first.
-        """
         return self._open.rows(min(whole_number("page_size", page_size), _LARGEST_PAGE), self._key)
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
-        """Read the vectors of units.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-
-        Returns:
-            The vectors as they were given, float32 (dim,) by id, in the order of ``ids``.
-        """
         wanted, records, key = looked_up(ids), self._open.records, self._key
         found: dict[str, bytes] = {}
         for start in range(0, len(wanted), _PAGE):
@@ -480,25 +398,11 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return {unit_id: np.frombuffer(found[unit_id], dtype="<f4") for unit_id in wanted if unit_id in found}
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
-        """Read the vectors of some units, spread evenly over their age.
-
-        Args:
-            count: Most vectors.
-
-        Returns:
-            Vectors, float32 (dim,) by id.
-        """
         most, records, key = whole_number("count", count, least=0), self._open.records, self._key
         rows = records.spread(min(most, records.count(ns=key)), ns=key)
         return {row.id: np.frombuffer(row.vector, dtype="<f4") for row in rows}
 
     def inventory(self) -> Inventory:
-        """Describe the units without reading them.
-
-        Returns:
-            Count, types, the time stamps of the first and last unit in the order of writing, and the bytes of the
-            database and its log on the disk.
-        """
         return inventory_report(self._open, self._key)
 
     # Searches
@@ -514,25 +418,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         offset: int = 0,
         min_score: float | None = None,
     ) -> list[tuple[float, str]]:
-        """Find the units nearest to a text.
-
-        Args:
-            query: The text.
-            top_k: Most results.
-            filters: Limits the search to units that match, see ``docs/reference/filters.md``.
-            recall: Share of the true neighbours to find, above 0 and at most 1 (exact); None for
-                MEMEVOLVE_STORAGE_TARGET_RECALL.
-            record: Whether the results count as accesses; False for those who pass only some of them on.
-            offset: Results to skip: those of the pages before.
-            min_score: Leaves out units with a smaller score, see ``Hit.score``.
-
-        Returns:
-            (distance, id) pairs, nearest first; never more than are stored. Distances are squared L2, 1 - cosine, or
-            -dot by the store's metric.
-
-        Raises:
-            EmbeddingError: The embedding function failed, or there is none.
-        """
         window, metric = Window.of(check_arguments(top_k, recall, query), offset, min_score), self.metric
         found = self._find_text(query, window.reach, filters, recall)
         if found is None:
@@ -620,22 +505,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
-        """Find the units nearest to each of several vectors.
-
-        Args:
-            queries: float32 (n, dim): an array, or rows on a GPU as a torch tensor, a cupy array or anything that
-                speaks DLPack, which stay there where the index does too.
-            top_k: Results for each query; n times top_k may be 10,000,000 at most.
-            filters: As for :meth:`search`.
-            recall: As for :meth:`search`.
-
-        Returns:
-            Distances, float32 (n, top_k), and n lists of top_k ids; +inf and None where there are fewer units.
-
-        Raises:
-            InvalidVectorError: A query holds values that are not finite, or is no vector.
-            DimensionMismatchError: The queries have another width than the store.
-        """
         session = self._open
         width = check_arguments(top_k, recall)
         vectors = session.queries(queries)
@@ -648,70 +517,24 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return widened(found.distances, width), ids
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
-        """Compare given units with a text.
-
-        Args:
-            query: The text.
-            ids: Ids; those of no unit are skipped.
-
-        Returns:
-            The cosine of each unit by id, whatever the store's metric.
-
-        Raises:
-            EmbeddingError: As for :meth:`search`.
-        """
         return cosines(self._open.embedder.embed_query(query), self.vectors_of(ids))
 
     # Access statistics
 
     def record_access(self, ids: Iterable[str]) -> None:
-        """Count an access to each of these units. Costs about a microsecond.
-
-        ``retrieve``, ``search`` and ``search_units`` do this themselves. Accesses are written a thousand at a time, at
-        maintenance and when the store is closed; a crash loses those that were not written yet.
-
-        Args:
-            ids: Ids; those of no unit are skipped.
-        """
         self._open.accesses.note([plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)], self._key)
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
-        """List units by their accesses in this process, and those that other processes have written.
-
-        Args:
-            kind: lru for those read longest ago first, lfu for those read least often; units that were never read come
-                before both, by age.
-            limit: Most ids.
-
-        Returns:
-            Ids, the first to forget first.
-
-        Raises:
-            InvalidQueryError: ``kind`` is unknown, or ``limit`` is negative.
-        """
         word("kind", kind, ("lru", "lfu"))
         session, most, key = self._open, whole_number("limit", limit, least=0), self._key
         return session.accesses.in_order(kind, min(most, session.records.count(ns=key)), key)
 
     def access_counts(self) -> dict[str, int]:
-        """Read how often units were accessed, as for :meth:`access_order`.
-
-        Returns:
-            Counts by id, of the units that were accessed at all.
-        """
         return self._open.accesses.counts(self._key)
 
     # Maintenance and reports
 
     def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
-        """Do now what the background would do: build the planned index, verify and save it, purge the log.
-
-        Args:
-            progress: Called with (stage, share done).
-
-        Returns:
-            What was done.
-        """
         self._open.accesses.flush()
         return maintenance_report(self._open.maintenance.run(callback("progress", progress)))
 
@@ -730,19 +553,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return maintenance_report(self._open.maintenance.run(callback("progress", progress), force=reason))
 
     def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
-        """Report a management operation that is done, so that the index follows.
-
-        Args:
-            operation_type: prune, consolidate, deduplicate or forget.
-            details: What is known of it. ``removed`` (or ``count``, or ``ids``) is the number of deleted units; values
-                that JSON cannot hold are kept as their repr.
-
-        Returns:
-            The entry of the history, with the store's ``decision``: retrain, compact, append or nothing.
-
-        Raises:
-            InvalidQueryError: The operation is unknown.
-        """
         return register(self._open, operation_type, details, self.namespace_path)
 
     def check(self, fix: bool = False) -> list[Finding]:
@@ -798,11 +608,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return None if aside is None else str(aside)
 
     def get_storage_health(self) -> StorageHealth:
-        """Report fill level, memory, index quality, and recommendations for the operator.
-
-        Returns:
-            The report; see ``docs/how-to/operations.md``.
-        """
         return health_report(self._open, self._info)
 
     def statistics(self) -> StoreStatistics:
@@ -814,23 +619,10 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return statistics_report(self._open, self._info)
 
     def save_state(self) -> dict[str, Any]:
-        """Describe where the units are, for another instance to take over.
-
-        Returns:
-            JSON values for :meth:`restore_state`.
-        """
         found = {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
         return {**found, "namespace": list(self.namespace_path)} if self.namespace_path else found
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Copy the units of another store into this one; nothing when it is this very store.
-
-        Args:
-            state: What :meth:`save_state` of the other store returned.
-
-        Raises:
-            InvalidQueryError: ``state`` is not a mapping.
-        """
         held = mapping("state", state)
         source, path = held.get("index_file"), namespace_path(held.get("namespace"))
         if source is None or (held.get("store_id") == self._open.records.store_id and path == self.namespace_path):

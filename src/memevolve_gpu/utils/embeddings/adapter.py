@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,6 +14,7 @@ import numpy as np
 
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
+from ..arguments import texts_of
 from ..vectors import check_vector, check_vectors, to_host
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "BatchEmbeddingFunction",
     "Embedder",
     "EmbeddingFunction",
+    "TextEmbedder",
     "prefixes_of",
 ]
 
@@ -51,6 +54,62 @@ class BatchEmbeddingFunction(EmbeddingFunction, Protocol):
     def embed_batch(self, texts: Sequence[str], /) -> Any:
         """Embed n texts: array-like (n, d), in the order of the texts."""
         ...  # pragma: no cover
+
+
+class TextEmbedder(ABC):
+    """What the embedding functions of this package share."""
+
+    def __call__(self, text: str, /) -> FloatArray:
+        """Embed one document; raises as :meth:`embed_batch` does.
+
+        Args:
+            text: The text.
+
+        Returns:
+            float32 (dim,).
+        """
+        vector: FloatArray = self.embed_batch([text])[0]
+        return vector
+
+    def embed_query(self, text: str, /) -> FloatArray:
+        """Embed one query: as a document, but with the prefix for queries where the model has one.
+
+        Args:
+            text: The query.
+
+        Returns:
+            float32 (dim,).
+
+        Raises:
+            MemEvolveError: As :meth:`embed_batch`.
+        """
+        vector: FloatArray = self._embed(texts_of([text]), self._prefixes()[0])[0]
+        return vector
+
+    def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
+        """Embed several documents.
+
+        Args:
+            texts: n texts.
+
+        Returns:
+            float32 (n, dim), row i for text i.
+
+        Raises:
+            EngineError: A package is missing or damaged; the message says what to install.
+            EmbeddingError: ``texts`` is not a sequence of strings, the model or the service fails for good, or its
+                answer is not one vector of the right length per text.
+        """
+        given = texts_of(texts)
+        return self._embed(given, self._prefixes()[1] if given else "")
+
+    @abstractmethod
+    def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
+        """Embed n texts with a prefix before each: float32 (n, dim)."""
+
+    def _prefixes(self) -> tuple[str, str]:
+        """The prefixes of queries and of documents."""
+        return "", ""
 
 
 _RETRIEVE = "Represent this sentence for searching relevant passages: "

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from ...errors import ConfigurationError
 from ...types import FloatArray, IntArray
-from ..arguments import shown, texts_of
+from ..arguments import shown
+from .adapter import TextEmbedder
 
 __all__ = ["MAX_CHARACTERS", "HashingEmbedder"]
 
@@ -40,9 +41,10 @@ _Features = tuple[_Hashes, IntArray, IntArray]
 """Parallel arrays: the feature's hash, the text it is in, its weight."""
 
 
-class HashingEmbedder:
-    """A lexical embedding function: deterministic on every machine, no dependencies, never a zero vector.
+class HashingEmbedder(TextEmbedder):
+    """A lexical embedding function: deterministic on every machine, no dependencies, vectors of L2 norm 1.
 
+    Characters of a text beyond ``MAX_CHARACTERS`` are ignored.
     All sums are of integers, and the one square root and the one division are exact to the last bit under IEEE 754, so
     the bytes are the same everywhere.
 
@@ -66,31 +68,9 @@ class HashingEmbedder:
         self.dimension = dimension
         self.model_name = f"hashing-lexical-{dimension}"
 
-    def __call__(self, text: str, /) -> FloatArray:
-        """Embed one text.
-
-        Args:
-            text: characters beyond ``MAX_CHARACTERS`` are ignored.
-
-        Returns:
-            float32 (dimension,), L2 norm 1.
-        """
-        vector: FloatArray = self.embed_batch([text])[0]
-        return vector
-
-    def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
-        """Embed several texts.
-
-        Args:
-            texts: n texts.
-
-        Returns:
-            float32 (n, dimension), each row of L2 norm 1 and independent of the others.
-
-        Raises:
-            EmbeddingError: ``texts`` is not a sequence of strings.
-        """
-        chunks = [self._embed_chunk(chunk) for chunk in _chunks(texts_of(texts))]
+    def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
+        del prefix
+        chunks = [self._embed_chunk(chunk) for chunk in _chunks(texts)]
         return np.concatenate(chunks) if chunks else np.empty((0, self.dimension), dtype=np.float32)
 
     def _embed_chunk(self, texts: list[str]) -> FloatArray:

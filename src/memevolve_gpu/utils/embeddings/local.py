@@ -18,10 +18,10 @@ import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray
-from ..arguments import optional_text, path_text, switch, texts_of, whole_number
+from ..arguments import optional_text, path_text, switch, whole_number
 from ..config import fastembed_cache, may_download
 from ..vectors import normalize_rows
-from .adapter import prefixes_of
+from .adapter import TextEmbedder, prefixes_of
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -68,7 +68,7 @@ class _Runtime(NamedTuple):
     window: int
 
 
-class LocalEmbedder:
+class LocalEmbedder(TextEmbedder):
     """A model on this machine, loaded when it is first used; its vectors have L2 norm 1.
 
     Without ``model`` it is all-MiniLM-L6-v2, 384 dimensions. fastembed (extra ``local``, no torch) runs the models it
@@ -124,51 +124,11 @@ class LocalEmbedder:
         self._lock = threading.RLock()
         self._loaded: _Runtime | None = None
         self._warned = False
-        self._query_prefix, self._document_prefix = prefixes_of(self._source)
         self.model_name = DEFAULT_MODEL if self._default else self._source
         self.dimension = _DEFAULT_DIMENSION if self._default else None
 
-    def __call__(self, text: str, /) -> FloatArray:
-        """Embed one document; raises as :meth:`embed_batch` does.
-
-        Args:
-            text: The text.
-
-        Returns:
-            float32 (dim,), L2 norm 1.
-        """
-        vector: FloatArray = self.embed_batch([text])[0]
-        return vector
-
-    def embed_query(self, text: str, /) -> FloatArray:
-        """Embed one query: as a document, but with the prefix for queries where the model has one.
-
-        Args:
-            text: The query.
-
-        Returns:
-            float32 (dim,), L2 norm 1.
-
-        Raises:
-            MemEvolveError: As :meth:`embed_batch`.
-        """
-        vector: FloatArray = self._embed(texts_of([text]), self._query_prefix)[0]
-        return vector
-
-    def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
-        """Embed several documents.
-
-        Args:
-            texts: n texts.
-
-        Returns:
-            float32 (n, dim), each row of L2 norm 1.
-
-        Raises:
-            EngineError: The runtime cannot be imported, or a packaged file was changed.
-            EmbeddingError: The model cannot be loaded, or fails.
-        """
-        return self._embed(texts_of(texts), self._document_prefix)
+    def _prefixes(self) -> tuple[str, str]:
+        return prefixes_of(self._source)
 
     def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
         if not texts:

@@ -15,9 +15,9 @@ import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
-from ..arguments import optional_text, real_number, texts_of, whole_number, word
+from ..arguments import optional_text, real_number, whole_number, word
 from ..vectors import check_vectors
-from .adapter import prefixes_of
+from .adapter import TextEmbedder, prefixes_of
 
 __all__ = ["MAX_TOKENS", "OpenAIEmbedder"]
 
@@ -49,7 +49,7 @@ class _RefusedError(EmbeddingError):
     """The service refused a request, perhaps for its size."""
 
 
-class OpenAIEmbedder:
+class OpenAIEmbedder(TextEmbedder):
     """An embedding model behind ``POST <base_url>/embeddings``.
 
     Needs the ``openai`` package, which is imported at the first call. It retries what may pass (timeouts, lost
@@ -119,48 +119,8 @@ class OpenAIEmbedder:
         self._inherited: Any = None
         self._client_of = 0
 
-    def __call__(self, text: str, /) -> FloatArray:
-        """Embed one text; raises as :meth:`embed_batch` does.
-
-        Args:
-            text: cut to ``max_tokens`` tokens.
-
-        Returns:
-            float32 (dim,).
-        """
-        vector: FloatArray = self.embed_batch([text])[0]
-        return vector
-
-    def embed_query(self, text: str, /) -> FloatArray:
-        """Embed one query: as a document, but with the prefix for queries where the model has one.
-
-        Args:
-            text: cut to ``max_tokens`` tokens.
-
-        Returns:
-            float32 (dim,).
-
-        Raises:
-            MemEvolveError: as :meth:`embed_batch`.
-        """
-        vector: FloatArray = self._embed(texts_of([text]), prefixes_of(self._model())[0])[0]
-        return vector
-
-    def embed_batch(self, texts: Sequence[str], /) -> FloatArray:
-        """Embed several texts, in requests of at most ``batch_size`` texts.
-
-        Args:
-            texts: n texts.
-
-        Returns:
-            float32 (n, dim), row i for text i.
-
-        Raises:
-            EngineError: the ``openai`` package is missing; the message says what to install.
-            EmbeddingError: the service fails for good, or its answer is not one vector of the right length per text.
-        """
-        given = texts_of(texts)
-        return self._embed(given, prefixes_of(self._model())[1] if given else "")
+    def _prefixes(self) -> tuple[str, str]:
+        return prefixes_of(self._model())
 
     def _embed(self, texts: Sequence[str], prefix: str) -> FloatArray:
         parts = [part for batch in self._requests(texts, prefix) for part in self._accepted(batch)[0]]
