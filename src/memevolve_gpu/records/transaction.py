@@ -429,18 +429,18 @@ class Transaction:
                 self._auto += len(names)
             else:
                 self._next += len(names)
-            taken = self._taken(names)
+            taken = set(self._taken(names))
             found += [name for name in names if name not in taken] if taken else names
         return found
 
-    def _taken(self, ids: Sequence[str]) -> set[str]:
-        """Those of the ids that exist in the namespace."""
+    def _taken(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that exist in the namespace, in the order of the database."""
         if len(ids) == 1:
             rows = self._run("SELECT id FROM units WHERE ns = ? AND id = ?", (self.namespace, ids[0]))
         else:
             sql = "SELECT id FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?))"
             rows = self._run(sql, (self.namespace, json.dumps(ids)))
-        return {unit_id for (unit_id,) in rows}
+        return [unit_id for (unit_id,) in rows]
 
     def get_meta(self, key: str) -> bytes | None:
         """The named value, this transaction's changes included."""
