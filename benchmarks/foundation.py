@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -180,6 +181,63 @@ def bulk_figures(folder: Path, data: Data, repeats: int) -> dict[str, float]:
     return {"units_per_s": float(np.median(rates)), "slowest": min(rates), "fastest": max(rates)}
 
 
+def searched(store: VectorStore, queries: np.ndarray, threads: int, done: Callable[[], bool]) -> dict[str, float]:
+    """Searches a second of so many threads together, and how long each search took."""
+    row = one_row(queries)
+    times: list[list[float]] = [[] for _ in range(threads)]
+
+    def search(number: int) -> None:
+        i = number * 997
+        while not done():
+            started = time.perf_counter()
+            store_search(store, row, None, i)
+            times[number].append(time.perf_counter() - started)
+            i += 1
+
+    workers = [threading.Thread(target=search, args=(number,)) for number in range(threads)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    taken = np.concatenate(times) * 1e3
+    p50, p99 = np.percentile(taken, [50, 99])
+    rate = len(taken) / (time.perf_counter() - started)
+    return {"per_s": rate, "p50_ms": p50, "p99_ms": p99, "p99/p50": p99 / p50}
+
+
+def seconds(count: float) -> Callable[[], bool]:
+    end = time.perf_counter() + count
+    return lambda: time.perf_counter() > end
+
+
+def thread_figures(folder: Path, data: Data, length: float) -> dict[str, Any]:
+    """Threads that search at once, in turns; then one thread while another writes and the background rebuilds."""
+    config = StorageConfig(max_memory_units=10**6, background=True, target_recall=0.99)
+    queries, half = data.queries["in"], len(data.units) // 2
+    with VectorStore(folder / "threads", None, 384, storage_config=config) as store:
+        store.store_batch(data.units[:half], data.vectors[:half])
+        store.run_maintenance()
+        searched(store, queries, 1, seconds(length))
+        result: dict[str, Any] = {}
+        for turn in ("first", "second"):
+            for threads in (1, 2, 4, 8):
+                result[f"{threads} threads, {turn}"] = searched(store, queries, threads, seconds(length))
+        ended = threading.Event()
+
+        def write() -> None:
+            for start in range(half, len(data.units), 500):
+                store.store_batch(data.units[start : start + 500], data.vectors[start : start + 500])
+                time.sleep(0.2)
+            ended.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        result["1 thread, writes and rebuilds"] = searched(store, queries, 1, ended.is_set)
+        writer.join()
+    return result
+
+
 OPENER = """
 import gc, json, os, sys, time
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -262,6 +320,7 @@ def main() -> None:
             if index_type == "ivf":
                 figures["opening, ivf"] = open_figures(prefix, data, repeats)
         figures["bulk store, embeddings given"] = bulk_figures(folder, data, repeats)
+        figures["threads"] = thread_figures(folder, data, 0.5 if arguments.quick else 3.0)
         figures["single writes"] = write_figures(folder, data, rounds)
     text = json.dumps(rounded(figures), indent=2)
     print(text)

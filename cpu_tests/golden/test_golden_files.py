@@ -170,6 +170,22 @@ def test_everything_else_that_the_database_knows_is_read_back(copy: Copy) -> Non
         assert (store.embedding_dim, store.metric) == (make.DIM, copy.kind.metric)
 
 
+def test_what_was_deleted_comes_back_with_its_vector(copy: Copy) -> None:
+    """Early files of version 2 keep the vector in the history, later ones leave it in its table; version 1 has none."""
+    gone = {make.unit(number)["id"]: number for number in (7, 8, 30)}
+    given = make.drawn(np.random.default_rng(make.SEED), make.COUNT)
+    with copy.opened() as store:
+        deletions = [one.id for one in store.operations() if one.kind == "delete_batch"]
+        assert len(deletions) == (copy.schema_version > 1)
+        for deletion in deletions:
+            store.undo(deletion)
+            assert {unit_id: vector.tolist() for unit_id, vector in store.vectors_of(list(gone)).items()} == {
+                unit_id: given[number].tolist() for unit_id, number in gone.items()
+            }
+            assert store.delete_batch(list(gone)) == len(gone)
+        assert store.check() == []
+
+
 def test_words_are_found(copy: Copy) -> None:
     """Also where another tokenizer made the words, which are made again then; only the scores may differ."""
     with apsw.Connection(f"{copy.prefix}.db", flags=apsw.SQLITE_OPEN_READONLY) as con:

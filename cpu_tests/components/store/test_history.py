@@ -7,19 +7,21 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import apsw
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support import SEED, FakeEmbedder, as_child
 
-from memevolve_gpu import ConflictError, HistoryError, InvalidQueryError, StorageConfig, VectorStore
+from memevolve_gpu import ConflictError, CorruptStoreError, HistoryError, InvalidQueryError, StorageConfig, VectorStore
 from memevolve_gpu.components.manage import SimpleManagementStrategy
 from memevolve_gpu.records.records import Records
 
@@ -306,6 +308,77 @@ def test_retention_is_purged_in_bounded_steps(tmp_path: Path) -> None:
         assert [change.id for change in store.changes(35)] == ["new"]
 
 
+def kept_vectors(folder: Path) -> int:
+    with closing(apsw.Connection(str(folder / "store.db"), flags=apsw.SQLITE_OPEN_READONLY)) as con:
+        return len(con.execute("SELECT slot FROM vectors").fetchall())
+
+
+@pytest.mark.parametrize("end", ["retention", "erasure", "cleared", "off"])
+def test_the_vector_of_an_old_version_is_kept_once_and_goes_with_the_version(tmp_path: Path, end: str) -> None:
+    clock = Clock()
+    with store_at(tmp_path, clock) as store:
+        store.store_batch([{"id": f"u{i}", "content": f"word{i}"} for i in range(10)])
+        store.delete_batch(["u0", "u1", "u2"])
+        store.update("u3", {"content": "other words"})
+        store.update("u4", {"content": "word4", "metadata": {"edited": True}})
+        assert (kept_vectors(tmp_path), store.check()) == (11, [])
+        if end == "retention":
+            clock.now += 40 * DAY
+            store.store({"id": "new", "content": "new"})
+            store.run_maintenance()
+        elif end == "erasure":
+            store.forget_subject({"content": {"startswith": "word"}})
+        elif end == "cleared":
+            store.clear()
+            assert (kept_vectors(tmp_path), store.check()) == (11, [])
+            before = store.operations()[0]
+            store.undo(before.id)
+            assert store.count() == 7
+            clock.now += 40 * DAY
+            store.store({"id": "new", "content": "new"})
+            store.run_maintenance()
+    if end == "off":
+        clock.now += 1
+        with store_at(tmp_path, clock, history_days=0) as store:
+            store.delete("u5")
+            store.run_maintenance()
+    with store_at(tmp_path, clock) as store:
+        assert (kept_vectors(tmp_path), store.check()) == (store.count(), [])
+
+
+def test_undo_refuses_a_version_whose_vector_is_gone(tmp_path: Path) -> None:
+    with store_at(tmp_path) as store:
+        store.store({"id": "a", "content": "one"})
+        store.delete("a")
+        deletion = store.operations()[0].id
+    with closing(apsw.Connection(str(tmp_path / "store.db"))) as con:
+        con.execute("DELETE FROM vectors")
+    with store_at(tmp_path) as store, pytest.raises(CorruptStoreError, match="vector of 'a'"):
+        store.undo(deletion)
+
+
+def test_a_single_write_changes_few_pages(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(SEED).standard_normal((400, 384)).astype(np.float32)
+    written = {}
+    config = StorageConfig(background=False)
+    with VectorStore(tmp_path / "store", FakeEmbedder(384), 384, storage_config=config) as store:
+        store.store_batch([{"id": f"u{i}", "content": f"word{i} " * 20} for i in range(400)], vectors)
+        log = tmp_path / "store.db-wal"
+        for name, change in (
+            ("store", lambda i: store.store({"id": f"new{i}", "content": f"word{i} " * 20})),
+            ("edit", lambda i: store.update(f"u{i}", {"content": f"word{i} " * 20, "metadata": {"edited": True}})),
+            ("delete", lambda i: store.delete(f"u{i}")),
+        ):
+            store._open.records._session.empty_log()
+            for i in range(100):
+                change(i)
+            written[name] = log.stat().st_size / 4120 / 100
+    print(written)
+    assert written["store"] < 12, "pages of the log"
+    assert written["edit"] < 8
+    assert written["delete"] < 11
+
+
 def test_another_process_is_followed_and_reading_resumes(tmp_path: Path) -> None:
     def write() -> None:
         with store_at(tmp_path) as other:
@@ -381,8 +454,8 @@ DAMAGE = {
     "UPDATE history SET unit = '{broken' WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
     "UPDATE history SET unit = json_set(unit, '$.id', 'b') WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
     "UPDATE history SET unit = replace(unit, 'one', 'two') WHERE id = 'a'": "damaged_versions",
-    "UPDATE history SET vector = zeroblob(length(vector)) WHERE id = 'a' AND vector IS NOT NULL": "damaged_versions",
-    "UPDATE history SET vector = x'00' WHERE id = 'a' AND vector IS NOT NULL": "damaged_versions",
+    "UPDATE vectors SET vector = zeroblob(length(vector)) WHERE slot NOT IN (SELECT slot FROM units)": "damaged_versions",
+    "UPDATE vectors SET vector = x'00' WHERE slot NOT IN (SELECT slot FROM units)": "damaged_versions",
     "UPDATE history SET unit = NULL WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
     "DELETE FROM history WHERE seq = (SELECT max(seq) FROM history)": "history",
     "DELETE FROM history WHERE seq = 3": "history",

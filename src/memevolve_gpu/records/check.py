@@ -16,7 +16,7 @@ from ..types import IntArray, MemoryUnit, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
 from .fulltext_buffer import default_text, terms_of_folded
-from .history import ERASE, ERASED, MOVE_FLOOR, REPLACED
+from .history import ERASE, ERASED, MOVE_FLOOR, OLD_SLOTS, REPLACED
 from .transaction import AUTO_LIMIT
 
 __all__ = ["Finding", "TextOf", "default_text", "examine", "repair"]
@@ -128,7 +128,7 @@ def _drop_orphans(case: _Case) -> None:
     case.con.execute(f"DELETE FROM vectors WHERE {_NO_UNIT}")
 
 
-_NO_UNIT = "slot NOT IN (SELECT slot FROM units)"
+_NO_UNIT = f"slot NOT IN (SELECT slot FROM units UNION ALL {OLD_SLOTS})"
 
 
 def _missing_vectors(case: _Case) -> str | None:
@@ -279,16 +279,18 @@ def _unreadable_versions(case: _Case) -> str | None:
     return _listed(case, what, sql, (4 * case.dim,))
 
 
+_OLD_VECTOR = "ifnull(vector, (SELECT v.vector FROM vectors AS v WHERE v.slot = history.slot))"
 _DAMAGED_VERSION = f"""
     seq > (SELECT seq FROM history_floor) AND kind NOT IN ({Op.PUT}, {ERASED}) AND (
         slot IS NULL OR unit IS NULL OR {_UNREADABLE} OR ({_RENAMED}) OR unit_crc <> crc32_of(CAST(unit AS BLOB))
-        OR (kind <> {Op.EDIT} AND (length(vector) IS NOT ? OR vector_crc <> crc32_of(vector))))
+        OR (kind <> {Op.EDIT} AND (length({_OLD_VECTOR}) IS NOT ? OR vector_crc <> crc32_of({_OLD_VECTOR}))))
 """
 
 
 def _erase_versions(case: _Case) -> None:
     """Empty the damaged versions; the change feed begins again, for it would lack them."""
     case.con.execute(f"UPDATE history SET {ERASE} WHERE {_DAMAGED_VERSION}", (4 * case.dim,))
+    _drop_orphans(case)
     case.con.execute("UPDATE history_floor SET feed = (SELECT last_seq FROM counters)")
 
 
@@ -326,6 +328,7 @@ def _restart_history(case: _Case) -> None:
     sql = "INSERT OR REPLACE INTO history_floor SELECT 1, last_seq, last_seq, ? FROM counters"
     case.con.execute(sql, (time.time(),))
     case.con.execute("DELETE FROM history; DELETE FROM operations")
+    _drop_orphans(case)
 
 
 # -- keyword and terms indexes ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from .connections import all_rows, first_row
 from .damage import damage_path, read_unit
 from .filter_sql import matching
 from .filters import Filter, matches
-from .history import ERASE
+from .history import ERASE, OLD_SLOTS
 from .records import Records
 from .transaction import Transaction
 
@@ -89,6 +89,7 @@ def _forget(con: apsw.Connection, units: list[tuple[int, str]], forgotten: Seque
     con.executemany("INSERT INTO temp.erased VALUES (?, ?)", units)
     theirs = "(ns, id) IN (SELECT ns, id FROM temp.erased)"
     count = first_row(con, f"SELECT count(*) FROM history WHERE unit IS NOT NULL AND {theirs}")[0]
+    con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND {theirs})")
     con.execute(f"DELETE FROM history WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
     con.execute(f"UPDATE history SET {ERASE} WHERE {theirs}")
     con.execute(f"DELETE FROM access WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")

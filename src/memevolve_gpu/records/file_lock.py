@@ -59,7 +59,9 @@ class LockFile:
         """Wait for the lock until ``time.monotonic()`` reaches ``deadline``; False when another one still holds it."""
         if not self._wait(deadline):
             return False
-        os.pwrite(self.fileno(), f"{os.getpid():<19}\n".encode(), 0)
+        number, mine = self.fileno(), b"%-19d\n" % os.getpid()
+        if os.pread(number, 20, 0) != mine:  # a write would change the time stamp of the file, which costs more
+            os.pwrite(number, mine, 0)
         return True
 
     def give(self) -> None:

@@ -2,7 +2,8 @@
 
 Every log entry has a row in ``history`` with the same number, written in the same transaction. It holds the version
 that the change replaced or removed, so that nothing is written twice: the version that a change made is either alive or
-the old one of the next change of that unit. ``operations`` has a row for each transaction; it goes up to the next one.
+the old one of the next change of that unit. The vector of an old version stays in ``vectors``, under its slot.
+``operations`` has a row for each transaction; it goes up to the next one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "ALL_SPACES",
     "ERASED",
     "HISTORY_TABLES",
+    "OLD_SLOTS",
     "REPLACED",
     "ChangeRow",
     "Floor",
@@ -54,7 +56,7 @@ CREATE TABLE history (                  -- one row for each change
     id TEXT NOT NULL,
     slot INTEGER,                       -- of the version that was replaced or removed; NULL where there was none
     unit TEXT,
-    vector BLOB,                        -- NULL where it stayed the same
+    vector BLOB,                        -- only in rows of early files: it stays in vectors, under the slot
     expires_at REAL
 ) STRICT;
 CREATE INDEX history_units ON history (ns, id);
@@ -71,16 +73,11 @@ ADD_EDITED = """
 INSERT INTO history SELECT ?, ?, ns, id, slot, CAST(unit AS TEXT), NULL, expires_at, unit_crc, NULL
 FROM units WHERE slot = ?
 """
-ADD_REMOVED = """
-INSERT INTO history SELECT ?, ?, u.ns, u.id, u.slot, CAST(u.unit AS TEXT), v.vector, u.expires_at,
-    u.unit_crc, u.vector_crc
-FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot
-WHERE u.ns = ? AND u.id = ? AND ifnull(u.expires_at > ?, 1)
-"""
+ADD_REMOVED = "INSERT INTO history VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT), NULL, ?, ?, ?)"
 ADD_CLEARED = f"""
 INSERT INTO history SELECT ?1 + row_number() OVER (ORDER BY u.slot), {Op.DROP}, u.ns, u.id, u.slot,
-    CAST(u.unit AS TEXT), v.vector, u.expires_at, u.unit_crc, u.vector_crc
-FROM units AS u LEFT JOIN vectors AS v ON v.slot = u.slot {{}}
+    CAST(u.unit AS TEXT), NULL, u.expires_at, u.unit_crc, u.vector_crc
+FROM units AS u {{}}
 """
 ADD_OPERATION = """
 INSERT OR IGNORE INTO operations
@@ -89,6 +86,9 @@ SELECT ?, ?, max(?, ifnull((SELECT at FROM operations ORDER BY seq DESC LIMIT 1)
 ERASE = (
     f"kind = {ERASED}, slot = NULL, unit = NULL, vector = NULL, expires_at = NULL, unit_crc = NULL, vector_crc = NULL"
 )
+OLD_SLOTS = f"SELECT slot FROM history WHERE kind IN ({REPLACED}, {Op.DROP}) AND slot IS NOT NULL"
+"""Slots of versions that are gone, whose vectors are kept; an edit leaves the slot to the unit."""
+
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 
 _KINDS = {Op.PUT: "put", Op.EDIT: "edit", Op.DROP: "delete", ERASED: "erased"}
@@ -277,11 +277,15 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
         )
     steps: dict[str, Step] = {}
     sql = """
-        SELECT kind, id, CAST(unit AS BLOB), vector, expires_at FROM history WHERE seq BETWEEN ? AND ? ORDER BY seq
+        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at
+        FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ? WHERE h.seq BETWEEN ? AND ?
+        ORDER BY h.seq
         """
-    for kind, unit_id, raw, vector, expires_at in all_rows(con, sql, (operation, last)):
+    for seq, kind, unit_id, raw, vector, expires_at in all_rows(con, sql, (Op.EDIT, operation, last)):
         if kind == ERASED:
             continue
+        if raw is not None and kind != Op.EDIT and vector is None:
+            raise apsw.CorruptError(f"the vector of {unit_id!r} from before change {seq} is missing")
         if unit_id not in steps:
             steps[unit_id] = Step(unit_id, None if raw is None else read_unit(raw, unit_id), vector, expires_at)
         elif steps[unit_id].unit is not None and steps[unit_id].vector is None:
@@ -305,6 +309,7 @@ def purge(con: apsw.Connection, before: float, limit: int) -> int:
     reached, count = first_row(con, sql, (last, limit))
     reached = reached if count == limit else last
     at = first_row(con, "SELECT max(at) FROM operations WHERE seq <= ?", (reached,))[0]
+    con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND seq <= ?)", (reached,))
     con.execute("DELETE FROM history WHERE seq <= ?", (reached,))
     con.execute(f"DELETE FROM operations WHERE {_END.format('operations.seq', _LAST)} <= ?", (reached,))
     con.execute(MOVE_FLOOR, (reached, old[0][1] if at is None else at))

@@ -126,7 +126,9 @@ _EXPIRIES_OF = """
 SELECT id, expires_at FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?)) AND expires_at > ?
 """
 _UNITS_AT = "SELECT slot, CAST(unit AS BLOB), id FROM units WHERE slot IN (SELECT value FROM json_each(?))"
-_VECTORS_AT = "SELECT slot, vector FROM vectors WHERE slot IN (SELECT value FROM json_each(?))"
+_VECTORS_AT = """
+SELECT slot, vector FROM vectors JOIN units USING (slot) WHERE slot IN (SELECT value FROM json_each(?))
+"""
 _VECTORS_OF = """
 SELECT u.id, v.vector FROM units AS u JOIN vectors AS v ON v.slot = u.slot
 WHERE u.ns = ? AND u.id IN (SELECT value FROM json_each(?)) AND ifnull(u.expires_at > ?, 1)
@@ -439,7 +441,7 @@ class Records:
         return {slot: self._unit(raw, unit_id) for slot, raw, unit_id in self._rows(_UNITS_AT, (listed,))}
 
     def vectors_at(self, slots: Sequence[int]) -> dict[int, bytes]:
-        """The vectors of the slots that exist, by slot."""
+        """The vectors of the live units of the slots, by slot."""
         found = dict(self._rows(_VECTORS_AT, (json.dumps(list(slots)),)))
         for slot, vector in found.items():
             self._check_vector(vector, str(slot))

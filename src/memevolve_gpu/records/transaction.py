@@ -126,15 +126,27 @@ MAX_NESTING = 900
 _AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
 _CHUNK = 1000
 
-_COUNTERS = "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog, others, link FROM counters"
+_COUNTERS = """
+SELECT last_seq, horizon, last_slot, c.count, c.next_auto, folded, backlog, others, link, max_units, default_ttl
+FROM counters AS c LEFT JOIN namespaces AS n ON n.key = 0
+"""
+"""With the limits of the default namespace, so that a write needs no other statement for them."""
+
 _KEEP = (
     "UPDATE counters SET last_seq = ?, horizon = ?, last_slot = ?, count = ?, next_auto = ?, folded = ?, backlog = ?"
     ", others = ?, link = ?"
 )
 _ADD_UNIT = "INSERT INTO units (slot, id, unit, unit_crc, vector_crc, ns, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _DELETE = """
-DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1) RETURNING slot, CAST(unit AS BLOB)
+DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1)
+RETURNING slot, CAST(unit AS BLOB), expires_at, unit_crc, vector_crc
 """
+_ADD_STALE = """
+INSERT INTO stale SELECT ?1, CASE WHEN json_valid(?2) THEN
+    json_object('type', ?2 -> '$.type', 'tags', ?2 -> '$.tags') ELSE '{}' END, ?3
+"""
+"""Type and tags are all that the indexes hold of a unit besides its text."""
+
 _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
 _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
 _LOG_CLEARED = f"""
@@ -185,6 +197,8 @@ class Transaction:
         self._own = self._next = 0
         self._expired: tuple[int, int] | None = None
         self._limits: Limits | None = None
+        self._last: tuple[str, int, int, bytes] | None = None
+        """What :meth:`find` read last: id, number of the change before, slot, JSON text."""
         self._changed: dict[int, int] = {}
         self._con: apsw.Connection | None = con
         self._path = path
@@ -207,6 +221,11 @@ class Transaction:
         key = self.namespace
         held = self._count - self._others if key == 0 else self._own + self._changed.get(key, 0)
         return held - self._gone()[1]
+
+    @property
+    def most(self) -> int:
+        """At least :attr:`total`, known without a look: units that have expired count until they are deleted."""
+        return self._count
 
     @property
     def total(self) -> int:
@@ -282,7 +301,16 @@ class Transaction:
         )
         if not rows or (rows[0][2] is not None and rows[0][2] <= self._clock()):
             return None
+        self._last = unit_id, self._seq, rows[0][0], rows[0][1]
         return Stored(rows[0][0], read_unit(rows[0][1], unit_id), rows[0][2])
+
+    def _found(self, unit_id: str) -> tuple[int, str] | None:
+        """Slot and JSON text of a unit, expired or not; not read again where nothing changed since :meth:`find`."""
+        if self._last is not None and self._last[:2] == (unit_id, self._seq):
+            return self._last[2], _text(self._last[3])
+        sql = "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?"
+        rows = self._run(sql, (self.namespace, unit_id))
+        return (rows[0][0], _text(rows[0][1])) if rows else None
 
     def _enter_space(self) -> None:
         if not self._space:
@@ -304,6 +332,8 @@ class Transaction:
         its ``id`` becomes ``unit_id``. Raises InvalidUnitError, InvalidVectorError (DimensionMismatchError).
         """
         written = self._checked(unit, text, vector, unit_id)
+        if self._last is not None and self._last[:2] == (unit_id, self._seq):
+            self._remove(unit_id, self._made(), kind=history.REPLACED)
         slot = self._slot + 1
         row = slot, unit_id, written, crc_of(written), zlib.crc32(vector), self._made(), expires_at
         try:
@@ -337,12 +367,10 @@ class Transaction:
 
     def edit(self, unit_id: str, unit: MemoryUnit, expires_at: float | None = None) -> bool:
         """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit."""
-        rows = self._run(
-            "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)
-        )
-        if not rows:
+        found = self._found(unit_id)
+        if found is None:
             return False
-        slot, old = rows[0][0], _text(rows[0][1])
+        slot, old = found
         new = encode_unit(unit, unit_id)
         self._keep(history.ADD_EDITED, Op.EDIT, slot)
         sql = "UPDATE units SET unit = ?, unit_crc = ?, expires_at = ? WHERE slot = ?"
@@ -379,7 +407,9 @@ class Transaction:
             self._run(history.ADD_CLEARED.format(""), (self._seq,))
             self._seq += removed - 1
             self.purge(self._seq)
-        self._run("DELETE FROM units; DELETE FROM vectors; DELETE FROM access", ())
+        else:
+            self._run(f"DELETE FROM vectors WHERE slot NOT IN ({history.OLD_SLOTS})", ())
+        self._run("DELETE FROM units; DELETE FROM access", ())
         self._guarded(forget_all)
         self._count, self._backlog, self._folded = 0, 0, self._slot
         self._log(Op.CLEAR, self._slot)
@@ -392,12 +422,13 @@ class Transaction:
         self._run(_LOG_CLEARED, (self._seq, ns))
         theirs = "slot IN (SELECT slot FROM units WHERE ns = ?1)"
         stale = self._run(
-            "INSERT INTO stale SELECT slot, CASE WHEN json_valid(unit) THEN unit ELSE '' END, ns FROM units "
+            "INSERT INTO stale SELECT slot, CASE WHEN json_valid(unit) THEN unit ELSE '{}' END, ns FROM units "
             "WHERE ns = ?1 AND slot <= ?2 RETURNING 1",
             (ns, self._folded),
         )
         pending = self._run(f"DELETE FROM pending WHERE {theirs} RETURNING 1", (ns,))
-        self._run(f"DELETE FROM vectors WHERE {theirs}", (ns,))
+        if self._operation is None:
+            self._run(f"DELETE FROM vectors WHERE {theirs}", (ns,))
         removed = len(self._run("DELETE FROM units WHERE ns = ? RETURNING 1", (ns,)))
         self._run("DELETE FROM access WHERE ns = ?", (ns,))
         self._backlog += len(stale) - len(pending)
@@ -408,14 +439,30 @@ class Transaction:
 
     def next_auto_id(self) -> str:
         """A fresh id ``unit_<n>``: never one that exists, never one handed out by a committed transaction before."""
-        while True:
+        return self.next_auto_ids(1)[0]
+
+    def next_auto_ids(self, count: int) -> list[str]:
+        """As :meth:`next_auto_id`, so many at once."""
+        found: list[str] = []
+        while len(found) < count:
+            first = self._auto if self.namespace == 0 else self._next
+            names = [f"unit_{first + i}" for i in range(min(count - len(found), _CHUNK))]
             if self.namespace == 0:
-                number, self._auto = self._auto, self._auto + 1
+                self._auto += len(names)
             else:
-                number, self._next = self._next, self._next + 1
-            unit_id = f"unit_{number}"
-            if not self._run("SELECT 1 FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)):
-                return unit_id
+                self._next += len(names)
+            taken = set(self._taken(names))
+            found += [name for name in names if name not in taken] if taken else names
+        return found
+
+    def _taken(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that exist in the namespace, in the order of the database."""
+        if len(ids) == 1:
+            rows = self._run("SELECT id FROM units WHERE ns = ? AND id = ?", (self.namespace, ids[0]))
+        else:
+            sql = "SELECT id FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?))"
+            rows = self._run(sql, (self.namespace, json.dumps(ids)))
+        return [unit_id for (unit_id,) in rows]
 
     def get_meta(self, key: str) -> bytes | None:
         """The named value, this transaction's changes included."""
@@ -499,14 +546,16 @@ class Transaction:
 
     def _remove(self, unit_id: str, ns: int, now: float = -math.inf, kind: int = Op.DROP) -> bool:
         """Remove a unit unless it has expired by ``now``. kind: of the row in the history."""
-        self._keep(history.ADD_REMOVED, kind, ns, unit_id, now)
         rows = self._run(_DELETE, (ns, unit_id, now))
         if not rows:
             return False
-        slot, unit = rows[0][0], _text(rows[0][1])
-        self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
+        slot, raw, expires_at, *sums = rows[0]
+        if self._operation is None:
+            self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
+        else:
+            self._keep(history.ADD_REMOVED, kind, ns, unit_id, slot, raw, expires_at, *sums)
         if slot <= self._folded:
-            self._run("INSERT INTO stale VALUES (?, ?, ?)", (slot, unit, ns))
+            self._run(_ADD_STALE, (slot, _text(raw), ns))
             self._backlog += 1
         else:
             self._run("DELETE FROM pending WHERE slot = ?", (slot,))
@@ -517,7 +566,9 @@ class Transaction:
         return True
 
     def _load(self, con: apsw.Connection) -> None:
-        *numbers, self._held = first_row(con, _COUNTERS)
+        *numbers, self._held, most, ttl = first_row(con, _COUNTERS)
+        self._limits = None if self._space else Limits(most, ttl)
+        self._last = None
         self._before = checked_counters(numbers)
         (
             self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog, self._others
@@ -525,11 +576,7 @@ class Transaction:
 
     def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes, float | None]]) -> None:
         ns = self._made()
-        taken = self._run(
-            "SELECT id FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?))",
-            (ns, json.dumps(list(chunk))),
-        )
-        for (unit_id,) in taken:
+        for unit_id in self._taken(list(chunk)):
             self._remove(unit_id, ns, kind=history.REPLACED)
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
         seqs = range(self._seq + 1, self._seq + 1 + len(chunk))

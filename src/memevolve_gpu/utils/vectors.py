@@ -30,6 +30,7 @@ __all__ = [
     "lies_on_device",
     "normalize_rows",
     "to_host",
+    "usual_vector",
     "wait_for_maker",
 ]
 
@@ -183,6 +184,14 @@ def _checked(tensor: Any, dim: int, metric: Metric, torch: Any) -> DeviceQueries
 _LARGEST = 1e18
 
 
+def usual_vector(array: Any, dim: int | None) -> FloatArray | None:
+    """``array`` if it is plainly a float32 vector of ``dim`` usual numbers, which spares the steps of a full check."""
+    if type(array) is not np.ndarray or array.dtype != np.float32 or array.shape != (dim,):
+        return None
+    usual = array.flags.c_contiguous and _SMALLEST_SAFE < array.dot(array) < _LARGEST_SAFE
+    return array if usual else None
+
+
 def check_vector(array: Any, dim: int, metric: Metric, *, name: str = "embedding") -> FloatArray:
     """Check one vector; (dim,) or (1, dim) of numbers in, float32 (dim,) out. It may share memory with ``array``.
 
@@ -191,6 +200,9 @@ def check_vector(array: Any, dim: int, metric: Metric, *, name: str = "embedding
     Raises DimensionMismatchError for another length and InvalidVectorError for a wrong type or shape, NaN, infinity,
     values beyond float32, or a zero vector under cosine.
     """
+    usual = usual_vector(array, dim)
+    if usual is not None:
+        return usual
     raw = to_host(array, name=name)
     if raw.ndim == 2 and raw.shape[0] == 1:
         raw = raw[0]

@@ -91,11 +91,11 @@ def _has_room(session: StoreSession, tx: Transaction, most: int) -> bool:
     if tx.limits.max_units is not None:
         return False
     share, auto_prune = session.config.warning_threshold, session.config.auto_prune
-    if session.warned or tx.total + most >= share * session.config.max_memory_units:
+    if session.warned or tx.most + most >= share * session.config.max_memory_units:
         return False
-    if auto_prune != "off" and _excess(session, tx.total, most, session.config.max_memory_units):
+    if auto_prune != "off" and _excess(session, tx.most, most, session.config.max_memory_units):
         return False
-    _, needed = _memory(session, tx.total, most)
+    _, needed = _memory(session, tx.most, most)
     return needed <= session.max_memory_bytes and needed < share * session.max_memory_bytes
 
 

@@ -41,14 +41,19 @@ __all__ = [
 _PAGE = 1000
 _CREATED = """
 SELECT id, unit ->> '$.metadata.created_at' FROM units
-WHERE ns = ?1 AND id IN (SELECT value FROM json_each(?2)) AND ifnull(expires_at > ?3, 1)
+WHERE ns = ?1 AND {chosen} AND ifnull(expires_at > ?3, 1)
 AND CASE WHEN json_valid(unit) THEN json_type(unit, '$.metadata.created_at') END = 'text'
 """
+_CREATED_ONE, _CREATED_MANY = (
+    _CREATED.format(chosen=chosen) for chosen in ("id = ?2", "id IN (SELECT value FROM json_each(?2))")
+)
 
 
 def created_at_of(con: apsw.Connection, ids: Sequence[str], ns: int, now: float) -> dict[str, str]:
     """``metadata.created_at`` of those of the units of a namespace that exist and have one."""
-    return dict(all_rows(con, _CREATED, (ns, json.dumps(ids), now)))
+    if len(ids) == 1:
+        return dict(all_rows(con, _CREATED_ONE, (ns, ids[0], now)))
+    return dict(all_rows(con, _CREATED_MANY, (ns, json.dumps(ids), now)))
 
 
 def matching_ids(session: StoreSession, tx: Transaction, filters: Filter) -> list[str]:

@@ -54,7 +54,7 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     if not isinstance(unit, dict):
         raise InvalidUnitError(f"{where} must be a dict, got {type(unit).__name__}; pass a JSON object")
     try:
-        _check_keys(unit, where)
+        plain: MemoryUnit = _plain_dict(unit, where)
     except RecursionError:
         raise _too_deep(where) from None
     if unit.get("id") is not None:
@@ -62,7 +62,8 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     metadata = unit.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise InvalidUnitError(f"{where}['metadata'] must be a dict, got {type(metadata).__name__}")
-    return _through_json(unit, where)
+    _refuse_size(plain, where)
+    return plain
 
 
 def checked_id(unit_id: Any, where: str = "unit_id") -> str:
@@ -229,21 +230,35 @@ def _spoken(value: Any) -> str:
     return str(plain_scalar(value))
 
 
-def _check_keys(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
-            if "\0" in key:
-                raise InvalidUnitError(
-                    f"{where} has a key with NUL, {key[:40]!r}; no filter could name it: leave NUL out"
-                )
-            if isinstance(inner, (dict, list, tuple)):
-                _check_keys(inner, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            if isinstance(inner, (dict, list, tuple)):
-                _check_keys(inner, where)
+def _plain_dict(value: dict[Any, Any], where: str) -> dict[str, Any]:
+    """A copy in which every value is one of JSON, except those that JSON has no word for."""
+    made: dict[str, Any] = {}
+    for key, inner in value.items():
+        if not isinstance(key, str):
+            raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
+        if "\0" in key:
+            raise InvalidUnitError(f"{where} has a key with NUL, {key[:40]!r}; no filter could name it: leave NUL out")
+        name = plain_text(key)
+        if type(inner) is str:
+            made[name] = inner
+        elif isinstance(inner, dict):
+            made[name] = _plain_dict(inner, f"{where}[{key!r}]")
+        elif isinstance(inner, (list, tuple)):
+            made[name] = _plain_list(inner, where)
+        else:
+            made[name] = plain_scalar(inner)
+    return made
+
+
+def _plain_list(values: list[Any] | tuple[Any, ...], where: str) -> list[Any]:
+    return [
+        _plain_dict(value, where)
+        if isinstance(value, dict)
+        else _plain_list(value, where)
+        if isinstance(value, (list, tuple))
+        else plain_scalar(value)
+        for value in values
+    ]
 
 
 def _too_deep(where: str) -> InvalidUnitError:
@@ -253,15 +268,13 @@ def _too_deep(where: str) -> InvalidUnitError:
 _json_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_plain).encode
 
 
-def _through_json(unit: MemoryUnit, where: str) -> MemoryUnit:
+def _refuse_size(unit: MemoryUnit, where: str) -> None:
+    """Refuse a unit that is too large, or cannot be kept as JSON."""
     try:
-        text = _json_of(unit)
-        size = len(text.encode())
-        plain: MemoryUnit = json.loads(text)
+        size = len(_json_of(unit).encode())
     except RecursionError:
         raise _too_deep(where) from None
     except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
         raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")
-    return plain

@@ -733,11 +733,12 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return found
 
 
-def _ids_for(units: list[MemoryUnit], tx: Transaction) -> Iterator[str]:
+def _ids_for(units: list[MemoryUnit], tx: Transaction) -> list[str]:
     """The units' own ids, and fresh ones for the rest that none of the others in the batch carries."""
     own = {unit["id"] for unit in units if unit.get("id")}
-    for unit in units:
-        unit_id = unit.get("id") or tx.next_auto_id()
-        while unit_id in own and not unit.get("id"):
-            unit_id = tx.next_auto_id()
-        yield unit_id
+    lacking = sum(not unit.get("id") for unit in units)
+    fresh: list[str] = []
+    while len(fresh) < lacking:
+        fresh += [unit_id for unit_id in tx.next_auto_ids(lacking - len(fresh)) if unit_id not in own]
+    rest = iter(fresh)
+    return [unit.get("id") or next(rest) for unit in units]

@@ -15,7 +15,7 @@ import numpy as np
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
 from ..arguments import texts_of
-from ..vectors import check_vector, check_vectors, to_host
+from ..vectors import check_vector, check_vectors, to_host, usual_vector
 
 __all__ = [
     "BATCH_SIZE",
@@ -215,10 +215,12 @@ class Embedder:
         _check_text(text, position)
         where = f"text {position} ({_start_of(text)})"
         output = _call(function, text, where)
-        with _blaming(where):
-            raw = to_host(output, name="output")
-            vector = check_vector(raw, self._dim or max(1, raw.shape[-1] if raw.ndim else 1), "l2", name="output")
-        self._learn(vector.shape[0])
+        vector = usual_vector(output, self._dim)
+        if vector is None:
+            with _blaming(where):
+                raw = to_host(output, name="output")
+                vector = check_vector(raw, self._dim or max(1, raw.shape[-1] if raw.ndim else 1), "l2", name="output")
+            self._learn(vector.shape[0])
         owned: FloatArray = vector.copy()
         return owned
 
