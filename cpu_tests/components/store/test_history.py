@@ -454,7 +454,7 @@ DAMAGE = {
     "UPDATE history SET unit = '{broken' WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
     "UPDATE history SET unit = json_set(unit, '$.id', 'b') WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
     "UPDATE history SET unit = replace(unit, 'one', 'two') WHERE id = 'a'": "damaged_versions",
-    "UPDATE vectors SET vector = zeroblob(length(vector)) WHERE slot NOT IN (SELECT slot FROM units)": "damaged_versions",
+    "UPDATE vectors SET vector = zeroblob(64) WHERE slot NOT IN (SELECT slot FROM units)": "damaged_versions",
     "UPDATE vectors SET vector = x'00' WHERE slot NOT IN (SELECT slot FROM units)": "damaged_versions",
     "UPDATE history SET unit = NULL WHERE id = 'a' AND unit IS NOT NULL": "damaged_versions",
     "DELETE FROM history WHERE seq = (SELECT max(seq) FROM history)": "history",
