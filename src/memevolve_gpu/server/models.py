@@ -141,7 +141,9 @@ class Search(Scoped):
     recency: Annotated[Recency | None, Field(description="Newer units first; semantic and keyword only.")] = None
     importance: Annotated[str | None, Field(description="The path of a number from 0 to 1.")] = None
     weights: Annotated[dict[str, float] | None, Field(description="Of recency and importance.")] = None
-    relative: Annotated[bool, Field(description="Whether scores are shares of the best one; keyword only.")] = False
+    relative: Annotated[
+        bool, Field(description="Whether scores are in 0..1, comparable between queries; keyword only.")
+    ] = False
     below: Annotated[bool, Field(description="Whether to search the namespaces below too; semantic only.")] = False
     units: Annotated[bool, Field(description="False returns ids and distances only.")] = True
     record: Annotated[bool, Field(description="Whether the results count as accesses.")] = True
