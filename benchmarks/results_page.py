@@ -28,7 +28,8 @@ def page(folder: Path) -> str:
     pages = [path for path in files if path not in {*data, *pictures}]
     rows = "".join(f"<tr><td>{link(path, folder)}</td>{cells(path)}</tr>" for path in data)
     listed = "".join(f"<li>{link(path, folder)}</li>" for path in pages)
-    shown = "".join(f"<figure>{picture(path, folder)}</figure>" for path in pictures)
+    dark = {path for path in pictures if path.stem.endswith("-dark")}
+    shown = "".join(f"<figure>{picture(path, folder, dark)}</figure>" for path in pictures if path not in dark)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Results of the benchmarks</title>'
         f"<style>{STYLE}</style></head><body><h1>Results of the benchmarks</h1>"
@@ -43,10 +44,16 @@ def link(path: Path, folder: Path) -> str:
     return f'<a href="{name}">{name}</a>'
 
 
-def picture(path: Path, folder: Path) -> str:
+def picture(path: Path, folder: Path, dark: set[Path]) -> str:
+    """A picture, in dark mode its dark one where there is one; both are linked."""
     name = escape(path.relative_to(folder).as_posix())
-    image = f'<img loading="lazy" alt="{escape(path.stem)}" src="{name}">'
-    return f'<a href="{name}">{image}</a><figcaption>{name}</figcaption>'
+    image, caption = f'<img loading="lazy" alt="{escape(path.stem)}" src="{name}">', link(path, folder)
+    other = path.with_stem(f"{path.stem}-dark")
+    if other in dark:
+        source = escape(other.relative_to(folder).as_posix())
+        image = f'<picture><source media="(prefers-color-scheme: dark)" srcset="{source}">{image}</picture>'
+        caption += f", {link(other, folder)}"
+    return f"{image}<figcaption>{caption}</figcaption>"
 
 
 def cells(path: Path) -> str:

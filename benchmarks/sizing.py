@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memevolve_gpu.planner.device_plan import plan_bytes
 from memevolve_gpu.planner.nlist import adaptive_nlist
-from memevolve_gpu.planner.sizes import plan_bytes
 from memevolve_gpu.types import IndexPlan
 
 __all__ = ["COUNTS", "DIMS", "INDEXES", "cluster", "latency_ms", "node_count", "one_machine", "tables", "written"]

@@ -325,32 +325,32 @@ def test_health_comes_from_the_backend(backend: StorageBackend) -> None:
         (60, 101, 0),  # nothing is deleted for a batch that will be refused
     ],
 )
-def test_room_by_the_limits_of_the_backend(count: int, new: int, excess: int) -> None:
+def test_excess_by_the_limits_of_the_backend(count: int, new: int, excess: int) -> None:
     class Limited(ScratchStore):
         def get_storage_health(self) -> StorageHealth:
             return {"current_count": count, "max_units": 100, "memory_usage_mb": 1.0, "max_memory_mb": 100.0}
 
-    assert Capacity().room(Limited(), new).excess == excess
+    assert Capacity().excess(Limited(), new).units == excess
 
 
-def test_room_by_a_threshold_of_one_s_own() -> None:
+def test_excess_by_a_threshold_of_one_s_own() -> None:
     plain = open_scratch()
     plain.store_batch([unit(f"n{n}") for n in range(20)])
-    assert Capacity(threshold=21).room(plain, 1).excess == 0
-    assert Capacity(threshold=20).room(plain, 1).excess == 3
-    assert Capacity(threshold=20, level=0.5).room(plain, 1).excess == 11
-    assert Capacity().room(plain, 10**6).excess == 0
+    assert Capacity(threshold=21).excess(plain, 1).units == 0
+    assert Capacity(threshold=20).excess(plain, 1).units == 3
+    assert Capacity(threshold=20, level=0.5).excess(plain, 1).units == 11
+    assert Capacity().excess(plain, 10**6).units == 0
 
 
-def test_room_by_memory() -> None:
+def test_excess_by_memory() -> None:
     class Heavy(ScratchStore):
         def get_storage_health(self) -> StorageHealth:
             return {"current_count": 1000, "max_units": 10**6, "memory_usage_mb": 95.0, "max_memory_mb": 100.0}
 
-    room = Capacity().room(Heavy(), 1)
-    assert room.for_memory
-    assert room.excess == pytest.approx(1000 * (1 - 70 / 95), abs=1)
-    assert "95 of at most 100 MiB" in room.cause
+    found = Capacity().excess(Heavy(), 1)
+    assert found.for_memory
+    assert found.units == pytest.approx(1000 * (1 - 70 / 95), abs=1)
+    assert "95 of at most 100 MiB" in found.cause
 
 
 @pytest.mark.parametrize("policy", ["lru", "lfu", "random", "oldest"])

@@ -18,7 +18,7 @@ from cuda_tests.card_kit import DEVICE, Hooks
 from gpu_kit import MB, Card, machine_with
 
 from memevolve_gpu.devices.selection import Machine
-from memevolve_gpu.index.torch_gpu import flat, index, ivf, runtime
+from memevolve_gpu.index.torch_gpu import index, ivf, runtime
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
 
 __all__ = ["start"]
@@ -29,7 +29,7 @@ _CARD = Card(8000 * MB)
 def start() -> None:
     """Put the stand-ins in place, for the whole process."""
     torch = importlib.import_module("torch")
-    for module in (index, flat, ivf):
+    for module in (index, ivf):
         _replace(module, "open_device", lambda _: torch.device("cpu"))
     _replace(runtime, "current", lambda _: nullcontext())
     _replace(runtime, "_release", lambda _: None)

@@ -31,8 +31,8 @@ from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import kernel_ops
 from memevolve_gpu.index.torch_gpu.device_rows import GROUP, DeviceRows, Quantization, Queries, padded_groups
 from memevolve_gpu.index.torch_gpu.index import TorchIndex
+from memevolve_gpu.index.torch_gpu.ivf import train
 from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
-from memevolve_gpu.index.torch_gpu.kmeans import train
 from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE, account_of, predicted_bytes
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, SearchParams
 

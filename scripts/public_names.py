@@ -30,7 +30,17 @@ MODULES = (
 )
 """Modules whose ``__all__`` is public; the last one needs langchain-core."""
 
-FOREIGN = {"settings_customise_sources"}
+DOORS = (
+    "memevolve_gpu.integrations.haystack",
+    "memevolve_gpu.integrations.importers",
+    "memevolve_gpu.integrations.langgraph",
+    "memevolve_gpu.integrations.llama_index",
+    "memevolve_gpu.integrations.mcp",
+    "memevolve_gpu.integrations.mem0",
+)
+"""The same of other frameworks. Where a framework is not installed, the page keeps what it has."""
+
+FOREIGN = {"model_post_init", "settings_customise_sources"}
 """Hooks of the libraries that classes derive from."""
 
 HEAD = """# All public names
@@ -42,11 +52,18 @@ The first sentence of each docstring. The other pages of this reference have par
 
 def page() -> str:
     """The page as Markdown."""
-    parts = [HEAD]
-    for name in MODULES:
+    return "\n".join([HEAD, *map(_section, MODULES + DOORS)])
+
+
+def _section(name: str) -> str:
+    title = f"## {name}\n\n"
+    try:
         module = importlib.import_module(name)
-        parts.append(f"## {name}\n\n| name | what it is |\n|---|---|\n{''.join(_rows(module))}")
-    return "\n".join(parts)
+    except ImportError:
+        if name in MODULES:
+            raise
+        return title + PAGE.read_text(encoding="utf-8").partition(title)[2].partition("\n\n")[0].rstrip() + "\n"
+    return f"{title}| name | what it is |\n|---|---|\n{''.join(_rows(module))}"
 
 
 def _rows(module: Any) -> Iterator[str]:

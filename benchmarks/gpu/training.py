@@ -43,8 +43,8 @@ Train = Callable[[FloatArray, int, Setting], FloatArray]
 
 
 def by_torch(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:
+    from memevolve_gpu.index.torch_gpu.ivf import train
     from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
-    from memevolve_gpu.index.torch_gpu.kmeans import train
 
     torch = module("torch")
     device = torch.device(setting.device)

@@ -23,12 +23,12 @@ def draw(charts: Sequence[Chart], folder: Path, prefix: str) -> list[Path]:
     mpl.rcParams["grid.color"] = "#dddddd"
     light = [one(chart, folder / f"{prefix}-{chart.key}.png") for chart in charts]
     with mpl.rc_context(DARK):
-        dark = [one(chart, folder / f"{prefix}-{chart.key}-dark.png") for chart in charts if chart.key in SHOWN]
+        dark = [one(chart, folder / f"{prefix}-{chart.key}-dark.png") for chart in charts]
     return [*light, *dark]
 
 
 SHOWN = ("recall", "latency-095", "scaling-search_ms")
-"""The pictures of the documentation, which has a dark theme."""
+"""The pictures of the documentation."""
 
 _INK, _PAPER = "#d7dae0", "#16181d"
 DARK = {
@@ -40,6 +40,7 @@ DARK = {
 
 def one(chart: Chart, path: Path) -> Path:
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     tall = 0.34 * len(chart.categories) + 1.4 if chart.categories else 4.6
     figure, axes = plt.subplots(figsize=(9, tall), dpi=110)
@@ -51,7 +52,11 @@ def one(chart: Chart, path: Path) -> Path:
     for kind, axis, put in ((chart.x_scale, axes.xaxis, axes.set_xscale), (chart.y_scale, axes.yaxis, axes.set_yscale)):
         if kind == "log":
             put("log")
+            low, high = axis.get_view_interval()
+            steps = (1.0, 2.0, 5.0) if high < 1000 * low else (1.0,)
+            axis.set_major_locator(LogLocator(subs=steps))
             axis.set_major_formatter(lambda value, _place: shown(value))
+            axis.set_minor_formatter(NullFormatter())
     if chart.x_scale == "recall":
         axes.set_xticks([placed(value, "recall") for value in RECALL_TICKS], [shown(value) for value in RECALL_TICKS])
         low, high = (placed(value, "recall") for value in bounds(xs_of(chart), "recall", False))

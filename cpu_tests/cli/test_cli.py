@@ -769,7 +769,7 @@ def test_a_restore_by_cp_beside_the_log_of_a_killed_writer_is_noticed_and_restor
 
 
 def test_restore_of_what_is_no_backup(store: str) -> None:
-    assert "no backup" in bad(ExitCode.STORAGE, "restore", "nowhere.db", "--store", store)
+    assert "no backup" in bad(ExitCode.USAGE, "restore", "nowhere.db", "--store", store)
     Path("garbage.db").write_bytes(b"garbage" * 1000)
     assert "garbage.db" in bad(ExitCode.STORAGE, "restore", "garbage.db", "--store", store)
     with VectorStore(store, None, storage_config=StorageConfig(background=False)) as opened:
@@ -1036,6 +1036,25 @@ def test_a_full_disk_behind_stdout(store: str) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=120, check=False)
     assert done.returncode == ExitCode.CAPACITY
     assert done.stderr == b"error: stdout: No space left on device\n"
+
+
+def test_out_of_descriptors_is_a_limit(store: str) -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (6, 6)); from memevolve_gpu import cli; cli.main()"
+    )
+    command = [sys.executable, "-c", code, "stats", "--store", store]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    assert done.returncode == ExitCode.CAPACITY, done.stderr
+    assert "too many files open" in done.stderr
+
+
+def test_mcp_without_its_package_leaves_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mcp.server", None)
+    result = run("mcp", "--store", "memory")
+    assert result.exit_code == ExitCode.ENGINE
+    assert "memevolve-gpu[mcp]" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 SLOW_ADD = """

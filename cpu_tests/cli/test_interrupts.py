@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
-from memevolve_gpu import VectorStore, cli
+from memevolve_gpu import HashingEmbedder, VectorStore, cli
 from memevolve_gpu.errors import MemEvolveError
 
 SEED = 20_261_128
@@ -25,10 +26,10 @@ COUNT = 30
 
 
 class Press:
-    """Presses Ctrl-C when the package has executed so many lines; ``lines`` counts them."""
+    """Presses Ctrl-C when the package, or the file of that name, has executed so many lines; ``lines`` counts them."""
 
-    def __init__(self, at: int | None) -> None:
-        self.at, self.lines = at, 0
+    def __init__(self, at: int | None, file: str = "memevolve_gpu") -> None:
+        self.at, self.lines, self.file = at, 0, file
 
     def __enter__(self) -> Press:
         sys.settrace(self._call)
@@ -39,7 +40,7 @@ class Press:
 
     def _call(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
         name = frame.f_code.co_filename
-        return self._line if "memevolve_gpu" in name and not name.endswith("app.py") else None
+        return self._line if self.file in name and not name.endswith("app.py") else None
 
     def _line(self, _frame: FrameType, event: str, _argument: Any) -> Callable[..., Any]:
         if event == "line":
@@ -59,17 +60,24 @@ def source_of(kind: str, folder: Path) -> Path:
         path = folder / "old.data"
         path.write_bytes(pickle.dumps({unit["id"]: unit for unit in units(HELD, COUNT)}))
         return path
+    if kind == "copy":
+        with VectorStore(folder / "source", HashingEmbedder()) as store:
+            store.store_batch(units(HELD, COUNT))
+        return folder / "source"
     path = folder / "units.jsonl"
     path.write_text("".join(json.dumps(unit) + "\n" for unit in units(HELD, COUNT)))
     return path
 
 
-def run(kind: str, source: Path, prefix: Path, at: int | None) -> tuple[int, int]:
+SAYS_MORE = re.compile("lines|all or nothing|the same command continues")
+WORDS = {"add in batches": ["--batch-size", "10"], "import --from": ["--from", "jsonl"]}
+
+
+def run(kind: str, source: Path, prefix: Path, at: int | None, file: str = "memevolve_gpu") -> tuple[int, int]:
     """The exit code, and how many lines ran."""
-    words = ["add", str(source)] if kind.startswith("add") else ["import", str(source)]
-    words += ["--batch-size", "10"] if kind == "add in batches" else []
-    line = ["memevolve-store", *words, "--store", str(prefix), "--embedder", "hashing"]
-    with patch.object(sys, "argv", line), Press(at) as press, pytest.raises(SystemExit) as ended:
+    line = ["memevolve-store", kind.split(maxsplit=1)[0], str(source), *WORDS.get(kind, [])]
+    line += [str(prefix)] if kind == "copy" else ["--store", str(prefix), "--embedder", "hashing"]
+    with patch.object(sys, "argv", line), Press(at, file) as press, pytest.raises(SystemExit) as ended:
         cli.main()
     return int(ended.value.code or 0), press.lines
 
@@ -87,7 +95,7 @@ def ids_in(prefix: Path) -> set[str] | None:
 
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # a file just opened
 @pytest.mark.parametrize("begun", ["a new store", "a store with units"])
-@pytest.mark.parametrize("kind", ["add", "add in batches", "import", "import of an old store"])
+@pytest.mark.parametrize("kind", ["add", "add in batches", "import", "import of an old store", "import --from", "copy"])
 def test_ctrl_c_at_any_line(kind: str, begun: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     print(f"seed {SEED}")
     rng = random.Random(f"{SEED} {kind} {begun}")
@@ -123,5 +131,20 @@ def test_ctrl_c_at_any_line(kind: str, begun: str, tmp_path: Path, capfd: pytest
             assert "Traceback" not in said
             added = len((there or set()) - before)
             assert ("nothing of" not in said) or not added, (at, said)
-            assert f"{added} units of" in said or not added or "lines" in said or "all or nothing" in said, (at, said)
+            assert f"{added} units of" in said or not added or SAYS_MORE.search(said), (at, said)
     assert interrupted > POINTS // 3  # the others lie behind the end of the command
+
+
+@pytest.mark.parametrize("file", ["memevolve_gpu/live/", "live/rebuild.py"])
+def test_ctrl_c_outside_the_transaction_of_a_new_store_is_not_forgotten(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """While the store is opened it waits for the transaction; while the index is built it stops that at once."""
+    monkeypatch.setenv("MEMEVOLVE_STORAGE_MIN_TRAINING_UNITS", "100")
+    source = tmp_path / "units.jsonl"
+    source.write_text("".join(json.dumps(unit) + "\n" for unit in units(0, 150)))
+    code, _ = run("add", source, tmp_path / "new", 1, file)
+    said = capfd.readouterr().err
+    assert code == 130, said
+    assert "interrupted; 150 units of" in said
+    assert ids_in(tmp_path / "new") == {unit["id"] for unit in units(0, 150)}

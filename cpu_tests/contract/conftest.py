@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from milvus_fake import FakeMilvus
 from milvus_kit import URI, Standalone, milvus_folder, running
+from server_kit import has_server, served
 from support import FakeEmbedder
 
 from memevolve_gpu import StorageConfig, VectorStore
@@ -29,7 +31,11 @@ def milvus_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield URI
 
 
-BACKENDS = ["vector", "namespace", "milvus-in-memory", *(["milvus"] if milvus_folder() else [])]
+BACKENDS = [
+    *("vector", "namespace", "milvus-in-memory"),
+    *(["milvus"] if milvus_folder() else []),
+    *(["remote"] if has_server() else []),
+]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -40,10 +46,16 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Make]:
     """``make(name, embedder, **settings)`` opens the store of that name, the same one each time."""
-    opened: list[Store] = []
+    opened: list[Any] = []
+    servers = ExitStack()
     places: set[str] = set()
     server = FakeMilvus()
     prefix = "t" + uuid.uuid4().hex[:12]
+
+    def remote(store: VectorStore) -> Any:
+        from memevolve_gpu.server.client import RemoteStore
+
+        return servers.enter_context(RemoteStore(servers.enter_context(served(store, ui=False, mcp=False))))
 
     def make(name: str = "store", embedder: Any = None, **settings: Any) -> Store:
         config = StorageConfig(**{"background": False, "min_training_units": 100, **settings})
@@ -58,9 +70,9 @@ def make(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
                     for path in ((), ("org",), ("org", "bob"), ("org", "alice", "notes")):
                         other.namespace(*path).store_batch([{"id": f"n{i}", "content": f"noise {i}"} for i in range(3)])
             return opened[-1]
-        if backend == "vector":
+        if backend in ("vector", "remote"):
             opened.append(VectorStore(tmp_path / name, function, storage_config=config))
-            return opened[-1]
+            return opened[-1] if backend == "vector" else remote(opened[-1])
         place = {"collection": f"{prefix}_{re.sub(r'[^a-z0-9]', '_', name)}", "timeout": 20}
         places.add(str(place["collection"]))
         if backend == "milvus":
@@ -71,6 +83,7 @@ def make(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
         return opened[-1]
 
     yield make
+    servers.close()
     for store in opened:
         store.close()
     if backend == "milvus":

@@ -171,9 +171,10 @@ class TestVerbs:
 
     def test_what_a_backend_declares(self, make: Make, backend: str) -> None:
         store = make()
-        in_files = backend in ("vector", "namespace")
+        in_files = backend in ("vector", "namespace", "remote")
         assert store.capabilities == CORE | (ONLY_IN_FILES if in_files else ONLY_ON_SERVERS)
-        assert hasattr(store, "check") == hasattr(store, "backup") == in_files
+        assert hasattr(store, "backup") == in_files
+        assert hasattr(store, "check") == (backend in ("vector", "namespace"))
 
     def test_data_is_a_read_only_mapping_of_ids(self, make: Make) -> None:
         store = make()

@@ -28,8 +28,8 @@ from memevolve_gpu.index import ivf
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.index.snapshot_file import SnapshotInfo, read_snapshot, write_snapshot
-from memevolve_gpu.index.vector_table import grown, lengthened, roomy
-from memevolve_gpu.planner.sizes import plan_bytes
+from memevolve_gpu.index.vector_table import growable, grown, lengthened
+from memevolve_gpu.planner.device_plan import plan_bytes
 from memevolve_gpu.types import FloatArray, Metric, Precision, Rows, SearchParams
 
 N, M, DIM = 1500, 333, 40
@@ -220,7 +220,7 @@ def test_codes_are_held_once(rng: np.random.Generator) -> None:
 
 
 def test_growing_arrays() -> None:
-    first = roomy((100, 3), np.float32)
+    first = growable((100, 3), np.float32)
     first[:] = 1
     second = grown(first, np.full((20, 3), 2))
     third = grown(first, np.full((20, 3), 3))
@@ -234,12 +234,12 @@ def test_growing_arrays() -> None:
     plain = np.arange(5)
     assert grown(plain, np.array([5])).tolist() == [0, 1, 2, 3, 4, 5]
     assert not np.shares_memory(plain, grown(plain, np.array([5])))
-    filled = grown(roomy((0,), np.int64), np.arange(1000))
+    filled = grown(growable((0,), np.int64), np.arange(1000))
     assert filled.tolist() == list(range(1000))
 
 
 def test_rows_written_into_the_room_are_not_copied_again() -> None:
-    array = roomy((100, 3), np.float32)
+    array = growable((100, 3), np.float32)
     array[:] = 1
     longer = lengthened(array, 10)
     longer[100:] = 2
@@ -254,7 +254,7 @@ def test_rows_written_into_the_room_are_not_copied_again() -> None:
 
 
 def test_room_that_ended_is_left_for_a_copy() -> None:
-    array = roomy((100, 3), np.float32)
+    array = growable((100, 3), np.float32)
     array[:] = 1
     longer = lengthened(array, 1000)
     longer[100:] = 2
@@ -263,6 +263,6 @@ def test_room_that_ended_is_left_for_a_copy() -> None:
     again = grown(array, longer[100:])
     assert np.array_equal(again, longer)
     assert np.shares_memory(again, longer), "it was copied once; twice would take the memory of both"
-    stranger = roomy((100, 3), np.float32)
+    stranger = growable((100, 3), np.float32)
     stranger[:] = 9
     assert np.array_equal(grown(stranger, longer[100:])[:100], stranger)

@@ -17,7 +17,7 @@ from support import SEED, FakeBatchEmbedder
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.index.exact_scan import exact_scan
-from memevolve_gpu.index.torch_gpu import flat, index, ivf, runtime
+from memevolve_gpu.index.torch_gpu import index, ivf, runtime
 from memevolve_gpu.index.torch_gpu.memory_accounting import account_of
 from memevolve_gpu.live import scheduler
 from memevolve_gpu.types import FloatArray, Metric, SearchParams
@@ -31,7 +31,7 @@ DELTA = 150
 def torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """torch, whose ``cuda:0`` is the CPU here; a few rows are many, and the device is asked for all of them."""
     module = pytest.importorskip("torch", reason="torch is not installed")
-    for one in (index, flat, ivf):
+    for one in (index, ivf):
         monkeypatch.setattr(one, "open_device", lambda _: module.device("cpu"))
     monkeypatch.setattr(runtime, "current", lambda _: nullcontext())
     monkeypatch.setattr(runtime, "_release", lambda _: None)
@@ -205,11 +205,11 @@ import numpy as np, torch
 from gpu_kit import Card, machine_with, timed_as
 from support import FakeBatchEmbedder
 from memevolve_gpu import VectorStore
-from memevolve_gpu.index.torch_gpu import index as index, flat as exact, runtime, ivf, kmeans
-for one in (index, exact, ivf):
+from memevolve_gpu.index.torch_gpu import index as index, runtime, ivf
+for one in (index, ivf):
     one.open_device = lambda _: torch.device("cpu")
 runtime.current, runtime._release = lambda _: nullcontext(), lambda _: None
-kmeans._ENOUGH = -1.0  # as long as it may
+ivf._ENOUGH = -1.0  # as long as it may
 chosen = {"index_type": "ivf", "min_training_units": 100}
 memory, machine = Path(sys.argv[1]) / "memory", machine_with(Card())
 store = VectorStore(memory, FakeBatchEmbedder(96), storage_config=chosen, machine=machine)

@@ -71,8 +71,8 @@ async def test_tools_say_what_they_do(store: VectorStore) -> None:
         tools = {tool.name: tool.annotations for tool in (await client.list_tools()).tools}
     reading = {name for name, hints in tools.items() if hints is not None and hints.read_only_hint}
     destroying = {name for name, hints in tools.items() if hints is not None and hints.destructive_hint}
-    assert reading == {"recall", "list_memories", "health"}
-    assert destroying == {"update", "forget"}
+    assert reading == {"recall", "list_memories", "history", "health"}
+    assert destroying == {"update", "forget", "undo"}
     assert set(tools) == reading | destroying | {"remember"}
 
 
@@ -106,6 +106,38 @@ async def test_pages_give_every_memory_once(store: VectorStore) -> None:
             page = await answer(client, "list_memories", limit=7, cursor=page["next_cursor"], max_tokens=200)
             seen += [unit["id"] for unit in page["memories"]]
     assert seen == ids
+
+
+async def test_history_shows_versions_and_undo_takes_back(store: VectorStore) -> None:
+    space = ["org", "alice"]
+    async with Client(memory_server(store)) as client:
+        assert (await answer(client, "history", unit_id="absent"))["versions"] == []
+        for namespace in (None, space):
+            await answer(client, "remember", content="first text", unit_id="a", namespace=namespace)
+        await answer(client, "update", unit_id="a", content="second text", namespace=space)
+        await answer(client, "forget", unit_ids=["a"], namespace=space)
+        versions = (await answer(client, "history", unit_id="a", namespace=space))["versions"]
+        assert [version["change"] for version in versions] == ["delete", "put", "put"]
+        texts = [version["memory"] and version["memory"]["content"] for version in versions]
+        assert texts == [None, "second text", "first text"]
+        assert versions[0]["at"] >= versions[1]["at"]
+        assert "another namespace" in await error(client, "undo", operation=versions[0]["operation"])
+        undone = await answer(client, "undo", operation=versions[0]["operation"], namespace=space)
+        assert undone["changes"] == 1
+        assert store.namespace(*space).retrieve("a")["content"] == "second text"  # type: ignore[index]
+        assert "changed" in await error(client, "undo", operation=versions[2]["operation"], namespace=space)
+
+
+async def test_a_long_history_fits_into_its_tokens(store: VectorStore) -> None:
+    for number in range(30):
+        store.store({"id": "a", "content": f"text {number}: " + "always close files. " * 20})
+    async with Client(memory_server(store)) as client:
+        found = await answer(client, "history", unit_id="a", max_tokens=1_000)
+        assert 0 < len(found["versions"]) < 30
+        assert len(found["versions"]) + found["left_out"] == 30
+        assert found["versions"][0]["memory"]["content"].startswith("text 29: ")
+        cut = await answer(client, "history", unit_id="a", max_tokens=100)
+        assert "[cut: " in cut["versions"][0]["memory"]["content"]
 
 
 async def test_resources_and_prompts(store: VectorStore) -> None:

@@ -25,7 +25,7 @@ from support import FakeBatchEmbedder
 from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import DeviceError, StorageError
 from memevolve_gpu.index import device_failover
-from memevolve_gpu.index.torch_gpu import delta_buffer, flat, ivf, runtime, search
+from memevolve_gpu.index.torch_gpu import delta_buffer, ivf, runtime, search
 from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu.device_rows import DeviceRows
 from memevolve_gpu.index.torch_gpu.index import TorchIndex
@@ -100,7 +100,7 @@ def patched(faults: Faults) -> ExitStack:
     """``cuda:0`` is the CPU and fails as it is told; a few rows are many, and the device is asked for all of them."""
     stack = ExitStack()
     propose, empty = search.propose, DeviceRows.empty
-    for one in (index_module, flat, ivf):
+    for one in (index_module, ivf):
         stack.enter_context(patch.object(one, "open_device", lambda _: torch.device("cpu")))
     for one in (index_module, search):
         stack.enter_context(patch.object(one, "propose", faults.before("propose", propose)))

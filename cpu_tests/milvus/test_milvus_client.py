@@ -91,7 +91,7 @@ class TestRetrying:
             Retrying(10.0, time.clock, time.sleep).run(failing(time, [TypeError("a bug")]), (OSError,), lambda _: False)
 
 
-def door(server: FakeMilvus, **settings: Any) -> MilvusClient:
+def client(server: FakeMilvus, **settings: Any) -> MilvusClient:
     return MilvusClient(MilvusConfig(**{"timeout": 0.3, **settings}), server.connect)
 
 
@@ -114,7 +114,7 @@ class TestErrors:
         server = FakeMilvus()
         server.fail("has_collection", FakeError(code, message))
         with pytest.raises(kind, match=words) as caught:
-            door(server).call("has_collection", "x")
+            client(server).call("has_collection", "x")
         assert type(caught.value) is kind
         assert isinstance(caught.value.__cause__, FakeError)
         assert server.calls["has_collection"] == 1
@@ -123,7 +123,7 @@ class TestErrors:
     def test_a_node_that_is_lost_is_waited_for(self, code: int) -> None:
         server = FakeMilvus()
         server.fail("has_collection", *[FakeError(code, "node offline")] * 2)
-        assert door(server).call("has_collection", "x") is False
+        assert client(server).call("has_collection", "x") is False
         assert server.calls["has_collection"] == 3
 
     def test_a_server_that_is_away_is_named_with_the_time_and_the_remedy(self) -> None:
@@ -142,7 +142,7 @@ class TestErrors:
         server = FakeMilvus()
         server.fail("has_collection", FakeError(1100, "invalid parameter"))
         with pytest.raises(StorageError) as caught:
-            door(server, token="root:sesame").call("has_collection", "x")
+            client(server, token="root:sesame").call("has_collection", "x")
         assert "sesame" not in str(caught.value)
         assert "sesame" not in repr(MilvusConfig(token="root:sesame"))
 
@@ -159,7 +159,7 @@ class TestErrors:
             MilvusClient(MilvusConfig()).call("has_collection", "x")
 
     def test_a_closed_door_says_so(self) -> None:
-        closed = door(FakeMilvus())
+        closed = client(FakeMilvus())
         closed.close()
         with pytest.raises(StoreClosedError):
             closed.call("has_collection", "x")
@@ -182,7 +182,7 @@ class TestVersion:
 
     def test_a_server_that_is_too_old_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match=r"Milvus v2.2.9, at least 2.3.2"):
-            door(FakeMilvus("v2.2.9")).version()
+            client(FakeMilvus("v2.2.9")).version()
 
 
 class TestConnections:

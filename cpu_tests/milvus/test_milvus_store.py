@@ -160,8 +160,8 @@ class TestSearchesThatFallShort:
         assert found[1] == [[f"u{i}" for i in row] for row in exact]
 
     def test_more_than_the_server_gives_at_once_is_put_together_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for room in ("search", "collection"):
-            monkeypatch.setattr(f"memevolve_gpu.milvus.{room}.WINDOW", 50)
+        for module in ("search", "collection"):
+            monkeypatch.setattr(f"memevolve_gpu.milvus.{module}.WINDOW", 50)
         store, _ = filled(FakeMilvus(), 170)
         distances, ids = store.search_vectors(np.zeros((1, DIM)), 165)
         assert (len(set(ids[0])), None in ids[0]) == (165, False)

@@ -15,9 +15,9 @@ from memevolve_gpu.errors import CapacityError
 from memevolve_gpu.index.costs import WHOLE_ROWS
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.index.snapshot_file import SnapshotInfo, write_snapshot
+from memevolve_gpu.planner.device_plan import plan_bytes
 from memevolve_gpu.planner.nlist import ListsRule, adaptive_nlist, lists_status, should_recreate
 from memevolve_gpu.planner.plan import IndexType, PrecisionSetting, plan_index, search_cost, search_params_for
-from memevolve_gpu.planner.sizes import plan_bytes
 from memevolve_gpu.types import IndexPlan
 
 PLENTY = 1 << 40

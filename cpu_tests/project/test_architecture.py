@@ -86,7 +86,7 @@ MOST_LINES_IN_FUNCTION = 60
 
 
 class Module:
-    """One source file: its path below the package, its room and its syntax tree."""
+    """One source file: its path, the package it is in and its syntax tree."""
 
     def __init__(self, name: str, source: str) -> None:
         self.name = name
@@ -94,7 +94,7 @@ class Module:
         self.tree = ast.parse(source)
         self.nodes = list(ast.walk(self.tree))
         self.parts = Path(name).with_suffix("").parts
-        self.room = self.parts[0]
+        self.package = self.parts[0]
 
     def imports(self) -> Iterator[tuple[ast.stmt, str, bool]]:
         """Yield (statement, dotted name, relative) for every import; relative ones are resolved below the package."""
@@ -119,9 +119,9 @@ def modules() -> list[Module]:
 MODULES = modules()
 
 
-def layer(room: str) -> int:
+def layer(package: str) -> int:
     """The number of the package's layer; -1, above all, for the top of the package and modules outside it."""
-    return next((number for number, rooms in enumerate(LAYERS) if room in rooms), -1)
+    return next((number for number, packages in enumerate(LAYERS) if package in packages), -1)
 
 
 def upward_imports(module: Module) -> list[str]:
@@ -130,12 +130,14 @@ def upward_imports(module: Module) -> list[str]:
     return [
         f"{module.name}:{node.lineno} imports {target}"
         for node, target, relative in module.imports()
-        if relative and not may_see(module.room, target.split(".")[0])
+        if relative and not may_see(module.package, target.split(".")[0])
     ]
 
 
-def may_see(room: str, other: str) -> bool:
-    return room == other or layer(other) > layer(room) or any({room, other} <= layer_ for layer_ in NEIGHBOURLY)
+def may_see(package: str, other: str) -> bool:
+    return (
+        package == other or layer(other) > layer(package) or any({package, other} <= layer_ for layer_ in NEIGHBOURLY)
+    )
 
 
 def absolute_imports_of_ours(module: Module) -> list[str]:
@@ -299,28 +301,28 @@ def test_layering_of_samples(name: str, source: str, *, breaks: bool) -> None:
     ("name", "found"),
     [("integrations/langchain/a.py", 0), ("components/a.py", 1), ("memory_system.py", 1), ("__init__.py", 1)],
 )
-def test_langchain_is_imported_with_its_own_door_only(name: str, found: int) -> None:
+def test_langchain_is_imported_with_its_own_package_only(name: str, found: int) -> None:
     source = "from langchain_core.documents import Document\n"
     assert len(engine_imports_with_the_module(Module(name, source))) == found
 
 
-def test_nobody_imports_a_room_that_needs_what_is_optional() -> None:
+def test_nobody_imports_a_package_that_needs_what_is_optional() -> None:
     named = {(module.name, target) for module in MODULES for _, target, relative in module.imports() if relative}
     outside = {name for name, target in named if target.startswith("integrations") and not name.startswith("integr")}
     assert outside <= {"cli/read_commands.py", "cli/serve_commands.py", "cli/write_commands.py"}  # inside a command
 
 
-def test_rooms_do_not_go_round_in_circles() -> None:
+def test_packages_do_not_import_in_circles() -> None:
     sees: dict[str, set[str]] = {}
     for module in MODULES:
-        rooms = {target.split(".")[0] for _, target, relative in module.imports() if relative}
-        sees.setdefault(module.room, set()).update(rooms - {module.room})
+        packages = {target.split(".")[0] for _, target, relative in module.imports() if relative}
+        sees.setdefault(module.package, set()).update(packages - {module.package})
     graphlib.TopologicalSorter(sees).prepare()  # raises CycleError
 
 
-def test_every_room_has_a_layer() -> None:
-    rooms = {module.room for module in MODULES} - {"__init__"}
-    assert rooms <= set().union(*LAYERS)
+def test_every_package_has_a_layer() -> None:
+    packages = {module.package for module in MODULES} - {"__init__"}
+    assert packages <= set().union(*LAYERS)
 
 
 def declared() -> set[str]:

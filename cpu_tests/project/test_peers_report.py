@@ -180,5 +180,6 @@ def test_the_page_of_results_links_every_figure(repository: Path) -> None:
     files = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()} - {"index.html"}
     assert set(re.findall(r'href="([^"]+)"', results_page.page(results))) == files
     committed = (results / "index.html").read_text(encoding="utf-8")
+    assert committed == results_page.page(results), "run python benchmarks/results_page.py"
     for name in re.findall(r'(?:href|src)="([^"]+)"', committed):
         assert (results / name).is_file(), name

@@ -260,16 +260,16 @@ def test_sql_follows_the_definition_on_the_examples(store: Records, folded: int)
     ],
 )
 def test_everything_outside_the_grammar_is_refused_by_name(store: Records, filters: Any, named: str) -> None:
-    doors: list[Callable[[Any], object]] = [
+    entries: list[Callable[[Any], object]] = [
         parse,
         canonical,
         store.matching,
         lambda given: store.keyword("x", 1, given),
         lambda given: matches(given, {}),
     ]
-    for door in doors:
+    for entry in entries:
         with pytest.raises(InvalidFilterError) as caught:
-            door(filters)
+            entry(filters)
         assert named in str(caught.value)
 
 

@@ -142,9 +142,9 @@ def test_a_folder_in_the_files_place(prefix: Path) -> None:
 def test_a_foreign_file_is_refused_and_untouched(prefix: Path, content: bytes) -> None:
     file = prefix.with_name("memory.db")
     file.write_bytes(content)
-    for door in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
+    for entry in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
         with pytest.raises(StorageError) as caught:
-            door()
+            entry()
         assert isinstance(caught.value, NotAStoreError) or content.startswith(b"SQLite")
     assert file.read_bytes() == content
 
@@ -158,9 +158,9 @@ def test_the_database_of_another_program_is_refused_and_untouched(prefix: Path, 
     foreign.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     foreign.close()
     before = {path.name: path.read_bytes() for path in prefix.parent.iterdir() if not path.name.endswith("-shm")}
-    for door in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
+    for entry in (lambda: Records.open(prefix, dim=DIM), lambda: Records.peek(prefix)):
         with pytest.raises(NotAStoreError, match="another program"):
-            door()
+            entry()
     for name, content in before.items():
         assert (prefix.parent / name).read_bytes() == content
 
@@ -170,9 +170,9 @@ def test_a_newer_schema_is_refused(records: Records, prefix: Path) -> None:
     con = foreign_connection(records.path)
     con.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     con.close()
-    for door in (lambda: Records.open(prefix), lambda: Records.peek(prefix)):
+    for entry in (lambda: Records.open(prefix), lambda: Records.peek(prefix)):
         with pytest.raises(NewerSchemaError, match="upgrade"):
-            door()
+            entry()
 
 
 def test_an_older_schema_is_lifted_step_by_step(
@@ -419,6 +419,14 @@ def test_a_store_cannot_be_created_in_a_read_only_folder(open_folder: Path) -> N
     open_folder.chmod(0o555)
     assert without_rights(create) == 0
     assert list(open_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "sub/", ".", "sub/.."])
+def test_a_prefix_that_names_a_folder_makes_no_hidden_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(ConfigurationError, match=r"names a folder; add a name for the store, as in '.*memory'"):
+        Records.open(f"{tmp_path}/{name}", dim=DIM)
+    assert [one.name for one in tmp_path.rglob("*")] == ["sub"]
 
 
 MOUNTS = """\

@@ -89,13 +89,13 @@ def ids_at(prefix: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("how", _COPIES)
-@pytest.mark.parametrize("door", ["open", "peek"])
-def test_a_log_beside_a_copied_backup_is_set_aside(tmp_path: Path, prefix: Path, how: str, door: str) -> None:
+@pytest.mark.parametrize("entry", ["open", "peek"])
+def test_a_log_beside_a_copied_backup_is_set_aside(tmp_path: Path, prefix: Path, how: str, entry: str) -> None:
     backup, file = stale(tmp_path, prefix, how), prefix.with_name("memory.db")
     log = prefix.with_name("memory.db-wal").read_bytes()
     shutil.copyfile(backup, file)
     with pytest.raises(CorruptStoreError, match=r"does not belong.*Nothing was replayed.*set aside as .*foreign-"):
-        Records.open(prefix) if door == "open" else Records.peek(prefix)
+        Records.open(prefix) if entry == "open" else Records.peek(prefix)
     assert file.read_bytes() == backup.read_bytes()
     (aside,) = tmp_path.glob("memory.db-wal.foreign-*")
     assert aside.read_bytes() == log
@@ -254,11 +254,11 @@ def test_a_file_that_is_copied_over_beside_a_live_process_is_refused(tmp_path: P
     assert ids_at(prefix) == ["a"]
 
 
-@pytest.mark.parametrize("door", ["read", "write"])
+@pytest.mark.parametrize("entry", ["read", "write"])
 @pytest.mark.parametrize("what", ["backup", "older copy", "other store"])
 @pytest.mark.parametrize("log", ["with a log", "log emptied"])
 def test_a_live_process_notices_that_its_file_was_copied_over(
-    records: Records, tmp_path: Path, door: str, what: str, log: str
+    records: Records, tmp_path: Path, entry: str, what: str, log: str
 ) -> None:
     copies = {"backup": tmp_path / "backup.db", "older copy": tmp_path / "copy", "other store": tmp_path / "other.db"}
     for name in OLD:
@@ -273,7 +273,7 @@ def test_a_live_process_notices_that_its_file_was_copied_over(
         records.checkpoint()
     assert records.head().count == len(OLD) + len(NEW)
     shutil.copyfile(copies[what], records.path)
-    act = partial(records.get, OLD[0]) if door == "read" else partial(put, records, "later")
+    act = partial(records.get, OLD[0]) if entry == "read" else partial(put, records, "later")
     for _ in range(2):
         with pytest.raises(CorruptStoreError, match="close the store in every process, then restore"):
             act()

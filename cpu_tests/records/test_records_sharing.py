@@ -20,7 +20,13 @@ import pytest
 from records_kit import DIM, facts, foreign_connection, put, unit, vector
 from support import SEED, as_child
 
-from memevolve_gpu.errors import LockTimeoutError, StorageError, StorageFullError, StoreClosedError
+from memevolve_gpu.errors import (
+    LockTimeoutError,
+    StorageError,
+    StorageFullError,
+    StoreClosedError,
+    TooManyFilesError,
+)
 from memevolve_gpu.records import Records, connections, pool, writer
 from memevolve_gpu.records.fulltext_buffer import FOLD_AT
 from memevolve_gpu.utils import forking
@@ -533,7 +539,7 @@ def test_out_of_descriptors_says_so(records: Records) -> None:
 
     def act() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        with pytest.raises(StorageError, match="too many files open"):
+        with pytest.raises(TooManyFilesError, match="too many files open"):
             Records.open(records.path.with_suffix(""))
 
     assert as_child(act) == 0
@@ -555,7 +561,7 @@ def test_many_stores_in_a_process_need_the_files_that_the_error_says(tmp_path: P
                 put(kept[-1], "a")
                 assert kept[-1].get("a") is not None
 
-        with pytest.raises(StorageError, match=f"too many files open: a store takes {each}, and 2 more"):
+        with pytest.raises(TooManyFilesError, match=f"too many files open: a store takes {each}, and 2 more"):
             open_and_use()
         assert free // each <= len(kept) <= free // (each - 2)
 

@@ -106,8 +106,8 @@ def lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
         return scan_cost(rows, dim) * (1e6 if rows >= ROWS else 1.0)
 
     monkeypatch.setattr(ivf, "WHOLE_ROWS", 0)
-    for room in (ivf, search_param_sweep):
-        monkeypatch.setattr(room, "scan_cost", dear)
+    for module in (ivf, search_param_sweep):
+        monkeypatch.setattr(module, "scan_cost", dear)
 
 
 @pytest.mark.parametrize("asked", [None, "questions"])

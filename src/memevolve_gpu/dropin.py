@@ -106,9 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_module = given[:1] == ["-m"]
     program = given[as_module:]
     if not program or program[0].startswith("-"):
-        asked = program[:1] in (["-h"], ["--help"]) and not as_module
-        (sys.stdout if asked else sys.stderr).write(_USAGE)
-        return 0 if asked else 2
+        wants_help = program[:1] in (["-h"], ["--help"]) and not as_module
+        (sys.stdout if wants_help else sys.stderr).write(_USAGE)
+        return 0 if wants_help else 2
     install()
     sys.argv[:] = program
     if not as_module:

@@ -23,6 +23,7 @@ outside world also ``RuntimeError``, as MemEvolve's callers expect::
         ├── CorruptStoreError                       SQLite reports damage, or the records contradict each other
         ├── LockTimeoutError                        another process kept the writer lock for too long
         ├── StorageFullError                        disk full or quota reached
+        ├── TooManyFilesError                       no more files may be open
         ├── ReadOnlyError                           file, folder or file system is read-only
         ├── NetworkFilesystemError                  locks cannot be trusted there
         ├── ReentrantCallError                      a handler or callback calls inside a call that it interrupts
@@ -62,6 +63,7 @@ __all__ = [
     "StorageFullError",
     "StoreClosedError",
     "StoreUnavailableError",
+    "TooManyFilesError",
 ]
 
 
@@ -200,6 +202,10 @@ class StorageFullError(StorageError):
     """The disk is full or a quota is reached."""
 
 
+class TooManyFilesError(StorageError):
+    """This process, or the machine, may open no more files."""
+
+
 class ReadOnlyError(StorageError):
     """The file, its folder or its file system is read-only."""
 
@@ -209,8 +215,10 @@ class NetworkFilesystemError(StorageError):
 
 
 class ReentrantCallError(StorageError):
-    """A signal handler, finalizer or callback called into the store inside a call of the same thread that it
-    interrupts, at a moment when only that call can go on; nothing was done. Call again once it has returned."""
+    """A signal handler, finalizer or callback called the store inside a call of the same thread that must go on first.
+
+    Nothing was done. Call again once the interrupted call has returned.
+    """
 
 
 class StoreClosedError(StorageError):

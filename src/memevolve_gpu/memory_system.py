@@ -53,10 +53,10 @@ _DEFAULT_WARNING, _DEFAULT_PRUNE = 0.8, 0.9
 
 
 @dataclass(frozen=True)
-class Room:
-    """``excess``: units to delete before the new ones are stored, 0 for none; ``cause`` says why."""
+class Excess:
+    """``units`` to delete before the new ones are stored, 0 for none; ``cause`` says why."""
 
-    excess: int
+    units: int
     cause: str = ""
     for_memory: bool = False
 
@@ -79,7 +79,7 @@ class Capacity:
             below = math.nextafter(1, 0)
             real_number("prune_to", self.level, "a share of at least 0 and below 1", 0, below, ConfigurationError)
 
-    def room(self, backend: StorageBackend, new: int) -> Room:
+    def excess(self, backend: StorageBackend, new: int) -> Excess:
         """Return how many units to delete so that ``new`` units fit."""
         if self.threshold is not None:
             share = _BELOW_THRESHOLD if self.level is None else self.level
@@ -87,10 +87,10 @@ class Capacity:
             return _within(backend.count(), new, bounds)
         return self._by_limits(backend, new)
 
-    def _by_limits(self, backend: StorageBackend, new: int) -> Room:
+    def _by_limits(self, backend: StorageBackend, new: int) -> Excess:
         health = as_backend(backend).get_storage_health()
         if "max_units" not in health:
-            return Room(0)
+            return Excess(0)
         config = getattr(backend, "config", None)
         warning = float(getattr(config, "warning_threshold", _DEFAULT_WARNING))
         share = float(getattr(config, "prune_threshold", _DEFAULT_PRUNE))
@@ -98,22 +98,22 @@ class Capacity:
         count, limit = int(health["current_count"]), int(health["max_units"])
         by_units = _within(count, new, (math.floor(level * limit), math.ceil(share * limit) - 1, limit))
         used, most = float(health["memory_usage_mb"]), float(health["max_memory_mb"])
-        if by_units.excess or used < share * most:
+        if by_units.units or used < share * most:
             return by_units
         excess = max(0, math.ceil(count * (1 - level * most / used)))
-        return Room(excess, f"index memory is {used:.0f} of at most {most:.0f} MiB", for_memory=True)
+        return Excess(excess, f"index memory is {used:.0f} of at most {most:.0f} MiB", for_memory=True)
 
 
-def _within(count: int, new: int, bounds: tuple[int, int, int]) -> Room:
+def _within(count: int, new: int, bounds: tuple[int, int, int]) -> Excess:
     """Compare ``count + new`` with bounds: the target after pruning, the most units before pruning, and the limit.
 
     A batch larger than the first bound uses the next one, so that no more than needed is deleted. Nothing is deleted
     for a batch that cannot fit at all.
     """
     if count + new <= bounds[1]:
-        return Room(0)
+        return Excess(0)
     bound = next((bound for bound in bounds if new <= bound), count + new)
-    return Room(min(count, max(0, count + new - bound)), f"{count} units of at most {bounds[2]}, and {new} new")
+    return Excess(min(count, max(0, count + new - bound)), f"{count} units of at most {bounds[2]}, and {new} new")
 
 
 POLICIES = ("lru", "lfu", "random", "oldest")
@@ -585,39 +585,39 @@ class MemorySystem:
                 return
             self._is_making_room = True
             try:
-                room = self._room_needed(storage, units)
-                removed = self._free(storage, room) if room.excess else None
+                excess = self._excess_with(storage, units)
+                removed = self._free(storage, excess) if excess.units else None
             finally:
                 self._is_making_room = False
         if removed is not None:  # outside the lock: a callback may add units
-            details = {"policy": self.config.prune_policy, "count": removed[0], "cause": room.cause}
+            details = {"policy": self.config.prune_policy, "count": removed[0], "cause": excess.cause}
             self._note("auto_prune", details)
             notify(self.config.on_manage_complete, "auto_prune", removed)
 
-    def _room_needed(self, storage: StorageBackend, units: list[MemoryUnit]) -> Room:
-        room = self._capacity.room(storage, len(units))
-        if room.excess:
-            room = self._capacity.room(storage, sum(not _is_known(storage, unit) for unit in units))
-        if room.for_memory and storage.count() < MEMORY_GROWTH * self._room_for_memory_at:
-            return Room(0)
-        return room
+    def _excess_with(self, storage: StorageBackend, units: list[MemoryUnit]) -> Excess:
+        excess = self._capacity.excess(storage, len(units))
+        if excess.units:
+            excess = self._capacity.excess(storage, sum(not _is_known(storage, unit) for unit in units))
+        if excess.for_memory and storage.count() < MEMORY_GROWTH * self._room_for_memory_at:
+            return Excess(0)
+        return excess
 
-    def _free(self, storage: StorageBackend, room: Room) -> tuple[int, list[str]] | None:
-        """Delete ``room.excess`` units; None when that failed: the backend then decides whether the new units fit."""
+    def _free(self, storage: StorageBackend, excess: Excess) -> tuple[int, list[str]] | None:
+        """Delete ``excess.units`` units; None when that failed: the backend then decides whether the new units fit."""
         manager, policy = self.memory_manager, self.config.prune_policy
         if manager.storage_backend is not storage:
             return None  # the backend was replaced meanwhile
         try:
             if policy == "oldest":
-                removed = manager.prune({"max_count": storage.count() - room.excess})
+                removed = manager.prune({"max_count": storage.count() - excess.units})
             else:
-                removed = manager.apply_forgetting(policy, room.excess)
-            if room.for_memory:
+                removed = manager.apply_forgetting(policy, excess.units)
+            if excess.for_memory:
                 as_backend(storage).run_maintenance()
         except MemEvolveError as error:
-            _log.warning("units could not be deleted to make room (%s): %s", room.cause, error)
+            _log.warning("units could not be deleted to make room (%s): %s", excess.cause, error)
             return None
-        if room.for_memory:
+        if excess.for_memory:
             self._room_for_memory_at = storage.count()
         return removed
 

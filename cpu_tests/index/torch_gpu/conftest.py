@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from memevolve_gpu.index import device_failover
-from memevolve_gpu.index.torch_gpu import flat, index, ivf, runtime
+from memevolve_gpu.index.torch_gpu import index, ivf, runtime
 from memevolve_gpu.index.torch_gpu.memory_accounting import WORKSPACE, Account, account_of
 
 CARD = "cuda:7"
@@ -42,7 +42,7 @@ def kernels(torch: Any) -> SimpleNamespace:
 @pytest.fixture
 def card(torch: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
     """The account of device ``CARD``, whose tensors lie on the CPU; set its ``limit`` to make the card small."""
-    for module in (index, flat, ivf):
+    for module in (index, ivf):
         monkeypatch.setattr(module, "open_device", lambda _: torch.device("cpu"))
     monkeypatch.setattr(runtime, "current", lambda _: nullcontext())
     monkeypatch.setattr(runtime, "_release", lambda _: None)

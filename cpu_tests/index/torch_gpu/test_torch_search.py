@@ -20,9 +20,9 @@ from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import kernel_ops, search
 from memevolve_gpu.index.torch_gpu.index import TorchIndex
+from memevolve_gpu.index.torch_gpu.ivf import _step as kmeans_step
+from memevolve_gpu.index.torch_gpu.ivf import norms_of, train
 from memevolve_gpu.index.torch_gpu.kernel_ops import Operations
-from memevolve_gpu.index.torch_gpu.kmeans import _step as kmeans_step
-from memevolve_gpu.index.torch_gpu.kmeans import norms_of, train
 from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE, Account, predicted_bytes, resident_bytes
 from memevolve_gpu.types import FloatArray, IntArray, Metric, Precision, SearchParams
 from memevolve_gpu.utils.vectors import DeviceQueries

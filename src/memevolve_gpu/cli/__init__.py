@@ -33,11 +33,13 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "embed": read_commands.embed,
     "devices": read_commands.devices,
     "mcp": serve_commands.mcp,
+    "serve": serve_commands.serve,
     "doctor": doctor.doctor,
     "demo": demo.demo,
 }
 for _name, _command in _COMMANDS.items():
     add_command(_name, _command)
 app.add_typer(admin_commands.app, name="manage")
+app.add_typer(serve_commands.keys_app, name="keys")
 
 __all__ = ["ExitCode", "app", "main"]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from .app import ExitCode, Group, InputError, add_command
+from .files import refuse_missing_folder
 from .options import (
     AsJson,
     Conditions,
@@ -250,8 +251,7 @@ def backup(
     """Copy the records to a new file, consistent while others use the store."""
     output, written = Output(as_json), path.removesuffix(".db") + ".db"
     with open_local(store) as opened, output.progress("copying"):
-        if not Path(written).parent.is_dir():
-            raise InputError(f"the folder {Path(written).parent} does not exist; create it first")
+        refuse_missing_folder(written)
         if os.path.lexists(written):
             raise InputError(f"{written} exists; name another file")
         opened.backup(written)
@@ -269,6 +269,8 @@ def restore(
 
     refuse_milvus(store)
     output = Output(as_json)
+    if not Path(path).exists():
+        raise InputError(f"there is no backup at {path}; check the path")
     with output.progress("restoring"):
         replaced = VectorStore.restore(path, store)
     with open_local(store) as opened:

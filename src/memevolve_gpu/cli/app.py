@@ -25,6 +25,7 @@ from ..errors import (
     ModelMismatchError,
     StorageError,
     StorageFullError,
+    TooManyFilesError,
 )
 from .output import Output
 
@@ -94,6 +95,7 @@ _BY_ERROR: tuple[tuple[type[BaseException], ExitCode], ...] = (
     (NotFoundError, ExitCode.NOT_FOUND),
     (CapacityError, ExitCode.CAPACITY),
     (StorageFullError, ExitCode.CAPACITY),
+    (TooManyFilesError, ExitCode.CAPACITY),
     (StorageError, ExitCode.STORAGE),
     (EmbeddingError, ExitCode.ENGINE),
     (EngineError, ExitCode.ENGINE),
@@ -156,7 +158,7 @@ class _Program(Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, *_more: Any, **extra: Any) -> Any:
         """Run one command line and exit the process with its code. Without a command the help is shown."""
         arguments = _namespace_first(list(sys.argv[1:] if args is None else args))
-        no_command = arguments in ([], ["manage"])
+        no_command = arguments in ([], ["manage"], ["keys"])
         extra["standalone_mode"] = False
 
         def run() -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import InvalidUnitError, MemEvolveError
-from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts
+from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
 from .app import InputError, Interrupted
 from .output import Output, held_interrupt
 
@@ -37,6 +37,7 @@ __all__ = [
     "read_old",
     "read_text",
     "read_units",
+    "refuse_missing_folder",
     "write_lines",
 ]
 
@@ -56,8 +57,8 @@ class Bulk:
     def put(self, units: Sequence[MemoryUnit], vectors: Sequence[FloatArray] | None = None, last_line: int = 0) -> None:
         """Store the units in one transaction; vectors[i] (dim,) belongs to units[i].
 
-        Ctrl-C takes effect before or after it; a second Ctrl-C at once. Raises KeyboardInterrupt, and the errors of
-        ``VectorStore.store_batch``.
+        Ctrl-C takes effect before or after it, with vectors after it, as the store may be new; a second Ctrl-C at once.
+        Raises KeyboardInterrupt, and the errors of ``VectorStore.store_batch``.
         """
         if not units:
             return
@@ -68,11 +69,11 @@ class Bulk:
         with self.output.progress("storing" if vectors else "embedding") as report, held_interrupt() as held:
 
             def report_or_stop(stage: str, share: float) -> None:
-                held.check()
+                if rows is None:
+                    held.check()
                 report(stage, share)
 
             try:
-                held.check()
                 self.ids += self.store.store_batch(units, rows, report_or_stop)
             except KeyboardInterrupt:
                 self._unclear = held.twice
@@ -160,6 +161,13 @@ def export_line(unit: MemoryUnit, vector: FloatArray | None = None, model: str |
     return json.dumps({"unit": unit, "vector": packed, "model": model}, ensure_ascii=False)
 
 
+def refuse_missing_folder(path: str) -> None:
+    """Raise InputError when the folder of a file to write is not there."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise InputError(f"the folder {folder} does not exist; create it first")
+
+
 def write_lines(path: str, lines: Iterable[str], told: Callable[[int], None], mode: int = PRIVATE) -> int:
     """Write the lines as UTF-8 to ``path``, ``-`` for stdout, and return their number; ``told`` gets it after each.
 
@@ -180,7 +188,7 @@ def write_lines(path: str, lines: Iterable[str], told: Callable[[int], None], mo
             draft.path.replace(target)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     return count
 
 
@@ -191,14 +199,6 @@ def _write_to(write: Callable[[bytes], object], lines: Iterable[str], told: Call
         count += 1
         told(count)
     return count
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 MAX_LINE_BYTES = 64 * 2**20

@@ -25,11 +25,19 @@ class HeldInterrupt:
     def __init__(self) -> None:
         self.pressed = False
         self.twice = False
+        self.before: Any = None
 
     def check(self) -> None:
         """Raise KeyboardInterrupt when Ctrl-C was pressed."""
         if self.pressed:
             raise KeyboardInterrupt
+
+    def release(self) -> None:
+        """Let Ctrl-C take effect at once from here on; one that was delayed does so now."""
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+            self.before = None
+            self.check()
 
     def press(self, _signal: int, _frame: FrameType | None) -> None:
         """Handle the signal."""
@@ -41,7 +49,7 @@ class HeldInterrupt:
 
 @contextmanager
 def held_interrupt() -> Iterator[HeldInterrupt]:
-    """Delay the first Ctrl-C until ``check`` is called; a second one takes effect at once.
+    """Delay the first Ctrl-C until ``check`` or ``release`` is called; a second one takes effect at once.
 
     Nothing changes outside the main thread, where Python delivers no signals, and where Ctrl-C is ignored.
     """
@@ -50,11 +58,12 @@ def held_interrupt() -> Iterator[HeldInterrupt]:
     if not in_main_thread or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield held
         return
-    before = signal.signal(signal.SIGINT, held.press)
+    held.before = signal.signal(signal.SIGINT, held.press)
     try:
         yield held
     finally:
-        signal.signal(signal.SIGINT, before)
+        if held.before is not None:
+            signal.signal(signal.SIGINT, held.before)
 
 
 Report = Callable[[str, float], None]

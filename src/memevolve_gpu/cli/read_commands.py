@@ -15,7 +15,7 @@ import typer
 from ..errors import DimensionMismatchError, ModelMismatchError
 from ..utils.drafts import PRIVATE
 from .app import ExitCode, InputError
-from .files import export_line, write_lines
+from .files import export_line, refuse_missing_folder, write_lines
 from .options import (
     AsJson,
     Conditions,
@@ -362,6 +362,7 @@ def export(
 
     output, prefix = Output(as_json), store
     asked = parse_filters(condition, filters)
+    refuse_missing_folder(file)
     if not force:
         _may_replace(file)
     with open_existing(prefix, None) as opened, output.progress("exporting") as report:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .app import InputError, NotFoundError, StoreExistsError
+from .app import InputError, Interrupted, NotFoundError, StoreExistsError
 from .files import (
     Exported,
     bulk_into,
@@ -40,7 +41,7 @@ from .options import (
     open_or_create,
     stored_model,
 )
-from .output import Output, held_interrupt
+from .output import HeldInterrupt, Output, Report, held_interrupt
 from .read_commands import missing
 
 if TYPE_CHECKING:
@@ -71,11 +72,30 @@ def copy(
     with open_existing(source, None) as read:
         model = StoredModel(stored_model(source), read.embedding_dim)
         with (
+            _continuable() as held,
             open_or_create(target, model, metric=MetricName(read.metric)) as written,
             output.progress("copying") as report,
         ):
-            done = copy_store(read, written, replace=replace, progress=report)
+            done = copy_store(read, written, replace=replace, progress=_after_a_page(held, report))
     output.show(done.as_dict(), *_copied(done, source, target))
+
+
+@contextmanager
+def _continuable() -> Iterator[HeldInterrupt]:
+    """Delay Ctrl-C until a page is stored, so that a store that was created is not left empty."""
+    try:
+        with held_interrupt() as held:
+            yield held
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted; the pages before are stored, and the same command continues") from None
+
+
+def _after_a_page(held: HeldInterrupt, report: Report) -> Report:
+    def told(stage: str, share: float) -> None:
+        held.release()
+        report(stage, share)
+
+    return told
 
 
 def _canonical(place: str) -> str:
@@ -150,11 +170,12 @@ def add(
         units = [unit for _, unit in first]
         vectors = None if exists(store) else embedded(function, units, output)
     with (
-        held_interrupt() if vectors else nullcontext(),  # a store that was created is not left empty
+        held_interrupt() if vectors else nullcontext(HeldInterrupt()) as held,  # a created store is not left empty
         open_or_create(store, function, index_type, metric) as opened,
         bulk_into(opened, output, file) as bulk,
     ):
         bulk.put(units, vectors, first[-1][0] if batch_size and first else 0)
+        held.release()
         bulk.put_batches(numbered, batch_size or 1)
         bulk.finish("added")
 
@@ -246,11 +267,12 @@ def import_file(
         if not vectors and not exists(store):
             vectors = embedded(function, units, output)
     with (
-        held_interrupt() if vectors else nullcontext(),
+        held_interrupt() if vectors else nullcontext(HeldInterrupt()) as held,
         open_or_create(store, function, index_type, metric) as opened,
         bulk_into(opened, output, file) as bulk,
     ):
         bulk.put(units, vectors)
+        held.release()
         for problem in problems:
             output.note(f"warning: {problem}")
         bulk.finish("imported", problems=problems)
@@ -274,9 +296,10 @@ def _import_from(
     function = choose_embedder(embedder, model) if dim is None else StoredModel(model, dim)
     if metric is None and source.metric is not None and not exists(prefix):
         metric = MetricName(source.metric)
-    with open_or_create(prefix, function, index_type, metric) as opened:
+    with _continuable() as held, open_or_create(prefix, function, index_type, metric) as opened:
         with output.progress("importing") as report:
-            done = import_into(opened, source, replace=replace, progress=report)
+            done = import_into(opened, source, replace=replace, progress=_after_a_page(held, report))
+        held.release()
         if opened.get_storage_health()["needs_retraining"]:
             with output.progress("building the index") as report:
                 opened.run_maintenance(report)

@@ -82,7 +82,7 @@ def _codes_copied(engine: Any) -> Any:
 
 
 def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """faiss' own serialisation of an index, uint8 (m,)."""
+    """An index as faiss itself writes it, uint8 (m,)."""
     with translate_error("serialising an index"):
         data: np.ndarray[Any, np.dtype[np.uint8]] = load_faiss().serialize_index(engine, flags)
     return data

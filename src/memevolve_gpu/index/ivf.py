@@ -42,7 +42,7 @@ from .sample import (
     padded_columns,
     training_sample,
 )
-from .vector_table import VectorTable, grown, in_memory, roomy
+from .vector_table import VectorTable, growable, grown, in_memory
 
 __all__ = ["IVFIndex"]
 
@@ -92,7 +92,7 @@ class IVFIndex(Index):
                 for block in job.blocks(ADD_ROWS, lists.d):
                     lists.add(block)
                 return cls(plan, job.metric, job.rows, table, lists=lists)
-            codes, assigned = in_one_piece(lists), roomy((table.n,), np.int32)
+            codes, assigned = in_one_piece(lists), growable((table.n,), np.int32)
             for start, block in zip(range(0, table.n, ADD_ROWS), job.blocks(ADD_ROWS, lists.d), strict=True):
                 codes.add(block)
                 assigned[start : start + len(block)] = _nearest_lists(lists, block)

@@ -7,14 +7,14 @@ import numpy as np
 from ..errors import EngineError
 from ..types import FloatArray, IndexPlan, Metric, Rows
 from .base import Arrays, BuildJob, Index, Progress
-from .faiss_gpu.flat import FaissGpuFlatIndex
+from .faiss_gpu.index import FaissGpuFlatIndex
 from .faiss_gpu.ivf import FaissGpuIVFIndex
 from .fastscan import TwoStageIndex
 from .flat import FlatIndex
 from .hnsw import HNSWIndex
 from .ivf import IVFIndex
 from .sample import default_codes
-from .torch_gpu.flat import TorchFlatIndex
+from .torch_gpu.index import TorchFlatIndex
 from .torch_gpu.ivf import TorchIVFIndex
 
 __all__ = ["ENGINES", "KINDS", "build", "from_parts"]

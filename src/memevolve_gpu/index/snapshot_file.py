@@ -1,4 +1,4 @@
-"""Index snapshots on disk: written atomically, used only after sizes and checksums are verified.
+r"""Index snapshots on disk: written atomically, used only after sizes and checksums are verified.
 
 Layout, little-endian::
 
@@ -36,10 +36,10 @@ import numpy.typing as npt
 
 from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, Metric
-from ..utils.drafts import PRIVATE, draft_of
+from ..utils.drafts import PRIVATE, draft_of, sync_folder
 from .base import CENTROIDS, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
-from .vector_table import checksums_of, mapped, roomy
+from .vector_table import checksums_of, growable, mapped
 
 __all__ = [
     "FORMAT_VERSION",
@@ -135,7 +135,7 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
             file.flush()
             os.fsync(file.fileno())
             draft.path.replace(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             _map(index, file, places, arrays)
     except OSError as error:
         raise SnapshotError(
@@ -238,14 +238,6 @@ def _raw(array: npt.NDArray[np.generic]) -> memoryview:
 def _gap(name: str, position: int) -> int:
     """Zeros in front of a section."""
     return -position % (_LARGEST_PAGE if name in _MAPPED else _PAGE)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
@@ -362,7 +354,7 @@ def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
         gap = file.read(_gap(section.name, file.tell()))
         array = _mapped_section(file, section) if section.name in _MAPPED else None
         if array is None:
-            array = roomy(section.shape, np.dtype(section.dtype).type)
+            array = growable(section.shape, np.dtype(section.dtype).type)
             raw = _raw(array)
             if file.readinto(raw) != len(raw):  # type: ignore[attr-defined]
                 raise SnapshotError("torn", f"snapshot {file.name} ends inside section {section.name!r}")

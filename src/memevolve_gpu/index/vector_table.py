@@ -1,6 +1,6 @@
 """Tables of float32 vectors that answer exact distances, and arrays with spare capacity to grow.
 
-An array from :func:`roomy` or :func:`grown` is a view of a larger allocation. The longest view of it may
+An array from :func:`growable` or :func:`grown` is a view of a larger allocation. The longest view of it may
 be followed by a longer one that shares its memory; rows are never written twice. Space that no row has touched takes
 addresses and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
 they are needed, and drops them when memory is short.
@@ -31,11 +31,11 @@ __all__ = [
     "DamagedVectorsError",
     "VectorTable",
     "checksums_of",
+    "growable",
     "grown",
     "in_memory",
     "lengthened",
     "mapped",
-    "roomy",
     "table_from",
 ]
 
@@ -48,7 +48,7 @@ _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-class _Room(np.ndarray[Any, Any]):
+class _Growable(np.ndarray[Any, Any]):
     """An allocation, of which the first ``used`` rows belong to views."""
 
     used: int
@@ -59,12 +59,12 @@ class _Room(np.ndarray[Any, Any]):
     """How many of the first rows are mapped from a file."""
 
 
-def roomy(shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+def growable(shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
     """An array of ``shape``, not initialised, that :func:`grown` can lengthen without a copy."""
     rows = shape[0]
-    room = np.ndarray.__new__(_Room, (_with_room(rows), *shape[1:]), dtype)
-    room.used, room.lock = rows, threading.Lock()
-    return _first(room, rows)
+    buffer = np.ndarray.__new__(_Growable, (_with_spare(rows), *shape[1:]), dtype)
+    buffer.used, buffer.lock = rows, threading.Lock()
+    return _first(buffer, rows)
 
 
 def mapped(file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
@@ -79,22 +79,22 @@ def mapped(file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar]) 
     rows, width = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     if offset % mmap.PAGESIZE or os.fstat(file).st_size < offset + rows * width:
         raise OSError(f"{rows} rows of {width} bytes at byte {offset} cannot be mapped")
-    capacity = _with_room(rows)
+    capacity = _with_spare(rows)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     region = mmap.mmap(-1, max(1, capacity * width), flags=flags)
     if rows * width:
         _lay_over(region, file, offset, rows * width)
-    room = np.ndarray.__new__(_Room, (capacity, *shape[1:]), dtype, buffer=region)
-    room.used, room.lock, room.from_file = rows, threading.Lock(), rows
-    return _first(room, rows)
+    buffer = np.ndarray.__new__(_Growable, (capacity, *shape[1:]), dtype, buffer=region)
+    buffer.used, buffer.lock, buffer.from_file = rows, threading.Lock(), rows
+    return _first(buffer, rows)
 
 
 def in_memory(array: npt.NDArray[Any]) -> int:
     """Bytes of the rows of ``array`` that no file holds."""
-    room = _room_of(array)
-    if room is None or not len(array):
+    buffer = _growable_of(array)
+    if buffer is None or not len(array):
         return array.nbytes
-    return max(0, len(array) - room.from_file) * (array.nbytes // len(array))
+    return max(0, len(array) - buffer.from_file) * (array.nbytes // len(array))
 
 
 def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Scalar]:
@@ -103,9 +103,9 @@ def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Sca
     ``array`` keeps its rows and its length. Any number of threads may call this for the same array; the second copies.
     Rows that :func:`lengthened` put behind ``array`` are there already.
     """
-    room = _owner(more)
-    if isinstance(room, _Room) and len(more) and _follows(room, array, more):
-        return _first(room, len(array) + len(more))
+    buffer = _owner(more)
+    if isinstance(buffer, _Growable) and len(more) and _follows(buffer, array, more):
+        return _first(buffer, len(array) + len(more))
     longer = lengthened(array, len(more))
     longer[len(array) :] = more
     return longer
@@ -114,16 +114,16 @@ def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Sca
 def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
     """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`."""
     n, total = len(array), len(array) + by
-    room = _room_of(array)
-    if room is not None and _taken(room, n, total):
-        return _first(room, total)
-    longer = roomy((total, *array.shape[1:]), array.dtype.type)
+    buffer = _growable_of(array)
+    if buffer is not None and _taken(buffer, n, total):
+        return _first(buffer, total)
+    longer = growable((total, *array.shape[1:]), array.dtype.type)
     longer[:n] = array
     _owner(longer).copied = (weakref.ref(_owner(array)), n)
     return longer
 
 
-def _with_room(rows: int) -> int:
+def _with_spare(rows: int) -> int:
     return rows + max(_LEAST, rows // _SHARE)
 
 
@@ -140,34 +140,34 @@ def _lay_over(region: mmap.mmap, file: int, offset: int, size: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _follows(room: _Room, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
-    """Whether the rows ``more`` lie in ``room`` right behind those of ``array``, or behind the copy made of them."""
-    same = more.dtype == array.dtype == room.dtype and more.shape[1:] == array.shape[1:] == room.shape[1:]
-    if not (same and more.flags.c_contiguous and more.ctypes.data == room.ctypes.data + array.nbytes):
+def _follows(buffer: _Growable, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
+    """Whether the rows ``more`` lie in ``buffer`` right behind those of ``array``, or behind the copy made of them."""
+    same = more.dtype == array.dtype == buffer.dtype and more.shape[1:] == array.shape[1:] == buffer.shape[1:]
+    if not (same and more.flags.c_contiguous and more.ctypes.data == buffer.ctypes.data + array.nbytes):
         return False
-    if _room_of(array) is room:
+    if _growable_of(array) is buffer:
         return True
-    return room.copied is not None and room.copied[0]() is _owner(array) and room.copied[1] == len(array)
+    return buffer.copied is not None and buffer.copied[0]() is _owner(array) and buffer.copied[1] == len(array)
 
 
-def _first(room: _Room, rows: int) -> npt.NDArray[Any]:
-    view: npt.NDArray[Any] = room[:rows].view(np.ndarray)
+def _first(buffer: _Growable, rows: int) -> npt.NDArray[Any]:
+    view: npt.NDArray[Any] = buffer[:rows].view(np.ndarray)
     return view
 
 
-def _taken(room: _Room, n: int, total: int) -> bool:
+def _taken(buffer: _Growable, n: int, total: int) -> bool:
     """Take the rows from ``n`` to ``total``, unless they are taken or beyond the end."""
-    with room.lock:
-        if room.used != n or total > len(room):
+    with buffer.lock:
+        if buffer.used != n or total > len(buffer):
             return False
-        room.used = total
+        buffer.used = total
         return True
 
 
-def _room_of(array: npt.NDArray[Any]) -> _Room | None:
+def _growable_of(array: npt.NDArray[Any]) -> _Growable | None:
     """The allocation whose first rows ``array`` is."""
     owner = _owner(array)
-    if not isinstance(owner, _Room):
+    if not isinstance(owner, _Growable):
         return None
     same = array.dtype == owner.dtype and array.shape[1:] == owner.shape[1:] and array.flags.c_contiguous
     return owner if same and array.ctypes.data == owner.ctypes.data else None

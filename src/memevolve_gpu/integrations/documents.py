@@ -47,7 +47,7 @@ def stamps_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_metadata(unit: MemoryUnit, mark: str) -> dict[str, Any]:
-    """The metadata as it was given; all of it for a unit that another door stored."""
+    """The metadata as it was given; all of it for a unit that was stored another way."""
     metadata: dict[str, Any] = unit.get("metadata") or {}
     note = unit.get(mark)
     if not isinstance(note, dict):

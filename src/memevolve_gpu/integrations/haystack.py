@@ -22,10 +22,10 @@ except ImportError as error:
 from ..components.retrieve.strategies import Ranked, reciprocal_ranks
 from ..components.store import VectorStore
 from ..components.store.ranking import score_of
-from ..errors import InvalidFilterError, InvalidUnitError
+from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..records.filters import always, parse
 from ..types import FloatArray, MemoryUnit
-from ..utils.arguments import shown, whole_number
+from ..utils.arguments import listed, mapping, optional_text, path_text, shown, whole_number
 from ..utils.plain import plain_scalar
 from .documents import NOTHING, metadata_path, moment, nearest, own_metadata, path, placeholder, stamps_in, with_vectors
 
@@ -46,7 +46,7 @@ _RANGES = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 
 def _filters(given: Any) -> dict[str, Any]:
     """Haystack's filter as one of this package. Raises FilterError."""
-    if not given:
+    if given is None or (isinstance(given, Mapping) and not given):
         return {}
     found = _node(given)
     try:
@@ -185,9 +185,11 @@ class MemEvolveDocumentStore:
             metric: cosine, l2 or ip; of a new store.
             storage_config: Settings, as for ``VectorStore``.
         """
-        self.index_file, self.metric = os.fspath(index_file), metric
+        self.index_file, self.metric = path_text("index_file", index_file), metric
         self.embedding_dim = whole_number("embedding_dim", embedding_dim)
-        self.storage_config = None if storage_config is None else dict(storage_config)
+        self.storage_config = (
+            None if storage_config is None else dict(mapping("storage_config", storage_config, ConfigurationError))
+        )
         self._lock = threading.RLock()
         self._opened: VectorStore | None = None
 
@@ -216,7 +218,7 @@ class MemEvolveDocumentStore:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemEvolveDocumentStore:
         """Return the store of a description."""
-        made: MemEvolveDocumentStore = default_from_dict(cls, data)
+        made: MemEvolveDocumentStore = default_from_dict(cls, _described(data))
         return made
 
     def count_documents(self) -> int:
@@ -247,6 +249,8 @@ class MemEvolveDocumentStore:
         """
         if not isinstance(documents, list):
             raise InvalidUnitError(f"documents must be a list of Documents, got {shown(documents)}")
+        if not isinstance(policy, DuplicatePolicy):
+            raise ConfigurationError(f"policy must be a DuplicatePolicy of Haystack, got {shown(policy)}")
         rows = [(_unit(one, position), one.embedding) for position, one in enumerate(documents)]
         with self._lock:
             if policy != DuplicatePolicy.OVERWRITE:
@@ -283,6 +287,7 @@ class MemEvolveDocumentStore:
 
         None removes a key, and objects are merged (RFC 7396). Raises FilterError.
         """
+        mapping("meta", meta, InvalidUnitError)
         changes = {"metadata": meta, MARK: {"own": stamps_in(meta)}}
         return self.store.update_where(_filters(filters), changes)
 
@@ -318,17 +323,20 @@ class MemEvolveDocumentStore:
         filters: dict[str, Any] | None = None,
     ) -> tuple[list[Any], int]:
         """Return one page of a field's distinct values, sorted, that contain ``search_term``, and their number."""
-        term = (search_term or "").casefold()
+        term = (optional_text("search_term", search_term) or "").casefold()
+        first, most = whole_number("from_", from_, least=0), whole_number("size", size, least=0)
         values = sorted(self._values(metadata_field, filters), key=lambda one: (type(one[0]).__name__, one[1]))
         found = [value for value, _ in values if term in str(value).casefold()]
-        return found[from_ : from_ + size], len(found)
+        return found[first : first + most], len(found)
 
     def count_unique_metadata_by_filter(self, filters: dict[str, Any], metadata_fields: list[str]) -> dict[str, int]:
         """Return the number of distinct values of each field, among the documents that match."""
-        return {name: len(self._values(name, filters)) for name in metadata_fields}
+        return {name: len(self._values(name, filters)) for name in listed("metadata_fields", metadata_fields)}
 
     def _values(self, field: str, filters: Any) -> list[tuple[Any, Any]]:
         """(value, value as a key) of each distinct value; elements of lists count as values."""
+        if not isinstance(field, str):
+            raise InvalidQueryError(f"metadata_field must be a text, got {shown(field)}")
         keys = field.removeprefix("meta.").split(".")
         found: dict[tuple[type, Any], Any] = {}
         for unit in self.store.units(_filters(filters)):
@@ -356,7 +364,7 @@ class MemEvolveDocumentStore:
         self, query: str, query_embedding: Sequence[float], filters: dict[str, Any] | None = None, top_k: int = 10
     ) -> list[Document]:
         """Return the best documents of both, fused by reciprocal ranks."""
-        wide = max(top_k * 4, 50)
+        wide = max(whole_number("top_k", top_k) * 4, 50)
         semantic, words = self._by_meaning(query_embedding, filters, wide), self._by_words(query, filters, wide)
         ranks = [[Ranked(unit_id, score) for unit_id, score in found.items()] for found in (semantic, words)]
         return self._documents({one.id: one.score for one in reciprocal_ranks(*ranks)[:top_k]})
@@ -386,6 +394,12 @@ def _in_a_thread(name: str) -> Callable[..., Any]:
 for _name in [name for name, one in vars(MemEvolveDocumentStore).items() if callable(one) and name[0] != "_"]:
     if _name not in ("close", "to_dict"):
         setattr(MemEvolveDocumentStore, f"{_name}_async", _in_a_thread(_name))
+
+
+def _described(data: Any) -> Any:
+    if not isinstance(mapping("data", data, ConfigurationError).get("type"), str):
+        raise ConfigurationError(f"data: its type must be a text, as to_dict gives it; got {shown(data)}")
+    return data
 
 
 class _Retriever:
@@ -419,11 +433,13 @@ class _Retriever:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Any:
         """Return the component of a description."""
-        given = dict(data["init_parameters"])
-        given["document_store"] = MemEvolveDocumentStore.from_dict(given["document_store"])
+        held = _described(data).get("init_parameters")
+        given = dict(mapping("init_parameters", held, ConfigurationError))
+        given["document_store"] = MemEvolveDocumentStore.from_dict(given.get("document_store"))  # type: ignore[arg-type]
         return default_from_dict(cls, {**data, "init_parameters": given})
 
     def _options(self, filters: dict[str, Any] | None, top_k: int | None) -> dict[str, Any]:
+        _filters(filters)  # Haystack looks whether it is true
         chosen = apply_filter_policy(self.filter_policy, self.filters, filters)
         return {"filters": chosen, "top_k": self.top_k if top_k is None else top_k}
 

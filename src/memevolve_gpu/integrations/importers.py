@@ -25,7 +25,7 @@ from ..components.store.legacy_import import read_docstore
 from ..components.store.units import checked_unit
 from ..errors import ConfigurationError, InvalidUnitError, StorageError
 from ..types import FloatArray, MemoryUnit
-from ..utils.arguments import callback, shown, switch, whole_number, word
+from ..utils.arguments import callback, having, listed, optional_text, path_text, shown, switch, whole_number, word
 from ..utils.drafts import PRIVATE, draft_of
 
 __all__ = ["ImportReport", "Source", "import_into", "open_source", "write_parquet"]
@@ -94,6 +94,7 @@ def open_source(kind: str, path: str, collection: str | None = None) -> Source:
         InvalidUnitError: The files cannot be read as that kind.
     """
     word("kind", kind, _READERS, ConfigurationError)
+    path, collection = path_text("path", path), optional_text("collection", collection)
     if not (kind == "qdrant" and "://" in path) and not Path(path).exists():
         raise ConfigurationError(f"path: there is no {path!r}; give what {kind} wrote")
     return _READERS[kind](path, collection)
@@ -126,6 +127,9 @@ def import_into(
         InvalidUnitError: An entry cannot be stored, or an id occurs twice.
         StorageError: The store differs from the source afterwards.
     """
+    having("store", store, "store_batch", "a store")
+    if not isinstance(source, Source):
+        raise ConfigurationError(f"source must be what open_source returned, got {shown(source)}")
     started, told = time.monotonic(), callback("progress", progress) or (lambda *_: None)
     size = min(whole_number("page_size", page_size, error=ConfigurationError), 10_000)
     replacing, done, seen = (
@@ -172,12 +176,18 @@ def write_parquet(path: str, rows: Iterable[tuple[MemoryUnit, FloatArray]], mode
 
     Raises:
         ConfigurationError: pyarrow is not installed.
+        InvalidUnitError: A row is no pair of a unit and its vector.
     """
     arrow, parquet = _library("pyarrow", "pyarrow"), _library("pyarrow.parquet", "pyarrow")
     fields = [("id", arrow.string()), ("unit", arrow.string()), ("vector", arrow.list_(arrow.float32()))]
-    schema = arrow.schema(fields, metadata={"memevolve_model": model or ""})
-    count, left = 0, iter(rows)
-    with draft_of(Path(path).resolve(), PRIVATE) as draft:
+    schema = arrow.schema(
+        fields, metadata={"memevolve_model": (optional_text("model", model) or "").encode(errors="replace")}
+    )
+    target = Path(path_text("path", path)).resolve()
+    if not isinstance(rows, Iterable):
+        raise InvalidUnitError(f"rows must be pairs of a unit and its vector, got {shown(rows)}")
+    count, left = 0, map(_pair, rows)
+    with draft_of(target, PRIVATE) as draft:
         with parquet.ParquetWriter(draft.path, schema) as writer:
             while page := list(islice(left, PAGE)):
                 columns = {
@@ -187,8 +197,15 @@ def write_parquet(path: str, rows: Iterable[tuple[MemoryUnit, FloatArray]], mode
                 }
                 writer.write_table(arrow.table(columns, schema=schema))
                 count += len(page)
-        draft.path.replace(Path(path).resolve())
+        draft.path.replace(target)
     return count
+
+
+def _pair(row: Any) -> tuple[MemoryUnit, FloatArray]:
+    pair = listed("rows", row, InvalidUnitError)
+    if len(pair) != 2 or not isinstance(pair[0], Mapping) or "id" not in pair[0]:
+        raise InvalidUnitError(f"rows must be pairs of a unit with an id and its vector, got {shown(row)}")
+    return dict(pair[0]), np.asarray(pair[1], np.float32)
 
 
 def _pages(source: Source, size: int, stage: str, told: Callable[..., Any]) -> Iterator[list[Row]]:

@@ -46,7 +46,7 @@ from ..components.store import VectorStore
 from ..errors import ConfigurationError, EmbeddingError, InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..records.filters import kind_of
 from ..types import MemoryUnit
-from ..utils.arguments import real_number, whole_number
+from ..utils.arguments import listed, mapping, optional_text, real_number, shown, switch, whole_number
 from .langchain.embeddings import EmbeddingsFunction, as_embeddings
 
 __all__ = ["MemEvolveStore"]
@@ -101,6 +101,9 @@ class MemEvolveStore(BaseStore):
         Raises:
             ConfigurationError: The arguments contradict each other. What ``VectorStore`` raises passes through.
         """
+        for name, given in (("index", index), ("ttl", ttl)):
+            if given is not None:
+                mapping(name, given, ConfigurationError)
         self.index_config, self.ttl_config = index, ttl
         self._fields = list((index or {}).get("fields") or ["$"])
         self._owned = not isinstance(store, VectorStore)
@@ -136,22 +139,22 @@ class MemEvolveStore(BaseStore):
             InvalidUnitError: A value cannot be stored as JSON. What the embedding model raises passes through.
         """
         ops, texts, queries = self._prepared(ops)
-        vectors, asked = _Vectors(), _Vectors()
+        vectors, query_vectors = _Vectors(), _Vectors()
         if self.embeddings is not None:
             documents = list(dict.fromkeys(text for each in texts.values() for text in each))
             vectors = _paired(documents, self.embeddings.embed_documents(documents) if documents else [])
-            asked = {query: self.embeddings.embed_query(query) for query in queries}
-        return self._run(ops, texts, vectors, asked)
+            query_vectors = {query: self.embeddings.embed_query(query) for query in queries}
+        return self._run(ops, texts, vectors, query_vectors)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As ``batch``; embeds with the model's asynchronous calls, and works on the store in a thread."""
         ops, texts, queries = self._prepared(ops)
-        vectors, asked = _Vectors(), _Vectors()
+        vectors, query_vectors = _Vectors(), _Vectors()
         if self.embeddings is not None:
             documents = list(dict.fromkeys(text for each in texts.values() for text in each))
             vectors = _paired(documents, await self.embeddings.aembed_documents(documents) if documents else [])
-            asked = {query: await self.embeddings.aembed_query(query) for query in queries}
-        return await asyncio.to_thread(self._run, ops, texts, vectors, asked)
+            query_vectors = {query: await self.embeddings.aembed_query(query) for query in queries}
+        return await asyncio.to_thread(self._run, ops, texts, vectors, query_vectors)
 
     def sweep_ttl(self) -> int:
         """Delete the items that have expired. Returns their number."""
@@ -214,7 +217,9 @@ class MemEvolveStore(BaseStore):
 
     def _prepared(self, ops: Iterable[Op]) -> tuple[list[Op], _Texts, list[str]]:
         """Return the operations, the texts of each write that counts by its position, and the distinct queries."""
-        given = list(ops)
+        given = listed("ops", ops)
+        for at, op in enumerate(given):
+            _check(f"ops[{at}]", op)
         last = {(op.namespace, op.key): at for at, op in enumerate(given) if isinstance(op, PutOp)}
         texts = {at: self._texts_of(given[at]) for at in last.values()}
         searches = [op for op in given if isinstance(op, SearchOp)]
@@ -240,8 +245,6 @@ class MemEvolveStore(BaseStore):
                 results[at] = self._search(op, queries.get(op.query or ""))
             elif isinstance(op, ListNamespacesOp):
                 results[at] = self._namespaces(op)
-            elif not isinstance(op, PutOp):
-                raise InvalidQueryError(f"ops[{at}] must be a GetOp, SearchOp, ListNamespacesOp or PutOp, got {op!r}")
         self._refresh(ops, results)
         self._write({at: ops[at] for at in texts}, texts, vectors)
         return [_shaped(op, result) for op, result in zip(ops, results, strict=True)]
@@ -280,7 +283,8 @@ class MemEvolveStore(BaseStore):
         offset, limit = _page_of(op)
         counted = self.store.facets(f"{MARK}.namespace", {**_living(), f"{MARK}.part": 0})
         paths = (tuple(json.loads(path)) for path, _ in counted)
-        kept = {path[: op.max_depth] for path in paths if all(_matches(one, path) for one in op.match_conditions or ())}
+        conditions = () if op.match_conditions is None else op.match_conditions
+        kept = {path[: op.max_depth] for path in paths if all(_matches(one, path) for one in conditions)}
         return sorted(kept)[offset : offset + limit]
 
     def _search(self, op: SearchOp, vector: Sequence[float] | None) -> list[_Found]:
@@ -298,10 +302,10 @@ class MemEvolveStore(BaseStore):
 
     def _nearest(self, op: SearchOp, vector: Any, filters: Mapping[str, Any], wanted: int) -> list[_Found]:
         """Find the items of the nearest units. Asks for more until enough items match, or there are no more units."""
-        filters, asked, most = {**filters, f"{MARK}.indexed": True}, wanted + 1, self.store.count()
+        filters, limit, most = {**filters, f"{MARK}.indexed": True}, wanted + 1, self.store.count()
         while True:
-            asked = max(1, min(asked, most))
-            distances, ids = self.store.search_vectors([vector], asked, filters)
+            limit = max(1, min(limit, most))
+            distances, ids = self.store.search_vectors([vector], limit, filters)
             near: dict[str, float] = {}
             for unit_id, distance in zip(ids[0], distances[0].tolist(), strict=True):
                 if unit_id is not None:
@@ -312,9 +316,9 @@ class MemEvolveStore(BaseStore):
                 for item, distance in near.items()
                 if item in units and _fits(units[item], op.filter)
             ]
-            if len(found) >= wanted or None in ids[0] or asked == most:
+            if len(found) >= wanted or None in ids[0] or limit == most:
                 return found[:wanted]
-            asked *= 4
+            limit *= 4
 
     def _score(self, distance: float) -> float:
         return 1.0 - distance if self.store.metric == "cosine" else -distance
@@ -329,7 +333,50 @@ def _paired(texts: list[str], rows: Sequence[Sequence[float]]) -> _Vectors:
 
 
 def _page_of(op: SearchOp | ListNamespacesOp) -> tuple[int, int]:
-    return whole_number("offset", op.offset, least=0), whole_number("limit", op.limit, least=0)
+    offset, limit = whole_number("offset", op.offset, least=0), whole_number("limit", op.limit, least=0)
+    return min(offset, 2**60), min(limit, 2**60)
+
+
+def _check(name: str, op: Any) -> None:
+    """Raise InvalidQueryError, or another error of this package, unless an operation has fields of its types."""
+    if isinstance(op, SearchOp):
+        _check_labels(f"{name}.namespace_prefix", op.namespace_prefix)
+        optional_text(f"{name}.query", op.query)
+        switch(f"{name}.refresh_ttl", op.refresh_ttl)
+        mapping(f"{name}.filter", {} if op.filter is None else op.filter, InvalidFilterError)
+    elif isinstance(op, ListNamespacesOp):
+        _check_listing(name, op)
+    elif isinstance(op, (GetOp, PutOp)):
+        _check_labels(f"{name}.namespace", op.namespace, (tuple,))
+        if not isinstance(op.key, str):
+            raise InvalidQueryError(f"{name}.key must be a text, got {shown(op.key)}")
+        if isinstance(op, PutOp):
+            _check_put(name, op)
+        else:
+            switch(f"{name}.refresh_ttl", op.refresh_ttl)
+    else:
+        raise InvalidQueryError(f"{name} must be a GetOp, SearchOp, ListNamespacesOp or PutOp, got {shown(op)}")
+
+
+def _check_put(name: str, op: PutOp) -> None:
+    mapping(f"{name}.value", {} if op.value is None else op.value, InvalidUnitError)
+    if op.ttl is not None:
+        real_number(f"{name}.ttl", op.ttl, "a number of minutes", -1e9, 1e9, InvalidUnitError)
+    if op.index is not None and op.index is not False:
+        _check_labels(f"{name}.index", op.index)
+
+
+def _check_listing(name: str, op: ListNamespacesOp) -> None:
+    conditions = () if op.match_conditions is None else listed(f"{name}.match_conditions", op.match_conditions)
+    if not all(isinstance(one, MatchCondition) for one in conditions):
+        raise InvalidQueryError(f"{name}.match_conditions must be MatchConditions, got {shown(conditions)}")
+    if op.max_depth is not None:
+        whole_number(f"{name}.max_depth", op.max_depth, least=0)
+
+
+def _check_labels(name: str, labels: Any, kinds: Any = (list, tuple)) -> None:
+    if not isinstance(labels, kinds) or not all(isinstance(one, str) for one in labels):
+        raise InvalidQueryError(f"{name} must be a tuple of texts, got {shown(labels)}")
 
 
 def _path_text(path: Sequence[str]) -> str:
@@ -350,7 +397,7 @@ def _units(op: PutOp, item: str, texts: list[str], before: Mapping[str, Any]) ->
     value = dict(op.value or {})
     try:
         whole = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidUnitError(f"value of {op.key!r} must be a mapping of JSON values: {error}") from error
     about = {
         "item": item,

@@ -33,7 +33,7 @@ from ..components.store.ranking import score_of
 from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..records.filters import always, parse
 from ..types import MemoryUnit
-from ..utils.arguments import listed, real_number, shown, whole_number
+from ..utils.arguments import listed, real_number, shown, whole_number, word
 from .documents import NOTHING, metadata_path, moment, nearest, own_metadata, path, placeholder, stamps_in
 
 __all__ = ["MemEvolveVectorStore"]
@@ -49,7 +49,11 @@ _TEXTS = {"text_match": "like", "text_match_insensitive": "ilike"}
 
 def _filters(given: Any) -> dict[str, Any]:
     """LlamaIndex's filters as one of this package."""
-    if given is None or not given.filters:
+    if given is None:
+        return {}
+    if not isinstance(given, MetadataFilters):
+        raise InvalidFilterError(f"filters must be MetadataFilters of LlamaIndex, got {shown(given)}")
+    if not given.filters:
         return {}
     parts = [_filters(one) if isinstance(one, MetadataFilters) else _condition(one) for one in given.filters]
     joins = {FilterCondition.AND: "and", FilterCondition.OR: "or", FilterCondition.NOT: "nor"}
@@ -147,6 +151,7 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
         A node without an embedding is found by words and filters. ``kwargs`` are LlamaIndex's and have no effect.
         """
         del kwargs
+        nodes = listed("nodes", nodes, InvalidUnitError)
         units = [_unit(node, position) for position, node in enumerate(nodes)]
         blank = placeholder(self.embedding_dim)
         vectors = [blank if node.embedding is None else node.embedding for node in nodes]
@@ -185,8 +190,12 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
             ConfigurationError: The mode is one of those that learn a classifier.
         """
         del kwargs
+        if not isinstance(query, VectorStoreQuery):
+            raise InvalidQueryError(f"query must be a VectorStoreQuery of LlamaIndex, got {shown(query)}")
+        word("mode", query.mode, [mode.value for mode in VectorStoreQueryMode])
         mode = VectorStoreQueryMode(query.mode)
-        wanted = self._wanted(query.filters, query.node_ids or None, query.doc_ids or None)  # an index passes []
+        ids = [None if isinstance(one, list) and not one else one for one in (query.node_ids, query.doc_ids)]
+        wanted = self._wanted(query.filters, *ids)  # an index passes []
         top_k = whole_number("similarity_top_k", query.similarity_top_k)
         if mode in (VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.SPARSE):
             scores = self._by_words(query, wanted, query.sparse_top_k or top_k)

@@ -10,9 +10,10 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from importlib import metadata as packages
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from pydantic import BaseModel, Field
 
@@ -23,8 +24,10 @@ from ..components.retrieve import (
     SemanticRetrievalStrategy,
 )
 from ..components.store.base import StorageBackend
+from ..components.store.history import HistoryMixin, UnitVersion
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from ..types import MemoryUnit
+from ..utils.arguments import having, optional_text
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer
@@ -89,6 +92,41 @@ class Forgotten(BaseModel):
     dry_run: bool = False
 
 
+class Version(BaseModel):
+    """One version of a memory: what it was after an operation, or None where that deleted it."""
+
+    operation: int | None
+    kind: str
+    change: str
+    at: str | None
+    memory: dict[str, Any] | None
+
+
+class Versions(BaseModel):
+    """Versions of a memory, newest first. ``left_out`` older ones did not fit into the tokens of the answer."""
+
+    versions: list[Version]
+    left_out: int = 0
+
+
+class Undone(BaseModel):
+    """The operation that took another one back, and how many memories it changed."""
+
+    operation: int
+    changes: int
+
+
+def require_mcp() -> type[MCPServer]:
+    """Return the class of servers. Raises ConfigurationError when the package mcp is not installed or too old."""
+    try:
+        from mcp.server import MCPServer
+    except ImportError as error:
+        raise ConfigurationError(
+            "the package mcp (2.0 or newer) is not installed: pip install 'memevolve-gpu[mcp]'"
+        ) from error
+    return MCPServer
+
+
 def memory_server(store: StorageBackend, name: str = "memevolve") -> MCPServer:
     """Make an MCP server over a store.
 
@@ -113,17 +151,15 @@ def memory_server(store: StorageBackend, name: str = "memevolve") -> MCPServer:
         >>> server = memory_server(store)  # doctest: +SKIP
         >>> server.run("stdio")  # doctest: +SKIP
     """
-    try:
-        from mcp.server import MCPServer
-    except ImportError as error:
-        raise ConfigurationError(
-            "the package mcp (2.0 or newer) is not installed: pip install 'memevolve-gpu[mcp]'"
-        ) from error
-    server: MCPServer = MCPServer(
+    having("store", store, "search_units", "a store")
+    optional_text("name", name)
+    server = require_mcp()(
         name, title="MemEvolve memory", instructions=INSTRUCTIONS, version=packages.version("memevolve-gpu")
     )
     _add_writing(server, store)
     _add_reading(server, store)
+    if isinstance(store, HistoryMixin):
+        _add_past(server, store)
     _add_resources(server, store)
     _add_prompts(server)
     return server
@@ -174,7 +210,7 @@ def _add_writing(server: MCPServer, store: StorageBackend) -> None:
         dry_run: Annotated[bool, Field(description="True only says what would be deleted.")] = False,
         namespace: Namespace = None,
     ) -> Forgotten:
-        """Delete memories for good. Use update for a memory that is merely out of date."""
+        """Delete memories; undo brings them back for some days. Use update for one that is merely out of date."""
         scoped = _scoped(store, namespace)
         known = list(scoped.retrieve_batch(unit_ids))
         missing = [unit_id for unit_id in unit_ids if unit_id not in set(known)]
@@ -216,6 +252,42 @@ def _add_reading(server: MCPServer, store: StorageBackend) -> None:
         report: Mapping[str, Any] = store.get_storage_health()
         kept = ("current_count", "max_units", "memory_usage_mb", "max_memory_mb", "damage", "recommendations")
         return {key: report[key] for key in kept if key in report}
+
+
+def _add_past(server: MCPServer, store: HistoryMixin) -> None:
+    @_tool(server, "History of a memory", read_only=True)
+    def history(unit_id: UnitId, max_tokens: Tokens = DEFAULT_TOKENS, namespace: Namespace = None) -> Versions:
+        """Show the kept versions of a memory, newest first, also of a forgotten one; undo takes their operation."""
+        versions = [_version(one) for one in reversed(_past(store, namespace).history(unit_id))]
+        kept, left = list[Version](), max_tokens
+        for one in versions:
+            cost = _tokens(one.model_dump())
+            if cost > left:
+                if kept:
+                    break
+                one.memory = one.memory and _cut(one.memory, left)
+            kept.append(one)
+            left -= cost
+        return Versions(versions=kept, left_out=len(versions) - len(kept))
+
+    @_tool(server, "Undo an operation", destructive=True, idempotent=False)
+    def undo(
+        operation: Annotated[int, Field(ge=1, description="The operation, as history gives it.")],
+        namespace: Namespace = None,
+    ) -> Undone:
+        """Take back an operation with every memory that it changed, such as a forget. An undo can be undone."""
+        done = _past(store, namespace).undo(operation)
+        return Undone(operation=done.id, changes=done.changes)
+
+
+def _past(store: HistoryMixin, namespace: Sequence[str] | None) -> HistoryMixin:
+    return cast("HistoryMixin", _scoped(cast("StorageBackend", store), namespace))
+
+
+def _version(version: UnitVersion) -> Version:
+    at = None if version.at is None else datetime.fromtimestamp(version.at, timezone.utc).isoformat()
+    kind, change = version.kind or "unknown", version.change
+    return Version(operation=version.operation, kind=kind, change=change, at=at, memory=version.unit)
 
 
 def _add_resources(server: MCPServer, store: StorageBackend) -> None:

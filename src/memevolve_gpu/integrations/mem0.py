@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -24,9 +24,9 @@ except ImportError as error:
 
 from ..components.store import VectorStore
 from ..components.store.ranking import score_of
-from ..errors import ConfigurationError, InvalidFilterError, InvalidUnitError
+from ..errors import ConfigurationError, InvalidFilterError, InvalidUnitError, InvalidVectorError
 from ..types import MemoryUnit
-from ..utils.arguments import shown
+from ..utils.arguments import listed, mapping, path_text, shown, whole_number
 from .documents import metadata_path, moment, nearest, own_metadata, stamps_in
 
 __all__ = ["Found", "MemEvolveConfig", "MemEvolveVectorStore", "register"]
@@ -87,7 +87,9 @@ def _filters(given: Mapping[str, Any] | None) -> dict[str, Any]:
         "OR": lambda inner: {"or": inner},
         "NOT": lambda inner: {"nor": inner},
     }
-    for key, value in (given or {}).items():
+    for key, value in ({} if given is None else mapping("filters", given, InvalidFilterError)).items():
+        if not isinstance(key, str):
+            raise InvalidFilterError(f"filters: a key must be a text, got {shown(key)}")
         name = key.removeprefix("$").upper() if key.startswith("$") else key
         if name not in joins:
             parts += _conditions(key, value)
@@ -121,7 +123,13 @@ def _operator(key: str, operator: str, operand: Any) -> dict[str, Any]:
     return {operator: operand}
 
 
+def _id(given: Any) -> Any:
+    """The id as a text where it is a UUID or a number; the store checks it."""
+    return str(given) if isinstance(given, UUID) or (type(given) is int and abs(given) < 2**63) else given
+
+
 def _unit(unit_id: str, payload: Mapping[str, Any]) -> MemoryUnit:
+    mapping("payload", payload, InvalidUnitError)
     rest = {key: value for key, value in payload.items() if key != "data"}
     text = {"content": payload["data"]} if payload.get("data") is not None else {}
     return {"id": unit_id, **text, "metadata": rest, MARK: {"own": stamps_in(rest)}}
@@ -148,7 +156,10 @@ class MemEvolveVectorStore(VectorStoreBase):
         storage_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Open or create the collection. mem0 calls this with what :class:`MemEvolveConfig` holds."""
-        self.folder, self.storage_config = Path(folder), dict(storage_config or {})
+        self.folder = Path(path_text("folder", folder))
+        self.storage_config = dict(
+            mapping("storage_config", {} if storage_config is None else storage_config, ConfigurationError)
+        )
         self._opened: VectorStore | None = None
         self.create_col(collection_name, embedding_model_dims, metric)
 
@@ -167,7 +178,7 @@ class MemEvolveVectorStore(VectorStoreBase):
 
     def create_col(self, name: str, vector_size: int, distance: str = "cosine") -> None:
         """Open a collection, or create it, and use it from here on."""
-        if Path(name).name != name:
+        if Path(path_text("collection_name", name)).name != name:
             raise ConfigurationError(f"collection_name must be the name of a file, got {shown(name)}")
         self.folder.mkdir(parents=True, exist_ok=True)
         config = {**self.storage_config, "metric": distance}
@@ -182,8 +193,9 @@ class MemEvolveVectorStore(VectorStoreBase):
         ids: Sequence[str] | None = None,
     ) -> None:
         """Store vectors with their payloads, in one transaction; an id that exists is replaced."""
-        names = [str(uuid4()) for _ in vectors] if ids is None else [str(one) for one in ids]
-        held = [{} for _ in vectors] if payloads is None else payloads
+        vectors = listed("vectors", vectors, InvalidVectorError)
+        names = [str(uuid4()) for _ in vectors] if ids is None else [_id(one) for one in listed("ids", ids)]
+        held = [{} for _ in vectors] if payloads is None else listed("payloads", payloads, InvalidUnitError)
         if not len(names) == len(held) == len(vectors):
             raise InvalidUnitError(f"{len(vectors)} vectors, {len(held)} payloads and {len(names)} ids do not fit")
         if names:
@@ -194,7 +206,9 @@ class MemEvolveVectorStore(VectorStoreBase):
     ) -> list[Found]:
         """Return the nearest memories; scores grow with the similarity, within 0..1 under cosine and l2."""
         del query
-        hits = nearest(self.store, np.atleast_2d(np.asarray(vectors))[0], top_k, _filters(filters))
+        rows = listed("vectors", vectors, InvalidVectorError)
+        vector = rows[0] if rows and not np.isscalar(rows[0]) else rows
+        hits = nearest(self.store, vector, whole_number("top_k", top_k), _filters(filters))
         scored = [(unit, score_of(distance, self.store.metric)) for unit, distance in hits]
         return [_found(unit, score if self.store.metric == "ip" else max(0.0, score)) for unit, score in scored]
 
@@ -206,14 +220,14 @@ class MemEvolveVectorStore(VectorStoreBase):
 
     def delete(self, vector_id: str) -> None:
         """Delete a memory if it exists."""
-        self.store.delete(str(vector_id))
+        self.store.delete(_id(vector_id))
 
     def update(
         self, vector_id: str, vector: Sequence[float] | None = None, payload: Mapping[str, Any] | None = None
     ) -> None:
         """Replace the vector, the payload, or both. Raises InvalidUnitError for an unknown id."""
-        name = str(vector_id)
-        held = self.store.retrieve_batch([name]).get(name)
+        name = _id(vector_id)
+        held = self.store.retrieve(name)
         if held is None:
             raise InvalidUnitError(f"there is no memory with the id {shown(name)}; insert it")
         unit = held if payload is None else _unit(name, payload)
@@ -221,7 +235,7 @@ class MemEvolveVectorStore(VectorStoreBase):
 
     def get(self, vector_id: str) -> Found | None:
         """Return a memory, or None."""
-        unit = self.store.retrieve(str(vector_id))
+        unit = self.store.retrieve(_id(vector_id))
         return None if unit is None else _found(unit)
 
     def list(self, filters: Mapping[str, Any] | None = None, top_k: int | None = None) -> Any:

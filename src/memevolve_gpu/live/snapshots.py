@@ -11,7 +11,7 @@ import numpy as np
 
 from ..index.base import Index
 from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
-from ..index.vector_table import DamagedVectorsError, roomy
+from ..index.vector_table import DamagedVectorsError, growable
 from ..monitoring.events import EventLog
 from ..records.records import Records
 from ..types import IntArray, Row, Rows
@@ -69,7 +69,7 @@ def read_everything(records: Records) -> View:
     head = records.head()
     if not head.count:
         return view_of(empty_index(records.dim, records.metric), head.last_seq)
-    vectors = roomy((head.count, records.dim), np.float32)
+    vectors = growable((head.count, records.dim), np.float32)
     slots, namespaces = np.empty(head.count, dtype=np.int64), np.empty(head.count, dtype=np.int32)
     ids: list[bytes] = []
     after = 0

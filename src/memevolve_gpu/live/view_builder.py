@@ -47,6 +47,7 @@ def on_host(view: View) -> View:
 
 
 def empty_index(dim: int, metric: Metric) -> Index:
+    """A flat index without rows."""
     none = np.empty(0, dtype=np.int64)
     return flat_index(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
 

@@ -21,10 +21,9 @@ from ..errors import CapacityError
 from ..index.costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import IndexPlan, Metric, Precision, SearchParams
-from .device_plan import DeviceState, on_device
+from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
 from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
 from .nlist import adaptive_nlist as nlist_by_rule
-from .sizes import DEFAULT_ID_BYTES, plan_bytes
 
 __all__ = ["IndexType", "PrecisionSetting", "plan_index", "search_cost", "search_params_for"]
 
@@ -108,7 +107,9 @@ def plan_index(
         budget_bytes: memory that the finished index may take.
         min_training_units: below it nothing is trained, whatever ``index_type`` says.
         adaptive_nlist: False keeps ``current_nlist`` however the store grows.
-        vectors_per_centroid, nlist_min, nlist_max: the rule for lists; see :func:`~.nlist.adaptive_nlist`.
+        vectors_per_centroid: the rule for lists, with the next two; see :func:`~.nlist.adaptive_nlist`.
+        nlist_min: fewest lists.
+        nlist_max: most lists.
         precision: of the rows on a GPU; auto narrows them where float32 does not fit there. On the host float32
             decides, mapped from a file.
         current_nlist: lists of the index in use; kept while they differ from the rule by less than a quarter.

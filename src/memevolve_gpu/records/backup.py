@@ -18,12 +18,12 @@ import apsw
 
 from ..errors import CorruptStoreError, StorageError
 from ..utils.arguments import path_text
-from ..utils.drafts import Draft, draft_of, remove_abandoned_drafts
+from ..utils.drafts import Draft, draft_of, remove_abandoned_drafts, sync_folder
 from .check import examine
 from .connections import connect, first_row, shut
 from .damage import damage_path
 from .file_lock import WriteLock, file_mode, refuse_network_filesystem
-from .lineage import beside, first_link, locked_alone, sync_folder, why_foreign
+from .lineage import beside, first_link, locked_alone, why_foreign
 from .schema import VERSION, facts_of, migrate, state_of
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 

@@ -16,7 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import LockTimeoutError, NetworkFilesystemError, ReadOnlyError, ReentrantCallError, StorageError
+from ..errors import (
+    LockTimeoutError,
+    NetworkFilesystemError,
+    ReadOnlyError,
+    ReentrantCallError,
+    StorageError,
+    TooManyFilesError,
+)
 from ..utils.drafts import PRIVATE
 from ..utils.forking import renew_in_child
 
@@ -332,6 +339,7 @@ def _open(path: Path, mode: int) -> io.FileIO:
         kind = ReadOnlyError if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) else StorageError
         remedy = "make it and its folder writable"
         if error.errno in (errno.EMFILE, errno.ENFILE):
+            kind = TooManyFilesError
             remedy = "too many files are open; close some or raise the limit (ulimit -n)"
         message = f"{path}: the lock file cannot be opened ({error.strerror}); {remedy}"
         raise kind(message) from error

@@ -258,7 +258,9 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
     rows = all_rows(con, sql, (operation, floor_of(con).seq))
     if not rows or rows[0][0] != ns:
         why = "there is none of that number" if not rows else "it changed another namespace, or several"
-        raise HistoryError(f"operation {operation} cannot be undone here: {why}; operations() lists those that can")
+        raise HistoryError(
+            f"operation {operation} cannot be undone here: {why}; operations() and history() give those that can"
+        )
     last = rows[0][1]
     sql = """
         SELECT DISTINCT h.id FROM history AS h JOIN history AS n ON n.ns = h.ns AND n.id = h.id AND n.seq > ?2

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import apsw
 
 from ..errors import CorruptStoreError, ReadOnlyError
+from ..utils.drafts import sync_folder
 from .file_lock import WriteLock
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
@@ -42,7 +43,6 @@ __all__ = [
     "locked_alone",
     "next_link",
     "refuse_foreign_log",
-    "sync_folder",
     "token_bytes",
     "why_foreign",
 ]
@@ -192,15 +192,6 @@ def locked_alone(path: Path, vfs: str | None, refusal: str) -> Iterator[None]:
     finally:
         file.xUnlock(apsw.SQLITE_LOCK_NONE)
         file.xClose()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def why_foreign(path: Path, vfs: str | None) -> str | None:

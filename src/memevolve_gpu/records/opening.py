@@ -60,6 +60,9 @@ class Opened(NamedTuple):
 def database_path(prefix: str | os.PathLike[str]) -> Path:
     """The absolute path of ``<prefix>.db``, symbolic links resolved."""
     name = path_text("prefix", prefix)
+    if os.path.basename(name) in {"", ".", ".."}:  # noqa: PTH119 - pathlib drops what is asked for here
+        inside = os.path.join(name, "memory")  # noqa: PTH118 - as above
+        raise ConfigurationError(f"prefix: {name!r} names a folder; add a name for the store, as in {inside!r}")
     path_text("prefix", name + ".snapshot.0123456789.01234567.tmp")
     return Path(name + ".db").resolve()
 

@@ -16,6 +16,7 @@ from ..errors import (
     StorageError,
     StorageFullError,
     StoreClosedError,
+    TooManyFilesError,
 )
 
 __all__ = ["SQLITE_ERRORS", "translate_error"]
@@ -50,7 +51,7 @@ def _verdict(error: BaseException) -> tuple[type[StorageError], str]:
     if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
         return StorageFullError, _FREE_SPACE  # the shared memory file could not grow; SQLite has no better word for it
     if type(error) in _MAY_LACK_DESCRIPTORS and _out_of_descriptors():
-        return StorageError, _CLOSE_FILES
+        return TooManyFilesError, _CLOSE_FILES
     for foreign, kind, remedy in _VERDICTS:
         if isinstance(error, foreign):
             return kind, remedy
@@ -61,7 +62,7 @@ def _system_verdict(number: int | None) -> tuple[type[StorageError], str]:
     if number in _FULL:
         return StorageFullError, _FREE_SPACE
     if number in _NO_DESCRIPTORS:
-        return StorageError, _CLOSE_FILES
+        return TooManyFilesError, _CLOSE_FILES
     if number in _READ_ONLY:
         return ReadOnlyError, _MAKE_WRITABLE
     return StorageError, "look at the disk and the system log"

@@ -250,7 +250,7 @@ class Session:
             self.lock.release()
 
     def rewrite(self, seconds: float) -> None:
-        """Write the database file anew, without free pages, and empty the log; waits so long for readers of the log.
+        """Write the database file again, without free pages, and empty the log; waits so long for readers of the log.
 
         Raises StorageError when a reader does not end.
         """

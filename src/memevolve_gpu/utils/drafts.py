@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PRIVATE", "Draft", "draft_of", "remove_abandoned_drafts"]
+__all__ = ["PRIVATE", "Draft", "draft_of", "remove_abandoned_drafts", "sync_folder"]
 
 PRIVATE = 0o600
 """Mode of a file that only its owner may read and write."""
@@ -51,6 +51,15 @@ def remove_abandoned_drafts(targets: list[Path]) -> int:
             if match is not None and match["target"] in names:
                 gone += _remove_if_abandoned(path)
     return gone
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    number = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _locked_draft(target: Path, mode: int) -> Draft:

@@ -302,11 +302,11 @@ class RetrievalContext:
         Raises:
             MemEvolveError: As the strategy.
         """
-        strategy, wanted, holding = self.strategy, *self._defaults(top_k, filters)
+        strategy, wanted, chosen = self.strategy, *self._defaults(top_k, filters)
         strategy = strategy if ranking is None else strategy.ranked_by(ranking)
         started = time.perf_counter()
         try:
-            results = strategy.retrieve(query, storage_backend, wanted, holding)
+            results = strategy.retrieve(query, storage_backend, wanted, chosen)
         except BaseException:
             self._measure(strategy, started, None)
             raise
@@ -315,7 +315,7 @@ class RetrievalContext:
             {
                 "query": query,
                 "top_k": wanted,
-                "filters": {} if holding is None else {**holding},
+                "filters": {} if chosen is None else {**chosen},
                 "results_count": len(results),
                 "timestamp": now_text(),
             }

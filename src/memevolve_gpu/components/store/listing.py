@@ -91,7 +91,7 @@ def cursor_of(value: Any, place: Any) -> str:
     return json.dumps([value, place], ensure_ascii=False)
 
 
-def cursor_parts(after: str, place: type) -> tuple[Any, Any]:
+def cursor_parts(after: str, place: type | tuple[type, ...]) -> tuple[Any, Any]:
     """Value and place of a cursor. Raises InvalidQueryError for what is none."""
     try:
         value, found = json.loads(after)
@@ -150,7 +150,7 @@ def merged_unit(old: MemoryUnit, changes: Any) -> MemoryUnit:
         raise InvalidUnitError(f"changes must be a dict, got {type(changes).__name__}; pass the keys that change")
     if changes.get("id", old["id"]) != old["id"]:
         raise InvalidUnitError(
-            f"changes['id'] is {shown(changes['id'])}: an id stays; store the unit anew to change it"
+            f"changes['id'] is {shown(changes['id'])}: an id stays; store the unit again to change it"
         )
     found: MemoryUnit = merged(old, changes)
     return found

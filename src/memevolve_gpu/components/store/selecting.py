@@ -1,32 +1,40 @@
-"""The part of ``VectorStore`` that reads, changes and deletes what a filter or a cursor selects."""
+"""The part of ``VectorStore`` for what a filter, a cursor or a namespace selects: reads, changes, limits and expiry."""
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+from ...errors import ConfigurationError
 from ...live.namespaces import Scope
 from ...records.filters import Filter, parse, path_of
 from ...records.transaction import Transaction
 from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
-from ...utils.arguments import switch
-from ...utils.config import StorageConfig
+from ...utils.arguments import listed, switch, whole_number
+from ...utils.config import StorageConfig, namespace_path
 from .base import StorageBackend
+from .history import operation_name
 from .listing import Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
+from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
-from .units import check_arguments, checked_id, checked_unit, text_to_embed, unit_to_text
+from .units import check_arguments, checked_id, checked_unit, one_id, text_to_embed, unit_to_text
 
-__all__ = ["SelectingBackend"]
+__all__ = ["NamespacedBackend"]
+
+_Backend = TypeVar("_Backend", bound="NamespacedBackend")
 
 
-class SelectingBackend(StorageBackend, MetadataMixin):
-    """A backend on an open session of this package's files."""
+class NamespacedBackend(StorageBackend, MetadataMixin):
+    """A backend on one namespace of an open session of this package's files."""
 
     config: StorageConfig
+    namespace_path: Path
+    """The parts of the name of the namespace; empty for the default one."""
 
     @property
     @abstractmethod
@@ -34,18 +42,9 @@ class SelectingBackend(StorageBackend, MetadataMixin):
         """The open session."""
 
     @property
-    @abstractmethod
-    def _key(self) -> int:
-        """The key of the namespace."""
-
-    @property
     def _scope(self) -> Scope:
         """What a call may see that begins now."""
         return Scope((self._key,), self._open.clock())
-
-    @abstractmethod
-    def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
-        """A transaction that is bound to the namespace; ``operation`` is its kind in the history."""
 
     @abstractmethod
     def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
@@ -139,6 +138,65 @@ class SelectingBackend(StorageBackend, MetadataMixin):
 
         found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])
+
+    def namespace(self: _Backend, *path: str) -> _Backend:
+        parts = namespace_path([*self.namespace_path, *path])
+        self._open  # noqa: B018 - raises where this store is closed
+        view = copy.copy(self)
+        vars(view).update(namespace_path=parts, _is_view=True)
+        return view
+
+    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
+        return [info for info, _ in self._listed(subtree_path(prefix))]
+
+    def delete_namespace(self, *path: str) -> int:
+        session = self._open
+        where, name = namespace_path([*self.namespace_path, *path]), operation_name("delete_namespace")
+        with session.records.write(namespace=where, operation=name) as tx:
+            removed = tx.delete_namespace()
+        session.written()
+        return removed
+
+    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
+        most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
+        life = None if default_ttl is None else seconds("default_ttl", default_ttl)
+        with self._write("set_limits") as tx:
+            tx.set_limits(most, life)
+        return self._info
+
+    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+        session = self._open
+        wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
+        until = expiry_of(ttl, expires_at, session.clock())
+        with self._write("set_expiry") as tx:
+            found = sum(tx.expire(unit_id, until) for unit_id in dict.fromkeys(wanted))
+        session.written()
+        return found
+
+    def expiry(self, unit_id: str) -> float | None:
+        return self._open.records.expiry_of(unit_id, ns=self._key) if one_id(unit_id, "units") else None
+
+    @property
+    def _key(self) -> int:
+        return self._open.key_of(self.namespace_path)
+
+    @property
+    def _info(self) -> NamespaceInfo:
+        """The namespace with its count and limits."""
+        return NamespaceInfo(self.namespace_path, *self._open.records.namespace_info(self._key))
+
+    def _listed(self, prefix: Path) -> list[tuple[NamespaceInfo, int]]:
+        """The namespaces of a subtree, with their keys."""
+        found = self._open.records.namespaces((*self.namespace_path, *prefix))
+        return [(NamespaceInfo(path, count, most, ttl), key) for path, key, count, most, ttl in found]
+
+    def _spaces(self, prefix: Path) -> dict[int, Path]:
+        """The paths of the namespaces of a subtree, by key."""
+        return dict(sorted((key, info.path) for info, key in self._listed(prefix)))
+
+    def _write(self, operation: str, *, grouped: bool = False) -> WriteContext:
+        name = operation_name(operation)
+        return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)
 
     def _stamped(self, units: list[MemoryUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
         """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now.

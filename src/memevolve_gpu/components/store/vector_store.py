@@ -28,12 +28,12 @@ from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress
 from .capacity import move_waiting_rows, report_pruned, reserve_room
 from .history import HistoryMixin
-from .namespaced import NamespacedBackend
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
 from .ranking import HalfLife, Ranking, Window, score_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
+from .selecting import NamespacedBackend
 from .session import IndexInfo, StoreSession, open_session
 from .units import (
     UnitMapping,

@@ -6,5 +6,5 @@ on the host until there are enough (:mod:`.index`). They return at most 2,048 re
 above that, the host's vectors answer. They take 1.5 GiB of temporary memory unless a size is set, so it is set. Most
 CUDA errors end the process; what can be caught is handled in :mod:`.index`. Memory for the code of kernels is requested
 before their first launch, and half-initialised resources are discarded, since both would end the process
-(:mod:`.resources`). Under l2, float16 is used only where squares fit it (:mod:`.flat`).
+(:mod:`.resources`). Under l2, float16 is used only where squares fit it (:mod:`.index`).
 """

@@ -152,7 +152,7 @@ def _within_range(plan: IndexPlan, vectors: FloatArray) -> IndexPlan:
 
 
 def _trained(job: BuildJob, gpu_resources: GpuResources, precision: Precision) -> Any:
-    """faiss' CPU index without rows, its centroids found by k-means on the device."""
+    """The CPU index of faiss without rows, its centroids found by k-means on the device."""
     faiss, dim, kind = gpu_resources.faiss, job.rows.vectors.shape[1], metric_of(gpu_resources.faiss, job.metric)
     sample = training_sample(job.source, POINTS_PER_LIST * job.plan.nlist, job.seed)
     job.progress("train", 0.0)

@@ -183,7 +183,7 @@ class GpuResources:
         return index
 
     def config(self, name: str) -> Any:
-        """faiss' configuration ``name`` for this device, without cuVS."""
+        """The configuration ``name`` of faiss for this device, without cuVS."""
         config = getattr(self.faiss, name)()
         config.device = self.number
         config.use_cuvs = False

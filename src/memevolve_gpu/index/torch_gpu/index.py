@@ -1,4 +1,4 @@
-"""The base of the torch indexes: load, search, and answer from the host when the device does not."""
+"""The base of the torch indexes, and the flat one: load, search, answer from the host otherwise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import DeviceError, EngineError
 from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from ...utils.vectors import DeviceQueries, host_queries
-from ..base import Arrays, DeltaRows, Index, part
+from ..base import Arrays, BuildJob, DeltaRows, Index, part
 from ..bitmap import RowFilter
 from ..costs import scan_cost
 from ..device_failover import DeviceFailover
@@ -22,7 +22,7 @@ from ..vector_table import VectorTable
 from .cuda_graphs import CudaGraphCache
 from .delta_buffer import DeviceDeltaBuffer
 from .device_masks import Masks
-from .device_rows import BLOCK_GROUPS, DeviceRows, Quantization, Queries
+from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Quantization, Queries, measured_quantization, padded_groups
 from .memory_accounting import account_of, predicted_bytes
 from .runtime import (
     building,
@@ -46,7 +46,7 @@ from .search import (
 )
 from .upload import DeviceIndex, Layout, Upload
 
-__all__ = ["TorchIndex", "candidate_width"]
+__all__ = ["TorchFlatIndex", "TorchIndex", "candidate_width"]
 
 T = TypeVar("T")
 
@@ -367,3 +367,61 @@ class TorchIndex(Index):
         if not np.isfinite(centre).all() or not 0 < float(scale[0]) < np.inf:
             raise EngineError("the index's centre or scale is not finite; rebuild the index")
         return Quantization(centre, float(scale[0]))
+
+
+class TorchFlatIndex(TorchIndex):
+    """Rows in the order of their positions; recall@10 against float32 at least 0.999."""
+
+    kind: ClassVar[str] = "exact"
+
+    @classmethod
+    def build(cls, job: BuildJob) -> TorchFlatIndex:
+        """Bring the rows to the device; nothing is trained.
+
+        Raises:
+            DeviceError: the device refuses.
+        """
+        table = job.table()
+        with building(job.plan.device):
+            with device_lock(job.plan.device):
+                open_device(job.plan.device)
+            quantization = (
+                measured_quantization(table, job.plan.precision)
+                if table.n
+                else Quantization(np.zeros(table.dim, np.float32), 1.0)
+            )
+            index = cls(job.plan, job.metric, job.rows, table, quantization)
+            index._load(lambda fraction: job.progress("add", fraction))
+        return index
+
+    @classmethod
+    def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchFlatIndex:
+        rows = cls._rows_of(parts)
+        table = cls._table_of(metric, rows, parts)
+        index = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
+        index._load_or_fail_over()
+        return index
+
+    def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - TorchIVFIndex keeps centroids there
+        return _in_order(self.n)
+
+    def _longer(
+        self,
+        plan: IndexPlan,
+        rows: Rows,
+        table: VectorTable,
+        vectors: FloatArray,  # noqa: ARG002 - TorchIVFIndex assigns them
+        held: DeviceIndex,  # noqa: ARG002 - as above
+    ) -> tuple[TorchFlatIndex, Layout]:
+        moved = np.arange(-(-self.n // GROUP), dtype=np.int64)
+        layout = replace(_in_order(table.n), kept=self.n, moved=moved)
+        return TorchFlatIndex(plan, self.metric, rows, table, self._quantization), layout
+
+
+def _in_order(n: int) -> Layout:
+    """Rows 0 to n - 1, each at its position."""
+
+    def places(start: int, stop: int) -> IntArray:
+        return np.arange(start, stop, dtype=np.int64)
+
+    return Layout(padded_groups(-(-n // GROUP)), places, [])

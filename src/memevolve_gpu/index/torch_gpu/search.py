@@ -30,6 +30,7 @@ __all__ = [
 
 
 def some(queries: Any, rows: IntArray) -> Any:
+    """These rows of the queries, which are an array or a tensor."""
     if isinstance(queries, np.ndarray):
         return np.ascontiguousarray(queries[rows])
     return queries[host_tensor(rows).to(queries.device)]
@@ -45,6 +46,7 @@ def widened(positions: IntArray, want: int) -> IntArray:
 
 
 def columns(distances: FloatArray, positions: IntArray, k: int) -> tuple[FloatArray, IntArray]:
+    """The first k columns of both, C-contiguous."""
     return np.ascontiguousarray(distances[:, :k]), np.ascontiguousarray(positions[:, :k])
 
 

@@ -1,0 +1,233 @@
+"""Who may call the server: keys, scopes, namespaces, pages of other sites, and MCP."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+from memevolve_gpu import ConfigurationError, VectorStore
+from memevolve_gpu.server import keys as keys_module
+from memevolve_gpu.server.app import create_app
+from memevolve_gpu.server.keys import Keys
+
+OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+ALICE = ("org", "alice")
+
+
+@pytest.fixture
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
+    monkeypatch.setattr(keys_module, "_CHECKED_EVERY", 0.0)
+    return Keys(tmp_path / "keys.json")
+
+
+@pytest.fixture
+def client(store: VectorStore, keys: Keys, tmp_path: Path) -> Iterator[TestClient]:
+    with TestClient(
+        create_app(store, keys, backups=tmp_path / "backups", ui=False), base_url="http://memory.test"
+    ) as made:
+        yield made
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def routes(app: Any) -> list[tuple[str, str]]:
+    """(method, path) of every route, also of routers that are included lazily."""
+    paths = app.openapi()["paths"]
+    return [(method.upper(), path) for path, methods in paths.items() for method in methods]
+
+
+class TestKeys:
+    def test_the_file_holds_hashes_and_is_the_owners(self, keys: Keys) -> None:
+        token = keys.add("agent", ["read", "write"], "org/alice")
+        text = keys.path.read_text()
+        assert token not in text
+        assert token.removeprefix("mev_") not in text
+        assert stat.S_IMODE(keys.path.stat().st_mode) == 0o600
+        found = Keys(keys.path).find(token)
+        assert found is not None
+        assert (found.name, found.scopes, found.namespace) == ("agent", ("read", "write"), ALICE)
+        assert [key.name for key in keys] == ["agent"]
+
+    @pytest.mark.parametrize(
+        ("name", "scopes", "namespace", "words"),
+        [
+            ("", ["read"], "", "name"),
+            ("a b", ["read"], "", "name"),
+            ("a" * 65, ["read"], "", "name"),
+            ("a", [], "", "scopes"),
+            ("a", ["root"], "", "scopes"),
+            ("a", ["read"], "x//y", "namespace"),
+            ("taken", ["read"], "", "taken"),
+        ],
+    )
+    def test_what_is_refused(self, keys: Keys, name: str, scopes: list[str], namespace: str, words: str) -> None:
+        keys.add("taken", ["read"])
+        with pytest.raises(ConfigurationError, match=words):
+            keys.add(name, scopes, namespace)
+        assert [key.name for key in keys] == ["taken"]
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"keys": [{"name": "a"}]}', '{"keys": 3}'])
+    def test_another_file_is_refused_and_kept(self, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "keys.json"
+        path.write_text(text)
+        with pytest.raises(ConfigurationError, match="holds no keys"):
+            Keys(path)
+        assert path.read_text() == text
+
+    def test_a_key_that_is_removed_elsewhere_is_refused_at_once(self, client: TestClient, keys: Keys) -> None:
+        token = Keys(keys.path).add("agent", ["read"])
+        assert client.get("/v1/health", headers=bearer(token)).status_code == 200
+        assert Keys(keys.path).remove("agent")
+        assert not Keys(keys.path).remove("agent")
+        assert client.get("/v1/health", headers=bearer(token)).status_code == 401
+
+
+class TestScopes:
+    def test_every_route_asks_for_a_key(self, client: TestClient, keys: Keys) -> None:
+        keys.add("agent", ["read", "write", "admin"])
+        closed = [(method, path) for method, path in routes(client.app) if path not in OPEN]
+        assert len(closed) > 35
+        for headers in ({}, bearer("mev_guessed"), {"Authorization": "Basic abc"}, bearer("")):
+            for method, path in [*closed, ("POST", "/mcp")]:
+                answer = client.request(method, path.format(unit_id="a"), headers=headers, json={})
+                assert (answer.status_code, answer.json()["status"]) == (401, 401), path
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert "keys add" in answer.json()["detail"]
+        assert client.get("/healthz").status_code == 200
+
+    def test_a_scope_allows_what_it_names_and_no_more(self, client: TestClient, keys: Keys) -> None:
+        tokens = {scope: keys.add(scope, [scope]) for scope in ("read", "write", "admin")}
+        unit = {"units": [{"id": "a", "content": "text"}]}
+        for method, path, body, scope in (
+            ("POST", "/v1/units", unit, "write"),
+            ("PUT", "/v1/units/a", {"content": "x"}, "write"),
+            ("POST", "/v1/search", {"query": "text"}, "read"),
+            ("POST", "/v1/search/batch", {"queries": ["text"]}, "read"),
+            ("GET", "/v1/units", None, "read"),
+            ("GET", "/v1/export", None, "read"),
+            ("GET", "/metrics", None, "read"),
+            ("POST", "/v1/manage/prune", {"criteria": {}, "dry_run": True}, "write"),
+            ("POST", "/v1/maintain", {}, "admin"),
+            ("POST", "/v1/backup", {"name": "x"}, "admin"),
+            ("GET", "/v1/events", None, "admin"),
+            ("POST", "/v1/units/clear", {}, "admin"),
+            ("DELETE", "/v1/namespaces?namespace=x", None, "admin"),
+        ):
+            for held, token in tokens.items():
+                answer = client.request(method, path, json=body, headers=bearer(token))
+                if held == scope:
+                    assert answer.is_success, (path, answer.text)
+                else:
+                    assert (answer.status_code, scope in answer.json()["detail"]) == (403, True), path
+
+    def test_a_bound_key_sees_its_namespace_as_the_whole(
+        self, client: TestClient, keys: Keys, store: VectorStore
+    ) -> None:
+        store.store({"id": "outside", "content": "a secret of others"})
+        store.namespace("org", "bob").store({"id": "bob", "content": "a secret of bob"})
+        headers = bearer(keys.add("alice", ["read", "write", "admin"], "org/alice"))
+        client.post("/v1/units", json={"units": [{"id": "a", "content": "mine"}]}, headers=headers)
+        note = {"units": [{"id": "n", "content": "a note"}], "namespace": "notes"}
+        client.post("/v1/units", json=note, headers=headers)
+        assert store.namespace(*ALICE).exists("a")
+        assert store.namespace(*ALICE, "notes").exists("n")
+        found = client.get("/v1/namespaces", headers=headers).json()["namespaces"]
+        assert [one["path"] for one in found] == [[], ["notes"]]
+        below = client.get("/v1/changes", params={"below": True}, headers=headers).json()["changes"]
+        assert [(one["id"], one["namespace"]) for one in below] == [("a", []), ("n", ["notes"])]
+        hits = client.post("/v1/search", json={"query": "a secret", "top_k": 50, "below": True}, headers=headers).json()
+        assert {(hit["id"], tuple(hit.get("namespace", ()))) for hit in hits["hits"]} == {("a", ()), ("n", ("notes",))}
+        for method, path, body in (
+            ("GET", "/v1/events", None),
+            ("POST", "/v1/backup", {}),
+            ("GET", "/v1/backups", None),
+            ("POST", "/v1/maintain", {}),
+        ):
+            answer = client.request(method, path, json=body, headers=headers)
+            assert (answer.status_code, "bound to a namespace" in answer.json()["detail"]) == (403, True)
+        for outside in ("../bob", "/org/bob", ".."):
+            asked = {"ids": ["bob", "outside"], "namespace": outside}
+            answer = client.post("/v1/units/get", json=asked, headers=headers)
+            assert answer.status_code == 422 or answer.json()["units"] == {}
+        text = client.get("/v1/export", headers=headers).text + client.get("/v1/stats", headers=headers).text
+        assert "secret" not in text
+
+
+class TestBrowsers:
+    @pytest.fixture
+    def client(self, store: VectorStore) -> Iterator[TestClient]:
+        with TestClient(create_app(store, ui=False), base_url="http://127.0.0.1:8321") as made:
+            yield made
+
+    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8321", "[::1]:8321"])
+    def test_without_keys_loopback_names_are_served(self, client: TestClient, host: str) -> None:
+        assert client.get("/v1/health", headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Host": "evil.test"},
+            {"Host": "127.0.0.1.evil.test"},
+            {"Host": ""},
+            {"Host": "127.0.0.1:8321", "Origin": "http://evil.test"},
+            {"Host": "127.0.0.1:8321", "Origin": "null"},
+        ],
+    )
+    def test_without_keys_pages_of_other_sites_are_refused(self, client: TestClient, headers: dict[str, str]) -> None:
+        for method, path in (("GET", "/v1/units"), ("POST", "/v1/search"), ("POST", "/mcp"), ("GET", "/metrics")):
+            answer = client.request(method, path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]) == (403, "Forbidden")
+
+
+class TestMcp:
+    @staticmethod
+    def call(client: TestClient, tool: str, headers: dict[str, str], **arguments: Any) -> Any:
+        accepted = {"Accept": "application/json, text/event-stream", **headers}
+        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+        answer = client.post("/mcp", json=request, headers=accepted)
+        assert answer.status_code == 200, answer.text
+        result = answer.json()["result"]
+        assert not result.get("isError"), result
+        return json.loads(result["content"][0]["text"])
+
+    def test_each_call_sees_what_its_key_sees(self, client: TestClient, keys: Keys, store: VectorStore) -> None:
+        pytest.importorskip("mcp")
+        alice = bearer(keys.add("alice", ["read", "write"], "org/alice"))
+        whole = bearer(keys.add("whole", ["read", "write"]))
+        stored = self.call(client, "remember", alice, content="Rebase before you push")
+        assert store.namespace(*ALICE).exists(stored["id"])
+        assert len(self.call(client, "recall", alice, query="rebase")["memories"]) == 1
+        assert self.call(client, "recall", whole, query="rebase")["memories"] == []
+        reader = bearer(keys.add("reader", ["read"]))
+        refused = client.post("/mcp", json={}, headers=reader)
+        assert (refused.status_code, "write" in refused.json()["detail"]) == (403, True)
+
+
+def test_a_router_of_the_page_gets_the_store_of_the_caller(client: TestClient, keys: Keys, store: VectorStore) -> None:
+    """The agreement with the page: ``router(store_of)``."""
+    from fastapi import Depends
+
+    from memevolve_gpu.server.access import store_of
+
+    page = APIRouter()
+
+    def count(found: Any = Depends(store_of)) -> int:  # noqa: B008 - that is how the framework has it
+        return int(found.count())
+
+    page.routes.append(APIRoute("/ui/count", count, methods=["GET", "POST"]))
+    client.app.include_router(page)  # type: ignore[attr-defined]
+    store.store({"content": "outside"})
+    alice = bearer(keys.add("alice", ["read"], "org/alice"))
+    assert client.get("/ui/count", headers=alice).json() == 0
+    assert client.post("/ui/count", headers=alice).status_code == 403
+    assert client.get("/ui/count").status_code == 401

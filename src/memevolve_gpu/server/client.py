@@ -1,0 +1,677 @@
+"""``RemoteStore``: a store behind a server, with the methods of a store in this process."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any, Literal, TypeVar, cast
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+
+from .. import errors
+from ..components.store.base import Progress, StorageBackend
+from ..components.store.history import Operation, UnitChange, UnitVersion
+from ..components.store.listing import Listing, Order, cursor_parts, merged_unit, some_condition
+from ..components.store.namespaces import NamespaceInfo, moments, subtree_path
+from ..components.store.ranking import HalfLife, Ranking, Window
+from ..components.store.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
+from ..components.store.reports import plain_details
+from ..components.store.units import (
+    UnitMapping,
+    check_arguments,
+    checked_id,
+    checked_unit,
+    is_id,
+    looked_up,
+    one_id,
+    unit_to_text,
+)
+from ..components.store.units import with_id as _with_id
+from ..errors import (
+    ConfigurationError,
+    ConflictError,
+    InvalidQueryError,
+    InvalidUnitError,
+    InvalidVectorError,
+    MemEvolveError,
+    StorageError,
+    StoreClosedError,
+    StoreUnavailableError,
+)
+from ..records.filters import parse
+from ..types import FloatArray, Hit, MemoryUnit
+from ..utils.arguments import change, listed, shown, switch, whole_number, word
+from ..utils.config import namespace_path
+from ..utils.plain import as_plain, plain_text
+
+__all__ = ["RemoteStore"]
+
+_PAGE = 500
+_PATIENCE = 30.0
+"""Seconds for which a call that the server has no room for is tried again."""
+
+_Remote = TypeVar("_Remote", bound="RemoteStore")
+
+
+class RemoteStore(StorageBackend):
+    """A store behind a server that ``memevolve-store serve`` started.
+
+    Errors are those of the store itself, by class and message. Embedding happens on the server. A call is not repeated
+    unless the server says that it did not begin it. Safe to use from several threads.
+
+    Examples:
+        >>> from memevolve_gpu.server.client import RemoteStore
+        >>> store = RemoteStore("http://127.0.0.1:8321")  # doctest: +SKIP
+        >>> store.store({"content": "Rebase before you push"})  # doctest: +SKIP
+        'unit_0'
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        namespace: Sequence[str] | str = (),
+        timeout: float = 30.0,
+        client: httpx.Client | None = None,
+    ) -> None:
+        """Make a client; the server is called when it is first needed.
+
+        Args:
+            url: The address of the server, such as ``http://127.0.0.1:8321``.
+            token: The token of a key, where the server has keys.
+            namespace: The namespace to work in, below that of the key.
+            timeout: Seconds to wait for an answer.
+            client: A client of httpx to use, with a certificate or a proxy of its own; it is closed with the store.
+        """
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self._client = httpx.Client(timeout=timeout) if client is None else client
+        self._client.base_url = url
+        self._client.headers.update(headers)
+        self.url = url
+        self.namespace_path = namespace_path(namespace)
+        self._closed = [False]
+
+    # Writing
+
+    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
+        """Store a unit, see ``VectorStore.store``."""
+        checked = checked_unit(unit)
+        body = {"units": [checked], **_times(ttl, expires_at)}
+        if replaces is not None:
+            body["replaces"] = checked_id(replaces, "replaces")
+        return str(self._post("units", body)["ids"][0])
+
+    def store_batch(
+        self,
+        units: Sequence[MemoryUnit],
+        embeddings: Any = None,
+        progress: Progress | None = None,
+        *,
+        ttl: Any = None,
+        expires_at: Any = None,
+    ) -> list[str]:
+        """Store several units in one transaction, see ``VectorStore.store_batch``; one time for all of them."""
+        del progress
+        body = {"units": _checked(units), "embeddings": _rows(embeddings, "embeddings"), **_times(ttl, expires_at)}
+        if not body["units"]:
+            return []
+        return list(self._post("units", {**body, "batch": True})["ids"])
+
+    def replace_batch(
+        self,
+        delete_ids: Iterable[str],
+        units: Sequence[MemoryUnit],
+        embeddings: Any = None,
+        *,
+        unchanged_since: int | None = None,
+    ) -> list[str]:
+        """Delete some units and store others in one transaction, see ``VectorStore.replace_batch``."""
+        body = {
+            "delete_ids": _ids(delete_ids, "delete_ids"),
+            "units": _checked(units),
+            "embeddings": _rows(embeddings, "embeddings"),
+            "unchanged_since": change("unchanged_since", unchanged_since),
+        }
+        return list(self._post("units/replace", body)["ids"])
+
+    def update(self, unit_id: str, unit: MemoryUnit) -> bool:
+        """Replace a unit, see ``VectorStore.update``."""
+        checked = checked_unit(_with_id(unit, checked_id(unit_id)))
+        return self._found("PUT", unit_id, checked)
+
+    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+        """Change parts of a unit, see ``VectorStore.patch``."""
+        merged_unit({"id": checked_id(unit_id)}, changes)
+        return self._found("PATCH", unit_id, changes)
+
+    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+        """Change parts of every unit that matches, see ``VectorStore.update_where``."""
+        parse(filters)
+        merged_unit({"id": "a"}, changes)
+        return int(self._post("units/update", {"filters": filters, "changes": changes})["count"])
+
+    def delete(self, unit_id: str) -> bool:
+        """Delete a unit."""
+        return one_id(unit_id, "delete_batch") and _spoken(unit_id) and bool(self.delete_batch([unit_id]))
+
+    def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
+        """Delete several units in one transaction, see ``VectorStore.delete_batch``."""
+        body = {"ids": _ids(ids, "ids"), "unchanged_since": change("unchanged_since", unchanged_since)}
+        return int(self._post("units/delete", body)["count"])
+
+    def delete_where(self, filters: Mapping[str, Any]) -> int:
+        """Delete every unit that matches, see ``VectorStore.delete_where``."""
+        some_condition(filters, "call clear() to delete all")
+        return int(self._post("units/delete", {"filters": filters})["count"])
+
+    def clear(self) -> None:
+        """Delete every unit of this namespace, in one transaction."""
+        self._post("units/clear", {})
+
+    # Reading
+
+    def retrieve(self, unit_id: str) -> MemoryUnit | None:
+        """Read a unit, and count that as an access."""
+        return self._read([unit_id], record=True).get(unit_id) if one_id(unit_id, "retrieve_batch") else None
+
+    def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
+        """Read several units without counting an access."""
+        return self._read(ids)
+
+    def retrieve_all(self) -> list[MemoryUnit]:
+        """Read every unit, oldest first."""
+        return list(self.units())
+
+    def exists(self, unit_id: str) -> bool:
+        """Check for a unit."""
+        return one_id(unit_id, "retrieve_batch") and bool(self._read([unit_id]))
+
+    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        """Count the units, all or those that match."""
+        parse(filters)
+        return int(self._post("count", {"filters": filters})["count"])
+
+    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+        """Read the metadata of a unit without counting an access."""
+        return self._read([unit_id]).get(unit_id, {}).get("metadata") if is_id(unit_id) else None
+
+    def units(
+        self,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        order_by: str | None = None,
+        limit: int | None = None,
+        after: str | None = None,
+    ) -> Listing:
+        """Read units one by one, in pages, see ``VectorStore.units``."""
+        parse(filters)
+        if order_by is not None:
+            Order(order_by)
+        most = None if limit is None else whole_number("limit", limit, least=0)
+        if after is not None:
+            cursor_parts(after, (int, str))
+        body = {"filters": filters, "order_by": order_by}
+        self._check_open()
+        return Listing(islice(self._pages(body, after, most), most), after)
+
+    def facets(
+        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
+    ) -> list[tuple[Any, int]]:
+        """Count the units by the value of a field, see ``VectorStore.facets``."""
+        parse(filters)
+        found = self._post("facets", {"field": field, "filters": filters, "limit": limit})["facets"]
+        return [(one["value"], one["count"]) for one in found]
+
+    @property
+    def data(self) -> UnitMapping:
+        """A read-only mapping of id to unit, read from the server at each access."""
+        return UnitMapping(self, lambda: (unit["id"] for unit in self.units()))
+
+    # Searches
+
+    def search(
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        recall: float | None = None,
+        *,
+        record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
+    ) -> list[tuple[float, str]]:
+        """Find the units nearest to a text, see ``VectorStore.search``."""
+        body = _search(query, top_k, filters, recall, offset, min_score)
+        hits = self._post("search", {**body, "record": switch("record", record), "units": False})["hits"]
+        return [(hit["distance"], hit["id"]) for hit in hits]
+
+    def search_units(
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        recall: float | None = None,
+        *,
+        record: bool = True,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> list[Hit]:
+        """Find the units nearest to a text, and read them, see ``VectorStore.search_units``."""
+        body = _search(query, top_k, filters, recall, offset, min_score)
+        body |= {"record": switch("record", record), **_ranking(recency, importance, weights)}
+        hits = self._post("search", body)["hits"]
+        space = self.namespace_path
+        return [
+            Hit(hit["unit"], hit["id"], hit["distance"], hit["score"], (*space, *hit.get("namespace", ())))
+            for hit in hits
+        ]
+
+    def search_vectors(
+        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+    ) -> tuple[FloatArray, list[list[str | None]]]:
+        """Find the units nearest to each of several vectors, see ``VectorStore.search_vectors``."""
+        body = _search("", top_k, filters, recall, 0, None)
+        rows = _rows(queries, "queries") or []
+        body = {key: body[key] for key in ("top_k", "filters", "recall")}
+        results = self._post("search/batch", {**body, "vectors": rows, "units": False})["results"]
+        distances = np.full((len(results), body["top_k"]), np.inf, dtype=np.float32)
+        ids = list[list[str | None]]()
+        for row, hits in enumerate(results):
+            distances[row, : len(hits)] = [hit["distance"] for hit in hits]
+            ids.append([hit["id"] for hit in hits] + [None] * (body["top_k"] - len(hits)))
+        return distances, ids
+
+    def search_keywords(
+        self,
+        query: str,
+        top_k: int = 5,
+        filters: Mapping[str, Any] | None = None,
+        *,
+        offset: int = 0,
+        min_score: float | None = None,
+        recency: HalfLife | None = None,
+        importance: str | None = None,
+        weights: Mapping[str, float] | None = None,
+    ) -> list[tuple[float, str]]:
+        """Find the units that share words with a text, see ``VectorStore.search_keywords``."""
+        body = _search(query, top_k, filters, None, offset, min_score) | _ranking(recency, importance, weights)
+        hits = self._post("search", {**body, "mode": "keyword", "units": False})["hits"]
+        return [(hit["score"], hit["id"]) for hit in hits]
+
+    def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """Compare given units with a text, see ``VectorStore.similarities``."""
+        found: dict[str, float] = self._post("similarities", {"query": query, "ids": _known(ids)})["similarities"]
+        return found
+
+    # Vectors
+
+    def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
+        """Read the vectors of units, see ``VectorStore.vectors_of``."""
+        found = self._post("units/get", {"ids": _known(ids), "units": False, "vectors": True})["vectors"]
+        return _vectors(found)
+
+    def sample_vectors(self, count: int) -> dict[str, FloatArray]:
+        """Read the vectors of some units, spread evenly over their age."""
+        return _vectors(self._post("vectors/sample", {"count": whole_number("count", count, least=0)})["vectors"])
+
+    def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+        """Read every unit with its vector, one by one, oldest first."""
+        size, listing = min(whole_number("page_size", page_size), _PAGE), self.units()
+
+        def rows() -> Iterator[tuple[MemoryUnit, FloatArray]]:
+            while page := list(islice(listing, size)):
+                held = self.vectors_of([unit["id"] for unit in page])
+                yield from ((unit, held[unit["id"]]) for unit in page if unit["id"] in held)
+
+        return rows()
+
+    # Access statistics
+
+    def record_access(self, ids: Iterable[str]) -> None:
+        """Count an access to each of these units."""
+        self._post("units/get", {"ids": _known(listed("ids", ids)), "record": True, "units": False})
+
+    def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
+        """List units by their accesses, the first to forget first."""
+        word("kind", kind, ("lru", "lfu"))
+        wanted = {"kind": kind, "limit": min(whole_number("limit", limit, least=0), 10_000)}
+        return list(self._get("access/order", wanted)["ids"])
+
+    def access_counts(self) -> dict[str, int]:
+        """Read how often units were accessed."""
+        return dict(self._get("access")["counts"])
+
+    # Maintenance and reports
+
+    def inventory(self) -> Inventory:
+        """Describe the units without reading them."""
+        return cast("Inventory", self._get("inventory"))
+
+    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+        """Report a management operation that is done, so that the index follows."""
+        told = json.dumps(plain_details(details), ensure_ascii=False).encode(errors="replace")
+        body = {"operation": operation_type, "details": json.loads(told)}
+        return cast("OperationEntry", self._post("operations", body))
+
+    def get_storage_health(self) -> StorageHealth:
+        """Report fill level, memory, index quality, and recommendations for the operator."""
+        return cast("StorageHealth", self._get("health"))
+
+    def statistics(self) -> StoreStatistics:
+        """Report counts, the index and the plan, file sizes, change numbers and recent events."""
+        found = self._get("stats")
+        found["plan"]["notes"] = tuple(found["plan"]["notes"])
+        return cast("StoreStatistics", found)
+
+    def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
+        """Do the maintenance that is due; needs a key with the scope admin."""
+        del progress
+        return cast("MaintenanceReport", self._post("maintain", {}))
+
+    def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
+        """Train the index again; needs a key with the scope admin."""
+        del progress
+        body = {"retrain": True, "samples": switch("samples", samples)}
+        return cast("MaintenanceReport", self._post("maintain", body))
+
+    def backup(self, name: str | None = None) -> str:
+        """Copy the store to a file in the server's folder of backups.
+
+        Args:
+            name: Its name; None for the time of now.
+
+        Returns:
+            The name.
+        """
+        return str(self._post("backup", {"name": name})["name"])
+
+    @property
+    def metric(self) -> str:
+        """The distance of searches: l2 (squared), cosine (1 - cosine) or ip (-dot)."""
+        return str(self.statistics()["metric"])
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of every vector."""
+        return int(self.statistics()["dim"])
+
+    @property
+    def index(self) -> SimpleNamespace:
+        """What the index holds: ``ntotal`` of this namespace, ``nlist``, ``kind``, ``is_trained``, ``is_building``."""
+        found = self.statistics()
+        index, building = found["index"], found["maintenance"]["running"]
+        return SimpleNamespace(
+            ntotal=found["count"], nlist=index["nlist"], kind=index["kind"], is_trained=True, is_building=building
+        )
+
+    @property
+    def change_number(self) -> int:
+        """The number of the newest change by anyone."""
+        return int(self.statistics()["log"]["last_seq"])
+
+    # History
+
+    def operations(self, limit: int = 100, *, before: int | None = None) -> list[Operation]:
+        """List what changed units, newest first, see ``VectorStore.operations``."""
+        found = self._get("operations", {"limit": limit, "before": before})["operations"]
+        return [Operation(**one) for one in found]
+
+    def history(self, unit_id: str) -> list[UnitVersion]:
+        """Read every version of a unit that is kept, oldest first."""
+        found = self._get(f"units/{_quoted(checked_id(unit_id))}/history")["versions"]
+        return [UnitVersion(**one) for one in found]
+
+    def undo(self, operation: int) -> Operation:
+        """Take an operation back, see ``VectorStore.undo``."""
+        return Operation(**self._post("undo", {"operation": whole_number("operation", operation)}))
+
+    def changes(self, after: int = 0, *, limit: int | None = None) -> Iterator[UnitChange]:
+        """Read what changed after a change number, in order, see ``VectorStore.changes``."""
+        seq, left = whole_number("after", after, least=0), 2**62 if limit is None else whole_number("limit", limit)
+        while left:
+            page = self._get("changes", {"after": seq, "limit": min(_PAGE, left)})
+            for one in page["changes"]:
+                yield UnitChange(**{**one, "namespace": tuple(one["namespace"])})
+            if not page["changes"]:
+                return
+            seq, left = page["next"], left - len(page["changes"])
+
+    # Namespaces and expiry
+
+    def namespace(self: _Remote, *path: str) -> _Remote:
+        """Give a view of one namespace, see ``VectorStore.namespace``."""
+        view = copy.copy(self)
+        view.namespace_path = namespace_path([*self.namespace_path, *path])
+        return view
+
+    def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
+        """List the namespaces that hold units or have limits, see ``VectorStore.namespaces``."""
+        wanted = "/".join((*self.namespace_path, *subtree_path(prefix)))
+        found = self._get("namespaces", {"prefix": wanted}, scoped=False)["namespaces"]
+        return [NamespaceInfo(**{**one, "path": tuple(one["path"])}) for one in found]
+
+    def delete_namespace(self, *path: str) -> int:
+        """Delete a namespace with its units and limits; needs a key with the scope admin."""
+        where = "/".join(namespace_path([*self.namespace_path, *path]))
+        return int(self._call("DELETE", "namespaces", {"namespace": where})["count"])
+
+    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
+        """Set the limits of the namespace of this store; needs a key with the scope admin."""
+        seconds = None if default_ttl is None else moments(default_ttl, None, 0.0, 1)[0]
+        body = {"max_units": max_units, "default_ttl": seconds, "namespace": list(self.namespace_path)}
+        found = self._call("PUT", "namespaces", body=body)
+        return NamespaceInfo(**{**found, "path": tuple(found["path"])})
+
+    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+        """Set when units expire, see ``VectorStore.set_expiry``."""
+        return int(self._post("units/expiry", {"ids": _ids(ids, "ids"), **_times(ttl, expires_at)})["count"])
+
+    def expiry(self, unit_id: str) -> float | None:
+        """Read when a unit expires, as Unix time; None for never."""
+        if not one_id(unit_id, "units") or not _spoken(unit_id):
+            return None
+        found = self._get(f"units/{_quoted(unit_id)}/expiry")["expires_at"]
+        return None if found is None else float(found)
+
+    # State
+
+    def save_state(self) -> dict[str, Any]:
+        """Describe where the units are, for another instance to take over."""
+        return {"url": self.url, "namespace": list(self.namespace_path), "count": self.count()}
+
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        """Copy the units of another server, which takes the same token, into this store; none when it is this one."""
+        source, path = state.get("url"), namespace_path(state.get("namespace"))
+        if source is None or (source == self.url and path == self.namespace_path):
+            return
+        token = self._client.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        with RemoteStore(source, token, namespace=path) as other:
+            rows = list(other.export_rows())
+        self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
+
+    def close(self) -> None:
+        """Close the connections. Further calls raise StoreClosedError, also those of views of its namespaces."""
+        self._closed[0] = True
+        self._client.close()
+
+    def __enter__(self: _Remote) -> _Remote:
+        """Return the store itself."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close the store."""
+        self.close()
+
+    def __repr__(self) -> str:
+        where = f", namespace {'/'.join(self.namespace_path)!r}" if self.namespace_path else ""
+        return f"<RemoteStore {self.url!r}{where}{', closed' if self._closed[0] else ''}>"
+
+    # Inside
+
+    def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
+        """Return the text that is embedded: content, then reasoning, query, tags and type."""
+        return unit_to_text(unit)
+
+    def _read(self, ids: Sequence[str], record: bool = False) -> dict[str, MemoryUnit]:
+        found: dict[str, MemoryUnit] = self._post("units/get", {"ids": _known(ids), "record": record})["units"]
+        return found
+
+    def _found(self, method: str, unit_id: str, body: Any) -> bool:
+        try:
+            self._call(method, f"units/{_quoted(unit_id)}", self._space(), body)
+        except LookupError:
+            return False
+        return True
+
+    def _pages(self, body: dict[str, Any], after: str | None, most: int | None) -> Iterator[tuple[str, MemoryUnit]]:
+        left = 2**62 if most is None else most
+        while left:
+            page = self._post("units/list", {**body, "after": after, "limit": min(_PAGE, left)})
+            yield from zip(page["cursors"], page["units"], strict=True)
+            after, left = page["cursor"], left - len(page["units"])
+            if after is None:
+                return
+
+    def _space(self) -> dict[str, Any]:
+        return {"namespace": "/".join(self.namespace_path)} if self.namespace_path else {}
+
+    def _get(self, path: str, query: Mapping[str, Any] | None = None, *, scoped: bool = True) -> Any:
+        given = {key: value for key, value in (query or {}).items() if value is not None}
+        return self._call("GET", path, {**given, **(self._space() if scoped else {})})
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        space = {"namespace": list(self.namespace_path)} if self.namespace_path else {}
+        return self._call("POST", path, body={**body, **space})
+
+    def _call(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+        self._check_open()
+        content = None if body is None else _json(body)
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                answer = self._client.request(
+                    method, f"/v1/{path}", params=query, content=content, headers={"Content-Type": "application/json"}
+                )
+            except httpx.HTTPError as error:
+                raise StoreUnavailableError(
+                    f"{self.url} does not answer ({type(error).__name__}: {error}); start the server, or check url"
+                ) from error
+            if answer.status_code != 429 or time.monotonic() > until:
+                break
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
+        if answer.is_success:
+            return answer.json()
+        raise _error_of(answer)
+
+    def _check_open(self) -> None:
+        if self._closed[0]:
+            raise StoreClosedError(f"the store {self.url!r} is closed; make a new RemoteStore")
+
+
+def _json(body: Any) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, default=as_plain).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidUnitError(f"the arguments cannot be sent as JSON: {error}; use plain JSON values") from error
+
+
+def _error_of(answer: httpx.Response) -> Exception:
+    """The error that the server met, by class and message."""
+    try:
+        told = answer.json()
+        detail, name = str(told["detail"]), str(told["error"])
+    except (ValueError, KeyError, TypeError):
+        return StorageError(f"{answer.url} answered {answer.status_code}; url may lead to another server")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, MemEvolveError):
+        error = kind.__new__(kind)
+        Exception.__init__(error, detail)
+        if isinstance(error, ConflictError):
+            error.ids = list(told.get("ids", ()))
+        return error
+    if answer.status_code == 404:
+        return LookupError(detail)
+    if answer.status_code == 422:
+        return InvalidQueryError(detail)
+    if answer.status_code in (429, 503):
+        return StoreUnavailableError(detail)
+    return ConfigurationError(detail) if answer.status_code in (401, 403, 413) else StorageError(detail)
+
+
+def _search(query: Any, top_k: Any, filters: Any, recall: Any, offset: Any, min_score: Any) -> dict[str, Any]:
+    wanted = check_arguments(top_k, recall, query)
+    parse(filters)
+    Window.of(wanted, offset, min_score)
+    body = {"query": query, "top_k": wanted, "filters": filters, "recall": recall}
+    return {**body, "offset": offset, "min_score": min_score}
+
+
+def _ranking(recency: Any, importance: Any, weights: Any) -> dict[str, Any]:
+    if Ranking.of(recency, importance, weights) is None:
+        return {}
+    fading = None
+    if recency is not None:
+        now = recency.now.timestamp() if isinstance(recency.now, datetime) else recency.now
+        fading = {"half_life": recency.seconds, "path": recency.path, "now": now}
+    return {"recency": fading, "importance": importance, "weights": weights}
+
+
+def _times(ttl: Any, expires_at: Any) -> dict[str, float]:
+    """Times of units as numbers: seconds from now, or a Unix time."""
+    moment = moments(ttl, expires_at, 0.0, 1)[0] if ttl is not None or expires_at is not None else None
+    return {} if moment is None else {"expires_at" if ttl is None else "ttl": moment}
+
+
+def _checked(units: Any) -> list[MemoryUnit]:
+    return [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(listed("units", units, InvalidUnitError))]
+
+
+def _rows(vectors: Any, name: str) -> list[str] | None:
+    if vectors is None:
+        return None
+    try:
+        rows = np.asarray(vectors, dtype="<f4")
+    except (TypeError, ValueError) as error:
+        raise InvalidVectorError(f"{name} must be rows of numbers, got {shown(vectors)}") from error
+    if rows.ndim != 2:
+        raise InvalidVectorError(f"{name} must have two dimensions, (n, dim), got {rows.shape}")
+    return [base64.b64encode(row.tobytes()).decode() for row in rows]
+
+
+def _vectors(found: Mapping[str, str]) -> dict[str, FloatArray]:
+    return {name: np.frombuffer(base64.b64decode(text), dtype="<f4") for name, text in found.items()}
+
+
+def _ids(ids: Any, name: str) -> list[str]:
+    return [checked_id(unit_id, f"{name}[{i}]") for i, unit_id in enumerate(listed(name, ids))]
+
+
+def _known(ids: Any) -> list[str]:
+    """The ids that a unit can have."""
+    return [unit_id for unit_id in looked_up(ids) if 0 < len(unit_id) <= 1024 and _spoken(unit_id)]
+
+
+def _spoken(unit_id: str) -> bool:
+    """Whether UTF-8 has a form for the id; what has none is in no store."""
+    try:
+        plain_text(unit_id).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _quoted(unit_id: str) -> str:
+    """The id as one part of a path; a path of dots would lead elsewhere."""
+    return quote(plain_text(unit_id), safe="").replace(".", "%2E")

@@ -1,0 +1,486 @@
+"""What the routes of the server take and return."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from ..errors import InvalidVectorError
+from ..types import FloatArray
+
+MOST_UNITS = 10_000
+MOST_RESULTS = 10_000
+MOST_QUERIES = 1_000
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
+Ids = list[Id]
+Unit = Annotated[dict[str, Any], Field(description="A JSON object with content, type, tags, metadata, and an id.")]
+Filters = Annotated[
+    dict[str, Any] | None,
+    Field(description='Such as {"type": "skill"} or {"metadata.score": {"gte": 0.5}}.'),
+]
+Namespace = Annotated[
+    list[str] | str,
+    Field(description='A path, such as "org/alice" or ["org", "alice"], below that of the key; empty for its own.'),
+]
+Vector = Annotated[
+    list[float] | str,
+    Field(description="Numbers, or the base64 of their little-endian float32."),
+]
+Mode = Literal["semantic", "keyword", "hybrid"]
+Expires = Annotated[float | None, Field(description="Unix time in seconds from which the units are gone.")]
+Ttl = Annotated[float | None, Field(gt=0, description="Seconds after which the units expire.")]
+TopK = Annotated[int, Field(ge=1, le=MOST_RESULTS, description="Most results.")]
+Recall = Annotated[float | None, Field(gt=0, le=1, description="Share of the true neighbours; null for the store's.")]
+
+
+class Body(BaseModel):
+    """A body; keys that it does not know are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Scoped(Body):
+    """A body for one namespace."""
+
+    namespace: Namespace = ()  # type: ignore[assignment]
+
+
+class StoreUnits(Scoped):
+    """Units to store, all of them or none."""
+
+    units: list[Unit]
+    embeddings: Annotated[list[Vector] | None, Field(description="One vector for each unit; null embeds them.")] = None
+    ttl: Ttl = None
+    expires_at: Expires = None
+    replaces: Annotated[Id | None, Field(description="The id of a unit that the one given supersedes.")] = None
+    batch: Annotated[bool, Field(description="True names the place of a unit in errors also where it is alone.")] = (
+        False
+    )
+
+
+class ReplaceUnits(Scoped):
+    """Units to delete and units to store, in one transaction."""
+
+    delete_ids: Ids
+    units: list[Unit]
+    embeddings: list[Vector] | None = None
+    unchanged_since: Annotated[int | None, Field(ge=0)] = None
+
+
+class GetUnits(Scoped):
+    """Ids to read."""
+
+    ids: Ids
+    record: Annotated[bool, Field(description="Whether to count an access to each.")] = False
+    units: Annotated[bool, Field(description="False leaves the units out.")] = True
+    vectors: Annotated[bool, Field(description="Whether to return the vectors too.")] = False
+
+
+class ListUnits(Scoped):
+    """A page of units."""
+
+    filters: Filters = None
+    order_by: Annotated[str | None, Field(description="A path, - before it for the largest first.")] = None
+    limit: Annotated[int, Field(ge=1, le=MOST_UNITS)] = 100
+    after: Annotated[str | None, Field(description="The cursor of the page before.")] = None
+
+
+class UpdateWhere(Scoped):
+    """Which units to change, and how: a JSON merge patch."""
+
+    filters: dict[str, Any]
+    changes: Unit
+
+
+class DeleteUnits(Scoped):
+    """What to delete: ids, or filters with a condition."""
+
+    ids: Ids | None = None
+    filters: Filters = None
+    unchanged_since: Annotated[int | None, Field(ge=0)] = None
+
+
+class CountUnits(Scoped):
+    """What to count."""
+
+    filters: Filters = None
+
+
+class Facets(Scoped):
+    """A field to count by."""
+
+    field: Annotated[str, Field(min_length=1, description="A path, such as type or metadata.user.")]
+    filters: Filters = None
+    limit: Annotated[int | None, Field(ge=0)] = None
+
+
+class Recency(Body):
+    """How fast units fade."""
+
+    half_life: Annotated[float | str, Field(description='Seconds, or a text such as "30d".')]
+    path: str = "metadata.created_at"
+    now: float | None = None
+
+
+class Search(Scoped):
+    """A search by a text or by a vector."""
+
+    query: str | None = None
+    vector: Vector | None = None
+    mode: Mode = "semantic"
+    top_k: TopK = 5
+    filters: Filters = None
+    recall: Recall = None
+    offset: Annotated[int, Field(ge=0, le=100_000)] = 0
+    min_score: float | None = None
+    recency: Annotated[Recency | None, Field(description="Newer units first; semantic and keyword only.")] = None
+    importance: Annotated[str | None, Field(description="The path of a number from 0 to 1.")] = None
+    weights: Annotated[dict[str, float] | None, Field(description="Of recency and importance.")] = None
+    below: Annotated[bool, Field(description="Whether to search the namespaces below too; semantic only.")] = False
+    units: Annotated[bool, Field(description="False returns ids and distances only.")] = True
+    record: Annotated[bool, Field(description="Whether the results count as accesses.")] = True
+
+
+class SearchBatch(Scoped):
+    """Several searches of the same kind."""
+
+    queries: Annotated[list[str] | None, Field(max_length=MOST_QUERIES)] = None
+    vectors: Annotated[list[Vector] | None, Field(max_length=MOST_QUERIES)] = None
+    top_k: TopK = 5
+    filters: Filters = None
+    recall: Recall = None
+    units: bool = True
+
+
+class Manage(Scoped):
+    """A management operation; ``dry_run`` says what it would do."""
+
+    dry_run: bool = False
+
+
+class Prune(Manage):
+    """Which units to delete: ``type``, ``filters``, ``max_age`` in days, ``max_count``."""
+
+    criteria: dict[str, Any]
+
+
+class Deduplicate(Manage):
+    """How near two units are duplicates."""
+
+    similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
+    keep: Literal["oldest", "accessed"] = "oldest"
+
+
+class Consolidate(Manage):
+    """Which units to merge."""
+
+    ids: Ids | None = None
+    by: Literal["similarity", "type"] = "similarity"
+    similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.85
+
+
+class Forget(Manage):
+    """How many units to forget, and which first."""
+
+    strategy: Literal["lru", "lfu", "random"] = "lru"
+    count: Annotated[int | None, Field(ge=1)] = None
+
+
+class Report(Scoped):
+    """A management operation that a client did itself."""
+
+    operation: str
+    details: dict[str, Any] = {}
+
+
+class Similarities(Scoped):
+    """A text, and units to compare with it."""
+
+    query: str
+    ids: Ids
+
+
+class Sample(Scoped):
+    """How many vectors to read."""
+
+    count: Annotated[int, Field(ge=0, le=MOST_UNITS)]
+
+
+class Maintain(Body):
+    """Whether to train again, due or not, and whether to make up for missing units with samples."""
+
+    retrain: bool = False
+    samples: bool = False
+
+
+class Undo(Scoped):
+    """The operation to take back."""
+
+    operation: Annotated[int, Field(ge=1)]
+
+
+class Backup(Body):
+    """The name of a backup."""
+
+    name: Annotated[
+        str | None, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$", description="null for the time of now.")
+    ] = None
+
+
+class Limits(Scoped):
+    """Limits of a namespace; null for none."""
+
+    max_units: Annotated[int | None, Field(ge=1)] = None
+    default_ttl: Ttl = None
+
+
+class Expiry(Scoped):
+    """When units expire; neither value: never."""
+
+    ids: Ids
+    ttl: Ttl = None
+    expires_at: Expires = None
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    """Names the parameter at fault and the remedy."""
+    error: str
+    """The class of the error in this package."""
+    parameters: list[dict[str, str]] = []
+    ids: list[str] = []
+    """The units of a conflict."""
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Stored(BaseModel):
+    """Ids of stored units, in order."""
+
+    ids: list[str]
+
+
+class Page(BaseModel):
+    """Units, and where to go on."""
+
+    units: list[Unit]
+    cursor: str | None = None
+    """Give it as ``after``; null when there are no more."""
+    cursors: list[str] = []
+    """Of each unit, to go on behind it."""
+
+
+class Found(BaseModel):
+    """Units by id."""
+
+    units: dict[str, Unit]
+    vectors: dict[str, str] | None = None
+
+
+class Vectors(BaseModel):
+    """Vectors by id, as base64 of little-endian float32."""
+
+    vectors: dict[str, str]
+
+
+class Cosines(BaseModel):
+    """Cosines by id."""
+
+    similarities: dict[str, float]
+
+
+class Moment(BaseModel):
+    """When a unit expires, as Unix time; null for never."""
+
+    expires_at: float | None
+
+
+class AccessCounts(BaseModel):
+    """Accesses by id."""
+
+    counts: dict[str, int]
+
+
+class Number(BaseModel):
+    """A number of units."""
+
+    count: int
+
+
+class Deleted(BaseModel):
+    """Whether a unit was there."""
+
+    deleted: bool
+
+
+class FacetCount(BaseModel):
+    """A value of a field, and its units."""
+
+    value: Any
+    count: int
+
+
+class FacetCounts(BaseModel):
+    """Values, most units first."""
+
+    facets: list[FacetCount]
+
+
+class Hit(BaseModel):
+    """A unit that was found."""
+
+    id: str
+    score: float
+    """The larger, the more similar; its scale depends on the mode."""
+    distance: float | None = None
+    """By the store's metric; null for a search by words."""
+    namespace: list[str] = []
+    """Below that of the search."""
+    unit: Unit | None = None
+    why: dict[str, Any] | None = None
+    """What the mode knows of the result, such as the ranks of both searches."""
+
+
+class Hits(BaseModel):
+    """Results, best first."""
+
+    hits: list[Hit]
+
+
+class HitsBatch(BaseModel):
+    """The results of each search, in order."""
+
+    results: list[list[Hit]]
+
+
+class Version(BaseModel):
+    """A version of a unit."""
+
+    seq: int
+    change: str
+    operation: int | None
+    kind: str
+    at: float | None
+    unit: Unit | None
+
+
+class Versions(BaseModel):
+    """Versions, oldest first."""
+
+    versions: list[Version]
+
+
+class Operation(BaseModel):
+    """An operation that changed units."""
+
+    id: int
+    kind: str
+    at: float
+    changes: int
+
+
+class Operations(BaseModel):
+    """Operations, newest first."""
+
+    operations: list[Operation]
+
+
+class Change(BaseModel):
+    """A change of the feed."""
+
+    seq: int
+    operation: str
+    id: str
+    namespace: list[str]
+    unit: Unit | None
+
+
+class Changes(BaseModel):
+    """Changes in order; ``next`` is what to give as ``after``."""
+
+    changes: list[Change]
+    next: int
+
+
+class NamespaceEntry(BaseModel):
+    """A namespace, relative to that of the key."""
+
+    path: list[str]
+    count: int
+    max_units: int | None = None
+    default_ttl: float | None = None
+
+
+class Namespaces(BaseModel):
+    """Namespaces in the order of their paths."""
+
+    namespaces: list[NamespaceEntry]
+
+
+class Managed(BaseModel):
+    """What a management operation did, or would do."""
+
+    dry_run: bool
+    count: int
+    ids: list[str] = []
+    """Of deleted units."""
+    units: list[Unit] = []
+    """Merged units."""
+    notes: dict[str, Any] = {}
+
+
+class BackupFile(BaseModel):
+    """A backup."""
+
+    name: str
+    bytes: int
+    at: float
+
+
+class Backups(BaseModel):
+    """Backups, newest first."""
+
+    backups: list[BackupFile]
+
+
+class Events(BaseModel):
+    """The newest events of the store, newest last."""
+
+    events: list[dict[str, Any]]
+
+
+def as_vector(value: list[float] | str, name: str = "vector") -> FloatArray:
+    """A vector of a body: float32 (n,). Raises InvalidVectorError for what is no base64 of float32."""
+    if not isinstance(value, str):
+        return np.asarray(value, dtype=np.float32)
+    try:
+        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
+    except (binascii.Error, ValueError) as error:
+        raise InvalidVectorError(f"{name} must be numbers or the base64 of little-endian float32: {error}") from error
+
+
+def as_matrix(values: list[list[float] | str], name: str = "vectors") -> FloatArray:
+    """Vectors of a body: float32 (n, dim). Raises InvalidVectorError where their lengths differ."""
+    rows = [as_vector(value, f"{name}[{i}]") for i, value in enumerate(values)]
+    if len({len(row) for row in rows}) > 1:
+        raise InvalidVectorError(f"{name} must be of one length, got {sorted({len(row) for row in rows})}")
+    return np.array(rows, dtype=np.float32)
+
+
+def from_vector(vector: FloatArray) -> str:
+    """The base64 of a vector's little-endian float32."""
+    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()

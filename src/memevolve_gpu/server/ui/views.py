@@ -1,0 +1,184 @@
+"""What the page shows and the REST routes do not give: a map, neighbours, near pairs, and why a unit was found."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...components.manage.near_duplicates import near_groups
+from ...components.store.units import unit_to_text
+from ...types import FloatArray, IntArray, MemoryUnit
+
+__all__ = ["memory_map", "near_pairs", "neighbours", "why"]
+
+MOST_POINTS = 3000
+MOST_COMPARED = 20_000
+MOST_PAIRS = 200
+MOST_EXPLAINED = 100
+
+_Matrix = NDArray[np.float64]
+_SEED = 7
+_ROUNDS = 25
+_WORD = re.compile(r"\w+")
+_NEGATIONS = frozenset(
+    ("aren", "avoid", "cannot", "didn", "doesn", "don", "isn", "mustn", "never", "no", "none", "not", "wasn", "without")
+)
+
+
+def memory_map(store: Any, count: int, clusters: int) -> dict[str, Any]:
+    """Place a sample of the units on a plane by the two directions in which their vectors differ most.
+
+    Returns ``points`` with x and y in -1..1, ``clusters`` by k-means with the words that mark each, and ``shown``, the
+    share of the variance that the plane keeps.
+    """
+    vectors = store.sample_vectors(count)
+    units = store.retrieve_batch(list(vectors))
+    if not units:
+        return {"points": [], "clusters": [], "shown": 0.0, "total": store.count()}
+    matrix = np.array([vectors[name] for name in units], dtype=np.float64)
+    places, shown = _plane(matrix)
+    labels = _k_means(matrix, min(clusters, len(matrix)))
+    words = [{*_words(_content(unit)), *_tags(unit)} for unit in units.values()]
+    points = [
+        {"id": name, "x": x, "y": y, "cluster": int(label), "type": unit.get("type"), "text": _excerpt(unit)}
+        for (name, unit), (x, y), label in zip(units.items(), places.round(4).tolist(), labels, strict=True)
+    ]
+    marks = [{"size": int((labels == i).sum()), "words": _marks(words, labels == i)} for i in range(labels.max() + 1)]
+    return {"points": points, "clusters": marks, "shown": round(shown, 3), "total": store.count()}
+
+
+def _plane(matrix: _Matrix) -> tuple[_Matrix, float]:
+    """The first two principal components (n, 2), cut to -1..1, and their share of the variance."""
+    centred = matrix - matrix.mean(axis=0)
+    values, axes = np.linalg.eigh(centred.T @ centred)  # the largest last
+    places = centred @ axes[:, ::-1][:, :2]
+    places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
+    total = float(values.sum())
+    largest = np.abs(places).max() or 1.0
+    return places / largest, float(values[-2:].sum()) / total if total > 0 else 1.0
+
+
+def _k_means(matrix: _Matrix, k: int) -> IntArray:
+    """Cluster numbers (n,), the largest cluster first; on rows of length 1, begun as k-means++ does."""
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    rows = matrix / np.where(lengths > 0, lengths, 1)
+    rng = np.random.default_rng(_SEED)
+    centres = rows[[int(rng.integers(len(rows)))]]
+    while len(centres) < k:
+        apart = np.clip(1 - (rows @ centres.T).max(axis=1), 1e-12, None) ** 2
+        centres = np.vstack([centres, rows[rng.choice(len(rows), p=apart / apart.sum())]])
+    labels = np.full(len(rows), -1)
+    for _ in range(_ROUNDS):
+        nearest = (rows @ centres.T).argmax(axis=1)
+        if (nearest == labels).all():
+            break
+        labels = nearest
+        sums = np.array([rows[labels == i].sum(axis=0) for i in range(k)])
+        sizes = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(sizes > 0, sums / np.where(sizes > 0, sizes, 1), centres)
+    order = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
+    place = np.empty(k, dtype=np.int64)
+    place[order] = np.arange(k)
+    return np.asarray(place[labels])
+
+
+def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
+    """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
+    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if len(word) > 2)
+    all_of = Counter(word for held in words for word in held)
+    return sorted(here, key=lambda word: (-here[word] * np.log(len(words) / all_of[word]), word))[:3]
+
+
+def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
+    """The units nearest to a unit, with their cosines; none where there is no such unit."""
+    own = store.vectors_of([unit_id]).get(unit_id)
+    if own is None:
+        return []
+    _, ids = store.search_vectors(own[None, :], count + 1)
+    near = [name for name in ids[0] if name is not None and name != unit_id][:count]
+    units, vectors = store.retrieve_batch(near), store.vectors_of(near)
+    found = [{"unit": units[one], "cosine": _cosine(own, vectors[one])} for one in near if one in units]
+    return sorted(found, key=lambda one: -one["cosine"])
+
+
+def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
+    """Pairs of near units among the newest ``count``, each with what differs, most urgent first.
+
+    ``kind`` is ``conflict`` where the texts differ by a number or a negation, which a cosine hardly sees, ``same``
+    where they have the same words, and ``near`` else.
+    """
+    total = store.count()
+    newest = {"order_by": "-metadata.created_at", "limit": count}
+    only = None if total <= count else [unit["id"] for unit in store.units(**newest)]
+    found = [(group[0], other) for group in near_groups(store, threshold, only=only) for other in group[1:]]
+    listed = found[:MOST_PAIRS]
+    ids = [name for pair in listed for name in pair]
+    units, vectors = store.retrieve_batch(ids), store.vectors_of(ids)
+    pairs = [
+        {"units": [units[a], units[b]], "cosine": _cosine(vectors[a], vectors[b]), **_difference(units[a], units[b])}
+        for a, b in listed
+        if a in units and b in units  # neither was deleted meanwhile
+    ]
+    urgency = ("conflict", "same", "near")
+    pairs.sort(key=lambda pair: (urgency.index(pair["kind"]), -pair["cosine"]))
+    return {"pairs": pairs, "found": len(found), "compared": min(total, count), "total": total}
+
+
+def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
+    first, second = (Counter(_words(unit_to_text(unit))) for unit in (a, b))
+    extra = [sorted(first - second), sorted(second - first)]
+    decides = any(word in _NEGATIONS or any(map(str.isdigit, word)) for word in (*extra[0], *extra[1]))
+    kind = "conflict" if decides else "near" if any(extra) else "same"
+    return {"kind": kind, "only": extra}
+
+
+def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """For each unit its cosine with the query, its BM25 score (None if not among the best), and the common words."""
+    units = store.retrieve_batch(ids)
+    asked = set(_words(query))
+    cosines = store.similarities(query, list(units)) if units and query.strip() else {}
+    scores = {name: score for score, name in store.search_keywords(query, MOST_EXPLAINED)} if units and asked else {}
+    return {
+        name: {
+            "cosine": _rounded(cosines.get(name)),
+            "keyword_score": scores.get(name),
+            "words": sorted(asked & set(_words(unit_to_text(unit)))),
+        }
+        for name, unit in units.items()
+    }
+
+
+def _words(text: str) -> Iterable[str]:
+    """The words of a text as the full-text index has them: lower case, without accents."""
+    plain = unicodedata.normalize("NFKD", text)
+    return _WORD.findall("".join(one for one in plain if not unicodedata.combining(one)).casefold())
+
+
+def _content(unit: MemoryUnit) -> str:
+    content = unit.get("content")
+    return content if isinstance(content, str) and content else unit_to_text(unit)
+
+
+def _tags(unit: MemoryUnit) -> list[str]:
+    tags = unit.get("tags")
+    return [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+
+
+def _excerpt(unit: MemoryUnit) -> str:
+    text = " ".join(_content(unit).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _cosine(a: FloatArray, b: FloatArray) -> float:
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return round(float(a @ b) / scale, 4) if scale > 0 else 0.0
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 4)
