@@ -262,7 +262,7 @@ def _singular(word: str) -> str:
 
 @cache
 def _names() -> re.Pattern[str]:
-    """Emoji and names of text that is not ASCII. Marks are no ``\\w``, but part of the words of many scripts."""
+    r"""Emoji and names of text that is not ASCII. Marks are no ``\w``, but part of the words of many scripts."""
     codes = (code for block in _MARK_BLOCKS for code in range(*block))
     marks = "".join(char for char in map(chr, codes) if unicodedata.category(char) in ("Mn", "Mc", "Cf"))
     return re.compile(f"{_EMOJI}|[{_NAME}{marks}]{{1,{MOST_CHARS}}}")
