@@ -46,18 +46,18 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Make]:
     """``make(name, embedder, **settings)`` opens the store of that name, the same one each time."""
-    opened: list[Any] = []
+    opened: list[Store] = []
     servers = ExitStack()
     places: set[str] = set()
     server = FakeMilvus()
     prefix = "t" + uuid.uuid4().hex[:12]
 
-    def remote(store: VectorStore) -> Any:
+    def remote(store: Store) -> Any:
         from memevolve_gpu.server.client import RemoteStore
 
         return servers.enter_context(RemoteStore(servers.enter_context(served(store, ui=False, mcp=False))))
 
-    def make(name: str = "store", embedder: Any = None, **settings: Any) -> Store:
+    def make(name: str = "store", embedder: Any = None, **settings: Any) -> Any:
         config = StorageConfig(**{"background": False, "min_training_units": 100, **settings})
         function = embedder or FakeEmbedder(DIM)
         if backend == "namespace":  # one of several in a file

@@ -9,12 +9,20 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["has_server", "served"]
+import pytest
+
+__all__ = ["has_server", "require_server", "served"]
 
 
 def has_server() -> bool:
     """Whether the extra ``server`` is installed."""
     return all(find_spec(name) is not None for name in ("fastapi", "uvicorn", "prometheus_client", "opentelemetry"))
+
+
+def require_server() -> None:
+    """Skip the module that calls this where the extra ``server`` is not installed."""
+    if not has_server():
+        pytest.skip("the extra server is not installed; see scripts/test-server", allow_module_level=True)
 
 
 @contextmanager

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
@@ -151,6 +157,7 @@ class TestScopes:
             ("GET", "/v1/events", None),
             ("POST", "/v1/backup", {}),
             ("GET", "/v1/backups", None),
+            ("GET", "/metrics", None),
             ("POST", "/v1/maintain", {}),
         ):
             answer = client.request(method, path, json=body, headers=headers)
@@ -231,3 +238,21 @@ def test_a_router_of_the_page_gets_the_store_of_the_caller(client: TestClient, k
     assert client.get("/ui/count", headers=alice).json() == 0
     assert client.post("/ui/count", headers=alice).status_code == 403
     assert client.get("/ui/count").status_code == 401
+
+
+def test_keys_on_the_command_line(tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "memevolve_gpu", "keys", *arguments, "--store", str(tmp_path / "memory")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = run("add", "agent", "--scope", "read", "--scope", "write", "--namespace", "org/alice")
+    found = Keys(tmp_path / "memory.keys.json").find(text.strip())
+    assert code == 0
+    assert found is not None
+    assert (found.name, found.scopes, found.namespace) == ("agent", ("read", "write"), ALICE)
+    assert run("add", "agent") == (2, "error: name: there is a key 'agent'; remove it first, or choose another name\n")
+    code, listed = run("list")
+    assert (code, listed.split()) == (0, ["agent", "read,write", "org/alice"])
+    assert run("remove", "agent") == (0, "removed agent\n")
+    assert run("remove", "agent")[0] == 3

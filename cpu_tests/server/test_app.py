@@ -11,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from fastapi.testclient import TestClient
 
 from memevolve_gpu import ConfigurationError, HashingEmbedder, VectorStore
 from memevolve_gpu.server import models
 from memevolve_gpu.server.app import create_app, serve
 
-UNITS = [
+UNITS: list[dict[str, Any]] = [
     {
         "id": f"u{i}",
         "type": ["lesson", "skill"][i % 2],
@@ -72,6 +76,8 @@ class TestUnits:
             ):
                 refused(answer, 404, "unit_id", "GET /v1/units")
         assert client.get("/v1/units/never/history").json() == {"versions": []}
+        refused(client.get("/v1/units/%FF"), 422, "unit_id", "UTF-8")
+        refused(client.delete("/v1/units/a%00b"), 404)
 
     def test_batches_are_whole_or_nothing(self, client: TestClient) -> None:
         bad = client.post("/v1/units", json={"units": [{"content": "fine"}, {"content": ""}]})
@@ -198,6 +204,8 @@ class TestSearches:
             ({"vector": [1.0] * 64, "mode": "keyword"}, "mode"),
             ({"vector": [1.0]}, "expected 64, got 1"),
             ({"vector": "?"}, "vector"),
+            ({"vector": [1e300] * 64}, "infinity"),
+            ({"vector": base64.b64encode(np.full(64, np.nan, "<f4").tobytes()).decode()}, "infinity"),
             ({"query": "a", "top_k": 0}, "top_k"),
             ({"query": "a", "recall": 2}, "recall"),
             ({"query": "a", "filters": {"a": {}}}, "a"),
@@ -359,6 +367,7 @@ class TestLimits:
             refused(client.post("/v1/search", content=big), 413, "--max-body-mb")
             refused(client.post("/v1/search", content=iter([big])), 413, "--max-body-mb")  # without Content-Length
             refused(client.post("/v1/import", content=iter([big])), 413, "--max-body-mb")
+            refused(client.post("/v1/units", content=iter([big])), 413, "--max-body-mb")
             assert client.get("/healthz").status_code == 200
 
     def test_too_many_at_once_are_told_to_wait_and_searches_go_on_while_writes_wait(self, store: VectorStore) -> None:

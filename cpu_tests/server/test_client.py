@@ -16,6 +16,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from server_kit import served
 
 from memevolve_gpu import (
@@ -69,7 +73,8 @@ def test_namespaces_and_expiry(remote: RemoteStore) -> None:
     assert [found.path for found in remote.namespaces("org")] == [("org", "alice")]
     hits = alice.search_units("two")
     assert [(hit.id, hit.namespace) for hit in hits] == [("b", ("org", "alice"))]
-    assert remote.namespace("org").delete_namespace("alice") == 1
+    assert remote.namespace("org").delete_namespace("alice") >= 1
+    assert remote.namespaces("org") == []
     assert repr(alice).endswith("namespace 'org/alice'>")
 
 
@@ -169,14 +174,16 @@ class Server:
             str(port),
         ]
         environment = {**os.environ, "MEMEVOLVE_STORAGE_BACKGROUND": "false", "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+        log = prefix.with_suffix(".log")
+        with log.open("w") as said:
+            self.process = subprocess.Popen([*command, *options], stderr=said, env=environment)
         for _ in range(1200):
             try:
                 httpx.get(f"{self.url}/readyz").raise_for_status()
                 return
             except httpx.HTTPError:
                 if self.process.poll() is not None:
-                    raise AssertionError(self.process.stderr and self.process.stderr.read()) from None
+                    raise AssertionError(log.read_text()) from None
                 time.sleep(0.05)
         raise AssertionError("the server does not answer")
 

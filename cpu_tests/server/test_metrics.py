@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from fastapi.testclient import TestClient
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor

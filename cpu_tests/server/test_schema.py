@@ -8,6 +8,10 @@ from typing import Any
 from unittest import SkipTest
 
 import pytest
+from server_kit import require_server
+
+require_server()
+
 from server_kit import served
 
 from memevolve_gpu import HashingEmbedder, VectorStore

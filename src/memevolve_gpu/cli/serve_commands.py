@@ -158,8 +158,9 @@ def keys_remove(
 
 
 keys_app = typer.Typer(cls=Group, no_args_is_help=False, help="API keys of the server.")
-for _name, _command in {"add": keys_add, "list": keys_list, "remove": keys_remove}.items():
-    add_command(_name, _command, keys_app)
+add_command("add", keys_add, keys_app)
+add_command("list", keys_list, keys_app)
+add_command("remove", keys_remove, keys_app)
 
 
 def _keys(store: str, path: str | None) -> Keys:

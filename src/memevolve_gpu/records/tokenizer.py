@@ -139,9 +139,9 @@ def words_of(text: str, stemming: str = STEMMING) -> Words:
 
     Examples:
         >>> words_of("parseHTTPResponse in C++")
-        Words(text='parse http response in c', more='pars respons parsehttpresponse c++')
+        Words(text='parse http response in c', more='parsehttpresponse parsehttprespons pars respons c++')
         >>> words_of("用Redis缓存")
-        Words(text='用 redis 缓 存', more='redi 缓存')
+        Words(text='用 redis 缓 存', more='缓存')
     """
     known = _known(stemming)
     if len(known.ascii) + len(known.names) >= _CACHED:
@@ -262,7 +262,7 @@ def _singular(word: str) -> str:
 
 @cache
 def _names() -> re.Pattern[str]:
-    r"""Emoji and names of text that is not ASCII. Marks are no ``\w``, but part of the words of many scripts."""
+    """Emoji and names of text that is not ASCII. Marks are part of the words of many scripts, but not for `re`."""
     codes = (code for block in _MARK_BLOCKS for code in range(*block))
     marks = "".join(char for char in map(chr, codes) if unicodedata.category(char) in ("Mn", "Mc", "Cf"))
     return re.compile(f"{_EMOJI}|[{_NAME}{marks}]{{1,{MOST_CHARS}}}")

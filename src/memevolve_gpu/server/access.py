@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import anyio.to_thread
@@ -158,18 +158,25 @@ def _give(done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> 
             future.set_exception(error)
 
 
+_Run = Callable[[Callable[[], Any]], Awaitable[Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls, and what they see."""
 
     service: Service
     key: Key
-    read: Callable[[Callable[[], Any]], Any] = field(init=False)
-    write: Callable[[Callable[[], Any]], Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "read", self.service.read)
-        object.__setattr__(self, "write", self.service.write)
+    @property
+    def read(self) -> _Run:
+        """Runs a call that only reads."""
+        return self.service.read
+
+    @property
+    def write(self) -> _Run:
+        """Runs a call that writes."""
+        return self.service.write
 
     def store(self, namespace: Sequence[str] | str = ()) -> Any:
         """The store at a namespace below that of the key."""
@@ -305,7 +312,7 @@ class Gate:
         headers = {name: value for name, value in scope["headers"] if name in _READ_HEADERS}
         scope["memevolve.key"] = self._key(headers)
         if scope["path"].startswith("/v1/units/"):  # an id may hold a slash, so it is decoded by the route
-            scope["path"] = scope["raw_path"].decode("ascii")
+            scope["path"] = scope["raw_path"].decode(errors="replace")
         foreign = self._foreign(headers) if self.service.keys is None else ""
         if foreign:
             return problem(403, foreign)

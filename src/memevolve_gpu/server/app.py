@@ -152,6 +152,7 @@ def _add_health(app: FastAPI, service: Service, registry: CollectorRegistry) -> 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_text(caller: Annotated[Caller, Depends(allow("read"))]) -> Response:
         """Give the figures of the store and of the server to Prometheus."""
+        caller.whole("the list of figures")
         text = await caller.read(lambda: generate_latest(registry))
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
@@ -173,7 +174,9 @@ def _add_mcp(app: FastAPI, service: Service) -> None:
 
     from ..integrations.mcp import memory_server
 
+    token = _bound.set(service.store)  # it is looked at while the server is made; outside a request there is none
     server = memory_server(cast("StorageBackend", _BoundStore()))
+    _bound.reset(token)
     hosts = TransportSecuritySettings(enable_dns_rebinding_protection=False)  # the gate looks at them
     inner = server.streamable_http_app(stateless_http=True, json_response=True, transport_security=hosts)
 

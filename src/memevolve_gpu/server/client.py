@@ -103,7 +103,6 @@ class RemoteStore(StorageBackend):
     # Writing
 
     def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
-        """Store a unit, see ``VectorStore.store``."""
         checked = checked_unit(unit)
         body = {"units": [checked], **_times(ttl, expires_at)}
         if replaces is not None:
@@ -119,7 +118,6 @@ class RemoteStore(StorageBackend):
         ttl: Any = None,
         expires_at: Any = None,
     ) -> list[str]:
-        """Store several units in one transaction, see ``VectorStore.store_batch``; one time for all of them."""
         del progress
         body = {"units": _checked(units), "embeddings": _rows(embeddings, "embeddings"), **_times(ttl, expires_at)}
         if not body["units"]:
@@ -134,7 +132,6 @@ class RemoteStore(StorageBackend):
         *,
         unchanged_since: int | None = None,
     ) -> list[str]:
-        """Delete some units and store others in one transaction, see ``VectorStore.replace_batch``."""
         body = {
             "delete_ids": _ids(delete_ids, "delete_ids"),
             "units": _checked(units),
@@ -144,64 +141,51 @@ class RemoteStore(StorageBackend):
         return list(self._post("units/replace", body)["ids"])
 
     def update(self, unit_id: str, unit: MemoryUnit) -> bool:
-        """Replace a unit, see ``VectorStore.update``."""
         checked = checked_unit(_with_id(unit, checked_id(unit_id)))
         return self._found("PUT", unit_id, checked)
 
     def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
-        """Change parts of a unit, see ``VectorStore.patch``."""
         merged_unit({"id": checked_id(unit_id)}, changes)
         return self._found("PATCH", unit_id, changes)
 
     def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        """Change parts of every unit that matches, see ``VectorStore.update_where``."""
         parse(filters)
         merged_unit({"id": "a"}, changes)
         return int(self._post("units/update", {"filters": filters, "changes": changes})["count"])
 
     def delete(self, unit_id: str) -> bool:
-        """Delete a unit."""
         return one_id(unit_id, "delete_batch") and _spoken(unit_id) and bool(self.delete_batch([unit_id]))
 
     def delete_batch(self, ids: Iterable[str], *, unchanged_since: int | None = None) -> int:
-        """Delete several units in one transaction, see ``VectorStore.delete_batch``."""
         body = {"ids": _ids(ids, "ids"), "unchanged_since": change("unchanged_since", unchanged_since)}
         return int(self._post("units/delete", body)["count"])
 
     def delete_where(self, filters: Mapping[str, Any]) -> int:
-        """Delete every unit that matches, see ``VectorStore.delete_where``."""
         some_condition(filters, "call clear() to delete all")
         return int(self._post("units/delete", {"filters": filters})["count"])
 
     def clear(self) -> None:
-        """Delete every unit of this namespace, in one transaction."""
         self._post("units/clear", {})
 
     # Reading
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
-        """Read a unit, and count that as an access."""
         return self._read([unit_id], record=True).get(unit_id) if one_id(unit_id, "retrieve_batch") else None
 
     def retrieve_batch(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
-        """Read several units without counting an access."""
         return self._read(ids)
 
     def retrieve_all(self) -> list[MemoryUnit]:
-        """Read every unit, oldest first."""
         return list(self.units())
 
     def exists(self, unit_id: str) -> bool:
-        """Check for a unit."""
         return one_id(unit_id, "retrieve_batch") and bool(self._read([unit_id]))
 
     def count(self, filters: Mapping[str, Any] | None = None) -> int:
-        """Count the units, all or those that match."""
         parse(filters)
         return int(self._post("count", {"filters": filters})["count"])
 
     def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
-        """Read the metadata of a unit without counting an access."""
         return self._read([unit_id]).get(unit_id, {}).get("metadata") if is_id(unit_id) else None
 
     def units(
@@ -212,7 +196,6 @@ class RemoteStore(StorageBackend):
         limit: int | None = None,
         after: str | None = None,
     ) -> Listing:
-        """Read units one by one, in pages, see ``VectorStore.units``."""
         parse(filters)
         if order_by is not None:
             Order(order_by)
@@ -226,7 +209,6 @@ class RemoteStore(StorageBackend):
     def facets(
         self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
     ) -> list[tuple[Any, int]]:
-        """Count the units by the value of a field, see ``VectorStore.facets``."""
         parse(filters)
         found = self._post("facets", {"field": field, "filters": filters, "limit": limit})["facets"]
         return [(one["value"], one["count"]) for one in found]
@@ -249,7 +231,6 @@ class RemoteStore(StorageBackend):
         offset: int = 0,
         min_score: float | None = None,
     ) -> list[tuple[float, str]]:
-        """Find the units nearest to a text, see ``VectorStore.search``."""
         body = _search(query, top_k, filters, recall, offset, min_score)
         hits = self._post("search", {**body, "record": switch("record", record), "units": False})["hits"]
         return [(hit["distance"], hit["id"]) for hit in hits]
@@ -268,7 +249,6 @@ class RemoteStore(StorageBackend):
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> list[Hit]:
-        """Find the units nearest to a text, and read them, see ``VectorStore.search_units``."""
         body = _search(query, top_k, filters, recall, offset, min_score)
         body |= {"record": switch("record", record), **_ranking(recency, importance, weights)}
         hits = self._post("search", body)["hits"]
@@ -281,7 +261,6 @@ class RemoteStore(StorageBackend):
     def search_vectors(
         self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
-        """Find the units nearest to each of several vectors, see ``VectorStore.search_vectors``."""
         body = _search("", top_k, filters, recall, 0, None)
         rows = _rows(queries, "queries") or []
         body = {key: body[key] for key in ("top_k", "filters", "recall")}
@@ -305,29 +284,24 @@ class RemoteStore(StorageBackend):
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> list[tuple[float, str]]:
-        """Find the units that share words with a text, see ``VectorStore.search_keywords``."""
         body = _search(query, top_k, filters, None, offset, min_score) | _ranking(recency, importance, weights)
         hits = self._post("search", {**body, "mode": "keyword", "units": False})["hits"]
         return [(hit["score"], hit["id"]) for hit in hits]
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:
-        """Compare given units with a text, see ``VectorStore.similarities``."""
         found: dict[str, float] = self._post("similarities", {"query": query, "ids": _known(ids)})["similarities"]
         return found
 
     # Vectors
 
     def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
-        """Read the vectors of units, see ``VectorStore.vectors_of``."""
         found = self._post("units/get", {"ids": _known(ids), "units": False, "vectors": True})["vectors"]
         return _vectors(found)
 
     def sample_vectors(self, count: int) -> dict[str, FloatArray]:
-        """Read the vectors of some units, spread evenly over their age."""
         return _vectors(self._post("vectors/sample", {"count": whole_number("count", count, least=0)})["vectors"])
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        """Read every unit with its vector, one by one, oldest first."""
         size, listing = min(whole_number("page_size", page_size), _PAGE), self.units()
 
         def rows() -> Iterator[tuple[MemoryUnit, FloatArray]]:
@@ -340,33 +314,27 @@ class RemoteStore(StorageBackend):
     # Access statistics
 
     def record_access(self, ids: Iterable[str]) -> None:
-        """Count an access to each of these units."""
         self._post("units/get", {"ids": _known(listed("ids", ids)), "record": True, "units": False})
 
     def access_order(self, kind: Literal["lru", "lfu"], limit: int) -> list[str]:
-        """List units by their accesses, the first to forget first."""
         word("kind", kind, ("lru", "lfu"))
         wanted = {"kind": kind, "limit": min(whole_number("limit", limit, least=0), 10_000)}
         return list(self._get("access/order", wanted)["ids"])
 
     def access_counts(self) -> dict[str, int]:
-        """Read how often units were accessed."""
         return dict(self._get("access")["counts"])
 
     # Maintenance and reports
 
     def inventory(self) -> Inventory:
-        """Describe the units without reading them."""
         return cast("Inventory", self._get("inventory"))
 
     def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
-        """Report a management operation that is done, so that the index follows."""
         told = json.dumps(plain_details(details), ensure_ascii=False).encode(errors="replace")
         body = {"operation": operation_type, "details": json.loads(told)}
         return cast("OperationEntry", self._post("operations", body))
 
     def get_storage_health(self) -> StorageHealth:
-        """Report fill level, memory, index quality, and recommendations for the operator."""
         return cast("StorageHealth", self._get("health"))
 
     def statistics(self) -> StoreStatistics:
@@ -376,7 +344,6 @@ class RemoteStore(StorageBackend):
         return cast("StoreStatistics", found)
 
     def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
-        """Do the maintenance that is due; needs a key with the scope admin."""
         del progress
         return cast("MaintenanceReport", self._post("maintain", {}))
 
@@ -399,7 +366,6 @@ class RemoteStore(StorageBackend):
 
     @property
     def metric(self) -> str:
-        """The distance of searches: l2 (squared), cosine (1 - cosine) or ip (-dot)."""
         return str(self.statistics()["metric"])
 
     @property
@@ -418,7 +384,6 @@ class RemoteStore(StorageBackend):
 
     @property
     def change_number(self) -> int:
-        """The number of the newest change by anyone."""
         return int(self.statistics()["log"]["last_seq"])
 
     # History
@@ -451,35 +416,29 @@ class RemoteStore(StorageBackend):
     # Namespaces and expiry
 
     def namespace(self: _Remote, *path: str) -> _Remote:
-        """Give a view of one namespace, see ``VectorStore.namespace``."""
         view = copy.copy(self)
         view.namespace_path = namespace_path([*self.namespace_path, *path])
         return view
 
     def namespaces(self, prefix: Sequence[str] | str = ()) -> list[NamespaceInfo]:
-        """List the namespaces that hold units or have limits, see ``VectorStore.namespaces``."""
         wanted = "/".join((*self.namespace_path, *subtree_path(prefix)))
         found = self._get("namespaces", {"prefix": wanted}, scoped=False)["namespaces"]
         return [NamespaceInfo(**{**one, "path": tuple(one["path"])}) for one in found]
 
     def delete_namespace(self, *path: str) -> int:
-        """Delete a namespace with its units and limits; needs a key with the scope admin."""
         where = "/".join(namespace_path([*self.namespace_path, *path]))
         return int(self._call("DELETE", "namespaces", {"namespace": where})["count"])
 
     def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
-        """Set the limits of the namespace of this store; needs a key with the scope admin."""
         seconds = None if default_ttl is None else moments(default_ttl, None, 0.0, 1)[0]
         body = {"max_units": max_units, "default_ttl": seconds, "namespace": list(self.namespace_path)}
         found = self._call("PUT", "namespaces", body=body)
         return NamespaceInfo(**{**found, "path": tuple(found["path"])})
 
     def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
-        """Set when units expire, see ``VectorStore.set_expiry``."""
         return int(self._post("units/expiry", {"ids": _ids(ids, "ids"), **_times(ttl, expires_at)})["count"])
 
     def expiry(self, unit_id: str) -> float | None:
-        """Read when a unit expires, as Unix time; None for never."""
         if not one_id(unit_id, "units") or not _spoken(unit_id):
             return None
         found = self._get(f"units/{_quoted(unit_id)}/expiry")["expires_at"]
@@ -488,11 +447,9 @@ class RemoteStore(StorageBackend):
     # State
 
     def save_state(self) -> dict[str, Any]:
-        """Describe where the units are, for another instance to take over."""
         return {"url": self.url, "namespace": list(self.namespace_path), "count": self.count()}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Copy the units of another server, which takes the same token, into this store; none when it is this one."""
         source, path = state.get("url"), namespace_path(state.get("namespace"))
         if source is None or (source == self.url and path == self.namespace_path):
             return

@@ -90,7 +90,7 @@ class Keys:
         Raises:
             ConfigurationError: An argument cannot be used.
         """
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name):
             raise ConfigurationError(f"name must be 1 to 64 letters, digits, dots, dashes, got {shown(name)}")
         chosen = tuple(one for one in SCOPES if one in set(scopes))
         if not chosen or set(scopes) - set(SCOPES):

@@ -466,7 +466,8 @@ class Events(BaseModel):
 def as_vector(value: list[float] | str, name: str = "vector") -> FloatArray:
     """A vector of a body: float32 (n,). Raises InvalidVectorError for what is no base64 of float32."""
     if not isinstance(value, str):
-        return np.asarray(value, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinity, which the store refuses by name
+            return np.asarray(value, dtype=np.float32)
     try:
         return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
     except (binascii.Error, ValueError) as error:

@@ -78,11 +78,14 @@ async def list_units_by_body(body: models.ListUnits, caller: Reader) -> models.P
         cursors = [cursor for _, cursor in rows]
         return models.Page(units=[unit for unit, _ in rows], cursor=cursors[-1] if more else None, cursors=cursors)
 
-    return await _run(caller.read, page)
+    return await caller.read(page)
 
 
 def _id(unit_id: str) -> str:
-    return unquote(unit_id, errors="strict") if "%" in unit_id else unit_id
+    try:
+        return unquote(unit_id, errors="strict")
+    except UnicodeDecodeError:
+        raise InvalidUnitError("unit_id must be UTF-8 with percent signs for what a path cannot hold") from None
 
 
 UnitId = Annotated[str, Depends(_id)]
@@ -93,7 +96,7 @@ async def get_unit(unit_id: UnitId, caller: Reader, namespace: Space = "", recor
     """Read a unit."""
     store = caller.store(namespace)
     read = store.retrieve if record else lambda one: store.retrieve_batch([one]).get(one)
-    return _there(await _run(caller.read, lambda: read(unit_id)), unit_id)
+    return _there(await caller.read(lambda: read(unit_id)), unit_id)
 
 
 @router.put("/units/{unit_id}")
@@ -138,7 +141,7 @@ async def get_units(body: models.GetUnits, caller: Reader) -> models.Found:
         vectors = None if held is None else {name: models.from_vector(one) for name, one in held.items()}
         return models.Found(units=units, vectors=vectors)
 
-    return await _run(caller.read, read)
+    return await caller.read(read)
 
 
 @router.get("/units/{unit_id}/expiry")
@@ -177,7 +180,7 @@ async def clear_units(body: models.Scoped, caller: Admin) -> models.Number:
         store.clear()
         return models.Number(count=count)
 
-    return await _run(caller.write, cleared)
+    return await caller.write(cleared)
 
 
 @router.post("/units/replace")
@@ -373,7 +376,7 @@ async def changes(
         entries = [models.Change(**{**one._asdict(), "namespace": caller.relative(one.namespace)}) for one in found]
         return models.Changes(changes=entries, next=found[-1].seq if found else after)
 
-    return await _run(caller.read, listed)
+    return await caller.read(listed)
 
 
 # The whole store
@@ -466,7 +469,7 @@ async def import_units(request: Request, caller: Writer, namespace: Space = "") 
         given = [models.as_matrix(vectors)] if vectors else []
         return models.Number(count=len(store.store_batch(units, *given)))
 
-    return await _run(caller.write, stored)
+    return await caller.write(stored)
 
 
 def _parsed_lines(text: bytes) -> tuple[list[Any], list[Any]]:
@@ -490,10 +493,6 @@ def _parsed_lines(text: bytes) -> tuple[list[Any], list[Any]]:
 
 
 # Shared
-
-
-async def _run(run: Callable[[Callable[[], Any]], Any], function: Callable[[], Any]) -> Any:
-    return await run(function)
 
 
 async def _changed(caller: Caller, store: Any, unit_id: str, change: Callable[[], bool]) -> Any:

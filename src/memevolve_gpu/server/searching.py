@@ -12,8 +12,7 @@ from pydantic_core import to_json
 from starlette.types import Receive
 
 from ..components.retrieve import HybridRetrievalStrategy
-from ..components.store.base import score_of
-from ..components.store.ranking import HalfLife
+from ..components.store.ranking import HalfLife, score_of
 from ..errors import ConfigurationError, InvalidQueryError
 from ..types import FloatArray
 from . import models

@@ -577,7 +577,8 @@ class StorageBackend(ABC):
         has no other.
 
         Args:
-            query: The text.
+            query: Any text. What ``"exact words"``, ``begin*`` and ``-without`` do, and what a word is, is in
+                ``docs/reference/keyword-queries.md``.
             top_k: Most results.
             filters: As for :meth:`search`.
             offset: As for :meth:`search`.
