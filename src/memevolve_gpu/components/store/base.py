@@ -576,12 +576,10 @@ class StorageBackend(Unsupported, ABC):
     ) -> list[tuple[float, str]]:
         """Find the units whose embedded text shares words with a text.
 
-        Words in more than a twentieth of the units count for the score but find nothing by themselves, unless the query
-        has no other.
+        Words in more than a twentieth of the units count for the score but only find units if there is no other word.
 
         Args:
-            query: Any text. What ``"exact words"``, ``begin*`` and ``-without`` do, and what a word is, is in
-                ``docs/reference/keyword-queries.md``.
+            query: Any text. ``"exact words"``, ``begin*`` and ``-without``: see docs/reference/keyword-queries.md.
             top_k: Most results.
             filters: As for :meth:`search`.
             offset: As for :meth:`search`.
@@ -589,12 +587,10 @@ class StorageBackend(Unsupported, ABC):
             recency: As for :meth:`search_units`, like ``importance`` and ``weights``; they multiply the BM25 score.
             importance: See ``recency``.
             weights: See ``recency``.
-            relative: See the return value.
+            relative: Scores in 0..1, comparable between queries: shares of a text with all words of the query.
 
         Returns:
-            (BM25 score, id) pairs, best first; words are counted among the units of the namespace that match
-            ``filters``. With ``relative`` the score is in 0..1 and can be compared between queries: the share of what a
-            text of mean length scores that holds every word of the query once.
+            (BM25 score, id) pairs, best first; words are counted among the units that match ``filters``.
 
         Raises:
             ConfigurationError: The backend has no keyword index.
