@@ -283,9 +283,12 @@ class RemoteStore(StorageBackend):
         recency: HalfLife | None = None,
         importance: str | None = None,
         weights: Mapping[str, float] | None = None,
+        relative: bool = False,
     ) -> list[tuple[float, str]]:
         body = _search(query, top_k, filters, None, offset, min_score) | _ranking(recency, importance, weights)
-        hits = self._post("search", {**body, "mode": "keyword", "units": False})["hits"]
+        hits = self._post(
+            "search", {**body, "mode": "keyword", "units": False, "relative": switch("relative", relative)}
+        )["hits"]
         return [(hit["score"], hit["id"]) for hit in hits]
 
     def similarities(self, query: str, ids: Sequence[str]) -> dict[str, float]:

@@ -141,6 +141,7 @@ class Search(Scoped):
     recency: Annotated[Recency | None, Field(description="Newer units first; semantic and keyword only.")] = None
     importance: Annotated[str | None, Field(description="The path of a number from 0 to 1.")] = None
     weights: Annotated[dict[str, float] | None, Field(description="Of recency and importance.")] = None
+    relative: Annotated[bool, Field(description="Scores as shares of a full match; keyword only.")] = False
     below: Annotated[bool, Field(description="Whether to search the namespaces below too; semantic only.")] = False
     units: Annotated[bool, Field(description="False returns ids and distances only.")] = True
     record: Annotated[bool, Field(description="Whether the results count as accesses.")] = True
@@ -170,10 +171,10 @@ class Prune(Manage):
 
 
 class Deduplicate(Manage):
-    """How near two units are duplicates."""
+    """From which cosine the texts of two units are compared, and which of several duplicates stays."""
 
-    similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
-    keep: Literal["oldest", "accessed"] = "oldest"
+    similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.75
+    keep: Literal["newest", "oldest", "longest", "accessed"] = "newest"
 
 
 class Consolidate(Manage):

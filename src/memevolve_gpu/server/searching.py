@@ -60,7 +60,7 @@ def _searched(store: Any, body: models.Search) -> list[Hit]:
         return _hybrid(store, body)
     query, window = body.query or "", _window_and_ranking(body)
     if body.mode == "keyword":
-        pairs = store.search_keywords(query, body.top_k, body.filters, **window)
+        pairs = store.search_keywords(query, body.top_k, body.filters, relative=body.relative, **window)
         units = store.retrieve_batch([unit_id for _, unit_id in pairs]) if body.units else {}
         return [{"id": unit_id, "score": score, "unit": units.get(unit_id)} for score, unit_id in pairs]
     if body.units or body.below or len(window) > 2:
