@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import apsw
 
@@ -277,15 +278,18 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
         )
     steps: dict[str, Step] = {}
     sql = """
-        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at
+        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, unit_crc, vector_crc
         FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ? WHERE h.seq BETWEEN ? AND ?
         ORDER BY h.seq
         """
-    for seq, kind, unit_id, raw, vector, expires_at in all_rows(con, sql, (Op.EDIT, operation, last)):
+    for seq, kind, unit_id, raw, vector, expires_at, *sums in all_rows(con, sql, (Op.EDIT, operation, last)):
         if kind == ERASED:
             continue
         if raw is not None and kind != Op.EDIT and vector is None:
             raise apsw.CorruptError(f"the vector of {unit_id!r} from before change {seq} is missing")
+        pairs = zip((raw, vector), sums, strict=True)
+        if any(held is not None and kept not in (None, crc32(held)) for held, kept in pairs):
+            raise apsw.CorruptError(f"the version of {unit_id!r} from before change {seq} changed by itself")
         if unit_id not in steps:
             steps[unit_id] = Step(unit_id, None if raw is None else read_unit(raw, unit_id), vector, expires_at)
         elif steps[unit_id].unit is not None and steps[unit_id].vector is None:
