@@ -90,6 +90,14 @@ ERASE = (
 OLD_SLOTS = f"SELECT slot FROM history WHERE kind IN ({REPLACED}, {Op.DROP}) AND slot IS NOT NULL"
 """Slots of versions that are gone, whose vectors are kept; an edit leaves the slot to the unit."""
 
+_DROP_NAMESPACES = """
+DELETE FROM namespaces WHERE count = 0 AND max_units IS NULL AND default_ttl IS NULL AND key IN (
+    SELECT ns FROM (SELECT ns, kind, max(seq) FROM operations WHERE seq <= ? AND ns > 0 GROUP BY ns)
+    WHERE kind = 'delete_namespace'
+) AND NOT EXISTS (SELECT 1 FROM history AS h WHERE h.ns = key)
+"""
+"""Those whose deletion the history has just forgotten, and that nothing came after; one that is only empty stays."""
+
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 
 _KINDS = {Op.PUT: "put", Op.EDIT: "edit", Op.DROP: "delete", ERASED: "erased"}
@@ -315,6 +323,7 @@ def purge(con: apsw.Connection, before: float, limit: int) -> int:
     at = first_row(con, "SELECT max(at) FROM operations WHERE seq <= ?", (reached,))[0]
     con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND seq <= ?)", (reached,))
     con.execute("DELETE FROM history WHERE seq <= ?", (reached,))
+    con.execute(_DROP_NAMESPACES, (reached,))
     con.execute(f"DELETE FROM operations WHERE {_END.format('operations.seq', _LAST)} <= ?", (reached,))
     con.execute(MOVE_FLOOR, (reached, old[0][1] if at is None else at))
     return int(count)
