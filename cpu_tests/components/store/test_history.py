@@ -512,3 +512,63 @@ def test_a_version_that_cannot_be_read_is_erased_with_its_subject(tmp_path: Path
         con.close()
         assert store.forget_subject({"id": "a"}).units == 1
         assert store.check() == []
+
+
+@pytest.mark.parametrize("damage", [damage for damage in DAMAGE if "'one', 'two'" in damage or "zeroblob" in damage])
+def test_undo_brings_back_no_version_that_changed_by_itself(tmp_path: Path, damage: str) -> None:
+    """It would get the checksum of the damage, and no check would ever find it again."""
+    with store_at(tmp_path) as store:
+        for word in ("one", "two"):
+            store.store({"id": "a", "content": f"{word} a"})
+        before = state_of(store)
+    con = apsw.Connection(str(tmp_path / "store.db"))
+    con.execute(damage)
+    con.close()
+    with store_at(tmp_path) as store:
+        with pytest.raises(CorruptStoreError, match=r"'a' from before change 2 .*check\(fix=True\)"):
+            store.undo(store.operations()[0].id)
+        assert state_of(store) == before
+        assert [finding.code for finding in store.check()] == ["damaged_versions"]
+
+
+def test_a_deleted_namespace_is_forgotten_with_the_history_of_its_deletion(tmp_path: Path) -> None:
+    clock = Clock()
+    with store_at(tmp_path, clock) as store:
+        for number in range(3):
+            store.namespace("gone", str(number)).store({"content": "one"})
+            store.delete_namespace("gone", str(number))
+        for name in ("empty", "used"):
+            store.namespace(name).store({"content": "one"})
+            store.delete_namespace(name)
+            store.namespace(name).store({"content": "two"})
+        store.namespace("empty").clear()
+        assert store.check() == []
+        clock.now += 6 * DAY
+        store.namespace("gone", "2").store({"content": "later"})
+        store.delete_namespace("gone", "2")
+        clock.now += 3 * DAY
+        store.run_maintenance()
+        assert store.check() == []
+        with apsw.Connection(str(tmp_path / "store.db")) as con:
+            paths = con.execute("SELECT path FROM namespaces ORDER BY path").fetchall()
+        assert paths == [('["empty"]',), ('["gone", "2"]',), ('["used"]',)]
+        assert store.namespace("empty").store({"content": "three"}) == "unit_2"
+        store.namespace("gone", "2").undo(store.namespace("gone", "2").operations()[0].id)
+        assert store.namespace("gone", "2").count() == 1
+        assert store.namespace("gone", "0").store({"content": "again"}) == "unit_0"
+        assert store.check() == []
+
+
+def test_without_a_retention_no_clock_keeps_the_history(tmp_path: Path) -> None:
+    clock = Clock()
+    with store_at(tmp_path, clock) as store:
+        store.store({"id": "a", "content": "one"})
+        store.store({"id": "a", "content": "two"})
+    clock.now -= 30 * DAY
+    with store_at(tmp_path, clock, history_days=0) as store:
+        store.run_maintenance()
+        assert store.check() == []
+    with apsw.Connection(str(tmp_path / "store.db")) as con:
+        assert con.execute("SELECT (SELECT count(*) FROM history), (SELECT count(*) FROM vectors)").fetchall() == [
+            (0, 1)
+        ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import apsw
 
@@ -88,6 +89,14 @@ ERASE = (
 )
 OLD_SLOTS = f"SELECT slot FROM history WHERE kind IN ({REPLACED}, {Op.DROP}) AND slot IS NOT NULL"
 """Slots of versions that are gone, whose vectors are kept; an edit leaves the slot to the unit."""
+
+_DROP_NAMESPACES = """
+DELETE FROM namespaces WHERE count = 0 AND max_units IS NULL AND default_ttl IS NULL AND key IN (
+    SELECT ns FROM (SELECT ns, kind, max(seq) FROM operations WHERE seq <= ? AND ns > 0 GROUP BY ns)
+    WHERE kind = 'delete_namespace'
+) AND NOT EXISTS (SELECT 1 FROM history AS h WHERE h.ns = key)
+"""
+"""Those whose deletion the history has just forgotten, and that nothing came after; one that is only empty stays."""
 
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 
@@ -277,15 +286,18 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
         )
     steps: dict[str, Step] = {}
     sql = """
-        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at
+        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, unit_crc, vector_crc
         FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ? WHERE h.seq BETWEEN ? AND ?
         ORDER BY h.seq
         """
-    for seq, kind, unit_id, raw, vector, expires_at in all_rows(con, sql, (Op.EDIT, operation, last)):
+    for seq, kind, unit_id, raw, vector, expires_at, *sums in all_rows(con, sql, (Op.EDIT, operation, last)):
         if kind == ERASED:
             continue
         if raw is not None and kind != Op.EDIT and vector is None:
             raise apsw.CorruptError(f"the vector of {unit_id!r} from before change {seq} is missing")
+        pairs = zip((raw, vector), sums, strict=True)
+        if any(held is not None and kept not in (None, crc32(held)) for held, kept in pairs):
+            raise apsw.CorruptError(f"the version of {unit_id!r} from before change {seq} changed by itself")
         if unit_id not in steps:
             steps[unit_id] = Step(unit_id, None if raw is None else read_unit(raw, unit_id), vector, expires_at)
         elif steps[unit_id].unit is not None and steps[unit_id].vector is None:
@@ -311,6 +323,7 @@ def purge(con: apsw.Connection, before: float, limit: int) -> int:
     at = first_row(con, "SELECT max(at) FROM operations WHERE seq <= ?", (reached,))[0]
     con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND seq <= ?)", (reached,))
     con.execute("DELETE FROM history WHERE seq <= ?", (reached,))
+    con.execute(_DROP_NAMESPACES, (reached,))
     con.execute(f"DELETE FROM operations WHERE {_END.format('operations.seq', _LAST)} <= ?", (reached,))
     con.execute(MOVE_FLOOR, (reached, old[0][1] if at is None else at))
     return int(count)

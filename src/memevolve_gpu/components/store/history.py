@@ -268,6 +268,7 @@ class HistoryMixin:
             ConflictError: Units changed after the operation; its ``ids`` names them, and nothing was changed.
             HistoryError: There is no such operation of this namespace in the history.
             CapacityError: The units do not fit.
+            CorruptStoreError: A version that it would bring back changed by itself on the disk.
             InvalidQueryError: ``operation`` is no number.
         """
         session, number = self._open, min(whole_number("operation", operation), 2**62)
