@@ -78,8 +78,10 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What :func:`compare` looks at: the terms of a text in order, the words that own another (x's, of x), and whether
-    a pronoun among the fillers may have changed places with a name."""
+    """What :func:`compare` looks at: the terms of a text in order, and the words that own another (x's, of x).
+
+    roles: whether a pronoun among the fillers may have changed places with a name.
+    """
 
     terms: tuple[Term, ...]
     bag: frozenset[tuple[Term, int]]
