@@ -455,7 +455,7 @@ class _Reader:
         if join in _JOINS:
             node = self._join(join, value, f"{where}[{key!r}]", depth)
             yield from () if node == Every(()) else (node,)
-        elif join != key and join.isidentifier():
+        elif join != key and (join in OPERATORS or _nearest(join, _JOINS)):
             raise InvalidFilterError(
                 f"filters[{key!r}]: unknown here{_nearest(join, _JOINS)}; operators stand below a path, and a field of "
                 f"that name is written '\"{key}\"'"
