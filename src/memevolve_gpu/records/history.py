@@ -279,18 +279,46 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
         SELECT DISTINCT h.id FROM history AS h JOIN history AS n ON n.ns = h.ns AND n.id = h.id AND n.seq > ?2
         WHERE h.seq BETWEEN ?1 AND ?2 ORDER BY h.id
         """
-    conflicts = [row[0] for row in all_rows(con, sql, (operation, last))]
+    later = [row[0] for row in all_rows(con, sql, (operation, last))]
+    conflicts = _not_as_after(con, ns, last, later) if later else []
     if conflicts:
         raise ConflictError(
             conflicts, f"operation {operation} cannot be undone, its units changed later; undo those changes first"
         )
+    return list(_before(con, ns, operation, last).values())
+
+
+def _not_as_after(con: apsw.Connection, ns: int, last: int, ids: Sequence[str]) -> list[str]:
+    """Those units that are not as they were after change ``last``: later changes that were taken back count as none."""
+    names = json.dumps(ids)
+    then = _before(con, ns, last + 1, 2**62, names)
+    sql = """
+        SELECT u.id, CAST(u.unit AS BLOB), v.vector, u.expires_at FROM units AS u JOIN vectors AS v ON v.slot = u.slot
+        WHERE u.ns = ? AND u.id IN (SELECT value FROM json_each(?))
+        """
+    now = {name: Step(name, read_unit(raw, name), *rest) for name, raw, *rest in all_rows(con, sql, (ns, names))}
+    sql = f"SELECT DISTINCT id FROM history WHERE ns = ? AND seq > ? AND kind = {ERASED}"
+    erased = {row[0] for row in all_rows(con, sql, (ns, last))}
+    return [one for one in ids if one in erased or not _equal(then[one], now.get(one, Step(one, None, None, None)))]
+
+
+def _equal(then: Step, now: Step) -> bool:
+    """Whether a unit is as it was; then.vector is None where it stayed."""
+    if then.vector is None and then.unit is not None:
+        then = then._replace(vector=now.vector)
+    return then[2:] == now[2:] and json.dumps(then.unit) == json.dumps(now.unit)
+
+
+def _before(con: apsw.Connection, ns: int, first: int, last: int, names: str | None = None) -> dict[str, Step]:
+    """How the units that changed from ``first`` to ``last`` were before; names: a JSON list, None for all."""
     steps: dict[str, Step] = {}
     sql = """
-        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, unit_crc, vector_crc
-        FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ? WHERE h.seq BETWEEN ? AND ?
+        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, h.unit_crc, h.vector_crc
+        FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ?1
+        WHERE h.ns = ?2 AND h.seq BETWEEN ?3 AND ?4 AND (?5 IS NULL OR h.id IN (SELECT value FROM json_each(?5)))
         ORDER BY h.seq
         """
-    for seq, kind, unit_id, raw, vector, expires_at, *sums in all_rows(con, sql, (Op.EDIT, operation, last)):
+    for seq, kind, unit_id, raw, vector, expires_at, *sums in all_rows(con, sql, (Op.EDIT, ns, first, last, names)):
         if kind == ERASED:
             continue
         if raw is not None and kind != Op.EDIT and vector is None:
@@ -302,7 +330,7 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
             steps[unit_id] = Step(unit_id, None if raw is None else read_unit(raw, unit_id), vector, expires_at)
         elif steps[unit_id].unit is not None and steps[unit_id].vector is None:
             steps[unit_id] = steps[unit_id]._replace(vector=vector)
-    return list(steps.values())
+    return steps
 
 
 def oldest(con: apsw.Connection) -> float | None:
