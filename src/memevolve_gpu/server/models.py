@@ -171,10 +171,10 @@ class Prune(Manage):
 
 
 class Deduplicate(Manage):
-    """How near two units are duplicates."""
+    """From which cosine the texts of two units are compared, and which of several duplicates stays."""
 
-    similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
-    keep: Literal["oldest", "accessed"] = "oldest"
+    similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.75
+    keep: Literal["newest", "oldest", "longest", "accessed"] = "newest"
 
 
 class Consolidate(Manage):

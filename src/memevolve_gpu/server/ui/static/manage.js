@@ -33,7 +33,7 @@ const OPERATIONS = {
   },
   consolidate: {
     title: "Consolidate", about: "Merge units of one type that are similar into one unit.",
-    fields: [{ name: "similarity_threshold", label: "Least cosine", type: "number", min: 0.01, max: 1, step: 0.01, value: "0.9" }],
+    fields: [{ name: "similarity_threshold", label: "Least cosine", type: "number", min: 0.01, max: 1, step: 0.01, value: "0.75" }],
     body: ({ similarity_threshold }) => ({ by: "similarity", similarity_threshold: real(similarity_threshold) }),
   },
   forget: {
