@@ -18,6 +18,7 @@ from playwright.sync_api import expect
 from ui_kit import CHROMIUM, MARKUP, chromium, served, units
 
 from memevolve_gpu import HashingEmbedder, LocalEmbedder, VectorStore
+from memevolve_gpu.components.manage import SimpleManagementStrategy
 from memevolve_gpu.errors import InvalidUnitError
 from memevolve_gpu.server.app import create_app
 from memevolve_gpu.server.keys import Keys
@@ -328,7 +329,11 @@ def test_a_conflict_is_settled_with_a_preview(tab: Tab, store: VectorStore) -> N
     page.get_by_role("button", name="Find pairs").click()
     tab.settle()
     pair = page.locator(".pairs > li").filter(has_text="Never retry")
-    assert pair.locator(".badge.conflict").inner_text() == "numbers or negations differ"
+    assert pair.locator(".badge.conflict").inner_text() == "contradict each other"
+    assert "opposite" in pair.locator(".muted").first.inner_text()
+    ids = [unit["id"] for unit in store.units({"id": ["operations-1", "operations-2"]})]
+    left = SimpleManagementStrategy().deduplicate(store, 0.8, dry_run=True)
+    assert ids in [sorted(one["ids"]) for one in left.notes["conflicts"]]  # the page shows what the store decides
     assert "Never" in pair.locator("mark").all_inner_texts()
     pair.get_by_role("button", name="Keep operations-2 only").click()
     preview = page.locator("dialog").inner_text()
