@@ -379,6 +379,29 @@ def test_management_is_tried_done_and_undone(tab: Tab, store: VectorStore) -> No
     assert store.count() == before
 
 
+def test_a_merge_names_what_it_joins_and_contradictions_are_left_alone(tab: Tab, store: VectorStore) -> None:
+    store.store({**store.data["git-3"], "id": "twin"})
+    page = tab.open("manage")
+    panel = page.get_by_role("region", name="Consolidate", exact=True)
+    panel.get_by_role("button", name="Dry run").click()
+    row = panel.locator("tr").filter(has_text="A merge commit")
+    row.wait_for()
+    assert sorted(row.locator("a.id").all_inner_texts()) == ["git-3", "twin"]
+    panel = page.get_by_role("region", name="Deduplicate", exact=True)
+    panel.get_by_role("button", name="Dry run").click()
+    panel.get_by_text("Would delete 1 units.").wait_for()
+    assert "contradictions are left alone" in panel.inner_text()
+    assert panel.locator("tbody a.id").all_inner_texts() == ["git-3"]
+
+
+def test_the_root_leads_to_the_page_and_a_unit_that_is_gone_is_explained(tab: Tab) -> None:
+    tab.page.goto(tab.base)
+    tab.page.wait_for_url("**/ui")
+    page = tab.open("unit?id=gone")
+    assert "There is no such unit here now" in page.locator("main").inner_text()
+    tab.errors = [error for error in tab.errors if "404" not in error]
+
+
 def test_a_backup_is_made_and_the_units_are_exported(tab: Tab, store: VectorStore, tmp_path: Path) -> None:
     page = tab.open("backup")
     page.get_by_label("Name", exact=True).fill("before-friday")

@@ -129,17 +129,23 @@ class Pool:
         self._started = []
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            loop, done = call[2], [_called(call)]
-            for _ in range(min(_AT_ONCE, self._calls.qsize() // self._threads)):
-                with contextlib.suppress(queue.Empty):
-                    call = self._calls.get_nowait()
-                    if call is None or call[2] is not loop:
-                        self._calls.put(call)
-                        break
-                    done.append(_called(call))
-            with contextlib.suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(_give, done)
+        while self._turn(self._calls.get()):  # nothing of a call is held while the thread waits for the next
+            pass
+
+    def _turn(self, call: _Call | None) -> bool:
+        if call is None:
+            return False
+        loop, done = call[2], [_called(call)]
+        for _ in range(min(_AT_ONCE, self._calls.qsize() // self._threads)):
+            with contextlib.suppress(queue.Empty):
+                call = self._calls.get_nowait()
+                if call is None or call[2] is not loop:
+                    self._calls.put(call)
+                    break
+                done.append(_called(call))
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(_give, done)
+        return True
 
 
 _AT_ONCE = 8
@@ -223,7 +229,7 @@ def _unknown_caller() -> HTTPException:
     return HTTPException(401, told, {"WWW-Authenticate": "Bearer"})
 
 
-def allow(scope: str) -> Callable[[Request], Caller]:
+def allow(scope: str) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency: the caller, once it is known to have that scope. Raises 401 and 403."""
 
     async def caller(request: Request) -> Caller:  # one that is not asynchronous waits for a thread
@@ -388,7 +394,7 @@ _BODY_SECONDS = 30
 def _is_open(path: str) -> bool:
     """Whether a path is answered without a key: health, the description of the routes, the files of the page."""
     page = path == "/ui" or (path.startswith("/ui/") and not path.startswith("/ui/api/"))
-    return page or path in ("/healthz", "/readyz", "/openapi.json")
+    return page or path in ("/", "/healthz", "/readyz", "/openapi.json")
 
 
 def _host_name(host: str) -> str:

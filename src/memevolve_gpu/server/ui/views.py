@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...components.manage.meaning import compare, meaning_of
+from ...components.manage.meaning_words import FILLERS
 from ...components.manage.near_duplicates import near_groups
 from ...components.store.units import unit_to_text
 from ...types import FloatArray, IntArray, MemoryUnit
@@ -97,9 +98,13 @@ def _clustered(rows: _Matrix, k: int, rng: np.random.Generator) -> tuple[float, 
 
 def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
     """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
-    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if len(word) > 2)
+    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if _tells(word))
     all_of = Counter(word for held in words for word in held)
     return sorted(here, key=lambda word: (-here[word] * np.log(len(words) / all_of[word]), word))[:3]
+
+
+def _tells(word: str) -> bool:
+    return len(word) > 2 and word not in FILLERS["en"]
 
 
 def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
@@ -117,8 +122,8 @@ def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
 def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
     """Pairs of near units among the newest ``count``, each with what differs, most urgent first.
 
-    ``kind`` is what deduplication decides by the texts: ``conflict`` (one statement with another value or sense, which a
-    cosine hardly sees), ``same``, or ``different``; ``reason`` says why.
+    ``kind`` is what deduplication decides by the texts: ``conflict`` (one statement with another value or sense, which
+    a cosine hardly sees), ``same``, or ``different``; ``reason`` says why.
     """
     total = store.count()
     newest = {"order_by": "-metadata.created_at", "limit": count}

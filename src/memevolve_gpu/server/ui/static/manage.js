@@ -71,18 +71,20 @@ async function trial(name, title, bodyOf, again) {
   const found = await post(`v1/manage/${name}`, { ...body, dry_run: true });
   const notes = Object.entries(found.notes).filter(([key, value]) => NOTES[key] && value).map(([key, value]) => NOTES[key](number(value)));
   if (!found.count) return h("p", { role: "status" }, "Nothing would be changed.", notes.length ? ` (${notes.join(", ")})` : "");
-  const what = name === "consolidate" ? `make ${number(found.count)} merged units` : `delete ${number(found.count)} units`;
+  const what = name === "consolidate" ? `merge units into ${number(found.count)}` : `delete ${number(found.count)} units`;
   const units = name === "consolidate" ? found.units.slice(0, SHOWN)
     : Object.values((await post("v1/units/get", { ids: found.ids.slice(0, SHOWN) })).units);
   return [
     h("p", { role: "status" }, `Would ${what}.`, notes.length ? ` ${notes.join(", ")}` : ""),
     h("button", { class: "danger", onclick: (event) => into(event.target.nextSibling, perform(name, title, body, what, again)) },
       `${title}: ${what}`), h("div"),
-    table(`What ${name} would change`, ["Id", "Type", "Content"], units.map((unit) => [
-      name === "consolidate" ? "(new)" : link(unit.id), kindOf(unit), short(textOf(unit), 120)])),
+    table(`What ${name} would change`, [name === "consolidate" ? "Merged from" : "Id", "Type", "Content"], units.map((unit) => [
+      name === "consolidate" ? sources(unit) : link(unit.id), kindOf(unit), short(textOf(unit), 120)])),
     found.count > SHOWN && h("p", { class: "muted" }, `The first ${SHOWN} are shown.`),
   ];
 }
+
+const sources = (unit) => h("span", {}, (unit.metadata?.consolidated_from ?? []).map((id) => [link(id), " "]));
 
 async function perform(name, title, body, what, again) {
   const sure = await confirmed(`${title}?`, h("p", {}, `This will ${what}, in one transaction. It can be undone while the history keeps it.`), title);
