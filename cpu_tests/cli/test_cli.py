@@ -913,7 +913,7 @@ def test_export_replaces_a_file_only_when_it_is_complete(
     assert f"error: {target}: No space left on device" in result.stderr
     assert target.read_bytes() == whole
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
-    assert "No such file" in bad(ExitCode.FAILED, "export", str(folder / "out.jsonl"), "--store", store)
+    assert "create it first" in bad(ExitCode.USAGE, "export", str(folder / "out.jsonl"), "--store", store)
     assert "regular file" in bad(ExitCode.USAGE, "export", str(tmp_path), "--store", store)
 
 

@@ -79,7 +79,7 @@ def test_a_line_of_the_table(
 
 
 def test_every_command_has_a_good_and_a_bad_path() -> None:
-    groups = {"manage": ("prune", "consolidate", "deduplicate", "forget")}
+    groups = {"manage": ("prune", "consolidate", "deduplicate", "forget"), "keys": ("add", "list", "remove")}
     named = {str(command.name) for command in cli.app.registered_commands}
     wanted = named | {f"{group} {name}" for group, names in groups.items() for name in names}
     for name in wanted:

@@ -227,12 +227,12 @@ def managed(system: MemorySystem) -> None:
     assert isinstance(store, VectorStore)
     system.add_units([{"id": f"twin{n}", "type": "lesson", "content": "said twice over"} for n in range(3)])
     said = system.manage_memory("deduplicate", similarity_threshold=0.999, dry_run=True)
-    assert {"twin1", "twin2"} <= set(said[1])
-    assert store.exists("twin1")
+    assert {"twin0", "twin1"} <= set(said[1])
+    assert store.exists("twin0")
     assert system.manage_memory("deduplicate", similarity_threshold=0.999) == said
     system.add_units([{"id": "twin3", "type": "lesson", "content": "said twice over"}])
-    merged = system.manage_memory("consolidate", units=["twin0", "twin3"])
-    assert merged[0]["metadata"]["consolidated_from"] == ["twin0", "twin3"]
+    merged = system.manage_memory("consolidate", units=["twin2", "twin3"])
+    assert merged[0]["metadata"]["consolidated_from"] == ["twin2", "twin3"]
     assert "said twice over" in [one["content"] for one in system.query_memory("said twice over", 2)]
     count = store.count()
     assert system.manage_memory("forget", strategy="lru", count=5)[0] == 5

@@ -124,7 +124,7 @@ def test_no_management_raises_after_its_commit(
     with MemorySystem(MemorySystemConfig(storage_backend=store)) as system:
         for error in ERRORS:
             store.clear()
-            store.store_batch(units(0, 80))
+            store.store_batch(units(0, 40) + [{**unit, "id": f"again{unit['id']}"} for unit in units(0, 40)])
             store.search("word1", 1)
             fault.arm(error)
             system.manage_memory(operation, **options)
