@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import stat
 import subprocess
@@ -24,7 +25,7 @@ from memevolve_gpu.server import keys as keys_module
 from memevolve_gpu.server.app import create_app
 from memevolve_gpu.server.keys import Keys
 
-OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+OPEN = {"/healthz", "/readyz", "/openapi.json"}
 ALICE = ("org", "alice")
 
 
@@ -170,13 +171,62 @@ class TestScopes:
         assert "secret" not in text
 
 
+class TestStrangers:
+    def test_a_stranger_is_refused_before_a_body_is_read(self, client: TestClient, keys: Keys) -> None:
+        keys.add("agent", ["read"])
+
+        async def post(path: str) -> list[Any]:
+            """The answer where the body never comes."""
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                raise AssertionError("the body was asked for")
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": []}
+            await client.app({**scope, "query_string": b"", "app": client.app}, receive, send)  # type: ignore[operator]
+            return sent
+
+        for path in ("/v1/units", "/v1/search", "/v1/import", "/mcp", "/ui/api/map", "/metrics", "/nothing"):
+            assert asyncio.run(post(path))[0]["status"] == 401, path
+
+    def test_a_file_of_keys_that_breaks_closes_the_server_until_it_is_whole(
+        self, client: TestClient, keys: Keys
+    ) -> None:
+        token = keys.add("agent", ["read"])
+        text = keys.path.read_text()
+        keys.path.write_text("{")
+        for _ in range(2):
+            answer = client.get("/v1/health", headers=bearer(token))
+            assert (answer.status_code, str(keys.path.parent) in answer.text) == (503, False)
+        keys.path.write_text(text)
+        assert client.get("/v1/health", headers=bearer(token)).status_code == 200
+        keys.path.unlink()
+        assert client.get("/v1/health", headers=bearer(token)).status_code == 401
+
+    def test_methods_without_a_name_are_counted_as_one(self, client: TestClient, keys: Keys) -> None:
+        headers = bearer(keys.add("agent", ["read"]))
+        for i in range(5):
+            client.request(f"ODD{i}", "/v1/units", headers=headers)
+        text = client.get("/metrics", headers=headers).text
+        assert 'method="other"' in text
+        assert "ODD" not in text
+
+    def test_no_page_asks_another_host(self, client: TestClient, keys: Keys) -> None:
+        headers = bearer(keys.add("agent", ["read"]))
+        for path in ("/docs", "/redoc", "/docs/oauth2-redirect"):
+            assert client.get(path, headers=headers).status_code == 404
+
+
 class TestBrowsers:
     @pytest.fixture
     def client(self, store: VectorStore) -> Iterator[TestClient]:
         with TestClient(create_app(store, ui=False), base_url="http://127.0.0.1:8321") as made:
             yield made
 
-    @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8321", "[::1]:8321"])
+    @pytest.mark.parametrize("host", ["localhost", "LocalHost:1", "127.0.0.1:8321", "127.0.0.2", "[::1]:8321", "[::1]"])
     def test_without_keys_loopback_names_are_served(self, client: TestClient, host: str) -> None:
         assert client.get("/v1/health", headers={"Host": host, "Origin": f"http://{host}"}).status_code == 200
 
@@ -186,6 +236,10 @@ class TestBrowsers:
             {"Host": "evil.test"},
             {"Host": "127.0.0.1.evil.test"},
             {"Host": ""},
+            {"Host": "127.0.0.1:80.evil.test"},
+            {"Host": "[::1].evil.test"},
+            {"Host": "127.0.0.1@evil.test"},
+            {"Host": "localhost.evil.test:8321"},
             {"Host": "127.0.0.1:8321", "Origin": "http://evil.test"},
             {"Host": "127.0.0.1:8321", "Origin": "null"},
         ],

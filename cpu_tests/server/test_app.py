@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 import time
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from server_kit import require_server
+from server_kit import require_server, served
 
 require_server()
 
 from fastapi.testclient import TestClient
 
 from memevolve_gpu import ConfigurationError, HashingEmbedder, VectorStore
-from memevolve_gpu.server import models
+from memevolve_gpu.server import access, models
 from memevolve_gpu.server.app import create_app, serve
 
 UNITS: list[dict[str, Any]] = [
@@ -385,15 +386,20 @@ class TestLimits:
         app = create_app(store, max_in_flight=3, writers=2, ui=False, mcp=False)
         with TestClient(app, base_url="http://127.0.0.1") as client:
             body = {"units": [{"content": "slow"}]}
-            threads = [
-                threading.Thread(target=client.post, args=("/v1/units",), kwargs={"json": body}) for _ in range(3)
-            ]
+
+            def write() -> None:
+                while client.post("/v1/units", json=body).status_code == 429:  # a search may hold the third place
+                    time.sleep(0.01)
+
+            threads = [threading.Thread(target=write) for _ in range(3)]
             for thread in threads[:2]:
                 thread.start()
             assert entered.wait(20)
             assert client.post("/v1/search", json={"query": "fact"}).status_code == 200
             threads[2].start()
+            until = time.monotonic() + 20
             while (answer := client.post("/v1/search", json={"query": "fact"})).status_code == 200:
+                assert time.monotonic() < until
                 time.sleep(0.01)
             refused(answer, 429, "3 requests")
             assert answer.headers["retry-after"] == "1"
@@ -402,6 +408,57 @@ class TestLimits:
             for thread in threads:
                 thread.join()
             assert client.post("/v1/count", json={}).json() == {"count": 23}
+
+    def test_a_body_that_stops_coming_is_given_up(self, store: VectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(access, "_BODY_SECONDS", 0.2)
+        head = b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        with served(store, ui=False, mcp=False) as url:
+            for path in (b"/v1/search", b"/v1/units", b"/v1/import"):
+                with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as sending:
+                    sending.sendall(head % path)
+                    assert sending.recv(4096).startswith(b"HTTP/1.1 408 "), path
+
+    def test_units_that_no_answer_could_hold_are_refused(self, client: TestClient) -> None:
+        def deep(levels: int) -> dict[str, Any]:
+            value: dict[str, Any] = {}
+            for _ in range(levels):
+                value = {"a": value}
+            return {"id": f"deep{levels}", "content": "text", "metadata": value}
+
+        assert client.post("/v1/units", json={"units": [deep(90)]}).status_code == 201
+        for levels in (110, 240, 400):
+            refused(client.post("/v1/units", json={"units": [deep(levels)]}), 422, "nested more than 100 levels")
+            refused(client.post("/v1/import", content=json.dumps(deep(levels))), 422, "nested more than 100 levels")
+        assert client.get("/v1/units", params={"limit": 1000}).json()["units"][-1]["id"] == "deep90"
+        for body in ({"query": "text"}, {"query": "text", "mode": "keyword"}, {"query": "text", "mode": "hybrid"}):
+            hits = client.post("/v1/search", json={**body, "top_k": 1000}).json()["hits"]
+            assert "deep90" in [hit["id"] for hit in hits]
+        assert client.get("/v1/export").text.count("\n") == 21
+
+    def test_details_of_operations_may_be_odd(self, client: TestClient) -> None:
+        for text in (b'"\\ud800"', b"NaN", b"1e999", b"9" * 400, b"[" * 50 + b"]" * 50):
+            body = b'{"operation": "prune", "details": {"a": %s}}' % text
+            answer = client.post("/v1/operations", content=body, headers={"Content-Type": "application/json"})
+            assert (answer.status_code, answer.json()["operation"]) == (201, "prune"), text
+
+    def test_times_may_differ_from_unit_to_unit(self, client: TestClient) -> None:
+        later = time.time() + 900
+        body = {"units": [{"id": "never"}, {"id": "later"}], "embeddings": [[1.0] * 64] * 2}
+        client.put("/v1/namespaces", json={"namespace": "short", "default_ttl": 5})
+        given = {**body, "namespace": "short", "expires_at": [None, later]}
+        assert client.post("/v1/units", json=given).status_code == 201
+        moments = [
+            client.get(f"/v1/units/{name}/expiry", params={"namespace": "short"}).json()["expires_at"]
+            for name in ("never", "later")
+        ]
+        assert moments == [None, pytest.approx(later, abs=0.001)]
+        refused(client.post("/v1/units", json={**body, "ttl": [1]}), 422, "ttl", "list of 2")
+
+    def test_units_are_erased_for_good(self, client: TestClient) -> None:
+        done = client.post("/v1/units/erase", json={"filters": {"type": "skill"}}).json()
+        assert (done["units"], client.get("/v1/units/u1/history").json()) == (10, {"versions": []})
+        assert not any("/" in name for name in done["files"])
+        refused(client.post("/v1/units/erase", json={"filters": {}}), 422, "filters")
 
     @pytest.mark.parametrize("bad", [{"max_body_mb": 0}, {"max_in_flight": -1}, {"readers": 0}, {"writers": 1.5}])
     def test_limits_are_checked(self, store: VectorStore, bad: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from playwright.sync_api import expect
 from ui_kit import CHROMIUM, MARKUP, chromium, served, units
 
 from memevolve_gpu import HashingEmbedder, LocalEmbedder, VectorStore
+from memevolve_gpu.components.manage import SimpleManagementStrategy
 from memevolve_gpu.errors import InvalidUnitError
 from memevolve_gpu.server.app import create_app
 from memevolve_gpu.server.keys import Keys
@@ -328,7 +329,11 @@ def test_a_conflict_is_settled_with_a_preview(tab: Tab, store: VectorStore) -> N
     page.get_by_role("button", name="Find pairs").click()
     tab.settle()
     pair = page.locator(".pairs > li").filter(has_text="Never retry")
-    assert pair.locator(".badge.conflict").inner_text() == "numbers or negations differ"
+    assert pair.locator(".badge.conflict").inner_text() == "contradict each other"
+    assert "opposite" in pair.locator(".muted").first.inner_text()
+    ids = [unit["id"] for unit in store.units({"id": ["operations-1", "operations-2"]})]
+    left = SimpleManagementStrategy().deduplicate(store, 0.8, dry_run=True)
+    assert ids in [sorted(one["ids"]) for one in left.notes["conflicts"]]  # the page shows what the store decides
     assert "Never" in pair.locator("mark").all_inner_texts()
     pair.get_by_role("button", name="Keep operations-2 only").click()
     preview = page.locator("dialog").inner_text()
@@ -372,6 +377,29 @@ def test_management_is_tried_done_and_undone(tab: Tab, store: VectorStore) -> No
     page.locator("#toast").get_by_role("button", name="Undo").click()
     page.get_by_text("Undone.").wait_for()
     assert store.count() == before
+
+
+def test_a_merge_names_what_it_joins_and_contradictions_are_left_alone(tab: Tab, store: VectorStore) -> None:
+    store.store({**store.data["git-3"], "id": "twin"})
+    page = tab.open("manage")
+    panel = page.get_by_role("region", name="Consolidate", exact=True)
+    panel.get_by_role("button", name="Dry run").click()
+    row = panel.locator("tr").filter(has_text="A merge commit")
+    row.wait_for()
+    assert sorted(row.locator("a.id").all_inner_texts()) == ["git-3", "twin"]
+    panel = page.get_by_role("region", name="Deduplicate", exact=True)
+    panel.get_by_role("button", name="Dry run").click()
+    panel.get_by_text("Would delete 1 units.").wait_for()
+    assert "contradictions are left alone" in panel.inner_text()
+    assert panel.locator("tbody a.id").all_inner_texts() == ["git-3"]
+
+
+def test_the_root_leads_to_the_page_and_a_unit_that_is_gone_is_explained(tab: Tab) -> None:
+    tab.page.goto(tab.base)
+    tab.page.wait_for_url("**/ui")
+    page = tab.open("unit?id=gone")
+    assert "There is no such unit here now" in page.locator("main").inner_text()
+    tab.errors = [error for error in tab.errors if "404" not in error]
 
 
 def test_a_backup_is_made_and_the_units_are_exported(tab: Tab, store: VectorStore, tmp_path: Path) -> None:

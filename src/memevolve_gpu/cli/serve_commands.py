@@ -87,10 +87,11 @@ def serve(
 ) -> None:
     """Serve the store over HTTP until Ctrl-C or SIGTERM; the store is created when there is none.
 
-    The routes are at /docs, metrics at /metrics, MCP at /mcp, the page at /ui. Without keys only requests to loopback
-    names are answered; see the command keys. Several servers may use one store.
+    /openapi.json describes the routes; metrics are at /metrics, MCP at /mcp, the page at /ui. Without keys only
+    requests to loopback names are answered; see the command keys. Several servers may use one store.
     """
-    from ..server.app import create_app, is_loopback
+    from ..server.access import is_loopback
+    from ..server.app import create_app
     from ..server.app import serve as run
 
     held = _keys(store, keys)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import queue
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -49,6 +52,7 @@ __all__ = [
     "answer_of",
     "caller_of",
     "describe_errors",
+    "is_loopback",
     "status_of",
     "store_of",
 ]
@@ -58,7 +62,8 @@ _T = TypeVar("_T")
 _OPEN = Key("", "", SCOPES)
 """What a caller may do where there are no keys."""
 
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_HOST = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::\d*)?")
+"""The header Host: a name or an address, and a port."""
 
 _STATUS: tuple[tuple[type[BaseException], int], ...] = (
     (ConflictError, 409),
@@ -124,17 +129,23 @@ class Pool:
         self._started = []
 
     def _work(self) -> None:
-        while (call := self._calls.get()) is not None:
-            loop, done = call[2], [_called(call)]
-            for _ in range(min(_AT_ONCE, self._calls.qsize() // self._threads)):
-                with contextlib.suppress(queue.Empty):
-                    call = self._calls.get_nowait()
-                    if call is None or call[2] is not loop:
-                        self._calls.put(call)
-                        break
-                    done.append(_called(call))
-            with contextlib.suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(_give, done)
+        while self._turn(self._calls.get()):  # nothing of a call is held while the thread waits for the next
+            pass
+
+    def _turn(self, call: _Call | None) -> bool:
+        if call is None:
+            return False
+        loop, done = call[2], [_called(call)]
+        for _ in range(min(_AT_ONCE, self._calls.qsize() // self._threads)):
+            with contextlib.suppress(queue.Empty):
+                call = self._calls.get_nowait()
+                if call is None or call[2] is not loop:
+                    self._calls.put(call)
+                    break
+                done.append(_called(call))
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(_give, done)
+        return True
 
 
 _AT_ONCE = 8
@@ -207,20 +218,21 @@ def ability(store: Any, name: str) -> Any:
 def caller_of(service: Service, key: Key | None, scope: str) -> Caller:
     """The caller, once it is known to have that scope. Raises 401 and 403."""
     if key is None:
-        raise HTTPException(
-            401,
-            "Authorization: send 'Bearer TOKEN' with the token of a key that is in use (memevolve-store keys add)",
-            {"WWW-Authenticate": "Bearer"},
-        )
+        raise _unknown_caller()
     if scope not in key.scopes:
         raise HTTPException(403, f"the key {key.name!r} has no scope {scope!r}; use one that has it")
     return Caller(service, key)
 
 
-def allow(scope: str) -> Callable[[Request], Caller]:
+def _unknown_caller() -> HTTPException:
+    told = "Authorization: send 'Bearer TOKEN' with the token of a key that is in use (memevolve-store keys add)"
+    return HTTPException(401, told, {"WWW-Authenticate": "Bearer"})
+
+
+def allow(scope: str) -> Callable[[Request], Awaitable[Caller]]:
     """A dependency: the caller, once it is known to have that scope. Raises 401 and 403."""
 
-    def caller(request: Request) -> Caller:
+    async def caller(request: Request) -> Caller:  # one that is not asynchronous waits for a thread
         return caller_of(request.app.state.service, request.scope["memevolve.key"], scope)
 
     return caller
@@ -229,7 +241,8 @@ def allow(scope: str) -> Callable[[Request], Caller]:
 def store_of(request: Request) -> StorageBackend:
     """The store as the caller of a request sees it; ``read`` is needed for GET and HEAD, ``write`` for the rest."""
     scope = "read" if request.method in ("GET", "HEAD") else "write"
-    found: StorageBackend = allow(scope)(request).store()
+    caller = caller_of(request.app.state.service, request.scope["memevolve.key"], scope)
+    found: StorageBackend = caller.store()
     return found
 
 
@@ -289,7 +302,8 @@ class Gate:
         finally:
             self.in_flight -= not exempt
             route = getattr(scope.get("route"), "path", "/v1/search" if scope["path"] == "/v1/search" else "other")
-            self._seconds.labels(scope["method"], route, status).observe(time.perf_counter() - started)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._seconds.labels(method, route, status).observe(time.perf_counter() - started)
 
     async def _searched(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -310,12 +324,18 @@ class Gate:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = {name: value for name, value in scope["headers"] if name in _READ_HEADERS}
-        scope["memevolve.key"] = self._key(headers)
+        try:
+            scope["memevolve.key"] = self._key(headers)
+        except (ConfigurationError, OSError):
+            told = "the file of keys cannot be read; restore it, the server reads it again within a second"
+            return problem(503, told, headers={"Retry-After": "1"})
         if scope["path"].startswith("/v1/units/"):  # an id may hold a slash, so it is decoded by the route
             scope["path"] = scope["raw_path"].decode(errors="replace")
         foreign = self._foreign(headers) if self.service.keys is None else ""
         if foreign:
             return problem(403, foreign)
+        if scope["memevolve.key"] is None and not _is_open(scope["path"]):  # before its body is read
+            return answer_of(_unknown_caller())
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._most_bytes:
             return problem(413, self._limit_text())
@@ -328,18 +348,26 @@ class Gate:
     def _foreign(headers: Mapping[bytes, bytes]) -> str:
         """Why a request may come from a page of another site, which a browser sends here; empty where it does not."""
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        if _host_name(host) not in _LOOPBACK:
+        if not is_loopback(_host_name(host)):
             return f"Host: {host!r} is not loopback; without keys only http://127.0.0.1 and localhost are served"
-        if origin and origin.partition("://")[2] != host:
+        if origin and origin.partition("://")[2].lower() != host.lower():
             return f"Origin: pages of {origin} may not call this server; add keys to allow them"
         return ""
 
     def _bounded(self, receive: Receive) -> Receive:
-        taken = 0
+        taken, whole = 0, False
 
         async def bounded() -> Message:
-            nonlocal taken
-            message = await receive()
+            nonlocal taken, whole
+            if whole:  # what comes now says that the caller has left
+                return await receive()
+            try:
+                with anyio.fail_after(_BODY_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                told = f"no part of the body came for {_BODY_SECONDS} seconds; send it again"
+                raise HTTPException(408, told, {"Connection": "close"}) from None
+            whole = not message.get("more_body")
             taken += len(message.get("body", b""))
             if taken > self._most_bytes:
                 raise HTTPException(413, self._limit_text())
@@ -356,9 +384,30 @@ _ALWAYS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _READ_HEADERS = frozenset({b"authorization", b"host", b"origin", b"content-length"})
 
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+"""Counted by name; others are one, so that a caller cannot make the figures grow without end."""
+
+_BODY_SECONDS = 30
+"""Time for the next part of a body to come."""
+
+
+def _is_open(path: str) -> bool:
+    """Whether a path is answered without a key: health, the description of the routes, the files of the page."""
+    page = path == "/ui" or (path.startswith("/ui/") and not path.startswith("/ui/api/"))
+    return page or path in ("/", "/healthz", "/readyz", "/openapi.json")
+
 
 def _host_name(host: str) -> str:
-    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    found = _HOST.fullmatch(host)
+    return "" if found is None else found[1] or found[2] or ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def problem(
@@ -380,6 +429,7 @@ _TITLES = {
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
+    408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
     422: "Unprocessable Content",

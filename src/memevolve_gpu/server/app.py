@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import signal
 import threading
@@ -36,6 +35,7 @@ from .access import (
     answer_of,
     caller_of,
     describe_errors,
+    is_loopback,
     problem,
     store_of,
 )
@@ -63,7 +63,7 @@ def create_app(
 ) -> FastAPI:
     """Make the application of a store.
 
-    Without keys it answers requests to loopback names only. ``/docs`` and ``/openapi.json`` describe the routes.
+    Without keys it answers requests to loopback names only. ``/openapi.json`` describes the routes.
 
     Args:
         store: The store. It stays open when the application ends.
@@ -100,7 +100,14 @@ def create_app(
     metrics.register(store, registry)
     if traces:
         metrics.trace_calls(store)
-    app = FastAPI(title="memevolve-gpu", version=packages.version("memevolve-gpu"), lifespan=_lifespan)
+    # The framework's pages of documentation load scripts from another host, and no request may leave this one.
+    app = FastAPI(
+        title="memevolve-gpu",
+        version=packages.version("memevolve-gpu"),
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.service = service
     app.state.backups = Backups(Path(backups))
     app.state.running = []
@@ -269,11 +276,3 @@ def _calm_signals() -> Iterator[None]:
     finally:
         for kind, handler in old.items():
             signal.signal(kind, handler)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import errors
 from ..components.store.base import Progress, StorageBackend
-from ..components.store.history import Operation, UnitChange, UnitVersion
+from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch
 from ..components.store.listing import Listing, Order, cursor_parts, merged_unit, some_condition
 from ..components.store.namespaces import NamespaceInfo, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
@@ -48,7 +48,7 @@ from ..errors import (
 )
 from ..records.filters import parse
 from ..types import FloatArray, Hit, MemoryUnit
-from ..utils.arguments import change, listed, shown, switch, whole_number, word
+from ..utils.arguments import change, listed, real_number, shown, switch, whole_number, word
 from ..utils.config import namespace_path
 from ..utils.plain import as_plain, plain_text
 
@@ -104,7 +104,7 @@ class RemoteStore(StorageBackend):
 
     def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
         checked = checked_unit(unit)
-        body = {"units": [checked], **_times(ttl, expires_at)}
+        body = {"units": [checked], **_times(ttl, expires_at, 1)}
         if replaces is not None:
             body["replaces"] = checked_id(replaces, "replaces")
         return str(self._post("units", body)["ids"][0])
@@ -119,7 +119,8 @@ class RemoteStore(StorageBackend):
         expires_at: Any = None,
     ) -> list[str]:
         del progress
-        body = {"units": _checked(units), "embeddings": _rows(embeddings, "embeddings"), **_times(ttl, expires_at)}
+        body = {"units": _checked(units), "embeddings": _rows(embeddings, "embeddings")}
+        body |= _times(ttl, expires_at, len(body["units"]))  # type: ignore[arg-type] # it is a list
         if not body["units"]:
             return []
         return list(self._post("units", {**body, "batch": True})["ids"])
@@ -420,6 +421,27 @@ class RemoteStore(StorageBackend):
                 return
             seq, left = page["next"], left - len(page["changes"])
 
+    def watch(
+        self, after: int | None = None, *, timeout: float | None = None, prefix: Sequence[str] | str | None = None
+    ) -> Watch:
+        """Wait for changes in this namespace, and yield them as they come, see ``VectorStore.watch``."""
+        _one_namespace(prefix)
+        patience = None
+        if timeout is not None:
+            patience = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        seq = self.change_number if after is None else whole_number("after", after, least=0)
+        return Watch(lambda: self.change_number, lambda seq: list(self.changes(seq, limit=_PAGE)), seq, patience)
+
+    def forget_subject(
+        self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
+    ) -> Erasure:
+        """Delete units for good, see ``VectorStore.forget_subject``; the key needs ``admin``, and no namespace."""
+        _one_namespace(prefix)
+        parse(filters)
+        seconds = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        done = self._post("units/erase", {"filters": filters, "timeout": min(seconds, 600.0)})
+        return Erasure(**{**done, "files": tuple(done["files"]), "not_erased": tuple(done["not_erased"])})
+
     # Namespaces and expiry
 
     def namespace(self: _Remote, *path: str) -> _Remote:
@@ -443,7 +465,7 @@ class RemoteStore(StorageBackend):
         return NamespaceInfo(**{**found, "path": tuple(found["path"])})
 
     def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
-        return int(self._post("units/expiry", {"ids": _ids(ids, "ids"), **_times(ttl, expires_at)})["count"])
+        return int(self._post("units/expiry", {"ids": _ids(ids, "ids"), **_time(ttl, expires_at)})["count"])
 
     def expiry(self, unit_id: str) -> float | None:
         if not one_id(unit_id, "units") or not _spoken(unit_id):
@@ -596,8 +618,18 @@ def _ranking(recency: Any, importance: Any, weights: Any) -> dict[str, Any]:
     return {"recency": fading, "importance": importance, "weights": weights}
 
 
-def _times(ttl: Any, expires_at: Any) -> dict[str, float]:
-    """Times of units as numbers: seconds from now, or a Unix time."""
+def _times(ttl: Any, expires_at: Any, count: int) -> dict[str, Any]:
+    """Times of ``count`` units as numbers or lists of them: seconds from now, or Unix times."""
+    if ttl is None and expires_at is None:
+        return {}
+    found = moments(ttl, expires_at, 0.0, count)
+    never = ttl is None and None in found  # a single null would leave the time to the namespace
+    one = not never and len(set(found)) == 1
+    return {"expires_at" if ttl is None else "ttl": found[0] if one else found}
+
+
+def _time(ttl: Any, expires_at: Any) -> dict[str, float]:
+    """A time as a number: seconds from now, or a Unix time."""
     moment = moments(ttl, expires_at, 0.0, 1)[0] if ttl is not None or expires_at is not None else None
     return {} if moment is None else {"expires_at" if ttl is None else "ttl": moment}
 

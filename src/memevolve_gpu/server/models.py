@@ -33,6 +33,10 @@ Vector = Annotated[
 ]
 Mode = Literal["semantic", "keyword", "hybrid"]
 Expires = Annotated[float | None, Field(description="Unix time in seconds from which the units are gone.")]
+Compare = Annotated[
+    Literal["text", "cosine"],
+    Field(description="text keeps statements apart that do not say the same; cosine goes by the cosine alone."),
+]
 Ttl = Annotated[float | None, Field(gt=0, description="Seconds after which the units expire.")]
 TopK = Annotated[int, Field(ge=1, le=MOST_RESULTS, description="Most results.")]
 Recall = Annotated[float | None, Field(gt=0, le=1, description="Share of the true neighbours; null for the store's.")]
@@ -55,8 +59,13 @@ class StoreUnits(Scoped):
 
     units: list[Unit]
     embeddings: Annotated[list[Vector] | None, Field(description="One vector for each unit; null embeds them.")] = None
-    ttl: Ttl = None
-    expires_at: Expires = None
+    ttl: Annotated[Ttl | list[Ttl], Field(description="Seconds after which the units expire; or a list, one each.")] = (
+        None
+    )
+    expires_at: Annotated[
+        float | list[float | None] | None,
+        Field(description="Unix time from which the units are gone; or a list, one each, in which null is never."),
+    ] = None
     replaces: Annotated[Id | None, Field(description="The id of a unit that the one given supersedes.")] = None
     batch: Annotated[bool, Field(description="True names the place of a unit in errors also where it is alone.")] = (
         False
@@ -103,6 +112,13 @@ class DeleteUnits(Scoped):
     ids: Ids | None = None
     filters: Filters = None
     unchanged_since: Annotated[int | None, Field(ge=0)] = None
+
+
+class Erase(Scoped):
+    """Which units to delete for good."""
+
+    filters: dict[str, Any]
+    timeout: Annotated[float, Field(ge=0, le=600, description="Seconds to wait for readers in other processes.")] = 30.0
 
 
 class CountUnits(Scoped):
@@ -175,6 +191,8 @@ class Deduplicate(Manage):
 
     similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.75
     keep: Literal["newest", "oldest", "longest", "accessed"] = "newest"
+    filters: Filters = None
+    compare: Compare = "text"
 
 
 class Consolidate(Manage):
@@ -183,6 +201,8 @@ class Consolidate(Manage):
     ids: Ids | None = None
     by: Literal["similarity", "type"] = "similarity"
     similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.85
+    filters: Filters = None
+    compare: Compare = "text"
 
 
 class Forget(Manage):
@@ -320,6 +340,17 @@ class Number(BaseModel):
     """A number of units."""
 
     count: int
+
+
+class Erased(BaseModel):
+    """The certificate of an erasure."""
+
+    units: int
+    versions: int
+    seq: int
+    at: float
+    files: list[str]
+    not_erased: list[str]
 
 
 class Deleted(BaseModel):

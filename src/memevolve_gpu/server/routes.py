@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote
 
@@ -42,14 +44,23 @@ _DUE = models.Maintain()
 async def store_units(body: models.StoreUnits, caller: Writer) -> models.Stored:
     """Store units, all of them or none. They are durable when the answer comes."""
     store = caller.store(body.namespace)
-    times = {name: value for name in ("ttl", "expires_at") if (value := getattr(body, name)) is not None}
+    times = _times(body)
     if body.replaces is not None and (len(body.units) != 1 or body.embeddings is not None):
         raise InvalidUnitError("replaces: give one unit, without embeddings, that supersedes that of this id")
-    if len(body.units) == 1 and body.embeddings is None and not body.batch:
+    each = any(isinstance(value, list) for value in times.values())
+    if len(body.units) == 1 and body.embeddings is None and not body.batch and not each:
         more = times if body.replaces is None else {**times, "replaces": body.replaces}
         return models.Stored(ids=[await caller.write(lambda: store.store(body.units[0], **more))])
     given = [] if body.embeddings is None else [models.as_matrix(body.embeddings, "embeddings")]
     return models.Stored(ids=await caller.write(lambda: store.store_batch(body.units, *given, **times)))
+
+
+def _times(body: models.StoreUnits) -> dict[str, Any]:
+    """The times as the store takes them, in which infinity is never."""
+    moments: Any = body.expires_at
+    if isinstance(moments, list):
+        moments = [math.inf if one is None else one for one in moments]
+    return {name: value for name, value in (("ttl", body.ttl), ("expires_at", moments)) if value is not None}
 
 
 @router.get("/units")
@@ -81,7 +92,7 @@ async def list_units_by_body(body: models.ListUnits, caller: Reader) -> models.P
     return await caller.read(page)
 
 
-def _id(unit_id: str) -> str:
+async def _id(unit_id: str) -> str:
     try:
         return unquote(unit_id, errors="strict")
     except UnicodeDecodeError:
@@ -181,6 +192,16 @@ async def clear_units(body: models.Scoped, caller: Admin) -> models.Number:
         return models.Number(count=count)
 
     return await caller.write(cleared)
+
+
+@router.post("/units/erase")
+async def erase_units(body: models.Erase, caller: Admin) -> models.Erased:
+    """Delete units for good, from the history and the files of the store too; takes as long as copying the store."""
+    caller.whole("an erasure")
+    erase = ability(caller.store(body.namespace), "forget_subject")
+    done = await caller.write(lambda: erase(body.filters, timeout=body.timeout))
+    files = {name: [Path(one).name for one in getattr(done, name)] for name in ("files", "not_erased")}
+    return models.Erased(**{**asdict(done), **files})
 
 
 @router.post("/units/replace")
@@ -309,7 +330,14 @@ async def deduplicate(body: models.Deduplicate, caller: Writer) -> models.Manage
     return await _manage(
         caller,
         body,
-        lambda do, store: do.deduplicate(store, body.similarity_threshold, keep=body.keep, dry_run=body.dry_run),
+        lambda do, store: do.deduplicate(
+            store,
+            body.similarity_threshold,
+            keep=body.keep,
+            filters=body.filters,
+            compare=body.compare,
+            dry_run=body.dry_run,
+        ),
     )
 
 
@@ -328,7 +356,13 @@ async def consolidate(body: models.Consolidate, caller: Writer) -> models.Manage
         caller,
         body,
         lambda do, store: do.consolidate(
-            store, body.ids, by=body.by, similarity_threshold=body.similarity_threshold, dry_run=body.dry_run
+            store,
+            body.ids,
+            by=body.by,
+            similarity_threshold=body.similarity_threshold,
+            filters=body.filters,
+            compare=body.compare,
+            dry_run=body.dry_run,
         ),
     )
 
@@ -345,12 +379,12 @@ async def operations(
     return models.Operations(operations=[models.Operation(**asdict(one)) for one in found])
 
 
-@router.post("/operations", status_code=201)
-async def report_operation(body: models.Report, caller: Writer) -> dict[str, Any]:
+@router.post("/operations", status_code=201, response_model=dict[str, Any])
+async def report_operation(body: models.Report, caller: Writer) -> Response:
     """Report a management operation that a client did itself, so that the index follows."""
     store = caller.store(body.namespace)
-    done: dict[str, Any] = await caller.write(lambda: store.register_management_operation(body.operation, body.details))
-    return done
+    done = await caller.write(lambda: store.register_management_operation(body.operation, body.details))
+    return Response(json.dumps(done), 201, media_type="application/json")  # in ASCII: details may hold lone surrogates
 
 
 @router.post("/undo")

@@ -42,6 +42,10 @@ MAX_RESULTS = 10_000_000
 """Most results of one ``search_vectors``, queries times ``top_k``: 120 MB of distances and positions, and the ids."""
 
 
+MAX_LEVELS = 100
+"""Most dicts and lists within each other in a unit; parsers and writers of JSON stop at about 200."""
+
+
 def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     """A copy of the unit in plain JSON values, which is what is stored, embedded and compared from here on.
 
@@ -230,8 +234,10 @@ def _spoken(value: Any) -> str:
     return str(plain_scalar(value))
 
 
-def _plain_dict(value: dict[Any, Any], where: str) -> dict[str, Any]:
+def _plain_dict(value: dict[Any, Any], where: str, level: int = 1) -> dict[str, Any]:
     """A copy in which every value is one of JSON, except those that JSON has no word for."""
+    if level > MAX_LEVELS:
+        raise RecursionError
     made: dict[str, Any] = {}
     for key, inner in value.items():
         if not isinstance(key, str):
@@ -242,19 +248,21 @@ def _plain_dict(value: dict[Any, Any], where: str) -> dict[str, Any]:
         if type(inner) is str:
             made[name] = inner
         elif isinstance(inner, dict):
-            made[name] = _plain_dict(inner, f"{where}[{key!r}]")
+            made[name] = _plain_dict(inner, f"{where}[{key!r}]", level + 1)
         elif isinstance(inner, (list, tuple)):
-            made[name] = _plain_list(inner, where)
+            made[name] = _plain_list(inner, where, level + 1)
         else:
             made[name] = plain_scalar(inner)
     return made
 
 
-def _plain_list(values: list[Any] | tuple[Any, ...], where: str) -> list[Any]:
+def _plain_list(values: list[Any] | tuple[Any, ...], where: str, level: int) -> list[Any]:
+    if level > MAX_LEVELS:
+        raise RecursionError
     return [
-        _plain_dict(value, where)
+        _plain_dict(value, where, level + 1)
         if isinstance(value, dict)
-        else _plain_list(value, where)
+        else _plain_list(value, where, level + 1)
         if isinstance(value, (list, tuple))
         else plain_scalar(value)
         for value in values
@@ -262,7 +270,7 @@ def _plain_list(values: list[Any] | tuple[Any, ...], where: str) -> list[Any]:
 
 
 def _too_deep(where: str) -> InvalidUnitError:
-    return InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten it")
+    return InvalidUnitError(f"{where} is nested more than {MAX_LEVELS} levels deep or contains itself; flatten it")
 
 
 _json_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_plain).encode

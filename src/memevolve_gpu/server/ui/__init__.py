@@ -63,6 +63,10 @@ def _add_files(made: APIRouter) -> None:
     async def page() -> FileResponse:
         return answer("index.html")
 
+    @made.get("/")
+    async def root() -> RedirectResponse:
+        return RedirectResponse("ui")
+
     @made.get("/ui/")
     async def slash() -> RedirectResponse:
         return RedirectResponse("../ui")  # relative, so that it holds behind a proxy with a prefix

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...components.manage.meaning import compare, meaning_of
+from ...components.manage.meaning_words import FILLERS
 from ...components.manage.near_duplicates import near_groups
 from ...components.store.units import unit_to_text
 from ...types import FloatArray, IntArray, MemoryUnit
@@ -19,6 +21,7 @@ __all__ = ["memory_map", "near_pairs", "neighbours", "why"]
 
 MOST_POINTS = 3000
 MOST_COMPARED = 20_000
+MOST_JUDGED = 2000
 MOST_PAIRS = 200
 MOST_EXPLAINED = 100
 
@@ -27,9 +30,6 @@ _SEED = 7
 _BEGINNINGS = 8
 _ROUNDS = 25
 _WORD = re.compile(r"\w+")
-_NEGATIONS = frozenset(
-    ("aren", "avoid", "cannot", "didn", "doesn", "don", "isn", "mustn", "never", "no", "none", "not", "wasn", "without")
-)
 
 
 def memory_map(store: Any, count: int, clusters: int) -> dict[str, Any]:
@@ -98,9 +98,13 @@ def _clustered(rows: _Matrix, k: int, rng: np.random.Generator) -> tuple[float, 
 
 def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
     """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
-    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if len(word) > 2)
+    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if _tells(word))
     all_of = Counter(word for held in words for word in held)
     return sorted(here, key=lambda word: (-here[word] * np.log(len(words) / all_of[word]), word))[:3]
+
+
+def _tells(word: str) -> bool:
+    return len(word) > 2 and word not in FILLERS["en"]
 
 
 def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
@@ -118,14 +122,14 @@ def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
 def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
     """Pairs of near units among the newest ``count``, each with what differs, most urgent first.
 
-    ``kind`` is ``conflict`` where the texts differ by a number or a negation, which a cosine hardly sees, ``same``
-    where they have the same words, and ``near`` else.
+    ``kind`` is what deduplication decides by the texts: ``conflict`` (one statement with another value or sense, which
+    a cosine hardly sees), ``same``, or ``different``; ``reason`` says why.
     """
     total = store.count()
     newest = {"order_by": "-metadata.created_at", "limit": count}
     only = None if total <= count else [unit["id"] for unit in store.units(**newest)]
     found = [(group[0], other) for group in near_groups(store, threshold, only=only) for other in group[1:]]
-    listed = found[:MOST_PAIRS]
+    listed = found[:MOST_JUDGED]
     ids = [name for pair in listed for name in pair]
     units, vectors = store.retrieve_batch(ids), store.vectors_of(ids)
     pairs = [
@@ -133,17 +137,17 @@ def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
         for a, b in listed
         if a in units and b in units  # neither was deleted meanwhile
     ]
-    urgency = ("conflict", "same", "near")
+    urgency = ("conflict", "same", "different")
     pairs.sort(key=lambda pair: (urgency.index(pair["kind"]), -pair["cosine"]))
-    return {"pairs": pairs, "found": len(found), "compared": min(total, count), "total": total}
+    return {"pairs": pairs[:MOST_PAIRS], "found": len(found), "compared": min(total, count), "total": total}
 
 
 def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
-    first, second = (Counter(_words(unit_to_text(unit))) for unit in (a, b))
-    extra = [sorted(first - second), sorted(second - first)]
-    decides = any(word in _NEGATIONS or any(map(str.isdigit, word)) for word in (*extra[0], *extra[1]))
-    kind = "conflict" if decides else "near" if any(extra) else "same"
-    return {"kind": kind, "only": extra}
+    texts = unit_to_text(a), unit_to_text(b)
+    first, second = (Counter(_words(text)) for text in texts)
+    verdict = compare(*map(meaning_of, texts))
+    only = [sorted(first - second), sorted(second - first)]
+    return {"kind": verdict.kind, "reason": verdict.reason.replace("#", ""), "only": only}  # "#" marks a number
 
 
 def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ async function call(method, path, { query = {}, body, raw = false } = {}) {
   }
   if (!answer.ok) {
     const told = await answer.json().catch(() => ({}));
-    throw new Error(told.detail ?? `${answer.status} ${answer.statusText}`);
+    throw Object.assign(new Error(told.detail ?? `${answer.status} ${answer.statusText}`), { status: answer.status });
   }
   return raw ? answer.blob() : answer.json();
 }

@@ -4,7 +4,7 @@ import { change, get, post, unitPath } from "./api.js";
 import { badge, confirmed, day, form, h, into, kindOf, link, marked, number, textOf } from "./dom.js";
 import { done } from "./unit.js";
 
-const KINDS = { conflict: "numbers or negations differ", same: "the same words", near: "nearly the same" };
+const KINDS = { conflict: "contradict each other", same: "say the same", different: "near, but different" };
 
 export async function duplicates(place, _parameters, again) {
   const results = h("div");
@@ -30,7 +30,7 @@ async function listed({ threshold, count }, again) {
   ];
 }
 
-function settle({ units, cosine, kind, only }, again) {
+function settle({ units, cosine, kind, reason, only }, again) {
   const told = h("div");
   const act = (work) => () => into(told, work());
   const side = (unit, i) => h("div", { class: "card" },
@@ -38,7 +38,7 @@ function settle({ units, cosine, kind, only }, again) {
     h("p", {}, marked(textOf(unit), only[i])),
     h("button", { class: "plain", "aria-label": `Keep ${unit.id} only`, onclick: act(() => keep(unit, units[1 - i], again)) }, "Keep this one only"));
   return h("li", {},
-    h("p", { class: "line" }, badge(KINDS[kind], kind), h("span", { class: "muted" }, `cosine ${number(cosine, 3)}`)),
+    h("p", { class: "line" }, badge(KINDS[kind], kind), h("span", { class: "muted" }, `cosine ${number(cosine, 3)} · ${reason}`)),
     h("div", { class: "two" }, units.map(side)),
     h("div", { class: "buttons" }, h("button", { class: "plain", "aria-label": `Merge ${units[0].id} and ${units[1].id}`, onclick: act(() => merge(units, again)) }, "Merge…")),
     told);
@@ -55,9 +55,9 @@ async function keep(kept, other, again) {
 }
 
 async function merge(units, again) {
-  const asked = { ids: units.map((unit) => unit.id), by: "similarity", similarity_threshold: 0.01 };
+  const asked = { ids: units.map((unit) => unit.id), by: "similarity", similarity_threshold: 0.01, compare: "cosine" };
   const preview = await post("v1/manage/consolidate", { ...asked, dry_run: true });
-  if (!preview.units.length) throw new Error("These units cannot be merged: only units of one type are.");
+  if (!preview.units.length) throw new Error("These units cannot be merged: their type, or the user, agent or session in their metadata, differs.");
   const sure = await confirmed("Merge into one unit?", [h("pre", { tabindex: 0 }, JSON.stringify(preview.units[0], null, 2)),
     h("p", { class: "muted" }, "It replaces both. Edit it afterwards to settle what contradicts.")], "Merge", "");
   if (sure) {

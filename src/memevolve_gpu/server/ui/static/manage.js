@@ -7,6 +7,10 @@ import { filterOf } from "./browse.js";
 import { done } from "./unit.js";
 
 const SHOWN = 50;
+const NOTES = {
+  conflict_count: (count) => `${count} contradictions are left alone; see Duplicates`,
+  undated: (count) => `${count} units without a readable time are not deleted by age`,
+};
 const real = (value) => (value === "" ? undefined : Number(value));
 
 const OPERATIONS = {
@@ -24,16 +28,16 @@ const OPERATIONS = {
     } }),
   },
   deduplicate: {
-    title: "Deduplicate", about: "Of units that are nearly the same, keep one.",
+    title: "Deduplicate", about: "Of units that say the same, keep one. Contradictions are left alone; see Duplicates.",
     fields: [
-      { name: "similarity_threshold", label: "Least cosine", type: "number", min: 0.01, max: 1, step: 0.01, value: "0.95" },
-      { name: "keep", label: "Keep", options: [["oldest", "the oldest"], ["accessed", "the one read most"]] },
+      { name: "similarity_threshold", label: "Least cosine", type: "number", min: 0.01, max: 1, step: 0.01, value: "0.75" },
+      { name: "keep", label: "Keep", options: [["newest", "the newest"], ["oldest", "the oldest"], ["longest", "the longest"], ["accessed", "the one read most"]] },
     ],
     body: ({ similarity_threshold, keep }) => ({ similarity_threshold: real(similarity_threshold), keep }),
   },
   consolidate: {
     title: "Consolidate", about: "Merge units of one type that are similar into one unit.",
-    fields: [{ name: "similarity_threshold", label: "Least cosine", type: "number", min: 0.01, max: 1, step: 0.01, value: "0.75" }],
+    fields: [{ name: "similarity_threshold", label: "Least cosine", type: "number", min: 0.01, max: 1, step: 0.01, value: "0.85" }],
     body: ({ similarity_threshold }) => ({ by: "similarity", similarity_threshold: real(similarity_threshold) }),
   },
   forget: {
@@ -65,20 +69,22 @@ function panel(name, { title, about, fields, body }, again) {
 async function trial(name, title, bodyOf, again) {
   const body = bodyOf();
   const found = await post(`v1/manage/${name}`, { ...body, dry_run: true });
-  const notes = Object.entries(found.notes).filter(([key]) => key !== "dry_run").map(([key, value]) => `${key}: ${typeof value === "object" ? JSON.stringify(value) : value}`);
+  const notes = Object.entries(found.notes).filter(([key, value]) => NOTES[key] && value).map(([key, value]) => NOTES[key](number(value)));
   if (!found.count) return h("p", { role: "status" }, "Nothing would be changed.", notes.length ? ` (${notes.join(", ")})` : "");
-  const what = name === "consolidate" ? `make ${number(found.count)} merged units` : `delete ${number(found.count)} units`;
+  const what = name === "consolidate" ? `merge units into ${number(found.count)}` : `delete ${number(found.count)} units`;
   const units = name === "consolidate" ? found.units.slice(0, SHOWN)
     : Object.values((await post("v1/units/get", { ids: found.ids.slice(0, SHOWN) })).units);
   return [
     h("p", { role: "status" }, `Would ${what}.`, notes.length ? ` ${notes.join(", ")}` : ""),
     h("button", { class: "danger", onclick: (event) => into(event.target.nextSibling, perform(name, title, body, what, again)) },
       `${title}: ${what}`), h("div"),
-    table(`What ${name} would change`, ["Id", "Type", "Content"], units.map((unit) => [
-      name === "consolidate" ? "(new)" : link(unit.id), kindOf(unit), short(textOf(unit), 120)])),
+    table(`What ${name} would change`, [name === "consolidate" ? "Merged from" : "Id", "Type", "Content"], units.map((unit) => [
+      name === "consolidate" ? sources(unit) : link(unit.id), kindOf(unit), short(textOf(unit), 120)])),
     found.count > SHOWN && h("p", { class: "muted" }, `The first ${SHOWN} are shown.`),
   ];
 }
+
+const sources = (unit) => h("span", {}, (unit.metadata?.consolidated_from ?? []).map((id) => [link(id), " "]));
 
 async function perform(name, title, body, what, again) {
   const sure = await confirmed(`${title}?`, h("p", {}, `This will ${what}, in one transaction. It can be undone while the history keeps it.`), title);

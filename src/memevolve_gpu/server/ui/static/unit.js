@@ -7,7 +7,8 @@ export async function unit(place, { id }, again) {
   const found = await get(unitPath(id)).catch((error) => error);
   const [near, past] = [h("div"), h("div")];
   place.replaceChildren(
-    found instanceof Error ? problem(found) : body(found, again),
+    found.status === 404 ? h("p", { class: "muted", role: "alert" }, "There is no such unit here now. What is known of it is below.")
+      : found instanceof Error ? problem(found) : body(found, again),
     found instanceof Error ? "" : h("section", {}, h("h2", {}, "Neighbours"), near),
     h("section", {}, h("h2", {}, "History"), past));
   await Promise.all([found instanceof Error || into(near, neighbours(id)), into(past, versions(id, again))]);
