@@ -313,7 +313,8 @@ def _before(con: apsw.Connection, ns: int, first: int, last: int, names: str | N
     """How the units that changed from ``first`` to ``last`` were before; names: a JSON list, None for all."""
     steps: dict[str, Step] = {}
     sql = """
-        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, h.unit_crc, h.vector_crc
+        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, h.unit_crc,
+            h.vector_crc
         FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ?1
         WHERE h.ns = ?2 AND h.seq BETWEEN ?3 AND ?4 AND (?5 IS NULL OR h.id IN (SELECT value FROM json_each(?5)))
         ORDER BY h.seq
