@@ -254,7 +254,7 @@ def test_a_file_that_is_copied_over_beside_a_live_process_is_refused(tmp_path: P
     assert ids_at(prefix) == ["a"]
 
 
-@pytest.mark.parametrize("entry", ["read", "write"])
+@pytest.mark.parametrize("entry", ["read", "write", "close"])
 @pytest.mark.parametrize("what", ["backup", "older copy", "other store"])
 @pytest.mark.parametrize("log", ["with a log", "log emptied"])
 def test_a_live_process_notices_that_its_file_was_copied_over(
@@ -274,10 +274,12 @@ def test_a_live_process_notices_that_its_file_was_copied_over(
     assert records.head().count == len(OLD) + len(NEW)
     shutil.copyfile(copies[what], records.path)
     act = partial(records.get, OLD[0]) if entry == "read" else partial(put, records, "later")
-    for _ in range(2):
+    for _ in range(0 if entry == "close" else 2):
         with pytest.raises(CorruptStoreError, match="close the store in every process, then restore"):
             act()
-    assert records.damage is not None
+    assert entry == "close" or records.damage is not None
+    records.close()
+    assert records.path.read_bytes() == copies[what].read_bytes(), "closing copied the log into another file"
 
 
 def test_a_reader_follows_a_file_into_which_others_copy_their_log(records: Records, prefix: Path) -> None:

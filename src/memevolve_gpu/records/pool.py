@@ -170,6 +170,10 @@ class ReaderPool:
         while self._close_one():
             pass
 
+    def connections(self) -> list[apsw.Connection]:
+        """Those that are open, in use or idle."""
+        return list(self._all)
+
     def pause(self, timeout: float) -> bool:
         """Close every connection, waiting for those in use, and open no other until :meth:`resume`."""
         deadline = time.monotonic() + timeout

@@ -279,6 +279,7 @@ class Session:
         """Close everything; waits for a running write."""
         if self.lock.held_here():
             raise StorageError("close() inside write() would lose the open transaction; leave the block first")
+        self._keep_foreign_log()
         self.lock.exclude()
         try:
             self.settle()
@@ -287,6 +288,15 @@ class Session:
             self.lock.close_file()
         finally:
             self.lock.release()
+
+    def _keep_foreign_log(self) -> None:
+        """Where a copy was written into the database file, let no connection that closes copy the log into it."""
+        try:
+            self.pool.confirm()
+        except StorageError:
+            for con in filter(None, [self._con, *self.pool.connections()]):
+                with suppress(*SQLITE_ERRORS):  # one that another thread uses
+                    keep_log_on_close(con, True)
 
     def before_fork(self) -> bool:
         """Close every connection, so that the child inherits none; False when calls in other threads do not end."""
