@@ -610,6 +610,9 @@ class TestReading:
             found, cursor = [*found, *more], page.cursor
         assert found == ids
         assert list(store.units(filters, limit=0)) == []
+        if cursor is not None:
+            with pytest.raises(InvalidQueryError, match="same kind and order"):
+                list(store.units(filters, order_by="metadata.other", after=cursor))
         for bad in ("nonsense", "[1]", 7):
             with pytest.raises(InvalidQueryError, match="after"):
                 list(store.units(after=bad))
@@ -672,8 +675,10 @@ class TestReading:
         assert store.get_metadata("a") == {"created_at": "2021-01-01"}
         assert store.store({"id": "c", "content": "six"}, replaces="a") == "c"
         assert not store.exists("a")
-        with pytest.raises(ConflictError):
+        with pytest.raises(ConflictError) as caught:
             store.store({"id": "d", "content": "seven"}, replaces="a")
+        assert caught.value.ids == ["a"]
+        assert "delete_ids" not in str(caught.value)
         assert {unit["id"] for unit in store.retrieve_all()} == {"b", "c"}
 
     def test_searches_are_paged_and_cut_by_score(self, make: Make) -> None:

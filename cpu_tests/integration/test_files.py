@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,36 @@ def test_special_files_in_place_of_ours_neither_hang_nor_break_anything(tmp_path
     os.mkfifo(tmp_path / "held.lock")
     with pytest.raises(StorageError):
         opened(tmp_path / "held")
+
+
+@pytest.mark.parametrize("ending", ["db-wal", "db-shm", "lock"])
+def test_a_special_file_that_the_store_cannot_do_without_is_named(tmp_path: Path, ending: str) -> None:
+    with opened(tmp_path / "store") as store:
+        store.store({"id": "a", "content": "text"})
+    pipe = tmp_path / f"store.{ending}"
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    with pytest.raises(StorageError, match=f"{pipe.name} is no regular file.*move it away"):
+        opened(tmp_path / "store").store({"id": "b", "content": "more"})
+    pipe.unlink()
+    with opened(tmp_path / "store") as store:
+        assert store.check() == []
+        assert store.count() == 1
+
+
+@pytest.mark.parametrize("in_its_place", [os.mkfifo, os.mkdir])
+def test_maintenance_without_its_lock_file_is_refused_by_name(
+    tmp_path: Path, in_its_place: Callable[[Path], None]
+) -> None:
+    """It never goes on without the lock, or two processes would maintain at once."""
+    with opened(tmp_path / "store") as store:
+        store.store({"id": "a", "content": "text"})
+        in_its_place(tmp_path / "store.maintenance.lock")
+        for call in (store.run_maintenance, store.snapshot):
+            with pytest.raises(StorageError, match=r"maintenance\.lock"):
+                call()
+        assert store.store({"id": "b", "content": "more"}) == "b"
+    (tmp_path / "store.maintenance.lock").rename(tmp_path / "aside")
+    with opened(tmp_path / "store") as store:
+        store.snapshot()
+        assert store.check() == []

@@ -113,6 +113,29 @@ def test_when_the_shared_commit_fails_every_thread_is_told(store: Records, fault
     assert store.check() == []
 
 
+@pytest.mark.parametrize(
+    "act", [lambda store: store.rewrite(1.0), Records.checkpoint, lambda store: store.check(fix=True)]
+)
+def test_what_needs_the_file_for_itself_commits_what_waits(
+    store: Records, monkeypatch: pytest.MonkeyPatch, act: Callable[[Records], object]
+) -> None:
+    monkeypatch.setattr(writer, "_LOOK_AGAIN", PATIENCE)
+    session = store._session
+    session.waiting.add(-1)  # a thread that does not come, so that the next one leaves its commit to others
+    thread = threading.Thread(target=grouped, args=(store, "a"), daemon=True)
+    thread.start()
+    until = time.monotonic() + PATIENCE
+    while session.group is None:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    session.waiting.discard(-1)
+    act(store)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert set(store.ids()) == {"first", "a"}
+    assert store.check() == []
+
+
 def test_a_long_write_is_committed_alone(store: Records) -> None:
     """Its failure, or its length, is nothing to the short ones that came before it."""
     inside, go_on = threading.Event(), threading.Event()

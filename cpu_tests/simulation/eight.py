@@ -66,6 +66,8 @@ def act_as(role: str, prefix: Path, said: Path, stream: list[Operation], stop: P
         else:
             perform(kept, operation)
         os.write(handle, f"did\ntook {time.monotonic() - began:.6f}\n".encode())
+    while not stop.exists():  # it has done all that it was given
+        time.sleep(0.01)
     if kept is not None:
         kept.close()
 
@@ -146,7 +148,7 @@ class _Crowd:
                 with VectorStore(self.prefix, embed, DIM, storage_config={"lock_timeout": 0.05}) as store:
                     self.expect_named(store, pid)
             elif ended:
-                raise RuntimeError(f"a {self.alive.pop(pid)} ended by itself: {self.error_of(pid)}")
+                raise RuntimeError(f"a {self.alive.pop(pid)} ended by itself, status {status}: {self.error_of(pid)}")
 
     def expect_named(self, store: VectorStore, pid: int) -> None:
         try:

@@ -214,7 +214,8 @@ class Chain:
         return {unit_id: unit for model in self.models.values() for unit_id, unit in model.items()}
 
     def refuse_leftovers(self) -> None:
-        left = [path.name for path in self.folder.glob("store.*.tmp*")]
+        mine = f".{os.getpid()}."  # the background of this process may be saving
+        left = [path.name for path in self.folder.glob("store.*.tmp*") if mine not in path.name]
         assert not left, f"abandoned drafts were left: {left}"
 
     def back_up(self) -> None:

@@ -557,7 +557,7 @@ def test_a_reranker_has_the_last_word(backend: StorageBackend) -> None:
     assert [one.score for one in found] == sorted((float(len(text)) for text in asked[0][1]), reverse=True)[:2]
     assert [(query, len(texts)) for query, texts in asked] == [("question", 4)]
     assert hybrid(rerank=by_length).retrieve("question", backend, 2, {"tags": "none"}) == []
-    for wrong in ([1.0], [float("nan")] * 4):
+    for wrong in ([1.0], [float("nan")] * 4, ["best"] * 4, None):
         with pytest.raises(InvalidQueryError, match="rerank"):
             hybrid(rerank=lambda _query, _texts, wrong=wrong: wrong).retrieve("question", backend)
     with pytest.raises(ConfigurationError, match="rerank"):

@@ -183,3 +183,16 @@ def test_a_namespace_is_erased_alone(tmp_path: Path) -> None:
         assert store.forget_subject({"metadata.user": "x"}, prefix=()).units == 1
         with pytest.raises(InvalidFilterError, match="whose units"):
             store.forget_subject({})
+
+
+@pytest.mark.parametrize("days", [7.0, 0.0])
+def test_the_certificate_counts_what_the_history_held(tmp_path: Path, days: float) -> None:
+    with opened(tmp_path) as store:
+        store.store({"id": "old", "content": "one", "metadata": {"user": "alice"}})
+        store.store({"id": "old", "content": "two", "metadata": {"user": "alice"}})
+    config = StorageConfig(background=False, history_days=days)
+    with VectorStore(tmp_path / "store", FakeEmbedder(DIM), DIM, storage_config=config) as store:
+        store.store({"id": "new", "content": "three", "metadata": {"user": "alice"}})
+        done = store.forget_subject({"metadata.user": "alice"})
+        assert (done.units, done.versions) == (2, 1)
+        assert store.check() == []

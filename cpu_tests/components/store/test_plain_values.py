@@ -225,3 +225,15 @@ def test_what_is_read_is_what_was_embedded_and_filtered(store: VectorStore, unit
                 assert [one["id"] for one in store.units(filters)] == [unit_id]
                 assert matches(filters, found)
     store.delete(unit_id)
+
+
+def test_a_query_is_embedded_as_the_text_that_a_unit_would_hold(tmp_path: Path) -> None:
+    embedder = FakeBatchEmbedder(DIM)
+    config = StorageConfig(background=False)
+    with VectorStore(tmp_path / "store", embedder, DIM, storage_config=config) as store:
+        store.store({"id": "a", "content": "skill"})
+        for query in (Kind.SKILL, Word("skill")):
+            assert [unit_id for _, unit_id in store.search(query, 1)] == ["a"]
+            assert store.similarities(query, ["a"]) == store.similarities("skill", ["a"])
+    assert {type(text) for text in embedder.texts} == {str}
+    assert set(embedder.texts) == {"skill"}

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError
+from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError, StorageError
 from ..index.vector_table import DamagedVectorsError
 from ..planner.plan import plan_index
 from ..records.file_lock import one_process
@@ -303,6 +303,8 @@ class Maintenance:
                 with one_process(self._lock_path, False, self._live.records.file_mode) as held:
                     if held:
                         self._saver.save()
+            except StorageError as error:
+                self._live.events.record("snapshot-failed", f"{error}; opening will be slower", level=logging.WARNING)
             finally:
                 self._round_lock.release()
 

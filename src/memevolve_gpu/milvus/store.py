@@ -250,7 +250,7 @@ class MilvusStore(StorageBackend, MetadataMixin):
         session, checked = self._open, checked_unit(unit)
         vector = session.embedder.embed(text_to_embed(checked))
         if replaces is not None and not self.exists(checked_id(replaces, "replaces")):
-            raise ConflictError([replaces])
+            raise ConflictError([replaces], "replaces names no unit, so nothing was stored")
         session.check_room([checked.get("id") or replaces])
         unit_id = checked.get("id") or session.table.clock.next_id()
         (stamped,) = self._stamped([{**checked, "id": unit_id}])

@@ -45,13 +45,14 @@ def erase(tx: Transaction, spaces: Sequence[int], filters: Filter, forgotten: Se
     listed = json.dumps(list(spaces))
     live = tx.outside(lambda con: _live(con, listed, filters))
     past = tx.outside(lambda con: _past(con, listed, filters))
+    versions = tx.outside(lambda con: _mark(con, [*dict.fromkeys([*live, *past])]))
     for ns, unit_id in live:
         tx.drop_from(ns, unit_id)
     tx.merge_pending()
-    versions = tx.outside(lambda con: _forget(con, [*dict.fromkeys([*live, *past])], forgotten))
+    tx.outside(lambda con: _forget(con, forgotten))
     seq = tx.outside(lambda con: int(first_row(con, "SELECT last_seq FROM counters")[0]))
     tx.purge(seq)
-    found = Erased(len(live), versions - len(live), seq)
+    found = Erased(len(live), versions, seq)
     tx.set_meta(_NOTE, json.dumps(found._asdict()).encode())
     return found
 
@@ -82,23 +83,28 @@ def _past(con: apsw.Connection, spaces: str, filters: Filter) -> list[tuple[int,
     return list(found)
 
 
-def _forget(con: apsw.Connection, units: list[tuple[int, str]], forgotten: Sequence[str]) -> int:
-    """Empty the history of these units, which stays known only for those that are alive; returns the old versions."""
+_THEIRS = "(ns, id) IN (SELECT ns, id FROM temp.erased)"
+
+
+def _mark(con: apsw.Connection, units: list[tuple[int, str]]) -> int:
+    """Note which units are erased; returns how many old versions of them the history holds."""
     con.execute("CREATE TEMP TABLE IF NOT EXISTS erased (ns INTEGER, id TEXT, PRIMARY KEY (ns, id))")
     con.execute("DELETE FROM temp.erased")
     con.executemany("INSERT INTO temp.erased VALUES (?, ?)", units)
-    theirs = "(ns, id) IN (SELECT ns, id FROM temp.erased)"
-    count = first_row(con, f"SELECT count(*) FROM history WHERE unit IS NOT NULL AND {theirs}")[0]
-    con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND {theirs})")
-    con.execute(f"DELETE FROM history WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
-    con.execute(f"UPDATE history SET {ERASE} WHERE {theirs}")
-    con.execute(f"DELETE FROM access WHERE {theirs} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
+    return int(first_row(con, f"SELECT count(*) FROM history WHERE unit IS NOT NULL AND {_THEIRS}")[0])
+
+
+def _forget(con: apsw.Connection, forgotten: Sequence[str]) -> None:
+    """Empty the history of the noted units, which stays known only for those that are alive."""
+    con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND {_THEIRS})")
+    con.execute(f"DELETE FROM history WHERE {_THEIRS} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
+    con.execute(f"UPDATE history SET {ERASE} WHERE {_THEIRS}")
+    con.execute(f"DELETE FROM access WHERE {_THEIRS} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
     con.execute("DELETE FROM temp.erased")
     con.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in forgotten])
     con.execute("UPDATE history_floor SET feed = (SELECT last_seq FROM counters)")
     for table in ("words", "space_words"):
         con.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
-    return int(count)
 
 
 def is_unfinished(records: Records) -> bool:

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +119,9 @@ def _opened(path: Path, mode: int) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, mode)
     with suppress(OSError):
         held = os.fstat(handle)
+        if not stat.S_ISREG(held.st_mode):
+            os.close(handle)
+            raise StorageError(f"{path} is no regular file, and locks nothing; move it away")
         if held.st_uid == os.geteuid() and held.st_mode & 0o777 != mode:
             os.fchmod(handle, mode)
     return handle
@@ -127,12 +131,13 @@ def _opened(path: Path, mode: int) -> int:
 def one_process(path: Path, wait: bool, mode: int = PRIVATE) -> Iterator[bool]:
     """Hold the maintenance lock of a store; yields False when another process has it and ``wait`` is off.
 
-    On a read-only file system nobody else can write a snapshot either, so the lock is granted without a file.
+    On a read-only file system nobody else can write a snapshot either, so the lock is granted without a file. Raises
+    StorageError (TooManyFilesError) where the file cannot be opened for another reason.
     """
     lock = LockFile(path, lambda: mode)
     try:
         lock.fileno()
-    except StorageError:
+    except ReadOnlyError:
         yield True
         return
     try:

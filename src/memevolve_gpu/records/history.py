@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import NamedTuple
+from zlib import crc32
 
 import apsw
 
@@ -88,6 +89,14 @@ ERASE = (
 )
 OLD_SLOTS = f"SELECT slot FROM history WHERE kind IN ({REPLACED}, {Op.DROP}) AND slot IS NOT NULL"
 """Slots of versions that are gone, whose vectors are kept; an edit leaves the slot to the unit."""
+
+_DROP_NAMESPACES = """
+DELETE FROM namespaces WHERE count = 0 AND max_units IS NULL AND default_ttl IS NULL AND key IN (
+    SELECT ns FROM (SELECT ns, kind, max(seq) FROM operations WHERE seq <= ? AND ns > 0 GROUP BY ns)
+    WHERE kind = 'delete_namespace'
+) AND NOT EXISTS (SELECT 1 FROM history AS h WHERE h.ns = key)
+"""
+"""Those whose deletion the history has just forgotten, and that nothing came after; one that is only empty stays."""
 
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 
@@ -270,27 +279,59 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
         SELECT DISTINCT h.id FROM history AS h JOIN history AS n ON n.ns = h.ns AND n.id = h.id AND n.seq > ?2
         WHERE h.seq BETWEEN ?1 AND ?2 ORDER BY h.id
         """
-    conflicts = [row[0] for row in all_rows(con, sql, (operation, last))]
+    later = [row[0] for row in all_rows(con, sql, (operation, last))]
+    conflicts = _not_as_after(con, ns, last, later) if later else []
     if conflicts:
         raise ConflictError(
             conflicts, f"operation {operation} cannot be undone, its units changed later; undo those changes first"
         )
+    return list(_before(con, ns, operation, last).values())
+
+
+def _not_as_after(con: apsw.Connection, ns: int, last: int, ids: Sequence[str]) -> list[str]:
+    """Those units that are not as they were after change ``last``: later changes that were taken back count as none."""
+    names = json.dumps(ids)
+    then = _before(con, ns, last + 1, 2**62, names)
+    sql = """
+        SELECT u.id, CAST(u.unit AS BLOB), v.vector, u.expires_at FROM units AS u JOIN vectors AS v ON v.slot = u.slot
+        WHERE u.ns = ? AND u.id IN (SELECT value FROM json_each(?))
+        """
+    now = {name: Step(name, read_unit(raw, name), *rest) for name, raw, *rest in all_rows(con, sql, (ns, names))}
+    sql = f"SELECT DISTINCT id FROM history WHERE ns = ? AND seq > ? AND kind = {ERASED}"
+    erased = {row[0] for row in all_rows(con, sql, (ns, last))}
+    return [one for one in ids if one in erased or not _equal(then[one], now.get(one, Step(one, None, None, None)))]
+
+
+def _equal(then: Step, now: Step) -> bool:
+    """Whether a unit is as it was; then.vector is None where it stayed."""
+    if then.vector is None and then.unit is not None:
+        then = then._replace(vector=now.vector)
+    return then[2:] == now[2:] and json.dumps(then.unit) == json.dumps(now.unit)
+
+
+def _before(con: apsw.Connection, ns: int, first: int, last: int, names: str | None = None) -> dict[str, Step]:
+    """How the units that changed from ``first`` to ``last`` were before; names: a JSON list, None for all."""
     steps: dict[str, Step] = {}
     sql = """
-        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at
-        FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ? WHERE h.seq BETWEEN ? AND ?
+        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, h.unit_crc,
+            h.vector_crc
+        FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ?1
+        WHERE h.ns = ?2 AND h.seq BETWEEN ?3 AND ?4 AND (?5 IS NULL OR h.id IN (SELECT value FROM json_each(?5)))
         ORDER BY h.seq
         """
-    for seq, kind, unit_id, raw, vector, expires_at in all_rows(con, sql, (Op.EDIT, operation, last)):
+    for seq, kind, unit_id, raw, vector, expires_at, *sums in all_rows(con, sql, (Op.EDIT, ns, first, last, names)):
         if kind == ERASED:
             continue
         if raw is not None and kind != Op.EDIT and vector is None:
             raise apsw.CorruptError(f"the vector of {unit_id!r} from before change {seq} is missing")
+        pairs = zip((raw, vector), sums, strict=True)
+        if any(held is not None and kept not in (None, crc32(held)) for held, kept in pairs):
+            raise apsw.CorruptError(f"the version of {unit_id!r} from before change {seq} changed by itself")
         if unit_id not in steps:
             steps[unit_id] = Step(unit_id, None if raw is None else read_unit(raw, unit_id), vector, expires_at)
         elif steps[unit_id].unit is not None and steps[unit_id].vector is None:
             steps[unit_id] = steps[unit_id]._replace(vector=vector)
-    return list(steps.values())
+    return steps
 
 
 def oldest(con: apsw.Connection) -> float | None:
@@ -311,6 +352,7 @@ def purge(con: apsw.Connection, before: float, limit: int) -> int:
     at = first_row(con, "SELECT max(at) FROM operations WHERE seq <= ?", (reached,))[0]
     con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND seq <= ?)", (reached,))
     con.execute("DELETE FROM history WHERE seq <= ?", (reached,))
+    con.execute(_DROP_NAMESPACES, (reached,))
     con.execute(f"DELETE FROM operations WHERE {_END.format('operations.seq', _LAST)} <= ?", (reached,))
     con.execute(MOVE_FLOOR, (reached, old[0][1] if at is None else at))
     return int(count)

@@ -269,6 +269,9 @@ def _refuse_fragment(path: Path) -> None:
     """SQLite takes a file of one byte for an empty one, and waits at a FIFO."""
     if not path.is_file():
         raise NotAStoreError(f"{path} is no regular file; choose another prefix")
+    for name in (beside(path, "-wal"), beside(path, "-shm")):
+        if name.exists() and not name.is_file():
+            raise StorageError(f"{name} is no regular file, so {path} cannot be read; move it away")
     if 0 < path.stat().st_size < SMALLEST_DATABASE:
         raise NotAStoreError(f"{path} is too small to be an SQLite file; choose another prefix")
 

@@ -253,7 +253,9 @@ class Records:
     def history_is_due(self) -> bool:
         """Whether versions are kept that should not be any more; a tenth of the retention late at most."""
         at = self._read(history.oldest)
-        return at is not None and at < self.clock() - 1.1 * _DAY * self.history_days
+        if at is None or not self.history_days:  # without a retention no clock decides
+            return at is not None
+        return at < self.clock() - 1.1 * _DAY * self.history_days
 
     def purge_history(self, steps: int = 2**62) -> int:
         """Forget versions beyond the retention, a thousand changes in a transaction; returns their number."""

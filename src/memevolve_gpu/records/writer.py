@@ -259,6 +259,7 @@ class Session:
         deadline = time.monotonic() + seconds
         try:
             self.lock.acquire()
+            self.settle()
             con = self.connection()
             con.execute("VACUUM")
             try_to_empty_log(con)

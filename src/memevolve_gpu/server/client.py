@@ -202,7 +202,7 @@ class RemoteStore(StorageBackend):
             Order(order_by)
         most = None if limit is None else whole_number("limit", limit, least=0)
         if after is not None:
-            cursor_parts(after, (int, str))
+            cursor_parts(after, (int, str), order_by)
         body = {"filters": filters, "order_by": order_by}
         self._check_open()
         return Listing(islice(self._pages(body, after, most), most), after)

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from .meaning_words import (
     ANTONYMS,
+    CASED,
     CURRENCIES,
     DIRECTIONS,
     FILLERS,
@@ -25,6 +26,8 @@ from .meaning_words import (
     NEGATIONS,
     NUMBERS,
     PHRASES,
+    ROLES,
+    SINGULAR,
     SYNONYMS,
     UNITS,
 )
@@ -46,12 +49,14 @@ _TOKEN = re.compile(
     r"|(?P<symbol>[%\u20ac$\u00a3\u00a5])"
     r"|(?P<han>[\u3400-\u9fff\u3040-\u30ff]+)"
     r"|(?P<word>[^\W\d_]+(?:['\u2019-][^\W\d_]+)*)"
+    r"|(?P<not>(?<!\w)!(?=[\w(=]))"
     r"|(?P<other>[^\s.,;:!'\"`()\[\]{}\u2010-\u201f\u2026\u3000-\u3002-])"
 )
 _OWNER = re.compile(r"\b([^\W\d_]+)['\u2019]s\b|\bof (?:(?:the|a|an|our|my|your) )?([^\W\d_]+)", re.IGNORECASE)
 _ENDS = ".,;:!?)]}'\"`"
 _HAN_NUMBER = re.compile("[\u96f6\u4e00\u4e8c\u4e24\u4e09\u56db\u4e94\u516d\u4e03\u516b\u4e5d\u5341\u767e\u5343]+")
 _ENDINGS = {"de": ("en", "e", "n"), "fr": ("ez", "er", "es", "s", "e"), "es": ("es", "as", "ar", "er", "a", "e")}
+_VOWEL = re.compile("[aeiouy]")
 _STRENGTH = {"value": 0, "not": 1, "direction": 2, "word": 3}
 
 Kind = Literal["same", "conflict", "different"]
@@ -73,11 +78,15 @@ class Verdict(NamedTuple):
 
 @dataclass(frozen=True)
 class Meaning:
-    """What :func:`compare` looks at: the terms of a text in order, and the words that own another (x's, of x)."""
+    """What :func:`compare` looks at: the terms of a text in order, and the words that own another (x's, of x).
+
+    roles: whether a pronoun among the fillers may have changed places with a name.
+    """
 
     terms: tuple[Term, ...]
     bag: frozenset[tuple[Term, int]]
     owners: frozenset[str]
+    roles: bool
 
 
 def meaning_of(text: str) -> Meaning:
@@ -98,7 +107,11 @@ def meaning_of(text: str) -> Meaning:
         if language == "en"
         else frozenset()
     )
-    return Meaning(tuple(terms), frozenset(Counter(terms).items()), owners)
+    pronouns = ROLES.get(language, frozenset())
+    roles = any(token.text.casefold() in pronouns for token in tokens)
+    if language == "zh":
+        roles = any(pronoun in text for pronoun in pronouns)
+    return Meaning(tuple(terms), frozenset(Counter(terms).items()), owners, roles)
 
 
 def compare(a: Meaning, b: Meaning) -> Verdict:
@@ -116,7 +129,7 @@ def compare(a: Meaning, b: Meaning) -> Verdict:
     if a.bag == b.bag:
         if a.owners and b.owners and a.owners != b.owners:
             return Verdict("conflict", "order of the words")
-        return _order(a.terms, b.terms)
+        return _order(a.terms, b.terms, roles=a.roles or b.roles)
     left, right = Counter(a.terms), Counter(b.terms)
     only_a, only_b = list((left - right).elements()), list((right - left).elements())
     common = sum((left & right).values())
@@ -151,12 +164,14 @@ def _antonyms(only_a: Sequence[Term], only_b: Sequence[Term]) -> bool:
 # --- order ----------------------------------------------------------------------------------------------------------
 
 
-def _order(a: Sequence[Term], b: Sequence[Term]) -> Verdict:
+def _order(a: Sequence[Term], b: Sequence[Term], roles: bool) -> Verdict:
     """The bags are equal: the order must agree, up to a moved clause or a moved word."""
     same = Verdict("same", "nothing differs")
     if a == b:
         return same
-    if _after_directions(a) == _after_directions(b) and (_rotated(a, b) or _one_moved(a, b) or _blocks(a, b)):
+    if _after_directions(a) == _after_directions(b) and (
+        _rotated(a, b) or (not roles and (_one_moved(a, b) or _blocks(a, b)))
+    ):
         return same
     return Verdict("conflict", "order of the words")
 
@@ -269,6 +284,8 @@ def _folded(token: _Token, language: str) -> _Word:
     if kind != "word":
         return _Word(text, kind)
     bare = re.sub(r"['\u2019]s$", "", text) if language == "en" else text
+    if bare in CASED:
+        return _Word(CASED[bare], "word")
     capital = bare[:1].isupper() and (not token.first or (bare[1:].isupper() and len(bare) > 1))
     if capital and bare in ("May", "March"):
         return _Word({"May": "mai", "March": "märz"}[bare], "word")
@@ -439,11 +456,12 @@ def _english(word: str) -> str:
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     if word.endswith("ing") and len(word) > 5:
-        stem = word[:-3]
+        stem = word[:-3] if _VOWEL.search(word[:-3]) else word
         doubled = len(stem) > 3 and stem[-1] == stem[-2] and stem[-1] not in "lsz"
         return (stem[:-1] if doubled else stem).rstrip("e")
     if word.endswith(("sses", "shes", "ches", "xes", "zes")):
         return word[:-2]
-    if word.endswith("s") and not word.endswith(("ss", "us", "is")) and len(word) > 3:
+    plural = word.endswith("s") and not word.endswith(("ss", "us", "is")) and word not in SINGULAR
+    if plural and len(word) > 3 and _VOWEL.search(word):  # https is not a number of http
         word = word[:-1]
     return word.rstrip("e") if len(word) > 3 else word

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 __all__ = [
     "ANTONYMS",
+    "CASED",
     "CURRENCIES",
     "DIRECTIONS",
     "FILLERS",
@@ -17,6 +18,8 @@ __all__ = [
     "NEGATIONS",
     "NUMBERS",
     "PHRASES",
+    "ROLES",
+    "SINGULAR",
     "SYNONYMS",
     "UNITS",
 ]
@@ -43,7 +46,7 @@ FILLERS: Mapping[str, frozenset[str]] = {
     "en": _set(
         "a an the of is are be been being am it its this that these those you your we our "
         "should must shall do does did please always simply just also so at in on for as has have get gets got "
-        "which there and then us version"
+        "which there and then version"
     ),
     "de": _set(
         "der die das den dem des ein eine einen einem einer ist sind sei du dein wir unser es bitte "
@@ -60,6 +63,9 @@ FILLERS: Mapping[str, frozenset[str]] = {
     "zh": _set("的 了 请 要 在 把 应 该 应该 必须 务必 你 我们 总是 之 时 是 为 将 会 地 得 都"),
 }
 """Words that change nothing, with the prepositions whose meaning the nouns beside them carry."""
+
+ROLES: Mapping[str, frozenset[str]] = {"en": _set("you"), "fr": _set("tu vous nous"), "zh": _set("你 我们")}
+"""Fillers that may be who acts or who is acted on: beside them, the place of a name decides which it is."""
 
 NEGATIONS: Mapping[str, frozenset[str]] = {
     "en": _set(
@@ -134,6 +140,12 @@ NUMBERS: Mapping[str, Mapping[str, float]] = {
     },
     "zh": _numbers("零 一 二/两 三 四 五 六 七 八 九"),
 }
+
+SINGULAR = _set("news goods customs means")
+"""English words that end in s and are no plural of the word without it."""
+
+CASED = {"Kb": "kilobit", "Mb": "megabit", "Gb": "gigabit", "Tb": "terabit", "M": "million"}
+"""Units whose capitals decide."""
 
 CURRENCIES = "$\u20ac\u00a3\u00a5%"
 

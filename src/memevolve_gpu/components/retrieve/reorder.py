@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,15 @@ def reranked(rerank: Rerank, query: str, found: Sequence[RetrievalResult]) -> li
     """
     if not found:
         return []
-    scores = [float(score) for score in rerank(query, [unit_to_text(one.unit) for one in found])]
+    given: Any = rerank(query, [unit_to_text(one.unit) for one in found])
+    try:
+        scores = [float(score) for score in given]
+    except (TypeError, ValueError):
+        scores = []
     if len(scores) != len(found) or not all(map(math.isfinite, scores)):
-        raise InvalidQueryError(f"rerank must return a finite number for each of {len(found)} texts, got {scores[:3]}")
+        raise InvalidQueryError(
+            f"rerank must return a finite number for each of {len(found)} texts, got {given!r:.100}"
+        )
     judged = [replace(one, score=score) for one, score in zip(found, scores, strict=True)]
     return sorted(judged, key=lambda one: -one.score)
 

@@ -265,9 +265,10 @@ class HistoryMixin:
             The undo.
 
         Raises:
-            ConflictError: Units changed after the operation; its ``ids`` names them, and nothing was changed.
+            ConflictError: Units are no longer as the operation left them; its ``ids`` names them. Nothing was changed.
             HistoryError: There is no such operation of this namespace in the history.
             CapacityError: The units do not fit.
+            CorruptStoreError: A version that it would bring back changed by itself on the disk.
             InvalidQueryError: ``operation`` is no number.
         """
         session, number = self._open, min(whole_number("operation", operation), 2**62)

@@ -86,19 +86,19 @@ class Order:
         return at, value if kind == "text" else float(doubled(value)) if kind == "number" else 0
 
 
-def cursor_of(value: Any, place: Any) -> str:
-    """A cursor behind the unit of that value and place."""
-    return json.dumps([value, place], ensure_ascii=False)
+def cursor_of(value: Any, place: Any, order_by: str | None) -> str:
+    """A cursor behind the unit of that value and place, in a listing of that order."""
+    return json.dumps([value, place, order_by], ensure_ascii=False)
 
 
-def cursor_parts(after: str, place: type | tuple[type, ...]) -> tuple[Any, Any]:
-    """Value and place of a cursor. Raises InvalidQueryError for what is none."""
+def cursor_parts(after: str, place: type | tuple[type, ...], order_by: str | None) -> tuple[Any, Any]:
+    """Value and place of a cursor. Raises InvalidQueryError for what is none, or is one of another order."""
     try:
-        value, found = json.loads(after)
+        value, found, order = json.loads(after)
     except (TypeError, ValueError):
         found = None
-    if not isinstance(found, place) or isinstance(found, bool):
-        raise InvalidQueryError(f"after must be the cursor of a listing of the same kind, got {shown(after)}")
+    if not isinstance(found, place) or isinstance(found, bool) or order != order_by:
+        raise InvalidQueryError(f"after must be the cursor of a listing of the same kind and order, got {shown(after)}")
     return value, found
 
 
@@ -108,11 +108,11 @@ def listing_of(
     """A listing of units that come oldest first; the place of a unit is its id."""
     order = None if order_by is None else Order(order_by)
     most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
-    start = None if after is None else cursor_parts(after, str)
+    start = None if after is None else cursor_parts(after, str, order_by)
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:
         if order is None and start is None:
-            return ((cursor_of(None, unit["id"]), unit) for unit in units())
+            return ((cursor_of(None, unit["id"], None), unit) for unit in units())
         found = [(None if order is None else order.value_of(unit), unit) for unit in units()]
         if order is not None:
             found.sort(key=lambda one: order.key(one[0]), reverse=order.descending)  # keeps the order of equal ones
@@ -122,7 +122,7 @@ def listing_of(
             if start[1] not in places:
                 raise InvalidQueryError(f"after: the unit {shown(start[1])} is gone; list from the beginning")
             skip = places.index(start[1]) + 1
-        return ((cursor_of(value, unit["id"]), unit) for value, unit in islice(found, skip, None))
+        return ((cursor_of(value, unit["id"], order_by), unit) for value, unit in islice(found, skip, None))
 
     return Listing(islice(_later(rows), most), after)
 

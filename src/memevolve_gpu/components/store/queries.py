@@ -75,7 +75,7 @@ def pages(
     """See ``VectorStore.units``. The place of a unit is its slot."""
     order = None if order_by is None else Order(order_by)
     most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
-    start = None if after is None else cursor_parts(after, int)
+    start = None if after is None else cursor_parts(after, int, order_by)
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:
         _, slots = session.live.matching(filters, scope())
@@ -88,7 +88,8 @@ def pages(
             units = session.records.units_at(page)
             for slot in page:
                 if slot in units and matches(filters, units[slot]):
-                    yield cursor_of(None if order is None else order.value_of(units[slot]), slot), units[slot]
+                    value = None if order is None else order.value_of(units[slot])
+                    yield cursor_of(value, slot, order_by), units[slot]
 
     return Listing(islice(rows(), most), after)
 

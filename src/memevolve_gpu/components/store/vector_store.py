@@ -205,7 +205,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         move_waiting_rows(session, 1)
         with self._write("store", grouped=True) as tx:
             if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
-                raise ConflictError([superseded])
+                raise ConflictError([superseded], "replaces names no unit, so nothing was stored")
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
             named = self._stamped([{**checked, "id": unit_id}], [checked], tx)[0]

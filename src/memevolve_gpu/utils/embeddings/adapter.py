@@ -15,6 +15,7 @@ import numpy as np
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray
 from ..arguments import texts_of
+from ..plain import plain_text
 from ..vectors import check_vector, check_vectors, to_host, usual_vector
 
 __all__ = [
@@ -187,7 +188,7 @@ class Embedder:
 
         Raises as :meth:`embed` does. The result is read-only; the last 256 are remembered.
         """
-        _check_text(text, 0)
+        text = _plain(text, 0)
         if len(text) <= _LONGEST_CACHED_QUERY:
             return self._cached_query(text)
         return self._embed_frozen(text)
@@ -212,7 +213,7 @@ class Embedder:
         return vectors
 
     def _one(self, function: Callable[[Any], Any], text: str, position: int) -> FloatArray:
-        _check_text(text, position)
+        text = _plain(text, position)
         where = f"text {position} ({_start_of(text)})"
         output = _call(function, text, where)
         vector = usual_vector(output, self._dim)
@@ -225,10 +226,9 @@ class Embedder:
         return owned
 
     def _batch(self, batch_function: Callable[[Any], Any], batch: Sequence[str], start: int) -> FloatArray:
-        for position, text in enumerate(batch, start):
-            _check_text(text, position)
+        batch = [_plain(text, position) for position, text in enumerate(batch, start)]
         where = f"texts {start} to {start + len(batch) - 1} (the first is {_start_of(batch[0])})"
-        output = _call(batch_function, list(batch), where)
+        output = _call(batch_function, batch, where)
         with _blaming(where):
             rows = check_vectors(output, self.dimension, "l2", name="output")
         if rows.shape[0] != len(batch):
@@ -278,9 +278,11 @@ def _blaming(where: str) -> Iterator[None]:
         raise EmbeddingError(f"embedding_function returned no usable vector for {where}: {error}") from error
 
 
-def _check_text(text: object, position: int) -> None:
+def _plain(text: object, position: int) -> str:
+    """The text as units hold it: of an enum's member its value, whatever ``str`` makes of it."""
     if not isinstance(text, str):
         raise EmbeddingError(f"text {position} must be a str, got {type(text).__name__}; pass the text to embed")
+    return plain_text(text)
 
 
 def _start_of(text: str) -> str:
