@@ -188,12 +188,14 @@ class Prober:
         timeout: float = TIMEOUT,
         signs: Sequence[Path] = _SIGNS,
     ) -> None:
-        """Args:
-        visible: CUDA_VISIBLE_DEVICES, which the driver's own list ignores; None for all.
-        order: CUDA_DEVICE_ORDER, which it ignores as well.
-        command: prints a line for each GPU with the values of FIELDS; None for nvidia-ml-py, else nvidia-smi.
-        timeout: seconds to wait for it.
-        signs: files of which one exists where an NVIDIA driver is loaded.
+        """Say where to look; nothing is read yet.
+
+        Args:
+            visible: CUDA_VISIBLE_DEVICES, which the driver's own list ignores; None for all.
+            order: CUDA_DEVICE_ORDER, which it ignores as well.
+            command: prints a line for each GPU with the values of FIELDS; None for nvidia-ml-py, else nvidia-smi.
+            timeout: seconds to wait for it.
+            signs: files of which one exists where an NVIDIA driver is loaded.
         """
         self._visible = visible
         self._order = order

@@ -92,14 +92,16 @@ class Machine:
         trial: Callable[[str, int], str] = try_engine,
         present: Callable[[str], str] = installed,
     ) -> None:
-        """Args:
-        request: the setting DEVICE.
-        fraction: the setting GPU_MEMORY_FRACTION.
-        prober: finds the GPUs.
-        holdings: what the stores of this process hold on devices.
-        load: gives cupy and torch by name, or None.
-        trial: why an engine does not work on a device, by using it; empty when it does.
-        present: why an engine cannot be there, without loading it; empty when it may be.
+        """Keep what to choose by; no device is looked for yet.
+
+        Args:
+            request: the setting DEVICE.
+            fraction: the setting GPU_MEMORY_FRACTION.
+            prober: finds the GPUs.
+            holdings: what the stores of this process hold on devices.
+            load: gives cupy and torch by name, or None.
+            trial: why an engine does not work on a device, by using it; empty when it does.
+            present: why an engine cannot be there, without loading it; empty when it may be.
         """
         self.request = request
         self.fraction = fraction

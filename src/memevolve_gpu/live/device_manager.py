@@ -73,14 +73,16 @@ class DeviceManager:
         most_bytes: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """Args:
-        machine: finds devices and reads their memory.
-        events: where failures are recorded.
-        setting: GPU_ENGINE.
-        min_units: MIN_TRAINING_UNITS; with fewer no device is looked for under DEVICE=auto.
-        timer: times an index, to route calls to the faster side.
-        most_bytes: GPU_MAX_MEMORY_MB in bytes; None for no limit beside the device's budget.
-        clock: returns seconds.
+        """Begin without a look at any device.
+
+        Args:
+            machine: finds devices and reads their memory.
+            events: where failures are recorded.
+            setting: GPU_ENGINE.
+            min_units: MIN_TRAINING_UNITS; with fewer no device is looked for under DEVICE=auto.
+            timer: times an index, to route calls to the faster side.
+            most_bytes: GPU_MAX_MEMORY_MB in bytes; None for no limit beside the device's budget.
+            clock: returns seconds.
         """
         self.machine = machine
         self.incidents: Counter[str] = Counter()

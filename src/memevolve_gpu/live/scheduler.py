@@ -208,12 +208,14 @@ class MaintenanceScheduler:
         device_needs_look: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args:
-        plan: the index that a view should have.
-        min_training_units: MIN_TRAINING_UNITS.
-        log_is_long: whether the log should be purged.
-        device_needs_look: whether a round should look at the device; making a plan may set this.
-        clock: returns seconds.
+        """Begin with nothing noted.
+
+        Args:
+            plan: the index that a view should have.
+            min_training_units: MIN_TRAINING_UNITS.
+            log_is_long: whether the log should be purged.
+            device_needs_look: whether a round should look at the device; making a plan may set this.
+            clock: returns seconds.
         """
         self._plan, self._min_training_units = plan, min_training_units
         self._log_is_long, self._device_needs_look = log_is_long, device_needs_look

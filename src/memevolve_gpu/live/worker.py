@@ -38,10 +38,12 @@ class SearchYield:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Args:
-        last_search: when a search last started or ended, by ``clock``.
-        clock: returns seconds.
-        sleep: waits for some seconds.
+        """Make the pauses of one round.
+
+        Args:
+            last_search: when a search last started or ended, by ``clock``.
+            clock: returns seconds.
+            sleep: waits for some seconds.
         """
         self._last_search, self._clock, self._sleep = last_search, clock, sleep
         self._started = clock()

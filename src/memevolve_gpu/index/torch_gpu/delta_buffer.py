@@ -39,13 +39,15 @@ class DeviceDeltaBuffer:
         account: Account,
         note: Callable[[str], None],
     ) -> None:
-        """Args:
-        newer: the rows.
-        metric: of the store.
-        quantization: of the index.
-        beside: what the index holds.
-        account: of its device.
-        note: called with the reason when the device does not take the rows.
+        """Keep the rows.
+
+        Args:
+            newer: the rows.
+            metric: of the store.
+            quantization: of the index.
+            beside: what the index holds.
+            account: of its device.
+            note: called with the reason when the device does not take the rows.
         """
         self.newer = newer
         self._metric: Metric = metric
