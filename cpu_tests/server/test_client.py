@@ -78,6 +78,16 @@ def test_namespaces_and_expiry(remote: RemoteStore) -> None:
     assert repr(alice).endswith("namespace 'org/alice'>")
 
 
+def test_the_times_of_many_units_are_read_in_one_request(store: VectorStore, tmp_path: Path) -> None:
+    sent: list[httpx.Request] = []
+    client = httpx.Client(event_hooks={"request": [sent.append]})
+    with served(store, ui=False) as url, RemoteStore(url, client=client) as remote:
+        remote.store_batch([{"id": one, "content": one} for one in "abc"], expires_at=[4e9, None, 5e9])
+        sent.clear()
+        assert remote.expiries(["a", "b", "c", "absent"]) == {"a": 4e9, "c": 5e9}
+        assert len(sent) == 1
+
+
 def test_a_bound_key_is_the_whole_store(store: VectorStore, tmp_path: Path) -> None:
     keys = Keys(tmp_path / "keys.json")
     token = keys.add("alice", ["read", "write"], "org/alice")

@@ -18,7 +18,7 @@ import numpy as np
 
 from .. import errors
 from ..components.store.base import Progress, StorageBackend
-from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch
+from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch, seconds_to_wait
 from ..components.store.listing import Listing, Order, cursor_parts, merged_unit, some_condition
 from ..components.store.namespaces import NamespaceInfo, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
@@ -48,7 +48,7 @@ from ..errors import (
 )
 from ..records.filters import parse
 from ..types import FloatArray, Hit, MemoryUnit
-from ..utils.arguments import change, listed, real_number, shown, switch, whole_number, word
+from ..utils.arguments import change, listed, shown, switch, whole_number, word
 from ..utils.config import namespace_path
 from ..utils.plain import as_plain, plain_text
 
@@ -394,23 +394,19 @@ class RemoteStore(StorageBackend):
     # History
 
     def operations(self, limit: int = 100, *, before: int | None = None) -> list[Operation]:
-        """List what changed units, newest first, see ``VectorStore.operations``."""
         found = self._get("operations", {"limit": limit, "before": before})["operations"]
         return [Operation(**one) for one in found]
 
     def history(self, unit_id: str) -> list[UnitVersion]:
-        """Read every version of a unit that is kept, oldest first."""
         found = self._get(f"units/{_quoted(checked_id(unit_id))}/history")["versions"]
         return [UnitVersion(**one) for one in found]
 
     def undo(self, operation: int) -> Operation:
-        """Take an operation back, see ``VectorStore.undo``."""
         return Operation(**self._post("undo", {"operation": whole_number("operation", operation)}))
 
     def changes(
         self, after: int = 0, *, limit: int | None = None, prefix: Sequence[str] | str | None = None
     ) -> Iterator[UnitChange]:
-        """Read what changed in this namespace after a change number, in order, see ``VectorStore.changes``."""
         _one_namespace(prefix)
         seq, left = whole_number("after", after, least=0), 2**62 if limit is None else whole_number("limit", limit)
         while left:
@@ -424,11 +420,8 @@ class RemoteStore(StorageBackend):
     def watch(
         self, after: int | None = None, *, timeout: float | None = None, prefix: Sequence[str] | str | None = None
     ) -> Watch:
-        """Wait for changes in this namespace, and yield them as they come, see ``VectorStore.watch``."""
         _one_namespace(prefix)
-        patience = None
-        if timeout is not None:
-            patience = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        patience = None if timeout is None else seconds_to_wait(timeout)
         seq = self.change_number if after is None else whole_number("after", after, least=0)
         return Watch(lambda: self.change_number, lambda seq: list(self.changes(seq, limit=_PAGE)), seq, patience)
 
@@ -438,7 +431,7 @@ class RemoteStore(StorageBackend):
         """Delete units for good, see ``VectorStore.forget_subject``; the key needs ``admin``, and no namespace."""
         _one_namespace(prefix)
         parse(filters)
-        seconds = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        seconds = seconds_to_wait(timeout)
         done = self._post("units/erase", {"filters": filters, "timeout": min(seconds, 600.0)})
         return Erasure(**{**done, "files": tuple(done["files"]), "not_erased": tuple(done["not_erased"])})
 
@@ -474,8 +467,10 @@ class RemoteStore(StorageBackend):
         return None if found is None else float(found)
 
     def expiries(self, ids: Sequence[str]) -> dict[str, float]:
-        times = {unit_id: self.expiry(unit_id) for unit_id in ids}
-        return {unit_id: time for unit_id, time in times.items() if time is not None}
+        found: dict[str, float] = self._post("units/get", {"ids": _known(ids), "units": False, "expiries": True})[
+            "expiries"
+        ]
+        return found
 
     # State
 

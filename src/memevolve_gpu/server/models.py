@@ -88,6 +88,7 @@ class GetUnits(Scoped):
     record: Annotated[bool, Field(description="Whether to count an access to each.")] = False
     units: Annotated[bool, Field(description="False leaves the units out.")] = True
     vectors: Annotated[bool, Field(description="Whether to return the vectors too.")] = False
+    expiries: Annotated[bool, Field(description="Whether to return when units expire too.")] = False
 
 
 class ListUnits(Scoped):
@@ -310,6 +311,7 @@ class Found(BaseModel):
 
     units: dict[str, Unit]
     vectors: dict[str, str] | None = None
+    expiries: dict[str, float] | None = None
 
 
 class Vectors(BaseModel):

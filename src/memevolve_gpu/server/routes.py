@@ -150,7 +150,8 @@ async def get_units(body: models.GetUnits, caller: Reader) -> models.Found:
             store.record_access(body.ids)
         held = store.vectors_of(body.ids) if body.vectors else None
         vectors = None if held is None else {name: models.from_vector(one) for name, one in held.items()}
-        return models.Found(units=units, vectors=vectors)
+        expiries = store.expiries(body.ids) if body.expiries else None
+        return models.Found(units=units, vectors=vectors, expiries=expiries)
 
     return await caller.read(read)
 

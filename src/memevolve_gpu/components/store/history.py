@@ -21,6 +21,7 @@ from .capacity import report_pruned, reserve_room
 from .namespaces import Path, subtree_path
 from .reports import history_key
 from .units import checked_id, unit_to_text
+from .unsupported import Unsupported
 
 if TYPE_CHECKING:
     from ...records.filters import Filter
@@ -37,6 +38,7 @@ __all__ = [
     "Watch",
     "named_operation",
     "operation_name",
+    "seconds_to_wait",
 ]
 
 _PAGE = 500
@@ -205,7 +207,7 @@ def operation_name(method: str) -> str:
     return _operation.get() or method
 
 
-class HistoryMixin:
+class HistoryMixin(Unsupported):
     """The methods of a ``VectorStore`` that concern its past."""
 
     if TYPE_CHECKING:
@@ -219,58 +221,17 @@ class HistoryMixin:
         def _filter(self, filters: Any) -> Filter: ...
 
     def operations(self, limit: int = 100, *, before: int | None = None) -> list[Operation]:
-        """List what changed the units of this namespace and is still in the history.
-
-        Args:
-            limit: Most operations.
-            before: Lists only those with a smaller id, to read on.
-
-        Returns:
-            The operations, newest first.
-
-        Raises:
-            InvalidQueryError: An argument is no such number.
-        """
         most, key = whole_number("limit", limit), self._key
         below = 2**62 if before is None else min(whole_number("before", before, least=0), 2**62)
         rows = self._open.records.past(lambda con: history.operations(con, key, min(most, 10_000), below))
         return [Operation(row.seq, row.kind, row.at, row.changes) for row in rows]
 
     def history(self, unit_id: str) -> list[UnitVersion]:
-        """Read every version of a unit that is kept, also of one that was deleted.
-
-        Args:
-            unit_id: Its id.
-
-        Returns:
-            The versions, oldest first; empty where none is known.
-
-        Raises:
-            InvalidUnitError: ``unit_id`` is no id.
-        """
         wanted, key = checked_id(unit_id), self._key
         rows = self._open.records.past(lambda con: history.versions(con, key, wanted))
         return [UnitVersion(*row) for row in rows]
 
     def undo(self, operation: int) -> Operation:
-        """Take back an operation in one transaction, which is an operation itself and can be undone.
-
-        Units that it deleted or replaced are there again, with their vectors and times of expiry; nothing is embedded.
-        Units that it stored are gone. How often units were read, and limits of a namespace, are not restored.
-
-        Args:
-            operation: The id of an :class:`Operation` of this namespace.
-
-        Returns:
-            The undo.
-
-        Raises:
-            ConflictError: Units are no longer as the operation left them; its ``ids`` names them. Nothing was changed.
-            HistoryError: There is no such operation of this namespace in the history.
-            CapacityError: The units do not fit.
-            CorruptStoreError: A version that it would bring back changed by itself on the disk.
-            InvalidQueryError: ``operation`` is no number.
-        """
         session, number = self._open, min(whole_number("operation", operation), 2**62)
         with self._write("undo") as tx:
             steps = tx.outside(lambda con: history.to_undo(con, tx.namespace, number))
@@ -290,24 +251,6 @@ class HistoryMixin:
     def changes(
         self, after: int = 0, *, limit: int | None = None, prefix: Sequence[str] | str | None = None
     ) -> Iterator[UnitChange]:
-        """Read what changed, in order; also what other processes changed.
-
-        To follow a store, keep ``seq`` of the last change that was handled and give it as ``after`` the next time. To
-        begin, take :attr:`VectorStore.change_number`, read the store, and follow from that number.
-
-        Args:
-            after: The number of a change; those after it are read.
-            limit: Most changes; None for all up to now.
-            prefix: Reads the changes of the namespace of this path, which counts from that of this store, and of all
-                below it; () for all below this one. None reads those of this one alone.
-
-        Returns:
-            An iterator over the changes.
-
-        Raises:
-            HistoryError: Changes after ``after`` are no longer kept, or it is beyond the newest; read the store again.
-            InvalidQueryError: ``after`` or ``limit`` is no such number.
-        """
         wanted = None if limit is None else whole_number("limit", limit)
         start = min(whole_number("after", after, least=0), 2**62)
         below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
@@ -318,23 +261,7 @@ class HistoryMixin:
     def watch(
         self, after: int | None = None, *, timeout: float | None = None, prefix: Sequence[str] | str | None = None
     ) -> Watch:
-        """Wait for changes by anyone, and yield them as they come.
-
-        Args:
-            after: As for :meth:`changes`; None for the newest change now.
-            timeout: Seconds without a change after which the iterator ends; None waits until the store is closed.
-            prefix: As for :meth:`changes`.
-
-        Returns:
-            An iterator over the changes; it blocks until the next one. Closing the store ends it with StoreClosedError.
-
-        Raises:
-            HistoryError: As :meth:`changes`.
-            InvalidQueryError: An argument is no such number.
-        """
-        patience = None
-        if timeout is not None:
-            patience = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        patience = None if timeout is None else seconds_to_wait(timeout)
         seq = self._open.records.head().last_seq if after is None else min(whole_number("after", after, least=0), 2**62)
         below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
         self._changes(seq, 1, below)
@@ -345,29 +272,10 @@ class HistoryMixin:
     def forget_subject(
         self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
     ) -> Erasure:
-        """Delete units for good: no byte of them is left in the files of the store.
-
-        Deletes the units that match, and the versions of all units that ever matched, from the history too. The
-        database is rewritten, its log emptied, the snapshot made again, and the lists of management operations and
-        sampled queries are emptied. The change feed begins again, so those who follow it read the store again. Takes as
-        long as copying the store. Where it is interrupted, the next opening of the store finishes it.
-
-        Args:
-            filters: Which units, see ``docs/reference/filters.md``; not empty.
-            prefix: As for :meth:`changes`.
-            timeout: Seconds to wait for readers in other processes.
-
-        Returns:
-            The certificate.
-
-        Raises:
-            InvalidFilterError: ``filters`` is empty or malformed.
-            StorageError: A reader of another process did not end; the units are deleted, call again to finish.
-        """
         session, parsed = self._open, self._filter(filters)
         if not parsed.root.parts:
             raise InvalidFilterError("filters must say whose units to erase; for all units use delete_namespace")
-        seconds = real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
+        seconds = seconds_to_wait(timeout)
         below = None if prefix is None else (*self.namespace_path, *subtree_path(prefix))
         spaces = [self._key] if below is None else list(session.records.all_namespaces(below))
         had_snapshot = session.live.snapshot_path.exists()
@@ -421,6 +329,11 @@ class HistoryMixin:
         return self._open.records.past(
             lambda con: history.units_at(con, key, history.moment_of(con, seq, at), parsed, unit_id)
         )
+
+
+def seconds_to_wait(timeout: Any) -> float:
+    """The argument ``timeout``. Raises InvalidQueryError for what is no number of seconds."""
+    return real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
 
 
 def _restore(tx: Transaction, step: history.Step) -> None:

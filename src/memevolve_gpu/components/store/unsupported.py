@@ -134,7 +134,7 @@ class Unsupported:
     # History
 
     def operations(self, limit: int = 100, *, before: int | None = None) -> list[Operation]:
-        """List what changed the units and is still in the history.
+        """List what changed the units of this namespace and is still in the history.
 
         Args:
             limit: Most operations.
@@ -145,52 +145,68 @@ class Unsupported:
 
         Raises:
             ConfigurationError: The backend keeps no history.
+            InvalidQueryError: An argument is no such number.
         """
         raise self._missing("keep a history", "history")
 
     def history(self, unit_id: str) -> list[UnitVersion]:
-        """Read every version of a unit that is kept.
+        """Read every version of a unit that is kept, also of one that was deleted.
 
         Args:
             unit_id: Its id.
 
         Returns:
-            The versions, oldest first.
+            The versions, oldest first; empty where none is known.
 
         Raises:
             ConfigurationError: The backend keeps no history.
+            InvalidUnitError: ``unit_id`` is no id.
         """
         raise self._missing("keep a history", "history")
 
     def undo(self, operation: int) -> Operation:
-        """Take back an operation.
+        """Take back an operation in one transaction, which is an operation itself and can be undone.
+
+        Units that it deleted or replaced are there again, with their vectors and times of expiry; nothing is embedded.
+        Units that it stored are gone. How often units were read, and limits of a namespace, are not restored.
 
         Args:
-            operation: The id of an :class:`Operation`.
+            operation: The id of an :class:`Operation` of this namespace.
 
         Returns:
             The undo.
 
         Raises:
             ConfigurationError: The backend keeps no history.
+            ConflictError: Units are no longer as the operation left them; its ``ids`` names them. Nothing was changed.
+            HistoryError: There is no such operation of this namespace in the history.
+            CapacityError: The units do not fit.
+            CorruptStoreError: A version that it would bring back changed by itself on the disk.
+            InvalidQueryError: ``operation`` is no number.
         """
         raise self._missing("keep a history", "history")
 
     def changes(
         self, after: int = 0, *, limit: int | None = None, prefix: Sequence[str] | str | None = None
     ) -> Iterator[UnitChange]:
-        """Read what changed, in order.
+        """Read what changed, in order; also what other processes changed.
+
+        To follow a store, keep ``seq`` of the last change that was handled and give it as ``after`` the next time. To
+        begin, take :attr:`VectorStore.change_number`, read the store, and follow from that number.
 
         Args:
             after: The number of a change; those after it are read.
             limit: Most changes; None for all up to now.
-            prefix: The namespaces of a subtree; None for this one alone.
+            prefix: Reads the changes of the namespace of this path, which counts from that of this store, and of all
+                below it; () for all below this one. None reads those of this one alone.
 
         Returns:
             An iterator over the changes.
 
         Raises:
             ConfigurationError: The backend has no feed of changes.
+            HistoryError: Changes after ``after`` are no longer kept, or it is beyond the newest; read the store again.
+            InvalidQueryError: ``after`` or ``limit`` is no such number.
         """
         raise self._missing("give a feed of changes", "changes")
 
@@ -201,14 +217,16 @@ class Unsupported:
 
         Args:
             after: As for :meth:`changes`; None for the newest change now.
-            timeout: Seconds without a change after which the iterator ends; None for never.
+            timeout: Seconds without a change after which the iterator ends; None waits until the store is closed.
             prefix: As for :meth:`changes`.
 
         Returns:
-            An iterator over the changes.
+            An iterator over the changes; it blocks until the next one. Closing the store ends it with StoreClosedError.
 
         Raises:
             ConfigurationError: The backend has no feed of changes.
+            HistoryError: As :meth:`changes`.
+            InvalidQueryError: An argument is no such number.
         """
         raise self._missing("give a feed of changes", "changes")
 
@@ -217,8 +235,13 @@ class Unsupported:
     ) -> Erasure:
         """Delete units for good: no byte of them is left in the files of the store.
 
+        Deletes the units that match, and the versions of all units that ever matched, from the history too. The
+        database is rewritten, its log emptied, the snapshot made again, and the lists of management operations and
+        sampled queries are emptied. The change feed begins again, so those who follow it read the store again. Takes as
+        long as copying the store. Where it is interrupted, the next opening of the store finishes it.
+
         Args:
-            filters: Which units.
+            filters: Which units, see ``docs/reference/filters.md``; not empty.
             prefix: As for :meth:`changes`.
             timeout: Seconds to wait for readers in other processes.
 
@@ -227,6 +250,8 @@ class Unsupported:
 
         Raises:
             ConfigurationError: The backend cannot tell which files hold its units.
+            InvalidFilterError: ``filters`` is empty or malformed.
+            StorageError: A reader of another process did not end; the units are deleted, call again to finish.
         """
         raise self._missing("erase units from its files", "forget_subject")
 
