@@ -211,7 +211,7 @@ class Maintenance:
         Returns:
             Seconds after which to call again; None to wait for the next event.
         """
-        self._live.check_vectors(SearchYield(lambda: self._live.last_search))
+        self._live.check_vectors(self._pause())
         view = self._live.catch_up()
         self.scheduler.notify("written", view)
         action = self.scheduler.next_action(view)
@@ -275,7 +275,7 @@ class Maintenance:
             raise ReentrantCallError("snapshot() inside a round of maintenance in one thread would wait for itself")
         with self._round_lock, one_process(self._lock_path, True, live.records.file_mode):
             saver.forget_failure()
-            live.check_vectors(SearchYield(lambda: live.last_search))
+            live.check_vectors(self._pause())
             view = live.catch_up()
             reason = self.cause(view)
             if reason is None and not (view.index.n and joins_log(view, live.records.head().horizon)):
@@ -316,6 +316,10 @@ class Maintenance:
         """Whether a signal handler, a finalizer or a callback made this call inside a round of the same thread."""
         return self._round_thread == threading.get_ident()
 
+    def _pause(self) -> SearchYield:
+        """What a long step calls now and then, to let searches go first."""
+        return SearchYield(lambda: self._live.last_search)
+
     def _round(
         self, progress: Progress, force: RebuildReason | None, background: bool, quiet: bool
     ) -> tuple[list[str], str]:
@@ -354,7 +358,7 @@ class Maintenance:
     def _verify(self) -> list[str]:
         """Compare the index with the records; where they differ, read everything from the records again."""
         live = self._live
-        live.check_vectors(SearchYield(lambda: live.last_search))
+        live.check_vectors(self._pause())
         if agrees(live.catch_up(), live.records, live.settings.seed):
             return []
         view = live.reload("the index contradicts the records")
@@ -383,7 +387,7 @@ class Maintenance:
             if not stats.meets(live.settings.target_recall):
                 return False
         live.adopt(view, info.generation)
-        live.check_vectors(SearchYield(lambda: live.last_search))
+        live.check_vectors(self._pause())
         return live.generation == info.generation
 
     def _rebuild(self, reason: RebuildReason, progress: Progress = silent, *, forced: bool = False) -> str:
@@ -394,7 +398,7 @@ class Maintenance:
     def _check_recall(self, background: bool) -> list[str]:
         """Calibrate on recent queries where many are new, and probe recall; request training where it is too low."""
         live, view = self._live, self._live.catch_up()
-        pause = SearchYield(lambda: live.last_search)
+        pause = self._pause()
         is_old = view.stats.calibration is not None and live.query_sample.has_news_since(view.stats.asked)
         reason = self._recalibrate(view, pause) if is_old else None
         if reason is None and (not background or self.scheduler.may_probe()):

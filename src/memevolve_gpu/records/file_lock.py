@@ -305,7 +305,8 @@ class WriteLock:
 
 _PAUSES = ((0.05, 0.0001), (0.5, 0.0005), (math.inf, 0.005))
 _PAUSES_OF_OLDEST = ((2.0, 0.0001), (math.inf, 0.001))
-"""Up to how many seconds of waiting, how many seconds pass between two attempts.
+"""Up to how many seconds of waiting, how many seconds pass between two attempts; the second: of the one
+who has waited longest.
 
 Polled, because a blocking wait has no timeout. Measured with four processes that do nothing but durable writes on a
 busy machine (median of three: writes a second, 99th percentile of the wait): 580 and 40 ms; with a blocking lock 280

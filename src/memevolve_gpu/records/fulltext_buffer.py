@@ -51,10 +51,11 @@ WHERE e.type = 'text' AND typeof(e.key) <> 'text' AND {condition}
 _ADD = "INSERT OR IGNORE INTO terms " + _STRINGS + " ORDER BY 1, 2, 3"
 _DROP = "DELETE FROM terms WHERE (field, value, slot) IN (" + _STRINGS + ")"
 
+_ADD_UNFOLDED = _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)")
 _FOLD = (
     _DROP.format(slot="u.slot", source="stale", condition="1"),
     "DELETE FROM stale",
-    _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)"),
+    _ADD_UNFOLDED,
     "DELETE FROM pending",
 )
 _ADD_ONE = _ADD.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", condition="1")
@@ -72,7 +73,7 @@ def tokenizer_of(con: apsw.Connection) -> str:
 
 
 def kept_stemming(con: apsw.Connection) -> str:
-    """The stemming of the index, whoever made it."""
+    """The stemming of the index, also where another version of the tokenizer made it."""
     return tokenizer_of(con).partition(" ")[2] or STEMMING
 
 
@@ -119,7 +120,7 @@ def rebuild_words(con: apsw.Connection, text_of: Callable[[MemoryUnit], str], st
     con.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (TOKENIZER_KEY, value))
     select = f"SELECT slot, CAST(unit AS BLOB), ns FROM units WHERE ({READABLE})"
     _add_texts(con, select, lambda raw: text_of(json.loads(raw)), stemming)
-    con.execute(_FOLD[2])
+    con.execute(_ADD_UNFOLDED)
     con.execute("UPDATE counters SET folded = last_slot, backlog = 0")
 
 

@@ -141,11 +141,15 @@ _DELETE = """
 DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1)
 RETURNING slot, CAST(unit AS BLOB), expires_at, unit_crc, vector_crc
 """
-_ADD_STALE = """
-INSERT INTO stale SELECT ?1, CASE WHEN json_valid(?2) THEN
-    json_object('type', ?2 -> '$.type', 'tags', ?2 -> '$.tags') ELSE '{}' END, ?3
+_NOTED = """
+CASE WHEN json_valid({0}) THEN json_object('type', {0} -> '$.type', 'tags', {0} -> '$.tags') ELSE '{{}}' END
 """
-"""Type and tags are all that the indexes hold of a unit besides its text."""
+"""Type and tags of a unit's JSON: all that the indexes hold of it besides its text."""
+
+_ADD_STALE = f"INSERT INTO stale SELECT ?1, {_NOTED.format('?2')}, ?3"
+_ADD_STALE_OF = (
+    f"INSERT INTO stale SELECT slot, {_NOTED.format('unit')}, ns FROM units WHERE ns = ?1 AND slot <= ?2 RETURNING 1"
+)
 
 _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
 _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
@@ -421,11 +425,7 @@ class Transaction:
             self._run(history.ADD_CLEARED.format("WHERE u.ns = ?2"), (self._seq, ns))
         self._run(_LOG_CLEARED, (self._seq, ns))
         theirs = "slot IN (SELECT slot FROM units WHERE ns = ?1)"
-        stale = self._run(
-            "INSERT INTO stale SELECT slot, CASE WHEN json_valid(unit) THEN unit ELSE '{}' END, ns FROM units "
-            "WHERE ns = ?1 AND slot <= ?2 RETURNING 1",
-            (ns, self._folded),
-        )
+        stale = self._run(_ADD_STALE_OF, (ns, self._folded))
         pending = self._run(f"DELETE FROM pending WHERE {theirs} RETURNING 1", (ns,))
         if self._operation is None:
             self._run(f"DELETE FROM vectors WHERE {theirs}", (ns,))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,9 @@ from ...components.manage.meaning import compare, meaning_of
 from ...components.manage.meaning_words import FILLERS
 from ...components.manage.near_duplicates import near_groups
 from ...components.store.units import unit_to_text
-from ...types import FloatArray, IntArray, MemoryUnit
+from ...records.tokenizer import Words, terms_of, words_of
+from ...types import IntArray, MemoryUnit
+from ...utils.vectors import cosines
 
 __all__ = ["memory_map", "near_pairs", "neighbours", "why"]
 
@@ -29,7 +29,6 @@ _Matrix = NDArray[np.float64]
 _SEED = 7
 _BEGINNINGS = 8
 _ROUNDS = 25
-_WORD = re.compile(r"\w+")
 
 
 def memory_map(store: Any, count: int, clusters: int) -> dict[str, Any]:
@@ -115,7 +114,11 @@ def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
     _, ids = store.search_vectors(own[None, :], count + 1)
     near = [name for name in ids[0] if name is not None and name != unit_id][:count]
     units, vectors = store.retrieve_batch(near), store.vectors_of(near)
-    found = [{"unit": units[one], "cosine": _cosine(own, vectors[one])} for one in near if one in units]
+    found = [
+        {"unit": units[one], "cosine": _rounded(cosine)}
+        for one, cosine in cosines(own, vectors).items()
+        if one in units
+    ]
     return sorted(found, key=lambda one: -one["cosine"])
 
 
@@ -133,7 +136,11 @@ def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
     ids = [name for pair in listed for name in pair]
     units, vectors = store.retrieve_batch(ids), store.vectors_of(ids)
     pairs = [
-        {"units": [units[a], units[b]], "cosine": _cosine(vectors[a], vectors[b]), **_difference(units[a], units[b])}
+        {
+            "units": [units[a], units[b]],
+            "cosine": _rounded(cosines(vectors[a], {b: vectors[b]})[b]),
+            **_difference(units[a], units[b]),
+        }
         for a, b in listed
         if a in units and b in units  # neither was deleted meanwhile
     ]
@@ -151,25 +158,31 @@ def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
 
 
 def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """For each unit its cosine with the query, its BM25 score (None if not among the best), and the common words."""
+    """For each unit its cosine with the query, its BM25 score (None if not among the best), and the common words.
+
+    A word of the query is common when the unit holds it in any form, as for the keyword index.
+    """
     units = store.retrieve_batch(ids)
-    asked = set(_words(query))
-    cosines = store.similarities(query, list(units)) if units and query.strip() else {}
+    asked = {word: set(terms_of(word)) for word in _words(query)}
+    similar = store.similarities(query, list(units)) if units and query.strip() else {}
     scores = {name: score for score, name in store.search_keywords(query, MOST_EXPLAINED)} if units and asked else {}
     return {
         name: {
-            "cosine": _rounded(cosines.get(name)),
+            "cosine": _rounded(similar.get(name)),
             "keyword_score": scores.get(name),
-            "words": sorted(asked & set(_words(unit_to_text(unit)))),
+            "words": _common(asked, words_of(unit_to_text(unit))),
         }
         for name, unit in units.items()
     }
 
 
-def _words(text: str) -> Iterable[str]:
-    """The words of a text as the full-text index has them: lower case, without accents."""
-    plain = unicodedata.normalize("NFKD", text)
-    return _WORD.findall("".join(one for one in plain if not unicodedata.combining(one)).casefold())
+def _words(text: str) -> list[str]:
+    """The words of a text in their order, as the keyword index has them."""
+    return words_of(text).text.split()
+
+
+def _common(asked: Mapping[str, set[str]], held: Words) -> list[str]:
+    return sorted(word for word, forms in asked.items() if not forms.isdisjoint(held.counts))
 
 
 def _content(unit: MemoryUnit) -> str:
@@ -185,11 +198,6 @@ def _tags(unit: MemoryUnit) -> list[str]:
 def _excerpt(unit: MemoryUnit) -> str:
     text = " ".join(_content(unit).split())
     return text if len(text) <= 160 else f"{text[:157]}..."
-
-
-def _cosine(a: FloatArray, b: FloatArray) -> float:
-    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return round(float(a @ b) / scale, 4) if scale > 0 else 0.0
 
 
 def _rounded(value: float | None) -> float | None:
