@@ -91,6 +91,15 @@ class TestKeys:
             Keys(path)
         assert path.read_text() == text
 
+    def test_processes_that_add_keys_at_once_lose_none(self, keys: Keys) -> None:
+        code = (
+            "import sys; from memevolve_gpu.server.keys import Keys\n"
+            "for n in range(10): Keys(sys.argv[1]).add(f'{sys.argv[2]}{n}', ['read'])"
+        )
+        running = [subprocess.Popen([sys.executable, "-c", code, str(keys.path), name]) for name in "abc"]
+        assert [one.wait() for one in running] == [0, 0, 0]
+        assert {key.name for key in keys} == {f"{name}{n}" for name in "abc" for n in range(10)}
+
     def test_a_key_that_is_removed_elsewhere_is_refused_at_once(self, client: TestClient, keys: Keys) -> None:
         token = Keys(keys.path).add("agent", ["read"])
         assert client.get("/v1/health", headers=bearer(token)).status_code == 200

@@ -429,11 +429,9 @@ def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts:
 
 def _namespaces_below(store: StorageBackend) -> dict[tuple[str, ...], StorageBackend]:
     """The namespaces with units below that of the store, by relative path."""
-    if "namespaces" not in store.capabilities:
-        return {}
-    skipped = len(getattr(store, "namespace_path", ()))
-    paths = [info.path[skipped:] for info in store.namespaces() if info.count and len(info.path) > skipped]
-    return {path: store.namespace(*path) for path in paths}
+    from ..components.store.copy import namespaces_below
+
+    return {path: store.namespace(*path) for path, info in namespaces_below(store).items() if path and info.count}
 
 
 def _export_lines(

@@ -10,14 +10,17 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..records.file_lock import one_process
 from ..utils.arguments import shown
 from ..utils.config import namespace_path
+from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
 
 __all__ = ["SCOPES", "Key", "Keys"]
 
@@ -96,7 +99,7 @@ class Keys:
         if not chosen or set(scopes) - set(SCOPES):
             raise ConfigurationError(f"scopes must be some of {', '.join(SCOPES)}, got {shown(list(scopes))}")
         token = f"mev_{secrets.token_urlsafe(32)}"
-        with self._lock:
+        with self._alone():
             held = self._read()
             if any(key.name == name for key in held):
                 raise ConfigurationError(f"name: there is a key {name!r}; remove it first, or choose another name")
@@ -112,7 +115,7 @@ class Keys:
         Returns:
             False when there is no such key.
         """
-        with self._lock:
+        with self._alone():
             held = self._read()
             left = [key for key in held if key.name != name]
             if len(left) < len(held):
@@ -142,6 +145,13 @@ class Keys:
         """Return whether there is a key."""
         with self._lock:
             return bool(self._read())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other thread or process changes the file."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock, one_process(self.path.with_name(f"{self.path.name}.lock"), wait=True):
+            yield
 
     def _refresh(self, now: float) -> None:
         if now and now - self._looked_at < _CHECKED_EVERY:
@@ -180,14 +190,12 @@ class Keys:
         return found
 
     def _write(self, keys: list[Key]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.tmp")
-        text = json.dumps({"keys": [asdict(key) for key in keys]}, indent=1)
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.path)
+        remove_abandoned_drafts([self.path])
+        with draft_of(self.path, PRIVATE) as draft:
+            draft.path.write_text(json.dumps({"keys": [asdict(key) for key in keys]}, indent=1), encoding="utf-8")
+            os.fsync(draft.handle)
+            draft.path.replace(self.path)
+        sync_folder(self.path.parent)
         self._read()
 
 

@@ -25,7 +25,7 @@ from .base import Progress, StorageBackend
 from .foreign import as_backend, delete_units
 from .namespaces import NamespaceInfo, Path
 
-__all__ = ["CopyReport", "copy_store"]
+__all__ = ["CopyReport", "copy_store", "namespaces_below"]
 
 PAGE = 1_000
 MOST_ROWS = 10_000
@@ -301,7 +301,7 @@ class _Tree:
 
     def look(self) -> dict[Path, NamespaceInfo]:
         """The namespaces below the source's that hold units or have limits; makes the copies that there are none of."""
-        found = _below(self.source)
+        found = namespaces_below(self.source)
         for path in ((), *found):
             if path not in self.copies:
                 pair = [_at(store, path) for store in (self.source, self.target)]
@@ -310,7 +310,7 @@ class _Tree:
 
     def check(self) -> None:
         """Raise when the target cannot take what the source has."""
-        below = [path for path in _below(self.source) if path]
+        below = [path for path in namespaces_below(self.source) if path]
         if below and "namespace" not in self.target.capabilities:
             raise ConfigurationError(
                 f"target: a {type(self.target).__name__} has no namespaces, and the source has {'/'.join(below[0])!r}; "
@@ -344,7 +344,7 @@ class _Tree:
 
     def _limit(self, found: Mapping[Path, NamespaceInfo]) -> None:
         """Give namespaces of the target the limits of the source's, where they have none."""
-        held = _below(self.target)
+        held = namespaces_below(self.target)
         for path, info in found.items():
             own = held.get(path)
             if (info.max_units or info.default_ttl) and not (own and (own.max_units or own.default_ttl)):
@@ -363,7 +363,7 @@ class _Tree:
         return {**sums, **recalls, "passes": self.passes, "namespaces": len(copies)}
 
 
-def _below(store: StorageBackend) -> dict[Path, NamespaceInfo]:
+def namespaces_below(store: StorageBackend) -> dict[Path, NamespaceInfo]:
     """The namespaces of a store by the path below its own one."""
     if "namespaces" not in store.capabilities:
         return {}
