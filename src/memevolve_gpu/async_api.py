@@ -24,8 +24,6 @@ from .utils.arguments import shown, whole_number
 from .utils.embeddings import EmbeddingFunction
 from .utils.forking import renew_in_child
 
-__all__ = ["AsyncListing", "AsyncMemorySystem", "AsyncVectorStore"]
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Self = TypeVar("_Self", bound="_Asynchronous")

@@ -11,8 +11,6 @@ from .milvus.store import MilvusStore
 from .utils.config import MilvusConfig, StorageConfig, is_milvus_uri, namespace_path
 from .utils.embeddings import EmbeddingFunction
 
-__all__ = ["AnyStore", "is_on_milvus", "milvus_at", "open_store", "store_exists"]
-
 AnyStore = VectorStore | MilvusStore
 
 _DEFAULT_PREFIX = "memory"

@@ -31,8 +31,6 @@ from typing import Any
 
 from .health_hook import add_to_app, add_to_memory_system
 
-__all__ = ["install", "main", "uninstall"]
-
 _OURS = "memevolve_gpu"
 _THEIRS = "memevolve"
 _STORE = ".components.store.vector_store"

@@ -23,8 +23,6 @@ from typing import Any
 
 from .errors import MemEvolveError
 
-__all__ = ["add_to_app", "add_to_memory_system"]
-
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]

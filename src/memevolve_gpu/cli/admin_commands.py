@@ -35,8 +35,6 @@ from .output import Output, Rows
 if TYPE_CHECKING:
     from ..components.manage import Removal, SimpleManagementStrategy
 
-__all__ = ["app", "backup", "check", "maintain", "restore", "snapshot"]
-
 _SHOWN = 20
 """Most ids that are printed for people; --json has all."""
 

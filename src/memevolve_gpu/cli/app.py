@@ -29,23 +29,6 @@ from ..errors import (
 )
 from .output import Output
 
-__all__ = [
-    "MEANING",
-    "PROGRAM",
-    "Command",
-    "ExitCode",
-    "Group",
-    "InputError",
-    "Interrupted",
-    "NotFoundError",
-    "StoreExistsError",
-    "add_command",
-    "app",
-    "chosen",
-    "exit_code_of",
-    "main",
-]
-
 
 class ExitCode(IntEnum):
     """The exit code of the process."""

@@ -19,8 +19,6 @@ from .app import PROGRAM, ExitCode, InputError, StoreExistsError, app
 from .options import AsJson
 from .output import Output
 
-__all__ = ["demo", "sample_units", "store_until_killed"]
-
 _SAMPLES = "memory_units.jsonl"
 _SEED_UNITS = 100
 _KILLED_AFTER = 120

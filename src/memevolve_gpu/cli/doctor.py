@@ -17,8 +17,6 @@ from .app import ExitCode
 from .options import AsJson, Embedder, EmbedderName, Prefix, choose_embedder, exists, stored_model
 from .output import Output, Rows
 
-__all__ = ["doctor"]
-
 _Finding = tuple[str, str]
 """A state (``ok``, ``note`` or ``wrong``) and a sentence; one about what is wrong ends with the remedy."""
 

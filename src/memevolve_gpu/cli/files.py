@@ -26,23 +26,6 @@ if TYPE_CHECKING:  # imported where they are used, numpy too: --help needs none 
     from ..types import FloatArray, MemoryUnit
     from ..utils.embeddings import EmbeddingFunction
 
-__all__ = [
-    "MAX_LINE_BYTES",
-    "Exported",
-    "bulk_into",
-    "embedded",
-    "export_line",
-    "is_legacy",
-    "json_object",
-    "nothing_stored",
-    "read_exported",
-    "read_old",
-    "read_text",
-    "read_units",
-    "refuse_missing_folder",
-    "write_lines",
-]
-
 
 class Bulk:
     """What one command has stored so far: ``ids`` in order, and how many of them replaced units."""

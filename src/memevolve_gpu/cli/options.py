@@ -22,31 +22,6 @@ if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..components.store.vector_store import VectorStore
     from ..utils.embeddings import EmbeddingFunction
 
-__all__ = [
-    "AsJson",
-    "Conditions",
-    "Embedder",
-    "EmbedderName",
-    "FilterJson",
-    "IndexType",
-    "Metric",
-    "MetricName",
-    "OptionalFloat",
-    "OptionalInt",
-    "OptionalText",
-    "Prefix",
-    "StoredModel",
-    "choose_embedder",
-    "exists",
-    "file_argument",
-    "open_existing",
-    "open_local",
-    "open_or_create",
-    "parse_filters",
-    "refuse_milvus",
-    "stored_model",
-]
-
 # typer reads types at run time, and its older versions know Optional only.
 OptionalFloat = Optional[float]  # noqa: UP045
 OptionalInt = Optional[int]  # noqa: UP045

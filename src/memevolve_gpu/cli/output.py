@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-__all__ = ["Output", "Report", "Rows", "bar", "held_interrupt", "one_line", "printable"]
-
 
 class HeldInterrupt:
     """Whether Ctrl-C was pressed while it was delayed, and whether it was pressed again."""

@@ -40,8 +40,6 @@ if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..types import FloatArray, MemoryUnit
     from ..utils.embeddings import Embedder as Checked
 
-__all__ = ["devices", "embed", "export", "get", "health", "list_units", "missing", "refuse_misfit", "search", "stats"]
-
 
 def embed(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to embed.")],

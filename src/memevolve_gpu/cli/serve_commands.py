@@ -23,8 +23,6 @@ from .output import Output
 if TYPE_CHECKING:
     from ..server.keys import Keys
 
-__all__ = ["keys_app", "mcp", "serve"]
-
 
 class Transport(str, Enum):
     """How clients reach the server."""

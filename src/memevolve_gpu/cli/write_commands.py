@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from ..components.store.copy import CopyReport
     from ..types import MemoryUnit
 
-__all__ = ["add", "copy", "delete", "import_file", "init", "update"]
-
 
 def copy(
     source: Annotated[str, file_argument("FROM", "Path prefix, or milvus://host:port/collection.")],

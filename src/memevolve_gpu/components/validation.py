@@ -14,8 +14,6 @@ from .retrieve.base import RetrievalResult, RetrievalStrategy
 from .store.base import MetadataMixin, StorageBackend
 from .store.units import checked_unit
 
-__all__ = ["ScratchStore", "encoded_units", "try_encoder", "try_management", "try_retrieval", "try_storage"]
-
 
 class ScratchStore(StorageBackend, MetadataMixin):
     """Units in a dict, with the abstract methods of ``StorageBackend`` only. Not safe to use from several threads."""

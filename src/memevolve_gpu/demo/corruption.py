@@ -37,8 +37,6 @@ from typing import Any
 from ..components.store.vector_store import VectorStore
 from ..utils.embeddings import HashingEmbedder
 
-__all__ = ["main"]
-
 DIM = 64
 SEED = 7
 UNITS, AGAIN_AFTER, AGAIN = 200, 99, 10

@@ -16,8 +16,6 @@ from typing import Any, Literal
 from ..utils.forking import renew_in_child
 from .subprocess_query import Answer, run_subprocess
 
-__all__ = ["ENGINES", "installed", "try_engine"]
-
 ENGINES: tuple[Literal["torch", "faiss"], ...] = ("torch", "faiss")
 """The engines that can search on a GPU, best first."""
 

@@ -24,8 +24,6 @@ from pathlib import Path
 from ..utils.forking import renew_in_child
 from .subprocess_query import Answer, run_subprocess
 
-__all__ = ["Gpu", "GpuList", "Prober"]
-
 _NVML_QUERY = """
 import sys
 sys.path.append(sys.argv[1])

@@ -25,20 +25,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 from ..utils.forking import renew_in_child
 from .gpu_probe import Gpu
 
-__all__ = [
-    "CONTEXT_BYTES",
-    "HOLDINGS",
-    "HOST_SHARE",
-    "Holdings",
-    "HostMemory",
-    "MemoryBudget",
-    "available_memory",
-    "device_budget",
-    "free_bytes",
-    "host_budget",
-    "loaded_module",
-]
-
 _Source = Literal["cgroup2", "cgroup1", "meminfo", "sysconf", "assumed"]
 
 _ASSUMED = 1 << 30

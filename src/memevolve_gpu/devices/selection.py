@@ -10,8 +10,6 @@ from .engine_probe import ENGINES, installed, try_engine
 from .gpu_probe import Gpu, GpuList, Prober
 from .memory import HOLDINGS, Holdings, Load, MemoryBudget, device_budget, free_bytes, host_budget, loaded_module
 
-__all__ = ["DeviceChoice", "Machine", "select_device"]
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceChoice:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-__all__ = ["Answer", "run_subprocess"]
-
 _MOST_CHARACTERS = 1 << 16
 _GRACE_SECONDS = 1.0
 _LONGEST, _FEW = 300, 3

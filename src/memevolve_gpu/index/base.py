@@ -17,20 +17,6 @@ from .exact_scan import padded
 from .sample import padded_columns
 from .vector_table import VectorTable, grown, table_from
 
-__all__ = [
-    "CENTROIDS",
-    "VECTORS",
-    "Arrays",
-    "BuildJob",
-    "DeltaRows",
-    "FlatIndex",
-    "Index",
-    "Progress",
-    "chunks",
-    "out_of_range",
-    "part",
-]
-
 Arrays = dict[str, npt.NDArray[np.generic]]
 VECTORS, CENTROIDS = "vectors", "centroids"
 """The parts of an index that may be read from a file instead of memory, by their names."""

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from ..types import IntArray
 
-__all__ = ["RowFilter", "RowList"]
-
 
 class RowFilter:
     """A mask over the n rows of an index.

@@ -7,17 +7,6 @@ ratios matter, and they move little between machines because all of it is memory
 
 from __future__ import annotations
 
-__all__ = [
-    "CANDIDATE",
-    "GATHERED_FLOAT",
-    "HNSW_ROWS_PER_BEAM",
-    "LIST",
-    "SCANNED_FLOAT",
-    "WHOLE_ROWS",
-    "codes_cost",
-    "scan_cost",
-]
-
 SCANNED_FLOAT = 13.0
 """One component of a row, in an exact scan."""
 GATHERED_FLOAT = 13.0

@@ -14,8 +14,6 @@ from typing import Literal, TypeVar
 from ..errors import DeviceError, EngineError
 from ..types import DeviceIncident
 
-__all__ = ["BusyError", "Cause", "DeviceFailover", "lost_devices", "mark_lost"]
-
 T = TypeVar("T")
 Cause = Literal["out-of-memory", "device-lost", "device-error", "fork", "limit"]
 Action = Literal["smaller-batch", "cpu", "cpu-until-restart", "device-again"]

@@ -16,8 +16,6 @@ from ..types import FloatArray, IntArray, Metric
 from .bitmap import RowFilter
 from .faiss_support import load_faiss, translate_error
 
-__all__ = ["distances_by_row", "exact_scan", "finished", "padded", "rerank_rows", "scan_many", "to_distances"]
-
 
 def exact_scan(
     queries: FloatArray, vectors: FloatArray, k: int, metric: Metric, row_filter: RowFilter | None = None

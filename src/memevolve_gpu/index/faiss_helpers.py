@@ -13,18 +13,6 @@ from .base import Arrays, part
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
 
-__all__ = [
-    "aligned_bytes",
-    "check_codes",
-    "emptied",
-    "from_bytes",
-    "in_one_piece",
-    "metric_of",
-    "quiet",
-    "to_bytes",
-    "with_rows",
-]
-
 
 def metric_of(faiss: ModuleType, metric: Metric) -> int:
     """The faiss metric: unit vectors under cosine are ranked by their dot product."""

@@ -18,8 +18,6 @@ from types import ModuleType
 from ..errors import EngineError, first_line
 from ..utils.forking import call_in_child
 
-__all__ = ["after_fork", "installed_distributions", "load_faiss", "one_thread", "require_faiss", "translate_error"]
-
 _DISTRIBUTIONS = ("faiss", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
 _NEEDED = (
     "IDSelectorAll",

@@ -17,8 +17,6 @@ from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import ADD_ROWS, CODE_ROUNDS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
 from .vector_table import VectorTable
 
-__all__ = ["CodeScan", "TwoStageIndex", "candidate_width"]
-
 
 def candidate_width(k: int, params: SearchParams) -> int:
     """How many candidates are reranked: ``params.rerank``, but at least 2k; by default 60 + 4k.

@@ -16,8 +16,6 @@ from .faiss_helpers import from_bytes, metric_of, to_bytes, with_rows
 from .faiss_support import load_faiss, one_thread, translate_error
 from .vector_table import VectorTable
 
-__all__ = ["HNSW_LINKS", "HNSWIndex"]
-
 HNSW_LINKS = 32
 _BEAM_WHILE_BUILDING = 80
 DEFAULT_EF = 256

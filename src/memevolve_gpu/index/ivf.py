@@ -44,8 +44,6 @@ from .sample import (
 )
 from .vector_table import VectorTable, growable, grown, in_memory
 
-__all__ = ["IVFIndex"]
-
 _LIST_AFTER_LIST = 11
 """faiss' variant that scans list after list into a reservoir: a fifth faster for single queries (measured)."""
 

@@ -16,8 +16,6 @@ from .sample import default_codes
 from .torch_gpu.index import TorchFlatIndex
 from .torch_gpu.ivf import TorchIVFIndex
 
-__all__ = ["ENGINES", "KINDS", "build", "from_parts"]
-
 ENGINES: dict[tuple[str, str], type[Index]] = {
     ("cpu", "exact"): FlatIndex,
     ("cpu", "two_stage"): TwoStageIndex,

@@ -7,20 +7,6 @@ import numpy as np
 from ..errors import EngineError
 from ..types import FloatArray, IndexPlan
 
-__all__ = [
-    "ADD_ROWS",
-    "CODE_ROUNDS",
-    "CODE_TRAINING_POINTS",
-    "LIST_ROUNDS",
-    "POINTS_PER_CENTROID",
-    "POINTS_PER_LIST",
-    "code_shape",
-    "default_codes",
-    "padded_columns",
-    "padded_dim",
-    "training_sample",
-]
-
 POINTS_PER_CENTROID = 128
 CODE_ROUNDS = 10
 """Enough to train the centroids of codes, and rounds of k-means. On 39,320 real embeddings 256 points and 25 rounds

@@ -41,15 +41,6 @@ from .base import CENTROIDS, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
 from .vector_table import checksums_of, growable, mapped
 
-__all__ = [
-    "FORMAT_VERSION",
-    "SnapshotError",
-    "SnapshotInfo",
-    "read_info",
-    "read_snapshot",
-    "write_snapshot",
-]
-
 FORMAT_VERSION = 3
 
 _MAGIC = b"MEVSNAP\n"

@@ -27,18 +27,6 @@ from ..types import FloatArray, IntArray, Metric
 from .bitmap import RowFilter
 from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
 
-__all__ = [
-    "DamagedVectorsError",
-    "VectorTable",
-    "checksums_of",
-    "growable",
-    "grown",
-    "in_memory",
-    "lengthened",
-    "mapped",
-    "table_from",
-]
-
 _SHARE = 4
 """Capacity for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
 _LEAST = 64

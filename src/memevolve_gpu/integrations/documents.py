@@ -16,18 +16,6 @@ import numpy as np
 from ..components.store.base import StorageBackend
 from ..types import FloatArray, MemoryUnit
 
-__all__ = [
-    "NOTHING",
-    "metadata_path",
-    "moment",
-    "nearest",
-    "own_metadata",
-    "path",
-    "placeholder",
-    "stamps_in",
-    "with_vectors",
-]
-
 NOTHING: dict[str, Any] = {"or": []}
 """The filter that no unit matches."""
 

@@ -17,8 +17,6 @@ import numpy as np
 from ..types import FloatArray, IntArray
 from .namespaces import DEFAULT
 
-__all__ = ["NEVER", "Chunk", "DeltaBuffer", "row_bytes"]
-
 NEVER = np.iinfo(np.int64).max
 """``died`` of a live row."""
 

@@ -30,8 +30,6 @@ from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
 from .view import View
 
-__all__ = ["DeviceManager", "Timer"]
-
 _FIRST_RETRY = 30.0
 _LONGEST_RETRY = 1800.0
 """Seconds after which a device without free memory is tried again although it has no more; doubled each time."""

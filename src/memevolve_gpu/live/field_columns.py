@@ -37,8 +37,6 @@ from ..types import IntArray
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
 
-__all__ = ["FieldColumns", "FieldValues", "Log"]
-
 BoolArray = npt.NDArray[np.bool_]
 Path = tuple[str, ...]
 

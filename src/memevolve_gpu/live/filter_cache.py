@@ -24,8 +24,6 @@ from ..utils.lru import LruCache
 from .field_columns import FieldColumns, Log
 from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
 
-__all__ = ["FilterCache", "Touched"]
-
 KEPT_FILTERS = 32
 KEPT_IN_NAMESPACES = 256
 """The same for namespaces, whose filters are small."""

@@ -15,8 +15,6 @@ from ..training.calibration import Calibration, at_least
 from ..training.recall import Quality
 from ..types import SearchParams
 
-__all__ = ["Balance", "IndexStats", "list_balance"]
-
 
 @dataclass(frozen=True, slots=True)
 class Balance:

@@ -34,8 +34,6 @@ from .snapshots import agrees, load_snapshot, read_everything, remove_snapshot
 from .view import Found, View, ViewFilter, row_filter_of
 from .view_builder import ViewBuilder, apart, on_host
 
-__all__ = ["LiveIndex", "LiveSettings"]
-
 
 @dataclass(frozen=True, slots=True)
 class NlistChange:

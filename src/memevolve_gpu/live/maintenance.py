@@ -33,8 +33,6 @@ from .snapshots import agrees, load_snapshot
 from .view import View
 from .worker import SearchYield
 
-__all__ = ["Maintenance", "Report"]
-
 T = TypeVar("T")
 
 PROBED = 48

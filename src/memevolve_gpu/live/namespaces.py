@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from ..types import IntArray
 
-__all__ = ["DEFAULT", "EVERYTHING", "Expiring", "RowGroups", "Scope", "grouped", "joined"]
-
 DEFAULT = 0
 """Key of the default namespace."""
 

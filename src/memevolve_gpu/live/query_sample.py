@@ -12,8 +12,6 @@ from ..training.reservoir import Reservoir
 from ..types import FloatArray
 from ..utils.vectors import DeviceQueries
 
-__all__ = ["QuerySample"]
-
 KEY = "query_sample"
 
 LOOK_EVERY = 4096

@@ -34,8 +34,6 @@ from .view import HostSide, View
 from .view_builder import UNKNOWN, cpu_copy, flat_index
 from .worker import SearchYield
 
-__all__ = ["QUALITY_K", "Collect", "calibrated", "evaluated", "rebuild", "silent"]
-
 QUALITY_K = 10
 """The k of the recall@k that decides whether an index is good enough."""
 

@@ -17,19 +17,6 @@ from ..utils.forking import renew_in_child
 from .index_stats import IndexStats
 from .view import View
 
-__all__ = [
-    "RETRY_GROWTH",
-    "Action",
-    "Event",
-    "MaintenanceScheduler",
-    "RebuildReason",
-    "Spent",
-    "delta_limit",
-    "is_extendable",
-    "quiet_limit",
-    "rebuild_reason",
-]
-
 DELTA_ROWS, DELTA_SHARE, DELTA_MOST = 2048, 1 / 512, 8192
 """Rows that may wait in the delta buffer: a share of the index, within bounds.
 

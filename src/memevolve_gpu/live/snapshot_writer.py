@@ -14,8 +14,6 @@ from .live_index import LiveIndex
 from .view import View
 from .view_builder import cpu_copy
 
-__all__ = ["LOG_KEPT", "Saver", "joins_log"]
-
 LOG_KEPT = 10_000
 """Log entries that a process slightly behind may still need."""
 

@@ -21,8 +21,6 @@ from .namespaces import RowGroups, grouped
 from .view import View
 from .view_builder import empty_index, flat_index, view_of
 
-__all__ = ["agrees", "load_snapshot", "read_everything", "remove_snapshot", "spot_check"]
-
 PAGE = 512
 SAMPLED = 32
 TOLERANCE = 1e-5

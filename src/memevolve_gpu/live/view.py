@@ -20,8 +20,6 @@ from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats
 from .namespaces import DEFAULT, RowGroups
 
-__all__ = ["FEW_ROWS", "Found", "HostSide", "LiveRows", "View", "ViewFilter", "row_filter_of"]
-
 T = TypeVar("T")
 
 

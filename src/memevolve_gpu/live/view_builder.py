@@ -23,8 +23,6 @@ from .index_stats import IndexStats
 from .namespaces import RowGroups
 from .view import View
 
-__all__ = ["ViewBuilder", "apart", "cpu_copy", "empty_index", "flat_index", "on_host", "view_of"]
-
 UNKNOWN = IndexStats()
 EXACT = IndexPlan("exact", reason="exact search needs no training")
 

@@ -17,8 +17,6 @@ from ..monitoring.events import EventLog
 from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
 
-__all__ = ["SearchYield", "Worker"]
-
 ACTIVE_SECONDS = 0.05
 """After a search this recent, another one is likely."""
 

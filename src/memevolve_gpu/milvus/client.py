@@ -25,8 +25,6 @@ from ..utils.arguments import callback, having
 from ..utils.config import MilvusConfig
 from ..utils.forking import renew_in_child
 
-__all__ = ["OLDEST", "GaveUp", "MilvusClient", "Retrying", "Version"]
-
 _Result = TypeVar("_Result")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0

@@ -32,21 +32,6 @@ from .client import LONG, MilvusClient, Version
 from .filters import born_between, facts_of, ids_expression, joined
 from .plan import METRICS, ServerPlan, plan_for
 
-__all__ = [
-    "WINDOW",
-    "CollectionInfo",
-    "Row",
-    "Segment",
-    "Table",
-    "bodies_of",
-    "body_of",
-    "describe",
-    "open_collection",
-    "serve",
-    "unit_of",
-    "vector_of",
-]
-
 _LOGICAL_BITS = 18
 """A timestamp of Milvus: milliseconds since the epoch, then 18 bits that count within one."""
 

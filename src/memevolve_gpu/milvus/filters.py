@@ -38,19 +38,6 @@ from ..records.filters import (
     parse,
 )
 
-__all__ = [
-    "MAX_FACTS_BYTES",
-    "NOTHING",
-    "born_between",
-    "digits_above",
-    "digits_below",
-    "facts_of",
-    "filter_expression",
-    "ids_expression",
-    "joined",
-    "quoted",
-]
-
 MAX_FACTS_BYTES = 60_000
 """A JSON column of Milvus takes 65,536 bytes. A unit with more facts is marked ``vague`` and checked by its content."""
 

@@ -12,8 +12,6 @@ from ..types import Metric
 from ..utils.config import StorageConfig
 from .client import Version
 
-__all__ = ["METRICS", "ServerPlan", "plan_for", "search_params"]
-
 METRICS: dict[Metric, str] = {"l2": "L2", "cosine": "COSINE", "ip": "IP"}
 
 SEGMENT_BYTES = 512 * 2**20

@@ -20,8 +20,6 @@ from .collection import WINDOW, Table, unit_of, vector_of
 from .filters import filter_expression
 from .plan import METRICS, ServerPlan, search_params
 
-__all__ = ["Candidate", "Search"]
-
 _FEW = 2_000
 """Up to this many matching rows are fetched and compared instead of searched."""
 

@@ -28,8 +28,6 @@ from .collection import CollectionInfo, Row, Table, bodies_of, body_of, describe
 from .plan import ServerPlan
 from .search import Search
 
-__all__ = ["MilvusSession", "health_report", "open_session", "registered", "statistics_report"]
-
 _COUNT_AGE = 1.0
 """Seconds for which a count of all writers' units serves to tell how near the limit is."""
 

@@ -50,8 +50,6 @@ from .filters import filter_expression
 from .search import Candidate
 from .session import MilvusSession, health_report, open_session, registered, statistics_report
 
-__all__ = ["MilvusIndexInfo", "MilvusStore"]
-
 _MEASURED = 256
 """Newest units whose mean length stands for that of all."""
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Event", "EventLog", "LatencyRing"]
-
 LATENCIES_KEPT = 2048
 
 

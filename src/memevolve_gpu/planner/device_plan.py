@@ -15,20 +15,6 @@ from ..index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE
 from ..index.torch_gpu.memory_accounting import predicted_bytes as torch_bytes
 from ..types import IndexPlan, Precision
 
-__all__ = [
-    "DEFAULT_ID_BYTES",
-    "EXACT_BYTES",
-    "DeviceState",
-    "EngineSetting",
-    "code_bytes",
-    "device_bytes",
-    "kept_bytes",
-    "on_device",
-    "plan_bytes",
-    "scratch_bytes",
-    "sized",
-]
-
 EngineSetting = Literal["auto", "torch", "faiss"]
 
 _SPARED = 0.5

@@ -6,17 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = [
-    "DEFAULT_NLIST_MAX",
-    "DEFAULT_NLIST_MIN",
-    "DEFAULT_VECTORS_PER_CENTROID",
-    "ListsRule",
-    "ListsStatus",
-    "adaptive_nlist",
-    "lists_status",
-    "should_recreate",
-]
-
 ListsStatus = Literal["OPTIMAL", "DEGRADED", "INEFFICIENT", "GOOD"]
 
 DEFAULT_VECTORS_PER_CENTROID = 39

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BATCHES", "SideTimings", "measured_sides", "seconds_of"]
-
 BATCHES = (1, 16, 256)
 """Queries at once for which both sides are timed."""
 _REPEATS, _ENOUGH_SECONDS = 5, 0.05

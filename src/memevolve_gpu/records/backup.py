@@ -27,8 +27,6 @@ from .lineage import beside, first_link, locked_alone, why_foreign
 from .schema import VERSION, facts_of, migrate, state_of
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = ["backup", "backup_path", "copy_database", "drop_second_name", "has_second_name", "restore"]
-
 PAGES_PER_STEP = 256
 """So that Ctrl-C is heard every megabyte."""
 

@@ -14,21 +14,6 @@ import apsw
 from .filters import holds
 from .sqlite_errors import SQLITE_ERRORS
 
-__all__ = [
-    "BUSY_SECONDS",
-    "Durability",
-    "Patience",
-    "all_rows",
-    "checked_counters",
-    "connect",
-    "first_row",
-    "keep_log_on_close",
-    "set_up_writer",
-    "shut",
-    "shut_on_failure",
-    "try_to_empty_log",
-]
-
 
 def all_rows(con: apsw.Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
     """Every row of a query, as tuples."""

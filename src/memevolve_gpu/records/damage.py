@@ -20,8 +20,6 @@ from .connections import all_rows
 from .file_lock import file_mode
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = ["clear_damage", "damage_of", "damage_path", "noted", "read_unit", "with_name_of_unit"]
-
 _LONGEST = 10_000
 
 

@@ -24,8 +24,6 @@ from .history import ERASE, OLD_SLOTS
 from .records import Records
 from .transaction import Transaction
 
-__all__ = ["Erased", "erase", "finish_erasure", "is_unfinished", "leftovers"]
-
 _NOTE = "erasure"
 
 

@@ -28,16 +28,6 @@ from ..errors import (
 from ..utils.drafts import PRIVATE
 from ..utils.forking import renew_in_child
 
-__all__ = [
-    "LOCK_SECONDS",
-    "LockFile",
-    "WriteLock",
-    "file_mode",
-    "filesystem_of",
-    "one_process",
-    "refuse_network_filesystem",
-]
-
 LOCK_SECONDS = 30.0
 """How long a write waits for others unless a setting says otherwise."""
 

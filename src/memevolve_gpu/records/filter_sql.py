@@ -17,22 +17,6 @@ from ..types import IntArray
 from .connections import all_rows, first_row
 from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, is_plain, kind_of
 
-__all__ = [
-    "INDEXED_FIELDS",
-    "declare_fields",
-    "field_is_short",
-    "field_values",
-    "ids_at",
-    "intersection",
-    "is_indexed",
-    "json_path",
-    "matching",
-    "places",
-    "slot_list",
-    "slots_read",
-    "where",
-]
-
 INDEXED_FIELDS = ("type", "tags")
 """Top-level fields whose strings, or lists of strings, are kept in the ``terms`` table."""
 

@@ -29,29 +29,6 @@ from ..utils.arguments import listed, shown, switch
 from ..utils.plain import plain_scalar, plain_text
 from ..utils.timestamps import micros_of
 
-__all__ = [
-    "MISSING",
-    "Condition",
-    "Every",
-    "F",
-    "Filter",
-    "Filters",
-    "Instant",
-    "Node",
-    "Not",
-    "Scalar",
-    "Some",
-    "Unicode",
-    "Where",
-    "always",
-    "canonical",
-    "conditions_of",
-    "kind_of",
-    "matches",
-    "parse",
-    "path_of",
-]
-
 Filters = Mapping[str, Any]
 Unicode = Literal["nfc", "exact"]
 

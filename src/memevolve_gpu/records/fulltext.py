@@ -34,8 +34,6 @@ from .filters import Filter
 from .keyword_query import KeywordQuery, with_prefixes
 from .tokenizer import STEMMING, words_of
 
-__all__ = ["WordCache", "bm25", "full_score", "keyword", "register"]
-
 FREQUENT_SHARE = 0.05
 FREQUENT_ROWS = 500
 """A word is frequent when it is in more than this share of the units, and in more than this many."""

@@ -20,22 +20,6 @@ from .connections import all_rows
 from .schema import SPACE_WORDS_TABLE, TOKENIZER_KEY, WORDS_TABLE
 from .tokenizer import STEMMING, TOKENIZER, words_of
 
-__all__ = [
-    "FOLD_AT",
-    "READABLE",
-    "add_terms",
-    "default_text",
-    "drop_terms",
-    "forget_all",
-    "kept_stemming",
-    "merge_pending",
-    "rebuild_words",
-    "refuse_newer",
-    "stemming_of",
-    "terms_of_folded",
-    "tokenizer_of",
-]
-
 FOLD_AT = 256
 """Notes after which a transaction merges. Measured: merging 256 takes about 1 ms, a query reads a note in 10 us."""
 

@@ -21,19 +21,6 @@ from .connections import all_rows, first_row
 from .damage import read_unit
 from .filters import Filter, matches
 
-__all__ = [
-    "ALL_SPACES",
-    "ERASED",
-    "HISTORY_TABLES",
-    "OLD_SLOTS",
-    "REPLACED",
-    "ChangeRow",
-    "Floor",
-    "OperationRow",
-    "Step",
-    "VersionRow",
-]
-
 REPLACED = 5
 """Kind of a row: the version went because the next change of the same transaction is a new one of the unit."""
 

@@ -13,8 +13,6 @@ from itertools import islice
 
 from .tokenizer import STEMMING, STOP_WORDS, Words, fold, is_spaceless, pieces_of, stemmer, terms_of, words_of
 
-__all__ = ["MOST_WORDS", "Excluded", "KeywordQuery", "parse_query", "with_prefixes"]
-
 MOST_WORDS = 256
 """Distinct words of a query that are looked at."""
 

@@ -34,19 +34,6 @@ from ..utils.drafts import sync_folder
 from .file_lock import WriteLock
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = [
-    "LINK_BYTES",
-    "NO_TOKEN",
-    "Link",
-    "beside",
-    "first_link",
-    "locked_alone",
-    "next_link",
-    "refuse_foreign_log",
-    "token_bytes",
-    "why_foreign",
-]
-
 COUNTERS_PAGE = 3
 """``counters`` is the second table that :func:`.schema.create` makes, so its only page is the third."""
 

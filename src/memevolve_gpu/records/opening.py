@@ -30,8 +30,6 @@ from .schema import MAX_DIM, METRICS, VERSION, StoreInfo, create, facts_of, migr
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 from .tokenizer import STEMMING, TOKENIZER, stemmer
 
-__all__ = ["OpenOptions", "Opened", "database_path", "lock_path", "open_store", "peek"]
-
 SMALLEST_DATABASE = 512
 
 

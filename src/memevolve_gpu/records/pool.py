@@ -18,8 +18,6 @@ from .file_lock import WriteLock
 from .lineage import beside, token_bytes, why_foreign
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 
-__all__ = ["IDLE_READERS", "FileId", "ReaderPool", "refuse_replaced"]
-
 IDLE_READERS = 8
 """Most idle connections that stay open."""
 

@@ -38,8 +38,6 @@ from .sqlite_errors import SQLITE_ERRORS
 from .transaction import MISSING, path_text
 from .writer import Session, WriteContext
 
-__all__ = ["Records"]
-
 _OF_ROWS = """
 SELECT e.atom, {sign}count(*) FROM {rows} AS u
 JOIN json_each(CASE WHEN json_valid(u.unit) THEN u.unit ELSE '{{}}' END, '$.type') AS e

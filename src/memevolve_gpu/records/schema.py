@@ -16,22 +16,6 @@ from .history import HISTORY_TABLES
 from .lineage import first_link
 from .tokenizer import STEMMING, TOKENCHARS, TOKENIZER
 
-__all__ = [
-    "APPLICATION_ID",
-    "MAX_DIM",
-    "METRICS",
-    "MODEL_KEY",
-    "SPACE_WORDS_TABLE",
-    "TOKENIZER_KEY",
-    "VERSION",
-    "WORDS_TABLE",
-    "StoreInfo",
-    "create",
-    "facts_of",
-    "migrate",
-    "state_of",
-]
-
 APPLICATION_ID = 0x4D456756
 """Marks our files ("MEgV"); the Unix ``file`` command shows it too."""
 

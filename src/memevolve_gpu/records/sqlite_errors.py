@@ -19,8 +19,6 @@ from ..errors import (
     TooManyFilesError,
 )
 
-__all__ = ["SQLITE_ERRORS", "translate_error"]
-
 SQLITE_ERRORS = (apsw.Error, OSError, UnicodeDecodeError)
 """What a call into SQLite may raise: its own errors, those of a virtual file system written in Python, and, for a text
 that is damaged, that it is not UTF-8."""

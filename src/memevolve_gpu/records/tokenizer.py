@@ -21,20 +21,6 @@ from typing import NamedTuple
 
 from ..errors import ConfigurationError
 
-__all__ = [
-    "STEMMING",
-    "STOP_WORDS",
-    "TOKENCHARS",
-    "TOKENIZER",
-    "Words",
-    "fold",
-    "is_spaceless",
-    "pieces_of",
-    "stemmer",
-    "terms_of",
-    "words_of",
-]
-
 TOKENCHARS = "-_.+#/@"
 """What is in words beside letters, digits, marks and emoji."""
 

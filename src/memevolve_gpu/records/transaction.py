@@ -29,18 +29,6 @@ from .lineage import NO_TOKEN, next_link
 from .sqlite_errors import SQLITE_ERRORS
 from .tokenizer import TOKENIZER
 
-__all__ = [
-    "AUTO_LIMIT",
-    "Stored",
-    "Transaction",
-    "changed_since",
-    "crc_of",
-    "encode_unit",
-    "enter",
-    "in_order",
-    "read_counts",
-]
-
 _ENTER = """
 INSERT INTO access (ns, id, last_access, count)
 SELECT u.ns, u.id, j.value ->> 2, j.value ->> 3 FROM json_each(?) AS j

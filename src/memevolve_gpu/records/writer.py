@@ -38,9 +38,6 @@ from .pool import ReaderPool
 from .sqlite_errors import SQLITE_ERRORS
 from .transaction import Transaction
 
-__all__ = ["Session", "WriteContext", "no_fork"]
-
-
 _stranded_paths: set[Path] = set()
 _inherited: list[object] = []
 """In a child: connections of the parent, which must be neither used nor closed."""

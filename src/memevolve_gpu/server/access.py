@@ -43,20 +43,6 @@ from ..utils.config import namespace_path
 from .keys import SCOPES, Key, Keys
 from .models import Problem
 
-__all__ = [
-    "Caller",
-    "Gate",
-    "Service",
-    "add_error_handlers",
-    "allow",
-    "answer_of",
-    "caller_of",
-    "describe_errors",
-    "is_loopback",
-    "status_of",
-    "store_of",
-]
-
 _T = TypeVar("_T")
 
 _OPEN = Key("", "", SCOPES)

@@ -43,8 +43,6 @@ from .keys import Keys
 from .routes import router
 from .searching import answer_search
 
-__all__ = ["create_app", "serve"]
-
 MIB = 2**20
 
 

@@ -52,8 +52,6 @@ from ..utils.arguments import change, listed, shown, switch, whole_number, word
 from ..utils.config import namespace_path
 from ..utils.plain import as_plain, plain_text
 
-__all__ = ["RemoteStore"]
-
 _PAGE = 500
 _PATIENCE = 30.0
 """Seconds for which a call that the server has no room for is tried again."""

@@ -22,8 +22,6 @@ from ..utils.arguments import shown
 from ..utils.config import namespace_path
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
 
-__all__ = ["SCOPES", "Key", "Keys"]
-
 SCOPES = ("read", "write", "admin")
 """read: look and search; write: change units; admin: what concerns the whole file. None includes another."""
 

@@ -15,8 +15,6 @@ from prometheus_client.registry import Collector
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError
 
-__all__ = ["CALLS", "register", "trace_calls"]
-
 CALLS: dict[str, str] = {
     **dict.fromkeys(("search", "search_keywords", "search_units", "search_vectors"), "search_memory"),
     **dict.fromkeys(("store", "store_batch", "replace_batch"), "upsert_memory"),

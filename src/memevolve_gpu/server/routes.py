@@ -23,8 +23,6 @@ from . import models
 from .access import Caller, ability, allow
 from .searching import search_answer, search_batch
 
-__all__ = ["router"]
-
 router = APIRouter(prefix="/v1")
 
 Reader = Annotated[Caller, Depends(allow("read"))]

@@ -18,8 +18,6 @@ from ..types import FloatArray
 from . import models
 from .access import Caller
 
-__all__ = ["answer_search", "search_answer", "search_batch"]
-
 Hit = dict[str, Any]
 
 

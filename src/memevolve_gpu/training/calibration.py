@@ -24,20 +24,6 @@ from ..utils.vectors import normalize_rows
 from .recall import EvalQueries, Pause, RecallEvaluator, no_pause, together
 from .search_param_sweep import SearchParamSweep, reach
 
-__all__ = [
-    "ENOUGH_REAL",
-    "KS",
-    "MIN_REAL",
-    "TARGETS",
-    "Calibration",
-    "Entry",
-    "Source",
-    "at_least",
-    "between",
-    "calibrate",
-    "perturbed",
-]
-
 _MIXED = 3
 _DIRECTION_ROWS = 2048
 """Rows from which directions are mixed; more did not change the result."""

@@ -14,20 +14,6 @@ from ..index.base import Index
 from ..index.costs import scan_cost
 from ..types import FloatArray, IntArray, SearchParams
 
-__all__ = [
-    "EvalQueries",
-    "Pause",
-    "Quality",
-    "RecallEvaluator",
-    "lower_bounds",
-    "measure",
-    "no_pause",
-    "recall_of",
-    "recalls_of",
-    "self_hits",
-    "together",
-]
-
 Pause = Callable[[], None]
 """Called between steps of a few milliseconds; may sleep to let searches run, or raise to stop."""
 

@@ -12,8 +12,6 @@ import numpy as np
 
 from ..types import FloatArray
 
-__all__ = ["DEFAULT_CAPACITY", "DEFAULT_HALF_LIFE", "Reservoir"]
-
 DEFAULT_CAPACITY = 512
 DEFAULT_HALF_LIFE = 5000
 """Queries after which half of the sample has been replaced."""

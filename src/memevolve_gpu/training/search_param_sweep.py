@@ -14,8 +14,6 @@ from ..index.sample import default_codes
 from ..types import SearchParams
 from .recall import RecallEvaluator
 
-__all__ = ["SearchParamSweep", "params_cost", "reach"]
-
 EVERY = 4
 """Every fourth query orders the search parameters; all queries decide which of them reach a target."""
 

@@ -18,23 +18,6 @@ from ..errors import ConfigurationError, EmbeddingError, EngineError, InvalidVec
 from ..types import FloatArray, Metric
 from ..utils.vectors import check_vectors, normalize_rows
 
-__all__ = [
-    "DOMAINS",
-    "SAMPLE_TYPES",
-    "Embed",
-    "Progress",
-    "SampleCache",
-    "TrainingSet",
-    "TrainingSource",
-    "available_texts",
-    "collect",
-    "drawn_like",
-    "existing_sample",
-    "sample_texts",
-    "samples_wanted",
-    "source_for",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Topic:

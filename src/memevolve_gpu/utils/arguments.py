@@ -13,22 +13,6 @@ import numpy as np
 
 from ..errors import ConfigurationError, EmbeddingError, InvalidQueryError, MemEvolveError
 
-__all__ = [
-    "callback",
-    "change",
-    "having",
-    "listed",
-    "mapping",
-    "optional_text",
-    "path_text",
-    "real_number",
-    "shown",
-    "switch",
-    "texts_of",
-    "whole_number",
-    "word",
-]
-
 _SHOWN = 60
 
 

@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["PRIVATE", "Draft", "draft_of", "remove_abandoned_drafts", "sync_folder"]
-
 PRIVATE = 0o600
 """Mode of a file that only its owner may read and write."""
 

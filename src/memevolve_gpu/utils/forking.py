@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["AfterFork", "Forkable", "call_in_child", "close_for_fork", "no_fork", "renew_in_child"]
-
 
 class AfterFork(Protocol):
     """Something that a forked child must set right."""

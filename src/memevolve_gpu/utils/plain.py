@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_plain", "json_text", "plain_scalar", "plain_text"]
-
 json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 """The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces."""
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-__all__ = ["age_stamp", "micros_of", "now_text", "parse_stamp"]
-
 _OFFSET = re.compile(r"[+-]\d\d:?\d\d$")
 _SHORT_OFFSET = re.compile(r"(?<=\d[+-]\d\d)(?=\d\d$)")
 _FRACTION = re.compile(r"\.(\d+)")

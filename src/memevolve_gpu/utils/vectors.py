@@ -18,22 +18,6 @@ import numpy.typing as npt
 from ..errors import DeviceError, DimensionMismatchError, InvalidVectorError
 from ..types import FloatArray, Metric
 
-__all__ = [
-    "DeviceQueries",
-    "as_tensor",
-    "check_vector",
-    "check_vectors",
-    "cosines",
-    "device_queries",
-    "fetched",
-    "host_queries",
-    "lies_on_device",
-    "normalize_rows",
-    "to_host",
-    "usual_vector",
-    "wait_for_maker",
-]
-
 _CUDA = (2, 13)
 """Kinds of devices in DLPack's header (dlpack.h): kDLCUDA and kDLCUDAManaged."""
 _SMALLEST_SAFE = 1e-30

@@ -32,8 +32,6 @@ from .meaning_words import (
     UNITS,
 )
 
-__all__ = ["Meaning", "Verdict", "compare", "meaning_of"]
-
 NOT = "\u00acnot"
 """The term of a negation."""
 

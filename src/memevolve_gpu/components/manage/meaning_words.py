@@ -7,23 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = [
-    "ANTONYMS",
-    "CASED",
-    "CURRENCIES",
-    "DIRECTIONS",
-    "FILLERS",
-    "MODALS",
-    "MONTHS",
-    "NEGATIONS",
-    "NUMBERS",
-    "PHRASES",
-    "ROLES",
-    "SINGULAR",
-    "SYNONYMS",
-    "UNITS",
-]
-
 
 def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())

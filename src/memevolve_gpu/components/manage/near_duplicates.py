@@ -18,8 +18,6 @@ from ..store.base import StorageBackend
 from ..store.units import unit_to_text
 from .meaning import Meaning, Verdict, compare, meaning_of
 
-__all__ = ["Judge", "near_groups"]
-
 BLOCK = 256
 """Vectors in one search of the index."""
 

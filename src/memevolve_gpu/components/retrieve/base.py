@@ -20,15 +20,6 @@ from ..store.base import StorageBackend
 from ..store.foreign import as_backend
 from ..store.ranking import Ranking
 
-__all__ = [
-    "QueryRecord",
-    "RetrievalContext",
-    "RetrievalMetrics",
-    "RetrievalResult",
-    "RetrievalStrategy",
-    "StrategyMetrics",
-]
-
 
 class QueryRecord(TypedDict):
     """An entry of the query history; ``timestamp`` is ISO 8601 in UTC."""

@@ -15,8 +15,6 @@ from ...utils.vectors import normalize_rows
 from ..store.units import unit_to_text
 from .base import RetrievalResult
 
-__all__ = ["Rerank", "diverse", "reranked"]
-
 Rerank = Callable[[str, list[str]], Sequence[float]]
 
 

@@ -26,15 +26,6 @@ from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
 from .reorder import Rerank, diverse, reranked
 
-__all__ = [
-    "HybridRetrievalStrategy",
-    "KeywordRetrievalStrategy",
-    "Ranked",
-    "SemanticRetrievalStrategy",
-    "reciprocal_ranks",
-    "weighted",
-]
-
 Filters = Mapping[str, Any] | None
 
 _CACHED_TEXTS = 20_000

@@ -16,8 +16,6 @@ from ...records.records import Records
 from ...records.transaction import Transaction, enter, in_order, read_counts
 from ...utils.forking import renew_in_child
 
-__all__ = ["Accesses"]
-
 FLUSH_AT = 1000
 """Ids that are written together."""
 

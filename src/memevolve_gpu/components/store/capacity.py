@@ -16,8 +16,6 @@ from .report_types import OperationEntry
 from .reports import append_history, decide
 from .session import AFTER_COMMIT, StoreSession
 
-__all__ = ["Pruned", "move_waiting_rows", "report_pruned", "reserve_room"]
-
 ORDERS: dict[str, Literal["used", "lfu", "oldest"]] = {"lru": "used", "lfu": "lfu", "oldest": "oldest"}
 
 MOVED_SHARE = 0.1

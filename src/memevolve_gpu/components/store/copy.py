@@ -25,8 +25,6 @@ from .base import Progress, StorageBackend
 from .foreign import as_backend, delete_units
 from .namespaces import NamespaceInfo, Path
 
-__all__ = ["CopyReport", "copy_store", "namespaces_below"]
-
 PAGE = 1_000
 MOST_ROWS = 10_000
 """Rows that are copied at once, however many the caller asks for."""

@@ -11,8 +11,6 @@ from ...types import MemoryUnit
 from ...utils.arguments import having
 from .base import OPTIONAL, StorageBackend
 
-__all__ = ["ForeignBackend", "as_backend", "delete_units", "register_operation"]
-
 _log = logging.getLogger("memevolve_gpu.management")
 
 

@@ -29,18 +29,6 @@ if TYPE_CHECKING:
     from ...records.writer import WriteContext
     from .session import StoreSession
 
-__all__ = [
-    "Erasure",
-    "HistoryMixin",
-    "Operation",
-    "UnitChange",
-    "UnitVersion",
-    "Watch",
-    "named_operation",
-    "operation_name",
-    "seconds_to_wait",
-]
-
 _PAGE = 500
 _FASTEST, _SLOWEST = 0.002, 0.05
 """Seconds between two looks for new changes."""

@@ -35,8 +35,6 @@ from ...utils.embeddings import Embedder
 from ...utils.vectors import check_vectors
 from .units import checked_unit, unit_to_text
 
-__all__ = ["LegacyStore", "Limits", "PlainReader", "RefusedError", "import_legacy", "read_docstore", "read_legacy"]
-
 MAX_INSTRUCTIONS = 20_000_000
 """Bounds time, and memory to 2 GB: each takes at most some 90 bytes beyond its text. A unit has about 50 of them."""
 

@@ -15,21 +15,6 @@ from ...types import MemoryUnit
 from ...utils.arguments import shown, whole_number
 from ...utils.plain import plain_scalar
 
-__all__ = [
-    "Listing",
-    "MetadataMixin",
-    "Order",
-    "counted",
-    "cursor_of",
-    "cursor_parts",
-    "listing_of",
-    "merged",
-    "merged_unit",
-    "most_counted",
-    "some_condition",
-    "with_created_at",
-]
-
 _KINDS = ("null", "false", "true", "number", "text")
 
 

@@ -13,8 +13,6 @@ from ...errors import InvalidUnitError
 from ...utils.arguments import real_number, shown
 from ...utils.config import namespace_path
 
-__all__ = ["Expiry", "NamespaceInfo", "Path", "expiry_of", "moments", "seconds", "subtree_path"]
-
 Path = tuple[str, ...]
 """The parts of a namespace's name, the outermost first; empty for the default namespace."""
 

@@ -26,18 +26,6 @@ from .listing import Listing, Order, cursor_of, cursor_parts, most_counted
 from .ranking import Ranking, Window, best, similarity_of
 from .session import FETCH_ATTEMPTS, StoreSession
 
-__all__ = [
-    "created_at_of",
-    "drop_all",
-    "drop_unchanged",
-    "facet_counts",
-    "matching_ids",
-    "pages",
-    "ranked_hits",
-    "ranked_words",
-    "widened",
-]
-
 _PAGE = 1000
 _CREATED = """
 SELECT id, unit ->> '$.metadata.created_at' FROM units

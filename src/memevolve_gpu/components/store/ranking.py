@@ -26,8 +26,6 @@ from ...utils.arguments import real_number, shown, whole_number
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import micros_of
 
-__all__ = ["HalfLife", "Ranking", "Window", "best", "score_of", "similarity_of"]
-
 Values = npt.NDArray[np.float64]
 T = TypeVar("T")
 

@@ -8,22 +8,6 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-__all__ = [
-    "DeviceReport",
-    "EventReport",
-    "Inventory",
-    "LatencyReport",
-    "MaintenanceReport",
-    "MilvusStatistics",
-    "NlistChangeReport",
-    "OperationEntry",
-    "PlanReport",
-    "QualityReport",
-    "StorageHealth",
-    "StoreStatistics",
-    "TrainingReport",
-]
-
 
 class Inventory(TypedDict):
     """What units a backend holds."""

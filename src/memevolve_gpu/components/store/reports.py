@@ -39,23 +39,6 @@ from .service_samples import Samples
 from .session import AFTER_COMMIT, StoreSession
 from .units import MAX_UNIT_BYTES
 
-__all__ = [
-    "OPERATIONS",
-    "Figures",
-    "append_history",
-    "decide",
-    "event_reports",
-    "health",
-    "health_report",
-    "history_key",
-    "inventory_report",
-    "latency_report",
-    "maintenance_report",
-    "plain_details",
-    "register",
-    "statistics_report",
-]
-
 OPERATIONS = ("prune", "consolidate", "deduplicate", "forget")
 HISTORY_KEY = "management_history"
 KEPT = 100

@@ -29,8 +29,6 @@ from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
 from .units import check_arguments, checked_id, checked_unit, looked_up, one_id, text_to_embed, unit_to_text
 
-__all__ = ["NamespacedBackend"]
-
 _Backend = TypeVar("_Backend", bound="NamespacedBackend")
 
 

@@ -15,8 +15,6 @@ from ...training.training_set import TrainingSet, collect
 from ...types import FloatArray
 from ...utils.embeddings import Embedder
 
-__all__ = ["Samples"]
-
 KEY = "service_samples/{}"
 _TEXTS_LENGTH = struct.Struct("<I")
 

@@ -45,14 +45,6 @@ from .ranking import score_of
 from .service_samples import Samples
 from .units import UnitEmbedder, unit_to_text
 
-__all__ = [
-    "AFTER_COMMIT",
-    "IndexInfo",
-    "StoreSession",
-    "open_session",
-    "this_machine",
-]
-
 INDEX_TYPE_KEY = "index_type"
 FETCH_ATTEMPTS = 5
 

@@ -14,25 +14,6 @@ from ...utils.plain import as_plain, plain_scalar, plain_text
 from ...utils.vectors import check_vector, check_vectors
 from .base import Progress, StorageBackend
 
-__all__ = [
-    "MAX_ID_CHARS",
-    "MAX_RESULTS",
-    "MAX_UNIT_BYTES",
-    "UnitEmbedder",
-    "UnitMapping",
-    "check_arguments",
-    "check_width",
-    "checked_id",
-    "checked_unit",
-    "is_id",
-    "looked_up",
-    "one_id",
-    "text_to_embed",
-    "texts_of",
-    "unit_to_text",
-    "with_id",
-]
-
 MAX_UNIT_BYTES = 4 * 2**20
 """A unit whose JSON is longer is refused: memories are read into prompts, and one row must not stall the log."""
 

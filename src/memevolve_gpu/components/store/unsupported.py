@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from .base import StorageBackend
     from .history import Erasure, Operation, UnitChange, UnitVersion, Watch
 
-__all__ = ["Unsupported"]
-
 _ASKED_BY = {
     "as_of": ("keep a history", "history"),
     "expires_at": ("let units expire", "set_expiry"),

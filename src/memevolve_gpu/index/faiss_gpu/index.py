@@ -24,8 +24,6 @@ from ..vector_table import VectorTable
 from .resources import GpuIndexHandle, resources_of
 from .sizes import MOST, TEMPORARY_BYTES, flat_bytes, flat_query_bytes, plan_device_bytes
 
-__all__ = ["FaissGpuFlatIndex", "FaissGpuIndex", "Fetch", "doubled"]
-
 _SPARE: dict[Precision, tuple[int, int]] = {"float32": (1, 16), "float16": (2, 16), "int8": (4, 32)}
 """Candidates for so many results, as (times, plus): rounding reorders near neighbours. Search parameters may ask for
 fewer; they ask for more than these for coarser codes, so only int8 follows them."""

@@ -28,8 +28,6 @@ from .index import FaissGpuIndex, Fetch, doubled
 from .resources import GpuIndexHandle, GpuResources, resources_of
 from .sizes import MOST, flat_bytes, flat_query_bytes, lists_bytes, lists_query_bytes, sent_bytes
 
-__all__ = ["FaissGpuIVFIndex"]
-
 _ROUNDS = 10
 """Rounds of k-means, as many as faiss does for its lists."""
 _SCALE_POINTS = 16_384

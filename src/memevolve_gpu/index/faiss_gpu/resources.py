@@ -18,15 +18,6 @@ from ..device_failover import BusyError, mark_lost
 from ..faiss_support import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
 
-__all__ = [
-    "FreeBytes",
-    "GpuIndexHandle",
-    "GpuResources",
-    "device_number",
-    "resources_of",
-    "use_free_bytes",
-]
-
 FreeBytes = Callable[[int], "int | None"]
 """Free bytes of the GPU with this number; None where unknown."""
 

@@ -13,18 +13,6 @@ from collections.abc import Sequence
 
 from ...types import IndexPlan, Precision
 
-__all__ = [
-    "CODE_BYTES",
-    "MOST",
-    "TEMPORARY_BYTES",
-    "flat_bytes",
-    "flat_query_bytes",
-    "lists_bytes",
-    "lists_query_bytes",
-    "plan_device_bytes",
-    "sent_bytes",
-]
-
 MOST = 2048
 """The most results, and the most lists, of one search."""
 TEMPORARY_BYTES = 512 << 20

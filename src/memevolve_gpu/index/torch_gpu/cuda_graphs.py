@@ -10,8 +10,6 @@ from ...errors import first_line
 from ...utils.lru import LruCache
 from .runtime import cause_of, load_torch
 
-__all__ = ["CudaGraphCache", "record_searches"]
-
 _KEPT = 4
 _COUNTED = 64
 _MOST_RECORDED = 16

@@ -18,8 +18,6 @@ from .runtime import cause_of, host_tensor, load_torch
 from .search import LEAST_CANDIDATES, SPARE_GROUPS, Search, columns, found_in_batches
 from .upload import DeviceIndex
 
-__all__ = ["DeviceDeltaBuffer"]
-
 _LEAST_ROWS = 4096
 
 

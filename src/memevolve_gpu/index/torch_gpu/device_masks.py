@@ -11,8 +11,6 @@ from ..bitmap import RowFilter
 from .device_rows import DeviceRows
 from .runtime import host_tensor
 
-__all__ = ["Masks", "Tombstones"]
-
 _KEPT_BYTES = 64 << 20
 _KEPT = 8
 

@@ -12,20 +12,6 @@ from ...types import FloatArray, Metric, Precision
 from ..vector_table import VectorTable
 from .runtime import host_tensor, load_torch
 
-__all__ = [
-    "BLOCK_GROUPS",
-    "GROUP",
-    "DeviceRows",
-    "Quantization",
-    "Queries",
-    "blocks_of",
-    "measured_quantization",
-    "padded_columns",
-    "padded_groups",
-    "span_columns",
-    "tile_columns",
-]
-
 GROUP = 32
 """Rows of which a scan keeps one number, the best of their scores. The k best rows of all lie in the k groups with the
 best such numbers, so a scan writes 4 bytes per 32 rows and query instead of 128, and what it read is never sorted."""

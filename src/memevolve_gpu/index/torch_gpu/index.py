@@ -46,8 +46,6 @@ from .search import (
 )
 from .upload import DeviceIndex, Layout, Upload
 
-__all__ = ["TorchFlatIndex", "TorchIndex", "candidate_width"]
-
 T = TypeVar("T")
 
 _INT8_SPARE = (4, 32)

@@ -21,8 +21,6 @@ from .memory_accounting import account_of
 from .runtime import building, device_lock, host_tensor, load_torch, open_device
 from .upload import DeviceIndex, Layout
 
-__all__ = ["ITERATIONS", "TorchIVFIndex", "norms_of", "train"]
-
 _ENTER_ROWS = 16_384
 _LARGEST = 60_000.0
 _WHOLE = 0.5

@@ -13,19 +13,6 @@ from ...errors import first_line
 from .device_rows import BLOCK_GROUPS, GROUP, span_columns, tile_columns
 from .runtime import cause_of, host_tensor, kernel_errors, load_torch, triton_kernels
 
-__all__ = [
-    "ListWork",
-    "Lists",
-    "Operations",
-    "assign",
-    "list_minima",
-    "locate",
-    "minima",
-    "one_shapes",
-    "rescore",
-    "sum_lists",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Lists:

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 # Triton reads annotations: only compile-time constants have one.
 # mypy: disable-error-code="no-untyped-def"
 
-__all__ = ["load"]
-
 if TYPE_CHECKING:
     from typing import Any as constexpr  # noqa: N813 - Triton's name
 tl: Any = None

@@ -11,8 +11,6 @@ from ...types import Precision
 from ...utils.forking import renew_in_child
 from .device_rows import GROUP, padded_columns, padded_groups
 
-__all__ = ["SCRATCH", "WORKSPACE", "Account", "account_of", "bytes_in_groups", "predicted_bytes", "resident_bytes"]
-
 SCRATCH = 512 << 20
 """Bytes that a search or a build takes beside the rows, at most; queries are cut into parts that keep to it."""
 WORKSPACE = 32 << 20

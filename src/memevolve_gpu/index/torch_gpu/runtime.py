@@ -27,30 +27,6 @@ from ...utils.forking import call_in_child
 from ...utils.vectors import as_tensor
 from ..device_failover import Cause, lost_devices, mark_lost
 
-__all__ = [
-    "DeviceLock",
-    "Staging",
-    "begun_build",
-    "building",
-    "cause_of",
-    "current",
-    "device_errors",
-    "device_lock",
-    "device_tensor",
-    "fetched",
-    "forked",
-    "free_memory",
-    "host_tensor",
-    "kernel_errors",
-    "load_torch",
-    "locked_device",
-    "on_device",
-    "open_device",
-    "sent",
-    "settled",
-    "triton_kernels",
-]
-
 _STICKY = (
     "illegal",
     "misaligned",

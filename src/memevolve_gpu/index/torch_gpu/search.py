@@ -13,21 +13,6 @@ from .kernel_ops import Lists, ListWork, Operations
 from .memory_accounting import SCRATCH, Account
 from .runtime import fetched, host_tensor, load_torch, sent
 
-__all__ = [
-    "LEAST_CANDIDATES",
-    "SPARE_GROUPS",
-    "Probe",
-    "Search",
-    "best_columns",
-    "columns",
-    "decide",
-    "found_in_batches",
-    "propose",
-    "scratch_each",
-    "some",
-    "widened",
-]
-
 
 def some(queries: Any, rows: IntArray) -> Any:
     """These rows of the queries, which are an array or a tensor."""

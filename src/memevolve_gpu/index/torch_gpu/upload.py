@@ -19,8 +19,6 @@ from .memory_accounting import SCRATCH, bytes_in_groups
 from .runtime import DeviceLock, host_tensor, load_torch
 from .search import LEAST_CANDIDATES, SPARE_GROUPS, Probe, propose, scratch_each
 
-__all__ = ["DeviceIndex", "Layout", "Upload"]
-
 _USUAL = (1, 16, 32, 64, 128)
 """Numbers of queries at once for which different kernels are compiled."""
 

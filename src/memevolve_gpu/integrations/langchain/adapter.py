@@ -22,20 +22,6 @@ from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, mapping, shown, whole_number
 from .filters import on_units
 
-__all__ = [
-    "BackendAdapter",
-    "SearchOptions",
-    "batches",
-    "checked_ids",
-    "documents_of",
-    "no_more",
-    "pairs_of",
-    "query_text",
-    "to_document",
-    "to_documents",
-    "to_units",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class SearchOptions:

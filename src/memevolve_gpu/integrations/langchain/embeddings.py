@@ -10,8 +10,6 @@ from langchain_core.embeddings import Embeddings
 from ...utils.arguments import optional_text, texts_of
 from ...utils.embeddings import Embedder, EmbeddingFunction
 
-__all__ = ["EmbeddingsFunction", "FunctionEmbeddings", "as_embeddings"]
-
 _NAMES = ("model_name", "model")
 """Attributes in which LangChain's embedding models keep their names."""
 

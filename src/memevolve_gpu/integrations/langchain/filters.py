@@ -18,8 +18,6 @@ from ...records.filters import MAX_DEPTH, parse
 from ...utils.arguments import listed, real_number, whole_number, word
 from ...utils.plain import plain_text
 
-__all__ = ["maximal_marginal_relevance", "on_units", "relevance"]
-
 
 def relevance(distance: float, metric: str) -> float:
     r"""Convert a distance to a relevance score in [0, 1], 1 for the most similar.

@@ -15,8 +15,6 @@ from ...errors import InvalidUnitError
 from ...utils.arguments import listed, shown
 from .adapter import checked_ids
 
-__all__ = ["MemEvolveKeyValueStore"]
-
 _Self = TypeVar("_Self", bound="MemEvolveKeyValueStore")
 
 

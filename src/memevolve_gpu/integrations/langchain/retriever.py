@@ -19,8 +19,6 @@ from .adapter import checked_ids, no_more, query_text, to_document
 from .filters import on_units
 from .vector_store import MemEvolveVectorStore
 
-__all__ = ["MemEvolveDocumentIndex", "MemEvolveRetriever"]
-
 
 class MemEvolveRetriever(BaseRetriever):
     """Finds documents by meaning and by words together; any strategy of this package can take its place.

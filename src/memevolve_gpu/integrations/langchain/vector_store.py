@@ -32,8 +32,6 @@ from .adapter import (
 from .embeddings import EmbeddingsFunction, as_embeddings
 from .filters import maximal_marginal_relevance, on_units, relevance
 
-__all__ = ["MemEvolveVectorStore"]
-
 
 def _first(found: Sequence[tuple[Document, float]]) -> list[Document]:
     return [document for document, _ in found]

@@ -17,8 +17,6 @@ from ...records.tokenizer import Words, terms_of, words_of
 from ...types import IntArray, MemoryUnit
 from ...utils.vectors import cosines
 
-__all__ = ["memory_map", "near_pairs", "neighbours", "why"]
-
 MOST_POINTS = 3000
 MOST_COMPARED = 20_000
 MOST_JUDGED = 2000

@@ -18,16 +18,6 @@ from ..arguments import texts_of
 from ..plain import plain_text
 from ..vectors import check_vector, check_vectors, to_host, usual_vector
 
-__all__ = [
-    "BATCH_SIZE",
-    "QUERY_CACHE_SIZE",
-    "BatchEmbeddingFunction",
-    "Embedder",
-    "EmbeddingFunction",
-    "TextEmbedder",
-    "prefixes_of",
-]
-
 
 @runtime_checkable
 class EmbeddingFunction(Protocol):

@@ -21,8 +21,6 @@ from ...types import FloatArray, IntArray
 from ..arguments import shown
 from .adapter import TextEmbedder
 
-__all__ = ["MAX_CHARACTERS", "HashingEmbedder"]
-
 MAX_CHARACTERS = 100_000
 """Characters of a text that are looked at; what follows is ignored, which bounds memory and time."""
 

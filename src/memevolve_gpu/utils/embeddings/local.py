@@ -23,15 +23,6 @@ from ..config import fastembed_cache, may_download
 from ..vectors import normalize_rows
 from .adapter import TextEmbedder, prefixes_of
 
-__all__ = [
-    "DEFAULT_MODEL",
-    "LocalEmbedder",
-    "fastembed_has_models",
-    "fastembed_installed",
-    "packaged_model",
-    "sentence_transformers_installed",
-]
-
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_DIMENSION = 384
 _DEFAULT_NAMES = (None, DEFAULT_MODEL, DEFAULT_MODEL.partition("/")[2])

@@ -19,8 +19,6 @@ from ..arguments import optional_text, real_number, whole_number, word
 from ..vectors import check_vectors
 from .adapter import TextEmbedder, prefixes_of
 
-__all__ = ["MAX_TOKENS", "OpenAIEmbedder"]
-
 _log = logging.getLogger("memevolve_gpu.embeddings")
 
 MAX_TOKENS = 8_000
