@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from ..components.store.base import MetadataMixin, Progress, StorageBackend
+from ..components.store.base import MetadataMixin, Progress
 from ..components.store.listing import Listing, listing_of, with_created_at
 from ..components.store.ranking import Window, score_of
 from ..components.store.report_types import (
@@ -24,6 +24,7 @@ from ..components.store.report_types import (
     StorageHealth,
 )
 from ..components.store.units import (
+    OpenBackend,
     UnitMapping,
     check_arguments,
     check_width,
@@ -60,9 +61,6 @@ def _created(row: Mapping[str, Any] | None) -> str | None:
     return created if isinstance(created, str) else None
 
 
-_Store = TypeVar("_Store", bound="MilvusStore")
-
-
 class MilvusIndexInfo:
     """What the server's index holds now. The properties are those of ``VectorStore.index``."""
 
@@ -95,7 +93,7 @@ class MilvusIndexInfo:
         return self._session.plan.index
 
 
-class MilvusStore(StorageBackend, MetadataMixin):
+class MilvusStore(OpenBackend, MetadataMixin):
     """Stores memory units in a collection of a Milvus server.
 
     The methods are those of ``VectorStore`` without access statistics, keyword search, change numbers and backups.
@@ -457,14 +455,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
         if session is not None:
             session.table.close()
 
-    def __enter__(self: _Store) -> _Store:
-        """Return the store itself."""
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        """Close the store."""
-        self.close()
-
     def __repr__(self) -> str:
         closed = ", closed" if self._session is None else ""
         return f"<MilvusStore {self._place.address}{closed}>"
@@ -593,10 +583,6 @@ class MilvusStore(StorageBackend, MetadataMixin):
         unstamped = [unit["id"] for unit in units if "created_at" not in (unit.get("metadata") or {})]
         held = {unit_id: _created(row) for unit_id, row in self._open.table.get(unstamped, ["body"]).items()}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
-
-    def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
-        """Return the text that is embedded: content, then reasoning, query, tags and type."""
-        return unit_to_text(unit)
 
     def _described(self, state: Mapping[str, Any]) -> VectorStore | MilvusStore | None:
         """Open the store of ``save_state``; None when it is this one, or none is described."""

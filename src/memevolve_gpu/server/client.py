@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 
 from .. import errors
-from ..components.store.base import Progress, StorageBackend
+from ..components.store.base import Progress
 from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch, seconds_to_wait
 from ..components.store.listing import Listing, Order, cursor_parts, merged_unit, some_condition
 from ..components.store.namespaces import NamespaceInfo, moments, subtree_path
@@ -25,6 +25,7 @@ from ..components.store.ranking import HalfLife, Ranking, Window
 from ..components.store.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from ..components.store.reports import plain_details
 from ..components.store.units import (
+    OpenBackend,
     UnitMapping,
     check_arguments,
     checked_id,
@@ -32,7 +33,6 @@ from ..components.store.units import (
     is_id,
     looked_up,
     one_id,
-    unit_to_text,
 )
 from ..components.store.units import with_id as _with_id
 from ..errors import (
@@ -59,7 +59,7 @@ _PATIENCE = 30.0
 _Remote = TypeVar("_Remote", bound="RemoteStore")
 
 
-class RemoteStore(StorageBackend):
+class RemoteStore(OpenBackend):
     """A store behind a server that ``memevolve-store serve`` started.
 
     Errors are those of the store itself, by class and message. Embedding happens on the server. A call is not repeated
@@ -489,23 +489,11 @@ class RemoteStore(StorageBackend):
         self._closed[0] = True
         self._client.close()
 
-    def __enter__(self: _Remote) -> _Remote:
-        """Return the store itself."""
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        """Close the store."""
-        self.close()
-
     def __repr__(self) -> str:
         where = f", namespace {'/'.join(self.namespace_path)!r}" if self.namespace_path else ""
         return f"<RemoteStore {self.url!r}{where}{', closed' if self._closed[0] else ''}>"
 
     # Inside
-
-    def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
-        """Return the text that is embedded: content, then reasoning, query, tags and type."""
-        return unit_to_text(unit)
 
     def _read(self, ids: Sequence[str], record: bool = False) -> dict[str, MemoryUnit]:
         found: dict[str, MemoryUnit] = self._post("units/get", {"ids": _known(ids), "record": record})["units"]

@@ -492,14 +492,27 @@ class StorageBackend(Unsupported, ABC):
             recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
             importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
             weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
-            prefix: Searches the namespaces of a subtree; None searches this one alone.
+            prefix: Searches the namespace of this path, which counts from that of this store, and all below it; ()
+                for all below this one. None searches this one alone.
 
         Returns:
-            Hits with unit, id, distance and score, best first.
+            Hits with unit, id, namespace, distance and a score that grows with similarity, best first.
 
         Raises:
             ConfigurationError: The backend has no search by meaning, or no namespaces.
+            EmbeddingError: As for :meth:`search`.
             InvalidQueryError: An argument cannot be used.
+
+        Examples:
+            >>> from memevolve_gpu import HalfLife, HashingEmbedder, VectorStore
+            >>> store = VectorStore("ranked", HashingEmbedder())
+            >>> new, old = "2026-03-01T00:00:00Z", "2026-01-01T00:00:00Z"
+            >>> units = [{"id": at, "content": "Push to main", "metadata": {"created_at": at}} for at in (old, new)]
+            >>> ids = store.store_batch(units)
+            >>> hits = store.search_units("Push to main", recency=HalfLife("59d", now=1772323200.0))
+            >>> [(hit.id, round(hit.score, 2)) for hit in hits]
+            [('2026-03-01T00:00:00Z', 1.0), ('2026-01-01T00:00:00Z', 0.5)]
+            >>> store.close()
         """
         self._refuse(prefix=prefix)
         ranking, window = Ranking.of(recency, importance, weights), Window.of(top_k, offset, min_score)

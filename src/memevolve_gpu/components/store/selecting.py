@@ -19,7 +19,6 @@ from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, path_text, switch, whole_number
 from ...utils.config import StorageConfig, namespace_path
-from .base import StorageBackend
 from .copy import copy_store
 from .history import operation_name
 from .listing import Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
@@ -27,12 +26,21 @@ from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
-from .units import check_arguments, checked_id, checked_unit, looked_up, one_id, text_to_embed, unit_to_text
+from .units import (
+    OpenBackend,
+    check_arguments,
+    checked_id,
+    checked_unit,
+    looked_up,
+    one_id,
+    text_to_embed,
+    unit_to_text,
+)
 
 _Backend = TypeVar("_Backend", bound="NamespacedBackend")
 
 
-class NamespacedBackend(StorageBackend, MetadataMixin):
+class NamespacedBackend(OpenBackend, MetadataMixin):
     """A backend on one namespace of an open session of this package's files."""
 
     config: StorageConfig

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
 from ...types import FloatArray, MemoryUnit, Metric
@@ -13,6 +14,8 @@ from ...utils.embeddings import Embedder
 from ...utils.plain import as_plain, plain_scalar, plain_text
 from ...utils.vectors import check_vector, check_vectors
 from .base import Progress, StorageBackend
+
+_Backend = TypeVar("_Backend", bound="OpenBackend")
 
 MAX_UNIT_BYTES = 4 * 2**20
 """A unit whose JSON is longer is refused: memories are read into prompts, and one row must not stall the log."""
@@ -70,6 +73,26 @@ def one_id(value: Any, batch: str) -> bool:
 def is_id(value: object) -> TypeGuard[str]:
     """May ``value`` be looked up as an id? What cannot be one is not in the store."""
     return isinstance(value, str)
+
+
+class OpenBackend(StorageBackend):
+    """A backend that is opened and closed, and embeds the text of units."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the backend holds."""
+
+    def __enter__(self: _Backend) -> _Backend:
+        """Return the store itself."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close the store."""
+        self.close()
+
+    def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
+        """Return the text that is embedded: content, then reasoning, query, tags and type."""
+        return unit_to_text(unit)
 
 
 class UnitMapping(Mapping[str, MemoryUnit]):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
@@ -56,8 +56,6 @@ __all__ = ["VectorStore"]
 _PAGE = 1000
 _LARGEST_PAGE = 10_000
 """Rows that are read at once, however many the caller asks for."""
-
-_Store = TypeVar("_Store", bound="VectorStore")
 
 
 class VectorStore(HistoryMixin, NamespacedBackend):
@@ -445,42 +443,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         weights: Mapping[str, float] | None = None,
         prefix: Sequence[str] | str | None = None,
     ) -> list[Hit]:
-        """Find the units nearest to a text, and read them; ranked by age and importance too when asked.
-
-        The score is then similarity * (1 - w + w * decay) * (1 - v + v * importance) with the weights w and v, in 0..1,
-        and the results are those that a comparison of every unit gives. docs/how-to/reading.md has the details.
-
-        Args:
-            query: The text.
-            top_k: Most results.
-            filters: As for :meth:`search`.
-            recall: As for :meth:`search`.
-            record: As for :meth:`search`.
-            offset: As for :meth:`search`.
-            min_score: Leaves out hits with a smaller score.
-            recency: How fast units fade, such as ``HalfLife("30d")``; None for not at all.
-            importance: The path of a number from 0 to 1, such as ``"metadata.importance"``; None for none.
-            weights: How much ``"recency"`` and ``"importance"`` count, 0..1; 1 each when they are not given.
-            prefix: Searches the namespace of this path, which counts from that of this store, and all below it; ()
-                for all below this one. None searches this one alone.
-
-        Returns:
-            Hits with unit, id, namespace, distance and a score that grows with similarity, best first.
-
-        Raises:
-            EmbeddingError: As for :meth:`search`.
-
-        Examples:
-            >>> from memevolve_gpu import HalfLife, HashingEmbedder, VectorStore
-            >>> store = VectorStore("ranked", HashingEmbedder())
-            >>> new, old = "2026-03-01T00:00:00Z", "2026-01-01T00:00:00Z"
-            >>> units = [{"id": at, "content": "Push to main", "metadata": {"created_at": at}} for at in (old, new)]
-            >>> ids = store.store_batch(units)
-            >>> hits = store.search_units("Push to main", recency=HalfLife("59d", now=1772323200.0))
-            >>> [(hit.id, round(hit.score, 2)) for hit in hits]
-            [('2026-03-01T00:00:00Z', 1.0), ('2026-01-01T00:00:00Z', 0.5)]
-            >>> store.close()
-        """
         session, wanted = self._open, check_arguments(top_k, recall, query)
         spaces = {self._key: self.namespace_path} if prefix is None else self._spaces(subtree_path(prefix))
         ranking, window = Ranking.of(recency, importance, weights), Window.of(wanted, offset, min_score)
@@ -634,14 +596,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         if session is not None and not self._is_view:
             session.close()
 
-    def __enter__(self: _Store) -> _Store:
-        """Return the store itself."""
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        """Close the store."""
-        self.close()
-
     def __repr__(self) -> str:
         where = f", namespace {'/'.join(self.namespace_path)!r}" if self.namespace_path else ""
         if self._session is None or self._session.closed:
@@ -662,10 +616,6 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         if self._is_view:
             raise ConfigurationError(f"{what}() concerns the whole file, not one namespace; call it on the store")
         return self._open
-
-    def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
-        """Return the text that is embedded: content, then reasoning, query, tags and type."""
-        return unit_to_text(unit)
 
     def _write_batch(
         self,
