@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EngineError
-from ..types import FloatArray, Metric
+from ..types import FloatArray, IntArray, Metric
 from .base import Arrays, part
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
@@ -28,6 +28,18 @@ def quiet(parameters: Any, seed: int, rounds: int | None = None) -> None:
     parameters.min_points_per_centroid = 1
     parameters.max_points_per_centroid = POINTS_PER_CENTROID
     parameters.verbose = False
+
+
+def searched(
+    engine: Any, queries: FloatArray, k: int, doing: str, parameters: Any = None
+) -> tuple[FloatArray, IntArray]:
+    """Faiss' own distances and positions, float32 and int64 (nq, k), -1 at the end where fewer were met."""
+    nq = len(queries)
+    distances, positions = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64)
+    ptr = load_faiss().swig_ptr
+    with translate_error(doing):
+        engine.search_c(nq, ptr(queries), k, ptr(distances), ptr(positions), parameters)
+    return distances, positions
 
 
 def emptied(engine: Any) -> Any:

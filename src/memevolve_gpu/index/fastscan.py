@@ -12,7 +12,7 @@ from .base import Arrays, BuildJob, Index, chunks
 from .bitmap import RowFilter
 from .costs import codes_cost, scan_cost
 from .exact_scan import padded
-from .faiss_helpers import check_codes, emptied, from_bytes, metric_of, quiet, to_bytes, with_rows
+from .faiss_helpers import check_codes, emptied, from_bytes, metric_of, quiet, searched, to_bytes, with_rows
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import ADD_ROWS, CODE_ROUNDS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
 from .vector_table import VectorTable
@@ -104,13 +104,8 @@ class CodeScan:
 
     def propose(self, queries: FloatArray, width: int) -> IntArray:
         """The ``width`` nearest by 4-bit codes, int64 (nq, width), -1 at the end where fewer exist."""
-        nq = len(queries)
-        queries = padded_columns(queries, self._columns)
-        distances, positions = np.empty((nq, width), np.float32), np.empty((nq, width), np.int64)
-        ptr = load_faiss().swig_ptr
-        with translate_error("searching 4-bit codes"):
-            self.engine.search_c(nq, ptr(queries), width, ptr(distances), ptr(positions))
-        return positions
+        padded = padded_columns(queries, self._columns)
+        return searched(self.engine, padded, width, "searching 4-bit codes")[1]
 
     def _first_width(self, want: int, row_filter: RowFilter | None) -> int:
         """Wide enough that, were the mask independent of the query, three standard deviations would do."""

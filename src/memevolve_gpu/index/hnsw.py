@@ -12,7 +12,7 @@ from .base import Arrays, BuildJob, Index, chunks
 from .bitmap import RowFilter
 from .costs import HNSW_ROWS_PER_BEAM
 from .exact_scan import padded, to_distances
-from .faiss_helpers import from_bytes, metric_of, to_bytes, with_rows
+from .faiss_helpers import from_bytes, metric_of, searched, to_bytes, with_rows
 from .faiss_support import load_faiss, one_thread, translate_error
 from .vector_table import VectorTable
 
@@ -95,15 +95,12 @@ class HNSWIndex(Index):
     def _walk(
         self, queries: FloatArray, k: int, beam: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        faiss, nq = load_faiss(), len(queries)
-        distances, positions = np.empty((nq, k), np.float32), np.empty((nq, k), np.int64)
+        faiss = load_faiss()
         parameters = faiss.SearchParametersHNSW()
         parameters.efSearch = beam
         selector = None if row_filter is None else row_filter.bitmap(faiss)
         parameters.sel = selector
-        ptr = faiss.swig_ptr
-        with translate_error("walking a graph"):
-            self._engine.search_c(nq, ptr(queries), k, ptr(distances), ptr(positions), parameters)
+        distances, positions = searched(self._engine, queries, k, "walking a graph", parameters)
         to_distances(distances, self.metric)
         distances[positions < 0] = np.inf
         return distances, positions

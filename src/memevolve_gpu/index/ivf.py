@@ -27,6 +27,7 @@ from .faiss_helpers import (
     in_one_piece,
     metric_of,
     quiet,
+    searched,
     to_bytes,
     with_rows,
 )
@@ -221,17 +222,13 @@ class IVFIndex(Index):
 
     def _propose(self, queries: FloatArray, width: int, nprobe: int, row_filter: RowFilter | None) -> IntArray:
         """The ``width`` nearest allowed rows by codes, int64 (nq, width), -1 at the end where fewer were met."""
-        faiss, nq = load_faiss(), len(queries)
-        queries = padded_columns(queries, self._columns)
-        distances, positions = np.empty((nq, width), np.float32), np.empty((nq, width), np.int64)
+        faiss = load_faiss()
         parameters = faiss.SearchParametersIVF()
         parameters.nprobe = nprobe
         selector = None if row_filter is None else row_filter.bitmap(faiss)
         parameters.sel = selector
-        ptr = faiss.swig_ptr
-        with translate_error("searching inverted lists"):
-            self._lists.search_c(nq, ptr(queries), width, ptr(distances), ptr(positions), parameters)
-        return positions
+        padded = padded_columns(queries, self._columns)
+        return searched(self._lists, padded, width, "searching inverted lists", parameters)[1]
 
     def _lists_to_probe(self, params: SearchParams, row_filter: RowFilter | None) -> int:
         """``params.nprobe`` lists, all of them for 0; more under a filter, whose results lie further away."""

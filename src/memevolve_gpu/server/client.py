@@ -19,7 +19,7 @@ import numpy as np
 from .. import errors
 from ..components.store.base import Progress
 from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch, seconds_to_wait
-from ..components.store.listing import Listing, Order, cursor_parts, merged_unit, some_condition
+from ..components.store.listing import Listing, merged_unit, some_condition, window_of
 from ..components.store.namespaces import NamespaceInfo, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
 from ..components.store.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
@@ -196,11 +196,7 @@ class RemoteStore(OpenBackend):
         after: str | None = None,
     ) -> Listing:
         parse(filters)
-        if order_by is not None:
-            Order(order_by)
-        most = None if limit is None else whole_number("limit", limit, least=0)
-        if after is not None:
-            cursor_parts(after, (int, str), order_by)
+        _, most, _ = window_of(order_by, limit, after, (int, str))
         body = {"filters": filters, "order_by": order_by}
         self._check_open()
         return Listing(islice(self._pages(body, after, most), most), after)

@@ -87,13 +87,20 @@ def cursor_parts(after: str, place: type | tuple[type, ...], order_by: str | Non
     return value, found
 
 
+def window_of(
+    order_by: str | None, limit: int | None, after: str | None, place: type | tuple[type, ...]
+) -> tuple[Order | None, int | None, tuple[Any, Any] | None]:
+    """The order, the number and the start of a listing, checked; ``place`` is the type of a place in it."""
+    order = None if order_by is None else Order(order_by)
+    most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
+    return order, most, None if after is None else cursor_parts(after, place, order_by)
+
+
 def listing_of(
     units: Callable[[], Iterable[MemoryUnit]], order_by: str | None, limit: int | None, after: str | None
 ) -> Listing:
     """A listing of units that come oldest first; the place of a unit is its id."""
-    order = None if order_by is None else Order(order_by)
-    most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
-    start = None if after is None else cursor_parts(after, str, order_by)
+    order, most, start = window_of(order_by, limit, after, str)
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:
         if order is None and start is None:

@@ -20,9 +20,8 @@ from ...records.filters import Filter, matches
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
 from ...types import FloatArray, Hit, IntArray, MemoryUnit
-from ...utils.arguments import whole_number
 from ...utils.vectors import normalize_rows
-from .listing import Listing, Order, cursor_of, cursor_parts, most_counted
+from .listing import Listing, Order, cursor_of, most_counted, window_of
 from .ranking import Ranking, Window, best, similarity_of
 from .session import FETCH_ATTEMPTS, StoreSession
 
@@ -61,9 +60,7 @@ def pages(
     scope: Callable[[], Scope],
 ) -> Listing:
     """See ``VectorStore.units``. The place of a unit is its slot."""
-    order = None if order_by is None else Order(order_by)
-    most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
-    start = None if after is None else cursor_parts(after, int, order_by)
+    order, most, start = window_of(order_by, limit, after, int)
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:
         _, slots = session.live.matching(filters, scope())
