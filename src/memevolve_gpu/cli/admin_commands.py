@@ -6,9 +6,8 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,11 +17,8 @@ from .options import (
     AsJson,
     Conditions,
     Embedder,
-    EmbedderName,
     FilterJson,
     IndexType,
-    OptionalFloat,
-    OptionalInt,
     Prefix,
     file_argument,
     open_existing,
@@ -47,39 +43,15 @@ app = typer.Typer(
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and change nothing.")]
 
 
-class Grouping(str, Enum):
-    """Which units are merged."""
-
-    SIMILARITY = "similarity"
-    TYPE = "type"
-
-
-class Keep(str, Enum):
-    """Which of several duplicates stays."""
-
-    NEWEST = "newest"
-    OLDEST = "oldest"
-    LONGEST = "longest"
-    ACCESSED = "accessed"
-
-
-class Forgetting(str, Enum):
-    """Which units are deleted first."""
-
-    LRU = "lru"
-    LFU = "lfu"
-    RANDOM = "random"
-
-
 def prune(
     *,
     store: Prefix,
     max_age: Annotated[
-        OptionalFloat,
+        float | None,
         typer.Option("--max-age", min=0, show_default=False, metavar="DAYS", help="Delete units older than this."),
     ] = None,
     max_count: Annotated[
-        OptionalInt, typer.Option("--max-count", min=0, show_default=False, help="Keep this many of the newest units.")
+        int | None, typer.Option("--max-count", min=0, show_default=False, help="Keep this many of the newest units.")
     ] = None,
     condition: Conditions = None,
     filters: FilterJson = None,
@@ -101,15 +73,15 @@ def prune(
 
 def consolidate(
     ids: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="ID...", show_default=False, help="Ids of the units to consider; all without."),
     ] = None,
     *,
     store: Prefix,
-    by: Annotated[Grouping, typer.Option("--by", help="Which units are merged.")] = Grouping.SIMILARITY,
+    by: Annotated[Literal["similarity", "type"], typer.Option("--by", help="Which units are merged.")] = "similarity",
     threshold: Annotated[float, typer.Option("--threshold", help="Cosine from which units are similar.")] = 0.85,
     max_characters: Annotated[int, typer.Option("--max-characters", min=1, help="Longest merged content.")] = 8000,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -119,7 +91,7 @@ def consolidate(
         merged = _strategy().consolidate(
             opened,
             ids or None,
-            by=by.value,
+            by=by,
             similarity_threshold=threshold,
             max_characters=max_characters,
             dry_run=dry_run,
@@ -135,7 +107,10 @@ def deduplicate(
     *,
     store: Prefix,
     threshold: Annotated[float, typer.Option("--threshold", help="Cosine from which texts are compared.")] = 0.75,
-    keep: Annotated[Keep, typer.Option("--keep", help="Which of several duplicates stays.")] = Keep.NEWEST,
+    keep: Annotated[
+        Literal["newest", "oldest", "longest", "accessed"],
+        typer.Option("--keep", help="Which of several duplicates stays."),
+    ] = "newest",
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -143,7 +118,7 @@ def deduplicate(
     output = Output(as_json)
     with open_existing(store, None) as opened, output.progress("comparing"):
         strategy = _strategy()
-        removed = strategy.deduplicate(opened, threshold, keep=keep.value, dry_run=dry_run)
+        removed = strategy.deduplicate(opened, threshold, keep=keep, dry_run=dry_run)
     _show_removed(output, "deduplicate", removed, dry_run)
 
 
@@ -151,19 +126,20 @@ def forget(
     *,
     store: Prefix,
     strategy: Annotated[
-        Forgetting, typer.Option("--strategy", help="lru: least recently read; lfu: least frequently read; random.")
-    ] = Forgetting.LRU,
+        Literal["lru", "lfu", "random"],
+        typer.Option("--strategy", help="lru: least recently read; lfu: least frequently read; random."),
+    ] = "lru",
     count: Annotated[
-        OptionalInt,
+        int | None,
         typer.Option("--count", min=0, show_default=False, help="Number of units to delete.  \\[default: a tenth]"),
     ] = None,
-    seed: Annotated[OptionalInt, typer.Option("--seed", show_default=False, help="Makes random repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", show_default=False, help="Makes random repeatable.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete the units that are needed least; those never read go first, oldest first."""
     with open_existing(store, None) as opened:
-        removed = _strategy().apply_forgetting(opened, strategy.value, count, seed=seed, dry_run=dry_run)
+        removed = _strategy().apply_forgetting(opened, strategy, count, seed=seed, dry_run=dry_run)
     _show_removed(Output(as_json), "forget", removed, dry_run)
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -227,7 +227,7 @@ def _namespace_first(arguments: list[str]) -> list[str]:
     return arguments
 
 
-def _choose(namespace: Optional[str]) -> None:  # noqa: UP045 - older versions of typer know Optional only
+def _choose(namespace: str | None) -> None:
     chosen.clear()
     if namespace is not None:
         chosen["namespace"] = namespace
@@ -264,7 +264,7 @@ def program(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     namespace: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(
             "--namespace",
             metavar="PATH",

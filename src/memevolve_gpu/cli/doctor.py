@@ -25,7 +25,7 @@ _FILES_PER_STORE = 7
 """Free disk space and open files below which doctor warns."""
 
 
-def doctor(*, store: Prefix, embedder: Embedder = EmbedderName.AUTO, as_json: AsJson = False) -> None:
+def doctor(*, store: Prefix, embedder: Embedder = "auto", as_json: AsJson = False) -> None:
     """Check the installation, the machine and the store, and say what to do about what is wrong.
 
     Exits with 1 when something is wrong. Changes nothing; check verifies every unit of a store.

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import shlex
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -22,10 +21,11 @@ if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..components.store.vector_store import VectorStore
     from ..utils.embeddings import EmbeddingFunction
 
-# typer reads types at run time, and its older versions know Optional only.
-OptionalFloat = Optional[float]  # noqa: UP045
-OptionalInt = Optional[int]  # noqa: UP045
-OptionalText = Optional[str]  # noqa: UP045
+EmbedderName = Literal["auto", "hashing", "local", "openai"]
+"""Embedders; ``auto`` follows the settings and the model of the store."""
+
+MetricName = Literal["l2", "cosine", "ip"]
+IndexTypeName = Literal["flat", "ivf", "hnsw", "auto"]
 
 DEFAULT_STORE = "memory"
 """Path prefix of the store where neither option nor setting names one."""
@@ -83,32 +83,6 @@ def _add(found: dict[str, Any], key: str, operator: str, value: Any) -> str:
     else:
         found[key] = [*(held if isinstance(held, list) else [held]), *(value if isinstance(value, list) else [value])]
     return ""
-
-
-class EmbedderName(str, Enum):
-    """Embedders; ``auto`` follows the settings and the model of the store."""
-
-    AUTO = "auto"
-    HASHING = "hashing"
-    LOCAL = "local"
-    OPENAI = "openai"
-
-
-class MetricName(str, Enum):
-    """Distances."""
-
-    L2 = "l2"
-    COSINE = "cosine"
-    IP = "ip"
-
-
-class IndexTypeName(str, Enum):
-    """Kinds of index."""
-
-    FLAT = "flat"
-    IVF = "ivf"
-    HNSW = "hnsw"
-    AUTO = "auto"
 
 
 class StoredModel:
@@ -189,7 +163,7 @@ def open_or_create(
         **chosen,
         backend_type="vector",  # the prefix decides
         device="cpu" if config.device == "auto" and not as_served else config.device,
-        **{name: value.value for name, value in given.items() if value is not None},
+        **{name: value for name, value in given.items() if value is not None},
     )
     if not is_milvus_uri(prefix):
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
@@ -221,9 +195,9 @@ def choose_embedder(name: EmbedderName, model: str | None) -> EmbeddingFunction:
     from ..utils.embeddings import HashingEmbedder, embedder_from_config
 
     hashing = re.fullmatch(r"hashing-lexical-([1-9]\d*)", model or "")
-    if hashing and name in (EmbedderName.AUTO, EmbedderName.HASHING):
+    if hashing and name in ("auto", "hashing"):
         return HashingEmbedder(int(hashing[1]))
-    config = EmbeddingConfig() if name is EmbedderName.AUTO else EmbeddingConfig().replace(provider=name.value)
+    config = EmbeddingConfig() if name == "auto" else EmbeddingConfig().replace(provider=name)
     return embedder_from_config(config)
 
 
@@ -252,7 +226,7 @@ def _prefix(prefix: str) -> str:
     return os.path.expanduser(prefix)  # noqa: PTH111 - a Milvus address is no path
 
 
-def _file(path: OptionalText) -> OptionalText:
+def _file(path: str | None) -> str | None:
     return None if path is None else os.path.expanduser(path)  # noqa: PTH111 - as above
 
 
@@ -286,7 +260,7 @@ Embedder = Annotated[
     ),
 ]
 Metric = Annotated[
-    Optional[MetricName],  # noqa: UP045
+    MetricName | None,
     typer.Option(
         "--metric",
         show_default=False,
@@ -294,7 +268,7 @@ Metric = Annotated[
     ),
 ]
 IndexType = Annotated[
-    Optional[IndexTypeName],  # noqa: UP045
+    IndexTypeName | None,
     typer.Option(
         "--index-type",
         show_default=False,
@@ -302,7 +276,7 @@ IndexType = Annotated[
     ),
 ]
 Conditions = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Option(
         "--filter",
         "-f",
@@ -313,6 +287,6 @@ Conditions = Annotated[
     ),
 ]
 FilterJson = Annotated[
-    OptionalText,
+    str | None,
     typer.Option("--filters", show_default=False, metavar="JSON", help='The same as JSON: {"tags": ["git", "linux"]}.'),
 ]

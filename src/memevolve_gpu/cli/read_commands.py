@@ -20,9 +20,7 @@ from .options import (
     AsJson,
     Conditions,
     Embedder,
-    EmbedderName,
     FilterJson,
-    OptionalFloat,
     Prefix,
     choose_embedder,
     file_argument,
@@ -45,7 +43,7 @@ def embed(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="What to embed.")],
     *,
     store: Prefix,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Embed texts, to test whether the embedder works and fits the store.
@@ -162,7 +160,7 @@ def search(
     condition: Conditions = None,
     filters: FilterJson = None,
     recall: Annotated[
-        OptionalFloat,
+        float | None,
         typer.Option(
             "--recall",
             show_default=False,
@@ -171,7 +169,7 @@ def search(
     ] = None,
     hybrid: Annotated[bool, typer.Option("--hybrid", help="Search by meaning and by keywords together.")] = False,
     keyword: Annotated[bool, typer.Option("--keyword", help="Search by keywords; needs no embedder.")] = False,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Find the units nearest in meaning to a text, or those that share its words, or both."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,8 +10,6 @@ from .app import Group, InputError, NotFoundError, add_command, chosen
 from .options import (
     AsJson,
     Embedder,
-    EmbedderName,
-    OptionalText,
     Prefix,
     choose_embedder,
     open_or_create,
@@ -24,20 +21,14 @@ if TYPE_CHECKING:
     from ..server.keys import Keys
 
 
-class Transport(str, Enum):
-    """How clients reach the server."""
-
-    STDIO = "stdio"
-    HTTP = "http"
-
-
 def mcp(
     *,
     store: Prefix,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     transport: Annotated[
-        Transport, typer.Option(help="stdio for a client that starts the server, http for clients that connect.")
-    ] = Transport.STDIO,
+        Literal["stdio", "http"],
+        typer.Option(help="stdio for a client that starts the server, http for clients that connect."),
+    ] = "stdio",
     host: Annotated[str, typer.Option(help="Loopback address to listen on, with --transport http.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on, with --transport http.")] = 8765,
 ) -> None:
@@ -49,19 +40,19 @@ def mcp(
     from ..integrations.mcp import memory_server, require_mcp
 
     require_mcp()  # before a store is created
-    if transport is Transport.HTTP and not _is_loopback(host):
+    if transport == "http" and not _is_loopback(host):
         raise InputError(f"--host {host}: anyone who reaches it could read and delete; use 127.0.0.1 behind a proxy")
     function = choose_embedder(embedder, stored_model(store))
     with open_or_create(store, function, as_served=True, background=True) as opened:
         server = memory_server(opened)
-        if transport is Transport.STDIO:
+        if transport == "stdio":
             server.run("stdio")
         else:
             server.run("streamable-http", host=host, port=port)
 
 
 KeysFile = Annotated[
-    OptionalText,
+    str | None,
     typer.Option("--keys", metavar="FILE", show_default=False, help="File of the keys.  \\[default: PREFIX.keys.json]"),
 ]
 
@@ -69,12 +60,12 @@ KeysFile = Annotated[
 def serve(
     *,
     store: Prefix,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on; one that is not loopback needs keys.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 8321,
     keys: KeysFile = None,
     backups: Annotated[
-        OptionalText,
+        str | None,
         typer.Option(metavar="DIR", show_default=False, help="Folder of backups.  \\[default: PREFIX.backups]"),
     ] = None,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Largest body of a request, in MiB.")] = 64,

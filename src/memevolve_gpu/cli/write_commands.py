@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -30,8 +30,6 @@ from .options import (
     IndexType,
     Metric,
     MetricName,
-    OptionalInt,
-    OptionalText,
     Prefix,
     StoredModel,
     choose_embedder,
@@ -71,7 +69,7 @@ def copy(
         model = StoredModel(stored_model(source), read.embedding_dim)
         with (
             _continuable() as held,
-            open_or_create(target, model, metric=MetricName(read.metric)) as written,
+            open_or_create(target, model, metric=cast("MetricName", read.metric)) as written,
             output.progress("copying") as report,
         ):
             done = copy_store(read, written, replace=replace, progress=_after_a_page(held, report))
@@ -119,7 +117,7 @@ def _copied(done: CopyReport, source: str, target: str) -> list[str]:
 def init(
     *,
     store: Prefix,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     metric: Metric = None,
     index_type: IndexType = None,
     as_json: AsJson = False,
@@ -139,7 +137,7 @@ def init(
         }
     texts = [f"created the store {store}: {document['dim']} dimensions, metric {document['metric']}"]
     if index_type is not None:
-        texts.append(f"for later commands set MEMEVOLVE_STORAGE_INDEX_TYPE={index_type.value}")
+        texts.append(f"for later commands set MEMEVOLVE_STORAGE_INDEX_TYPE={index_type}")
     Output(as_json).show(document, *texts)
 
 
@@ -148,10 +146,10 @@ def add(
     *,
     store: Prefix,
     batch_size: Annotated[
-        OptionalInt,
+        int | None,
         typer.Option("--batch-size", show_default=False, min=1, help="Commit after this many units, not all at once."),
     ] = None,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     metric: Metric = None,
     index_type: IndexType = None,
     as_json: AsJson = False,
@@ -180,17 +178,17 @@ def add(
 
 def update(
     unit_id: Annotated[str, typer.Argument(metavar="ID", help="Id of the unit.")],
-    file: Annotated[OptionalText, file_argument("FILE.json", "The new unit as JSON; - is stdin.")] = None,
+    file: Annotated[str | None, file_argument("FILE.json", "The new unit as JSON; - is stdin.")] = None,
     *,
     store: Prefix,
     unit: Annotated[
-        OptionalText, typer.Option("--unit", show_default=False, metavar="JSON", help="The new unit.")
+        str | None, typer.Option("--unit", show_default=False, metavar="JSON", help="The new unit.")
     ] = None,
     content: Annotated[
-        OptionalText,
+        str | None,
         typer.Option("--content", show_default=False, metavar="TEXT", help="A new content; all else stays."),
     ] = None,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Replace a unit: by a file, by --unit, or only its content by --content."""
@@ -235,12 +233,12 @@ def import_file(
         typer.Option("--from", show_default=False, help="FILE is what this wrote: a folder, or a file."),
     ] = None,
     collection: Annotated[
-        OptionalText, typer.Option("--collection", show_default=False, help="With --from: the collection or table.")
+        str | None, typer.Option("--collection", show_default=False, help="With --from: the collection or table.")
     ] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="With --from: replace units of the same id and other content.")
     ] = False,
-    embedder: Embedder = EmbedderName.AUTO,
+    embedder: Embedder = "auto",
     metric: Metric = None,
     index_type: IndexType = None,
     as_json: AsJson = False,
@@ -294,7 +292,7 @@ def _import_from(
     dim, model = source.dimension(), stored_model(prefix)
     function = choose_embedder(embedder, model) if dim is None else StoredModel(model, dim)
     if metric is None and source.metric is not None and not exists(prefix):
-        metric = MetricName(source.metric)
+        metric = cast("MetricName", source.metric)
     with _continuable() as held, open_or_create(prefix, function, index_type, metric) as opened:
         with output.progress("importing") as report:
             done = import_into(opened, source, replace=replace, progress=_after_a_page(held, report))
