@@ -572,9 +572,8 @@ def test_nothing_stays_open_when_filling_fails(tmp_path: Path, monkeypatch: pyte
 async def test_every_asynchronous_call_uses_the_asynchronous_model_and_leaves_the_loop_free(tmp_path: Path) -> None:
     with opened(tmp_path / "m", AsyncOnly()) as store:
         loop, busy = threading.get_ident(), set()
-        bridge = store._adapter
-        for name in ("keep", "nearest", "nearest_vectors", "units_of", "drop"):
-            monitored(bridge, name, lambda: busy.add(threading.get_ident()))
+        for name in ("store_batch", "search_vectors", "vectors_of", "retrieve_batch", "delete_batch", "delete_where"):
+            monitored(store.backend, name, lambda: busy.add(threading.get_ident()))
         ids = await store.aadd_documents(documents(6), batch_size=2)
         ids += await store.aadd_texts(["alpha"], [{"n": 6}])
         ids += await store.aadd_embeddings([("beta", [0.5] * 16)])

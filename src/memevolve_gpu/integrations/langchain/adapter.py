@@ -195,92 +195,65 @@ ATTEMPTS = 3
 _Read = TypeVar("_Read")
 
 
-class BackendAdapter:
-    """Writes, finds and deletes units of a backend with vectors. As thread-safe as the backend."""
+def searchable(backend: Any) -> StorageBackend:
+    """The backend, once it is known to search by vector. Raises ConfigurationError."""
+    adapted = as_backend(backend) if hasattr(backend, "retrieve") else None
+    if adapted is None or "search_vectors" not in adapted.capabilities:
+        raise ConfigurationError(
+            f"backend must be able to search by vector, which {type(backend).__name__} is not; "
+            "give a VectorStore, or call open(path prefix, embedding)"
+        )
+    return adapted
 
-    def __init__(self, backend: StorageBackend) -> None:
-        """Raises ConfigurationError when the backend cannot search by vector."""
-        adapted = as_backend(backend) if hasattr(backend, "retrieve") else None
-        if adapted is None or "search_vectors" not in adapted.capabilities:
-            raise ConfigurationError(
-                f"backend must be able to search by vector, which {type(backend).__name__} is not; "
-                "give a VectorStore, or call open(path prefix, embedding)"
-            )
-        self.backend = adapted
 
-    @property
-    def metric(self) -> str:
-        """l2, cosine or ip."""
-        return self.backend.metric
+def keep(backend: StorageBackend, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
+    """Store units with their vectors (n, dim), and return their ids."""
+    return list(backend.store_batch(list(units), vectors)) if units else []  # type: ignore[call-arg]
 
-    def keep(self, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
-        """Store units with their vectors (n, dim), and return their ids."""
-        return list(self.backend.store_batch(list(units), vectors)) if units else []  # type: ignore[call-arg]
 
-    def units_of(self, ids: Sequence[str]) -> dict[str, MemoryUnit]:
-        """The units that exist, by id, in the order of ``ids``."""
-        return self.backend.retrieve_batch(ids)
+def nearest(backend: StorageBackend, vector: Any, options: SearchOptions) -> list[tuple[MemoryUnit, float]]:
+    """At most ``options.k`` units that match, with their distances, nearest first."""
 
-    def vectors_of(self, ids: Sequence[str]) -> dict[str, FloatArray]:
-        """The vectors of the units that exist, by id, in the order of ``ids``."""
-        return self.backend.vectors_of(ids)
+    def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
+        near = _near(backend, vector, options.k, options)
+        units = backend.retrieve_batch([unit_id for unit_id, _ in near])
+        found = [(units[unit_id], distance) for unit_id, distance in near if unit_id in units]
+        return found, len(found) == len(near)
 
-    def nearest(
-        self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None
-    ) -> list[tuple[MemoryUnit, float]]:
-        """Find at most k units that match, with their distances, nearest first."""
+    return _undisturbed(backend, read)
 
-        def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
-            near = self._near(vector, k, filters, recall)
-            units = self.units_of([unit_id for unit_id, _ in near])
-            found = [(units[unit_id], distance) for unit_id, distance in near if unit_id in units]
-            return found, len(found) == len(near)
 
-        return self._undisturbed(read)
+def nearest_vectors(
+    backend: StorageBackend, vector: Any, options: SearchOptions
+) -> list[tuple[MemoryUnit, FloatArray]]:
+    """At most ``options.fetch_k`` units that match, with their vectors, nearest first."""
 
-    def nearest_vectors(
-        self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None
-    ) -> list[tuple[MemoryUnit, FloatArray]]:
-        """As ``nearest``, with the units' vectors instead of the distances."""
+    def read() -> tuple[list[tuple[MemoryUnit, FloatArray]], bool]:
+        ids = [unit_id for unit_id, _ in _near(backend, vector, options.fetch_k, options)]
+        units, vectors = backend.retrieve_batch(ids), backend.vectors_of(ids)
+        found = [(units[unit_id], vectors[unit_id]) for unit_id in ids if unit_id in units and unit_id in vectors]
+        return found, len(found) == len(ids)
 
-        def read() -> tuple[list[tuple[MemoryUnit, FloatArray]], bool]:
-            ids = [unit_id for unit_id, _ in self._near(vector, k, filters, recall)]
-            units, vectors = self.units_of(ids), self.vectors_of(ids)
-            found = [(units[unit_id], vectors[unit_id]) for unit_id in ids if unit_id in units and unit_id in vectors]
-            return found, len(found) == len(ids)
+    return _undisturbed(backend, read)
 
-        return self._undisturbed(read)
 
-    def note_read(self, ids: Sequence[str]) -> None:
-        """These units were given to somebody."""
-        self.backend.record_access(ids)
+def _near(backend: StorageBackend, vector: Any, k: int, options: SearchOptions) -> list[tuple[str, float]]:
+    """Return (id, distance) of the k nearest that match."""
+    k = min(k, max(1, backend.count()))
+    distances, ids = backend.search_vectors([vector], k, options.filters, options.recall)
+    pairs = zip(ids[0], distances[0].tolist(), strict=True)
+    return [(unit_id, distance) for unit_id, distance in pairs if unit_id is not None]
 
-    def drop(self, ids: Sequence[str]) -> None:
-        """Delete the units that exist."""
-        self.backend.delete_batch(ids)
 
-    def drop_matching(self, filters: Mapping[str, Any]) -> None:
-        """Delete the units that match."""
-        self.backend.delete_where(filters)
+def _undisturbed(backend: StorageBackend, read: Callable[[], tuple[list[_Read], bool]]) -> list[_Read]:
+    """Read again if the store changes meanwhile, so that documents and distances belong together.
 
-    # Inside
-
-    def _near(self, vector: Any, k: int, filters: Mapping[str, Any], recall: float | None) -> list[tuple[str, float]]:
-        """Return (id, distance) of the k nearest that match."""
-        k = min(k, max(1, self.backend.count()))
-        distances, ids = self.backend.search_vectors([vector], k, filters, recall)
-        pairs = zip(ids[0], distances[0].tolist(), strict=True)
-        return [(unit_id, distance) for unit_id, distance in pairs if unit_id is not None]
-
-    def _undisturbed(self, read: Callable[[], tuple[list[_Read], bool]]) -> list[_Read]:
-        """Read again if the store changes meanwhile, so that documents and distances belong together.
-
-        Returns the result of the last attempt, without the units that it could not find.
-        """
-        found: list[_Read] = []
-        for _ in range(ATTEMPTS):
-            before = self.backend.change_number
-            found, complete = read()
-            if complete and self.backend.change_number == before:
-                break
-        return found
+    Returns the result of the last attempt, without the units that it could not find.
+    """
+    found: list[_Read] = []
+    for _ in range(ATTEMPTS):
+        before = backend.change_number
+        found, complete = read()
+        if complete and backend.change_number == before:
+            break
+    return found

@@ -17,14 +17,17 @@ from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ...records.filters import always, parse
 from .adapter import (
-    BackendAdapter,
     SearchOptions,
     batches,
     checked_ids,
     documents_of,
+    keep,
+    nearest,
+    nearest_vectors,
     no_more,
     pairs_of,
     query_text,
+    searchable,
     to_document,
     to_documents,
     to_units,
@@ -103,7 +106,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         Raises:
             ConfigurationError: The backend cannot search by vector.
         """
-        self._adapter = BackendAdapter(backend)
+        self._backend = searchable(backend)
         self._embedding = (
             as_embeddings(getattr(backend, "embedding_function", None)) if embedding is None else embedding
         )
@@ -198,7 +201,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     @property
     def backend(self) -> StorageBackend:
         """The backend that holds the documents, for management, health and other operations."""
-        return self._adapter.backend
+        return self._backend
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -236,7 +239,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         texts = [unit["content"] for unit in units]
         embed = self._embedder().embed_documents
         vectors = [vector for batch in batches(texts, batch_size) for vector in embed(batch)]
-        return self._adapter.keep(units, vectors)
+        return keep(self._backend, units, vectors)
 
     async def aadd_documents(
         self,
@@ -253,7 +256,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         vectors: list[list[float]] = []
         for batch in batches([unit["content"] for unit in units], batch_size):
             vectors += await embed(batch)
-        return await asyncio.to_thread(self._adapter.keep, units, vectors)
+        return await asyncio.to_thread(keep, self._backend, units, vectors)
 
     def add_texts(
         self,
@@ -302,7 +305,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         """
         pairs = pairs_of(text_embeddings, embeddings, metadatas)
         units = to_units(documents_of([text for text, _ in pairs], metadatas), ids)
-        return self._adapter.keep(units, [vector for _, vector in pairs])
+        return keep(self._backend, units, [vector for _, vector in pairs])
 
     async def aadd_embeddings(
         self,
@@ -339,19 +342,19 @@ class MemEvolveVectorStore(LangChainVectorStore):
         """
         no_more(kwargs)
         if filter is None and filters is None:
-            self._adapter.backend.clear() if ids is None else self._adapter.drop(checked_ids(ids))
+            self._backend.clear() if ids is None else self._backend.delete_batch(checked_ids(ids))
             return True
         if ids is not None:
             raise InvalidFilterError("delete takes ids or a filter, not both")
         conditions = on_units(filter, filters)
         if always(parse(conditions).root):
             raise InvalidFilterError("filter has no condition and would delete everything; call delete_collection()")
-        self._adapter.drop_matching(conditions)
+        self._backend.delete_where(conditions)
         return True
 
     def delete_collection(self) -> None:
         """Delete everything in the backend, which can be filled again."""
-        self._adapter.backend.clear()
+        self._backend.clear()
 
     async def adelete_collection(self) -> None:
         """As ``delete_collection``."""
@@ -361,8 +364,8 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents of these ids that exist, in the order of ``ids``, each once."""
-        found = self._adapter.units_of(checked_ids(ids))
-        self._adapter.note_read(list(found))
+        found = self._backend.retrieve_batch(checked_ids(ids))
+        self._backend.record_access(list(found))
         return to_documents(list(found.values()))
 
     # Closing
@@ -478,7 +481,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     @property
     def _collection(self) -> _Collection:
         """What mem0's provider for LangChain lists documents with."""
-        return _Collection(self._adapter.backend)
+        return _Collection(self._backend)
 
     @classmethod
     def _made(cls: type[_Store], embedding: Embeddings, options: dict[str, Any]) -> _Store:
@@ -492,7 +495,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return cls.open(embedding=embedding, **{name: value for name, value in options.items() if name != "backend"})
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        return self._relevance_score_fn or partial(relevance, metric=self._adapter.metric)
+        return self._relevance_score_fn or partial(relevance, metric=self._backend.metric)
 
     def _embedder(self) -> Embeddings:
         if self._embedding is None:
@@ -500,13 +503,13 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return self._embedding
 
     def _nearest(self, options: SearchOptions, vector: Any) -> list[tuple[Document, float]]:
-        found = self._adapter.nearest(vector, options.k, options.filters, options.recall)
-        self._adapter.note_read([unit["id"] for unit, _ in found])
+        found = nearest(self._backend, vector, options)
+        self._backend.record_access([unit["id"] for unit, _ in found])
         return [(to_document(unit), distance) for unit, distance in found]
 
     def _varied(self, options: SearchOptions, lambda_mult: float, vector: Any) -> list[Document]:
-        found = self._adapter.nearest_vectors(vector, options.fetch_k, options.filters, options.recall)
+        found = nearest_vectors(self._backend, vector, options)
         chosen = maximal_marginal_relevance(vector, [row for _, row in found], options.k, lambda_mult)
         units = [found[position][0] for position in chosen]
-        self._adapter.note_read([unit["id"] for unit in units])
+        self._backend.record_access([unit["id"] for unit in units])
         return to_documents(units)
