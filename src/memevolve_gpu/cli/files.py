@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 import os
@@ -168,15 +166,13 @@ def export_line(
 ) -> str:
     """Return one line of an export: the unit, or an object of it and of what else is to be kept.
 
-    vector: (dim,), kept as the base64 of its float32 values, little-endian: exact, and a third of the length of
-    decimals. namespace: below that of the export.
+    vector: (dim,). namespace: below that of the export.
     """
     kept: dict[str, Any] = {}
     if vector is not None:
-        import numpy as np
+        from ..utils.vectors import packed
 
-        packed = base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
-        kept.update(vector=packed, model=model)
+        kept.update(vector=packed(vector), model=model)
     if expires_at is not None:
         kept["expires_at"] = expires_at
     if namespace:
@@ -385,13 +381,15 @@ def _vector(value: Any, where: str) -> FloatArray:
     """Read a list of numbers, or the base64 of little-endian float32."""
     import numpy as np
 
+    from ..utils.vectors import unpacked
+
     try:
         if isinstance(value, str):
-            vector = np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4").astype(np.float32)
+            vector = unpacked(value)
         else:
             with np.errstate(over="ignore"):  # numbers beyond float32 become infinite and are refused below
                 vector = np.asarray(value, dtype=np.float32)
-    except (binascii.Error, TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: vector must be a list of numbers or base64 of float32 values") from None
     if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
         raise InputError(f"{where}: vector must be one list of finite numbers, got shape {vector.shape}")

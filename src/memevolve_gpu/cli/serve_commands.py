@@ -38,9 +38,10 @@ def mcp(
     loopback addresses are allowed.
     """
     from ..integrations.mcp import memory_server, require_mcp
+    from ..utils.arguments import is_loopback
 
     require_mcp()  # before a store is created
-    if transport == "http" and not _is_loopback(host):
+    if transport == "http" and not is_loopback(host):
         raise InputError(f"--host {host}: anyone who reaches it could read and delete; use 127.0.0.1 behind a proxy")
     function = choose_embedder(embedder, stored_model(store))
     with open_or_create(store, function, as_served=True, background=True) as opened:
@@ -79,9 +80,9 @@ def serve(
     /openapi.json describes the routes; metrics are at /metrics, MCP at /mcp, the page at /ui. Without keys only
     requests to loopback names are answered; see the command keys. Several servers may use one store.
     """
-    from ..server.access import is_loopback
     from ..server.app import create_app
     from ..server.app import serve as run
+    from ..utils.arguments import is_loopback
 
     held = _keys(store, keys)
     if not held and not is_loopback(host):
@@ -157,12 +158,3 @@ def _keys(store: str, path: str | None) -> Keys:
     from ..server.keys import Keys
 
     return Keys(path or f"{store}.keys.json")
-
-
-def _is_loopback(host: str) -> bool:
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

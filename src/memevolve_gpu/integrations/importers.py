@@ -5,8 +5,6 @@ Each format is read by its own library, imported when it is asked for: chromadb,
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 import re
@@ -39,6 +37,7 @@ from ..utils.arguments import (
     word,
 )
 from ..utils.drafts import PRIVATE, draft_of
+from ..utils.vectors import unpacked
 
 __all__ = ["ImportReport", "Source", "import_into", "open_source", "write_parquet"]
 
@@ -300,9 +299,9 @@ def _vector(value: Any, unit_id: Any) -> FloatArray | None:
         return None
     try:
         if isinstance(value, str):  # what our export writes
-            return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
+            return unpacked(value)
         vector = np.asarray(value, dtype=np.float32)
-    except (binascii.Error, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"the vector of {unit_id!r} cannot be read ({error})") from error
     if vector.ndim != 1:
         raise InvalidUnitError(f"the vector of {unit_id!r} must be one list of numbers, got shape {vector.shape}")

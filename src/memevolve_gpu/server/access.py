@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import queue
 import re
 import threading
@@ -39,6 +38,7 @@ from ..errors import (
     StoreUnavailableError,
     first_line,
 )
+from ..utils.arguments import is_loopback
 from ..utils.config import namespace_path
 from .keys import SCOPES, Key, Keys
 from .models import Problem
@@ -386,14 +386,6 @@ def _is_open(path: str) -> bool:
 def _host_name(host: str) -> str:
     found = _HOST.fullmatch(host)
     return "" if found is None else found[1] or found[2] or ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 def problem(

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError, first_line
-from ..utils.arguments import shown, whole_number
+from ..utils.arguments import is_loopback, shown, whole_number
 from . import metrics, models
 from .access import (
     Caller,
@@ -35,7 +35,6 @@ from .access import (
     answer_of,
     caller_of,
     describe_errors,
-    is_loopback,
     problem,
     store_of,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 import time
@@ -51,6 +50,7 @@ from ..types import FloatArray, Hit, MemoryUnit
 from ..utils.arguments import change, listed, shown, switch, whole_number, word
 from ..utils.config import namespace_path
 from ..utils.plain import as_plain, plain_text
+from ..utils.vectors import packed, unpacked
 
 _PAGE = 500
 _PATIENCE = 30.0
@@ -624,11 +624,11 @@ def _rows(vectors: Any, name: str) -> list[str] | None:
         raise InvalidVectorError(f"{name} must be rows of numbers, got {shown(vectors)}") from error
     if rows.ndim != 2:
         raise InvalidVectorError(f"{name} must have two dimensions, (n, dim), got {rows.shape}")
-    return [base64.b64encode(row.tobytes()).decode() for row in rows]
+    return [packed(row) for row in rows]
 
 
 def _vectors(found: Mapping[str, str]) -> dict[str, FloatArray]:
-    return {name: np.frombuffer(base64.b64decode(text), dtype="<f4") for name, text in found.items()}
+    return {name: unpacked(text) for name, text in found.items()}
 
 
 def _ids(ids: Any, name: str) -> list[str]:

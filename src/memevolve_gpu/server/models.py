@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ..errors import InvalidVectorError
 from ..types import FloatArray
+from ..utils.vectors import unpacked
 
 MOST_UNITS = 10_000
 MOST_RESULTS = 10_000
@@ -503,8 +502,8 @@ def as_vector(value: list[float] | str, name: str = "vector") -> FloatArray:
         with np.errstate(over="ignore"):  # infinity, which the store refuses by name
             return np.asarray(value, dtype=np.float32)
     try:
-        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
-    except (binascii.Error, ValueError) as error:
+        return unpacked(value)
+    except ValueError as error:
         raise InvalidVectorError(f"{name} must be numbers or the base64 of little-endian float32: {error}") from error
 
 
@@ -514,8 +513,3 @@ def as_matrix(values: list[list[float] | str], name: str = "vectors") -> FloatAr
     if len({len(row) for row in rows}) > 1:
         raise InvalidVectorError(f"{name} must be of one length, got {sorted({len(row) for row in rows})}")
     return np.array(rows, dtype=np.float32)
-
-
-def from_vector(vector: FloatArray) -> str:
-    """The base64 of a vector's little-endian float32."""
-    return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode()

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from ..components.manage import SimpleManagementStrategy
 from ..errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..utils.plain import json_text
+from ..utils.vectors import packed
 from . import models
 from .access import Caller, ability, allow
 from .searching import search_answer, search_batch
@@ -147,7 +148,7 @@ async def get_units(body: models.GetUnits, caller: Reader) -> models.Found:
         if body.record:
             store.record_access(body.ids)
         held = store.vectors_of(body.ids) if body.vectors else None
-        vectors = None if held is None else {name: models.from_vector(one) for name, one in held.items()}
+        vectors = None if held is None else {name: packed(one) for name, one in held.items()}
         expiries = store.expiries(body.ids) if body.expiries else None
         return models.Found(units=units, vectors=vectors, expiries=expiries)
 
@@ -265,7 +266,7 @@ async def sample_vectors(body: models.Sample, caller: Reader) -> models.Vectors:
     """Read the vectors of some units, spread evenly over their age."""
     store = caller.store(body.namespace)
     found = await caller.read(lambda: store.sample_vectors(body.count))
-    return models.Vectors(vectors={name: models.from_vector(vector) for name, vector in found.items()})
+    return models.Vectors(vectors={name: packed(vector) for name, vector in found.items()})
 
 
 @router.get("/access")

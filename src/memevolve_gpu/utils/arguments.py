@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import math
 import numbers
 import os
@@ -128,6 +129,14 @@ def texts_of(values: Any) -> list[str]:
         if not isinstance(one, str):
             raise EmbeddingError(f"a text must be a string, got {shown(one)}")
     return given
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def mapping(name: str, value: Any, error: type[MemEvolveError] = InvalidQueryError) -> Mapping[str, Any]:
