@@ -9,13 +9,14 @@ import inspect
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, is_typeddict
 
 import pytest
 from milvus_fake import FakeMilvus
 from pydantic_settings import BaseSettings
 
 import memevolve_gpu
+from memevolve_gpu.components import manage, retrieve
 from memevolve_gpu.components.store import MetadataMixin
 from memevolve_gpu.milvus.client import MilvusClient
 
@@ -23,9 +24,11 @@ WITHOUT_DOCSTRING = {"MemoryUnit"}
 """Aliases of built-in types."""
 
 PUBLIC = {
-    **{name: getattr(memevolve_gpu, name) for name in memevolve_gpu.__all__ if name not in WITHOUT_DOCSTRING},
+    **{name: getattr(module, name) for module in (memevolve_gpu, manage, retrieve) for name in module.__all__},
     "MetadataMixin": MetadataMixin,
 }
+for _name in WITHOUT_DOCSTRING:
+    del PUBLIC[_name]
 DOCUMENTED = sorted(PUBLIC)
 
 
@@ -101,7 +104,7 @@ def test_every_method_of_the_stores_has_or_inherits_a_docstring(package: str) ->
 @pytest.mark.parametrize("name", DOCUMENTED)
 def test_every_public_class_and_function_has_an_example(name: str) -> None:
     found = PUBLIC[name]
-    if not (inspect.isclass(found) and issubclass(found, Exception)):
+    if not (inspect.isclass(found) and issubclass(found, Exception)) and not is_typeddict(found):
         assert examples(name, found)
 
 

@@ -101,6 +101,21 @@ class RemoteStore(OpenBackend):
     # Writing
 
     def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
+        """Store a unit, as ``VectorStore.store``.
+
+        Args:
+            unit: A JSON object, embedded by the server.
+            replaces: The id of a unit that this one supersedes: it is deleted in the same transaction.
+            ttl: Seconds, or a timedelta, after which the unit expires; None for the namespace's default.
+            expires_at: Unix time in seconds, or a datetime with its zone; ``math.inf`` for never.
+
+        Returns:
+            The unit's id.
+
+        Raises:
+            StoreUnavailableError: The server does not answer; the unit may or may not be stored.
+            MemEvolveError: As ``VectorStore.store``.
+        """
         checked = checked_unit(unit)
         body = {"units": [checked], **_times(ttl, expires_at, 1)}
         if replaces is not None:
@@ -116,6 +131,21 @@ class RemoteStore(OpenBackend):
         ttl: Any = None,
         expires_at: Any = None,
     ) -> list[str]:
+        """Store several units in one transaction, as ``VectorStore.store_batch``.
+
+        Args:
+            units: The units, as for :meth:`store`.
+            embeddings: float32 (len(units), dim), row i for unit i; None lets the server embed.
+            progress: Ignored.
+            ttl: As for :meth:`store`, or a list with one for each unit.
+            expires_at: Likewise.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            MemEvolveError: As :meth:`store`.
+        """
         del progress
         body = {"units": _checked(units), "embeddings": _rows(embeddings, "embeddings")}
         body |= _times(ttl, expires_at, len(body["units"]))  # type: ignore[arg-type] # it is a list
@@ -181,6 +211,14 @@ class RemoteStore(OpenBackend):
         return one_id(unit_id, "retrieve_batch") and bool(self._read([unit_id]))
 
     def count(self, filters: Mapping[str, Any] | None = None) -> int:
+        """Count the units.
+
+        Args:
+            filters: Counts those that match only, see ``docs/reference/filters.md``.
+
+        Returns:
+            The number of units.
+        """
         parse(filters)
         return int(self._post("count", {"filters": filters})["count"])
 
@@ -337,7 +375,11 @@ class RemoteStore(OpenBackend):
         return cast("StorageHealth", self._get("health"))
 
     def statistics(self) -> StoreStatistics:
-        """Report counts, the index and the plan, file sizes, change numbers and recent events."""
+        """Report counts, the index and the plan, file sizes, change numbers and recent events.
+
+        Returns:
+            The report, as of ``VectorStore``.
+        """
         found = self._get("stats")
         found["plan"]["notes"] = tuple(found["plan"]["notes"])
         return cast("StoreStatistics", found)
@@ -347,7 +389,15 @@ class RemoteStore(OpenBackend):
         return cast("MaintenanceReport", self._post("maintain", {}))
 
     def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
-        """Train the index again; needs a key with the scope admin."""
+        """Train the index again; needs a key with the scope admin.
+
+        Args:
+            progress: Ignored.
+            samples: As for ``VectorStore.retrain``.
+
+        Returns:
+            What was done.
+        """
         del progress
         body = {"retrain": True, "samples": switch("samples", samples)}
         return cast("MaintenanceReport", self._post("maintain", body))
@@ -422,7 +472,20 @@ class RemoteStore(OpenBackend):
     def forget_subject(
         self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
     ) -> Erasure:
-        """Delete units for good, see ``VectorStore.forget_subject``; the key needs ``admin``, and no namespace."""
+        """Delete units for good, see ``VectorStore.forget_subject``; the key needs ``admin``, and no namespace.
+
+        Args:
+            filters: Which units; not empty.
+            prefix: Refused: take each namespace with :meth:`namespace`.
+            timeout: Seconds to wait for readers in other processes, at most 600.
+
+        Returns:
+            The certificate, with the names of files and not their folders.
+
+        Raises:
+            ConfigurationError: ``prefix`` was given.
+            MemEvolveError: As ``VectorStore.forget_subject``.
+        """
         _one_namespace(prefix)
         parse(filters)
         seconds = seconds_to_wait(timeout)

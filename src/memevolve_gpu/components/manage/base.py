@@ -48,7 +48,12 @@ class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for
     notes: dict[str, Any]
 
     def __new__(cls, ids: Iterable[str], notes: Mapping[str, Any] | None = None) -> Removal:
-        """Create the result of the removal of ``ids``."""
+        """Create the result of a removal.
+
+        Args:
+            ids: The ids of the deleted units.
+            notes: JSON values about the operation; None for none.
+        """
         listed = list(ids)
         made = super().__new__(cls, (len(listed), listed))
         made.notes = dict(notes or {})
@@ -74,7 +79,12 @@ class Merged(list[MemoryUnit]):
     """
 
     def __init__(self, units: Iterable[MemoryUnit], notes: Mapping[str, Any] | None = None) -> None:
-        """Create the result of the merge into ``units``."""
+        """Create the result of a merge.
+
+        Args:
+            units: The merged units.
+            notes: JSON values about the operation; None for none.
+        """
         super().__init__(units)
         self.notes: dict[str, Any] = dict(notes or {})
 
@@ -117,7 +127,11 @@ class HealthMetrics:
     duplicate_count_is_exact: bool = True
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the metrics as JSON values, by name."""
+        """Convert the metrics.
+
+        Returns:
+            JSON values by the names of the attributes.
+        """
         return asdict(self)
 
 
@@ -190,18 +204,29 @@ class ManagementStrategy(ABC):
 
     @abstractmethod
     def get_health_metrics(self, storage_backend: StorageBackend) -> HealthMetrics:
-        """Return the metrics of the memory.
+        """Describe the memory.
 
         Args:
-            storage_backend: The store.
+            storage_backend: The store. Of one that can describe itself no unit is read, but for a sample.
+
+        Returns:
+            The metrics.
         """
 
     def save_state(self) -> dict[str, Any]:
-        """Return the state that another instance needs to continue, as JSON values."""
+        """Describe the state that another instance needs to continue.
+
+        Returns:
+            JSON values for :meth:`restore_state`.
+        """
         return {}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that ``save_state`` of another instance returned."""
+        """Take over the state of another instance.
+
+        Args:
+            state: What :meth:`save_state` of that instance returned.
+        """
         del state
 
 
@@ -230,7 +255,14 @@ class MemoryManager:
         self.set_strategy(self.management_strategy)
 
     def set_strategy(self, strategy: ManagementStrategy) -> None:
-        """Use another strategy for later operations."""
+        """Use another strategy for later operations.
+
+        Args:
+            strategy: The strategy.
+
+        Raises:
+            ConfigurationError: It has no method ``prune``.
+        """
         self.management_strategy = having("strategy", strategy, "prune", "a management strategy")
 
     def prune(self, criteria: Mapping[str, Any] | None = None, **options: Any) -> tuple[int, list[str]]:
@@ -302,7 +334,11 @@ class MemoryManager:
         return self._removed("forget", removed, options, strategy=strategy, asked=count)
 
     def get_health_metrics(self) -> HealthMetrics:
-        """Return the metrics of the memory, with the last operation of this manager."""
+        """Describe the memory.
+
+        Returns:
+            The metrics, with the last operation of this manager.
+        """
         metrics = self.management_strategy.get_health_metrics(self.storage_backend)
         if self.operation_history:
             newest = self.operation_history[-1]
@@ -310,7 +346,11 @@ class MemoryManager:
         return metrics
 
     def get_operation_history(self) -> list[Operation]:
-        """Return the last 1,000 operations, newest last."""
+        """Read what was done.
+
+        Returns:
+            The last 1,000 operations, newest last.
+        """
         return list(self.operation_history)
 
     def clear_history(self) -> None:

@@ -307,7 +307,7 @@ class SimpleManagementStrategy(ManagementStrategy):
         >>> with tempfile.TemporaryDirectory() as folder, VectorStore(f"{folder}/m", HashingEmbedder()) as store:
         ...     ids = store.store_batch([{"content": f"use git {word}"} for word in ("bisect", "bisect", "worktree")])
         ...     removed = strategy.deduplicate(store, 0.99)
-        ...     removed.ids == [ids[1]], store.count()
+        ...     removed.ids == [ids[0]], store.count()
         (True, 2)
     """
 
@@ -526,7 +526,6 @@ class SimpleManagementStrategy(ManagementStrategy):
         return (_type(unit), *self._scope_of(unit))
 
     def get_health_metrics(self, storage_backend: StorageBackend) -> HealthMetrics:
-        """Figures; of a backend that can describe itself no unit is read, but for a sample."""
         return health_metrics(as_backend(storage_backend))
 
     def _remove(

@@ -84,7 +84,11 @@ class RetrievalMetrics:
         tally.latencies.record(seconds)
 
     def summary(self) -> dict[str, StrategyMetrics]:
-        """Return the metrics of each strategy: ``mean_results`` of successful queries, percentiles of the newest."""
+        """Describe the queries so far.
+
+        Returns:
+            Metrics by the name of the strategy: ``mean_results`` of successful queries, percentiles of the newest.
+        """
         with self._lock:
             tallies = dict(self._tallies)
         return {name: _described(tally) for name, tally in tallies.items()}
@@ -177,7 +181,15 @@ class RetrievalStrategy(ABC):
         """
 
     def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
-        """Return the units of these ids that exist, in this order, with score 1.0."""
+        """Read units by their ids, and count an access to each.
+
+        Args:
+            unit_ids: Ids; those of no unit are skipped.
+            storage_backend: The store.
+
+        Returns:
+            The units in the order of ``unit_ids``, with score 1.0.
+        """
         backend = as_backend(storage_backend)
         units = backend.retrieve_batch(unit_ids)
         backend.record_access(list(units))
@@ -186,14 +198,33 @@ class RetrievalStrategy(ABC):
     def search(
         self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
     ) -> list[RetrievalResult]:
-        """As :meth:`retrieve`."""
+        """Call :meth:`retrieve`: MemEvolve's other name for it.
+
+        Args:
+            query: As there, like the others.
+            storage_backend: See ``query``.
+            top_k: See ``query``.
+            filters: See ``query``.
+
+        Returns:
+            The results, best first.
+        """
         return self.retrieve(query, storage_backend, top_k, filters)
 
     @abstractmethod
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many units :meth:`retrieve` could find, at most 1,000."""
+        """Count the units that :meth:`retrieve` could find.
+
+        Args:
+            query: The text to search for.
+            storage_backend: The store.
+            filters: As for :meth:`retrieve`.
+
+        Returns:
+            Their number, at most 1,000.
+        """
 
     def ranked_by(self, ranking: Ranking) -> RetrievalStrategy:
         """Return a copy of the strategy that ranks by age and importance too.
@@ -218,11 +249,19 @@ class RetrievalStrategy(ABC):
         return other
 
     def save_state(self) -> dict[str, Any]:
-        """Return the state that another instance needs to continue, as JSON values."""
+        """Describe the state that another instance needs to continue.
+
+        Returns:
+            JSON values for :meth:`restore_state`.
+        """
         return {}
 
     def restore_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that ``save_state`` of another instance returned."""
+        """Take over the state of another instance.
+
+        Args:
+            state: What :meth:`save_state` of that instance returned.
+        """
         del state
 
 
@@ -266,7 +305,14 @@ class RetrievalContext:
         self.metrics = RetrievalMetrics() if switch("enable_metrics", enable_metrics) else None
 
     def set_strategy(self, strategy: RetrievalStrategy) -> None:
-        """Use another strategy for later queries."""
+        """Use another strategy for later queries.
+
+        Args:
+            strategy: The strategy.
+
+        Raises:
+            ConfigurationError: It has no method ``retrieve``.
+        """
         self.strategy: RetrievalStrategy = having("strategy", strategy, "retrieve", "a retrieval strategy")
 
     def retrieve(
@@ -320,21 +366,52 @@ class RetrievalContext:
         top_k: int | None = None,
         filters: Mapping[str, Any] | None = None,
     ) -> list[RetrievalResult]:
-        """As :meth:`retrieve`."""
+        """Call :meth:`retrieve`: MemEvolve's other name for it.
+
+        Args:
+            query: As there, like the others.
+            storage_backend: See ``query``.
+            top_k: See ``query``.
+            filters: See ``query``.
+
+        Returns:
+            The results, best first.
+        """
         return self.retrieve(query, storage_backend, top_k, filters)
 
     def retrieve_by_ids(self, unit_ids: Sequence[str], storage_backend: StorageBackend) -> list[RetrievalResult]:
-        """Return the units of these ids that exist, in this order, with score 1.0."""
+        """Read units by their ids, as the strategy does.
+
+        Args:
+            unit_ids: Ids; those of no unit are skipped.
+            storage_backend: The store.
+
+        Returns:
+            The units in the order of ``unit_ids``, with score 1.0.
+        """
         return self.strategy.retrieve_by_ids(unit_ids, storage_backend)
 
     def count_relevant(
         self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
     ) -> int:
-        """Return how many units the query could find, at most 1,000."""
+        """Count the units that a query could find.
+
+        Args:
+            query: The text to search for.
+            storage_backend: The store.
+            filters: Limits the count to units that match; None for the default.
+
+        Returns:
+            Their number, at most 1,000.
+        """
         return self.strategy.count_relevant(query, storage_backend, self._defaults(None, filters)[1])
 
     def get_retrieval_history(self) -> list[QueryRecord]:
-        """Return the last 1,000 queries, newest last."""
+        """Read what was asked.
+
+        Returns:
+            The last 1,000 queries, newest last.
+        """
         return list(self.retrieval_history)
 
     def clear_history(self) -> None:

@@ -110,14 +110,36 @@ class Ranking:
 
     @classmethod
     def of(cls, recency: Any, importance: Any, weights: Any) -> Ranking | None:
-        """The ranking that these arguments of a search mean; None for similarity alone. Raises InvalidQueryError."""
+        """Make the ranking that the arguments of a search mean.
+
+        Args:
+            recency: How fast units fade; None for not at all.
+            importance: The path of a number from 0 to 1; None for none.
+            weights: How much both count, 0..1 each; None for 1.
+
+        Returns:
+            The ranking; None where all of them are None.
+
+        Raises:
+            InvalidQueryError: An argument cannot be used.
+        """
         if recency is None and importance is None and weights is None:
             return None
         return cls(recency, importance, {} if weights is None else weights)
 
     @staticmethod
     def checked(ranking: Any) -> Ranking | None:
-        """The ranking, once it is known to be one or None. Raises InvalidQueryError."""
+        """Check that something is a ranking.
+
+        Args:
+            ranking: What the caller gave.
+
+        Returns:
+            The ranking, or None.
+
+        Raises:
+            InvalidQueryError: It is neither.
+        """
         if ranking is None or isinstance(ranking, Ranking):
             return ranking
         raise InvalidQueryError(f"ranking must be a Ranking or None, got {shown(ranking)}")
@@ -138,7 +160,16 @@ class Ranking:
         return {"recency": self.recency, "importance": self.importance, "weights": self.weights}
 
     def factors(self, moments: Values | None, importance: Values | None, now: float) -> Values:
-        """The factors of rows: Unix times, and importances; NaN where a row has none."""
+        """Weigh rows.
+
+        Args:
+            moments: Unix times, float64 (n,), NaN where a row has none; None where time does not count.
+            importance: Importances, float64 (n,), NaN where a row has none; None where they do not count.
+            now: Unix time from which ages count.
+
+        Returns:
+            Factors in 0..1, float64 (n,), or () where neither counts.
+        """
         found: Any = 1.0
         if self.recency is not None and moments is not None:
             decay = np.exp2(-np.maximum(now - moments, 0.0) / self.recency.seconds)
@@ -148,13 +179,25 @@ class Ranking:
         return np.asarray(found, dtype=np.float64)
 
     def factor(self, unit: Mapping[str, Any], now: float) -> float:
-        """The factor of one unit, in 0..1."""
+        """Weigh a unit.
+
+        Args:
+            unit: The unit.
+            now: Unix time from which its age counts.
+
+        Returns:
+            The factor by which its similarity is multiplied, in 0..1.
+        """
         moments = None if self.time_path is None else np.array([_moment(lookup(unit, self.time_path))])
         values = None if self.importance_path is None else np.array([_number(lookup(unit, self.importance_path))])
         return float(self.factors(moments, values, now).reshape(-1)[0])
 
     def now(self) -> float:
-        """Unix time from which ages count."""
+        """Read the time from which ages count.
+
+        Returns:
+            Unix time in seconds: that of ``recency``, else of now.
+        """
         given = None if self.recency is None else self.recency.now
         given = given.timestamp() if isinstance(given, datetime) else given
         return time.time() if given is None else float(given)

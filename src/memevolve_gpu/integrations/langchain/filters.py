@@ -64,6 +64,7 @@ def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: fl
 
     Raises:
         InvalidQueryError: ``lambda_mult`` is outside [0, 1].
+        DimensionMismatchError: The vectors have another length than the query.
 
     Examples:
         >>> from memevolve_gpu.integrations.langchain import maximal_marginal_relevance

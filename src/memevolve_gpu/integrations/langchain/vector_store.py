@@ -437,13 +437,13 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def similarity_search_with_score_by_vector(
         self, embedding: Sequence[float], k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """As ``similarity_search_with_score``, for a vector."""
+        """As ``similarity_search_with_score``, for a vector of d numbers."""
         return self._nearest(SearchOptions.of(k, kwargs), embedding)
 
     def similarity_search_by_vector_with_relevance_scores(
         self, embedding: Sequence[float], k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """As ``similarity_search_by_vector``, with relevance scores in [0, 1]."""
+        """As ``similarity_search_by_vector``, for a vector of d numbers, with relevance scores in [0, 1]."""
         score = self._select_relevance_score_fn()
         found = self.similarity_search_with_score_by_vector(embedding, k, **kwargs)
         return [(document, score(distance)) for document, distance in found]
@@ -473,7 +473,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def max_marginal_relevance_search_by_vector(
         self, embedding: Sequence[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
-        """As ``max_marginal_relevance_search``, for a vector."""
+        """As ``max_marginal_relevance_search``, for a vector of d numbers."""
         return self._varied(SearchOptions.of(k, kwargs, fetch_k), lambda_mult, embedding)
 
     # Inside
