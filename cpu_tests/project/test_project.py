@@ -220,7 +220,7 @@ def test_the_python_of_the_tutorial_runs(tmp_path: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(read("README.md").splitlines()) <= 125
+    assert len(read("README.md").splitlines()) <= 120
 
 
 def test_the_readme_goes_in_the_order_of_a_newcomers_questions() -> None:
