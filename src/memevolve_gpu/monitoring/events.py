@@ -20,8 +20,8 @@ LATENCIES_KEPT = 2048
 class LatencyRing:
     """The durations of the last searches. Appending to a deque is atomic, so no lock is needed."""
 
-    def __init__(self, kept: int = LATENCIES_KEPT) -> None:
-        self._seconds: deque[float] = deque(maxlen=kept)
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=LATENCIES_KEPT)
 
     def record(self, seconds: float) -> None:
         self._seconds.append(seconds)
@@ -62,9 +62,9 @@ class Event:
 class EventLog:
     """A bounded, thread-safe ring of events; signal handlers and finalizers may use it too."""
 
-    def __init__(self, kept: int = KEPT) -> None:
+    def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._events: deque[Event] = deque(maxlen=kept)
+        self._events: deque[Event] = deque(maxlen=KEPT)
         self._totals: Counter[str] = Counter()
 
     def record(

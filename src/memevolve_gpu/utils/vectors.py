@@ -23,8 +23,7 @@ _CUDA = (2, 13)
 """Kinds of devices in DLPack's header (dlpack.h): kDLCUDA and kDLCUDAManaged."""
 _SMALLEST_SAFE = 1e-30
 _LARGEST_SAFE = 1e30
-"""As in :mod:`.vectors`: squared norms outside are looked at closely, on the host."""
-
+"""Squared norms outside are looked at closely, on the host."""
 
 _REFUSALS = (RuntimeError, TypeError, ValueError, BufferError, AttributeError, AssertionError)
 """What libraries raise for an array that they cannot take; torch without CUDA asserts."""
@@ -85,20 +84,19 @@ def lies_on_device(array: Any) -> bool:
         return False
 
 
-def device_queries(array: Any, dim: int, metric: Metric, *, torch: Any = None) -> DeviceQueries | None:
+def device_queries(array: Any, dim: int, metric: Metric) -> DeviceQueries | None:
     """``array`` (nq, dim) of real numbers as queries that stay on their device.
 
     Args:
         array: whatever the caller gave.
         dim: length of a vector.
         metric: under cosine the queries are normalised, on the device.
-        torch: the module; None takes it where it is loaded already.
 
     Returns:
         None when it does not lie on a device, torch is not loaded, or anything about it is unusual (shape, numbers, a
         length next to zero): the host's own checks then say what, or make do with it.
     """
-    torch = torch or sys.modules.get("torch")
+    torch = sys.modules.get("torch")
     if torch is None or not lies_on_device(array):
         return None
     try:
@@ -107,16 +105,16 @@ def device_queries(array: Any, dim: int, metric: Metric, *, torch: Any = None) -
         return None
 
 
-def fetched(array: Any, *, torch: Any = None, cupy: Any = None) -> Any:
+def fetched(array: Any, *, torch: Any = None) -> Any:
     """``array``, which lies on a device, as a numpy array; as it is where no loaded library can read it.
 
-    torch, cupy: the modules; None takes them where they are loaded already. A caller that
-    made such an array has one of them, or an array that copies itself by ``get`` or ``copy_to_host``.
+    torch: the module; None takes it where it is loaded already. A caller that made such an array has it, or cupy, or an
+    array that copies itself by ``get`` or ``copy_to_host``.
     """
     for copies in ("get", "copy_to_host"):
         if hasattr(array, copies):
             return getattr(array, copies)()
-    torch, cupy = torch or sys.modules.get("torch"), cupy or sys.modules.get("cupy")
+    torch, cupy = torch or sys.modules.get("torch"), sys.modules.get("cupy")
     try:
         if torch is not None:
             return as_tensor(array, torch).cpu().numpy()
