@@ -192,6 +192,8 @@ class TestVerbs:
         assert "u9" not in store.data
         with pytest.raises(KeyError):
             store.data["u9"]
+        with pytest.raises(TypeError):
+            store.data["u3"] = {}
 
     def test_automatic_ids_are_never_given_twice(self, make: Make) -> None:
         one, other = make(), make()
@@ -288,6 +290,7 @@ class TestVerbs:
         store.update("u1", {"content": "completely different words"})
         assert embedder.calls == calls + 1
         assert store.search("completely different words", 1)[0][1] == "u1"
+        assert store.index.ntotal == 10
 
     def test_storing_an_existing_id_replaces_it(self, make: Make) -> None:
         store = make()
@@ -814,6 +817,8 @@ class TestRefusals:
         assert store.delete("u3")
         store.store({"content": "fits again"})
         assert store.count() == 5
+        health = store.get_storage_health()
+        assert (health["at_limit"], health["usage_percentage"]) == (True, 1.0)
 
     def test_a_closed_store_says_so(self, make: Make) -> None:
         store = make()
