@@ -27,6 +27,7 @@ from ..errors import (
 )
 from ..utils.drafts import PRIVATE
 from ..utils.forking import renew_in_child
+from .sqlite_errors import CLOSE_FILES
 
 LOCK_SECONDS = 30.0
 """How long a write waits for others unless a setting says otherwise."""
@@ -338,6 +339,6 @@ def _open(path: Path, mode: int) -> io.FileIO:
         remedy = "make it and its folder writable"
         if error.errno in (errno.EMFILE, errno.ENFILE):
             kind = TooManyFilesError
-            remedy = "too many files are open; close some or raise the limit (ulimit -n)"
+            remedy = CLOSE_FILES
         message = f"{path}: the lock file cannot be opened ({error.strerror}); {remedy}"
         raise kind(message) from error

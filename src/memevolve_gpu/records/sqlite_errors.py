@@ -35,7 +35,7 @@ def translate_error(error: BaseException, path: Path, con: apsw.Connection | Non
     kind, remedy = _verdict(error)
     if con is not None and isinstance(error, apsw.IOError) and con.system_errno in _FULL:
         kind, remedy = StorageFullError, _FREE_SPACE
-    what = "cannot be opened" if remedy is _CLOSE_FILES else _text(error)  # SQLite blames what it tried to open
+    what = "cannot be opened" if remedy is CLOSE_FILES else _text(error)  # SQLite blames what it tried to open
     return kind(f"{path}: {what}; {remedy}")
 
 
@@ -49,7 +49,7 @@ def _verdict(error: BaseException) -> tuple[type[StorageError], str]:
     if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE:
         return StorageFullError, _FREE_SPACE  # the shared memory file could not grow; SQLite has no better word for it
     if type(error) in _MAY_LACK_DESCRIPTORS and _out_of_descriptors():
-        return TooManyFilesError, _CLOSE_FILES
+        return TooManyFilesError, CLOSE_FILES
     for foreign, kind, remedy in _VERDICTS:
         if isinstance(error, foreign):
             return kind, remedy
@@ -60,7 +60,7 @@ def _system_verdict(number: int | None) -> tuple[type[StorageError], str]:
     if number in _FULL:
         return StorageFullError, _FREE_SPACE
     if number in _NO_DESCRIPTORS:
-        return TooManyFilesError, _CLOSE_FILES
+        return TooManyFilesError, CLOSE_FILES
     if number in _READ_ONLY:
         return ReadOnlyError, _MAKE_WRITABLE
     return StorageError, "look at the disk and the system log"
@@ -89,7 +89,7 @@ _FILES_OF_A_STORE = 7
 
 
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE}
-_CLOSE_FILES = (
+CLOSE_FILES = (
     f"this process, or the machine, has too many files open: a store takes {_FILES_OF_A_STORE}, and 2 more for each "
     "thread that reads at once; close stores that are not in use, or raise the limit (ulimit -n)"
 )
