@@ -32,11 +32,12 @@ class Press:
         self.at, self.lines, self.file = at, 0, file
 
     def __enter__(self) -> Press:
+        self._before = sys.gettrace()  # that of a tool that measures coverage
         sys.settrace(self._call)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _call(self, frame: FrameType, _event: str, _argument: Any) -> Callable[..., Any] | None:
         name = frame.f_code.co_filename

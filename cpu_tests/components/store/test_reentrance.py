@@ -122,11 +122,12 @@ class AtLine:
         self.fired = False
 
     def __enter__(self) -> AtLine:
+        self._before = sys.gettrace()  # that of a tool that measures coverage
         sys.settrace(self._entered)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        sys.settrace(None)
+        sys.settrace(self._before)
 
     def _entered(self, frame: FrameType, _event: str, _argument: object) -> Any:
         return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
