@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.ma  # np.unique imports it at its first call, which the search of a signal handler could interrupt
 
 from ...devices.gpu_probe import Prober
 from ...devices.memory import host_budget
