@@ -109,6 +109,11 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
+def test_names(commit: str) -> set[str]:
+    """The names of the test functions in a commit."""
+    return set(_git("grep", "-hoE", r"def test_[a-z0-9_]+", commit, "--", "cpu_tests").splitlines())
+
+
 def package_of(module: str) -> str:
     return module.split("/", maxsplit=1)[0] if "/" in module else "the top"
 
@@ -145,6 +150,8 @@ def main() -> None:
     }
     if given.base:
         found["base"] = {"commit": given.base, "packages": by_package(sources(given.base))}
+        before, after = test_names(given.base), test_names("HEAD")
+        found["tests"] = {"names_before": len(before), "names": len(after), "kept": len(before & after)}
     publish(found, given.out)
 
 
