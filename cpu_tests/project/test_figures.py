@@ -161,6 +161,23 @@ def test_the_page_of_figures_shows_the_results_of_the_public_suites(repository: 
     assert all(suite["passed"] >= 25 for suite in suites)
 
 
+def test_the_page_on_size_shows_what_was_counted(repository: Path) -> None:
+    found = read(repository, "size.json")
+    page = (repository / "docs" / "explanation" / "size.md").read_text(encoding="utf-8")
+    before, now = found["base"]["packages"]["all"], found["packages"]["all"]
+    for title, name in (("files", "files"), ("lines", "lines"), ("of them code", "code")):
+        rest = found["abilities"]["all other modules"][name]
+        cells = [f"{number:,}" for number in (before[name], now[name], now[name] - rest, rest)]
+        assert f"| {title} | {' | '.join(cells)} |" in page
+    for ability, one in found["abilities"].items():
+        assert f"| {ability} | {one['files']} | {one['lines']:,} | {one['code']:,} |" in page
+    names = found["tests"]
+    assert f"Of the {names['names_before']:,} names of test functions before, {names['kept']:,} are" in page
+    became = re.findall(r"(?m)^\| (\d.*) \| .+ \|$", page.partition("## Tests")[2])
+    told = sum(int(number) for row in became for number in re.findall(r"(?:^|, )(\d+) of", row))
+    assert told + 2 + 6 + 7 == names["names_before"] - names["kept"]
+
+
 def test_no_promise_was_broken_in_the_campaign(repository: Path) -> None:
     campaign = read(repository, "campaign.json")
     counts = ("lost", "resurrected", "wrong mapping", "failed reopening", "other")
