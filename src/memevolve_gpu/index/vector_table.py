@@ -42,7 +42,15 @@ _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-class _Spill:
+class _Descriptor:
+    """A file that stays open as long as this object lives."""
+
+    def __init__(self, file: int) -> None:
+        self.file = os.dup(file)
+        weakref.finalize(self, os.close, self.file)
+
+
+class _Spill(_Descriptor):
     """A file without a name that holds what an allocation has from ``start`` bytes on, given back with it.
 
     Blocks of the disk are reserved before rows are written, since a full disk would end the process at the write.
@@ -54,8 +62,7 @@ class _Spill:
             raise OSError("this system reserves no blocks")
         self.start, self._process = start, os.getpid()
         with tempfile.TemporaryFile(dir=folder) as file:
-            self.file = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self.file)
+            super().__init__(file.fileno())
         os.truncate(self.file, size)
 
     def reserve(self, low: int, high: int) -> bool:
@@ -83,6 +90,8 @@ class _Growable(np.ndarray[Any, Any]):
     folder: Path | None = None
     """Where longer ones may have their spill."""
     spill: _Spill | None = None
+    source: tuple[_Descriptor, int] | None = None
+    """The file of the first rows, and where it holds them."""
 
     def in_files(self) -> int:
         """How many bytes of the first ``used`` rows are not in memory of this process alone."""
@@ -120,13 +129,14 @@ def spill_folder(array: npt.NDArray[Any]) -> Path | None:
 
 
 def mapped(
-    file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar], folder: Path | None = None
+    file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar], folder: Path | None = None, room: int = 0
 ) -> npt.NDArray[Scalar]:
     """An array of ``shape`` that a file holds from ``offset`` bytes on, mapped in place; :func:`grown` can lengthen it.
 
     ``file`` is a descriptor that may be closed afterwards. The rows must lie within the file, which must never be
     cut or written to: it is replaced by renaming another over it. What is written to the array stays in this process.
-    folder: for the spill of rows that follow, where the array is large; None keeps them in memory.
+    folder: for the spill of rows that follow, where the array is large; None keeps them in memory. room: for how many
+    rows there must be addresses.
 
     Raises:
         OSError: the system cannot map this file there.
@@ -134,7 +144,7 @@ def mapped(
     rows, width = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     if offset % mmap.PAGESIZE or os.fstat(file).st_size < offset + rows * width:
         raise OSError(f"{rows} rows of {width} bytes at byte {offset} cannot be mapped")
-    capacity = _with_spare(rows)
+    capacity = _with_spare(max(rows, room))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     region = mmap.mmap(-1, max(1, capacity * width), flags=flags)
     if rows * width:
@@ -143,7 +153,7 @@ def mapped(
     if folder is not None and rows * width >= SPILLED_BYTES:
         spill = _spill_after(region, rows * width, folder)
     buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill)
-    buffer.from_file = rows
+    buffer.from_file, buffer.source = rows, (_Descriptor(file), offset)
     return _first(buffer, rows)
 
 
@@ -199,10 +209,25 @@ def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
     buffer = _growable_of(array)
     if buffer is not None and _taken(buffer, n, total):
         return _first(buffer, total)
-    longer = growable_like(array, total)
-    copy_rows(array, longer)
+    remapped = None if buffer is None else _mapped_again(buffer, n, total)
+    longer = growable_like(array, total) if remapped is None else remapped
+    kept = 0 if remapped is None else _owner(longer).from_file
+    copy_rows(array[kept:], longer[kept:])
     _owner(longer).copied = (weakref.ref(_owner(array)), n)
     return longer
+
+
+def _mapped_again(buffer: _Growable, n: int, total: int) -> npt.NDArray[Any] | None:
+    """``total`` rows of another allocation, of which those of the file are mapped from there; None without such."""
+    if buffer.source is None or not 0 < buffer.from_file <= n:
+        return None
+    (source, offset), rows = buffer.source, buffer.from_file
+    try:
+        first = mapped(source.file, offset, (rows, *buffer.shape[1:]), buffer.dtype.type, buffer.folder, total)
+    except OSError:
+        return None
+    other = _owner(first)
+    return _first(other, total) if _taken(other, rows, total) else None
 
 
 def copy_rows(source: npt.NDArray[Any], out: npt.NDArray[Any], rows: IntArray | None = None) -> None:
