@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..index.vector_table import growable, in_memory
+from ..index.vector_table import copy_rows, growable, in_memory
 from ..types import FloatArray, IntArray
 from .namespaces import DEFAULT
 
@@ -149,19 +149,19 @@ class DeltaBuffer:
 
         It shares the memory of this one, which must not be written any more. Readers of older views are not affected:
         later rows are beyond their ``n``, and later deaths above their watermark. Only the chunk that contains
-        ``start`` is copied, so that the rows before it can be freed.
+        ``start`` is copied, so that the rows before it can be freed. Space that no row uses is not taken over.
         """
         other = DeltaBuffer(self.dim, self.folder)
         other.n, other.ids = end - start, self.ids[start:end]
         other._group(self.namespaces[start:end])
         for chunk in self._chunks:
-            if chunk.start >= start:
+            if start <= chunk.start < end:
                 other._chunks.append(replace(chunk, start=chunk.start - start))
-            elif chunk.end > start:
+            elif chunk.start < start < min(chunk.end, end):
                 low = start - chunk.start
-                other._chunks.append(
-                    Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), chunk.vectors[low:].copy())
-                )
+                vectors = growable((len(chunk.slots) - low, self.dim), np.float32, self.folder)
+                copy_rows(chunk.vectors[low : end - chunk.start], vectors)
+                other._chunks.append(Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), vectors))
         return other
 
     def copy(self, end: int) -> DeltaBuffer:
