@@ -319,8 +319,9 @@ class _Unchecked:
 
     def check(self, positions: IntArray) -> None:
         """Compare the blocks of ``positions``, int64 of any shape; -1 and rows after the file's are passed over."""
-        mine = positions[(positions >= 0) & (positions < len(self._vectors))] // CHECKED_ROWS
-        for block in np.unique(mine[~self._held[mine]]).tolist():
+        wanted = np.zeros(len(self._held), np.bool_)
+        wanted[positions[(positions >= 0) & (positions < len(self._vectors))] // CHECKED_ROWS] = True
+        for block in np.flatnonzero(wanted & ~self._held).tolist():
             self._compare(block)
 
     def check_all(self, pause: Callable[[], None] | None = None) -> None:

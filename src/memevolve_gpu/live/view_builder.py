@@ -63,7 +63,7 @@ def view_of(
     deaths = array("q", () if dead is None else dead.tolist())
     if deaths:
         died[dead] = watermark
-    delta = DeltaBuffer(index.dim, spill_folder(index.vectors))
+    delta = DeltaBuffer(index.dim, spill_folder(index.table.vectors))
     return View(watermark, index, watermark, died, deaths, len(deaths), delta, 0, 0, index.metric, stats, groups)
 
 
