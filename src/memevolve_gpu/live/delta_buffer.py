@@ -68,8 +68,14 @@ class DeltaBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of memory of the rows in use."""
-        spilled = sum(min(self.n, chunk.end) - chunk.start for chunk in self._chunks if not in_memory(chunk.vectors))
-        return self.n * row_bytes(self.dim) - spilled * 4 * self.dim
+        return self.n * row_bytes(self.dim) - self.spilled * 4 * self.dim
+
+    @property
+    def spilled(self) -> int:
+        """How many rows have their vectors in a spill, which a forked child shares with its parent."""
+        return sum(
+            max(0, min(self.n, chunk.end) - chunk.start) for chunk in self._chunks if not in_memory(chunk.vectors)
+        )
 
     def extend(
         self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray, namespaces: Sequence[int] | None = None
