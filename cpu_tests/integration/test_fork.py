@@ -20,6 +20,7 @@ import pytest
 from endurance import DIM, Model, contents, embed, verify
 
 from memevolve_gpu import StorageConfig, StoreClosedError, VectorStore
+from memevolve_gpu.index import vector_table
 from memevolve_gpu.live.view import LiveRows
 
 pytestmark = [
@@ -262,6 +263,31 @@ def test_the_maintenance_lock_does_not_outlive_the_round_in_a_child(store: Vecto
     idle.touch()
     join(children[0])
     assert not skipped
+
+
+def test_parent_and_child_do_not_write_into_one_spill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that wait lie in a file that both have mapped. The parent never sees the rows that the child skips."""
+    monkeypatch.setattr(vector_table, "SPILLED_BYTES", 4096)
+    with open_store(tmp_path / "store", index_type="flat") as store:
+        store.store_batch(units(0, 500))
+        assert store._open.live.view.delta.spilled
+        first, second = os.pipe(), os.pipe()
+
+        def act() -> None:
+            store.store_batch(units(0, 40, word="child"))  # the child applies these
+            os.write(first[1], b"x")
+            os.read(second[0], 1)
+            verify(store, [model_of(units(0, 500), units(20, 40, word="child"), units(0, 30, word="parent"))])
+
+        pid = fork(act)
+        os.read(first[0], 1)
+        store.delete_batch([f"child{number}" for number in range(20)])  # the parent skips the deleted ones
+        store.store_batch(units(0, 30, word="parent"))
+        expected = model_of(units(0, 500), units(20, 40, word="child"), units(0, 30, word="parent"))
+        verify(store, [expected])
+        os.write(second[1], b"x")
+        assert os.waitpid(pid, 0)[1] == 0
+        verify(store, [expected])
 
 
 def test_the_background_thread_is_started_anew_in_the_child(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from endurance import DIM, Model, embed, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu.index import vector_table
 from memevolve_gpu.live import rebuild, scheduler, snapshot_writer
 from memevolve_gpu.live.filter_cache import FilterCache
 from memevolve_gpu.live.view import ViewFilter
@@ -308,3 +309,37 @@ def test_rows_that_wait_for_a_training_are_put_behind_the_body_first(open_store:
     assert actions == ["extended", "built"]
     assert store.statistics()["tail_rows"] == 0
     verify(store, [model_of(units(0, 1200))])
+
+
+def test_opening_compares_the_sampled_vectors_only(open_store: Open) -> None:
+    store = open_store(index_type="flat")
+    grown(store, 0, 6000)
+    store.snapshot()
+    store.close()
+    unchecked = open_store(index_type="flat")._open.live.view.index.table._unchecked
+    assert unchecked is not None
+    assert 0 < unchecked._held.sum() < 0.6 * len(unchecked._held)
+
+
+@pytest.mark.parametrize("died", [0, 1500])
+def test_rows_in_spills_live_and_die_like_those_in_memory(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch, died: int
+) -> None:
+    """A bulk load, appended and trained again, compacted, and read from the records, with every vector in a spill."""
+    monkeypatch.setattr(vector_table, "SPILLED_BYTES", 4096)
+    store, expected = open_store(), model_of(units(0, 3000))
+    store.store_batch(units(0, 2000))
+    store.run_maintenance()
+    store.store_batch(units(2000, 3000))
+    store.delete_batch([f"id{number}" for number in range(died)])
+    for number in range(died):
+        del expected[f"id{number}"]
+    store.run_maintenance()
+    verify(store, [expected])
+    live = store._open.live
+    assert live.view.index.table.resident_bytes == 0
+    store.close()
+    live.snapshot_path.unlink()
+    again = open_store()
+    verify(again, [expected])
+    assert again._open.live.view.index.table.resident_bytes == 0

@@ -32,3 +32,9 @@ def scan_cost(rows: int, dim: int) -> float:
 def codes_cost(code_reads: float, width: int, want: int, dim: int) -> float:
     """A fast scan that reads ``code_reads`` codes and keeps ``width`` rows, of which ``want`` are reranked."""
     return _CALL + code_reads + width * CANDIDATE + want * dim * GATHERED_FLOAT
+
+
+def lists_cost(n: int, dim: int, codes: int, lists: tuple[int, int], want: int) -> float:
+    """Time of reading the codes of ``lists`` (probed, all) and reranking ``want`` of the n rows."""
+    nprobe, nlist = lists
+    return codes_cost(n * nprobe / nlist * codes + nprobe * LIST + scan_cost(nlist, dim), want, want, dim)

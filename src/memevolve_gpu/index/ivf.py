@@ -17,7 +17,7 @@ from ..errors import EngineError
 from ..types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from .base import CENTROIDS, Arrays, BuildJob, Index, chunks, part
 from .bitmap import RowFilter
-from .costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
+from .costs import WHOLE_ROWS, lists_cost, scan_cost
 from .exact_scan import padded
 from .faiss_helpers import (
     aligned_bytes,
@@ -238,8 +238,7 @@ class IVFIndex(Index):
         return min(self._nlist, math.ceil(wanted * math.sqrt(self.n / row_filter.count)))
 
     def _lists_cost(self, want: int, nprobe: int) -> float:
-        reads = self.n * nprobe / self._nlist * self._codes + nprobe * LIST + scan_cost(self._nlist, self.dim)
-        return codes_cost(reads, want, want, self.dim)
+        return lists_cost(self.n, self.dim, self._codes, (nprobe, self._nlist), want)
 
 
 def _trained(job: BuildJob) -> Any:

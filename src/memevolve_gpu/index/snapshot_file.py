@@ -127,7 +127,7 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
             os.fsync(file.fileno())
             draft.path.replace(target)
             sync_folder(target.parent)
-            _map(index, file, places, arrays)
+            _map(index, file, places, arrays, target.parent)
     except OSError as error:
         raise SnapshotError(
             "unwritable", f"cannot write snapshot {target}: {error.strerror or error}; free space or check permissions"
@@ -189,12 +189,12 @@ def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> dict[str, int]:
     return places
 
 
-def _map(index: Index, file: BinaryIO, places: dict[str, int], arrays: Arrays) -> None:
+def _map(index: Index, file: BinaryIO, places: dict[str, int], arrays: Arrays, folder: Path) -> None:
     """Have ``index`` read its vectors from where they were written; where that cannot be they stay in memory."""
     with suppress(OSError):
         index.moved_to(
             {
-                name: mapped(file.fileno(), places[name], arrays[name].shape, np.float32)
+                name: mapped(file.fileno(), places[name], arrays[name].shape, np.float32, folder)
                 for name in _MAPPED
                 if name in arrays
             }
@@ -363,6 +363,6 @@ def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
 def _mapped_section(file: BinaryIO, section: _Section) -> npt.NDArray[np.generic] | None:
     """The array mapped in place; None where the system cannot, and it has to be read."""
     try:
-        return mapped(file.fileno(), file.tell(), section.shape, np.dtype(section.dtype).type)
+        return mapped(file.fileno(), file.tell(), section.shape, np.dtype(section.dtype).type, Path(file.name).parent)
     except OSError:
         return None

@@ -3,7 +3,8 @@
 An array from :func:`growable` or :func:`grown` is a view of a larger allocation. The longest view of it may
 be followed by a longer one that shares its memory; rows are never written twice. Space that no row has touched takes
 addresses and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
-they are needed, and drops them when memory is short.
+they are needed, and drops them when memory is short. Rows of large arrays that come later lie in a *spill*, a file
+without a name in the same folder, for the same reason; where the disk has no room for it they are in memory.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import math
 import mmap
 import os
 import sys
+import tempfile
 import threading
 import weakref
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,10 +33,49 @@ from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
 _SHARE = 4
 """Capacity for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
 _LEAST = 64
+SPILLED_BYTES = 16 << 20
+"""Arrays from this size on take their memory from a spill."""
+_COPIED_BYTES = 16 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class _Descriptor:
+    """A file that stays open as long as this object lives."""
+
+    def __init__(self, file: int) -> None:
+        self.file = os.dup(file)
+        weakref.finalize(self, os.close, self.file)
+
+
+class _Spill(_Descriptor):
+    """A file without a name that holds what an allocation has from ``start`` bytes on, given back with it.
+
+    Blocks of the disk are reserved before rows are written, since a full disk would end the process at the write.
+    """
+
+    def __init__(self, folder: Path, start: int, size: int) -> None:
+        """Raises OSError where the folder takes no file, or the system cannot reserve blocks."""
+        if not hasattr(os, "posix_fallocate"):
+            raise OSError("this system reserves no blocks")
+        self.start, self._process = start, os.getpid()
+        with tempfile.TemporaryFile(dir=folder) as file:
+            super().__init__(file.fileno())
+        os.truncate(self.file, size)
+
+    def reserve(self, low: int, high: int) -> bool:
+        """Whether the bytes ``low`` to ``high`` of the allocation may be written; a forked child may write none."""
+        low, high = max(0, low - self.start), high - self.start
+        if os.getpid() != self._process:
+            return False
+        try:
+            if high > low:
+                os.posix_fallocate(self.file, low, high - low)
+        except OSError:
+            return False
+        return True
 
 
 class _Growable(np.ndarray[Any, Any]):
@@ -45,21 +87,56 @@ class _Growable(np.ndarray[Any, Any]):
     """The allocation whose first rows were copied here, and how many of them."""
     from_file: int = 0
     """How many of the first rows are mapped from a file."""
+    folder: Path | None = None
+    """Where longer ones may have their spill."""
+    spill: _Spill | None = None
+    source: tuple[_Descriptor, int] | None = None
+    """The file of the first rows, and where it holds them."""
+
+    def in_files(self) -> int:
+        """How many bytes of the first ``used`` rows are not in memory of this process alone."""
+        width = self.strides[0] if len(self) else 0
+        return (self.used if self.spill is not None else self.from_file) * width
 
 
-def growable(shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
-    """An array of ``shape``, not initialised, that :func:`grown` can lengthen without a copy."""
-    rows = shape[0]
-    buffer = np.ndarray.__new__(_Growable, (_with_spare(rows), *shape[1:]), dtype)
-    buffer.used, buffer.lock = rows, threading.Lock()
-    return _first(buffer, rows)
+def growable(shape: tuple[int, ...], dtype: type[Scalar], folder: Path | None = None) -> npt.NDArray[Scalar]:
+    """An array of ``shape``, not initialised, that :func:`grown` can lengthen without a copy.
+
+    folder: for the spill, where the array is large; None keeps it in memory.
+    """
+    rows, capacity = shape[0], _with_spare(shape[0])
+    width = math.prod(shape[1:]) * np.dtype(dtype).itemsize
+    if folder is not None and rows * width >= SPILLED_BYTES:
+        try:
+            spill = _Spill(folder, 0, capacity * width)
+            if spill.reserve(0, rows * width):
+                region = mmap.mmap(spill.file, capacity * width)
+                return _first(_allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill), rows)
+        except OSError:
+            pass
+    return _first(_allocation((capacity, *shape[1:]), dtype, rows, None, folder), rows)
 
 
-def mapped(file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar]) -> npt.NDArray[Scalar]:
+def growable_like(array: npt.NDArray[Scalar], rows: int) -> npt.NDArray[Scalar]:
+    """:func:`growable` for ``rows`` rows like those of ``array``, in the folder of its spill."""
+    return growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array))
+
+
+def spill_folder(array: npt.NDArray[Any]) -> Path | None:
+    """Where arrays that take the place of ``array`` may have their spill."""
+    owner = _owner(array)
+    return owner.folder if isinstance(owner, _Growable) else None
+
+
+def mapped(
+    file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar], folder: Path | None = None, room: int = 0
+) -> npt.NDArray[Scalar]:
     """An array of ``shape`` that a file holds from ``offset`` bytes on, mapped in place; :func:`grown` can lengthen it.
 
     ``file`` is a descriptor that may be closed afterwards. The rows must lie within the file, which must never be
     cut or written to: it is replaced by renaming another over it. What is written to the array stays in this process.
+    folder: for the spill of rows that follow, where the array is large; None keeps them in memory. room: for how many
+    rows there must be addresses.
 
     Raises:
         OSError: the system cannot map this file there.
@@ -67,22 +144,49 @@ def mapped(file: int, offset: int, shape: tuple[int, ...], dtype: type[Scalar]) 
     rows, width = shape[0], math.prod(shape[1:]) * np.dtype(dtype).itemsize
     if offset % mmap.PAGESIZE or os.fstat(file).st_size < offset + rows * width:
         raise OSError(f"{rows} rows of {width} bytes at byte {offset} cannot be mapped")
-    capacity = _with_spare(rows)
+    capacity = _with_spare(max(rows, room))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     region = mmap.mmap(-1, max(1, capacity * width), flags=flags)
     if rows * width:
-        _lay_over(region, file, offset, rows * width)
-    buffer = np.ndarray.__new__(_Growable, (capacity, *shape[1:]), dtype, buffer=region)
-    buffer.used, buffer.lock, buffer.from_file = rows, threading.Lock(), rows
+        _lay_over(region, 0, file, offset, rows * width)
+    spill = None
+    if folder is not None and rows * width >= SPILLED_BYTES:
+        spill = _spill_after(region, rows * width, folder)
+    buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill)
+    buffer.from_file, buffer.source = rows, (_Descriptor(file), offset)
     return _first(buffer, rows)
+
+
+def _spill_after(region: mmap.mmap, end: int, folder: Path) -> _Spill | None:
+    """A spill for what follows the page of byte ``end`` in the region; None where there can be none."""
+    start = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
+    if len(region) <= start:
+        return None
+    try:
+        spill = _Spill(folder, start, len(region) - start)
+        _lay_over(region, start, spill.file, 0, len(region) - start, shared=True)
+    except OSError:
+        return None
+    return spill
+
+
+def _allocation(
+    shape: tuple[int, ...],
+    dtype: type[Scalar],
+    used: int,
+    region: mmap.mmap | None,
+    folder: Path | None,
+    spill: _Spill | None = None,
+) -> _Growable:
+    buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region)
+    buffer.used, buffer.lock, buffer.folder, buffer.spill = used, threading.Lock(), folder, spill
+    return buffer
 
 
 def in_memory(array: npt.NDArray[Any]) -> int:
     """Bytes of the rows of ``array`` that no file holds."""
     buffer = _growable_of(array)
-    if buffer is None or not len(array):
-        return array.nbytes
-    return max(0, len(array) - buffer.from_file) * (array.nbytes // len(array))
+    return array.nbytes if buffer is None else max(0, array.nbytes - buffer.in_files())
 
 
 def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Scalar]:
@@ -105,24 +209,48 @@ def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
     buffer = _growable_of(array)
     if buffer is not None and _taken(buffer, n, total):
         return _first(buffer, total)
-    longer = growable((total, *array.shape[1:]), array.dtype.type)
-    longer[:n] = array
+    remapped = None if buffer is None else _mapped_again(buffer, n, total)
+    longer = growable_like(array, total) if remapped is None else remapped
+    kept = 0 if remapped is None else _owner(longer).from_file
+    copy_rows(array[kept:], longer[kept:])
     _owner(longer).copied = (weakref.ref(_owner(array)), n)
     return longer
+
+
+def _mapped_again(buffer: _Growable, n: int, total: int) -> npt.NDArray[Any] | None:
+    """``total`` rows of another allocation, of which those of the file are mapped from there; None without such."""
+    if buffer.source is None or not 0 < buffer.from_file <= n:
+        return None
+    (source, offset), rows = buffer.source, buffer.from_file
+    try:
+        first = mapped(source.file, offset, (rows, *buffer.shape[1:]), buffer.dtype.type, buffer.folder, total)
+    except OSError:
+        return None
+    other = _owner(first)
+    return _first(other, total) if _taken(other, rows, total) else None
+
+
+def copy_rows(source: npt.NDArray[Any], out: npt.NDArray[Any], rows: IntArray | None = None) -> None:
+    """Copy ``source``, or its ``rows``, to the first rows of ``out``, a piece at a time."""
+    n = len(source) if rows is None else len(rows)
+    step = max(1, _COPIED_BYTES // max(1, source.strides[0] if len(source) else 1))
+    for start in range(0, n, step):
+        part = slice(start, min(start + step, n))
+        out[part] = source[part if rows is None else rows[part]]
 
 
 def _with_spare(rows: int) -> int:
     return rows + max(_LEAST, rows // _SHARE)
 
 
-def _lay_over(region: mmap.mmap, file: int, offset: int, size: int) -> None:
-    """Put ``size`` bytes of a file in place of the first of ``region``, whose end unmaps both."""
+def _lay_over(region: mmap.mmap, start: int, file: int, offset: int, size: int, *, shared: bool = False) -> None:
+    """Put ``size`` bytes of a file in place of those of ``region`` from ``start`` on; the region's end unmaps both."""
     library = ctypes.CDLL(None, use_errno=True)
     place = library.mmap
     place.restype = ctypes.c_void_p
     place.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64]
-    address = ctypes.addressof(ctypes.c_char.from_buffer(region))
-    flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+    address = ctypes.addressof(ctypes.c_char.from_buffer(region)) + start
+    flags = (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE) | _MAP_FIXED | _MAP_NORESERVE
     if place(address, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, file, offset) != address:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -147,6 +275,8 @@ def _taken(buffer: _Growable, n: int, total: int) -> bool:
     """Take the rows from ``n`` to ``total``, unless they are taken or beyond the end."""
     with buffer.lock:
         if buffer.used != n or total > len(buffer):
+            return False
+        if buffer.spill is not None and not buffer.spill.reserve(n * buffer.strides[0], total * buffer.strides[0]):
             return False
         buffer.used = total
         return True
@@ -189,8 +319,9 @@ class _Unchecked:
 
     def check(self, positions: IntArray) -> None:
         """Compare the blocks of ``positions``, int64 of any shape; -1 and rows after the file's are passed over."""
-        mine = positions[(positions >= 0) & (positions < len(self._vectors))] // CHECKED_ROWS
-        for block in np.unique(mine[~self._held[mine]]).tolist():
+        wanted = np.zeros(len(self._held), np.bool_)
+        wanted[positions[(positions >= 0) & (positions < len(self._vectors))] // CHECKED_ROWS] = True
+        for block in np.flatnonzero(wanted & ~self._held).tolist():
             self._compare(block)
 
     def check_all(self, pause: Callable[[], None] | None = None) -> None:

@@ -11,9 +11,11 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from ..index.vector_table import copy_rows, growable, in_memory
 from ..types import FloatArray, IntArray
 from .namespaces import DEFAULT
 
@@ -47,10 +49,14 @@ class Chunk:
 
 
 class DeltaBuffer:
-    """Rows in slot order. One writer at a time (the caller's mutex), any number of readers below ``n``."""
+    """Rows in slot order. One writer at a time (the caller's mutex), any number of readers below ``n``.
 
-    def __init__(self, dim: int) -> None:
+    The vectors of large chunks lie in a spill in ``folder`` (see :mod:`~memevolve_gpu.index.vector_table`), if any.
+    """
+
+    def __init__(self, dim: int, folder: Path | None = None) -> None:
         self.dim = dim
+        self.folder = folder
         self.n = 0
         self.ids: list[str] = []
         self.namespaces = array("i")
@@ -61,8 +67,15 @@ class DeltaBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows in use."""
-        return self.n * row_bytes(self.dim)
+        """Bytes of memory of the rows in use."""
+        return self.n * row_bytes(self.dim) - self.spilled * 4 * self.dim
+
+    @property
+    def spilled(self) -> int:
+        """How many rows have their vectors in a spill, which a forked child shares with its parent."""
+        return sum(
+            max(0, min(self.n, chunk.end) - chunk.start) for chunk in self._chunks if not in_memory(chunk.vectors)
+        )
 
     def extend(
         self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray, namespaces: Sequence[int] | None = None
@@ -142,24 +155,24 @@ class DeltaBuffer:
 
         It shares the memory of this one, which must not be written any more. Readers of older views are not affected:
         later rows are beyond their ``n``, and later deaths above their watermark. Only the chunk that contains
-        ``start`` is copied, so that the rows before it can be freed.
+        ``start`` is copied, so that the rows before it can be freed. Space that no row uses is not taken over.
         """
-        other = DeltaBuffer(self.dim)
+        other = DeltaBuffer(self.dim, self.folder)
         other.n, other.ids = end - start, self.ids[start:end]
         other._group(self.namespaces[start:end])
         for chunk in self._chunks:
-            if chunk.start >= start:
+            if start <= chunk.start < end:
                 other._chunks.append(replace(chunk, start=chunk.start - start))
-            elif chunk.end > start:
+            elif chunk.start < start < min(chunk.end, end):
                 low = start - chunk.start
-                other._chunks.append(
-                    Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), chunk.vectors[low:].copy())
-                )
+                vectors = growable((len(chunk.slots) - low, self.dim), np.float32, self.folder)
+                copy_rows(chunk.vectors[low : end - chunk.start], vectors)
+                other._chunks.append(Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), vectors))
         return other
 
     def copy(self, end: int) -> DeltaBuffer:
         """A copy of the rows up to position ``end``."""
-        other = DeltaBuffer(self.dim)
+        other = DeltaBuffer(self.dim, self.folder)
         for piece in self.pieces(0, end):
             part = slice(piece.start, piece.end)
             other.extend(piece.slots.tolist(), self.ids[part], piece.vectors, self.namespaces[part])
@@ -191,7 +204,7 @@ class DeltaBuffer:
             start=self.n,
             slots=np.empty(size, dtype=np.int64),
             died=np.full(size, NEVER, dtype=np.int64),
-            vectors=np.empty((size, self.dim), dtype=np.float32),
+            vectors=growable((size, self.dim), np.float32, self.folder),
         )
         self._chunks.append(chunk)
         return chunk

@@ -525,6 +525,8 @@ class LiveIndex:
         if self._view.index.plan.engine != "cpu":  # a child must not use its parent's device
             self._parents_index = self._view.index  # kept alive: freeing its memory would use the device
             self._view = on_host(self._view)
+        if self._view.delta.spilled:  # the parent goes on writing there
+            self._view = apart(self._view)
 
 
 def _only(view: View, slots: IntArray) -> ViewFilter:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..errors import DeviceError, EngineError
 from ..index.base import Index
 from ..index.registry import build
-from ..index.vector_table import growable, lengthened
+from ..index.vector_table import copy_rows, growable_like, lengthened
 from ..training.calibration import calibrate
 from ..training.recall import Pause, measure, no_pause, self_hits
 from ..training.training_set import Progress, TrainingSet, source_for
@@ -189,8 +189,9 @@ def _gather(view: View) -> RebuildInput:
     if len(from_index) == index.n and _shares_memory(index):
         vectors = lengthened(index.vectors, len(from_delta))
     else:
-        vectors = growable((len(from_index) + len(from_delta), index.dim), np.float32)
-        vectors[: len(from_index)] = index.vectors_at(from_index)
+        index.table.check()
+        vectors = growable_like(index.vectors, len(from_index) + len(from_delta))
+        copy_rows(index.vectors, vectors, from_index)
     delta_slots = _take_delta(view, from_delta, vectors[len(from_index) :])
     slots = np.concatenate([index.slots[from_index], delta_slots])
     return RebuildInput(view, Rows(slots, *_joined_ids(view, from_index, from_delta), vectors), from_index, from_delta)

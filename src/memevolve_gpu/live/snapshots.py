@@ -14,7 +14,7 @@ from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
 from ..index.vector_table import DamagedVectorsError, growable
 from ..monitoring.events import EventLog
 from ..records.records import Records
-from ..types import IntArray, Row, Rows
+from ..types import FloatArray, IntArray, Metric, Row, Rows
 from ..utils.vectors import normalize_rows
 from .index_stats import IndexStats
 from .namespaces import RowGroups, grouped
@@ -65,21 +65,23 @@ def remove_snapshot(path: Path) -> None:
 def read_everything(records: Records) -> View:
     """An exact index of all live rows, at the end of the log when the reading started."""
     head = records.head()
+    folder = None if records.read_only else records.path.parent
     if not head.count:
-        return view_of(empty_index(records.dim, records.metric), head.last_seq)
-    vectors = growable((head.count, records.dim), np.float32)
+        return view_of(empty_index(records.dim, records.metric, folder), head.last_seq)
+    vectors = growable((head.count, records.dim), np.float32, folder)
     slots, namespaces = np.empty(head.count, dtype=np.int64), np.empty(head.count, dtype=np.int32)
-    ids: list[bytes] = []
-    after = 0
+    id_bytes, id_ends = bytearray(), np.empty(head.count, dtype=np.int64)
+    n = after = 0
     while page := records.scan(after, head.last_slot, PAGE):
-        _fill(page, len(ids), slots, vectors)
-        namespaces[len(ids) : len(ids) + len(page)] = [row.ns for row in page]
-        ids.extend(row.id.encode() for row in page)
-        after = page[-1].slot
-    n = len(ids)  # fewer than head.count where rows were deleted meanwhile; their DROPs follow in the log
-    if records.metric == "cosine":
-        vectors[:n] = normalize_rows(vectors[:n])
-    rows = Rows(slots[:n], *_joined(ids), vectors[:n])
+        part = slice(n, n + len(page))
+        slots[part], namespaces[part] = [row.slot for row in page], [row.ns for row in page]
+        vectors[part] = _vectors(page, records.metric)
+        ids = [row.id.encode() for row in page]
+        id_ends[part] = len(id_bytes) + np.cumsum([len(one) for one in ids])
+        id_bytes += b"".join(ids)
+        n, after = part.stop, page[-1].slot
+    # n is less than head.count where rows were deleted meanwhile; their DROPs follow in the log
+    rows = Rows(slots[:n], np.frombuffer(id_bytes, dtype=np.uint8), id_ends[:n], vectors[:n])
     groups = RowGroups(namespaces[:n]) if namespaces[:n].any() else None
     return view_of(flat_index(rows, records.metric), head.last_seq, groups=groups)
 
@@ -128,15 +130,6 @@ def _same(index: Index, position: int, raw: bytes | None) -> bool:
     return bool(np.linalg.norm(indexed - expected) <= TOLERANCE * max(1e-12, float(np.linalg.norm(expected))))
 
 
-def _fill(
-    page: list[Row], at: int, slots: IntArray, vectors: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-) -> None:
-    end = at + len(page)
-    slots[at:end] = [row.slot for row in page]
-    raw = b"".join([row.vector for row in page])
-    vectors[at:end] = np.frombuffer(raw, dtype="<f4").reshape(len(page), -1)
-
-
-def _joined(ids: list[bytes]) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], IntArray]:
-    ends = np.cumsum([len(one) for one in ids], dtype=np.int64)
-    return np.frombuffer(b"".join(ids), dtype=np.uint8), ends
+def _vectors(page: list[Row], metric: Metric) -> FloatArray:
+    vectors: FloatArray = np.frombuffer(b"".join([row.vector for row in page]), dtype="<f4").reshape(len(page), -1)
+    return normalize_rows(vectors) if metric == "cosine" else vectors

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 
 from ..index.base import FlatIndex, Index
 from ..index.registry import build
+from ..index.vector_table import growable, spill_folder
 from ..types import Change, FloatArray, IndexPlan, IntArray, Metric, Op, Rows
 from ..utils.vectors import normalize_rows
 from .delta_buffer import NEVER, DeltaBuffer
@@ -43,10 +45,10 @@ def on_host(view: View) -> View:
     return view.by_host if view.host_side is not None else replace(view, index=cpu_copy(view.index), stats=UNKNOWN)
 
 
-def empty_index(dim: int, metric: Metric) -> Index:
-    """A flat index without rows."""
+def empty_index(dim: int, metric: Metric, folder: Path | None = None) -> Index:
+    """A flat index without rows; ``folder``: for the spill of rows that follow."""
     none = np.empty(0, dtype=np.int64)
-    return flat_index(Rows(none, np.empty(0, dtype=np.uint8), none, np.empty((0, dim), dtype=np.float32)), metric)
+    return flat_index(Rows(none, np.empty(0, dtype=np.uint8), none, growable((0, dim), np.float32, folder)), metric)
 
 
 def view_of(
@@ -61,7 +63,7 @@ def view_of(
     deaths = array("q", () if dead is None else dead.tolist())
     if deaths:
         died[dead] = watermark
-    delta = DeltaBuffer(index.dim)
+    delta = DeltaBuffer(index.dim, spill_folder(index.table.vectors))
     return View(watermark, index, watermark, died, deaths, len(deaths), delta, 0, 0, index.metric, stats, groups)
 
 
@@ -158,8 +160,8 @@ class ViewBuilder:
             self._index_died[position] = seq
 
     def _clear(self) -> None:
-        self._index = empty_index(self._base.index.dim, self._base.metric)
+        self._index = empty_index(self._base.index.dim, self._base.metric, self._delta.folder)
         self._index_died = np.empty(0, dtype=np.int64)
-        self._delta = DeltaBuffer(self._base.index.dim)
+        self._delta = DeltaBuffer(self._base.index.dim, self._delta.folder)
         self._index_deaths, self._delta_dead = array("q"), 0
         self.cleared = True

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from ..errors import CapacityError
-from ..index.costs import LIST, WHOLE_ROWS, codes_cost, scan_cost
+from ..index.costs import WHOLE_ROWS, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import IndexPlan, Metric, Precision, SearchParams
 from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
@@ -146,10 +146,10 @@ def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> floa
     if plan.kind == "exact":
         return scan_cost(n, dim)
     params = search_params_for(plan, n, _RESULTS, target_recall)
-    reads = float(n * (plan.codes or default_codes(dim)))
+    codes = plan.codes or default_codes(dim)
     if params.nprobe:
-        reads = reads * params.nprobe / plan.nlist + params.nprobe * LIST + scan_cost(plan.nlist, dim)
-    return codes_cost(reads, params.rerank, params.rerank, dim)
+        return lists_cost(n, dim, codes, (params.nprobe, plan.nlist), params.rerank)
+    return codes_cost(float(n * codes), params.rerank, params.rerank, dim)
 
 
 def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, Any]) -> int:

@@ -255,9 +255,9 @@ class RecallEvaluator:
         return np.stack(columns, axis=1)
 
     @cached_property
-    def _hits(self) -> npt.NDArray[np.int32]:
+    def _hits(self) -> npt.NDArray[np.int16]:
         """How many of each query's k nearest are among its first w candidates, for each of ``ks`` and all w from 1 on,
-        int32 (len(ks), nq, w); w is 0 where the index has no candidates of its own."""
+        int16 (len(ks), nq, w); w is 0 where the index has no candidates of its own."""
         index, source = self.index, self.eval_queries.source
         width = min(MOST_CANDIDATES, index.n // 4) if index.n >= 4 * self.ks[-1] else 0
         pieces = []
@@ -265,12 +265,12 @@ class RecallEvaluator:
             queries = self.eval_queries.queries[part]
             candidates = index.candidates(queries, width) if width else None
             if candidates is None:
-                return np.empty((len(self.ks), len(self.eval_queries), 0), np.int32)
+                return np.empty((len(self.ks), len(self.eval_queries), 0), np.int16)
             distances = index.table.distances(queries, candidates)
             if source is not None:
                 distances[candidates == source[part, None]] = np.inf
             hits = [distances <= _with_slack(self._truth[part, at - 1])[:, None] for at in self.ks]
-            pieces.append(np.stack([np.cumsum(each, axis=1, dtype=np.int32) for each in hits]))
+            pieces.append(np.stack([np.cumsum(each, axis=1, dtype=np.int16) for each in hits]))
             self._pause()
         return np.concatenate(pieces, axis=1)
 

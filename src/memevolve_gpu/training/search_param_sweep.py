@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..index.base import Index
-from ..index.costs import HNSW_ROWS_PER_BEAM, LIST, codes_cost, scan_cost
+from ..index.costs import HNSW_ROWS_PER_BEAM, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import SearchParams
 from .recall import RecallEvaluator
@@ -172,9 +172,7 @@ def _codes(index: Index) -> int:
 def _lists_cost(index: Index, nprobe: int, want: int) -> float:
     if index.plan.engine != "cpu":
         return _device_cost(index, nprobe, want)
-    lists = nprobe * LIST + scan_cost(index.nlist, index.dim)
-    reads = index.n * nprobe / index.nlist * _codes(index) + lists
-    return codes_cost(reads, want, want, index.dim)
+    return lists_cost(index.n, index.dim, _codes(index), (nprobe, index.nlist), want)
 
 
 def _probe_counts(index: Index) -> list[int]:
