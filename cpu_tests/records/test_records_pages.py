@@ -62,8 +62,8 @@ def test_the_size_that_is_chosen_takes_no_more_room_than_the_other(tmp_path: Pat
     with apsw.Connection(":memory:") as other:
         other.execute(f"PRAGMA page_size = {8192 if chosen == 4096 else 4096}")
         other.execute("CREATE TABLE vectors (slot INTEGER PRIMARY KEY, vector BLOB NOT NULL) STRICT")
-        rows = ((n, np.full(dim, n, "<f4").tobytes()) for n in range(count + 1))
-        other.executemany("INSERT INTO vectors VALUES (?, ?)", rows)
+        same = ((n, np.full(dim, n, "<f4").tobytes()) for n in range(count + 1))
+        other.executemany("INSERT INTO vectors VALUES (?, ?)", same)
         taken = "SELECT sum(pgsize) FROM dbstat WHERE name = 'vectors'"
         alone = other.execute(taken).fetchall()[0][0]
     con = foreign_connection(tmp_path / "a.db")
