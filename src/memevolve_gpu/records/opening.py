@@ -26,7 +26,18 @@ from .connections import (
 from .file_lock import WriteLock, refuse_network_filesystem
 from .fulltext_buffer import default_text, kept_stemming, rebuild_words, refuse_newer, tokenizer_of
 from .lineage import beside, refuse_foreign_log
-from .schema import MAX_DIM, METRICS, VERSION, StoreInfo, create, facts_of, migrate, refuse_mismatch, state_of
+from .schema import (
+    MAX_DIM,
+    METRICS,
+    VERSION,
+    StoreInfo,
+    create,
+    facts_of,
+    migrate,
+    page_size_for,
+    refuse_mismatch,
+    state_of,
+)
 from .sqlite_errors import SQLITE_ERRORS, translate_error
 from .tokenizer import STEMMING, TOKENIZER, stemmer
 
@@ -134,6 +145,8 @@ def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, options
     try:
         lock.acquire()
         con.execute("PRAGMA synchronous = full")
+        if options.dim is not None and state_of(con, path) == 0:
+            con.execute(f"PRAGMA page_size = {page_size_for(options.dim)}")
         con.execute("BEGIN IMMEDIATE")
         try:
             version = state_of(con, path)

@@ -279,9 +279,9 @@ class Transaction:
             self.drop_from(ns, unit_id)
         return len(rows)
 
-    def drop_from(self, ns: int, unit_id: str) -> bool:
-        """Remove a unit of any namespace, expired or not, and its access figures; False when there is none."""
-        removed = self._remove(unit_id, ns)
+    def drop_from(self, ns: int, unit_id: str, now: float = -math.inf) -> bool:
+        """Remove a unit of any namespace unless it has expired by ``now``, and its access figures; False for none."""
+        removed = self._remove(unit_id, ns, now)
         if removed:
             self._run("DELETE FROM access WHERE ns = ? AND id = ?", (ns, unit_id))
         return removed
@@ -324,23 +324,23 @@ class Transaction:
         its ``id`` becomes ``unit_id``. Raises InvalidUnitError, InvalidVectorError (DimensionMismatchError).
         """
         written = self._checked(unit, text, vector, unit_id)
+        ns, slot = self._made(), self._slot + 1
         if self._last is not None and self._last[:2] == (unit_id, self._seq):
-            self._remove(unit_id, self._made(), kind=history.REPLACED)
-        slot = self._slot + 1
-        row = slot, unit_id, written, crc_of(written), zlib.crc32(vector), self._made(), expires_at
+            self._remove(unit_id, ns, kind=history.REPLACED)
+        row = slot, unit_id, written, crc_of(written), zlib.crc32(vector), ns, expires_at
         try:
             self._raw(_ADD_UNIT, row)
         except apsw.ConstraintError:
-            self._remove(unit_id, self._made(), kind=history.REPLACED)
+            self._remove(unit_id, ns, kind=history.REPLACED)
             self._run(_ADD_UNIT, row)
         except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
         self._run(_ADD_VECTOR, (slot, vector))
-        self._run(_ADD_TEXT, (slot, text, self._made()))
+        self._run(_ADD_TEXT, (slot, text, ns))
         self._slot = slot
-        self._counted(1, self._made())
+        self._counted(1, ns)
         self._backlog += 1
-        self._keep(history.ADD, Op.PUT, self._made(), unit_id)
+        self._keep(history.ADD, Op.PUT, ns, unit_id)
         self._log(Op.PUT, slot)
         self._reserve(unit_id)
         return slot
@@ -375,10 +375,7 @@ class Transaction:
 
     def drop(self, unit_id: str) -> bool:
         """Remove the unit, and its access figures; False when there is none."""
-        removed = self._remove(unit_id, self.namespace, self._clock())
-        if removed:
-            self._run("DELETE FROM access WHERE ns = ? AND id = ?", (self.namespace, unit_id))
-        return removed
+        return self.drop_from(self.namespace, unit_id, self._clock())
 
     def drop_many(self, ids: Iterable[str]) -> int:
         """Remove the units that exist and return their number."""
