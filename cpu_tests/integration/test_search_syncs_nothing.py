@@ -122,11 +122,13 @@ def test_a_search_by_text_sees_what_another_opening_of_the_store_did_before_it(t
         VectorStore(tmp_path / "store", embed, DIM, storage_config=config) as there,
     ):
         for turn in range(3):
-            assert not here.search("word", K) and not here.search_units("word", K)
+            assert not here.search("word", K)
+            assert not here.search_units("word", K)
             there.store({"id": f"u{turn}", "content": "word"})
             assert [unit_id for _, unit_id in here.search("word", K)] == [f"u{turn}"]
             there.clear()
-            assert not here.search("word", K) and not here.search_units("word", K)
+            assert not here.search("word", K)
+            assert not here.search_units("word", K)
             there.store({"id": f"again{turn}", "content": "word"})
             assert [hit.id for hit in here.search_units("word", K)] == [f"again{turn}"]
             there.delete(f"again{turn}")
