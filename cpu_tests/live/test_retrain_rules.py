@@ -11,7 +11,7 @@ from support import SEED
 
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.live.index_stats import Balance, IndexStats, list_balance
-from memevolve_gpu.live.scheduler import rebuild_reason
+from memevolve_gpu.live.scheduler import SHARES, MaintenanceScheduler, Spent, rebuild_reason
 from memevolve_gpu.live.view import View
 from memevolve_gpu.live.view_builder import view_of
 from memevolve_gpu.types import IndexPlan, Rows
@@ -78,3 +78,19 @@ def test_the_factor_is_that_of_the_expected_length_of_a_probed_list() -> None:
 @pytest.mark.parametrize(("sizes", "empty"), [([], 0.0), ([0, 0, 0], 1.0)])
 def test_lists_that_hold_nothing_are_even(sizes: list[int], empty: float) -> None:
     assert list_balance(sizes) == Balance(1.0, empty)
+
+
+def test_a_training_for_another_number_of_lists_waits_for_its_share_of_the_time(trained: View) -> None:
+    now, view = 1000.0, replace(trained, stats=IndexStats(trained_rows=trained.count))
+    scheduler = MaintenanceScheduler(
+        lambda _view: IndexPlan("ivf", 17, 4), 24, lambda: False, lambda: False, lambda: now
+    )
+    assert scheduler.next_action(view).delay == 0.0
+    scheduler.notify(Spent("train", 3.0), view)
+    assert scheduler.next_action(view).delay == pytest.approx(3.0 / SHARES["train"])
+    assert scheduler.reason(view, patient=True) is None
+    assert scheduler.reason(view) is not None, "a caller who asks for maintenance does not wait"
+    outgrown = replace(view, stats=IndexStats(trained_rows=view.count // 2))
+    assert scheduler.next_action(outgrown).delay == 0.0, "what costs recall does not wait"
+    now += 3.0 / SHARES["train"] + 1e-6
+    assert scheduler.next_action(view).delay == 0.0

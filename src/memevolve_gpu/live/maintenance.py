@@ -327,10 +327,10 @@ class Maintenance:
         actions = self._sweep() + self._verify()
         live.look_at_device()
         live.device_manager.postpone_look()
-        reason = force or self.scheduler.reason(live.catch_up(), quiet=quiet)
+        reason = force or self.scheduler.reason(live.catch_up(), quiet=quiet, patient=background)
         if force is None and reason and reason.kind != "append" and self._adopt():
             actions.append("adopted a newer snapshot")
-            reason = self.scheduler.reason(live.catch_up(), quiet=quiet)
+            reason = self.scheduler.reason(live.catch_up(), quiet=quiet, patient=background)
         if reason and reason.kind == "train" and is_extendable(live.view):
             actions.append(self._rebuild(RebuildReason("append", "rows wait, and training takes longer")))
         if reason:

@@ -141,8 +141,9 @@ def rebuild(
             return "dropped a build that was overtaken by a reload"
         live.replace(_swapped(built, now, groups), live.generation)
         saved = saver.note_swap(live.view)
-    if candidate.extends:
-        scheduler.notify(Spent("append", time.perf_counter() - started), live.view)
+    if candidate.extends or reason.kind == "train":
+        seconds = time.perf_counter() - started
+        scheduler.notify(Spent("append" if candidate.extends else "train", seconds), live.view)
     # Save.
     if not (candidate.extends or saved) or saver.is_due(live.view):
         saver.save()

@@ -62,18 +62,23 @@ class RebuildReason:
     text: str
     by_request: bool = False
     """The caller requests an index although there are few units, and pays for samples to train it."""
+    can_wait: bool = False
+    """The index in use finds as much, only its number of lists is not the planned one."""
 
 
 def rebuild_reason(
-    view: View, plan: IndexPlan, min_training_units: int, *, quiet: bool = False
+    view: View, plan: IndexPlan, min_training_units: int, *, quiet: bool = False, later: bool = False
 ) -> RebuildReason | None:
-    """Why a new index is due; None when the one in use is good. ``quiet``: no writes, so fewer rows may wait."""
+    """Why a new index is due; None when the one in use is good. ``quiet``: no writes, so fewer rows may wait.
+    ``later``: leave out what can wait."""
     if view.stats.by_request and plan.kind == "exact":
         plan = view.index.plan
     refused = view.stats.refused_rows
     too_few = view.count < min_training_units and view.index.kind == "exact"
     refused_lately = refused > 0 and abs(view.count - refused) <= RETRY_GROWTH * refused
     reason = None if too_few or refused_lately else _to_train(view, plan)
+    if later and reason is not None and reason.can_wait:
+        reason = None
     return reason or _to_compact(view) or _to_append(view, quiet)
 
 
@@ -103,19 +108,23 @@ def _to_train(view: View, plan: IndexPlan) -> RebuildReason | None:
         return RebuildReason("train", f"{places[0]} is replaced by {places[1]}: {plan.reason}")
     if plan.precision != used.precision and out_of_range(plan.precision) not in used.notes:
         return RebuildReason("train", f"precision {used.precision} is replaced by {plan.precision}")
-    drift = _drift(view.count, view.index.nlist, plan.nlist, stats) if stats.trained_rows else ""
-    return RebuildReason("train", drift) if drift else None
+    nlist = view.index.nlist
+    drift = _drift(view.count, nlist, stats) if stats.trained_rows else ""
+    if drift:
+        return RebuildReason("train", drift)
+    if stats.trained_rows and nlist and plan.nlist and should_recreate(nlist, plan.nlist):
+        text = f"nlist {nlist} is off the planned {plan.nlist} by 25 % or more"
+        return RebuildReason("train", text, can_wait=True)
+    return None
 
 
-def _drift(count: int, nlist: int, planned_nlist: int, stats: IndexStats) -> str:
+def _drift(count: int, nlist: int, stats: IndexStats) -> str:
     """How far the data has moved away from what the quantisers were trained on; empty where they are still good.
 
     Each rule compares with the state at the training. Training therefore removes its own cause: data that is uneven by
     nature, such as copies of one vector, does not lead to it again.
     """
     was, now = stats.trained_balance, stats.balance
-    if nlist and planned_nlist and should_recreate(nlist, planned_nlist):
-        return f"nlist {nlist} is off the planned {planned_nlist} by 25 % or more"
     if count >= GROWTH * stats.trained_rows:
         return f"there are {count} units, and the index was trained on {stats.trained_rows}"
     if nlist and now.imbalance_factor >= IMBALANCE_GROWTH * was.imbalance_factor:
@@ -142,9 +151,9 @@ def _to_append(view: View, quiet: bool) -> RebuildReason | None:
 QUIET_SECONDS = 2.0
 """Seconds without a write after which the store counts as quiet."""
 
-SHARES = {"append": 0.05, "probe": 0.01}
+SHARES = {"append": 0.05, "probe": 0.01, "train": 0.02}
 """Share of the time that the background may spend on appending during writes, while the delta buffer is below a quarter
-of the index, and on comparing answers to real queries with exact search."""
+of the index, on comparing answers to real queries with exact search, and on training that can wait."""
 
 LOOK_EVERY, LOOK_AT_LEAST_EVERY = 16, 512
 """Log entries after which the rules are evaluated again; a hundredth of the units within these bounds."""
@@ -156,7 +165,7 @@ RETRY_SECONDS, LONGEST_RETRY_SECONDS = 5.0, 30.0
 class Spent(NamedTuple):
     """An event: the background has just spent ``seconds`` on this work."""
 
-    work: Literal["append", "probe"]
+    work: Literal["append", "probe", "train"]
     seconds: float
 
 
@@ -244,20 +253,26 @@ class MaintenanceScheduler:
         quiet = self._clock() - self._written_at >= QUIET_SECONDS
         if self._retry.remaining:
             return Action(self._retry.remaining, quiet)
-        reason = self.reason(view)
+        reason, later = self.reason(view), max(0.0, self._not_before["train"] - self._clock())
+        waits = later if reason is not None and reason.can_wait and later else None
+        if waits is not None:
+            reason = self.reason(view, patient=True)
         is_due = (
             (reason is not None and reason.kind != "append")
             or self._device_needs_look()
             or ("queries" in self._pending and view.stats.calibration is not None)
             or self._log_is_long()
         )
-        return Action(0.0 if is_due else self.append_delay(view), quiet)
+        delays = [delay for delay in (waits, self.append_delay(view)) if delay is not None]
+        return Action(0.0 if is_due else min(delays, default=None), quiet)
 
-    def reason(self, view: View, *, quiet: bool = False) -> RebuildReason | None:
-        """Why a new index is due; None when the one in use is good. ``quiet``: no writes, so fewer rows may wait."""
+    def reason(self, view: View, *, quiet: bool = False, patient: bool = False) -> RebuildReason | None:
+        """Why a new index is due; None when the one in use is good. ``quiet``: no writes, so fewer rows may wait.
+        ``patient``: a training that can wait does, until its share of the time is not used up."""
         if self._requested is not None and view.stats.trained_rows:
             return self._requested
-        return rebuild_reason(view, self._plan(view), self._min_training_units, quiet=quiet)
+        later = patient and self._clock() < self._not_before["train"]
+        return rebuild_reason(view, self._plan(view), self._min_training_units, quiet=quiet, later=later)
 
     def append_delay(self, view: View) -> float | None:
         """Seconds until the waiting rows of an up-to-date view may be appended; None when they may stay."""

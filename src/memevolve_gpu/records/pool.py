@@ -148,6 +148,8 @@ class ReaderPool:
 
     def is_current(self, con: apsw.Connection) -> bool:
         """Is what this connection has just read what the store holds? Where it takes locks it always is."""
+        if not self._unshared:
+            return True
         state = self._states.get(con)
         return state is None or state == self._state()
 

@@ -30,7 +30,7 @@ Reads = dict[tuple[int, str], tuple[float, int]]
 class Accesses:
     """The access statistics of one open store. ``note`` costs about a microsecond and never waits.
 
-    A crash loses those in memory, about a thousand ids at most.
+    A crash loses those in memory: about a thousand ids at most, ten thousand where no background thread writes them.
     """
 
     def __init__(self, records: Records, events: EventLog, wake: weakref.WeakMethod[Callable[[], bool]]) -> None:
@@ -131,7 +131,8 @@ class Accesses:
     def _overflow(self) -> None:
         wake = self._wake()
         if wake is None or not wake():
-            self.flush()
+            if self._held >= MOST_HELD:  # before that the next write of this store takes them along
+                self.flush()
         elif self._held >= MOST_HELD:
             self._taken()
             self._events.record("access-lost", f"more than {MOST_HELD} reads waited to be written down")

@@ -143,6 +143,8 @@ class StoreSession:
         fifth of a single store (measured). Should it fail, the records stand and the next search tries again; nothing
         is raised.
         """
+        if self.accesses.is_full and not self.config.background:
+            self.accesses.flush()
         self.unapplied += rows
         if self.unapplied < APPLY_EVERY:
             return

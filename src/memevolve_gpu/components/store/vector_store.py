@@ -661,7 +661,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
     ) -> Found | None:
         session = self._open
         wanted = check_arguments(top_k, recall, query)
-        if not session.live.catch_up().count:
+        if not (session.live.view.count or session.live.catch_up().count):
             return None
         vector = session.embedder.embed_query(query)
         return self._find(vector[None, :], wanted, filters, recall, keys)
