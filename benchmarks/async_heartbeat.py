@@ -113,7 +113,12 @@ def main() -> None:
         row: np.ndarray = queries[int(text[1:])]
         return row
 
-    with tempfile.TemporaryDirectory() as folder, VectorStore(Path(folder) / "store", embed, args.dim) as store:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        VectorStore(
+            Path(folder) / "store", embed, args.dim, storage_config={"max_memory_units": 2 * args.units}
+        ) as store,
+    ):
         store.store_batch(data.units, data.vectors)
         store.run_maintenance()
         found = asyncio.run(measured(store, len(queries), args.rounds, args.seconds))
