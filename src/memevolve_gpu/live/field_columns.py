@@ -7,6 +7,7 @@ first names the path, and read again for the rows that the log names. Conditions
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -33,6 +34,7 @@ from ..records.filters import (
     kind_of,
 )
 from ..records.records import Records
+from ..records.schema import FIELDS_KEY
 from ..types import IntArray
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
@@ -311,6 +313,8 @@ class FieldColumns:
         self.wants_foresight = False
         """A filter had to read a field, so filters may soon name others."""
         self._foresaw = False
+        self._named: dict[Path, None] = {}
+        self._saved = recalled_fields(records)
 
     @property
     def nbytes(self) -> int:
@@ -414,6 +418,8 @@ class FieldColumns:
         return {path: self._column(path) for path in paths}
 
     def _column(self, path: Path) -> _Column | None:
+        self._named.pop(path, None)
+        self._named[path] = None
         if path in self._columns:
             return self._columns.get(path)
         self.wants_foresight = not self._foresaw
@@ -452,6 +458,19 @@ class FieldColumns:
                 if len(changed):
                     self._freshen(path, changed)
 
+    def save_named(self, timeout: float) -> None:
+        """Keep with the records which fields filters named, at most ``MOST_COLUMNS``, the latest last."""
+        latest = [*(path for path in self._saved if path not in self._named), *list(self._named)][-MOST_COLUMNS:]
+        if self._records.read_only or set(latest) == set(self._saved):
+            return
+        with self._records.write(timeout) as tx:
+            tx.set_meta(FIELDS_KEY, json.dumps(latest).encode())
+        self._saved = latest
+
+    def forget_named(self) -> None:
+        """Forget which fields filters named."""
+        self._named, self._saved = {}, []
+
     def _usual_fields(self) -> list[Path]:
         """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""
         newest = self._records.units_at(self._slots[-SAMPLED:]).values()
@@ -483,6 +502,15 @@ class FieldColumns:
     @property
     def _most_bytes(self) -> int:
         return max(LEAST_BYTES, BYTES_PER_ROW * len(self._slots))
+
+
+def recalled_fields(records: Records) -> list[Path]:
+    """The fields that filters named in this process or before it, as they were last kept."""
+    try:
+        held = json.loads(records.get_meta_text(FIELDS_KEY) or "[]")
+        return [tuple(str(part) for part in path) for path in held]
+    except (ValueError, TypeError):  # damaged: they are only a hint
+        return []
 
 
 def _paths_in(value: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:

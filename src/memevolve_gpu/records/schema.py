@@ -23,6 +23,7 @@ METRICS = ("l2", "cosine", "ip")
 MAX_DIM = 65_536
 
 MODEL_KEY = "embedding_model"
+FIELDS_KEY = "filtered_fields"
 """The key of ``meta`` under which the name of the embedding model is kept, UTF-8."""
 
 TOKENIZER_KEY = "tokenizer"
