@@ -5,10 +5,10 @@
 
 The vectors are seeded clusters, the units of a namespace are written in several batches that take turns with those of
 other namespaces. Searches in a random namespace take turns with the same ones in a random one of 20 separate stores,
-each as large as a namespace, so both see the same load; one thread, ``recall`` at its default. ``first_search`` is the first
-search in each namespace, and in lone stores that were just opened: both read their rows from the system's cache for the
-first time; the searches after it find them mapped. ``repeated`` asks one namespace and one store again and again.
-``--no-twin`` leaves out the one store of the same size without namespaces. ``leaks`` counts the attempts,
+each as large as a namespace, so both see the same load; one thread, ``recall`` at its default. ``first_search`` is the
+first search in each namespace, and in lone stores that were just opened: both read their rows from the system's cache
+for the first time; the searches after it find them mapped. ``repeated`` asks one namespace and one store again and
+again. ``--no-twin`` leaves out the one store of the same size without namespaces. ``leaks`` counts the attempts,
 of all kinds, after which a call in one namespace gave or changed something of another; it must be 0.
 """
 
