@@ -122,6 +122,11 @@ class FieldValues:
         self.sizes = _ints([row for row, _ in sized]), _ints([size for _, size in sized])
 
     @property
+    def has_moments(self) -> bool:
+        """Whether a filter asked for moments."""
+        return self._micros is not None
+
+    @property
     def nbytes(self) -> int:
         arrays = [self.missing, self.null, *self.sizes, *self.at.values(), self.numbers, self.codes]
         more = 0 if self._micros is None else self._micros.nbytes
@@ -460,16 +465,20 @@ class FieldColumns:
 
     def save_named(self, timeout: float) -> None:
         """Keep with the records which fields filters named, at most ``MOST_COLUMNS``, the latest last."""
-        latest = [*(path for path in self._saved if path not in self._named), *list(self._named)][-MOST_COLUMNS:]
-        if self._records.read_only or set(latest) == set(self._saved):
+        with self._lock:
+            held = dict(zip(self._columns, self._columns.values(), strict=True))
+            paths = [*(path for path in self._saved if path not in self._named), *self._named][-MOST_COLUMNS:]
+        moments = {path for path, column in held.items() if column is not None and column.read.has_moments}
+        latest = {path: path in moments or self._saved.get(path, False) for path in paths}
+        if self._records.read_only or latest == self._saved:
             return
         with self._records.write(timeout) as tx:
-            tx.set_meta(FIELDS_KEY, json.dumps(latest).encode())
+            tx.set_meta(FIELDS_KEY, json.dumps(list(latest.items())).encode())
         self._saved = latest
 
     def forget_named(self) -> None:
         """Forget which fields filters named."""
-        self._named, self._saved = {}, []
+        self._named, self._saved = {}, {}
 
     def _usual_fields(self) -> list[Path]:
         """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""
@@ -504,13 +513,13 @@ class FieldColumns:
         return max(LEAST_BYTES, BYTES_PER_ROW * len(self._slots))
 
 
-def recalled_fields(records: Records) -> list[Path]:
-    """The fields that filters named in this process or before it, as they were last kept."""
+def recalled_fields(records: Records) -> dict[Path, bool]:
+    """The fields that filters named in this process or before it, as they were last kept; True: they hold moments."""
     try:
         held = json.loads(records.get_meta_text(FIELDS_KEY) or "[]")
-        return [tuple(str(part) for part in path) for path in held]
+        return {tuple(str(part) for part in path): bool(moments) for path, moments in held}
     except (ValueError, TypeError):  # damaged: they are only a hint
-        return []
+        return {}
 
 
 def _paths_in(value: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:

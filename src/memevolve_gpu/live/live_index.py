@@ -303,8 +303,8 @@ class LiveIndex:
         if parts and not self._masks.columns.holds(fields):
             self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
-    def recall_fields(self) -> list[tuple[str, ...]]:
-        """The fields that filters named before this store was opened."""
+    def recall_fields(self) -> dict[tuple[str, ...], bool]:
+        """The fields that filters named before this store was opened; True: they hold moments."""
         return recalled_fields(self.records)
 
     def save_fields(self, timeout: float) -> None:

@@ -112,7 +112,7 @@ class StoreSession:
     legacy_problem: str = ""
     fields: dict[tuple[str, ...], bool] = field(default_factory=dict)
     """The declared fields, and whether they hold moments."""
-    recalled: list[tuple[str, ...]] = field(default_factory=list)
+    recalled: dict[tuple[str, ...], bool] = field(default_factory=dict)
     """Fields that filters named before; the background reads them once."""
     closed: bool = False
     warned: set[str] = field(default_factory=set)
@@ -267,8 +267,8 @@ class StoreSession:
         if self.accesses.is_full:
             self.accesses.flush(timeout=FLUSH_SECONDS)
         self.live.prepare(self.fields)
-        recalled, self.recalled = self.recalled, []
-        self.live.prepare(dict.fromkeys(recalled, False))
+        recalled, self.recalled = self.recalled, {}
+        self.live.prepare(recalled)
         self.live.foresee()
         self.live.save_fields(FLUSH_SECONDS)
         return self.maintenance.run_if_due()
