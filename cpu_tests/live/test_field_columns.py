@@ -87,7 +87,7 @@ class Changes(RuleBasedStateMachine):
         self.store._open.live._masks._entries.clear()
         columns.wants_foresight = True
         with patch.object(records, "field_values", meddling):
-            self.store._open.live.foresee()
+            self.store._open.live.foresee({})
 
     @rule(which=st.integers(0, 7), n=VALUES)
     def edit(self, which: int, n: Any) -> None:

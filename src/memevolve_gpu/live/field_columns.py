@@ -441,17 +441,20 @@ class FieldColumns:
         column = _Column(FieldValues(values), {})
         return column if column.nbytes <= self._most_bytes else None
 
-    def foresee(self, log: Callable[[], Log]) -> None:
-        """Read the usual short fields of the units before a filter names them; filters go on meanwhile."""
+    def foresee(self, log: Callable[[], Log], recalled: Mapping[Path, bool]) -> None:
+        """Read the recalled and the usual short fields of the units before a filter names them; filters go on
+        meanwhile. recalled: True for fields that hold moments."""
         self.wants_foresight, self._foresaw = False, True
         with self._turn(log()) as mine:
-            paths = self._usual_fields() if mine else []
+            paths = list(dict.fromkeys([*recalled, *self._usual_fields()])) if mine else []
         for path in paths:
             with self._turn(log()) as mine:
                 seq, slots = self._seq, self._slots
                 if not mine or path in self._columns or len(self._columns) >= MOST_COLUMNS:
                     continue
             column = self._made(path, slots)
+            if column is not None and recalled.get(path):
+                column.read.by_row(moments=True)  # converts them now
             if column is not None and self.nbytes + column.nbytes > self._most_bytes:
                 continue
             now = log()

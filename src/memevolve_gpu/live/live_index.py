@@ -323,10 +323,10 @@ class LiveIndex:
         """Whether the usual fields are to be read in the background, because filters are in use."""
         return self._masks.columns.wants_foresight
 
-    def foresee(self) -> None:
-        """Read the usual fields of the units into memory, if filters are in use."""
-        if self.wants_foresight:
-            self._masks.columns.foresee(lambda: self._log(self.catch_up()))
+    def foresee(self, recalled: Mapping[tuple[str, ...], bool]) -> None:
+        """Read recalled fields and the usual ones of the units into memory, if filters are in use."""
+        if recalled or self.wants_foresight:
+            self._masks.columns.foresee(lambda: self._log(self.catch_up()), recalled)
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""

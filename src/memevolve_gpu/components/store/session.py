@@ -268,8 +268,7 @@ class StoreSession:
             self.accesses.flush(timeout=FLUSH_SECONDS)
         self.live.prepare(self.fields)
         recalled, self.recalled = self.recalled, {}
-        self.live.prepare(recalled)
-        self.live.foresee()
+        self.live.foresee(recalled)
         self.live.save_fields(FLUSH_SECONDS)
         return self.maintenance.run_if_due()
 
