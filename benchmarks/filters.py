@@ -4,8 +4,9 @@
 
 ``sql_ms`` is the median of evaluations by SQL, which every new filter cost before columns; ``new_ms`` the median of new
 filters on fields that a filter named before, ``first_ms`` the one that reads the field, and ``declared_first_ms`` the
-same with an index of the field in the file. ``page_ms_at``: a page of 50 units at the beginning, in the middle and
-near the end of a listing sorted by a field.
+same with an index of the field in the file. ``reopened``: the first filters of a process on fields that filters of an
+earlier one named, and how long after the opening the background has read them. ``page_ms_at``: a page of 50 units at
+the beginning, in the middle and near the end of a listing sorted by a field.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 from harness import machine, publish, rounded
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.records.filters import parse
+from memevolve_gpu.records.filters import conditions_of, parse
 
 __all__ = ["measure"]
 
@@ -75,12 +76,27 @@ def filters_of(prefix: Path, settings: dict[str, Any]) -> dict[str, dict[str, fl
     return found
 
 
+def reopened_of(prefix: Path) -> dict[str, Any]:
+    """The first filters of a process on fields of past filters, once the background has read these."""
+    paths = {one.path for make in CASES.values() for one in conditions_of(parse(make(0)).root)}
+    started = time.perf_counter()
+    with VectorStore(prefix, None, DIM, storage_config={"background": True}) as store:
+        session = store._open  # noqa: SLF001
+        while not session.live._masks.columns.holds(paths):  # noqa: SLF001
+            time.sleep(0.01)
+        ready = time.perf_counter() - started
+        found = {name: timed(partial(session.live.matching, parse(make(20)))) for name, make in CASES.items()}
+    return {"ready_after_s": ready, "first_ms": found}
+
+
 def pages_of(prefix: Path, count: int) -> dict[str, float]:
     found = {}
     with VectorStore(prefix, None, DIM, storage_config={"background": False}) as store:
         list(store.units(order_by="metadata.score", limit=1))
         for share in (0.0, 0.5, 0.99):
-            page = partial(store.units, order_by="metadata.score", limit=50, after=json.dumps([share, 0]))
+            page = partial(
+                store.units, order_by="metadata.score", limit=50, after=json.dumps([share, 0, "metadata.score"])
+            )
             found[f"page_ms_at_{share:.2f}"] = statistics.median(timed(lambda: list(page())) for _ in range(7))  # noqa: B023
     return {"units": count, **found}
 
@@ -95,10 +111,11 @@ def measure(count: int) -> dict[str, Any]:
                 store.store_batch(units[start : start + 5000], rng.random((len(units[start : start + 5000]), DIM)))
             store.run_maintenance()
         plain = filters_of(prefix, {})
+        reopened = reopened_of(prefix)
         declared = filters_of(prefix, {"indexed_fields": "metadata.score:number,metadata.user,metadata.at:time"})
         for name, one in plain.items():
             one["declared_first_ms"] = declared[name]["first_ms"]
-        return {"units": count, "filters": plain, "pages": pages_of(prefix, count)}
+        return {"units": count, "filters": plain, "reopened": reopened, "pages": pages_of(prefix, count)}
 
 
 def main() -> None:

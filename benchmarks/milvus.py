@@ -6,8 +6,8 @@ Run it with ``scripts/test-milvus --run benchmarks/milvus.py``; the figures go t
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -145,8 +145,9 @@ def on_cluster(data: Data, folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def main() -> None:
-    """Arguments name the parts to measure again: copy, kill, cluster; all of them without any."""
-    wanted = set(sys.argv[1:]) or {"copy", "kill", "cluster"}
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("parts", nargs="*", help="to measure again: copy, kill, cluster; all of them without any")
+    wanted = set(parser.parse_args().parts) or {"copy", "kill", "cluster"}
     data = load(ROOT.parent / "shared" / "data")
     held = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results: dict[str, Any] = {**held, "machine": machine(), "data": data.name}

@@ -141,7 +141,8 @@ def fresh_files(folder: Path, life: Life) -> dict[str, int]:
 
 
 def sizes(prefix: Path) -> dict[str, int]:
-    return {end: Path(f"{prefix}.{end}").stat().st_size for end in ("db", "snapshot")}
+    files = {end: Path(f"{prefix}.{end}") for end in ("db", "snapshot")}
+    return {end: path.stat().st_size if path.exists() else 0 for end, path in files.items()}  # a small one has no index
 
 
 def p95(times: list[float]) -> float:

@@ -5,9 +5,10 @@
 
 The vectors are seeded clusters, the units of a namespace are written in several batches that take turns with those of
 other namespaces. Searches in a random namespace take turns with the same ones in a random one of 20 separate stores,
-each as large as a namespace, so both see the same load and the same cold memory; one thread, ``recall`` at its default.
-``repeated`` asks one namespace and one store again and again. ``--no-twin`` leaves out the one store of the same
-size without namespaces. ``leaks`` counts the attempts,
+each as large as a namespace, so both see the same load; one thread, ``recall`` at its default. ``first_search`` is the
+first search in each namespace, and in lone stores that were just opened: both read their rows from the system's cache
+for the first time; the searches after it find them mapped. ``repeated`` asks one namespace and one store again and
+again. ``--no-twin`` leaves out the one store of the same size without namespaces. ``leaks`` counts the attempts,
 of all kinds, after which a call in one namespace gave or changed something of another; it must be 0.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import tempfile
 import time
 from contextlib import ExitStack
@@ -95,6 +97,42 @@ def timed(store: VectorStore, alone: list[VectorStore], spaces: int, dim: int, r
     return found
 
 
+def first_searches(
+    store: VectorStore, prefixes: list[Path], config: dict[str, Any], spaces: int, dim: int
+) -> dict[str, Any]:
+    """The first search in each namespace since the index was built, beside that in lone stores that were just opened.
+
+    ``processor_ms`` is without what the machine gave to others, ``disk_reads`` counts the searches that waited for the
+    disk because the system had dropped pages of the snapshot.
+    """
+    rng, order = np.random.default_rng(4), list(range(spaces))
+    random.Random(4).shuffle(order)
+    queries = vectors(rng, spaces, dim)
+    found = {"namespace": _first([store.namespace(*path_of(space)) for space in order], queries)}
+    with ExitStack() as stack:
+        opened_now = [stack.enter_context(VectorStore(prefix, None, storage_config=config)) for prefix in prefixes]
+        found["alone"] = _first(opened_now, queries)
+    return found
+
+
+def _first(stores: list[VectorStore], queries: np.ndarray) -> dict[str, float]:
+    rows = []
+    for at, one in enumerate(stores):
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        started, spent = time.perf_counter(), time.thread_time()
+        one.search_vectors(queries[at : at + 1], K)
+        taken = time.perf_counter() - started, time.thread_time() - spent
+        rows.append((*taken, resource.getrusage(resource.RUSAGE_SELF).ru_majflt > faults))
+    p50, p95 = np.percentile(np.array(rows)[:, :2], [50, 95], axis=0) * 1e3
+    return {
+        "p50_ms": float(p50[0]),
+        "p95_ms": float(p95[0]),
+        "p50_processor_ms": float(p50[1]),
+        "p95_processor_ms": float(p95[1]),
+        "disk_reads": sum(row[2] for row in rows),
+    }
+
+
 def crossings(store: VectorStore, spaces: int, units: int, dim: int, attempts: int) -> dict[str, Any]:
     """Try to read and change units of other namespaces through a random one; count what got through."""
     rng, pick = np.random.default_rng(3), random.Random(3)
@@ -151,6 +189,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number, other in enumerate(alone):
             other.store_batch([unit(0, n) for n in range(units)], vectors(np.random.default_rng(number), units, dim))
             other.run_maintenance()
+        prefixes = [folder / name for name in names[1:]]
         figures: dict[str, Any] = {"build_s": round(seconds, 1), "memory_bytes": store.statistics()["memory_bytes"]}
         if options.twin:
             one = stack.enter_context(VectorStore(folder / "one", None, dim, storage_config=config))
@@ -162,6 +201,7 @@ def measured(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             grown = figures["memory_bytes"] - one.statistics()["memory_bytes"]
             figures["bytes_per_unit_more_than_one_namespace"] = round(grown / total, 2)
         figures |= {
+            "first_search": first_searches(store, prefixes, config, spaces, dim),
             "searches": timed(store, alone, spaces, dim, options.rounds),
             "list_namespaces_ms": _milliseconds(store.namespaces),
             "crossing": crossings(store, spaces, units, dim, options.attempts),

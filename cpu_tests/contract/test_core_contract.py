@@ -664,7 +664,10 @@ class TestReading:
         for every in without:
             with pytest.raises(InvalidFilterError, match="condition"):
                 store.delete_where(every)
-        assert store.count() == 5
+            with pytest.raises(InvalidFilterError, match="condition"):
+                store.update_where(every, {"metadata": {"seen": False}})
+        assert store.count() == store.count({"metadata.seen": True}) == 5
+        assert store.update_where({"id": {"exists": True}}, {"metadata": {"seen": False}}) == 5
 
     def test_a_unit_that_is_stored_again_keeps_its_age_and_a_superseded_one_goes(self, make: Make) -> None:
         store = make()
@@ -682,6 +685,9 @@ class TestReading:
             store.store({"id": "d", "content": "seven"}, replaces="a")
         assert caught.value.ids == ["a"]
         assert "delete_ids" not in str(caught.value)
+        with pytest.raises(ConflictError):
+            store.store({"id": "d", "content": "seven"}, replaces="d")
+        assert store.store({"id": "b", "content": "eight"}, replaces="b") == "b"
         assert {unit["id"] for unit in store.retrieve_all()} == {"b", "c"}
 
     def test_searches_are_paged_and_cut_by_score(self, make: Make) -> None:
@@ -741,6 +747,11 @@ class TestReading:
         for one in bad:
             with pytest.raises(InvalidQueryError):
                 store.search_units("x", **one)
+        for name, other in (("recency", {"importance": "a"}), ("importance", {"recency": HalfLife("1d")})):
+            lone: list[dict[str, Any]] = [{}, other]
+            for one in lone:
+                with pytest.raises(InvalidQueryError, match=f"give {name}= too"):
+                    store.search_units("x", weights={name: 0.5}, **one)
 
 
 class TestRefusals:

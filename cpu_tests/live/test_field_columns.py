@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -86,7 +87,7 @@ class Changes(RuleBasedStateMachine):
         self.store._open.live._masks._entries.clear()
         columns.wants_foresight = True
         with patch.object(records, "field_values", meddling):
-            self.store._open.live.foresee()
+            self.store._open.live.foresee({})
 
     @rule(which=st.integers(0, 7), n=VALUES)
     def edit(self, which: int, n: Any) -> None:
@@ -193,3 +194,53 @@ def test_columns_stay_within_their_memory(tmp_path: Path, monkeypatch: pytest.Mo
             found = store.search_vectors(np.ones((1, DIM)), 30, {f"f{field}": [f"{field} 7", f"{field} 8"]})[1][0]
             assert sum(one is not None for one in found) == 2
             assert store._open.live._masks.columns.nbytes <= 30_000 + 300 * 100
+
+
+def wait_until_held(store: VectorStore, *fields: tuple[str, ...]) -> None:
+    until = time.monotonic() + 30
+    while not store._open.live._masks.columns.holds(fields):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_fields_of_past_filters_are_read_before_the_first_filter_after_an_opening(tmp_path: Path) -> None:
+    """Rare fields, which are not among those that the newest units have."""
+    units = [
+        {"id": str(n), "content": "c", "when": "2026-01-01T00:00:00Z", **({"rare": {"deep": n}} if n < 50 else {})}
+        for n in range(500)
+    ]
+    query = np.ones((1, DIM), dtype=np.float32)
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        store.store_batch(units, np.ones((500, DIM), dtype=np.float32))
+        store.search_vectors(query, 3, {"rare.deep": {"lt": 7}, "id": ["1"]})
+        store.count({"when": {"lt": datetime(2026, 1, 2, tzinfo=timezone.utc)}})
+        for number in range(30):
+            store.count({"gone": {"exists": number % 2 == 0}})
+    for _ in range(2):  # names outlive an opening that uses none of them
+        with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": True}) as store:
+            wait_until_held(store, ("rare", "deep"), ("gone",))
+            columns: Any = store._open.live._masks.columns._columns
+            assert columns.get(("when",)).read.has_moments
+            assert not columns.get(("rare", "deep")).read.has_moments
+            with patch.object(store._open.records, "field_values", None):  # nothing is read
+                assert store.count({"rare.deep": {"lt": 7}, "gone": {"exists": False}}) == 7
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        for number in range(field_columns.MOST_COLUMNS):
+            store.count({f"field{number}": 1})
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": True}) as store:
+        wait_until_held(store, ("field0",))
+        assert not store._open.live._masks.columns.holds([("rare", "deep")])
+        assert store.count({"rare.deep": {"lt": 7}}) == 7
+
+
+def test_an_erasure_forgets_which_fields_were_named(tmp_path: Path) -> None:
+    canary = "alice-7f3a90c1"
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        units: list[dict[str, Any]] = [{"id": "a", "content": "one", canary: 1}, {"id": "b", "content": "two"}]
+        store.store_batch(units, np.ones((2, DIM), dtype=np.float32))
+        assert store.count({canary: 1}) == 1
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        assert store.count({canary: 1}) == 1
+        store.forget_subject({canary: 1})
+    for file in tmp_path.iterdir():
+        assert canary.encode() not in file.read_bytes(), file

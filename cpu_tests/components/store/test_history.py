@@ -544,6 +544,9 @@ def test_a_deleted_namespace_is_forgotten_with_the_history_of_its_deletion(tmp_p
             store.delete_namespace(name)
             store.namespace(name).store({"content": "two"})
         store.namespace("empty").clear()
+        store.namespace("cleared").store({"content": "one"})
+        store.namespace("cleared").clear()
+        assert store.delete_namespace("cleared") == 0
         assert store.check() == []
         clock.now += 6 * DAY
         store.namespace("gone", "2").store({"content": "later"})

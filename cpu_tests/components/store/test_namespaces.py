@@ -47,6 +47,7 @@ from memevolve_gpu.components.retrieve import (
 )
 from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.components.store.foreign import as_backend
+from memevolve_gpu.components.store.namespaces import NamespaceInfo
 from memevolve_gpu.live import live_index, scheduler
 from memevolve_gpu.records.filters import matches
 
@@ -386,7 +387,10 @@ def test_limits_are_those_of_a_namespace(opened: Open) -> None:
     bob.store_batch([unit(n) for n in range(9)])
     with pytest.raises(CapacityError, match="MAX_MEMORY_UNITS"):
         bob.store(unit(10))
-    assert alice.set_limits().max_units is None
+    assert alice.set_limits(default_ttl=60).max_units == 3
+    assert alice.set_limits().default_ttl == 60
+    assert alice.set_limits(max_units=None).default_ttl == 60
+    assert alice.set_limits(default_ttl=None) == NamespaceInfo(("alice",), 3)
     for wrong in (0, -1, 1.5, "3", True):
         with pytest.raises(ConfigurationError, match="max_units"):
             alice.set_limits(max_units=wrong)  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ first names the path, and read again for the rows that the log names. Conditions
 
 from __future__ import annotations
 
+import json
 import threading
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -33,6 +34,7 @@ from ..records.filters import (
     kind_of,
 )
 from ..records.records import Records
+from ..records.schema import FIELDS_KEY
 from ..types import IntArray
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
@@ -118,6 +120,11 @@ class FieldValues:
                 at[kind].append(row)
                 held[kind].append(value)
         self.sizes = _ints([row for row, _ in sized]), _ints([size for _, size in sized])
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether a filter asked for moments."""
+        return self._micros is not None
 
     @property
     def nbytes(self) -> int:
@@ -311,6 +318,8 @@ class FieldColumns:
         self.wants_foresight = False
         """A filter had to read a field, so filters may soon name others."""
         self._foresaw = False
+        self._named: dict[Path, None] = {}
+        self._saved = recalled_fields(records)
 
     @property
     def nbytes(self) -> int:
@@ -414,6 +423,8 @@ class FieldColumns:
         return {path: self._column(path) for path in paths}
 
     def _column(self, path: Path) -> _Column | None:
+        self._named.pop(path, None)
+        self._named[path] = None
         if path in self._columns:
             return self._columns.get(path)
         self.wants_foresight = not self._foresaw
@@ -430,17 +441,20 @@ class FieldColumns:
         column = _Column(FieldValues(values), {})
         return column if column.nbytes <= self._most_bytes else None
 
-    def foresee(self, log: Callable[[], Log]) -> None:
-        """Read the usual short fields of the units before a filter names them; filters go on meanwhile."""
+    def foresee(self, log: Callable[[], Log], recalled: Mapping[Path, bool]) -> None:
+        """Read the recalled and the usual short fields of the units before a filter names them; filters go on
+        meanwhile. recalled: True for fields that hold moments."""
         self.wants_foresight, self._foresaw = False, True
         with self._turn(log()) as mine:
-            paths = self._usual_fields() if mine else []
+            paths = list(dict.fromkeys([*recalled, *self._usual_fields()])) if mine else []
         for path in paths:
             with self._turn(log()) as mine:
                 seq, slots = self._seq, self._slots
                 if not mine or path in self._columns or len(self._columns) >= MOST_COLUMNS:
                     continue
             column = self._made(path, slots)
+            if column is not None and recalled.get(path):
+                column.read.by_row(moments=True)  # converts them now
             if column is not None and self.nbytes + column.nbytes > self._most_bytes:
                 continue
             now = log()
@@ -451,6 +465,23 @@ class FieldColumns:
                 self._columns.put(path, column)
                 if len(changed):
                     self._freshen(path, changed)
+
+    def save_named(self, timeout: float) -> None:
+        """Keep with the records which fields filters named, at most ``MOST_COLUMNS``, the latest last."""
+        with self._lock:
+            held = dict(zip(self._columns, self._columns.values(), strict=True))
+            paths = [*(path for path in self._saved if path not in self._named), *self._named][-MOST_COLUMNS:]
+        moments = {path for path, column in held.items() if column is not None and column.read.has_moments}
+        latest = {path: path in moments or self._saved.get(path, False) for path in paths}
+        if self._records.read_only or latest == self._saved:
+            return
+        with self._records.write(timeout) as tx:
+            tx.set_meta(FIELDS_KEY, json.dumps(list(latest.items())).encode())
+        self._saved = latest
+
+    def forget_named(self) -> None:
+        """Forget which fields filters named."""
+        self._named, self._saved = {}, {}
 
     def _usual_fields(self) -> list[Path]:
         """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""
@@ -483,6 +514,15 @@ class FieldColumns:
     @property
     def _most_bytes(self) -> int:
         return max(LEAST_BYTES, BYTES_PER_ROW * len(self._slots))
+
+
+def recalled_fields(records: Records) -> dict[Path, bool]:
+    """The fields that filters named in this process or before it, as they were last kept; True: they hold moments."""
+    try:
+        held = json.loads(records.get_meta_text(FIELDS_KEY) or "[]")
+        return {tuple(str(part) for part in path): bool(moments) for path, moments in held}
+    except (ValueError, TypeError):  # damaged: they are only a hint
+        return {}
 
 
 def _paths_in(value: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:

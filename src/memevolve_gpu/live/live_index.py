@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from ..devices.selection import Machine
-from ..errors import DeviceError, ReentrantCallError
+from ..errors import DeviceError, ReentrantCallError, StorageError
 from ..index.base import Index
 from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
@@ -25,7 +25,7 @@ from ..types import FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
-from .field_columns import FieldValues, Log
+from .field_columns import FieldValues, Log, recalled_fields
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
@@ -303,15 +303,30 @@ class LiveIndex:
         if parts and not self._masks.columns.holds(fields):
             self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
+    def recall_fields(self) -> dict[tuple[str, ...], bool]:
+        """The fields that filters named before this store was opened; True: they hold moments."""
+        return recalled_fields(self.records)
+
+    def save_fields(self, timeout: float) -> None:
+        """Keep the names of the fields that filters used, for the next opening; a failure is an event."""
+        try:
+            self._masks.columns.save_named(timeout)
+        except StorageError as error:
+            self.events.record("fields-unsaved", str(error))
+
+    def forget_fields(self) -> None:
+        """Forget which fields filters used: their names may tell of units that are erased."""
+        self._masks.columns.forget_named()
+
     @property
     def wants_foresight(self) -> bool:
         """Whether the usual fields are to be read in the background, because filters are in use."""
         return self._masks.columns.wants_foresight
 
-    def foresee(self) -> None:
-        """Read the usual fields of the units into memory, if filters are in use."""
-        if self.wants_foresight:
-            self._masks.columns.foresee(lambda: self._log(self.catch_up()))
+    def foresee(self, recalled: Mapping[tuple[str, ...], bool]) -> None:
+        """Read recalled fields and the usual ones of the units into memory, if filters are in use."""
+        if recalled or self.wants_foresight:
+            self._masks.columns.foresee(lambda: self._log(self.catch_up()), recalled)
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""

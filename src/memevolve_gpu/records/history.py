@@ -78,12 +78,15 @@ OLD_SLOTS = f"SELECT slot FROM history WHERE kind IN ({REPLACED}, {Op.DROP}) AND
 """Slots of versions that are gone, whose vectors are kept; an edit leaves the slot to the unit."""
 
 _DROP_NAMESPACES = """
-DELETE FROM namespaces WHERE count = 0 AND max_units IS NULL AND default_ttl IS NULL AND key IN (
-    SELECT ns FROM (SELECT ns, kind, max(seq) FROM operations WHERE seq <= ? AND ns > 0 GROUP BY ns)
-    WHERE kind = 'delete_namespace'
+DELETE FROM namespaces WHERE key > 0 AND count = 0 AND max_units IS NULL AND default_ttl IS NULL AND (
+    next_auto = 0 OR key IN (
+        SELECT ns FROM (SELECT ns, kind, max(seq) FROM operations WHERE seq <= ? AND ns > 0 GROUP BY ns)
+        WHERE kind = 'delete_namespace'
+    )
 ) AND NOT EXISTS (SELECT 1 FROM history AS h WHERE h.ns = key)
 """
-"""Those whose deletion the history has just forgotten, and that nothing came after; one that is only empty stays."""
+"""Those whose deletion the history has just forgotten, and that nothing came after; one that is only empty stays, for
+the number of its next automatic id."""
 
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 

@@ -26,6 +26,7 @@ _PAGE_HEADER, _ROW_OVERHEAD = 8, 14
 """Bytes of SQLite's: of a leaf of a table, and at most of a row of ``vectors`` (pointer, lengths, slot, types)."""
 
 MODEL_KEY = "embedding_model"
+FIELDS_KEY = "filtered_fields"
 """The key of ``meta`` under which the name of the embedding model is kept, UTF-8."""
 
 TOKENIZER_KEY = "tokenizer"

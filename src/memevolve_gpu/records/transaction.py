@@ -257,6 +257,9 @@ class Transaction:
             self._run("DELETE FROM namespaces WHERE key = ?", (key,))
         else:  # the history needs its key
             self._run("UPDATE namespaces SET max_units = NULL, default_ttl = NULL WHERE key = ?", (key,))
+            if not removed:  # no operation says that it was deleted
+                self._run("UPDATE namespaces SET next_auto = 0 WHERE key = ?", (key,))
+                self._next = 0
         self._run("DELETE FROM meta WHERE key = ?", (f"management_history/{key}",))
         self._key = 0 if key == 0 else None if self._operation is None else self._key
         return removed

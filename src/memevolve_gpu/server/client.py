@@ -18,8 +18,8 @@ import numpy as np
 from .. import errors
 from ..components.store.base import Progress
 from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch, seconds_to_wait
-from ..components.store.listing import Listing, merged_unit, some_condition, window_of
-from ..components.store.namespaces import NamespaceInfo, moments, subtree_path
+from ..components.store.listing import EVERY_UNIT, Listing, Order, merged_unit, some_condition, window_of
+from ..components.store.namespaces import UNCHANGED, NamespaceInfo, Unchanged, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
 from ..components.store.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from ..components.store.reports import plain_details
@@ -178,7 +178,7 @@ class RemoteStore(OpenBackend):
         return self._found("PATCH", unit_id, changes)
 
     def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        parse(filters)
+        some_condition(filters, EVERY_UNIT)
         merged_unit({"id": "a"}, changes)
         return int(self._post("units/update", {"filters": filters, "changes": changes})["count"])
 
@@ -508,9 +508,14 @@ class RemoteStore(OpenBackend):
         where = "/".join(namespace_path([*self.namespace_path, *path]))
         return int(self._call("DELETE", "namespaces", {"namespace": where})["count"])
 
-    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
-        seconds = None if default_ttl is None else moments(default_ttl, None, 0.0, 1)[0]
-        body = {"max_units": max_units, "default_ttl": seconds, "namespace": list(self.namespace_path)}
+    def set_limits(
+        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Any = UNCHANGED
+    ) -> NamespaceInfo:
+        body: dict[str, Any] = {"namespace": list(self.namespace_path)}
+        if max_units is not UNCHANGED:
+            body["max_units"] = max_units
+        if default_ttl is not UNCHANGED:
+            body["default_ttl"] = None if default_ttl is None else moments(default_ttl, None, 0.0, 1)[0]
         found = self._call("PUT", "namespaces", body=body)
         return NamespaceInfo(**{**found, "path": tuple(found["path"])})
 

@@ -254,7 +254,7 @@ class Backup(Body):
 
 
 class Limits(Scoped):
-    """Limits of a namespace; null for none."""
+    """Limits of a namespace; null for none, and one that is left out stays as it is."""
 
     max_units: Annotated[int | None, Field(ge=1)] = None
     default_ttl: Ttl = None

@@ -302,7 +302,8 @@ async def namespaces(caller: Reader, prefix: str = "") -> models.Namespaces:
 async def set_limits(body: models.Limits, caller: Admin) -> models.NamespaceEntry:
     """Set the limits of a namespace."""
     store = caller.store(body.namespace)
-    info = await caller.write(lambda: store.set_limits(max_units=body.max_units, default_ttl=body.default_ttl))
+    named = body.model_dump(include=body.model_fields_set & {"max_units", "default_ttl"})
+    info = await caller.write(lambda: store.set_limits(**named))
     return models.NamespaceEntry(**{**asdict(info), "path": caller.relative(info.path)})
 
 

@@ -23,7 +23,7 @@ from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import listed, shown, switch, whole_number, word
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import age_stamp
-from .listing import Listing, MetadataMixin, counted, listing_of, merged_unit, some_condition
+from .listing import EVERY_UNIT, Listing, MetadataMixin, counted, listing_of, merged_unit, some_condition
 from .ranking import HalfLife, Ranking, Window, best, score_of, similarity_of
 from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 from .unsupported import Unsupported
@@ -318,14 +318,14 @@ class StorageBackend(Unsupported, ABC):
         """Change parts of every unit that matches, in one transaction where the backend has transactions.
 
         Args:
-            filters: Which units, see ``docs/reference/filters.md``.
+            filters: Which units, see ``docs/reference/filters.md``; a filter that holds of every unit is refused.
             changes: As for :meth:`patch`.
 
         Returns:
             The number of units that were changed.
 
         Raises:
-            InvalidFilterError: The filter is malformed.
+            InvalidFilterError: The filter is malformed, or has no condition.
             InvalidUnitError: As for :meth:`patch`; nothing was changed.
 
         Examples:
@@ -338,6 +338,7 @@ class StorageBackend(Unsupported, ABC):
             (3, 2)
             >>> store.close()
         """
+        some_condition(filters, EVERY_UNIT)
         units = list(self.units(filters))
         for unit in units:
             merged_unit(unit, changes)

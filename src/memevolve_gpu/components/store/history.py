@@ -15,6 +15,7 @@ from ...errors import InvalidFilterError, InvalidQueryError
 from ...live.query_sample import KEY as QUERY_KEY
 from ...records import history
 from ...records.erasure import erase, finish_erasure, leftovers
+from ...records.schema import FIELDS_KEY
 from ...types import MemoryUnit
 from ...utils.arguments import real_number, shown, whole_number
 from .capacity import report_pruned, reserve_room
@@ -269,8 +270,9 @@ class HistoryMixin(Unsupported):
         had_snapshot = session.live.snapshot_path.exists()
         session.accesses.flush()
         with self._write("forget_subject") as tx:
-            erased = erase(tx, spaces, parsed, [*map(history_key, spaces), QUERY_KEY])
+            erased = erase(tx, spaces, parsed, [*map(history_key, spaces), QUERY_KEY, FIELDS_KEY])
         session.live.query_sample.forget()
+        session.live.forget_fields()
         session.live.reload("units were erased")
         files = session.maintenance.alone(lambda: finish_erasure(session.records, session.live.snapshot_path, seconds))
         if had_snapshot:

@@ -188,6 +188,9 @@ class MetadataMixin:
         return {**unit, "metadata": {**given, "updated_at": self._generate_timestamp()}}
 
 
+EVERY_UNIT = "to change all, name what every unit has: {'id': {'exists': True}}"
+
+
 def some_condition(filters: Any, instead: str) -> Filter:
     """The parsed filter. Raises InvalidFilterError where it holds of every unit."""
     parsed = parse(filters)

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 from typing import Any
 
 from ...errors import InvalidUnitError
@@ -21,6 +22,15 @@ Expiry = float | int | datetime | timedelta | None
 
 _LONGEST = 10_000 * 365 * 86_400.0
 """Ten thousand years; what lies beyond is a mistake, such as milliseconds given as seconds."""
+
+
+class Unchanged(Enum):
+    """The default of a limit: it stays as it is."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,8 @@ class Ranking:
             )
         for name, value in self.weights.items():
             real_number(f"weights[{name!r}]", value, "a number from 0 to 1", 0.0, 1.0, InvalidQueryError)
+            if getattr(self, name) is None:
+                raise InvalidQueryError(f"weights[{name!r}] weighs nothing without {name}=; give {name}= too")
 
     @classmethod
     def of(cls, recency: Any, importance: Any, weights: Any) -> Ranking | None:

@@ -21,8 +21,8 @@ from ...utils.arguments import listed, path_text, switch, whole_number
 from ...utils.config import StorageConfig, namespace_path
 from .copy import copy_store
 from .history import operation_name
-from .listing import Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
-from .namespaces import NamespaceInfo, Path, expiry_of, seconds, subtree_path
+from .listing import EVERY_UNIT, Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
+from .namespaces import UNCHANGED, NamespaceInfo, Path, Unchanged, expiry_of, seconds, subtree_path
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
 from .session import StoreSession
@@ -112,7 +112,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         return bool(self._merge_into("patch", lambda _: [wanted], changes))
 
     def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
-        parsed = self._filter(filters)
+        parsed = some_condition(self._filter(filters), EVERY_UNIT)
         return self._merge_into("update_where", lambda tx: matching_ids(self._open, tx, parsed), changes)
 
     def delete_where(self, filters: Mapping[str, Any]) -> int:
@@ -169,11 +169,18 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         session.written()
         return removed
 
-    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
-        most = None if max_units is None else min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
-        life = None if default_ttl is None else seconds("default_ttl", default_ttl)
+    def set_limits(
+        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Any = UNCHANGED
+    ) -> NamespaceInfo:
+        if max_units is not None and max_units is not UNCHANGED:
+            max_units = min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
+        if default_ttl is not None and default_ttl is not UNCHANGED:
+            default_ttl = seconds("default_ttl", default_ttl)
         with self._write("set_limits") as tx:
-            tx.set_limits(most, life)
+            most, life = tx.limits
+            tx.set_limits(
+                most if max_units is UNCHANGED else max_units, life if default_ttl is UNCHANGED else default_ttl
+            )
         return self._info
 
     def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:

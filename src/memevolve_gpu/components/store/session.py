@@ -113,6 +113,8 @@ class StoreSession:
     legacy_problem: str = ""
     fields: dict[tuple[str, ...], bool] = field(default_factory=dict)
     """The declared fields, and whether they hold moments."""
+    recalled: dict[tuple[str, ...], bool] = field(default_factory=dict)
+    """Fields that filters named before; the background reads them once."""
     closed: bool = False
     warned: set[str] = field(default_factory=set)
     """The limits, units or memory, that a warning was logged for; see ``capacity``."""
@@ -259,6 +261,7 @@ class StoreSession:
             self.worker.stop()
             self.accesses.close()
             self.live.query_sample.save(timeout=0)
+            self.live.save_fields(timeout=0)
             self.maintenance.close()
         finally:
             self.records.close()
@@ -267,7 +270,9 @@ class StoreSession:
         if self.accesses.is_full:
             self.accesses.flush(timeout=FLUSH_SECONDS)
         self.live.prepare(self.fields)
-        self.live.foresee()
+        recalled, self.recalled = self.recalled, {}
+        self.live.foresee(recalled)
+        self.live.save_fields(FLUSH_SECONDS)
         return self.maintenance.run_if_due()
 
 
@@ -349,9 +354,11 @@ def _assemble(
 
 
 def _declare_fields(session: StoreSession) -> None:
-    """Have the indexes that the settings name, and let the background read the fields; None changes nothing."""
-    declared = session.config.indexed_fields
-    if declared is None:
+    """Have the indexes that the settings name, and let the background read these fields and those of past filters."""
+    declared, session.recalled = session.config.indexed_fields, session.live.recall_fields()
+    if session.recalled:
+        session.wake()
+    if declared is None:  # changes nothing
         return
     given = [] if declared.strip() == "none" else declared.split(",")
     kinds = dict(one.partition(":")[::2] for one in given)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError
-from .namespaces import NamespaceInfo
+from .namespaces import UNCHANGED, NamespaceInfo, Unchanged
 
 if TYPE_CHECKING:
     from .base import StorageBackend
@@ -71,13 +71,15 @@ class Unsupported:
         """
         raise self._missing("keep namespaces", "namespace")
 
-    def set_limits(self, *, max_units: int | None = None, default_ttl: Any = None) -> NamespaceInfo:
-        """Set the limits of the namespace of this backend; both at once, None for no limit.
+    def set_limits(
+        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Any = UNCHANGED
+    ) -> NamespaceInfo:
+        """Set the limits of the namespace of this backend. A limit that is not named stays as it is.
 
         Args:
-            max_units: Most units. Those beyond a lower limit stay, and no new one is taken.
+            max_units: Most units, None for no limit. Those beyond a lower limit stay, and no new one is taken.
             default_ttl: Seconds, or a timedelta, after which units expire that are stored from now on without a time
-                of their own.
+                of their own; None for never.
 
         Returns:
             The namespace with its new limits.

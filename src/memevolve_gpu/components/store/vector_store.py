@@ -202,7 +202,8 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         vector = session.embedder.embed(text)
         move_waiting_rows(session, 1)
         with self._write("store", grouped=True) as tx:
-            if superseded is not None and superseded != checked.get("id") and not tx.drop(superseded):
+            take = tx.find if superseded == checked.get("id") else tx.drop
+            if superseded is not None and not take(superseded):
                 raise ConflictError([superseded], "replaces names no unit, so nothing was stored")
             pruned = reserve_room(session, tx, [checked.get("id")])
             unit_id = checked.get("id") or tx.next_auto_id()
