@@ -1,12 +1,13 @@
 """Does the right unit come back? hit@k, recall@k, nDCG@10 and the cost of each engine on public questions.
 
-    PYTHONPATH=benchmarks python -m retrieval --locomo locomo10.zip --units FOLDER --cache FOLDER --out FILE
+    PYTHONPATH=benchmarks python -m retrieval --locomo locomo10.zip --units FOLDER --beir scifact.zip --out FILE
 
-``--model``: a folder with an ONNX file, for ``LocalEmbedder(path=...)``; without it all-MiniLM-L6-v2. Embeddings are made once beforehand and kept
-in ``--cache``, so the times are those of the search alone: ``wall`` as the clock says, which on a busy machine counts
-the others' work too, and ``cpu``, the processor time of the calling thread. hit@5 and the times are those of
-``top_k=5``; the other figures come from 50 results. ``questions`` of the results holds for each question the rank of
-the first answer among 50, 0 where there is none; it holds no text. Nothing here is random.
+``--model``: a folder with an ONNX file, for ``LocalEmbedder(path=...)``; without it all-MiniLM-L6-v2. ``--beir`` may be
+given several times. Embeddings are made once beforehand and kept in ``--cache``, so the times are those of the search
+alone: ``wall`` as the clock says, which on a busy machine counts the others' work too, and ``cpu``, the processor time
+of the calling thread. hit@5 and the times are those of ``top_k=5``; the other figures come from 50 results.
+``questions`` of the results holds for each question the rank of the first answer among 50, 0 where there is none; it
+holds no text. Nothing here is random.
 """
 
 from __future__ import annotations

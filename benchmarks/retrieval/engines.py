@@ -20,7 +20,6 @@ from memevolve_gpu.components.retrieve import (
     RetrievalStrategy,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.store.units import unit_to_text
 from memevolve_gpu.types import FloatArray
 
 from .sets import Set
@@ -49,8 +48,6 @@ def engines(data: Set, rows: FloatArray, queries: FloatArray, folder: Path) -> I
             store.store_batch(data.units[start : start + 5000], rows[start : start + 5000])
         store.run_maintenance()
         found = {"plain BM25 (SQLite FTS5)": _plain_bm25(data)}
-        if any(one.filters for one in data.questions):
-            found["keyword, words counted in the whole store"] = _store_wide(store, data)
         for name, made in OURS.items():
             if "neighbours" not in name or any(one.sessions for one in data.questions):
                 found[name] = _ours(made(), store, data)
@@ -65,17 +62,6 @@ def _ours(strategy: RetrievalStrategy, store: VectorStore, data: Set) -> Engine:
     def ask(at: int, top_k: int) -> list[str]:
         one = data.questions[at]
         return [found.unit_id for found in strategy.retrieve(one.text, store, top_k, one.filters)]
-
-    return ask
-
-
-def _store_wide(store: VectorStore, data: Set) -> Engine:
-    """The keyword search of the records, which counts words in the whole store where it is given no slots."""
-    records = store._open.records  # noqa: SLF001 - no public call counts words otherwise
-
-    def ask(at: int, top_k: int) -> list[str]:
-        one = data.questions[at]
-        return [unit_id for _, unit_id in records.keyword(one.text, top_k, one.filters, text_of=unit_to_text)]
 
     return ask
 

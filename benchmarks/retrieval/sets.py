@@ -116,8 +116,7 @@ def beir(path: Path) -> Set:
             answers.setdefault(question, set()).add(unit)
     known = [one for one in asked if one["_id"] in answers]
     questions = [
-        Question(one["text"], frozenset(answers[one["_id"]]), frozenset(), None, at % 2)
-        for at, one in enumerate(known)
+        Question(one["text"], frozenset(answers[one["_id"]]), frozenset(), None, at % 2) for at, one in enumerate(known)
     ]
     return Set(path.stem, units, questions)
 

@@ -49,11 +49,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(records: Records, text: str, limit: int = 10_000) -> list[str]:
-    return [unit_id for _, unit_id in records.keyword(text, limit, text_of=text_of)]
+    return [unit_id for _, unit_id in records.keyword(text, limit)]
 
 
 def scores(records: Records, text: str) -> dict[str, float]:
-    return {unit_id: score for score, unit_id in records.keyword(text, 10_000, text_of=text_of)}
+    return {unit_id: score for score, unit_id in records.keyword(text, 10_000)}
 
 
 def rows_with(*words: str) -> set[str]:
@@ -96,7 +96,7 @@ def test_dropped_words_score_what_the_others_find(records: Records) -> None:
         idf = {word: max(1e-6, math.log((ROWS - n + 0.5) / (n + 0.5))) for word, n in holding.items()}
         return sum(idf[word] * counts[word] * 2.2 / (counts[word] + norm) for word in query)
 
-    got = records.keyword(" ".join(query), 12, text_of=text_of)
+    got = records.keyword(" ".join(query), 12)
     assert got[0][1] == "u100"
     for score, unit_id in got:
         assert score == pytest.approx(bm25(docs[unit_id]))
@@ -119,7 +119,7 @@ def test_rows_that_are_not_folded_yet_are_scored_alike(tmp_path: Path) -> None:
 
 def test_filters_hold_for_what_is_proposed(records: Records) -> None:
     ids = [f"u{n}" for n in range(0, 1000, 100)]
-    got = [unit_id for _, unit_id in records.keyword("every half fiftieth", 50, {"id": ids}, text_of=text_of)]
+    got = [unit_id for _, unit_id in records.keyword("every half fiftieth", 50, {"id": ids})]
     assert set(got) == set(ids)
 
 

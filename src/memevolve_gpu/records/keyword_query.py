@@ -49,11 +49,6 @@ class KeywordQuery:
     excluded: list[Excluded] = field(default_factory=list)
 
     @property
-    def plain(self) -> bool:
-        """Whether the words alone decide, and each counts as much as BM25 says."""
-        return not self.demanding and all(weight == 1.0 for weight in self.weights.values())
-
-    @property
     def demanding(self) -> bool:
         """Whether there are phrases or exclusions."""
         return bool(self.phrases or self.excluded)

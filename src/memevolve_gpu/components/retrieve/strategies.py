@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
-from ...records.fulltext import bm25, full_score
+from ...records.fulltext import bm25, full_score, inverse_frequencies
 from ...records.keyword_query import parse_query, with_prefixes
 from ...records.tokenizer import words_of
 from ...types import FloatArray
@@ -143,7 +143,8 @@ def _scanned_keywords(
     held = [(unit_id, words, with_prefixes(words.counts, asked.prefixes)) for unit_id, words in docs]
     holding = {word: sum(word in counts for *_, counts in held) for word in asked.weights}
     lengths = {unit_id: words.counts.total() for unit_id, words in docs}
-    score = bm25(len(docs), sum(lengths.values()) / len(docs), holding, asked.weights)
+    idf = inverse_frequencies(len(docs), holding, asked.weights)
+    score = bm25(sum(lengths.values()) / len(docs), idf)
     proposing = asked.proposing(holding).keys()
     found = [
         Ranked(unit_id, score(counts, lengths[unit_id]))
@@ -151,7 +152,7 @@ def _scanned_keywords(
         if not proposing.isdisjoint(counts) and asked.admits(words)
     ]
     found = sorted(found, key=lambda one: -one.score)[:limit]
-    full = full_score(len(docs), holding, asked.weights)
+    full = full_score(len(docs), idf)
     return [one._replace(score=min(1.0, one.score / full)) for one in found] if relative else found
 
 
