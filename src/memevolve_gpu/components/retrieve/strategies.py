@@ -17,6 +17,7 @@ from ...records.tokenizer import words_of
 from ...types import FloatArray
 from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
+from ...utils.embeddings.cross_encoder import CrossEncoder
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
 from ..store.base import StorageBackend
@@ -385,7 +386,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         fusion: Fusion = "weighted",
         ranking: Ranking | None = None,
         neighbours: float = 0.0,
-        rerank: Rerank | None = None,
+        rerank: Rerank | str | None = None,
         diversity: float = 0.0,
     ) -> None:
         """Create a strategy.
@@ -401,21 +402,23 @@ class HybridRetrievalStrategy(RetrievalStrategy):
                 candidates of the same ``metadata.session`` whose whole ``metadata.position`` differs by 1. Such scores
                 can exceed 1. Not used together with ``ranking``.
             rerank: Called with the query and the texts of the candidates, 20 or four for each result; returns a number
-                for each, larger for a better match, which becomes the score. A cross-encoder, for example.
+                for each, larger for a better match, which becomes the score. A text is a cross-encoder that fastembed
+                (extra ``local``) runs: its name, or the path of an ONNX file with its tokenizer beside it.
             diversity: From 0 to 1: how much a result that resembles better ones is ranked lower (maximal marginal
                 relevance by the cosine). Only for a backend with vectors; scores stay as they are.
 
         Raises:
             ConfigurationError: A weight or another argument is not allowed.
             EmbeddingError: ``embedding_function`` cannot be called.
+            EngineError: ``rerank`` names a model and fastembed is not installed.
         """
         word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
         self.ranking = Ranking.checked(ranking)
         self.neighbours = _share("neighbours", neighbours)
-        if rerank is not None and not callable(rerank):
-            raise ConfigurationError(f"rerank must be callable or None, got {type(rerank).__name__}")
-        self.rerank = rerank
+        if not (rerank is None or isinstance(rerank, str) or callable(rerank)):
+            raise ConfigurationError(f"rerank must be callable, a text or None, got {type(rerank).__name__}")
+        self.rerank: Rerank | None = CrossEncoder(rerank) if isinstance(rerank, str) else rerank
         self.diversity = real_number("diversity", diversity, "a number from 0 to 1", 0, 1, ConfigurationError)
         self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)
