@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--units", type=Path)
     parser.add_argument("--beir", type=Path, action="append", default=[])
     parser.add_argument("--model")
+    parser.add_argument("--rerank", help="a cross-encoder: a name that fastembed knows, or a path")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
@@ -55,14 +56,14 @@ def main() -> None:
     for data in sets:
         rows = embedded([unit["content"] for unit in data.units], embedder.embed_batch, given.cache)
         queries = embedded([one.text for one in data.questions], embedder.embed_batch, given.cache)
-        found[data.name] = measure(data, rows, queries)
+        found[data.name] = measure(data, rows, queries, given.rerank)
     publish(found, given.out)
 
 
-def measure(data: Set, rows: Any, queries: Any) -> dict[str, Any]:
-    """The figures of every engine on a set."""
+def measure(data: Set, rows: Any, queries: Any, rerank: str | None = None) -> dict[str, Any]:
+    """The figures of every engine on a set. rerank: a cross-encoder to measure too."""
     found: dict[str, Any] = {"units": len(data.units), "asked": len(data.questions), "engines": {}, "questions": {}}
-    with tempfile.TemporaryDirectory() as folder, engines(data, rows, queries, Path(folder)) as tried:
+    with tempfile.TemporaryDirectory() as folder, engines(data, rows, queries, Path(folder), rerank) as tried:
         for name, engine in tried.items():
             started = time.perf_counter()
             figures, ranks = figures_of(data, engine)

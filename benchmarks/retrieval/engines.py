@@ -20,6 +20,7 @@ from memevolve_gpu.components.retrieve import (
     RetrievalStrategy,
     SemanticRetrievalStrategy,
 )
+from memevolve_gpu.components.retrieve.reorder import Rerank
 from memevolve_gpu.types import FloatArray
 
 from .sets import Set
@@ -35,12 +36,19 @@ OURS: dict[str, Callable[[], RetrievalStrategy]] = {
     "hybrid, weights 0.7 and 0.3": lambda: HybridRetrievalStrategy(semantic_weight=0.7, keyword_weight=0.3),
     "hybrid (default)": HybridRetrievalStrategy,
     "hybrid, neighbours 0.5": lambda: HybridRetrievalStrategy(neighbours=0.5),
+    "hybrid, diversity 0.1": lambda: HybridRetrievalStrategy(diversity=0.1),
+    "hybrid, diversity 0.3": lambda: HybridRetrievalStrategy(diversity=0.3),
 }
 
 
 @contextmanager
-def engines(data: Set, rows: FloatArray, queries: FloatArray, folder: Path) -> Iterator[dict[str, Engine]]:
-    """All engines that can run here, filled with the set. rows, queries: embeddings of units and questions."""
+def engines(
+    data: Set, rows: FloatArray, queries: FloatArray, folder: Path, rerank: str | Rerank | None = None
+) -> Iterator[dict[str, Engine]]:
+    """All engines that can run here, filled with the set. rows, queries: embeddings of units and questions.
+
+    rerank: as ``HybridRetrievalStrategy`` takes it.
+    """
     with ExitStack() as stack:
         table = {one.text: queries[at] for at, one in enumerate(data.questions)}
         store = stack.enter_context(VectorStore(folder / "ours", lambda text: table[text], rows.shape[1]))
@@ -51,6 +59,8 @@ def engines(data: Set, rows: FloatArray, queries: FloatArray, folder: Path) -> I
         for name, made in OURS.items():
             if "neighbours" not in name or any(one.sessions for one in data.questions):
                 found[name] = _ours(made(), store, data)
+        if rerank is not None:
+            found["hybrid, rerank"] = _ours(HybridRetrievalStrategy(rerank=rerank), store, data)
         if importlib.util.find_spec("lancedb"):
             found["LanceDB, hybrid (rrf)"] = _lancedb(data, rows, queries, folder)
         if importlib.util.find_spec("chromadb"):
