@@ -150,3 +150,30 @@ def test_known_words_are_not_counted_again(records: Records, monkeypatch: pytest
     counted.clear()
     found(records, "own1234 every")
     assert counted == []
+
+
+def test_a_frequent_word_helps_to_choose_what_the_rare_one_finds(tmp_path: Path) -> None:
+    """More rows hold the rare word than are scored; the only one that holds both words is longer than they are."""
+    with Records.open(tmp_path / "s", dim=DIM) as opened:
+        others = ["eight other words that make texts longer here"] * 1000
+        put_all(opened, ["scarce"] * 150 + ["usual"] * 300 + others + ["scarce usual more"])
+        assert found(opened, "scarce usual", 1) == ["u1450"]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "expired"])
+def test_rows_that_are_gone_take_no_place_of_those_that_are_found(tmp_path: Path, gone: str) -> None:
+    with Records.open(tmp_path / "s", dim=DIM) as opened:
+        with opened.write() as tx:
+            for number in range(400):
+                until = opened.clock() - 1 if gone == "expired" and number < 100 else None
+                tx.put({"content": "word", "id": f"u{number}"}, "word", VECTOR, f"u{number}", expires_at=until)
+        if gone == "deleted":
+            with opened.write() as tx:
+                tx.drop_many([f"u{number}" for number in range(100)])
+        assert found(opened, "word other", 5) == [f"u{number}" for number in range(100, 105)]
+
+
+def test_the_form_that_is_asked_for_comes_first(tmp_path: Path) -> None:
+    with Records.open(tmp_path / "s", dim=DIM) as opened:
+        put_all(opened, ["one directory of many"] * 3 + ["two directories of many"] + ["nothing of it"] * 20)
+        assert found(opened, "directories") == ["u3", "u0", "u1", "u2"]
