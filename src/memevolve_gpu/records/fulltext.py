@@ -7,11 +7,9 @@ Source: S. Robertson and H. Zaragoza, The Probabilistic Relevance Framework: BM2
 and the floor of idf that SQLite's FTS5 documents, so that folded and pending rows are scored alike.
 
 FTS5 scores every row that holds any of the words, so a query of common words reads most of the index. Therefore only
-the selective words of a query propose rows, and all of its words score what they propose.
-
-A word that is in more than 5 % of the rows is not looked up unless nothing else is left, and neither are the more
-frequent of the others once the rarer ones match enough rows. So the rows that a query reads are bounded and do not grow
-with the store.
+the selective words of a query propose rows: those in at most 5 % of the rows, the rarest ones until they match enough
+of them. The slots of the other words are read while they are few, and choose among the proposed rows those that are
+scored, by all words. So the rows that a query reads are bounded and do not grow with the store.
 """
 
 from __future__ import annotations
@@ -121,11 +119,11 @@ _MATCH = KeywordQuery().match
 K1, B, LEAST_IDF = 1.2, 0.75, 1e-6
 
 MOST_READ = 20_000
-"""Most rows that the words of a query match together in a search with a filter."""
+"""Most slots that are read for the words of a query, unless a single word has more."""
 
 PROPOSED, PROPOSED_FACTOR = 64, 2
-"""Rows that the selective words propose: this many, and at least so many times the limit. On 39,320 real units 64 of
-them hold the wanted unit as often as 200 do."""
+"""Rows that are scored: this many, and at least so many times the limit. On 39,320 real units 64 of them hold the wanted
+unit as often as 256 do."""
 
 
 def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
