@@ -122,8 +122,8 @@ MOST_READ = 20_000
 """Most slots that are read for the words of a query, unless a single word has more."""
 
 PROPOSED, PROPOSED_FACTOR = 64, 2
-"""Rows that are scored: this many, and at least so many times the limit. On 39,320 real units 64 of them hold the wanted
-unit as often as 256 do."""
+"""Rows that are scored: this many, and at least so many times the limit. On 39,320 real units 64 of them hold the
+wanted unit as often as 256 do."""
 
 
 def _corpus_size(api: apsw.FTS5ExtensionApi, /, *_: object) -> str:
