@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ..config import may_download
-from .local import INSTALL, hush, onnx_errors, onnx_file
+from .local import INSTALL, hush, model_errors, onnx_file
 
 _LOCAL = "memevolve-gpu"
 
@@ -62,7 +62,7 @@ class CrossEncoder:
                 self._loaded = self._load()
             try:
                 return [float(score) for score in self._loaded.rerank(query, list(texts))]
-            except (RuntimeError, ValueError, IndexError, *onnx_errors()) as error:  # an output of another shape, too
+            except model_errors() as error:
                 raise EmbeddingError(f"cross-encoder {self._model!r} failed: {error}") from error
 
     def _load(self) -> Any:
@@ -70,7 +70,7 @@ class CrossEncoder:
         hush()
         try:
             return _fastembed()(self._name, specific_model_path=self._folder, local_files_only=local)
-        except (OSError, RuntimeError, ValueError, *onnx_errors()) as error:
+        except model_errors() as error:
             remedy = "check the connection, or give the path of an ONNX file" if self._folder is None else "check it"
             raise EmbeddingError(f"cross-encoder {self._model!r} cannot be loaded: {error}; {remedy}") from error
 

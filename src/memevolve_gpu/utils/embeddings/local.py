@@ -131,7 +131,7 @@ class LocalEmbedder(TextEmbedder):
             flat = [part for several in parts for part in several]
             try:
                 vectors: FloatArray = np.asarray(self._loaded.encode(flat), dtype=np.float32)
-            except (RuntimeError, ValueError, *onnx_errors()) as error:  # running out of memory among them
+            except model_errors() as error:  # running out of memory among them
                 raise EmbeddingError(
                     f"model {self._source!r} failed: {error}; lower batch_size or take another device"
                 ) from error
@@ -184,7 +184,7 @@ class LocalEmbedder(TextEmbedder):
             model = TextEmbedding(
                 name, specific_model_path=folder, local_files_only=local_files_only or folder is not None
             )
-        except (OSError, RuntimeError, ValueError, *onnx_errors()) as error:
+        except model_errors() as error:
             remedy = "check the connection, or give path= of an ONNX file" if folder is None else "check its files"
             raise EmbeddingError(f"model {self._source!r} cannot be loaded: {error}; {remedy}") from error
         tokenizer = model.model.tokenizer
@@ -311,10 +311,11 @@ def hush() -> None:
     logger.disable("fastembed")
 
 
-def onnx_errors() -> tuple[type[Exception], ...]:
-    """The errors of onnxruntime, which have no base class of their own; none until it is imported."""
+def model_errors() -> tuple[type[Exception], ...]:
+    """What a model raises that cannot be loaded or run, errors of onnxruntime among them, which have no base class."""
     known = vars(sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state") or object)
-    return tuple(one for one in known.values() if isinstance(one, type) and issubclass(one, Exception))
+    onnx = (one for one in known.values() if isinstance(one, type) and issubclass(one, Exception))
+    return (OSError, RuntimeError, ValueError, IndexError, *onnx)
 
 
 def fastembed_installed() -> bool:
