@@ -138,7 +138,7 @@ def by_store(units: list[dict[str, Any]], prefix: Path, stemming: str) -> Find:
 
     def find(query: str, limit: int, talk: Any) -> list[str]:
         filters = None if talk is None else {"talk": talk}
-        return [name for _, name in records.keyword(query, limit, filters, text_of=lambda unit: unit["content"])]
+        return [name for _, name in records.keyword(query, limit, filters)]
 
     return find
 

@@ -1,12 +1,13 @@
 """Does the right unit come back? hit@k, recall@k, nDCG@10 and the cost of each engine on public questions.
 
-    PYTHONPATH=benchmarks python -m retrieval --locomo locomo10.zip --units FOLDER --cache FOLDER --out FILE
+    PYTHONPATH=benchmarks python -m retrieval --locomo locomo10.zip --units FOLDER --beir scifact.zip --out FILE
 
-``--model``: a folder for ``LocalEmbedder``; without it all-MiniLM-L6-v2. Embeddings are made once beforehand and kept
-in ``--cache``, so the times are those of the search alone: ``wall`` as the clock says, which on a busy machine counts
-the others' work too, and ``cpu``, the processor time of the calling thread. hit@5 and the times are those of
-``top_k=5``; the other figures come from 50 results. ``questions`` of the results holds for each question the rank of
-the first answer among 50, 0 where there is none; it holds no text. Nothing here is random.
+``--model``: a folder with an ONNX file, for ``LocalEmbedder(path=...)``; without it all-MiniLM-L6-v2. ``--beir`` may be
+given several times. Embeddings are made once beforehand and kept in ``--cache``, so the times are those of the search
+alone: ``wall`` as the clock says, which on a busy machine counts the others' work too, and ``cpu``, the processor time
+of the calling thread. hit@5 and the times are those of ``top_k=5``; the other figures come from 50 results.
+``questions`` of the results holds for each question the rank of the first answer among 50, 0 where there is none; it
+holds no text. Nothing here is random.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from harness import machine, publish, rounded
 from memevolve_gpu import LocalEmbedder
 
 from .engines import Engine, engines
-from .sets import Question, Set, embedded, locomo, units_of
+from .sets import Question, Set, beir, embedded, locomo, units_of
 
 DEPTH = 50
 
@@ -35,31 +36,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--locomo", type=Path)
     parser.add_argument("--units", type=Path)
+    parser.add_argument("--beir", type=Path, action="append", default=[])
     parser.add_argument("--model")
+    parser.add_argument("--rerank", help="a cross-encoder: a name that fastembed knows, or a path")
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    sets = [read(path) for read, path in ((locomo, given.locomo), (units_of, given.units)) if path is not None]
+    asked = [(locomo, given.locomo), (units_of, given.units), *((beir, path) for path in given.beir)]
+    sets = [read(path) for read, path in asked if path is not None]
     if not sets:
-        parser.error("give --locomo or --units")
+        parser.error("give --locomo, --units or --beir")
     found: dict[str, Any] = {
         "machine": machine(),
         "command": f"PYTHONPATH=benchmarks python -m retrieval {' '.join(_shown(sys.argv[1:]))}",
         "model": "all-MiniLM-L6-v2" if given.model is None else Path(given.model).name,
         "versions": {name: _version(name) for name in ("lancedb", "chromadb")},
     }
-    embedder = LocalEmbedder(given.model)
+    embedder = LocalEmbedder(path=given.model)
     for data in sets:
         rows = embedded([unit["content"] for unit in data.units], embedder.embed_batch, given.cache)
         queries = embedded([one.text for one in data.questions], embedder.embed_batch, given.cache)
-        found[data.name] = measure(data, rows, queries)
+        found[data.name] = measure(data, rows, queries, given.rerank)
     publish(found, given.out)
 
 
-def measure(data: Set, rows: Any, queries: Any) -> dict[str, Any]:
-    """The figures of every engine on a set."""
+def measure(data: Set, rows: Any, queries: Any, rerank: str | None = None) -> dict[str, Any]:
+    """The figures of every engine on a set. rerank: a cross-encoder to measure too."""
     found: dict[str, Any] = {"units": len(data.units), "asked": len(data.questions), "engines": {}, "questions": {}}
-    with tempfile.TemporaryDirectory() as folder, engines(data, rows, queries, Path(folder)) as tried:
+    with tempfile.TemporaryDirectory() as folder, engines(data, rows, queries, Path(folder), rerank) as tried:
         for name, engine in tried.items():
             started = time.perf_counter()
             figures, ranks = figures_of(data, engine)

@@ -20,7 +20,7 @@ from memevolve_gpu.components.retrieve import (
     RetrievalStrategy,
     SemanticRetrievalStrategy,
 )
-from memevolve_gpu.components.store.units import unit_to_text
+from memevolve_gpu.components.retrieve.reorder import Rerank
 from memevolve_gpu.types import FloatArray
 
 from .sets import Set
@@ -36,12 +36,19 @@ OURS: dict[str, Callable[[], RetrievalStrategy]] = {
     "hybrid, weights 0.7 and 0.3": lambda: HybridRetrievalStrategy(semantic_weight=0.7, keyword_weight=0.3),
     "hybrid (default)": HybridRetrievalStrategy,
     "hybrid, neighbours 0.5": lambda: HybridRetrievalStrategy(neighbours=0.5),
+    "hybrid, diversity 0.1": lambda: HybridRetrievalStrategy(diversity=0.1),
+    "hybrid, diversity 0.3": lambda: HybridRetrievalStrategy(diversity=0.3),
 }
 
 
 @contextmanager
-def engines(data: Set, rows: FloatArray, queries: FloatArray, folder: Path) -> Iterator[dict[str, Engine]]:
-    """All engines that can run here, filled with the set. rows, queries: embeddings of units and questions."""
+def engines(
+    data: Set, rows: FloatArray, queries: FloatArray, folder: Path, rerank: str | Rerank | None = None
+) -> Iterator[dict[str, Engine]]:
+    """All engines that can run here, filled with the set. rows, queries: embeddings of units and questions.
+
+    rerank: as ``HybridRetrievalStrategy`` takes it.
+    """
     with ExitStack() as stack:
         table = {one.text: queries[at] for at, one in enumerate(data.questions)}
         store = stack.enter_context(VectorStore(folder / "ours", lambda text: table[text], rows.shape[1]))
@@ -49,11 +56,11 @@ def engines(data: Set, rows: FloatArray, queries: FloatArray, folder: Path) -> I
             store.store_batch(data.units[start : start + 5000], rows[start : start + 5000])
         store.run_maintenance()
         found = {"plain BM25 (SQLite FTS5)": _plain_bm25(data)}
-        if any(one.filters for one in data.questions):
-            found["keyword, words counted in the whole store"] = _store_wide(store, data)
         for name, made in OURS.items():
             if "neighbours" not in name or any(one.sessions for one in data.questions):
                 found[name] = _ours(made(), store, data)
+        if rerank is not None:
+            found["hybrid, rerank"] = _ours(HybridRetrievalStrategy(rerank=rerank), store, data)
         if importlib.util.find_spec("lancedb"):
             found["LanceDB, hybrid (rrf)"] = _lancedb(data, rows, queries, folder)
         if importlib.util.find_spec("chromadb"):
@@ -65,17 +72,6 @@ def _ours(strategy: RetrievalStrategy, store: VectorStore, data: Set) -> Engine:
     def ask(at: int, top_k: int) -> list[str]:
         one = data.questions[at]
         return [found.unit_id for found in strategy.retrieve(one.text, store, top_k, one.filters)]
-
-    return ask
-
-
-def _store_wide(store: VectorStore, data: Set) -> Engine:
-    """The keyword search of the records, which counts words in the whole store where it is given no slots."""
-    records = store._open.records  # noqa: SLF001 - no public call counts words otherwise
-
-    def ask(at: int, top_k: int) -> list[str]:
-        one = data.questions[at]
-        return [unit_id for _, unit_id in records.keyword(one.text, top_k, one.filters, text_of=unit_to_text)]
 
     return ask
 

@@ -1,7 +1,8 @@
 """The public sets: units, questions and their embeddings. Nothing of their texts is part of this repository.
 
-A set is read from where the user keeps it: LoCoMo's archive or JSON file (snap-research/locomo, ``data/``), or a folder
-with ``tldr_units.jsonl.gz`` and ``tldr_queries.jsonl.gz``.
+A set is read from where the user keeps it: LoCoMo's archive or JSON file (snap-research/locomo, ``data/``), a folder
+with ``tldr_units.jsonl.gz`` and ``tldr_queries.jsonl.gz``, or a set in BEIR's layout: a zip or a folder that holds
+``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 
 from memevolve_gpu.types import FloatArray
 
-__all__ = ["Question", "Set", "embedded", "locomo", "units_of"]
+__all__ = ["Question", "Set", "beir", "embedded", "locomo", "units_of"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,36 @@ def units_of(folder: Path) -> Set:
         for at, one in enumerate(asked)
     ]
     return Set("units", units, questions)
+
+
+def beir(path: Path) -> Set:
+    """A set in BEIR's layout; every text judged above 0 is an answer. Half A are the questions at even places."""
+    files = _zipped(path) if path.is_file() else {name: (path / name).read_text("utf-8") for name in _BEIR_FILES}
+    corpus, asked = ([json.loads(line) for line in files[name].splitlines()] for name in _BEIR_FILES[:2])
+    units = [
+        {"id": one["_id"], "type": "lesson", "content": f"{one.get('title', '')} {one['text']}".strip()}
+        for one in corpus
+    ]
+    answers: dict[str, set[str]] = {}
+    for line in files[_BEIR_FILES[2]].splitlines()[1:]:
+        question, unit, score = line.split("\t")
+        if int(score) > 0:
+            answers.setdefault(question, set()).add(unit)
+    known = [one for one in asked if one["_id"] in answers]
+    questions = [
+        Question(one["text"], frozenset(answers[one["_id"]]), frozenset(), None, at % 2) for at, one in enumerate(known)
+    ]
+    return Set(path.stem, units, questions)
+
+
+_BEIR_FILES = ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv")
+
+
+def _zipped(path: Path) -> dict[str, str]:
+    """The files of a set, which lie in a folder of the archive."""
+    with zipfile.ZipFile(path) as archive:
+        held = {name.partition("/")[2]: name for name in archive.namelist()}
+        return {name: archive.read(held[name]).decode() for name in _BEIR_FILES}
 
 
 def embedded(texts: list[str], embed: Callable[[list[str]], Any], cache: Path | None) -> FloatArray:

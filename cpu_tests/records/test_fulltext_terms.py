@@ -49,11 +49,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def found(records: Records, text: str, limit: int = 10_000) -> list[str]:
-    return [unit_id for _, unit_id in records.keyword(text, limit, text_of=text_of)]
+    return [unit_id for _, unit_id in records.keyword(text, limit)]
 
 
 def scores(records: Records, text: str) -> dict[str, float]:
-    return {unit_id: score for score, unit_id in records.keyword(text, 10_000, text_of=text_of)}
+    return {unit_id: score for score, unit_id in records.keyword(text, 10_000)}
 
 
 def rows_with(*words: str) -> set[str]:
@@ -96,7 +96,7 @@ def test_dropped_words_score_what_the_others_find(records: Records) -> None:
         idf = {word: max(1e-6, math.log((ROWS - n + 0.5) / (n + 0.5))) for word, n in holding.items()}
         return sum(idf[word] * counts[word] * 2.2 / (counts[word] + norm) for word in query)
 
-    got = records.keyword(" ".join(query), 12, text_of=text_of)
+    got = records.keyword(" ".join(query), 12)
     assert got[0][1] == "u100"
     for score, unit_id in got:
         assert score == pytest.approx(bm25(docs[unit_id]))
@@ -119,7 +119,7 @@ def test_rows_that_are_not_folded_yet_are_scored_alike(tmp_path: Path) -> None:
 
 def test_filters_hold_for_what_is_proposed(records: Records) -> None:
     ids = [f"u{n}" for n in range(0, 1000, 100)]
-    got = [unit_id for _, unit_id in records.keyword("every half fiftieth", 50, {"id": ids}, text_of=text_of)]
+    got = [unit_id for _, unit_id in records.keyword("every half fiftieth", 50, {"id": ids})]
     assert set(got) == set(ids)
 
 
@@ -150,3 +150,30 @@ def test_known_words_are_not_counted_again(records: Records, monkeypatch: pytest
     counted.clear()
     found(records, "own1234 every")
     assert counted == []
+
+
+def test_a_frequent_word_helps_to_choose_what_the_rare_one_finds(tmp_path: Path) -> None:
+    """More rows hold the rare word than are scored; the only one that holds both words is longer than they are."""
+    with Records.open(tmp_path / "s", dim=DIM) as opened:
+        others = ["eight other words that make texts longer here"] * 1000
+        put_all(opened, ["scarce"] * 150 + ["usual"] * 300 + others + ["scarce usual more"])
+        assert found(opened, "scarce usual", 1) == ["u1450"]
+
+
+@pytest.mark.parametrize("gone", ["deleted", "expired"])
+def test_rows_that_are_gone_take_no_place_of_those_that_are_found(tmp_path: Path, gone: str) -> None:
+    with Records.open(tmp_path / "s", dim=DIM) as opened:
+        with opened.write() as tx:
+            for number in range(400):
+                until = opened.clock() - 1 if gone == "expired" and number < 100 else None
+                tx.put({"content": "word", "id": f"u{number}"}, "word", VECTOR, f"u{number}", expires_at=until)
+        if gone == "deleted":
+            with opened.write() as tx:
+                tx.drop_many([f"u{number}" for number in range(100)])
+        assert found(opened, "word other", 5) == [f"u{number}" for number in range(100, 105)]
+
+
+def test_the_form_that_is_asked_for_comes_first(tmp_path: Path) -> None:
+    with Records.open(tmp_path / "s", dim=DIM) as opened:
+        put_all(opened, ["one directory of many"] * 3 + ["two directories of many"] + ["nothing of it"] * 20)
+        assert found(opened, "directories") == ["u3", "u0", "u1", "u2"]

@@ -610,3 +610,12 @@ def test_each_provider_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, caplog:
     hide(monkeypatch, "fastembed", "sentence_transformers")
     with pytest.raises(EngineError, match="needs fastembed or sentence-transformers"):
         embedder_from_config(EmbeddingConfig(provider="local"))
+
+
+@needs_onnx
+def test_a_broken_onnx_file_is_an_error_of_this_package(onnx_folder: Path) -> None:
+    model = onnx_folder / "model.onnx"
+    model.unlink()
+    model.write_bytes(b"no model")
+    with pytest.raises(EmbeddingError, match="cannot be loaded"):
+        LocalEmbedder(path=onnx_folder)("text")

@@ -561,7 +561,7 @@ def test_a_reranker_has_the_last_word(backend: StorageBackend) -> None:
         with pytest.raises(InvalidQueryError, match="rerank"):
             hybrid(rerank=lambda _query, _texts, wrong=wrong: wrong).retrieve("question", backend)
     with pytest.raises(ConfigurationError, match="rerank"):
-        hybrid(rerank="cross-encoder")
+        hybrid(rerank=5)
 
 
 def test_diversity_passes_over_what_resembles_a_better_result(tmp_path: Path) -> None:

@@ -503,7 +503,6 @@ class Records:
         limit: int,
         filters: Filters | Filter | None = None,
         *,
-        text_of: TextOf = default_text,
         ns: int = 0,
         within: IntArray | None = None,
         relative: bool = False,
@@ -511,8 +510,8 @@ class Records:
         """The best ``limit`` units that hold a selective word of ``text``: (BM25 score, id), best first.
 
         Any text is allowed. Frequent words find nothing unless there is no other, see ``records/fulltext.py``.
-        text_of: what was given to ``Transaction.put`` as the text of a unit. within: the slots that match, to count
-        the words among them alone. relative: scores as shares of a full match. Raises InvalidFilterError.
+        within: the slots that match ``filters``, if they are known. relative: scores as shares of a full match. Raises
+        InvalidFilterError.
         """
         parsed = parse(filters)
         caches, now = self._words, self.clock()
@@ -523,7 +522,7 @@ class Records:
             if len(cache.pending) > 4 * FOLD_AT:
                 cache.pending = {}
             query = parse_query(text, stemming)
-            return keyword(con, query, limit, parsed, cache, text_of, ns, now, stemming, within, relative)
+            return keyword(con, query, limit, parsed, cache, ns, now, stemming, within, relative)
 
         return self._snapshot(read)
 

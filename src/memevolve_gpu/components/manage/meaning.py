@@ -23,8 +23,10 @@ from .meaning_words import (
     FILLERS,
     MODALS,
     MONTHS,
+    NEGATED,
     NEGATIONS,
     NUMBERS,
+    OTHER_NEGATIONS,
     PHRASES,
     ROLES,
     SINGULAR,
@@ -34,6 +36,9 @@ from .meaning_words import (
 
 NOT = "\u00acnot"
 """The term of a negation."""
+
+_LETTERS = r"(?:[^\W\d_](?:(?!\d)[\u0300-\u036f\u0900-\u0963\u0971-\u0dff\u0e31-\u0e4e])*)+"
+"""Letters with the marks on them, which are no letters to ``re``."""
 
 _TOKEN = re.compile(
     r"(?P<url>\w+://\S+|[\w.+-]+@[\w-]+\.[\w.]+)"
@@ -46,9 +51,9 @@ _TOKEN = re.compile(
     r"|(?P<number>(?:(?<![\w.)])-)?[$\u20ac\u00a3\u00a5]?\d+(?:[.,]\d+)*)"
     r"|(?P<symbol>[%\u20ac$\u00a3\u00a5])"
     r"|(?P<han>[\u3400-\u9fff\u3040-\u30ff]+)"
-    r"|(?P<word>[^\W\d_]+(?:['\u2019-][^\W\d_]+)*)"
+    rf"|(?P<word>{_LETTERS}(?:['\u2019-]{_LETTERS})*)"
     r"|(?P<not>(?<!\w)!(?=[\w(=]))"
-    r"|(?P<other>[^\s.,;:!'\"`()\[\]{}\u2010-\u201f\u2026\u3000-\u3002-])"
+    r"|(?P<other>[^\s.,;:!'\"`()\[\]{}\u2010-\u201f\u2026\u0964\u0965\u3000-\u3002-])"
 )
 _OWNER = re.compile(r"\b([^\W\d_]+)['\u2019]s\b|\bof (?:(?:the|a|an|our|my|your) )?([^\W\d_]+)", re.IGNORECASE)
 _ENDS = ".,;:!?)]}'\"`"
@@ -91,7 +96,8 @@ def meaning_of(text: str) -> Meaning:
     """Return the terms of a text.
 
     Args:
-        text: In any language; function words, inflections and synonyms are known of en, de, fr, es and zh.
+        text: In any language; function words, inflections and synonyms are known of en, de, fr, es and zh, negations
+            of some twenty more.
 
     Returns:
         The terms.
@@ -327,7 +333,7 @@ def _add(found: list[Term], word: _Word, language: str) -> None:
 
 
 def _add_word(found: list[Term], text: str, language: str) -> None:
-    if text in NEGATIONS[language]:
+    if text in NEGATIONS[language] or text in OTHER_NEGATIONS or text.startswith(NEGATED):
         if not (language == "fr" and found and found[-1].text == NOT):
             found.append(Term(NOT, "not"))
     elif text in NUMBERS[language]:

@@ -1,4 +1,4 @@
-"""Word lists of :mod:`.meaning`: fillers, negations, numbers, units, synonyms and opposites of five languages.
+"""Word lists of :mod:`.meaning`: fillers, numbers, units, synonyms and opposites of five languages, and negations.
 
 Stems on the right of SYNONYMS are as the stemmer leaves them. A word that is in no list is never ignored.
 """
@@ -58,8 +58,22 @@ NEGATIONS: Mapping[str, frozenset[str]] = {
     "de": _set("nicht nie niemals kein keine keinen keinem keiner keines ohne nichts niemand"),
     "fr": _set("ne n pas jamais sans aucun aucune ni rien"),
     "es": _set("no nunca jamás sin ningún ninguna ninguno ni nada nadie tampoco"),
-    "zh": _set("不 没 没有 别 勿 不要 不能 不得 不可 禁止 从不 绝不 切勿 未 无 非"),
+    "zh": _set("不 没 没有 别 勿 不要 不能 不得 不可 禁止 从不 绝不 切勿 未 无 非 ない なく なし ません せん ずに"),
 }
+
+OTHER_NEGATIONS = _set(
+    "não nem nunca sem nenhum nenhuma ninguém jamais non nessun nessuno nessuna niente senza "  # pt, it
+    "niet nooit geen zonder niets inte ikke aldrig aldri ingen inget intet utan uden uten "  # nl, sv, da, no
+    "nie nigdy bez ani żaden żadna żadne brak ne nikdy není "  # pl, cs
+    "не нет нельзя ни никогда без ні немає ніколи "  # ru, uk
+    "değil asla hiç hiçbir yok olmadan không đừng chưa tidak jangan bukan tanpa "  # tr, vi, id
+    "لا ليس ليست لم لن غير بدون دون أبدا أبداً לא אל אין בלי אסור "  # ar, he
+    "नहीं मत बिना न कभी 안 못 마세요 마십시오 마라"  # hi, ko
+)
+"""Negations of languages whose other words are not known; in texts of a language that is, they negate too."""
+
+NEGATED = ("않", "없", "못하", "말아", "금지")
+"""How Korean words of negation begin."""
 
 DIRECTIONS: Mapping[str, Mapping[str, str]] = {
     "en": _map(

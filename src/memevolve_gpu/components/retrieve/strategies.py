@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
-from ...records.fulltext import bm25, full_score
+from ...records.fulltext import bm25, full_score, inverse_frequencies
 from ...records.keyword_query import parse_query, with_prefixes
 from ...records.tokenizer import words_of
 from ...types import FloatArray
 from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
+from ...utils.embeddings.cross_encoder import CrossEncoder
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
 from ..store.base import StorageBackend
@@ -143,7 +144,8 @@ def _scanned_keywords(
     held = [(unit_id, words, with_prefixes(words.counts, asked.prefixes)) for unit_id, words in docs]
     holding = {word: sum(word in counts for *_, counts in held) for word in asked.weights}
     lengths = {unit_id: words.counts.total() for unit_id, words in docs}
-    score = bm25(len(docs), sum(lengths.values()) / len(docs), holding, asked.weights)
+    idf = inverse_frequencies(len(docs), holding, asked.weights)
+    score = bm25(sum(lengths.values()) / len(docs), idf)
     proposing = asked.proposing(holding).keys()
     found = [
         Ranked(unit_id, score(counts, lengths[unit_id]))
@@ -151,7 +153,7 @@ def _scanned_keywords(
         if not proposing.isdisjoint(counts) and asked.admits(words)
     ]
     found = sorted(found, key=lambda one: -one.score)[:limit]
-    full = full_score(len(docs), holding, asked.weights)
+    full = full_score(len(docs), idf)
     return [one._replace(score=min(1.0, one.score / full)) for one in found] if relative else found
 
 
@@ -384,7 +386,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         fusion: Fusion = "weighted",
         ranking: Ranking | None = None,
         neighbours: float = 0.0,
-        rerank: Rerank | None = None,
+        rerank: Rerank | str | None = None,
         diversity: float = 0.0,
     ) -> None:
         """Create a strategy.
@@ -400,21 +402,23 @@ class HybridRetrievalStrategy(RetrievalStrategy):
                 candidates of the same ``metadata.session`` whose whole ``metadata.position`` differs by 1. Such scores
                 can exceed 1. Not used together with ``ranking``.
             rerank: Called with the query and the texts of the candidates, 20 or four for each result; returns a number
-                for each, larger for a better match, which becomes the score. A cross-encoder, for example.
+                for each, larger for a better match, which becomes the score. A text is a cross-encoder that fastembed
+                (extra ``local``) runs: its name, or the path of an ONNX file with its tokenizer beside it.
             diversity: From 0 to 1: how much a result that resembles better ones is ranked lower (maximal marginal
                 relevance by the cosine). Only for a backend with vectors; scores stay as they are.
 
         Raises:
             ConfigurationError: A weight or another argument is not allowed.
             EmbeddingError: ``embedding_function`` cannot be called.
+            EngineError: ``rerank`` names a model and fastembed is not installed.
         """
         word("fusion", fusion, ("weighted", "rrf"), ConfigurationError)
         self.fusion: Fusion = fusion
         self.ranking = Ranking.checked(ranking)
         self.neighbours = _share("neighbours", neighbours)
-        if rerank is not None and not callable(rerank):
-            raise ConfigurationError(f"rerank must be callable or None, got {type(rerank).__name__}")
-        self.rerank = rerank
+        if not (rerank is None or isinstance(rerank, str) or callable(rerank)):
+            raise ConfigurationError(f"rerank must be callable, a text or None, got {type(rerank).__name__}")
+        self.rerank: Rerank | None = CrossEncoder(rerank) if isinstance(rerank, str) else rerank
         self.diversity = real_number("diversity", diversity, "a number from 0 to 1", 0, 1, ConfigurationError)
         self.similarity_threshold = _threshold(similarity_threshold)
         self.set_weights(semantic_weight, keyword_weight)

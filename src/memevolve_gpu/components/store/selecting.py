@@ -144,9 +144,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
 
         def fetch(wanted: int) -> list[tuple[float, str]]:
             wanted = min(wanted, most)
-            return records.keyword(
-                query, wanted, parsed, text_of=unit_to_text, ns=key, within=within, relative=relative
-            )
+            return records.keyword(query, wanted, parsed, ns=key, within=within, relative=relative)
 
         found = fetch(window.reach) if ranking is None else ranked_words(records, key, ranking, fetch, window.reach)
         return window.cut(found, lambda pair: pair[0])

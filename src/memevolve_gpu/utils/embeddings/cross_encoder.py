@@ -1,0 +1,93 @@
+"""A cross-encoder on this machine: a model that reads a query and a text together and says how well they match."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import ConfigurationError, EmbeddingError, EngineError
+from ..config import may_download
+from .local import INSTALL, hush, model_errors, onnx_file
+
+_LOCAL = "memevolve-gpu"
+
+
+class CrossEncoder:
+    """Calls a cross-encoder through fastembed; it is loaded at the first call. Thread-safe: one call at a time."""
+
+    def __init__(self, model: str) -> None:
+        """Choose a model.
+
+        Args:
+            model: A name that fastembed knows, with or without its organisation, which it downloads once and keeps; or
+                an ONNX file, or the folder that holds ``model.onnx``, with its tokenizer beside it.
+
+        Raises:
+            EngineError: fastembed is not installed.
+            ConfigurationError: fastembed does not know the name and there is no such path, or the path lacks a file.
+        """
+        self._model = model
+        encoder = _fastembed()
+        known = [str(one["model"]) for one in encoder.list_supported_models()]
+        self._folder: str | None = None
+        names = [name for name in known if model.lower() in (name.lower(), name.lower().partition("/")[2])]
+        if not names:
+            path = Path(model).expanduser()
+            if not path.exists():
+                shown = ", ".join(name for name in known if not name.startswith(_LOCAL))
+                raise ConfigurationError(f"rerank must be a function, a path, or one of {shown}; got {model!r}")
+            names = [_registered(encoder, onnx_file(path))]
+            self._folder = str(onnx_file(path).parent)
+        self._name = names[0]
+        self._lock = threading.RLock()
+        self._loaded: Any = None
+
+    def __call__(self, query: str, texts: Sequence[str]) -> list[float]:
+        """Return a number for each text, larger for a better match.
+
+        Args:
+            query: The query.
+            texts: The texts.
+
+        Returns:
+            The numbers.
+
+        Raises:
+            EmbeddingError: The model cannot be loaded, or fails.
+        """
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+            try:
+                return [float(score) for score in self._loaded.rerank(query, list(texts))]
+            except model_errors() as error:
+                raise EmbeddingError(f"cross-encoder {self._model!r} failed: {error}") from error
+
+    def _load(self) -> Any:
+        local = self._folder is not None or not may_download()
+        hush()
+        try:
+            return _fastembed()(self._name, specific_model_path=self._folder, local_files_only=local)
+        except model_errors() as error:
+            remedy = "check the connection, or give the path of an ONNX file" if self._folder is None else "check it"
+            raise EmbeddingError(f"cross-encoder {self._model!r} cannot be loaded: {error}; {remedy}") from error
+
+
+def _fastembed() -> Any:
+    try:
+        from fastembed.rerank.cross_encoder import TextCrossEncoder
+    except (ImportError, OSError) as error:
+        raise EngineError(f"a cross-encoder needs fastembed ({error}); {INSTALL}") from error
+    return TextCrossEncoder
+
+
+def _registered(encoder: Any, file: Path) -> str:
+    """Tell fastembed of an ONNX file; return the name it has there."""
+    from fastembed.common.model_description import ModelSource
+
+    name = f"{_LOCAL}{file}"
+    if all(name != one["model"] for one in encoder.list_supported_models()):
+        encoder.add_custom_model(model=name, sources=ModelSource(hf=name), model_file=file.name)
+    return name
