@@ -26,9 +26,8 @@ from memevolve_gpu.index.torch_gpu.device_rows import (
     span_columns,
     tile_columns,
 )
-from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
+from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Many, Operations, best_columns, many_shapes
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account
-from memevolve_gpu.index.torch_gpu.search import best_columns
 from memevolve_gpu.types import Metric, SearchParams
 
 SEED = 20_260_404
@@ -204,15 +203,24 @@ def test_int8_rows_are_multiplied_by_int8_queries(torch: Any, kernel_way: Operat
     np.testing.assert_allclose(kernel_way.minima(rows, q, factor).numpy(), exact.numpy(), rtol=1e-6, atol=1e-4)
 
 
-def test_the_fastest_shape_of_the_single_scan_is_kept(
-    torch: Any, kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def untuned(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], Any]:
+    """What this process has measured, empty; kernels of other tests count as not verified."""
+    monkeypatch.setattr(kernel_ops, "_verified", set())
+    monkeypatch.setattr(kernel_ops, "_chosen", {})
+    return kernel_ops._chosen
+
+
+def test_candidates_are_measured_once_and_the_fastest_is_kept(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each candidate is timed once in a process, one that does not compile is left out, and all give one result."""
-    monkeypatch.setattr(kernel_ops, "_best_shape", {})
-    rows = rows_on_device(torch, 600, 768)
+    """One that does not compile is left out, and all give one result."""
+    monkeypatch.setattr(kernel_ops, "MEASURED_QUERIES", (1,))
+    monkeypatch.setattr(kernel_ops, "_SELECT_BLOCK", 64)
+    rows = rows_on_device(torch, 2200, 768)
     queries, given = asked(torch, rows, 1, 768), (torch.device("cpu"), pytest.fail, kernels)
     want, asked_of = kernel_ops.minima(rows, queries.wide, queries.factor), []
-    clock = iter([3.0, None, 1.0])
+    clock = iter([3.0, None, 1.0, 2.0, 1.0, 2.0, 1.0])
 
     def seconds(call: Any) -> float:
         call()
@@ -225,12 +233,11 @@ def test_the_fastest_shape_of_the_single_scan_is_kept(
     operations = Operations(*given)
     operations.tune(rows, seconds)
     Operations(*given).tune(rows, lambda _: pytest.fail("timed again"))
-    assert len(asked_of) == len(kernel_ops.one_shapes(768)) == 3
-    (best,) = kernel_ops._best_shape.values()
-    assert best == kernel_ops.one_shapes(768)[2] == (2, 8, 768)
+    assert len(asked_of) == len(kernel_ops.one_shapes(768)) + 2 == 5
+    assert list(untuned.values()) == [2, 1], "the third shape; the kernel"
     launched: list[dict[str, Any]] = []
     operations._kernels = _Noting(kernels.minima_one, launched)
-    assert_close(operations.minima(rows, queries.wide, queries.factor), want)
+    assert_close(operations._minima_one(rows, queries.wide, queries.factor), want)
     assert [(one["block_g"], one["num_warps"], one["span"]) for one in launched] == [(2, 8, 768)]
     for shape in kernel_ops.one_shapes(768):
         assert_close(operations._minima_one(rows, queries.wide, queries.factor, shape), want)
@@ -249,6 +256,70 @@ class _Noting:
             self._real[grid](*arguments, **how)
 
         return launch
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("n", "dim", "nq"), [(500, 20, 2), (700, 384, 257), (300, 768, 40), (1000, 150, 16), (130, 1536, 33), (40, 3072, 5)]
+)
+def test_queries_that_stay_while_rows_stream_by(
+    torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *, int8: bool
+) -> None:
+    """Every candidate gives the answer of plain torch; a program's share may be any number of tiles."""
+    rows = rows_on_device(torch, n, dim, int8=int8, metric="ip" if nq == 40 else "l2")
+    given = asked(torch, rows, nq, dim).narrow(rows)
+    want = kernel_ops.minima(rows, *given)
+    shapes = many_shapes(rows.columns, rows.x.element_size(), nq)
+    held = [shape for shape in shapes if shape.held] or [Many(16, 2, 4, 1, held=True)]
+    for shape in held:
+        assert_close(kernel_way._minima_many(rows, *given, shape), want)
+
+
+@pytest.mark.parametrize(
+    ("nq", "width", "want"), [(3, 4096, 4), (2, 40, 40), (1, 8, 3), (1, 512, 32), (5, 1000, 17), (2, 5000, 60)]
+)
+def test_one_kernel_selects_the_best_columns_of_each_query(
+    torch: Any, kernel_way: Operations, nq: int, width: int, want: int
+) -> None:
+    """As a stable sort does: infinities, equal values, both zeros, values below zero."""
+    values = torch.from_numpy(np.random.default_rng(SEED).standard_normal((nq, width)).astype(np.float32))
+    values[:, ::3], values[:, 1::7] = float("inf"), values[0, 1]
+    values[:, 2::9] = torch.tensor([0.0, -0.0]).repeat(width)[: len(range(2, width, 9))]
+    near = kernel_way._select(values, want)
+    wanted = torch.sort(values, dim=1, stable=True)
+    assert torch.equal(near.values, wanted.values[:, :want])
+    assert torch.equal(values.gather(1, near.indices), near.values)
+    assert all(len(set(row)) == want for row in near.indices.tolist())
+
+
+def test_a_kernel_that_answers_wrongly_is_left_out_and_reported(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any]
+) -> None:
+    """By the trial of candidates after a build, and by the first result of a step that has none."""
+    wrong = SimpleNamespace(**vars(kernels))
+    wrong.minima_stream = wrong.select = wrong.rescore = _Doing(lambda *_, **__: None)
+    notes: list[str] = []
+    operations, rows = Operations(torch.device("cpu"), notes.append, wrong), rows_on_device(torch, 600, 48)
+    torch.empty((64, rows.groups)).fill_(7.0)  # so that memory that is not written to does not happen to be right
+    operations.tune(rows, lambda call: call() is None)
+    assert all(not chosen for chosen in untuned.values()), "the ways that were there before"
+    assert any("minima by Many" in note for note in notes)
+    assert any("select by" in note for note in notes)
+    queries, chosen = asked(torch, rows, 3, 48), torch.zeros((3, 2), dtype=torch.int64)
+    want = kernel_ops.rescore(rows, queries.wide, queries.factor, chosen)
+    for _ in range(2):
+        assert torch.equal(operations.rescore(rows, queries.wide, queries.factor, chosen), want)
+    assert sum("kernel rescore does not run here" in note for note in notes) == 1
+
+
+class _Doing:
+    """A kernel that does something else."""
+
+    def __init__(self, does: Any) -> None:
+        self._does = does
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self._does
 
 
 @pytest.mark.parametrize(("kind", "tables"), [("exact", 1), ("ivf", 2)])
@@ -300,7 +371,7 @@ COMPILE = """
 import json, re, subprocess, sys, tempfile
 from memevolve_gpu.index.torch_gpu import kernels as module
 from memevolve_gpu.index.torch_gpu.device_rows import span_columns, tile_columns
-from memevolve_gpu.index.torch_gpu.kernel_ops import one_shapes
+from memevolve_gpu.index.torch_gpu.kernel_ops import _held_bytes, many_shapes, one_shapes
 kernels = module.load()
 import triton
 from triton.backends.compiler import GPUTarget
@@ -312,19 +383,19 @@ longs = "groups indices out chosen work_start tiles first_pair pairs columns lis
 kinds = {"x": "*fp16", "centroids": "*fp16", "work_list": "*i32", "labels": "*i32"}
 kinds |= dict.fromkeys(whole, "i32") | dict.fromkeys(longs, "*i64")
 
-def report(name, arch, dim, warps=4, int8=False, **cut):
+def report(name, arch, dim, warps=4, int8=False, stages=3, **cut):
     cut = {"dim": dim, "block_d": tile_columns(dim, 64), "span": span_columns(dim), "block_g": 4, "block_q": 64,
            "block_n": 128, "block_c": 128, "block_r": 32, "block": 64, "scaled": int8} | cut
     kernel = getattr(kernels, name)
     own = {"x": "*i8"} if int8 else {}
-    own |= {"q": "*i8" if int8 else "*fp16"} if name in ("minima_many", "list_minima") else {}
+    own |= {"q": "*i8" if int8 else "*fp16"} if name in ("minima_many", "minima_stream", "list_minima") else {}
     own |= {"order": "*i32"} if name == "locate" else {"out": "*fp32", "groups": "i32"}
     types = {a: "constexpr" if a in cut else (kinds | own).get(a, "*fp32") for a in kernel.arg_names}
     values = {(at,): cut[a] for at, a in enumerate(kernel.arg_names) if a in cut}
     aligned = {(at,): [["tt.divisibility", 16]] for at, a in enumerate(kernel.arg_names) if types[a][0] == "*"}
     found = triton.compile(
         ASTSource(kernel, types, values, aligned), target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": warps, "num_stages": 3},
+        options={"num_warps": warps, "num_stages": stages},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as code:
         code.write(found.asm["cubin"])
@@ -334,13 +405,22 @@ def report(name, arch, dim, warps=4, int8=False, **cut):
     ptx = found.asm["ptx"]
     units = "wgmma" if "wgmma" in ptx else "mma.sync" if "mma.sync" in ptx else ""
     print(json.dumps({
-        "name": name, "arch": arch, "dim": dim, "int8": int8, "warps": warps, "units": units,
+        "name": name, "arch": arch, "dim": dim, "int8": int8, "warps": warps, "stages": stages, "units": units,
         "int8_units": bool(re.search(r"mma\\S*[.]s8[.]s8|mma\\S*[.]s32[.]s8", ptx)),
         "registers": int(re.search(r"REG:(\\d+)", said)[1]), "spilled": int(re.search(r"STACK:(\\d+)", said)[1]),
-        "shared": found.metadata.shared,
+        "shared": found.metadata.shared, "cut": {a: v for a, v in cut.items() if a in kernel.arg_names},
     }))
 
+SHARED = {80: 163 << 10, 90: 227 << 10}
 for arch in (80, 90):
+    for int8 in (False, True):
+        for dim, nq in ((384, 16), (384, 1024), (1536, 1024)) if int8 else ((384, 16), (384, 1024), (768, 1024)):
+            for shape in many_shapes(dim, 2 - int8, nq):
+                if shape.held and _held_bytes(shape.queries, dim * (2 - int8), shape.stages) <= SHARED[arch]:
+                    report("minima_stream", arch, dim, shape.warps, int8, shape.stages, block_q=shape.queries,
+                           block_g=shape.groups, block_d=tile_columns(dim))
+    report("select", arch, 384, 8, want=16, kept=32, fold=8, block=512)
+    report("select", arch, 384, 8, want=32, kept=32, fold=1, block=512)
     for name in "rescore locate assign sum_lists".split():
         tile = tile_columns(384, 128 if name == "rescore" else 64)
         report(name, arch, 384, 8 if name == "assign" else 4, block_d=tile)
@@ -365,13 +445,34 @@ def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: Simple
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {one["name"] for one in found} == {
-        *("minima_one", "minima_many", "rescore", "locate", "list_minima", "assign", "sum_lists")
+        *(
+            "minima_one",
+            "minima_many",
+            "minima_stream",
+            "select",
+            "rescore",
+            "locate",
+            "list_minima",
+            "assign",
+            "sum_lists",
+        )
     }
     assert {one["arch"] for one in found} == {80, 90}
     for one in found:
         assert one["spilled"] <= (8 if (one["name"], one["arch"]) == ("assign", 80) else 0), one
         assert one["registers"] <= 255, one
         assert one["shared"] <= {80: 163, 90: 227}[one["arch"]] << 10, one
-        batch = one["name"] in ("minima_many", "list_minima", "assign")
+        batch = one["name"] in ("minima_many", "minima_stream", "list_minima", "assign")
         assert bool(one["units"]) == batch, f"matrix units: {one}"
         assert one["int8_units"] == one["int8"], one
+        if (
+            one["name"] == "minima_stream"
+        ):  # its queries stay in shared memory, and the figure that is planned with holds
+            held = one["cut"]["block_q"] * one["dim"] * (2 - one["int8"])
+            assert (
+                held
+                <= one["shared"]
+                <= kernel_ops._held_bytes(one["cut"]["block_q"], one["dim"] * (2 - one["int8"]), one["stages"])
+            ), one
+    widest = [one for one in found if one["name"] == "minima_stream" and (one["arch"], one["dim"]) == (90, 384)]
+    assert max(one["cut"]["block_q"] for one in widest if not one["int8"]) == 256

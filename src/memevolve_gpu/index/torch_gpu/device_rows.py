@@ -279,6 +279,11 @@ class DeviceRows:
         if old.float32_rows is not None and self.float32_rows is not None:
             self.float32_rows[: len(old.float32_rows)] = old.float32_rows
 
+    def first(self, groups: int) -> DeviceRows:
+        """The first ``groups`` of them, or all; nothing is copied."""
+        m = min(groups, self.groups) * GROUP
+        return replace(self, x=self.x[:m], scales=self.scales[:m], bias=self.bias[:m], order=self.order[:m])
+
     def only(self, row_filter: Any) -> DeviceRows:
         """The same rows with those hidden that ``row_filter`` bool (n,) on the device does not name."""
         bias = self.bias.clone()

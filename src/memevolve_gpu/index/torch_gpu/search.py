@@ -54,8 +54,6 @@ LEAST_CANDIDATES = 32
 SPARE_GROUPS = 6
 """Groups that are looked into beyond one for each result: the k best rows lie in the k best groups, and rounding may
 put others before them."""
-_FOLDED = 8
-"""The fewest folds for each wanted row from which folding saves time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ def propose(
     where fewer were met. widths: ``want`` rows, from as many groups as the second number says.
     """
     want, most = widths
-    torch, work = load_torch(), None
+    work = None
     if probe is not None:
         work = probe.work(queries)
         best = operations.list_minima(rows, *queries.narrow(rows), work)
@@ -96,30 +94,11 @@ def propose(
         best = operations.minima(rows, queries.wide, queries.factor)
     else:
         best = operations.minima(rows, *queries.narrow(rows))
-    values, columns = best_columns(best, most)
+    values, columns = operations.best(best, most)
     # A group without a row that may be found scores +inf throughout; columns behind a query's lists have no group.
     groups = columns if work is None else work.groups_at(columns).masked_fill_(values.isinf(), -1)
     scores = operations.rescore(rows, queries.wide, queries.factor, groups)
-    near = torch.topk(scores, min(want, scores.shape[1]), dim=1, largest=False, sorted=True)
-    return operations.locate(rows, groups, near)
-
-
-def best_columns(best: Any, want: int) -> tuple[Any, Any]:
-    """The least values of each row of ``best`` float32 (nq, w) and their columns, (nq, up to want), in no order.
-
-    Long rows of many queries are folded first: the least values of all lie in the folds with the least values.
-    torch reads a row many times over to select from it.
-    """
-    torch = load_torch()
-    (nq, width), folds = best.shape, best.shape[1] // BLOCK_GROUPS
-    if nq == 1 or width % BLOCK_GROUPS or folds < _FOLDED * want:
-        top = torch.topk(best, min(want, width), dim=1, largest=False, sorted=False)
-        return top.values, top.indices
-    fold = torch.topk(best.unflatten(1, (folds, -1)).amin(2), want, dim=1, largest=False, sorted=False).indices
-    within = torch.arange(BLOCK_GROUPS, device=best.device)
-    columns = (fold[:, :, None] * BLOCK_GROUPS + within).flatten(1)
-    top = torch.topk(best.gather(1, columns), want, dim=1, largest=False, sorted=False)
-    return top.values, columns.gather(1, top.indices)
+    return operations.locate(rows, groups, operations.best(scores, want))
 
 
 def decide(rows: DeviceRows, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:
