@@ -335,15 +335,15 @@ def test_a_build_sends_each_row_once_and_once_more_for_its_list(
             sent.append(len(array))
         return real(array)
 
-    for module in (device_rows, upload, ivf):
+    for module in (device_rows, upload, ivf, runtime):
         monkeypatch.setattr(module, "host_tensor", host_tensor, raising=False)
     index = on_card(kind, vectors, float32_rows=True)
     trained = (2048 + 2 * index.nlist) if kind == "ivf" else 0  # the sample, and the centroids twice
     assert sum(sent) == tables * 3000 + trained
 
 
-def test_queries_and_results_travel_through_pinned_memory_that_is_reused(torch: Any) -> None:
-    """A buffer is written again only when what it held has been read, and grows to the largest batch."""
+def test_what_travels_goes_through_two_pinned_buffers_that_are_reused(torch: Any) -> None:
+    """A buffer is written again only when what it held has been read, and grows to the largest array."""
     waited: list[str] = []
 
     class OnHost(runtime.Staging):
@@ -355,16 +355,32 @@ def test_queries_and_results_travel_through_pinned_memory_that_is_reused(torch: 
             return SimpleNamespace(synchronize=lambda: waited.append("waited"))
 
     staging = OnHost(torch.device("cpu"))
-    first, second = some(1, 4, 8), some(2, 9, 8)
-    assert np.array_equal(staging.send(first).clone().numpy(), first)
-    assert np.array_equal(staging.send(second).numpy(), second)
+    arrays = [some(1, 4, 8), some(2, 9, 8), some(3, 7, 8)]
+    for array in arrays:
+        assert np.array_equal(staging.send(array).clone().numpy(), array)
+    assert waited == ["pinned 65536", "pinned 65536", "waited"]
     result = torch.arange(12).reshape(3, 4)
     found = staging.fetch(result)
     staging.fetch(result + 1)
     assert np.array_equal(found, result.numpy()), "what was returned does not change"
-    assert waited == ["pinned 65536", "waited", "pinned 65536", "waited", "waited"]
+    assert waited[3:] == ["pinned 65536", "waited", "waited"]
     staging.send(some(3, 3000, 8))
-    assert waited[-1] == "pinned 131072"
+    assert waited[6:] == ["waited", "pinned 131072"]
+
+
+def test_rows_are_uploaded_through_pinned_memory(card: Account, monkeypatch: pytest.MonkeyPatch, torch: Any) -> None:
+    """Rows of both passes of a build of lists, and the sample that trains them: none of them pageable."""
+    sent: list[tuple[int, ...]] = []
+    real = runtime.sent
+
+    def noted(given: Any, device: Any) -> Any:
+        sent.append(given.shape)
+        return real(given, device)
+
+    for module in (device_rows, upload):
+        monkeypatch.setattr(module, "sent", noted)
+    on_card("ivf", some(1, 3000, 48), float32_rows=True)
+    assert sum(shape[0] for shape in sent if shape[1:] == (48,)) >= 2 * 3000 + 2048
 
 
 COMPILE = """

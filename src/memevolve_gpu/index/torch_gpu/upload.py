@@ -16,7 +16,7 @@ from .device_masks import Tombstones
 from .device_rows import DeviceRows, Quantization, Queries, blocks_of
 from .kernel_ops import MEASURED_QUERIES, Lists, Operations
 from .memory_accounting import SCRATCH, bytes_in_groups
-from .runtime import DeviceLock, host_tensor, load_torch
+from .runtime import DeviceLock, host_tensor, load_torch, sent
 from .search import LEAST_CANDIDATES, SPARE_GROUPS, Probe, propose, scratch_each
 
 
@@ -112,7 +112,7 @@ class Upload:
                 places = host_tensor(self.layout.places(first, stop)).to(device)
                 vectors = None
                 if rows.float32_rows is not None:
-                    near = vectors = host_tensor(block).to(device)
+                    near = vectors = sent(block, device)
                 if self.precision == "int8":
                     parts = _int8_rows(block)
                     codes = tuple(host_tensor(part).to(device) for part in parts)
