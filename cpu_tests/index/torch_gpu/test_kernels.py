@@ -28,6 +28,7 @@ from memevolve_gpu.index.torch_gpu.device_rows import (
 )
 from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Many, Operations, best_columns, many_shapes
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account
+from memevolve_gpu.index.torch_gpu.search import Probe, propose
 from memevolve_gpu.types import Metric, SearchParams
 
 SEED = 20_260_404
@@ -110,6 +111,26 @@ def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *
         assert work.groups_at(columns.contiguous())[row].tolist() == groups
         assert_close(got[row, : len(groups)], everything[row, groups])
         assert got[row, len(groups) :].isinf().all()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("probed", [[3], [1, 3, 1 + 4], [4, 0, 5, 2], [1], [0, 1, 2, 3, 4, 5]])
+def test_the_lists_of_one_query(torch: Any, kernel_way: Operations, probed: list[int], *, int8: bool) -> None:
+    """The groups of its lists one after another, also of empty ones; the same minima as those of a whole scan."""
+    sizes = [3, 0, 1, 9, 2, 5]
+    rows = rows_on_device(torch, GROUP * sum(sizes) - 11, 40, int8=int8)
+    queries, lists = asked(torch, rows, 1, 40), Lists.of(sizes, "cpu")
+    given = (rows, queries.wide, queries.factor, lists, torch.tensor([probed]))
+    best, groups = kernel_way.list_minima_one(*given)
+    plain = kernel_ops.list_minima_one(*given)
+    assert torch.equal(groups, plain[1])
+    assert_close(best, plain[0])
+    starts = np.cumsum([0, *sizes])
+    own = [group for place in probed for group in range(starts[place], starts[place + 1])]
+    assert groups[0].tolist() == own + [-1] * (groups.shape[1] - len(own))
+    everything = kernel_ops.minima(rows, queries.wide, queries.factor)
+    assert_close(best[:, : len(own)], everything[:, own])
+    assert best[:, len(own) :].isinf().all()
 
 
 @pytest.mark.parametrize(("m", "dim", "nlist"), [(300, 48, 37), (5, 16, 3), (129, 32, 129), (200, 16, 1)])
@@ -383,6 +404,75 @@ def test_rows_are_uploaded_through_pinned_memory(card: Account, monkeypatch: pyt
     assert sum(shape[0] for shape in sent if shape[1:] == (48,)) >= 2 * 3000 + 2048
 
 
+class Launches:
+    """Counts what a card would launch: operations of torch that are no views, and kernels."""
+
+    def __init__(self, torch: Any, kernels: SimpleNamespace) -> None:
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        self.names: list[str] = []
+        free = {"view", "_unsafe_view", "as_strided", "empty", "slice", "unsqueeze", "select", "t", "expand", "detach"}
+        free |= {"alias", "new_empty", "unflatten", "transpose", "permute", "squeeze", "_to_copy.cpu"}
+
+        class Counting(TorchDispatchMode):  # type: ignore[misc]  # torch is Any here
+            def __torch_dispatch__(mode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: N805
+                name = func._schema.name.split("::")[1]
+                if name not in free:
+                    self.names.append(name)
+                return func(*args, **(kwargs or {}))
+
+        self.watching = Counting
+        self.kernels = SimpleNamespace(**{name: _Counted(self, name, k) for name, k in vars(kernels).items()})
+
+
+class _Counted:
+    def __init__(self, launches: Launches, name: str, kernel: Any) -> None:
+        self._launches, self._name, self._kernel = launches, name, kernel
+
+    def __getitem__(self, grid: Any) -> Any:
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        def launch(*arguments: Any, **how: Any) -> None:
+            self._launches.names.append(f"kernel {self._name}")
+            with _disable_current_modes():
+                self._kernel[grid](*arguments, **how)
+
+        return launch
+
+
+@pytest.mark.parametrize(
+    ("nq", "nprobe", "most"), [(1, 0, 7), (3, 0, 16), (1, 3, 12)], ids=["one", "batch", "one of lists"]
+)
+def test_how_many_launches_a_search_takes(
+    torch: Any,
+    kernels: SimpleNamespace,
+    untuned: dict[Any, Any],
+    nq: int,
+    nprobe: int,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a card: what a card would be asked to do for candidates, when the kernels measured faster."""
+    monkeypatch.setattr(kernel_ops, "_SELECT_BLOCK", 32)
+    launches = Launches(torch, kernels)
+    operations = Operations(torch.device("cpu"), pytest.fail, launches.kernels)
+    rows = rows_on_device(torch, 1000, 48)
+    queries, probe = asked(torch, rows, nq, 48), None
+    if nprobe:
+        centroids = torch.from_numpy(np.random.default_rng(SEED).standard_normal((8, rows.columns)).astype(np.float32))
+        probe = Probe(Lists.of([4] * 8, "cpu"), centroids, centroids.square().sum(1), nprobe)
+    for width in (rows.groups, 16 * GROUP, 8):
+        untuned[kernel_ops._selection_key(torch.empty((nq, width)))] = 1
+    found = propose(rows, queries, (32, 16), operations, probe)  # the first results are verified
+    with launches.watching():
+        launches.names.clear()
+        again = propose(rows, queries, (32, 16), operations, probe)
+    assert torch.equal(found, again)
+    assert len(launches.names) <= most, launches.names
+    kernel = [name for name in launches.names if name.startswith("kernel")]
+    assert len(kernel) == (6 if nprobe else 5)
+
+
 COMPILE = """
 import json, re, subprocess, sys, tempfile
 from memevolve_gpu.index.torch_gpu import kernels as module
@@ -395,7 +485,7 @@ from triton.compiler import ASTSource
 if "nvidia" not in triton.backends.backends:
     sys.exit(3)
 whole = "nq nlist nprobe width count m".split()
-longs = "groups indices out chosen work_start tiles first_pair pairs columns list_start order starts".split()
+longs = "probed groups indices out chosen work_start tiles first_pair pairs columns list_start order starts".split()
 kinds = {"x": "*fp16", "centroids": "*fp16", "work_list": "*i32", "labels": "*i32"}
 kinds |= dict.fromkeys(whole, "i32") | dict.fromkeys(longs, "*i64")
 
@@ -405,7 +495,8 @@ def report(name, arch, dim, warps=4, int8=False, stages=3, **cut):
     kernel = getattr(kernels, name)
     own = {"x": "*i8"} if int8 else {}
     own |= {"q": "*i8" if int8 else "*fp16"} if name in ("minima_many", "minima_stream", "list_minima") else {}
-    own |= {"order": "*i32"} if name == "locate" else {"out": "*fp32", "groups": "i32"}
+    own |= {"order": "*i32"} if name == "locate" else {"out": "*fp32"}
+    own |= {} if name in ("locate", "list_minima_one") else {"groups": "i32"}
     types = {a: "constexpr" if a in cut else (kinds | own).get(a, "*fp32") for a in kernel.arg_names}
     values = {(at,): cut[a] for at, a in enumerate(kernel.arg_names) if a in cut}
     aligned = {(at,): [["tt.divisibility", 16]] for at, a in enumerate(kernel.arg_names) if types[a][0] == "*"}
@@ -445,6 +536,7 @@ for arch in (80, 90):
         report("list_minima", arch, 384, 4, int8)
     for dim in (384, 768, 1536):
         report("rescore", arch, dim, block_d=tile_columns(dim))
+        report("list_minima_one", arch, dim, block_d=tile_columns(dim), block_p=32)
         for groups, warps, span in one_shapes(dim):
             report("minima_one", arch, dim, warps, block_g=groups, span=span, block_d=tile_columns(dim))
 """
@@ -469,6 +561,7 @@ def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: Simple
             "rescore",
             "locate",
             "list_minima",
+            "list_minima_one",
             "assign",
             "sum_lists",
         )

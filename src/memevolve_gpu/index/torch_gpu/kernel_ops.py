@@ -38,6 +38,10 @@ class Lists:
         """How many."""
         return len(self.widest) - 1
 
+    def width(self, nprobe: int) -> int:
+        """Groups in any ``nprobe`` lists, at most; a multiple of 8."""
+        return -(-self.widest[nprobe] // BLOCK_GROUPS) * BLOCK_GROUPS
+
 
 @dataclass(frozen=True, slots=True)
 class ListWork:
@@ -69,8 +73,9 @@ class ListWork:
         bounds = torch.arange(lists.nlist + 1, device=probed.device)
         first = torch.searchsorted(ordered.values, bounds)
         nprobe = int(probed.shape[1])
-        width = -(-lists.widest[nprobe] // BLOCK_GROUPS) * BLOCK_GROUPS
-        return cls(lists.nlist, nprobe, width, probed, ends, ends - sizes, ordered.indices, first, lists.start)
+        return cls(
+            lists.nlist, nprobe, lists.width(nprobe), probed, ends, ends - sizes, ordered.indices, first, lists.start
+        )
 
     def groups_at(self, columns: Any) -> Any:
         """The groups int64 (nq, w) behind ``columns`` int64 (nq, w) of the minima."""
@@ -83,16 +88,14 @@ class ListWork:
         """Cut the work into pieces of ``block_q`` pairs and ``block_groups`` groups.
 
         Returns:
-            (work_list, work_start, tiles): the list of each piece int32 (pieces,), ``nlist`` for surplus pieces; the
-            first piece of each list, and its pairs in units of ``block_q``, int64 (nlist,).
+            (work_list, work_start, tiles): the list of each piece int32 (pieces,); the first piece of each list, and
+            its pairs in units of ``block_q``, int64 (nlist,).
         """
         torch = load_torch()
         tiles = (self.first_pair.diff() + block_q - 1) // block_q
         blocks = (self.list_start.diff() + block_groups - 1) // block_groups
         ends = (tiles * blocks).cumsum(0)
-        alone = len(self.probed) == 1  # then there is no need to wait for the device: no query has more
-        total = self.width // block_groups + self.nprobe if alone else int(ends[-1].item())
-        pieces = torch.arange(total, device=ends.device)
+        pieces = torch.arange(int(ends[-1].item()), device=ends.device)
         return torch.searchsorted(ends, pieces, right=True).to(torch.int32), ends - tiles * blocks, tiles
 
 
@@ -136,6 +139,19 @@ def locate(rows: Any, groups: Any, near: Any) -> Any:
     """
     row = groups.gather(1, near.indices // GROUP).clamp_min(0) * GROUP + near.indices % GROUP
     return rows.order[row].long().masked_fill(near.values.isinf(), -1)
+
+
+def list_minima_one(rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+    """For one query: the best score of each group of the lists ``probed`` int64 (1, nprobe), float32 (1, w), and the
+    groups int64 (1, w); +inf and -1 behind the last."""
+    torch = load_torch()
+    start = lists.start[probed]
+    sizes = lists.start[probed + 1] - start
+    ends, column = sizes.cumsum(1), torch.arange(lists.width(probed.shape[1]), device=q.device)[None]
+    place = torch.searchsorted(ends, column, right=True).clamp_max(probed.shape[1] - 1)
+    groups = (start - ends + sizes).gather(1, place) + column
+    groups = groups.masked_fill(column >= ends[:, -1:], -1)
+    return rescore(rows, q, factor, groups).unflatten(1, (-1, GROUP)).amin(2), groups
 
 
 def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
@@ -364,6 +380,10 @@ class Operations:
         """The positions of rows that were chosen by their scores."""
         return self._either("locate", self._locate, locate, rows, groups, near)
 
+    def list_minima_one(self, rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+        """The best score of each group of one query's lists, and the groups."""
+        return self._either("list_minima_one", self._list_minima_one, list_minima_one, rows, q, factor, lists, probed)
+
     def list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
         """The best score of each group of the probed lists."""
         return self._either("list_minima", self._list_minima, list_minima, rows, q, factor, work)
@@ -498,6 +518,30 @@ class Operations:
             num_warps=1 if count <= 128 else 4,
         )
         return out
+
+    def _list_minima_one(self, rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+        nprobe = probed.shape[1]
+        width = lists.width(nprobe)
+        out, groups = _floats((1, width), q), load_torch().empty((1, width), dtype=probed.dtype, device=q.device)
+        self._kernels.list_minima_one[(width,)](
+            rows.x,
+            rows.scales,
+            rows.bias,
+            q,
+            factor,
+            probed,
+            lists.start,
+            out,
+            groups,
+            nprobe,
+            dim=rows.columns,
+            block_d=tile_columns(rows.columns),
+            span=span_columns(rows.columns),
+            block_p=1 << (nprobe - 1).bit_length(),
+            scaled=rows.scales.numel() > 0,
+            num_warps=4,
+        )
+        return out, groups
 
     def _list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
         torch = load_torch()

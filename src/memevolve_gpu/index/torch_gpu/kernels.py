@@ -40,7 +40,8 @@ def load() -> SimpleNamespace:
             import triton.language
 
             globals().update(tl=triton.language, constexpr=triton.language.constexpr)
-            found = (minima_one, minima_many, minima_stream, select, rescore, locate, list_minima, assign, sum_lists)
+            found = (minima_one, minima_many, minima_stream, select, rescore, locate)
+            found += (list_minima_one, list_minima, assign, sum_lists)
             _loaded = SimpleNamespace(**{function.__name__: _compiled(triton, function) for function in found})
         return _loaded
 
@@ -259,6 +260,53 @@ def locate(
     position = tl.load(order + tl.maximum(group, 0) * 32 + index % 32, mask=known, other=-1)
     score = tl.load(values + place, mask=known, other=float("inf"))
     tl.store(out + place, tl.where(score == float("inf"), -1, position).to(tl.int64), mask=known)
+
+
+def list_minima_one(
+    x,
+    scales,
+    bias,
+    q,
+    alpha,
+    probed,
+    list_start,
+    out,
+    groups,
+    nprobe,
+    dim: constexpr,
+    block_d: constexpr,
+    span: constexpr,
+    block_p: constexpr,
+    scaled: constexpr,
+) -> None:
+    """One query, float32, against the groups of its probed lists, one list after another: each group's best score, and
+    which group it is; +inf and -1 behind the last list. Grid: columns of ``out``. ``block_p`` is at least ``nprobe``.
+    """
+    at = tl.program_id(0)
+    place = tl.arange(0, block_p)
+    which = tl.load(probed + place, mask=place < nprobe, other=0)
+    start = tl.load(list_start + which)
+    size = tl.where(place < nprobe, tl.load(list_start + which + 1) - start, 0)
+    ends = tl.cumsum(size, 0)
+    mine = place == tl.sum((ends <= at).to(tl.int32), 0)
+    group = tl.where(at < tl.sum(size, 0), tl.sum(tl.where(mine, start + at - (ends - size), 0), 0), -1)
+    tl.store(groups + at, group)
+    best = tl.full((1,), float("inf"), tl.float32)
+    if group >= 0:
+        row = tl.arange(0, 32)
+        column = tl.arange(0, block_d)
+        tile = x + group * (32 * dim) + row[:, None] * dim + column[None, :]
+        total = tl.zeros((32, block_d), tl.float32)
+        for far in range(0, dim, span):
+            for near in tl.static_range(0, span, block_d):
+                d = far + near
+                total += tl.load(tile + d).to(tl.float32) * tl.load(q + d + column)[None, :]
+        dot = tl.sum(total, 1)
+        if scaled:
+            dot *= tl.load(scales + group * 32 + row)
+        score = tl.load(bias + group * 32 + row) - tl.load(alpha) * dot
+        best = tl.min(tl.reshape(score, (1, 32)), 1)
+    tl.store(out + at + tl.arange(0, 1), best)
 
 
 def list_minima(

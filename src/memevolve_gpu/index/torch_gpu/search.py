@@ -68,15 +68,15 @@ class Probe:
     norms: Any
     nprobe: int
 
-    def work(self, queries: Queries) -> ListWork:
-        """The lists of each query."""
+    def lists_of(self, queries: Queries, operations: Operations) -> Any:
+        """The lists of each query, int64 (nq, nprobe)."""
         torch = load_torch()
         if len(queries.wide) == 1:  # without cuBLAS, whose own buffers no recording should hold
             dots = (self.centroids * queries.wide).sum(1)[None]
         else:
             dots = queries.wide @ self.centroids.T
-        scores = self.norms - queries.factor[:, None] * dots
-        return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
+        scores = torch.addcmul(self.norms, queries.factor[:, None], dots, value=-1)
+        return operations.best(scores, self.nprobe).indices
 
 
 def propose(
@@ -86,17 +86,18 @@ def propose(
     where fewer were met. widths: ``want`` rows, from as many groups as the second number says.
     """
     want, most = widths
-    work = None
-    if probe is not None:
-        work = probe.work(queries)
-        best = operations.list_minima(rows, *queries.narrow(rows), work)
+    if probe is None:
+        given = (queries.wide, queries.factor) if len(queries.wide) == 1 else queries.narrow(rows)
+        groups = operations.best(operations.minima(rows, *given), most).indices
     elif len(queries.wide) == 1:
-        best = operations.minima(rows, queries.wide, queries.factor)
+        probed = probe.lists_of(queries, operations)
+        best, groups = operations.list_minima_one(rows, queries.wide, queries.factor, probe.lists, probed)
+        groups = groups.gather(1, operations.best(best, most).indices)
     else:
-        best = operations.minima(rows, *queries.narrow(rows))
-    values, columns = operations.best(best, most)
-    # A group without a row that may be found scores +inf throughout; columns behind a query's lists have no group.
-    groups = columns if work is None else work.groups_at(columns).masked_fill_(values.isinf(), -1)
+        work = ListWork.of(probe.lists, probe.lists_of(queries, operations))
+        near = operations.best(operations.list_minima(rows, *queries.narrow(rows), work), most)
+        # A group without a row that may be found scores +inf; columns behind a query's lists have no group.
+        groups = work.groups_at(near.indices).masked_fill_(near.values.isinf(), -1)
     scores = operations.rescore(rows, queries.wide, queries.factor, groups)
     return operations.locate(rows, groups, operations.best(scores, want))
 
