@@ -315,10 +315,9 @@ class Operations:
             if nq > 1:
                 shapes = many_shapes(rows.columns, rows.x.element_size(), nq)
                 q = (q * 30).round_().clamp_(-127, 127).to(rows.x.dtype)
-            self._choose(
-                _key("minima", rows, nq), shapes, partial(run, part, q, factor), minima(part, q, factor), seconds
-            )
-            self._choose_selection(minima(part, q, factor), 16, seconds)
+            wanted = minima(part, q, factor)
+            self._choose(_key("minima", rows, nq), shapes, partial(run, part, q, factor), wanted, seconds)
+            self._choose_selection(wanted, 16, seconds)
             self._choose_selection(q.new_empty((nq, 16 * GROUP), dtype=torch.float32).normal_(), 32, seconds)
 
     def _choose_selection(self, values: Any, want: int, seconds: Callable[[Callable[[], Any]], float]) -> None:
