@@ -620,7 +620,7 @@ def many_shapes(columns: int, size: int, nq: int, shared: int = _SHARED) -> list
     found = [Many(plain, 4, 8 if plain == 128 else 4, 3, held=False)]
     for queries in (most, most // 2):
         stages = next((n for n in (2, 1) if _held_bytes(queries, row, n) <= shared), 0)
-        if queries >= 16 and stages:
+        if stages and (queries == most or queries >= 64):  # few, since each is compiled once on a machine
             found.append(Many(queries, 2, 8 if queries >= 128 else 4, stages, held=True))
     return found
 
