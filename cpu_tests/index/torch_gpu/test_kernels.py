@@ -313,6 +313,24 @@ def test_one_kernel_selects_the_best_columns_of_each_query(
     assert all(len(set(row)) == want for row in near.indices.tolist())
 
 
+@pytest.mark.parametrize(("width", "want", "selects"), [(2000, 16, 1), (2001, 16, 0), (2000, 65, 0), (40, 99, 1)])
+def test_what_the_selecting_kernel_cannot_take_is_selected_by_torch(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any], width: int, want: int, selects: int
+) -> None:
+    """Rows of any number of lists: a row that does not begin at a multiple of 32 bytes would be read wrongly."""
+    asked_of: list[int] = []
+
+    def select(given: Any, most: int) -> kernel_ops.Near:
+        asked_of.append(most)
+        return best_columns(given, most)
+
+    operations, values = Operations(torch.device("cpu"), pytest.fail, kernels), torch.arange(2.0 * width).view(2, -1)
+    operations._select = select  # type: ignore[method-assign]
+    untuned[kernel_ops._selection_key(values)] = 1
+    assert operations.best(values, want).indices.tolist() == [list(range(min(want, width)))] * 2
+    assert bool(asked_of) == bool(selects)
+
+
 def test_a_kernel_that_answers_wrongly_is_left_out_and_reported(
     torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any]
 ) -> None:
