@@ -325,7 +325,7 @@ def test_what_the_selecting_kernel_cannot_take_is_selected_by_torch(
         return best_columns(given, most)
 
     operations, values = Operations(torch.device("cpu"), pytest.fail, kernels), torch.arange(2.0 * width).view(2, -1)
-    operations._select = select  # type: ignore[method-assign]
+    operations._select = select  # type: ignore[method-assign, assignment]
     untuned[kernel_ops._selection_key(values)] = 1
     assert operations.best(values, want).indices.tolist() == [list(range(min(want, width)))] * 2
     assert bool(asked_of) == bool(selects)
