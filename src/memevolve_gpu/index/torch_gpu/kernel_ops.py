@@ -401,7 +401,8 @@ class Operations:
         if self._kernels is None or name in self._broken:
             return plain(*args)
         try:
-            found, key = kernel(*args), _key(name, args[0], getattr(args[1], "shape", (1,))[0])
+            size = args[1] if isinstance(args[1], int) else len(args[1])
+            found, key = kernel(*args), _key(name, args[0], size)
             if key in _verified:
                 return found
             wanted = plain(*args)
