@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from cuda_tests.card_kit import Hooks, embeddings, filled_card, free_bytes, need_engine
 from index.faiss_gpu import test_faiss_gpu_contract as contract
-from index.test_extended import cut
 from oracle import check_answer, clustered, nearest, recall, rows_of
 from support import as_child
 
@@ -191,7 +190,7 @@ def test_limits_of_faiss_are_the_hosts_to_serve(kind: str, k: int, lists: int) -
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
 @pytest.mark.parametrize("deleted", [1, 400, 3000, 19_990])
-def test_deleted_rows_are_passed_over_until_enough_are_found(kind: str, deleted: int) -> None:
+def test_deleted_rows_are_passed_over(kind: str, deleted: int) -> None:
     vectors = embeddings(20_000, 64)
     index = build(plan_of(kind, len(vectors), nlist=64), rows_of(vectors), "l2", seed=1)
     for row in range(3):
@@ -212,23 +211,6 @@ def test_squares_that_leave_float16_lose_no_rows(largest: float, precision: Prec
     vectors[::10] *= np.float32(largest)
     index = build(plan_of("exact", len(vectors), precision), rows_of(vectors), "l2", seed=1)
     assert index.search(vectors[:200:10], 1, SearchParams())[1][:, 0].tolist() == list(range(0, 200, 10))
-
-
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
-@pytest.mark.parametrize("kind", ["exact", "ivf"])
-def test_longer_bodies_lie_on_the_device_beside_those_they_follow(kind: str, precision: Precision) -> None:
-    vectors = embeddings(23_000, 96)
-    rows = rows_of(vectors)
-    index = old = build(plan_of(kind, 20_000, precision, nlist=64), rows_of(vectors[:20_000]), "cosine", seed=1)
-    for start in range(20_000, 23_000, 1000):
-        longer = index.extended(cut(rows, start, start + 1000))
-        assert longer is not None
-        index = longer
-    assert (index.n, index.device, old.device) == (23_000, "cuda:0", "cuda:0")
-    for each in (old, index):
-        some = np.arange(0, each.n, 37)
-        assert each.search(vectors[some], 1, SearchParams(nprobe=64))[1][:, 0].tolist() == some.tolist()
-        assert each.incidents() == []
 
 
 def test_lists_leave_nothing_on_the_host() -> None:

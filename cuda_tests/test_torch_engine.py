@@ -22,11 +22,12 @@ from cuda_tests.torch_kit import (
     overlap,
     vectors_of,
 )
+from oracle import rows_of
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.exact_scan import exact_scan
-from memevolve_gpu.index.registry import from_parts
+from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.index.torch_gpu import index as index_module
 from memevolve_gpu.index.torch_gpu import kernel_ops
 from memevolve_gpu.index.torch_gpu.device_rows import GROUP, DeviceRows, Quantization, Queries, padded_groups
@@ -34,6 +35,7 @@ from memevolve_gpu.index.torch_gpu.index import TorchIndex
 from memevolve_gpu.index.torch_gpu.ivf import train
 from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
 from memevolve_gpu.index.torch_gpu.memory_accounting import SCRATCH, WORKSPACE, account_of, predicted_bytes
+from memevolve_gpu.index.torch_gpu.runtime import kernel_errors
 from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, SearchParams
 
 
@@ -83,6 +85,72 @@ def test_minima_and_rescore(torch: Any, operations: Operations, nq: int, dim: in
     assert_close(scores, kernel_ops.rescore(rows, *wide, chosen))
     near = torch.topk(scores, 40, dim=1, largest=False)
     assert torch.equal(operations.locate(rows, chosen, near), kernel_ops.locate(rows, chosen, near))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("n", "dim", "nq"), [(5000, 384, 1024), (5000, 384, 257), (33, 768, 40), (5000, 768, 300), (900, 1536, 70)]
+)
+def test_every_form_of_the_scan_of_a_batch(
+    torch: Any, operations: Operations, n: int, dim: int, nq: int, *, int8: bool
+) -> None:
+    """Those that hold their queries, too; a form that a card has no room for may refuse, and is left out by a build."""
+    need_card()
+    rows = rows_on_device(torch, n, dim, int8=int8)
+    q = Queries.prepare(torch.from_numpy(vectors_of(nq, dim, 1)).to(here()), rows).narrow(rows)
+    want = kernel_ops.minima(rows, *q)
+    for shape in kernel_ops.many_shapes(rows.columns, rows.x.element_size(), kernel_ops._usual(nq)):
+        found, refused = None, ""
+        try:
+            found = operations._minima_many(rows, *q, shape)
+        except kernel_errors() as error:
+            refused = str(error)
+        if found is None:
+            assert "shared memory" in refused or "resource" in refused, (shape, refused)
+        else:
+            assert_close(found, want)
+
+
+@pytest.mark.parametrize(("nq", "width", "want"), [(1, 31_256, 16), (1024, 31_256, 16), (3, 40, 40), (200, 512, 32)])
+def test_one_kernel_selects_the_best_columns(
+    torch: Any, operations: Operations, nq: int, width: int, want: int
+) -> None:
+    need_card()
+    values = torch.from_numpy(np.random.default_rng(SEED).standard_normal((nq, width)).astype(np.float32)).to(here())
+    values[:, ::3] = float("inf")
+    near = operations._select(values, want)
+    assert torch.equal(near.values, torch.sort(values, dim=1).values[:, :want])
+    assert torch.equal(values.gather(1, near.indices), near.values)
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_a_build_measures_and_trusts_its_kernels(torch: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step has a fastest form afterwards, and no kernel was found to be wrong."""
+    need_card()
+    monkeypatch.setattr(kernel_ops, "_chosen", {})
+    monkeypatch.setattr(kernel_ops, "_verified", set())
+    vectors = vectors_of(60_000, 384)
+    plan = IndexPlan(kind, 64 if kind == "ivf" else 0, engine="torch", device="cuda:0")  # type: ignore[arg-type]
+    index = build(plan, rows_of(vectors), "l2", seed=1)
+    print({key: kernel_ops._chosen[key] for key in sorted(kernel_ops._chosen, key=str)})
+    assert {key[-1] for key in kernel_ops._chosen if key[0] == "minima"} == set(kernel_ops.MEASURED_QUERIES)
+    assert {key[0] for key in kernel_ops._chosen} == {"minima", "select"}
+    assert index.incidents() == []
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("nprobe", [1, 20, 50])
+def test_the_lists_of_one_query(torch: Any, operations: Operations, nprobe: int, *, int8: bool) -> None:
+    rng = np.random.default_rng(SEED)
+    sizes = [int(size) for size in rng.integers(0, 12, 50)]
+    rows = rows_on_device(torch, GROUP * sum(sizes) - 7, 384, int8=int8)
+    query = Queries.prepare(torch.from_numpy(vectors_of(1, 384, 1)).to(here()), rows)
+    probed = torch.from_numpy(rng.permutation(50)[None, :nprobe]).to(here())
+    given = (rows, query.wide, query.factor, Lists.of(sizes, torch.device(here())), probed)
+    best, groups = operations.list_minima_one(*given)
+    plain = kernel_ops.list_minima_one(*given)
+    assert torch.equal(groups, plain[1])
+    assert_close(best, plain[0])
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -368,7 +436,7 @@ print(os.waitpid(child, 0)[1], index.device)
 def test_a_program_may_end_while_rows_are_on_their_way(torch: Any) -> None:
     """An index of a snapshot comes to the device behind searches; the interpreter may end meanwhile."""
     program = """
-from memevolve_gpu.index.registry import from_parts
+from memevolve_gpu.index.registry import build, from_parts
 many = vectors_of(400_000, 128)
 parts, plan = on_card("exact", many).parts(), index.plan
 again = from_parts(plan, "l2", parts)

@@ -30,7 +30,9 @@ from gpu.verdicts import as_rows, read_figures, table_of
 Part = Callable[[Setting, argparse.Namespace], dict[str, Any]]
 
 HEADLINES = {(1_000_000, 768): 0, (1_000_000, 384): 1}
-"""Shapes that the targets name, in the order in which they are measured."""
+"""Shapes that the targets name, in the order in which they are measured, before the other parts."""
+LAST_HEADLINE = (10_000_000, 384)
+"""The one that takes minutes: after the other parts, so that a short lease has all the rest."""
 
 PARTS: dict[str, Part] = {
     "bandwidth": lambda setting, _: bandwidth.run(setting),
@@ -55,20 +57,22 @@ def options() -> argparse.ArgumentParser:
 
 
 def steps_of(args: argparse.Namespace) -> list[tuple[str, Part]]:
-    """The parts in their order; the search table is cut by shape, those of the targets first."""
-    steps: list[tuple[str, Part]] = []
-    for name in dict.fromkeys(args.parts):
-        if name == "search":
-            steps += [(f"search {n} x {dim}", _search(n, dim)) for n, dim in _shapes(args)]
-        else:
-            steps.append((name, PARTS[name]))
-    return steps
+    """The search table, cut by shape, and the parts: first the bandwidth and the shapes of the targets, then the other
+    parts, then the other shapes."""
+    parts = [(name, PARTS[name]) for name in dict.fromkeys(args.parts) if name != "search"]
+    first = [step for step in parts if step[0] == "bandwidth"]
+    if "search" in args.parts:
+        shapes = [(shape in HEADLINES, (f"search {shape[0]} x {shape[1]}", _search(*shape))) for shape in _shapes(args)]
+        first += [step for headline, step in shapes if headline]
+        parts += [step for headline, step in shapes if not headline]
+    return first + [step for step in parts if step not in first]
 
 
 def _shapes(args: argparse.Namespace) -> list[tuple[int, int]]:
     rows, dims, most = search.sizes_of(args)
     shapes = [(n, dim) for n in rows for dim in dims if n * dim <= most]
-    return sorted(shapes, key=lambda shape: (shape not in HEADLINES, HEADLINES.get(shape, shape[0] * shape[1])))
+    rank = {LAST_HEADLINE: len(HEADLINES), **HEADLINES}
+    return sorted(shapes, key=lambda shape: (rank.get(shape, len(rank)), shape[0] * shape[1]))
 
 
 def _too_large(args: argparse.Namespace) -> dict[str, str]:

@@ -31,7 +31,7 @@ def ran(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @needs_torch
 def test_each_step_of_the_smoke_test_writes_its_own_line(tmp_path: Path) -> None:
     """A step that fails (faiss on CPU tensors) costs only its own line, and the command says so by its status."""
-    out, steps = tmp_path / "smoke.jsonl", ("facts", "query", "faiss", "fork", "routing")
+    out, steps = tmp_path / "smoke.jsonl", ("facts", "query", "kmeans", "faiss", "fork", "routing")
     size = ("--rows", "2000", "--dim", "48")
     done = ran("scripts/gpu-smoke", str(out), "--device", "cpu", *size, "--only", *steps)
     lines = {line["step"]: line.get("found", line) for line in map(json.loads, out.read_text().splitlines())}
@@ -43,6 +43,23 @@ def test_each_step_of_the_smoke_test_writes_its_own_line(tmp_path: Path) -> None
     assert lines["fork"]["child"] == 0
     assert done.returncode == 1
     assert ran("scripts/gpu-smoke", str(out), "--device", "cpu", *size, "--only", "query").returncode == 0
+
+
+@pytest.mark.slow
+@needs_torch
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_the_smoke_test_measures_each_candidate_of_the_kernels(tmp_path: Path) -> None:
+    """In Triton's interpreter, so that the lines that only a card runs are run once without one."""
+    out = tmp_path / "smoke.jsonl"
+    size = ("--rows", "512", "--dim", "48", "--only", "kernels", "sweep")
+    done = ran("scripts/gpu-smoke", str(out), "--device", "cpu", *size, TRITON_INTERPRET="1")
+    lines = {line["step"]: line.get("found", line) for line in map(json.loads, out.read_text().splitlines())}
+    assert done.returncode == 0, lines
+    assert lines["kernels"]["gave_way"] == []
+    swept = {name: line for name, line in lines["sweep"].items() if name.startswith("many")}
+    assert {name.endswith("True)") for name in swept} == {True, False}, "queries that stay in shared memory, and not"
+    assert all(line["agrees"] is True for line in swept.values())
+    assert {name.split(" by ")[1] for name in lines["sweep"] if " by " in name} == {"torch", "kernel"}
 
 
 @needs_torch

@@ -26,9 +26,9 @@ from memevolve_gpu.index.torch_gpu.device_rows import (
     span_columns,
     tile_columns,
 )
-from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Operations
+from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Many, Operations, best_columns, many_shapes
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account
-from memevolve_gpu.index.torch_gpu.search import best_columns
+from memevolve_gpu.index.torch_gpu.search import Probe, propose
 from memevolve_gpu.types import Metric, SearchParams
 
 SEED = 20_260_404
@@ -111,6 +111,26 @@ def test_list_minima(torch: Any, kernel_way: Operations, nq: int, nprobe: int, *
         assert work.groups_at(columns.contiguous())[row].tolist() == groups
         assert_close(got[row, : len(groups)], everything[row, groups])
         assert got[row, len(groups) :].isinf().all()
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("probed", [[3], [1, 3, 1 + 4], [4, 0, 5, 2], [1], [0, 1, 2, 3, 4, 5]])
+def test_the_lists_of_one_query(torch: Any, kernel_way: Operations, probed: list[int], *, int8: bool) -> None:
+    """The groups of its lists one after another, also of empty ones; the same minima as those of a whole scan."""
+    sizes = [3, 0, 1, 9, 2, 5]
+    rows = rows_on_device(torch, GROUP * sum(sizes) - 11, 40, int8=int8)
+    queries, lists = asked(torch, rows, 1, 40), Lists.of(sizes, "cpu")
+    given = (rows, queries.wide, queries.factor, lists, torch.tensor([probed]))
+    best, groups = kernel_way.list_minima_one(*given)
+    plain = kernel_ops.list_minima_one(*given)
+    assert torch.equal(groups, plain[1])
+    assert_close(best, plain[0])
+    starts = np.cumsum([0, *sizes])
+    own = [group for place in probed for group in range(starts[place], starts[place + 1])]
+    assert groups[0].tolist() == own + [-1] * (groups.shape[1] - len(own))
+    everything = kernel_ops.minima(rows, queries.wide, queries.factor)
+    assert_close(best[:, : len(own)], everything[:, own])
+    assert best[:, len(own) :].isinf().all()
 
 
 @pytest.mark.parametrize(("m", "dim", "nlist"), [(300, 48, 37), (5, 16, 3), (129, 32, 129), (200, 16, 1)])
@@ -204,15 +224,24 @@ def test_int8_rows_are_multiplied_by_int8_queries(torch: Any, kernel_way: Operat
     np.testing.assert_allclose(kernel_way.minima(rows, q, factor).numpy(), exact.numpy(), rtol=1e-6, atol=1e-4)
 
 
-def test_the_fastest_shape_of_the_single_scan_is_kept(
-    torch: Any, kernels: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def untuned(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[Any, ...], Any]:
+    """What this process has measured, empty; kernels of other tests count as not verified."""
+    monkeypatch.setattr(kernel_ops, "_verified", set())
+    monkeypatch.setattr(kernel_ops, "_chosen", {})
+    return kernel_ops._chosen
+
+
+def test_candidates_are_measured_once_and_the_fastest_is_kept(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each candidate is timed once in a process, one that does not compile is left out, and all give one result."""
-    monkeypatch.setattr(kernel_ops, "_best_shape", {})
-    rows = rows_on_device(torch, 600, 768)
+    """One that does not compile is left out, and all give one result."""
+    monkeypatch.setattr(kernel_ops, "MEASURED_QUERIES", (1,))
+    monkeypatch.setattr(kernel_ops, "_SELECT_BLOCK", 64)
+    rows = rows_on_device(torch, 2200, 768)
     queries, given = asked(torch, rows, 1, 768), (torch.device("cpu"), pytest.fail, kernels)
     want, asked_of = kernel_ops.minima(rows, queries.wide, queries.factor), []
-    clock = iter([3.0, None, 1.0])
+    clock = iter([3.0, None, 1.0, 2.0, 1.0, 2.0, 1.0])
 
     def seconds(call: Any) -> float:
         call()
@@ -225,12 +254,11 @@ def test_the_fastest_shape_of_the_single_scan_is_kept(
     operations = Operations(*given)
     operations.tune(rows, seconds)
     Operations(*given).tune(rows, lambda _: pytest.fail("timed again"))
-    assert len(asked_of) == len(kernel_ops.one_shapes(768)) == 3
-    (best,) = kernel_ops._best_shape.values()
-    assert best == kernel_ops.one_shapes(768)[2] == (2, 8, 768)
+    assert len(asked_of) == len(kernel_ops.one_shapes(768)) + 2 == 5
+    assert list(untuned.values()) == [2, 1], "the third shape; the kernel"
     launched: list[dict[str, Any]] = []
     operations._kernels = _Noting(kernels.minima_one, launched)
-    assert_close(operations.minima(rows, queries.wide, queries.factor), want)
+    assert_close(operations._minima_one(rows, queries.wide, queries.factor), want)
     assert [(one["block_g"], one["num_warps"], one["span"]) for one in launched] == [(2, 8, 768)]
     for shape in kernel_ops.one_shapes(768):
         assert_close(operations._minima_one(rows, queries.wide, queries.factor, shape), want)
@@ -251,6 +279,88 @@ class _Noting:
         return launch
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("n", "dim", "nq"), [(500, 20, 2), (700, 384, 257), (300, 768, 40), (1000, 150, 16), (130, 1536, 33), (40, 3072, 5)]
+)
+def test_queries_that_stay_while_rows_stream_by(
+    torch: Any, kernel_way: Operations, n: int, dim: int, nq: int, *, int8: bool
+) -> None:
+    """Every candidate gives the answer of plain torch; a program's share may be any number of tiles."""
+    rows = rows_on_device(torch, n, dim, int8=int8, metric="ip" if nq == 40 else "l2")
+    given = asked(torch, rows, nq, dim).narrow(rows)
+    want = kernel_ops.minima(rows, *given)
+    shapes = many_shapes(rows.columns, rows.x.element_size(), nq)
+    held = [shape for shape in shapes if shape.held] or [Many(16, 2, 4, 1, held=True)]
+    for shape in held:
+        assert_close(kernel_way._minima_many(rows, *given, shape), want)
+
+
+@pytest.mark.parametrize(
+    ("nq", "width", "want"), [(3, 4096, 4), (2, 40, 40), (1, 8, 3), (1, 512, 32), (5, 1000, 17), (2, 5000, 60)]
+)
+def test_one_kernel_selects_the_best_columns_of_each_query(
+    torch: Any, kernel_way: Operations, nq: int, width: int, want: int
+) -> None:
+    """As a stable sort does: infinities, equal values, both zeros, values below zero."""
+    values = torch.from_numpy(np.random.default_rng(SEED).standard_normal((nq, width)).astype(np.float32))
+    values[:, ::3], values[:, 1::7] = float("inf"), values[0, 1]
+    values[:, 2::9] = torch.tensor([0.0, -0.0]).repeat(width)[: len(range(2, width, 9))]
+    near = kernel_way._select(values, want)
+    wanted = torch.sort(values, dim=1, stable=True)
+    assert torch.equal(near.values, wanted.values[:, :want])
+    assert torch.equal(values.gather(1, near.indices), near.values)
+    assert all(len(set(row)) == want for row in near.indices.tolist())
+
+
+@pytest.mark.parametrize(("width", "want", "selects"), [(2000, 16, 1), (2001, 16, 0), (2000, 65, 0), (40, 99, 1)])
+def test_what_the_selecting_kernel_cannot_take_is_selected_by_torch(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any], width: int, want: int, selects: int
+) -> None:
+    """Rows of any number of lists: a row that does not begin at a multiple of 32 bytes would be read wrongly."""
+    asked_of: list[int] = []
+
+    def select(given: Any, most: int) -> kernel_ops.Near:
+        asked_of.append(most)
+        return best_columns(given, most)
+
+    operations, values = Operations(torch.device("cpu"), pytest.fail, kernels), torch.arange(2.0 * width).view(2, -1)
+    operations._select = select  # type: ignore[method-assign, assignment]
+    untuned[kernel_ops._selection_key(values)] = 1
+    assert operations.best(values, want).indices.tolist() == [list(range(min(want, width)))] * 2
+    assert bool(asked_of) == bool(selects)
+
+
+def test_a_kernel_that_answers_wrongly_is_left_out_and_reported(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any]
+) -> None:
+    """By the trial of candidates after a build, and by the first result of a step that has none."""
+    wrong = SimpleNamespace(**vars(kernels))
+    wrong.minima_stream = wrong.select = wrong.rescore = _Doing(lambda *_, **__: None)
+    notes: list[str] = []
+    operations, rows = Operations(torch.device("cpu"), notes.append, wrong), rows_on_device(torch, 600, 48)
+    torch.empty((64, rows.groups)).fill_(7.0)  # so that memory that is not written to does not happen to be right
+    operations.tune(rows, lambda call: call() is None)
+    assert all(not chosen for chosen in untuned.values()), "the ways that were there before"
+    assert any("minima by Many" in note for note in notes)
+    assert any("select by" in note for note in notes)
+    queries, chosen = asked(torch, rows, 3, 48), torch.zeros((3, 2), dtype=torch.int64)
+    want = kernel_ops.rescore(rows, queries.wide, queries.factor, chosen)
+    for _ in range(2):
+        assert torch.equal(operations.rescore(rows, queries.wide, queries.factor, chosen), want)
+    assert sum("kernel rescore does not run here" in note for note in notes) == 1
+
+
+class _Doing:
+    """A kernel that does something else."""
+
+    def __init__(self, does: Any) -> None:
+        self._does = does
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self._does
+
+
 @pytest.mark.parametrize(("kind", "tables"), [("exact", 1), ("ivf", 2)])
 def test_a_build_sends_each_row_once_and_once_more_for_its_list(
     kind: str, tables: int, card: Account, monkeypatch: pytest.MonkeyPatch
@@ -264,15 +374,15 @@ def test_a_build_sends_each_row_once_and_once_more_for_its_list(
             sent.append(len(array))
         return real(array)
 
-    for module in (device_rows, upload, ivf):
+    for module in (device_rows, upload, ivf, runtime):
         monkeypatch.setattr(module, "host_tensor", host_tensor, raising=False)
     index = on_card(kind, vectors, float32_rows=True)
     trained = (2048 + 2 * index.nlist) if kind == "ivf" else 0  # the sample, and the centroids twice
     assert sum(sent) == tables * 3000 + trained
 
 
-def test_queries_and_results_travel_through_pinned_memory_that_is_reused(torch: Any) -> None:
-    """A buffer is written again only when what it held has been read, and grows to the largest batch."""
+def test_what_travels_goes_through_two_pinned_buffers_that_are_reused(torch: Any) -> None:
+    """A buffer is written again only when what it held has been read, and grows to the largest array."""
     waited: list[str] = []
 
     class OnHost(runtime.Staging):
@@ -284,23 +394,108 @@ def test_queries_and_results_travel_through_pinned_memory_that_is_reused(torch: 
             return SimpleNamespace(synchronize=lambda: waited.append("waited"))
 
     staging = OnHost(torch.device("cpu"))
-    first, second = some(1, 4, 8), some(2, 9, 8)
-    assert np.array_equal(staging.send(first).clone().numpy(), first)
-    assert np.array_equal(staging.send(second).numpy(), second)
+    arrays = [some(1, 4, 8), some(2, 9, 8), some(3, 7, 8)]
+    for array in arrays:
+        assert np.array_equal(staging.send(array).clone().numpy(), array)
+    assert waited == ["pinned 65536", "pinned 65536", "waited"]
     result = torch.arange(12).reshape(3, 4)
     found = staging.fetch(result)
     staging.fetch(result + 1)
     assert np.array_equal(found, result.numpy()), "what was returned does not change"
-    assert waited == ["pinned 65536", "waited", "pinned 65536", "waited", "waited"]
+    assert waited[3:] == ["pinned 65536", "waited", "waited"]
     staging.send(some(3, 3000, 8))
-    assert waited[-1] == "pinned 131072"
+    assert waited[6:] == ["waited", "pinned 131072"]
+
+
+def test_rows_are_uploaded_through_pinned_memory(card: Account, monkeypatch: pytest.MonkeyPatch, torch: Any) -> None:
+    """Rows of both passes of a build of lists, and the sample that trains them: none of them pageable."""
+    sent: list[tuple[int, ...]] = []
+    real = runtime.sent
+
+    def noted(given: Any, device: Any) -> Any:
+        sent.append(given.shape)
+        return real(given, device)
+
+    for module in (device_rows, upload):
+        monkeypatch.setattr(module, "sent", noted)
+    on_card("ivf", some(1, 3000, 48), float32_rows=True)
+    assert sum(shape[0] for shape in sent if shape[1:] == (48,)) >= 2 * 3000 + 2048
+
+
+class Launches:
+    """Counts what a card would launch: operations of torch that are no views, and kernels."""
+
+    def __init__(self, torch: Any, kernels: SimpleNamespace) -> None:
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        self.names: list[str] = []
+        free = {"view", "_unsafe_view", "as_strided", "empty", "slice", "unsqueeze", "select", "t", "expand", "detach"}
+        free |= {"alias", "new_empty", "unflatten", "transpose", "permute", "squeeze", "_to_copy.cpu"}
+
+        class Counting(TorchDispatchMode):  # type: ignore[misc]  # torch is Any here
+            def __torch_dispatch__(mode, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: N805
+                name = func._schema.name.split("::")[1]
+                if name not in free:
+                    self.names.append(name)
+                return func(*args, **(kwargs or {}))
+
+        self.watching = Counting
+        self.kernels = SimpleNamespace(**{name: _Counted(self, name, k) for name, k in vars(kernels).items()})
+
+
+class _Counted:
+    def __init__(self, launches: Launches, name: str, kernel: Any) -> None:
+        self._launches, self._name, self._kernel = launches, name, kernel
+
+    def __getitem__(self, grid: Any) -> Any:
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        def launch(*arguments: Any, **how: Any) -> None:
+            self._launches.names.append(f"kernel {self._name}")
+            with _disable_current_modes():
+                self._kernel[grid](*arguments, **how)
+
+        return launch
+
+
+@pytest.mark.parametrize(
+    ("nq", "nprobe", "most"), [(1, 0, 7), (3, 0, 16), (1, 3, 12)], ids=["one", "batch", "one of lists"]
+)
+def test_how_many_launches_a_search_takes(
+    torch: Any,
+    kernels: SimpleNamespace,
+    untuned: dict[Any, Any],
+    nq: int,
+    nprobe: int,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a card: what a card would be asked to do for candidates, when the kernels measured faster."""
+    monkeypatch.setattr(kernel_ops, "_SELECT_BLOCK", 32)
+    launches = Launches(torch, kernels)
+    operations = Operations(torch.device("cpu"), pytest.fail, launches.kernels)
+    rows = rows_on_device(torch, 1000, 48)
+    queries, probe = asked(torch, rows, nq, 48), None
+    if nprobe:
+        centroids = torch.from_numpy(np.random.default_rng(SEED).standard_normal((8, rows.columns)).astype(np.float32))
+        probe = Probe(Lists.of([4] * 8, "cpu"), centroids, centroids.square().sum(1), nprobe)
+    for width in (rows.groups, 16 * GROUP, 8):
+        untuned[kernel_ops._selection_key(torch.empty((nq, width)))] = 1
+    found = propose(rows, queries, (32, 16), operations, probe)  # the first results are verified
+    with launches.watching():
+        launches.names.clear()
+        again = propose(rows, queries, (32, 16), operations, probe)
+    assert torch.equal(found, again)
+    assert len(launches.names) <= most, launches.names
+    kernel = [name for name in launches.names if name.startswith("kernel")]
+    assert len(kernel) == (6 if nprobe else 5)
 
 
 COMPILE = """
 import json, re, subprocess, sys, tempfile
 from memevolve_gpu.index.torch_gpu import kernels as module
 from memevolve_gpu.index.torch_gpu.device_rows import span_columns, tile_columns
-from memevolve_gpu.index.torch_gpu.kernel_ops import one_shapes
+from memevolve_gpu.index.torch_gpu.kernel_ops import _held_bytes, many_shapes, one_shapes
 kernels = module.load()
 import triton
 from triton.backends.compiler import GPUTarget
@@ -308,23 +503,24 @@ from triton.compiler import ASTSource
 if "nvidia" not in triton.backends.backends:
     sys.exit(3)
 whole = "nq nlist nprobe width count m".split()
-longs = "groups indices out chosen work_start tiles first_pair pairs columns list_start order starts".split()
+longs = "probed groups indices out chosen work_start tiles first_pair pairs columns list_start order starts".split()
 kinds = {"x": "*fp16", "centroids": "*fp16", "work_list": "*i32", "labels": "*i32"}
 kinds |= dict.fromkeys(whole, "i32") | dict.fromkeys(longs, "*i64")
 
-def report(name, arch, dim, warps=4, int8=False, **cut):
+def report(name, arch, dim, warps=4, int8=False, stages=3, **cut):
     cut = {"dim": dim, "block_d": tile_columns(dim, 64), "span": span_columns(dim), "block_g": 4, "block_q": 64,
            "block_n": 128, "block_c": 128, "block_r": 32, "block": 64, "scaled": int8} | cut
     kernel = getattr(kernels, name)
     own = {"x": "*i8"} if int8 else {}
-    own |= {"q": "*i8" if int8 else "*fp16"} if name in ("minima_many", "list_minima") else {}
-    own |= {"order": "*i32"} if name == "locate" else {"out": "*fp32", "groups": "i32"}
+    own |= {"q": "*i8" if int8 else "*fp16"} if name in ("minima_many", "minima_stream", "list_minima") else {}
+    own |= {"order": "*i32"} if name == "locate" else {"out": "*fp32"}
+    own |= {} if name in ("locate", "list_minima_one") else {"groups": "i32"}
     types = {a: "constexpr" if a in cut else (kinds | own).get(a, "*fp32") for a in kernel.arg_names}
     values = {(at,): cut[a] for at, a in enumerate(kernel.arg_names) if a in cut}
     aligned = {(at,): [["tt.divisibility", 16]] for at, a in enumerate(kernel.arg_names) if types[a][0] == "*"}
     found = triton.compile(
         ASTSource(kernel, types, values, aligned), target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": warps, "num_stages": 3},
+        options={"num_warps": warps, "num_stages": stages},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as code:
         code.write(found.asm["cubin"])
@@ -334,13 +530,22 @@ def report(name, arch, dim, warps=4, int8=False, **cut):
     ptx = found.asm["ptx"]
     units = "wgmma" if "wgmma" in ptx else "mma.sync" if "mma.sync" in ptx else ""
     print(json.dumps({
-        "name": name, "arch": arch, "dim": dim, "int8": int8, "warps": warps, "units": units,
+        "name": name, "arch": arch, "dim": dim, "int8": int8, "warps": warps, "stages": stages, "units": units,
         "int8_units": bool(re.search(r"mma\\S*[.]s8[.]s8|mma\\S*[.]s32[.]s8", ptx)),
         "registers": int(re.search(r"REG:(\\d+)", said)[1]), "spilled": int(re.search(r"STACK:(\\d+)", said)[1]),
-        "shared": found.metadata.shared,
+        "shared": found.metadata.shared, "cut": {a: v for a, v in cut.items() if a in kernel.arg_names},
     }))
 
+SHARED = {80: 163 << 10, 90: 227 << 10}
 for arch in (80, 90):
+    for int8 in (False, True):
+        for dim, nq in ((384, 16), (384, 1024), (1536, 1024)) if int8 else ((384, 16), (384, 1024), (768, 1024)):
+            for shape in many_shapes(dim, 2 - int8, nq):
+                if shape.held and _held_bytes(shape.queries, dim * (2 - int8), shape.stages) <= SHARED[arch]:
+                    report("minima_stream", arch, dim, shape.warps, int8, shape.stages, block_q=shape.queries,
+                           block_g=shape.groups, block_d=tile_columns(dim))
+    report("select", arch, 384, 8, want=16, kept=32, fold=8, block=512)
+    report("select", arch, 384, 8, want=32, kept=32, fold=1, block=512)
     for name in "rescore locate assign sum_lists".split():
         tile = tile_columns(384, 128 if name == "rescore" else 64)
         report(name, arch, 384, 8 if name == "assign" else 4, block_d=tile)
@@ -349,6 +554,7 @@ for arch in (80, 90):
         report("list_minima", arch, 384, 4, int8)
     for dim in (384, 768, 1536):
         report("rescore", arch, dim, block_d=tile_columns(dim))
+        report("list_minima_one", arch, dim, block_d=tile_columns(dim), block_p=32)
         for groups, warps, span in one_shapes(dim):
             report("minima_one", arch, dim, warps, block_g=groups, span=span, block_d=tile_columns(dim))
 """
@@ -365,13 +571,35 @@ def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: Simple
     assert done.returncode == 0, done.stderr[-2000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {one["name"] for one in found} == {
-        *("minima_one", "minima_many", "rescore", "locate", "list_minima", "assign", "sum_lists")
+        *(
+            "minima_one",
+            "minima_many",
+            "minima_stream",
+            "select",
+            "rescore",
+            "locate",
+            "list_minima",
+            "list_minima_one",
+            "assign",
+            "sum_lists",
+        )
     }
     assert {one["arch"] for one in found} == {80, 90}
     for one in found:
         assert one["spilled"] <= (8 if (one["name"], one["arch"]) == ("assign", 80) else 0), one
         assert one["registers"] <= 255, one
         assert one["shared"] <= {80: 163, 90: 227}[one["arch"]] << 10, one
-        batch = one["name"] in ("minima_many", "list_minima", "assign")
+        batch = one["name"] in ("minima_many", "minima_stream", "list_minima", "assign")
         assert bool(one["units"]) == batch, f"matrix units: {one}"
         assert one["int8_units"] == one["int8"], one
+        if (
+            one["name"] == "minima_stream"
+        ):  # its queries stay in shared memory, and the figure that is planned with holds
+            held = one["cut"]["block_q"] * one["dim"] * (2 - one["int8"])
+            assert (
+                held
+                <= one["shared"]
+                <= kernel_ops._held_bytes(one["cut"]["block_q"], one["dim"] * (2 - one["int8"]), one["stages"])
+            ), one
+    widest = [one for one in found if one["name"] == "minima_stream" and (one["arch"], one["dim"]) == (90, 384)]
+    assert max(one["cut"]["block_q"] for one in widest if not one["int8"]) == 256

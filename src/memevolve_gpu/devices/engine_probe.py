@@ -57,13 +57,16 @@ _WORKS = "it works"
 """Printed at the end. A status of 0 proves nothing: a process that ignores SIGCHLD reads 0 for every child, and
 sys.executable inside another program may be that program."""
 
+_NO_CODE = (
+    "install a build that has code for this GPU: those for CUDA 13 begin at compute capability 7.5, and conda's faiss "
+    "for CUDA 12.9 has none for 7.0"
+)
 _REMEDIES = (
     ("driver on your system is too old", "update the GPU driver, or install a build for an older CUDA"),
     ("driver version is insufficient", "update the GPU driver, or install a build for an older CUDA"),
-    (
-        "no kernel image is available",
-        "install a build that has code for this GPU; conda's faiss for CUDA 12.9 has none for compute capability 7.0",
-    ),
+    ("no kernel image is available", _NO_CODE),
+    ("invalid device function", _NO_CODE),
+    ("unsupported toolchain", _NO_CODE),
     ("cannot open shared object file", "a CUDA library is missing: install the package again with its dependencies"),
     ("No CUDA GPUs are available", "see whether CUDA_VISIBLE_DEVICES names it, and whether it is cut into slices"),
     ("system not yet initialized", "start the service nvidia-fabricmanager, which GPUs behind an NVSwitch need"),

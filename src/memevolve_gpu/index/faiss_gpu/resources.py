@@ -25,7 +25,6 @@ _OUT_OF_MEMORY = ("out of memory", "bad_alloc", "memoryallocation", "cublas_stat
 _STICKY = ("cuda", "cublas", "illegal", "launch failure", "device-side", "unspecified")
 """Looked for after those: a sticky error makes allocations fail as well, and faiss reports both in one form."""
 _NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexIVFScalarQuantizer")
-
 _BUSY_POLL_S = 0.1
 """Seconds that a search waits for a device on which another thread builds."""
 
@@ -44,34 +43,24 @@ def use_free_bytes(reader: FreeBytes | None) -> None:
     _Reading.free_bytes = staticmethod(reader) if reader is not None else None
 
 
-def device_number(device: str) -> int:
-    """The N of ``cuda:N``; 0 for ``cuda``.
-
-    Raises:
-        DeviceError: ``device`` names no GPU.
-    """
-    kind, _, number = device.partition(":")
-    if kind != "cuda" or not (number == "" or (number.isascii() and number.isdigit())):
-        raise DeviceError(f"plan.device is {device!r}; the faiss engine needs cuda or cuda:N")
-    return int(number or 0)
-
-
 def resources_of(device: str) -> GpuResources:
-    """The resources of ``device``, one object per process, made on first use.
+    """The resources of ``device`` (cuda or cuda:N), one object per process, made on first use.
 
     Raises:
         DeviceError: this faiss has no GPU indexes, there is no such GPU, or this process can no longer use it.
         EngineError: faiss cannot be loaded.
     """
-    number = device_number(device)
-    faiss = load_faiss()
+    kind, _, text = device.partition(":")
+    if kind != "cuda" or not (text == "" or (text.isascii() and text.isdigit())):
+        raise DeviceError(f"plan.device is {device!r}; the faiss engine needs cuda or cuda:N")
+    number, faiss = int(text or 0), load_faiss()
     with _registry:
-        gpu_resources = _by_device.get(number)
-        if gpu_resources is None or gpu_resources.faiss is not faiss:
+        found = _by_device.get(number)
+        if found is None or found.faiss is not faiss:
             _check(faiss, number)
-            gpu_resources = _by_device[number] = GpuResources(faiss, number)
-    gpu_resources.check()
-    return gpu_resources
+            found = _by_device[number] = GpuResources(faiss, number)
+    found.check()
+    return found
 
 
 def _check(faiss: ModuleType, number: int) -> None:
@@ -89,8 +78,7 @@ class GpuResources:
     """Holds a device's faiss resources and its lock. ``lost`` is why this process may not use it, or None."""
 
     def __init__(self, faiss: ModuleType, number: int) -> None:
-        self.faiss = faiss
-        self.number = number
+        self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
         self.lost: DeviceError | None = None
         self._lock = threading.RLock()
         self._resources: Any = None
@@ -98,11 +86,6 @@ class GpuResources:
         self._retired: deque[list[Any]] = deque()
         self._building = 0
         self._seen_shapes: set[Hashable] = set()
-
-    @property
-    def name(self) -> str:
-        """The device as plans name it."""
-        return f"cuda:{self.number}"
 
     def check(self) -> None:
         """Raise DeviceError when this process can no longer use the device."""
@@ -117,23 +100,26 @@ class GpuResources:
             BusyError: another thread builds there, and ``waits`` is False.
             DeviceError: the bytes are not free, faiss failed inside, or the device is lost to this process.
         """
-        with self._locked(waits):
+        lock = self._lock
+        while not lock.acquire(timeout=_BUSY_POLL_S):
+            if self._building and not waits:
+                raise BusyError(self.name)
+        try:
             self.check()
             self._free_retired()
-            try:
-                if self._resources is None:
-                    self._require(doing, needed + TEMPORARY_BYTES + CODE_BYTES)
-                    self._resources = _resources(self.faiss, self.number)
-                else:
-                    self._require(doing, needed)
-                yield self._resources
-            except MemEvolveError:
-                raise
-            except (RuntimeError, MemoryError) as error:
-                traceback.clear_frames(error.__traceback__)
-                raise self._refused(error, doing) from error
-            finally:
-                self._free_retired()
+            self._require(doing, needed + (TEMPORARY_BYTES + CODE_BYTES if self._resources is None else 0))
+            if self._resources is None:
+                self._resources = _resources(self.faiss, self.number)
+            yield self._resources
+        except MemEvolveError:  # a progress callback may end a build
+            raise
+        except (RuntimeError, MemoryError) as error:
+            traceback.clear_frames(error.__traceback__)
+            raise self._refused(error, doing) from error
+        finally:
+            traceback.clear_frames(sys.exc_info()[2])  # calls that failed hold the index they were made on
+            self._free_retired()
+            lock.release()
 
     @contextmanager
     def searching(self, shape: Hashable) -> Iterator[None]:
@@ -150,21 +136,15 @@ class GpuResources:
         and ``keep`` is set. No other reference to them may exist, or they would be freed outside the lock."""
         held: list[Any] = []
         with self.using(doing, needed + CODE_BYTES) as resources:
+            kept = False
             self._building += 1
-            done = False
             try:
                 yield resources, held
-                done = True
-            except MemEvolveError:  # a progress callback may end the build
-                raise
-            except (RuntimeError, MemoryError) as error:
-                traceback.clear_frames(error.__traceback__)
-                raise self._refused(error, doing) from error
+                kept = keep
             finally:
                 self._building -= 1
-                traceback.clear_frames(sys.exc_info()[2])  # calls that failed hold the index they were made on
-                if not (done and keep):
-                    self._let_go(held)
+                if not kept:
+                    self._retired.append(held)
 
     def made(self, name: str, *arguments: Any) -> Any:
         """A new index of faiss' class ``name``. Its Python part keeps an argument of the constructor for as long as it
@@ -176,8 +156,7 @@ class GpuResources:
     def config(self, name: str) -> Any:
         """The configuration ``name`` of faiss for this device, without cuVS."""
         config = getattr(self.faiss, name)()
-        config.device = self.number
-        config.use_cuvs = False
+        config.device, config.use_cuvs = self.number, False
         return config
 
     def allocated(self) -> int:
@@ -216,26 +195,12 @@ class GpuResources:
         if self.lost is None:
             self.give_up(DeviceError(f"{self.name} belongs to the process before the fork; spawn instead", "fork"))
 
-    @contextmanager
-    def _locked(self, waits: bool) -> Iterator[None]:
-        lock = self._lock
-        while not lock.acquire(timeout=_BUSY_POLL_S):
-            if self._building and not waits:
-                raise BusyError(self.name)
-        try:
-            yield
-        finally:
-            lock.release()
-
     def _free_retired(self) -> None:
         while self._retired:
-            self._let_go(self._retired.popleft())
-
-    def _let_go(self, held: list[Any]) -> None:
-        if self.lost is not None:
-            for engine in held:
+            held = self._retired.popleft()
+            for engine in held if self.lost is not None else ():
                 engine.this.disown()
-        held.clear()
+            held.clear()
 
     def _require(self, doing: str, needed: int) -> None:
         reader = _Reading.free_bytes
@@ -265,11 +230,9 @@ class GpuIndexHandle:
     def __init__(self, gpu_resources: GpuResources, held: list[Any], nbytes: int) -> None:
         """``held`` is the list of :meth:`GpuResources.building` with the index; ``nbytes`` what it takes on the
         device."""
-        self.gpu_resources = gpu_resources
-        self.nbytes = nbytes
-        self._held = held
+        self.gpu_resources, self.nbytes, self._held = gpu_resources, nbytes, held
         gpu_resources.adopt(self)
-        weakref.finalize(self, gpu_resources.retire, self._held)
+        weakref.finalize(self, gpu_resources.retire, held)
 
     @property
     def engine(self) -> Any:

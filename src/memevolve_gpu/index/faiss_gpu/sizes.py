@@ -26,9 +26,8 @@ _BLOCK = 32
 _POINTERS = 8 + 8 + 8
 _PAGE = 2 << 20
 _SCANNED_AT_ONCE = 262_144
-"""Rows whose distances a flat scan of float32 holds at a time on cards above 8 GiB: 1 GiB / 2 / 4 bytes / 512 queries.
-Of float16 twice as many, each with a distance of 4 bytes all the same; of at most 32 dimensions half as many."""
-_FEW_DIMENSIONS = 32
+"""Rows whose distances a flat scan holds at a time on cards above 8 GiB: 1 GiB / 2 / 4 bytes / 512 queries; of float16
+twice as many, of at most 32 dimensions half as many. What is counted is enough for all of them."""
 _SHARES = (
     *(0.191, 0.307, 0.391, 0.464, 0.531, 0.595, 0.659, 0.722, 0.787, 0.854),
     *(0.925, 0.999, 1.079, 1.168, 1.268, 1.384, 1.522, 1.701, 1.961, 2.491),
@@ -51,11 +50,11 @@ def lists_bytes(sizes: Sequence[int], dim: int, precision: Precision) -> int:
     return rows + len(sizes) * (4 * dim + 4 + _POINTERS)
 
 
-def flat_query_bytes(n: int, dim: int, fetch: int, *, half: bool = False) -> int:
+def flat_query_bytes(n: int, dim: int, fetch: int) -> int:
     """Scratch of one query of a flat index: two tiles of distances, the results of all tiles twice (8 + 4 bytes each)
     and once merged, the query in both widths."""
-    at_once = _SCANNED_AT_ONCE * (2 if half else 1) // (2 if dim <= _FEW_DIMENSIONS else 1)
-    return 2 * 4 * min(n, at_once) + (2 * -(-n // at_once) + 1) * 12 * fetch + 6 * dim
+    tiles = -(-n // (_SCANNED_AT_ONCE // 2))
+    return 2 * 4 * min(n, 2 * _SCANNED_AT_ONCE) + (2 * tiles + 1) * 12 * fetch + 6 * dim
 
 
 def lists_query_bytes(nprobe: int, dim: int, fetch: int) -> int:
@@ -64,19 +63,11 @@ def lists_query_bytes(nprobe: int, dim: int, fetch: int) -> int:
     return nprobe * (4 * dim + 12 + 12 * fetch) + 12 * fetch + 4 * dim
 
 
-def sent_bytes(rows: int, dim: int) -> int:
-    """Bytes that ``rows`` sent to a device to be compared take there beside the scratch; small ones fit into it.
-
-    faiss sends up to twice 256 MiB at a time."""
-    size = min(4 * rows * dim, 512 << 20)
-    return size if size > TEMPORARY_BYTES // 2 else 0
-
-
 def plan_device_bytes(plan: IndexPlan, n: int, dim: int) -> int:
     """Memory in bytes that ``plan`` takes on its device for ``n`` vectors of ``dim`` dimensions, scratch included.
 
-    The scratch is shared by all indexes on a device; the CUDA context is not counted. Lists are taken to be as unequal
-    as k-means leaves them, with half a block to spare.
+    All indexes on a device share the scratch; the CUDA context is not counted. Lists are as unequal as k-means leaves
+    them, with half a block to spare.
     """
     if plan.kind == "exact":
         return flat_bytes(n, dim, half=plan.precision != "float32") + TEMPORARY_BYTES

@@ -68,6 +68,8 @@ def record_searches(on: bool) -> None:
 
     A recording takes a few milliseconds, once for each index and shape. Meanwhile CUDA refuses every call that waits
     for the device (``torch.cuda.synchronize()``) in every thread of the process, so the user has to rule those out.
+    torch's ``capture_error_mode`` does not change that: it decides about calls that are unsafe (allocations, queries of
+    events), while to wait for a device on which a stream records is an error in each mode, and ends the recording.
     """
     _Switch.on = on
 

@@ -14,7 +14,7 @@ from ..base import DeltaRows
 from ..bitmap import RowFilter
 from .device_rows import GROUP, DeviceRows, Quantization, padded_columns, padded_groups
 from .memory_accounting import Account, resident_bytes
-from .runtime import cause_of, host_tensor, load_torch
+from .runtime import cause_of, host_tensor, load_torch, sent
 from .search import LEAST_CANDIDATES, SPARE_GROUPS, Search, columns, found_in_batches
 from .upload import DeviceIndex
 
@@ -126,8 +126,9 @@ class DeviceDeltaBuffer:
             return
         device, start = self._beside.device, self._n
         places = load_torch().arange(start, start + len(block), device=device)
-        to_device_space = self._quantization.enter(block, padded_columns(block.shape[1]), device)
-        self._rows.put(start, to_device_space, places, None, host_tensor(block).to(device))
+        vectors = sent(block, device)
+        to_device_space = self._quantization.enter(vectors, padded_columns(block.shape[1]), device)
+        self._rows.put(start, to_device_space, places, None, vectors)
         self._n = start + len(block)
 
     def _refuse(self, why: str) -> None:

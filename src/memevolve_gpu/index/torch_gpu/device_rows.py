@@ -10,7 +10,7 @@ import numpy as np
 
 from ...types import FloatArray, Metric, Precision
 from ..vector_table import VectorTable
-from .runtime import host_tensor, load_torch
+from .runtime import host_tensor, load_torch, sent
 
 GROUP = 32
 """Rows of which a scan keeps one number, the best of their scores. The k best rows of all lie in the k groups with the
@@ -93,7 +93,7 @@ class Quantization:
     def enter(self, vectors: Any, columns: int, device: Any) -> Any:
         """``vectors`` float32 (m, dim), on the host or the device already, in this space: float32 (m, columns)."""
         torch = load_torch()
-        rows = host_tensor(vectors).to(device) if isinstance(vectors, np.ndarray) else vectors
+        rows = sent(vectors, device) if isinstance(vectors, np.ndarray) else vectors
         rows = rows.sub(host_tensor(self.centre).to(device)).mul_(self.scale)
         return torch.nn.functional.pad(rows, (0, columns - rows.shape[1]))
 
@@ -278,6 +278,11 @@ class DeviceRows:
             self.places[: len(group)] = moved[group.long()] * GROUP + old.places % GROUP
         if old.float32_rows is not None and self.float32_rows is not None:
             self.float32_rows[: len(old.float32_rows)] = old.float32_rows
+
+    def first(self, groups: int) -> DeviceRows:
+        """The first ``groups`` of them, or all; nothing is copied."""
+        m = min(groups, self.groups) * GROUP
+        return replace(self, x=self.x[:m], scales=self.scales[:m], bias=self.bias[:m], order=self.order[:m])
 
     def only(self, row_filter: Any) -> DeviceRows:
         """The same rows with those hidden that ``row_filter`` bool (n,) on the device does not name."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,10 @@ class Lists:
         """How many."""
         return len(self.widest) - 1
 
+    def width(self, nprobe: int) -> int:
+        """Groups in any ``nprobe`` lists, at most; a multiple of 8."""
+        return -(-self.widest[nprobe] // BLOCK_GROUPS) * BLOCK_GROUPS
+
 
 @dataclass(frozen=True, slots=True)
 class ListWork:
@@ -69,8 +73,9 @@ class ListWork:
         bounds = torch.arange(lists.nlist + 1, device=probed.device)
         first = torch.searchsorted(ordered.values, bounds)
         nprobe = int(probed.shape[1])
-        width = -(-lists.widest[nprobe] // BLOCK_GROUPS) * BLOCK_GROUPS
-        return cls(lists.nlist, nprobe, width, probed, ends, ends - sizes, ordered.indices, first, lists.start)
+        return cls(
+            lists.nlist, nprobe, lists.width(nprobe), probed, ends, ends - sizes, ordered.indices, first, lists.start
+        )
 
     def groups_at(self, columns: Any) -> Any:
         """The groups int64 (nq, w) behind ``columns`` int64 (nq, w) of the minima."""
@@ -83,16 +88,14 @@ class ListWork:
         """Cut the work into pieces of ``block_q`` pairs and ``block_groups`` groups.
 
         Returns:
-            (work_list, work_start, tiles): the list of each piece int32 (pieces,), ``nlist`` for surplus pieces; the
-            first piece of each list, and its pairs in units of ``block_q``, int64 (nlist,).
+            (work_list, work_start, tiles): the list of each piece int32 (pieces,); the first piece of each list, and
+            its pairs in units of ``block_q``, int64 (nlist,).
         """
         torch = load_torch()
         tiles = (self.first_pair.diff() + block_q - 1) // block_q
         blocks = (self.list_start.diff() + block_groups - 1) // block_groups
         ends = (tiles * blocks).cumsum(0)
-        alone = len(self.probed) == 1  # then there is no need to wait for the device: no query has more
-        total = self.width // block_groups + self.nprobe if alone else int(ends[-1].item())
-        pieces = torch.arange(total, device=ends.device)
+        pieces = torch.arange(int(ends[-1].item()), device=ends.device)
         return torch.searchsorted(ends, pieces, right=True).to(torch.int32), ends - tiles * blocks, tiles
 
 
@@ -136,6 +139,19 @@ def locate(rows: Any, groups: Any, near: Any) -> Any:
     """
     row = groups.gather(1, near.indices // GROUP).clamp_min(0) * GROUP + near.indices % GROUP
     return rows.order[row].long().masked_fill(near.values.isinf(), -1)
+
+
+def list_minima_one(rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+    """For one query: the best score of each group of the lists ``probed`` int64 (1, nprobe), float32 (1, w), and the
+    groups int64 (1, w); +inf and -1 behind the last."""
+    torch = load_torch()
+    start = lists.start[probed]
+    sizes = lists.start[probed + 1] - start
+    ends, column = sizes.cumsum(1), torch.arange(lists.width(probed.shape[1]), device=q.device)[None]
+    place = torch.searchsorted(ends, column, right=True).clamp_max(probed.shape[1] - 1)
+    groups = (start - ends + sizes).gather(1, place) + column
+    groups = groups.masked_fill(column >= ends[:, -1:], -1)
+    return rescore(rows, q, factor, groups).unflatten(1, (-1, GROUP)).amin(2), groups
 
 
 def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
@@ -184,6 +200,34 @@ def sum_lists(x: Any, order: Any, starts: Any) -> Any:
     return out
 
 
+class Near(NamedTuple):
+    """The least values of each row, least first: ``values`` float32 (nq, w) and their columns, ``indices`` int64."""
+
+    values: Any
+    indices: Any
+
+
+_FOLDED = 8
+"""The fewest folds for each wanted column from which folding saves time."""
+
+
+def best_columns(values: Any, want: int) -> Near:
+    """The least of each row of ``values`` float32 (nq, w), up to ``want`` of them.
+
+    Long rows of many queries are folded first: the least values of all lie in the folds with the least values.
+    torch reads a row many times over to select from it.
+    """
+    torch = load_torch()
+    (nq, width), folds = values.shape, values.shape[1] // BLOCK_GROUPS
+    if nq == 1 or width % BLOCK_GROUPS or folds < _FOLDED * want:
+        return Near(*torch.topk(values, min(want, width), dim=1, largest=False, sorted=True))
+    fold = torch.topk(values.unflatten(1, (folds, -1)).amin(2), want, dim=1, largest=False, sorted=False).indices
+    within = torch.arange(BLOCK_GROUPS, device=values.device)
+    columns = (fold[:, :, None] * BLOCK_GROUPS + within).flatten(1)
+    top = torch.topk(values.gather(1, columns), want, dim=1, largest=False, sorted=True)
+    return Near(top.values, columns.gather(1, top.indices))
+
+
 def _pieces(start: int, stop: int, wide: int) -> Iterator[slice]:
     """Groups ``start`` to ``stop`` (exclusive) in slices whose rows times ``wide`` numbers fit a tile."""
     step = max(1, _TILE // (GROUP * wide))
@@ -209,13 +253,37 @@ def _scores(rows: Any, some: slice, q: Any, factor: Any) -> Any:
 T = TypeVar("T")
 
 _ONE_SPAN = 768
-_best_shape: dict[tuple[str, int, Any], tuple[int, int, int]] = {}
-"""Groups, warps and span of the single-query scan that measured fastest, by device, columns and number format."""
-_MANY_GROUPS = 4
+_chosen: dict[tuple[Any, ...], Any] = {}
+"""What measured fastest in this process, by step, device, columns, number format and number of queries."""
+_verified: set[tuple[Any, ...]] = set()
+"""Kernels that gave the result of their reference once, by step, device, columns and number format."""
+_MEASURED_GROUPS = 8192
+"""Groups on which candidates are measured: more bytes than caches hold."""
+MEASURED_QUERIES = (1, 16, 64, 256, 1024)
+_SHARED = 220 << 10
+"""Bytes of shared memory that the largest candidates take; a card with less refuses them."""
+_SELECTED = 64
+"""The most columns that the kernel of that name selects."""
+_LEAST_SELECTED = 32
+"""So that there are two compiled forms of it; with 16, one register spilled (looked up for sm_90)."""
+_SELECT_BLOCK = 512
+_OFF = 4e-3
+"""How far a kernel may be from its reference, relative to the largest value: half precision, sums in another order."""
 _LIST_GROUPS = 4
 _ASSIGN_ROWS, _ASSIGN_CENTROIDS = 128, 128
 _SUM_ROWS = 32
 _LOCATED = 1024
+
+
+class Many(NamedTuple):
+    """A shape of the scan for many queries: queries and groups at once, warps, stages of the loads, and whether the
+    queries are held in shared memory while rows stream by."""
+
+    queries: int
+    groups: int
+    warps: int
+    stages: int
+    held: bool
 
 
 class Operations:
@@ -234,21 +302,56 @@ class Operations:
             note(why)
 
     def tune(self, rows: Any, seconds: Callable[[Callable[[], Any]], float]) -> None:
-        """Measure the shapes of the single-query scan on ``rows`` with the clock ``seconds``, and keep the fastest for
-        this process; one that does not compile is left out."""
-        key, torch = _key(rows), load_torch()
-        if self._kernels is None or key in _best_shape:
+        """Measure the candidates for each step on some of ``rows`` with the clock ``seconds``, and keep the fastest for
+        this process; those that do not run, or give another result than their reference, are left out."""
+        if self._kernels is None:
             return
-        q = torch.randn((1, rows.columns), dtype=torch.float32, device=rows.x.device)
-        factor, taken = torch.ones(1, dtype=torch.float32, device=rows.x.device), {}
-        for shape in one_shapes(rows.columns):
+        torch, part = load_torch(), rows.first(_MEASURED_GROUPS)
+        for nq in MEASURED_QUERIES:
+            q = torch.randn((nq, rows.columns), dtype=torch.float32, device=rows.x.device)
+            factor = torch.ones(nq, dtype=torch.float32, device=rows.x.device)
+            run: Callable[..., Any] = self._minima_one if nq == 1 else self._minima_many
+            shapes: Sequence[Any] = one_shapes(rows.columns)
+            if nq > 1:
+                shapes = many_shapes(rows.columns, rows.x.element_size(), nq)
+                q = (q * 30).round_().clamp_(-127, 127).to(rows.x.dtype)
+            wanted = minima(part, q, factor)
+            self._choose(_key("minima", rows, nq), shapes, partial(run, part, q, factor), wanted, seconds)
+            self._choose_selection(wanted, 16, seconds)
+            self._choose_selection(q.new_empty((nq, 16 * GROUP), dtype=torch.float32).normal_(), 32, seconds)
+
+    def _choose_selection(self, values: Any, want: int, seconds: Callable[[Callable[[], Any]], float]) -> None:
+        def run(way: Callable[[Any, int], Near]) -> Any:
+            near = way(values, min(want, values.shape[1]))
+            columns = near.indices.clamp(0, values.shape[1] - 1)  # wrong ones must not end the device
+            return load_torch().stack((near.values, values.gather(1, columns)))
+
+        ways, wanted = (best_columns, self._select), run(best_columns)
+        self._choose(_selection_key(values), ways, run, wanted, seconds)
+
+    def _choose(
+        self,
+        key: tuple[Any, ...],
+        candidates: Sequence[Any],
+        run: Callable[[Any], Any],
+        wanted: Any,
+        seconds: Callable[[Callable[[], Any]], float],
+    ) -> None:
+        """Keep the place of the fastest candidate under ``key``, among those whose ``run`` gives ``wanted``."""
+        if key in _chosen:
+            return
+        taken = {}
+        for place, candidate in enumerate(candidates):
             try:
-                taken[shape] = seconds(partial(self._minima_one, rows, q, factor, shape))
+                if agrees(run(candidate), wanted):
+                    taken[place] = seconds(partial(run, candidate))
+                else:
+                    self._note(f"{key[0]} by {candidate} gives another result than torch here; it is not used")
             except kernel_errors() as error:
                 if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
                     raise
         if taken:
-            _best_shape[key] = min(taken, key=taken.__getitem__)
+            _chosen[key] = min(taken, key=taken.__getitem__)
 
     def minima(self, rows: Any, q: Any, factor: Any) -> Any:
         """The best score of each group; a kernel of its own for one query in float32."""
@@ -265,9 +368,21 @@ class Operations:
         """The scores of all rows of the chosen groups."""
         return self._either("rescore", self._rescore, rescore, rows, q, factor, chosen)
 
+    def best(self, values: Any, want: int) -> Near:
+        """The least of each row: by the kernel where it measured faster; it takes rows of a multiple of 8 columns."""
+        most = min(want, values.shape[1])
+        able = most <= _SELECTED and values.shape[1] % BLOCK_GROUPS == 0
+        if able and _chosen.get(_selection_key(values)) == 1:
+            return self._either("select", self._select, best_columns, values, most)
+        return best_columns(values, want)
+
     def locate(self, rows: Any, groups: Any, near: Any) -> Any:
         """The positions of rows that were chosen by their scores."""
         return self._either("locate", self._locate, locate, rows, groups, near)
+
+    def list_minima_one(self, rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+        """The best score of each group of one query's lists, and the groups."""
+        return self._either("list_minima_one", self._list_minima_one, list_minima_one, rows, q, factor, lists, probed)
 
     def list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
         """The best score of each group of the probed lists."""
@@ -282,20 +397,30 @@ class Operations:
         return self._either("sum_lists", self._sum_lists, sum_lists, x, order, starts)
 
     def _either(self, name: str, kernel: Callable[..., T], plain: Callable[..., T], *args: Any) -> T:
+        """By the kernel where it runs; its first result in this process is compared with that of the reference."""
         if self._kernels is None or name in self._broken:
             return plain(*args)
         try:
-            return kernel(*args)
+            size = args[1] if isinstance(args[1], int) else len(args[1])
+            found, key = kernel(*args), _key(name, args[0], size)
+            if key in _verified:
+                return found
+            wanted = plain(*args)
+            if agrees(found, wanted):
+                _verified.add(key)
+                return found
+            why = "its result is not that of its reference"
         except kernel_errors() as error:
             if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
                 raise
-            self._broken.add(name)
-            self._note(f"kernel {name} does not run here ({first_line(error)}); torch's own operations answer")
-            return plain(*args)
+            wanted, why = plain(*args), first_line(error)
+        self._broken.add(name)
+        self._note(f"kernel {name} does not run here ({why}); torch's own operations answer")
+        return wanted
 
     def _minima_one(self, rows: Any, q: Any, factor: Any, shape: tuple[int, int, int] | None = None) -> Any:
         out = _floats((1, rows.groups), q)
-        groups, warps, span = shape or _best_shape.get(_key(rows)) or one_shapes(rows.columns)[0]
+        groups, warps, span = shape or one_shapes(rows.columns)[_chosen.get(_key("minima", rows, 1), 0)]
         self._kernels.minima_one[(rows.groups // groups,)](
             rows.x,
             rows.scales,
@@ -312,11 +437,18 @@ class Operations:
         )
         return out
 
-    def _minima_many(self, rows: Any, q: Any, factor: Any) -> Any:
-        nq = len(q)
-        out = _floats((nq, rows.groups), q)
-        block_q = _queries_at_once(nq, 128)
-        self._kernels.minima_many[(rows.groups // _MANY_GROUPS * -(-nq // block_q),)](
+    def _minima_many(self, rows: Any, q: Any, factor: Any, shape: Many | None = None) -> Any:
+        nq, size = len(q), rows.x.element_size()
+        if shape is None:
+            shape = many_shapes(rows.columns, size, _usual(nq))[_chosen.get(_key("minima", rows, nq), 0)]
+        out, blocks = _floats((nq, rows.groups), q), -(-nq // shape.queries)
+        tiles = rows.groups // shape.groups
+        if shape.held:
+            kernel, shares = self._kernels.minima_stream, _programs(rows.x.device, shape, rows.columns * size) // blocks
+            tiles = max(1, min(tiles, shares))
+        else:
+            kernel = self._kernels.minima_many
+        kernel[(tiles * blocks,)](
             rows.x,
             rows.scales,
             rows.bias,
@@ -326,14 +458,31 @@ class Operations:
             rows.groups,
             nq,
             dim=rows.columns,
-            block_d=tile_columns(rows.columns, 64),
-            block_g=_MANY_GROUPS,
-            block_q=block_q,
+            block_d=tile_columns(rows.columns, 128 if shape.held else 64),
+            block_g=shape.groups,
+            block_q=shape.queries,
             scaled=rows.scales.numel() > 0,
-            num_warps=8 if block_q == 128 else 4,
-            num_stages=3,
+            num_warps=shape.warps,
+            num_stages=shape.stages,
         )
         return out
+
+    def _select(self, values: Any, want: int) -> Near:
+        torch, (nq, width) = load_torch(), values.shape
+        best = _floats((nq, want), values)
+        columns = torch.empty((nq, want), dtype=torch.int64, device=values.device)
+        self._kernels.select[(nq,)](
+            values.contiguous(),
+            best,
+            columns,
+            width,
+            want=want,
+            kept=max(_LEAST_SELECTED, 1 << (want - 1).bit_length()),
+            fold=_fold(width),
+            block=_SELECT_BLOCK,
+            num_warps=8,
+        )
+        return Near(best, columns)
 
     def _rescore(self, rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
         nq, width = chosen.shape
@@ -370,6 +519,30 @@ class Operations:
             num_warps=1 if count <= 128 else 4,
         )
         return out
+
+    def _list_minima_one(self, rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+        nprobe = probed.shape[1]
+        width = lists.width(nprobe)
+        out, groups = _floats((1, width), q), load_torch().empty((1, width), dtype=probed.dtype, device=q.device)
+        self._kernels.list_minima_one[(width,)](
+            rows.x,
+            rows.scales,
+            rows.bias,
+            q,
+            factor,
+            probed,
+            lists.start,
+            out,
+            groups,
+            nprobe,
+            dim=rows.columns,
+            block_d=tile_columns(rows.columns),
+            span=span_columns(rows.columns),
+            block_p=1 << (nprobe - 1).bit_length(),
+            scaled=rows.scales.numel() > 0,
+            num_warps=4,
+        )
+        return out, groups
 
     def _list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
         torch = load_torch()
@@ -440,8 +613,65 @@ def one_shapes(columns: int) -> list[tuple[int, int, int]]:
     return list(dict.fromkeys([(2, 4, span_columns(columns)), (1, 4, wide), (2, 8, wide)]))
 
 
-def _key(rows: Any) -> tuple[str, int, Any]:
-    return str(rows.x.device), rows.columns, rows.x.dtype
+def many_shapes(columns: int, size: int, nq: int, shared: int = _SHARED) -> list[Many]:
+    """Candidates for ``nq`` queries over rows of ``columns`` numbers of ``size`` bytes: the one that reads its queries
+    again for each tile, and those that hold them in ``shared`` bytes, with two tiles of rows beside or with one part
+    of a tile."""
+    most, row = _queries_at_once(nq, 256), columns * size
+    plain = min(most, 128)
+    found = [Many(plain, 4, 8 if plain == 128 else 4, 3, held=False)]
+    for queries in (most, most // 2):
+        stages = next((n for n in (2, 1) if _held_bytes(queries, row, n) <= shared), 0)
+        if stages and (queries == most or queries >= 64):  # few, since each is compiled once on a machine
+            found.append(Many(queries, 2, 8 if queries >= 128 else 4, stages, held=True))
+    return found
+
+
+def _held_bytes(queries: int, row: int, stages: int) -> int:
+    """Shared memory of a scan that holds its queries, as compiled for sm_90 or a little more."""
+    return queries * row + (2 * 64 * row + (4 << 10) if stages == 2 else 20 << 10)
+
+
+def _programs(device: Any, shape: Many, row: int) -> int:
+    """How many programs of a scan run on the device at once."""
+    processors = load_torch().cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+    return int(processors) * max(1, min(2, _SHARED // _held_bytes(shape.queries, row, shape.stages)))
+
+
+def agrees(found: Any, wanted: Any) -> bool:
+    """Whether a kernel's result is that of its reference: infinities in the same places, the rest as close as sums of
+    half precision are; of whole numbers nine in ten, since equal scores have no order."""
+    torch = load_torch()
+    if isinstance(wanted, Near):
+        return agrees(found.values, wanted.values)
+    if isinstance(wanted, tuple):
+        return all(agrees(*pair) for pair in zip(found, wanted, strict=True))
+    if not wanted.is_floating_point():
+        return wanted.numel() == 0 or float((found == wanted).float().mean()) > 0.9
+    finite = wanted.isfinite()
+    if not torch.equal(found.isfinite(), finite):
+        return False
+    largest = wanted.abs().masked_fill(~finite, 0).amax() if wanted.numel() else 0
+    return bool(((found - wanted).abs().masked_fill(~finite, 0) <= _OFF * largest).all())
+
+
+def _usual(nq: int) -> int:
+    """The number of queries, of those that are measured, that stands for ``nq``: the next larger one."""
+    return next((one for one in MEASURED_QUERIES if nq <= one), MEASURED_QUERIES[-1])
+
+
+def _key(step: str, rows: Any, nq: int) -> tuple[Any, ...]:
+    x = getattr(rows, "x", rows)
+    return step, str(x.device), int(x.shape[1]), x.dtype, _usual(nq)
+
+
+def _selection_key(values: Any) -> tuple[Any, ...]:
+    return "select", str(values.device), _fold(values.shape[1]), _usual(len(values))
+
+
+def _fold(width: int) -> int:
+    """Columns of a fold: one where a program reads the row at once anyway."""
+    return 1 if width <= _SELECT_BLOCK else BLOCK_GROUPS
 
 
 def _floats(shape: tuple[int, ...], beside: Any) -> Any:

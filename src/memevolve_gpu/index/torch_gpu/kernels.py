@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 # Triton reads annotations: only compile-time constants have one.
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment"
 
 if TYPE_CHECKING:
     from typing import Any as constexpr  # noqa: N813 - Triton's name
@@ -40,8 +40,9 @@ def load() -> SimpleNamespace:
             import triton.language
 
             globals().update(tl=triton.language, constexpr=triton.language.constexpr)
-            functions = (minima_one, minima_many, rescore, locate, list_minima, assign, sum_lists)
-            _loaded = SimpleNamespace(**{function.__name__: _compiled(triton, function) for function in functions})
+            found = (minima_one, minima_many, minima_stream, select, rescore, locate)
+            found += (list_minima_one, list_minima, assign, sum_lists)
+            _loaded = SimpleNamespace(**{function.__name__: _compiled(triton, function) for function in found})
         return _loaded
 
 
@@ -122,6 +123,87 @@ def minima_many(
     tl.store(out + place, best, mask=known[None, :])
 
 
+def minima_stream(
+    x,
+    scales,
+    bias,
+    q,
+    alpha,
+    out,
+    groups,
+    nq,
+    dim: constexpr,
+    block_d: constexpr,
+    block_g: constexpr,
+    block_q: constexpr,
+    scaled: constexpr,
+) -> None:
+    """As :func:`minima_many`, but a program's queries stay in shared memory while its share of the rows streams by.
+
+    Grid: ceil(nq / block_q) x any number of shares, queries first: programs that run at once read the same rows.
+    """
+    query_blocks = tl.cdiv(nq, block_q)
+    query = (tl.program_id(0) % query_blocks) * block_q + tl.arange(0, block_q)
+    known = query < nq
+    row = tl.arange(0, block_g * 32)
+    column = tl.arange(0, block_d)
+    asked = q + query[None, :] * dim + column[:, None]
+    held = ()
+    for d in tl.static_range(0, dim, block_d):
+        held += (tl.load(asked + d, mask=known[None, :], other=0),)
+    factor = tl.load(alpha + query, mask=known, other=0.0)
+    for block in range(tl.program_id(0) // query_blocks, groups // block_g, tl.num_programs(0) // query_blocks):
+        first = tl.cast(block, tl.int64) * (block_g * 32)
+        tile = x + first * dim + row[:, None] * dim + column[None, :]
+        dot = tl.zeros((block_g * 32, block_q), tl.int32 if scaled else tl.float32)
+        for part in tl.static_range(0, dim // block_d):
+            dot = tl.dot(tl.load(tile + part * block_d), held[part], dot, out_dtype=dot.dtype)
+        product = dot.to(tl.float32)
+        if scaled:
+            product *= tl.load(scales + first + row)[:, None]
+        score = tl.load(bias + first + row)[:, None] - product * factor[None, :]
+        best = tl.min(tl.reshape(score, (block_g, 32, block_q)), 1)
+        place = query.to(tl.int64)[None, :] * groups + block * block_g + tl.arange(0, block_g)[:, None]
+        tl.store(out + place, best, mask=known[None, :])
+
+
+def select(
+    values,
+    best,
+    columns,
+    width,
+    want: constexpr,
+    kept: constexpr,
+    fold: constexpr,
+    block: constexpr,
+) -> None:
+    """The ``want`` least of each row of ``values``, least first, and their columns, the first of equals. Grid: rows.
+
+    A column's number is packed below the bits of its value, so one sort orders both. The ``kept`` best folds, of
+    ``fold`` columns each, are found first: the best columns lie in them. ``kept`` is a power of two from ``want`` on,
+    at most ``block``; ``width`` is a multiple of 8.
+    """
+    row = values + tl.multiple_of(tl.program_id(0).to(tl.int64) * width, 8)
+    within = tl.arange(0, fold)
+    keys = tl.full((kept,), 0x7FFFFFFFFFFFFFFF, tl.int64)
+    for start in range(0, tl.cdiv(width, fold), block):
+        at = start + tl.arange(0, block)
+        column = at[:, None] * fold + within[None, :]
+        bits = tl.min(tl.load(row + column, mask=column < width, other=float("inf")), 1).to(tl.int32, bitcast=True)
+        near = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) << 32 | at
+        near = tl.topk(near, kept, descending=False)
+        keys = tl.topk(tl.reshape(tl.join(keys, near), (2 * kept,)), kept, descending=False)
+    column = tl.reshape((keys & 0x7FFFFFFF).to(tl.int32)[:, None] * fold + within[None, :], (kept * fold,))
+    bits = tl.load(row + column, mask=column < width, other=float("inf")).to(tl.int32, bitcast=True)
+    keys = tl.topk(tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) << 32 | column, kept, descending=False)
+    at = tl.arange(0, kept)
+    place = tl.program_id(0).to(tl.int64) * want + at
+    bits = (keys >> 32).to(tl.int32)
+    value = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.float32, bitcast=True)
+    tl.store(best + place, value, mask=at < want)
+    tl.store(columns + place, keys & 0x7FFFFFFF, mask=at < want)
+
+
 def rescore(
     x,
     scales,
@@ -178,6 +260,53 @@ def locate(
     position = tl.load(order + tl.maximum(group, 0) * 32 + index % 32, mask=known, other=-1)
     score = tl.load(values + place, mask=known, other=float("inf"))
     tl.store(out + place, tl.where(score == float("inf"), -1, position).to(tl.int64), mask=known)
+
+
+def list_minima_one(
+    x,
+    scales,
+    bias,
+    q,
+    alpha,
+    probed,
+    list_start,
+    out,
+    groups,
+    nprobe,
+    dim: constexpr,
+    block_d: constexpr,
+    span: constexpr,
+    block_p: constexpr,
+    scaled: constexpr,
+) -> None:
+    """One query, float32, against the groups of its probed lists, one list after another: each group's best score, and
+    which group it is; +inf and -1 behind the last list. Grid: columns of ``out``. ``block_p`` is at least ``nprobe``.
+    """
+    at = tl.program_id(0)
+    place = tl.arange(0, block_p)
+    which = tl.load(probed + place, mask=place < nprobe, other=0)
+    start = tl.load(list_start + which)
+    size = tl.where(place < nprobe, tl.load(list_start + which + 1) - start, 0)
+    ends = tl.cumsum(size, 0)
+    mine = place == tl.sum((ends <= at).to(tl.int32), 0)
+    group = tl.where(at < tl.sum(size, 0), tl.sum(tl.where(mine, start + at - (ends - size), 0), 0), -1)
+    tl.store(groups + at, group)
+    best = tl.full((1,), float("inf"), tl.float32)
+    if group >= 0:
+        row = tl.arange(0, 32)
+        column = tl.arange(0, block_d)
+        tile = x + group * (32 * dim) + row[:, None] * dim + column[None, :]
+        total = tl.zeros((32, block_d), tl.float32)
+        for far in range(0, dim, span):
+            for near in tl.static_range(0, span, block_d):
+                d = far + near
+                total += tl.load(tile + d).to(tl.float32) * tl.load(q + d + column)[None, :]
+        dot = tl.sum(total, 1)
+        if scaled:
+            dot *= tl.load(scales + group * 32 + row)
+        score = tl.load(bias + group * 32 + row) - tl.load(alpha) * dot
+        best = tl.min(tl.reshape(score, (1, 32)), 1)
+    tl.store(out + at + tl.arange(0, 1), best)
 
 
 def list_minima(

@@ -366,22 +366,27 @@ def device_tensor(queries: Any, device: Any) -> Any:
 
 
 class Staging:
-    """Pinned host memory through which queries and results of one device travel: the driver copies pageable memory
-    through buffers of its own, and waits meanwhile. Used under the device's lock; grows to the largest batch."""
+    """Pinned host memory through which rows, queries and results of one device travel: the driver copies pageable
+    memory through buffers of its own, and waits meanwhile. Used under the device's lock; grows to the largest array.
+
+    Two buffers take turns, so that one is filled while the other is being read.
+    """
 
     def __init__(self, device: Any) -> None:
         self._device = device
         self._buffers: dict[str, Any] = {}
-        self._sent: Any = None
+        self._sent: list[Any] = [None, None]
+        self._turn = 0
 
     def send(self, array: npt.NDArray[np.float32]) -> Any:
         """``array`` as a tensor on the device; it may be changed afterwards."""
-        if self._sent is not None:
-            self._sent.synchronize()  # what the buffer held is still being read
-        held = self._buffer("queries", host_tensor(array))
+        self._turn = 1 - self._turn
+        if self._sent[self._turn] is not None:
+            self._sent[self._turn].synchronize()  # what the buffer held is still being read
+        held = self._buffer(f"sent {self._turn}", host_tensor(array))
         held.copy_(host_tensor(array))
         found = held.to(self._device, non_blocking=True)
-        self._sent = self._event()
+        self._sent[self._turn] = self._event()
         return found
 
     def fetch(self, tensor: Any) -> npt.NDArray[Any]:
@@ -410,11 +415,11 @@ class Staging:
 _stagings: dict[str, Staging] = {}
 
 
-def sent(queries: Any, device: Any) -> Any:
+def sent(given: Any, device: Any) -> Any:
     """As :func:`device_tensor`; what lies on the host goes to a GPU through pinned memory."""
-    if device.type != "cuda" or not isinstance(queries, np.ndarray):
-        return device_tensor(queries, device)
-    return _stagings.setdefault(str(device), Staging(device)).send(queries.astype(np.float32, copy=False))
+    if device.type != "cuda" or not isinstance(given, np.ndarray):
+        return device_tensor(given, device)
+    return _stagings.setdefault(str(device), Staging(device)).send(given.astype(np.float32, copy=False))
 
 
 def fetched(tensor: Any) -> npt.NDArray[Any]:

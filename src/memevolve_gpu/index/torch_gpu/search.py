@@ -54,8 +54,6 @@ LEAST_CANDIDATES = 32
 SPARE_GROUPS = 6
 """Groups that are looked into beyond one for each result: the k best rows lie in the k best groups, and rounding may
 put others before them."""
-_FOLDED = 8
-"""The fewest folds for each wanted row from which folding saves time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +68,15 @@ class Probe:
     norms: Any
     nprobe: int
 
-    def work(self, queries: Queries) -> ListWork:
-        """The lists of each query."""
+    def lists_of(self, queries: Queries, operations: Operations) -> Any:
+        """The lists of each query, int64 (nq, nprobe)."""
         torch = load_torch()
         if len(queries.wide) == 1:  # without cuBLAS, whose own buffers no recording should hold
             dots = (self.centroids * queries.wide).sum(1)[None]
         else:
             dots = queries.wide @ self.centroids.T
-        scores = self.norms - queries.factor[:, None] * dots
-        return ListWork.of(self.lists, torch.topk(scores, self.nprobe, dim=1, largest=False).indices)
+        scores = torch.addcmul(self.norms, queries.factor[:, None], dots, value=-1)
+        return operations.best(scores, self.nprobe).indices
 
 
 def propose(
@@ -88,38 +86,20 @@ def propose(
     where fewer were met. widths: ``want`` rows, from as many groups as the second number says.
     """
     want, most = widths
-    torch, work = load_torch(), None
-    if probe is not None:
-        work = probe.work(queries)
-        best = operations.list_minima(rows, *queries.narrow(rows), work)
+    if probe is None:
+        given = (queries.wide, queries.factor) if len(queries.wide) == 1 else queries.narrow(rows)
+        groups = operations.best(operations.minima(rows, *given), most).indices
     elif len(queries.wide) == 1:
-        best = operations.minima(rows, queries.wide, queries.factor)
+        probed = probe.lists_of(queries, operations)
+        best, groups = operations.list_minima_one(rows, queries.wide, queries.factor, probe.lists, probed)
+        groups = groups.gather(1, operations.best(best, most).indices)
     else:
-        best = operations.minima(rows, *queries.narrow(rows))
-    values, columns = best_columns(best, most)
-    # A group without a row that may be found scores +inf throughout; columns behind a query's lists have no group.
-    groups = columns if work is None else work.groups_at(columns).masked_fill_(values.isinf(), -1)
+        work = ListWork.of(probe.lists, probe.lists_of(queries, operations))
+        near = operations.best(operations.list_minima(rows, *queries.narrow(rows), work), most)
+        # A group without a row that may be found scores +inf; columns behind a query's lists have no group.
+        groups = work.groups_at(near.indices).masked_fill_(near.values.isinf(), -1)
     scores = operations.rescore(rows, queries.wide, queries.factor, groups)
-    near = torch.topk(scores, min(want, scores.shape[1]), dim=1, largest=False, sorted=True)
-    return operations.locate(rows, groups, near)
-
-
-def best_columns(best: Any, want: int) -> tuple[Any, Any]:
-    """The least values of each row of ``best`` float32 (nq, w) and their columns, (nq, up to want), in no order.
-
-    Long rows of many queries are folded first: the least values of all lie in the folds with the least values.
-    torch reads a row many times over to select from it.
-    """
-    torch = load_torch()
-    (nq, width), folds = best.shape, best.shape[1] // BLOCK_GROUPS
-    if nq == 1 or width % BLOCK_GROUPS or folds < _FOLDED * want:
-        top = torch.topk(best, min(want, width), dim=1, largest=False, sorted=False)
-        return top.values, top.indices
-    fold = torch.topk(best.unflatten(1, (folds, -1)).amin(2), want, dim=1, largest=False, sorted=False).indices
-    within = torch.arange(BLOCK_GROUPS, device=best.device)
-    columns = (fold[:, :, None] * BLOCK_GROUPS + within).flatten(1)
-    top = torch.topk(best.gather(1, columns), want, dim=1, largest=False, sorted=False)
-    return top.values, columns.gather(1, top.indices)
+    return operations.locate(rows, groups, operations.best(scores, want))
 
 
 def decide(rows: DeviceRows, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:

@@ -14,13 +14,10 @@ from ...types import FloatArray, IntArray, Metric, Precision
 from ..vector_table import VectorTable
 from .device_masks import Tombstones
 from .device_rows import DeviceRows, Quantization, Queries, blocks_of
-from .kernel_ops import Lists, Operations
+from .kernel_ops import MEASURED_QUERIES, Lists, Operations
 from .memory_accounting import SCRATCH, bytes_in_groups
-from .runtime import DeviceLock, host_tensor, load_torch
+from .runtime import DeviceLock, host_tensor, load_torch, sent
 from .search import LEAST_CANDIDATES, SPARE_GROUPS, Probe, propose, scratch_each
-
-_USUAL = (1, 16, 32, 64, 128)
-"""Numbers of queries at once for which different kernels are compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +112,7 @@ class Upload:
                 places = host_tensor(self.layout.places(first, stop)).to(device)
                 vectors = None
                 if rows.float32_rows is not None:
-                    near = vectors = host_tensor(block).to(device)
+                    near = vectors = sent(block, device)
                 if self.precision == "int8":
                     parts = _int8_rows(block)
                     codes = tuple(host_tensor(part).to(device) for part in parts)
@@ -135,7 +132,8 @@ class Upload:
         return DeviceIndex(rows, device, operations, tombstones, lists, layout.centroids, norms)
 
     def _warm(self, loaded: DeviceIndex, lock: DeviceLock) -> None:
-        """Compile the kernels now rather than in the first search, and wait for the rows: it may use another stream.
+        """Measure, compile and verify the kernels now rather than in the first search, with the first rows as queries,
+        and wait for the rows: it may use another stream.
 
         Only this thread's stream is waited for: to wait for the whole device would break what another thread records.
         """
@@ -146,18 +144,20 @@ class Upload:
             loaded.operations.tune(loaded.rows, _seconds_on_device)
         widths = LEAST_CANDIDATES, 10 + SPARE_GROUPS
         each = scratch_each(loaded.rows, widths, loaded.rows.groups)
-        for nq in [nq for nq in _USUAL if nq == 1 or nq * each <= SCRATCH]:
-            for nprobe in self._probes(nq):
+        sizes = [nq for nq in MEASURED_QUERIES if nq == 1 or nq * each <= SCRATCH]
+        for nq in sizes:
+            own = self.table.gather(np.arange(nq, dtype=np.int64) % self.table.n)
+            for nprobe in self._probes(nq, most=nq == sizes[-1]):
                 with lock:
-                    raw = torch.zeros((nq, self.table.dim), dtype=torch.float32, device=loaded.device)
-                    queries = Queries.prepare(raw, loaded.rows)
+                    queries = Queries.prepare(host_tensor(own).to(loaded.device), loaded.rows)
                     propose(loaded.rows, queries, widths, loaded.operations, loaded.probe(nprobe))
                     torch.cuda.current_stream(loaded.device).synchronize()
 
-    def _probes(self, nq: int) -> list[int]:
-        """Numbers of lists for which ``nq`` queries use different kernels (1, 17 and 33 queries to a list); 0: all."""
+    def _probes(self, nq: int, *, most: bool) -> list[int]:
+        """Numbers of lists to warm up with; 0: all. For the largest batch those for which different kernels are used:
+        1, 17 and 33 queries to a list."""
         nlist = len(self.layout.lists)
-        each = [-(-queries * nlist // nq) for queries in (1, 17, 33)] if nq == _USUAL[-1] else [1]
+        each = [-(-queries * nlist // nq) for queries in (1, 17, 33)] if most else [1]
         return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
 
 
