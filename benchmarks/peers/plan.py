@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from .session import Plan
 
-__all__ = ["SECTIONS", "predicted"]
+__all__ = ["APART", "SECTIONS", "predicted"]
 
-SECTIONS = ("ingest", "search", "filters", "reopen", "writes", "mixed", "scaling")
+SECTIONS = ("ingest", "unseen", "search", "filters", "reopen", "threads", "writes", "mixed", "sets", "scaling")
+APART = ("sets", "scaling")
+"""Those with stores of their own."""
 
 _BUILD = {
     "memevolve-gpu": 6,
@@ -24,6 +26,7 @@ _BUILD = {
     "hnswlib": 40,
     "usearch": 40,
     "turbovec": 2,
+    "memevolve-gpu before": 6,
 }
 """Seconds of one build of 50,000 rows of 384 numbers on the machine that this was written on."""
 
@@ -44,16 +47,20 @@ def predicted(names: Sequence[str], sections: Sequence[str], size: int, plan: Pl
 
 def one_size(name: str, sections: Sequence[str], size: int, plan: Plan) -> float:
     build: float = _BUILD[name] * (size / 50_000) ** 1.15
-    total: float = 3 + (build * plan.builds if build < plan.repeat_below else build)
+    total: float = 3 + build * (plan.builds if build < plan.repeat_below else 1) if "ingest" in sections else 0.0
     search_ms = _SEARCH_MS.get(name, 0.6) * max(0.2, size / 50_000)
     search = search_ms / 1e3 * plan.queries
     write_ms = _WRITE_MS.get(name, 0.5)
+    if "unseen" in sections:
+        total += search * 3
     if "search" in sections:
         total += search * 6 + 4 * min(plan.cap, search * plan.passes / 2)
     if "filters" in sections:
-        total += search * 3 + 2 * min(plan.cap, search * plan.passes / 2)
+        total += search * 4 + 3 * min(plan.cap, search * plan.passes / 2)
     if "reopen" in sections:
-        total += 2.5 * plan.reopens
+        total += 2.5 * (plan.reopens + 1)
+    if "threads" in sections:
+        total += 4 * plan.threads_s + 1
     if "writes" in sections:
         total += 4 * min(plan.write_cap, write_ms / 1e3 * plan.writes) + 2 * search_ms / 1e3 * plan.writes
     if "mixed" in sections:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import Work
+from .protocol import BEFORE
 
 __all__ = ["PeerFailedError", "Remote", "cores"]
 
@@ -32,6 +33,12 @@ def cores() -> tuple[int, set[int]]:
     return allowed[-1], set(allowed[:-1]) or set(allowed)
 
 
+def source_of(name: str) -> Path:
+    """The source that a worker imports: that of this checkout, or of the older state that lies in build/before."""
+    root = Path(__file__).resolve().parents[2]
+    return root / ("build/before/src" if name == BEFORE else "src")
+
+
 class Remote:
     """A worker in a session of its own; limit: seconds that an answer may take.
 
@@ -49,7 +56,7 @@ class Remote:
             stdout=subprocess.PIPE,
             stderr=self.log,
             cwd=folder.parent,
-            env={**ours, **THREADS, **QUIET, "PYTHONPATH": str(home)},
+            env={**ours, **THREADS, **QUIET, "PYTHONPATH": os.pathsep.join([str(home), str(source_of(name))])},
             start_new_session=True,
         )
         self.buffer = b""

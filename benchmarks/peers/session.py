@@ -32,15 +32,17 @@ class Plan:
 
     builds: int = 3
     repeat_below: float = 8.0
-    passes: int = 4
-    cap: float = 8.0
+    passes: int = 3
+    cap: float = 6.0
     block: int = 25
     reopens: int = 3
     writes: int = 200
-    write_cap: float = 4.0
+    write_cap: float = 3.0
     mixed: int = 2000
-    mixed_cap: float = 15.0
+    mixed_cap: float = 10.0
     queries: int = 500
+    new_filters: int = 20
+    threads_s: float = 1.0
     limit: float = 900.0
 
 
@@ -56,7 +58,9 @@ QUICK = Plan(
     mixed=100,
     mixed_cap=1.0,
     queries=60,
-    limit=20.0,
+    new_filters=3,
+    threads_s=0.2,
+    limit=60.0,
 )
 
 
