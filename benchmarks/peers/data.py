@@ -103,7 +103,7 @@ def prepared(
     rows.flush()
     np.save(folder / "queries.npy", by_turns(data, queries))
     with (folder / "units.jsonl").open("w") as lines:
-        lines.writelines(json.dumps(data.units[i]) + "\n" for i in order)
+        lines.writelines(json.dumps(data.units[i % len(data.units)]) + "\n" for i in order)
     return Work(folder, described(data, size), size)
 
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .causes import cause_of
 from .filing import newest
 from .pictures import SHOWN
 from .report import circumstances
-from .table import cells, rankings
+from .table import Ranking, cells, rankings
 
 __all__ = ["BEGIN", "END", "patched", "section"]
 
@@ -32,11 +33,27 @@ def section(records: Sequence[dict[str, Any]], pictures: Path) -> str:
     """Markdown between the marks, without them: where it was measured, the table, the pictures that exist."""
     heads = [record for record in records if record["section"] == "machine"]
     lines = [f"- {circumstances(head, records)}: `{head['command'].strip()}`" for head in heads]
-    lines += ["", "| what | this store | best of the others | |", "|---|---|---|---|"]
-    lines += [f"| {' | '.join(cells(ranking))} |" for ranking in rankings(records)]
+    ranked = rankings(records)
+    lines += ["", firsts(ranked), "", "| what | this store | before | best of the others | |", "|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(cells(ranking))} |" for ranking in ranked]
+    lines += behind(ranked)
     there = [name for name in SHOWN if (pictures / f"peers-{name}.png").exists()]
     lines += ["", *map(picture, there)] if there else []
     return "\n".join(lines)
+
+
+def firsts(ranked: Sequence[Ranking]) -> str:
+    won = sum(ranking.first for ranking in ranked)
+    return f"This store is first in {won} of {len(ranked)} rows."
+
+
+def behind(ranked: Sequence[Ranking]) -> list[str]:
+    """The rows in which another is ahead, or the recall was missed, each with its cause."""
+    lost = [ranking for ranking in ranked if not ranking.first]
+    if not lost:
+        return []
+    lines = ["", "### Where this store is not first, and why", "", "| what | ahead | why |", "|---|---|---|"]
+    return [*lines, *(f"| {one.row.title} | {one.verdict} | {cause_of(one)} |" for one in lost)]
 
 
 def picture(name: str) -> str:

@@ -295,7 +295,7 @@ def reopen(session: Session) -> None:
         session.remotes.pop(name).end()
         remote = session.remotes[name] = session.start(name)
         figures = opened(session, name, cold=True)
-        times = remote.ask("search", rows=session.work.judged[50:70], k=K, knob=knob_of(session, name))["seconds"]
+        times = remote.ask("search", rows=session.work.judged[-20:], k=K, knob=knob_of(session, name))["seconds"]
         session.record({"section": "cold", "peer": name, **figures, "later_ms": float(np.median(times)) * 1e3})
 
     session.each("reopen", 0, close)
