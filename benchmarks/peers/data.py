@@ -107,7 +107,7 @@ def prepared(
     return Work(folder, described(data, size), size)
 
 
-def documents(data: Data, size: int = 50_000) -> Data:
+def documents(data: Data, size: int = 40_000) -> Data:
     """Chunks of 2,000 documents: each chunk is its document's vector and a smaller one of its own; so are questions."""
     rng = np.random.default_rng([SEED, 5])
     subjects = data.vectors[rng.choice(len(data.vectors), 2000, replace=False)]
@@ -120,7 +120,7 @@ def documents(data: Data, size: int = 50_000) -> Data:
     return Data(name, data.units, drawn(size), {"in": drawn(QUERIES), "out": drawn(QUERIES)}, data.texts)
 
 
-def mixed_text(data: Data, size: int = 50_000) -> Data:
+def mixed_text(data: Data, size: int = 40_000) -> Data:
     """Mixtures of two real vectors, from almost one of them to half of each; half the questions are of another kind."""
     rng = np.random.default_rng([SEED, 6])
     first, second = (data.vectors[rng.integers(0, len(data.vectors), size)] for _ in range(2))

@@ -30,10 +30,10 @@ class Plan:
     which it is not repeated. limit: seconds after which a call is given up and its peer left out.
     """
 
-    builds: int = 3
+    builds: int = 2
     repeat_below: float = 8.0
-    passes: int = 3
-    cap: float = 6.0
+    passes: int = 2
+    cap: float = 5.0
     block: int = 25
     reopens: int = 3
     writes: int = 200

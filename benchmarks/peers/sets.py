@@ -28,8 +28,8 @@ class Set:
 
 SETS = {
     "wide": Set(8_000, wide_units),
-    "documents": Set(50_000, documents),
-    "mixed text": Set(50_000, mixed_text),
+    "documents": Set(40_000, documents),
+    "mixed text": Set(40_000, mixed_text),
     "million": Set(1_000_000, None),
 }
 
