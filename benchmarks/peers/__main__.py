@@ -54,7 +54,7 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/benchmark", description=__doc__.split("\n\n", maxsplit=1)[0])
     parser.add_argument("--quick", action="store_true", help="2,000 units, few repetitions, about two minutes")
     parser.add_argument(
-        "--sections", nargs="+", choices=SECTIONS, help="default: all but scaling and sets; ingest is always run"
+        "--sections", nargs="+", choices=SECTIONS, help="default: all (quick: without sets and scaling)"
     )
     parser.add_argument("--peers", nargs="+", choices=NAMES, metavar="PEER", help=f"from: {', '.join(NAMES)}")
     parser.add_argument("--size", type=int, help="units (default 50,000; quick 2,000)")
@@ -63,7 +63,9 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
         "--sets", nargs="+", choices=list(other_data.SETS), help="of the section sets (default: all but the million)"
     )
     parser.add_argument("--set-size", type=int, help="units of each data set (default: its own)")
-    parser.add_argument("--minutes", type=float, help="begin no section that would end later than this")
+    parser.add_argument(
+        "--minutes", type=float, default=25.0, help="begin no section that would end later (default 25)"
+    )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real units")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark", help="where the stores are made")
     parser.add_argument(
@@ -72,7 +74,7 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--predict", action="store_true", help="say how long it would take, and end")
     arguments = parser.parse_args(given)
     arguments.size = arguments.size or (QUICK_SIZE if arguments.quick else 50_000)
-    arguments.sections = arguments.sections or [name for name in SECTIONS if name not in APART]
+    arguments.sections = arguments.sections or [name for name in SECTIONS if name not in APART or not arguments.quick]
     arguments.sets = arguments.sets or [name for name in other_data.SETS if name != "million"]
     arguments.sizes = arguments.sizes or [size for size in scaling.SIZES if not arguments.quick or size <= 3_000]
     arguments.output = arguments.output or (arguments.work / "quick.jsonl" if arguments.quick else RESULTS)
@@ -163,8 +165,7 @@ def run(
         )
         try:
             for part in parts:
-                late = arguments.minutes and clock() + part.predicted(plan) > 60 * arguments.minutes
-                if late:
+                if clock() + part.predicted(plan) > 60 * arguments.minutes:
                     results.write({"section": "time", "of": part.title, "left_out": "no time left"})
                     console.print(f"left out, no time left: {part.title}")
                 else:
