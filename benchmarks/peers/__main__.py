@@ -64,7 +64,7 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--set-size", type=int, help="units of each data set (default: its own)")
     parser.add_argument(
-        "--minutes", type=float, default=25.0, help="begin no section that would end later (default 25)"
+        "--minutes", type=float, default=25.0, help="begin no part that would end later (25)"
     )
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real units")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark", help="where the stores are made")
