@@ -63,9 +63,7 @@ def arguments_of(given: Sequence[str]) -> argparse.Namespace:
         "--sets", nargs="+", choices=list(other_data.SETS), help="of the section sets (default: all but the million)"
     )
     parser.add_argument("--set-size", type=int, help="units of each data set (default: its own)")
-    parser.add_argument(
-        "--minutes", type=float, default=25.0, help="begin no part that would end later (25)"
-    )
+    parser.add_argument("--minutes", type=float, default=25.0, help="begin no part that would end later (25)")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder of real units")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "benchmark", help="where the stores are made")
     parser.add_argument(

@@ -43,7 +43,7 @@ class Plan:
     queries: int = 500
     new_filters: int = 20
     threads_s: float = 1.0
-    limit: float = 240.0
+    limit: float = 150.0
 
 
 FULL = Plan()
