@@ -89,20 +89,19 @@ def headline(records: Sequence[Record], ranked: Sequence[Ranking]) -> str:
 def circumstances(head: Record, records: Sequence[Record]) -> str:
     """What one run measured, at its own sizes."""
     machine = head["machine"]
-    return (
-        f"{sizes_of(head, records)}, {head['dimension']} dimensions, {machine['model']}, one thread, {machine['date']}"
-    )
+    return f"{sizes_of(head, records)}, {machine['model']}, one thread, {machine['date']}"
 
 
 def sizes_of(head: Record, records: Sequence[Record]) -> str:
     """The numbers of units of a run; one of growth alone has several, and ``size`` is not among them."""
     mine = [record for record in records if record.get("run") == head.get("run") and record["section"] not in ABOUT]
+    others = [f"{one['set']}: {one['size']:,} of {one['dimension']:,} dimensions" for one in mine if "data" in one]
     if mine and all(record["section"] == "sets" for record in mine):
-        return ", ".join(f"{one['set']}: {one['size']:,} units" for one in mine if "data" in one)
+        return ", ".join(others)
     grown = sorted({record["size"] for record in mine if record["section"] == "scaling" and record.get("size")})
     if grown and all(record["section"] == "scaling" for record in mine):
-        return f"growth at {', '.join(f'{size:,}' for size in grown)} units"
-    return f"{head['size']:,} units"
+        return f"growth at {', '.join(f'{size:,}' for size in grown)} units, {head['dimension']} dimensions"
+    return ", ".join([f"{head['size']:,} units, {head['dimension']} dimensions", *others])
 
 
 def figure(chart: Chart) -> str:
