@@ -365,7 +365,15 @@ def threads(session: Session) -> None:
                 session.remotes[name].ask("open")
                 return
             figures = percentiles(answer["seconds"])
-            record = {"section": "threads", "peer": name, "threads": count, **figures}
+            reached = session.chosen[name][0.95].recall if name in session.chosen else 1.0
+            record = {
+                "section": "threads",
+                "peer": name,
+                "threads": count,
+                "target": 0.95,
+                "recall": reached,
+                **figures,
+            }
             session.record({**record, "per_s": figures["calls"] / answer["taken"]})
         session.remotes[name].ask("pin", core=session.core)
 
