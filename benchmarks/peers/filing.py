@@ -77,6 +77,7 @@ def hardware(folder: Path) -> dict[str, Any]:
         "memory_gb": round(int(memory[0]) / 2**20, 1) if memory else None,
         "system": f"{platform.system()} {platform.release()}",
         "sync_ms": sync_ms(folder),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

@@ -89,7 +89,9 @@ def headline(records: Sequence[Record], ranked: Sequence[Ranking]) -> str:
 def circumstances(head: Record, records: Sequence[Record]) -> str:
     """What one run measured, at its own sizes."""
     machine = head["machine"]
-    return f"{sizes_of(head, records)}, {machine['model']}, one thread, {machine['date']}"
+    busy = machine.get("load", 0) > 1
+    other = f", beside other work (load {machine['load']:.0f} on {machine['cores']} cores)" if busy else ""
+    return f"{sizes_of(head, records)}, {machine['model']}, one thread, {machine['date']}{other}"
 
 
 def sizes_of(head: Record, records: Sequence[Record]) -> str:
