@@ -18,7 +18,7 @@ import numpy as np
 
 from memevolve_gpu import __version__
 
-__all__ = ["Data", "Hnsw32", "generated", "load", "machine", "recall_of", "rounded", "taking_turns"]
+__all__ = ["Data", "Hnsw32", "generated", "load", "machine", "recall_of", "rounded", "taking_turns", "wide"]
 
 
 @dataclass
@@ -43,6 +43,21 @@ def load(folder: Path) -> Data:
         np.load(folder / f"{name}_minilm_f16.npy").astype("float32") for name in ("tldr", "tldr_queries", "ood_queries")
     )
     return Data("39,320 real memory units, MiniLM", units, vectors, {"in": inside, "out": outside}, texts, folder)
+
+
+def wide(data: Data) -> Data:
+    """Vectors of 1,536 columns from the folder of the data; else four permutations of the data's own, joined."""
+    if data.folder and (data.folder / "wide1536_units_f16.npy").exists():
+        units, asked, rows = (
+            np.load(data.folder / f"wide1536_{name}.npy") for name in ("units_f16", "queries_f16", "rows")
+        )
+        queries = {"in": asked[:500].astype("float32"), "out": asked[500:].astype("float32")}
+        texts = [data.units[row] for row in rows]
+        return Data("8,000 real memory units, four layers of MiniLM", texts, units.astype("float32"), queries, [])
+    rng = np.random.default_rng(3)
+    columns = np.concatenate([rng.permutation(data.vectors.shape[1]) for _ in range(4)])
+    queries = {kind: rows[:, columns] for kind, rows in data.queries.items()}
+    return Data(f"{data.name}, joined", data.units[:8000], data.vectors[:8000][:, columns], queries, data.texts)
 
 
 def generated(n: int = 39_320, dim: int = 384, seed: int = 1) -> Data:

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss
 import numpy as np
-from harness import Data, Hnsw32, load, machine, recall_of, rounded, taking_turns
+from harness import Data, Hnsw32, load, machine, recall_of, rounded, taking_turns, wide
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.utils.vectors import normalize_rows
@@ -165,13 +165,9 @@ SLACK = 0.005
 def data_sets(data: Data, quick: bool) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Unit vectors and queries by name: real ones, wide ones where the folder has them, and generated mixtures."""
     sets = {"384, real": (normalize_rows(data.vectors), data.queries)}
-    folder = data.folder
-    if folder and (folder / "wide1536_units_f16.npy").exists():
-        units, asked = (
-            normalize_rows(np.load(folder / f"wide1536_{name}_f16.npy").astype("float32"))
-            for name in ("units", "queries")
-        )
-        queries = {"in": asked[:500], "out": asked[500:]}
+    if data.folder and (data.folder / "wide1536_units_f16.npy").exists():
+        found = wide(data)
+        units, queries = normalize_rows(found.vectors), {kind: normalize_rows(q) for kind, q in found.queries.items()}
         sets["1536, real"] = (units, queries)
         rng = np.random.default_rng(3)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from .registry import NAMES
 from .scaling import CURVES
+from .sets import SETS
 
 __all__ = ["RECALL_TICKS", "Chart", "Scale", "Series", "charts", "placed"]
 
@@ -59,6 +60,8 @@ def charts(records: Sequence[Record]) -> list[Chart]:
     made = [
         recall_against_speed(records),
         *(latency(records, target) for target in (0.95, 0.99)),
+        *(of_set(records, name) for name in SETS),
+        threads(records),
         writes(records),
         memory(records),
         *(growth(records, curve, what) for curve, what in CURVES.items()),
@@ -107,6 +110,21 @@ def latency(records: Sequence[Record], target: float) -> Chart:
     found = of(records, "search", "p50", what="ids", target=target)
     title = f"Time of a search at recall@10 {target}"
     return spans(f"latency-{target}".replace(".", ""), title, found)
+
+
+def of_set(records: Sequence[Record], name: str) -> Chart:
+    found = of(records, "sets", "p50", set=name, of="search", what="ids", target=0.95)
+    return spans(f"set-{name}".replace(" ", "-"), f"Time of a search at recall@10 0.95: {name}", found)
+
+
+def threads(records: Sequence[Record]) -> Chart:
+    points: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for record in of(records, "threads", "per_s"):
+        points[record["peer"]].append((record["threads"], record["per_s"]))
+    series = tuple(Series(name, tuple(sorted(points[name]))) for name in in_order(points))
+    note = "Higher is better. Threads of one process, on all cores of the machine, at recall 0.95."
+    title = "Searches a second by the number of threads"
+    return Chart("threads", title, "lines", "threads", "searches/s", series, (), "log", "log", note)
 
 
 def writes(records: Sequence[Record]) -> Chart:

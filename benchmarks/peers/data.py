@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from harness import Data, load
+from harness import Data, load, wide
 
 from .protocol import Array, Payload
 
-__all__ = ["SEED", "Work", "prepared"]
+__all__ = ["SEED", "Work", "documents", "mixed_text", "prepared", "wide_units"]
 
 SEED = 20_261_122
 NOISE = 0.3
@@ -50,7 +50,7 @@ class Work:
 
     @cached_property
     def parts(self) -> npt.NDArray[np.int64]:
-        """``metadata.part`` of each row, 0 to 99."""
+        """``metadata.part`` of each row, 0 to 999."""
         return parts_of(len(self.vectors))
 
     @cached_property
@@ -74,16 +74,24 @@ class Work:
 
 
 def parts_of(rows: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng([SEED, 1]).integers(0, 100, rows)
+    return np.random.default_rng([SEED, 1]).integers(0, 1000, rows)
 
 
-def prepared(source: Path, folder: Path, size: int, spare: int, queries: int = QUERIES) -> Work:
+def prepared(
+    source: Path,
+    folder: Path,
+    size: int,
+    spare: int,
+    queries: int = QUERIES,
+    make: Callable[[Data], Data] | None = None,
+) -> Work:
     """Write the files of so many rows, from the units in ``source`` when there are some, else generated ones.
 
-    queries: of each kind, at most as many as there are.
+    queries: of each kind, at most as many as there are. make: another data set from those units.
     """
     data = load(source)
     data.vectors = unit_length(data.vectors)
+    data = make(data) if make else data
     folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng([SEED, 2]).permutation(len(data.vectors))
     shape = (size + spare, data.vectors.shape[1])
@@ -95,8 +103,37 @@ def prepared(source: Path, folder: Path, size: int, spare: int, queries: int = Q
     rows.flush()
     np.save(folder / "queries.npy", by_turns(data, queries))
     with (folder / "units.jsonl").open("w") as lines:
-        lines.writelines(json.dumps(data.units[i]) + "\n" for i in order)
+        lines.writelines(json.dumps(data.units[i % len(data.units)]) + "\n" for i in order)
     return Work(folder, described(data, size), size)
+
+
+def documents(data: Data, size: int = 40_000) -> Data:
+    """Chunks of 2,000 documents: each chunk is its document's vector and a smaller one of its own; so are questions."""
+    rng = np.random.default_rng([SEED, 5])
+    subjects = data.vectors[rng.choice(len(data.vectors), 2000, replace=False)]
+
+    def drawn(rows: int) -> Array:
+        own = data.vectors[rng.integers(0, len(data.vectors), rows)]
+        return unit_length(subjects[rng.integers(0, len(subjects), rows)] + np.float32(0.6) * own)
+
+    name = f"{size:,} chunks of 2,000 documents, made of {data.name}; all questions are like the chunks"
+    return Data(name, data.units, drawn(size), {"in": drawn(QUERIES), "out": drawn(QUERIES)}, data.texts)
+
+
+def mixed_text(data: Data, size: int = 40_000) -> Data:
+    """Mixtures of two real vectors, from almost one of them to half of each; half the questions are of another kind."""
+    rng = np.random.default_rng([SEED, 6])
+    first, second = (data.vectors[rng.integers(0, len(data.vectors), size)] for _ in range(2))
+    share = rng.beta(0.5, 0.5, (size, 1)).astype(np.float32)
+    noise = rng.standard_normal(first.shape, dtype=np.float32) * np.float32(NOISE / np.sqrt(first.shape[1]))
+    name = f"{size:,} mixtures of two of {data.name}; half of the questions are of another kind"
+    return Data(name, data.units, unit_length(share * first + (1 - share) * second + noise), data.queries, data.texts)
+
+
+def wide_units(data: Data) -> Data:
+    """The vectors of 1,536 columns beside the units; where there are none, the others made as wide by joining."""
+    found = wide(data)
+    return Data(found.name, found.units, unit_length(found.vectors), found.queries, found.texts)
 
 
 def blocks(base: Array, rows: int) -> Iterator[Array]:

@@ -14,7 +14,7 @@ __all__ = ["COLOURS", "colour", "svg"]
 
 COLOURS = (
     "#0b5fff", "#00a3a3", "#d1495b", "#edae49", "#7a5195", "#66a182", "#8d6e63",
-    "#c2185b", "#9e9e9e", "#737373", "#ff7043", "#5c9ead", "#a0a83c",
+    "#c2185b", "#9e9e9e", "#737373", "#ff7043", "#5c9ead", "#a0a83c", "#b0b8c4",
 )  # fmt: skip
 SPAN_COLOURS = {"p50": "#0b5fff", "p95": "#edae49", "p99": "#d1495b", "memory": "#0b5fff"}
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 860, 150, 190, 42, 48

@@ -77,6 +77,7 @@ def hardware(folder: Path) -> dict[str, Any]:
         "memory_gb": round(int(memory[0]) / 2**20, 1) if memory else None,
         "system": f"{platform.system()} {platform.release()}",
         "sync_ms": sync_ms(folder),
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
@@ -97,20 +98,21 @@ def sync_ms(folder: Path) -> float:
 
 
 def newest(path: Path) -> list[dict[str, Any]]:
-    """The records that the page shows: for each section those of the newest run that has it, with its heading.
+    """The records that the page shows: for each section and data set those of the newest run that has it.
 
     What is compared with one another is thus always of one run.
     """
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    latest: dict[str, str] = {}
+    latest: dict[tuple[str, str], str] = {}
     for record in records:
         if record["section"] not in ABOUT:
-            latest[record["section"]] = record["run"]
+            latest[record["section"], record.get("set", "")] = record["run"]
     runs = set(latest.values())
     return [
         record
         for record in records
-        if latest.get(record["section"]) == record["run"] or (record["section"] in ABOUT and record["run"] in runs)
+        if latest.get((record["section"], record.get("set", ""))) == record["run"]
+        or (record["section"] in ABOUT and record["run"] in runs)
     ]
 
 

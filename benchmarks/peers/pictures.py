@@ -27,7 +27,16 @@ def draw(charts: Sequence[Chart], folder: Path, prefix: str) -> list[Path]:
     return [*light, *dark]
 
 
-SHOWN = ("recall", "latency-095", "scaling-search_ms")
+SHOWN = (
+    "recall",
+    "latency-095",
+    "set-wide",
+    "set-documents",
+    "set-mixed-text",
+    "set-million",
+    "threads",
+    "scaling-search_ms",
+)
 """The pictures of the documentation."""
 
 _INK, _PAPER = "#d7dae0", "#16181d"

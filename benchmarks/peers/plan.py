@@ -6,24 +6,27 @@ from collections.abc import Sequence
 
 from .session import Plan
 
-__all__ = ["SECTIONS", "predicted"]
+__all__ = ["APART", "SECTIONS", "predicted"]
 
-SECTIONS = ("ingest", "search", "filters", "reopen", "writes", "mixed", "scaling")
+SECTIONS = ("ingest", "unseen", "search", "filters", "reopen", "threads", "writes", "mixed", "sets", "scaling")
+APART = ("sets", "scaling")
+"""Those with stores of their own."""
 
 _BUILD = {
-    "memevolve-gpu": 6,
+    "memevolve-gpu": 4,
     "memevolve-gpu ivf": 6,
-    "chromadb": 60,
-    "lancedb": 30,
-    "qdrant-edge": 40,
-    "sqlite-vec": 3,
-    "milvus-lite": 60,
-    "zvec": 120,
+    "chromadb": 31,
+    "lancedb": 35,
+    "qdrant-edge": 38,
+    "sqlite-vec": 1,
+    "milvus-lite": 33,
+    "zvec": 67,
     "faiss Flat": 1,
-    "faiss HNSW": 20,
-    "hnswlib": 40,
-    "usearch": 40,
-    "turbovec": 2,
+    "faiss HNSW": 7,
+    "hnswlib": 20,
+    "usearch": 28,
+    "turbovec": 1,
+    "memevolve-gpu before": 6,
 }
 """Seconds of one build of 50,000 rows of 384 numbers on the machine that this was written on."""
 
@@ -44,16 +47,20 @@ def predicted(names: Sequence[str], sections: Sequence[str], size: int, plan: Pl
 
 def one_size(name: str, sections: Sequence[str], size: int, plan: Plan) -> float:
     build: float = _BUILD[name] * (size / 50_000) ** 1.15
-    total: float = 3 + (build * plan.builds if build < plan.repeat_below else build)
+    total: float = 3 + build * (plan.builds if build < plan.repeat_below else 1) if "ingest" in sections else 0.0
     search_ms = _SEARCH_MS.get(name, 0.6) * max(0.2, size / 50_000)
     search = search_ms / 1e3 * plan.queries
     write_ms = _WRITE_MS.get(name, 0.5)
+    if "unseen" in sections:
+        total += search * 3
     if "search" in sections:
         total += search * 6 + 4 * min(plan.cap, search * plan.passes / 2)
     if "filters" in sections:
-        total += search * 3 + 2 * min(plan.cap, search * plan.passes / 2)
+        total += search * 4 + 3 * min(plan.cap, search * plan.passes / 2)
     if "reopen" in sections:
-        total += 2.5 * plan.reopens
+        total += 2.5 * (plan.reopens + 1)
+    if "threads" in sections:
+        total += 4 * plan.threads_s + 1
     if "writes" in sections:
         total += 4 * min(plan.write_cap, write_ms / 1e3 * plan.writes) + 2 * search_ms / 1e3 * plan.writes
     if "mixed" in sections:

@@ -1,7 +1,7 @@
 """What every peer must do, so that all are given the same work.
 
 Identifiers are whole numbers and payloads are dicts (a unit: ``type``, ``content``, ``tags``, ``metadata``); an adapter
-maps both to what its peer wants. ``metadata.part``, a number from 0 to 99, is what filtered searches ask for.
+maps both to what its peer wants. ``metadata.part``, a number from 0 to 999, is what filtered searches ask for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EF", "Array", "Facts", "Payload", "Peer", "part_of"]
+__all__ = ["BEFORE", "EF", "Array", "Facts", "Payload", "Peer", "part_of"]
 
 Array = npt.NDArray[np.float32]
 Payload = dict[str, Any]
+BEFORE = "memevolve-gpu before"
+"""This store in an older state, where its source lies in ``build/before``: measured beside, never ranked."""
 EF: tuple[float, ...] = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024)
 """Lengths of the candidate list of a graph search, close enough that none overshoots a recall by much."""
 

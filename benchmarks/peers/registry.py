@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 from importlib import metadata, util
+from pathlib import Path
 
-from .protocol import Facts, Peer
+from .protocol import BEFORE, Facts, Peer
 
 __all__ = ["NAMES", "OURS", "peer", "usable", "versions"]
 
@@ -23,12 +24,13 @@ _WHERE = {
     "hnswlib": "hnsw_lib:Hnswlib",
     "usearch": "usearch_index:Usearch",
     "turbovec": "turbo:Turbovec",
+    BEFORE: "ours:OursBefore",
 }
 NAMES = tuple(_WHERE)
 OURS = NAMES[:2]
+ROOT = Path(__file__).resolve().parents[2]
 
 _DISTRIBUTIONS = {
-    "memevolve_gpu": "memevolve-gpu",
     "faiss": "faiss-cpu",
     "qdrant_edge": "qdrant-edge-py",
     "sqlite_vec": "sqlite-vec",
@@ -45,6 +47,8 @@ def peer(name: str) -> Peer:
 
 def usable(name: str) -> str:
     """Why the peer cannot be used here; empty when it can."""
+    if name == BEFORE and not (ROOT / "build/before/src").exists():
+        return "no older state in build/before"
     facts: Facts = peer(name).facts
     missing = [module for module in facts.modules if util.find_spec(module) is None]
     return f"{', '.join(missing)} not installed" if missing else ""
@@ -56,4 +60,6 @@ def versions(name: str) -> dict[str, str]:
 
 
 def version(module: str) -> str:
+    if module == "memevolve_gpu":
+        return str(importlib.import_module(module).__version__)  # of the checkout, installed or not
     return metadata.version(_DISTRIBUTIONS.get(module, module))

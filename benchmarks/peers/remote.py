@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from .data import Work
+from .protocol import BEFORE
 
 __all__ = ["PeerFailedError", "Remote", "cores"]
 
 THREADS = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "LANCE_CPU_THREADS"), "1"
 )
+LONG = ("begin", "open", "ingest", "settle", "baseline", "close")
+"""What may take long at many units; everything else is a few hundred calls, and gets a third of the time."""
 QUIET = {"LANCE_LOG": "error", "RUST_LOG": "error", "GRPC_VERBOSITY": "ERROR", "ANONYMIZED_TELEMETRY": "False"}
 
 
@@ -32,8 +35,14 @@ def cores() -> tuple[int, set[int]]:
     return allowed[-1], set(allowed[:-1]) or set(allowed)
 
 
+def source_of(name: str) -> Path:
+    """The source that a worker imports: that of this checkout, or of the older state that lies in build/before."""
+    root = Path(__file__).resolve().parents[2]
+    return root / ("build/before/src" if name == BEFORE else "src")
+
+
 class Remote:
-    """A worker in a session of its own; limit: seconds that an answer may take.
+    """A worker in a session of its own; limit: seconds that a build may take; other answers a third of that.
 
     It runs only between a question and its answer: else it is stopped.
     """
@@ -49,7 +58,7 @@ class Remote:
             stdout=subprocess.PIPE,
             stderr=self.log,
             cwd=folder.parent,
-            env={**ours, **THREADS, **QUIET, "PYTHONPATH": str(home)},
+            env={**ours, **THREADS, **QUIET, "PYTHONPATH": os.pathsep.join([str(home), str(source_of(name))])},
             start_new_session=True,
         )
         self.buffer = b""
@@ -60,7 +69,7 @@ class Remote:
         self._signal(signal.SIGCONT)
         try:
             self._send({"do": do, **arguments})
-            answer: dict[str, Any] = json.loads(self._line(do))
+            answer: dict[str, Any] = json.loads(self._line(do, self.limit if do in LONG else self.limit / 3))
         except (OSError, ValueError) as error:
             self.end()
             raise PeerFailedError(f"{do}: the process ended ({error})") from error
@@ -86,14 +95,14 @@ class Remote:
         pipe.write(json.dumps(command).encode() + b"\n")
         pipe.flush()
 
-    def _line(self, do: str) -> bytes:
+    def _line(self, do: str, limit: float) -> bytes:
         pipe = self.process.stdout
         if pipe is None:
             raise OSError("no pipe")
         while b"\n" not in self.buffer:
-            if not select.select([pipe], [], [], self.limit)[0]:
+            if not select.select([pipe], [], [], limit)[0]:
                 self.end()
-                raise PeerFailedError(f"{do}: no answer within {self.limit:.0f} s")
+                raise PeerFailedError(f"{do}: no answer within {limit:.0f} s")
             read = os.read(pipe.fileno(), 1 << 20)
             if not read:
                 raise OSError("no answer; see its log")

@@ -10,6 +10,7 @@ from typing import Any
 from . import pictures
 from .charts import Chart, charts
 from .drawing import svg
+from .filing import ABOUT
 from .registry import OURS
 from .table import MARGIN, Ranking, cells, facts_of, rankings, shown
 
@@ -80,7 +81,7 @@ LEGEND = (
 
 def headline(records: Sequence[Record], ranked: Sequence[Ranking]) -> str:
     """One sentence with the result, one with the circumstances of each run."""
-    won = sum(ranking.verdict.startswith(("first", "alone")) for ranking in ranked)
+    won = sum(ranking.first for ranking in ranked)
     runs = (f"<li>{escape(circumstances(head, records))}</li>" for head in records if head["section"] == "machine")
     return f"<p><strong>First in {won} of {len(ranked)} rows.</strong></p><ul>{''.join(runs)}</ul>"
 
@@ -88,18 +89,21 @@ def headline(records: Sequence[Record], ranked: Sequence[Ranking]) -> str:
 def circumstances(head: Record, records: Sequence[Record]) -> str:
     """What one run measured, at its own sizes."""
     machine = head["machine"]
-    return (
-        f"{sizes_of(head, records)}, {head['dimension']} dimensions, {machine['model']}, one thread, {machine['date']}"
-    )
+    busy = machine.get("load", 0) > 1
+    other = f", beside other work (load {machine['load']:.0f} on {machine['cores']} cores)" if busy else ""
+    return f"{sizes_of(head, records)}, {machine['model']}, one thread, {machine['date']}{other}"
 
 
 def sizes_of(head: Record, records: Sequence[Record]) -> str:
     """The numbers of units of a run; one of growth alone has several, and ``size`` is not among them."""
-    mine = [record for record in records if record.get("run") == head.get("run") and record["section"] != "machine"]
+    mine = [record for record in records if record.get("run") == head.get("run") and record["section"] not in ABOUT]
+    others = [f"{one['set']}: {one['size']:,} of {one['dimension']:,} dimensions" for one in mine if "data" in one]
+    if mine and all(record["section"] == "sets" for record in mine):
+        return ", ".join(others)
     grown = sorted({record["size"] for record in mine if record["section"] == "scaling" and record.get("size")})
-    if grown and all(record["section"] in ("scaling", "time", "end") for record in mine):
-        return f"growth at {', '.join(f'{size:,}' for size in grown)} units"
-    return f"{head['size']:,} units"
+    if grown and all(record["section"] == "scaling" for record in mine):
+        return f"growth at {', '.join(f'{size:,}' for size in grown)} units, {head['dimension']} dimensions"
+    return ", ".join([f"{head['size']:,} units, {head['dimension']} dimensions", *others])
 
 
 def figure(chart: Chart) -> str:
@@ -128,6 +132,7 @@ def one_setting(record: Record, records: Sequence[Record]) -> str:
     facts = (
         f"<code>{escape(record['command'])}</code>, {escape(machine['date'])}, run {escape(record['run'])}: "
         f"{escape(sizes_of(record, records))}. Data: {escape(record['data'])}; {record['dimension']} dimensions; "
+        f"{escape(other_data(record, records))}"
         f"seed {record['seed']}. {escape(str(machine['model']))}, {machine['cores']} cores, "
         f"{machine['memory_gb']} GB, {escape(machine['system'])}, Python {escape(machine['python'])}; "
         f"appending and syncing 4 KB takes {machine['sync_ms']:.2f} ms there. {escape(record['threads']['affinity'])}."
@@ -142,13 +147,19 @@ def one_setting(record: Record, records: Sequence[Record]) -> str:
     return f"<p>{facts}</p><p>{rules}</p>"
 
 
+def other_data(head: Record, records: Sequence[Record]) -> str:
+    """The data sets of a run beside its main part."""
+    mine = [one for one in records if one["section"] == "sets" and "data" in one and one.get("run") == head.get("run")]
+    return "".join(f"{one['set']}: {one['data']}, {one['dimension']:,} dimensions; " for one in mine)
+
+
 def verdicts(ranked: Sequence[Ranking]) -> str:
     rows = []
     for ranking in ranked:
-        what, ours, other, verdict = map(escape, cells(ranking))
-        kind = "won" if verdict.startswith(("first", "alone")) else "lost"
-        rows.append(("", [what, ours, other, f'<span class="{kind}">{verdict}</span>']))
-    return table(("what", "this store", "best of the others", "verdict"), rows)
+        what, ours, before, other, verdict = map(escape, cells(ranking))
+        kind = "won" if ranking.first else "lost"
+        rows.append(("", [what, ours, before, other, f'<span class="{kind}">{verdict}</span>']))
+    return table(("what", "this store", "before", "best of the others", "verdict"), rows)
 
 
 def full(ranking: Ranking) -> str:

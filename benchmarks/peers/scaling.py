@@ -15,8 +15,8 @@ from .stats import exponent
 
 __all__ = ["CURVES", "SIZES", "scaling"]
 
-SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 200_000)
-LONGEST_BUILD = 240.0
+SIZES = (1_000, 10_000, 100_000)
+LONGEST_BUILD = 60.0
 """Seconds; a peer whose next build would take longer, by its growth so far, stops there and the results say so."""
 CURVES = {
     "search_ms": "a search",

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .calibrate import Choice, calibrate
+from .remote import PeerFailedError
 from .session import TARGETS, K, Session
 from .stats import passes_summary, percentiles
 from .truth import Mask, Truth, exact, hits
 
-__all__ = ["filters", "ingest", "reopen", "search", "writes"]
+__all__ = ["filters", "ingest", "reopen", "search", "threads", "unseen", "writes"]
 
-PARTS = {"third": 33, "1 %": 1}
+PARTS = {"third": 330, "1 %": 10, "0.1 %": 1}
 """Name of a filter to the ``metadata.part`` below which a unit is kept."""
-
+NEW_FROM = 100
+"""The first of the bounds of filters that are asked for once: from a tenth of the units on."""
+THREADS = (1, 2, 4, 8)
 
 COMPLETE = 0.999
 
@@ -93,7 +99,7 @@ class Judge:
         return float(np.mean(counts) / self.most)
 
 
-def search(session: Session) -> None:
+def search(session: Session, curves: bool = True) -> None:
     """Knobs calibrated, the curve of every knob, and the two targets with ids and with units."""
     work = session.work
     calibration, judge = Judge(session, work.calibration), Judge(session, work.judged)
@@ -102,13 +108,36 @@ def search(session: Session) -> None:
         session.chosen[name] = knobs_for(session, name, calibration, TARGETS, "ids", 0)
 
     session.each("search", 0, choose)
-    curve(session, judge)
+    if curves:
+        curve(session, judge)
     for what in ("ids", "units"):
         names = [name for name in session.names if what == "ids" or session.facts(name).payloads]
         for target in TARGETS:
             knobs = {name: session.chosen[name][target] for name in names if name in session.names}
             record = {"section": "search", "what": what, "target": target}
             measured(session, record, knobs, judge, session.plan.passes, what)
+
+
+def unseen(session: Session) -> None:
+    """All questions, with the knob that could be chosen before one of another kind was seen.
+
+    It is calibrated on questions like the data; a store that takes a recall is asked for the target itself.
+    """
+    work = session.work
+    like_the_data = Judge(session, [row for row in work.calibration if row % 2 == 0])
+    judge = Judge(session, work.judged)
+    chosen: dict[str, dict[float, Choice]] = {}
+
+    def choose(name: str) -> None:
+        if session.facts(name).knob == "recall":
+            chosen[name] = {target: Choice(target, target, True) for target in TARGETS}
+        else:
+            chosen[name] = knobs_for(session, name, like_the_data, TARGETS, "ids", 0)
+
+    session.each("unseen", 0, choose)
+    for target in TARGETS:
+        knobs = {name: chosen[name][target] for name in session.names if name in chosen}
+        measured(session, {"section": "unseen", "target": target}, knobs, judge, 1, "ids")
 
 
 def knobs_for(
@@ -188,9 +217,10 @@ def judged(judge: Judge, found: list[list[int]]) -> dict[str, Any]:
 
 
 def filters(session: Session) -> None:
-    """Searches behind a filter that keeps a third, and 1 %, of the units, at recall 0.95."""
+    """Searches behind filters that keep a third, 1 % and 0.1 % of the units, then each behind a filter of its own."""
     work = session.work
     names = [name for name in session.names if session.facts(name).filters]
+    broad: dict[str, Choice] = {}
     for label, below in PARTS.items():
         allowed = work.parts[: work.size] < below
         if not allowed.any():
@@ -216,13 +246,37 @@ def filters(session: Session) -> None:
         for name, seconds in first.items():
             session.record({"section": "filters", "filter": label, "peer": name, "first_ms": seconds * 1e3})
         measured(session, record, knobs, judge, session.plan.passes, "filtered", below)
+        broad = broad or knobs
+    new_filters(session, names, broad)
+
+
+def new_filters(session: Session, names: list[str], knobs: dict[str, Choice]) -> None:
+    """One search for each filter, which keeps a tenth of the units or more and was never asked for before."""
+    work, rows = session.work, session.work.judged[: session.plan.new_filters]
+
+    def turn(name: str) -> None:
+        times, counts = [], []
+        for at, row in enumerate(rows):
+            below = NEW_FROM + at
+            answer = session.remotes[name].ask(
+                "first_search", row=row, k=K, knob=knobs[name].knob, what="filtered", below=below
+            )
+            times.append(answer["seconds"])
+            counts += Judge(session, [row], work.parts[: work.size] < below).hits(answer["found"])
+        record = {"section": "filters", "filter": "new", "peer": name, "target": 0.95, **percentiles(times)}
+        session.record({**record, "ms": record["p50"], "recall": float(np.mean(counts)) / K})
+
+    session.each("filters", 0, turn, [name for name in names if name in session.names and name in knobs])
 
 
 # Opening again
 
 
 def reopen(session: Session) -> None:
-    """Close every store, then open it in fresh processes: time to the first answer, memory, disk."""
+    """Close every store, then open it in fresh processes: time to the first answer, memory, disk.
+
+    Last of all once more after the system was told to drop the pages of its files from the page cache.
+    """
     closed: dict[str, dict[str, Any]] = {}
     runs: dict[str, list[dict[str, float]]] = defaultdict(list)
 
@@ -237,6 +291,13 @@ def reopen(session: Session) -> None:
         session.remotes[name] = remote
         runs[name].append(opened(session, name))
 
+    def cold(name: str) -> None:
+        session.remotes.pop(name).end()
+        remote = session.remotes[name] = session.start(name)
+        figures = opened(session, name, cold=True)
+        times = remote.ask("search", rows=session.work.judged[-20:], k=K, knob=knob_of(session, name))["seconds"]
+        session.record({"section": "cold", "peer": name, **figures, "later_ms": float(np.median(times)) * 1e3})
+
     session.each("reopen", 0, close)
     for number in range(session.plan.reopens):
         session.each("reopen", number, again)
@@ -245,11 +306,13 @@ def reopen(session: Session) -> None:
         spread = [run["answer_s"] for run in runs[name]]
         record = {"section": "reopen", "peer": name, **figures, "all_answer_s": spread}
         session.record({**record, "close_s": closed[name]["seconds"], "disk_mb": closed[name]["disk_mb"]})
+    session.each("reopen", session.plan.reopens, cold)
 
 
-def opened(session: Session, name: str) -> dict[str, float]:
+def opened(session: Session, name: str, cold: bool = False) -> dict[str, float]:
     remote = session.remotes[name]
     before = remote.ask("baseline")
+    left = {"still_cached": evicted(remote.folder)} if cold else {}
     seconds = remote.ask("open")["seconds"]
     knob = knob_of(session, name)
     first = remote.ask("first_search", row=session.work.judged[0], k=K, knob=knob)["seconds"]
@@ -261,7 +324,54 @@ def opened(session: Session, name: str) -> dict[str, float]:
         "memory_mb": after["total"] - before["total"],
         "own_mb": after["own"] - before["own"],
         "mapped_mb": after["mapped"] - before["mapped"],
+        **left,
     }
+
+
+def evicted(folder: Path) -> float:
+    """Ask the system to drop the files' pages from its cache; the share of every sixteenth page that is still there."""
+    seen = there = 0
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            for at in range(0, path.stat().st_size, 16 * 4096):
+                seen += 1
+                with suppress(BlockingIOError):  # raised where the page would have to be read
+                    there += bool(os.preadv(file.fileno(), [bytearray(1)], at, os.RWF_NOWAIT))
+    return there / max(seen, 1)
+
+
+# Threads
+
+
+def threads(session: Session) -> None:
+    """Searches from several threads of one process, on all cores; a peer that fails at it is opened again."""
+
+    def turn(name: str) -> None:
+        for count in THREADS:
+            try:
+                answer = session.remotes[name].ask(
+                    "threads",
+                    count=count,
+                    rows=session.work.judged,
+                    k=K,
+                    knob=knob_of(session, name),
+                    seconds=session.plan.threads_s,
+                )
+            except PeerFailedError as error:
+                session.record({"section": "threads", "peer": name, "threads": count, "error": str(error)})
+                session.remotes[name] = session.start(name)
+                session.remotes[name].ask("open")
+                return
+            figures = percentiles(answer["seconds"])
+            record = {"section": "threads", "peer": name, "threads": count, "target": 0.95, **figures}
+            if name in session.chosen:
+                record["recall"] = session.chosen[name][0.95].recall
+            session.record({**record, "per_s": figures["calls"] / answer["taken"]})
+        session.remotes[name].ask("pin", core=session.core)
+
+    session.each("threads", 0, turn)
 
 
 def knob_of(session: Session, name: str) -> float:

@@ -30,18 +30,20 @@ class Plan:
     which it is not repeated. limit: seconds after which a call is given up and its peer left out.
     """
 
-    builds: int = 3
+    builds: int = 2
     repeat_below: float = 8.0
-    passes: int = 4
-    cap: float = 8.0
+    passes: int = 2
+    cap: float = 5.0
     block: int = 25
     reopens: int = 3
     writes: int = 200
-    write_cap: float = 4.0
+    write_cap: float = 3.0
     mixed: int = 2000
-    mixed_cap: float = 15.0
+    mixed_cap: float = 10.0
     queries: int = 500
-    limit: float = 900.0
+    new_filters: int = 20
+    threads_s: float = 1.0
+    limit: float = 150.0
 
 
 FULL = Plan()
@@ -56,7 +58,9 @@ QUICK = Plan(
     mixed=100,
     mixed_cap=1.0,
     queries=60,
-    limit=20.0,
+    new_filters=3,
+    threads_s=0.2,
+    limit=60.0,
 )
 
 

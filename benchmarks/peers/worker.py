@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +17,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +57,7 @@ class Worker:
         """Everything, the units' dicts being made before the clock starts."""
         size = self.work.size
         ids, vectors = range(size), self.work.vectors[:size].copy()
-        payloads = [self.work.payload(row) for row in ids]
+        payloads = [self.work.payload(row) for row in ids] if self.peer.facts.payloads else []
         before = resident()["total"]
         forget_peak()
         seconds = timed(lambda: self.peer.ingest(ids, vectors, payloads))
@@ -86,7 +89,35 @@ class Worker:
         """One query without any before it."""
         call = self._search_call(k, knob, what, below)
         query = self.work.queries[row : row + 1]
-        return {"seconds": timed(lambda: call(query))}
+        started = time.perf_counter()
+        found = call(query)
+        return {"seconds": time.perf_counter() - started, "found": found if what != "units" else []}
+
+    def threads(self, count: int, rows: list[int], k: int, knob: float, seconds: float) -> dict[str, Any]:
+        """So many threads that search one query after the other for so many seconds, on all cores of the machine."""
+        call, queries = self._search_call(k, knob, "ids", 0), self.work.queries
+        pinned(set(range(os.cpu_count() or 1)))
+        call(queries[:1])
+        end = time.perf_counter() + seconds
+
+        def searching(first: int) -> list[float]:
+            taken = []
+            for row in itertools.cycle(rows[first:] + rows[:first]):
+                started = time.perf_counter()
+                if started >= end:
+                    break
+                call(queries[row : row + 1])
+                taken.append(time.perf_counter() - started)
+            return taken
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(count) as pool:
+            times = [one for taken in pool.map(searching, range(count)) for one in taken]
+        return {"seconds": times, "taken": time.perf_counter() - started}
+
+    def pin(self, core: int) -> dict[str, Any]:
+        pinned({core})
+        return {}
 
     def _search_call(self, k: int, knob: float, what: str, below: int) -> Callable[[Any], Any]:
         if what == "units":
@@ -153,6 +184,13 @@ class Worker:
     def close(self) -> dict[str, Any]:
         seconds = timed(self.peer.close)
         return {"seconds": seconds, "disk_mb": self.peer.disk_bytes(self.folder) / 2**20}
+
+
+def pinned(cores: set[int]) -> None:
+    """Every thread of this process, those of the peer too, to these cores."""
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):  # ended meanwhile
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def timed(call: Callable[[], Any]) -> float:

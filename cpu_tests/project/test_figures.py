@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import verdicts
 
 RESULTS = "benchmarks/results"
 
@@ -52,10 +60,7 @@ def rows(repository: Path) -> list[str]:
 
 
 def soaked(soak: Any) -> str:
-    """The soak: at least an hour, nothing wrong, and how long writes waited."""
-    names = ("lost", "resurrected", "unknown", "wrong_mapping", "findings")
-    assert soak["hours"] >= 1
-    assert not any(soak[name] for name in names)
+    """The soak: what was wrong, and how long writes waited."""
     waits = (soak["write_wait_ms"]["p99"], soak["write_wait_ms_while_no_process_was_stopped"]["p99"])
     return (
         "{hours:.1f} h, {acknowledged_writes:,} acknowledged writes, {kills} kills, {lost} lost, {resurrected} back, "
@@ -178,15 +183,45 @@ def test_the_page_on_size_shows_what_was_counted(repository: Path) -> None:
     assert told + 2 + 6 + 7 == names["names_before"] - names["kept"]
 
 
-def test_no_promise_was_broken_in_the_campaign(repository: Path) -> None:
-    campaign = read(repository, "campaign.json")
-    counts = ("lost", "resurrected", "wrong mapping", "failed reopening", "other")
-    assert {name: campaign[name] for name in counts} == dict.fromkeys(counts, 0)
-    assert campaign["failures"] == []
-    assert campaign["killed"]["kills"] >= 10_000
-    assert campaign["simulated"]["cut"] >= 1_000
-    assert campaign["eight"]["kills"] >= 3
-    assert campaign["eight"]["stopped while holding the lock"] >= 3
+def test_no_result_is_worse_than_what_is_promised() -> None:
+    assert [one for one in verdicts.judged() if not one.met] == []
+
+
+def test_the_page_of_figures_shows_every_promise(repository: Path) -> None:
+    page = (repository / "docs" / "explanation" / "figures.md").read_text(encoding="utf-8")
+    table = ["| what | promised | measured in |", "|---|---|---|", *(promise.row for promise in verdicts.PROMISES)]
+    assert "\n".join(table) + "\n\n" in page
+
+
+@pytest.mark.parametrize("promise", verdicts.PROMISES, ids=lambda promise: promise.words)
+def test_a_result_that_is_worse_than_promised_is_told(promise: verdicts.Promise, tmp_path: Path) -> None:
+    """With every number of its file spoiled in the worse direction, and without the file."""
+    text = (verdicts.RESULTS / promise.file).read_text(encoding="utf-8")
+    lines = text.splitlines() if promise.file.endswith(".jsonl") else [text]
+    spoiled = "".join(json.dumps(worse(json.loads(line), promise.most)) + "\n" for line in lines)
+    (tmp_path / promise.file).write_text(spoiled, encoding="utf-8")
+    assert promise.verdict(tmp_path).met is False
+    (tmp_path / promise.file).unlink()
+    assert promise.verdict(tmp_path).met is False
+
+
+def worse(value: Any, most: bool) -> Any:
+    if isinstance(value, dict):
+        kept = {"run", "section", "set", "peer", "size", "target", "synced", "of"}
+        return {key: inner if key in kept else worse(inner, most) for key, inner in value.items()} | (
+            {"error": "spoiled"} if "peer" in value else {}
+        )
+    if isinstance(value, list):
+        return [worse(inner, most) for inner in value] + ["spoiled"]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (value + 1e6 if most else value - 1e6) if number else value
+
+
+def test_the_verdicts_end_with_an_error_where_a_promise_is_broken(tmp_path: Path, repository: Path) -> None:
+    script = repository / "benchmarks" / "verdicts.py"
+    ended = subprocess.run([sys.executable, script, "--results", tmp_path], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "0 kept" in ended.stdout
 
 
 def test_every_test_that_the_page_on_reliability_names_exists(repository: Path) -> None:

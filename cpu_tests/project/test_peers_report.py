@@ -15,10 +15,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import results_page
-from peers import document
+from peers import causes, document
 from peers.charts import charts, placed
 from peers.drawing import svg
 from peers.filing import newest
+from peers.protocol import BEFORE
 from peers.report import circumstances, page
 from peers.table import rankings
 
@@ -151,6 +152,40 @@ def test_the_document_shows_what_the_committed_run_measured(repository: Path) ->
     text = document.DOCUMENT.read_text(encoding="utf-8")
     results = repository / "benchmarks" / "results" / "peers.jsonl"
     assert document.patched(text, document.section(newest(results), results.parent)) == text
+
+
+def test_every_row_that_is_lost_has_a_cause(records: list[dict[str, Any]], tmp_path: Path, repository: Path) -> None:
+    made = document.section(records, tmp_path)
+    lost = [ranking for ranking in rankings(records) if not ranking.first]
+    assert [ranking.row.title for ranking in lost] == [
+        line.split(" | ")[0].removeprefix("| ") for line in made.split("| what | ahead | why |")[1].splitlines()[2:]
+    ]
+    assert f"first in {len(rankings(records)) - len(lost)} of {len(rankings(records))} rows" in made
+    committed = newest(repository / "benchmarks" / "results" / "peers.jsonl")
+    for ranking in [*lost, *(one for one in rankings(committed) if not one.first)]:
+        assert causes.cause_of(ranking) != causes.UNKNOWN, ranking.row.title
+
+
+def test_an_older_state_of_this_store_is_shown_beside_and_never_ranked(records: list[dict[str, Any]]) -> None:
+    about = {"peers": {BEFORE: records[0]["peers"]["memevolve-gpu"]}}
+    old = {**found(BEFORE, 0.95, 0.01, 1.0), "run": "r"}
+    (ranking,) = (
+        one
+        for one in rankings([*records, {**records[0], **about}, old])
+        if one.row.title.endswith("ids, recall@10 0.95")
+    )
+    assert (ranking.before and ranking.before.value, ranking.verdict) == (0.01, "qdrant-edge ahead, 2.00 times")
+
+
+def test_of_questions_not_seen_before_the_lower_recall_counts(records: list[dict[str, Any]]) -> None:
+    asked = {"section": "unseen", "target": 0.95, "run": "r", "ms": 1.0, "recall": 0.97}
+    rows = [
+        {**asked, "peer": "memevolve-gpu", "recall_in": 0.99, "recall_out": 0.95},
+        {**asked, "peer": "zvec", "ms": 0.1, "recall_in": 1.0, "recall_out": 0.94},
+    ]
+    ranking = next(one for one in rankings([*records, *rows]) if one.row.section == "unseen")
+    assert [(entry.peer, entry.ranked) for entry in ranking.entries] == [("memevolve-gpu", True), ("zvec", False)]
+    assert ranking.verdict == "alone"
 
 
 def test_a_run_of_growth_is_labelled_with_its_own_sizes(records: list[dict[str, Any]]) -> None:

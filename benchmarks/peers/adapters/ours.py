@@ -10,8 +10,10 @@ import numpy as np
 
 from memevolve_gpu import StorageConfig, VectorStore
 
-from ..protocol import Array, Facts, Payload, Peer
+from ..protocol import BEFORE, Array, Facts, Payload, Peer
 
+BATCH = 100_000
+"""Units of one transaction: what a million of dicts takes is not held twice."""
 FULL = "synced: WAL with synchronous=FULL, one transaction a call; by default the same"
 
 
@@ -38,7 +40,9 @@ class Ours(Peer):
         self.asked = 0
 
     def ingest(self, ids: Sequence[int], vectors: Array, payloads: Sequence[Payload]) -> None:
-        self.store.store_batch([{**unit, "id": f"u{i}"} for i, unit in zip(ids, payloads, strict=True)], vectors)
+        for at in range(0, len(ids), BATCH):
+            units = [{**payloads[i], "id": f"u{ids[i]}"} for i in range(at, min(at + BATCH, len(ids)))]
+            self.store.store_batch(units, vectors[at : at + BATCH])
 
     def settle(self) -> None:
         self.store.run_maintenance()
@@ -80,6 +84,11 @@ class OursAuto(Ours):
 class OursIvf(Ours):
     facts = facts("memevolve-gpu ivf", "ivf")
     index_type = "ivf"
+
+
+class OursBefore(Ours):
+    facts = facts(BEFORE, "auto")
+    index_type = "auto"
 
 
 def numbers(found: list[list[str | None]]) -> list[list[int]]:

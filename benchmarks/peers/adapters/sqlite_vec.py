@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,21 @@ class SqliteVec(Peer):
     )
 
     def open(self, folder: Path, dim: int) -> None:
-        import apsw  # many a Python's own sqlite3 cannot load extensions
-        import sqlite_vec
-
-        self.db: Any = apsw.Connection(str(folder / "units.db"))
-        self.db.enable_load_extension(True)
-        self.db.load_extension(sqlite_vec.loadable_path())
+        self.file, self.readers = str(folder / "units.db"), threading.local()
+        self.db = self.readers.db = self._connected()
         self.db.execute("pragma journal_mode = wal")
         self.db.execute("pragma synchronous = full")
         columns = f"id integer primary key, vector float[{dim}], part integer, +unit text"
         self.db.execute(f"create virtual table if not exists units using vec0({columns})")
+
+    def _connected(self) -> Any:
+        import apsw  # many a Python's own sqlite3 cannot load extensions
+        import sqlite_vec
+
+        made = apsw.Connection(self.file)
+        made.enable_load_extension(True)
+        made.load_extension(sqlite_vec.loadable_path())
+        return made
 
     def ingest(self, ids: Sequence[int], vectors: Array, payloads: Sequence[Payload]) -> None:
         rows = (row(*one) for one in zip(ids, vectors, payloads, strict=True))
@@ -42,7 +48,9 @@ class SqliteVec(Peer):
 
     def _query(self, what: str, vector: Array, k: int, condition: str = "") -> list[Any]:
         text = f"select {what} from units where vector match ? and k = ? {condition} order by distance"
-        return [found[0] for found in self.db.execute(text, (vector.tobytes(), k))]
+        if not hasattr(self.readers, "db"):
+            self.readers.db = self._connected()  # one for each thread
+        return [found[0] for found in self.readers.db.execute(text, (vector.tobytes(), k))]
 
     def search(self, vectors: Array, k: int, knob: float) -> list[list[int]]:  # noqa: ARG002 - nothing to set
         return [self._query("id", vector, k) for vector in vectors]

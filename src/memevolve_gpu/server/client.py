@@ -18,7 +18,7 @@ import numpy as np
 from .. import errors
 from ..components.store.base import Progress
 from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch, seconds_to_wait
-from ..components.store.listing import EVERY_UNIT, Listing, Order, merged_unit, some_condition, window_of
+from ..components.store.listing import EVERY_UNIT, Listing, merged_unit, some_condition, window_of
 from ..components.store.namespaces import UNCHANGED, NamespaceInfo, Unchanged, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
 from ..components.store.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
