@@ -152,4 +152,5 @@ def test_every_build_of_faiss_for_gpus_is_known_beside_the_one_for_the_cpu(
 def test_a_build_without_code_for_an_old_gpu_is_named(tmp_path: Path) -> None:
     said = "RuntimeError: CUDA error 209 no kernel image is available for execution on the device"
     answer = try_engine("faiss", 0, command=[on_disk(tmp_path, "old", f"#!/bin/sh\necho '{said}' >&2; exit 134\n")])
-    assert "install a build that has code for this GPU; conda's faiss for CUDA 12.9 has none for compute" in answer
+    assert "install a build that has code for this GPU" in answer
+    assert "conda's faiss for CUDA 12.9 has none for 7.0" in answer

@@ -16,17 +16,26 @@ TINY = {
     "filters": "--units 400",
     "history_cost": "--units 200 --dim 16",
     "imports": "--units 200",
-    "memory_system": "--data EMPTY --units 1000 --quick",
     "million": "--data EMPTY --units 2000",
     "months_of_use": "--data EMPTY --units 1000 --queries 1",
     "namespaces": "--namespaces 3 --units 50 --dim 16 --rounds 20 --attempts 200",
     "sizing": "",
     "two_processes": "--seconds 1",
 }
-STARTED = ("codes", "foundation", "index_bodies", "keyword_words", "milvus", "promise", "record_sizes", "server_load")
+STARTED = (
+    "codes",
+    "foundation",
+    "index_bodies",
+    "keyword_words",
+    "memory_system",
+    "milvus",
+    "promise",
+    "record_sizes",
+    "server_load",
+)
 """Those that only say their arguments: they need data, a server or minutes."""
-ELSEWHERE = ("harness", "results_page", "soak_plot")
-"""Shared parts, and what draws results; other tests read what they wrote."""
+ELSEWHERE = ("harness", "results_page", "size", "soak_plot", "verdicts")
+"""Shared parts, and what draws, counts or judges results; other tests read what they wrote."""
 NEEDED = {"imports": ("chromadb", "lancedb"), "server_load": ("fastapi", "uvicorn"), "milvus": ("pymilvus",)}
 
 

@@ -162,7 +162,7 @@ class TestQualityOfNow:
             store.store_batch([{"id": f"u{row}", "content": "x"} for row in range(len(vectors))], vectors)
             store.run_maintenance()
             at_first = store.get_storage_health()["training_quality_score"]
-            asked = (rng.standard_normal((60, 32)) * 3).astype(np.float32)  # unlike the units
+            asked = (rng.standard_normal((60, 32)) * 6).astype(np.float32)  # unlike the units
             found, _ = store.search_vectors(asked, 10)
             exact, _ = store.search_vectors(asked, 10, recall=1.0)
             recall = float((found <= exact[:, -1:] * (1 + 1e-5)).mean())

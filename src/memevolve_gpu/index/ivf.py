@@ -32,7 +32,7 @@ from .faiss_helpers import (
     with_rows,
 )
 from .faiss_support import load_faiss, one_thread, translate_error
-from .fastscan import CodeScan, candidate_width
+from .fastscan import WIDER, CodeScan, candidate_width, unsure
 from .sample import (
     ADD_ROWS,
     CODE_ROUNDS,
@@ -189,22 +189,26 @@ class IVFIndex(Index):
     ) -> tuple[FloatArray, IntArray]:
         if self._whole is not None:
             return self._whole.nearest(queries, k, params, row_filter)
-        want = candidate_width(k, params)
-        nprobe = self._lists_to_probe(params, row_filter)
-        count = self.n if row_filter is None else row_filter.count
-        if want >= count or scan_cost(count, self.dim) < self._lists_cost(want, nprobe):
-            return self.table.scan(queries, k, row_filter)
-        return self._search_lists(queries, k, (want, nprobe), row_filter)
+        widths = candidate_width(k, params), self._lists_to_probe(params, row_filter)
+        return self._search_lists(queries, k, widths, row_filter)
 
     def _search_lists(
         self, queries: FloatArray, k: int, widths: tuple[int, int], row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
+        """The nearest of ``widths`` (candidates, lists); queries that are not sure of theirs take more of both."""
         want, nprobe = widths
+        count = self.n if row_filter is None else row_filter.count
+        if want >= count or scan_cost(count, self.dim) < self._lists_cost(want, nprobe):
+            return self.table.scan(queries, k, row_filter)
         distances, positions = padded(len(queries), k)
         for chunk in chunks(len(queries), 32 * want + 4 * self._nlist):
             mine = queries[chunk]
             candidates = self._candidates(mine, k, want, nprobe, row_filter)
             distances[chunk], positions[chunk] = self.table.rerank(mine, candidates, k)
+            more = chunk.start + np.asarray(unsure(candidates, positions[chunk], k), dtype=np.int64)
+            if more.size:
+                wider = WIDER * want, min(2 * nprobe, self._nlist)
+                distances[more], positions[more] = self._search_lists(queries[more], k, wider, row_filter)
         return distances, positions
 
     def _candidates(

@@ -70,11 +70,11 @@ class IndexStats:
 
     def carried_to(self, index: Index) -> IndexStats | None:
         """The same statistics for an index with the same quantisers and similarly many rows; None where the number of
-        rows differs too much."""
+        rows differs too much. Candidates grow with the rows that compete for a place among them."""
         held = self.calibration
         if held is None or not CARRIED_FROM <= index.n / max(1, self.calibrated_rows) <= CARRIED_TO:
             return None
-        return replace(self, quality=None, calibration=replace(held, rows=index.n))
+        return replace(self, quality=None, calibration=held.grown_to(index.n))
 
     def meets(self, target_recall: float) -> bool:
         """Whether the index was measured and is good enough to use."""

@@ -7,10 +7,11 @@ search on the same index; ties are hits.
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -142,6 +143,15 @@ class Calibration:
         """The parameters of the highest target for the next larger k; None where there is no entry."""
         known = [entry for entry in self.entries if entry.k == _next(KS, k)]
         return known[-1].effort if known else None
+
+    def grown_to(self, rows: int) -> Calibration:
+        """The same for ``rows`` rows, with proportionally more candidates where these are more."""
+        growth = max(1.0, rows / max(1, self.rows))
+        entries = [
+            replace(entry, effort=replace(entry.effort, rerank=math.ceil(entry.effort.rerank * growth)))
+            for entry in self.entries
+        ]
+        return replace(self, rows=rows, entries=tuple(entries))
 
     def fits(self, index: Index) -> bool:
         """Whether this was measured on an index of the same kind and size."""

@@ -34,8 +34,8 @@ class CrossEncoder:
         self._folder: str | None = None
         names = [name for name in known if model.lower() in (name.lower(), name.lower().partition("/")[2])]
         if not names:
-            path = Path(model).expanduser()
-            if not path.exists():
+            path = _existing(model)
+            if path is None:
                 shown = ", ".join(name for name in known if not name.startswith(_LOCAL))
                 raise ConfigurationError(f"rerank must be a function, a path, or one of {shown}; got {model!r}")
             names = [_registered(encoder, onnx_file(path))]
@@ -73,6 +73,14 @@ class CrossEncoder:
         except model_errors() as error:
             remedy = "check the connection, or give the path of an ONNX file" if self._folder is None else "check it"
             raise EmbeddingError(f"cross-encoder {self._model!r} cannot be loaded: {error}; {remedy}") from error
+
+
+def _existing(model: str) -> Path | None:
+    try:
+        path = Path(model).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError):  # a name that is too long; a home folder that nobody has
+        return None
 
 
 def _fastembed() -> Any:
