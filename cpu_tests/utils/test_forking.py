@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,31 @@ def test_there_is_no_other_handler_in_the_package() -> None:
     folder = Path(memevolve_gpu.__file__).parent
     found = [path for path in folder.rglob("*.py") if "register_at_fork(" in path.read_text(encoding="utf-8")]
     assert found == [folder / "utils" / "forking.py"]
+
+
+def test_one_that_fails_keeps_none_of_the_others_from_its_turn(tmp_path: Path) -> None:
+    class Failing(Recorder):
+        def after_fork(self) -> None:
+            raise RuntimeError("cannot be renewed")
+
+    log = tmp_path / "log"
+    held = [Failing(log), Recorder(log), Failing(log), Recorder(log)]
+    for one in held:
+        forking.renew_in_child(one)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda _told: None)
+        assert noted_in_child(log).split() == ["after", "after"]
+
+
+def test_a_child_of_a_process_with_closed_stores_renews_all(tmp_path: Path) -> None:
+    failed: list[object] = []
+    closed = memevolve_gpu.VectorStore(tmp_path / "closed", memevolve_gpu.HashingEmbedder(8))
+    closed.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", failed.append)
+
+        def check() -> None:
+            assert failed == []
+
+        assert as_child(check) == 0
+    del closed

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -319,7 +320,11 @@ class FieldColumns:
         """A filter had to read a field, so filters may soon name others."""
         self._foresaw = False
         self._named: dict[Path, None] = {}
-        self._saved = recalled_fields(records)
+
+    @cached_property
+    def _saved(self) -> dict[Path, bool]:
+        """Read at the first use: a forked child makes new columns for stores that are closed, too."""
+        return recalled_fields(self._records)
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 
@@ -80,13 +80,14 @@ def _after() -> None:
 
 
 def _in_child() -> None:
-    for one in _in_use:
-        one.disable_in_child()
-    _after()
-    for renewed in list(_to_renew):
-        renewed.after_fork()
-    for function in _to_call:
-        function()
+    with ExitStack() as every:  # last in, first out; one that fails keeps none of the others from its turn
+        for function in reversed(_to_call):
+            every.callback(function)
+        for renewed in list(_to_renew):
+            every.callback(renewed.after_fork)
+        every.callback(_after)
+        for one in _in_use:
+            every.callback(one.disable_in_child)
 
 
 os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
