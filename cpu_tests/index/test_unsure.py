@@ -72,6 +72,9 @@ def test_who_is_unsure() -> None:
     assert unsure(candidates, np.stack([early, late]), 10) == [1]
     assert unsure(candidates[:1], np.append(early[:9], 19)[None], 10) == [], "a tenth is not more than a tenth"
     assert unsure(candidates[:1], np.append(early[:8], [18, 19])[None], 10) == [0]
+    many = np.arange(200, dtype=np.int64)[None]
+    assert unsure(many, np.append(early[:9], 100)[None], 10) == [0], "of many candidates one late result is enough"
+    assert unsure(many, np.append(early[:9], 99)[None], 10) == []
     ended = candidates.copy()
     ended[1, -1] = -1
     assert unsure(ended, np.stack([early, late]), 10) == [], "there are no more candidates"

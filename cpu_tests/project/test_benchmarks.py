@@ -21,6 +21,7 @@ TINY = {
     "namespaces": "--namespaces 3 --units 50 --dim 16 --rounds 20 --attempts 200",
     "sizing": "",
     "two_processes": "--seconds 1",
+    "unsure": "--data EMPTY --rows 5000 --queries 5",
 }
 STARTED = (
     "codes",

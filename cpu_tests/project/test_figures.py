@@ -250,3 +250,13 @@ def _cells(answers: list[dict[str, Any]], kind: str, precision: str) -> str:
         if (row["engine"], row["kind"], row["precision"]) == ("torch", kind, precision):
             found.setdefault(row["asked"], []).append(f"{row['recall']:.3f}")
     return " | ".join(" / ".join(pair) for pair in found.values())
+
+
+def test_the_decision_on_queries_that_go_on_shows_what_was_measured(repository: Path) -> None:
+    page = (repository / "docs" / "decisions" / "0008-quarter-codes-held-once.md").read_text(encoding="utf-8")
+    found = {(one["index"], one["asked"], one["rule"]): one for one in read(repository, "unsure.json")["found"]}
+    for index, asked in {key[:2] for key in found}:
+        pair = [found[index, asked, rule] for rule in ("without", "with")]
+        cells = [f"{one[kind]['recall']:.3f} in {one[kind]['p50_ms']:.2f} ms" for kind in ("out", "in") for one in pair]
+        assert f"| {index}, {asked:g} | {' | '.join(cells)} |" in page
+        assert pair[1]["out"]["recall"] >= asked - 0.005
