@@ -83,8 +83,10 @@ def test_a_run_that_is_killed_keeps_what_it_has_measured(tmp_path: Path, reposit
             kept = lines.read_text().count("\n") if lines.exists() else 0
         run.kill()
     found = [json.loads(line) for line in lines.read_text().splitlines() if line.endswith("}")]
-    assert [entry["part"] for entry in found[:3]] == ["machine", "bandwidth", "search"]
-    assert {"times", "recall"} <= found[2]["row"].keys()
+    assert found[0]["part"] == "machine"
+    assert {entry["part"] for entry in found[1:]} <= {"bandwidth", "search", "memory", "ingest"}
+    assert len(found) >= 3
+    assert all(entry["row"] for entry in found[1:])
     lines.write_text(lines.read_text() + '{"part": "search", "ro')
     script = repository / "benchmarks" / "gpu" / "verdicts.py"
     told = subprocess.run([sys.executable, str(script), str(lines)], capture_output=True, text=True, check=True).stdout
