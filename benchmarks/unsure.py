@@ -10,33 +10,24 @@ are searched one by one with one thread, with and without that rule, in turns. R
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
-from harness import machine
+from harness import load, machine, publish, rounded
+from index_bodies import rows_of
 
 from memevolve_gpu.index import fastscan, ivf
 from memevolve_gpu.index.registry import build
 from memevolve_gpu.planner.nlist import adaptive_nlist
 from memevolve_gpu.training.calibration import calibrate
-from memevolve_gpu.types import FloatArray, IndexPlan, Rows, SearchParams
+from memevolve_gpu.types import FloatArray, IndexPlan, SearchParams
+from memevolve_gpu.utils.vectors import normalize_rows
 
 NOISE, K, SEED = 0.3, 10, 20261129
 RULES: dict[str, Any] = {"without": lambda *_found: [], "with": fastscan.unsure}
-
-
-def unit_length(vectors: FloatArray) -> FloatArray:
-    return np.ascontiguousarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
-
-
-def read(folder: Path, name: str, rng: np.random.Generator) -> FloatArray:
-    path = folder / f"{name}_minilm_f16.npy"
-    rows = np.load(path).astype(np.float32) if path.exists() else rng.standard_normal((2000, 32), dtype=np.float32)
-    return unit_length(rows)
 
 
 def copies(vectors: FloatArray, count: int, rng: np.random.Generator) -> FloatArray:
@@ -46,14 +37,9 @@ def copies(vectors: FloatArray, count: int, rng: np.random.Generator) -> FloatAr
         part = out[start : start + 50_000]
         noise = rng.standard_normal(part.shape, dtype=np.float32)
         noise *= NOISE / np.linalg.norm(noise, axis=1, keepdims=True)
-        part[:] = unit_length(vectors[rng.integers(0, len(vectors), len(part))] + noise)
+        part[:] = normalize_rows(vectors[rng.integers(0, len(vectors), len(part))] + noise)
     rng.shuffle(out)
     return out
-
-
-def rows_of(vectors: FloatArray) -> Rows:
-    slots = np.arange(len(vectors), dtype=np.int64)
-    return Rows(slots, np.zeros(len(vectors), np.uint8), slots + 1, vectors)
 
 
 def set_rule(name: str) -> None:
@@ -79,8 +65,8 @@ def measured(kind: Any, vectors: FloatArray, asked: dict[str, FloatArray]) -> li
                     distances, _ = index.search(row[None], K, params)
                     took.append(1000 * (time.perf_counter() - started))
                     hits.append(float((distances[0] <= limit).mean()))
-                figures = {"recall": np.mean(hits), "p50_ms": np.median(took), "p95_ms": np.percentile(took, 95)}
-                one[name] = {key: round(float(figure), 4) for key, figure in figures.items()}
+                p50, p95 = np.percentile(took, (50, 95)).tolist()
+                one[name] = rounded({"recall": float(np.mean(hits)), "p50_ms": p50, "p95_ms": p95})
             found.append(one)
     return found
 
@@ -94,15 +80,12 @@ def main() -> None:
     given = parser.parse_args()
     faiss.omp_set_num_threads(1)
     rng = np.random.default_rng(SEED)
-    vectors = copies(read(given.data, "tldr", rng), given.rows, rng)
-    names = {"in": "tldr_queries", "out": "ood_queries"}
-    asked = {kind: read(given.data, name, rng)[: given.queries] for kind, name in names.items()}
+    data = load(given.data)
+    vectors = copies(normalize_rows(data.vectors), given.rows, rng)
+    asked = {kind: normalize_rows(rows)[: given.queries] for kind, rows in data.queries.items()}
     command = f"python benchmarks/unsure.py --rows {given.rows} --queries {given.queries}"
     found = [one for kind in ("two_stage", "ivf") for one in measured(kind, vectors, asked)]
-    text = json.dumps({"command": command, "machine": machine(), "found": found}, indent=2)
-    print(text)
-    if given.json:
-        given.json.write_text(text + "\n", encoding="utf-8")
+    publish({"command": command, "machine": machine(), "found": found}, given.json)
 
 
 if __name__ == "__main__":

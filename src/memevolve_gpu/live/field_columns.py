@@ -322,9 +322,16 @@ class FieldColumns:
         self._named: dict[Path, None] = {}
 
     @cached_property
-    def _saved(self) -> dict[Path, bool]:
-        """Read at the first use: a forked child makes new columns for stores that are closed, too."""
-        return recalled_fields(self._records)
+    def saved(self) -> dict[Path, bool]:
+        """The fields that filters named in this process or before it, as they were last kept; True: they hold moments.
+
+        Read at the first use: a forked child makes new columns for stores that are closed, too.
+        """
+        try:
+            held = json.loads(self._records.get_meta_text(FIELDS_KEY) or "[]")
+            return {tuple(str(part) for part in path): bool(moments) for path, moments in held}
+        except (ValueError, TypeError):  # damaged: they are only a hint
+            return {}
 
     @property
     def nbytes(self) -> int:
@@ -475,18 +482,18 @@ class FieldColumns:
         """Keep with the records which fields filters named, at most ``MOST_COLUMNS``, the latest last."""
         with self._lock:
             held = dict(zip(self._columns, self._columns.values(), strict=True))
-            paths = [*(path for path in self._saved if path not in self._named), *self._named][-MOST_COLUMNS:]
+            paths = [*(path for path in self.saved if path not in self._named), *self._named][-MOST_COLUMNS:]
         moments = {path for path, column in held.items() if column is not None and column.read.has_moments}
-        latest = {path: path in moments or self._saved.get(path, False) for path in paths}
-        if self._records.read_only or latest == self._saved:
+        latest = {path: path in moments or self.saved.get(path, False) for path in paths}
+        if self._records.read_only or latest == self.saved:
             return
         with self._records.write(timeout) as tx:
             tx.set_meta(FIELDS_KEY, json.dumps(list(latest.items())).encode())
-        self._saved = latest
+        self.saved = latest
 
     def forget_named(self) -> None:
         """Forget which fields filters named."""
-        self._named, self._saved = {}, {}
+        self._named, self.saved = {}, {}
 
     def _usual_fields(self) -> list[Path]:
         """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""
@@ -519,15 +526,6 @@ class FieldColumns:
     @property
     def _most_bytes(self) -> int:
         return max(LEAST_BYTES, BYTES_PER_ROW * len(self._slots))
-
-
-def recalled_fields(records: Records) -> dict[Path, bool]:
-    """The fields that filters named in this process or before it, as they were last kept; True: they hold moments."""
-    try:
-        held = json.loads(records.get_meta_text(FIELDS_KEY) or "[]")
-        return {tuple(str(part) for part in path): bool(moments) for path, moments in held}
-    except (ValueError, TypeError):  # damaged: they are only a hint
-        return {}
 
 
 def _paths_in(value: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:

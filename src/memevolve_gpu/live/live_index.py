@@ -25,7 +25,7 @@ from ..types import FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
-from .field_columns import FieldValues, Log, recalled_fields
+from .field_columns import FieldValues, Log
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
@@ -305,7 +305,7 @@ class LiveIndex:
 
     def recall_fields(self) -> dict[tuple[str, ...], bool]:
         """The fields that filters named before this store was opened; True: they hold moments."""
-        return recalled_fields(self.records)
+        return self._masks.columns.saved
 
     def save_fields(self, timeout: float) -> None:
         """Keep the names of the fields that filters used, for the next opening; a failure is an event."""
