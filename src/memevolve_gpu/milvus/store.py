@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -46,7 +47,7 @@ from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
 from ..utils.vectors import check_vectors, cosines
 from .client import Client, MilvusClient
-from .collection import describe, unit_of, vector_of
+from .collection import CollectionInfo, describe, unit_of, vector_of
 from .filters import filter_expression
 from .search import Candidate
 from .session import MilvusSession, health_report, open_session, registered, statistics_report
@@ -59,6 +60,11 @@ def _created(row: Mapping[str, Any] | None) -> str | None:
     metadata = unit_of(row["body"]).get("metadata") if row else None
     created = metadata.get("created_at") if isinstance(metadata, dict) else None
     return created if isinstance(created, str) else None
+
+
+def _described_at(milvus_config: Any, make: Callable[[float], Client] | None) -> CollectionInfo | None:
+    with closing(MilvusClient(MilvusConfig.adopt(milvus_config), make)) as connection:
+        return describe(connection)
 
 
 class MilvusIndexInfo:
@@ -167,11 +173,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         Returns:
             Whether there is a store.
         """
-        connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
-        try:
-            return describe(connection) is not None
-        finally:
-            connection.close()
+        return _described_at(milvus_config, client) is not None
 
     @staticmethod
     def model_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> str | None:
@@ -184,11 +186,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         Returns:
             The name; None when there is no store, or the model has no name.
         """
-        connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
-        try:
-            info = describe(connection)
-        finally:
-            connection.close()
+        info = _described_at(milvus_config, client)
         return None if info is None else info.model
 
     @property
@@ -453,7 +451,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         """Close the connection. Further calls raise StoreClosedError."""
         session, self._session = self._session, None
         if session is not None:
-            session.table.close()
+            session.table.client.close()
 
     def __repr__(self) -> str:
         closed = ", closed" if self._session is None else ""
