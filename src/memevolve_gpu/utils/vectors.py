@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -253,6 +253,12 @@ def normalize_rows(vectors: FloatArray) -> FloatArray:
         norms[norms == 0.0] = 1.0
         scaled[odd] = exact / norms[:, None]
     return scaled
+
+
+def from_bytes(raw: Sequence[bytes], metric: Metric) -> FloatArray:
+    """Stored vectors, each ``dim`` little-endian float32, as float32 (n, dim), normalised under cosine; n is not 0."""
+    vectors: FloatArray = np.frombuffer(b"".join(raw), dtype="<f4").reshape(len(raw), -1)
+    return normalize_rows(vectors) if metric == "cosine" else vectors
 
 
 def packed(vector: Any) -> str:

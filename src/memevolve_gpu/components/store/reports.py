@@ -469,7 +469,7 @@ def inventory_report(session: StoreSession, ns: int) -> Inventory:
 
 def maintenance_report(report: Report) -> MaintenanceReport:
     """What a round of maintenance did, as plain values."""
-    return cast("MaintenanceReport", report.as_dict())
+    return cast("MaintenanceReport", asdict(report))
 
 
 def latency_report(latency: LatencyRing) -> LatencyReport | None:

@@ -160,7 +160,7 @@ class StoreSession:
             self.consider_maintenance("queries")
         elif self.live.device_manager.needs_look:
             self.consider_maintenance("device")
-        elif self.worker.start_failure or self.live.wants_foresight:
+        elif self.worker.start_failure or self.live.columns.wants_foresight:
             self.wake()
 
     def follow(self) -> View:
@@ -182,7 +182,7 @@ class StoreSession:
         except AFTER_COMMIT as error:
             self.events.record("maintenance-failed", f"cannot tell whether any is due: {error}", level=logging.ERROR)
             return
-        if due or self.worker.start_failure or self.live.wants_foresight:
+        if due or self.worker.start_failure or self.live.columns.wants_foresight:
             self.wake()
 
     def wake(self) -> bool:
@@ -355,7 +355,7 @@ def _assemble(
 
 def _declare_fields(session: StoreSession) -> None:
     """Have the indexes that the settings name, and let the background read these fields and those of past filters."""
-    declared, session.recalled = session.config.indexed_fields, session.live.recall_fields()
+    declared, session.recalled = session.config.indexed_fields, session.live.columns.saved
     if session.recalled:
         session.wake()
     if declared is None:  # changes nothing
