@@ -19,6 +19,7 @@ from ..errors import DeviceError, ReentrantCallError, StorageError
 from ..index.base import Index
 from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
+from ..planner.nlist import ListsRule
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
 from ..types import FloatArray, Head, IntArray, Precision
@@ -81,6 +82,11 @@ class LiveSettings:
     background: bool = True
     sample_queries: bool = True
     seed: int = 20_240_607
+
+    @property
+    def lists(self) -> ListsRule:
+        """How many inverted lists an index has."""
+        return ListsRule(self.vectors_per_centroid, self.nlist_min, self.nlist_max, self.adaptive_nlist)
 
 
 T = TypeVar("T")

@@ -374,7 +374,7 @@ def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
     view, head = session.follow(), session.records.head()
     quality = session.maintenance.quality(view)
     cause = session.maintenance.cause(view)
-    most, own, held = session.config.max_memory_units, space.max_units, session.live.settings
+    most, own = session.config.max_memory_units, space.max_units
     performance = None
     if view.count > session.config.performance_threshold:
         latency, change = session.live.latency.percentiles(), session.live.nlist_change
@@ -390,7 +390,7 @@ def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
         memory_bytes=session.live.nbytes,
         max_memory_bytes=session.max_memory_bytes,
         nlist=view.index.nlist,
-        lists=ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist),
+        lists=session.live.settings.lists,
         quality=None if quality is None else quality.score,
         build_cause=cause.text if cause else "",
         background=session.config.background,
