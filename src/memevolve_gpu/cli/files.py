@@ -289,7 +289,6 @@ def json_object(text: str, where: str) -> dict[str, Any]:
 
 
 def _json_value(text: str, where: str) -> Any:
-    """Parse strict JSON."""
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

@@ -268,7 +268,6 @@ _FOR_PEOPLE = ("call run_maintenance()", "run memevolve-store maintain")
 
 
 def _condition(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the short report of health."""
     count, most = found["current_count"], found["max_units"]
     used, limit = found["memory_usage_mb"], found["max_memory_mb"]
     full = "full: new units are refused" if found["at_limit"] else "close to a limit"
@@ -306,7 +305,6 @@ def _gpu(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _summary(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the short report of stats."""
     index, files = found["index"], found.get("files") or {}
     model = found.get("embedding_model") or "of a model without a name"
     rows = [

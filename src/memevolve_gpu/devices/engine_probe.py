@@ -89,7 +89,6 @@ class _Known:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """Replace the lock in a forked child."""
         self.lock = threading.RLock()
 
 

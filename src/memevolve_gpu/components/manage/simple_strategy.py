@@ -546,7 +546,6 @@ def _chosen(
 
 
 def _report(judge: Judge | None, dry_run: bool) -> dict[str, Any]:
-    """The notes of a judge."""
     if judge is None:
         return {}
     notes: dict[str, Any] = {"pairs": judge.pairs} if dry_run and judge.pairs else {}
