@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DeviceError, DimensionMismatchError, InvalidVectorError
+from ..errors import DeviceError, DimensionMismatchError, InvalidVectorError, MemEvolveError
 from ..types import FloatArray, Metric
 
 _CUDA = (2, 13)
@@ -269,6 +269,21 @@ def packed(vector: Any) -> str:
 def unpacked(text: str) -> FloatArray:
     """The vector of :func:`packed`, float32 (n,). Raises ValueError for any other text."""
     return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+
+
+def read_vector(value: Any, name: str, error: type[MemEvolveError] = InvalidVectorError) -> FloatArray:
+    """A vector in JSON, as a list of numbers or as :func:`packed` gives it: float32 (n,).
+
+    Numbers beyond float32 become infinite. Raises ``error``, which names ``name``, for anything else.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            vector = unpacked(value) if isinstance(value, str) else np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as wrong:
+        raise error(f"{name} must be a list of numbers or the base64 of little-endian float32: {wrong}") from None
+    if vector.ndim != 1:
+        raise error(f"{name} must be one list of numbers, got shape {vector.shape}")
+    return vector
 
 
 def to_host(array: Any, *, name: str = "embedding") -> npt.NDArray[Any]:
