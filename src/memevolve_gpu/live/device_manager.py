@@ -67,7 +67,6 @@ class DeviceManager:
         *,
         setting: EngineSetting = "auto",
         min_units: int = 0,
-        timer: Timer | None = None,
         most_bytes: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -78,7 +77,6 @@ class DeviceManager:
             events: where failures are recorded.
             setting: GPU_ENGINE.
             min_units: MIN_TRAINING_UNITS; with fewer no device is looked for under DEVICE=auto.
-            timer: times an index, to route calls to the faster side.
             most_bytes: GPU_MAX_MEMORY_MB in bytes; None for no limit beside the device's budget.
             clock: returns seconds.
         """
@@ -92,7 +90,7 @@ class DeviceManager:
         self._events = events
         self._setting: EngineSetting = setting
         self._min_units = max(1, min_units)
-        self._timer = timer or _timed
+        self._timer: Timer = _timed
         self._slower_below = 0
         """Live units below which a measurement says that the device does not pay."""
         self._most_bytes = most_bytes
