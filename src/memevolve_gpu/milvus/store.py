@@ -18,6 +18,7 @@ from ..components.store.base import MetadataMixin, Progress
 from ..components.store.listing import Listing, listing_of, with_created_at
 from ..components.store.ranking import Window, score_of
 from ..components.store.report_types import (
+    IndexInfo,
     Inventory,
     MaintenanceReport,
     MilvusStatistics,
@@ -65,38 +66,6 @@ def _created(row: Mapping[str, Any] | None) -> str | None:
 def _described_at(milvus_config: Any, make: Callable[[float], Client] | None) -> CollectionInfo | None:
     with closing(MilvusClient(MilvusConfig.adopt(milvus_config), make)) as connection:
         return describe(connection)
-
-
-class MilvusIndexInfo:
-    """What the server's index holds now. The properties are those of ``VectorStore.index``."""
-
-    def __init__(self, session: MilvusSession) -> None:
-        self._session = session
-
-    @property
-    def ntotal(self) -> int:
-        """Vectors that searches find."""
-        return self._session.table.count()
-
-    @property
-    def nlist(self) -> int:
-        """Inverted lists of a full segment; 0 where none are used."""
-        return self._session.plan.nlist
-
-    @property
-    def is_trained(self) -> bool:
-        """Always True: rows that are not indexed yet are searched exactly."""
-        return True
-
-    @property
-    def is_building(self) -> bool:
-        """Whether rows wait for the server to index them."""
-        return self._session.unsettled() > 0
-
-    @property
-    def kind(self) -> str:
-        """The server's name of the index, such as IVF_FLAT."""
-        return self._session.plan.index
 
 
 class MilvusStore(OpenBackend, MetadataMixin):
@@ -215,9 +184,10 @@ class MilvusStore(OpenBackend, MetadataMixin):
         return UnitMapping(self, lambda: (str(row["id"]) for row in table.in_order([])))
 
     @property
-    def index(self) -> MilvusIndexInfo:
+    def index(self) -> IndexInfo:
         """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
-        return MilvusIndexInfo(self._open)
+        session = self._open
+        return IndexInfo(session.table.count(), session.plan.nlist, session.plan.index, session.unsettled() > 0)
 
     # Writing
 
