@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +36,7 @@ from ..records.filters import (
 from ..records.records import Records
 from ..records.schema import FIELDS_KEY
 from ..types import IntArray
+from ..utils.forking import lazy
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
 
@@ -321,7 +321,7 @@ class FieldColumns:
         self._foresaw = False
         self._named: dict[Path, None] = {}
 
-    @cached_property
+    @lazy
     def saved(self) -> dict[Path, bool]:
         """The fields that filters named in this process or before it, as they were last kept; True: they hold moments.
 

@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..errors import EngineError
 from ..index.base import Index
 from ..index.costs import scan_cost
 from ..types import FloatArray, IntArray, SearchParams
+from ..utils.forking import lazy
 from ..utils.vectors import normalize_rows
 from .recall import EvalQueries, Pause, RecallEvaluator, no_pause, together
 from .search_param_sweep import SearchParamSweep, reach
@@ -179,7 +180,7 @@ class Calibration:
             entries=tuple(_entry(each) for each in _field(data, "entries", list, tuple)),
         )
 
-    @cached_property
+    @lazy
     def _table(self) -> dict[tuple[float, float], SearchParams]:
         return {(entry.k, entry.target): entry.effort for entry in self.entries}
 
