@@ -59,6 +59,16 @@ def test_rows_take_no_memory_and_leave_no_name(kind: str, tmp_path: Path, rows: 
 
 
 @KINDS
+def test_a_small_array_that_grows_large_is_spilled_too(kind: str, tmp_path: Path, rows: FloatArray) -> None:
+    """As in a store that was opened from a small snapshot and then loaded in bulk."""
+    array = start(kind, tmp_path, rows[:70])
+    assert array.nbytes < vector_table.SPILLED_BYTES
+    longer = grown(array, rows[70:])
+    assert np.array_equal(longer, rows)
+    assert in_memory(longer) == 0
+
+
+@KINDS
 @pytest.mark.parametrize("when", ["at once", "later"])
 def test_a_full_disk_keeps_the_rows_in_memory(
     kind: str, when: str, tmp_path: Path, rows: FloatArray, monkeypatch: pytest.MonkeyPatch

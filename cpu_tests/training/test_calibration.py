@@ -30,6 +30,7 @@ from memevolve_gpu.training.calibration import (
     Entry,
     between,
     calibrate,
+    perturbed,
 )
 from memevolve_gpu.training.recall import recall_of, recalls_of
 from memevolve_gpu.types import FloatArray, IndexPlan, Metric, SearchParams
@@ -126,6 +127,21 @@ def test_lists_are_probed_as_the_target_asks(lists_pay: None, asked: str | None)
         assert recall_with(index, unseen, 10, params) >= target
 
 
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_lists_keep_for_few_results_what_was_measured_with_many(lists_pay: None, k: int) -> None:
+    """Which queries go on depends on how many results they look for, so what 100 results find shows nothing for ten."""
+    index = made("ivf", "l2")
+    found = calibrate(index, seed=SEED)
+    drawn = [
+        perturbed(index, 300, 2.0, np.random.default_rng(SEED + 9))[0],
+        between(index, 300, np.random.default_rng(5))[0],
+    ]
+    for target in (0.9, 0.95, 0.98):
+        params = found.search_params(k, target)
+        assert params is not None
+        assert min(recall_with(index, asked, k, params) for asked in drawn) >= target - 0.01
+
+
 def test_a_hard_half_is_not_hidden_by_an_easy_one() -> None:
     index = made("hnsw", rows=8000)
     easy = eval_queries("cosine", ENOUGH_REAL)
@@ -163,7 +179,7 @@ def test_the_same_seed_finds_the_same(indexes: dict[tuple[str, Metric], Index]) 
 
 def test_between_the_grid_points_the_next_stricter_one_serves() -> None:
     entries = tuple(Entry(k, t, SearchParams(nprobe=k, rerank=round(t * 1000)), t, t) for k in KS for t in TARGETS)
-    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, entries)
+    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, entries, 1)
     assert table.search_params(1, 0.5) == SearchParams(nprobe=1, rerank=900)
     assert table.search_params(7, 0.95) == SearchParams(nprobe=10, rerank=950)
     assert table.search_params(10, 0.951) == SearchParams(nprobe=10, rerank=980)
@@ -173,7 +189,7 @@ def test_between_the_grid_points_the_next_stricter_one_serves() -> None:
 
 
 def test_what_could_not_be_shown_is_not_in_the_table() -> None:
-    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, SearchParams(nprobe=3), 0.93, 0.91),))
+    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, SearchParams(nprobe=3), 0.93, 0.91),), 1)
     assert table.search_params(10, 0.9) == SearchParams(nprobe=3)
     assert table.search_params(10, 0.95) is None
     assert table.search_params(20, 0.9) is None
@@ -308,7 +324,7 @@ def _set(*path: Any) -> Callable[[Any], None]:
 )
 def test_garbage_is_refused_by_name(change: Callable[[Any], None], field: str) -> None:
     entry = Entry(10, 0.95, SearchParams(nprobe=3, rerank=40), 0.97, 0.96)
-    data = json.loads(json.dumps(Calibration("ivf", 9, 3, "queries", 100, 0.5, (entry,)).to_dict()))
+    data = json.loads(json.dumps(Calibration("ivf", 9, 3, "queries", 100, 0.5, (entry,), 9).to_dict()))
     change(data)
     with pytest.raises(EngineError, match=rf"calibration\.{field}"):
         Calibration.from_dict(data)

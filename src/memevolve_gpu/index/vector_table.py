@@ -150,7 +150,7 @@ def mapped(
     if rows * width:
         _lay_over(region, 0, file, offset, rows * width)
     spill = None
-    if folder is not None and rows * width >= SPILLED_BYTES:
+    if folder is not None and max(rows, room) * width >= SPILLED_BYTES:
         spill = _spill_after(region, rows * width, folder)
     buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill)
     buffer.from_file, buffer.source = rows, (_Descriptor(file), offset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -294,8 +294,11 @@ class RecallEvaluator:
         return 1.0 / max(1, min(int((strata == name).sum()) for name in np.unique(strata)))
 
     def _search(self, params: SearchParams, k: int, rows: IntArray, step: int) -> FloatArray:
-        """Distances float32 (len(rows), k) of the k nearest, without the queries' sources."""
-        source = self.eval_queries.source
+        """Distances float32 (len(rows), k) of the k nearest, without the queries' sources.
+
+        Of the first candidates alone: which queries go on depends on k, and one search shows the recall of all k.
+        """
+        source, params = self.eval_queries.source, replace(params, goes_on=False)
         pieces = []
         for part in _parts(rows, step):
             more = 0 if source is None else 1
