@@ -255,7 +255,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         return encoded(self._add_metadata(given), where)
 
     def _keep_times(self, made: list[EncodedUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[EncodedUnit]:
-        """What :meth:`_stamped` made of the given units; one that lacks ``created_at`` takes it from the unit it replaces."""
+        """What :meth:`_stamped` made; a unit that lacks ``created_at`` takes it from the one that it replaces."""
         mine = (unit for unit in given if unit.get("id"))
         held = tx.taken(unit["id"] for unit in mine if "created_at" not in (unit.get("metadata") or {}))
         if not held:
