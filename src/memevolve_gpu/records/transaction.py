@@ -339,7 +339,7 @@ class Transaction:
             return self._last
         sql = "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?"
         rows = self._run(sql, (self.namespace, unit_id))
-        return _Found(unit_id, self._seq, *rows[0], None) if rows else None
+        return _Found(unit_id, self._seq, rows[0][0], rows[0][1], None) if rows else None
 
     def _enter_space(self) -> None:
         if not self._space:

@@ -241,7 +241,7 @@ def _holds_text(value: Any) -> bool:
 
 
 def _spoken(value: Any) -> str:
-    return str(plain_scalar(value))
+    return value if type(value) is str else str(plain_scalar(value))
 
 
 def _plain_dict(value: dict[Any, Any], where: str, level: int = 1) -> dict[str, Any]:
