@@ -23,6 +23,7 @@ from typing import Any
 import apsw
 import numpy as np
 import pytest
+from cli_kit import SOURCE, Line, run_lines
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
@@ -31,7 +32,6 @@ from memevolve_gpu.cli.app import MEANING, ExitCode
 from memevolve_gpu.errors import MemEvolveError
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "memory_units.jsonl"
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 COMMANDS = [
     *("init", "add", "search", "get", "update", "delete", "list", "stats", "health", "check", "maintain"),
     *("snapshot", "backup", "restore", "export", "import"),
@@ -975,57 +975,46 @@ def test_a_terminal_that_knows_only_ascii(store: str) -> None:
     assert "d\\xe9j\\xe0 vu" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["export", "-"], ["list", "-n", "300"], ["list", "--json"], ["get", "sqlite-busy"], ["stats"], ["health"]),
-        *(["search", "a"], ["check"], ["maintain"], ["snapshot"], ["devices"], ["doctor"], ["embed", "a"]),
-        *(["update", "sqlite-busy", "--content", "a"], ["delete", "sqlite-busy"], ["backup", "b"]),
-        *(["add", "units.jsonl"], ["import", "units.jsonl"], ["export", "o.jsonl"], ["copy", "memory", "n"]),
-        *(
-            ["restore", "b.db", "-s", "n"],
-            ["init", "-s", "n", "-e", "hashing"],
-            ["manage", "prune", "--max-count", "9"],
-            ["manage", "forget", "--count", "1"],
-        ),
-        *(["manage", "deduplicate"], ["manage", "consolidate"], ["--help"], ["add", "--help"], ["manage", "--help"]),
-        *(["--version"], ["manage"], []),
-    ],
-    ids=" ".join,
-)
-def test_a_broken_pipe_is_quiet(sample: str, arguments: list[str], tmp_path: Path) -> None:
-    shutil.copy(f"{sample}.db", tmp_path / "memory.db")
-    shutil.copy(f"{sample}.db", tmp_path / "b.db") if "restore" in arguments else None
-    write(tmp_path / "units.jsonl", UNITS)
-    command = [sys.executable, "-m", "memevolve_gpu.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        child.stdout.close()
-        assert child.stderr.read() == b""
-    assert child.returncode == ExitCode.BROKEN_PIPE
+UNREAD = [
+    *("export -", "list -n 300", "list --json", "get sqlite-busy", "stats", "health", "search a", "check", "maintain"),
+    *("snapshot", "devices", "doctor", "embed a", "update sqlite-busy --content a", "delete sqlite-busy", "backup b"),
+    *("add units.jsonl", "import units.jsonl", "export o.jsonl", "copy memory n", "restore b.db -s n"),
+    *("init -s n -e hashing", "manage prune --max-count 9", "manage forget --count 1", "manage deduplicate"),
+    *("manage consolidate", "--help", "add --help", "manage --help", "--version", "manage", ""),
+]
+
+
+def test_a_broken_pipe_is_quiet(sample: str, tmp_path: Path) -> None:
+    lines = []
+    for number, arguments in enumerate(UNREAD):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shutil.copy(f"{sample}.db", folder / "memory.db")
+        shutil.copy(f"{sample}.db", folder / "b.db") if "restore" in arguments else None
+        write(folder / "units.jsonl", UNITS)
+        lines.append(Line(arguments.split(), folder, unread=True))
+    for line, done in zip(lines, run_lines(lines, tmp_path), strict=True):
+        assert (done.returncode, done.stderr) == (ExitCode.BROKEN_PIPE, ""), line.arguments
 
 
 def test_the_help_needs_no_engine() -> None:
+    lines = [["--help"], ["add", "--help"], ["search", "--help"], ["manage", "--help"], ["--version"]]
     code = """
-import contextlib, io, sys
+import contextlib, io, json, os, sys
 from memevolve_gpu import cli
-with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-    cli.app(sys.argv[1:])
-print(sorted({"apsw", "faiss", "numpy", "pydantic_settings", "torch"} & set(sys.modules)))
+for line in json.loads(sys.argv[1]):
+    if not os.fork():
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+            cli.app(line)
+        print(sorted({"apsw", "faiss", "numpy", "pydantic_settings", "torch"} & set(sys.modules)))
+        sys.exit()
+    os.wait()
 """
     # of newer versions typer itself uses pydantic where a command is named
-    for arguments in (["--help"], ["add", "--help"], ["search", "--help"], ["manage", "--help"], ["--version"]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        )
-        assert done.stdout == "[]\n", arguments
+    command = [sys.executable, "-c", code, json.dumps(lines)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    assert done.stdout.splitlines() == ["[]"] * len(lines)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -1241,14 +1230,17 @@ def test_doctor_says_what_is_wrong_and_what_to_do(store: str, tmp_path: Path, mo
     assert "another-model" in finding("model", "--store", "other")
 
 
-def test_tab_completion_offers_commands_options_and_stores(store: str) -> None:
-    def offered(shell: str, *words: str) -> list[str]:
+def test_tab_completion_offers_commands_options_and_stores(store: str, tmp_path: Path) -> None:
+    def asking(shell: str, words: list[str]) -> Line:
         line = " ".join(("memevolve-store", *words))
         environment = {"_MEMEVOLVE_STORE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
         environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-        return re.findall(r"[-/\w.]+", process(env=environment).stdout)
+        return Line([], tmp_path, environment)
 
-    for shell in ("bash", "zsh", "fish"):
-        assert "health" in offered(shell, "hea")
-        assert "--filters" in offered(shell, "list", "--filt")
-        assert store in offered(shell, "list", "--store", store[:-1])
+    begun = {"hea": "health", "list --filt": "--filters", f"list --store {store[:-1]}": store}
+    asked = [(shell, words) for shell in ("bash", "zsh", "fish") for words in begun]
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    answers = run_lines([asking(shell, words.split()) for shell, words in asked], scratch)
+    for (shell, words), done in zip(asked, answers, strict=True):
+        assert begun[words] in re.findall(r"[-/\w.]+", done.stdout), (shell, words)

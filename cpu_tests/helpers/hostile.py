@@ -132,7 +132,10 @@ def walk(
     for parameter, at, given in arguments(call, good):
         try:
             result = call(*[given.pop(first) for first in first_ones(call)], **given)
-            asyncio.run(taken(result))
+            if isinstance(result, Iterator):
+                next(result, None)
+            elif inspect.isawaitable(result) or isinstance(result, AsyncIterator) or hasattr(result, "close"):
+                asyncio.run(taken(result))  # not for every call: a loop costs more than most of them
         except allowed:
             continue
         except TypeError as error:

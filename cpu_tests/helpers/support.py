@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -52,18 +54,26 @@ class FakeEmbedder:
 
     def vector(self, text: str) -> Vector:
         """What the text's vector is, without counting it."""
-        words = re.findall(r"\w+", text.lower()) or [""]
-        total = np.sum([self._word(word) for word in words], axis=0)
-        return np.asarray(total / np.linalg.norm(total), dtype=np.float32)
-
-    def _word(self, word: str) -> npt.NDArray[np.float64]:
-        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(self.dim)
+        make = _text_vector if len(text) < 500 else _text_vector.__wrapped__  # long texts are not kept
+        return make(text, self.dim).copy()
 
     def _fail_once(self) -> None:
         if self.failing is not None:
             error, self.failing = self.failing, None
             raise error
+
+
+@functools.lru_cache(maxsize=20_000)
+def _text_vector(text: str, dim: int) -> Vector:
+    words = re.findall(r"\w+", text.lower()) or [""]
+    total = np.sum([_word_vector(word, dim) for word in words], axis=0)
+    return np.asarray(total / np.linalg.norm(total), dtype=np.float32)
+
+
+@functools.lru_cache(maxsize=20_000)
+def _word_vector(word: str, dim: int) -> npt.NDArray[np.float64]:
+    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(dim)
 
 
 class FakeBatchEmbedder(FakeEmbedder):
@@ -80,7 +90,9 @@ class FakeBatchEmbedder(FakeEmbedder):
 def as_child(act: Callable[[], object]) -> int:
     """Run ``act`` in a forked child; returns its exit status: 0 when it returned, 1 when it raised."""
     sys.stdout.flush()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking while threads run
+        pid = os.fork()
     if pid == 0:
         status = 1
         try:

@@ -459,7 +459,8 @@ def test_any_bytes_at_all_are_read_or_refused(data: bytes) -> None:
 # --- bombs ------------------------------------------------------------------------------------------------------
 
 
-def test_values_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
+def test_values_that_unfold_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legacy_import, "_MAX_UNIT_SIZE", 2**20)  # a sixteenth: what grows without end passes any bound
     laughs: list[Any] = ["ha"]
     for _ in range(40):
         laughs = [laughs] * 10

@@ -137,6 +137,7 @@ class AtLine:
             self._left -= 1
             if self._left <= 0:
                 self.fired = True
+                sys.settrace(self._before)  # the rest of the turn need not be watched
                 self._act()
         return self._line
 
