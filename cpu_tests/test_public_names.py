@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import each
 
 import memevolve_gpu
 
@@ -27,7 +28,7 @@ def test_dir_stays_the_same_after_every_name_is_loaded() -> None:
     assert dir(memevolve_gpu) == before
 
 
-@pytest.mark.parametrize("name", sorted(set(memevolve_gpu.__all__) - {"MemoryUnit"}))  # an alias of dict
+@each("name", sorted(set(memevolve_gpu.__all__) - {"MemoryUnit"}))  # an alias of dict
 def test_every_public_name_loads_and_has_a_docstring(name: str) -> None:
     found = getattr(memevolve_gpu, name)
     assert found.__name__ == name

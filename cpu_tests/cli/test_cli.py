@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from cli_kit import SOURCE, Line, run_lines
 from rich.cells import cell_len
+from support import each
 from typer.testing import CliRunner, Result
 
 from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore, cli
@@ -136,7 +137,7 @@ def test_version() -> None:
     assert result.stdout.startswith("memevolve-gpu")
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "said"),
     [
         (["serach", "x"], "serach"),
@@ -204,7 +205,7 @@ def test_the_home_folder_is_expanded(store: str, tmp_path: Path, monkeypatch: py
     assert ok("search", "~", "--store", store, "--keyword")["query"] == "~"
 
 
-@pytest.mark.parametrize(
+@each(
     "arguments",
     [
         ["search", "x"],
@@ -352,7 +353,7 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "said"), BAD_LINES)
+@each(("line", "said"), BAD_LINES)
 def test_a_bad_line_is_named_and_nothing_is_stored(line: str, said: str, tmp_path: Path) -> None:
     lines = [json.dumps({"id": f"u{n}", "content": f"unit {n}"}) for n in range(10)]
     lines[6] = line
@@ -471,7 +472,7 @@ def test_filters(options: list[str], holds: Any, sample: str, tmp_path: Path) ->
         assert ok("export", "out.jsonl", "--force", "--store", sample, *options, *more)["exported"] == len(wanted)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "said"),
     [
         (["--filter", "skill"], "KEY=VALUE"),
@@ -493,7 +494,7 @@ def test_bad_filters(options: list[str], said: str, sample: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("recall", ["0", "1.5", "-1", "nan"])
+@each("recall", ["0", "1.5", "-1", "nan"])
 def test_bad_recall(recall: str, sample: str) -> None:
     assert "recall" in bad(ExitCode.USAGE, "search", "x", "--store", sample, "--recall", recall)
 
@@ -594,7 +595,7 @@ def test_update_by_content_unit_file_and_stdin(store: str, tmp_path: Path) -> No
     assert ok("get", "wal", "--store", store)["units"][0]["content"] == "d"
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "code", "said"),
     [
         (["wal"], ExitCode.USAGE, "exactly one"),
@@ -836,7 +837,7 @@ def test_vectors_are_taken_over_without_their_model(monkeypatch: pytest.MonkeyPa
     assert json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[0])["model"] == "far"
 
 
-@pytest.mark.parametrize(
+@each(
     ("second", "said"),
     [
         ({"unit": {"content": "x"}, "vector": "!!!", "model": "m"}, "vector"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from gpu_kit import MB, line, on_disk, printing
+from support import each
 
 from memevolve_gpu.devices.gpu_probe import GpuList, Prober
 from memevolve_gpu.devices.selection import select_device
@@ -27,7 +28,7 @@ def test_a_card_is_described_by_its_driver() -> None:
     assert not gpu.problem
 
 
-@pytest.mark.parametrize(
+@each(
     ("lines", "said"),
     [
         ((), "lists no GPU"),
@@ -78,7 +79,7 @@ def test_a_child_that_cannot_be_killed_is_left_behind() -> None:
     assert time.monotonic() - started < 6
 
 
-@pytest.mark.parametrize(
+@each(
     ("visible", "names"),
     [
         (None, ["A", "B", "C"]),

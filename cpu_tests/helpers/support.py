@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import os
 import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child"]
+__all__ = ["SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child", "each"]
 
 SEED = 20_260_101
 """Seed of every random choice of the tests that hypothesis does not make; printed in the header of a run."""
@@ -85,6 +87,33 @@ class FakeBatchEmbedder(FakeEmbedder):
         self.batches += 1
         self.texts.extend(texts)
         return np.stack([self.vector(text) for text in texts])
+
+
+def each(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``pytest.mark.parametrize`` as a loop in one test, for many small cases; a failure prints which case it was.
+
+    The cases share the test's fixtures.
+    """
+    keys = [names] if isinstance(names, str) else list(names)
+    cases = [dict(zip(keys, (value,) if isinstance(names, str) else value, strict=True)) for value in values]
+
+    def loop(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*instance: Any, **fixtures: Any) -> None:
+            assert cases
+            for case in cases:
+                try:
+                    test(*instance, **fixtures, **case)
+                except BaseException:
+                    print("the case that failed:", *(f"{name}={value!r}" for name, value in case.items()))
+                    raise
+
+        signature = inspect.signature(test)
+        left = [one for one in signature.parameters.values() if one.name not in keys]
+        run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        return run
+
+    return loop
 
 
 def as_child(act: Callable[[], object]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import SEED
+from support import SEED, each
 
 pytest.importorskip("langgraph.store.base", reason="langgraph is not installed: pip install 'memevolve-gpu[langgraph]'")
 
@@ -119,7 +119,7 @@ def test_a_search_agrees_with_a_comparison_of_all_items(tmp_path: Path) -> None:
             assert [item.score for item in found] == pytest.approx(best, abs=1e-4)
 
 
-@pytest.mark.parametrize(
+@each(
     ("wanted", "found"),
     [
         ({"n": 1}, ["int"]),

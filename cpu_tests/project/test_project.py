@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from support import STAND_IN
+from support import STAND_IN, each
 
 import memevolve_gpu
 from memevolve_gpu.utils.config import EmbeddingConfig, MilvusConfig, StorageConfig
@@ -96,7 +96,7 @@ def test_the_example_file_sets_nothing_until_edited() -> None:
     assert [line for line in read(".env.example").splitlines() if line and not line.startswith("#")] == []
 
 
-@pytest.mark.parametrize("variable", sorted(settings()))
+@each("variable", sorted(settings()))
 def test_the_example_file_shows_default_meaning_and_what_is_allowed(variable: str) -> None:
     config, name = settings()[variable]
     value, above = example_settings()[variable]
@@ -299,7 +299,7 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+@each("document", documents())
 def test_relative_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"(?s)```.*?```", "", document.read_text(encoding="utf-8"))
     for target in targets(text):

@@ -12,6 +12,7 @@ import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import each
 
 from memevolve_gpu import ConfigurationError, HashingEmbedder, StorageConfig, VectorStore
 from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy
@@ -139,7 +140,7 @@ def find(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         assert store.check() == []
 
 
-@pytest.mark.parametrize(("query", "wanted"), FOUND, ids=[query for query, _ in FOUND])
+@each(("query", "wanted"), FOUND)
 def test_what_is_found(find: Find, query: str, wanted: set[str]) -> None:
     assert find(query) == wanted
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import SEED
+from support import SEED, each
 
 from memevolve_gpu.components.store import legacy_import
 from memevolve_gpu.components.store.legacy_import import LegacyStore, PlainReader, read_legacy
@@ -323,7 +323,7 @@ HOSTILE_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE_OBJECTS)
+@each("name", HOSTILE_OBJECTS)
 def test_whatever_is_not_plain_is_refused_and_does_not_run(tmp_path: Path, name: str) -> None:
     for protocol in PROTOCOLS:
         prefix = write(tmp_path, pickle.dumps(HOSTILE_OBJECTS[name], protocol=protocol))
