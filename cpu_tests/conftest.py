@@ -28,23 +28,27 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_00
 hypothesis.settings.load_profile("ci")
 
 
-FEW = 4
-"""Tests of each file that ``--few`` runs."""
+ONE_OF = 4
+"""``--few`` runs every fourth test of each file."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--few", action="store_true", help=f"run {FEW} quick tests of each file, spread over it")
+    parser.addoption("--few", action="store_true", help=f"run one of {ONE_OF} tests of each file, and no slow one")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under ``--few`` keep the same few tests of each file in every run, and none that is marked slow."""
+    """Run the slow tests first, so that no process is left alone with one of them at the end.
+
+    Under ``--few`` keep the same share of each file in every run, and none that is marked slow.
+    """
     if not config.getoption("--few"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
         return
     by_file: dict[Path, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow") is None:
             by_file.setdefault(item.path, []).append(item)
-    kept = {id(found[len(found) * n // FEW]) for found in by_file.values() for n in range(FEW)}
+    kept = {id(item) for found in by_file.values() for item in found[::ONE_OF]}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = [item for item in items if id(item) in kept]
 
