@@ -15,12 +15,13 @@ _KEPT = {"MEMEVOLVE_CHECKOUT", "MEMEVOLVE_COMMIT"}  # where the real MemEvolve i
 for _name in [name for name in os.environ if name.upper().startswith("MEMEVOLVE_") and name not in _KEPT]:
     del os.environ[_name]  # fixtures of any scope must not see the settings of whoever runs the tests
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from forks import Forks
 from support import SEED, FakeBatchEmbedder, FakeEmbedder
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -102,3 +103,19 @@ def fake_embedder() -> Callable[[int], FakeEmbedder]:
 def fake_batch_embedder() -> Callable[[int], FakeBatchEmbedder]:
     """``fake_batch_embedder(dim)`` is the same with ``embed_batch``."""
     return FakeBatchEmbedder
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Forks]:
+    """Runs programs, ``COMMAND`` above all, in processes that have loaded the package."""
+    forks = Forks("from memevolve_gpu import HashingEmbedder, VectorStore, cli")
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Iterator[Forks]:
+    """Runs programs in processes that have loaded libraries that the package always needs, and nothing of ours."""
+    forks = Forks("import apsw, numpy, pydantic_settings")
+    yield forks
+    forks.close()

@@ -23,9 +23,9 @@ from typing import Any
 import apsw
 import numpy as np
 import pytest
-from cli_kit import SOURCE, Line, run_lines
+from forks import COMMAND, SOURCE, Forks
 from rich.cells import cell_len
-from support import each
+from support import as_child, each
 from typer.testing import CliRunner, Result
 
 from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore, cli
@@ -730,23 +730,17 @@ def test_backup_names_the_file_that_it_wrote(store: str) -> None:
     assert run("backup", "other", "--store", store).stdout == "copied the records to other.db\n"
 
 
-KILLED_WRITER = """
-import os, signal
-from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore
-store = VectorStore({prefix!r}, HashingEmbedder({dim}), storage_config=StorageConfig(background=False))
-for n in range(30):
-    store.store({{"id": f"later{{n}}", "content": f"written later {{n}}"}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def kill_a_writer(prefix: str) -> None:
     """A process of its own stores 30 units and is killed; its log stays behind."""
     dim = ok("stats", "--store", prefix)["dim"]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    script = KILLED_WRITER.format(prefix=prefix, dim=dim)
-    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+
+    def act() -> None:
+        store = VectorStore(prefix, HashingEmbedder(dim), storage_config=StorageConfig(background=False))
+        for number in range(30):
+            store.store({"id": f"later{number}", "content": f"written later {number}"})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert as_child(act) == -signal.SIGKILL
     assert database(prefix).with_name(f"{database(prefix).name}-wal").stat().st_size > 30 * 4096
 
 
@@ -960,11 +954,11 @@ def process(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_process_keeps_its_streams_apart(store: str) -> None:
-    done = process("search", "bad commit", "--store", store, "--json")
+def test_a_process_keeps_its_streams_apart(store: str, commands: Forks) -> None:
+    done = commands(COMMAND, "search", "bad commit", "--store", store, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["hits"][0]["id"] == "bisect"
-    failed = process("get", "nobody", "--store", store)
+    failed = commands(COMMAND, "get", "nobody", "--store", store)
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr == "error: no unit with the id 'nobody'\n"
 
@@ -985,17 +979,15 @@ UNREAD = [
 ]
 
 
-def test_a_broken_pipe_is_quiet(sample: str, tmp_path: Path) -> None:
-    lines = []
+def test_a_broken_pipe_is_quiet(sample: str, tmp_path: Path, commands: Forks) -> None:
     for number, arguments in enumerate(UNREAD):
         folder = tmp_path / str(number)
         folder.mkdir()
         shutil.copy(f"{sample}.db", folder / "memory.db")
         shutil.copy(f"{sample}.db", folder / "b.db") if "restore" in arguments else None
         write(folder / "units.jsonl", UNITS)
-        lines.append(Line(arguments.split(), folder, unread=True))
-    for line, done in zip(lines, run_lines(lines, tmp_path), strict=True):
-        assert (done.returncode, done.stderr) == (ExitCode.BROKEN_PIPE, ""), line.arguments
+        done = commands(COMMAND, *arguments.split(), folder=folder, unread=True)
+        assert (done.returncode, done.stderr) == (ExitCode.BROKEN_PIPE, ""), arguments
 
 
 def test_the_help_needs_no_engine() -> None:
@@ -1231,17 +1223,14 @@ def test_doctor_says_what_is_wrong_and_what_to_do(store: str, tmp_path: Path, mo
     assert "another-model" in finding("model", "--store", "other")
 
 
-def test_tab_completion_offers_commands_options_and_stores(store: str, tmp_path: Path) -> None:
-    def asking(shell: str, words: list[str]) -> Line:
+def test_tab_completion_offers_commands_options_and_stores(store: str, commands: Forks) -> None:
+    def offered(shell: str, *words: str) -> list[str]:
         line = " ".join(("memevolve-store", *words))
         environment = {"_MEMEVOLVE_STORE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
         environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-        return Line([], tmp_path, environment)
+        return re.findall(r"[-/\w.]+", commands(COMMAND, environment=environment).stdout)
 
-    begun = {"hea": "health", "list --filt": "--filters", f"list --store {store[:-1]}": store}
-    asked = [(shell, words) for shell in ("bash", "zsh", "fish") for words in begun]
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    answers = run_lines([asking(shell, words.split()) for shell, words in asked], scratch)
-    for (shell, words), done in zip(asked, answers, strict=True):
-        assert begun[words] in re.findall(r"[-/\w.]+", done.stdout), (shell, words)
+    for shell in ("bash", "zsh", "fish"):
+        assert "health" in offered(shell, "hea")
+        assert "--filters" in offered(shell, "list", "--filt")
+        assert store in offered(shell, "list", "--store", store[:-1])

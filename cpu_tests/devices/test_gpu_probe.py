@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from gpu_kit import MB, line, on_disk, printing
 from support import each
 
@@ -369,7 +370,7 @@ def test_without_nvidia_ml_py_the_drivers_tool_is_asked(
         assert Prober(signs=signs).look().gpus[0].name == "from the tool"
 
 
-def test_looking_loads_no_gpu_library(tmp_path: Path) -> None:
+def test_looking_loads_no_gpu_library(fresh: Forks) -> None:
     program = """
 import sys
 from memevolve_gpu.devices.selection import Machine
@@ -377,5 +378,5 @@ machine = Machine("auto")
 machine.choice, machine.engines(), machine.budget()
 print([name for name in ("torch", "cupy", "pynvml", "triton", "faiss") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = fresh(program)
     assert done.stdout.strip() == "[]"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -565,10 +566,9 @@ def test_the_wheel_works_where_the_checkout_is_not(wheel: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_loads_no_engine() -> None:
+def test_importing_the_package_loads_no_engine(fresh: Forks) -> None:
     program = "import memevolve_gpu, sys; print([n for n in ('faiss', 'torch', 'cupy', 'openai') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert fresh(program).stdout.strip() == "[]"
 
 
 # Files on disk
