@@ -108,7 +108,7 @@ def fake_batch_embedder() -> Callable[[int], FakeBatchEmbedder]:
 @pytest.fixture(scope="session")
 def commands() -> Iterator[Forks]:
     """Runs programs, ``COMMAND`` above all, in processes that have loaded the package."""
-    forks = Forks("from memevolve_gpu import HashingEmbedder, VectorStore, cli")
+    forks = Forks("import faiss; from memevolve_gpu import HashingEmbedder, VectorStore, cli")
     yield forks
     forks.close()
 
