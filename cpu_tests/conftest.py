@@ -105,10 +105,21 @@ def fake_batch_embedder() -> Callable[[int], FakeBatchEmbedder]:
     return FakeBatchEmbedder
 
 
+LOADING = """
+import contextlib, faiss, io, tempfile
+from memevolve_gpu import cli
+with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    for line in ("init -e hashing", "list", "search a"):
+        with contextlib.suppress(SystemExit):
+            cli.app([*line.split(), "--store", f"{folder}/memory"])
+"""
+"""Runs a few commands, which load what most of them need."""
+
+
 @pytest.fixture(scope="session")
 def commands() -> Iterator[Forks]:
     """Runs programs, ``COMMAND`` above all, in processes that have loaded the package."""
-    forks = Forks("import faiss; from memevolve_gpu import HashingEmbedder, VectorStore, cli")
+    forks = Forks(LOADING)
     yield forks
     forks.close()
 

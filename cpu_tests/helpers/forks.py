@@ -16,8 +16,9 @@ COMMAND = "import sys; from memevolve_gpu import cli; sys.exit(cli.main())"
 """The program ``memevolve-store``."""
 
 SERVER = """
-import json, os, signal, sys, tempfile
+import gc, json, os, signal, sys, tempfile
 exec(sys.argv[1])
+gc.collect(), gc.freeze()  # what is loaded need not be looked at again when a fork ends
 for line in sys.stdin:
     code, arguments, environment, path, folder, unread = json.loads(line)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -37,7 +37,8 @@ class Given:
         word = text.split(" ", 1)[0]
         if word in self.vectors:
             return self.vectors[word]
-        return _direction(word).copy()
+        known: npt.NDArray[np.float32] = _direction(word)
+        return known.copy()
 
 
 @functools.lru_cache(maxsize=20_000)

@@ -23,6 +23,7 @@ from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy
 from memevolve_gpu.components.validation import ScratchStore
 from memevolve_gpu.errors import NewerSchemaError
 from memevolve_gpu.records import fulltext_buffer
+from memevolve_gpu.records.tokenizer import words_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "schema-2-snapshot-3.zip"
 
@@ -238,7 +239,7 @@ def killed_opening(prefix: Path, at: int, stemming: str) -> None:
     """Open the store in a child, which is killed when the ``at``-th text is taken apart."""
 
     def act() -> None:
-        made, words_of = itertools.count(1), fulltext_buffer.words_of
+        made = itertools.count(1)
 
         def killing(*given: Any) -> Any:
             if next(made) == at:
