@@ -21,7 +21,7 @@ from memevolve_gpu import HashingEmbedder, VectorStore, cli
 from memevolve_gpu.errors import MemEvolveError
 
 SEED = 20_261_128
-POINTS = 14
+POINTS = 10
 HELD = 5
 COUNT = 30
 
