@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle import METRICS, clustered, fitted, index_of, rows_of
-from support import SEED
+from support import SEED, each
 
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import ivf
@@ -300,7 +300,7 @@ def _set(*path: Any) -> Callable[[Any], None]:
     return change
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "field"),
     [
         (_set("version", 2), "version"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -129,11 +130,20 @@ STEPS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_killed_at_a_step_the_next_opening_finishes(tmp_path: Path, step: str) -> None:
-    with opened(tmp_path) as store:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a store with the canaries."""
+    folder = tmp_path_factory.mktemp("filled")
+    with opened(folder) as store:
         fill(store)
-        held = store.count()
+    return folder
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_a_step_the_next_opening_finishes(filled: Path, tmp_path: Path, step: str) -> None:
+    for file in filled.iterdir():
+        shutil.copyfile(file, tmp_path / file.name)
+    held = 300 + CANARIES + 1 - 40 - 1
 
     def die(*_args: Any, **_more: Any) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
