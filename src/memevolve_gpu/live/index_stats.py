@@ -53,9 +53,8 @@ class IndexStats:
     trained_rows: live rows when its quantisers were trained, 0 for an index without quantisers. trained_balance and
     balance: how evenly rows were spread over the lists then, and are in this index. refused_rows: live rows when the
     planned kind was refused and this exact index took its place, else 0. quality: measured when the index was built;
-    measured_rows: its rows when the recall was measured. calibration: measured at calibrated_rows rows, when ``asked``
-    queries had been seen. by_request: trained although there were few units. probed: recall@10 of real queries, last
-    measured in use.
+    measured_rows: its rows when the recall was measured. calibration: made when ``asked`` queries had been seen.
+    by_request: trained although there were few units. probed: recall@10 of real queries, last measured in use.
     """
 
     trained_rows: int = 0
@@ -64,7 +63,6 @@ class IndexStats:
     refused_rows: int = 0
     quality: Quality | None = None
     calibration: Calibration | None = None
-    calibrated_rows: int = 0
     asked: int = 0
     by_request: bool = False
     probed: float | None = None
@@ -74,7 +72,7 @@ class IndexStats:
         """The same statistics for an index with the same quantisers and similarly many rows; None where the number of
         rows differs too much. Candidates grow with the rows that compete for a place among them."""
         held = self.calibration
-        if held is None or not CARRIED_FROM <= index.n / max(1, self.calibrated_rows) <= CARRIED_TO:
+        if held is None or not CARRIED_FROM <= index.n / max(1, held.measured) <= CARRIED_TO:
             return None
         return replace(self, quality=None, calibration=held.grown_to(index.n))
 

@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Annotated, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field
 from ..index.base import Index
 from ..index.costs import scan_cost
 from ..types import FloatArray, IntArray, SearchParams
+from ..utils.forking import lazy
 from ..utils.vectors import normalize_rows
 from .recall import EvalQueries, Pause, RecallEvaluator, no_pause, together
 from .search_param_sweep import SearchParamSweep, reach
@@ -128,7 +129,8 @@ class Calibration:
     """The calibrated search parameters of one index.
 
     kind, rows and nlist identify the index. queries: number of queries, taken from ``source``. seconds: duration.
-    Entries are missing where no parameters could be shown to reach the target. version: of the form in snapshots.
+    Entries are missing where no parameters could be shown to reach the target. measured: the rows of the index that
+    they were measured on; an index of more rows takes proportionally more candidates. version: of this form.
     """
 
     kind: str
@@ -138,7 +140,12 @@ class Calibration:
     queries: Natural
     seconds: Amount
     entries: tuple[Entry, ...]
+    measured: Natural = 0
     version: Literal[1] = 1
+
+    def __post_init__(self) -> None:
+        if not self.measured:  # of an older snapshot
+            object.__setattr__(self, "measured", self.rows)
 
     def search_params(self, k: int, target: float) -> SearchParams | None:
         """The parameters for ``k`` results at recall ``target``: those of the next larger k and the next higher target.
@@ -149,25 +156,24 @@ class Calibration:
 
     def most(self, k: int) -> SearchParams | None:
         """The parameters of the highest target for the next larger k; None where there is no entry."""
-        known = [entry for entry in self.entries if entry.k == _next(KS, k)]
-        return known[-1].effort if known else None
+        known = [entry.target for entry in self.entries if entry.k == _next(KS, k)]
+        return self._table[_next(KS, k), known[-1]] if known else None
 
     def grown_to(self, rows: int) -> Calibration:
-        """The same for ``rows`` rows, with proportionally more candidates where these are more."""
-        growth = max(1.0, rows / max(1, self.rows))
-        entries = [
-            replace(entry, effort=replace(entry.effort, rerank=math.ceil(entry.effort.rerank * growth)))
-            for entry in self.entries
-        ]
-        return replace(self, rows=rows, entries=tuple(entries))
+        """The same for an index of ``rows`` rows."""
+        return replace(self, rows=rows)
 
     def fits(self, index: Index) -> bool:
         """Whether this was measured on an index of the same kind and size."""
         return (self.kind, self.rows, self.nlist) == (index.kind, index.n, index.nlist)
 
-    @cached_property
+    @lazy
     def _table(self) -> dict[tuple[float, float], SearchParams]:
-        return {(entry.k, entry.target): entry.effort for entry in self.entries}
+        growth = max(1.0, self.rows / max(1, self.measured))
+        return {
+            (entry.k, entry.target): replace(entry.effort, rerank=math.ceil(entry.effort.rerank * growth))
+            for entry in self.entries
+        }
 
 
 def calibrate(
