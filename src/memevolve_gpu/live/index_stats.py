@@ -97,6 +97,7 @@ class IndexStats:
             "balance": asdict(self.balance),
             "refused_rows": self.refused_rows,
             "quality": None if self.quality is None else asdict(self.quality),
+            "calibrated_rows": 0 if self.calibration is None else self.calibration.measured,
             "asked": self.asked,
             "by_request": self.by_request,
             "measured_rows": self.measured_rows,
