@@ -93,7 +93,8 @@ class IndexStats:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for a snapshot."""
-        plain = asdict(self)
+        calibrated_rows = 0 if self.calibration is None else self.calibration.measured
+        plain = asdict(self) | {"calibrated_rows": calibrated_rows}
         del plain["probed"]
         return plain
 
