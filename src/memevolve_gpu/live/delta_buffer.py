@@ -96,10 +96,11 @@ class DeltaBuffer:
         self._group([DEFAULT] * m if namespaces is None else namespaces)
 
     def truncate(self, n: int) -> None:
-        """Drop rows from position n on; no published view may contain them."""
-        if n == self.n == len(self.namespaces):
+        """Drop rows from position n on, half-done ones of an interrupted :meth:`extend` too; no published view may
+        contain them."""
+        if n == self.n == len(self.namespaces) == len(self.ids):
             return
-        for key in set(self.namespaces[n:]):
+        for key in set(self.namespaces[n:]) & self._groups.keys():
             group = self._groups[key]
             del group[bisect_left(group, n) :]
         del self.ids[n:], self.namespaces[n:]
