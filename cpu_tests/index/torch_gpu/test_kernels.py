@@ -45,11 +45,7 @@ def rows_on_device(torch: Any, n: int, dim: int, *, int8: bool = False, metric: 
     quantization = Quantization.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
     shape, cpu = (n, dim, padded_groups(-(-n // GROUP))), torch.device("cpu")
     rows = DeviceRows.empty(metric, quantization, shape, cpu, int8=int8, float32_rows=False)
-    codes = None
-    if int8:
-        scales = np.abs(vectors).max(1) / np.float32(127)
-        codes = (torch.from_numpy(np.rint(vectors / scales[:, None]).astype(np.int8)), torch.from_numpy(scales))
-    rows.put(0, quantization.enter(vectors, rows.columns, cpu), torch.arange(n), codes, None)
+    rows.put(0, quantization.enter(vectors, rows.columns, cpu))
     return rows
 
 
