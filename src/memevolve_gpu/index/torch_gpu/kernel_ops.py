@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ...errors import first_line
+from ..device_failover import cause_of
 from .device_rows import BLOCK_GROUPS, GROUP, span_columns, tile_columns
-from .runtime import cause_of, host_tensor, kernel_errors, load_torch, triton_kernels
+from .runtime import host_tensor, kernel_errors, load_torch, triton_kernels
 
 
 @dataclass(frozen=True, slots=True)
