@@ -53,6 +53,10 @@ def shared_card(_engine: None) -> None:
     """The same for the module."""
 
 
+REHEARSED = Hooks.tensors == "cpu"
+"""On a stand-in: fewer rows."""
+
+
 def plan_of(kind: str, n: int, precision: Precision = "float32", nlist: int = 256) -> IndexPlan:
     return IndexPlan(kind, nlist if kind == "ivf" else 0, precision=precision, engine="faiss", device="cuda:0")  # type: ignore[arg-type]
 
@@ -98,12 +102,13 @@ def test_real_queries_find_their_neighbours_in_lists(precision: Precision, share
 def test_predicted_bytes_are_what_the_device_reports(kind: str, precision: Precision, shared_data: Path) -> None:
     """Of real embeddings, repeated with noise: how unequal lists are decides how many pages they take."""
     real = np.load(shared_data / "tldr_minilm_f16.npy").astype(np.float32)
-    n, dim = 300_000, real.shape[1]
+    n, dim = 60_000 if REHEARSED else 300_000, real.shape[1]
     vectors = np.resize(real, (n, dim))
     vectors += np.random.default_rng(1).standard_normal((n, dim), dtype=np.float32) * np.float32(0.02)
-    plan = plan_of(kind, n, precision, nlist=1024)
+    nlist = n // 293
+    plan = plan_of(kind, n, precision, nlist=nlist)
     # The same on fewer rows first: CUDA loads the code of kernels when they are first launched, and keeps it.
-    first = build(plan_of(kind, 40_000, precision, nlist=1024), rows_of(vectors[:40_000]), "l2", seed=1)
+    first = build(plan_of(kind, 40_000, precision, nlist=nlist), rows_of(vectors[:40_000]), "l2", seed=1)
     first.search(vectors[:100], 10, SearchParams())
     rows = rows_of(vectors)
     index: Index | None = None
@@ -126,8 +131,8 @@ def test_predicted_bytes_are_what_the_device_reports(kind: str, precision: Preci
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
 def test_large_batches_are_tiled(kind: str) -> None:
-    vectors = embeddings(200_000, 384)
-    index = build(plan_of(kind, len(vectors), nlist=1024), rows_of(vectors), "cosine", seed=1)
+    vectors = embeddings(10_000 if REHEARSED else 200_000, 384)
+    index = build(plan_of(kind, len(vectors), nlist=len(vectors) // 195), rows_of(vectors), "cosine", seed=1)
     queries = embeddings(3000, 384, seed=2)
     params = SearchParams(nprobe=1024)
     distances, _ = index.search(queries, 10, params)
