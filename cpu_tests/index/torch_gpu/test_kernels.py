@@ -468,8 +468,14 @@ class _Counted:
         return launch
 
 
+WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero"}
+"""Operations of torch that end when the device has computed their arguments."""
+
+
 @pytest.mark.parametrize(
-    ("nq", "nprobe", "most"), [(1, 0, 7), (3, 0, 16), (1, 3, 12)], ids=["one", "batch", "one of lists"]
+    ("nq", "nprobe", "most", "waits"),
+    [(1, 0, 7, 0), (3, 0, 16, 0), (1, 3, 12, 0), (3, 3, 48, 1)],
+    ids=["one", "batch", "one of lists", "batch of lists"],
 )
 def test_how_many_launches_a_search_takes(
     torch: Any,
@@ -478,9 +484,13 @@ def test_how_many_launches_a_search_takes(
     nq: int,
     nprobe: int,
     most: int,
+    waits: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without a card: what a card would be asked to do for candidates, when the kernels measured faster."""
+    """Without a card: what a card would be asked to do for candidates, when the kernels measured faster.
+
+    The host waits for the device once, for the results, and in a batch of lists once more, to know the work.
+    """
     monkeypatch.setattr(kernel_ops, "_SELECT_BLOCK", 32)
     launches = Launches(torch, kernels)
     operations = Operations(torch.device("cpu"), pytest.fail, launches.kernels)
@@ -497,6 +507,7 @@ def test_how_many_launches_a_search_takes(
         again = propose(rows, queries, (32, 16), operations, probe)
     assert torch.equal(found, again)
     assert len(launches.names) <= most, launches.names
+    assert len(WAITS.intersection(launches.names)) == sum(name in WAITS for name in launches.names) == waits
     kernel = [name for name in launches.names if name.startswith("kernel")]
     assert len(kernel) == (6 if nprobe else 5)
 
