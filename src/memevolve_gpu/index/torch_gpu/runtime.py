@@ -356,7 +356,7 @@ class Staging:
 
     def _pinned(self, size: int) -> Any:
         torch = load_torch()
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)  # whatever the default device
 
     def _event(self) -> Any:
         event = load_torch().cuda.Event()
