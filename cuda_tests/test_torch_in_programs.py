@@ -107,7 +107,9 @@ os._exit(0)  # what broke off is the program's own affair
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
-def test_autocast_tf32_and_the_default_device_of_the_program_do_no_harm(torch: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_tf32_and_default_device_of_the_program_do_no_harm(
+    torch: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors, queries = 100 * vectors_of(20_000, 128), 100 * vectors_of(200, 128, 2)
     index = on_card(kind, vectors)
     host_is_not_asked(index, monkeypatch)
