@@ -155,8 +155,7 @@ class FaissGpuFlatIndex(FaissGpuIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuFlatIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         return cls(plan, metric, rows, table, table.gather(slice(0, table.n)))
 
     def _uploaded(self, device: str, table: VectorTable, vectors: FloatArray) -> GpuIndexHandle | None:

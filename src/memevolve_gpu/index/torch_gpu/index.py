@@ -394,8 +394,7 @@ class TorchFlatIndex(TorchIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchFlatIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         index = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
         index._load_or_fail_over()
         return index

@@ -78,8 +78,7 @@ class TorchIVFIndex(TorchIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
         assignment = part(parts, "assignment", np.int64, (table.n,))
         if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
