@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import EngineError
-from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob, part
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
@@ -23,9 +23,6 @@ from .upload import DeviceIndex, Layout
 
 _ENTER_ROWS = 16_384
 _LARGEST = 60_000.0
-_WHOLE = 0.5
-"""Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
-most twice as much, and a batch must give the same results as its queries one by one."""
 
 
 class TorchIVFIndex(TorchIndex):
@@ -119,13 +116,6 @@ class TorchIVFIndex(TorchIndex):
         assignment = np.concatenate([self._assignment, assigned])
         index = TorchIVFIndex(plan, self.metric, rows, table, self._quantization, self.centroids, assignment)
         return index, _listed(assignment, self._sizes, held.centroids)
-
-    def _lists_to_probe(self, params: SearchParams) -> int:
-        nprobe = params.nprobe or self.nlist
-        return 0 if nprobe > _WHOLE * self.nlist else nprobe
-
-    def _wider(self, nprobe: int) -> int:
-        return 0 if 2 * nprobe > _WHOLE * self.nlist else 2 * nprobe
 
 
 def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -> Layout:
