@@ -177,9 +177,7 @@ class TorchIndex(Index):
         """
         with building(self.plan.device):
             if self._loaded is None and self.n:
-                with device_lock(self.plan.device):
-                    device = open_device(self.plan.device)
-                self._loaded = self._upload(device, progress)
+                self._loaded = self._upload(open_device(self.plan.device), progress)
         progress(1.0)
 
     def _load_or_fail_over(self) -> None:
@@ -381,8 +379,7 @@ class TorchFlatIndex(TorchIndex):
         """
         table = job.table()
         with building(job.plan.device):
-            with device_lock(job.plan.device):
-                open_device(job.plan.device)
+            open_device(job.plan.device)
             quantization = (
                 measured_quantization(table, job.plan.precision)
                 if table.n

@@ -59,9 +59,7 @@ class TorchIVFIndex(TorchIndex):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact index")
         table = job.table()
         with building(plan.device):
-            lock = device_lock(plan.device)
-            with lock:
-                device = open_device(plan.device)
+            lock, device = device_lock(plan.device), open_device(plan.device)
             quantization = measured_quantization(table, plan.precision)
             centroids = (
                 job.reuse_from.centroids

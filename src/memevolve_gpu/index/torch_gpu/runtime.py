@@ -174,7 +174,7 @@ def open_device(device: str) -> Any:
         if not torch.cuda.is_available():
             raise DeviceError(f"device {device}: torch {torch.__version__} sees no GPU; set device to 'cpu'")
         found = torch.device(device)
-        with _lock:
+        with device_lock(device), _lock:
             torch.empty(1, device=found)
             _owner = os.getpid()
     except RuntimeError as error:
