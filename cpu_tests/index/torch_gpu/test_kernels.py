@@ -327,6 +327,17 @@ def test_what_the_selecting_kernel_cannot_take_is_selected_by_torch(
     assert bool(asked_of) == bool(selects)
 
 
+def test_selection_asks_topk_for_the_largest_alone(
+    torch: Any, kernel_way: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton 3.6, which comes with torch 2.11, knows no other: the kernel did not compile there."""
+    language = pytest.importorskip("triton.language")
+    real = language.topk
+    monkeypatch.setattr(language, "topk", lambda x, k: real(x, k))
+    values = torch.from_numpy(np.random.default_rng(SEED).standard_normal((2, 600)).astype(np.float32))
+    assert torch.equal(kernel_way._select(values, 5).values, torch.sort(values, dim=1).values[:, :5])
+
+
 def test_a_kernel_that_answers_wrongly_is_left_out_and_reported(
     torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any]
 ) -> None:
