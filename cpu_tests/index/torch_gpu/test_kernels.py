@@ -333,7 +333,11 @@ def test_selection_asks_topk_for_the_largest_alone(
     """Triton 3.6, which comes with torch 2.11, knows no other: the kernel did not compile there."""
     language = pytest.importorskip("triton.language")
     real = language.topk
-    monkeypatch.setattr(language, "topk", lambda x, k: real(x, k))
+
+    def topk(x: Any, k: Any) -> Any:
+        return real(x, k)
+
+    monkeypatch.setattr(language, "topk", topk)
     values = torch.from_numpy(np.random.default_rng(SEED).standard_normal((2, 600)).astype(np.float32))
     assert torch.equal(kernel_way._select(values, 5).values, torch.sort(values, dim=1).values[:, :5])
 
