@@ -244,7 +244,7 @@ def test_candidates_are_measured_once_and_the_fastest_is_kept(
         asked_of.append(call)
         found = next(clock)
         if found is None:
-            raise OSError("no compiler")
+            raise RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 101376.")
         return found
 
     operations = Operations(*given)
@@ -360,6 +360,23 @@ def test_a_kernel_that_answers_wrongly_is_left_out_and_reported(
     for _ in range(2):
         assert torch.equal(operations.rescore(rows, queries.wide, queries.factor, chosen), want)
     assert sum("kernel rescore does not run here" in note for note in notes) == 1
+
+
+def test_a_form_that_does_not_compile_is_reported(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the device lacks the memory for it: a selection that never ran was not missed for weeks."""
+    monkeypatch.setattr(kernel_ops, "MEASURED_QUERIES", (1,))
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise TypeError("topk() got an unexpected keyword argument 'descending'")
+
+    broken = SimpleNamespace(**vars(kernels))
+    broken.select, notes = _Doing(refuses), list[str]()
+    operations = Operations(torch.device("cpu"), notes.append, broken)
+    operations.tune(rows_on_device(torch, 600, 48), lambda call: call() is None)
+    assert notes
+    assert all(note.startswith("select by") and "unexpected keyword" in note for note in notes)
 
 
 class _Doing:

@@ -351,7 +351,10 @@ class Operations:
         wanted: Any,
         seconds: Callable[[Callable[[], Any]], float],
     ) -> None:
-        """Keep the place of the fastest candidate under ``key``, among those whose ``run`` gives ``wanted``."""
+        """Keep the place of the fastest candidate under ``key``, among those whose ``run`` gives ``wanted``.
+
+        One that the device has too little shared memory for is left out in silence.
+        """
         if key in _chosen:
             return
         taken = {}
@@ -364,6 +367,8 @@ class Operations:
             except kernel_errors() as error:
                 if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
                     raise
+                if "out of resource" not in str(error):
+                    self._note(f"{key[0]} by {candidate} does not run here ({first_line(error)}); it is not used")
         if taken:
             _chosen[key] = min(taken, key=taken.__getitem__)
 
