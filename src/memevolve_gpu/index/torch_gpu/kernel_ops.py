@@ -367,8 +367,10 @@ class Operations:
             except kernel_errors() as error:
                 if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
                     raise
-                if "out of resource" not in str(error):
-                    self._note(f"{key[0]} by {candidate} does not run here ({first_line(error)}); it is not used")
+                why = f"a form of {key[0]} does not run here ({first_line(error)}); it is not used"
+                if "out of resource" not in str(error) and why not in self._broken:
+                    self._broken.add(why)
+                    self._note(why)
         if taken:
             _chosen[key] = min(taken, key=taken.__getitem__)
 
