@@ -312,6 +312,7 @@ class Operations:
         self._kernels, why = (kernels, "") if kernels is not None else triton_kernels(device)
         self._note = note
         self._broken: set[str] = set()
+        """Kernels that are not tried again, and what was said of their forms."""
         if why and device.type == "cuda":
             note(why)
 
