@@ -15,12 +15,13 @@ _KEPT = {"MEMEVOLVE_CHECKOUT", "MEMEVOLVE_COMMIT"}  # where the real MemEvolve i
 for _name in [name for name in os.environ if name.upper().startswith("MEMEVOLVE_") and name not in _KEPT]:
     del os.environ[_name]  # fixtures of any scope must not see the settings of whoever runs the tests
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
+from forks import Forks
 from support import SEED, FakeBatchEmbedder, FakeEmbedder
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
@@ -28,23 +29,27 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2_00
 hypothesis.settings.load_profile("ci")
 
 
-FEW = 4
-"""Tests of each file that ``--few`` runs."""
+ONE_OF = 4
+"""``--few`` runs every fourth test of each file."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--few", action="store_true", help=f"run {FEW} quick tests of each file, spread over it")
+    parser.addoption("--few", action="store_true", help=f"run one of {ONE_OF} tests of each file, and no slow one")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under ``--few`` keep the same few tests of each file in every run, and none that is marked slow."""
+    """Run the slow tests first, so that no process is left alone with one of them at the end.
+
+    Under ``--few`` keep the same share of each file in every run, and none that is marked slow.
+    """
     if not config.getoption("--few"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
         return
     by_file: dict[Path, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow") is None:
             by_file.setdefault(item.path, []).append(item)
-    kept = {id(found[len(found) * n // FEW]) for found in by_file.values() for n in range(FEW)}
+    kept = {id(item) for found in by_file.values() for item in found[::ONE_OF]}
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = [item for item in items if id(item) in kept]
 
@@ -98,3 +103,30 @@ def fake_embedder() -> Callable[[int], FakeEmbedder]:
 def fake_batch_embedder() -> Callable[[int], FakeBatchEmbedder]:
     """``fake_batch_embedder(dim)`` is the same with ``embed_batch``."""
     return FakeBatchEmbedder
+
+
+LOADING = """
+import contextlib, faiss, io, tempfile
+from memevolve_gpu import cli
+with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    for line in ("init -e hashing", "list", "search a"):
+        with contextlib.suppress(SystemExit):
+            cli.app([*line.split(), "--store", f"{folder}/memory"])
+"""
+"""Runs a few commands, which load what most of them need."""
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Forks]:
+    """Runs programs, ``COMMAND`` above all, in processes that have loaded the package."""
+    forks = Forks(LOADING)
+    yield forks
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Iterator[Forks]:
+    """Runs programs in processes that have loaded libraries that the package always needs, and nothing of ours."""
+    forks = Forks("import apsw, numpy, pydantic_settings")
+    yield forks
+    forks.close()

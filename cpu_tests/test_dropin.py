@@ -1,4 +1,4 @@
-"""The drop-in, from outside: every test starts a Python of its own, with the stand-in for MemEvolve or without it."""
+"""The drop-in, from outside: every program runs in a process of its own, with the stand-in for MemEvolve or without."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forks import Forks
 
 STAND_IN = Path(__file__).parent / "helpers/memevolve_stub"
 EMBED = """
@@ -27,33 +29,47 @@ def python(*arguments: str, stand_in: bool, path: tuple[Path, ...] = ()) -> subp
     )
 
 
-def output(code: str, *arguments: str, stand_in: bool, path: tuple[Path, ...] = ()) -> str:
-    """What the code prints; it has to end well."""
-    done = python("-c", textwrap.dedent(code), *arguments, stand_in=stand_in, path=path)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+class Here:
+    """Runs programs with the stand-in on their path, or without it."""
+
+    def __init__(self, forks: Forks) -> None:
+        self._forks = forks
+
+    def run(self, code: str, *arguments: str, stand_in: bool, path: tuple[Path, ...] = ()) -> Any:
+        folders = [*([STAND_IN] if stand_in else []), *path]
+        return self._forks(textwrap.dedent(code), *arguments, path=folders)
+
+    def output(self, code: str, *arguments: str, stand_in: bool, path: tuple[Path, ...] = ()) -> str:
+        """What the code prints; it has to end well."""
+        done = self.run(code, *arguments, stand_in=stand_in, path=path)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout).strip()
+
+    def failure(self, code: str, *, stand_in: bool) -> str:
+        """What the code leaves on standard error; it has to fail."""
+        done = self.run(code, stand_in=stand_in)
+        assert done.returncode == 1, done.stdout
+        return str(done.stderr)
 
 
-def failure(code: str, *, stand_in: bool) -> str:
-    """What the code leaves on standard error; it has to fail."""
-    done = python("-c", textwrap.dedent(code), stand_in=stand_in)
-    assert done.returncode == 1, done.stdout
-    return done.stderr
+@pytest.fixture
+def here(fresh: Forks) -> Here:
+    return Here(fresh)
 
 
 # --- with MemEvolve ---------------------------------------------------------------------------------------------
 
 
-def test_the_stand_in_is_itself_without_the_drop_in() -> None:
+def test_the_stand_in_is_itself_without_the_drop_in(here: Here) -> None:
     code = """
     from memevolve.components.store import VectorStore, vector_store
     from memevolve.memory_system import MemorySystem
     print(vector_store.REPLACED, MemorySystem("x", None, 4).remember("lost"))
     """
-    assert output(code, stand_in=True) == "False forgotten"
+    assert here.output(code, stand_in=True) == "False forgotten"
 
 
-def test_memevolve_builds_our_store_and_keeps_the_rest_of_its_own() -> None:
+def test_memevolve_builds_our_store_and_keeps_the_rest_of_its_own(here: Here) -> None:
     code = (
         EMBED
         + """
@@ -79,11 +95,11 @@ system.storage.close()
 print("kept")
 """
     )
-    assert output(code, stand_in=True) == "kept"
+    assert here.output(code, stand_in=True) == "kept"
     assert Path("memory.lock").exists() or any(Path().glob("memory*"))
 
 
-def test_memevolve_s_automatic_management_lets_our_store_prune(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memevolve_s_automatic_management_lets_our_store_prune(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         EMBED
         + """
@@ -101,20 +117,20 @@ with VectorStore("other", embed) as own:
     monkeypatch.setenv("MEMEVOLVE_STORAGE_ENABLE_AUTO_RETRAIN", "false")
     for value, policy in (("true", "lru"), ("false", "off")):
         monkeypatch.setenv("MEMEVOLVE_MANAGEMENT_ENABLE_AUTO_MANAGEMENT", value)
-        assert output(code, stand_in=True).split() == [policy, "False", "off"]
+        assert here.output(code, stand_in=True).split() == [policy, "False", "off"]
 
 
-def test_the_store_s_own_path_may_come_first() -> None:
+def test_the_store_s_own_path_may_come_first(here: Here) -> None:
     code = """
     import memevolve_gpu.dropin
     from memevolve.components.store.vector_store import VectorStore
     from memevolve.components.store.base import StorageBackend
     print(issubclass(VectorStore, StorageBackend), VectorStore.__module__)
     """
-    assert output(code, stand_in=True) == "True memevolve_gpu.components.store.vector_store"
+    assert here.output(code, stand_in=True) == "True memevolve_gpu.components.store.vector_store"
 
 
-def test_memevolve_may_be_put_on_the_path_after_the_drop_in() -> None:
+def test_memevolve_may_be_put_on_the_path_after_the_drop_in(here: Here) -> None:
     code = """
     import sys, memevolve_gpu.dropin
     sys.path.insert(0, sys.argv[1])
@@ -122,32 +138,32 @@ def test_memevolve_may_be_put_on_the_path_after_the_drop_in() -> None:
     from memevolve.components.store import VectorStore
     print(memevolve.api.HERE, VectorStore.__module__)
     """
-    found = output(code, str(STAND_IN), stand_in=False)
+    found = here.output(code, str(STAND_IN), stand_in=False)
     assert found == "stand-in memevolve_gpu.components.store.vector_store"
 
 
 @pytest.mark.parametrize(
     "first", ["import memevolve.components.store.vector_store", "from memevolve.memory_system import MemorySystem"]
 )
-def test_too_late_is_refused_with_the_remedy(first: str) -> None:
-    message = failure(f"{first}\nimport memevolve_gpu.dropin", stand_in=True).splitlines()[-1]
+def test_too_late_is_refused_with_the_remedy(here: Here, first: str) -> None:
+    message = here.failure(f"{first}\nimport memevolve_gpu.dropin", stand_in=True).splitlines()[-1]
     assert message.startswith("ImportError: memevolve.components.store.vector_store is imported already, from ")
     assert str(STAND_IN) in message
     assert "Import memevolve_gpu.dropin before anything of memevolve" in message
     assert "python -m memevolve_gpu.dropin" in message
 
 
-def test_not_too_late_while_the_store_is_not_imported() -> None:
+def test_not_too_late_while_the_store_is_not_imported(here: Here) -> None:
     code = """
     import memevolve, memevolve.api
     import memevolve_gpu.dropin
     from memevolve.components.store import VectorStore
     print(VectorStore.__module__)
     """
-    assert output(code, stand_in=True) == "memevolve_gpu.components.store.vector_store"
+    assert here.output(code, stand_in=True) == "memevolve_gpu.components.store.vector_store"
 
 
-def test_installing_twice_is_installing_once_and_can_be_taken_back() -> None:
+def test_installing_twice_is_installing_once_and_can_be_taken_back(here: Here) -> None:
     code = """
     import importlib, sys
     before = list(sys.meta_path)
@@ -167,10 +183,10 @@ def test_installing_twice_is_installing_once_and_can_be_taken_back() -> None:
     import memevolve_gpu.components.store.vector_store as still_ours
     print(theirs.REPLACED, still_ours is ours)
     """
-    assert output(code, stand_in=True) == "False True"
+    assert here.output(code, stand_in=True) == "False True"
 
 
-def test_a_memevolve_without_the_contract_is_served_too(tmp_path: Path) -> None:
+def test_a_memevolve_without_the_contract_is_served_too(here: Here, tmp_path: Path) -> None:
     package = tmp_path / "old" / "memevolve" / "components" / "store"
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):
@@ -180,11 +196,11 @@ def test_a_memevolve_without_the_contract_is_served_too(tmp_path: Path) -> None:
     import memevolve.components.store.vector_store as store
     print(store.VectorStore.__module__)
     """
-    found = output(code, stand_in=False, path=(tmp_path / "old",))
+    found = here.output(code, stand_in=False, path=(tmp_path / "old",))
     assert found == "memevolve_gpu.components.store.vector_store"
 
 
-def test_memevolve_s_server_and_memory_system_get_the_store_s_report() -> None:
+def test_memevolve_s_server_and_memory_system_get_the_store_s_report(here: Here) -> None:
     code = (
         EMBED
         + """
@@ -202,13 +218,13 @@ system.storage.close()
 print("reported")
 """
     )
-    assert output(code, stand_in=True) == "reported"
+    assert here.output(code, stand_in=True) == "reported"
 
 
 # --- without MemEvolve ------------------------------------------------------------------------------------------
 
 
-def test_our_modules_answer_to_memevolve_s_names_where_it_is_not_installed() -> None:
+def test_our_modules_answer_to_memevolve_s_names_where_it_is_not_installed(here: Here) -> None:
     code = (
         EMBED
         + """
@@ -232,28 +248,28 @@ with VectorStore(index_file="memory", embedding_function=embed, embedding_dim=32
     print(store.store({"id": "a", "content": "text"}))
 """
     )
-    assert output(code, stand_in=False) == "a"
+    assert here.output(code, stand_in=False) == "a"
 
 
 @pytest.mark.parametrize("name", ["memevolve.api", "memevolve.api.server", "memevolve.records", "memevolve.dropin"])
-def test_what_only_memevolve_has_is_missing_by_name(name: str) -> None:
-    message = failure(f"import memevolve_gpu.dropin\nimport {name}", stand_in=False).splitlines()[-1]
+def test_what_only_memevolve_has_is_missing_by_name(here: Here, name: str) -> None:
+    message = here.failure(f"import memevolve_gpu.dropin\nimport {name}", stand_in=False).splitlines()[-1]
     missing = name.removesuffix(".server")
     assert message.startswith(f"ModuleNotFoundError: No module named '{missing}': MemEvolve is not installed")
     assert "install MemEvolve" in message
 
 
-def test_a_folder_that_has_the_name_is_no_installation() -> None:
+def test_a_folder_that_has_the_name_is_no_installation(here: Here) -> None:
     Path("memevolve/logs").mkdir(parents=True)
     code = """
     import memevolve_gpu.dropin
     from memevolve.components.store.vector_store import VectorStore
     print(VectorStore.__module__)
     """
-    assert output(code, stand_in=False) == "memevolve_gpu.components.store.vector_store"
+    assert here.output(code, stand_in=False) == "memevolve_gpu.components.store.vector_store"
 
 
-def test_nothing_answers_once_it_is_taken_back() -> None:
+def test_nothing_answers_once_it_is_taken_back(here: Here) -> None:
     code = """
     import memevolve_gpu.dropin as dropin
     import memevolve.components.store.vector_store
@@ -264,7 +280,7 @@ def test_nothing_answers_once_it_is_taken_back() -> None:
     except ModuleNotFoundError as error:
         print(error.name)
     """
-    assert output(code, stand_in=False) == "memevolve"
+    assert here.output(code, stand_in=False) == "memevolve"
 
 
 # --- running a program ------------------------------------------------------------------------------------------

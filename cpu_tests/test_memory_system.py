@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_kit import DIM, Given, days_ago, ids_of, open_scratch, store_at, unit
+from support import each
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
@@ -310,7 +311,7 @@ def test_health_comes_from_the_backend(backend: StorageBackend) -> None:
 # --- room -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("count", "new", "excess"),
     [
         (0, 10, 0),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from forks import Forks
+from support import each
 
 import memevolve_gpu
 
 
-def test_dir_lists_the_public_names_before_they_are_loaded() -> None:
+def test_dir_lists_the_public_names_before_they_are_loaded(fresh: Forks) -> None:
     program = "import memevolve_gpu; print(*dir(memevolve_gpu))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = fresh(program)
     listed = done.stdout.split()
     assert [name for name in listed if not name.startswith("__")] == sorted(memevolve_gpu.__all__)
     assert {"__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"} <= set(listed)
@@ -27,20 +26,20 @@ def test_dir_stays_the_same_after_every_name_is_loaded() -> None:
     assert dir(memevolve_gpu) == before
 
 
-@pytest.mark.parametrize("name", sorted(set(memevolve_gpu.__all__) - {"MemoryUnit"}))  # an alias of dict
+@each("name", sorted(set(memevolve_gpu.__all__) - {"MemoryUnit"}))  # an alias of dict
 def test_every_public_name_loads_and_has_a_docstring(name: str) -> None:
     found = getattr(memevolve_gpu, name)
     assert found.__name__ == name
     assert inspect.getdoc(found)
 
 
-def test_the_embedders_load_without_the_libraries_that_they_use() -> None:
+def test_the_embedders_load_without_the_libraries_that_they_use(fresh: Forks) -> None:
     program = (
         "import sys\n"
         "from memevolve_gpu import HashingEmbedder, LocalEmbedder, OpenAIEmbedder\n"
         "print([n for n in ('faiss', 'torch', 'openai', 'sentence_transformers') if n in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = fresh(program)
     assert done.stdout.strip() == "[]"
 
 
@@ -56,6 +55,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         memevolve_gpu.VectorStor  # noqa: B018 - the access is what is tested
 
 
-def test_star_import_brings_every_public_name(tmp_path: Path) -> None:
+def test_star_import_brings_every_public_name(fresh: Forks) -> None:
     program = "from memevolve_gpu import *; import memevolve_gpu; assert set(memevolve_gpu.__all__) <= set(globals())"
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = fresh(program)
+    assert done.returncode == 0, done.stderr

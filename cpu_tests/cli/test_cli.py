@@ -23,7 +23,9 @@ from typing import Any
 import apsw
 import numpy as np
 import pytest
+from forks import COMMAND, SOURCE, Forks
 from rich.cells import cell_len
+from support import as_child, each
 from typer.testing import CliRunner, Result
 
 from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore, cli
@@ -31,7 +33,6 @@ from memevolve_gpu.cli.app import MEANING, ExitCode
 from memevolve_gpu.errors import MemEvolveError
 
 SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "memory_units.jsonl"
-SOURCE = Path(__file__).resolve().parents[2] / "src"
 COMMANDS = [
     *("init", "add", "search", "get", "update", "delete", "list", "stats", "health", "check", "maintain"),
     *("snapshot", "backup", "restore", "export", "import"),
@@ -136,7 +137,7 @@ def test_version() -> None:
     assert result.stdout.startswith("memevolve-gpu")
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "said"),
     [
         (["serach", "x"], "serach"),
@@ -204,7 +205,7 @@ def test_the_home_folder_is_expanded(store: str, tmp_path: Path, monkeypatch: py
     assert ok("search", "~", "--store", store, "--keyword")["query"] == "~"
 
 
-@pytest.mark.parametrize(
+@each(
     "arguments",
     [
         ["search", "x"],
@@ -352,7 +353,7 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "said"), BAD_LINES)
+@each(("line", "said"), BAD_LINES)
 def test_a_bad_line_is_named_and_nothing_is_stored(line: str, said: str, tmp_path: Path) -> None:
     lines = [json.dumps({"id": f"u{n}", "content": f"unit {n}"}) for n in range(10)]
     lines[6] = line
@@ -471,7 +472,7 @@ def test_filters(options: list[str], holds: Any, sample: str, tmp_path: Path) ->
         assert ok("export", "out.jsonl", "--force", "--store", sample, *options, *more)["exported"] == len(wanted)
 
 
-@pytest.mark.parametrize(
+@each(
     ("options", "said"),
     [
         (["--filter", "skill"], "KEY=VALUE"),
@@ -493,7 +494,7 @@ def test_bad_filters(options: list[str], said: str, sample: str, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("recall", ["0", "1.5", "-1", "nan"])
+@each("recall", ["0", "1.5", "-1", "nan"])
 def test_bad_recall(recall: str, sample: str) -> None:
     assert "recall" in bad(ExitCode.USAGE, "search", "x", "--store", sample, "--recall", recall)
 
@@ -594,7 +595,7 @@ def test_update_by_content_unit_file_and_stdin(store: str, tmp_path: Path) -> No
     assert ok("get", "wal", "--store", store)["units"][0]["content"] == "d"
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "code", "said"),
     [
         (["wal"], ExitCode.USAGE, "exactly one"),
@@ -729,23 +730,17 @@ def test_backup_names_the_file_that_it_wrote(store: str) -> None:
     assert run("backup", "other", "--store", store).stdout == "copied the records to other.db\n"
 
 
-KILLED_WRITER = """
-import os, signal
-from memevolve_gpu import HashingEmbedder, StorageConfig, VectorStore
-store = VectorStore({prefix!r}, HashingEmbedder({dim}), storage_config=StorageConfig(background=False))
-for n in range(30):
-    store.store({{"id": f"later{{n}}", "content": f"written later {{n}}"}})
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
 def kill_a_writer(prefix: str) -> None:
     """A process of its own stores 30 units and is killed; its log stays behind."""
     dim = ok("stats", "--store", prefix)["dim"]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    script = KILLED_WRITER.format(prefix=prefix, dim=dim)
-    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+
+    def act() -> None:
+        store = VectorStore(prefix, HashingEmbedder(dim), storage_config=StorageConfig(background=False))
+        for number in range(30):
+            store.store({"id": f"later{number}", "content": f"written later {number}"})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert as_child(act) == -signal.SIGKILL
     assert database(prefix).with_name(f"{database(prefix).name}-wal").stat().st_size > 30 * 4096
 
 
@@ -836,7 +831,7 @@ def test_vectors_are_taken_over_without_their_model(monkeypatch: pytest.MonkeyPa
     assert json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[0])["model"] == "far"
 
 
-@pytest.mark.parametrize(
+@each(
     ("second", "said"),
     [
         ({"unit": {"content": "x"}, "vector": "!!!", "model": "m"}, "vector"),
@@ -959,11 +954,11 @@ def process(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_process_keeps_its_streams_apart(store: str) -> None:
-    done = process("search", "bad commit", "--store", store, "--json")
+def test_a_process_keeps_its_streams_apart(store: str, commands: Forks) -> None:
+    done = commands(COMMAND, "search", "bad commit", "--store", store, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["hits"][0]["id"] == "bisect"
-    failed = process("get", "nobody", "--store", store)
+    failed = commands(COMMAND, "get", "nobody", "--store", store)
     assert (failed.returncode, failed.stdout) == (3, "")
     assert failed.stderr == "error: no unit with the id 'nobody'\n"
 
@@ -975,57 +970,44 @@ def test_a_terminal_that_knows_only_ascii(store: str) -> None:
     assert "d\\xe9j\\xe0 vu" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        *(["export", "-"], ["list", "-n", "300"], ["list", "--json"], ["get", "sqlite-busy"], ["stats"], ["health"]),
-        *(["search", "a"], ["check"], ["maintain"], ["snapshot"], ["devices"], ["doctor"], ["embed", "a"]),
-        *(["update", "sqlite-busy", "--content", "a"], ["delete", "sqlite-busy"], ["backup", "b"]),
-        *(["add", "units.jsonl"], ["import", "units.jsonl"], ["export", "o.jsonl"], ["copy", "memory", "n"]),
-        *(
-            ["restore", "b.db", "-s", "n"],
-            ["init", "-s", "n", "-e", "hashing"],
-            ["manage", "prune", "--max-count", "9"],
-            ["manage", "forget", "--count", "1"],
-        ),
-        *(["manage", "deduplicate"], ["manage", "consolidate"], ["--help"], ["add", "--help"], ["manage", "--help"]),
-        *(["--version"], ["manage"], []),
-    ],
-    ids=" ".join,
-)
-def test_a_broken_pipe_is_quiet(sample: str, arguments: list[str], tmp_path: Path) -> None:
-    shutil.copy(f"{sample}.db", tmp_path / "memory.db")
-    shutil.copy(f"{sample}.db", tmp_path / "b.db") if "restore" in arguments else None
-    write(tmp_path / "units.jsonl", UNITS)
-    command = [sys.executable, "-m", "memevolve_gpu.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as child:
-        assert child.stdout is not None
-        assert child.stderr is not None
-        child.stdout.close()
-        assert child.stderr.read() == b""
-    assert child.returncode == ExitCode.BROKEN_PIPE
+UNREAD = [
+    *("export -", "list -n 300", "list --json", "get sqlite-busy", "stats", "health", "search a", "check", "maintain"),
+    *("snapshot", "devices", "doctor", "embed a", "update sqlite-busy --content a", "delete sqlite-busy", "backup b"),
+    *("add units.jsonl", "import units.jsonl", "export o.jsonl", "copy memory n", "restore b.db -s n"),
+    *("init -s n -e hashing", "manage prune --max-count 9", "manage forget --count 1", "manage deduplicate"),
+    *("manage consolidate", "--help", "add --help", "manage --help", "--version", "manage", ""),
+]
+
+
+def test_a_broken_pipe_is_quiet(sample: str, tmp_path: Path, commands: Forks) -> None:
+    for number, arguments in enumerate(UNREAD):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        shutil.copy(f"{sample}.db", folder / "memory.db")
+        shutil.copy(f"{sample}.db", folder / "b.db") if "restore" in arguments else None
+        write(folder / "units.jsonl", UNITS)
+        done = commands(COMMAND, *arguments.split(), folder=folder, unread=True)
+        assert (done.returncode, done.stderr) == (ExitCode.BROKEN_PIPE, ""), arguments
 
 
 def test_the_help_needs_no_engine() -> None:
+    lines = [["--help"], ["add", "--help"], ["search", "--help"], ["manage", "--help"], ["--version"]]
     code = """
-import contextlib, io, sys
+import contextlib, io, json, os, sys
 from memevolve_gpu import cli
-with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
-    cli.app(sys.argv[1:])
-print(sorted({"apsw", "faiss", "numpy", "pydantic_settings", "torch"} & set(sys.modules)))
+for line in json.loads(sys.argv[1]):
+    if not os.fork():
+        with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+            cli.app(line)
+        print(sorted({"apsw", "faiss", "numpy", "pydantic_settings", "torch"} & set(sys.modules)))
+        sys.exit()
+    os.wait()
 """
     # of newer versions typer itself uses pydantic where a command is named
-    for arguments in (["--help"], ["add", "--help"], ["search", "--help"], ["manage", "--help"], ["--version"]):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(SOURCE)},
-        )
-        assert done.stdout == "[]\n", arguments
+    command = [sys.executable, "-c", code, json.dumps(lines)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+    assert done.stdout.splitlines() == ["[]"] * len(lines)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -1241,12 +1223,12 @@ def test_doctor_says_what_is_wrong_and_what_to_do(store: str, tmp_path: Path, mo
     assert "another-model" in finding("model", "--store", "other")
 
 
-def test_tab_completion_offers_commands_options_and_stores(store: str) -> None:
+def test_tab_completion_offers_commands_options_and_stores(store: str, commands: Forks) -> None:
     def offered(shell: str, *words: str) -> list[str]:
         line = " ".join(("memevolve-store", *words))
         environment = {"_MEMEVOLVE_STORE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": line}
         environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-        return re.findall(r"[-/\w.]+", process(env=environment).stdout)
+        return re.findall(r"[-/\w.]+", commands(COMMAND, environment=environment).stdout)
 
     for shell in ("bash", "zsh", "fish"):
         assert "health" in offered(shell, "hea")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cli.test_cli import bad, ids, ok, run, write
 from memory_kit import days_ago
+from support import each
 
 from memevolve_gpu import HashingEmbedder, VectorStore, cli
 from memevolve_gpu.cli.app import ExitCode
@@ -99,7 +100,7 @@ def test_management_for_people(store: str) -> None:
     assert run("manage", "deduplicate", "--store", store).stdout == "deleted 0 units\n"
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "said"),
     [
         (["prune"], "give --max-age"),

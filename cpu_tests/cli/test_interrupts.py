@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from memevolve_gpu import HashingEmbedder, VectorStore, cli
 from memevolve_gpu.errors import MemEvolveError
 
 SEED = 20_261_128
-POINTS = 14
+POINTS = 10
 HELD = 5
 COUNT = 30
 
@@ -105,11 +106,14 @@ def test_ctrl_c_at_any_line(kind: str, begun: str, tmp_path: Path, capfd: pytest
     before, every = {unit["id"] for unit in held}, {unit["id"] for unit in units(0, HELD + COUNT)} if held else set()
     every = every or {unit["id"] for unit in units(HELD, COUNT)}
 
+    if held:
+        first = tmp_path / "held.jsonl"
+        first.write_text("".join(json.dumps(unit) + "\n" for unit in held))
+        run("add", first, tmp_path / "held", None)
+
     def prepared(name: str) -> Path:
-        if held:
-            first = tmp_path / "held.jsonl"
-            first.write_text("".join(json.dumps(unit) + "\n" for unit in held))
-            run("add", first, tmp_path / name, None)
+        for file in tmp_path.glob("held.[!j]*"):
+            shutil.copyfile(file, tmp_path / f"{name}{file.name.removeprefix('held')}")
         return tmp_path / name
 
     code, lines = run(kind, source, prepared("whole"), None)

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from gpu_kit import MB, line, on_disk, printing
+from support import each
 
 from memevolve_gpu.devices.gpu_probe import GpuList, Prober
 from memevolve_gpu.devices.selection import select_device
@@ -27,7 +29,7 @@ def test_a_card_is_described_by_its_driver() -> None:
     assert not gpu.problem
 
 
-@pytest.mark.parametrize(
+@each(
     ("lines", "said"),
     [
         ((), "lists no GPU"),
@@ -78,7 +80,7 @@ def test_a_child_that_cannot_be_killed_is_left_behind() -> None:
     assert time.monotonic() - started < 6
 
 
-@pytest.mark.parametrize(
+@each(
     ("visible", "names"),
     [
         (None, ["A", "B", "C"]),
@@ -368,7 +370,7 @@ def test_without_nvidia_ml_py_the_drivers_tool_is_asked(
         assert Prober(signs=signs).look().gpus[0].name == "from the tool"
 
 
-def test_looking_loads_no_gpu_library(tmp_path: Path) -> None:
+def test_looking_loads_no_gpu_library(fresh: Forks) -> None:
     program = """
 import sys
 from memevolve_gpu.devices.selection import Machine
@@ -376,5 +378,5 @@ machine = Machine("auto")
 machine.choice, machine.engines(), machine.budget()
 print([name for name in ("torch", "cupy", "pynvml", "triton", "faiss") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = fresh(program)
     assert done.stdout.strip() == "[]"

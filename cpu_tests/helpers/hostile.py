@@ -128,17 +128,33 @@ def walk(
     name: str, call: Callable[..., Any], good: dict[str, Any], allowed: tuple[type[Exception], ...] = (MemEvolveError,)
 ) -> list[str]:
     """What came out of the calls that is neither a result nor an error of ours, or one that is allowed."""
-    wrong = []
-    for parameter, at, given in arguments(call, good):
-        try:
-            result = call(*[given.pop(first) for first in first_ones(call)], **given)
-            asyncio.run(taken(result))
-        except allowed:
-            continue
-        except TypeError as error:
-            if "for several ids call" not in told(error):  # the one raw error that is promised
-                wrong.append(f"{name}({parameter}, value {at}): TypeError: {told(error)}")
-        except Exception as error:  # noqa: BLE001 - collected
-            kind = type(error).__name__
-            wrong.append(f"{name}({parameter}, value {at}): {kind}: {told(error)}")
-    return wrong
+    loop = asyncio.new_event_loop()  # one for all: to make one costs more than most calls
+    try:
+        return [wrong for one in arguments(call, good) if (wrong := _odd_end(name, call, one, allowed, loop))]
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def _odd_end(
+    name: str,
+    call: Callable[..., Any],
+    one: tuple[str, int, dict[str, Any]],
+    allowed: tuple[type[Exception], ...],
+    loop: asyncio.AbstractEventLoop,
+) -> str:
+    """What came out of one call, if that is wrong."""
+    parameter, at, given = one
+    try:
+        result = call(*[given.pop(first) for first in first_ones(call)], **given)
+        loop.run_until_complete(taken(result))
+    except allowed:
+        return ""
+    except TypeError as error:
+        if "for several ids call" in told(error):  # the one raw error that is promised
+            return ""
+        return f"{name}({parameter}, value {at}): TypeError: {told(error)}"
+    except Exception as error:  # noqa: BLE001 - collected
+        return f"{name}({parameter}, value {at}): {type(error).__name__}: {told(error)}"
+    return ""

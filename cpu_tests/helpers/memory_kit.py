@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
@@ -36,8 +37,14 @@ class Given:
         word = text.split(" ", 1)[0]
         if word in self.vectors:
             return self.vectors[word]
-        row = np.random.default_rng(zlib.crc32(word.encode())).standard_normal(DIM)
-        return np.asarray(row / np.linalg.norm(row), np.float32)
+        known: npt.NDArray[np.float32] = _direction(word)
+        return known.copy()
+
+
+@functools.lru_cache(maxsize=20_000)
+def _direction(word: str) -> npt.NDArray[np.float32]:
+    row = np.random.default_rng(zlib.crc32(word.encode())).standard_normal(DIM)
+    return np.asarray(row / np.linalg.norm(row), np.float32)
 
 
 def store_at(path: Path, embed: Any = None, **settings: Any) -> VectorStore:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child"]
+__all__ = ["SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child", "each"]
 
 SEED = 20_260_101
 """Seed of every random choice of the tests that hypothesis does not make; printed in the header of a run."""
@@ -52,18 +56,26 @@ class FakeEmbedder:
 
     def vector(self, text: str) -> Vector:
         """What the text's vector is, without counting it."""
-        words = re.findall(r"\w+", text.lower()) or [""]
-        total = np.sum([self._word(word) for word in words], axis=0)
-        return np.asarray(total / np.linalg.norm(total), dtype=np.float32)
-
-    def _word(self, word: str) -> npt.NDArray[np.float64]:
-        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-        return np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(self.dim)
+        made: Vector = (_text_vector if len(text) < 500 else _text_vector.__wrapped__)(text, self.dim)
+        return made.copy()  # long texts are not kept
 
     def _fail_once(self) -> None:
         if self.failing is not None:
             error, self.failing = self.failing, None
             raise error
+
+
+@functools.lru_cache(maxsize=20_000)
+def _text_vector(text: str, dim: int) -> Vector:
+    words = re.findall(r"\w+", text.lower()) or [""]
+    total = np.sum([_word_vector(word, dim) for word in words], axis=0)
+    return np.asarray(total / np.linalg.norm(total), dtype=np.float32)
+
+
+@functools.lru_cache(maxsize=20_000)
+def _word_vector(word: str, dim: int) -> npt.NDArray[np.float64]:
+    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(dim)
 
 
 class FakeBatchEmbedder(FakeEmbedder):
@@ -77,10 +89,39 @@ class FakeBatchEmbedder(FakeEmbedder):
         return np.stack([self.vector(text) for text in texts])
 
 
+def each(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """``pytest.mark.parametrize`` as a loop in one test, for many small cases; a failure prints which case it was.
+
+    The cases share the test's fixtures.
+    """
+    keys = [names] if isinstance(names, str) else list(names)
+    cases = [dict(zip(keys, (value,) if isinstance(names, str) else value, strict=True)) for value in values]
+
+    def loop(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*instance: Any, **fixtures: Any) -> None:
+            assert cases
+            for case in cases:
+                try:
+                    test(*instance, **fixtures, **case)
+                except BaseException:
+                    print("the case that failed:", *(f"{name}={value!r}" for name, value in case.items()))
+                    raise
+
+        signature = inspect.signature(test)
+        left = [one for one in signature.parameters.values() if one.name not in keys]
+        run.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        return run
+
+    return loop
+
+
 def as_child(act: Callable[[], object]) -> int:
     """Run ``act`` in a forked child; returns its exit status: 0 when it returned, 1 when it raised."""
     sys.stdout.flush()
-    pid = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking while threads run
+        pid = os.fork()
     if pid == 0:
         status = 1
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from support import FakeBatchEmbedder
 from typer.testing import CliRunner
 
@@ -70,7 +71,7 @@ def test_a_store_that_exists_keeps_its_mode_and_its_locks_follow_it(tmp_path: Pa
     assert set(modes(tmp_path).values()) == {0o640}
 
 
-def killed_in(folder: Path, act: str) -> list[str]:
+def killed_in(commands: Forks, folder: Path, act: str) -> list[str]:
     """What a process leaves in ``folder`` that is killed while it writes a draft."""
     code = f"""
 import os, signal, sys
@@ -87,7 +88,7 @@ folder = Path({str(folder)!r})
 {act}
 """
     before = set(names(folder))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = commands(code)
     assert done.returncode == -signal.SIGKILL, done.stderr
     return sorted(name for name in set(names(folder)) - before if ".tmp" in name)
 
@@ -95,15 +96,15 @@ folder = Path({str(folder)!r})
 STORE = 'store = VectorStore(folder / "store", FakeBatchEmbedder(8), 8, storage_config=StorageConfig(background=False))'
 
 
-def test_what_killed_writers_left_is_removed_at_the_next_opening(tmp_path: Path) -> None:
+def test_what_killed_writers_left_is_removed_at_the_next_opening(tmp_path: Path, commands: Forks) -> None:
     with opened(tmp_path / "store") as store:
         store.store_batch([{"id": str(n), "content": f"text {n}"} for n in range(20)])
         store.backup(tmp_path / "copy.db")
     restore = 'VectorStore.restore(folder / "copy.db", folder / "store")'
     left = [
-        *killed_in(tmp_path, f"snapshot_file._write = killed\n{STORE}\nstore.snapshot()"),
-        *killed_in(tmp_path, f"backup._rename = killed\n{restore}"),
-        *killed_in(tmp_path, f"backup.sync_folder = killed\n{restore}"),
+        *killed_in(commands, tmp_path, f"snapshot_file._write = killed\n{STORE}\nstore.snapshot()"),
+        *killed_in(commands, tmp_path, f"backup._rename = killed\n{restore}"),
+        *killed_in(commands, tmp_path, f"backup.sync_folder = killed\n{restore}"),
     ]
     assert len([name for name in left if name.endswith(".tmp")]) == 3
     foreign = ["store.tmp", "store.db.1.tmp", "other.db.12.0123abcd.tmp", "store.db.old.0123abcd.tmp"]
@@ -115,7 +116,7 @@ def test_what_killed_writers_left_is_removed_at_the_next_opening(tmp_path: Path)
         assert [name for name in names(tmp_path) if ".tmp" in name] == sorted(foreign)
 
 
-def test_what_killed_backups_and_exports_left_goes_when_they_are_made_again(tmp_path: Path) -> None:
+def test_what_killed_backups_and_exports_left_goes_when_they_are_made_again(tmp_path: Path, commands: Forks) -> None:
     with opened(tmp_path / "store") as store:
         store.store({"content": "text"})
         target = tmp_path / "away"
@@ -124,7 +125,7 @@ def test_what_killed_backups_and_exports_left_goes_when_they_are_made_again(tmp_
         backup = f'import os; os.link = killed\n{make}store.backup(folder / "copy.db")'
         export = f'files._write_to = killed\n{make}files.write_lines(str(folder / "e.jsonl"), ["{{}}"], print)'
         for act in (backup, export):
-            killed_in(tmp_path, act)
+            killed_in(commands, tmp_path, act)
         assert len([name for name in names(target) if name.endswith(".tmp")]) == 2
         store.backup(target / "copy.db")
     arguments = ["export", str(target / "e.jsonl"), "--store", str(tmp_path / "store")]

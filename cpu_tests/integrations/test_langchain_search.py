@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from support import SEED
+from support import SEED, each
 
 pytest.importorskip("langchain_core", reason="langchain-core is not installed: pip install 'memevolve-gpu[langchain]'")
 
@@ -164,7 +164,7 @@ CIRCLE["$or"] = [CIRCLE]
 WIDE = {"$and": [{"$or": [{f"k{n}": 1}, {f"k{n}": 2}]} for n in range(60)]}
 
 
-@pytest.mark.parametrize(
+@each(
     ("condition", "message"),
     [
         ("a = 1", "must be a mapping"),
@@ -225,7 +225,7 @@ def test_relevance_lies_between_0_and_1_and_never_grows_with_the_distance(
     assert 0.0 <= relevance(farther, metric) <= relevance(nearer, metric) <= 1.0
 
 
-@pytest.mark.parametrize(
+@each(
     ("metric", "distance", "expected"),
     [
         ("l2", 0, 1),

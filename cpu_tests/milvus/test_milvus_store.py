@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from milvus_fake import FakeError, FakeMilvus
-from support import SEED, FakeEmbedder
+from support import SEED, FakeEmbedder, each
 
 from memevolve_gpu import MemorySystem, StorageConfig, VectorStore, backends
 from memevolve_gpu.backends import open_store, store_exists
@@ -212,7 +212,7 @@ class TestSearchesThatFallShort:
 
 
 class TestPlans:
-    @pytest.mark.parametrize(
+    @each(
         ("version", "settings", "metric", "index"),
         [
             ("v2.3.5", {}, "l2", "IVF_FLAT"),
@@ -388,7 +388,7 @@ class TestWhatMilvusLacks:
         "forget_subject": ("forget_subject", lambda store: store.forget_subject({"id": "a"})),
     }
 
-    @pytest.mark.parametrize("call", CALLS)
+    @each("call", CALLS)
     def test_it_is_refused_by_name_and_nothing_changes(self, call: str) -> None:
         capability, act = self.CALLS[call]
         store = MilvusStore(FakeEmbedder(8), 8, client=FakeMilvus().connect)

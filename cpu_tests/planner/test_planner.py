@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import clustered, rows_of
+from support import each
 
 from memevolve_gpu.errors import CapacityError
 from memevolve_gpu.index.costs import WHOLE_ROWS
@@ -52,7 +53,7 @@ def plan(
 # ------------------------------------------------------------------------------------------------------------ lists
 
 
-@pytest.mark.parametrize(
+@each(
     ("n", "lists"),
     [
         (0, 10),
@@ -104,7 +105,7 @@ def test_recreated_at_a_quarter(current: int, planned: int, due: bool) -> None:
     assert should_recreate(current, planned) is due
 
 
-@pytest.mark.parametrize(
+@each(
     ("n", "nlist", "status"),
     [
         (5000, 0, "GOOD"),
@@ -134,7 +135,7 @@ def test_what_the_rule_plans_is_optimal_unless_a_setting_holds_it(n: int, per: i
     assert all(name.startswith(("NLIST_M", f"VECTORS_PER_CENTROID={per}")) for name in held)
 
 
-@pytest.mark.parametrize(
+@each(
     ("n", "nlist", "rule", "held"),
     [
         (5000, 128, ListsRule(), []),
@@ -158,8 +159,8 @@ def test_the_setting_that_holds_the_lists_is_known(n: int, nlist: int, rule: Lis
 # ------------------------------------------------------------------------------------------------------------- kind
 
 
-@pytest.mark.parametrize("index_type", ["flat", "ivf", "hnsw", "auto"])
-@pytest.mark.parametrize("count", [0, 1, 15, 999])
+@each("index_type", ["flat", "ivf", "hnsw", "auto"])
+@each("count", [0, 1, 15, 999])
 def test_nothing_is_trained_on_a_small_store(index_type: IndexType, count: int) -> None:
     found = plan(count, index_type)
     assert (found.kind, found.nlist, found.codes) == ("exact", 0, 0)
@@ -216,9 +217,9 @@ def test_lists_are_kept_until_they_differ_by_a_quarter() -> None:
 # ------------------------------------------------------------------------------------------------------------ bytes
 
 
-@pytest.mark.parametrize("dim", [3, 384, 1536, 4096])
-@pytest.mark.parametrize("index_type", ["flat", "ivf", "auto"])
-@pytest.mark.parametrize("precision", ["auto", "float16", "int8"])
+@each("dim", [3, 384, 1536, 4096])
+@each("index_type", ["flat", "ivf", "auto"])
+@each("precision", ["auto", "float16", "int8"])
 def test_vectors_stay_whole_and_take_no_memory(dim: int, index_type: IndexType, precision: PrecisionSetting) -> None:
     found = plan(20_000, index_type, dim=dim, precision=precision)
     assert found.precision == "float32"

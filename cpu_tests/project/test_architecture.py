@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from support import each
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "memevolve_gpu"
 
@@ -279,7 +280,7 @@ def test_the_rule_finds_what_breaks_it(rule: object) -> None:
     assert rule(Module(*BREAKING[rule]))
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "source", "breaks"),
     [
         ("records/a.py", "from .. import index\n", True),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import Forks
+from support import each
 
 TINY = {
     "async_heartbeat": "--units 1500 --dim 16 --rounds 1 --seconds 0.05",
@@ -45,18 +45,33 @@ def test_each_benchmark_is_run_here(repository: Path) -> None:
     assert scripts == {*TINY, *STARTED, *ELSEWHERE}, "say here how a new benchmark runs with tiny sizes"
 
 
+def lacking(name: str) -> list[str]:
+    """Packages that it needs and that are not installed."""
+    return [module for module in NEEDED.get(name, ()) if importlib.util.find_spec(module) is None]
+
+
+RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*TINY, *STARTED])
-def test_a_benchmark_runs_with_tiny_sizes(name: str, repository: Path, tmp_path: Path) -> None:
-    lacking = [module for module in NEEDED.get(name, ()) if importlib.util.find_spec(module) is None]
-    if lacking:
-        pytest.skip(f"{' and '.join(lacking)} is not installed")
-    options = TINY.get(name, "--help").replace("EMPTY", str(tmp_path)).split()
-    command = [sys.executable, f"benchmarks/{name}.py", *options]
-    paths = [str(repository / "src"), str(repository / "cpu_tests" / "helpers")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    ran = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300, check=False
+@pytest.mark.parametrize("name", TINY)
+def test_a_benchmark_runs_with_tiny_sizes(name: str, repository: Path, tmp_path: Path, commands: Forks) -> None:
+    if lacking(name):
+        pytest.skip(f"{' and '.join(lacking(name))} is not installed")
+    run(name, TINY[name].replace("EMPTY", str(tmp_path)), repository, commands)
+
+
+@pytest.mark.slow
+@each("name", [name for name in STARTED if not lacking(name)])
+def test_a_benchmark_says_its_arguments(name: str, repository: Path, commands: Forks) -> None:
+    run(name, "--help", repository, commands)
+
+
+def run(name: str, options: str, repository: Path, commands: Forks) -> None:
+    folders = [repository / "benchmarks", repository / "src", repository / "cpu_tests" / "helpers"]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
+    ran = commands(
+        RUN, f"benchmarks/{name}.py", *options.split(), environment=environment, path=folders, folder=repository
     )
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
     assert ran.stdout.strip(), "it printed no figures"

@@ -14,6 +14,7 @@ from typing import Any, is_typeddict
 import pytest
 from milvus_fake import FakeMilvus
 from pydantic_settings import BaseSettings
+from support import each
 
 import memevolve_gpu
 from memevolve_gpu.components import manage, retrieve
@@ -79,7 +80,7 @@ def examples(name: str, found: Any) -> list[doctest.DocTest]:
     return [one for one in finder.find(found, name, module=module, globs={}) if one.examples]
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
+@each("name", DOCUMENTED)
 def test_every_public_name_and_method_is_documented(name: str) -> None:
     assert [lack for part, found in parts(name, PUBLIC[name]) for lack in missing(part, found)] == []
 
@@ -101,7 +102,7 @@ def test_every_method_of_the_stores_has_or_inherits_a_docstring(package: str) ->
     assert [lack for one in ours for lack in undocumented(one) if not lack.startswith(instructions)] == []
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
+@each("name", DOCUMENTED)
 def test_every_public_class_and_function_has_an_example(name: str) -> None:
     found = PUBLIC[name]
     if not (inspect.isclass(found) and issubclass(found, Exception)) and not is_typeddict(found):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
+from support import each
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -193,7 +193,7 @@ def test_the_page_of_figures_shows_every_promise(repository: Path) -> None:
     assert "\n".join(table) + "\n\n" in page
 
 
-@pytest.mark.parametrize("promise", verdicts.PROMISES, ids=lambda promise: promise.words)
+@each("promise", verdicts.PROMISES)
 def test_a_result_that_is_worse_than_promised_is_told(promise: verdicts.Promise, tmp_path: Path) -> None:
     """With every number of its file spoiled in the worse direction, and without the file."""
     text = (verdicts.RESULTS / promise.file).read_text(encoding="utf-8")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,90 @@ pytestmark = [
 ]
 
 
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, "benchmarks")
+import torch
+from gpu import common, run, search
+
+folder = Path(sys.argv[1])
+
+def forked(name, act):
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(folder / f"{name}.txt", os.O_WRONLY | os.O_CREAT), 1)
+        act()
+        sys.exit()
+    return child
+
+def ends(name, act):
+    status = os.waitpid(forked(name, act), 0)[1]
+    if status:
+        sys.exit(f"{name} ended with status {status}")
+
+def runs(name, *options):
+    sys.argv = ["benchmarks/gpu/run.py", "--device", "cpu", "--quick", *options, "--json", str(folder / f"{name}.json")]
+    run.main()
+
+def shapes():
+    print([name for name, _ in run.steps_of(run.options().parse_args([]))])
+
+def late():
+    kept = []
+    setting = common.Setting("cpu", True, keep=lambda part, row: kept.append(row) if part == "search" else None)
+    object.__setattr__(setting, "until", time.monotonic() + 1e9)
+    def of_plan(plan, *rest, real=search.of_plan):
+        yield from real(plan, *rest)
+        object.__setattr__(setting, "until", 0.0)
+    search.of_plan = of_plan
+    try:
+        search.run(setting, [2000], [32], 10**9)
+    except common.LateError:
+        print(len(kept), kept[0]["engine"])
+
+ends("whole", lambda: runs("whole"))
+ends("no cpu", lambda: runs("no cpu", "--parts", "search", "training", "--no-cpu"))
+ends("no time", lambda: runs("no time", "--minutes", "0"))
+ends("shapes", shapes)
+ends("late", late)
+killed = forked("killed", lambda: runs("killed", "--parts", "search", "memory", "ingest"))
+lines = folder / "killed.jsonl"
+until = time.monotonic() + 200
+while time.monotonic() < until and not (lines.exists() and lines.read_text().count("\\n") >= 4):
+    time.sleep(0.02)
+os.kill(killed, signal.SIGKILL)
+os.waitpid(killed, 0)
+"""
+"""Runs everything in forks of one process, for torch takes seconds to load."""
+
+
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The file that one command writes, and what is in it."""
-    repository = Path(__file__).resolve().parents[2]
-    path = tmp_path_factory.mktemp("gpu") / "figures.json"
-    command = [sys.executable, "benchmarks/gpu/run.py", "--device", "cpu", "--quick", "--json", str(path)]
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what the program's parts wrote and printed."""
+    repository, folder = Path(__file__).resolve().parents[2], tmp_path_factory.mktemp("gpu")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository / "src")}
-    ran = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300, check=False
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder)],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    return path, json.loads(path.read_text())
+    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in folder.glob("*.txt"))
+    return folder
 
 
-def test_every_part_was_measured(outcome: tuple[Path, dict[str, Any]]) -> None:
-    report = outcome[1]
+@pytest.fixture(scope="module")
+def report(ran: Path) -> dict[str, Any]:
+    """What the whole of it measured."""
+    found: dict[str, Any] = json.loads((ran / "whole.json").read_text())
+    return found
+
+
+def test_every_part_was_measured(report: dict[str, Any]) -> None:
     assert report["left_out"] == {}
     assert {"bandwidth", "search", "answers", "training", "memory", "ingest"} <= set(report)
     assert report["machine"]["date"]
@@ -44,8 +112,7 @@ def test_every_part_was_measured(outcome: tuple[Path, dict[str, Any]]) -> None:
     assert {one["met"] for one in report["verdicts"]} == {None}, "figures without a GPU show nothing"
 
 
-def test_each_contender_has_figures_or_a_reason(outcome: tuple[Path, dict[str, Any]]) -> None:
-    report = outcome[1]
+def test_each_contender_has_figures_or_a_reason(report: dict[str, Any]) -> None:
     table = report["search"]["table"]
     for row in table:
         assert row.get("skipped") in ("faiss-gpu needs a GPU", "flashlib is not installed") or row["times"].keys() == {
@@ -66,22 +133,8 @@ def test_each_contender_has_figures_or_a_reason(outcome: tuple[Path, dict[str, A
     assert all(row["found_at_once"] for row in report["ingest"]["ingest"] if "skipped" not in row)
 
 
-def started(path: Path, *options: str, **how: Any) -> subprocess.Popen[str]:
-    repository = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "benchmarks/gpu/run.py", "--device", "cpu", "--quick", "--json", str(path), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository / "src")}
-    given: dict[str, Any] = {"cwd": repository, "env": environment, "text": True, "stdout": subprocess.PIPE, **how}
-    return subprocess.Popen(command, stderr=subprocess.STDOUT, **given)
-
-
-def test_a_run_that_is_killed_keeps_what_it_has_measured(tmp_path: Path, repository: Path) -> None:
-    path = tmp_path / "figures.json"
-    lines, kept = path.with_suffix(".jsonl"), 0
-    with started(path, "--parts", "search", "memory", "ingest") as run:
-        while run.poll() is None and kept < 4:
-            time.sleep(0.05)
-            kept = lines.read_text().count("\n") if lines.exists() else 0
-        run.kill()
+def test_a_run_that_is_killed_keeps_what_it_has_measured(ran: Path, repository: Path) -> None:
+    lines = ran / "killed.jsonl"
     found = [json.loads(line) for line in lines.read_text().splitlines() if line.endswith("}")]
     assert found[0]["part"] == "machine"
     assert {entry["part"] for entry in found[1:]} <= {"bandwidth", "search", "memory", "ingest"}
@@ -93,56 +146,19 @@ def test_a_run_that_is_killed_keeps_what_it_has_measured(tmp_path: Path, reposit
     assert told.startswith("0 met, 0 missed, 13 not measured")
 
 
-def test_the_minutes_are_looked_at_before_each_row_and_the_cpu_can_be_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "figures.json"
-    with started(path, "--parts", "search", "training", "--no-cpu") as run:
-        assert run.wait(200) == 0
-    report = json.loads(path.read_text())
+def test_the_minutes_are_looked_at_before_each_row_and_the_cpu_can_be_left_out(ran: Path) -> None:
+    report = json.loads((ran / "no cpu.json").read_text())
     own = {row["engine"] for row in report["search"]["table"] if "times" in row}
     assert own == {"torch"}
     assert report["training"]["training"]["faiss-cpu"] == {"skipped": "left out by --no-cpu"}
-    with started(path, "--minutes", "0") as run:
-        assert run.wait(200) == 0
-    assert set(json.loads(path.read_text())["left_out"].values()) == {"0 minutes had passed"}
-    program = """
-import sys, time
-sys.path.insert(0, "benchmarks")
-from gpu import common, search
-kept = []
-setting = common.Setting("cpu", True, keep=lambda part, row: kept.append(row) if part == "search" else None)
-object.__setattr__(setting, "until", time.monotonic() + 1e9)
-def of_plan(plan, *rest, real=search.of_plan):
-    yield from real(plan, *rest)
-    object.__setattr__(setting, "until", 0.0)
-search.of_plan = of_plan
-try:
-    search.run(setting, [2000], [32], 10**9)
-except common.LateError:
-    print(len(kept), kept[0]["engine"])
-"""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "src"}
-    repository = Path(__file__).resolve().parents[2]
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
-    assert ran.stdout.splitlines()[-1] == "1 torch", ran.stdout + ran.stderr
+    assert set(json.loads((ran / "no time.json").read_text())["left_out"].values()) == {"0 minutes had passed"}
+    assert (ran / "late.txt").read_text().splitlines()[-1] == "1 torch"
 
 
-def test_the_shapes_of_the_targets_come_first() -> None:
-    program = """
-import sys
-sys.path.insert(0, "benchmarks")
-sys.argv = ["run.py"]
-from gpu import run
-print([name for name, _ in run.steps_of(run.options().parse_args())])
-"""
-    repository = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": "src"}
-    ran = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
+def test_the_shapes_of_the_targets_come_first(ran: Path) -> None:
     first = ["bandwidth", "search 1000000 x 768", "search 1000000 x 384", "answers", "training", "memory", "ingest"]
-    assert eval(ran.stdout)[:9] == [*first, "search 10000000 x 384", "search 50000 x 384"], ran.stderr
+    names = ast.literal_eval((ran / "shapes.txt").read_text())
+    assert names[:9] == [*first, "search 10000000 x 384", "search 50000 x 384"]
 
 
 def _times(ms: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import each
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -77,8 +78,8 @@ def test_an_exponent_needs_two_sizes_and_positive_values(sizes: list[float], val
 # Truth
 
 
-@pytest.mark.parametrize("block", [1, 7, 64, 1000])
-@pytest.mark.parametrize("share", [None, 0.3, 0.01])
+@each("block", [1, 7, 64, 1000])
+@each("share", [None, 0.3, 0.01])
 def test_truth_by_blocks_is_the_truth(rng: np.random.Generator, block: int, share: float | None) -> None:
     vectors, queries = unit_rows(rng), unit_rows(rng, 20)
     allowed = None if share is None else rng.random(ROWS) < share
@@ -266,7 +267,7 @@ def test_writes_are_found_at_once_and_outlive_closing(filled: tuple[Peer, Array]
     one.close()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_every_peer_says_what_it_is_without_being_installed(name: str, repository: Path) -> None:
     facts = peer(name).facts
     assert facts.name == name

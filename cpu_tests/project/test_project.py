@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from support import STAND_IN
+from support import STAND_IN, each
 
 import memevolve_gpu
 from memevolve_gpu.utils.config import EmbeddingConfig, MilvusConfig, StorageConfig
@@ -96,7 +97,7 @@ def test_the_example_file_sets_nothing_until_edited() -> None:
     assert [line for line in read(".env.example").splitlines() if line and not line.startswith("#")] == []
 
 
-@pytest.mark.parametrize("variable", sorted(settings()))
+@each("variable", sorted(settings()))
 def test_the_example_file_shows_default_meaning_and_what_is_allowed(variable: str) -> None:
     config, name = settings()[variable]
     value, above = example_settings()[variable]
@@ -299,7 +300,7 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("document", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+@each("document", documents())
 def test_relative_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"(?s)```.*?```", "", document.read_text(encoding="utf-8"))
     for target in targets(text):
@@ -565,10 +566,9 @@ def test_the_wheel_works_where_the_checkout_is_not(wheel: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_package_loads_no_engine() -> None:
+def test_importing_the_package_loads_no_engine(fresh: Forks) -> None:
     program = "import memevolve_gpu, sys; print([n for n in ('faiss', 'torch', 'cupy', 'openai') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert fresh(program).stdout.strip() == "[]"
 
 
 # Files on disk

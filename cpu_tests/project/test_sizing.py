@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import each
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -59,8 +60,8 @@ def test_lists_are_probed_about_as_the_backend_probes_them() -> None:
     assert 0.5 < probed / sizing.PROBED < 2
 
 
-@pytest.mark.parametrize("dim", sizing.DIMS)
-@pytest.mark.parametrize("index", sizing.INDEXES, ids=lambda index: index.name)
+@each("dim", sizing.DIMS)
+@each("index", sizing.INDEXES)
 def test_a_cluster_holds_its_data_and_grows_with_it(index: sizing.Index, dim: int) -> None:
     nodes = [sizing.node_count(index, n, dim) for n in sizing.COUNTS]
     assert nodes == sorted(nodes)

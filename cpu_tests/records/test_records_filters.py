@@ -14,6 +14,7 @@ from filter_oracle import means
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from records_kit import DIM, put, vector
+from support import each
 
 from memevolve_gpu import F
 from memevolve_gpu.errors import InvalidFilterError
@@ -154,7 +155,7 @@ def refill(store: Records, units: Sequence[dict[str, Any]], folded: int) -> None
             tx.merge_pending()
 
 
-@pytest.mark.parametrize(("filters", "expected"), CASES)
+@each(("filters", "expected"), CASES)
 def test_the_definition(filters: dict[str, Any] | None, expected: str) -> None:
     assert "".join(one["id"] for one in UNITS if matches(filters, one)) == expected
 
@@ -210,7 +211,7 @@ def test_sql_follows_the_definition_on_the_examples(store: Records, folded: int)
         assert "".join(one["id"] for one in store.units(filters=filters)) == expected
 
 
-@pytest.mark.parametrize(
+@each(
     ("filters", "named"),
     [
         ({"a": {"near": 1}}, "'near'"),

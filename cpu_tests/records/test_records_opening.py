@@ -16,7 +16,7 @@ from typing import Any
 import apsw
 import pytest
 from records_kit import DIM, foreign_connection, put, unit
-from support import as_child
+from support import as_child, each
 
 from memevolve_gpu.errors import (
     ConfigurationError,
@@ -97,7 +97,7 @@ def test_another_metric_is_refused_by_both_names(records: Records, prefix: Path)
         assert again.metric == "l2"
 
 
-@pytest.mark.parametrize(
+@each(
     ("wrong", "named"),
     [
         ({"dim": 0}, "dim"),

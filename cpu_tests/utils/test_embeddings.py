@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from support import SEED
+from support import SEED, each
 
 from memevolve_gpu.errors import (
     ConfigurationError,
@@ -79,7 +79,7 @@ class FakeCupy:
 # --- vectors ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     "given",
     [
         [1, 2, 3],
@@ -94,7 +94,6 @@ class FakeCupy:
         FakeTensor([1, 2, 3], "bfloat16"),
         FakeCupy([1, 2, 3]),
     ],
-    ids=lambda given: type(given).__name__,
 )
 def test_whatever_holds_numbers_becomes_float32(given: Any) -> None:
     vector = check_vector(given, 3, "l2")
@@ -110,7 +109,7 @@ def _has_outer_axis(given: Any) -> bool:
     return isinstance(given, np.ndarray) and given.ndim == 2
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "says"),
     [
         ("abc", "real numbers"),
@@ -497,8 +496,8 @@ def test_hashing_one_by_one_equals_hashing_in_a_batch() -> None:
     assert all(many[row].tobytes() == embedder(text).tobytes() for row, text in enumerate(texts))
 
 
-@pytest.mark.parametrize("dimension", [1, 2, 8, 384])
-@pytest.mark.parametrize("text", ["", " ", "...", "a", "a b", "\ud800", "é" * 10, "x" * 300_000])
+@each("dimension", [1, 2, 8, 384])
+@each("text", ["", " ", "...", "a", "a b", "\ud800", "é" * 10, "x" * 300_000])
 def test_hashing_never_gives_a_zero_vector(text: str, dimension: int) -> None:
     vector = HashingEmbedder(dimension)(text)
     assert np.linalg.norm(vector) == pytest.approx(1.0, abs=1e-6)

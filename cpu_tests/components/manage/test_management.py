@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_kit import DIM, Given, days_ago, ids_of, open_scratch, store_at, unit
+from support import each
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
@@ -125,7 +126,7 @@ def test_a_unit_without_a_readable_time_stamp_is_never_pruned_by_age(backend: St
     assert STRATEGY.prune(backend, {"max_count": 0}).ids == ["undated"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "seconds"),
     [
         ("1970-01-02T00:00:00+00:00", 86_400),

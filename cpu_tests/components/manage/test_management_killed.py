@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memory_kit import store_at, unit
+from support import as_child
+
+from memevolve_gpu import VectorStore
+from memevolve_gpu.components.manage import SimpleManagementStrategy
+from memevolve_gpu.records.transaction import Transaction
 
 UNITS = 600
 LEFT = {"prune": 100, "deduplicate": 300, "forget": 200, "consolidate": 300}
 
-PROGRAM = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from memory_kit import store_at
-from memevolve_gpu.components.manage import SimpleManagementStrategy
-from memevolve_gpu.records.transaction import Transaction
+OPERATIONS: dict[str, Callable[[SimpleManagementStrategy, VectorStore], object]] = {
+    "prune": lambda strategy, store: strategy.prune(store, {"max_count": 100}),
+    "deduplicate": lambda strategy, store: strategy.deduplicate(store),
+    "forget": lambda strategy, store: strategy.apply_forgetting(store, "random", 400, seed=1),
+    "consolidate": lambda strategy, store: strategy.consolidate(store),
+}
 
-folder, operation, moment, number = Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
-calls = 0
 
-def die_at(name):
-    original = getattr(Transaction, name)
-    def call(self, *arguments):
-        global calls
-        calls += 1
-        if calls == number:
+def dying_at(moment: str, number: int) -> Callable[..., Any]:
+    """The call of that name of a transaction, the ``number``-th of which kills this process."""
+    original, calls = getattr(Transaction, moment), itertools.count(1)
+
+    def call(*arguments: Any) -> Any:
+        if next(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, *arguments)
-    setattr(Transaction, name, call)
+        return original(*arguments)
 
-store, strategy = store_at(folder), SimpleManagementStrategy()
-if moment != "after":
-    die_at(moment)
-{
-    "prune": lambda: strategy.prune(store, {"max_count": 100}),
-    "deduplicate": lambda: strategy.deduplicate(store),
-    "forget": lambda: strategy.apply_forgetting(store, "random", 400, seed=1),
-    "consolidate": lambda: strategy.consolidate(store),
-}[operation]()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +66,15 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_or_nothing(filled: Path, tmp_path: Path, operation: str, moment: str, number: int) -> None:
     for file in filled.iterdir():
         shutil.copy(file, tmp_path)
-    tests = Path(__file__).resolve().parents[2] / "helpers"
-    command = [sys.executable, "-c", PROGRAM, str(tests), str(tmp_path), operation, moment, str(number)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    def act() -> None:
+        store = store_at(tmp_path)
+        if moment != "after":
+            setattr(Transaction, moment, dying_at(moment, number))
+        OPERATIONS[operation](SimpleManagementStrategy(), store)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert as_child(act) == -signal.SIGKILL
     with store_at(tmp_path) as store:
         assert store.count() == (LEFT[operation] if moment == "after" else UNITS)
         assert store.check() == []

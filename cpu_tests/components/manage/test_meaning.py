@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from memory_kit import Given, ids_of, store_at, unit
+from support import each
 
 from memevolve_gpu.components.manage import SimpleManagementStrategy
 from memevolve_gpu.components.manage.meaning import compare, meaning_of
@@ -42,8 +43,8 @@ def test_merging_is_precise_on_the_labelled_pairs(half: str) -> None:
 MIN_RECALL = 0.6
 
 
-@pytest.mark.parametrize("half", ["development", "held-out"])
-@pytest.mark.parametrize("language", ["ar", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr"])
+@each("half", ["development", "held-out"])
+@each("language", ["ar", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr"])
 def test_a_negation_is_a_conflict_in_many_languages(half: str, language: str) -> None:
     rows = [json.loads(line) for line in PAIRS.read_text("utf-8").splitlines()]
     opposite = [row for row in rows if (row["half"], row["language"], row["label"]) == (half, language, "opposite")]
@@ -52,7 +53,7 @@ def test_a_negation_is_a_conflict_in_many_languages(half: str, language: str) ->
     assert found
 
 
-@pytest.mark.parametrize(
+@each(
     ("a", "b", "expected"),
     [
         ("Run the tests before you push", "Run tests before pushing", "same"),

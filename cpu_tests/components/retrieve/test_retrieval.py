@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_kit import Given, open_scratch, store_at, unit
-from support import FakeEmbedder
+from support import FakeEmbedder, each
 
 from memevolve_gpu import HalfLife, MemorySystem, MemorySystemConfig, VectorStore
 from memevolve_gpu.components.retrieve import (
@@ -138,8 +138,8 @@ def test_filters_are_pushed_down(backend: StorageBackend, name: str) -> None:
         strategy.retrieve(query, backend, 10, {"tags": {"near": "g"}})
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize(("query", "top_k"), [(7, 5), (None, 5), ("x", 0), ("x", 1.5), ("x", True)])
+@each("name", STRATEGIES)
+@each(("query", "top_k"), [(7, 5), (None, 5), ("x", 0), ("x", 1.5), ("x", True)])
 def test_questions_without_a_meaning_are_refused(backend: StorageBackend, name: str, query: Any, top_k: Any) -> None:
     with pytest.raises(InvalidQueryError, match=r"query|top_k"):
         STRATEGIES[name]().retrieve(query, backend, top_k)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import COMMAND, Forks
 from support import FakeEmbedder
 
 from memevolve_gpu.components.store import VectorStore
@@ -195,21 +194,16 @@ def test_more_than_a_page_is_copied(opened: Open) -> None:
     assert contents(target) == contents(source)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memevolve_gpu.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_the_command_copies_there_and_back(opened: Open, tmp_path: Path) -> None:
+def test_the_command_copies_there_and_back(opened: Open, tmp_path: Path, commands: Forks) -> None:
     source = filled(opened("a"), 30)
     expected = contents(source)
     source.close()
-    assert run("copy", "a", "b").returncode == 0
-    back = run("copy", "b", "c", "--json")
+    assert commands(COMMAND, "copy", "a", "b").returncode == 0
+    back = commands(COMMAND, "copy", "b", "c", "--json")
     document = json.loads(back.stdout)
     assert (document["copied"], document["count"], document["others"]) == (30, 30, 0)
     assert contents(opened("c")) == expected
-    again = run("copy", "b", "./b")
+    again = commands(COMMAND, "copy", "b", "./b")
     assert (again.returncode, "same store" in again.stderr) == (2, True)
-    assert run("copy", "nowhere", "d").returncode == 3
+    assert commands(COMMAND, "copy", "nowhere", "d").returncode == 3
     assert not list(tmp_path.glob("d*"))

@@ -16,6 +16,7 @@ from support import FakeBatchEmbedder
 from memevolve_gpu import CorruptStoreError, MemEvolveError, StorageConfig, VectorStore
 from memevolve_gpu.components.manage import SimpleManagementStrategy
 from memevolve_gpu.components.retrieve import HybridRetrievalStrategy, KeywordRetrievalStrategy
+from memevolve_gpu.training import training_set
 
 DIM = 8
 CONFIG = {"background": False, "min_training_units": 100, "durability": "normal"}
@@ -184,6 +185,12 @@ def damage(path: Path, sql: str) -> None:
         con.execute("PRAGMA writable_schema = RESET")
         con.execute(sql)
     con.close()
+
+
+@pytest.fixture(autouse=True)
+def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let training without queries take a tenth of its samples: to make them takes longer than everything else here."""
+    monkeypatch.setattr(training_set, "SERVICE_TOTAL", 200)
 
 
 @pytest.fixture(scope="module")

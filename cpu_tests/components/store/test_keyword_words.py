@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import subprocess
+import itertools
+import os
+import signal
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import as_child, each
 
 from memevolve_gpu import ConfigurationError, HashingEmbedder, StorageConfig, VectorStore
 from memevolve_gpu.components.retrieve import KeywordRetrievalStrategy
 from memevolve_gpu.components.validation import ScratchStore
 from memevolve_gpu.errors import NewerSchemaError
+from memevolve_gpu.records import fulltext_buffer
+from memevolve_gpu.records.tokenizer import words_of
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "schema-2-snapshot-3.zip"
 
@@ -139,7 +146,7 @@ def find(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         assert store.check() == []
 
 
-@pytest.mark.parametrize(("query", "wanted"), FOUND, ids=[query for query, _ in FOUND])
+@each(("query", "wanted"), FOUND)
 def test_what_is_found(find: Find, query: str, wanted: set[str]) -> None:
     assert find(query) == wanted
 
@@ -228,32 +235,32 @@ def test_an_older_index_is_made_again_when_it_is_opened(tmp_path: Path) -> None:
     assert tokenizer(prefix) == b"words-1 light"
 
 
-KILLED = """
-import os, signal, sys
-from memevolve_gpu import StorageConfig, VectorStore
-from memevolve_gpu.records import fulltext_buffer
-made, words_of = [], fulltext_buffer.words_of
-def killing(*given):
-    made.append(1)
-    if len(made) == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return words_of(*given)
-fulltext_buffer.words_of = killing
-VectorStore(sys.argv[1], None, storage_config=StorageConfig(background=False, keyword_stemming=sys.argv[3]))
-"""
+def killed_opening(prefix: Path, at: int, stemming: str) -> None:
+    """Open the store in a child, which is killed when the ``at``-th text is taken apart."""
+
+    def act() -> None:
+        made = itertools.count(1)
+
+        def killing(*given: Any) -> Any:
+            if next(made) == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return words_of(*given)
+
+        with patch.object(fulltext_buffer, "words_of", killing):
+            VectorStore(prefix, None, storage_config=StorageConfig(background=False, keyword_stemming=stemming))
+
+    assert as_child(act) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("at", [1, 40])
 def test_a_kill_while_the_index_is_made_again_loses_nothing(tmp_path: Path, at: int) -> None:
     prefix = taken(tmp_path)
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(prefix), str(at), "light"], check=False)
-    assert ended.returncode == -9
+    killed_opening(prefix, at, "light")
     assert tokenizer(prefix) is None
     with VectorStore(prefix, None, storage_config=StorageConfig(background=False)) as store:
         assert store.check() == []
         assert store.search_keywords("記憶", 100)
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(prefix), str(at), "none"], check=False)
-    assert ended.returncode == -9
+    killed_opening(prefix, at, "none")
     assert tokenizer(prefix) == b"words-1 light"
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import SEED
+from support import SEED, each
 
 from memevolve_gpu.components.store import legacy_import
 from memevolve_gpu.components.store.legacy_import import LegacyStore, PlainReader, read_legacy
@@ -323,7 +323,7 @@ HOSTILE_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE_OBJECTS)
+@each("name", HOSTILE_OBJECTS)
 def test_whatever_is_not_plain_is_refused_and_does_not_run(tmp_path: Path, name: str) -> None:
     for protocol in PROTOCOLS:
         prefix = write(tmp_path, pickle.dumps(HOSTILE_OBJECTS[name], protocol=protocol))
@@ -459,7 +459,8 @@ def test_any_bytes_at_all_are_read_or_refused(data: bytes) -> None:
 # --- bombs ------------------------------------------------------------------------------------------------------
 
 
-def test_values_that_unfold_without_end_are_refused(tmp_path: Path) -> None:
+def test_values_that_unfold_without_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(legacy_import, "_MAX_UNIT_SIZE", 2**20)  # a sixteenth: what grows without end passes any bound
     laughs: list[Any] = ["ha"]
     for _ in range(40):
         laughs = [laughs] * 10

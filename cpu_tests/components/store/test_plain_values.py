@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import FakeBatchEmbedder
+from support import FakeBatchEmbedder, each
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.components.manage import SimpleManagementStrategy
@@ -100,7 +100,7 @@ class TestMembersOfEnumerations:
         assert store.delete_batch([Kind.TOOL]) == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("given_value", "plain"),
     [
         (np.int64(7), 7),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from index.torch_gpu.conftest import CARD
 from oracle import check_answer, nearest, recall, rows_of
+from support import each
 from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError, EngineError
@@ -439,7 +440,7 @@ def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
         operations.assign(torch.eye(16), torch.eye(16), torch.ones(16))
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "cause"),
     [
         ("CUDA out of memory. Tried to allocate 20.00 MiB", "out-of-memory"),

@@ -308,7 +308,7 @@ class Maintenance:
 
     def after_fork(self) -> None:
         """In a forked child no round is running."""
-        self._round_lock, self._round_thread = threading.RLock(), None
+        self._round_lock, self._round_thread, self.running = threading.RLock(), None, False
 
     def in_round(self) -> bool:
         """Whether a signal handler, a finalizer or a callback made this call inside a round of the same thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +102,10 @@ class ReaderPool:
             self._drop(con)
 
     def give(self, con: apsw.Connection) -> None:
-        """Hand a connection back."""
+        """Hand a connection back; one that an interrupt left inside a transaction is closed."""
+        if con.in_transaction:
+            self._drop(con)
+            return
         self._idle.append(con)
         if self._barred or len(self._idle) > IDLE_READERS:
             self._close_one()
@@ -201,9 +205,10 @@ class ReaderPool:
         return True
 
     def resume(self) -> None:
-        """End :meth:`pause`."""
+        """End :meth:`pause`, an interrupted one too."""
         self._barred = self._refusal is not None
-        self._opening.release()
+        with suppress(RuntimeError):  # it was not paused
+            self._opening.release()
 
     def disable_in_child(self) -> list[apsw.Connection]:
         """In a forked child that could not be prepared: refuse use, and return what must be neither used nor closed."""

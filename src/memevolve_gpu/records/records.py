@@ -426,8 +426,13 @@ class Records:
 
     def get(self, unit_id: str, ns: int = 0) -> MemoryUnit | None:
         """The unit of that id, or None."""
+        found = self.get_with_json(unit_id, ns)
+        return None if found is None else found[1]
+
+    def get_with_json(self, unit_id: str, ns: int = 0) -> tuple[bytes, MemoryUnit] | None:
+        """The JSON text of the unit of that id, and the unit; None when there is none."""
         rows = self._rows(f"SELECT CAST(unit AS BLOB) FROM units AS u {_ONE}", (ns, unit_id, self.clock()))
-        return self._unit(rows[0][0], unit_id) if rows else None
+        return (rows[0][0], self._unit(rows[0][0], unit_id)) if rows else None
 
     def get_many(self, ids: Sequence[str], ns: int = 0) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
