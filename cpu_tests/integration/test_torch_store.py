@@ -95,8 +95,7 @@ def opened(folder: Path, metric: str, index_type: str, card: Card | None = None,
     return VectorStore(folder / "memory", FakeBatchEmbedder(DIM), storage_config=chosen, machine=machine)
 
 
-@pytest.mark.parametrize("index_type", ["flat", "ivf"])
-@pytest.mark.parametrize("faster", ["device", "host", "by size"])
+@pytest.mark.parametrize(("index_type", "faster"), [("ivf", "device"), ("flat", "host"), ("ivf", "by size")])
 @pytest.mark.usefixtures("torch")
 def test_a_routed_store_that_grows_and_forgets(
     index_type: str, faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
