@@ -85,6 +85,7 @@ def test_an_index_is_built_once_and_exact_is_exact(tmp_path: Path, index_type: s
     is_at_rest(store, tmp_path, vectors, **settings)
 
 
+@pytest.mark.slow
 def test_real_wide_text_is_found(shared_data: Path, tmp_path: Path) -> None:
     vectors = np.load(shared_data / "wide1536_units_f16.npy")[:2000].astype(np.float32)
     queries = np.load(shared_data / "wide1536_queries_f16.npy")[::5].astype(np.float32)

@@ -296,6 +296,7 @@ def test_queries_that_stay_while_rows_stream_by(
         assert_close(kernel_way._minima_many(rows, *given, shape), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nq", "width", "want"), [(3, 4096, 4), (2, 40, 40), (1, 8, 3), (1, 512, 32), (5, 1000, 17), (2, 5000, 60)]
 )
@@ -458,6 +459,7 @@ class _Counted:
         return launch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nq", "nprobe", "most"), [(1, 0, 7), (3, 0, 16), (1, 3, 12)], ids=["one", "batch", "one of lists"]
 )
@@ -539,8 +541,7 @@ def report(name, arch, dim, warps=4, int8=False, stages=3, **cut):
 SHARED = {80: 163 << 10, 90: 227 << 10}
 for arch in (80, 90):
     for int8 in (False, True):
-        sizes = [(384, 1024), (384, 16), (1536 if int8 else 768, 1024)]
-        for dim, nq in sizes if arch == 90 else sizes[:1]:  # each takes a second; the older kind has the same code
+        for dim, nq in ((384, 16), (384, 1024), (1536, 1024)) if int8 else ((384, 16), (384, 1024), (768, 1024)):
             for shape in many_shapes(dim, 2 - int8, nq):
                 if shape.held and _held_bytes(shape.queries, dim * (2 - int8), shape.stages) <= SHARED[arch]:
                     report("minima_stream", arch, dim, shape.warps, int8, shape.stages, block_q=shape.queries,
@@ -553,7 +554,7 @@ for arch in (80, 90):
     for int8 in (False, True):
         report("minima_many", arch, 384, 8, int8, block_q=128)
         report("list_minima", arch, 384, 4, int8)
-    for dim in (384, 768, 1536) if arch == 90 else (384, 1536):
+    for dim in (384, 768, 1536):
         report("rescore", arch, dim, block_d=tile_columns(dim))
         report("list_minima_one", arch, dim, block_d=tile_columns(dim), block_p=32)
         for groups, warps, span in one_shapes(dim):
@@ -561,9 +562,16 @@ for arch in (80, 90):
 """
 
 
-def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: SimpleNamespace, tmp_path: Any) -> None:
-    """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+@pytest.mark.slow
+def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(
+    kernels: SimpleNamespace, tmp_path: Any, pytestconfig: pytest.Config
+) -> None:
+    """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process.
+
+    Half a minute of work, which Triton keeps by the text of the kernels and its version: the next run takes it from there.
+    """
+    kept = pytestconfig.cache.mkdir("triton") if pytestconfig.cache is not None else tmp_path
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(kept)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
     )
