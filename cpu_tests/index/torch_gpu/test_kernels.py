@@ -568,9 +568,10 @@ def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(
 ) -> None:
     """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process.
 
-    Half a minute of work, which Triton keeps by the text of the kernels and its version: the next run takes it from there.
+    Triton keeps what it made by the text of the kernels and its version, and the next run takes it from there.
     """
-    kept = pytestconfig.cache.mkdir("triton") if pytestconfig.cache is not None else tmp_path
+    cache = getattr(pytestconfig, "cache", None)
+    kept = tmp_path if cache is None else cache.mkdir("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(kept)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
