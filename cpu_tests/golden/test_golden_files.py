@@ -51,8 +51,8 @@ CONDITIONS: dict[str, Callable[[dict[str, Any]], bool]] = {
 
 ENGINES: dict[str, list[Callable[[Any, npt.NDArray[np.float32]], Any]]] = {
     "exact": [],
-    "two_stage": [lambda index, queries: index._codes.search(queries, make.TOP_K, 30, None)],
-    "ivf": [lambda index, queries: index._whole.search(queries, make.TOP_K, 30, None)],
+    "two_stage": [lambda index, queries: index._codes.search(queries, make.TOP_K, SearchParams(rerank=30), None)],
+    "ivf": [lambda index, queries: index._whole.search(queries, make.TOP_K, SearchParams(rerank=30), None)],
     "hnsw": [lambda index, queries: index._walk(queries, make.TOP_K, 60, None)],
 }
 """How to ask what faiss kept; over so few rows a search would scan the vectors instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import types
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,16 @@ def test_rows_take_no_memory_and_leave_no_name(kind: str, tmp_path: Path, rows: 
 
 
 @KINDS
+def test_a_small_array_that_grows_large_is_spilled_too(kind: str, tmp_path: Path, rows: FloatArray) -> None:
+    """As in a store that was opened from a small snapshot and then loaded in bulk."""
+    array = start(kind, tmp_path, rows[:70])
+    assert array.nbytes < vector_table.SPILLED_BYTES
+    longer = grown(array, rows[70:])
+    assert np.array_equal(longer, rows)
+    assert in_memory(longer) == 0
+
+
+@KINDS
 @pytest.mark.parametrize("when", ["at once", "later"])
 def test_a_full_disk_keeps_the_rows_in_memory(
     kind: str, when: str, tmp_path: Path, rows: FloatArray, monkeypatch: pytest.MonkeyPatch
@@ -76,6 +87,23 @@ def test_a_full_disk_keeps_the_rows_in_memory(
     assert np.array_equal(longer, np.concatenate([rows, rows[:100]]))
     assert in_memory(longer) == longer.nbytes
     assert np.array_equal(array, rows)
+
+
+@KINDS
+def test_a_disk_with_little_room_is_left_to_the_records(
+    kind: str, tmp_path: Path, rows: FloatArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spill is derived: it must not take the last room of the store, nor of the snapshot that takes its place."""
+    room = types.SimpleNamespace(f_frsize=1, f_bavail=0)
+    monkeypatch.setattr(os, "fstatvfs", lambda _file: room)
+    needed = vector_table.KEPT_FREE + rows.nbytes + 2 * rows[:100].nbytes
+    for free, expected in ((needed, True), (needed - 20_000, False)):  # its first page may be of the file
+        room.f_bavail = 10**12
+        array = start(kind, tmp_path, rows)
+        room.f_bavail = free
+        longer = grown(array, rows[:100])
+        assert np.array_equal(longer, np.concatenate([rows, rows[:100]]))
+        assert (in_memory(longer) == 0) is expected
 
 
 @KINDS

@@ -86,5 +86,6 @@ def test_a_calibration_that_is_carried_on_grows_with_the_rows(index: Index) -> N
     grown = held.grown_to(2 * ROWS).grown_to(ROWS)
     assert grown.rows == ROWS
     assert held.grown_to(ROWS // 2) == replace(held, rows=ROWS // 2), "fewer rows take no fewer candidates"
-    small = Calibration("two_stage", 800, 0, "held-out", 9, 0.1, (Entry(10, 0.95, SearchParams(rerank=150), 1.0, 1.0),))
+    entries = (Entry(10, 0.95, SearchParams(rerank=150), 1.0, 1.0),)
+    small = Calibration("two_stage", 800, 0, "held-out", 9, 0.1, entries, 800)
     assert small.grown_to(1000).search_params(10, 0.95) == SearchParams(rerank=188)

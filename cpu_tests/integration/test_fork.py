@@ -21,6 +21,7 @@ from endurance import DIM, Model, contents, embed, verify
 
 from memevolve_gpu import StorageConfig, StoreClosedError, VectorStore
 from memevolve_gpu.index import vector_table
+from memevolve_gpu.index.ivf import IVFIndex
 from memevolve_gpu.live.view import LiveRows
 
 pytestmark = [
@@ -218,6 +219,83 @@ def test_a_mask_half_made_by_another_thread_does_not_hang_the_child() -> None:
     finally:
         go_on.set()
         thread.join()
+
+
+def test_a_calibration_of_another_thread_does_not_hang_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes seconds, and what it computes once it must not lock: the child would wait for a thread it lacks."""
+    entered, go_on, parent = threading.Event(), threading.Event(), os.getpid()
+    candidates = IVFIndex.candidates
+
+    def slow(index: IVFIndex, *arguments: Any) -> Any:
+        if os.getpid() == parent:
+            entered.set()
+            go_on.wait(HANGS)
+        return candidates(index, *arguments)
+
+    count = 20_000
+    with open_store(tmp_path / "store", max_memory_units=count) as store:
+        store.store_batch(units(0, count), np.random.default_rng(7).standard_normal((count, DIM)).astype(np.float32))
+        monkeypatch.setattr(IVFIndex, "candidates", slow)
+        thread = threading.Thread(target=store.run_maintenance)
+        thread.start()
+        assert entered.wait(HANGS)
+
+        def act() -> None:
+            assert not store.index.is_building
+            assert store.retrain()["actions"][0].startswith("built ivf")
+
+        pid = fork(act)
+        go_on.set()
+        thread.join()
+        join(pid)
+
+
+def test_a_handler_that_raises_while_a_fork_waits_leaves_both_sides_in_order(store: VectorStore) -> None:
+    """Ctrl-C during the wait for another thread's write: the child is refused, and the parent goes on."""
+    inside, go_on, told = threading.Event(), threading.Event(), []
+
+    def write() -> None:
+        with store._open.records.write() as tx:
+            tx.drop("7")
+            inside.set()
+            go_on.wait(HANGS)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def act() -> None:
+        with pytest.raises(StoreClosedError, match="fork"):
+            store.count()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert inside.wait(HANGS)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda one: told.append(one.exc_type))
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            join(fork(act))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+            go_on.set()
+            thread.join()
+    assert told == [KeyboardInterrupt]
+    later: list[Any] = []
+
+    def other() -> None:
+        later.append(store.store(unit(1, "later")))
+        join(fork(lambda: store.store(unit(2, "later"))))
+
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    thread.join(HANGS / 2)
+    assert later == ["later1"], "the other threads of the parent hang"
+    assert not thread.is_alive()
+    verify(store, [model_of([one for one in units(0, 300) if one["id"] != "7"], units(1, 3, word="later"))])
 
 
 class Busy:

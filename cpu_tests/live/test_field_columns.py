@@ -17,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.live import field_columns
+from memevolve_gpu.records.records import Records
+from memevolve_gpu.records.schema import FIELDS_KEY
 
 DIM = 4
 VALUES = st.one_of(
@@ -244,3 +246,17 @@ def test_an_erasure_forgets_which_fields_were_named(tmp_path: Path) -> None:
         store.forget_subject({canary: 1})
     for file in tmp_path.iterdir():
         assert canary.encode() not in file.read_bytes(), file
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xfe[", b"[[", b"{}", b'[["a"]]', b"[[7, true]]", b"[" * 100_000])
+@pytest.mark.parametrize("background", [False, True])
+def test_damaged_names_of_fields_keep_no_store_from_opening(tmp_path: Path, damaged: bytes, background: bool) -> None:
+    with Records.open(tmp_path / "m", dim=DIM) as records, records.write() as tx:
+        tx.set_meta(FIELDS_KEY, damaged)
+    for _ in range(2):
+        with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": background}) as store:
+            store.store_batch([{"id": "a", "content": "one", "color": "red"}], np.ones((1, DIM), dtype=np.float32))
+            assert store.count({"color": "red"}) == 1
+            assert store.statistics()["event_totals"].get("maintenance-failed", 0) == 0
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": True}) as store:
+        wait_until_held(store, ("color",))

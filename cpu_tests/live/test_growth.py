@@ -20,6 +20,7 @@ from memevolve_gpu.live.view import ViewFilter
 from memevolve_gpu.live.worker import SearchYield
 
 DELTA, QUIET = 40, 10
+SEED = 20_261_129
 KINDS = ["flat", "ivf", "hnsw", "auto"]
 Open = Callable[..., VectorStore]
 
@@ -343,3 +344,44 @@ def test_rows_in_spills_live_and_die_like_those_in_memory(
     again = open_store()
     verify(again, [expected])
     assert again._open.live.view.index.table.resident_bytes == 0
+
+
+def test_a_store_that_loses_and_gains_rows_takes_no_more_candidates(tmp_path: Path) -> None:
+    """Candidates grow with the rows that they were calibrated for, not with every row that ever came."""
+    n, dim, rng = 20_000, 64, np.random.default_rng(SEED)
+    config = StorageConfig(index_type="ivf", background=False, max_memory_units=10**6, sample_queries=False)
+    with VectorStore(tmp_path / "m", None, dim, storage_config=config) as store:
+
+        def add(start: int, end: int) -> str:
+            store.store_batch(units(start, end), rng.standard_normal((end - start, dim)).astype(np.float32))
+            return store.run_maintenance()["actions"][0]
+
+        add(0, n)
+        live = store._open.live
+        before = live.view.stats.search_params(live.view.index, 10, 0.95)
+        assert before.rerank
+        for turn in range(4):
+            store.delete_batch([f"id{number}" for number in range(4000 * turn, 4000 * turn + 4000)])
+            assert store.run_maintenance()["actions"][0].startswith("built ivf of 16000")
+            assert add(n + 4000 * turn, n + 4000 * turn + 4000).startswith("extended ivf of 20000")
+        assert live.view.stats.search_params(live.view.index, 10, 0.95) == before
+
+
+def test_vectors_read_from_the_records_into_a_spill_are_mapped_at_the_next_opening(
+    open_store: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_table, "SPILLED_BYTES", 4096)
+    monkeypatch.setattr(snapshot_writer, "MOVED_BYTES", 4096)
+    store = open_store(index_type="flat")
+    store.store_batch(units(0, 600))
+    store.run_maintenance()
+    path = store._open.live.snapshot_path
+    store.close()
+    path.unlink()
+    second = open_store(index_type="flat")
+    assert second.run_maintenance()["actions"] == ["saved the vectors, to map them"]
+    assert second.run_maintenance()["actions"] == []
+    second.close()
+    third = open_store(index_type="flat")
+    assert third.statistics()["event_totals"].get("snapshot-loaded") == 1
+    verify(third, [model_of(units(0, 600))])

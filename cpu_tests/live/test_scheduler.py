@@ -77,7 +77,7 @@ def a_view() -> MakeView:
 
 
 def calibrated(view: View) -> View:
-    calibration = Calibration("two_stage", ROWS, 0, "queries", 100, 0.1, ())
+    calibration = Calibration("two_stage", ROWS, 0, "queries", 100, 0.1, (), ROWS)
     return replace(view, stats=replace(view.stats, calibration=calibration))
 
 

@@ -30,6 +30,7 @@ from memevolve_gpu.training.calibration import (
     Entry,
     between,
     calibrate,
+    perturbed,
 )
 from memevolve_gpu.training.recall import recall_of, recalls_of
 from memevolve_gpu.types import FloatArray, IndexPlan, Metric, SearchParams
@@ -126,6 +127,18 @@ def test_lists_are_probed_as_the_target_asks(lists_pay: None, asked: str | None)
         assert recall_with(index, unseen, 10, params) >= target
 
 
+def test_lists_find_as_much_for_few_results_as_was_measured_with_many(lists_pay: None) -> None:
+    """Which queries go on depends on how many results they look for: what 100 results find shows nothing for five."""
+    rng = np.random.default_rng(SEED)
+    vectors = rng.standard_normal((ROWS, DIM)).astype(np.float32) * np.linspace(1, 0.1, DIM, dtype=np.float32)
+    index = build(IndexPlan("ivf", 128), rows_of(fitted(vectors, "cosine")), "cosine", seed=SEED)
+    found = calibrate(index, seed=SEED)
+    asked = np.concatenate([perturbed(index, 300, 2.0, rng)[0], between(index, 300, rng)[0]])
+    for entry in found.entries:
+        if entry.k in (5, 10, 20) and not entry.effort.exact:
+            assert recall_with(index, asked, entry.k, entry.effort) >= entry.bound - 0.003, entry
+
+
 def test_a_hard_half_is_not_hidden_by_an_easy_one() -> None:
     index = made("hnsw", rows=8000)
     easy = eval_queries("cosine", ENOUGH_REAL)
@@ -163,7 +176,7 @@ def test_the_same_seed_finds_the_same(indexes: dict[tuple[str, Metric], Index]) 
 
 def test_between_the_grid_points_the_next_stricter_one_serves() -> None:
     entries = tuple(Entry(k, t, SearchParams(nprobe=k, rerank=round(t * 1000)), t, t) for k in KS for t in TARGETS)
-    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, entries)
+    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, entries, 1)
     assert table.search_params(1, 0.5) == SearchParams(nprobe=1, rerank=900)
     assert table.search_params(7, 0.95) == SearchParams(nprobe=10, rerank=950)
     assert table.search_params(10, 0.951) == SearchParams(nprobe=10, rerank=980)
@@ -173,7 +186,7 @@ def test_between_the_grid_points_the_next_stricter_one_serves() -> None:
 
 
 def test_what_could_not_be_shown_is_not_in_the_table() -> None:
-    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, SearchParams(nprobe=3), 0.93, 0.91),))
+    table = Calibration("ivf", 1, 1, "queries", 100, 0.1, (Entry(10, 0.9, SearchParams(nprobe=3), 0.93, 0.91),), 1)
     assert table.search_params(10, 0.9) == SearchParams(nprobe=3)
     assert table.search_params(10, 0.95) is None
     assert table.search_params(20, 0.9) is None
@@ -308,7 +321,7 @@ def _set(*path: Any) -> Callable[[Any], None]:
 )
 def test_garbage_is_refused_by_name(change: Callable[[Any], None], field: str) -> None:
     entry = Entry(10, 0.95, SearchParams(nprobe=3, rerank=40), 0.97, 0.96)
-    data = json.loads(json.dumps(Calibration("ivf", 9, 3, "queries", 100, 0.5, (entry,)).to_dict()))
+    data = json.loads(json.dumps(Calibration("ivf", 9, 3, "queries", 100, 0.5, (entry,), 9).to_dict()))
     change(data)
     with pytest.raises(EngineError, match=rf"calibration\.{field}"):
         Calibration.from_dict(data)

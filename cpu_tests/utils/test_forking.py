@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,50 @@ def test_one_that_fails_keeps_none_of_the_others_from_its_turn(tmp_path: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "unraisablehook", lambda _told: None)
         assert noted_in_child(log).split() == ["after", "after"]
+
+
+def test_one_that_cannot_close_or_open_keeps_none_of_the_others_from_its_turn(tmp_path: Path) -> None:
+    parent = os.getpid()
+
+    class Either(Recorder):
+        def note(self, what: str) -> None:
+            super().note(what if os.getpid() == parent else f"{what}-in-child")
+
+    class Failing(Either):
+        def before_fork(self) -> bool:
+            super().before_fork()
+            raise KeyboardInterrupt  # as a signal handler does that runs here
+
+    class FailingLater(Either):
+        def after_fork(self) -> None:
+            super().after_fork()
+            raise RuntimeError("cannot be opened again")
+
+    log = tmp_path / "log"
+    held = [Either(log), Failing(log), FailingLater(log), Either(log), Failing(log)]
+    for one in held:
+        forking.close_for_fork(one)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda _told: None)
+        for turn in (1, 2):  # nothing is left of the first fork
+            assert as_child(lambda: None) == 0
+            counts = Counter(log.read_text().split())
+            assert counts == {
+                "before": 5 * turn,
+                "after": 3 * turn,
+                "after-in-child": 3 * turn,
+                "disabled-in-child": 2 * turn,
+            }
+    free: list[bool] = []
+
+    def enter() -> None:
+        with forking.no_fork():
+            free.append(True)
+
+    thread = threading.Thread(target=enter, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert free == [True], "no other thread can open a store or fork"
 
 
 def test_a_child_of_a_process_with_closed_stores_renews_all(tmp_path: Path) -> None:

@@ -127,12 +127,16 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class SearchParams:
-    """How hard an index tries: lists probed, candidates reranked, HNSW beam width. Each index reads what it knows."""
+    """How hard an index tries: lists probed, candidates reranked, HNSW beam width. Each index reads what it knows.
+
+    goes_on: whether queries that are not sure of their results take more (see ``index/fastscan.py``).
+    """
 
     nprobe: int = 0
     rerank: int = 0
     ef: int = 0
     exact: bool = False
+    goes_on: bool = True
 
 
 @dataclass(frozen=True, slots=True)

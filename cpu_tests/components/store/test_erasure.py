@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,7 +19,9 @@ from memevolve_gpu import InvalidFilterError, StorageConfig, VectorStore
 from memevolve_gpu.components.manage import SimpleManagementStrategy
 from memevolve_gpu.errors import StorageError
 from memevolve_gpu.live.maintenance import Maintenance
+from memevolve_gpu.live.query_sample import QuerySample
 from memevolve_gpu.records import erasure, writer
+from memevolve_gpu.records.records import Records
 from memevolve_gpu.records.transaction import Transaction
 from memevolve_gpu.records.writer import Session
 
@@ -206,3 +209,51 @@ def test_the_certificate_counts_what_the_history_held(tmp_path: Path, days: floa
         done = store.forget_subject({"metadata.user": "alice"})
         assert (done.units, done.versions) == (2, 1)
         assert store.check() == []
+
+
+def noted(store: VectorStore, first: int) -> None:
+    """Have a filter and queries of the subject noted, and kept with the records."""
+    store.count({f"metadata.{WORD}field": 1})
+    store.search_vectors(VECTORS[first : first + 70], 1)
+    store.run_maintenance()
+    store._open.live.save_fields(1.0)
+
+
+def test_another_opening_does_not_write_again_what_was_erased(tmp_path: Path) -> None:
+    """Each opening remembers the fields of its filters and a sample of its queries, and keeps them when it closes."""
+    with opened(tmp_path) as other, opened(tmp_path) as store:
+        fill(store)
+        noted(other, 0)
+        noted(store, 70)
+        noted(other, 140)
+        store.forget_subject(SUBJECT)
+        assert other.count({"metadata.harmless": 1}) == 0
+        other.search_vectors(np.ones((70, DIM)), 1)
+        other.run_maintenance()
+    is_erased(tmp_path)
+
+
+def test_what_the_background_keeps_during_an_erasure_is_erased_too(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        fill(store)
+        noted(store, 0)
+        live = store._open.live
+        store.count({f"metadata.{WORD}other": 1})
+        store.search_vectors(VECTORS[200:270], 1)
+        forget, write = QuerySample.forget, Records.write
+
+        def late(sample: QuerySample) -> None:
+            """The background saves between the erasure and its end; it waits for the transaction at most so long."""
+            thread = threading.Thread(target=lambda: sample.save(0.2))
+            thread.start()
+            thread.join()
+            forget(sample)
+
+        def first_erase(records: Records, *arguments: Any, **named: Any) -> Any:
+            with patch.object(Records, "write", write), patch.object(QuerySample, "forget", late):
+                store.forget_subject(SUBJECT)
+            return write(records, *arguments, **named)
+
+        with patch.object(Records, "write", first_erase):
+            live.save_fields(1.0)
+    is_erased(tmp_path)

@@ -6,6 +6,7 @@ nothing had been. Each test runs in a child with an alarm, so that a deadlock is
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import signal
@@ -114,11 +115,12 @@ class Scene:
 
 
 class AtLine:
-    """Calls ``act`` once, when this thread is about to run the ``at``-th line of the package."""
+    """Calls ``act`` once, when this thread is about to run the ``at``-th line of the package, or of one module."""
 
-    def __init__(self, act: Callable[[], None], at: int) -> None:
+    def __init__(self, act: Callable[[], None], at: int, module: str = "") -> None:
         self._act = act
         self._left = at
+        self._start = f"{PACKAGE}/{module}"
         self.fired = False
 
     def __enter__(self) -> AtLine:
@@ -130,7 +132,7 @@ class AtLine:
         sys.settrace(self._before)
 
     def _entered(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
+        return self._line if frame.f_code.co_filename.startswith(self._start) else None
 
     def _line(self, _frame: FrameType, event: str, _argument: object) -> Any:
         if event == "line" and not self.fired:
@@ -208,6 +210,42 @@ def test_an_interruption_while_the_log_is_applied_sees_everything(tmp_path: Path
         assert scene.calls >= 30
         assert scene.refused == 0
         other.close()
+        scene.end()
+
+    in_child(act)
+
+
+MODULES = ("live/delta_buffer", "live/view_builder", "live/filter_cache", "records/records", "records/pool")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_search_that_ctrl_c_ends_at_any_line_leaves_the_index_as_the_records(tmp_path: Path, module: str) -> None:
+    """Half of the new rows may be in the delta buffer then. The next search sees each unit once, under its own id."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    def act() -> None:
+        scene = Scene(tmp_path)
+        with VectorStore(tmp_path / "store", FakeEmbedder(DIM), storage_config=scene.store.config) as other:
+            at, fired = 0, True
+            while fired:
+                at += 1
+                names = [f"other{at}-{one}" for one in range(4)]
+                other.store_batch([unit(name) for name in names])
+                scene.held |= set(names)
+                trap = AtLine(stop, at, f"{module}.py")
+                with contextlib.suppress(KeyboardInterrupt), trap:
+                    scene.store.search("word6", 3, FILTER, record=False)
+                fired = trap.fired
+                names += [f"later{at}-{one}" for one in range(4)]
+                other.store_batch([unit(name) for name in names[4:]])
+                scene.held |= set(names)
+                own = scene.store.vectors_of(names)
+                found = scene.store.search_vectors(np.stack([own[name] for name in names]), 1)[1]
+                assert found == [[name] for name in names], "a vector has the id of another unit"
+                scene.look()
+            assert at > 10
         scene.end()
 
     in_child(act)

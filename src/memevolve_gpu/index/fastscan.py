@@ -80,42 +80,45 @@ class CodeScan:
         count = self.table.n if row_filter is None else row_filter.count
         if scan_cost(count, self.table.dim) < self._cost(want, self._first_width(want, row_filter)):
             return self.table.scan(queries, k, row_filter)
-        return self.search(queries, k, want, row_filter)
+        return self.search(queries, k, params, row_filter)
 
     def search(
-        self, queries: FloatArray, k: int, want: int, row_filter: RowFilter | None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        """The k nearest allowed rows of each query (nq, dim), ``want`` candidates reranked."""
+        """The k nearest allowed rows of each query (nq, dim), by codes."""
+        want = candidate_width(k, params)
         if len(queries) == 1 and row_filter is None:
-            return self._reranked(queries, self.propose(queries, want), k, None)
+            return self._reranked(queries, self.propose(queries, want), k, params, None)
         distances, positions = padded(len(queries), k)
         width = self._first_width(want, row_filter)
         for part in chunks(len(queries), 32 * width):
-            distances[part], positions[part] = self._search_chunk(queries[part], k, want, width, row_filter)
+            mine = queries[part]
+            candidates, starved = self._candidates(mine, want, width, row_filter)
+            distances[part], positions[part] = self._reranked(mine, candidates, k, params, row_filter)
+            if starved.size:
+                rows = part.start + starved
+                distances[rows], positions[rows] = self.table.scan(queries[rows], k, row_filter)
         return distances, positions
 
-    def _search_chunk(
-        self, queries: FloatArray, k: int, want: int, width: int, row_filter: RowFilter | None
-    ) -> tuple[FloatArray, IntArray]:
+    def _candidates(
+        self, queries: FloatArray, want: int, width: int, row_filter: RowFilter | None
+    ) -> tuple[IntArray, IntArray]:
+        """Candidates (nq, want), fewer columns where fewer rows are allowed, and the queries that found too few."""
         if row_filter is None:
-            return self._reranked(queries, self.propose(queries, want), k, None)
+            return self.propose(queries, want), np.empty(0, np.int64)
         if len(queries) == 1:
             proposed = self.propose(queries, width)
             allowed = proposed[row_filter.test(proposed)][:want]
             if allowed.size >= min(want, row_filter.count):
-                return self._reranked(queries, allowed[None], k, row_filter)
-        candidates, starved = self._allowed_candidates(queries, want, width, row_filter)
-        distances, positions = self._reranked(queries, candidates, k, row_filter)
-        if starved.size:
-            distances[starved], positions[starved] = self.table.scan(queries[starved], k, row_filter)
-        return distances, positions
+                return allowed[None], np.empty(0, np.int64)
+        return self._allowed_candidates(queries, want, width, row_filter)
 
     def _reranked(
-        self, queries: FloatArray, candidates: IntArray, k: int, row_filter: RowFilter | None
+        self, queries: FloatArray, candidates: IntArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         """The k nearest of the candidates (nq, want); queries that are not sure of theirs take more candidates."""
         distances, positions = self.table.rerank(queries, candidates, k)
-        more = unsure(candidates, positions, k)
+        more = unsure(candidates, positions, k) if params.goes_on else []
         if more:
             wider = SearchParams(rerank=WIDER * candidates.shape[1])
             distances[more], positions[more] = self.nearest(queries[more], k, wider, row_filter)

@@ -8,6 +8,7 @@ codes lie in the lists.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -189,14 +190,14 @@ class IVFIndex(Index):
     ) -> tuple[FloatArray, IntArray]:
         if self._whole is not None:
             return self._whole.nearest(queries, k, params, row_filter)
-        widths = candidate_width(k, params), self._lists_to_probe(params, row_filter)
-        return self._search_lists(queries, k, widths, row_filter)
+        nprobe = self._lists_to_probe(params, row_filter)
+        return self._search_lists(queries, k, replace(params, nprobe=nprobe), row_filter)
 
     def _search_lists(
-        self, queries: FloatArray, k: int, widths: tuple[int, int], row_filter: RowFilter | None
+        self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
-        """The nearest of ``widths`` (candidates, lists); queries that are not sure of theirs take more of both."""
-        want, nprobe = widths
+        """The nearest in ``params.nprobe`` lists; queries that are not sure of theirs take more lists and rows."""
+        want, nprobe = candidate_width(k, params), params.nprobe
         count = self.n if row_filter is None else row_filter.count
         if want >= count or scan_cost(count, self.dim) < self._lists_cost(want, nprobe):
             return self.table.scan(queries, k, row_filter)
@@ -205,10 +206,11 @@ class IVFIndex(Index):
             mine = queries[chunk]
             candidates = self._candidates(mine, k, want, nprobe, row_filter)
             distances[chunk], positions[chunk] = self.table.rerank(mine, candidates, k)
-            more = chunk.start + np.asarray(unsure(candidates, positions[chunk], k), dtype=np.int64)
-            if more.size:
-                wider = WIDER * want, min(2 * nprobe, self._nlist)
-                distances[more], positions[more] = self._search_lists(queries[more], k, wider, row_filter)
+            more = unsure(candidates, positions[chunk], k) if params.goes_on else []
+            if more:
+                rows = chunk.start + np.array(more, np.int64)
+                wider = SearchParams(min(2 * nprobe, self._nlist), WIDER * want)
+                distances[rows], positions[rows] = self._search_lists(queries[rows], k, wider, row_filter)
         return distances, positions
 
     def _candidates(

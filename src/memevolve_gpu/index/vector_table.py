@@ -4,7 +4,7 @@ An array from :func:`growable` or :func:`grown` is a view of a larger allocation
 be followed by a longer one that shares its memory; rows are never written twice. Space that no row has touched takes
 addresses and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
 they are needed, and drops them when memory is short. Rows of large arrays that come later lie in a *spill*, a file
-without a name in the same folder, for the same reason; where the disk has no room for it they are in memory.
+without a name in the same folder, for the same reason; where the disk has little room for it they are in memory.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _SHARE = 4
 _LEAST = 64
 SPILLED_BYTES = 16 << 20
 """Arrays from this size on take their memory from a spill."""
+KEPT_FREE = 64 << 20
+"""Bytes that a spill leaves free on the disk besides room for a snapshot: the records come first, and must be able to
+copy a full log (see ``LOG_BYTES`` in ``records/connections.py``)."""
 _COPIED_BYTES = 16 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
@@ -66,12 +69,19 @@ class _Spill(_Descriptor):
         os.truncate(self.file, size)
 
     def reserve(self, low: int, high: int) -> bool:
-        """Whether the bytes ``low`` to ``high`` of the allocation may be written; a forked child may write none."""
-        low, high = max(0, low - self.start), high - self.start
+        """Whether the bytes ``low`` to ``high`` of the allocation may be written; a forked child may write none.
+
+        Where the disk would keep no room for a snapshot of them and for the log of the records, none may.
+        """
+        low, kept = max(0, low - self.start), high + KEPT_FREE
+        high -= self.start
         if os.getpid() != self._process:
             return False
         try:
             if high > low:
+                disk = os.fstatvfs(self.file)
+                if disk.f_bavail * disk.f_frsize < high - low + kept:
+                    return False
                 os.posix_fallocate(self.file, low, high - low)
         except OSError:
             return False
@@ -150,7 +160,7 @@ def mapped(
     if rows * width:
         _lay_over(region, 0, file, offset, rows * width)
     spill = None
-    if folder is not None and rows * width >= SPILLED_BYTES:
+    if folder is not None and max(rows, room) * width >= SPILLED_BYTES:
         spill = _spill_after(region, rows * width, folder)
     buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill)
     buffer.from_file, buffer.source = rows, (_Descriptor(file), offset)

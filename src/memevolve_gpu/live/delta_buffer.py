@@ -42,6 +42,8 @@ class Chunk:
     slots: IntArray
     died: IntArray
     vectors: FloatArray
+    spilled: bool = False
+    """Whether the vectors lie in a spill."""
 
     @property
     def end(self) -> int:
@@ -73,9 +75,7 @@ class DeltaBuffer:
     @property
     def spilled(self) -> int:
         """How many rows have their vectors in a spill, which a forked child shares with its parent."""
-        return sum(
-            max(0, min(self.n, chunk.end) - chunk.start) for chunk in self._chunks if not in_memory(chunk.vectors)
-        )
+        return sum(max(0, min(self.n, chunk.end) - chunk.start) for chunk in self._chunks if chunk.spilled)
 
     def extend(
         self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray, namespaces: Sequence[int] | None = None
@@ -96,10 +96,11 @@ class DeltaBuffer:
         self._group([DEFAULT] * m if namespaces is None else namespaces)
 
     def truncate(self, n: int) -> None:
-        """Drop rows from position n on; no published view may contain them."""
-        if n == self.n == len(self.namespaces):
+        """Drop rows from position n on, half-done ones of an interrupted :meth:`extend` too; no published view may
+        contain them."""
+        if n == self.n == len(self.namespaces) == len(self.ids):
             return
-        for key in set(self.namespaces[n:]):
+        for key in set(self.namespaces[n:]) & self._groups.keys():
             group = self._groups[key]
             del group[bisect_left(group, n) :]
         del self.ids[n:], self.namespaces[n:]
@@ -167,7 +168,8 @@ class DeltaBuffer:
                 low = start - chunk.start
                 vectors = growable((len(chunk.slots) - low, self.dim), np.float32, self.folder)
                 copy_rows(chunk.vectors[low : end - chunk.start], vectors)
-                other._chunks.append(Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), vectors))
+                slots, died = chunk.slots[low:].copy(), chunk.died[low:].copy()
+                other._chunks.append(Chunk(0, slots, died, vectors, not in_memory(vectors)))
         return other
 
     def copy(self, end: int) -> DeltaBuffer:
@@ -200,11 +202,13 @@ class DeltaBuffer:
             if chunk.start <= self.n < chunk.end:
                 return chunk
         size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self.n))
+        vectors = growable((size, self.dim), np.float32, self.folder)
         chunk = Chunk(
             start=self.n,
             slots=np.empty(size, dtype=np.int64),
             died=np.full(size, NEVER, dtype=np.int64),
-            vectors=growable((size, self.dim), np.float32, self.folder),
+            vectors=vectors,
+            spilled=not in_memory(vectors),
         )
         self._chunks.append(chunk)
         return chunk

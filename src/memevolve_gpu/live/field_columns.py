@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import CorruptStoreError
 from ..records.filters import (
     RANGES,
     Condition,
@@ -37,6 +37,7 @@ from ..records.filters import (
 from ..records.records import Records
 from ..records.schema import FIELDS_KEY
 from ..types import IntArray
+from ..utils.forking import lazy
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
 
@@ -321,7 +322,7 @@ class FieldColumns:
         self._foresaw = False
         self._named: dict[Path, None] = {}
 
-    @cached_property
+    @lazy
     def saved(self) -> dict[Path, bool]:
         """The fields that filters named in this process or before it, as they were last kept; True: they hold moments.
 
@@ -330,7 +331,7 @@ class FieldColumns:
         try:
             held = json.loads(self._records.get_meta_text(FIELDS_KEY) or "[]")
             return {tuple(str(part) for part in path): bool(moments) for path, moments in held}
-        except (ValueError, TypeError):  # damaged: they are only a hint
+        except (ValueError, TypeError, RecursionError, CorruptStoreError):  # damaged: they are only a hint
             return {}
 
     @property
@@ -343,10 +344,11 @@ class FieldColumns:
         return all(path in self._columns for path in paths)
 
     def clear(self) -> None:
-        """Forget every column."""
+        """Forget every column, and which fields filters named since they were last kept."""
         with self._lock:
             self._seq = -1
             self._columns.clear()
+            self.forget_named()
 
     def matching(self, filters: Filter, log: Log) -> IntArray:
         """Slots that match, int64 ascending, as of the watermark or later; some may be of deleted units."""
@@ -482,18 +484,23 @@ class FieldColumns:
         """Keep with the records which fields filters named, at most ``MOST_COLUMNS``, the latest last."""
         with self._lock:
             held = dict(zip(self._columns, self._columns.values(), strict=True))
-            paths = [*(path for path in self.saved if path not in self._named), *self._named][-MOST_COLUMNS:]
+            named, saved = self._named, self.saved
+            paths = [*(path for path in saved if path not in named), *named][-MOST_COLUMNS:]
         moments = {path for path, column in held.items() if column is not None and column.read.has_moments}
-        latest = {path: path in moments or self.saved.get(path, False) for path in paths}
-        if self._records.read_only or latest == self.saved:
+        latest = {path: path in moments or saved.get(path, False) for path in paths}
+        if self._records.read_only or latest == saved:
             return
         with self._records.write(timeout) as tx:
+            if named is not self._named or (saved and tx.get_meta(FIELDS_KEY) is None):  # erased meanwhile
+                self.forget_named()
+                return
             tx.set_meta(FIELDS_KEY, json.dumps(list(latest.items())).encode())
-        self.saved = latest
+            self.saved = latest
 
     def forget_named(self) -> None:
-        """Forget which fields filters named."""
-        self._named, self.saved = {}, {}
+        """Forget which fields filters named; what the records keep of that is read again."""
+        self._named = {}
+        self.__dict__.pop("saved", None)
 
     def _usual_fields(self) -> list[Path]:
         """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""

@@ -51,9 +51,8 @@ class IndexStats:
     trained_rows: live rows when its quantisers were trained, 0 for an index without quantisers. trained_balance and
     balance: how evenly rows were spread over the lists then, and are in this index. refused_rows: live rows when the
     planned kind was refused and this exact index took its place, else 0. quality: measured when the index was built;
-    measured_rows: its rows when the recall was measured. calibration: measured at calibrated_rows rows, when ``asked``
-    queries had been seen. by_request: trained although there were few units. probed: recall@10 of real queries, last
-    measured in use.
+    measured_rows: its rows when the recall was measured. calibration: made when ``asked`` queries had been seen.
+    by_request: trained although there were few units. probed: recall@10 of real queries, last measured in use.
     """
 
     trained_rows: int = 0
@@ -62,7 +61,6 @@ class IndexStats:
     refused_rows: int = 0
     quality: Quality | None = None
     calibration: Calibration | None = None
-    calibrated_rows: int = 0
     asked: int = 0
     by_request: bool = False
     probed: float | None = None
@@ -72,7 +70,7 @@ class IndexStats:
         """The same statistics for an index with the same quantisers and similarly many rows; None where the number of
         rows differs too much. Candidates grow with the rows that compete for a place among them."""
         held = self.calibration
-        if held is None or not CARRIED_FROM <= index.n / max(1, self.calibrated_rows) <= CARRIED_TO:
+        if held is None or not CARRIED_FROM <= index.n / max(1, held.measured) <= CARRIED_TO:
             return None
         return replace(self, quality=None, calibration=held.grown_to(index.n))
 
@@ -99,7 +97,7 @@ class IndexStats:
             "balance": asdict(self.balance),
             "refused_rows": self.refused_rows,
             "quality": None if self.quality is None else asdict(self.quality),
-            "calibrated_rows": self.calibrated_rows,
+            "calibrated_rows": 0 if self.calibration is None else self.calibration.measured,
             "asked": self.asked,
             "by_request": self.by_request,
             "measured_rows": self.measured_rows,
@@ -119,7 +117,6 @@ class IndexStats:
                 int(values.get("refused_rows", 0)),
                 None if quality is None else Quality(**quality),
                 measured if measured is not None and measured.fits(index) else None,
-                int(values.get("calibrated_rows", 0)),
                 int(values.get("asked", 0)),
                 bool(values.get("by_request", False)),
                 measured_rows=int(values.get("measured_rows", 0)),

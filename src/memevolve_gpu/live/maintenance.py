@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..devices.memory import trim_heap
 from ..errors import CapacityError, DeviceError, ReadOnlyError, ReentrantCallError, StorageError
 from ..index.vector_table import DamagedVectorsError
 from ..planner.plan import plan_index
@@ -308,7 +309,7 @@ class Maintenance:
 
     def after_fork(self) -> None:
         """In a forked child no round is running."""
-        self._round_lock, self._round_thread = threading.RLock(), None
+        self._round_lock, self._round_thread, self.running = threading.RLock(), None, False
 
     def in_round(self) -> bool:
         """Whether a signal handler, a finalizer or a callback made this call inside a round of the same thread."""
@@ -389,9 +390,11 @@ class Maintenance:
         return live.generation == info.generation
 
     def _rebuild(self, reason: RebuildReason, progress: Progress = silent, *, forced: bool = False) -> str:
-        return rebuild(
+        done = rebuild(
             reason, self._live, self._saver, self.scheduler, self.plan, self._collect, progress, forced=forced
         )
+        trim_heap()
+        return done
 
     def _check_recall(self, background: bool) -> list[str]:
         """Calibrate on recent queries where many are new, and probe recall; request training where it is too low."""

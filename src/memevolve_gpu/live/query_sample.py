@@ -32,7 +32,8 @@ class QuerySample:
         self._enabled, self._seed = enabled, seed
         held = records.get_meta(KEY) if enabled else None
         self._reservoir = Reservoir.from_bytes(held or b"", records.dim, seed=seed)
-        self._saved = 0
+        self._saved, self._kept = 0, held is not None
+        """How often the sample had changed when it was saved; whether the records should keep one."""
         self._searches = 0
 
     @property
@@ -62,7 +63,7 @@ class QuerySample:
     def forget(self) -> None:
         """Begin again, without any query."""
         self._reservoir = Reservoir.from_bytes(b"", self._records.dim, seed=self._seed)
-        self._saved = 0
+        self._saved, self._kept = 0, False
 
     def save(self, timeout: float | None = None) -> None:
         """Save the sample with the records if it has changed; a failure is an event.
@@ -74,8 +75,11 @@ class QuerySample:
             return
         try:
             with self._records.write(timeout) as tx:
+                if self._kept and tx.get_meta(KEY) is None:  # another opening of the store erased it
+                    self.forget()
+                    return
                 tx.set_meta(KEY, self._reservoir.to_bytes())
-            self._saved = taken
+                self._saved, self._kept = taken, True
         except StorageError as error:
             self._events.record("queries-unsaved", str(error))
 

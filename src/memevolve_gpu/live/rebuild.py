@@ -395,7 +395,7 @@ def calibrated(index: Index, known: IndexStats, queries: QuerySample, seed: int,
     if known.calibration is not None or index.kind == "exact":
         return known
     fresh = calibrate(index, queries.sample(), seed=seed, pause=pause)
-    return replace(known, calibration=fresh, calibrated_rows=index.n, asked=queries.seen)
+    return replace(known, calibration=fresh, asked=queries.seen)
 
 
 def evaluated(index: Index, known: IndexStats, settings: LiveSettings, pause: Pause = no_pause) -> IndexStats:

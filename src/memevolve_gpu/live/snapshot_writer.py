@@ -69,10 +69,11 @@ class Saver:
         return info is None or view.watermark - info.watermark >= CHANGED_SHARE * view.count
 
     def holds_vectors(self, view: View) -> bool:
-        """Whether many vectors are in memory that could be mapped from a snapshot."""
+        """Whether many vectors are in memory, or were read from the records, that could be mapped from a snapshot."""
         table, budget = view.index.table, self._live.settings.budget_bytes
         most = min(max(MOVED_BYTES, CHANGED_SHARE * table.nbytes), BUDGET_SHARE * budget)
-        return view.index.kind != "hnsw" and table.resident_bytes > most
+        held = table.resident_bytes if self._live.generation else table.nbytes
+        return view.index.kind != "hnsw" and held > most
 
     def note_swap(self, view: View) -> bool:
         """Maintenance has just put the index of ``view`` in use: mark it unsaved, unless the snapshot serves.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,33 +14,11 @@ from ..index.bitmap import RowFilter, RowList
 from ..index.exact_scan import exact_scan
 from ..planner.routing import SideTimings
 from ..types import FloatArray, IntArray, Metric, SearchParams
+from ..utils.forking import lazy
 from ..utils.vectors import DeviceQueries
 from .delta_buffer import DeltaBuffer
 from .index_stats import IndexStats
 from .namespaces import DEFAULT, RowGroups
-
-T = TypeVar("T")
-
-
-class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
-    """``functools.cached_property`` without a lock: two threads at once may compute the value twice.
-
-    Up to Python 3.11 the original holds one lock for all instances while it computes. A process forked meanwhile would
-    wait for that lock forever.
-    """
-
-    def __init__(self, compute: Callable[[Any], T]) -> None:
-        self._compute = compute
-        self.__doc__ = compute.__doc__
-
-    def __set_name__(self, _owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, _owner: type | None = None) -> T:
-        value: T = self._compute(instance)
-        instance.__dict__[self._name] = value  # found before this descriptor from now on
-        return value
-
 
 FEW_ROWS = 2048
 """Up to so many allowed rows are scanned, whatever the index: 1,000 rows take about as long as its first step."""

@@ -32,7 +32,7 @@ from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT, stemming_of
 from .keyword_query import parse_query
 from .opening import OpenOptions, database_path, lock_path, open_store, peek
-from .pool import ReaderPool
+from .pool import CONFIRM_SECONDS, ReaderPool
 from .schema import StoreInfo
 from .sqlite_errors import SQLITE_ERRORS
 from .transaction import MISSING, path_text
@@ -332,7 +332,7 @@ class Records:
 
     def head(self) -> Head:
         """The counters, in one read."""
-        head = self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))))
+        head = self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))), CONFIRM_SECONDS)
         self._pool.seen = max(self._pool.seen, head.last_seq)
         return head
 
@@ -426,8 +426,13 @@ class Records:
 
     def get(self, unit_id: str, ns: int = 0) -> MemoryUnit | None:
         """The unit of that id, or None."""
+        found = self.get_with_json(unit_id, ns)
+        return None if found is None else found[1]
+
+    def get_with_json(self, unit_id: str, ns: int = 0) -> tuple[bytes, MemoryUnit] | None:
+        """The JSON text of the unit of that id, and the unit; None when there is none."""
         rows = self._rows(f"SELECT CAST(unit AS BLOB) FROM units AS u {_ONE}", (ns, unit_id, self.clock()))
-        return self._unit(rows[0][0], unit_id) if rows else None
+        return (rows[0][0], self._unit(rows[0][0], unit_id)) if rows else None
 
     def get_many(self, ids: Sequence[str], ns: int = 0) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""
@@ -603,10 +608,13 @@ class Records:
         except CorruptStoreError as error:
             raise noted(error, self.path) from error
 
-    def _read(self, act: Callable[[apsw.Connection], T]) -> T:
-        """What ``act`` reads; done again when the file changed under a connection that takes no locks."""
+    def _read(self, act: Callable[[apsw.Connection], T], trusted: float = 0.0) -> T:
+        """What ``act`` reads; done again when the file changed under a connection that takes no locks.
+
+        trusted: as for ``ReaderPool.take``.
+        """
         for _ in range(_ATTEMPTS):
-            con = self._pool.take()
+            con = self._pool.take(trusted)
             try:
                 result = act(con)
                 if self._pool.is_current(con):

@@ -297,16 +297,23 @@ class Session:
 
     def before_fork(self) -> bool:
         """Close every connection, so that the child inherits none; False when calls in other threads do not end."""
-        if not self.lock.exclude(FORK_PATIENCE):
+        if self.lock.held_here():
             return False
-        self.settle()
-        if not self.pool.pause(FORK_PATIENCE):
+        try:
+            if not self.lock.exclude(FORK_PATIENCE):
+                return False
+            self.settle()
+            if not self.pool.pause(FORK_PATIENCE):
+                self.lock.release()
+                return False
+            if self._con is not None:
+                keep_log_on_close(self._con, True)
+            self.drop_connection()
+            self.lock.close_file()
+        except BaseException:  # of a signal handler
+            self.pool.resume()
             self.lock.release()
-            return False
-        if self._con is not None:
-            keep_log_on_close(self._con, True)
-        self.drop_connection()
-        self.lock.close_file()
+            raise
         return True
 
     def after_fork(self) -> None:
@@ -363,7 +370,7 @@ class WriteContext:
         self._session = session
         self._dim = dim
         self._grouped = grouped
-        self._hold = _WriteHold(session)
+        self._hold: _WriteHold
 
     def __enter__(self) -> Transaction:
         session = self._session

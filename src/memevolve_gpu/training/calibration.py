@@ -12,7 +12,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from ..errors import EngineError
 from ..index.base import Index
 from ..index.costs import scan_cost
 from ..types import FloatArray, IntArray, SearchParams
+from ..utils.forking import lazy
 from ..utils.vectors import normalize_rows
 from .recall import EvalQueries, Pause, RecallEvaluator, no_pause, together
 from .search_param_sweep import SearchParamSweep, reach
@@ -121,7 +122,8 @@ class Calibration:
     """The calibrated search parameters of one index.
 
     kind, rows and nlist identify the index. queries: number of queries, taken from ``source``. seconds: duration.
-    Entries are missing where no parameters could be shown to reach the target.
+    Entries are missing where no parameters could be shown to reach the target. measured: the rows of the index that
+    they were measured on; an index of more rows takes proportionally more candidates.
     """
 
     kind: str
@@ -131,6 +133,7 @@ class Calibration:
     queries: int
     seconds: float
     entries: tuple[Entry, ...]
+    measured: int
 
     def search_params(self, k: int, target: float) -> SearchParams | None:
         """The parameters for ``k`` results at recall ``target``: those of the next larger k and the next higher target.
@@ -141,17 +144,12 @@ class Calibration:
 
     def most(self, k: int) -> SearchParams | None:
         """The parameters of the highest target for the next larger k; None where there is no entry."""
-        known = [entry for entry in self.entries if entry.k == _next(KS, k)]
-        return known[-1].effort if known else None
+        known = [entry.target for entry in self.entries if entry.k == _next(KS, k)]
+        return self._table[_next(KS, k), known[-1]] if known else None
 
     def grown_to(self, rows: int) -> Calibration:
-        """The same for ``rows`` rows, with proportionally more candidates where these are more."""
-        growth = max(1.0, rows / max(1, self.rows))
-        entries = [
-            replace(entry, effort=replace(entry.effort, rerank=math.ceil(entry.effort.rerank * growth)))
-            for entry in self.entries
-        ]
-        return replace(self, rows=rows, entries=tuple(entries))
+        """The same for an index of ``rows`` rows."""
+        return replace(self, rows=rows)
 
     def fits(self, index: Index) -> bool:
         """Whether this was measured on an index of the same kind and size."""
@@ -177,11 +175,16 @@ class Calibration:
             queries=_field(data, "queries", int),
             seconds=float(_field(data, "seconds", int, float)),
             entries=tuple(_entry(each) for each in _field(data, "entries", list, tuple)),
+            measured=_field(data, "measured" if "measured" in data else "rows", int),
         )
 
-    @cached_property
+    @lazy
     def _table(self) -> dict[tuple[float, float], SearchParams]:
-        return {(entry.k, entry.target): entry.effort for entry in self.entries}
+        growth = max(1.0, self.rows / max(1, self.measured))
+        return {
+            (entry.k, entry.target): replace(entry.effort, rerank=math.ceil(entry.effort.rerank * growth))
+            for entry in self.entries
+        }
 
 
 def calibrate(
@@ -221,7 +224,7 @@ def calibrate(
         sweep, used = SearchParamSweep(evaluator), len(eval_queries)
         entries = [entry for k in KS for entry in _climb(evaluator, sweep, k, margin)]
     seconds = round(time.perf_counter() - started, 6)
-    return Calibration(index.kind, index.n, index.nlist, source, used, seconds, tuple(entries))
+    return Calibration(index.kind, index.n, index.nlist, source, used, seconds, tuple(entries), index.n)
 
 
 def _exact_entries() -> list[Entry]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from ..index.base import Index
 from ..index.costs import scan_cost
 from ..types import FloatArray, IntArray, SearchParams
+from ..utils.forking import lazy
 
 Pause = Callable[[], None]
 """Called between steps of a few milliseconds; may sleep to let searches run, or raise to stop."""
@@ -254,7 +254,7 @@ class RecallEvaluator:
         columns = [recalls_of(found[:, :at], self._truth[rows, :at]) if at <= k else _unknown(rows) for at in self.ks]
         return np.stack(columns, axis=1)
 
-    @cached_property
+    @lazy
     def _hits(self) -> npt.NDArray[np.int16]:
         """How many of each query's k nearest are among its first w candidates, for each of ``ks`` and all w from 1 on,
         int16 (len(ks), nq, w); w is 0 where the index has no candidates of its own."""
@@ -294,8 +294,11 @@ class RecallEvaluator:
         return 1.0 / max(1, min(int((strata == name).sum()) for name in np.unique(strata)))
 
     def _search(self, params: SearchParams, k: int, rows: IntArray, step: int) -> FloatArray:
-        """Distances float32 (len(rows), k) of the k nearest, without the queries' sources."""
-        source = self.eval_queries.source
+        """Distances float32 (len(rows), k) of the k nearest, without the queries' sources.
+
+        Of the first candidates alone: which queries go on depends on k, and one search shows the recall of all k.
+        """
+        source, params = self.eval_queries.source, replace(params, goes_on=False)
         pieces = []
         for part in _parts(rows, step):
             more = 0 if source is None else 1

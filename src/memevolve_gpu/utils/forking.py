@@ -12,7 +12,33 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
+    """``functools.cached_property`` without a lock: two threads at once may compute the value twice.
+
+    Up to Python 3.11 the original holds one lock for all instances while it computes. A process forked meanwhile would
+    wait for that lock forever.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self._compute = compute
+        self.__doc__ = compute.__doc__
+
+    def __set_name__(self, _owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+        value: T = self._compute(instance)
+        instance.__dict__[self._name] = value  # found before this descriptor from now on
+        return value
+
+    if TYPE_CHECKING:  # the value may be set, too
+
+        def __set__(self, instance: Any, value: T) -> None: ...
 
 
 class AfterFork(Protocol):
@@ -26,13 +52,13 @@ class Forkable(Protocol):
     """Something that is closed before a fork and opened again after it, in the parent and in the child."""
 
     def before_fork(self) -> bool:
-        """Close it; False when it is in use and cannot be closed."""
+        """Close it; False when it is in use and cannot be closed. It stays open too when this raises."""
 
     def after_fork(self) -> None:
         """Called in the parent and in the child when :meth:`before_fork` returned True."""
 
     def disable_in_child(self) -> None:
-        """Called in the child when :meth:`before_fork` returned False."""
+        """Called in the child when :meth:`before_fork` returned False or raised."""
 
 
 _forking = threading.RLock()
@@ -67,20 +93,28 @@ def call_in_child(function: Callable[[], object]) -> None:
 
 def _before() -> None:
     _forking.acquire()
-    for one in list(_to_close):
-        (_closed if one.before_fork() else _in_use).append(one)
+    with ExitStack() as every:  # one that fails keeps none of the others from its turn, here and below
+        for one in list(_to_close):
+            every.callback(_close, one)
+
+
+def _close(one: Forkable) -> None:
+    _in_use.append(one)  # until it is closed: a signal handler may raise here
+    if one.before_fork():
+        _closed.append(_in_use.pop())
 
 
 def _after() -> None:
-    for one in _closed:
-        one.after_fork()
-    _closed.clear()
-    _in_use.clear()
-    _forking.release()
+    with ExitStack() as every:
+        every.callback(_forking.release)
+        every.callback(_in_use.clear)
+        every.callback(_closed.clear)
+        for one in _closed:
+            every.callback(one.after_fork)
 
 
 def _in_child() -> None:
-    with ExitStack() as every:  # last in, first out; one that fails keeps none of the others from its turn
+    with ExitStack() as every:  # last in, first out
         for function in reversed(_to_call):
             every.callback(function)
         for renewed in list(_to_renew):

@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 
-json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-"""The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces."""
-
 
 def plain_text(text: str) -> str:
     """The text itself; of an instance of a subclass, such as a member of a ``str`` enumeration, its characters."""
@@ -63,3 +60,9 @@ def as_plain(value: Any) -> Any:
     if plain is value:
         raise TypeError(f"a value of type {type(value).__name__} has no form in JSON")
     return plain
+
+
+json_text = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"), default=as_plain
+).encode
+"""The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces. RecursionError for a circle."""

@@ -271,8 +271,8 @@ class HistoryMixin(Unsupported):
         session.accesses.flush()
         with self._write("forget_subject") as tx:
             erased = erase(tx, spaces, parsed, [*map(history_key, spaces), QUERY_KEY, FIELDS_KEY])
-        session.live.query_sample.forget()
-        session.live.forget_fields()
+            session.live.query_sample.forget()  # here: the background saves them in a transaction
+            session.live.forget_fields()
         session.live.reload("units were erased")
         files = session.maintenance.alone(lambda: finish_erasure(session.records, session.live.snapshot_path, seconds))
         if had_snapshot:

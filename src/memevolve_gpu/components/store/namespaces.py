@@ -94,12 +94,18 @@ def expiry_of(ttl: Any, expires_at: Any, now: float, default: float | None = Non
 
 def moments(ttl: Any, expires_at: Any, now: float, count: int, default: float | None = None) -> list[float | None]:
     """As :func:`expiry_of` for each of ``count`` units; ``ttl`` and ``expires_at`` may be lists with one value each."""
+    if _is_one(ttl) and _is_one(expires_at):
+        return [expiry_of(ttl, expires_at, now, default)] * count
     both = [_each("ttl", ttl, count), _each("expires_at", expires_at, count)]
     return [expiry_of(one, moment, now, default) for one, moment in zip(*both, strict=True)]
 
 
+def _is_one(value: Any) -> bool:
+    return value is None or isinstance(value, (numbers.Real, datetime, timedelta, str, bytes))
+
+
 def _each(name: str, value: Any, count: int) -> Sequence[Any]:
-    if value is None or isinstance(value, (numbers.Real, datetime, timedelta, str, bytes)):
+    if _is_one(value):
         return [value] * count
     if not isinstance(value, Sequence) or len(value) != count:
         raise InvalidUnitError(f"{name} must be one value, or a list of {count}, one for each unit, got {shown(value)}")

@@ -14,14 +14,14 @@ from ...errors import ConfigurationError, EmbeddingError, StorageError
 from ...live.namespaces import Scope
 from ...records.filters import Filter, parse, path_of
 from ...records.schema import MODEL_KEY
-from ...records.transaction import Transaction
+from ...records.transaction import EncodedUnit, Transaction
 from ...records.writer import WriteContext
 from ...types import FloatArray, MemoryUnit
 from ...utils.arguments import listed, path_text, switch, whole_number
 from ...utils.config import StorageConfig, namespace_path
 from .copy import copy_store
 from .history import operation_name
-from .listing import EVERY_UNIT, Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
+from .listing import EVERY_UNIT, Listing, MetadataMixin, listing_of, merged_unit, some_condition
 from .namespaces import UNCHANGED, NamespaceInfo, Path, Unchanged, expiry_of, seconds, subtree_path
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
@@ -30,9 +30,10 @@ from .units import (
     OpenBackend,
     check_arguments,
     checked_id,
-    checked_unit,
+    encoded,
     looked_up,
     one_id,
+    plain_unit,
     text_to_embed,
     unit_to_text,
 )
@@ -249,16 +250,26 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         name = operation_name(operation)
         return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)
 
-    def _stamped(self, units: list[MemoryUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
-        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now.
+    def _stamped(self, plain: MemoryUnit, where: str = "unit") -> EncodedUnit:
+        """The unit, which :func:`.units.plain_unit` made, as it is stored where it replaces none."""
+        metadata = plain.get("metadata") or {}
+        dated = "created_at" not in metadata
+        if dated:
+            plain["metadata"] = {**metadata, "created_at": self._generate_timestamp()}
+        return encoded(plain, where, dated)
 
-        given: the units before they got automatic ids, which replace nothing.
-        """
-        mine = (unit for unit in given if unit.get("id"))
-        unstamped = [unit["id"] for unit in mine if "created_at" not in (unit.get("metadata") or {})]
+    def _keep_times(self, made: list[EncodedUnit], tx: Transaction) -> list[EncodedUnit]:
+        """What :meth:`_stamped` made; the dated ones take ``created_at`` from the units that they replace."""
+        held = tx.taken(one.unit["id"] for one in made if one.dated and one.unit.get("id"))
+        if not held:
+            return made
         now = self._open.clock()
-        held = tx.read(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
-        return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
+        times = tx.read(lambda con: created_at_of(con, held, tx.namespace, now))
+        return [self._created(one, times) if one.dated and one.unit.get("id") in times else one for one in made]
+
+    def _created(self, one: EncodedUnit, times: Mapping[str, str]) -> EncodedUnit:
+        unit = one.unit
+        return encoded({**unit, "metadata": {**unit["metadata"], "created_at": times[unit["id"]]}})
 
     def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""
@@ -271,11 +282,12 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
                 rows = [(*self._merged(old.unit, changes), old.expires_at) for old in olds]
                 missing = dict.fromkeys(text for _, text, _ in rows if text is not None and text not in vectors)
                 if not missing:
-                    for unit, text, until in rows:
+                    for made, text, until in rows:
+                        unit_id = made.unit["id"]
                         if text is None:
-                            tx.edit(unit["id"], unit, until)
+                            tx.edit(unit_id, made, until)
                         else:
-                            tx.put(unit, text, vectors[text].tobytes(), unit["id"], until)
+                            tx.put(made, text, vectors[text].tobytes(), unit_id, until)
             if not missing:
                 break
             # outside the lock: it may take seconds, and units may change meanwhile
@@ -284,11 +296,12 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
             session.written(len(rows))
         return len(rows)
 
-    def _merged(self, old: MemoryUnit, changes: Any) -> tuple[MemoryUnit, str | None]:
+    def _merged(self, old: MemoryUnit, changes: Any) -> tuple[EncodedUnit, str | None]:
         """The changed unit, and its text if that is another one."""
-        unit = checked_unit(merged_unit(old, changes))
+        unit = plain_unit(merged_unit(old, changes))
+        made = encoded(self._updated_metadata(unit, old))
         text = unit_to_text(unit)
-        return self._updated_metadata(unit, old), None if text == unit_to_text(old) else text_to_embed(unit)
+        return made, None if text == unit_to_text(old) else text_to_embed(unit)
 
     def _filter(self, filters: Any) -> Filter:
         return parse(filters, self.config.filter_unicode)

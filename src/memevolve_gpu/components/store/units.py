@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
+from ...records.transaction import EncodedUnit
 from ...types import FloatArray, MemoryUnit, Metric
 from ...utils.arguments import listed, shown, whole_number
 from ...utils.embeddings import Embedder
-from ...utils.plain import as_plain, plain_scalar, plain_text
+from ...utils.plain import json_text, plain_scalar, plain_text
 from ...utils.vectors import check_vector, check_vectors
 from .base import Progress, StorageBackend
 
@@ -39,6 +39,13 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     Raises InvalidUnitError, naming ``where`` and the remedy: no dict, keys that are no strings, values that JSON has
     no word for (NaN and infinity among them), an id that cannot be one, metadata that is no dict, too large.
     """
+    plain = plain_unit(unit, where)
+    encoded(plain, where)
+    return plain
+
+
+def plain_unit(unit: Any, where: str = "unit") -> MemoryUnit:
+    """As :func:`checked_unit`, except that :func:`encoded` refuses what is too large or has no form in JSON."""
     if not isinstance(unit, dict):
         raise InvalidUnitError(f"{where} must be a dict, got {type(unit).__name__}; pass a JSON object")
     try:
@@ -50,7 +57,6 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     metadata = unit.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise InvalidUnitError(f"{where}['metadata'] must be a dict, got {type(metadata).__name__}")
-    _refuse_size(plain, where)
     return plain
 
 
@@ -186,18 +192,15 @@ def check_width(queries: int, top_k: int) -> None:
 
 def unit_to_text(unit: Mapping[str, Any]) -> str:
     """The text that is embedded: content, reasoning, query, tags and type, joined by spaces."""
-    parts = []
-    if unit.get("content") is not None:
-        parts.append(_spoken(unit["content"]))
-    if unit.get("reasoning"):
-        parts.append(f"Reasoning: {_spoken(unit['reasoning'])}")
-    if unit.get("query"):
-        parts.append(f"Query: {_spoken(unit['query'])}")
-    if isinstance(unit.get("tags"), (list, tuple)):
-        parts.append(" ".join(_spoken(tag) for tag in unit["tags"]))
-    if unit.get("type") is not None:
-        parts.append(_spoken(unit["type"]))
-    return " ".join(part for part in parts if part)
+    content, reasoning, query, tags, kind = map(unit.get, ("content", "reasoning", "query", "tags", "type"))
+    parts = [
+        "" if content is None else _spoken(content),
+        f"Reasoning: {_spoken(reasoning)}" if reasoning else "",
+        f"Query: {_spoken(query)}" if query else "",
+        " ".join(map(_spoken, tags)) if isinstance(tags, (list, tuple)) else "",
+        "" if kind is None else _spoken(kind),
+    ]
+    return " ".join(filter(None, parts))
 
 
 def text_to_embed(unit: Mapping[str, Any], where: str = "unit") -> str:
@@ -235,7 +238,7 @@ def _holds_text(value: Any) -> bool:
 
 
 def _spoken(value: Any) -> str:
-    return str(plain_scalar(value))
+    return value if type(value) is str else str(plain_scalar(value))
 
 
 def _plain_dict(value: dict[Any, Any], where: str, level: int = 1) -> dict[str, Any]:
@@ -244,12 +247,8 @@ def _plain_dict(value: dict[Any, Any], where: str, level: int = 1) -> dict[str, 
         raise RecursionError
     made: dict[str, Any] = {}
     for key, inner in value.items():
-        if not isinstance(key, str):
-            raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
-        if "\0" in key:
-            raise InvalidUnitError(f"{where} has a key with NUL, {key[:40]!r}; no filter could name it: leave NUL out")
-        name = plain_text(key)
-        if type(inner) is str:
+        name = key if type(key) is str and "\0" not in key else _checked_key(key, where)
+        if type(inner) in _SCALARS:
             made[name] = inner
         elif isinstance(inner, dict):
             made[name] = _plain_dict(inner, f"{where}[{key!r}]", level + 1)
@@ -258,6 +257,17 @@ def _plain_dict(value: dict[Any, Any], where: str, level: int = 1) -> dict[str, 
         else:
             made[name] = plain_scalar(inner)
     return made
+
+
+def _checked_key(key: Any, where: str) -> str:
+    if not isinstance(key, str):
+        raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
+    if "\0" in key:
+        raise InvalidUnitError(f"{where} has a key with NUL, {key[:40]!r}; no filter could name it: leave NUL out")
+    return plain_text(key)
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def _plain_list(values: list[Any] | tuple[Any, ...], where: str, level: int) -> list[Any]:
@@ -277,16 +287,15 @@ def _too_deep(where: str) -> InvalidUnitError:
     return InvalidUnitError(f"{where} is nested more than {MAX_LEVELS} levels deep or contains itself; flatten it")
 
 
-_json_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_plain).encode
-
-
-def _refuse_size(unit: MemoryUnit, where: str) -> None:
-    """Refuse a unit that is too large, or cannot be kept as JSON."""
+def encoded(unit: MemoryUnit, where: str = "unit", dated: bool = False) -> EncodedUnit:
+    """The unit with the JSON text that is stored. Raises InvalidUnitError where it is too large, or there is none."""
     try:
-        size = len(_json_of(unit).encode())
+        text = json_text(unit)
+        size = len(text) if text.isascii() else len(text.encode())
     except RecursionError:
         raise _too_deep(where) from None
     except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
         raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")
+    return EncodedUnit(unit, text, dated)
