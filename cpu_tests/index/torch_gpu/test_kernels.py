@@ -292,6 +292,7 @@ def test_queries_that_stay_while_rows_stream_by(
         assert_close(kernel_way._minima_many(rows, *given, shape), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nq", "width", "want"), [(3, 4096, 4), (2, 40, 40), (1, 8, 3), (1, 512, 32), (5, 1000, 17), (2, 5000, 60)]
 )
@@ -504,6 +505,7 @@ WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero
 """Operations of torch that end when the device has computed their arguments."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nq", "nprobe", "most", "waits"),
     [(1, 0, 7, 0), (3, 0, 16, 0), (1, 3, 12, 0), (3, 3, 50, 1)],
@@ -613,9 +615,17 @@ for arch in (80, 90):
 """
 
 
-def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: SimpleNamespace, tmp_path: Any) -> None:
-    """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+@pytest.mark.slow
+def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(
+    kernels: SimpleNamespace, tmp_path: Any, pytestconfig: pytest.Config
+) -> None:
+    """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process.
+
+    Triton keeps what it made by the text of the kernels and its version, and the next run takes it from there.
+    """
+    cache = getattr(pytestconfig, "cache", None)
+    kept = tmp_path if cache is None else cache.mkdir("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(kept)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
     )
