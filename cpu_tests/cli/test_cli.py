@@ -979,6 +979,7 @@ UNREAD = [
 ]
 
 
+@pytest.mark.slow
 def test_a_broken_pipe_is_quiet(sample: str, tmp_path: Path, commands: Forks) -> None:
     for number, arguments in enumerate(UNREAD):
         folder = tmp_path / str(number)
@@ -1182,6 +1183,7 @@ def test_a_line_that_is_nested_too_deep_is_named(depth: int) -> None:
 # demo, doctor, completion
 
 
+@pytest.mark.slow
 def test_a_crash_is_shown_and_nothing_is_lost(tmp_path: Path) -> None:
     document = ok("demo", "crash", "--crash")
     assert (document["lost"], document["problems"], document["restored"]) == (0, [], 100)

@@ -95,6 +95,7 @@ def ids_in(prefix: Path) -> set[str] | None:
         return {unit["id"] for unit in store}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning")  # a file just opened
 @pytest.mark.parametrize("begun", ["a new store", "a store with units"])
 @pytest.mark.parametrize("kind", ["add", "add in batches", "import", "import of an old store", "import --from", "copy"])

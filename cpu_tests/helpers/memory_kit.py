@@ -37,8 +37,7 @@ class Given:
         word = text.split(" ", 1)[0]
         if word in self.vectors:
             return self.vectors[word]
-        known: npt.NDArray[np.float32] = _direction(word)
-        return known.copy()
+        return np.array(_direction(word), dtype=np.float32)
 
 
 @functools.lru_cache(maxsize=20_000)

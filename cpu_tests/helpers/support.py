@@ -56,8 +56,8 @@ class FakeEmbedder:
 
     def vector(self, text: str) -> Vector:
         """What the text's vector is, without counting it."""
-        made: Vector = (_text_vector if len(text) < 500 else _text_vector.__wrapped__)(text, self.dim)
-        return made.copy()  # long texts are not kept
+        make = _text_vector if len(text) < 500 else _text_vector.__wrapped__  # long texts are not kept
+        return np.array(make(text, self.dim), dtype=np.float32)
 
     def _fail_once(self) -> None:
         if self.failing is not None:

@@ -142,7 +142,7 @@ def resident_bytes() -> int:
 def test_an_index_that_is_read_and_dropped_leaves_no_memory_behind(
     kind: str, tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    dim, times = 512, 20
+    dim, times = 512, 10
     index = index_of(kind, clustered(rng, N, dim, "l2"), "l2")
     write_snapshot(tmp_path / "s", index, SnapshotInfo("s", 1, 1, N, index.plan, index.metric, dim, 0.0, 7))
     for turn in range(times + 2):

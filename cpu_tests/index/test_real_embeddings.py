@@ -33,6 +33,7 @@ def queries(shared_data: Path) -> dict[str, FloatArray]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index_type", ["auto", "ivf"])
 def test_target_is_reached(index_type: IndexType, vectors: FloatArray, queries: dict[str, FloatArray]) -> None:
     n, dim = vectors.shape

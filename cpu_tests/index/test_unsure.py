@@ -80,6 +80,7 @@ def test_who_is_unsure() -> None:
     assert unsure(ended, np.stack([early, late]), 10) == [], "there are no more candidates"
 
 
+@pytest.mark.slow
 def test_a_calibration_that_is_carried_on_grows_with_the_rows(index: Index) -> None:
     held = calibrate(index, seed=SEED)
     grown = held.grown_to(2 * ROWS).grown_to(ROWS)

@@ -137,6 +137,7 @@ LESSONS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_whole_journey(service: Service, tmp_path: Path) -> None:
     prefix = tmp_path / "memory"
     told: list[str] = []

@@ -97,7 +97,7 @@ def another(prefix: Path, **settings: Any) -> Iterator[Process]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "seconds"), [(2, 3.0), (3, 3.0)])
+@pytest.mark.parametrize(("processes", "seconds"), [(2, 1.5), (3, 1.5)])
 def test_processes_write_search_and_read_each_other(tmp_path: Path, processes: int, seconds: float) -> None:
     figures = writers.run(processes, seconds, SEED, tmp_path)
     print(figures)

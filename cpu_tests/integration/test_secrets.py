@@ -88,6 +88,7 @@ def commands(folder: Path) -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_no_command_shows_a_key(tmp_path: Path, address: str) -> None:
     known = {name: value for name, value in os.environ.items() if not name.startswith("MEMEVOLVE_")}
     given = {**known, **SETTINGS, "MEMEVOLVE_EMBEDDING_BASE_URL": address, "MEMEVOLVE_EMBEDDING_MODEL": "m"}

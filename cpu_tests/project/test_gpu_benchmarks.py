@@ -88,7 +88,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
     assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in folder.glob("*.txt"))

@@ -78,8 +78,8 @@ def test_an_exponent_needs_two_sizes_and_positive_values(sizes: list[float], val
 # Truth
 
 
-@each("block", [1, 7, 64, 1000])
-@each("share", [None, 0.3, 0.01])
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+@pytest.mark.parametrize("share", [None, 0.3, 0.01])
 def test_truth_by_blocks_is_the_truth(rng: np.random.Generator, block: int, share: float | None) -> None:
     vectors, queries = unit_rows(rng), unit_rows(rng, 20)
     allowed = None if share is None else rng.random(ROWS) < share

@@ -25,6 +25,12 @@ __all__ = [
     "SearchParams",
 ]
 
+FAISS_FOR_GPUS = (
+    *("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
+    *("faiss-gpu-cu12-cuvs", "faiss-gpu-cu13-cuvs", "faiss-cuda"),
+)
+"""Distributions of faiss with GPU indexes; each installs the folder ``faiss``."""
+
 MemoryUnit = dict[str, Any]
 """A JSON object with ``id``, ``type``, ``content``, ``tags`` and ``metadata``; other keys are kept as they are."""
 

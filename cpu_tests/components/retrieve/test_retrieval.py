@@ -433,6 +433,7 @@ def test_a_strategy_that_cannot_rank_says_so(backend: StorageBackend) -> None:
 # --- on real units --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_both_together_find_real_units_at_least_as_often_as_either_alone(shared_data: Path, tmp_path: Path) -> None:
     """At the scale of a test: the units from which 300 queries were taken, among 3,000 others."""
     with gzip.open(shared_data / "tldr_queries.jsonl.gz", "rt") as lines:

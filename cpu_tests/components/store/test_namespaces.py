@@ -283,6 +283,7 @@ TestNamespacesAgreeWithDicts.settings = settings(
 )
 
 
+@pytest.mark.slow
 def test_thousands_of_attempts_to_cross_reach_nothing(opened: Open) -> None:
     store, pick, spaces, each = opened(), np.random.default_rng(SEED), 8, 12
     paths = [PATHS[1], *(("org", f"user{n}") for n in range(spaces - 1))]

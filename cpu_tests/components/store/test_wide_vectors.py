@@ -85,11 +85,12 @@ def test_an_index_is_built_once_and_exact_is_exact(tmp_path: Path, index_type: s
     is_at_rest(store, tmp_path, vectors, **settings)
 
 
+@pytest.mark.slow
 def test_real_wide_text_is_found(shared_data: Path, tmp_path: Path) -> None:
-    vectors = np.load(shared_data / "wide1536_units_f16.npy")[:4000].astype(np.float32)
+    vectors = np.load(shared_data / "wide1536_units_f16.npy")[:2000].astype(np.float32)
     queries = np.load(shared_data / "wide1536_queries_f16.npy")[::5].astype(np.float32)
     store = filled(tmp_path, vectors, min_training_units=1000)
-    assert store.run_maintenance()["actions"] == ["built ivf of 4000 rows"]
+    assert store.run_maintenance()["actions"] == ["built ivf of 2000 rows"]
     for kind in (queries[:100], queries[100:]):  # like the data, and of another kind
         assert finds(store, vectors, 0.95, kind) >= 0.945
         assert finds(store, vectors, 0.99, kind) >= 0.985

@@ -29,7 +29,7 @@ from memevolve_gpu.index.torch_gpu.device_rows import (
 from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Many, Operations, best_columns, many_shapes
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account
 from memevolve_gpu.index.torch_gpu.search import Probe, propose
-from memevolve_gpu.types import Metric, SearchParams
+from memevolve_gpu.types import Metric, Precision, SearchParams
 
 SEED = 20_260_404
 
@@ -45,11 +45,7 @@ def rows_on_device(torch: Any, n: int, dim: int, *, int8: bool = False, metric: 
     quantization = Quantization.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
     shape, cpu = (n, dim, padded_groups(-(-n // GROUP))), torch.device("cpu")
     rows = DeviceRows.empty(metric, quantization, shape, cpu, int8=int8, float32_rows=False)
-    codes = None
-    if int8:
-        scales = np.abs(vectors).max(1) / np.float32(127)
-        codes = (torch.from_numpy(np.rint(vectors / scales[:, None]).astype(np.int8)), torch.from_numpy(scales))
-    rows.put(0, quantization.enter(vectors, rows.columns, cpu), torch.arange(n), codes, None)
+    rows.put(0, quantization.enter(vectors, rows.columns, cpu))
     return rows
 
 
@@ -201,13 +197,13 @@ def test_a_batch_rescores_six_groups_more_than_results(
     """16 groups for 10 results, not 32: half of the gathered bytes, and float32 answers all the same."""
     vectors, queries = some(1, 4000, 48), some(2, 60, 48)
     index, widths = on_card("exact", vectors), []
-    real = kernel_ops.rescore
+    real = Operations.rescore
 
-    def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+    def rescore(self: Operations, rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
         widths.append(tuple(chosen.shape))
-        return real(rows, q, factor, chosen)
+        return real(self, rows, q, factor, chosen)
 
-    monkeypatch.setattr(kernel_ops, "rescore", rescore)
+    monkeypatch.setattr(Operations, "rescore", rescore)
     answer = index.search(queries, 10, SearchParams())
     assert widths == [(60, 16)]
     assert recall(answer[0], nearest(queries, vectors, "l2", 10), 1e-5) == 1.0
@@ -248,7 +244,7 @@ def test_candidates_are_measured_once_and_the_fastest_is_kept(
         asked_of.append(call)
         found = next(clock)
         if found is None:
-            raise OSError("no compiler")
+            raise RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 101376.")
         return found
 
     operations = Operations(*given)
@@ -296,6 +292,7 @@ def test_queries_that_stay_while_rows_stream_by(
         assert_close(kernel_way._minima_many(rows, *given, shape), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nq", "width", "want"), [(3, 4096, 4), (2, 40, 40), (1, 8, 3), (1, 512, 32), (5, 1000, 17), (2, 5000, 60)]
 )
@@ -331,6 +328,21 @@ def test_what_the_selecting_kernel_cannot_take_is_selected_by_torch(
     assert bool(asked_of) == bool(selects)
 
 
+def test_selection_asks_topk_for_the_largest_alone(
+    torch: Any, kernel_way: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton 3.6, which comes with torch 2.11, knows no other: the kernel did not compile there."""
+    language = pytest.importorskip("triton.language")
+    real = language.topk
+
+    def topk(x: Any, k: Any) -> Any:
+        return real(x, k)
+
+    monkeypatch.setattr(language, "topk", topk)
+    values = torch.from_numpy(np.random.default_rng(SEED).standard_normal((2, 600)).astype(np.float32))
+    assert torch.equal(kernel_way._select(values, 5).values, torch.sort(values, dim=1).values[:, :5])
+
+
 def test_a_kernel_that_answers_wrongly_is_left_out_and_reported(
     torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any]
 ) -> None:
@@ -349,6 +361,23 @@ def test_a_kernel_that_answers_wrongly_is_left_out_and_reported(
     for _ in range(2):
         assert torch.equal(operations.rescore(rows, queries.wide, queries.factor, chosen), want)
     assert sum("kernel rescore does not run here" in note for note in notes) == 1
+
+
+def test_a_form_that_does_not_compile_is_reported(
+    torch: Any, kernels: SimpleNamespace, untuned: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the device lacks the memory for it: a selection that never ran was not missed for weeks."""
+    monkeypatch.setattr(kernel_ops, "MEASURED_QUERIES", (1,))
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise TypeError("topk() got an unexpected keyword argument 'descending'")
+
+    broken = SimpleNamespace(**vars(kernels))
+    broken.select, notes = _Doing(refuses), list[str]()
+    operations = Operations(torch.device("cpu"), notes.append, broken)
+    operations.tune(rows_on_device(torch, 600, 48), lambda call: call() is None)
+    assert len(notes) == 1, "told once"
+    assert notes[0].startswith("a form of select does not run here (topk() got an unexpected keyword")
 
 
 class _Doing:
@@ -407,19 +436,33 @@ def test_what_travels_goes_through_two_pinned_buffers_that_are_reused(torch: Any
     assert waited[6:] == ["waited", "pinned 131072"]
 
 
-def test_rows_are_uploaded_through_pinned_memory(card: Account, monkeypatch: pytest.MonkeyPatch, torch: Any) -> None:
-    """Rows of both passes of a build of lists, and the sample that trains them: none of them pageable."""
-    sent: list[tuple[int, ...]] = []
-    real = runtime.sent
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_rows_are_uploaded_through_pinned_memory(
+    precision: Precision, card: Account, monkeypatch: pytest.MonkeyPatch, torch: Any
+) -> None:
+    """Rows of both passes of a build of lists, and the sample that trains them; int8 rows are made on the device.
+
+    What is pageable is small: the centre in each block, the list of each row once, and the places of the lists.
+    """
+    pinned, pageable = [0], [0]
+    real, plain = runtime.sent, runtime.host_tensor
 
     def noted(given: Any, device: Any) -> Any:
-        sent.append(given.shape)
+        pinned[0] += given.nbytes
+        pageable[0] -= given.nbytes  # here it is made a tensor by the same function
         return real(given, device)
 
+    def host_tensor(array: Any) -> Any:
+        pageable[0] += array.nbytes
+        return plain(array)
+
+    for module in (device_rows, upload, ivf, runtime):
+        monkeypatch.setattr(module, "host_tensor", host_tensor, raising=False)
     for module in (device_rows, upload):
         monkeypatch.setattr(module, "sent", noted)
-    on_card("ivf", some(1, 3000, 48), float32_rows=True)
-    assert sum(shape[0] for shape in sent if shape[1:] == (48,)) >= 2 * 3000 + 2048
+    index = on_card("ivf", some(1, 3000, 48), precision=precision)
+    assert pinned[0] == (2 * 3000 + 2048 + 2 * index.nlist) * 48 * 4
+    assert pageable[0] <= 3000 * 4 + 64 * index.nlist + 20 * 48 * 4
 
 
 class Launches:
@@ -458,8 +501,15 @@ class _Counted:
         return launch
 
 
+WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero"}
+"""Operations of torch that end when the device has computed their arguments."""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("nq", "nprobe", "most"), [(1, 0, 7), (3, 0, 16), (1, 3, 12)], ids=["one", "batch", "one of lists"]
+    ("nq", "nprobe", "most", "waits"),
+    [(1, 0, 7, 0), (3, 0, 16, 0), (1, 3, 12, 0), (3, 3, 50, 1)],
+    ids=["one", "batch", "one of lists", "batch of lists"],
 )
 def test_how_many_launches_a_search_takes(
     torch: Any,
@@ -468,9 +518,13 @@ def test_how_many_launches_a_search_takes(
     nq: int,
     nprobe: int,
     most: int,
+    waits: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without a card: what a card would be asked to do for candidates, when the kernels measured faster."""
+    """Without a card: what a card would be asked to do for candidates, when the kernels measured faster.
+
+    The host waits for the device once, for the results, and in a batch of lists once more, to know the work.
+    """
     monkeypatch.setattr(kernel_ops, "_SELECT_BLOCK", 32)
     launches = Launches(torch, kernels)
     operations = Operations(torch.device("cpu"), pytest.fail, launches.kernels)
@@ -487,6 +541,7 @@ def test_how_many_launches_a_search_takes(
         again = propose(rows, queries, (32, 16), operations, probe)
     assert torch.equal(found, again)
     assert len(launches.names) <= most, launches.names
+    assert len(WAITS.intersection(launches.names)) == sum(name in WAITS for name in launches.names) == waits
     kernel = [name for name in launches.names if name.startswith("kernel")]
     assert len(kernel) == (6 if nprobe else 5)
 
@@ -560,9 +615,17 @@ for arch in (80, 90):
 """
 
 
-def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: SimpleNamespace, tmp_path: Any) -> None:
-    """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+@pytest.mark.slow
+def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(
+    kernels: SimpleNamespace, tmp_path: Any, pytestconfig: pytest.Config
+) -> None:
+    """Triton brings the assembler along, so that needs no GPU; the interpreter must be off, hence another process.
+
+    Triton keeps what it made by the text of the kernels and its version, and the next run takes it from there.
+    """
+    cache = getattr(pytestconfig, "cache", None)
+    kept = tmp_path if cache is None else cache.mkdir("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(kept)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COMPILE], env=environment, capture_output=True, text=True, check=False
     )
@@ -586,7 +649,7 @@ def test_all_kernels_compile_for_two_kinds_of_gpu_without_spills(kernels: Simple
     }
     assert {one["arch"] for one in found} == {80, 90}
     for one in found:
-        assert one["spilled"] <= (8 if (one["name"], one["arch"]) == ("assign", 80) else 0), one
+        assert one["spilled"] <= (8 if one["arch"] == 80 and one["name"] in ("assign", "minima_one") else 0), one
         assert one["registers"] <= 255, one
         assert one["shared"] <= {80: 163, 90: 227}[one["arch"]] << 10, one
         batch = one["name"] in ("minima_many", "minima_stream", "list_minima", "assign")

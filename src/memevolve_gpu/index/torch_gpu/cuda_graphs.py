@@ -8,7 +8,8 @@ from typing import Any
 
 from ...errors import first_line
 from ...utils.lru import LruCache
-from .runtime import cause_of, load_torch
+from ..device_failover import cause_of
+from .runtime import load_torch
 
 _KEPT = 4
 _COUNTED = 64

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import EngineError
-from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows
 from ..base import Arrays, BuildJob, part
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
@@ -23,9 +23,6 @@ from .upload import DeviceIndex, Layout
 
 _ENTER_ROWS = 16_384
 _LARGEST = 60_000.0
-_WHOLE = 0.5
-"""Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
-most twice as much, and a batch must give the same results as its queries one by one."""
 
 
 class TorchIVFIndex(TorchIndex):
@@ -62,9 +59,7 @@ class TorchIVFIndex(TorchIndex):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact index")
         table = job.table()
         with building(plan.device):
-            lock = device_lock(plan.device)
-            with lock:
-                device = open_device(plan.device)
+            lock, device = device_lock(plan.device), open_device(plan.device)
             quantization = measured_quantization(table, plan.precision)
             centroids = (
                 job.reuse_from.centroids
@@ -78,8 +73,7 @@ class TorchIVFIndex(TorchIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
         assignment = part(parts, "assignment", np.int64, (table.n,))
         if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
@@ -121,13 +115,6 @@ class TorchIVFIndex(TorchIndex):
         index = TorchIVFIndex(plan, self.metric, rows, table, self._quantization, self.centroids, assignment)
         return index, _listed(assignment, self._sizes, held.centroids)
 
-    def _lists_to_probe(self, params: SearchParams) -> int:
-        nprobe = params.nprobe or self.nlist
-        return 0 if nprobe > _WHOLE * self.nlist else nprobe
-
-    def _wider(self, nprobe: int) -> int:
-        return 0 if 2 * nprobe > _WHOLE * self.nlist else 2 * nprobe
-
 
 def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -> Layout:
     """Rows list after list, each list from a group of its own on.
@@ -143,13 +130,9 @@ def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -
     moved = np.arange(int(held_groups.sum())) + np.repeat(first_group - held_first, held_groups)
     order = np.argsort(assignment[kept:], kind="stable")
     own, more = assignment[kept:][order], sizes - held
-    target = np.empty(len(own), np.int64)
-    target[order] = (first_group * GROUP + held)[own] + np.arange(len(own)) - (np.cumsum(more) - more)[own]
-
-    def places(start: int, stop: int) -> IntArray:
-        return target[start - kept : stop - kept]
-
-    return Layout(padded_groups(int(groups.sum())), places, groups.tolist(), centroids, kept, moved)
+    places = np.empty(len(own), np.int32)
+    places[order] = (first_group * GROUP + held)[own] + np.arange(len(own)) - (np.cumsum(more) - more)[own]
+    return Layout(padded_groups(int(groups.sum())), groups.tolist(), places, centroids, kept, moved)
 
 
 def _trained(job: BuildJob, quantization: Quantization, device: Any, lock: AbstractContextManager[Any]) -> FloatArray:
