@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:  # named here, imported where they are used: neither needs to be installed
+    import faiss
+    import torch
 
 __all__ = [
     "Change",
@@ -27,11 +32,23 @@ __all__ = [
 
 MemoryUnit = dict[str, Any]
 """A JSON object with ``id``, ``type``, ``content``, ``tags`` and ``metadata``; other keys are kept as they are."""
+JsonObject = dict[str, Any]
+"""A JSON object whose values only its owner knows: what a caller or a foreign library put there."""
+Filters = Mapping[str, object]
+"""Conditions on units, such as ``{"type": "skill"}`` or ``{"metadata.score": {"gte": 0.5}}``."""
 
 Metric = Literal["l2", "cosine", "ip"]
 Precision = Literal["float32", "float16", "int8"]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+AnyArray = npt.NDArray[np.generic]
+"""An array of any type of numbers."""
+FaissIndex: TypeAlias = "faiss.Index"
+Tensor: TypeAlias = "torch.Tensor"
+ArrayOrTensor: TypeAlias = "FloatArray | torch.Tensor"
+Device: TypeAlias = "torch.device"
+Stream: TypeAlias = "torch.cuda.Stream"
+Event: TypeAlias = "torch.cuda.Event"
 
 
 @dataclass(frozen=True, slots=True)

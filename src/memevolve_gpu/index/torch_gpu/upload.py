@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...types import FloatArray, IntArray, Metric, Precision
+from ...types import Device, FloatArray, IntArray, Metric, Precision, Tensor
 from ..vector_table import VectorTable
 from .device_masks import Tombstones
 from .device_rows import DeviceRows, Quantization, Queries, blocks_of
@@ -31,7 +30,7 @@ class Layout:
     groups: int
     places: Callable[[int, int], IntArray]
     lists: list[int]
-    centroids: Any = None
+    centroids: Tensor | None = None
     kept: int = 0
     moved: IntArray | None = None
 
@@ -41,12 +40,12 @@ class DeviceIndex:
     """What an index holds on its device."""
 
     rows: DeviceRows
-    device: Any
+    device: Device
     operations: Operations
     tombstones: Tombstones
     lists: Lists | None
-    centroids: Any
-    norms: Any
+    centroids: Tensor | None
+    norms: Tensor | None
 
     def probe(self, nprobe: int) -> Probe | None:
         """How to read ``nprobe`` lists; None for all rows."""
@@ -83,7 +82,7 @@ class Upload:
 
     def run(
         self,
-        device: Any,
+        device: Device,
         lock: DeviceLock,
         note: Callable[[str], None],
         progress: Callable[[float], None],
@@ -104,7 +103,7 @@ class Upload:
         self._warm(loaded, lock)
         return loaded
 
-    def _fill(self, rows: DeviceRows, device: Any, lock: DeviceLock, progress: Callable[[float], None]) -> None:
+    def _fill(self, rows: DeviceRows, device: Device, lock: DeviceLock, progress: Callable[[float], None]) -> None:
         for first, block in blocks_of(self.table, self.layout.kept):
             stop = first + len(block)
             with lock:
@@ -121,7 +120,7 @@ class Upload:
             if stop < self.table.n:
                 progress(stop / self.table.n)
 
-    def _finished(self, rows: DeviceRows, device: Any, operations: Operations) -> DeviceIndex:
+    def _finished(self, rows: DeviceRows, device: Device, operations: Operations) -> DeviceIndex:
         layout, tombstones = self.layout, Tombstones(rows)
         if not layout.lists:
             return DeviceIndex(rows, device, operations, tombstones, None, None, None)
@@ -161,7 +160,7 @@ class Upload:
         return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
 
 
-def _seconds_on_device(call: Callable[[], Any]) -> float:
+def _seconds_on_device(call: Callable[[], object]) -> float:
     """The median of nine calls between CUDA events, after two that compile and warm up."""
     torch = load_torch()
     taken: list[float] = []
