@@ -25,7 +25,6 @@ from .components.retrieve import (
 from .components.store.base import StorageBackend
 from .components.store.foreign import as_backend
 from .components.store.ranking import HalfLife, Ranking
-from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from .types import MemoryUnit
@@ -43,6 +42,7 @@ from .utils.arguments import (
 )
 from .utils.config import EmbeddingConfig, StorageConfig, is_milvus_uri
 from .utils.embeddings import EmbeddingFunction, embedder_from_config
+from .utils.report_types import StorageHealth
 from .utils.timestamps import now_text
 
 __all__ = ["Capacity", "ComponentType", "Memory", "MemorySystem", "MemorySystemConfig", "Operation"]

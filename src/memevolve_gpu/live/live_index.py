@@ -23,6 +23,7 @@ from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
 from ..types import FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
+from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
 from .field_columns import FieldValues, Log
@@ -45,11 +46,11 @@ class NlistChange:
     before: dict[str, float | None]
 
     @classmethod
-    def between(cls, old: View, new: View, latency: dict[str, float] | None) -> NlistChange:
+    def between(cls, old: View, new: View, latency: LatencyReport | None) -> NlistChange:
         return cls(time.time(), old.index.nlist, new.index.nlist, _figures(old, latency))
 
-    def report(self, view: View, latency: dict[str, float] | None) -> dict[str, Any]:
-        """Plain values: nlist, recall@10 and latency before and since the change; None for what is not known yet."""
+    def report(self, view: View, latency: LatencyReport | None) -> NlistChangeReport:
+        """nlist, recall@10 and latency before and since the change; None for what is not known yet."""
         return {
             "at": self.at,
             "nlist": [self.nlist_before, self.nlist_after],
@@ -65,7 +66,7 @@ def _recall(view: View) -> float | None:
     return None if view.stats.quality is None else view.stats.quality.recall
 
 
-def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | None]:
+def _figures(view: View, latency: LatencyReport | None) -> dict[str, float | None]:
     known = latency or {}
     return {"recall": _recall(view), "p50_ms": known.get("p50_ms"), "p95_ms": known.get("p95_ms")}
 

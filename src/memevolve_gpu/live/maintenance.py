@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ..training.recall import Pause, Quality, no_pause, recall_of
 from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.forking import renew_in_child
+from ..utils.report_types import MaintenanceReport
 from ..utils.vectors import normalize_rows
 from .device_manager import DeviceManager
 from .live_index import LiveIndex, LiveSettings
@@ -130,8 +131,8 @@ class Report:
         """Whether another round was running, here or in another process."""
         return any(action.startswith("skipped") for action in self.actions)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def report(self) -> MaintenanceReport:
+        return MaintenanceReport(**asdict(self))
 
 
 class Maintenance:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..components.store.base import Progress
-from ..components.store.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
-from ..components.store.reports import OPERATIONS, Figures, event_reports, health, latency_report, plain_details
+from ..components.store.reports import OPERATIONS, Figures, event_reports, health, plain_details
 from ..components.store.units import UnitEmbedder
 from ..errors import CapacityError, StorageError
 from ..monitoring.events import EventLog, LatencyRing
@@ -23,6 +22,7 @@ from ..utils.arguments import word
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import Embedder, EmbeddingFunction
 from ..utils.forking import renew_in_child
+from ..utils.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
 from .client import LONG, Client, MilvusClient, Version
 from .collection import CollectionInfo, Row, Table, bodies_of, body_of, describe, open_collection, serve
 from .plan import ServerPlan
@@ -228,7 +228,7 @@ def health_report(session: MilvusSession) -> StorageHealth:
     )
     report = health(figures)
     if count > config.performance_threshold:
-        report["latency"] = latency_report(session.latency)
+        report["latency"] = session.latency.percentiles()
     return report
 
 
@@ -251,7 +251,7 @@ def statistics_report(session: MilvusSession) -> MilvusStatistics:
             "rows_not_indexed": sum(one.rows for one in segments if not one.indexed),
         },
         "management": list(session.operations)[-20:],
-        "latency": latency_report(session.latency),
+        "latency": session.latency.percentiles(),
         "event_totals": session.events.totals(),
         "events": event_reports(session.events),
     }

@@ -16,13 +16,6 @@ import numpy as np
 from ..components.store.base import MetadataMixin, Progress
 from ..components.store.listing import Listing, listing_of, with_created_at
 from ..components.store.ranking import Window, score_of
-from ..components.store.report_types import (
-    Inventory,
-    MaintenanceReport,
-    MilvusStatistics,
-    OperationEntry,
-    StorageHealth,
-)
 from ..components.store.units import (
     OpenBackend,
     UnitMapping,
@@ -44,6 +37,13 @@ from ..types import FloatArray, Hit, MemoryUnit, Metric
 from ..utils.arguments import callback, listed, mapping, whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
+from ..utils.report_types import (
+    Inventory,
+    MaintenanceReport,
+    MilvusStatistics,
+    OperationEntry,
+    StorageHealth,
+)
 from ..utils.vectors import check_vectors, cosines
 from .client import Client, MilvusClient
 from .collection import describe, unit_of, vector_of

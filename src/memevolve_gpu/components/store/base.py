@@ -22,10 +22,10 @@ from ...records.filters import lookup, matches, parse, path_of
 from ...types import FloatArray, Hit, MemoryUnit
 from ...utils.arguments import listed, shown, switch, whole_number, word
 from ...utils.plain import plain_scalar
+from ...utils.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 from ...utils.timestamps import age_stamp
 from .listing import EVERY_UNIT, Listing, MetadataMixin, counted, listing_of, merged_unit, some_condition
 from .ranking import HalfLife, Ranking, Window, best, score_of, similarity_of
-from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 from .unsupported import Unsupported
 
 __all__ = [

@@ -11,30 +11,27 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from ...live.maintenance import Report
 from ...live.namespaces import DEFAULT
 from ...live.scheduler import RebuildReason
 from ...live.view import View
-from ...monitoring.events import EventLog, LatencyRing
+from ...monitoring.events import EventLog
 from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
 from ...utils.arguments import word
-from .namespaces import NamespaceInfo
-from .namespaces import Path as Space
-from .report_types import (
+from ...utils.report_types import (
     DeviceReport,
     EventReport,
     Inventory,
-    LatencyReport,
-    MaintenanceReport,
     OperationEntry,
     PlanReport,
     StorageHealth,
     StoreStatistics,
     TrainingReport,
 )
+from .namespaces import NamespaceInfo
+from .namespaces import Path as Space
 from .service_samples import Samples
 from .session import AFTER_COMMIT, StoreSession
 from .units import MAX_UNIT_BYTES
@@ -396,7 +393,7 @@ def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
         performance=_performance(session, view) if view.count > session.config.performance_threshold else None,
         training=training_report(session, view, cause),
         refusals=[event.cause for event in session.events.recent("refused")[-1:] if view.stats.refused_rows],
-        device=_device(session, view),
+        device=session.live.device_manager.report(view),
         index_lag=max(0, head.last_seq - view.watermark),
         lag_cause=session.lagging,
         thread_failure=session.worker.start_failure,
@@ -427,7 +424,7 @@ def statistics_report(session: StoreSession, space: NamespaceInfo) -> StoreStati
             "reason": held.reason,
         },
         "plan": cast("PlanReport", asdict(planned)),
-        "device": _device(session, view),
+        "device": session.live.device_manager.report(view),
         "tail_rows": view.delta_n,
         "tombstones": view.index_dead + view.delta_dead,
         "memory_bytes": session.live.nbytes,
@@ -442,7 +439,7 @@ def statistics_report(session: StoreSession, space: NamespaceInfo) -> StoreStati
         },
         "probed_recall": view.stats.probed,
         "queries_sampled": session.live.query_sample.kept,
-        "latency": latency_report(session.live.latency),
+        "latency": session.live.latency.percentiles(),
         "generation": session.live.generation,
         "files": _file_bytes(session),
         "event_totals": session.events.totals(),
@@ -468,19 +465,9 @@ def inventory_report(session: StoreSession, ns: int) -> Inventory:
     }
 
 
-def maintenance_report(report: Report) -> MaintenanceReport:
-    """What a round of maintenance did, as plain values."""
-    return cast("MaintenanceReport", report.as_dict())
-
-
-def latency_report(latency: LatencyRing) -> LatencyReport | None:
-    """Percentiles of the newest searches; None before the first."""
-    return cast("LatencyReport | None", latency.percentiles())
-
-
 def event_reports(events: EventLog) -> list[EventReport]:
     """The newest 20 events, newest last."""
-    return [cast("EventReport", event.as_dict()) for event in events.recent()[-20:]]
+    return [event.report() for event in events.recent()[-20:]]
 
 
 def _performance(session: StoreSession, view: View) -> StorageHealth:
@@ -488,11 +475,6 @@ def _performance(session: StoreSession, view: View) -> StorageHealth:
     live, latency = session.live, session.live.latency.percentiles()
     change = None if live.nlist_change is None else live.nlist_change.report(view, latency)
     return cast("StorageHealth", {"latency": latency, "probed_recall": view.stats.probed, "nlist_change": change})
-
-
-def _device(session: StoreSession, view: View) -> DeviceReport:
-    """The device as it was last probed, with what was found of the index since."""
-    return cast("DeviceReport", session.live.device_manager.report(view))
 
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:

@@ -24,6 +24,7 @@ from ...utils.arguments import callback, change, listed, mapping, path_text, sho
 from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
+from ...utils.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress
 from .capacity import move_waiting_rows, report_pruned, reserve_room
@@ -32,8 +33,7 @@ from .history import HistoryMixin
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
 from .ranking import HalfLife, Ranking, Window, score_of
-from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
-from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
+from .reports import health_report, inventory_report, register, statistics_report
 from .selecting import NamespacedBackend
 from .session import IndexInfo, StoreSession, open_session
 from .units import (
@@ -501,7 +501,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
     def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
         self._open.accesses.flush()
-        return maintenance_report(self._open.maintenance.run(callback("progress", progress)))
+        return self._open.maintenance.run(callback("progress", progress)).report()
 
     def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
         """Train the index again, whether that is due or not.
@@ -515,7 +515,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
             What was done.
         """
         reason = RebuildReason("train", "asked for", by_request=switch("samples", samples))
-        return maintenance_report(self._open.maintenance.run(callback("progress", progress), force=reason))
+        return self._open.maintenance.run(callback("progress", progress), force=reason).report()
 
     def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
         return register(self._open, operation_type, details, self.namespace_path)
