@@ -44,6 +44,8 @@ IntArray = npt.NDArray[np.int64]
 AnyArray = npt.NDArray[np.generic]
 """An array of any type of numbers."""
 FaissIndex: TypeAlias = "faiss.Index"
+FaissObject: TypeAlias = Any
+"""Parameters, selectors and resources of faiss, whose classes have nothing in common."""
 Tensor: TypeAlias = "torch.Tensor"
 ArrayOrTensor: TypeAlias = "FloatArray | torch.Tensor"
 Device: TypeAlias = "torch.device"

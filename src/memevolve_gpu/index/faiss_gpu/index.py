@@ -7,12 +7,12 @@ more rows than wanted are fetched, once; a query that is left with too few by a 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from ...errors import DeviceError
-from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
+from ...types import DeviceIncident, FaissObject, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
 from ..base import Arrays, BuildJob, Index
 from ..bitmap import RowFilter
 from ..device_failover import DeviceFailover
@@ -165,7 +165,7 @@ class FaissGpuFlatIndex(FaissGpuIndex):
             return None
         gpu_resources, size = resources_of(device), flat_bytes(table.n, table.dim, self._half)
         with gpu_resources.building("loading vectors", size, keep=True) as (resources, held):
-            config: Any = gpu_resources.config("GpuIndexFlatConfig")
+            config: FaissObject = gpu_resources.config("GpuIndexFlatConfig")
             config.useFloat16 = self._half
             kind = metric_of(gpu_resources.faiss, table.metric)
             held.append(gpu_resources.made("GpuIndexFlat", resources, table.dim, kind, config))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import EngineError
-from ...types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
+from ...types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
 from ..base import Arrays, BuildJob, out_of_range, part
 from ..bitmap import RowFilter
 from ..faiss_helpers import emptied, from_bytes, metric_of, quiet, to_bytes
@@ -45,7 +45,7 @@ class FaissGpuIVFIndex(FaissGpuIndex):
         metric: Metric,
         rows: Rows,
         table: VectorTable,
-        trained: Any,
+        trained: FaissIndex,
         assigned: npt.NDArray[np.int32],
     ) -> None:
         """``trained`` is faiss' CPU index without rows; ``assigned`` int32 (n,) the list of each row."""
@@ -118,7 +118,7 @@ class FaissGpuIVFIndex(FaissGpuIndex):
         return GpuIndexHandle(gpu_resources, held, size)
 
 
-def _trained(job: BuildJob, gpu_resources: GpuResources, precision: Precision) -> Any:
+def _trained(job: BuildJob, gpu_resources: GpuResources, precision: Precision) -> FaissIndex:
     """The CPU index of faiss without rows, by the centroids of the index to reuse or of k-means on the device."""
     faiss, dim, nlist = gpu_resources.faiss, job.rows.vectors.shape[1], job.plan.nlist
     kind, before = metric_of(faiss, job.metric), job.reuse_from
@@ -159,13 +159,13 @@ def _centroids(gpu_resources: GpuResources, sample: FloatArray, nlist: int, metr
     return centroids
 
 
-def _centroids_of(trained: Any) -> FloatArray:
+def _centroids_of(trained: FaissIndex) -> FloatArray:
     with translate_error("reading trained centroids"):
         centroids: FloatArray = load_faiss().downcast_index(trained.quantizer).reconstruct_n(0, trained.nlist)
     return centroids
 
 
-def _assigned(gpu_resources: GpuResources, trained: Any, job: BuildJob) -> npt.NDArray[np.int32]:
+def _assigned(gpu_resources: GpuResources, trained: FaissIndex, job: BuildJob) -> npt.NDArray[np.int32]:
     """The nearest centroid of each row of ``job``, int32 (n,), found on the device."""
     assigned, centroids, at = np.empty(len(job.rows.vectors), np.int32), _centroids_of(trained), 0
     size = flat_bytes(len(centroids), trained.d, half=False)
@@ -180,7 +180,7 @@ def _assigned(gpu_resources: GpuResources, trained: Any, job: BuildJob) -> npt.N
     return assigned
 
 
-def _filled(table: VectorTable, trained: Any, assigned: npt.NDArray[np.int32]) -> Any:
+def _filled(table: VectorTable, trained: FaissIndex, assigned: npt.NDArray[np.int32]) -> FaissIndex:
     faiss, lists = load_faiss(), emptied(trained)
     ptr = faiss.swig_ptr
     with translate_error("filling inverted lists"):

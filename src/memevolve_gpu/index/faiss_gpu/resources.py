@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
+from ...types import FaissIndex, FaissObject
 from ...utils.forking import call_in_child
 from ..device_failover import BusyError, mark_lost
 from ..faiss_support import load_faiss
@@ -81,9 +81,9 @@ class GpuResources:
         self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
         self.lost: DeviceError | None = None
         self._lock = threading.RLock()
-        self._resources: Any = None
+        self._resources: FaissObject | None = None
         self._residents: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
-        self._retired: deque[list[Any]] = deque()
+        self._retired: deque[list[FaissIndex]] = deque()
         self._building = 0
         self._seen_shapes: set[Hashable] = set()
 
@@ -93,7 +93,7 @@ class GpuResources:
             raise DeviceError(str(self.lost), self.lost.cause)
 
     @contextmanager
-    def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[Any]:
+    def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[FaissObject]:
         """Yield the resources under the device's lock, after ``needed`` bytes were found to be free.
 
         Raises:
@@ -131,10 +131,10 @@ class GpuResources:
             self._seen_shapes.add(shape)
 
     @contextmanager
-    def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[tuple[Any, list[Any]]]:
+    def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[tuple[FaissObject, list[FaissIndex]]]:
         """As :meth:`using`, with a list for the indexes that are made: emptied under the lock unless the block succeeds
         and ``keep`` is set. No other reference to them may exist, or they would be freed outside the lock."""
-        held: list[Any] = []
+        held: list[FaissIndex] = []
         with self.using(doing, needed + CODE_BYTES) as resources:
             kept = False
             self._building += 1
@@ -146,14 +146,14 @@ class GpuResources:
                 if not kept:
                     self._retired.append(held)
 
-    def made(self, name: str, *arguments: Any) -> Any:
+    def made(self, name: str, *arguments: object) -> FaissIndex:
         """A new index of faiss' class ``name``. Its Python part keeps an argument of the constructor for as long as it
         lives; that may be the index whose rows were just copied to the device, so it is taken away."""
         index = getattr(self.faiss, name)(*arguments)
         index.referenced_objects = []
         return index
 
-    def config(self, name: str) -> Any:
+    def config(self, name: str) -> FaissObject:
         """The configuration ``name`` of faiss for this device, without cuVS."""
         config = getattr(self.faiss, name)()
         config.device, config.use_cuvs = self.number, False
@@ -172,7 +172,7 @@ class GpuResources:
         with self._lock:
             self._residents.add(handle)
 
-    def retire(self, held: list[Any]) -> None:
+    def retire(self, held: list[FaissIndex]) -> None:
         """Free the indexes in ``held``: at once where the lock is free, else when it is next taken."""
         self._retired.append(held)
         if self._lock.acquire(blocking=False):
@@ -227,7 +227,7 @@ class GpuResources:
 class GpuIndexHandle:
     """An index on a device. Its resources free it when this object is collected, in whatever thread."""
 
-    def __init__(self, gpu_resources: GpuResources, held: list[Any], nbytes: int) -> None:
+    def __init__(self, gpu_resources: GpuResources, held: list[FaissIndex], nbytes: int) -> None:
         """``held`` is the list of :meth:`GpuResources.building` with the index; ``nbytes`` what it takes on the
         device."""
         self.gpu_resources, self.nbytes, self._held = gpu_resources, nbytes, held
@@ -235,13 +235,13 @@ class GpuIndexHandle:
         weakref.finalize(self, gpu_resources.retire, held)
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> FaissIndex:
         """The index. It is freed when the resources empty the list that holds it, under their lock: a second reference
         would free it elsewhere, so keep none."""
         return self._held[0]
 
 
-def _resources(faiss: ModuleType, number: int) -> Any:
+def _resources(faiss: ModuleType, number: int) -> FaissObject:
     """Resources with a fixed amount of temporary memory and no pinned host memory, since transfers are small.
 
     Made in full or not at all: faiss would use half-made ones and follow a null pointer later.
