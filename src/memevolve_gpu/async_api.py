@@ -20,6 +20,7 @@ from .components.store.history import Watch
 from .components.store.vector_store import VectorStore
 from .errors import ConfigurationError, StoreClosedError
 from .memory_system import MemorySystem, MemorySystemConfig
+from .types import JsonObject
 from .utils.arguments import shown, whole_number
 from .utils.embeddings import EmbeddingFunction
 from .utils.forking import renew_in_child
@@ -122,7 +123,7 @@ class AsyncListing(AsyncIterator[_T], Generic[_T]):
 class _Opening(Generic[_Self]):
     """What ``open`` returns: awaited, or entered with ``async with``, it gives the open object."""
 
-    def __init__(self, kind: type[_Self], threads: _Threads, make: Callable[[], Any]) -> None:
+    def __init__(self, kind: type[_Self], threads: _Threads, make: Callable[[], object]) -> None:
         self._kind, self._threads, self._make = kind, threads, make
 
     def __await__(self) -> Generator[Any, None, _Self]:
@@ -185,13 +186,13 @@ class _Asynchronous:
         return await asyncio.wrap_future(self._submit(call))
 
 
-def _made(kind: type[_Self], wrapped: Any, threads: _Threads, *, is_view: bool = False) -> _Self:
+def _made(kind: type[_Self], wrapped: object, threads: _Threads, *, is_view: bool = False) -> _Self:
     made = object.__new__(kind)
     vars(made).update(_wrapped=wrapped, _threads=threads, _is_view=is_view)
     return made
 
 
-def _described(method: Any, real: Any) -> None:
+def _described(method: object, real: object) -> None:
     """Give a method name, signature and docstring, inherited ones too, of another."""
     functools.update_wrapper(method, real)
     method.__doc__ = inspect.getdoc(real)
@@ -201,7 +202,7 @@ def _method(real: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[An
     """The method of that name of the wrapped object, awaited."""
     name = real.__name__
 
-    async def method(self: Any, /, *arguments: _P.args, **more: _P.kwargs) -> _T:
+    async def method(self: object, /, *arguments: _P.args, **more: _P.kwargs) -> _T:
         result: _T = await self._run(functools.partial(getattr(self._wrapped, name), *arguments, **more))
         return result
 
@@ -213,7 +214,7 @@ def _listing(real: Callable[Concatenate[Any, _P], Iterator[_T]]) -> Callable[Con
     """The method of that name of the wrapped object, whose iterator is read by ``async for``."""
     name = real.__name__
 
-    def method(self: Any, /, *arguments: _P.args, **more: _P.kwargs) -> AsyncListing[_T]:
+    def method(self: object, /, *arguments: _P.args, **more: _P.kwargs) -> AsyncListing[_T]:
         return AsyncListing(self._submit, functools.partial(getattr(self._wrapped, name), *arguments, **more))
 
     _described(method, real)
@@ -271,7 +272,7 @@ class AsyncVectorStore(_Asynchronous):
         place: str | os.PathLike[str] | None,
         embedding_function: EmbeddingFunction | None,
         embedding_dim: int | None = None,
-        storage_config: Any = None,
+        storage_config: object = None,
         namespace: Sequence[str] | str | None = None,
         *,
         threads: int = 4,
@@ -345,7 +346,7 @@ class AsyncVectorStore(_Asynchronous):
         number: int | None = await self._run(lambda: self._wrapped.change_number)
         return number
 
-    def __aiter__(self) -> AsyncListing[dict[str, Any]]:
+    def __aiter__(self) -> AsyncListing[JsonObject]:
         return self.units()
 
     store = _method(VectorStore.store)
@@ -444,7 +445,7 @@ class AsyncMemorySystem(_Asynchronous):
 
     @classmethod
     def open(
-        cls, config: MemorySystemConfig | None = None, encoder: Any = None, *, threads: int = 4
+        cls, config: MemorySystemConfig | None = None, encoder: object = None, *, threads: int = 4
     ) -> _Opening[AsyncMemorySystem]:
         """Create a memory system.
 
@@ -465,7 +466,7 @@ class AsyncMemorySystem(_Asynchronous):
     def from_env(
         cls,
         index_file: str | os.PathLike[str] | None = None,
-        encoder: Any = None,
+        encoder: object = None,
         *,
         namespace: Sequence[str] | str | None = None,
         threads: int = 4,

@@ -27,7 +27,7 @@ from .components.store.foreign import as_backend
 from .components.store.ranking import HalfLife, Ranking
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, InvalidUnitError, MemEvolveError
-from .types import MemoryUnit
+from .types import Each, Filters, MemoryUnit, Moment, Ttl, Vectors
 from .utils.arguments import (
     callback,
     listed,
@@ -174,11 +174,11 @@ class MemorySystemConfig:
     """Share of the limit to prune down to; None: MEMEVOLVE_STORAGE_WARNING_THRESHOLD minus 0.1."""
     log_level: str | None = None
     """Level of this package's loggers; None leaves it unchanged."""
-    on_encode_complete: Callable[[str, MemoryUnit], Any] | None = None
+    on_encode_complete: Callable[[str, MemoryUnit], object] | None = None
     """Called with (id, unit) for each encoded unit that was stored."""
-    on_retrieve_complete: Callable[[str, list[RetrievalResult]], Any] | None = None
+    on_retrieve_complete: Callable[[str, list[RetrievalResult]], object] | None = None
     """Called with (query, results) after each query."""
-    on_manage_complete: Callable[[str, Any], Any] | None = None
+    on_manage_complete: Callable[[str, Any], object] | None = None
     """Called with (operation, result) after each management operation."""
 
     def __post_init__(self) -> None:
@@ -195,7 +195,7 @@ class MemorySystemConfig:
 _log = logging.getLogger("memevolve_gpu.memory_system")
 
 
-def notify(callback: Callable[..., Any] | None, *arguments: Any) -> None:
+def notify(callback: Callable[..., object] | None, *arguments: object) -> None:
     """Call the callback, if there is one, and log what it raises: the operation it reports is complete."""
     if callback is None:
         return
@@ -235,7 +235,7 @@ class MemorySystem:
         ['bisect']
     """
 
-    def __init__(self, config: MemorySystemConfig | None = None, encoder: Any = None) -> None:
+    def __init__(self, config: MemorySystemConfig | None = None, encoder: object = None) -> None:
         """Create a memory system.
 
         Args:
@@ -276,7 +276,7 @@ class MemorySystem:
     def from_env(
         cls,
         index_file: str | os.PathLike[str] | None = None,
-        encoder: Any = None,
+        encoder: object = None,
         *,
         namespace: Sequence[str] | str | None = None,
         **settings: Any,
@@ -308,7 +308,7 @@ class MemorySystem:
 
     # Keeping
 
-    def add_experience(self, experience: Mapping[str, Any]) -> str | None:
+    def add_experience(self, experience: Mapping[str, object]) -> str | None:
         """Encode an experience and store its units, all or none.
 
         Args:
@@ -328,7 +328,7 @@ class MemorySystem:
         self._tell_encoded(ids, units)
         return ids[0] if ids else None
 
-    def add_trajectory(self, trajectory: Sequence[Mapping[str, Any]]) -> list[str]:
+    def add_trajectory(self, trajectory: Sequence[Mapping[str, object]]) -> list[str]:
         """Encode a trajectory and store its units, all or none.
 
         Args:
@@ -344,7 +344,7 @@ class MemorySystem:
 
     def add_trajectory_batch(
         self,
-        trajectory: Sequence[Mapping[str, Any]],
+        trajectory: Sequence[Mapping[str, object]],
         use_parallel: bool = True,
         max_workers: int = 4,
         batch_size: int = 10,
@@ -374,7 +374,12 @@ class MemorySystem:
         return self._add_encoded("add_trajectory_batch", trajectory, encoded)
 
     def add_units(
-        self, units: Sequence[MemoryUnit], embeddings: Any = None, *, ttl: Any = None, expires_at: Any = None
+        self,
+        units: Sequence[MemoryUnit],
+        embeddings: Vectors | None = None,
+        *,
+        ttl: Each[Ttl] = None,
+        expires_at: Each[Moment] = None,
     ) -> list[str]:
         """Store units, all or none.
 
@@ -406,7 +411,7 @@ class MemorySystem:
         self,
         query: str,
         top_k: int | None = None,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         recency: HalfLife | None = None,
         importance: str | None = None,
@@ -449,7 +454,7 @@ class MemorySystem:
 
     # Managing
 
-    def manage_memory(self, operation: str, **options: Any) -> Any:
+    def manage_memory(self, operation: str, **options: Any) -> tuple[int, list[str]] | list[MemoryUnit]:
         """Run a management operation.
 
         Args:
@@ -465,7 +470,7 @@ class MemorySystem:
             MemEvolveError: The strategy failed.
         """
         manager = self.memory_manager
-        operations: dict[str, Callable[..., Any]] = {
+        operations: dict[str, Callable[..., object]] = {
             "prune": manager.prune,
             "consolidate": manager.consolidate,
             "deduplicate": manager.deduplicate,
@@ -510,7 +515,7 @@ class MemorySystem:
     def reconfigure_component(
         self,
         component_type: ComponentType | str,
-        new_component: Any,
+        new_component: object,
         validate: bool = True,
         save_state: bool = False,
     ) -> bool:
@@ -564,7 +569,7 @@ class MemorySystem:
 
     # Inside
 
-    def _keep(self, units: list[MemoryUnit], embeddings: Any = None, **times: Any) -> list[str]:
+    def _keep(self, units: list[MemoryUnit], embeddings: Vectors | None = None, **times: Any) -> list[str]:
         storage = self.storage
         if not units:
             return []
@@ -621,7 +626,7 @@ class MemorySystem:
             self._room_for_memory_at = storage.count()
         return removed
 
-    def _add_encoded(self, operation: str, trajectory: Sequence[Any], encoded: Any) -> list[str]:
+    def _add_encoded(self, operation: str, trajectory: Sequence[object], encoded: object) -> list[str]:
         units = encoded_units(encoded)
         ids = self._keep(units)
         self._note(operation, {"trajectory_length": len(trajectory), "units_stored": len(ids)})
@@ -637,7 +642,7 @@ class MemorySystem:
             raise ConfigurationError("encoder is None: create the MemorySystem with one, or use add_units")
         return self.encoder
 
-    def _component(self, kind: ComponentType) -> Any:
+    def _component(self, kind: ComponentType) -> object:
         return {
             ComponentType.ENCODER: self.encoder,
             ComponentType.STORAGE: self.storage,
@@ -645,7 +650,7 @@ class MemorySystem:
             ComponentType.MANAGER: self.memory_manager.management_strategy,
         }[kind]
 
-    def _try(self, kind: ComponentType, component: Any) -> None:
+    def _try(self, kind: ComponentType, component: object) -> None:
         if kind is ComponentType.ENCODER:
             try_encoder(component)
         elif kind is ComponentType.STORAGE:
@@ -656,7 +661,7 @@ class MemorySystem:
         else:
             try_management(_strategy_of(component))
 
-    def _install(self, kind: ComponentType, component: Any) -> None:
+    def _install(self, kind: ComponentType, component: object) -> None:
         if kind is ComponentType.ENCODER:
             self.encoder = component
         elif kind is ComponentType.STORAGE:
@@ -666,7 +671,7 @@ class MemorySystem:
         else:
             self.memory_manager.set_strategy(_strategy_of(component))
 
-    def _note(self, operation: str, details: Mapping[str, Any]) -> None:
+    def _note(self, operation: str, details: Mapping[str, object]) -> None:
         self.operation_log.append({"operation": operation, "details": dict(details), "timestamp": now_text()})
 
 
@@ -728,9 +733,7 @@ class Memory(MemorySystem):
         unit = {"content": content} if isinstance(content, str) else dict(mapping("content", content, InvalidUnitError))
         return self.add_units([{**unit, **fields}])[0]
 
-    def search(
-        self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
-    ) -> list[MemoryUnit]:
+    def search(self, query: str, top_k: int | None = None, filters: Filters | None = None) -> list[MemoryUnit]:
         """Find the memories that match best: :meth:`query_memory` under the name that most stores use.
 
         Args:
@@ -759,13 +762,13 @@ def _default_retrieval(storage: StorageBackend) -> RetrievalStrategy:
     return HybridRetrievalStrategy() if both else KeywordRetrievalStrategy()
 
 
-def _is_known(storage: StorageBackend, unit: Any) -> bool:
+def _is_known(storage: StorageBackend, unit: object) -> bool:
     """Whether the unit replaces an existing one, so that it needs no room."""
     unit_id = unit.get("id") if isinstance(unit, Mapping) else None
     return isinstance(unit_id, str) and storage.exists(unit_id)
 
 
-def _strategy_of(component: Any) -> Any:
+def _strategy_of(component: object) -> Any:
     """Return a strategy itself, or the strategy of a manager."""
     return getattr(component, "management_strategy", component)
 
@@ -774,5 +777,5 @@ def _as_dict(result: RetrievalResult) -> MemoryUnit:
     return {**result.unit, "score": result.score, "retrieval_metadata": result.metadata or {}}
 
 
-def _count_of(result: Any) -> int:
+def _count_of(result: object) -> int:
     return int(result[0]) if isinstance(result, tuple) else len(result)

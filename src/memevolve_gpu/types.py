@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,17 +31,28 @@ __all__ = [
     "SearchParams",
 ]
 
-MemoryUnit = dict[str, Any]
+Json: TypeAlias = Any
+"""A JSON value of a unit, a filter or a file: None, a bool, a number, a text, or a list or an object of them."""
+JsonObject = dict[str, Json]
+MemoryUnit = JsonObject
 """A JSON object with ``id``, ``type``, ``content``, ``tags`` and ``metadata``; other keys are kept as they are."""
-JsonObject = dict[str, Any]
-"""A JSON object whose values only its owner knows: what a caller or a foreign library put there."""
 Filters = Mapping[str, object]
 """Conditions on units, such as ``{"type": "skill"}`` or ``{"metadata.score": {"gte": 0.5}}``."""
+Ttl = float | timedelta | None
+"""How long a unit lives: seconds, or a timedelta; None says nothing."""
+Moment = float | datetime | None
+"""Unix time in seconds, or a datetime with its zone; None says nothing."""
+T = TypeVar("T")
+Each: TypeAlias = T | Sequence[T]
+"""One value for all units, or a list with one for each."""
+Vectors: TypeAlias = "npt.ArrayLike | torch.Tensor"
+"""Numbers (n, dim) that numpy can read, or an array on a device: torch, cupy, or one with ``__dlpack__``."""
 
 Metric = Literal["l2", "cosine", "ip"]
 Precision = Literal["float32", "float16", "int8"]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+DoubleArray = npt.NDArray[np.float64]
 AnyArray = npt.NDArray[np.generic]
 """An array of any type of numbers."""
 FaissIndex: TypeAlias = "faiss.Index"

@@ -8,11 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from ..errors import MemEvolveError
+from ..types import JsonObject
 from .app import ExitCode
 from .options import AsJson, Embedder, EmbedderName, Prefix, choose_embedder, exists, stored_model
 from .output import Output, Rows
@@ -183,7 +183,7 @@ def _standing(folder: Path) -> Path:
     return next((one for one in (folder, *folder.parents) if one.is_dir()), folder)
 
 
-_CHECKS: dict[str, Any] = {
+_CHECKS: JsonObject = {
     "python": _python,
     "sqlite": _sqlite,
     "faiss": _faiss,

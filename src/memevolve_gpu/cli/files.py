@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
+from ..types import JsonObject
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
 from .app import InputError, Interrupted
 from .output import Output, held_interrupt
@@ -79,7 +80,7 @@ class Bulk:
                 report(stage, share)
 
             try:
-                more: dict[str, Any] = {"expires_at": list(times)} if any(times) else {}
+                more: JsonObject = {"expires_at": list(times)} if any(times) else {}
                 if more and "set_expiry" not in self.store.capabilities:
                     kind = type(self.store).__name__
                     raise ConfigurationError(f"{self.source} holds units that expire, and a {kind} has no expiry")
@@ -168,7 +169,7 @@ def export_line(
 
     vector: (dim,). namespace: below that of the export.
     """
-    kept: dict[str, Any] = {}
+    kept: JsonObject = {}
     if vector is not None:
         from ..utils.vectors import packed
 
@@ -280,7 +281,7 @@ def read_text(path: str) -> str:
         return _decoded(stream.read(MAX_LINE_BYTES + 1), "utf-8-sig", _name(path))
 
 
-def json_object(text: str, where: str) -> dict[str, Any]:
+def json_object(text: str, where: str) -> JsonObject:
     """Parse a JSON object; raises InputError, naming ``where``."""
     value = _json_value(text, where)
     if not isinstance(value, dict):

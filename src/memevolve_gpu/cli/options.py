@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from ..errors import EmbeddingError
+from ..types import JsonObject
 from .app import InputError, NotFoundError, chosen
 from .files import json_object
 
@@ -34,7 +35,7 @@ _CONDITION = re.compile(r"(?P<key>[^=<>!]+)(?P<operator>>=|<=|!=|=|>|<)(?P<value
 _OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt", "!=": "ne"}
 
 
-def parse_filters(conditions: list[str] | None, text: str | None) -> dict[str, Any] | None:
+def parse_filters(conditions: list[str] | None, text: str | None) -> JsonObject | None:
     """Return what ``VectorStore.search(filters=...)`` takes; None without a condition.
 
     conditions: ``type=skill``, ``metadata.score>=0.5``, ``tags!=git``. One key with = several times matches any of the
@@ -66,7 +67,7 @@ def _value(text: str) -> Any:
     return text if isinstance(value, dict) else value
 
 
-def _add(found: dict[str, Any], key: str, operator: str, value: Any) -> str:
+def _add(found: JsonObject, key: str, operator: str, value: Any) -> str:
     """Add a condition; return what the key has already if the two cannot be combined."""
     held = found.get(key)
     if operator != "=":

@@ -81,7 +81,7 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
-    def show(self, document: Mapping[str, Any], *texts: str | Rows) -> None:
+    def show(self, document: Mapping[str, object], *texts: str | Rows) -> None:
         """Print the document, or for people the texts; a pipe gets tables as tab-separated values."""
         if self.as_json:
             lines: Iterable[str] = [json.dumps(_plain(document), allow_nan=False)]

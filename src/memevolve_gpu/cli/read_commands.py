@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DimensionMismatchError, ModelMismatchError
+from ..types import JsonObject
 from ..utils.drafts import PRIVATE
 from .app import ExitCode, InputError
 from .files import export_line, refuse_missing_folder, write_lines
@@ -122,7 +123,7 @@ def devices(*, as_json: AsJson = False) -> None:
     Output(as_json).show(document, *_texts(document, machine))
 
 
-def _texts(document: dict[str, Any], machine: Machine) -> list[str | Rows]:
+def _texts(document: JsonObject, machine: Machine) -> list[str | Rows]:
     titles = ("device", "name", "capability", "total MB", "free MB", "problem")
     rows = [[str(value or "-") for value in gpu.values()] for gpu in document["gpus"]]
     budget = machine.budget()
@@ -267,7 +268,7 @@ _FOR_PEOPLE = ("call run_maintenance()", "run memevolve-store maintain")
 """What a recommendation says in Python, and on the command line."""
 
 
-def _condition(found: Mapping[str, Any]) -> list[list[str]]:
+def _condition(found: Mapping[str, object]) -> list[list[str]]:
     """Return the rows of the short report of health."""
     count, most = found["current_count"], found["max_units"]
     used, limit = found["memory_usage_mb"], found["max_memory_mb"]
@@ -289,14 +290,14 @@ def _condition(found: Mapping[str, Any]) -> list[list[str]]:
     return rows + _gpu(found)
 
 
-def _lists(found: Mapping[str, Any]) -> str:
+def _lists(found: Mapping[str, object]) -> str:
     status, lists = found["performance_status"], found["current_nlist"]
     if not lists:
         return f"{status}: no lists are in use"
     return f"{status}: {lists} lists, {found['vectors_per_centroid']:.0f} vectors in each"
 
 
-def _gpu(found: Mapping[str, Any]) -> list[list[str]]:
+def _gpu(found: Mapping[str, object]) -> list[list[str]]:
     """Return the row about the GPU, if there is one or it was requested."""
     device = found.get("device") or {}
     if device.get("device", "cpu") == "cpu" and not device.get("problem") and not device.get("unmet"):
@@ -305,7 +306,7 @@ def _gpu(found: Mapping[str, Any]) -> list[list[str]]:
     return [["device", f"{place} by {device['engine']}, {device['measured_bytes'] >> 20} MB"]]
 
 
-def _summary(found: Mapping[str, Any]) -> list[list[str]]:
+def _summary(found: Mapping[str, object]) -> list[list[str]]:
     """Return the rows of the short report of stats."""
     index, files = found["index"], found.get("files") or {}
     model = found.get("embedding_model") or "of a model without a name"
@@ -330,7 +331,7 @@ def _summary(found: Mapping[str, Any]) -> list[list[str]]:
     return rows + _gpu(found)
 
 
-def _all_figures(document: Mapping[str, Any]) -> Rows:
+def _all_figures(document: Mapping[str, object]) -> Rows:
     left_out = ("recommendations", *_IN_FULL)
     rows = [[name, _cell(value)] for name, value in _flat(document) if name not in left_out]
     for row in rows:
@@ -391,7 +392,7 @@ def export(
         output.show({"exported": count, "file": file, "vectors": vectors}, f"exported {count} units to {file}")
 
 
-def _export_parquet(file: str, store: AnyStore, filters: dict[str, Any] | None, prefix: str) -> int:
+def _export_parquet(file: str, store: AnyStore, filters: JsonObject | None, prefix: str) -> int:
     from ..integrations.importers import write_parquet
     from ..records import canonical, matches
 
@@ -411,7 +412,7 @@ def _may_replace(file: str) -> None:
     raise InputError(f"{file} exists; name another file, or add --force to replace it")
 
 
-def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: str | Rows) -> None:
+def missing(output: Output, document: Mapping[str, object], ids: list[str], *texts: str | Rows) -> None:
     """Show the result, and exit with 3 when some ids are unknown."""
     if not ids:
         output.show({**document, "missing": []}, *texts)
@@ -431,7 +432,7 @@ def _namespaces_below(store: StorageBackend) -> dict[tuple[str, ...], StorageBac
 
 
 def _export_lines(
-    stores: Mapping[tuple[str, ...], StorageBackend], filters: dict[str, Any] | None, vectors_of: str | None
+    stores: Mapping[tuple[str, ...], StorageBackend], filters: JsonObject | None, vectors_of: str | None
 ) -> Iterator[str]:
     """Return the lines of an export of these namespaces, with vectors when the prefix of the store is given."""
     from ..records import canonical, matches
@@ -461,7 +462,7 @@ def _page_line(offset: int, shown: int, count: int, *, more: bool, filtered: boo
     return f"{offset + 1} to {offset + shown}{of}" + (f"; continue with --offset {offset + shown}" if more else "")
 
 
-def _whys(document: Mapping[str, Any], *, every: bool) -> Iterator[str]:
+def _whys(document: Mapping[str, object], *, every: bool) -> Iterator[str]:
     """Yield the plan and its reasons, untruncated: the end of a sentence often has the reason for the CPU."""
     index, plan, device = document["index"], document.get("plan"), document.get("device")
     if plan is None or device is None:  # on a server, which plans for itself
@@ -478,17 +479,17 @@ def _whys(document: Mapping[str, Any], *, every: bool) -> Iterator[str]:
     yield from _problem(document)
 
 
-def _problem(document: Mapping[str, Any]) -> Iterator[str]:
+def _problem(document: Mapping[str, object]) -> Iterator[str]:
     problem = (document.get("device") or {}).get("problem")
     if problem:
         yield f"the GPU is not used: {problem}"
 
 
-def _place(index: Mapping[str, Any]) -> str:
+def _place(index: Mapping[str, object]) -> str:
     return f"{index['kind']} on {index['device']}" + ("" if index["device"] == "cpu" else f" by {index['engine']}")
 
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in document.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..components.store.base import StorageBackend
-from ..types import FloatArray, MemoryUnit
+from ..types import Filters, FloatArray, JsonObject, MemoryUnit
 
-NOTHING: dict[str, Any] = {"or": []}
+NOTHING: JsonObject = {"or": []}
 """The filter that no unit matches."""
 
 STAMPS = ("created_at", "updated_at")
@@ -29,18 +29,18 @@ def path(*keys: str) -> str:
     return ".".join('"' + re.sub(r'(["\\])', r"\\\1", key) + '"' for key in keys)
 
 
-def stamps_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def stamps_in(metadata: Mapping[str, object]) -> JsonObject:
     """What the metadata says under the names that a store writes itself; kept for :func:`own_metadata`."""
     return {stamp: metadata[stamp] for stamp in STAMPS if stamp in metadata}
 
 
-def own_metadata(unit: MemoryUnit, mark: str) -> dict[str, Any]:
+def own_metadata(unit: MemoryUnit, mark: str) -> JsonObject:
     """The metadata as it was given; all of it for a unit that was stored another way."""
-    metadata: dict[str, Any] = unit.get("metadata") or {}
+    metadata: JsonObject = unit.get("metadata") or {}
     note = unit.get(mark)
     if not isinstance(note, dict):
         return dict(metadata)
-    own: dict[str, Any] = note.get("own") or {}
+    own: JsonObject = note.get("own") or {}
     return {key: own.get(key, value) for key, value in metadata.items() if key not in STAMPS or key in own}
 
 
@@ -67,7 +67,7 @@ def placeholder(dim: int) -> list[float]:
 
 
 def nearest(
-    backend: StorageBackend, vector: Any, top_k: int, filters: Mapping[str, Any] | None
+    backend: StorageBackend, vector: Any, top_k: int, filters: Filters | None
 ) -> list[tuple[MemoryUnit, float]]:
     """At most top_k units with their distances, nearest first."""
     distances, ids = backend.search_vectors([vector], min(top_k, max(1, backend.count())), filters)

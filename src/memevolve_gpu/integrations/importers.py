@@ -23,7 +23,7 @@ from ..components.store.base import Progress, StorageBackend
 from ..components.store.legacy_import import read_docstore
 from ..components.store.units import checked_unit
 from ..errors import ConfigurationError, InvalidUnitError, StorageError
-from ..types import FloatArray, MemoryUnit
+from ..types import FloatArray, JsonObject, MemoryUnit
 from ..utils.arguments import (
     callback,
     having,
@@ -86,7 +86,7 @@ class ImportReport:
     """Vectors that were compared bit by bit."""
     seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Return the report as plain JSON values."""
         return asdict(self)
 
@@ -287,7 +287,7 @@ def _library(name: str, package: str) -> Any:
         raise ConfigurationError(f"reading this needs {package} ({error}): pip install {package}") from error
 
 
-def _row(unit_id: Any, text: Any, metadata: Mapping[str, Any] | None, vector: Any, **fields: Any) -> Row:
+def _row(unit_id: Any, text: Any, metadata: Mapping[str, object] | None, vector: Any, **fields: Any) -> Row:
     """An entry as a row; the text may be missing, and what is None in the metadata is left out."""
     kept = {key: value for key, value in (metadata or {}).items() if value is not None}
     unit: MemoryUnit = {"id": str(unit_id), **({"content": text} if text else {}), "metadata": kept, **fields}
@@ -308,7 +308,7 @@ def _vector(value: Any, unit_id: Any) -> FloatArray | None:
     return vector
 
 
-def _object_row(entry: Mapping[str, Any], where: str) -> Row:
+def _object_row(entry: Mapping[str, object], where: str) -> Row:
     """A JSON object or a line of a table: id, text and vector under their usual names, the rest is metadata."""
     if isinstance(entry.get("unit"), (dict, str)) and ("vector" in entry or "expires_at" in entry):  # our export
         if entry.get("namespace"):
@@ -438,7 +438,7 @@ def _jsonl(path: str, _collection: str | None) -> Source:
     return Source(rows)
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
+def _object(text: str, where: str) -> JsonObject:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ from ..index.base import Index
 from ..planner.plan import search_params_for
 from ..training.calibration import Calibration, at_least
 from ..training.recall import Quality
-from ..types import SearchParams
+from ..types import JsonObject, SearchParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ class IndexStats:
         known, planned = self.calibration.most(k), search_params_for(index.plan, index.n, k, target_recall)
         return planned if known is None else at_least(planned, known)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain JSON values, for a snapshot."""
         return {
             "trained_rows": self.trained_rows,
@@ -107,7 +106,7 @@ class IndexStats:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], index: Index) -> IndexStats:
+    def from_dict(cls, values: JsonObject, index: Index) -> IndexStats:
         """Read what ``to_dict`` wrote; malformed values, and a calibration of another index, count as unknown."""
         try:
             quality, calibration = values.get("quality"), values.get("calibration")

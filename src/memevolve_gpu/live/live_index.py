@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
-from ..types import FloatArray, Head, IntArray, Precision
+from ..types import DoubleArray, FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
 from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
@@ -212,7 +212,7 @@ class LiveIndex:
         self,
         queries: FloatArray | DeviceQueries,
         k: int,
-        filters: Any = None,
+        filters: object = None,
         recall: float | None = None,
         scope: Scope = EVERYTHING,
     ) -> Found:
@@ -253,8 +253,8 @@ class LiveIndex:
         k: int,
         filters: Filter,
         recall: float | None,
-        similarity: Callable[[Any], Any],
-        factors: Callable[[Any, Any], Any],
+        similarity: Callable[[DoubleArray], DoubleArray],
+        factors: Callable[..., DoubleArray],
         paths: tuple[tuple[str, ...] | None, tuple[str, ...] | None],
         scope: Scope = EVERYTHING,
     ) -> list[tuple[float, float, int]]:

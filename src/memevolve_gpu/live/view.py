@@ -37,7 +37,7 @@ class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
     def __set_name__(self, _owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+    def __get__(self, instance: object, _owner: type | None = None) -> T:
         value: T = self._compute(instance)
         instance.__dict__[self._name] = value  # found before this descriptor from now on
         return value

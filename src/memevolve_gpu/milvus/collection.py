@@ -24,7 +24,7 @@ from ..errors import (
     NotAStoreError,
     StorageError,
 )
-from ..types import FloatArray, MemoryUnit, Metric
+from ..types import FloatArray, JsonObject, MemoryUnit, Metric
 from ..utils.config import StorageConfig
 from ..utils.forking import renew_in_child
 from ..utils.plain import json_text
@@ -74,7 +74,7 @@ class Clock:
         """session, strong, bounded or eventually; strong instead of session where the server has no clock to ask."""
         return self._level
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> JsonObject:
         """What every read tells the server."""
         if self._level == "session":
             return {"consistency_level": "Customized", "guarantee_timestamp": self._guarantee}
@@ -134,7 +134,7 @@ class Row:
         return str(self.unit["id"])
 
 
-def record_of(row: Row, body: str) -> dict[str, Any]:
+def record_of(row: Row, body: str) -> JsonObject:
     """Return the row as the client takes it."""
     facts, vague = facts_of(row.unit)
     return {
@@ -180,7 +180,7 @@ def vector_of(value: Any) -> FloatArray:
     return np.asarray(value, dtype=np.float32)
 
 
-def kind_of_unit(unit: Mapping[str, Any]) -> str:
+def kind_of_unit(unit: Mapping[str, object]) -> str:
     """The unit's type, for counting; "" where there is none."""
     kind = unit.get("type")
     return str(kind)[:MAX_KIND_CHARS] if kind is not None else ""
@@ -329,7 +329,7 @@ def _schema(client: Any, dim: int, description: str) -> Any:
     return made
 
 
-def _types() -> dict[str, Any]:
+def _types() -> JsonObject:
     """Numbers of ``schema.proto``'s DataType: what the client's own enumeration holds."""
     numbers = {"BOOL": 1, "INT64": 5, "VARCHAR": 21, "JSON": 23, "FLOAT_VECTOR": 101}
     try:
@@ -406,7 +406,7 @@ class Table:
 
     # Reading
 
-    def query(self, expression: str, columns: list[str], limit: int | None = None) -> list[dict[str, Any]]:
+    def query(self, expression: str, columns: list[str], limit: int | None = None) -> list[JsonObject]:
         """Rows of which the expression is true, in no order."""
         named = {} if limit is None else {"limit": limit}
         found = self.client.call(
@@ -418,10 +418,10 @@ class Table:
         """How many rows the expression is true of."""
         return int(self.query(expression, ["count(*)"])[0]["count(*)"])
 
-    def get(self, ids: Sequence[str], columns: list[str]) -> dict[str, dict[str, Any]]:
+    def get(self, ids: Sequence[str], columns: list[str]) -> dict[str, JsonObject]:
         """The rows that exist, by id, in the order of ``ids``."""
         ids = [unit_id for unit_id in ids if _can_be_asked(unit_id)]
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, JsonObject] = {}
         for some in _chunks(ids, _IDS):
             found.update((str(row["id"]), row) for row in self.query(ids_expression(some), ["id", *columns]))
         return {unit_id: found[unit_id] for unit_id in ids if unit_id in found}
@@ -434,7 +434,7 @@ class Table:
         """The vectors of those that exist, by id, in the order of ``ids``."""
         return {unit_id: vector_of(row["vector"]) for unit_id, row in self.get(ids, ["vector"]).items()}
 
-    def in_order(self, columns: list[str], expression: str = "", page: int | None = None) -> Iterator[dict[str, Any]]:
+    def in_order(self, columns: list[str], expression: str = "", page: int | None = None) -> Iterator[JsonObject]:
         """Rows one by one, oldest first, in pages: those that were written before now and stay as they are.
 
         The server does not sort, so the time is halved until what was written within a piece of it fits one page.
@@ -497,8 +497,8 @@ def _segment(sealed: Any, loaded: Any | None) -> Segment:
     return Segment(int(sealed.num_rows), loaded is not None, loaded is not None and loaded.index_name == "vector")
 
 
-def _batches(rows: Sequence[Row], bodies: Sequence[str], vector_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
+def _batches(rows: Sequence[Row], bodies: Sequence[str], vector_bytes: int) -> Iterator[list[JsonObject]]:
+    batch: list[JsonObject] = []
     size = 0
     for row, body in zip(rows, bodies, strict=True):
         batch.append(record_of(row, body))

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..components.store.base import Progress
 from ..components.store.reports import OPERATIONS, Figures, event_reports, health, plain_details
@@ -257,7 +256,7 @@ def statistics_report(session: MilvusSession) -> MilvusStatistics:
     }
 
 
-def registered(session: MilvusSession, operation: str, details: Any) -> OperationEntry:
+def registered(session: MilvusSession, operation: str, details: object) -> OperationEntry:
     """Keep an operation in the history of this process. The server maintains its indexes by itself."""
     word("operation_type", operation, OPERATIONS)
     entry: OperationEntry = {"operation": operation, "at": time.time(), "details": plain_details(details)}

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -33,7 +32,7 @@ from ..components.store.units import (
 from ..components.store.vector_store import VectorStore
 from ..errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
 from ..records.filters import matches, parse
-from ..types import FloatArray, Hit, MemoryUnit, Metric
+from ..types import Each, Filters, FloatArray, Hit, JsonObject, MemoryUnit, Metric, Moment, Ttl, Vectors
 from ..utils.arguments import callback, listed, mapping, whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
@@ -55,7 +54,7 @@ _MEASURED = 256
 """Newest units whose mean length stands for that of all."""
 
 
-def _created(row: Mapping[str, Any] | None) -> str | None:
+def _created(row: Mapping[str, object] | None) -> str | None:
     metadata = unit_of(row["body"]).get("metadata") if row else None
     created = metadata.get("created_at") if isinstance(metadata, dict) else None
     return created if isinstance(created, str) else None
@@ -122,8 +121,8 @@ class MilvusStore(OpenBackend, MetadataMixin):
         self,
         embedding_function: EmbeddingFunction | None,
         embedding_dim: int | None = None,
-        storage_config: Any = None,
-        milvus_config: Any = None,
+        storage_config: object = None,
+        milvus_config: object = None,
         client: Callable[[float], Client] | None = None,
     ) -> None:
         """Open a collection, or make it.
@@ -157,7 +156,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         )
 
     @staticmethod
-    def exists_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> bool:
+    def exists_at(milvus_config: object = None, client: Callable[[float], Client] | None = None) -> bool:
         """Check for a store on a server.
 
         Args:
@@ -174,7 +173,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
             connection.close()
 
     @staticmethod
-    def model_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> str | None:
+    def model_at(milvus_config: object = None, client: Callable[[float], Client] | None = None) -> str | None:
         """Read the name of the embedding model that filled a store.
 
         Args:
@@ -223,7 +222,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
+    def store(
+        self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Ttl = None, expires_at: Moment = None
+    ) -> str:
         """Store a unit. When this returns the server has it in its log, and the next search of this store finds it.
 
         Args:
@@ -258,11 +259,11 @@ class MilvusStore(OpenBackend, MetadataMixin):
     def store_batch(
         self,
         units: Sequence[MemoryUnit],
-        embeddings: Any = None,
+        embeddings: Vectors | None = None,
         progress: Progress | None = None,
         *,
-        ttl: Any = None,
-        expires_at: Any = None,
+        ttl: Each[Ttl] = None,
+        expires_at: Each[Moment] = None,
     ) -> list[str]:
         """Store several units, not in one transaction: see docs/how-to/milvus.md.
 
@@ -298,7 +299,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         session.put(named, vectors[last], session.table.clock.next_timestamps(len(last)))
         return ids
 
-    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
+    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Ttl = None, expires_at: Moment = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
         A text that stays the same is not embedded again. A change that another writer makes to the same unit meanwhile
@@ -338,7 +339,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
     # Reading
 
-    def retrieve(self, unit_id: str, *, ttl: Any = None, as_of: Any = None) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Ttl = None, as_of: Moment = None) -> MemoryUnit | None:
         """Read a unit.
 
         Args:
@@ -358,7 +359,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
     def exists(self, unit_id: str) -> bool:
         return one_id(unit_id, "retrieve_batch") and bool(self._open.table.get([unit_id], []))
 
-    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+    def count(self, filters: Filters | None = None) -> int:
         """Count the units.
 
         Args:
@@ -369,7 +370,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         """
         return self._open.table.count() if filters is None else sum(1 for _ in self.units(filters))
 
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+    def get_metadata(self, unit_id: str) -> JsonObject | None:
         unit = self.retrieve(unit_id)
         return None if unit is None else unit.get("metadata")
 
@@ -406,7 +407,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         del samples
         return self.run_maintenance(progress)
 
-    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+    def register_management_operation(self, operation_type: str, details: object) -> OperationEntry:
         """Keep a management operation in the history of this process.
 
         Args:
@@ -437,10 +438,10 @@ class MilvusStore(OpenBackend, MetadataMixin):
         """
         return statistics_report(self._open)
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         return {"milvus": self._place.address, "count": self.count()}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         source = self._described(mapping("state", state))
         if source is None:
             return
@@ -463,7 +464,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -476,7 +477,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         metric = self._open.info.metric
         return window.cut([(one.distance, one.id) for one in found], lambda pair: score_of(pair[0], metric))
 
-    def _hits(self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> list[Hit]:
+    def _hits(self, query: str, top_k: int, filters: Filters | None, recall: float | None) -> list[Hit]:
         metric = self._open.info.metric
         found = self._find_text(query, top_k, filters, recall, with_units=True)
         return [
@@ -484,7 +485,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         ]
 
     def search_vectors(
-        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+        self, queries: Vectors, top_k: int = 5, filters: Filters | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
         session = self._open
         width = check_arguments(top_k, recall)
@@ -515,12 +516,12 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
     def units(
         self,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         order_by: str | None = None,
         limit: int | None = None,
         after: str | None = None,
-        as_of: Any = None,
+        as_of: Moment = None,
     ) -> Listing:
         """Read units one by one. With ``order_by`` or ``after`` every one that matches is read.
 
@@ -584,7 +585,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         held = {unit_id: _created(row) for unit_id, row in self._open.table.get(unstamped, ["body"]).items()}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
-    def _described(self, state: Mapping[str, Any]) -> VectorStore | MilvusStore | None:
+    def _described(self, state: Mapping[str, object]) -> VectorStore | MilvusStore | None:
         """Open the store of ``save_state``; None when it is this one, or none is described."""
         if state.get("milvus") not in (None, self._place.address):
             place = MilvusConfig.at(str(state["milvus"]))
@@ -594,7 +595,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         return None
 
     def _find_text(
-        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None, *, with_units: bool
+        self, query: str, top_k: int, filters: Filters | None, recall: float | None, *, with_units: bool
     ) -> list[Candidate]:
         wanted = check_arguments(top_k, recall, query)
         vector = self._open.embedder.embed_query(query)
@@ -604,7 +605,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         self,
         vectors: FloatArray,
         top_k: int,
-        filters: Mapping[str, Any] | None,
+        filters: Filters | None,
         recall: float | None,
         *,
         with_units: bool,

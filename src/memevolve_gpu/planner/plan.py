@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import CapacityError
 from ..index.costs import WHOLE_ROWS, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
-from ..types import IndexPlan, Metric, Precision, SearchParams
+from ..types import IndexPlan, JsonObject, Metric, Precision, SearchParams
 from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
 from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
 from .nlist import adaptive_nlist as nlist_by_rule
@@ -122,11 +122,11 @@ def plan_index(
     """
     del metric  # every kind serves every metric
     needed = max(min_training_units, 1)
-    size: dict[str, Any] = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
+    size: JsonObject = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
     if count < needed and index_type != "flat":
         wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
         return _fitted(wanted, **size)
-    rule: dict[str, Any] = {
+    rule: JsonObject = {
         "vectors_per_centroid": vectors_per_centroid,
         "nlist_min": nlist_min,
         "nlist_max": nlist_max,
@@ -136,7 +136,7 @@ def plan_index(
     if device is None or count < needed:
         return host
     precisions: tuple[Precision, ...] = _ORDER if precision == "auto" else (precision,)
-    targets: dict[str, Any] = {"index_type": index_type, "target_recall": target_recall, "precisions": precisions}
+    targets: JsonObject = {"index_type": index_type, "target_recall": target_recall, "precisions": precisions}
     return on_device(host, device, nlist=nlist, **size, **targets)
 
 
@@ -152,7 +152,7 @@ def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> floa
     return codes_cost(float(n * codes), params.rerank, params.rerank, dim)
 
 
-def _nlist(count: int, current: int | None, adaptive: bool, rule: dict[str, Any]) -> int:
+def _nlist(count: int, current: int | None, adaptive: bool, rule: JsonObject) -> int:
     planned = nlist_by_rule(count, **rule)
     return current if current and (not adaptive or not should_recreate(current, planned)) else planned
 

@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import apsw
 import numpy as np
@@ -112,7 +111,7 @@ def _rebuild_indexes(case: _Case) -> None:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _listed(case: _Case, what: str, sql: str, parameters: tuple[Any, ...] = ()) -> str | None:
+def _listed(case: _Case, what: str, sql: str, parameters: tuple[apsw.SQLiteValue, ...] = ()) -> str | None:
     total = first_row(case.con, f"SELECT count(*) FROM ({sql})", parameters)[0]
     if not total:
         return None
@@ -158,7 +157,7 @@ def _wrong_checksums(case: _Case) -> str | None:
     return _listed(case, "units whose text or vector changed by itself (store them again, or delete them), ids", sql)
 
 
-def _crc32(*raw: Any) -> int | None:
+def _crc32(*raw: object) -> int | None:
     return None if raw[0] is None else zlib.crc32(raw[0])
 
 
@@ -231,7 +230,7 @@ def _log_against_units(case: _Case) -> str | None:
     return None
 
 
-def _column(case: _Case, sql: str, *parameters: Any) -> IntArray:
+def _column(case: _Case, sql: str, *parameters: object) -> IntArray:
     return np.array([row[0] for row in case.con.execute(sql, parameters)], dtype=np.int64)
 
 

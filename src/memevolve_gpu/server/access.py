@@ -38,6 +38,7 @@ from ..errors import (
     StoreUnavailableError,
     first_line,
 )
+from ..types import JsonObject
 from ..utils.arguments import is_loopback
 from ..utils.config import namespace_path
 from .keys import SCOPES, Key, Keys
@@ -449,7 +450,7 @@ def describe_errors(app: FastAPI) -> None:
     """Name in ``/openapi.json`` what :func:`answer_of` answers, in place of the framework's own errors."""
     generated = app.openapi
 
-    def described() -> dict[str, Any]:
+    def described() -> JsonObject:
         if app.openapi_schema is None:
             schema = generated()
             held = schema["components"]["schemas"]

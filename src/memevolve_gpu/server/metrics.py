@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError
+from ..types import JsonObject
 
 CALLS: dict[str, str] = {
     **dict.fromkeys(("search", "search_keywords", "search_units", "search_vectors"), "search_memory"),
@@ -129,7 +130,7 @@ def trace_calls(store: StorageBackend, tracer: trace.Tracer | None = None) -> No
     _wrap_calls(store, around)
 
 
-def _span_attributes(method: str) -> dict[str, Any]:
+def _span_attributes(method: str) -> JsonObject:
     both = {"gen_ai.operation.name": CALLS[method], "gen_ai.provider.name": "memevolve"}
     return {**both, "db.system.name": "memevolve", "db.operation.name": method}
 
@@ -169,7 +170,7 @@ class _StoreCollector(Collector):
         yield from _labelled(health, stats)
 
 
-def _plain(health: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _plain(health: Mapping[str, object], stats: Mapping[str, object]) -> Iterator[tuple[str, str, Any]]:
     log, device, index = stats.get("log", {}), stats.get("device", {}), stats.get("index", {})
     yield "units", "Units in the store.", health["current_count"]
     yield "units_limit", "Most units.", health.get("max_units")
@@ -196,7 +197,7 @@ def _plain(health: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[tupl
     )
 
 
-def _counters(stats: Mapping[str, Any]) -> Iterator[Metric]:
+def _counters(stats: Mapping[str, object]) -> Iterator[Metric]:
     held = stats.get("maintenance", {})
     if held:
         yield CounterMetricFamily("memevolve_maintenance_rounds", "Rounds of maintenance.", held["rounds"])
@@ -211,7 +212,7 @@ def _counters(stats: Mapping[str, Any]) -> Iterator[Metric]:
     yield incidents
 
 
-def _labelled(health: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[Metric]:
+def _labelled(health: Mapping[str, object], stats: Mapping[str, object]) -> Iterator[Metric]:
     files = GaugeMetricFamily("memevolve_file_bytes", "Size of the files.", labels=["file"])
     for name, size in sorted(stats.get("files", {}).items()):
         files.add_metric([name], size)

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ..errors import InvalidVectorError
-from ..types import FloatArray
+from ..types import FloatArray, JsonObject
 from ..utils.vectors import unpacked
 
 MOST_UNITS = 10_000
@@ -102,7 +102,7 @@ class ListUnits(Scoped):
 class UpdateWhere(Scoped):
     """Which units to change, and how: a JSON merge patch."""
 
-    filters: dict[str, Any]
+    filters: JsonObject
     changes: Unit
 
 
@@ -117,7 +117,7 @@ class DeleteUnits(Scoped):
 class Erase(Scoped):
     """Which units to delete for good."""
 
-    filters: dict[str, Any]
+    filters: JsonObject
     timeout: Annotated[float, Field(ge=0, le=600, description="Seconds to wait for readers in other processes.")] = 30.0
 
 
@@ -183,7 +183,7 @@ class Manage(Scoped):
 class Prune(Manage):
     """Which units to delete: ``type``, ``filters``, ``max_age`` in days, ``max_count``."""
 
-    criteria: dict[str, Any]
+    criteria: JsonObject
 
 
 class Deduplicate(Manage):
@@ -216,7 +216,7 @@ class Report(Scoped):
     """A management operation that a client did itself."""
 
     operation: str
-    details: dict[str, Any] = {}
+    details: JsonObject = {}
 
 
 class Similarities(Scoped):
@@ -384,7 +384,7 @@ class Hit(BaseModel):
     namespace: list[str] = []
     """Below that of the search."""
     unit: Unit | None = None
-    why: dict[str, Any] | None = None
+    why: JsonObject | None = None
     """What the mode knows of the result, such as the ranks of both searches."""
 
 
@@ -473,7 +473,7 @@ class Managed(BaseModel):
     """Of deleted units."""
     units: list[Unit] = []
     """Merged units."""
-    notes: dict[str, Any] = {}
+    notes: JsonObject = {}
 
 
 class BackupFile(BaseModel):
@@ -493,7 +493,7 @@ class Backups(BaseModel):
 class Events(BaseModel):
     """The newest events of the store, newest last."""
 
-    events: list[dict[str, Any]]
+    events: list[JsonObject]
 
 
 def as_vector(value: list[float] | str, name: str = "vector") -> FloatArray:

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from ..components.manage import SimpleManagementStrategy
 from ..errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
+from ..types import JsonObject
 from ..utils.plain import json_text
 from ..utils.vectors import packed
 from . import models
@@ -54,7 +55,7 @@ async def store_units(body: models.StoreUnits, caller: Writer) -> models.Stored:
     return models.Stored(ids=await caller.write(lambda: store.store_batch(body.units, *given, **times)))
 
 
-def _times(body: models.StoreUnits) -> dict[str, Any]:
+def _times(body: models.StoreUnits) -> JsonObject:
     """The times as the store takes them, in which infinity is never."""
     moments: Any = body.expires_at
     if isinstance(moments, list):
@@ -418,23 +419,23 @@ async def changes(
 
 
 @router.get("/health")
-async def health(caller: Reader, namespace: Space = "") -> dict[str, Any]:
+async def health(caller: Reader, namespace: Space = "") -> JsonObject:
     """Report fill level, memory, index quality, and recommendations."""
-    report: dict[str, Any] = await caller.read(caller.store(namespace).get_storage_health)
+    report: JsonObject = await caller.read(caller.store(namespace).get_storage_health)
     return report
 
 
 @router.get("/inventory")
-async def inventory(caller: Reader, namespace: Space = "") -> dict[str, Any]:
+async def inventory(caller: Reader, namespace: Space = "") -> JsonObject:
     """Count units, bytes and types, and date the oldest and newest unit."""
-    report: dict[str, Any] = await caller.read(caller.store(namespace).inventory)
+    report: JsonObject = await caller.read(caller.store(namespace).inventory)
     return report
 
 
 @router.get("/stats")
-async def stats(caller: Reader, namespace: Space = "") -> dict[str, Any]:
+async def stats(caller: Reader, namespace: Space = "") -> JsonObject:
     """Report counts, the index and the plan, file sizes and change numbers."""
-    report: dict[str, Any] = await caller.read(ability(caller.store(namespace), "statistics"))
+    report: JsonObject = await caller.read(ability(caller.store(namespace), "statistics"))
     return report
 
 
@@ -446,13 +447,13 @@ async def events(caller: Admin) -> models.Events:
 
 
 @router.post("/maintain")
-async def maintain(caller: Admin, body: models.Maintain = _DUE) -> dict[str, Any]:
+async def maintain(caller: Admin, body: models.Maintain = _DUE) -> JsonObject:
     """Do the maintenance that is due, or train again."""
     store = caller.whole("maintenance")
     again = (
         functools.partial(ability(store, "retrain"), samples=body.samples) if body.retrain else store.run_maintenance
     )
-    report: dict[str, Any] = await caller.write(again)
+    report: JsonObject = await caller.write(again)
     return report
 
 
@@ -552,7 +553,7 @@ def _there(found: Any, unit_id: str) -> Any:
     return found
 
 
-def _filters(text: str | None) -> dict[str, Any] | None:
+def _filters(text: str | None) -> JsonObject | None:
     if text is None or not text.strip():
         return None
     try:

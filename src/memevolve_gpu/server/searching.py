@@ -14,7 +14,7 @@ from starlette.types import Receive
 from ..components.retrieve import HybridRetrievalStrategy
 from ..components.store.ranking import HalfLife, score_of
 from ..errors import ConfigurationError, InvalidQueryError
-from ..types import FloatArray
+from ..types import FloatArray, JsonObject
 from . import models
 from .access import Caller
 
@@ -71,8 +71,8 @@ def _searched(store: Any, body: models.Search) -> list[Hit]:
     return [{"id": name, "score": score_of(distance, metric), "distance": distance} for distance, name in pairs]
 
 
-def _window_and_ranking(body: models.Search) -> dict[str, Any]:
-    window: dict[str, Any] = {"offset": body.offset, "min_score": body.min_score}
+def _window_and_ranking(body: models.Search) -> JsonObject:
+    window: JsonObject = {"offset": body.offset, "min_score": body.min_score}
     if body.recency is not None:
         window["recency"] = HalfLife(body.recency.half_life, body.recency.path, body.recency.now)
     ranking = {"importance": body.importance, "weights": body.weights}

@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import EngineError
 from ..index.base import Index
 from ..index.costs import scan_cost
-from ..types import FloatArray, IntArray, SearchParams
+from ..types import FloatArray, IntArray, JsonObject, SearchParams
 from ..utils.vectors import normalize_rows
 from .recall import EvalQueries, Pause, RecallEvaluator, no_pause, together
 from .search_param_sweep import SearchParamSweep, reach
@@ -157,12 +157,12 @@ class Calibration:
         """Whether this was measured on an index of the same kind and size."""
         return (self.kind, self.rows, self.nlist) == (index.kind, index.n, index.nlist)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain values for JSON, which :meth:`from_dict` reads."""
         return {"version": _VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Calibration:
+    def from_dict(cls, data: Mapping[str, object]) -> Calibration:
         """Read what :meth:`to_dict` wrote; raises EngineError, naming the field, for anything else."""
         if data.get("version") != _VERSION:
             raise EngineError(f"calibration.version is not {_VERSION}; calibrate again")
@@ -321,7 +321,7 @@ def _next(grid: tuple[float, ...], wanted: float) -> float:
     return grid[at] if at < len(grid) else float("inf")
 
 
-def _entry(data: Any) -> Entry:
+def _entry(data: object) -> Entry:
     if not isinstance(data, Mapping):
         raise EngineError("calibration.entries contains something other than entries; calibrate again")
     params = _field(data, "effort", Mapping)
@@ -339,7 +339,7 @@ def _entry(data: Any) -> Entry:
     )
 
 
-def _field(data: Mapping[str, Any], name: str, *kinds: type) -> Any:
+def _field(data: Mapping[str, object], name: str, *kinds: type) -> Any:
     value = data.get(name)
     negative = isinstance(value, (int, float)) and not 0 <= value < float("inf")
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or negative:

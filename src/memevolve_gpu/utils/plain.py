@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import date, datetime, timezone
-from typing import Any
 
 import numpy as np
+
+from ..types import Json
 
 json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 """The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces."""
@@ -18,7 +19,7 @@ def plain_text(text: str) -> str:
     return text if type(text) is str else str.__str__(text)
 
 
-def plain_scalar(value: Any) -> Any:
+def plain_scalar(value: object) -> Json:
     """A scalar as JSON keeps it: members of enumerations that are strings or numbers, and NumPy's scalars, as the
     string or number that they are; moments in time as ISO 8601 with their offset (a naive one is local time, one of
     NumPy is UTC). Anything else as it is.
@@ -31,7 +32,7 @@ def plain_scalar(value: Any) -> Any:
     return value
 
 
-def _of_numpy(value: np.generic) -> Any:
+def _of_numpy(value: np.generic) -> Json:
     if isinstance(value, np.datetime64) and not np.isnat(value):
         moment = value.astype("datetime64[us]").item()
         return moment.replace(tzinfo=timezone.utc).isoformat() if isinstance(moment, datetime) else value
@@ -43,7 +44,7 @@ def _moment(value: datetime) -> str:
 
 
 _EXACT = frozenset({str, int, float, bool, type(None), dict, list})
-_KINDS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+_KINDS: tuple[tuple[type, Callable[[Json], object]], ...] = (
     (str, plain_text),
     (int, int.__int__),
     (float, float.__float__),
@@ -53,7 +54,7 @@ _KINDS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
 )
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: object) -> Json:
     """``value`` for ``json.dumps(default=...)``: what JSON has no word for, made plain.
 
     Raises:

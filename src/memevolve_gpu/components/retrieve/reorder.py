@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -25,7 +24,7 @@ def reranked(rerank: Rerank, query: str, found: Sequence[RetrievalResult]) -> li
     """
     if not found:
         return []
-    given: Any = rerank(query, [unit_to_text(one.unit) for one in found])
+    given = rerank(query, [unit_to_text(one.unit) for one in found])
     try:
         scores = [float(score) for score in given]
     except (TypeError, ValueError):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import cast
 
 from ...live.namespaces import DEFAULT
 from ...live.scheduler import RebuildReason
@@ -19,6 +19,7 @@ from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
+from ...types import Json, JsonObject
 from ...utils.arguments import word
 from ...utils.report_types import (
     DeviceReport,
@@ -50,7 +51,7 @@ RETRAIN_SHARE = 0.25
 """Management that removed this share of what the index was trained on has changed what it should be trained on."""
 
 
-def register(session: StoreSession, operation: str, details: Any, space: Space) -> OperationEntry:
+def register(session: StoreSession, operation: str, details: object, space: Space) -> OperationEntry:
     """Keep an operation in the history of its namespace and decide what the index does next."""
     word("operation_type", operation, OPERATIONS)
     entry = _entry(session, operation, plain_details(details), session.key_of(space))
@@ -80,7 +81,7 @@ def history_key(ns: int) -> str:
     return HISTORY_KEY if ns == DEFAULT else f"{HISTORY_KEY}/{ns}"
 
 
-def plain_details(details: Any) -> dict[str, Any]:
+def plain_details(details: object) -> JsonObject:
     """Convert the details of an operation to JSON values; a value that JSON cannot hold becomes its ``repr``.
 
     Details that are no mapping come under ``details``; those of more than MAX_UNIT_BYTES are cut.
@@ -110,7 +111,7 @@ def _entries(raw: bytes | None) -> list[OperationEntry] | None:
     return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else None
 
 
-def _entry(session: StoreSession, operation: str, details: dict[str, Any], ns: int) -> OperationEntry:
+def _entry(session: StoreSession, operation: str, details: JsonObject, ns: int) -> OperationEntry:
     after = session.records.count(ns=ns)
     removed = _removed(details)
     before = details.get("count_before")
@@ -127,7 +128,7 @@ def _entry(session: StoreSession, operation: str, details: dict[str, Any], ns: i
     }
 
 
-def _removed(details: Mapping[str, Any]) -> int:
+def _removed(details: Mapping[str, object]) -> int:
     """The number of deleted units, by any of the keys that callers use."""
     for name in ("removed", "deleted", "count"):
         value = details.get(name)
@@ -166,7 +167,7 @@ def _decide(session: StoreSession, kept: list[OperationEntry]) -> str:
     return decision
 
 
-def _plain(value: Any, deep: int) -> Any:
+def _plain(value: object, deep: int) -> Json:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral) and abs(int(value)) < 2**63:
@@ -180,7 +181,7 @@ def _plain(value: Any, deep: int) -> Any:
     return _repr(value)
 
 
-def _repr(value: Any) -> str:
+def _repr(value: object) -> str:
     """The beginning of its repr; the default repr where its own fails."""
     try:
         return repr(value)[:MOST_REPR]

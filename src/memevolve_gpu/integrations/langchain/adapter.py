@@ -18,7 +18,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.foreign import as_backend
 from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
-from ...types import FloatArray, MemoryUnit
+from ...types import FloatArray, JsonObject, MemoryUnit
 from ...utils.arguments import listed, mapping, shown, whole_number
 from .filters import on_units
 
@@ -29,11 +29,11 @@ class SearchOptions:
 
     k: int
     fetch_k: int
-    filters: dict[str, Any]
+    filters: JsonObject
     recall: float | None
 
     @classmethod
-    def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> SearchOptions:
+    def of(cls, k: int, options: JsonObject, fetch_k: int | None = None) -> SearchOptions:
         """Check the arguments of a search. Raises InvalidQueryError, InvalidFilterError."""
         rest = dict(options)
         filters = on_units(rest.pop("filter", None), rest.pop("filters", None))
@@ -45,7 +45,7 @@ class SearchOptions:
         )
 
 
-def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> list[Document]:
+def documents_of(texts: Iterable[str], metadatas: Sequence[JsonObject] | None) -> list[Document]:
     """Return one document per text. Raises InvalidUnitError when the lengths differ."""
     given = listed("texts", texts, InvalidUnitError)
     notes = _notes(metadatas) or [{}] * len(given)
@@ -57,7 +57,7 @@ def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | Non
     return [Document(page_content=text, metadata=one) for text, one in zip(given, notes, strict=True)]
 
 
-def _notes(metadatas: Any) -> list[dict[str, Any]]:
+def _notes(metadatas: Any) -> list[JsonObject]:
     """One dict for each text, or none at all. Raises InvalidUnitError."""
     given = [] if metadatas is None else listed("metadatas", metadatas, InvalidUnitError)
     notes = [
@@ -72,7 +72,7 @@ def _notes(metadatas: Any) -> list[dict[str, Any]]:
 def pairs_of(
     text_embeddings: Iterable[tuple[str, Sequence[float]]] | None,
     embeddings: Iterable[Sequence[float]] | None,
-    metadatas: Sequence[dict[str, Any]] | None,
+    metadatas: Sequence[JsonObject] | None,
 ) -> list[tuple[str, Sequence[float]]]:
     """Return (text, vector) pairs; for vectors alone the texts are ``data`` of the metadata, or empty."""
     if embeddings is None:
@@ -110,7 +110,7 @@ def query_text(query: str) -> str:
     return query
 
 
-def no_more(options: Mapping[str, Any]) -> None:
+def no_more(options: Mapping[str, object]) -> None:
     """Refuse unknown options."""
     if options:
         unknown = ", ".join(map(repr, options))
@@ -180,8 +180,8 @@ def _checked(unit: MemoryUnit, where: str) -> MemoryUnit:
         raise InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten its metadata") from None
 
 
-def _metadata(unit: MemoryUnit) -> dict[str, Any]:
-    metadata: dict[str, Any] = unit.get("metadata") or {}
+def _metadata(unit: MemoryUnit) -> JsonObject:
+    metadata: JsonObject = unit.get("metadata") or {}
     own = unit.get(MARK)
     if isinstance(own, list):
         return {key: value for key, value in metadata.items() if key not in STAMPS or key in own}

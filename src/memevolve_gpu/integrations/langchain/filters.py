@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ...errors import DimensionMismatchError, InvalidFilterError, InvalidQueryError, InvalidVectorError, first_line
 from ...records.filters import MAX_DEPTH, parse
+from ...types import JsonObject
 from ...utils.arguments import listed, real_number, whole_number, word
 from ...utils.plain import plain_text
 
@@ -114,7 +115,7 @@ def _directions(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 _JOINS = ("$and", "$or", "$not", "$nor")
 
 
-def on_units(metadata_filter: Any, unit_filter: Any = None) -> dict[str, Any]:
+def on_units(metadata_filter: Any, unit_filter: Any = None) -> JsonObject:
     """Return LangChain's filter on the metadata, and one of this package, as one filter on units that means both.
 
     Raises InvalidFilterError, naming the key.

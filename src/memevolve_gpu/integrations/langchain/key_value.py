@@ -12,6 +12,7 @@ from langchain_core.stores import BaseStore
 from ...components.store.units import is_id
 from ...components.store.vector_store import VectorStore
 from ...errors import InvalidUnitError
+from ...types import JsonObject
 from ...utils.arguments import listed, shown
 from .adapter import checked_ids
 
@@ -120,6 +121,6 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         self.close()
 
 
-def _value(unit: dict[str, Any]) -> Any:
+def _value(unit: JsonObject) -> Any:
     kept = unit["value"]
     return base64.b64decode(kept["base64"]) if "base64" in kept else kept["json"]

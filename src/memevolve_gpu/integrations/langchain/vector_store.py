@@ -16,6 +16,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ...records.filters import always, parse
+from ...types import Filters, JsonObject
 from .adapter import (
     SearchOptions,
     batches,
@@ -46,7 +47,7 @@ class _Collection:
     def __init__(self, backend: StorageBackend) -> None:
         self._backend = backend
 
-    def get(self, where: Mapping[str, Any] | None = None, limit: int | None = None) -> dict[str, list[Any]]:
+    def get(self, where: Mapping[str, object] | None = None, limit: int | None = None) -> dict[str, list[Any]]:
         """The ids, texts and metadata of documents, oldest first."""
         found = to_documents(list(self._backend.units(on_units(where or None, None), limit=limit)))
         return {
@@ -150,7 +151,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         cls: type[_Store],
         texts: list[str],
         embedding: Embeddings,
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: list[JsonObject] | None = None,
         *,
         ids: list[str] | None = None,
         **kwargs: Any,
@@ -184,7 +185,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         cls: type[_Store],
         texts: list[str],
         embedding: Embeddings,
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: list[JsonObject] | None = None,
         *,
         ids: list[str] | None = None,
         **kwargs: Any,
@@ -261,7 +262,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: Sequence[dict[str, Any]] | None = None,
+        metadatas: Sequence[JsonObject] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
@@ -272,7 +273,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     async def aadd_texts(
         self,
         texts: Iterable[str],
-        metadatas: Sequence[dict[str, Any]] | None = None,
+        metadatas: Sequence[JsonObject] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
@@ -283,7 +284,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def add_embeddings(
         self,
         text_embeddings: Iterable[tuple[str, Sequence[float]]] | None = None,
-        metadatas: Sequence[dict[str, Any]] | None = None,
+        metadatas: Sequence[JsonObject] | None = None,
         ids: Sequence[str | None] | None = None,
         *,
         embeddings: Iterable[Sequence[float]] | None = None,
@@ -310,7 +311,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     async def aadd_embeddings(
         self,
         text_embeddings: Iterable[tuple[str, Sequence[float]]] | None = None,
-        metadatas: Sequence[dict[str, Any]] | None = None,
+        metadatas: Sequence[JsonObject] | None = None,
         ids: Sequence[str | None] | None = None,
         *,
         embeddings: Iterable[Sequence[float]] | None = None,
@@ -322,8 +323,8 @@ class MemEvolveVectorStore(LangChainVectorStore):
         self,
         ids: Sequence[str] | None = None,
         *,
-        filter: Mapping[str, Any] | None = None,  # noqa: A002  # LangChain's name for it
-        filters: Mapping[str, Any] | None = None,
+        filter: Filters | None = None,  # noqa: A002  # LangChain's name for it
+        filters: Filters | None = None,
         **kwargs: Any,
     ) -> bool:
         """Delete documents by id or by filter; all of them when neither is given.
@@ -484,7 +485,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return _Collection(self._backend)
 
     @classmethod
-    def _made(cls: type[_Store], embedding: Embeddings, options: dict[str, Any]) -> _Store:
+    def _made(cls: type[_Store], embedding: Embeddings, options: JsonObject) -> _Store:
         backend = options.get("backend")
         if backend is not None:
             return cls(embedding=embedding, **options)

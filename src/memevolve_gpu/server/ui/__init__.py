@@ -12,6 +12,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from ...components.store.base import StorageBackend
+from ...types import JsonObject
 from ...utils.config import namespace_path
 from . import views
 
@@ -82,7 +83,7 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
         store: Annotated[Any, Depends(read_from)],
         count: Annotated[int, Query(ge=1, le=views.MOST_POINTS)] = 1000,
         clusters: Annotated[int, Query(ge=1, le=10)] = 8,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return views.memory_map(store, count, clusters)
 
     @made.get("/ui/api/neighbours")
@@ -90,7 +91,7 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
         store: Annotated[Any, Depends(read_from)],
         unit_id: Annotated[str, Query(alias="id")],
         count: Annotated[int, Query(ge=1, le=50)] = 8,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return {"neighbours": views.neighbours(store, unit_id, count)}
 
     @made.get("/ui/api/pairs")
@@ -98,7 +99,7 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
         store: Annotated[Any, Depends(read_from)],
         threshold: Annotated[float, Query(gt=0, le=1)] = 0.9,
         count: Annotated[int, Query(ge=2, le=views.MOST_COMPARED)] = 2000,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return views.near_pairs(store, threshold, count)
 
     @made.get("/ui/api/why")
@@ -106,5 +107,5 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
         store: Annotated[Any, Depends(read_from)],
         query: str,
         ids: Annotated[list[str], Query(alias="id", max_length=views.MOST_EXPLAINED)],
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return {"why": views.why(store, query, ids)}

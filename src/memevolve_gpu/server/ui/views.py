@@ -14,7 +14,7 @@ from ...components.manage.meaning_words import FILLERS
 from ...components.manage.near_duplicates import near_groups
 from ...components.store.units import unit_to_text
 from ...records.tokenizer import Words, terms_of, words_of
-from ...types import IntArray, MemoryUnit
+from ...types import IntArray, JsonObject, MemoryUnit
 from ...utils.vectors import cosines
 
 MOST_POINTS = 3000
@@ -29,7 +29,7 @@ _BEGINNINGS = 8
 _ROUNDS = 25
 
 
-def memory_map(store: Any, count: int, clusters: int) -> dict[str, Any]:
+def memory_map(store: Any, count: int, clusters: int) -> JsonObject:
     """Place a sample of the units on a plane by the two directions in which their vectors differ most.
 
     Returns ``points`` with x and y in -1..1, ``clusters`` by k-means with the words that mark each, and ``shown``, the
@@ -104,7 +104,7 @@ def _tells(word: str) -> bool:
     return len(word) > 2 and word not in FILLERS["en"]
 
 
-def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
+def neighbours(store: Any, unit_id: str, count: int) -> list[JsonObject]:
     """The units nearest to a unit, with their cosines; none where there is no such unit."""
     own = store.vectors_of([unit_id]).get(unit_id)
     if own is None:
@@ -120,7 +120,7 @@ def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: -one["cosine"])
 
 
-def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
+def near_pairs(store: Any, threshold: float, count: int) -> JsonObject:
     """Pairs of near units among the newest ``count``, each with what differs, most urgent first.
 
     ``kind`` is what deduplication decides by the texts: ``conflict`` (one statement with another value or sense, which
@@ -147,7 +147,7 @@ def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
     return {"pairs": pairs[:MOST_PAIRS], "found": len(found), "compared": min(total, count), "total": total}
 
 
-def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
+def _difference(a: MemoryUnit, b: MemoryUnit) -> JsonObject:
     texts = unit_to_text(a), unit_to_text(b)
     first, second = (Counter(_words(text)) for text in texts)
     verdict = compare(*map(meaning_of, texts))
@@ -155,7 +155,7 @@ def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
     return {"kind": verdict.kind, "reason": verdict.reason.replace("#", ""), "only": only}  # "#" marks a number
 
 
-def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, JsonObject]:
     """For each unit its cosine with the query, its BM25 score (None if not among the best), and the common words.
 
     A word of the query is common when the unit holds it in any form, as for the keyword index.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from ..config import EmbeddingConfig, may_download
 from .adapter import BatchEmbeddingFunction, Embedder, EmbeddingFunction
@@ -65,7 +64,7 @@ def _service(config: EmbeddingConfig) -> OpenAIEmbedder:
     )
 
 
-def _given(**values: int | None) -> dict[str, Any]:
+def _given(**values: int | None) -> dict[str, int]:
     return {name: value for name, value in values.items() if value is not None}
 
 

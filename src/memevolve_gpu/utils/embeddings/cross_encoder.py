@@ -91,7 +91,7 @@ def _fastembed() -> Any:
     return TextCrossEncoder
 
 
-def _registered(encoder: Any, file: Path) -> str:
+def _registered(encoder: object, file: Path) -> str:
     """Tell fastembed of an ONNX file; return the name it has there."""
     from fastembed.common.model_description import ModelSource
 

@@ -227,7 +227,7 @@ class LocalEmbedder(TextEmbedder):
         return _Runtime(encode, *((None, sys.maxsize) if fast is None or not window else (_untruncated(fast), window)))
 
 
-def _untruncated(tokenizer: Any) -> Any:
+def _untruncated(tokenizer: object) -> Any:
     """Return a copy of a tokenizer of the package ``tokenizers`` that neither truncates nor pads."""
     copy = type(tokenizer).from_str(tokenizer.to_str())
     copy.no_truncation()

@@ -187,7 +187,7 @@ class OpenAIEmbedder(TextEmbedder):
         )
         return self._vectors(getattr(answer, "data", None), len(texts))
 
-    def _vectors(self, items: Any, count: int) -> FloatArray:
+    def _vectors(self, items: object, count: int) -> FloatArray:
         if not isinstance(items, list) or len(items) != count:
             got = len(items) if isinstance(items, list) else "no list of"
             raise EmbeddingError(f"{self._where()} answered with {got} vectors for {count} texts; check base_url")
@@ -226,7 +226,7 @@ class OpenAIEmbedder(TextEmbedder):
             self._client_of = os.getpid()
         return self._client
 
-    def _call(self, function: Any, **arguments: Any) -> Any:
+    def _call(self, function: object, **arguments: Any) -> Any:
         """The border to the openai package: its errors become EmbeddingError, without the key."""
         import openai
 
@@ -265,7 +265,7 @@ def _in_order(items: list[Any]) -> list[Any]:
     return sorted(items, key=lambda item: int(item.index))
 
 
-def _numbers(embedding: Any) -> Any:
+def _numbers(embedding: object) -> Any:
     """Base64 of little-endian float32, or the numbers themselves."""
     if isinstance(embedding, str):
         return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
