@@ -19,10 +19,12 @@ import asyncio
 import html
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import MemEvolveError
-from .types import JsonObject
+
+if TYPE_CHECKING:
+    from .types import JsonObject
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

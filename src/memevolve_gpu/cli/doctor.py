@@ -12,7 +12,6 @@ from pathlib import Path
 import typer
 
 from ..errors import MemEvolveError
-from ..types import JsonObject
 from .app import ExitCode
 from .options import AsJson, Embedder, EmbedderName, Prefix, choose_embedder, exists, stored_model
 from .output import Output, Rows
@@ -183,7 +182,7 @@ def _standing(folder: Path) -> Path:
     return next((one for one in (folder, *folder.parents) if one.is_dir()), folder)
 
 
-_CHECKS: JsonObject = {
+_CHECKS: dict[str, Callable[[str, EmbedderName], _Finding]] = {
     "python": _python,
     "sqlite": _sqlite,
     "faiss": _faiss,

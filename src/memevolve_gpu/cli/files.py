@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
-from ..types import JsonObject
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
 from .app import InputError, Interrupted
 from .output import Output, held_interrupt
 
 if TYPE_CHECKING:  # imported where they are used, numpy too: --help needs none of them
     from ..backends import AnyStore
-    from ..types import FloatArray, MemoryUnit
+    from ..types import FloatArray, Json, JsonObject, MemoryUnit
     from ..utils.embeddings import EmbeddingFunction
 
 
@@ -98,7 +97,7 @@ class Bulk:
         while batch := list(islice(left, size)):
             self.put([unit for _, unit in batch], last_line=batch[-1][0])
 
-    def finish(self, verb: str, **more: Any) -> None:
+    def finish(self, verb: str, **more: object) -> None:
         """Update the index and print the result."""
         if self.store.get_storage_health()["needs_retraining"]:
             with self.output.progress("building the index") as report:
@@ -289,7 +288,7 @@ def json_object(text: str, where: str) -> JsonObject:
     return value
 
 
-def _json_value(text: str, where: str) -> Any:
+def _json_value(text: str, where: str) -> Json:
     """Parse strict JSON."""
     try:
         return json.loads(text, parse_constant=_no_constant)
@@ -302,11 +301,11 @@ def _json_value(text: str, where: str) -> Any:
         raise InputError(f"{where}: not JSON: {error}") from None
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _values(path: str) -> Iterator[tuple[int, Any]]:
+def _values(path: str) -> Iterator[tuple[int, Json]]:
     with _opened(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), 1):
             where = f"{_name(path)} line {number}"
@@ -341,7 +340,7 @@ def _name(path: str) -> str:
     return "stdin" if path == "-" else path
 
 
-def _unit(value: Any, where: str) -> MemoryUnit:
+def _unit(value: object, where: str) -> MemoryUnit:
     from ..components.store.units import checked_unit
 
     try:
@@ -359,7 +358,7 @@ def _check_new_id(unit: MemoryUnit, number: int, where: str, seen: dict[str, int
     seen[unit_id] = number
 
 
-def _exported(number: int, value: Any, where: str) -> Exported:
+def _exported(number: int, value: Json, where: str) -> Exported:
     from ..utils.config import namespace_path
 
     wrapped = isinstance(value, dict) and value.keys() <= _KEYS
@@ -378,7 +377,7 @@ def _exported(number: int, value: Any, where: str) -> Exported:
     return Exported(number, _unit(value.get("unit"), where), vector, model, expires_at, namespace)
 
 
-def _vector(value: Any, where: str) -> FloatArray:
+def _vector(value: object, where: str) -> FloatArray:
     """Read a list of numbers, or the base64 of little-endian float32."""
     import numpy as np
 

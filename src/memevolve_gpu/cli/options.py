@@ -8,18 +8,18 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
 from ..errors import EmbeddingError
-from ..types import JsonObject
 from .app import InputError, NotFoundError, chosen
 from .files import json_object
 
 if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..backends import AnyStore
     from ..components.store.vector_store import VectorStore
+    from ..types import Json, JsonObject
     from ..utils.embeddings import EmbeddingFunction
 
 EmbedderName = Literal["auto", "hashing", "local", "openai"]
@@ -58,7 +58,7 @@ def parse_filters(conditions: list[str] | None, text: str | None) -> JsonObject 
     return found or None
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Json:
     """Read JSON, except an object; any other text is a text."""
     try:
         value = json.loads(text)
@@ -67,7 +67,7 @@ def _value(text: str) -> Any:
     return text if isinstance(value, dict) else value
 
 
-def _add(found: JsonObject, key: str, operator: str, value: Any) -> str:
+def _add(found: JsonObject, key: str, operator: str, value: Json) -> str:
     """Add a condition; return what the key has already if the two cannot be combined."""
     held = found.get(key)
     if operator != "=":
@@ -93,7 +93,7 @@ class StoredModel:
         self.model_name = model_name
         self.dimension = dimension
 
-    def __call__(self, _text: str, /) -> Any:
+    def __call__(self, _text: str, /) -> NoReturn:
         """Refuse to embed."""
         raise EmbeddingError("this command stores given vectors and embeds nothing")
 

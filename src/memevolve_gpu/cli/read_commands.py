@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import DimensionMismatchError, ModelMismatchError
-from ..types import JsonObject
 from ..utils.drafts import PRIVATE
 from .app import ExitCode, InputError
 from .files import export_line, refuse_missing_folder, write_lines
@@ -36,7 +35,7 @@ if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..components.retrieve import RetrievalStrategy
     from ..components.store.base import StorageBackend
     from ..devices.selection import Machine
-    from ..types import FloatArray, MemoryUnit
+    from ..types import FloatArray, JsonObject, MemoryUnit
     from ..utils.embeddings import Embedder as Checked
 
 
@@ -69,7 +68,7 @@ def embed(
         "vectors": vectors.tolist(),
     }
     lengths = np.linalg.norm(vectors, axis=1)
-    scaled: Any = vectors / np.where(lengths > 0, lengths, 1)[:, None]
+    scaled: FloatArray = vectors / np.where(lengths > 0, lengths, 1)[:, None]
     figures = zip(lengths.tolist(), (scaled @ scaled[0]).tolist(), texts, strict=True)
     rows = [[f"{length:.4f}", f"{cosine:.4f}", text] for length, cosine, text in figures]
     summary = f"{checked.model_name or 'a model without a name'}: {vectors.shape[1]} numbers, {seconds * 1e3:.1f} ms"
@@ -489,7 +488,7 @@ def _place(index: Mapping[str, object]) -> str:
     return f"{index['kind']} on {index['device']}" + ("" if index["device"] == "cpu" else f" by {index['engine']}")
 
 
-def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for name, value in document.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
@@ -497,7 +496,7 @@ def _flat(document: Mapping[str, object], prefix: str = "") -> Iterator[tuple[st
             yield f"{prefix}{name}", value
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
 import numpy as np
 
 from ..components.store.base import StorageBackend
-from ..types import Filters, FloatArray, JsonObject, MemoryUnit
+from ..types import Filters, FloatArray, Json, JsonObject, MemoryUnit, Vectors
 
 NOTHING: JsonObject = {"or": []}
 """The filter that no unit matches."""
@@ -49,7 +48,7 @@ def metadata_path(mark: str, *keys: str) -> str:
     return path(mark, "own", *keys) if keys[0] in STAMPS else path("metadata", *keys)
 
 
-def moment(value: Any) -> datetime | None:
+def moment(value: Json) -> datetime | None:
     """The moment that an ISO 8601 text or a datetime says, UTC where it has no offset; None for anything else."""
     if isinstance(value, str):
         try:
@@ -67,7 +66,7 @@ def placeholder(dim: int) -> list[float]:
 
 
 def nearest(
-    backend: StorageBackend, vector: Any, top_k: int, filters: Filters | None
+    backend: StorageBackend, vector: Vectors, top_k: int, filters: Filters | None
 ) -> list[tuple[MemoryUnit, float]]:
     """At most top_k units with their distances, nearest first."""
     distances, ids = backend.search_vectors([vector], min(top_k, max(1, backend.count())), filters)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..types import JsonObject
+from ..types import Json, JsonObject
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -46,7 +46,7 @@ _REST = ("blob", "score", "sparse_embedding")
 _RANGES = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 
 
-def _filters(given: Any) -> JsonObject:
+def _filters(given: Json) -> JsonObject:
     """Haystack's filter as one of this package. Raises FilterError."""
     if given is None or (isinstance(given, Mapping) and not given):
         return {}
@@ -58,7 +58,7 @@ def _filters(given: Any) -> JsonObject:
     return found
 
 
-def _node(given: Any) -> JsonObject:
+def _node(given: Json) -> JsonObject:
     if not isinstance(given, Mapping):
         raise FilterError(f"a filter must be a dict, got {shown(given)}")
     if "field" in given:
@@ -67,7 +67,7 @@ def _node(given: Any) -> JsonObject:
     if not isinstance(given["conditions"], list):
         raise FilterError(f"'conditions' must be a list of filters, got {shown(given['conditions'])}")
     parts = [_node(one) for one in given["conditions"]]
-    joined: dict[Any, JsonObject] = {"AND": {"and": parts}, "OR": {"or": parts}, "NOT": {"not": {"and": parts}}}
+    joined: dict[Json, JsonObject] = {"AND": {"and": parts}, "OR": {"or": parts}, "NOT": {"not": {"and": parts}}}
     if given["operator"] not in joined:
         raise FilterError(f"unknown operator {shown(given['operator'])}; the logical operators are AND, OR and NOT")
     return joined[given["operator"]]
@@ -96,7 +96,7 @@ def _comparison(given: Mapping[str, object]) -> JsonObject:
     return {where: _range(operator, value)} if value is not None or operator not in _RANGES else NOTHING
 
 
-def _range(operator: Any, value: Any) -> JsonObject:
+def _range(operator: Json, value: Json) -> JsonObject:
     if operator not in _RANGES:
         known = ", ".join(["==", "!=", *_RANGES, "in", "not in"])
         raise FilterError(f"unknown operator {shown(operator)}; the comparisons are {known}")
@@ -107,13 +107,13 @@ def _range(operator: Any, value: Any) -> JsonObject:
     return {_RANGES[operator]: bound}
 
 
-def _has_embedding(operator: Any, value: Any) -> JsonObject:
+def _has_embedding(operator: Json, value: Json) -> JsonObject:
     if value is not None or operator not in ("==", "!="):
         raise FilterError("documents can be filtered by 'embedding' == None or != None only")
     return {"not": _EMBEDDED} if operator == "==" else dict(_EMBEDDED)
 
 
-def _path(field: Any) -> str:
+def _path(field: Json) -> str:
     if not isinstance(field, str) or not field:
         raise FilterError(f"'field' must be a text such as 'meta.name', got {shown(field)}")
     keys = field.split(".")
@@ -124,7 +124,7 @@ def _path(field: Any) -> str:
     return metadata_path(MARK, *(keys[1:] if keys[0] == "meta" and len(keys) > 1 else keys))
 
 
-def _one_of(where: str, values: Sequence[Any]) -> JsonObject:
+def _one_of(where: str, values: Sequence[Json]) -> JsonObject:
     """The field is one of the values; None is a field that is missing, and dates compare as moments."""
     kept = [value for value in values if value is not None]
     dates = [date for date in map(moment, kept) if date is not None]
@@ -263,7 +263,7 @@ class MemEvolveDocumentStore:
 
     def _fresh(self, rows: list[tuple[MemoryUnit, Any]], *, skip: bool) -> list[tuple[MemoryUnit, Any]]:
         """The rows whose id is new. Raises DuplicateDocumentError unless the others are to be skipped."""
-        first: dict[str, tuple[MemoryUnit, Any]] = {}
+        first: dict[str, tuple[MemoryUnit, Json]] = {}
         for row in rows:
             if row[0]["id"] in first or self.store.exists(row[0]["id"]):
                 if not skip:
@@ -293,7 +293,7 @@ class MemEvolveDocumentStore:
         changes = {"metadata": meta, MARK: {"own": stamps_in(meta)}}
         return self.store.update_where(_filters(filters), changes)
 
-    def _condition(self, given: Any, remedy: str) -> JsonObject:
+    def _condition(self, given: Json, remedy: str) -> JsonObject:
         found = _filters(given)
         if always(parse(found).root):
             raise FilterError(f"filters has no condition; {remedy}")
@@ -313,7 +313,7 @@ class MemEvolveDocumentStore:
         """Return the smallest and largest number, or text where there are no numbers, of a field; None for none."""
         values = [value for value, _ in self._values(metadata_field, None) if not isinstance(value, bool)]
         numbers = [value for value in values if isinstance(value, (int, float))]
-        among: list[Any] = numbers or [value for value in values if isinstance(value, str)]
+        among: list[Json] = numbers or [value for value in values if isinstance(value, str)]
         return {"min": min(among, default=None), "max": max(among, default=None)}
 
     def get_metadata_field_unique_values(
@@ -323,7 +323,7 @@ class MemEvolveDocumentStore:
         from_: int = 0,
         size: int = 10,
         filters: JsonObject | None = None,
-    ) -> tuple[list[Any], int]:
+    ) -> tuple[list[Json], int]:
         """Return one page of a field's distinct values, sorted, that contain ``search_term``, and their number."""
         term = (optional_text("search_term", search_term) or "").casefold()
         first, most = whole_number("from_", from_, least=0), whole_number("size", size, least=0)
@@ -335,14 +335,14 @@ class MemEvolveDocumentStore:
         """Return the number of distinct values of each field, among the documents that match."""
         return {name: len(self._values(name, filters)) for name in listed("metadata_fields", metadata_fields)}
 
-    def _values(self, field: str, filters: Any) -> list[tuple[Any, Any]]:
+    def _values(self, field: str, filters: Json) -> list[tuple[Any, Any]]:
         """(value, value as a key) of each distinct value; elements of lists count as values."""
         if not isinstance(field, str):
             raise InvalidQueryError(f"metadata_field must be a text, got {shown(field)}")
         keys = field.removeprefix("meta.").split(".")
-        found: dict[tuple[type, Any], Any] = {}
+        found: dict[tuple[type, Json], Json] = {}
         for unit in self.store.units(_filters(filters)):
-            value: Any = own_metadata(unit, MARK)
+            value: Json = own_metadata(unit, MARK)
             for key in keys:
                 value = value.get(key) if isinstance(value, dict) else None
             for one in value if isinstance(value, list) else [value]:
@@ -371,12 +371,12 @@ class MemEvolveDocumentStore:
         ranks = [[Ranked(unit_id, score) for unit_id, score in found.items()] for found in (semantic, words)]
         return self._documents({one.id: one.score for one in reciprocal_ranks(*ranks)[:top_k]})
 
-    def _by_meaning(self, vector: Sequence[float], filters: Any, top_k: int) -> dict[str, float]:
+    def _by_meaning(self, vector: Sequence[float], filters: Json, top_k: int) -> dict[str, float]:
         both = {"and": [_filters(filters), {"not": {f"{MARK}.embedded": False}}]}
         found = nearest(self.store, vector, whole_number("top_k", top_k), both)
         return {unit["id"]: score_of(distance, self.store.metric) for unit, distance in found}
 
-    def _by_words(self, query: str, filters: Any, top_k: int) -> dict[str, float]:
+    def _by_words(self, query: str, filters: Json, top_k: int) -> dict[str, float]:
         return {unit_id: score for score, unit_id in self.store.search_keywords(query, top_k, _filters(filters))}
 
     def _documents(self, scores: Mapping[str, float]) -> list[Document]:
@@ -398,7 +398,7 @@ for _name in [name for name, one in vars(MemEvolveDocumentStore).items() if call
         setattr(MemEvolveDocumentStore, f"{_name}_async", _in_a_thread(_name))
 
 
-def _described(data: Any) -> Any:
+def _described(data: Json) -> Json:
     if not isinstance(mapping("data", data, ConfigurationError).get("type"), str):
         raise ConfigurationError(f"data: its type must be a text, as to_dict gives it; got {shown(data)}")
     return data

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..components.store.base import Progress, StorageBackend
 from ..components.store.legacy_import import read_docstore
 from ..components.store.units import checked_unit
 from ..errors import ConfigurationError, InvalidUnitError, StorageError
-from ..types import FloatArray, JsonObject, MemoryUnit
+from ..types import FloatArray, Json, JsonObject, MemoryUnit
 from ..utils.arguments import (
     callback,
     having,
@@ -280,21 +281,21 @@ def _write(store: StorageBackend, rows: Sequence[Row]) -> None:
     store.store_batch([row.unit for row in rows], *([np.stack(vectors)] if vectors else []), **more)
 
 
-def _library(name: str, package: str) -> Any:
+def _library(name: str, package: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
         raise ConfigurationError(f"reading this needs {package} ({error}): pip install {package}") from error
 
 
-def _row(unit_id: Any, text: Any, metadata: Mapping[str, object] | None, vector: Any, **fields: Any) -> Row:
+def _row(unit_id: Json, text: Json, metadata: Mapping[str, object] | None, vector: Any, **fields: Any) -> Row:
     """An entry as a row; the text may be missing, and what is None in the metadata is left out."""
     kept = {key: value for key, value in (metadata or {}).items() if value is not None}
     unit: MemoryUnit = {"id": str(unit_id), **({"content": text} if text else {}), "metadata": kept, **fields}
     return Row(checked_unit(unit, f"entry {unit_id!r}"), _vector(vector, unit_id))
 
 
-def _vector(value: Any, unit_id: Any) -> FloatArray | None:
+def _vector(value: Json, unit_id: Json) -> FloatArray | None:
     if value is None:
         return None
     try:

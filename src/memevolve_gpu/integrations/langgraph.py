@@ -20,7 +20,7 @@ from itertools import islice
 from os import PathLike
 from typing import Any, TypeVar
 
-from ..types import Filters, JsonObject
+from ..types import Filters, Json, JsonObject, Vectors
 
 try:
     from langgraph.store.base import (
@@ -87,7 +87,7 @@ class MemEvolveStore(BaseStore):
         *,
         index: IndexConfig | None = None,
         ttl: TTLConfig | None = None,
-        storage_config: Any = None,
+        storage_config: object = None,
     ) -> None:
         """Use an open store, or open one.
 
@@ -302,7 +302,7 @@ class MemEvolveStore(BaseStore):
     def _listed(self, filters: Filters, op: SearchOp) -> Iterator[_Found]:
         return ((unit, None) for unit in self.store.units(filters) if _fits(unit, op.filter))
 
-    def _nearest(self, op: SearchOp, vector: Any, filters: Filters, wanted: int) -> list[_Found]:
+    def _nearest(self, op: SearchOp, vector: Vectors, filters: Filters, wanted: int) -> list[_Found]:
         """Find the items of the nearest units. Asks for more until enough items match, or there are no more units."""
         filters, limit, most = {**filters, f"{MARK}.indexed": True}, wanted + 1, self.store.count()
         while True:
@@ -376,7 +376,7 @@ def _check_listing(name: str, op: ListNamespacesOp) -> None:
         whole_number(f"{name}.max_depth", op.max_depth, least=0)
 
 
-def _check_labels(name: str, labels: Any, kinds: Any = (list, tuple)) -> None:
+def _check_labels(name: str, labels: Json, kinds: Any = (list, tuple)) -> None:
     if not isinstance(labels, kinds) or not all(isinstance(one, str) for one in labels):
         raise InvalidQueryError(f"{name} must be a tuple of texts, got {shown(labels)}")
 
@@ -469,7 +469,7 @@ def _filters(op: SearchOp) -> JsonObject:
     return {**_living(), **within, "and": conditions}
 
 
-def _either(key: Any, wanted: Any) -> JsonObject:
+def _either(key: Json, wanted: Json) -> JsonObject:
     """Return the condition for a key, or for the path that it may be."""
     if not isinstance(key, str) or not all(key.split(".")):
         raise InvalidFilterError(f"Invalid filter key {key!r}; give a name, or names joined by dots")
@@ -477,7 +477,7 @@ def _either(key: Any, wanted: Any) -> JsonObject:
     return {"or": [{"and": list(_conditions((MARK, "value", *path), wanted))} for path in paths]}
 
 
-def _conditions(path: tuple[str, ...], wanted: Any) -> Iterator[JsonObject]:
+def _conditions(path: tuple[str, ...], wanted: Json) -> Iterator[JsonObject]:
     name = ".".join(json.dumps(part, ensure_ascii=False) for part in path)
     if isinstance(wanted, Mapping):
         for key, value in wanted.items():
@@ -502,7 +502,7 @@ def _fits(unit: MemoryUnit, wanted: Mapping[str, object] | None) -> bool:
     return all(_meets(_at(value, key), condition) for key, condition in (wanted or {}).items())
 
 
-def _at(value: Any, key: str) -> Any:
+def _at(value: Json, key: str) -> Json:
     if key in value:
         return value[key]
     for part in key.split("."):
@@ -510,7 +510,7 @@ def _at(value: Any, key: str) -> Any:
     return value
 
 
-def _meets(value: Any, wanted: Any) -> bool:
+def _meets(value: Json, wanted: Json) -> bool:
     if isinstance(wanted, Mapping):
         operators = [key for key in wanted if str(key).startswith("$")]
         fields = [key for key in wanted if key not in operators]
@@ -523,7 +523,7 @@ def _meets(value: Any, wanted: Any) -> bool:
     return kind_of(value) == kind_of(wanted) and bool(value == wanted)
 
 
-def _holds(value: Any, name: str, wanted: Any) -> bool:
+def _holds(value: Json, name: str, wanted: Json) -> bool:
     if name in _RANGES:
         return kind_of(value) == kind_of(wanted) in ("number", "text") and bool(_RANGES[name](value, wanted))
     return _meets(value, wanted) == (name == "$eq")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..types import JsonObject
+from ..types import Json, JsonObject
 
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr
@@ -49,7 +49,7 @@ _LISTS = {"in": "in", "nin": "nin", "any": "in", "all": "all"}
 _TEXTS = {"text_match": "like", "text_match_insensitive": "ilike"}
 
 
-def _filters(given: Any) -> JsonObject:
+def _filters(given: Json) -> JsonObject:
     """LlamaIndex's filters as one of this package."""
     if given is None:
         return {}
@@ -62,7 +62,7 @@ def _filters(given: Any) -> JsonObject:
     return {joins[given.condition or FilterCondition.AND]: parts}
 
 
-def _condition(given: Any) -> JsonObject:
+def _condition(given: Json) -> JsonObject:
     where = path(MARK, "ref") if given.key in _REFERENCES else metadata_path(MARK, *given.key.split("."))
     operator, value = FilterOperator(given.operator).value, given.value
     if operator == "is_empty":
@@ -245,7 +245,7 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
 
     # Inside
 
-    def _wanted(self, filters: Any, node_ids: Any, doc_ids: Any = None) -> JsonObject:
+    def _wanted(self, filters: Json, node_ids: Any, doc_ids: Any = None) -> JsonObject:
         """The filters, and one of these ids, and a node of one of these documents; None is no limit."""
         parts = [_filters(filters)]
         for where, ids in (("id", node_ids), (path(MARK, "ref"), doc_ids)):

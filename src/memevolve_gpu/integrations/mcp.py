@@ -58,7 +58,7 @@ Tokens = Annotated[
     Field(ge=100, le=MOST_TOKENS, description="Most tokens of the answer; longer memories are cut, the rest left out."),
 ]
 Filters = Annotated[
-    dict[str, Any] | None,
+    JsonObject | None,
     Field(description='Only memories that match, such as {"type": "skill"} or {"metadata.score": {"gte": 0.5}}.'),
 ]
 Namespace = Annotated[
@@ -249,7 +249,7 @@ def _add_reading(server: MCPServer, store: StorageBackend) -> None:
     @_tool(server, "Health", read_only=True)
     def health() -> JsonObject:
         """Say how full and how healthy the memory is, and what to do about a problem."""
-        report: Mapping[str, Any] = store.get_storage_health()
+        report: Mapping[str, object] = store.get_storage_health()
         kept = ("current_count", "max_units", "memory_usage_mb", "max_memory_mb", "damage", "recommendations")
         return {key: report[key] for key in kept if key in report}
 

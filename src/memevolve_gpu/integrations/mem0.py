@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from ..types import Filters, JsonObject
+from ..types import Filters, Json, JsonObject
 
 try:
     from mem0.utils.factory import VectorStoreFactory
@@ -103,7 +103,7 @@ def _filters(given: Mapping[str, object] | None) -> JsonObject:
     return {"and": parts}
 
 
-def _conditions(key: str, value: Any) -> list[JsonObject]:
+def _conditions(key: str, value: Json) -> list[JsonObject]:
     where = "content" if key == "data" else metadata_path(MARK, key)
     if isinstance(value, str) and value == "*":
         return [{where: {"is_null": False}}]
@@ -112,7 +112,7 @@ def _conditions(key: str, value: Any) -> list[JsonObject]:
     return [{where: _operator(key, operator, operand)} for operator, operand in value.items()]
 
 
-def _operator(key: str, operator: str, operand: Any) -> JsonObject:
+def _operator(key: str, operator: str, operand: Json) -> JsonObject:
     if operator in _RANGES:
         date = moment(operand)
         return {operator: operand if date is None else date}
@@ -125,7 +125,7 @@ def _operator(key: str, operator: str, operand: Any) -> JsonObject:
     return {operator: operand}
 
 
-def _id(given: Any) -> Any:
+def _id(given: Json) -> Json:
     """The id as a text where it is a UUID or a number; the store checks it."""
     return str(given) if isinstance(given, UUID) or (type(given) is int and abs(given) < 2**63) else given
 

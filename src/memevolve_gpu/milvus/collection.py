@@ -24,7 +24,8 @@ from ..errors import (
     NotAStoreError,
     StorageError,
 )
-from ..types import FloatArray, JsonObject, MemoryUnit, Metric
+from ..milvus.client import Client
+from ..types import FloatArray, Json, JsonObject, MemoryUnit, Metric
 from ..utils.config import StorageConfig
 from ..utils.forking import renew_in_child
 from ..utils.plain import json_text
@@ -175,7 +176,7 @@ def unit_of(body: str) -> MemoryUnit:
     return unit
 
 
-def vector_of(value: Any) -> FloatArray:
+def vector_of(value: object) -> FloatArray:
     """float32 (dim,) as it was written."""
     return np.asarray(value, dtype=np.float32)
 
@@ -252,7 +253,7 @@ def make(server: MilvusClient, info: CollectionInfo) -> None:
     about = {"format": FORMAT, "metric": info.metric, "model": info.model}
     config = server.config
 
-    def create(client: Any, seconds: float) -> None:
+    def create(client: Client, seconds: float) -> None:
         client.create_collection(
             config.collection,
             schema=_schema(client, info.dim, _MARK + json.dumps(about)),
@@ -285,7 +286,7 @@ def held_plan(server: MilvusClient) -> ServerPlan:
 
 
 def _create_index(server: MilvusClient, plan: ServerPlan, metric: Metric) -> None:
-    def create(client: Any, seconds: float) -> None:
+    def create(client: Client, seconds: float) -> None:
         wanted = client.prepare_index_params()
         wanted.add_index(
             field_name="vector",
@@ -313,7 +314,7 @@ def _load(server: MilvusClient) -> None:
         ) from error
 
 
-def _schema(client: Any, dim: int, description: str) -> Any:
+def _schema(client: Client, dim: int, description: str) -> Any:
     made = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
     for name, kind, options in (
         ("id", "VARCHAR", {"is_primary": True, "max_length": 4096}),
@@ -470,14 +471,14 @@ class Table:
         """Seal what was written, so that the server indexes it."""
         self.client.call("flush", self.name, seconds=LONG)
 
-    def index_state(self) -> Mapping[str, Any]:
+    def index_state(self) -> Mapping[str, Json]:
         """What the server says of the index on the vectors."""
         return dict(self.client.call("describe_index", self.name, "vector") or {})
 
     def segments(self) -> list[Segment] | None:
         """Everything that is sealed; None where the client cannot ask. What still grows is listed nowhere."""
 
-        def ask(client: Any, seconds: float) -> list[Segment] | None:
+        def ask(client: Client, seconds: float) -> list[Segment] | None:
             connection: Any = getattr(client, "_get_connection", lambda: None)()
             if not hasattr(connection, "get_query_segment_info"):
                 return None

@@ -8,13 +8,13 @@ compared. So fewer than ``top_k`` results mean that there are no more.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..records.filters import Filter, matches
-from ..types import FloatArray, JsonObject, MemoryUnit, Metric
+from ..types import FloatArray, Json, JsonObject, MemoryUnit, Metric
 from ..utils.vectors import normalize_rows
 from .collection import WINDOW, Table, unit_of, vector_of
 from .filters import filter_expression
@@ -142,7 +142,7 @@ class _Request:
     def _needs_units(self) -> bool:
         return self.with_units or bool(self.filters.root.parts)
 
-    def _matching(self, answer: Any) -> list[Candidate]:
+    def _matching(self, answer: Iterable[Json]) -> list[Candidate]:
         kept = []
         for hit in answer:
             unit = unit_of(hit["entity"]["body"]) if self._needs_units else None

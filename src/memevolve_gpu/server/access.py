@@ -139,14 +139,14 @@ _AT_ONCE = 8
 _Call = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
 
-def _called(call: _Call) -> tuple[asyncio.Future[Any], Any, BaseException | None]:
+def _called(call: _Call) -> tuple[asyncio.Future[object], object, BaseException | None]:
     try:
         return call[1], call[0](), None
     except BaseException as error:  # noqa: BLE001 - given to the caller, whatever it is
         return call[1], None, error
 
 
-def _give(done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+def _give(done: list[tuple[asyncio.Future[object], object, BaseException | None]]) -> None:
     for future, result, error in done:
         if future.done():  # its caller has left
             continue
@@ -394,7 +394,7 @@ def problem(
     detail: str,
     error: str = "",
     headers: Mapping[str, str] | None = None,
-    **more: Any,
+    **more: object,
 ) -> JSONResponse:
     """An error as ``application/problem+json``."""
     body = {"type": "about:blank", "title": _TITLES.get(status, "Error"), "status": status, "detail": detail}
@@ -468,5 +468,5 @@ def describe_errors(app: FastAPI) -> None:
     app.openapi = described  # type: ignore[method-assign] # that is how the framework has it
 
 
-def _place(loc: Sequence[Any]) -> str:
+def _place(loc: Sequence[object]) -> str:
     return ".".join(str(part) for part in loc[1:]) or str(loc[0])

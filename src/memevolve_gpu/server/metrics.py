@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError
-from ..types import JsonObject
+from ..types import Json, JsonObject
 
 CALLS: dict[str, str] = {
     **dict.fromkeys(("search", "search_keywords", "search_units", "search_vectors"), "search_memory"),
@@ -156,9 +156,9 @@ class _StoreCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The figures as they are now."""
         try:
-            health: Mapping[str, Any] = self._store.get_storage_health()
+            health: Mapping[str, Json] = self._store.get_storage_health()
             read = getattr(self._store, "statistics", None)
-            stats: Mapping[str, Any] = read() if read is not None else {}
+            stats: Mapping[str, Json] = read() if read is not None else {}
         except MemEvolveError:
             yield GaugeMetricFamily("memevolve_up", "Whether the store answers.", 0)
             return
@@ -170,7 +170,7 @@ class _StoreCollector(Collector):
         yield from _labelled(health, stats)
 
 
-def _plain(health: Mapping[str, object], stats: Mapping[str, object]) -> Iterator[tuple[str, str, Any]]:
+def _plain(health: Mapping[str, object], stats: Mapping[str, object]) -> Iterator[tuple[str, str, Json]]:
     log, device, index = stats.get("log", {}), stats.get("device", {}), stats.get("index", {})
     yield "units", "Units in the store.", health["current_count"]
     yield "units_limit", "Most units.", health.get("max_units")

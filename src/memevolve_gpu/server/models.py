@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ..errors import InvalidVectorError
-from ..types import FloatArray, JsonObject
+from ..types import FloatArray, Json, JsonObject
 from ..utils.vectors import unpacked
 
 MOST_UNITS = 10_000
@@ -17,9 +17,9 @@ MOST_QUERIES = 1_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Ids = list[Id]
-Unit = Annotated[dict[str, Any], Field(description="A JSON object with content, type, tags, metadata, and an id.")]
+Unit = Annotated[JsonObject, Field(description="A JSON object with content, type, tags, metadata, and an id.")]
 Filters = Annotated[
-    dict[str, Any] | None,
+    JsonObject | None,
     Field(description='Such as {"type": "skill"} or {"metadata.score": {"gte": 0.5}}.'),
 ]
 Namespace = Annotated[
@@ -363,7 +363,7 @@ class Deleted(BaseModel):
 class FacetCount(BaseModel):
     """A value of a field, and its units."""
 
-    value: Any
+    value: Json
     count: int
 
 

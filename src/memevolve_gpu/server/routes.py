@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from ..components.manage import SimpleManagementStrategy
 from ..errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
-from ..types import JsonObject
+from ..types import Json, JsonObject, MemoryUnit
 from ..utils.plain import json_text
 from ..utils.vectors import packed
 from . import models
@@ -57,7 +57,7 @@ async def store_units(body: models.StoreUnits, caller: Writer) -> models.Stored:
 
 def _times(body: models.StoreUnits) -> JsonObject:
     """The times as the store takes them, in which infinity is never."""
-    moments: Any = body.expires_at
+    moments: Json = body.expires_at
     if isinstance(moments, list):
         moments = [math.inf if one is None else one for one in moments]
     return {name: value for name, value in (("ttl", body.ttl), ("expires_at", moments)) if value is not None}
@@ -508,7 +508,7 @@ async def import_units(request: Request, caller: Writer, namespace: Space = "") 
     return await caller.write(stored)
 
 
-def _parsed_lines(text: bytes) -> tuple[list[Any], list[Any]]:
+def _parsed_lines(text: bytes) -> tuple[list[MemoryUnit], list[Json]]:
     units, vectors = list[Any](), list[Any]()
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():

@@ -18,7 +18,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.foreign import as_backend
 from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
-from ...types import FloatArray, JsonObject, MemoryUnit
+from ...types import FloatArray, Json, JsonObject, MemoryUnit, Vectors
 from ...utils.arguments import listed, mapping, shown, whole_number
 from .filters import on_units
 
@@ -57,7 +57,7 @@ def documents_of(texts: Iterable[str], metadatas: Sequence[JsonObject] | None) -
     return [Document(page_content=text, metadata=one) for text, one in zip(given, notes, strict=True)]
 
 
-def _notes(metadatas: Any) -> list[JsonObject]:
+def _notes(metadatas: Json) -> list[JsonObject]:
     """One dict for each text, or none at all. Raises InvalidUnitError."""
     given = [] if metadatas is None else listed("metadatas", metadatas, InvalidUnitError)
     notes = [
@@ -206,12 +206,12 @@ def searchable(backend: Any) -> StorageBackend:
     return adapted
 
 
-def keep(backend: StorageBackend, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
+def keep(backend: StorageBackend, units: Sequence[MemoryUnit], vectors: Vectors) -> list[str]:
     """Store units with their vectors (n, dim), and return their ids."""
     return list(backend.store_batch(list(units), vectors)) if units else []  # type: ignore[call-arg]
 
 
-def nearest(backend: StorageBackend, vector: Any, options: SearchOptions) -> list[tuple[MemoryUnit, float]]:
+def nearest(backend: StorageBackend, vector: Vectors, options: SearchOptions) -> list[tuple[MemoryUnit, float]]:
     """At most ``options.k`` units that match, with their distances, nearest first."""
 
     def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
@@ -224,7 +224,7 @@ def nearest(backend: StorageBackend, vector: Any, options: SearchOptions) -> lis
 
 
 def nearest_vectors(
-    backend: StorageBackend, vector: Any, options: SearchOptions
+    backend: StorageBackend, vector: Vectors, options: SearchOptions
 ) -> list[tuple[MemoryUnit, FloatArray]]:
     """At most ``options.fetch_k`` units that match, with their vectors, nearest first."""
 
@@ -237,7 +237,7 @@ def nearest_vectors(
     return _undisturbed(backend, read)
 
 
-def _near(backend: StorageBackend, vector: Any, k: int, options: SearchOptions) -> list[tuple[str, float]]:
+def _near(backend: StorageBackend, vector: Vectors, k: int, options: SearchOptions) -> list[tuple[str, float]]:
     """Return (id, distance) of the k nearest that match."""
     k = min(k, max(1, backend.count()))
     distances, ids = backend.search_vectors([vector], k, options.filters, options.recall)

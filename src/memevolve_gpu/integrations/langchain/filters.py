@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ...errors import DimensionMismatchError, InvalidFilterError, InvalidQueryError, InvalidVectorError, first_line
 from ...records.filters import MAX_DEPTH, parse
-from ...types import JsonObject
+from ...types import Json, JsonObject, Vectors
 from ...utils.arguments import listed, real_number, whole_number, word
 from ...utils.plain import plain_text
 
@@ -47,7 +47,7 @@ def relevance(distance: float, metric: str) -> float:
     return (1.0 - distance / (1.0 + abs(distance))) / 2.0
 
 
-def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: float = 0.5) -> list[int]:
+def maximal_marginal_relevance(query: Vectors, vectors: Vectors, k: int, lambda_mult: float = 0.5) -> list[int]:
     """Choose vectors that are similar to a query and different from each other.
 
     The first is the most similar vector; each further one has the largest
@@ -115,7 +115,7 @@ def _directions(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 _JOINS = ("$and", "$or", "$not", "$nor")
 
 
-def on_units(metadata_filter: Any, unit_filter: Any = None) -> JsonObject:
+def on_units(metadata_filter: Json, unit_filter: Json = None) -> JsonObject:
     """Return LangChain's filter on the metadata, and one of this package, as one filter on units that means both.
 
     Raises InvalidFilterError, naming the key.
@@ -127,7 +127,7 @@ def on_units(metadata_filter: Any, unit_filter: Any = None) -> JsonObject:
     return found
 
 
-def _prefixed(group: Any, depth: int) -> Any:
+def _prefixed(group: Json, depth: int) -> Json:
     if not isinstance(group, Mapping):
         raise InvalidFilterError(f"filter must be a mapping of metadata keys to conditions, not {type(group).__name__}")
     if depth > MAX_DEPTH:

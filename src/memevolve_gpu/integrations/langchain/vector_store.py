@@ -16,7 +16,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ...records.filters import always, parse
-from ...types import Filters, JsonObject
+from ...types import Filters, JsonObject, Vectors
 from .adapter import (
     SearchOptions,
     batches,
@@ -121,7 +121,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         embedding: Embeddings,
         *,
         embedding_dim: int | None = None,
-        storage_config: Any = None,
+        storage_config: object = None,
         relevance_score_fn: Callable[[float], float] | None = None,
     ) -> _Store:
         """Open the ``VectorStore`` at a path prefix, or create it. ``close()`` closes it.
@@ -503,12 +503,12 @@ class MemEvolveVectorStore(LangChainVectorStore):
             raise EmbeddingError("embedding is None, and so is the backend's function: give one, or search by vector")
         return self._embedding
 
-    def _nearest(self, options: SearchOptions, vector: Any) -> list[tuple[Document, float]]:
+    def _nearest(self, options: SearchOptions, vector: Vectors) -> list[tuple[Document, float]]:
         found = nearest(self._backend, vector, options)
         self._backend.record_access([unit["id"] for unit, _ in found])
         return [(to_document(unit), distance) for unit, distance in found]
 
-    def _varied(self, options: SearchOptions, lambda_mult: float, vector: Any) -> list[Document]:
+    def _varied(self, options: SearchOptions, lambda_mult: float, vector: Vectors) -> list[Document]:
         found = nearest_vectors(self._backend, vector, options)
         chosen = maximal_marginal_relevance(vector, [row for _, row in found], options.k, lambda_mult)
         units = [found[position][0] for position in chosen]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,7 +93,7 @@ def _clustered(rows: _Matrix, k: int, rng: np.random.Generator) -> tuple[float, 
     return float(cosines.max(axis=1).sum()), np.asarray(labels)
 
 
-def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
+def _marks(words: Sequence[set[str]], inside: Iterable[object]) -> list[str]:
     """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
     here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if _tells(word))
     all_of = Counter(word for held in words for word in held)
