@@ -53,12 +53,7 @@ def rows_on_device(torch: Any, n: int, dim: int, *, int8: bool) -> DeviceRows:
     quantization = Quantization.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
     shape = (n, dim, padded_groups(-(-n // GROUP)))
     rows = DeviceRows.empty("l2", quantization, shape, card, int8=int8, float32_rows=False)
-    codes = None
-    if int8:
-        scales = np.abs(vectors).max(1) / np.float32(127)
-        narrow = np.rint(vectors / scales[:, None]).astype(np.int8)
-        codes = (torch.from_numpy(narrow).to(card), torch.from_numpy(scales).to(card))
-    rows.put(0, quantization.enter(vectors, rows.columns, card), torch.arange(n, device=card), codes, None)
+    rows.put(0, quantization.enter(vectors, rows.columns, card))
     return rows
 
 

@@ -45,11 +45,7 @@ def rows_on_device(torch: Any, n: int, dim: int, *, int8: bool = False, metric: 
     quantization = Quantization.around(vectors, vectors.min(0), vectors.max(0), centred=not int8)
     shape, cpu = (n, dim, padded_groups(-(-n // GROUP))), torch.device("cpu")
     rows = DeviceRows.empty(metric, quantization, shape, cpu, int8=int8, float32_rows=False)
-    codes = None
-    if int8:
-        scales = np.abs(vectors).max(1) / np.float32(127)
-        codes = (torch.from_numpy(np.rint(vectors / scales[:, None]).astype(np.int8)), torch.from_numpy(scales))
-    rows.put(0, quantization.enter(vectors, rows.columns, cpu), torch.arange(n), codes, None)
+    rows.put(0, quantization.enter(vectors, rows.columns, cpu))
     return rows
 
 
@@ -201,13 +197,13 @@ def test_a_batch_rescores_six_groups_more_than_results(
     """16 groups for 10 results, not 32: half of the gathered bytes, and float32 answers all the same."""
     vectors, queries = some(1, 4000, 48), some(2, 60, 48)
     index, widths = on_card("exact", vectors), []
-    real = kernel_ops.rescore
+    real = Operations.rescore
 
-    def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+    def rescore(self: Operations, rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
         widths.append(tuple(chosen.shape))
-        return real(rows, q, factor, chosen)
+        return real(self, rows, q, factor, chosen)
 
-    monkeypatch.setattr(kernel_ops, "rescore", rescore)
+    monkeypatch.setattr(Operations, "rescore", rescore)
     answer = index.search(queries, 10, SearchParams())
     assert widths == [(60, 16)]
     assert recall(answer[0], nearest(queries, vectors, "l2", 10), 1e-5) == 1.0

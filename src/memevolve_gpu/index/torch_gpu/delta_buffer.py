@@ -123,12 +123,10 @@ class DeviceDeltaBuffer:
         if self._rows is None or not self._quantization.holds(block):
             self._refuse("new rows lie too far from the others for float16")
             return
-        device, start = self._beside.device, self._n
-        places = load_torch().arange(start, start + len(block), device=device)
+        device = self._beside.device
         vectors = sent(block, device)
-        to_device_space = self._quantization.enter(vectors, padded_columns(block.shape[1]), device)
-        self._rows.put(start, to_device_space, places, None, vectors)
-        self._n = start + len(block)
+        self._rows.put(self._n, self._quantization.enter(vectors, padded_columns(block.shape[1]), device), vectors)
+        self._n += len(block)
 
     def _refuse(self, why: str) -> None:
         self._refused = True

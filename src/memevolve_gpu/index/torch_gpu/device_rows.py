@@ -232,35 +232,25 @@ class DeviceRows:
         own = (self.x, self.scales, self.bias, self.living, self.order, self.places, self.float32_rows, self.centre)
         return sum(int(one.numel() * one.element_size()) for one in own if one is not None)
 
-    def put(
-        self, start: int, block: Tensor, places: Tensor, codes: tuple[Tensor, Tensor] | None, vectors: Tensor | None
-    ) -> None:
-        """Fill in rows ``start`` and following at ``places`` int64 (m,).
+    def put(self, start: int, block: Tensor, vectors: Tensor | None = None) -> None:
+        """Fill in rows ``start`` and following, where ``places`` says.
 
-        block float32 (m, columns) as :meth:`Quantization.enter` returns them; codes: int8 rows and scales, for int8;
-        vectors float32 (m, dim), kept where float32 rows are.
+        block float32 (m, columns) as :meth:`Quantization.enter` returns them; vectors float32 (m, dim), kept where
+        float32 rows are.
         """
-        torch = load_torch()
-        if codes is None:
-            narrow = block.to(torch.float16)
-            self.x.index_copy_(0, places, narrow)
-            block = narrow.to(torch.float32)
+        torch, positions = load_torch(), slice(start, start + len(block))
+        at = positions if self.places is None else self.places[positions].long()
+        if self.scales.numel():
+            block, scales = _whole_numbers(block)
+            self.x[at], self.scales[at] = block.to(torch.int8), scales
+            block.mul_(scales[:, None])
         else:
-            self.x.index_copy_(0, places, torch.nn.functional.pad(codes[0], (0, self.columns - codes[0].shape[1])))
-            self.scales.index_copy_(0, places, codes[1] * self.scale)
-        bias = (
-            torch.zeros(len(places), dtype=torch.float32, device=self.x.device)
-            if self.metric == "ip"
-            else block.square().sum(1)
-        )
-        self.bias.index_copy_(0, places, bias)
-        self.living.index_copy_(0, places, bias)
-        if self.places is not None:
-            self.places[start : start + len(places)] = places
-        positions = torch.arange(start, start + len(places), dtype=torch.int32, device=self.x.device)
-        self.order.index_copy_(0, places, positions)
+            narrow = block.to(torch.float16)
+            self.x[at], block = narrow, narrow.to(torch.float32)
+        self.bias[at] = self.living[at] = 0.0 if self.metric == "ip" else block.square().sum(1)
+        self.order[at] = torch.arange(start, positions.stop, dtype=torch.int32, device=self.x.device)
         if self.float32_rows is not None:
-            self.float32_rows[start : start + len(places)] = vectors
+            self.float32_rows[positions] = vectors
 
     def take_over(self, old: DeviceRows, moved: Tensor) -> None:
         """Fill in the rows of ``old``, all of them alive: its group i goes to ``moved[i]``, rows stay in their groups.
@@ -293,3 +283,13 @@ class DeviceRows:
             shown = row_filter.index_select(0, self.order[some].clamp_min(0))
             bias[some].masked_fill_(~shown, float("inf"))
         return replace(self, bias=bias)
+
+
+def _whole_numbers(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127, float32 (m, columns), and scales float32 (m,) that give them the length of the
+    rows of ``block``."""
+    step = block.abs().amax(1, keepdim=True).div_(127)
+    steps = block / step.masked_fill_(step == 0, 1.0)
+    whole = steps.round()
+    lengths, kept = (one.square().sum(1).sqrt_() for one in (steps, whole))
+    return whole, step[:, 0] * lengths / kept.clamp_min_(1.0)

@@ -436,8 +436,4 @@ class TorchFlatIndex(TorchIndex):
 
 def _in_order(n: int) -> Layout:
     """Rows 0 to n - 1, each at its position."""
-
-    def places(start: int, stop: int) -> IntArray:
-        return np.arange(start, stop, dtype=np.int64)
-
-    return Layout(padded_groups(-(-n // GROUP)), places, [])
+    return Layout(padded_groups(-(-n // GROUP)), [])

@@ -143,13 +143,9 @@ def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Tensor
     moved = np.arange(int(held_groups.sum())) + np.repeat(first_group - held_first, held_groups)
     order = np.argsort(assignment[kept:], kind="stable")
     own, more = assignment[kept:][order], sizes - held
-    target = np.empty(len(own), np.int64)
-    target[order] = (first_group * GROUP + held)[own] + np.arange(len(own)) - (np.cumsum(more) - more)[own]
-
-    def places(start: int, stop: int) -> IntArray:
-        return target[start - kept : stop - kept]
-
-    return Layout(padded_groups(int(groups.sum())), places, groups.tolist(), centroids, kept, moved)
+    places = np.empty(len(own), np.int32)
+    places[order] = (first_group * GROUP + held)[own] + np.arange(len(own)) - (np.cumsum(more) - more)[own]
+    return Layout(padded_groups(int(groups.sum())), groups.tolist(), places, centroids, kept, moved)
 
 
 def _trained(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -287,6 +287,19 @@ class Many(NamedTuple):
     held: bool
 
 
+def _by_kernel(plain: Callable[..., T]) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """A step that a kernel computes, by the launcher below, or ``plain`` where the kernel does not run."""
+
+    def step_of(launch: Callable[..., T]) -> Callable[..., T]:
+        @wraps(plain)
+        def step(self: Operations, *args: Any) -> T:
+            return self._either(plain.__name__, partial(launch, self), plain, *args)
+
+        return step
+
+    return step_of
+
+
 class Operations:
     """The steps of a search and of training on one device; arguments and results as in :mod:`.kernel_ops`.
 
@@ -356,18 +369,8 @@ class Operations:
 
     def minima(self, rows: DeviceRows, q: Tensor, factor: Tensor) -> Tensor:
         """The best score of each group; a kernel of its own for one query in float32."""
-        return self._either(
-            "minima_one" if len(q) == 1 else "minima_many",
-            self._minima_one if len(q) == 1 else self._minima_many,
-            minima,
-            rows,
-            q,
-            factor,
-        )
-
-    def rescore(self, rows: DeviceRows, q: Tensor, factor: Tensor, chosen: Tensor) -> Tensor:
-        """The scores of all rows of the chosen groups."""
-        return self._either("rescore", self._rescore, rescore, rows, q, factor, chosen)
+        name, kernel = ("minima_one", self._minima_one) if len(q) == 1 else ("minima_many", self._minima_many)
+        return self._either(name, kernel, minima, rows, q, factor)
 
     def best(self, values: Tensor, want: int) -> Near:
         """The least of each row: by the kernel where it measured faster; it takes rows of a multiple of 8 columns."""
@@ -376,28 +379,6 @@ class Operations:
         if able and _chosen.get(_selection_key(values)) == 1:
             return self._either("select", self._select, best_columns, values, most)
         return best_columns(values, want)
-
-    def locate(self, rows: DeviceRows, groups: Tensor, near: Near) -> Tensor:
-        """The positions of rows that were chosen by their scores."""
-        return self._either("locate", self._locate, locate, rows, groups, near)
-
-    def list_minima_one(
-        self, rows: DeviceRows, q: Tensor, factor: Tensor, lists: Lists, probed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The best score of each group of one query's lists, and the groups."""
-        return self._either("list_minima_one", self._list_minima_one, list_minima_one, rows, q, factor, lists, probed)
-
-    def list_minima(self, rows: DeviceRows, q: Tensor, factor: Tensor, work: ListWork) -> Tensor:
-        """The best score of each group of the probed lists."""
-        return self._either("list_minima", self._list_minima, list_minima, rows, q, factor, work)
-
-    def assign(self, x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest centroid of each row."""
-        return self._either("assign", self._assign, assign, x, centroids, norms)
-
-    def sum_lists(self, x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-        """The sum of each list's rows."""
-        return self._either("sum_lists", self._sum_lists, sum_lists, x, order, starts)
 
     def _either(self, name: str, kernel: Callable[..., T], plain: Callable[..., T], *args: Any) -> T:
         """By the kernel where it runs; its first result in this process is compared with that of the reference."""
@@ -427,18 +408,7 @@ class Operations:
         out = _floats((1, rows.groups), q)
         groups, warps, span = shape or one_shapes(rows.columns)[_chosen.get(_key("minima", rows, 1), 0)]
         self._kernels.minima_one[(rows.groups // groups,)](
-            rows.x,
-            rows.scales,
-            rows.bias,
-            q,
-            factor,
-            out,
-            dim=rows.columns,
-            block_d=tile_columns(rows.columns),
-            span=span,
-            block_g=groups,
-            scaled=rows.scales.numel() > 0,
-            num_warps=warps,
+            *_scan(rows, q, factor), out, **_form(rows), span=span, block_g=groups, num_warps=warps
         )
         return out
 
@@ -454,19 +424,13 @@ class Operations:
         else:
             kernel = self._kernels.minima_many
         kernel[(tiles * blocks,)](
-            rows.x,
-            rows.scales,
-            rows.bias,
-            q,
-            factor,
+            *_scan(rows, q, factor),
             out,
             rows.groups,
             nq,
-            dim=rows.columns,
-            block_d=tile_columns(rows.columns, 128 if shape.held else 64),
+            **_form(rows, 128 if shape.held else 64),
             block_g=shape.groups,
             block_q=shape.queries,
-            scaled=rows.scales.numel() > 0,
             num_warps=shape.warps,
             num_stages=shape.stages,
         )
@@ -489,115 +453,68 @@ class Operations:
         )
         return Near(best, columns)
 
-    def _rescore(self, rows: DeviceRows, q: Tensor, factor: Tensor, chosen: Tensor) -> Tensor:
+    @_by_kernel(rescore)
+    def rescore(self, rows: DeviceRows, q: Tensor, factor: Tensor, chosen: Tensor) -> Tensor:
         nq, width = chosen.shape
-        out = _floats((nq, width * 32), q)
+        out = _floats((nq, width * GROUP), q)
         self._kernels.rescore[(width, nq)](
-            rows.x,
-            rows.scales,
-            rows.bias,
-            q,
-            factor,
-            chosen,
-            out,
-            dim=rows.columns,
-            block_d=tile_columns(rows.columns),
-            span=span_columns(rows.columns),
-            scaled=rows.scales.numel() > 0,
-            num_warps=4,
+            *_scan(rows, q, factor), chosen, out, **_form(rows), span=span_columns(rows.columns), num_warps=4
         )
         return out
 
-    def _locate(self, rows: DeviceRows, groups: Tensor, near: Near) -> Tensor:
+    @_by_kernel(locate)
+    def locate(self, rows: DeviceRows, groups: Tensor, near: Near) -> Tensor:
         nq, count = near.indices.shape
         out = load_torch().empty((nq, count), dtype=groups.dtype, device=groups.device)
         block = max(16, min(_LOCATED, 1 << (count - 1).bit_length()))
-        self._kernels.locate[(nq, -(-count // block))](
-            groups,
-            near.indices,
-            near.values,
-            rows.order,
-            out,
-            groups.shape[1],
-            count,
-            block=block,
-            num_warps=1 if count <= 128 else 4,
-        )
+        given = (groups, near.indices, near.values, rows.order, out, groups.shape[1], count)
+        self._kernels.locate[(nq, -(-count // block))](*given, block=block, num_warps=1 if count <= 128 else 4)
         return out
 
-    def _list_minima_one(
+    @_by_kernel(list_minima_one)
+    def list_minima_one(
         self, rows: DeviceRows, q: Tensor, factor: Tensor, lists: Lists, probed: Tensor
     ) -> tuple[Tensor, Tensor]:
         nprobe = probed.shape[1]
         width = lists.width(nprobe)
         out, groups = _floats((1, width), q), load_torch().empty((1, width), dtype=probed.dtype, device=q.device)
         self._kernels.list_minima_one[(width,)](
-            rows.x,
-            rows.scales,
-            rows.bias,
-            q,
-            factor,
-            probed,
-            lists.start,
-            out,
-            groups,
-            nprobe,
-            dim=rows.columns,
-            block_d=tile_columns(rows.columns),
+            *_scan(rows, q, factor),
+            *(probed, lists.start, out, groups, nprobe),
+            **_form(rows),
             span=span_columns(rows.columns),
             block_p=1 << (nprobe - 1).bit_length(),
-            scaled=rows.scales.numel() > 0,
             num_warps=4,
         )
         return out, groups
 
-    def _list_minima(self, rows: DeviceRows, q: Tensor, factor: Tensor, work: ListWork) -> Tensor:
+    @_by_kernel(list_minima)
+    def list_minima(self, rows: DeviceRows, q: Tensor, factor: Tensor, work: ListWork) -> Tensor:
         torch = load_torch()
         out = torch.full((len(q), work.width), float("inf"), dtype=torch.float32, device=q.device)
         block_q = _queries_at_once(len(work.pairs) // work.nlist, 64)
         work_list, work_start, tiles = work.tiles(block_q, _LIST_GROUPS)
         if len(work_list):
             self._kernels.list_minima[(len(work_list),)](
-                rows.x,
-                rows.scales,
-                rows.bias,
-                q,
-                factor,
-                out,
-                work_list,
-                work_start,
-                tiles,
-                work.first_pair,
-                work.pairs,
-                work.columns,
-                work.list_start,
-                work.nlist,
-                work.nprobe,
-                work.width,
-                dim=rows.columns,
-                block_d=tile_columns(rows.columns, 64),
+                *_scan(rows, q, factor),
+                *(out, work_list, work_start, tiles, work.first_pair, work.pairs, work.columns, work.list_start),
+                *(work.nlist, work.nprobe, work.width),
+                **_form(rows, 64),
                 block_g=_LIST_GROUPS,
                 block_q=block_q,
-                scaled=rows.scales.numel() > 0,
                 num_warps=4,
                 num_stages=3,
             )
         return out
 
-    def _assign(self, x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
-        torch = load_torch()
-        labels = torch.empty(len(x), dtype=torch.int32, device=x.device)
-        scores = _floats((len(x),), x)
-        self._kernels.assign[(-(-len(x) // _ASSIGN_ROWS),)](
-            x,
-            centroids,
-            norms,
-            labels,
-            scores,
-            len(x),
-            len(centroids),
-            dim=x.shape[1],
-            block_d=tile_columns(x.shape[1], 64),
+    @_by_kernel(assign)
+    def assign(self, x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
+        (m, dim), torch = x.shape, load_torch()
+        labels, scores = torch.empty(m, dtype=torch.int32, device=x.device), _floats((m,), x)
+        self._kernels.assign[(-(-m // _ASSIGN_ROWS),)](
+            *(x, centroids, norms, labels, scores, m, len(centroids)),
+            dim=dim,
+            block_d=tile_columns(dim, 64),
             block_n=_ASSIGN_ROWS,
             block_c=_ASSIGN_CENTROIDS,
             num_warps=8,
@@ -605,11 +522,12 @@ class Operations:
         )
         return labels, scores
 
-    def _sum_lists(self, x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
-        block_d = tile_columns(x.shape[1])
-        out = _floats((len(starts) - 1, x.shape[1]), x)
-        self._kernels.sum_lists[(len(starts) - 1, x.shape[1] // block_d)](
-            x, order, starts, out, dim=x.shape[1], block_d=block_d, block_r=_SUM_ROWS, num_warps=4
+    @_by_kernel(sum_lists)
+    def sum_lists(self, x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
+        nlist, dim = len(starts) - 1, x.shape[1]
+        block_d, out = tile_columns(dim), _floats((nlist, dim), x)
+        self._kernels.sum_lists[(nlist, dim // block_d)](
+            x, order, starts, out, dim=dim, block_d=block_d, block_r=_SUM_ROWS, num_warps=4
         )
         return out
 
@@ -679,6 +597,17 @@ def _selection_key(values: Tensor) -> tuple[object, ...]:
 def _fold(width: int) -> int:
     """Columns of a fold: one where a program reads the row at once anyway."""
     return 1 if width <= _SELECT_BLOCK else BLOCK_GROUPS
+
+
+def _scan(rows: DeviceRows, q: Tensor, factor: Tensor) -> tuple[object, ...]:
+    """The first arguments of a kernel that scores rows."""
+    return rows.x, rows.scales, rows.bias, q, factor
+
+
+def _form(rows: DeviceRows, most: int = 128) -> dict[str, int]:
+    """What is compiled into such a kernel; it reads up to ``most`` columns at once."""
+    columns = rows.columns
+    return {"dim": columns, "block_d": tile_columns(columns, most), "scaled": rows.scales.numel() > 0}
 
 
 def _floats(shape: tuple[int, ...], beside: Tensor) -> Tensor:

@@ -179,23 +179,24 @@ def select(
 ) -> None:
     """The ``want`` least of each row of ``values``, least first, and their columns, the first of equals. Grid: rows.
 
-    A column's number is packed below the bits of its value, so one sort orders both. The ``kept`` best folds, of
-    ``fold`` columns each, are found first: the best columns lie in them. ``kept`` is a power of two from ``want`` on,
-    at most ``block``; ``width`` is a multiple of 8.
+    A column's number is packed below the bits of its value, so one sort orders both; the bits are inverted, because
+    ``topk`` of older Tritons knows only the largest. The ``kept`` best folds, of ``fold`` columns each, are found
+    first: the best columns lie in them. ``kept`` is a power of two from ``want`` on, at most ``block``; ``width`` is a
+    multiple of 8.
     """
     row = values + tl.multiple_of(tl.program_id(0).to(tl.int64) * width, 8)
     within = tl.arange(0, fold)
-    keys = tl.full((kept,), 0x7FFFFFFFFFFFFFFF, tl.int64)
+    keys = ~tl.full((kept,), 0x7FFFFFFFFFFFFFFF, tl.int64)
     for start in range(0, tl.cdiv(width, fold), block):
         at = start + tl.arange(0, block)
         column = at[:, None] * fold + within[None, :]
         bits = tl.min(tl.load(row + column, mask=column < width, other=float("inf")), 1).to(tl.int32, bitcast=True)
         near = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) << 32 | at
-        near = tl.topk(near, kept, descending=False)
-        keys = tl.topk(tl.reshape(tl.join(keys, near), (2 * kept,)), kept, descending=False)
-    column = tl.reshape((keys & 0x7FFFFFFF).to(tl.int32)[:, None] * fold + within[None, :], (kept * fold,))
+        near = tl.topk(~near, kept)
+        keys = tl.topk(tl.reshape(tl.join(keys, near), (2 * kept,)), kept)
+    column = tl.reshape((~keys & 0x7FFFFFFF).to(tl.int32)[:, None] * fold + within[None, :], (kept * fold,))
     bits = tl.load(row + column, mask=column < width, other=float("inf")).to(tl.int32, bitcast=True)
-    keys = tl.topk(tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) << 32 | column, kept, descending=False)
+    keys = ~tl.topk(~(tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) << 32 | column), kept)
     at = tl.arange(0, kept)
     place = tl.program_id(0).to(tl.int64) * want + at
     bits = (keys >> 32).to(tl.int32)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...types import Device, FloatArray, IntArray, Metric, Precision, Tensor
+from ...types import Device, IntArray, Metric, Precision, Tensor
 from ..vector_table import VectorTable
 from .device_masks import Tombstones
 from .device_rows import DeviceRows, Quantization, Queries, blocks_of
@@ -21,15 +21,16 @@ from .search import LEAST_CANDIDATES, SPARE_GROUPS, Probe, propose, scratch_each
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where rows go on the device: ``places(start, stop)`` gives int64 places of those rows; ``groups`` of 32 in all.
+    """Where rows go on the device, in ``groups`` of 32 in all: each at its position, or at ``places``.
 
-    With lists, ``lists`` holds the groups of each, and ``centroids`` float32 (nlist, columns) lie in the index's space.
-    Where the first ``kept`` rows lie there already, ``moved`` int64 (their groups,) says where each group goes.
+    With lists, ``lists`` holds the groups of each, ``places`` int32 (n - kept,) say where the rows from ``kept`` on go,
+    and ``centroids`` float32 (nlist, columns) lie in the index's space. Where the first ``kept`` rows lie there
+    already, ``moved`` int64 (their groups,) says where each group goes.
     """
 
     groups: int
-    places: Callable[[int, int], IntArray]
     lists: list[int]
+    places: npt.NDArray[np.int32] | None = None
     centroids: Tensor | None = None
     kept: int = 0
     moved: IntArray | None = None
@@ -104,19 +105,15 @@ class Upload:
         return loaded
 
     def _fill(self, rows: DeviceRows, device: Device, lock: DeviceLock, progress: Callable[[float], None]) -> None:
+        """Each row travels once, as float32 through pinned memory: the device rounds it to what it keeps."""
+        if self.layout.places is not None:
+            with lock:
+                rows.places[self.layout.kept :] = host_tensor(self.layout.places).to(device)
         for first, block in blocks_of(self.table, self.layout.kept):
             stop = first + len(block)
             with lock:
-                codes, near = None, block
-                places = host_tensor(self.layout.places(first, stop)).to(device)
-                vectors = None
-                if rows.float32_rows is not None:
-                    near = vectors = sent(block, device)
-                if self.precision == "int8":
-                    parts = _int8_rows(block)
-                    codes = tuple(host_tensor(part).to(device) for part in parts)
-                    near = parts[0] * parts[1][:, None]
-                rows.put(first, self.quantization.enter(near, rows.columns, device), places, codes, vectors)
+                vectors = sent(block, device)
+                rows.put(first, self.quantization.enter(vectors, rows.columns, device), vectors)
             if stop < self.table.n:
                 progress(stop / self.table.n)
 
@@ -172,14 +169,3 @@ def _seconds_on_device(call: Callable[[], object]) -> float:
         after.synchronize()
         taken.append(before.elapsed_time(after) / 1e3)
     return statistics.median(taken[2:])
-
-
-def _int8_rows(vectors: FloatArray) -> tuple[npt.NDArray[np.int8], FloatArray]:
-    """Rows int8 (m, dim) and scales float32 (m,): a vector is its row times its scale, and has the vector's length."""
-    largest = np.abs(vectors).max(axis=1, initial=0.0)
-    step = np.where(largest > 0, largest / np.float32(127), np.float32(1))
-    steps = vectors / step[:, None]
-    rounded = np.rint(steps)
-    lengths, kept = np.linalg.norm(steps, axis=1), np.linalg.norm(rounded, axis=1)
-    scales = step * np.where(kept > 0, lengths / np.maximum(kept, 1), 1)
-    return rounded.astype(np.int8), scales.astype(np.float32)
