@@ -24,12 +24,11 @@ from ..errors import (
     NotAStoreError,
     StorageError,
 )
-from ..milvus.client import Client
 from ..types import FloatArray, Json, JsonObject, MemoryUnit, Metric
 from ..utils.config import StorageConfig
 from ..utils.forking import renew_in_child
 from ..utils.plain import json_text
-from .client import LONG, MilvusClient, Version
+from .client import LONG, Client, MilvusClient, Version
 from .filters import born_between, facts_of, ids_expression, joined
 from .plan import METRICS, ServerPlan, plan_for
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import apsw
 import numpy as np
 
-from ..records.filters import Scalar
 from ..types import IntArray, Json
 from .connections import all_rows, first_row
-from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, is_plain, kind_of
+from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, Scalar, is_plain, kind_of
 
 INDEXED_FIELDS = ("type", "tags")
 """Top-level fields whose strings, or lists of strings, are kept in the ``terms`` table."""

@@ -9,13 +9,14 @@ nothing is missing. All of it happens inside the transactions that write the row
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import apsw
 
 from ..errors import NewerSchemaError, ReadOnlyError
 from ..types import MemoryUnit
+from ..utils.plain import plain_text
 from .connections import all_rows
 from .schema import SPACE_WORDS_TABLE, TOKENIZER_KEY, WORDS_TABLE
 from .tokenizer import STEMMING, TOKENIZER, words_of
@@ -35,16 +36,14 @@ WHERE e.type = 'text' AND typeof(e.key) <> 'text' AND {condition}
 _ADD = "INSERT OR IGNORE INTO terms " + _STRINGS + " ORDER BY 1, 2, 3"
 _DROP = "DELETE FROM terms WHERE (field, value, slot) IN (" + _STRINGS + ")"
 
-_ADD_UNFOLDED = _ADD.format(slot="u.slot", source="units", condition="u.slot > (SELECT folded FROM counters)")
-_FOLD = (
-    _DROP.format(slot="u.slot", source="stale", condition="1"),
-    "DELETE FROM stale",
-    _ADD_UNFOLDED,
-    "DELETE FROM pending",
-)
+_ADD_UNFOLDED = _ADD.format(slot="u.slot", source="units", condition="u.slot > ?1")
+_DROP_STALE = _DROP.format(slot="u.slot", source="stale", condition="1")
 _ADD_ONE = _ADD.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", condition="1")
 _DROP_ONE = _DROP.format(slot="u.slot", source="(SELECT ?1 AS slot, ?2 AS unit)", condition="1")
 
+
+_ADD_WORDS = "INSERT INTO words (rowid, text, more) VALUES (?, ?, ?)"
+_ADD_SPACE_WORDS = "INSERT INTO space_words (rowid, text, more, space) VALUES (?, ?, ?, ?)"
 
 READABLE = "CASE WHEN json_valid(unit) THEN json_type(unit) = 'object' ELSE 0 END"
 """The condition on a row of ``units`` that its text is a JSON object."""
@@ -88,10 +87,10 @@ def _add_texts(con: apsw.Connection, select: str, text_of: Callable[[str], str],
     """Add the (slot, text, namespace) that ``select`` reads to the keyword indexes, one at a time."""
     rows = con.execute(f"{select} AND ns = 0 ORDER BY slot")
     own = ((slot, *words_of(text_of(raw.decode(errors="replace")), stemming)) for slot, raw, _ in rows)
-    con.executemany("INSERT INTO words (rowid, text, more) VALUES (?, ?, ?)", own)
+    con.executemany(_ADD_WORDS, own)
     rows = con.execute(f"{select} AND ns <> 0 ORDER BY slot")
     others = ((slot, *words_of(text_of(raw.decode(errors="replace")), stemming), f"n{ns}") for slot, raw, ns in rows)
-    con.executemany("INSERT INTO space_words (rowid, text, more, space) VALUES (?, ?, ?, ?)", others)
+    con.executemany(_ADD_SPACE_WORDS, others)
 
 
 def rebuild_words(con: apsw.Connection, text_of: Callable[[MemoryUnit], str], stemming: str) -> None:
@@ -104,7 +103,7 @@ def rebuild_words(con: apsw.Connection, text_of: Callable[[MemoryUnit], str], st
     con.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (TOKENIZER_KEY, value))
     select = f"SELECT slot, CAST(unit AS BLOB), ns FROM units WHERE ({READABLE})"
     _add_texts(con, select, lambda raw: text_of(json.loads(raw)), stemming)
-    con.execute(_ADD_UNFOLDED)
+    con.execute(_ADD_UNFOLDED, (0,))
     con.execute("UPDATE counters SET folded = last_slot, backlog = 0")
 
 
@@ -115,18 +114,45 @@ def default_text(unit: MemoryUnit) -> str:
     return " ".join(one for one in flat if isinstance(one, str))
 
 
-def merge_pending(con: apsw.Connection, path: Path) -> None:
-    """Bring ``words`` and ``terms`` up to every row. The caller updates ``folded`` and ``backlog`` with it.
+def merge_pending(con: apsw.Connection, path: Path, folded: int) -> None:
+    """Bring ``words`` and ``terms``, which hold the slots up to ``folded``, up to every row.
 
-    Raises NewerSchemaError or ReadOnlyError when another tokenizer made the index.
+    The caller updates ``folded`` and ``backlog`` with it. Raises NewerSchemaError or ReadOnlyError when another
+    tokenizer made the index.
     """
     stemming = stemming_of(con, path)
     for table, sign in (("words", "="), ("space_words", "<>")):
         stale = con.execute(f"SELECT slot FROM stale WHERE ns {sign} 0").fetchall()
         con.executemany(f"DELETE FROM {table} WHERE rowid = ?", stale)  # for a subquery FTS5 would read every row
     _add_texts(con, "SELECT slot, CAST(text AS BLOB), ns FROM pending WHERE true", str, stemming)
-    for statement in _FOLD:
-        con.execute(statement)
+    con.execute(_DROP_STALE)
+    con.execute("DELETE FROM stale")
+    con.execute(_ADD_UNFOLDED, (folded,))
+    con.execute("DELETE FROM pending")
+
+
+def index_rows(con: apsw.Connection, path: Path, ns: int, rows: Sequence[tuple[int, str, MemoryUnit]]) -> None:
+    """Add new rows (slot, text, unit) of a namespace to the keyword and terms indexes, which lack nothing before them.
+
+    Their texts are never in ``pending``. The caller updates ``folded``. Raises as :func:`merge_pending`.
+    """
+    stemming = stemming_of(con, path)
+    words = ((slot, *words_of(text, stemming)) for slot, text, _ in rows)
+    if ns == 0:
+        con.executemany(_ADD_WORDS, words)
+    else:
+        con.executemany(_ADD_SPACE_WORDS, ((*one, f"n{ns}") for one in words))
+    terms = [(field, value, slot) for slot, _, unit in rows for field, value in _strings_of(unit)]
+    con.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?)", sorted(terms))
+
+
+def _strings_of(unit: MemoryUnit) -> Iterator[tuple[str, str]]:
+    """The terms of a unit, as ``_STRINGS`` finds them in its JSON text, whose functions end a text at NUL."""
+    for field in ("type", "tags"):
+        held = unit.get(field)
+        for value in held if isinstance(held, (list, tuple)) else (held,):
+            if isinstance(value, str):
+                yield field, plain_text(value).partition("\0")[0]
 
 
 def add_terms(con: apsw.Connection, slot: int, unit: str) -> None:

@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptStoreError, MemEvolveError, StorageError
-from ..records.connections import SqlRow
 from ..types import Change, Filters, Head, IntArray, Json, MemoryUnit, Metric, Op, Row
 from ..utils.arguments import path_text as checked_path
 from ..utils.drafts import PRIVATE, remove_abandoned_drafts
 from . import history, writer
 from .backup import backup, backup_path, restore
 from .check import Finding, TextOf, default_text, examine, repair
-from .connections import Durability, all_rows, checked_counters, first_row
+from .connections import Durability, SqlRow, all_rows, checked_counters, first_row
 from .damage import clear_damage, damage_of, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
 from .filter_sql import declare_fields, field_is_short, field_values, matching, where
@@ -427,8 +426,13 @@ class Records:
 
     def get(self, unit_id: str, ns: int = 0) -> MemoryUnit | None:
         """The unit of that id, or None."""
+        found = self.get_with_json(unit_id, ns)
+        return None if found is None else found[1]
+
+    def get_with_json(self, unit_id: str, ns: int = 0) -> tuple[bytes, MemoryUnit] | None:
+        """The JSON text of the unit of that id, and the unit; None when there is none."""
         rows = self._rows(f"SELECT CAST(unit AS BLOB) FROM units AS u {_ONE}", (ns, unit_id, self.clock()))
-        return self._unit(rows[0][0], unit_id) if rows else None
+        return (rows[0][0], self._unit(rows[0][0], unit_id)) if rows else None
 
     def get_many(self, ids: Sequence[str], ns: int = 0) -> dict[str, MemoryUnit]:
         """The units that exist, by id, in the order of ``ids``."""

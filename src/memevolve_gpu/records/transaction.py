@@ -11,7 +11,7 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -19,13 +19,12 @@ from typing import Literal, NamedTuple, TypeVar
 import apsw
 
 from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
-from ..records.connections import SqlRow
 from ..types import Head, Json, MemoryUnit, Op
 from ..utils.plain import json_text
 from . import history
-from .connections import all_rows, checked_counters, first_row
+from .connections import SqlRow, all_rows, checked_counters, first_row
 from .damage import noted, read_unit
-from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, merge_pending, tokenizer_of
+from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, index_rows, merge_pending, tokenizer_of
 from .lineage import NO_TOKEN, next_link
 from .sqlite_errors import SQLITE_ERRORS
 from .tokenizer import TOKENIZER
@@ -147,7 +146,16 @@ INSERT INTO log SELECT ? + row_number() OVER (ORDER BY slot), {Op.DROP}, slot FR
 """
 _ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
 
-NewRow = tuple[MemoryUnit, str, bytes, str] | tuple[MemoryUnit, str, bytes, str, "float | None"]
+
+class EncodedUnit(NamedTuple):
+    """A unit and its JSON text, which :func:`encode_unit` made or could have made."""
+
+    unit: MemoryUnit
+    json: str
+
+
+NewUnit = MemoryUnit | EncodedUnit
+NewRow = tuple[NewUnit, str, bytes, str] | tuple[NewUnit, str, bytes, str, "float | None"]
 """(unit, text for the keyword index, vector, id, Unix time from which it is gone)"""
 
 
@@ -164,6 +172,25 @@ class Stored(NamedTuple):
     slot: int
     unit: MemoryUnit
     expires_at: float | None = None
+
+
+class _Found(NamedTuple):
+    """A unit that was read, expired or not; seq: of the change before; unit: what :meth:`Transaction.find` parsed."""
+
+    unit_id: str
+    seq: int
+    slot: int
+    raw: object
+    unit: MemoryUnit | None
+
+
+class _NewRow(NamedTuple):
+    """A checked row of :meth:`Transaction.put_many`."""
+
+    unit: EncodedUnit
+    text: str
+    vector: bytes
+    expires_at: float | None
 
 
 class Transaction:
@@ -190,8 +217,9 @@ class Transaction:
         self._own = self._next = 0
         self._expired: tuple[int, int] | None = None
         self._limits: Limits | None = None
-        self._last: tuple[str, int, int, bytes] | None = None
-        """What :meth:`find` read last: id, number of the change before, slot, JSON text."""
+        self._last: _Found | None = None
+        self._absent: set[str] = set()
+        """Ids that were looked up and are not in the namespace."""
         self._changed: dict[int, int] = {}
         self._con: apsw.Connection | None = con
         self._path = path
@@ -290,23 +318,28 @@ class Transaction:
             self._run("DELETE FROM access WHERE ns = ? AND id = ?", (ns, unit_id))
         return removed
 
-    def find(self, unit_id: str) -> Stored | None:
-        """The live unit of that id, or None."""
+    def find(self, unit_id: str, known: tuple[bytes, MemoryUnit] | None = None) -> Stored | None:
+        """The live unit of that id, or None.
+
+        known: its JSON text and the unit as they were before; the text is not parsed again where it is the same.
+        """
         rows = self._run(
             "SELECT slot, CAST(unit AS BLOB), expires_at FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)
         )
         if not rows or (rows[0][2] is not None and rows[0][2] <= self._clock()):
             return None
-        self._last = unit_id, self._seq, rows[0][0], rows[0][1]
-        return Stored(rows[0][0], read_unit(rows[0][1], unit_id), rows[0][2])
+        slot, raw, expires_at = rows[0]
+        unit = known[1] if known is not None and known[0] == raw else read_unit(raw, unit_id)
+        self._last = _Found(unit_id, self._seq, slot, raw, unit)
+        return Stored(slot, unit, expires_at)
 
-    def _found(self, unit_id: str) -> tuple[int, str] | None:
-        """Slot and JSON text of a unit, expired or not; not read again where nothing changed since :meth:`find`."""
+    def _found(self, unit_id: str) -> _Found | None:
+        """A unit, expired or not; not read again where nothing changed since :meth:`find`."""
         if self._last is not None and self._last[:2] == (unit_id, self._seq):
-            return self._last[2], _text(self._last[3])
+            return self._last
         sql = "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?"
         rows = self._run(sql, (self.namespace, unit_id))
-        return (rows[0][0], _text(rows[0][1])) if rows else None
+        return _Found(unit_id, self._seq, *rows[0], None) if rows else None
 
     def _enter_space(self) -> None:
         if not self._space:
@@ -321,13 +354,13 @@ class Transaction:
             self._key = int(rows[0][0])
         return self._key
 
-    def put(self, unit: MemoryUnit, text: str, vector: bytes, unit_id: str, expires_at: float | None = None) -> int:
+    def put(self, unit: NewUnit, text: str, vector: bytes, unit_id: str, expires_at: float | None = None) -> int:
         """Store a row version and return its new slot; a live unit of the same id is replaced.
 
         text: what the keyword index reads. vector: ``dim`` little-endian float32, kept as given. unit: a JSON object;
         its ``id`` becomes ``unit_id``. Raises InvalidUnitError, InvalidVectorError (DimensionMismatchError).
         """
-        written = self._checked(unit, text, vector, unit_id)
+        written = self._checked(unit, text, vector, unit_id).json
         ns, slot = self._made(), self._slot + 1
         if self._last is not None and self._last[:2] == (unit_id, self._seq):
             self._remove(unit_id, ns, kind=history.REPLACED)
@@ -341,6 +374,7 @@ class Transaction:
             raise noted(error, self._path, self._con) from error
         self._run(_ADD_VECTOR, (slot, vector))
         self._run(_ADD_TEXT, (slot, text, ns))
+        self._absent.discard(unit_id)
         self._slot = slot
         self._counted(1, ns)
         self._backlog += 1
@@ -351,29 +385,30 @@ class Transaction:
 
     def put_many(self, rows: Iterable[NewRow]) -> None:
         """Store many rows in order, as :meth:`put` would one by one, in memory for a thousand at a time."""
-        chunk: dict[str, tuple[str, str, bytes, float | None]] = {}
+        chunk: dict[str, _NewRow] = {}
         for unit, text, vector, unit_id, *expiry in rows:
-            written = self._checked(unit, text, vector, unit_id)
+            made = self._checked(unit, text, vector, unit_id)
             if unit_id in chunk or len(chunk) == _CHUNK:
                 self._put_chunk(chunk)
                 chunk = {}
-            chunk[unit_id] = written, text, vector, expiry[0] if expiry else None
+            chunk[unit_id] = _NewRow(made, text, vector, expiry[0] if expiry else None)
         if chunk:
             self._put_chunk(chunk)
 
-    def edit(self, unit_id: str, unit: MemoryUnit, expires_at: float | None = None) -> bool:
+    def edit(self, unit_id: str, unit: NewUnit, expires_at: float | None = None) -> bool:
         """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit."""
         found = self._found(unit_id)
         if found is None:
             return False
-        slot, old = found
-        new = encode_unit(unit, unit_id)
+        new, slot = named_unit(unit, unit_id), found.slot
         self._keep(history.ADD_EDITED, Op.EDIT, slot)
         sql = "UPDATE units SET unit = ?, unit_crc = ?, expires_at = ? WHERE slot = ?"
-        self._run(sql, (new, crc_of(new), expires_at, slot))
-        if slot <= self._folded and _terms_of(read_unit(old, unit_id)) != _terms_of(unit):
-            self._guarded(drop_terms, slot, old)
-            self._guarded(add_terms, slot, new)
+        self._run(sql, (new.json, crc_of(new.json), expires_at, slot))
+        if slot <= self._folded:
+            old = read_unit(found.raw, unit_id) if found.unit is None else found.unit
+            if _terms_of(old) != _terms_of(new.unit):
+                self._guarded(drop_terms, slot, _text(found.raw))
+                self._guarded(add_terms, slot, new.json)
         self._log(Op.EDIT, slot)
         return True
 
@@ -440,18 +475,24 @@ class Transaction:
                 self._auto += len(names)
             else:
                 self._next += len(names)
-            taken = set(self._taken(names))
+            taken = set(self.taken(names))
             found += [name for name in names if name not in taken] if taken else names
         return found
 
-    def _taken(self, ids: Sequence[str]) -> list[str]:
-        """Those of the ids that exist in the namespace, in the order of the database."""
-        if len(ids) == 1:
-            rows = self._run("SELECT id FROM units WHERE ns = ? AND id = ?", (self.namespace, ids[0]))
+    def taken(self, ids: Iterable[str]) -> list[str]:
+        """Those of the ids that exist in the namespace, expired or not, in the order of the database."""
+        asked = [unit_id for unit_id in ids if unit_id not in self._absent]
+        if not asked:
+            return []
+        if len(asked) == 1:
+            rows = self._run("SELECT id FROM units WHERE ns = ? AND id = ?", (self.namespace, asked[0]))
         else:
             sql = "SELECT id FROM units WHERE ns = ? AND id IN (SELECT value FROM json_each(?))"
-            rows = self._run(sql, (self.namespace, json.dumps(ids)))
-        return [unit_id for (unit_id,) in rows]
+            rows = self._run(sql, (self.namespace, json.dumps(asked)))
+        found = [unit_id for (unit_id,) in rows]
+        self._absent.update(asked)
+        self._absent.difference_update(found)
+        return found
 
     def get_meta(self, key: str) -> bytes | None:
         """The named value, this transaction's changes included."""
@@ -469,13 +510,13 @@ class Transaction:
 
     def merge_pending(self) -> None:
         """Bring the keyword and terms indexes up to every row now. Raises NewerSchemaError, see ``fulltext_buffer``."""
-        self._guarded(merge_pending, self._path)
+        self._guarded(merge_pending, self._path, self._folded)
         self._folded, self._backlog = self._slot, 0
 
     def finish(self) -> None:
         """Write the counters; ``Records.write()`` calls this before it commits."""
-        if self._backlog >= FOLD_AT and self._guarded(tokenizer_of).partition(" ")[0] == TOKENIZER:
-            self.merge_pending()  # what another tokenizer made is left to processes that know it
+        if self._is_due(0):
+            self.merge_pending()
         for key, change in self._changed.items():
             self._run("UPDATE namespaces SET count = count + ? WHERE key = ?", (change, key))
             self._own += change if key == self.namespace else 0
@@ -557,34 +598,51 @@ class Transaction:
     def _load(self, con: apsw.Connection) -> None:
         *numbers, self._held, most, ttl = first_row(con, _COUNTERS)
         self._limits = None if self._space else Limits(most, ttl)
-        self._last = None
+        self._last, self._absent = None, set()
         self._before = checked_counters(numbers)
         (
             self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog, self._others
         ) = self._before  # fmt: skip
 
-    def _put_chunk(self, chunk: dict[str, tuple[str, str, bytes, float | None]]) -> None:
+    def _put_chunk(self, chunk: dict[str, _NewRow]) -> None:
         ns = self._made()
-        for unit_id in self._taken(list(chunk)):
+        for unit_id in self.taken(chunk):
             self._remove(unit_id, ns, kind=history.REPLACED)
+        merges = self._is_due(len(chunk))
+        if merges and self._backlog:
+            self.merge_pending()
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
         seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
         rows = list(chunk.values())
-        sums = ((crc_of(row[0]), zlib.crc32(row[2])) for row in rows)
-        made = zip(slots, chunk, rows, sums, strict=True)
-        self._many(_ADD_UNIT, ((slot, unit_id, row[0], *crcs, ns, row[3]) for slot, unit_id, row, crcs in made))
-        self._many(_ADD_VECTOR, zip(slots, (row[2] for row in rows), strict=True))
-        self._many(_ADD_TEXT, ((slot, row[1], ns) for slot, row in zip(slots, rows, strict=True)))
+        self._many(
+            _ADD_UNIT,
+            (
+                (slot, unit_id, row.unit.json, crc_of(row.unit.json), zlib.crc32(row.vector), ns, row.expires_at)
+                for slot, unit_id, row in zip(slots, chunk, rows, strict=True)
+            ),
+        )
+        self._many(_ADD_VECTOR, zip(slots, (row.vector for row in rows), strict=True))
         self._many(_ADD_LOG, zip(seqs, [Op.PUT] * len(rows), slots, strict=True))
         if self._operation is not None:
             self._many(history.ADD, ((seq, Op.PUT, ns, unit_id) for seq, unit_id in zip(seqs, chunk, strict=True)))
         self._slot, self._seq = slots[-1], seqs[-1]
         self._counted(len(rows), ns)
-        self._backlog += len(rows)
+        if merges:
+            words = [(slot, row.text, row.unit.unit) for slot, row in zip(slots, rows, strict=True)]
+            self._guarded(index_rows, self._path, ns, words)
+            self._folded = self._slot
+        else:
+            self._many(_ADD_TEXT, ((slot, row.text, ns) for slot, row in zip(slots, rows, strict=True)))
+            self._backlog += len(rows)
+        self._absent.difference_update(chunk)
         for unit_id in chunk:
             self._reserve(unit_id)
 
-    def _checked(self, unit: MemoryUnit, text: str, vector: object, unit_id: object) -> str:
+    def _is_due(self, more: int) -> bool:
+        """Would so many more notes make the transaction merge? Never an index that another tokenizer made."""
+        return self._backlog + more >= FOLD_AT and self._guarded(tokenizer_of).partition(" ")[0] == TOKENIZER
+
+    def _checked(self, unit: NewUnit, text: str, vector: object, unit_id: object) -> EncodedUnit:
         if not isinstance(unit_id, str) or not unit_id:
             raise InvalidUnitError(f"id must be a string that is not empty, not {unit_id!r}")
         if not isinstance(vector, bytes):
@@ -594,7 +652,7 @@ class Transaction:
                 self._dim, len(vector) // 4, f"the vector of {unit_id!r} has {len(vector)} bytes"
             )
         _refuse_surrogates(text, f"the text of {unit_id!r}")
-        return encode_unit(unit, unit_id)
+        return named_unit(unit, unit_id)
 
     def _log(self, op: int, slot: int) -> None:
         self._run(_ADD_LOG, (self._seq + 1, op, slot))
@@ -631,6 +689,19 @@ class Transaction:
             return act(self._con, *arguments)
         except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
+
+
+def named_unit(unit: NewUnit, unit_id: str) -> EncodedUnit:
+    """The unit with this ``id`` and its JSON text. Raises as :func:`encode_unit`."""
+    if not isinstance(unit, EncodedUnit):
+        return EncodedUnit(unit, encode_unit(unit, unit_id))
+    if unit.unit.get("id") == unit_id:
+        return unit
+    if "id" in unit.unit:
+        return named_unit(unit.unit, unit_id)
+    _refuse_surrogates(unit_id, f"the id {unit_id!r}")
+    rest = f"{unit.json[:-1]}," if unit.unit else "{"
+    return EncodedUnit(unit.unit, f'{rest}"id":{json_text(unit_id)}}}')
 
 
 def encode_unit(unit: MemoryUnit, unit_id: str) -> str:

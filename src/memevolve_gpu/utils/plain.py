@@ -10,9 +10,6 @@ import numpy as np
 
 from ..types import Json
 
-json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-"""The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces."""
-
 
 def plain_text(text: str) -> str:
     """The text itself; of an instance of a subclass, such as a member of a ``str`` enumeration, its characters."""
@@ -64,3 +61,7 @@ def as_plain(value: object) -> Json:
     if plain is value:
         raise TypeError(f"a value of type {type(value).__name__} has no form in JSON")
     return plain
+
+
+json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=as_plain).encode
+"""The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces."""

@@ -14,7 +14,7 @@ from ...errors import ConfigurationError, EmbeddingError, StorageError
 from ...live.namespaces import Scope
 from ...records.filters import Filter, parse, path_of
 from ...records.schema import MODEL_KEY
-from ...records.transaction import Transaction
+from ...records.transaction import EncodedUnit, Transaction
 from ...records.writer import WriteContext
 from ...types import Filters, FloatArray, Json, MemoryUnit, Moment, Ttl
 from ...utils.arguments import listed, path_text, switch, whole_number
@@ -30,9 +30,10 @@ from .units import (
     OpenBackend,
     check_arguments,
     checked_id,
-    checked_unit,
+    encoded,
     looked_up,
     one_id,
+    plain_unit,
     text_to_embed,
     unit_to_text,
 )
@@ -247,16 +248,22 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         name = operation_name(operation)
         return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)
 
-    def _stamped(self, units: list[MemoryUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[MemoryUnit]:
-        """The units with ``metadata.created_at``: their own, else that of the unit which they replace, else now.
+    def _stamped(self, given: MemoryUnit, where: str = "unit") -> EncodedUnit:
+        """The unit as it is stored where it replaces none, but for an automatic id."""
+        return encoded(self._add_metadata(given), where)
 
-        given: the units before they got automatic ids, which replace nothing.
-        """
+    def _keep_times(self, made: list[EncodedUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[EncodedUnit]:
+        """What :meth:`_stamped` made; a unit that lacks ``created_at`` takes it from the one that it replaces."""
         mine = (unit for unit in given if unit.get("id"))
-        unstamped = [unit["id"] for unit in mine if "created_at" not in (unit.get("metadata") or {})]
+        held = tx.taken(unit["id"] for unit in mine if "created_at" not in (unit.get("metadata") or {}))
+        if not held:
+            return made
         now = self._open.clock()
-        held = tx.read(lambda con: created_at_of(con, unstamped, tx.namespace, now)) if unstamped else {}
-        return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
+        times = tx.read(lambda con: created_at_of(con, held, tx.namespace, now))
+        return [
+            encoded(with_created_at(unit, times[unit["id"]])) if unit.get("id") in times else one
+            for one, unit in zip(made, given, strict=True)
+        ]
 
     def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: object) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""
@@ -269,11 +276,12 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
                 rows = [(*self._merged(old.unit, changes), old.expires_at) for old in olds]
                 missing = dict.fromkeys(text for _, text, _ in rows if text is not None and text not in vectors)
                 if not missing:
-                    for unit, text, until in rows:
+                    for made, text, until in rows:
+                        unit_id = made.unit["id"]
                         if text is None:
-                            tx.edit(unit["id"], unit, until)
+                            tx.edit(unit_id, made, until)
                         else:
-                            tx.put(unit, text, vectors[text].tobytes(), unit["id"], until)
+                            tx.put(made, text, vectors[text].tobytes(), unit_id, until)
             if not missing:
                 break
             # outside the lock: it may take seconds, and units may change meanwhile
@@ -282,11 +290,12 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
             session.written(len(rows))
         return len(rows)
 
-    def _merged(self, old: MemoryUnit, changes: object) -> tuple[MemoryUnit, str | None]:
+    def _merged(self, old: MemoryUnit, changes: object) -> tuple[EncodedUnit, str | None]:
         """The changed unit, and its text if that is another one."""
-        unit = checked_unit(merged_unit(old, changes))
+        unit = plain_unit(merged_unit(old, changes))
         text = unit_to_text(unit)
-        return self._updated_metadata(unit, old), None if text == unit_to_text(old) else text_to_embed(unit)
+        made = encoded(self._updated_metadata(unit, old))
+        return made, None if text == unit_to_text(old) else text_to_embed(unit)
 
     def _filter(self, filters: object) -> Filter:
         return parse(filters, self.config.filter_unicode)

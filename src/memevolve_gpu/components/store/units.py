@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
+from ...records.transaction import EncodedUnit
 from ...types import FloatArray, Json, JsonObject, MemoryUnit, Metric, Vectors
 from ...utils.arguments import listed, shown, whole_number
 from ...utils.embeddings import Embedder
-from ...utils.plain import as_plain, plain_scalar, plain_text
+from ...utils.plain import json_text, plain_scalar, plain_text
 from ...utils.vectors import check_vector, check_vectors
 from .base import Progress, StorageBackend
 
@@ -39,6 +39,13 @@ def checked_unit(unit: object, where: str = "unit") -> MemoryUnit:
     Raises InvalidUnitError, naming ``where`` and the remedy: no dict, keys that are no strings, values that JSON has
     no word for (NaN and infinity among them), an id that cannot be one, metadata that is no dict, too large.
     """
+    plain = plain_unit(unit, where)
+    encoded(plain, where)
+    return plain
+
+
+def plain_unit(unit: object, where: str = "unit") -> MemoryUnit:
+    """As :func:`checked_unit`, except that :func:`encoded` refuses what is too large or has no form in JSON."""
     if not isinstance(unit, dict):
         raise InvalidUnitError(f"{where} must be a dict, got {type(unit).__name__}; pass a JSON object")
     try:
@@ -50,7 +57,6 @@ def checked_unit(unit: object, where: str = "unit") -> MemoryUnit:
     metadata = unit.get("metadata")
     if metadata is not None and not isinstance(metadata, dict):
         raise InvalidUnitError(f"{where}['metadata'] must be a dict, got {type(metadata).__name__}")
-    _refuse_size(plain, where)
     return plain
 
 
@@ -277,16 +283,15 @@ def _too_deep(where: str) -> InvalidUnitError:
     return InvalidUnitError(f"{where} is nested more than {MAX_LEVELS} levels deep or contains itself; flatten it")
 
 
-_json_of = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_plain).encode
-
-
-def _refuse_size(unit: MemoryUnit, where: str) -> None:
-    """Refuse a unit that is too large, or cannot be kept as JSON."""
+def encoded(unit: MemoryUnit, where: str = "unit") -> EncodedUnit:
+    """The unit with the JSON text that is stored. Raises InvalidUnitError where it is too large, or there is none."""
     try:
-        size = len(_json_of(unit).encode())
+        text = json_text(unit)
+        size = len(text) if text.isascii() else len(text.encode())
     except RecursionError:
         raise _too_deep(where) from None
     except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
         raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")
+    return EncodedUnit(unit, text)

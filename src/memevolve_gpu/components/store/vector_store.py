@@ -41,10 +41,11 @@ from .units import (
     check_arguments,
     check_width,
     checked_id,
-    checked_unit,
+    encoded,
     is_id,
     looked_up,
     one_id,
+    plain_unit,
     text_to_embed,
     texts_of,
     unit_to_text,
@@ -198,20 +199,21 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         """
         session = self._open
         expiry_of(ttl, expires_at, 0.0)  # refused before anything is embedded
-        checked = checked_unit(unit)
+        given = plain_unit(unit)
+        made = self._stamped(given)
         superseded = None if replaces is None else checked_id(replaces, "replaces")
-        text = text_to_embed(checked)
+        text = text_to_embed(given)
         vector = session.embedder.embed(text)
         move_waiting_rows(session, 1)
         with self._write("store", grouped=True) as tx:
-            take = tx.find if superseded == checked.get("id") else tx.drop
+            take = tx.find if superseded == given.get("id") else tx.drop
             if superseded is not None and not take(superseded):
                 raise ConflictError([superseded], "replaces names no unit, so nothing was stored")
-            pruned = reserve_room(session, tx, [checked.get("id")])
-            unit_id = checked.get("id") or tx.next_auto_id()
-            named = self._stamped([{**checked, "id": unit_id}], [checked], tx)[0]
+            pruned = reserve_room(session, tx, [given.get("id")])
+            unit_id = given.get("id") or tx.next_auto_id()
+            (made,) = self._keep_times([made], [given], tx)
             until = expiry_of(ttl, expires_at, session.clock(), tx.limits.default_ttl)
-            tx.put(named, text, vector.tobytes(), unit_id, until)
+            tx.put(made, text, vector.tobytes(), unit_id, until)
         session.written(1)
         report_pruned(session, pruned)
         return unit_id
@@ -281,34 +283,32 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         session = self._open
         expiry_of(ttl, expires_at, 0.0)
         unit_id = checked_id(unit_id)
-        checked = checked_unit(with_id(unit, unit_id))
-        text = unit_to_text(checked)
-        vector = self._vector_for_update(unit_id, checked, text)
+        given = plain_unit(with_id(unit, unit_id))
+        text = unit_to_text(given)
+        seen = session.records.get_with_json(unit_id, ns=self._key)
+        before = {} if seen is None else seen[1]
+        made = encoded(self._updated_metadata(given, before))
+        must_embed, vector = seen is not None and unit_to_text(before) != text, None
         while True:
+            if must_embed:  # outside the lock: it may take seconds, and the unit may change meanwhile
+                vector = session.embedder.embed(text_to_embed(given))
             with self._write("update", grouped=True) as tx:
-                old = tx.find(unit_id)
+                old = tx.find(unit_id, seen)
                 if old is None:
                     return False
+                if old.unit is not before:
+                    made = encoded(self._updated_metadata(given, old.unit))
                 kept = ttl is None and expires_at is None
                 until = old.expires_at if kept else expiry_of(ttl, expires_at, session.clock())
-                stamped = self._updated_metadata(checked, old.unit)
                 if text == unit_to_text(old.unit):
-                    tx.edit(unit_id, stamped, until)
+                    tx.edit(unit_id, made, until)
                     break
                 if vector is not None:
-                    tx.put(stamped, text, vector.tobytes(), unit_id, until)
+                    tx.put(made, text, vector.tobytes(), unit_id, until)
                     break
-            # outside the lock: it may take seconds, and the unit may change meanwhile
-            vector = session.embedder.embed(text_to_embed(checked))
+            must_embed = True
         session.written(1)
         return True
-
-    def _vector_for_update(self, unit_id: str, unit: MemoryUnit, text: str) -> FloatArray | None:
-        """The vector of a unit whose stored text differs, so that it is embedded before the lock is taken."""
-        old = self._open.records.get(unit_id, ns=self._key)
-        if old is None or unit_to_text(old) == text:
-            return None
-        return self._open.embedder.embed(text_to_embed(unit))
 
     def delete(self, unit_id: str) -> bool:
         session = self._open
@@ -635,21 +635,21 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
         moments(ttl, expires_at, 0.0, len(given))
-        checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
-        if not checked and not delete_ids:
+        plain = [plain_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
+        made = [self._stamped(unit, f"units[{i}]") for i, unit in enumerate(plain)]
+        if not plain and not delete_ids:
             return []
-        texts = texts_of(checked, to_embed=embeddings is None)
-        vectors = session.embedder.vectors_for(texts, embeddings, progress) if checked else np.empty((0, 0), np.float32)
+        texts = texts_of(plain, to_embed=embeddings is None)
+        vectors = session.embedder.vectors_for(texts, embeddings, progress) if plain else np.empty((0, 0), np.float32)
         ids: list[str] = []
-        move_waiting_rows(session, len(checked))
+        move_waiting_rows(session, len(plain))
         with self._write(operation) as tx:
             drop_all(tx, delete_ids, since)
-            pruned = reserve_room(session, tx, [unit.get("id") for unit in checked])
-            ids.extend(_ids_for(checked, tx))
-            named = [{**unit, "id": unit_id} for unit, unit_id in zip(checked, ids, strict=True)]
-            named = self._stamped(named, checked, tx)
+            pruned = reserve_room(session, tx, [unit.get("id") for unit in plain])
+            ids.extend(_ids_for(plain, tx))
+            made = self._keep_times(made, plain, tx)
             until = moments(ttl, expires_at, session.clock(), len(ids), tx.limits.default_ttl)
-            tx.put_many(zip(named, texts, (row.tobytes() for row in vectors), ids, until, strict=True))
+            tx.put_many(zip(made, texts, (row.tobytes() for row in vectors), ids, until, strict=True))
         session.written()
         report_pruned(session, pruned)
         return ids
