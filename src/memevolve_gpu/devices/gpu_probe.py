@@ -264,7 +264,11 @@ class Prober:
             problem = f"CUDA_VISIBLE_DEVICES={self._visible!r} leaves none of {len(found.gpus)} GPUs"
             return GpuList(problem=problem, driver=found.driver)
         doubt = ""
-        if self._order != BY_BUS and is_by_number(self._visible) and _differ(found.gpus):
+        if (
+            self._order != BY_BUS
+            and is_by_number(self._visible)
+            and len({(gpu.name, gpu.total) for gpu in found.gpus}) > 1
+        ):
             doubt = f"CUDA may count these GPUs in another order; set CUDA_DEVICE_ORDER={BY_BUS}"
         gpus = tuple(replace(found.gpus[place], index=number) for number, place in enumerate(places))
         return replace(found, gpus=gpus, problem=_common_problem(gpus), doubt=doubt)
@@ -286,24 +290,24 @@ def _parsed(text: str) -> Iterator[tuple[Gpu, str]]:
     rest = len(FIELDS) - 2
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) < len(FIELDS) or _natural(cells[0]) is None:
+        if len(cells) < len(FIELDS) or natural(cells[0]) is None:
             continue
         uuid, capability, total, free, mig, driver = cells[-rest:]
         gpu = Gpu(
             int(cells[0]),
             ", ".join(cells[1:-rest]),  # a name may hold commas
             _pair(capability),
-            (_natural(total) or 0) << 20,
-            (_natural(free) or 0) << 20,
+            (natural(total) or 0) << 20,
+            (natural(free) or 0) << 20,
             uuid,
         )
-        yield replace(gpu, problem=_problem(gpu, _natural(free) is not None, mig)), driver
+        yield replace(gpu, problem=_problem(gpu, natural(free) is not None, mig)), driver
 
 
 def _judged(parsed: Sequence[tuple[Gpu, str]]) -> GpuList:
     gpus, driver = tuple(gpu for gpu, _ in parsed), parsed[-1][1]
-    old = _old_driver(driver)
-    if old:
+    if (0, 0) != _pair(driver) < _OLDEST_DRIVER:
+        old = f"the GPU driver {driver} is too old; {_NEEDED_DRIVER}"
         gpus = tuple(replace(gpu, problem=old) for gpu in gpus)
     return GpuList(gpus, _common_problem(gpus), driver)
 
@@ -322,24 +326,13 @@ def _problem(gpu: Gpu, memory_known: bool, slices: str) -> str:
     return "" if gpu.total and memory_known else f"{gpu.name} does not tell its memory"
 
 
-def _old_driver(version: str) -> str:
-    numbers = _pair(version)
-    if numbers == (0, 0) or numbers >= _OLDEST_DRIVER:
-        return ""
-    return f"the GPU driver {version} is too old; {_NEEDED_DRIVER}"
-
-
-def _differ(gpus: Sequence[Gpu]) -> bool:
-    return len({(gpu.name, gpu.total) for gpu in gpus}) > 1
-
-
 def _pair(text: str) -> tuple[int, int]:
     """The first two numbers of a version; (0, 0) for anything else."""
     first, _, rest = text.partition(".")
-    major, minor = _natural(first), _natural(rest.partition(".")[0])
+    major, minor = natural(first), natural(rest.partition(".")[0])
     return (0, 0) if major is None or minor is None else (major, minor)
 
 
-def _natural(text: str) -> int | None:
+def natural(text: str) -> int | None:
     """A whole number from 0; None for anything else."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import Literal, NamedTuple, Protocol
 
 from ..utils.forking import renew_in_child
-from .gpu_probe import Gpu
+from .gpu_probe import Gpu, natural
 
 _Source = Literal["cgroup2", "cgroup1", "meminfo", "sysconf", "assumed"]
 
@@ -89,14 +89,14 @@ def _sysconf_value(name: str) -> int | None:
 
 def _version_2(proc: Path, mount: Path) -> Iterator[HostMemory]:
     for folder in _groups(proc, mount, controller=""):
-        limits = [_number(_read(folder / name)) for name in ("memory.max", "memory.high")]
+        limits = [natural(_read(folder / name)) for name in ("memory.max", "memory.high")]
         limit = min((value for value in limits if value is not None), default=None)
-        yield from _group(limit, _number(_read(folder / "memory.current")), folder, "inactive_file", "cgroup2")
+        yield from _group(limit, natural(_read(folder / "memory.current")), folder, "inactive_file", "cgroup2")
 
 
 def _version_1(proc: Path, mount: Path) -> Iterator[HostMemory]:
     for folder in _groups(proc, mount / "memory", controller="memory"):
-        limit, used = (_number(_read(folder / f"memory.{name}_in_bytes")) for name in ("limit", "usage"))
+        limit, used = (natural(_read(folder / f"memory.{name}_in_bytes")) for name in ("limit", "usage"))
         yield from _group(limit, used, folder, "total_inactive_file", "cgroup1")
 
 
@@ -134,22 +134,16 @@ def _fields(text: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for line in text.splitlines():
         name, _, value = line.partition(" ")
-        number = _number(value.strip().partition(" ")[0])
+        number = natural(value.strip().partition(" ")[0])
         if number is not None:
             found[name] = number
     return found
 
 
-def _number(text: str) -> int | None:
-    """Return a whole number from 0, or None for ``max`` and everything else."""
-    text = text.strip()
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
-
-
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            return file.read(_LONGEST_FILE).decode("ascii", "replace")
+            return file.read(_LONGEST_FILE).decode("ascii", "replace").strip()
     except (OSError, ValueError):
         return ""
 

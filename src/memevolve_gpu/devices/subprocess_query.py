@@ -54,7 +54,9 @@ def run_subprocess(command: Sequence[str], timeout: float) -> Answer:
     except BaseException:  # interrupted: the child is in a session of its own and would run on
         _end(process)
         raise
-    return Answer(process.returncode, out[:_MOST_CHARACTERS], _problem(name, process.returncode, complaint or out))
+    code = process.returncode
+    problem = f"{name} {_ending(code)}: {_gist(complaint or out)}" if code else ""
+    return Answer(code, out[:_MOST_CHARACTERS], problem)
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -68,12 +70,6 @@ def _end(process: subprocess.Popen[str]) -> None:
                 pipe.close()
         if process.poll() is None:
             _abandoned.append(process)
-
-
-def _problem(name: str, code: int, text: str) -> str:
-    if code == 0:
-        return ""
-    return f"{name} {_ending(code)}: {_gist(text)}"
 
 
 def _gist(text: str) -> str:

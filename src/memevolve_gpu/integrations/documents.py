@@ -6,9 +6,12 @@ unit keeps what the document had itself in their place, so that it is read and f
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -21,6 +24,21 @@ NOTHING: JsonObject = {"or": []}
 STAMPS = ("created_at", "updated_at")
 
 _PAGE = 1000
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def in_a_thread(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], Coroutine[Any, Any, _T]]:
+    """The method of that name, run in a thread and awaited."""
+
+    @functools.wraps(method)
+    async def call(self: Any, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
+        result: _T = await asyncio.to_thread(getattr(self, method.__name__), *arguments, **named)
+        return result
+
+    call.__doc__ = f"As ``{method.__name__}``, in a thread."
+    return call
 
 
 def path(*keys: str) -> str:

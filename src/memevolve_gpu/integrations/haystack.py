@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..types import Json, JsonObject
@@ -29,7 +28,18 @@ from ..records.filters import always, parse
 from ..types import FloatArray, MemoryUnit
 from ..utils.arguments import listed, mapping, optional_text, path_text, shown, whole_number
 from ..utils.plain import plain_scalar
-from .documents import NOTHING, metadata_path, moment, nearest, own_metadata, path, placeholder, stamps_in, with_vectors
+from .documents import (
+    NOTHING,
+    in_a_thread,
+    metadata_path,
+    moment,
+    nearest,
+    own_metadata,
+    path,
+    placeholder,
+    stamps_in,
+    with_vectors,
+)
 
 __all__ = [
     "MemEvolveDocumentStore",
@@ -385,17 +395,9 @@ class MemEvolveDocumentStore:
         return [_document(unit, vector, scores[unit["id"]]) for unit, vector in rows]
 
 
-def _in_a_thread(name: str) -> Callable[..., Any]:
-    async def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return await asyncio.to_thread(getattr(self, name), *args, **kwargs)
-
-    call.__name__, call.__doc__ = f"{name}_async", f"As ``{name}``, in a thread."
-    return call
-
-
 for _name in [name for name, one in vars(MemEvolveDocumentStore).items() if callable(one) and name[0] != "_"]:
     if _name not in ("close", "to_dict"):
-        setattr(MemEvolveDocumentStore, f"{_name}_async", _in_a_thread(_name))
+        setattr(MemEvolveDocumentStore, f"{_name}_async", in_a_thread(getattr(MemEvolveDocumentStore, _name)))
 
 
 def _described(data: Json) -> Json:
@@ -458,12 +460,7 @@ class MemEvolveEmbeddingRetriever(_Retriever):
         options = self._options(filters, top_k)
         return {"documents": self.document_store.embedding_retrieval(query_embedding, **options)}
 
-    @component.output_types(documents=list[Document])
-    async def run_async(
-        self, query_embedding: list[float], filters: JsonObject | None = None, top_k: int | None = None
-    ) -> dict[str, list[Document]]:
-        """As ``run``, in a thread."""
-        return await asyncio.to_thread(self.run, query_embedding, filters, top_k)
+    run_async = in_a_thread(run)
 
 
 @component
@@ -475,12 +472,7 @@ class MemEvolveKeywordRetriever(_Retriever):
         """Return ``documents``, best first; ``filters`` and ``top_k`` override those of the component."""
         return {"documents": self.document_store.keyword_retrieval(query, **self._options(filters, top_k))}
 
-    @component.output_types(documents=list[Document])
-    async def run_async(
-        self, query: str, filters: JsonObject | None = None, top_k: int | None = None
-    ) -> dict[str, list[Document]]:
-        """As ``run``, in a thread."""
-        return await asyncio.to_thread(self.run, query, filters, top_k)
+    run_async = in_a_thread(run)
 
 
 @component
@@ -499,13 +491,4 @@ class MemEvolveHybridRetriever(_Retriever):
         options = self._options(filters, top_k)
         return {"documents": self.document_store.hybrid_retrieval(query, query_embedding, **options)}
 
-    @component.output_types(documents=list[Document])
-    async def run_async(
-        self,
-        query: str,
-        query_embedding: list[float],
-        filters: JsonObject | None = None,
-        top_k: int | None = None,
-    ) -> dict[str, list[Document]]:
-        """As ``run``, in a thread."""
-        return await asyncio.to_thread(self.run, query, query_embedding, filters, top_k)
+    run_async = in_a_thread(run)

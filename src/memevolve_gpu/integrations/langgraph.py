@@ -49,6 +49,7 @@ from ..errors import ConfigurationError, EmbeddingError, InvalidFilterError, Inv
 from ..records.filters import kind_of
 from ..types import MemoryUnit
 from ..utils.arguments import listed, mapping, optional_text, real_number, shown, switch, whole_number
+from .documents import placeholder
 from .langchain.embeddings import EmbeddingsFunction, as_embeddings
 
 __all__ = ["MemEvolveStore"]
@@ -260,14 +261,10 @@ class MemEvolveStore(BaseStore):
             found_by = [(text, vectors[text]) for text in texts[at] if any(vectors[text])]
             made = [] if op.value is None else _units(op, item, [text for text, _ in found_by], before)
             units += made
-            rows += [row for _, row in found_by] or [self._placeholder()] * len(made)
+            rows += [row for _, row in found_by] or [placeholder(self.store.embedding_dim)] * len(made)
             gone += [_part_id(item, part) for part in range(len(made), before.get("parts", 0))]
         if units or gone:
             self.store.replace_batch(gone, units, rows)
-
-    def _placeholder(self) -> list[float]:
-        """The vector of a unit without a text: every search leaves these units out by a filter."""
-        return [1.0] + [0.0] * (self.store.embedding_dim - 1)
 
     def _refresh(self, ops: list[Op], results: list[Any]) -> None:
         """Let the items that were read expire later: one transaction for each length of life."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +35,7 @@ from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, 
 from ..records.filters import always, parse
 from ..types import MemoryUnit
 from ..utils.arguments import listed, real_number, shown, whole_number, word
-from .documents import NOTHING, metadata_path, moment, nearest, own_metadata, path, placeholder, stamps_in
+from .documents import NOTHING, in_a_thread, metadata_path, moment, nearest, own_metadata, path, placeholder, stamps_in
 
 __all__ = ["MemEvolveVectorStore"]
 
@@ -215,33 +214,12 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
         similarities = [scores[unit_id] for unit_id in units]
         return VectorStoreQueryResult([_node(unit) for unit in units.values()], similarities, list(units))
 
-    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """As ``add``, in a thread."""
-        return await asyncio.to_thread(self.add, nodes, **kwargs)
-
-    async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
-        """As ``delete``, in a thread."""
-        await asyncio.to_thread(self.delete, ref_doc_id, **delete_kwargs)
-
-    async def adelete_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
-    ) -> None:
-        """As ``delete_nodes``, in a thread."""
-        await asyncio.to_thread(self.delete_nodes, node_ids, filters, **delete_kwargs)
-
-    async def aclear(self) -> None:
-        """As ``clear``, in a thread."""
-        await asyncio.to_thread(self.clear)
-
-    async def aget_nodes(
-        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
-    ) -> list[BaseNode]:
-        """As ``get_nodes``, in a thread."""
-        return await asyncio.to_thread(self.get_nodes, node_ids, filters)
-
-    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """As ``query``, in a thread."""
-        return await asyncio.to_thread(self.query, query, **kwargs)
+    async_add = in_a_thread(add)
+    adelete = in_a_thread(delete)
+    adelete_nodes = in_a_thread(delete_nodes)
+    aclear = in_a_thread(clear)
+    aget_nodes = in_a_thread(get_nodes)
+    aquery = in_a_thread(query)
 
     # Inside
 

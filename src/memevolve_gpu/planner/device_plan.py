@@ -182,7 +182,9 @@ def plan_bytes(plan: IndexPlan, n: int, dim: int, id_bytes: float = DEFAULT_ID_B
         whole = n <= WHOLE_ROWS
         total += code_bytes(n, dim, codes) + _ASSIGNED * n if whole else _list_bytes(n, dim, codes, max(1, plan.nlist))
     elif plan.kind == "hnsw":
-        total += _graph_bytes(n) + 4 * n * dim
+        # Links of 32 bits: 64 on the ground level, 32 on each higher one (reached by a 32nd part); offsets and levels.
+        links = 4 * (2 * _HNSW_LINKS + _HNSW_LINKS / (_HNSW_LINKS - 1)) + 8 + 4
+        total += n * links + 4 * n * dim
     return int(total)
 
 
@@ -201,9 +203,3 @@ def _list_bytes(n: int, dim: int, codes: int, nlist: int) -> int:
     )
     width = padded_dim(dim, codes)
     return nlist * one_list // 5 + 8 * n + nlist * width * 4 + _CENTROID_VALUES * 4 * width
-
-
-def _graph_bytes(n: int) -> int:
-    """Links of 32 bits: 64 on the ground level, 32 on each higher one (reached by a 32nd part); offsets and levels."""
-    per_row = 4 * (2 * _HNSW_LINKS + _HNSW_LINKS / (_HNSW_LINKS - 1)) + 8 + 4
-    return int(n * per_row)

@@ -126,12 +126,9 @@ def plan_index(
     if count < needed and index_type != "flat":
         wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
         return _fitted(wanted, **size)
-    rule: JsonObject = {
-        "vectors_per_centroid": vectors_per_centroid,
-        "nlist_min": nlist_min,
-        "nlist_max": nlist_max,
-    }
-    nlist = _nlist(count, current_nlist, adaptive_nlist, rule)
+    nlist = nlist_by_rule(count, vectors_per_centroid=vectors_per_centroid, nlist_min=nlist_min, nlist_max=nlist_max)
+    if current_nlist and not (adaptive_nlist and should_recreate(current_nlist, nlist)):
+        nlist = current_nlist
     host = _fitted(_wanted(index_type, count, dim, nlist, target_recall), **size)
     if device is None or count < needed:
         return host
@@ -150,11 +147,6 @@ def search_cost(plan: IndexPlan, n: int, dim: int, target_recall: float) -> floa
     if params.nprobe:
         return lists_cost(n, dim, codes, (params.nprobe, plan.nlist), params.rerank)
     return codes_cost(float(n * codes), params.rerank, params.rerank, dim)
-
-
-def _nlist(count: int, current: int | None, adaptive: bool, rule: JsonObject) -> int:
-    planned = nlist_by_rule(count, **rule)
-    return current if current and (not adaptive or not should_recreate(current, planned)) else planned
 
 
 def _wanted(index_type: IndexType, count: int, dim: int, nlist: int, target_recall: float) -> IndexPlan:

@@ -210,9 +210,10 @@ def calibrate(
         EngineError: the index cannot be searched.
     """
     started = time.perf_counter()
-    source = _source(queries)
-    used, entries = 0, _exact_entries() if index.kind == "exact" else []
-    if index.n and not entries:
+    source, used, entries = _source(queries), 0, list[Entry]()
+    if index.kind == "exact":
+        entries = [Entry(k, target, SearchParams(exact=True), 1.0, 1.0) for k in KS for target in TARGETS]
+    elif index.n:
         eval_queries = _eval_queries(index, queries, source, _count(index, limit), np.random.default_rng(seed))
         evaluator, margin = (
             RecallEvaluator(index, eval_queries, KS, pause),
@@ -222,10 +223,6 @@ def calibrate(
         entries = [entry for k in KS for entry in _climb(evaluator, sweep, k, margin)]
     seconds = round(time.perf_counter() - started, 6)
     return Calibration(index.kind, index.n, index.nlist, source, used, seconds, tuple(entries))
-
-
-def _exact_entries() -> list[Entry]:
-    return [Entry(k, target, SearchParams(exact=True), 1.0, 1.0) for k in KS for target in TARGETS]
 
 
 def _count(index: Index, limit: int) -> int:

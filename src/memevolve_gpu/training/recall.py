@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..index.base import Index
 from ..index.costs import scan_cost
 from ..types import FloatArray, IntArray, SearchParams
+from ..utils.vectors import normalize_rows
 
 Pause = Callable[[], None]
 """Called between steps of a few milliseconds; may sleep to let searches run, or raise to stop."""
@@ -174,11 +175,8 @@ def _self_hit(index: Index, stored: FloatArray, params: SearchParams) -> float:
 def _with_noise(stored: FloatArray, rng: np.random.Generator, *, normalise: bool) -> FloatArray:
     spread = float(np.sqrt(np.mean(np.var(stored, axis=0)))) if len(stored) > 1 else 0.0
     noise = rng.standard_normal(stored.shape).astype(np.float32) * np.float32(0.1 * spread)
-    noisy = stored + noise
-    if normalise:
-        norms = np.linalg.norm(noisy, axis=1, keepdims=True)
-        noisy = noisy / np.where(norms > 0, norms, 1)
-    return np.ascontiguousarray(noisy, dtype=np.float32)
+    noisy: FloatArray = stored + noise
+    return normalize_rows(noisy) if normalise else noisy
 
 
 _STEP_COST = 1_000_000_000.0
@@ -223,7 +221,7 @@ def together(*several: EvalQueries) -> EvalQueries:
 class RecallEvaluator:
     """The exact results of some queries, and the recall of search parameters on them; each is computed once.
 
-    ks: the k of recall@k, ascending.
+    ks: the k of recall@k, ascending. truth: exact distances, float32 (nq, ks[-1]), without the queries' sources.
     """
 
     def __init__(self, index: Index, eval_queries: EvalQueries, ks: tuple[int, ...], pause: Pause = no_pause) -> None:
@@ -233,13 +231,8 @@ class RecallEvaluator:
         self._pause = pause
         self._found: dict[tuple[SearchParams, int], npt.NDArray[np.float64]] = {}
         step = max(_TRUTHS_IN_STEP, int(_STEP_COST / scan_cost(index.n, index.dim)))
-        self._truth = self._search(SearchParams(exact=True), ks[-1], np.arange(len(eval_queries)), step)
-        self.stratum = _strata(eval_queries, self._truth)
-
-    @property
-    def truth(self) -> FloatArray:
-        """Exact distances, float32 (nq, ks[-1]), without the queries' sources."""
-        return self._truth
+        self.truth = self._search(SearchParams(exact=True), ks[-1], np.arange(len(eval_queries)), step)
+        self.stratum = _strata(eval_queries, self.truth)
 
     def recalls(self, params: SearchParams, k: int, every: int = 1) -> npt.NDArray[np.float64]:
         """Recall of each ``every``-th query at each of ``ks``, float64 (nq, len(ks)), from one search for the ``k``
@@ -251,8 +244,11 @@ class RecallEvaluator:
             hits = self._hits[:, rows, params.rerank - 1] / np.array(self.ks)[:, None]
             return np.where(np.array(self.ks) <= k, np.minimum(hits.T, 1.0), np.nan)
         found = self._search(params, k, rows, _SEARCHES_IN_STEP)
-        columns = [recalls_of(found[:, :at], self._truth[rows, :at]) if at <= k else _unknown(rows) for at in self.ks]
-        return np.stack(columns, axis=1)
+        recalls = np.full((len(rows), len(self.ks)), np.nan)
+        for column, at in enumerate(self.ks):
+            if at <= k:
+                recalls[:, column] = recalls_of(found[:, :at], self.truth[rows, :at])
+        return recalls
 
     @cached_property
     def _hits(self) -> npt.NDArray[np.int16]:
@@ -269,7 +265,7 @@ class RecallEvaluator:
             distances = index.table.distances(queries, candidates)
             if source is not None:
                 distances[candidates == source[part, None]] = np.inf
-            hits = [distances <= _with_slack(self._truth[part, at - 1])[:, None] for at in self.ks]
+            hits = [distances <= _with_slack(self.truth[part, at - 1])[:, None] for at in self.ks]
             pieces.append(np.stack([np.cumsum(each, axis=1, dtype=np.int16) for each in hits]))
             self._pause()
         return np.concatenate(pieces, axis=1)
@@ -329,7 +325,3 @@ def _by_distance(truth: FloatArray) -> IntArray:
 def _parts(rows: IntArray, step: int) -> Iterator[IntArray]:
     for start in range(0, len(rows), step):
         yield rows[start : start + step]
-
-
-def _unknown(rows: IntArray) -> npt.NDArray[np.float64]:
-    return np.full(len(rows), np.nan)

@@ -30,7 +30,8 @@ class Reservoir:
     every ``half_life`` further queries (a biased reservoir, Aggarwal 2006). The half-life counts queries, not days: an
     idle store keeps its sample. With the defaults the sample is uniform over the first 7,200 queries.
 
-    The next query to take is drawn in advance, so a query that is not taken costs one comparison.
+    The next query to take is drawn in advance, so a query that is not taken costs one comparison. ``seen`` counts the
+    queries that were offered, ``taken`` the changes of the sample since this object was made.
     """
 
     def __init__(
@@ -54,16 +55,6 @@ class Reservoir:
         self.reset_lock()
         self._restart(0)
 
-    @property
-    def seen(self) -> int:
-        """Queries offered so far."""
-        return self._seen
-
-    @property
-    def taken(self) -> int:
-        """How often the sample has changed since this object was made."""
-        return self._taken
-
     def __len__(self) -> int:
         return self._count
 
@@ -78,10 +69,10 @@ class Reservoir:
                 return
             self._offering = True
             try:
-                first = self._seen + 1
-                self._seen += len(vectors)
+                first = self.seen + 1
+                self.seen += len(vectors)
                 self._next = max(self._next, first)  # an interrupt or a fork inside an earlier call left it behind
-                while self._next <= self._seen:
+                while self._next <= self.seen:
                     self._take(vectors[self._next - first])
                     self._next += self._skip(self._next + 1)
             finally:
@@ -97,7 +88,7 @@ class Reservoir:
         """The sample and the count, for :meth:`from_bytes`: 24 bytes and 4 * dim for each vector."""
         with self._lock:
             rows = self._kept[: self._count].astype("<f4").tobytes()
-            seen = self._seen
+            seen = self.seen
         blank = _HEADER.pack(_MAGIC, _VERSION, 0, self.dim, seen, 0)
         return _HEADER.pack(_MAGIC, _VERSION, 0, self.dim, seen, zlib.crc32(rows, zlib.crc32(blank))) + rows
 
@@ -134,8 +125,8 @@ class Reservoir:
         self._restart(max(seen, len(rows)))
 
     def _restart(self, seen: int) -> None:
-        self._seen = seen
-        self._taken = 0
+        self.seen = seen
+        self.taken = 0
         self._random = random.Random(f"{self._seed} {seen}")  # noqa: S311 - a sample, not a secret
         self._next = seen + self._skip(seen + 1)
 
@@ -150,7 +141,7 @@ class Reservoir:
             self._count += 1
         else:
             self._kept[self._random.randrange(self.capacity)] = vector
-        self._taken += 1
+        self.taken += 1
 
     def _buffer(self, count: int) -> FloatArray:
         """Memory for ``count`` rows or more; it grows with the sample."""

@@ -69,10 +69,10 @@ class SearchParamSweep:
     def _front(self, k: int) -> list[SearchParams]:
         index, pairs = self._evaluator.index, _probes(self._evaluator.index)
         scan = params_cost(index, SearchParams(exact=True), k)
-        steps = sorted((_Step(params_cost(index, params, k), params) for params in self._candidates(k)), key=_cheapest)
+        steps = [_Step(params_cost(index, params, k), params) for params in self._candidates(k)]
         front: list[_Step] = []
         best = -1.0
-        for step in steps:
+        for step in sorted(steps, key=lambda step: (step.cost, -step.params.nprobe)):
             if step.cost >= scan:
                 return [*(each.params for each in front), SearchParams(exact=True)]
             promised = self.promised(step.params, k) if pairs else 1.0
@@ -118,10 +118,6 @@ class _Step(NamedTuple):
     params: SearchParams
 
 
-def _cheapest(step: _Step) -> tuple[float, int]:
-    return step.cost, -step.params.nprobe
-
-
 def reach(params: SearchParams, most: int) -> int:
     """The number of results up to which one search shows what searches for fewer would find.
 
@@ -133,20 +129,20 @@ def reach(params: SearchParams, most: int) -> int:
 
 def params_cost(index: Index, params: SearchParams, k: int) -> float:
     """Modelled time of one query by the cheapest of the index's methods, in units of 10 picoseconds."""
-    n, dim = index.n, index.dim
+    n, dim, want = index.n, index.dim, max(params.rerank, 2 * k)
     if index.plan.engine != "cpu":
-        return (
-            math.inf if params.exact else _device_cost(index, params.nprobe or index.nlist, max(params.rerank, 2 * k))
-        )
+        # Bytes read: the lists' rows in float16, and the candidates', which may be on the host and count eightfold.
+        read = n * (params.nprobe or index.nlist) / max(1, index.nlist) * dim * 2 + want * dim * 4 * 8
+        return math.inf if params.exact else read  # exact search runs on the host, and is not among the steps
     scan = scan_cost(n, dim)
     if params.exact or index.kind == "exact":
         return scan
     if index.kind == "hnsw":
         return min(scan, scan_cost(max(params.ef, 2 * k) * HNSW_ROWS_PER_BEAM, dim))
-    want = max(params.rerank, 2 * k)
+    codes = min(index.plan.codes or default_codes(dim), dim)
     if _probes(index):
-        return min(scan, _lists_cost(index, params.nprobe, want))
-    return min(scan, codes_cost(n * _codes(index), want, want, dim))
+        return min(scan, lists_cost(n, dim, codes, (params.nprobe, index.nlist), want))
+    return min(scan, codes_cost(n * codes, want, want, dim))
 
 
 def _probes(index: Index) -> bool:
@@ -154,30 +150,17 @@ def _probes(index: Index) -> bool:
     return index.kind == "ivf" and (index.plan.engine != "cpu" or index.reads_lists)
 
 
-def _device_cost(index: Index, nprobe: int, want: int) -> float:
-    """Bytes read by one query: the lists' rows in float16, and the candidates', which may be on the host and count
-    eightfold. Exact search runs on the host, and is not among the steps."""
-    return index.n * nprobe / max(1, index.nlist) * index.dim * 2 + want * index.dim * 4 * 8
-
-
-def _codes(index: Index) -> int:
-    return min(index.plan.codes or default_codes(index.dim), index.dim)
-
-
-def _lists_cost(index: Index, nprobe: int, want: int) -> float:
-    if index.plan.engine != "cpu":
-        return _device_cost(index, nprobe, want)
-    return lists_cost(index.n, index.dim, _codes(index), (nprobe, index.nlist), want)
-
-
 def _probe_counts(index: Index) -> list[int]:
     """Numbers of lists to probe: from a 32nd of them, each about 1.35 times the last, while that is cheaper than
     reading all codes in one piece; and all of them."""
+
+    def cost(nprobe: int) -> float:
+        return params_cost(index, SearchParams(nprobe=nprobe, rerank=_WIDE), 1)
+
     counts, share = [index.nlist], index.nlist / _STEP
-    whole = params_cost(index, SearchParams(nprobe=index.nlist, rerank=_WIDE), 1)
     fewest = _FEWEST_LISTS if index.plan.engine == "cpu" else _FEWEST_LISTS_ON_DEVICE
     while share >= max(1.0, fewest * index.nlist):
-        if _lists_cost(index, round(share), _WIDE) < whole:
+        if cost(round(share)) < cost(index.nlist):
             counts.append(round(share))
         share /= _STEP
     return sorted(set(counts))

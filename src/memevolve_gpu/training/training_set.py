@@ -152,9 +152,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 SAMPLE_TYPES = ("lesson", "skill", "tool", "abstraction")
 
-_Choices = tuple[tuple[str, str], ...]
-"""Phrases, each with the name of its topic."""
-
 
 def sample_texts(count: int, *, seed: int, proportions: Mapping[str, float] | None = None) -> list[str]:
     """Distinct texts of the four types, in random order.
@@ -211,67 +208,51 @@ def _generator(seed: int, purpose: str) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
+_SENTENCES = {
+    "lesson": ("Regular {0} prevents {1}", "activities", "failures"),
+    "skill": ("Use {0} to achieve {1}", "techniques", "gains"),
+    "tool": ("Create {0} for {1} automation", "tools", "chores"),
+    "abstraction": ("Balance between {0} and {1} enables {2}", "factors", "factors", "gains"),
+}
+"""The sentence of each type, and the field of :class:`Topic` for each of its gaps."""
+
+
 def _text(kind: str, number: int) -> str:
     """The ``number``-th text of a type."""
     for domain in DOMAINS:
-        size = _domain_size(kind, domain)
-        if number < size:
-            return _in_domain(kind, domain, number)
+        if number < (size := _domain_size(kind, domain)):
+            break
         number -= size
-    raise ConfigurationError(f"only {available_texts(kind)} texts of type {kind} exist")
-
-
-def _in_domain(kind: str, domain: str, number: int) -> str:
-    slots, sentence = _SENTENCES[kind](domain)
     number, place = divmod(number, len(SETTINGS[domain]))
     words, tags = [], []
-    for choices in slots:
+    for choices in _choices(kind, domain):
         number, at = divmod(number, len(choices))
         words.append(choices[at][0])
         tags.append(choices[at][1])
     first, second = tags[0], tags[-1] if tags[-1] != tags[0] else domain
-    return f"{' '.join(filter(None, (sentence.format(*words), SETTINGS[domain][place])))} {first} {second} {kind}"
+    sentence = _SENTENCES[kind][0].format(*words)
+    return f"{' '.join(filter(None, (sentence, SETTINGS[domain][place])))} {first} {second} {kind}"
 
 
 def _domain_size(kind: str, domain: str) -> int:
-    slots, _ = _SENTENCES[kind](domain)
-    return math.prod(len(choices) for choices in slots) * len(SETTINGS[domain])
+    return math.prod(map(len, _choices(kind, domain))) * len(SETTINGS[domain])
 
 
-def _phrases(domain: str, of: Callable[[Topic], tuple[str, ...]]) -> _Choices:
-    return tuple((phrase, topic.name) for topic in DOMAINS[domain] for phrase in of(topic))
+def _choices(kind: str, domain: str) -> list[list[tuple[str, str]]]:
+    """For each gap of the sentence its phrases, each with the name of its topic.
 
-
-def _lesson(domain: str) -> tuple[list[_Choices], str]:
-    slots = [_phrases(domain, lambda topic: topic.activities), _phrases(domain, lambda topic: topic.failures)]
-    return slots, "Regular {0} prevents {1}"
-
-
-def _skill(domain: str) -> tuple[list[_Choices], str]:
-    slots = [_phrases(domain, lambda topic: topic.techniques), _phrases(domain, lambda topic: topic.gains)]
-    return slots, "Use {0} to achieve {1}"
-
-
-def _tool(domain: str) -> tuple[list[_Choices], str]:
-    slots = [_phrases(domain, lambda topic: topic.tools), _phrases(domain, lambda topic: topic.chores)]
-    return slots, "Create {0} for {1} automation"
-
-
-def _abstraction(domain: str) -> tuple[list[_Choices], str]:
-    """The two factors are of different topics, so that nothing is balanced against itself."""
+    The two factors are of different topics, so that nothing is balanced against itself.
+    """
     topics = DOMAINS[domain]
-    half = len(topics) // 2
-    first = tuple((phrase, topic.name) for topic in topics[:half] for phrase in topic.factors)
-    second = tuple((phrase, topic.name) for topic in topics[half:] for phrase in topic.factors)
-    return [first, second, _phrases(domain, lambda topic: topic.gains)], "Balance between {0} and {1} enables {2}"
-
-
-_SENTENCES: dict[str, Callable[[str], tuple[list[_Choices], str]]] = {
-    "lesson": _lesson,
-    "skill": _skill,
-    "tool": _tool,
-    "abstraction": _abstraction,
-}
+    halves = topics[: len(topics) // 2], topics[len(topics) // 2 :]
+    return [
+        [
+            (phrase, topic.name)
+            for topic in (halves[gap] if field == "factors" else topics)
+            for phrase in getattr(topic, field)
+        ]
+        for gap, field in enumerate(_SENTENCES[kind][1:])
+    ]
 
 
 TrainingSource = Literal["existing", "hybrid", "service"]
@@ -389,11 +370,13 @@ def collect(
     if not wanted:
         return TrainingSet(own, source, existing=len(own))
     samples = _Samples(dim, metric, cache)
-    error = samples.fill(sample_texts(wanted, seed=seed, proportions=proportions), embed, progress or _silent)
+    error = samples.fill(sample_texts(wanted, seed=seed, proportions=proportions), embed, progress)
     real = existing if len(existing) > 1 else samples.vectors
     missing = wanted - len(samples.vectors)
     fallbacks = drawn_like(real, missing, metric, seed) if missing and len(real) > 1 else existing[:0]
-    reason = _objection(wanted, missing, error)
+    reason = ""
+    if 2 * missing > wanted:
+        reason = f"{missing} of {wanted} training samples could not be embedded, more than half: {error}"
     return TrainingSet(
         vectors=np.concatenate([own, samples.vectors, fallbacks]),
         source=source,
@@ -424,7 +407,7 @@ class _Samples:
         found = np.concatenate([np.empty((0, self._dim), np.float32), *self._pieces])
         return normalize_rows(found) if self._metric == "cosine" else found
 
-    def fill(self, texts: Sequence[str], embed: Embed | None, progress: Progress) -> str:
+    def fill(self, texts: Sequence[str], embed: Embed | None, progress: Progress | None) -> str:
         """Get the vectors of ``texts``; return the first error, empty where there was none."""
         missing = self._from_cache(texts)
         first_error = "" if embed or not missing else "there is no embedding function"
@@ -433,7 +416,8 @@ class _Samples:
             error = self._embed(missing[start : start + BATCH], embed)
             first_error = first_error or error
             failures = failures + 1 if error else 0
-            progress("samples", min(1.0, (start + BATCH) / len(missing)))
+            if progress is not None:
+                progress("samples", min(1.0, (start + BATCH) / len(missing)))
             if failures == GIVE_UP_AFTER:
                 break
         return first_error
@@ -463,14 +447,3 @@ class _Samples:
         if self._cache is not None:
             self._cache.save(batch, vectors)
         return ""
-
-
-def _objection(wanted: int, missing: int, error: str) -> str:
-    """Why these samples cannot be used for training; empty where they can."""
-    if 2 * missing <= wanted:
-        return ""
-    return f"{missing} of {wanted} training samples could not be embedded, more than half: {error}"
-
-
-def _silent(_stage: str, _share: float) -> None:
-    return

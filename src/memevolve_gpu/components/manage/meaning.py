@@ -106,11 +106,8 @@ def meaning_of(text: str) -> Meaning:
     tokens = _tokens(text)
     language = _language(tokens)
     terms = _dates_ordered(_terms(tokens, language))
-    owners = (
-        frozenset(_english((own or of).casefold()) for own, of in _OWNER.findall(text))
-        if language == "en"
-        else frozenset()
-    )
+    owned = _OWNER.findall(text) if language == "en" else ()
+    owners = frozenset(_english((own or of).casefold()) for own, of in owned)
     pronouns = ROLES.get(language, frozenset())
     roles = any(token.text.casefold() in pronouns for token in tokens)
     if language == "zh":
@@ -208,11 +205,8 @@ def _one_moved(a: Sequence[Term], b: Sequence[Term]) -> bool:
 
 def _blocks(a: Sequence[Term], b: Sequence[Term]) -> bool:
     """Whether two runs changed places and the values among themselves kept their order."""
-    values_a = [term for term in a if term.kind != "word"]
-    values_b = [term for term in b if term.kind != "word"]
-    if len(values_a) > 1 and values_a != values_b:
-        return False
-    if not values_a:
+    values_a, values_b = ([term for term in side if term.kind != "word"] for side in (a, b))
+    if not values_a or (len(values_a) > 1 and values_a != values_b):
         return False
     start = next(at for at, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
     end = next(at for at, (x, y) in enumerate(zip(reversed(a), reversed(b), strict=True)) if x != y)
@@ -437,11 +431,7 @@ def _stem(word: str, language: str) -> str:
     """Drop endings that do not change what is said: plural and -ing, but not the past tense."""
     if language == "en":
         return _english(word)
-    for ending in {
-        "de": ("en", "e", "n"),
-        "fr": ("ez", "er", "es", "s", "e"),
-        "es": ("es", "as", "ar", "er", "a", "e"),
-    }[language]:
+    for ending in _ENDINGS[language]:
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             return word[: -len(ending)]
     return word

@@ -12,17 +12,18 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def _map(text: str) -> dict[str, str]:
-    """``a b c=d`` on each line maps a, b and c to d."""
+def _map(text: str, between: str | None = None) -> dict[str, str]:
+    """``a b c=d`` on each line maps a, b and c to d; ``between`` separates phrases, which hold blanks themselves."""
     pairs: dict[str, str] = {}
     for line in text.strip().splitlines():
         words, target = line.strip().split("=")
-        pairs.update(dict.fromkeys(words.split(), target))
+        pairs.update(dict.fromkeys(words.split(between), target))
     return pairs
 
 
-def _numbers(text: str, start: int = 0) -> dict[str, float]:
-    return {word: float(at) for at, words in enumerate(text.split(), start) for word in words.split("/")}
+def _numbers(text: str, start: int = 0, step: int = 1) -> dict[str, float]:
+    """Numbers in ascending order, ``step`` apart, the first ``start * step``; a slash separates names of one number."""
+    return {word: float(at * step) for at, words in enumerate(text.split(), start) for word in words.split("/")}
 
 
 FILLERS: Mapping[str, frozenset[str]] = {
@@ -99,41 +100,25 @@ MODALS = frozenset({"optional", "may", "can", "might"})
 NUMBERS: Mapping[str, Mapping[str, float]] = {
     "en": {
         **_numbers("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"),
-        "twenty": 20.0,
-        "thirty": 30.0,
-        "forty": 40.0,
-        "fifty": 50.0,
-        "sixty": 60.0,
+        **_numbers("twenty thirty forty fifty sixty", 2, 10),
         "ninety": 90.0,
         "hundred": 100.0,
         "thousand": 1000.0,
     },
     "de": {
         **_numbers("null eins zwei drei vier fünf sechs sieben acht neun zehn elf zwölf"),
-        "zwanzig": 20.0,
-        "dreißig": 30.0,
-        "vierzig": 40.0,
-        "fünfzig": 50.0,
-        "sechzig": 60.0,
+        **_numbers("zwanzig dreißig vierzig fünfzig sechzig", 2, 10),
         "neunzig": 90.0,
     },
     "fr": {
         **_numbers("deux trois quatre cinq six sept huit neuf dix onze douze", 2),
         "quinze": 15.0,
-        "vingt": 20.0,
-        "trente": 30.0,
-        "quarante": 40.0,
-        "cinquante": 50.0,
-        "soixante": 60.0,
+        **_numbers("vingt trente quarante cinquante soixante", 2, 10),
     },
     "es": {
         **_numbers("dos tres cuatro cinco seis siete ocho nueve diez once doce", 2),
         "quince": 15.0,
-        "veinte": 20.0,
-        "treinta": 30.0,
-        "cuarenta": 40.0,
-        "cincuenta": 50.0,
-        "sesenta": 60.0,
+        **_numbers("veinte treinta cuarenta cincuenta sesenta", 2, 10),
     },
     "zh": _numbers("零 一 二/两 三 四 五 六 七 八 九"),
 }
@@ -189,72 +174,42 @@ UNITS: Mapping[str, tuple[float, str]] = _units()
 """Unit: (factor, base unit)."""
 
 MONTHS: Mapping[str, str] = {
-    name: f"month{at}"
-    for at, names in enumerate(
-        [
-            "january/januar/janvier/enero",
-            "february/februar/février/febrero",
-            "march/märz/mars/marzo",
-            "april/avril/abril",
-            "may/mai/mayo",
-            "june/juni/juin/junio",
-            "july/juli/juillet/julio",
-            "august/août/agosto",
-            "september/septembre/septiembre",
-            "october/oktober/octobre/octubre",
-            "november/novembre/noviembre",
-            "december/dezember/décembre/diciembre",
-        ],
+    name: f"month{at:g}"
+    for name, at in _numbers(
+        "january/januar/janvier/enero february/februar/février/febrero märz/mars/marzo april/avril/abril mai/mayo "
+        "june/juni/juin/junio july/juli/juillet/julio august/août/agosto september/septembre/septiembre "
+        "october/oktober/octobre/octubre november/novembre/noviembre december/dezember/décembre/diciembre",
         1,
-    )
-    for name in names.split("/")
-    if name not in ("may", "march")
+    ).items()
 }
+"""Without "may" and "march", which are words too; the capital decides."""
 
 PHRASES: Mapping[str, Mapping[str, str]] = {
-    "en": {
-        "make sure to": "",
-        "make sure that": "",
-        "be sure to": "",
-        "remember to": "",
-        "don't forget to": "",
-        "do not forget to": "",
-        "never forget to": "",
-        "need to": "",
-        "needs to": "",
-        "have to": "",
-        "has to": "",
-        "don't have to": "optional",
-        "do not have to": "optional",
-        "doesn't have to": "optional",
-        "don't need to": "optional",
-        "do not need to": "optional",
-        "need not": "optional",
-        "instead of": "instead",
-        "rather than": "instead",
-        "because of": "because",
-        "turn on": "enable",
-        "turn off": "disable",
-        "switch on": "enable",
-        "switch off": "disable",
-        "at most": "maximum",
-        "at least": "minimum",
-        "no more than": "maximum",
-        "no less than": "minimum",
-        "no longer": "not anymore",
-        "more than": "more than",
-        "get rid of": "delete",
-        "phone number": "phonenumber",
-        "every day": "daily",
-        "each day": "daily",
-        "every night": "nightly",
-        "each night": "nightly",
-        "every week": "weekly",
-        "an hour": "one hour",
-        "a minute": "per minute",
-        "a second": "per second",
-        "a day": "per day",
-    },
+    "en": _map(
+        """
+        make sure to/make sure that/be sure to/remember to/don't forget to/do not forget to/never forget to=
+        need to/needs to/have to/has to=
+        don't have to/do not have to/doesn't have to/don't need to/do not need to/need not=optional
+        instead of/rather than=instead
+        because of=because
+        turn on/switch on=enable
+        turn off/switch off=disable
+        at most/no more than=maximum
+        at least/no less than=minimum
+        no longer=not anymore
+        more than=more than
+        get rid of=delete
+        phone number=phonenumber
+        every day/each day=daily
+        every night/each night=nightly
+        every week=weekly
+        an hour=one hour
+        a minute=per minute
+        a second=per second
+        a day=per day
+        """,
+        "/",
+    ),
     "de": {"du musst": "", "stelle sicher dass": "", "denk daran": "", "nicht müssen": "optional"},
     "fr": {"du tout": "", "assure-toi de": "", "n'oublie pas de": "", "au plus": "maximum", "au moins": "minimum"},
     "es": {"asegúrate de": "", "no olvides": "", "como máximo": "maximo", "al menos": "minimo"},
@@ -297,60 +252,12 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
 
 ANTONYMS: frozenset[frozenset[str]] = frozenset(
     frozenset(pair.split("/"))
-    for pair in [
-        "enabl/disabl",
-        "allow/forbid",
-        "increas/decreas",
-        "maximum/minimum",
-        "before/after",
-        "more/less",
-        "above/below",
-        "start/stop",
-        "ascend/descend",
-        "ascending/descending",
-        "open/close",
-        "opens/closes",
-        "op/clos",
-        "light/dark",
-        "full/empty",
-        "pass/fail",
-        "fail/pass",
-        "left/right",
-        "public/private",
-        "lock/unlock",
-        "rise/fall",
-        "rose/fell",
-        "on/off",
-        "up/down",
-        "read/write",
-        "first/last",
-        "lik/dislik",
-        "succeeded/failed",
-        "idl/busy",
-        "true/false",
-        "yes/no",
-        "all/some",
-        "everyone/only",
-        "into/from",
-        "encrypt/decrypt",
-        "import/export",
-        "add/delet",
-        "accept/reject",
-        "hot/cold",
-        "early/late",
-        "internal/external",
-        "old/new",
-        "owner/guest",
-        "love/hate",
-        "vor/nach",
-        "maximal/minimal",
-        "avant/après",
-        "antes/después",
-        "activ/désactiv",
-        "前/后",
-        "启用/禁用",
-        "喜欢/讨厌",
-        "增加/减少",
-        "最大/最小",
-    ]
+    for pair in _set(
+        "enabl/disabl allow/forbid increas/decreas maximum/minimum before/after more/less above/below start/stop "
+        "ascend/descend ascending/descending open/close opens/closes op/clos light/dark full/empty pass/fail "
+        "left/right public/private lock/unlock rise/fall rose/fell on/off up/down read/write first/last lik/dislik "
+        "succeeded/failed idl/busy true/false yes/no all/some everyone/only into/from encrypt/decrypt import/export "
+        "add/delet accept/reject hot/cold early/late internal/external old/new owner/guest love/hate vor/nach "
+        "maximal/minimal avant/après antes/después activ/désactiv 前/后 启用/禁用 喜欢/讨厌 增加/减少 最大/最小"
+    )
 )

@@ -20,6 +20,7 @@ from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
 from ...types import FloatArray, Json, JsonObject, MemoryUnit, Vectors
 from ...utils.arguments import listed, mapping, shown, whole_number
+from ..documents import STAMPS
 from .filters import on_units
 
 
@@ -121,9 +122,6 @@ def no_more(options: Mapping[str, object]) -> None:
 
 
 MARK = "langchain"
-STAMPS = ("created_at", "updated_at")
-"""Keys that a store writes into ``metadata``."""
-
 _OF_A_DOCUMENT = {"id", "content", "metadata", MARK}
 
 

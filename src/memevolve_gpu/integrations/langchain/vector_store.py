@@ -16,7 +16,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ...records.filters import always, parse
-from ...types import Filters, JsonObject, Vectors
+from ..documents import in_a_thread
 from .adapter import (
     SearchOptions,
     batches,
@@ -308,16 +308,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         units = to_units(documents_of([text for text, _ in pairs], metadatas), ids)
         return keep(self._backend, units, [vector for _, vector in pairs])
 
-    async def aadd_embeddings(
-        self,
-        text_embeddings: Iterable[tuple[str, Sequence[float]]] | None = None,
-        metadatas: Sequence[JsonObject] | None = None,
-        ids: Sequence[str | None] | None = None,
-        *,
-        embeddings: Iterable[Sequence[float]] | None = None,
-    ) -> list[str]:
-        """As ``add_embeddings``."""
-        return await asyncio.to_thread(self.add_embeddings, text_embeddings, metadatas, ids, embeddings=embeddings)
+    aadd_embeddings = in_a_thread(add_embeddings)
 
     def delete(
         self,
@@ -357,9 +348,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         """Delete everything in the backend, which can be filled again."""
         self._backend.clear()
 
-    async def adelete_collection(self) -> None:
-        """As ``delete_collection``."""
-        await asyncio.to_thread(self.delete_collection)
+    adelete_collection = in_a_thread(delete_collection)
 
     # Reading
 
