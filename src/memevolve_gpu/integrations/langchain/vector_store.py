@@ -16,6 +16,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ...records.filters import always, parse
+from ...types import Filters, JsonObject, Vectors
 from ..documents import in_a_thread
 from .adapter import (
     SearchOptions,
