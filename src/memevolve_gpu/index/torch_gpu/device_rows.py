@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...types import ArrayOrTensor, Device, FloatArray, Metric, Precision, Tensor
+from ...types import Device, FloatArray, Matrix, Metric, Precision, Tensor
 from ..vector_table import VectorTable
 from .runtime import host_tensor, load_torch, sent
 
@@ -89,7 +89,7 @@ class Quantization:
         reach = float(np.abs(far, out=far).max(initial=0.0))
         return longest * self.scale <= self.farthest and reach * self.scale <= 2 * _LARGEST
 
-    def enter(self, vectors: ArrayOrTensor, columns: int, device: Device) -> Tensor:
+    def enter(self, vectors: Matrix, columns: int, device: Device) -> Tensor:
         """``vectors`` float32 (m, dim), on the host or the device already, in this space: float32 (m, columns)."""
         torch = load_torch()
         rows = sent(vectors, device) if isinstance(vectors, np.ndarray) else vectors

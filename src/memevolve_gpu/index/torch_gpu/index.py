@@ -11,18 +11,7 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from ...errors import DeviceError, EngineError
-from ...types import (
-    ArrayOrTensor,
-    Device,
-    DeviceIncident,
-    FloatArray,
-    IndexPlan,
-    IntArray,
-    Metric,
-    Rows,
-    SearchParams,
-    Tensor,
-)
+from ...types import Device, DeviceIncident, FloatArray, IndexPlan, IntArray, Matrix, Metric, Rows, SearchParams, Tensor
 from ...utils.vectors import DeviceQueries, host_queries
 from ..base import Arrays, BuildJob, DeltaRows, Index, part
 from ..bitmap import RowFilter
@@ -113,7 +102,7 @@ class TorchIndex(Index):
         return self._failover.incidents()
 
     def search(
-        self, queries: ArrayOrTensor | DeviceQueries, k: int, params: SearchParams, row_filter: RowFilter | None = None
+        self, queries: Matrix | DeviceQueries, k: int, params: SearchParams, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray]:
         """As :meth:`~memevolve_gpu.index.base.Index.search`; ``queries`` may also lie on a device: DeviceQueries, torch
         tensors, arrays with ``__cuda_array_interface__`` or ``__dlpack__``. They are copied to the host only where it
@@ -126,12 +115,7 @@ class TorchIndex(Index):
         return self._search(tensor, k, params, None if row_filter is None or row_filter.count == self.n else row_filter)
 
     def search_delta(
-        self,
-        newer: DeltaRows,
-        n: int,
-        queries: ArrayOrTensor | DeviceQueries,
-        k: int,
-        row_filter: RowFilter | None = None,
+        self, newer: DeltaRows, n: int, queries: Matrix | DeviceQueries, k: int, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray] | None:
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
         nq, count = int(given.shape[0]), n if row_filter is None else row_filter.count
@@ -154,9 +138,7 @@ class TorchIndex(Index):
             self._delta = DeviceDeltaBuffer(newer, self.metric, self._quantization, self._ready(), self._account, note)
         return self._delta
 
-    def _device_tensor_of(
-        self, queries: ArrayOrTensor, k: int, params: SearchParams, row_filter: RowFilter | None
-    ) -> Tensor:
+    def _device_tensor_of(self, queries: Matrix, k: int, params: SearchParams, row_filter: RowFilter | None) -> Tensor:
         """``queries`` on this index's device, when they lie on a device and this one answers; else None."""
         if isinstance(queries, np.ndarray) or not any(hasattr(queries, name) for name in _ARRAY_PROTOCOLS):
             return None
@@ -287,7 +269,7 @@ class TorchIndex(Index):
     # ------------------------------------------------------------------------------------------------ searching
 
     def _search(
-        self, queries: ArrayOrTensor, k: int, params: SearchParams, row_filter: RowFilter | None
+        self, queries: Matrix, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         want, nq = candidate_width(k, params), len(queries)
         if self.plan.precision == "int8":
@@ -306,7 +288,7 @@ class TorchIndex(Index):
         return self._ask(queries, k, (want, groups), self._lists_to_probe(params), row_filter)
 
     def _ask(
-        self, queries: ArrayOrTensor, k: int, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None
+        self, queries: Matrix, k: int, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         """Results by the device, or by the host where it does not answer. widths: rows to propose, and groups."""
         nq, count = len(queries), self.n if row_filter is None else row_filter.count
@@ -334,7 +316,7 @@ class TorchIndex(Index):
         return 0
 
     def _on_device(
-        self, queries: ArrayOrTensor, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None, batch: int
+        self, queries: Matrix, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None, batch: int
     ) -> tuple[FloatArray | None, IntArray]:
         """Candidates (nq, want); with their distances, nearest first, where float32 rows lie on the device."""
         loaded = self._ready()
@@ -354,7 +336,7 @@ class TorchIndex(Index):
             return loaded.tombstones.rows
         return self._masks.rows(loaded.rows, row_filter)
 
-    def _one(self, search: Search, query: ArrayOrTensor, widths: tuple[int, int]) -> IntArray:
+    def _one(self, search: Search, query: Matrix, widths: tuple[int, int]) -> IntArray:
         rows, probe, want = search.rows, search.probe, widths[0]
         # So that few numbers of candidates are in use.
         some_more = 1 << (want - 1).bit_length(), -(-widths[1] // BLOCK_GROUPS) * BLOCK_GROUPS

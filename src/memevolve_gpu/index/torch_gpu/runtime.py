@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import DeviceError, EngineError, first_line
-from ...types import AnyArray, ArrayOrTensor, Device, Event, FloatArray, Stream, Tensor
+from ...types import AnyArray, Device, Event, FloatArray, Matrix, Stream, Tensor
 from ...utils.forking import call_in_child
 from ...utils.vectors import as_tensor
 from ..device_failover import Cause, lost_devices, mark_lost
@@ -352,7 +352,7 @@ def host_tensor(array: AnyArray) -> Tensor:
     return load_torch().from_numpy(own if own.flags.writeable else own.copy())
 
 
-def device_tensor(queries: ArrayOrTensor, device: Device) -> Tensor:
+def device_tensor(queries: Matrix, device: Device) -> Tensor:
     """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
 
     Accepts numpy arrays and what :func:`~....utils.vectors.as_tensor` accepts.
@@ -415,7 +415,7 @@ class Staging:
 _stagings: dict[str, Staging] = {}
 
 
-def sent(given: ArrayOrTensor, device: Device) -> Tensor:
+def sent(given: Matrix, device: Device) -> Tensor:
     """As :func:`device_tensor`; what lies on the host goes to a GPU through pinned memory."""
     if device.type != "cuda" or not isinstance(given, np.ndarray):
         return device_tensor(given, device)
@@ -430,7 +430,7 @@ def fetched(tensor: Tensor) -> AnyArray:
     return _stagings.setdefault(str(tensor.device), Staging(tensor.device)).fetch(tensor)
 
 
-def settled(tensor: Tensor, given: ArrayOrTensor) -> Tensor:
+def settled(tensor: Tensor, given: Matrix) -> Tensor:
     """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: a conversion ran on the
     engine's own stream, while a float32 tensor of the same device is the given memory."""
     torch = load_torch()

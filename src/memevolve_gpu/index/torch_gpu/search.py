@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...types import ArrayOrTensor, Device, FloatArray, IntArray, Tensor
+from ...types import Device, FloatArray, IntArray, Matrix, Tensor
 from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Queries
 from .kernel_ops import Lists, ListWork, Operations
 from .memory_accounting import SCRATCH, Account
 from .runtime import fetched, host_tensor, load_torch, sent
 
 
-def some(queries: ArrayOrTensor, rows: IntArray) -> ArrayOrTensor:
+def some(queries: Matrix, rows: IntArray) -> Matrix:
     """These rows of the queries, which are an array or a tensor."""
     if isinstance(queries, np.ndarray):
         return np.ascontiguousarray(queries[rows])
@@ -147,7 +147,7 @@ class Search:
 
 
 def found_in_batches(
-    search: Search, queries: ArrayOrTensor, widths: tuple[int, int], batch: int
+    search: Search, queries: Matrix, widths: tuple[int, int], batch: int
 ) -> tuple[FloatArray | None, IntArray]:
     """Candidates (nq, want), at most ``batch`` queries at once, in equal parts; with their distances, nearest first,
     where float32 rows lie on the device. widths as in :func:`propose`.
