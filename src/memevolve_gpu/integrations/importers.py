@@ -87,7 +87,7 @@ class ImportReport:
     """Vectors that were compared bit by bit."""
     seconds: float
 
-    def as_dict(self) -> JsonObject:
+    def as_dict(self) -> dict[str, object]:
         """Return the report as plain JSON values."""
         return asdict(self)
 

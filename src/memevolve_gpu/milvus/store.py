@@ -165,6 +165,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             Whether there is a store.
+
+        Raises:
+            StoreUnavailableError: The server does not answer.
         """
         connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
         try:
@@ -182,6 +185,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             The name; None when there is no store, or the model has no name.
+
+        Raises:
+            StoreUnavailableError: The server does not answer.
         """
         connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
         try:
@@ -313,6 +319,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             False when there is no unit of that id.
+
+        Raises:
+            ConfigurationError: As for :meth:`store`, as all other errors.
         """
         self._refuse(ttl=ttl, expires_at=expires_at)
         session = self._open
@@ -349,6 +358,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             The unit; None when there is none.
+
+        Raises:
+            ConfigurationError: ``ttl`` or ``as_of`` was given.
         """
         self._refuse(ttl=ttl, as_of=as_of)
         return self._open.table.units([unit_id]).get(unit_id) if one_id(unit_id, "retrieve_batch") else None
@@ -367,6 +379,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             The number of units.
+
+        Raises:
+            InvalidFilterError: ``filters`` is malformed.
         """
         return self._open.table.count() if filters is None else sum(1 for _ in self.units(filters))
 
@@ -534,6 +549,11 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             An iterator over the units, with the attribute ``cursor``.
+
+        Raises:
+            ConfigurationError: ``as_of`` was given.
+            InvalidFilterError: ``filters`` is malformed.
+            InvalidQueryError: ``order_by``, ``limit`` or ``after`` cannot be used.
         """
         self._refuse(as_of=as_of)
         parsed, session = parse(filters, self.config.filter_unicode), self._open

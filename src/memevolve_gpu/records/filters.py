@@ -704,6 +704,9 @@ class F:
 
         Returns:
             The filter.
+
+        Raises:
+            InvalidFilterError: ``values`` are not several.
         """
         return self._is("in", listed("values", values, InvalidFilterError))
 
@@ -715,6 +718,9 @@ class F:
 
         Returns:
             The filter.
+
+        Raises:
+            InvalidFilterError: ``values`` are not several.
         """
         return self._is("all", listed("values", values, InvalidFilterError))
 

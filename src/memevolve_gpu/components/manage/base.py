@@ -126,7 +126,7 @@ class HealthMetrics:
     last_operation_time: str
     duplicate_count_is_exact: bool = True
 
-    def as_dict(self) -> JsonObject:
+    def as_dict(self) -> dict[str, object]:
         """Convert the metrics.
 
         Returns:

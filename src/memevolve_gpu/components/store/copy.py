@@ -63,7 +63,7 @@ class CopyReport:
     namespaces: int = 1
     """Namespaces that were copied, that of the source included."""
 
-    def as_dict(self) -> JsonObject:
+    def as_dict(self) -> dict[str, object]:
         """Return the report as plain JSON values."""
         return asdict(self)
 
@@ -235,7 +235,7 @@ class _Copy:
             done += len(page)
             self.progress(stage, min(1.0, done / total))
 
-    def verify(self) -> JsonObject:
+    def verify(self) -> dict[str, int]:
         """Compare the target with the source: every id and unit, the count, and the vectors of a sample."""
         self.target.refresh()
         count = 0

@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ...errors import InvalidFilterError, InvalidQueryError
 from ...records.filters import lookup, path_of
-from ...types import DoubleArray, JsonObject
+from ...types import DoubleArray
 from ...utils.arguments import real_number, shown, whole_number
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import micros_of
@@ -156,7 +156,7 @@ class Ranking:
         return None if self.importance is None else path_of(self.importance)
 
     @property
-    def options(self) -> JsonObject:
+    def options(self) -> dict[str, Any]:
         """The arguments of a search that mean this ranking."""
         return {"recency": self.recency, "importance": self.importance, "weights": self.weights}
 

@@ -381,6 +381,9 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
         Returns:
             The number of units.
+
+        Raises:
+            InvalidFilterError: ``filters`` is malformed.
         """
         if filters is None:
             return self._open.records.count(ns=self._key)
@@ -530,6 +533,9 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
         Returns:
             The findings, each with ``code``, ``message`` and ``fixed``; empty for a sound store.
+
+        Raises:
+            ConfigurationError: This is a view of one namespace.
         """
         return self._whole("check").check(switch("fix", fix))
 
