@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import ConfigurationError, EmbeddingError, InvalidQueryError, MemEvolveError
+from ..types import Json
 
 T = TypeVar("T")
 _SHOWN = 60
@@ -93,7 +94,7 @@ def change(name: str, value: object) -> int | None:
     return None if value is None else min(whole_number(name, value, least=0), 2**62)
 
 
-def path_text(name: str, value: object) -> str:
+def path_text(name: str, value: Any) -> str:
     """The value as the text of a path that the system can look at; else ConfigurationError, naming ``name``."""
     try:
         text = os.fspath(value)
@@ -140,7 +141,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def mapping(name: str, value: object, error: type[MemEvolveError] = InvalidQueryError) -> Mapping[str, object]:
+def mapping(name: str, value: object, error: type[MemEvolveError] = InvalidQueryError) -> Mapping[str, Json]:
     """The value, once it is known to be a mapping; else ``error``, naming ``name``."""
     if isinstance(value, Mapping):
         return value

@@ -220,7 +220,7 @@ def _usable(file: object) -> Any:
 class _Found(NamedTuple):
     """A value, the name it was given under, and where that was."""
 
-    value: object
+    value: Any
     name: str
     place: str
 

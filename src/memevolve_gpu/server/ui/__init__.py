@@ -44,7 +44,7 @@ def router(store_of: Callable[[Request], StorageBackend]) -> APIRouter:
     made = APIRouter(include_in_schema=False)
     _add_files(made)
 
-    def read_from(store: Annotated[StorageBackend, Depends(store_of)], namespace: Space = "") -> Any:
+    def read_from(store: Annotated[StorageBackend, Depends(store_of)], namespace: Space = "") -> StorageBackend:
         path = namespace_path(namespace)
         return store.namespace(*path) if path else store
 
@@ -77,10 +77,10 @@ def _add_files(made: APIRouter) -> None:
         return answer(name)
 
 
-def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
+def _add_views(made: APIRouter, read_from: Callable[..., StorageBackend]) -> None:
     @made.get("/ui/api/map")
     def memory_map(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         count: Annotated[int, Query(ge=1, le=views.MOST_POINTS)] = 1000,
         clusters: Annotated[int, Query(ge=1, le=10)] = 8,
     ) -> JsonObject:
@@ -88,7 +88,7 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
 
     @made.get("/ui/api/neighbours")
     def neighbours(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         unit_id: Annotated[str, Query(alias="id")],
         count: Annotated[int, Query(ge=1, le=50)] = 8,
     ) -> JsonObject:
@@ -96,7 +96,7 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
 
     @made.get("/ui/api/pairs")
     def pairs(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         threshold: Annotated[float, Query(gt=0, le=1)] = 0.9,
         count: Annotated[int, Query(ge=2, le=views.MOST_COMPARED)] = 2000,
     ) -> JsonObject:
@@ -104,7 +104,7 @@ def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
 
     @made.get("/ui/api/why")
     def why(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         query: str,
         ids: Annotated[list[str], Query(alias="id", max_length=views.MOST_EXPLAINED)],
     ) -> JsonObject:

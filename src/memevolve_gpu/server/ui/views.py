@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from ...components.manage.meaning import compare, meaning_of
 from ...components.manage.meaning_words import FILLERS
 from ...components.manage.near_duplicates import near_groups
+from ...components.store.base import StorageBackend
 from ...components.store.units import unit_to_text
 from ...records.tokenizer import Words, terms_of, words_of
 from ...types import IntArray, JsonObject, MemoryUnit
@@ -29,7 +29,7 @@ _BEGINNINGS = 8
 _ROUNDS = 25
 
 
-def memory_map(store: Any, count: int, clusters: int) -> JsonObject:
+def memory_map(store: StorageBackend, count: int, clusters: int) -> JsonObject:
     """Place a sample of the units on a plane by the two directions in which their vectors differ most.
 
     Returns ``points`` with x and y in -1..1, ``clusters`` by k-means with the words that mark each, and ``shown``, the
@@ -104,7 +104,7 @@ def _tells(word: str) -> bool:
     return len(word) > 2 and word not in FILLERS["en"]
 
 
-def neighbours(store: Any, unit_id: str, count: int) -> list[JsonObject]:
+def neighbours(store: StorageBackend, unit_id: str, count: int) -> list[JsonObject]:
     """The units nearest to a unit, with their cosines; none where there is no such unit."""
     own = store.vectors_of([unit_id]).get(unit_id)
     if own is None:
@@ -120,15 +120,15 @@ def neighbours(store: Any, unit_id: str, count: int) -> list[JsonObject]:
     return sorted(found, key=lambda one: -one["cosine"])
 
 
-def near_pairs(store: Any, threshold: float, count: int) -> JsonObject:
+def near_pairs(store: StorageBackend, threshold: float, count: int) -> JsonObject:
     """Pairs of near units among the newest ``count``, each with what differs, most urgent first.
 
     ``kind`` is what deduplication decides by the texts: ``conflict`` (one statement with another value or sense, which
     a cosine hardly sees), ``same``, or ``different``; ``reason`` says why.
     """
     total = store.count()
-    newest = {"order_by": "-metadata.created_at", "limit": count}
-    only = None if total <= count else [unit["id"] for unit in store.units(**newest)]
+    newest = store.units(order_by="-metadata.created_at", limit=count) if total > count else None
+    only = None if newest is None else [unit["id"] for unit in newest]
     found = [(group[0], other) for group in near_groups(store, threshold, only=only) for other in group[1:]]
     listed = found[:MOST_JUDGED]
     ids = [name for pair in listed for name in pair]
@@ -155,7 +155,7 @@ def _difference(a: MemoryUnit, b: MemoryUnit) -> JsonObject:
     return {"kind": verdict.kind, "reason": verdict.reason.replace("#", ""), "only": only}  # "#" marks a number
 
 
-def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, JsonObject]:
+def why(store: StorageBackend, query: str, ids: Sequence[str]) -> dict[str, JsonObject]:
     """For each unit its cosine with the query, its BM25 score (None if not among the best), and the common words.
 
     A word of the query is common when the unit holds it in any form, as for the keyword index.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ..config import may_download
 from .local import INSTALL, hush, model_errors, onnx_file
+
+if TYPE_CHECKING:
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
 
 _LOCAL = "memevolve-gpu"
 
@@ -42,7 +45,7 @@ class CrossEncoder:
             self._folder = str(onnx_file(path).parent)
         self._name = names[0]
         self._lock = threading.RLock()
-        self._loaded: Any = None
+        self._loaded: TextCrossEncoder | None = None
 
     def __call__(self, query: str, texts: Sequence[str]) -> list[float]:
         """Return a number for each text, larger for a better match.
@@ -65,7 +68,7 @@ class CrossEncoder:
             except model_errors() as error:
                 raise EmbeddingError(f"cross-encoder {self._model!r} failed: {error}") from error
 
-    def _load(self) -> Any:
+    def _load(self) -> TextCrossEncoder:
         local = self._folder is not None or not may_download()
         hush()
         try:
@@ -83,7 +86,7 @@ def _existing(model: str) -> Path | None:
         return None
 
 
-def _fastembed() -> Any:
+def _fastembed() -> type[TextCrossEncoder]:
     try:
         from fastembed.rerank.cross_encoder import TextCrossEncoder
     except (ImportError, OSError) as error:
@@ -91,7 +94,7 @@ def _fastembed() -> Any:
     return TextCrossEncoder
 
 
-def _registered(encoder: object, file: Path) -> str:
+def _registered(encoder: type[TextCrossEncoder], file: Path) -> str:
     """Tell fastembed of an ONNX file; return the name it has there."""
     from fastembed.common.model_description import ModelSource
 
