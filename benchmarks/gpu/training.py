@@ -70,10 +70,9 @@ def by_faiss_gpu(vectors: FloatArray, count: int, setting: Setting) -> FloatArra
     from memevolve_gpu.index.faiss_gpu.resources import resources_of
 
     owner = resources_of(setting.device)
-    with owner.building("measuring", 0, keep=False) as (resources, held):
-        config = owner.config("GpuIndexFlatConfig")
-        held.append(owner.faiss.GpuIndexFlatL2(resources, vectors.shape[1], config))
-        return _clustered_by(owner.faiss, vectors, count, setting, held[0])
+    with owner.building("measuring", 0, keep=False) as handle:
+        handle.make("GpuIndexFlat", vectors.shape[1], owner.faiss.METRIC_L2)
+        return _clustered_by(owner.faiss, vectors, count, setting, handle.engine)
 
 
 def by_faiss_cpu(vectors: FloatArray, count: int, setting: Setting) -> FloatArray:

@@ -27,7 +27,6 @@ CODE = 1 << 16
 """Bytes that a kernel's code takes when it is first launched."""
 FIELDS: dict[str, dict[str, Any]] = {
     "GpuIndexFlatConfig": {"useFloat16": False, "storeTransposed": False},
-    "GpuIndexIVFFlatConfig": {"indicesOptions": 3, "interleavedLayout": True, "allowCpuCoarseQuantizer": False},
     "GpuIndexIVFScalarQuantizerConfig": {
         "indicesOptions": 3,
         "interleavedLayout": True,
@@ -140,8 +139,7 @@ def _classes(card: Card) -> list[type]:
     return [
         type("StandardGpuResources", (_Resources,), on),
         type("GpuIndexFlat", (_Flat,), on),
-        type("GpuIndexIVFFlat", (_Lists,), on | {"kind": faiss.IndexIVFFlat}),
-        type("GpuIndexIVFScalarQuantizer", (_Lists,), on | {"kind": faiss.IndexIVFScalarQuantizer}),
+        type("GpuIndexIVFScalarQuantizer", (_Lists,), on),
     ]
 
 
@@ -283,11 +281,10 @@ class _Flat(faiss.IndexFlat):  # type: ignore[misc]  # faiss is Any here
 
 class _Lists:
     card: Card
-    kind: type
 
     def __init__(self, resources: Any, index: Any, config: Any) -> None:
         _check_arguments(type(self).__name__, resources, config)
-        if type(index).__name__ != self.kind.__name__:
+        if type(index).__name__ != "IndexIVFScalarQuantizer":
             raise TypeError(f"Wrong number or type of arguments: {type(index).__name__}")
         self.this = _Handle()
         self._indices = config.indicesOptions

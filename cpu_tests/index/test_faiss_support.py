@@ -16,6 +16,7 @@ import pytest
 from memevolve_gpu.errors import EngineError
 from memevolve_gpu.index import faiss_support
 from memevolve_gpu.index.faiss_support import after_fork, load_faiss, one_thread, translate_error
+from memevolve_gpu.types import FAISS_FOR_GPUS
 
 
 def distribution(version: str, *files: str) -> Any:
@@ -80,12 +81,13 @@ def test_missing(installed: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> 
     assert load_faiss().__name__ == "faiss", "a failure is not remembered"
 
 
-def test_two_distributions_over_each_other(installed: dict[str, Any]) -> None:
-    installed["faiss-gpu-cu12"] = distribution("1.14.0", "faiss/__init__.py")
+@pytest.mark.parametrize("name", FAISS_FOR_GPUS)
+def test_two_distributions_over_each_other(name: str, installed: dict[str, Any]) -> None:
+    installed[name] = distribution("1.14.0", "faiss/__init__.py")
     message = refusal()
-    assert "faiss-cpu 1.15.1, faiss-gpu-cu12 1.14.0" in message
-    assert "pip uninstall -y faiss-cpu faiss-gpu-cu12" in message
-    del installed["faiss-gpu-cu12"]
+    assert f"faiss-cpu 1.15.1, {name} 1.14.0" in message
+    assert f"pip uninstall -y faiss-cpu {name}" in message
+    del installed[name]
     load_faiss()
 
 

@@ -31,10 +31,13 @@ __all__ = [
     "SearchParams",
 ]
 
-Json: TypeAlias = Any
-"""A JSON value of a unit, a filter or a file: None, a bool, a number, a text, or a list or an object of them."""
-JsonObject = dict[str, Json]
-MemoryUnit = JsonObject
+FAISS_FOR_GPUS = (
+    *("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
+    *("faiss-gpu-cu12-cuvs", "faiss-gpu-cu13-cuvs", "faiss-cuda"),
+)
+"""Distributions of faiss with GPU indexes; each installs the folder ``faiss``."""
+
+MemoryUnit = dict[str, Any]
 """A JSON object with ``id``, ``type``, ``content``, ``tags`` and ``metadata``; other keys are kept as they are."""
 Filters = Mapping[str, object]
 """Conditions on units, such as ``{"type": "skill"}`` or ``{"metadata.score": {"gte": 0.5}}``."""

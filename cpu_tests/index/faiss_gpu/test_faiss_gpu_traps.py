@@ -292,7 +292,7 @@ def test_the_stand_in_is_as_strict_as_faiss(card: Card) -> None:
         with pytest.raises(AttributeError, match=name):
             getattr(index, name)
     with pytest.raises(TypeError, match="Wrong number or type"):
-        faiss.GpuIndexFlat(resources, 4, faiss.METRIC_L2, faiss.GpuIndexIVFFlatConfig())
+        faiss.GpuIndexFlat(resources, 4, faiss.METRIC_L2, faiss.GpuIndexIVFScalarQuantizerConfig())
     with pytest.raises(Ended):
         resources.setPinnedMemory(0)
     config.device = 1

@@ -29,7 +29,7 @@ from memevolve_gpu.index.torch_gpu.device_rows import (
 from memevolve_gpu.index.torch_gpu.kernel_ops import Lists, ListWork, Many, Operations, best_columns, many_shapes
 from memevolve_gpu.index.torch_gpu.memory_accounting import Account
 from memevolve_gpu.index.torch_gpu.search import Probe, propose
-from memevolve_gpu.types import Metric, SearchParams
+from memevolve_gpu.types import Metric, Precision, SearchParams
 
 SEED = 20_260_404
 
@@ -403,19 +403,33 @@ def test_what_travels_goes_through_two_pinned_buffers_that_are_reused(torch: Any
     assert waited[6:] == ["waited", "pinned 131072"]
 
 
-def test_rows_are_uploaded_through_pinned_memory(card: Account, monkeypatch: pytest.MonkeyPatch, torch: Any) -> None:
-    """Rows of both passes of a build of lists, and the sample that trains them: none of them pageable."""
-    sent: list[tuple[int, ...]] = []
-    real = runtime.sent
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_rows_are_uploaded_through_pinned_memory(
+    precision: Precision, card: Account, monkeypatch: pytest.MonkeyPatch, torch: Any
+) -> None:
+    """Rows of both passes of a build of lists, and the sample that trains them; int8 rows are made on the device.
+
+    What is pageable is small: the centre in each block, the list of each row once, and the places of the lists.
+    """
+    pinned, pageable = [0], [0]
+    real, plain = runtime.sent, runtime.host_tensor
 
     def noted(given: Any, device: Any) -> Any:
-        sent.append(given.shape)
+        pinned[0] += given.nbytes
+        pageable[0] -= given.nbytes  # here it is made a tensor by the same function
         return real(given, device)
 
+    def host_tensor(array: Any) -> Any:
+        pageable[0] += array.nbytes
+        return plain(array)
+
+    for module in (device_rows, upload, ivf, runtime):
+        monkeypatch.setattr(module, "host_tensor", host_tensor, raising=False)
     for module in (device_rows, upload):
         monkeypatch.setattr(module, "sent", noted)
-    on_card("ivf", some(1, 3000, 48), float32_rows=True)
-    assert sum(shape[0] for shape in sent if shape[1:] == (48,)) >= 2 * 3000 + 2048
+    index = on_card("ivf", some(1, 3000, 48), precision=precision)
+    assert pinned[0] == (2 * 3000 + 2048 + 2 * index.nlist) * 48 * 4
+    assert pageable[0] <= 3000 * 4 + 64 * index.nlist + 20 * 48 * 4
 
 
 class Launches:

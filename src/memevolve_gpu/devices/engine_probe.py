@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Literal
 
+from ..types import FAISS_FOR_GPUS
 from ..utils.forking import renew_in_child
 from .subprocess_query import Answer, run_subprocess
 
@@ -21,11 +22,6 @@ ENGINES: tuple[Literal["torch", "faiss"], ...] = ("torch", "faiss")
 
 TIMEOUT = 120.0
 """Seconds; a first import of torch from a cold disk takes tens of them."""
-
-_FAISS_FOR_GPUS = (
-    *("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
-    *("faiss-gpu-cu12-cuvs", "faiss-gpu-cu13-cuvs", "faiss-cuda"),
-)
 
 _TORCH = """
 import sys, torch
@@ -107,7 +103,7 @@ def installed(engine: str) -> str:
         return "" if hasattr(loaded, "StandardGpuResources") else "this faiss was built without GPU support"
     if importlib.util.find_spec("faiss") is None:
         return "faiss is not installed"
-    only_cpu = _version("faiss-cpu") and not any(map(_version, _FAISS_FOR_GPUS))
+    only_cpu = _version("faiss-cpu") and not any(map(_version, FAISS_FOR_GPUS))
     return "this faiss was built without GPU support" if only_cpu else ""
 
 

@@ -22,6 +22,38 @@ _FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 15.0, 600.0
 _MAX_INCIDENTS = 64
 _NO_MEMORY = ("out-of-memory", "limit")
 
+_STICKY = (
+    "illegal",
+    "misaligned",
+    "unspecified launch failure",
+    "device-side assert",
+    "ecc error",
+    "uncorrectable",
+    "lost",
+    "hardware stack",
+    "unrecoverable",
+    "launch timed out",
+    "invalid program counter",
+    "shared address space",
+    "context is destroyed",
+    "unknown error",
+)
+"""Words of sticky CUDA errors, after which nothing works on the device until the process ends."""
+_TRANSIENT = (
+    "captur",
+    "invalid argument",
+    "invalid configuration",
+    "invalid device function",
+    "no kernel image",
+    "busy or unavailable",
+    "not supported",
+    "too many resources",
+    "initialization error",
+)
+"""Words of CUDA errors after which the device still works."""
+_FULL = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "alloc_failed", "not_initialized")
+"""cuBLAS reports the last two when it finds no memory for its own buffers."""
+
 _lost: dict[str, str] = {}
 
 
@@ -33,6 +65,22 @@ def lost_devices() -> dict[str, str]:
 def mark_lost(device: str, reason: str) -> None:
     """Keep every index of this process off ``device`` until restart: CUDA refuses all calls after a sticky error."""
     _lost.setdefault(device, reason)
+
+
+def cause_of(error: BaseException) -> Cause | None:
+    """The cause that an exception of an engine or of a kernel names; None when it is not about the device."""
+    if isinstance(error, DeviceError):
+        return error.cause
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in _FULL):
+        return "out-of-memory"
+    if any(word in text for word in _STICKY) and "cuda" in text:
+        return "device-lost"
+    if any(word in text for word in _TRANSIENT):
+        return "device-error"
+    if type(error).__name__ == "AcceleratorError" or text.startswith("cuda error"):
+        return "device-lost"
+    return "device-error" if isinstance(error, RuntimeError) else None
 
 
 class BusyError(DeviceError):

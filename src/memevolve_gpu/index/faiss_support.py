@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from ..errors import EngineError, first_line
+from ..types import FAISS_FOR_GPUS
 from ..utils.forking import call_in_child
 
-_DISTRIBUTIONS = ("faiss", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs")
+_DISTRIBUTIONS = ("faiss", "faiss-cpu", *FAISS_FOR_GPUS)
 _NEEDED = (
     "IDSelectorAll",
     "IDSelectorArray",

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...errors import DeviceError
-from ...types import DeviceIncident, FaissObject, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
+from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
 from ..base import Arrays, BuildJob, Index
 from ..bitmap import RowFilter
 from ..device_failover import DeviceFailover
@@ -164,13 +164,10 @@ class FaissGpuFlatIndex(FaissGpuIndex):
         if not table.n:
             return None
         gpu_resources, size = resources_of(device), flat_bytes(table.n, table.dim, self._half)
-        with gpu_resources.building("loading vectors", size, keep=True) as (resources, held):
-            config: FaissObject = gpu_resources.config("GpuIndexFlatConfig")
-            config.useFloat16 = self._half
-            kind = metric_of(gpu_resources.faiss, table.metric)
-            held.append(gpu_resources.made("GpuIndexFlat", resources, table.dim, kind, config))
-            held[0].add(np.ascontiguousarray(vectors))
-        return GpuIndexHandle(gpu_resources, held, size)
+        kind = metric_of(gpu_resources.faiss, table.metric)
+        with gpu_resources.building("loading vectors", size, keep=True) as handle:
+            handle.make("GpuIndexFlat", table.dim, kind, useFloat16=self._half).add(np.ascontiguousarray(vectors))
+        return handle
 
     def _search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None

@@ -10,21 +10,19 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
 from ...types import FaissIndex, FaissObject
 from ...utils.forking import call_in_child
-from ..device_failover import BusyError, mark_lost
+from ..device_failover import BusyError, cause_of, mark_lost
 from ..faiss_support import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
 
 FreeBytes = Callable[[int], "int | None"]
 """Free bytes of the GPU with this number; None where unknown."""
 
-_OUT_OF_MEMORY = ("out of memory", "bad_alloc", "memoryallocation", "cublas_status_alloc_failed")
-_STICKY = ("cuda", "cublas", "illegal", "launch failure", "device-side", "unspecified")
-"""Looked for after those: a sticky error makes allocations fail as well, and faiss reports both in one form."""
-_NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFFlat", "GpuIndexIVFScalarQuantizer")
+_NEEDED = ("StandardGpuResources", "GpuIndexFlat", "GpuIndexIVFScalarQuantizer")
 _BUSY_POLL_S = 0.1
 """Seconds that a search waits for a device on which another thread builds."""
 
@@ -81,9 +79,9 @@ class GpuResources:
         self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
         self.lost: DeviceError | None = None
         self._lock = threading.RLock()
-        self._resources: FaissObject | None = None
-        self._residents: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
-        self._retired: deque[list[FaissIndex]] = deque()
+        self.resources: Any = None
+        self._handles: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
+        self._retired: deque[list[Any]] = deque()
         self._building = 0
         self._seen_shapes: set[Hashable] = set()
 
@@ -93,8 +91,8 @@ class GpuResources:
             raise DeviceError(str(self.lost), self.lost.cause)
 
     @contextmanager
-    def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[FaissObject]:
-        """Yield the resources under the device's lock, after ``needed`` bytes were found to be free.
+    def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[None]:
+        """Hold the device's lock, with its resources set up, after ``needed`` bytes were found to be free.
 
         Raises:
             BusyError: another thread builds there, and ``waits`` is False.
@@ -107,10 +105,10 @@ class GpuResources:
         try:
             self.check()
             self._free_retired()
-            self._require(doing, needed + (TEMPORARY_BYTES + CODE_BYTES if self._resources is None else 0))
-            if self._resources is None:
-                self._resources = _resources(self.faiss, self.number)
-            yield self._resources
+            self._require(doing, needed + (TEMPORARY_BYTES + CODE_BYTES if self.resources is None else 0))
+            if self.resources is None:
+                self.resources = _resources(self.faiss, self.number)
+            yield
         except MemEvolveError:  # a progress callback may end a build
             raise
         except (RuntimeError, MemoryError) as error:
@@ -131,46 +129,20 @@ class GpuResources:
             self._seen_shapes.add(shape)
 
     @contextmanager
-    def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[tuple[FaissObject, list[FaissIndex]]]:
-        """As :meth:`using`, with a list for the indexes that are made: emptied under the lock unless the block succeeds
-        and ``keep`` is set. No other reference to them may exist, or they would be freed outside the lock."""
-        held: list[FaissIndex] = []
-        with self.using(doing, needed + CODE_BYTES) as resources:
-            kept = False
+    def building(self, doing: str, needed: int, *, keep: bool) -> Iterator[GpuIndexHandle]:
+        """As :meth:`using`, with a handle for an index of ``needed`` bytes, which is freed under the lock unless the
+        block succeeds and ``keep`` is set."""
+        with self.using(doing, needed + CODE_BYTES):
+            handle, kept = GpuIndexHandle(self, needed), False
+            self._handles.add(handle)
             self._building += 1
             try:
-                yield resources, held
+                yield handle
                 kept = keep
             finally:
                 self._building -= 1
                 if not kept:
-                    self._retired.append(held)
-
-    def made(self, name: str, *arguments: object) -> FaissIndex:
-        """A new index of faiss' class ``name``. Its Python part keeps an argument of the constructor for as long as it
-        lives; that may be the index whose rows were just copied to the device, so it is taken away."""
-        index = getattr(self.faiss, name)(*arguments)
-        index.referenced_objects = []
-        return index
-
-    def config(self, name: str) -> FaissObject:
-        """The configuration ``name`` of faiss for this device, without cuVS."""
-        config = getattr(self.faiss, name)()
-        config.device, config.use_cuvs = self.number, False
-        return config
-
-    def allocated(self) -> int:
-        """Bytes that faiss says it holds on this device for this process, temporary memory included."""
-        with self._lock:
-            if self._resources is None or self.lost is not None:
-                return 0
-            kinds = self._resources.getMemoryInfo().get(self.number, {})
-            return sum(int(size) for _, size in kinds.values())
-
-    def adopt(self, handle: GpuIndexHandle) -> None:
-        """Register an index, so that it can be given up after a fork."""
-        with self._lock:
-            self._residents.add(handle)
+                    self._retired.append(handle.held)
 
     def retire(self, held: list[FaissIndex]) -> None:
         """Free the indexes in ``held``: at once where the lock is free, else when it is next taken."""
@@ -184,10 +156,10 @@ class GpuResources:
     def give_up(self, error: DeviceError) -> None:
         """Never call the device again. Its memory is not freed: that would be a call to a lost device."""
         self.lost = DeviceError(str(error), error.cause)  # without the frames, and thus the vectors, of the caller
-        for handle in list(self._residents):
-            handle.engine.this.disown()
-        if self._resources is not None:
-            self._resources.this.disown()
+        for engine in (engine for handle in list(self._handles) for engine in handle.held):
+            engine.this.disown()
+        if self.resources is not None:
+            self.resources.this.disown()
 
     def after_fork(self) -> None:
         """In a child: the parent's CUDA context does not exist, and a thread that does not exist may hold the lock."""
@@ -212,11 +184,12 @@ class GpuResources:
             )
 
     def _refused(self, error: BaseException, doing: str) -> DeviceError:
-        text = str(error).lower()
+        """Any other error of CUDA inside faiss counts as one after which nothing works there."""
+        cause, text = cause_of(error), str(error).lower()
         message = f"faiss failed on {self.name} while {doing}: {_first_line(error)}"
-        if isinstance(error, MemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+        if cause == "out-of-memory":
             return DeviceError(f"{message}; free memory on the device or lower precision", "out-of-memory")
-        if any(sign in text for sign in _STICKY):
+        if cause == "device-lost" or "cuda" in text or "cublas" in text:
             mark_lost(self.name, message)
             refusal = DeviceError(f"{message}; restart this process to use the device again", "device-lost")
             self.give_up(refusal)
@@ -225,20 +198,36 @@ class GpuResources:
 
 
 class GpuIndexHandle:
-    """An index on a device. Its resources free it when this object is collected, in whatever thread."""
+    """An index on a device, ``nbytes`` there. Its resources free it when this object is collected, in any thread.
 
-    def __init__(self, gpu_resources: GpuResources, held: list[FaissIndex], nbytes: int) -> None:
-        """``held`` is the list of :meth:`GpuResources.building` with the index; ``nbytes`` what it takes on the
-        device."""
-        self.gpu_resources, self.nbytes, self._held = gpu_resources, nbytes, held
-        gpu_resources.adopt(self)
-        weakref.finalize(self, gpu_resources.retire, held)
+    It is freed under their lock, when they empty ``held``, the list that holds it: a second reference would free it
+    elsewhere, so keep none.
+    """
+
+    def __init__(self, gpu_resources: GpuResources, nbytes: int) -> None:
+        self.gpu_resources, self.nbytes = gpu_resources, nbytes
+        self.held: list[Any] = []
+        weakref.finalize(self, gpu_resources.retire, self.held)
 
     @property
-    def engine(self) -> FaissIndex:
-        """The index. It is freed when the resources empty the list that holds it, under their lock: a second reference
-        would free it elsewhere, so keep none."""
-        return self._held[0]
+    def engine(self) -> Any:
+        """The index."""
+        return self.held[0]
+
+    def make(self, name: str, *arguments: Any, **fields: Any) -> Any:
+        """Make the index, of faiss' class ``name`` without cuVS; ``fields`` of its configuration. Under the lock.
+
+        Its Python part keeps arguments of the constructor for as long as it lives; one may be the index whose rows were
+        just copied to the device, so they are taken away.
+        """
+        faiss = self.gpu_resources.faiss
+        config = getattr(faiss, f"{name}Config")()
+        config.device, config.use_cuvs = self.gpu_resources.number, False
+        for field, value in fields.items():
+            setattr(config, field, value)
+        self.held.append(getattr(faiss, name)(self.gpu_resources.resources, *arguments, config))
+        self.engine.referenced_objects = []
+        return self.engine
 
 
 def _resources(faiss: ModuleType, number: int) -> FaissObject:

@@ -9,7 +9,8 @@ from types import ModuleType
 from ...errors import first_line
 from ...types import Device, Stream, Tensor
 from ...utils.lru import LruCache
-from .runtime import cause_of, load_torch
+from ..device_failover import cause_of
+from .runtime import load_torch
 
 _KEPT = 4
 _COUNTED = 64

@@ -11,9 +11,10 @@ from ...errors import DeviceError, first_line
 from ...types import FloatArray, IntArray, Metric, Tensor
 from ..base import DeltaRows
 from ..bitmap import RowFilter
+from ..device_failover import cause_of
 from .device_rows import GROUP, DeviceRows, Quantization, padded_columns, padded_groups
 from .memory_accounting import Account, resident_bytes
-from .runtime import cause_of, host_tensor, load_torch, sent
+from .runtime import host_tensor, load_torch, sent
 from .search import LEAST_CANDIDATES, SPARE_GROUPS, Search, columns, found_in_batches
 from .upload import DeviceIndex
 

@@ -25,39 +25,7 @@ from ...errors import DeviceError, EngineError, first_line
 from ...types import AnyArray, Device, Event, FloatArray, Matrix, Stream, Tensor
 from ...utils.forking import call_in_child
 from ...utils.vectors import as_tensor
-from ..device_failover import Cause, lost_devices, mark_lost
-
-_STICKY = (
-    "illegal",
-    "misaligned",
-    "unspecified launch failure",
-    "device-side assert",
-    "ecc error",
-    "uncorrectable",
-    "lost",
-    "hardware stack",
-    "unrecoverable",
-    "launch timed out",
-    "invalid program counter",
-    "shared address space",
-    "context is destroyed",
-    "unknown error",
-)
-"""Words of sticky CUDA errors, after which nothing works on the device until the process ends."""
-_TRANSIENT = (
-    "captur",
-    "invalid argument",
-    "invalid configuration",
-    "invalid device function",
-    "no kernel image",
-    "busy or unavailable",
-    "not supported",
-    "too many resources",
-    "initialization error",
-)
-"""Words of CUDA errors after which the device still works."""
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not_initialized")
-"""cuBLAS reports the last two when it finds no memory for its own buffers."""
+from ..device_failover import cause_of, lost_devices, mark_lost
 
 
 def kernel_errors() -> tuple[type[BaseException], ...]:
@@ -76,22 +44,6 @@ def device_errors() -> tuple[type[BaseException], ...]:
     its own for calls that it deferred until then."""
     late = getattr(getattr(sys.modules.get("torch"), "cuda", None), "DeferredCudaCallError", RuntimeError)
     return (RuntimeError, MemoryError, AssertionError, late)
-
-
-def cause_of(error: BaseException) -> Cause | None:
-    """The cause that an exception of torch or of a kernel names; None when it is not about the device."""
-    if isinstance(error, DeviceError):
-        return error.cause
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or any(w in text for w in _NO_MEMORY):
-        return "out-of-memory"
-    if any(word in text for word in _STICKY) and "cuda" in text:
-        return "device-lost"
-    if any(word in text for word in _TRANSIENT):
-        return "device-error"
-    if type(error).__name__ == "AcceleratorError" or text.startswith("cuda error"):
-        return "device-lost"
-    return "device-error" if isinstance(error, RuntimeError) else None
 
 
 _LOCK_TIMEOUT_S = 20.0
