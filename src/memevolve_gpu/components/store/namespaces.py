@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
+from typing import Any
 
 from ...errors import InvalidUnitError
 from ...utils.arguments import real_number, shown
@@ -95,12 +96,18 @@ def moments(
     ttl: object, expires_at: object, now: float, count: int, default: float | None = None
 ) -> list[float | None]:
     """As :func:`expiry_of` for each of ``count`` units; ``ttl`` and ``expires_at`` may be lists with one value each."""
+    if _is_one(ttl) and _is_one(expires_at):
+        return [expiry_of(ttl, expires_at, now, default)] * count
     both = [_each("ttl", ttl, count), _each("expires_at", expires_at, count)]
     return [expiry_of(one, moment, now, default) for one, moment in zip(*both, strict=True)]
 
 
-def _each(name: str, value: object, count: int) -> Sequence[object]:
-    if value is None or isinstance(value, (numbers.Real, datetime, timedelta, str, bytes)):
+def _is_one(value: Any) -> bool:
+    return value is None or isinstance(value, (numbers.Real, datetime, timedelta, str, bytes))
+
+
+def _each(name: str, value: Any, count: int) -> Sequence[Any]:
+    if _is_one(value):
         return [value] * count
     if not isinstance(value, Sequence) or len(value) != count:
         raise InvalidUnitError(f"{name} must be one value, or a list of {count}, one for each unit, got {shown(value)}")

@@ -286,9 +286,10 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         given = plain_unit(with_id(unit, unit_id))
         text = unit_to_text(given)
         seen = session.records.get_with_json(unit_id, ns=self._key)
-        before = {} if seen is None else seen[1]
+        before: MemoryUnit = {} if seen is None else seen[1]
         made = encoded(self._updated_metadata(given, before))
-        must_embed, vector = seen is not None and unit_to_text(before) != text, None
+        vector: FloatArray | None = None
+        must_embed = seen is not None and unit_to_text(before) != text
         while True:
             if must_embed:  # outside the lock: it may take seconds, and the unit may change meanwhile
                 vector = session.embedder.embed(text_to_embed(given))
