@@ -9,21 +9,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timezone
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-
 from ..components.store.base import StorageBackend
-from ..types import Filters, FloatArray, Json, JsonObject, MemoryUnit, Vectors
+from ..types import Filters, Json, JsonObject, MemoryUnit, Vectors
 
 NOTHING: JsonObject = {"or": []}
 """The filter that no unit matches."""
 
 STAMPS = ("created_at", "updated_at")
-
-_PAGE = 1000
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -92,13 +88,3 @@ def nearest(
     backend.record_access(list(units))
     pairs = zip(ids[0], distances[0].tolist(), strict=True)
     return [(units[unit_id], distance) for unit_id, distance in pairs if unit_id is not None and unit_id in units]
-
-
-def with_vectors(
-    backend: StorageBackend, units: Iterator[MemoryUnit] | Sequence[MemoryUnit]
-) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-    """Each unit with its vector, float32 (dim,), a thousand at a time."""
-    left = iter(units)
-    while page := [unit for _, unit in zip(range(_PAGE), left, strict=False)]:
-        vectors = backend.vectors_of([unit["id"] for unit in page])
-        yield from ((unit, np.asarray(vectors[unit["id"]])) for unit in page if unit["id"] in vectors)

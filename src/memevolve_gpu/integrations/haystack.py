@@ -22,6 +22,7 @@ except ImportError as error:
 
 from ..components.retrieve.strategies import Ranked, reciprocal_ranks
 from ..components.store import VectorStore
+from ..components.store.foreign import with_vectors
 from ..components.store.ranking import score_of
 from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..records.filters import always, parse
@@ -38,7 +39,6 @@ from .documents import (
     path,
     placeholder,
     stamps_in,
-    with_vectors,
 )
 
 __all__ = [
@@ -391,7 +391,7 @@ class MemEvolveDocumentStore:
 
     def _documents(self, scores: Mapping[str, float]) -> list[Document]:
         units = self.store.retrieve_batch(list(scores))
-        rows = with_vectors(self.store, list(units.values()))
+        rows = with_vectors(self.store, units.values())
         return [_document(unit, vector, scores[unit["id"]]) for unit, vector in rows]
 
 

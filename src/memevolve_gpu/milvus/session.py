@@ -15,7 +15,6 @@ from ..components.store.reports import OPERATIONS, Figures, event_reports, healt
 from ..components.store.units import UnitEmbedder
 from ..errors import CapacityError, StorageError
 from ..monitoring.events import EventLog, LatencyRing
-from ..planner.nlist import ListsRule
 from ..types import FloatArray, MemoryUnit
 from ..utils.arguments import word
 from ..utils.config import MilvusConfig, StorageConfig
@@ -195,21 +194,13 @@ def health_report(session: MilvusSession) -> StorageHealth:
     waiting = session.unsettled()
     most = _DEFAULT_MB if config.max_memory_mb == "auto" else float(config.max_memory_mb)
     figures = Figures(
+        config=config,
         count=count,
         usage=count / config.max_memory_units,
         rows=count,
         max_units=config.max_memory_units,
-        warning_threshold=config.warning_threshold,
-        prune_threshold=config.prune_threshold,
-        memory_bytes=0,
         max_memory_bytes=int(most * 2**20),
-        nlist=0,
-        lists=ListsRule(),
-        quality=None,
         build_cause=f"{waiting} rows wait for the server's {session.plan.index}" if waiting else "",
-        background=False,
-        read_only=False,
-        legacy_problem="",
         training=TrainingReport(
             trained=session.plan.index != "FLAT",
             source=None if session.plan.index == "FLAT" else "existing",
@@ -223,7 +214,6 @@ def health_report(session: MilvusSession) -> StorageHealth:
             reason="the server trains an index for each segment, on its own vectors",
             setting="MEMEVOLVE_STORAGE_INDEX_TYPE",
         ),
-        performance=None,
     )
     report = health(figures)
     if count > config.performance_threshold:

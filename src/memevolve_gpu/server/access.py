@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import anyio
@@ -335,7 +336,8 @@ class Gate:
     def _foreign(headers: Mapping[bytes, bytes]) -> str:
         """Why a request may come from a page of another site, which a browser sends here; empty where it does not."""
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        if not is_loopback(_host_name(host)):
+        name = _HOST.fullmatch(host)
+        if name is None or not is_loopback(name[1] or name[2] or ""):
             return f"Host: {host!r} is not loopback; without keys only http://127.0.0.1 and localhost are served"
         if origin and origin.partition("://")[2].lower() != host.lower():
             return f"Origin: pages of {origin} may not call this server; add keys to allow them"
@@ -384,11 +386,6 @@ def _is_open(path: str) -> bool:
     return page or path in ("/", "/healthz", "/readyz", "/openapi.json")
 
 
-def _host_name(host: str) -> str:
-    found = _HOST.fullmatch(host)
-    return "" if found is None else found[1] or found[2] or ""
-
-
 def problem(
     status: int,
     detail: str,
@@ -397,27 +394,14 @@ def problem(
     **more: object,
 ) -> JSONResponse:
     """An error as ``application/problem+json``."""
-    body = {"type": "about:blank", "title": _TITLES.get(status, "Error"), "status": status, "detail": detail}
-    body |= {"error": error or _TITLES.get(status, "Error").replace(" ", ""), **more}
+    title = _RENAMED.get(status) or HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    body |= {"error": error or title.replace(" ", ""), **more}
     return JSONResponse(body, status, dict(headers or {}), "application/problem+json")
 
 
-_TITLES = {
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    409: "Conflict",
-    413: "Content Too Large",
-    422: "Unprocessable Content",
-    429: "Too Many Requests",
-    500: "Internal Server Error",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-    507: "Insufficient Storage",
-}
+_RENAMED = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""Titles that only newer versions of Python know."""
 
 
 def answer_of(error: Exception) -> JSONResponse:
@@ -428,7 +412,8 @@ def answer_of(error: Exception) -> JSONResponse:
         more = {"ids": error.ids} if isinstance(error, ConflictError) else {}
         return problem(status, first_line(error), type(error).__name__, headers, **more)
     if isinstance(error, RequestValidationError):
-        parameters = [{"name": _place(one["loc"]), "message": str(one["msg"])} for one in error.errors()]
+        named = ((".".join(map(str, one["loc"][1:])) or str(one["loc"][0]), one) for one in error.errors())
+        parameters = [{"name": name, "message": str(one["msg"])} for name, one in named]
         told = "; ".join(f"{one['name']}: {one['message']}" for one in parameters[:5])
         return problem(422, f"{told}; see /openapi.json", "InvalidRequest", parameters=parameters)
     if isinstance(error, HTTPException):
@@ -466,7 +451,3 @@ def describe_errors(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = described  # type: ignore[method-assign] # that is how the framework has it
-
-
-def _place(loc: Sequence[object]) -> str:
-    return ".".join(str(part) for part in loc[1:]) or str(loc[0])

@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import errors
 from ..components.store.base import Progress
+from ..components.store.foreign import with_vectors
 from ..components.store.history import Erasure, Operation, UnitChange, UnitVersion, Watch, seconds_to_wait
 from ..components.store.listing import EVERY_UNIT, Listing, merged_unit, some_condition, window_of
 from ..components.store.namespaces import UNCHANGED, NamespaceInfo, Unchanged, moments, subtree_path
@@ -339,14 +340,7 @@ class RemoteStore(OpenBackend):
         return _vectors(self._post("vectors/sample", {"count": whole_number("count", count, least=0)})["vectors"])
 
     def export_rows(self, page_size: int = 1000) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-        size, listing = min(whole_number("page_size", page_size), _PAGE), self.units()
-
-        def rows() -> Iterator[tuple[MemoryUnit, FloatArray]]:
-            while page := list(islice(listing, size)):
-                held = self.vectors_of([unit["id"] for unit in page])
-                yield from ((unit, held[unit["id"]]) for unit in page if unit["id"] in held)
-
-        return rows()
+        return with_vectors(self, self.units(), min(whole_number("page_size", page_size), _PAGE))
 
     # Access statistics
 

@@ -170,14 +170,7 @@ class Keys:
         try:
             rows = json.loads(self.path.read_text(encoding="utf-8"))["keys"]
             found = [
-                Key(
-                    str(row["name"]),
-                    str(row["digest"]),
-                    tuple(row["scopes"]),
-                    tuple(row["namespace"]),
-                    float(row["created_at"]),
-                )
-                for row in rows
+                Key(**{**row, "scopes": tuple(row["scopes"]), "namespace": tuple(row["namespace"])}) for row in rows
             ]
         except FileNotFoundError:
             found = []

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError
-from ..types import Json, JsonObject
+from ..types import Json
 
 CALLS: dict[str, str] = {
     **dict.fromkeys(("search", "search_keywords", "search_units", "search_vectors"), "search_memory"),
@@ -107,7 +107,9 @@ def trace_calls(store: StorageBackend, tracer: trace.Tracer | None = None) -> No
     chosen = trace.get_tracer("memevolve_gpu") if tracer is None else tracer
 
     def around(method: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        name, fixed = f"{CALLS[method]} memevolve", _span_attributes(method)
+        name, system = f"{CALLS[method]} memevolve", "memevolve"
+        fixed: dict[str, Any] = {"gen_ai.operation.name": CALLS[method], "gen_ai.provider.name": system}
+        fixed |= {"db.system.name": system, "db.operation.name": method}
 
         @functools.wraps(call)
         def spanned(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -128,11 +130,6 @@ def trace_calls(store: StorageBackend, tracer: trace.Tracer | None = None) -> No
         return spanned
 
     _wrap_calls(store, around)
-
-
-def _span_attributes(method: str) -> JsonObject:
-    both = {"gen_ai.operation.name": CALLS[method], "gen_ai.provider.name": "memevolve"}
-    return {**both, "db.system.name": "memevolve", "db.operation.name": method}
 
 
 def _wrap_calls(store: StorageBackend, around: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> None:

@@ -198,7 +198,7 @@ class Deduplicate(Manage):
 class Consolidate(Manage):
     """Which units to merge."""
 
-    ids: Ids | None = None
+    units: Annotated[Ids | None, Field(alias="ids")] = None
     by: Literal["similarity", "type"] = "similarity"
     similarity_threshold: Annotated[float, Field(gt=0, le=1)] = 0.85
     filters: Filters = None

@@ -323,50 +323,25 @@ async def delete_namespace(
 @router.post("/manage/prune")
 async def prune(body: models.Prune, caller: Writer) -> models.Managed:
     """Delete the units that match criteria."""
-    return await _manage(caller, body, lambda do, store: do.prune(store, body.criteria, dry_run=body.dry_run))
+    return await _manage(caller, body, SimpleManagementStrategy().prune)
 
 
 @router.post("/manage/deduplicate")
 async def deduplicate(body: models.Deduplicate, caller: Writer) -> models.Managed:
     """Delete near-duplicates."""
-    return await _manage(
-        caller,
-        body,
-        lambda do, store: do.deduplicate(
-            store,
-            body.similarity_threshold,
-            keep=body.keep,
-            filters=body.filters,
-            compare=body.compare,
-            dry_run=body.dry_run,
-        ),
-    )
+    return await _manage(caller, body, SimpleManagementStrategy().deduplicate)
 
 
 @router.post("/manage/forget")
 async def forget(body: models.Forget, caller: Writer) -> models.Managed:
     """Delete the units that are needed least."""
-    return await _manage(
-        caller, body, lambda do, store: do.apply_forgetting(store, body.strategy, body.count, dry_run=body.dry_run)
-    )
+    return await _manage(caller, body, SimpleManagementStrategy().apply_forgetting)
 
 
 @router.post("/manage/consolidate")
 async def consolidate(body: models.Consolidate, caller: Writer) -> models.Managed:
     """Merge similar units."""
-    return await _manage(
-        caller,
-        body,
-        lambda do, store: do.consolidate(
-            store,
-            body.ids,
-            by=body.by,
-            similarity_threshold=body.similarity_threshold,
-            filters=body.filters,
-            compare=body.compare,
-            dry_run=body.dry_run,
-        ),
-    )
+    return await _manage(caller, body, SimpleManagementStrategy().consolidate)
 
 
 @router.get("/operations")
@@ -538,9 +513,9 @@ async def _changed(caller: Caller, store: Any, unit_id: str, change: Callable[[]
     return _there(await caller.write(done), unit_id)
 
 
-async def _manage(caller: Caller, body: models.Manage, call: Callable[[Any, Any], Any]) -> models.Managed:
-    store = caller.store(body.namespace)
-    result = await caller.write(lambda: call(SimpleManagementStrategy(), store))
+async def _manage(caller: Caller, body: models.Manage, manage: Callable[..., Any]) -> models.Managed:
+    store, options = caller.store(body.namespace), body.model_dump(exclude={"namespace"})
+    result = await caller.write(lambda: manage(store, **options))
     if isinstance(result, list):
         return models.Managed(dry_run=body.dry_run, count=len(result), units=result)
     notes = dict(getattr(result, "notes", {}))

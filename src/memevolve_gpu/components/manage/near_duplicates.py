@@ -14,6 +14,7 @@ import numpy as np
 
 from ...types import FloatArray, IntArray, JsonObject, MemoryUnit
 from ..store.base import StorageBackend
+from ..store.foreign import with_vectors
 from ..store.units import unit_to_text
 from .meaning import Meaning, Verdict, compare, meaning_of
 
@@ -66,7 +67,9 @@ class Judge:
     def joins(self, group: Sequence[str], other: str, cosine: float) -> bool:
         """Whether a unit may join a group, whose first unit it is near to."""
         verdict = self.verdict(group[0], other)
-        if verdict.kind == "same" or (self.related and self._harmless(group, other)):
+        if verdict.kind == "same" or (
+            self.related and all(self.verdict(member, other).kind != "conflict" for member in group)
+        ):
             if len(self.pairs) < MOST_LISTED:
                 self.pairs.append({"ids": [group[0], other], "cosine": round(cosine, 4), "reason": verdict.reason})
             return True
@@ -79,9 +82,6 @@ class Judge:
             self.conflict_count += 1
             if len(self.conflicts) < MOST_LISTED:
                 self.conflicts.append({"ids": [a, b], "cosine": round(cosine, 4), "reason": verdict.reason})
-
-    def _harmless(self, group: Sequence[str], other: str) -> bool:
-        return all(self.verdict(member, other).kind != "conflict" for member in group)
 
 
 def near_groups(
@@ -277,16 +277,9 @@ def _led(names: list[str], vectors: FloatArray, threshold: float, judge: Judge |
 
 
 def _blocks(backend: StorageBackend, only: Sequence[str] | None) -> Iterator[tuple[list[MemoryUnit], FloatArray]]:
-    rows = backend.export_rows() if only is None else _rows_of(backend, only)
+    rows = backend.export_rows() if only is None else with_vectors(backend, _units(backend, only))
     while block := list(islice(rows, BLOCK)):
         yield [unit for unit, _ in block], np.array([vector for _, vector in block], dtype=np.float32)
-
-
-def _rows_of(backend: StorageBackend, ids: Sequence[str]) -> Iterator[tuple[MemoryUnit, FloatArray]]:
-    units = _units(backend, ids)
-    while block := list(islice(units, BLOCK)):
-        vectors = backend.vectors_of([unit["id"] for unit in block])
-        yield from ((unit, vectors[unit["id"]]) for unit in block if unit["id"] in vectors)
 
 
 def _units(backend: StorageBackend, only: Sequence[str] | None) -> Iterator[MemoryUnit]:

@@ -15,9 +15,10 @@ from typing import Literal
 import numpy as np
 
 from ...errors import ConfigurationError, ConflictError, InvalidFilterError
-from ...types import Filters, FloatArray, JsonObject, MemoryUnit
+from ...types import Filters, JsonObject, MemoryUnit
 from ...utils.arguments import listed, mapping, real_number, shown, switch, whole_number, word
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
+from ...utils.vectors import cosines
 from ..store.base import StorageBackend
 from ..store.foreign import as_backend, delete_units, register_operation
 from ..store.history import named_operation
@@ -80,28 +81,22 @@ class PruneCriteria:
             most = whole_number("criteria['max_count']", most, least=0, error=ConfigurationError)
         return None if not filters and days is None and most is None else cls(filters or None, days, most)
 
-    def choose(self, backend: StorageBackend, now: float | None = None) -> Chosen:
+    def choose(self, backend: StorageBackend) -> Chosen:
         """Find the units to delete."""
         if self.max_age is None and self.filters is None:
             excess = max(0, backend.count() - (self.max_count or 0))
             return Chosen([unit["id"] for unit in islice(backend.units(), excess)])
-        chosen = Chosen()
-        kept = [unit_id for unit_id, old in self._judged(backend.units(self.filters), chosen, now) if not old]
-        if self.max_count is not None and len(kept) > self.max_count:
-            chosen.ids += kept[: len(kept) - self.max_count]
-        return chosen
-
-    def _judged(self, units: Iterable[MemoryUnit], chosen: Chosen, now: float | None) -> Iterable[tuple[str, bool]]:
-        """Yield (id, whether it is deleted regardless of ``max_count``), and add the deleted ids to ``chosen``."""
-        bound = None if self.max_age is None else (time.time() if now is None else now) - self.max_age
+        chosen, kept = Chosen(), list[str]()
+        bound = None if self.max_age is None else time.time() - self.max_age
         alone = self.max_age is None and self.max_count is None
-        for unit in units:
+        for unit in backend.units(self.filters):
             stamp = None if bound is None else age_stamp(unit)
             chosen.undated += bound is not None and stamp is None
             goes = alone or (bound is not None and stamp is not None and stamp < bound)
-            if goes:
-                chosen.ids.append(unit["id"])
-            yield unit["id"], goes
+            (chosen.ids if goes else kept).append(unit["id"])
+        if self.max_count is not None and len(kept) > self.max_count:
+            chosen.ids += kept[: len(kept) - self.max_count]
+        return chosen
 
 
 SAMPLE = 64
@@ -112,25 +107,6 @@ _SAME = 16
 
 _ALIKE = 0.9999
 """Cosine from which two units count as duplicates."""
-
-
-def health_metrics(backend: StorageBackend) -> HealthMetrics:
-    """The figures; ``last_operation`` is this one."""
-    known = backend.inventory()
-    count = known["count"]
-    duplicates, exact = _duplicates(backend, count)
-    return HealthMetrics(
-        total_units=count,
-        total_size_bytes=known["bytes"],
-        average_unit_size=known["bytes"] / count if count else 0.0,
-        oldest_unit_timestamp=known["oldest"],
-        newest_unit_timestamp=known["newest"],
-        unit_types_distribution=known["types"],
-        duplicate_count=duplicates,
-        last_operation="metrics",
-        last_operation_time=now_text(),
-        duplicate_count_is_exact=exact,
-    )
 
 
 def _duplicates(backend: StorageBackend, count: int) -> tuple[int, bool]:
@@ -149,15 +125,10 @@ def _duplicates(backend: StorageBackend, count: int) -> tuple[int, bool]:
     found = backend.vectors_of(list({name for row in ids for name in row if name is not None}))
     shares = []
     for vector, row in zip(vectors, ids, strict=True):
-        near = [found[name] for name in row if name is not None and name in found]
-        alike = sum(_cosine(vector, other) >= _ALIKE for other in near)
+        near = {name: found[name] for name in row if name is not None and name in found}
+        alike = sum(cosine >= _ALIKE for cosine in cosines(vector, near).values())
         shares.append(1.0 - 1.0 / max(1, alike))
     return round(count * float(np.mean(shares))), False
-
-
-def _cosine(one: FloatArray, other: FloatArray) -> float:
-    lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
-    return float(one @ other) / lengths if lengths else 0.0
 
 
 STRATEGIES = ("lru", "lfu", "random")
@@ -523,10 +494,25 @@ class SimpleManagementStrategy(ManagementStrategy):
         return tuple("" if value is None else repr(value) for value in values)
 
     def _apart(self, unit: MemoryUnit) -> tuple[str, ...]:
-        return (_type(unit), *self._scope_of(unit))
+        return (str(unit.get("type")), *self._scope_of(unit))
 
     def get_health_metrics(self, storage_backend: StorageBackend) -> HealthMetrics:
-        return health_metrics(as_backend(storage_backend))
+        backend = as_backend(storage_backend)
+        known = backend.inventory()
+        count = known["count"]
+        duplicates, exact = _duplicates(backend, count)
+        return HealthMetrics(
+            total_units=count,
+            total_size_bytes=known["bytes"],
+            average_unit_size=known["bytes"] / count if count else 0.0,
+            oldest_unit_timestamp=known["oldest"],
+            newest_unit_timestamp=known["newest"],
+            unit_types_distribution=known["types"],
+            duplicate_count=duplicates,
+            last_operation="metrics",
+            last_operation_time=now_text(),
+            duplicate_count_is_exact=exact,
+        )
 
     def _remove(
         self,
@@ -587,10 +573,6 @@ def _by_meaning(
     groups = near_groups(backend, threshold, only=only, apart=apart, judge=judge)
     units = backend.retrieve_batch([unit_id for group in groups for unit_id in group])
     return [[units[unit_id] for unit_id in group if unit_id in units] for group in groups]
-
-
-def _type(unit: MemoryUnit) -> str:
-    return str(unit.get("type"))
 
 
 def _rank(backend: StorageBackend, keep: Keep) -> Callable[[str], int] | None:

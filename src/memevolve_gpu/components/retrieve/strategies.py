@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -467,19 +467,15 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             "diversity": self.diversity,
         }
 
-    def restore_state(self, state: Mapping[str, object]) -> None:
-        held = mapping("state", state)
-        word("fusion", held.get("fusion", self.fusion), ("weighted", "rrf"), ConfigurationError)
-        threshold = _threshold(held.get("similarity_threshold", self.similarity_threshold))
-        weights = (held.get("semantic_weight", self.semantic_weight), held.get("keyword_weight", self.keyword_weight))
-        neighbours = _share("neighbours", held.get("neighbours", self.neighbours))
-        allowed = "a number from 0 to 1"
-        diversity = held.get("diversity", self.diversity)
-        diversity = real_number("diversity", diversity, allowed, 0, 1, ConfigurationError)
-        self.set_weights(*weights)
+    def restore_state(self, state: Mapping[str, Any]) -> None:
+        held = {**self.save_state(), **mapping("state", state)}
+        word("fusion", held["fusion"], ("weighted", "rrf"), ConfigurationError)
+        threshold = _threshold(held["similarity_threshold"])
+        neighbours = _share("neighbours", held["neighbours"])
+        diversity = real_number("diversity", held["diversity"], "a number from 0 to 1", 0, 1, ConfigurationError)
+        self.set_weights(held["semantic_weight"], held["keyword_weight"])
         self.neighbours, self.diversity = neighbours, diversity
-        self.similarity_threshold = threshold
-        self.fusion = held.get("fusion", self.fusion)
+        self.similarity_threshold, self.fusion = threshold, held["fusion"]
 
     def _plain(self, query: str, backend: StorageBackend, top_k: int, filters: Filters | None) -> list[RetrievalResult]:
         fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
@@ -542,17 +538,11 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         if self.fusion == "rrf":
             fused = reciprocal_ranks(semantic, keyword)
         else:
-            weights = self.semantic_weight, self.keyword_weight
-            fused = weighted(semantic, keyword, weights, self._similarity(query, backend, semantic, keyword))
+            either = list({one.id: None for one in (*semantic, *keyword)})
+            known = backend.similarities(query, either) if "similarities" in backend.capabilities else {}
+            fused = weighted(semantic, keyword, (self.semantic_weight, self.keyword_weight), known)
         least = self.similarity_threshold
         return [one for one in fused if least is None or one.score >= least]
-
-    def _similarity(
-        self, query: str, backend: StorageBackend, semantic: list[Ranked], keyword: list[Ranked]
-    ) -> dict[str, float]:
-        if "similarities" not in backend.capabilities:
-            return {}
-        return backend.similarities(query, list({one.id: None for one in (*semantic, *keyword)}))
 
 
 def _place(unit: Mapping[str, object]) -> tuple[str, int] | None:
@@ -566,11 +556,6 @@ def _place(unit: Mapping[str, object]) -> tuple[str, int] | None:
     return repr(session), position
 
 
-def _result(one: Fused, unit: JsonObject) -> RetrievalResult:
-    metadata = {
-        "semantic_score": one.semantic_score,
-        "keyword_score": one.keyword_score,
-        "semantic_rank": one.semantic_rank,
-        "keyword_rank": one.keyword_rank,
-    }
+def _result(one: Fused, unit: dict[str, Any]) -> RetrievalResult:
+    metadata = {name: value for name, value in vars(one).items() if name not in ("id", "score")}
     return RetrievalResult(one.id, unit, one.score, metadata)

@@ -221,7 +221,8 @@ class _Copy:
             for unit, vector in rows
             if unit["id"] in units
             and not (
-                _same(unit, vector, units[unit["id"]], vectors.get(unit["id"]))
+                unit == units[unit["id"]]
+                and _equal(vector, vectors.get(unit["id"]))
                 and times[0].get(unit["id"]) == times[1].get(unit["id"])
             )
         ]
@@ -301,8 +302,8 @@ class _Tree:
         found = namespaces_below(self.source)
         for path in ((), *found):
             if path not in self.copies:
-                pair = [_at(store, path) for store in (self.source, self.target)]
-                self.copies[path] = _Copy(pair[0], pair[1], self.page_size, self.progress)
+                pair = (store.namespace(*path) if path else store for store in (self.source, self.target))
+                self.copies[path] = _Copy(*pair, self.page_size, self.progress)
         return found
 
     def check(self) -> None:
@@ -368,10 +369,6 @@ def namespaces_below(store: StorageBackend) -> dict[Path, NamespaceInfo]:
     return {info.path[skipped:]: info for info in store.namespaces()}
 
 
-def _at(store: StorageBackend, path: Path) -> StorageBackend:
-    return store.namespace(*path) if path else store
-
-
 def _checked(store: StorageBackend, name: str) -> StorageBackend:
     backend = as_backend(store)
     if not {"export_rows", "vectors_of", "search_vectors"} <= backend.capabilities:
@@ -379,10 +376,6 @@ def _checked(store: StorageBackend, name: str) -> StorageBackend:
             f"{name}: a {type(store).__name__} cannot give vectors; embed its units into a new store"
         )
     return backend
-
-
-def _same(unit: MemoryUnit, vector: FloatArray, held: MemoryUnit, held_vector: FloatArray | None) -> bool:
-    return unit == held and _equal(vector, held_vector)
 
 
 def _equal(vector: FloatArray, held: FloatArray | None) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from ...errors import MemEvolveError, StorageError
-from ...types import Filters, JsonObject, MemoryUnit, Vectors
+from ...types import Filters, FloatArray, JsonObject, MemoryUnit, Vectors
 from ...utils.arguments import having
 from .base import OPTIONAL, StorageBackend
 
@@ -89,6 +92,16 @@ def as_backend(storage: object) -> StorageBackend:
     if StorageBackend in type(storage).__mro__:
         return storage  # type: ignore[no-any-return]
     return ForeignBackend(having("storage_backend", storage, "retrieve", "a store, with the methods of StorageBackend"))
+
+
+def with_vectors(
+    backend: StorageBackend, units: Iterable[MemoryUnit], page_size: int = 1000
+) -> Iterator[tuple[MemoryUnit, FloatArray]]:
+    """Each unit that is still there with its vector, float32 (dim,), read a page at a time."""
+    left = iter(units)
+    while page := list(islice(left, page_size)):
+        vectors = backend.vectors_of([unit["id"] for unit in page])
+        yield from ((unit, np.asarray(vectors[unit["id"]])) for unit in page if unit["id"] in vectors)
 
 
 def delete_units(backend: StorageBackend, ids: Sequence[str], since: int | None) -> list[str]:

@@ -21,7 +21,10 @@ from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
 from ...types import Json, JsonObject
 from ...utils.arguments import word
-from ...utils.report_types import (
+from ...utils.config import StorageConfig
+from .namespaces import NamespaceInfo
+from .namespaces import Path as Space
+from .report_types import (
     DeviceReport,
     EventReport,
     Inventory,
@@ -31,8 +34,6 @@ from ...utils.report_types import (
     StoreStatistics,
     TrainingReport,
 )
-from .namespaces import NamespaceInfo
-from .namespaces import Path as Space
 from .service_samples import Samples
 from .session import AFTER_COMMIT, StoreSession
 from .units import MAX_UNIT_BYTES
@@ -189,10 +190,11 @@ def _repr(value: object) -> str:
         return object.__repr__(value)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What the health report of a store is made from; ``quality`` is None while no trained index is in use."""
+    """What the health report of a store is made from; what a store has not keeps its default."""
 
+    config: StorageConfig
     count: int
     """Units of the namespace that the report is for."""
     usage: float
@@ -200,20 +202,21 @@ class Figures:
     rows: int
     """Units of the file."""
     max_units: int
-    warning_threshold: float
-    prune_threshold: float
-    memory_bytes: int
     max_memory_bytes: int
-    nlist: int
-    lists: ListsRule
-    quality: float | None
-    build_cause: str
-    background: bool
-    read_only: bool
-    legacy_problem: str
-    performance: StorageHealth | None
-    """``latency``, ``probed_recall`` and ``nlist_change``; None below PERFORMANCE_THRESHOLD units."""
     training: TrainingReport
+    memory_bytes: int = 0
+    mapped_bytes: int = 0
+    disk_bytes: int = 0
+    nlist: int = 0
+    lists: ListsRule = field(default_factory=ListsRule)
+    quality: float | None = None
+    """None while no trained index is in use."""
+    build_cause: str = ""
+    background: bool = False
+    read_only: bool = False
+    legacy_problem: str = ""
+    performance: StorageHealth | None = None
+    """``latency``, ``probed_recall`` and ``nlist_change``; None below PERFORMANCE_THRESHOLD units."""
     refusals: list[str] = field(default_factory=list)
     device: DeviceReport = field(default_factory=DeviceReport)
     index_lag: int = 0
@@ -223,8 +226,6 @@ class Figures:
     """Why the thread of the background could not start."""
     damage: str | None = None
     """The first damage that any process met in the store."""
-    mapped_bytes: int = 0
-    disk_bytes: int = 0
 
 
 def health(figures: Figures) -> StorageHealth:
@@ -238,7 +239,7 @@ def health(figures: Figures) -> StorageHealth:
         "max_memory_mb": figures.max_memory_bytes / 2**20,
         "mapped_mb": figures.mapped_bytes / 2**20,
         "disk_mb": figures.disk_bytes / 2**20,
-        "near_limit": usage >= figures.warning_threshold or _is_near_memory(figures),
+        "near_limit": usage >= figures.config.warning_threshold or _is_near_memory(figures),
         "at_limit": usage >= 1 or figures.memory_bytes >= figures.max_memory_bytes,
         "performance_status": lists_status(figures.rows, figures.nlist),
         "current_nlist": figures.nlist or None,
@@ -257,7 +258,11 @@ def health(figures: Figures) -> StorageHealth:
 
 
 def _recommendations(figures: Figures, usage: float) -> list[str]:
-    found = [*_about_damage(figures.damage), *_about_room(figures, usage)]
+    found = []
+    if figures.damage is not None:
+        fix = "Run memevolve-store check --fix; if problems remain, restore a backup."
+        found.append(f"Damage was met ({figures.damage}). {fix}")
+    found += _about_room(figures, usage)
     if figures.build_cause:
         how = "it is done in the background" if figures.background else "call run_maintenance()"
         found.append(f"The index is due for a rebuild ({figures.build_cause}); {how}.")
@@ -292,12 +297,6 @@ def _about_lists(figures: Figures) -> list[str]:
     return [f"{each:.0f} vectors in each list are too {'many' if few else 'few'}: {keeps} lists; change it."]
 
 
-def _about_damage(damage: str | None) -> list[str]:
-    if damage is None:
-        return []
-    return [f"Damage was met ({damage}). Run memevolve-store check --fix; if problems remain, restore a backup."]
-
-
 def _about_device(device: DeviceReport) -> list[str]:
     """A GPU that was requested, or planned for, and is not used."""
     if device.get("unmet"):
@@ -311,9 +310,9 @@ def _about_room(figures: Figures, usage: float) -> list[str]:
     found = []
     if usage >= 1:
         found.append("The store is full: delete or consolidate units, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS.")
-    elif usage >= figures.prune_threshold:
+    elif usage >= figures.config.prune_threshold:
         found.append(f"The store is {usage:.0%} full: prune now.")
-    elif usage >= figures.warning_threshold:
+    elif usage >= figures.config.warning_threshold:
         found.append(f"The store is {usage:.0%} full: plan to prune or consolidate.")
     if _is_near_memory(figures):
         found.append("Index memory is near its limit: prune, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB.")
@@ -321,7 +320,7 @@ def _about_room(figures: Figures, usage: float) -> list[str]:
 
 
 def _is_near_memory(figures: Figures) -> bool:
-    return figures.memory_bytes >= figures.warning_threshold * figures.max_memory_bytes
+    return figures.memory_bytes >= figures.config.warning_threshold * figures.max_memory_bytes
 
 
 _PREFIX = "MEMEVOLVE_STORAGE_"
@@ -373,25 +372,30 @@ def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
     view, head = session.follow(), session.records.head()
     quality = session.maintenance.quality(view)
     cause = session.maintenance.cause(view)
-    most, own = session.config.max_memory_units, space.max_units
+    most, own, held = session.config.max_memory_units, space.max_units, session.live.settings
+    performance = None
+    if view.count > session.config.performance_threshold:
+        latency, change = session.live.latency.percentiles(), session.live.nlist_change
+        since = None if change is None else change.report(view, latency)
+        sections = {"latency": latency, "probed_recall": view.stats.probed, "nlist_change": since}
+        performance = cast("StorageHealth", sections)
     figures = Figures(
+        config=session.config,
         count=space.count,
         usage=max(head.count / most, 0.0 if own is None else space.count / own),
         rows=head.count,
         max_units=most if own is None else own,
-        warning_threshold=session.config.warning_threshold,
-        prune_threshold=session.config.prune_threshold,
         memory_bytes=session.live.nbytes,
         max_memory_bytes=session.max_memory_bytes,
         nlist=view.index.nlist,
-        lists=_lists_rule(session),
+        lists=ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist),
         quality=None if quality is None else quality.score,
         build_cause=cause.text if cause else "",
         background=session.config.background,
         read_only=session.records.read_only,
         legacy_problem=session.legacy_problem,
         damage=session.records.damage,
-        performance=_performance(session, view) if view.count > session.config.performance_threshold else None,
+        performance=performance,
         training=training_report(session, view, cause),
         refusals=[event.cause for event in session.events.recent("refused")[-1:] if view.stats.refused_rows],
         device=session.live.device_manager.report(view),
@@ -448,11 +452,6 @@ def statistics_report(session: StoreSession, space: NamespaceInfo) -> StoreStati
     }
 
 
-def _lists_rule(session: StoreSession) -> ListsRule:
-    held = session.live.settings
-    return ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist)
-
-
 def inventory_report(session: StoreSession, ns: int) -> Inventory:
     """The report of ``VectorStore.inventory`` for a namespace; the bytes are those of the file."""
     found = session.records.inventory(ns=ns)
@@ -471,11 +470,9 @@ def event_reports(events: EventLog) -> list[EventReport]:
     return [event.report() for event in events.recent()[-20:]]
 
 
-def _performance(session: StoreSession, view: View) -> StorageHealth:
-    """Latency, probed recall, and what the last change of nlist did to both."""
-    live, latency = session.live, session.live.latency.percentiles()
-    change = None if live.nlist_change is None else live.nlist_change.report(view, latency)
-    return cast("StorageHealth", {"latency": latency, "probed_recall": view.stats.probed, "nlist_change": change})
+def _device(session: StoreSession, view: View) -> DeviceReport:
+    """The device as it was last probed, with what was found of the index since."""
+    return cast("DeviceReport", session.live.device_manager.report(view))
 
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,10 @@ from ...components.manage.meaning_words import FILLERS
 from ...components.manage.near_duplicates import near_groups
 from ...components.store.base import StorageBackend
 from ...components.store.units import unit_to_text
-from ...records.tokenizer import Words, terms_of, words_of
+from ...index.faiss_support import load_faiss
+from ...records.tokenizer import terms_of, words_of
 from ...types import IntArray, JsonObject, MemoryUnit
-from ...utils.vectors import cosines
+from ...utils.vectors import cosines, normalize_rows
 
 MOST_POINTS = 3000
 MOST_COMPARED = 20_000
@@ -25,8 +27,6 @@ MOST_EXPLAINED = 100
 
 _Matrix = NDArray[np.float64]
 _SEED = 7
-_BEGINNINGS = 8
-_ROUNDS = 25
 
 
 def memory_map(store: StorageBackend, count: int, clusters: int) -> JsonObject:
@@ -64,47 +64,27 @@ def _plane(matrix: _Matrix) -> tuple[_Matrix, float]:
 
 def _k_means(matrix: _Matrix, k: int) -> IntArray:
     """Cluster numbers (n,), the largest cluster first: k-means on rows of length 1, the best of some beginnings."""
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    rows = matrix / np.where(lengths > 0, lengths, 1)
-    rng = np.random.default_rng(_SEED)
-    labels = max((_clustered(rows, k, rng) for _ in range(_BEGINNINGS)), key=lambda found: found[0])[1]
+    rows = normalize_rows(matrix.astype(np.float32))
+    means = load_faiss().Kmeans(
+        rows.shape[1], k, niter=25, nredo=8, spherical=True, seed=_SEED, min_points_per_centroid=1
+    )
+    means.train(rows)
+    labels = means.assign(rows)[1]
     order = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
     place = np.empty(k, dtype=np.int64)
     place[order] = np.arange(k)
     return np.asarray(place[labels])
 
 
-def _clustered(rows: _Matrix, k: int, rng: np.random.Generator) -> tuple[float, IntArray]:
-    """How near the rows are to their centres, and their labels; begun as k-means++ does."""
-    centres = rows[[int(rng.integers(len(rows)))]]
-    while len(centres) < k:
-        apart = np.clip(1 - (rows @ centres.T).max(axis=1), 1e-12, None)
-        centres = np.vstack([centres, rows[rng.choice(len(rows), p=apart / apart.sum())]])
-    labels = np.full(len(rows), -1)
-    for _ in range(_ROUNDS):
-        cosines = rows @ centres.T
-        nearest = cosines.argmax(axis=1)
-        if (nearest == labels).all():
-            break
-        labels = nearest
-        sums = np.array([rows[labels == i].sum(axis=0) for i in range(k)])
-        sizes = np.linalg.norm(sums, axis=1, keepdims=True)
-        centres = np.where(sizes > 0, sums / np.where(sizes > 0, sizes, 1), centres)
-    return float(cosines.max(axis=1).sum()), np.asarray(labels)
-
-
-def _marks(words: Sequence[set[str]], inside: Iterable[object]) -> list[str]:
+def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
     """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
-    here = Counter(word for held, is_in in zip(words, inside, strict=True) if is_in for word in held if _tells(word))
-    all_of = Counter(word for held in words for word in held)
+    telling = [{word for word in held if len(word) > 2 and word not in FILLERS["en"]} for held in words]
+    here = Counter(word for held, is_in in zip(telling, inside, strict=True) if is_in for word in held)
+    all_of = Counter(word for held in telling for word in held)
     return sorted(here, key=lambda word: (-here[word] * np.log(len(words) / all_of[word]), word))[:3]
 
 
-def _tells(word: str) -> bool:
-    return len(word) > 2 and word not in FILLERS["en"]
-
-
-def neighbours(store: StorageBackend, unit_id: str, count: int) -> list[JsonObject]:
+def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
     """The units nearest to a unit, with their cosines; none where there is no such unit."""
     own = store.vectors_of([unit_id]).get(unit_id)
     if own is None:
@@ -164,23 +144,21 @@ def why(store: StorageBackend, query: str, ids: Sequence[str]) -> dict[str, Json
     asked = {word: set(terms_of(word)) for word in _words(query)}
     similar = store.similarities(query, list(units)) if units and query.strip() else {}
     scores = {name: score for score, name in store.search_keywords(query, MOST_EXPLAINED)} if units and asked else {}
-    return {
-        name: {
+    found = dict[str, dict[str, Any]]()
+    for name, unit in units.items():
+        held = words_of(unit_to_text(unit)).counts
+        common = sorted(word for word, forms in asked.items() if not forms.isdisjoint(held))
+        found[name] = {
             "cosine": _rounded(similar.get(name)),
             "keyword_score": scores.get(name),
-            "words": _common(asked, words_of(unit_to_text(unit))),
+            "words": common,
         }
-        for name, unit in units.items()
-    }
+    return found
 
 
 def _words(text: str) -> list[str]:
     """The words of a text in their order, as the keyword index has them."""
     return words_of(text).text.split()
-
-
-def _common(asked: Mapping[str, set[str]], held: Words) -> list[str]:
-    return sorted(word for word, forms in asked.items() if not forms.isdisjoint(held.counts))
 
 
 def _content(unit: MemoryUnit) -> str:
