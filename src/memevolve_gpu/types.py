@@ -37,7 +37,10 @@ FAISS_FOR_GPUS = (
 )
 """Distributions of faiss with GPU indexes; each installs the folder ``faiss``."""
 
-MemoryUnit = dict[str, Any]
+Json: TypeAlias = Any
+"""A JSON value of a unit, a filter or a file: None, a bool, a number, a text, or a list or an object of them."""
+JsonObject = dict[str, Json]
+MemoryUnit = JsonObject
 """A JSON object with ``id``, ``type``, ``content``, ``tags`` and ``metadata``; other keys are kept as they are."""
 Filters = Mapping[str, object]
 """Conditions on units, such as ``{"type": "skill"}`` or ``{"metadata.score": {"gte": 0.5}}``."""

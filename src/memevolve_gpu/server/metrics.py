@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError
-from ..types import Json
+from ..types import Json, JsonObject
 
 CALLS: dict[str, str] = {
     **dict.fromkeys(("search", "search_keywords", "search_units", "search_vectors"), "search_memory"),
@@ -108,7 +108,7 @@ def trace_calls(store: StorageBackend, tracer: trace.Tracer | None = None) -> No
 
     def around(method: str, call: Callable[..., Any]) -> Callable[..., Any]:
         name, system = f"{CALLS[method]} memevolve", "memevolve"
-        fixed: dict[str, Any] = {"gen_ai.operation.name": CALLS[method], "gen_ai.provider.name": system}
+        fixed: JsonObject = {"gen_ai.operation.name": CALLS[method], "gen_ai.provider.name": system}
         fixed |= {"db.system.name": system, "db.operation.name": method}
 
         @functools.wraps(call)

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -467,7 +467,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             "diversity": self.diversity,
         }
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         held = {**self.save_state(), **mapping("state", state)}
         word("fusion", held["fusion"], ("weighted", "rrf"), ConfigurationError)
         threshold = _threshold(held["similarity_threshold"])
@@ -556,6 +556,6 @@ def _place(unit: Mapping[str, object]) -> tuple[str, int] | None:
     return repr(session), position
 
 
-def _result(one: Fused, unit: dict[str, Any]) -> RetrievalResult:
+def _result(one: Fused, unit: JsonObject) -> RetrievalResult:
     metadata = {name: value for name, value in vars(one).items() if name not in ("id", "score")}
     return RetrievalResult(one.id, unit, one.score, metadata)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any
 
 from ...errors import InvalidUnitError
 from ...utils.arguments import real_number, shown
@@ -102,11 +101,11 @@ def moments(
     return [expiry_of(one, moment, now, default) for one, moment in zip(*both, strict=True)]
 
 
-def _is_one(value: Any) -> bool:
+def _is_one(value: object) -> bool:
     return value is None or isinstance(value, (numbers.Real, datetime, timedelta, str, bytes))
 
 
-def _each(name: str, value: Any, count: int) -> Sequence[Any]:
+def _each(name: str, value: object, count: int) -> Sequence[object]:
     if _is_one(value):
         return [value] * count
     if not isinstance(value, Sequence) or len(value) != count:

@@ -22,9 +22,7 @@ from ...training.training_set import samples_wanted, source_for
 from ...types import Json, JsonObject
 from ...utils.arguments import word
 from ...utils.config import StorageConfig
-from .namespaces import NamespaceInfo
-from .namespaces import Path as Space
-from .report_types import (
+from ...utils.report_types import (
     DeviceReport,
     EventReport,
     Inventory,
@@ -34,6 +32,8 @@ from .report_types import (
     StoreStatistics,
     TrainingReport,
 )
+from .namespaces import NamespaceInfo
+from .namespaces import Path as Space
 from .service_samples import Samples
 from .session import AFTER_COMMIT, StoreSession
 from .units import MAX_UNIT_BYTES

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
 from ...types import FaissIndex, FaissObject
@@ -79,9 +78,9 @@ class GpuResources:
         self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
         self.lost: DeviceError | None = None
         self._lock = threading.RLock()
-        self.resources: Any = None
+        self.resources: FaissIndex = None
         self._handles: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
-        self._retired: deque[list[Any]] = deque()
+        self._retired: deque[list[FaissIndex]] = deque()
         self._building = 0
         self._seen_shapes: set[Hashable] = set()
 
@@ -206,15 +205,15 @@ class GpuIndexHandle:
 
     def __init__(self, gpu_resources: GpuResources, nbytes: int) -> None:
         self.gpu_resources, self.nbytes = gpu_resources, nbytes
-        self.held: list[Any] = []
+        self.held: list[FaissIndex] = []
         weakref.finalize(self, gpu_resources.retire, self.held)
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> FaissIndex:
         """The index."""
         return self.held[0]
 
-    def make(self, name: str, *arguments: Any, **fields: Any) -> Any:
+    def make(self, name: str, *arguments: object, **fields: FaissIndex) -> FaissIndex:
         """Make the index, of faiss' class ``name`` without cuVS; ``fields`` of its configuration. Under the lock.
 
         Its Python part keeps arguments of the constructor for as long as it lives; one may be the index whose rows were

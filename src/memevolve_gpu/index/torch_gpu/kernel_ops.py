@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import first_line
 from ...types import Device, Tensor
 from ..device_failover import cause_of
-from .device_rows import BLOCK_GROUPS, GROUP, span_columns, tile_columns
+from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, span_columns, tile_columns
 from .runtime import host_tensor, kernel_errors, load_torch, triton_kernels
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +75,7 @@ def _k_means(matrix: _Matrix, k: int) -> IntArray:
     return np.asarray(place[labels])
 
 
-def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
+def _marks(words: Sequence[set[str]], inside: Iterable[object]) -> list[str]:
     """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
     telling = [{word for word in held if len(word) > 2 and word not in FILLERS["en"]} for held in words]
     here = Counter(word for held, is_in in zip(telling, inside, strict=True) if is_in for word in held)
@@ -84,7 +83,7 @@ def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
     return sorted(here, key=lambda word: (-here[word] * np.log(len(words) / all_of[word]), word))[:3]
 
 
-def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
+def neighbours(store: StorageBackend, unit_id: str, count: int) -> list[JsonObject]:
     """The units nearest to a unit, with their cosines; none where there is no such unit."""
     own = store.vectors_of([unit_id]).get(unit_id)
     if own is None:
@@ -144,7 +143,7 @@ def why(store: StorageBackend, query: str, ids: Sequence[str]) -> dict[str, Json
     asked = {word: set(terms_of(word)) for word in _words(query)}
     similar = store.similarities(query, list(units)) if units and query.strip() else {}
     scores = {name: score for score, name in store.search_keywords(query, MOST_EXPLAINED)} if units and asked else {}
-    found = dict[str, dict[str, Any]]()
+    found = dict[str, JsonObject]()
     for name, unit in units.items():
         held = words_of(unit_to_text(unit)).counts
         common = sorted(word for word, forms in asked.items() if not forms.isdisjoint(held))
