@@ -470,11 +470,6 @@ def event_reports(events: EventLog) -> list[EventReport]:
     return [event.report() for event in events.recent()[-20:]]
 
 
-def _device(session: StoreSession, view: View) -> DeviceReport:
-    """The device as it was last probed, with what was found of the index since."""
-    return cast("DeviceReport", session.live.device_manager.report(view))
-
-
 def _file_bytes(session: StoreSession) -> dict[str, int]:
     files = session.records.file_bytes()
     with suppress(FileNotFoundError):
