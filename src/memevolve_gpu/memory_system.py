@@ -650,7 +650,7 @@ class MemorySystem:
             ComponentType.MANAGER: self.memory_manager.management_strategy,
         }[kind]
 
-    def _try(self, kind: ComponentType, component: object) -> None:
+    def _try(self, kind: ComponentType, component: Any) -> None:
         if kind is ComponentType.ENCODER:
             try_encoder(component)
         elif kind is ComponentType.STORAGE:
@@ -661,7 +661,7 @@ class MemorySystem:
         else:
             try_management(_strategy_of(component))
 
-    def _install(self, kind: ComponentType, component: object) -> None:
+    def _install(self, kind: ComponentType, component: Any) -> None:
         if kind is ComponentType.ENCODER:
             self.encoder = component
         elif kind is ComponentType.STORAGE:
@@ -777,5 +777,5 @@ def _as_dict(result: RetrievalResult) -> MemoryUnit:
     return {**result.unit, "score": result.score, "retrieval_metadata": result.metadata or {}}
 
 
-def _count_of(result: object) -> int:
+def _count_of(result: tuple[int, list[str]] | list[MemoryUnit]) -> int:
     return int(result[0]) if isinstance(result, tuple) else len(result)

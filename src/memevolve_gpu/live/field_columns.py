@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ from ..records.filters import (
 )
 from ..records.records import Records
 from ..records.schema import FIELDS_KEY
-from ..types import IntArray, Json
+from ..types import AnyArray, IntArray, Json
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
 
@@ -69,7 +69,7 @@ class _Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, at: object) -> Json:
+    def __getitem__(self, at: Any) -> Any:
         return self._data[self._ends[at] : self._ends[at + 1]].decode()
 
     @property
@@ -288,7 +288,7 @@ class _Column:
         self._fill(found, lambda values: values.by_row(moments=moments))
         return found
 
-    def _fill(self, found: npt.NDArray[Json], of: Callable[[FieldValues], npt.NDArray[Json]]) -> None:
+    def _fill(self, found: AnyArray, of: Callable[[FieldValues], AnyArray]) -> None:
         found[: self.read.n] = of(self.read)
         if self.fresh:
             if self.fresh_values is None:

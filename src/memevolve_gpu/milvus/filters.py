@@ -77,7 +77,7 @@ def value_token(path: tuple[str, ...], value: object) -> str:
     return _hashed(["value", kind, text, *path])
 
 
-def digits_below(value: object) -> str:
+def digits_below(value: Json) -> str:
     """Digits of the greatest double that is not above the number, or of a text's beginning."""
     if isinstance(value, str):
         return value.encode()[:_TEXT_BYTES].hex()
@@ -85,7 +85,7 @@ def digits_below(value: object) -> str:
     return _ordered(math.nextafter(number, -math.inf) if number > doubled(value) else number)
 
 
-def digits_above(value: object) -> str:
+def digits_above(value: Json) -> str:
     """Digits of the least double that is not below the number, or of a text's beginning."""
     if isinstance(value, str):
         return value.encode()[:_TEXT_BYTES].hex()

@@ -177,7 +177,7 @@ def always(node: Node) -> bool | None:
     return decisive if decisive in parts else None if None in parts else not decisive
 
 
-def kind_of(value: object) -> str:
+def kind_of(value: Json) -> str:
     """The JSON kind of a value: null, true, false, number, text, array or object; instant for an Instant."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
@@ -257,7 +257,7 @@ def _test_of_spec(spec: str) -> Callable[[Json], bool]:
     return test_of(Condition.of(spec))
 
 
-def holds(*given: object) -> int:
+def holds(*given: Json) -> int:
     """The definition as a function of SQL: (spec of a condition, JSON value or NULL for a missing one) to 1 or 0."""
     spec, value = given
     return _test_of_spec(spec)(MISSING if value is None else json.loads(value))
@@ -274,7 +274,7 @@ def element_test(one: Condition, in_list: bool) -> Callable[[Json], bool]:
     return lambda element: isinstance(element, str) and test(composed(element) if one.nfc else element)
 
 
-def _equal(element: object, value: Scalar, nfc: bool) -> bool:
+def _equal(element: Json, value: Scalar, nfc: bool) -> bool:
     kind = kind_of(element)
     if isinstance(value, Instant):
         return kind == "text" and micros_of(element) == value.micros
@@ -285,7 +285,7 @@ def _equal(element: object, value: Scalar, nfc: bool) -> bool:
     return bool(doubled(element) == value) if kind == "number" else bool(element == value)
 
 
-def _range_test(compare: Callable[[Json, Json], bool], bound: object, nfc: bool) -> Callable[[Json], bool]:
+def _range_test(compare: Callable[[Json, Json], bool], bound: Json, nfc: bool) -> Callable[[Json], bool]:
     def at(element: object) -> bool:
         micros = micros_of(element) if isinstance(element, str) else None
         return micros is not None and compare(micros, bound.micros)
@@ -371,7 +371,7 @@ _TEXT_TESTS: dict[str, Callable[[Json], Callable[[str], bool]]] = {
 # How filters are read
 
 
-def _form(value: object, depth: int = 0) -> tuple[Json, ...] | None:
+def _form(value: Json, depth: int = 0) -> tuple[Json, ...] | None:
     """Values and their types, to look a filter up by in a tenth of the time; None for a large or an unusual one."""
     kind = type(value)
     if kind in _PLAIN:
@@ -427,7 +427,7 @@ class _Reader:
         else:
             raise InvalidFilterError(f"{where} must be a mapping of paths to conditions, not {type(filters).__name__}")
 
-    def _entry(self, key: object, value: object, where: str, depth: int) -> Iterator[Node]:
+    def _entry(self, key: Json, value: object, where: str, depth: int) -> Iterator[Node]:
         join = key.removeprefix("$") if isinstance(key, str) else ""
         if join in _JOINS:
             node = self._join(join, value, f"{where}[{key!r}]", depth)
@@ -440,7 +440,7 @@ class _Reader:
         else:
             yield from self._conditions(key, path_of(key), value, depth)
 
-    def _join(self, join: str, value: object, where: str, depth: int) -> Node:
+    def _join(self, join: str, value: Json, where: str, depth: int) -> Node:
         many = isinstance(value, (list, tuple))
         if not many and not (isinstance(value, Mapping) and join == "not"):
             raise InvalidFilterError(
@@ -464,7 +464,7 @@ class _Reader:
         else:
             yield self._operator(key, path, "eq", value, depth)
 
-    def _operator(self, key: str, path: tuple[str, ...], given: object, operand: object, depth: int) -> Node:
+    def _operator(self, key: str, path: tuple[str, ...], given: Json, operand: object, depth: int) -> Node:
         op = given.removeprefix("$") if isinstance(given, str) else given
         if op not in OPERATORS:
             raise InvalidFilterError(
@@ -628,7 +628,7 @@ def _refuse_surrogates(key: str, text: str) -> None:
         raise InvalidFilterError(f"filters[{key!r}]: the text is not valid Unicode ({error.reason})") from error
 
 
-def _spelled(value: object) -> dict[str, int]:
+def _spelled(value: Instant) -> dict[str, int]:
     return {"micros": value.micros}
 
 

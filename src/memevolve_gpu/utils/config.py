@@ -195,7 +195,7 @@ _Path = Annotated[
 _Dimension = Annotated[_Count | None, Allowed("a whole number of at least 1")]
 
 
-def _usable(file: object) -> Any:
+def _usable(file: Any) -> Any:
     """The default settings file; None, with a warning, if it is not a regular file or belongs to another user.
 
     The file decides where texts and keys are sent, so another user with access to the folder must not provide it. A

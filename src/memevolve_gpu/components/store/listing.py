@@ -61,7 +61,7 @@ class Order:
         return None if value is MISSING else [] if kind_of(value) in ("array", "object") else value
 
     @staticmethod
-    def key(value: object) -> tuple[int, Json]:
+    def key(value: Json) -> tuple[int, Json]:
         """What sorts as the values do."""
         kind = kind_of(value)
         if kind not in _KINDS:
@@ -214,7 +214,7 @@ def most_counted(counts: Mapping[tuple[Json, ...], int], limit: int | None) -> l
     return [(_value(*key), count) for key, count in found[:most]]
 
 
-def _value(kind: int, value: object) -> Json:
+def _value(kind: int, value: Json) -> Json:
     if _KINDS[kind] == "number":
         return int(value) if math.isfinite(value) and value.is_integer() and abs(value) < 2**53 else value
     return value if _KINDS[kind] == "text" else (None, False, True)[kind]

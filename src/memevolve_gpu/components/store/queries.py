@@ -105,7 +105,7 @@ def _in_order(
     return ordered
 
 
-def _place(field: FieldValues, kind: int, value: object) -> tuple[int, float]:
+def _place(field: FieldValues, kind: int, value: Json) -> tuple[int, float]:
     """The key of a value among those of the field; between two of them where it is gone."""
     if not isinstance(value, str):
         return kind, float(value)

@@ -110,7 +110,9 @@ class Ranking:
                 raise InvalidQueryError(f"weights[{name!r}] weighs nothing without {name}=; give {name}= too")
 
     @classmethod
-    def of(cls, recency: object, importance: object, weights: object) -> Ranking | None:
+    def of(
+        cls, recency: HalfLife | None, importance: str | None, weights: Mapping[str, float] | None
+    ) -> Ranking | None:
         """Make the ranking that the arguments of a search mean.
 
         Args:
