@@ -14,23 +14,6 @@ if TYPE_CHECKING:  # named here, imported where they are used: neither needs to 
     import faiss
     import torch
 
-__all__ = [
-    "Change",
-    "DeviceIncident",
-    "FloatArray",
-    "Head",
-    "Hit",
-    "IndexPlan",
-    "IntArray",
-    "MemoryUnit",
-    "Metric",
-    "Op",
-    "Precision",
-    "Row",
-    "Rows",
-    "SearchParams",
-]
-
 FAISS_FOR_GPUS = (
     *("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
     *("faiss-gpu-cu12-cuvs", "faiss-gpu-cu13-cuvs", "faiss-cuda"),
@@ -45,9 +28,9 @@ MemoryUnit = JsonObject
 Filters = Mapping[str, object]
 """Conditions on units, such as ``{"type": "skill"}`` or ``{"metadata.score": {"gte": 0.5}}``."""
 Ttl = float | timedelta | None
-"""How long a unit lives: seconds, or a timedelta; None says nothing."""
+"""Seconds, or a timedelta, after which a unit expires; None where none is given."""
 Moment = float | datetime | None
-"""Unix time in seconds, or a datetime with its zone; None says nothing."""
+"""Unix time in seconds, or a datetime with its zone; None where none is given."""
 T = TypeVar("T")
 Each: TypeAlias = T | Sequence[T]
 """One value for all units, or a list with one for each."""
