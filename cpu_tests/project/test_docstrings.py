@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings
 import memevolve_gpu
 from memevolve_gpu.components import manage, retrieve
 from memevolve_gpu.components.store import MetadataMixin
+from memevolve_gpu.integrations.importers import import_into
 from memevolve_gpu.milvus.client import MilvusClient
 
 WITHOUT_DOCSTRING = {"MemoryUnit"}
@@ -26,6 +27,7 @@ WITHOUT_DOCSTRING = {"MemoryUnit"}
 PUBLIC = {
     **{name: getattr(module, name) for module in (memevolve_gpu, manage, retrieve) for name in module.__all__},
     "MetadataMixin": MetadataMixin,
+    "import_into": import_into,
 }
 for _name in WITHOUT_DOCSTRING:
     del PUBLIC[_name]

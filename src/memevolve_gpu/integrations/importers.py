@@ -140,6 +140,15 @@ def import_into(
         ConfigurationError: The store holds other units under ids of entries; pages before that are stored.
         InvalidUnitError: An entry cannot be stored, or an id occurs twice.
         StorageError: The store differs from the source afterwards.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> from memevolve_gpu.integrations.importers import import_into, open_source
+        >>> size = Path("old.jsonl").write_text('{"id": "a", "text": "git bisect finds the bad commit"}')
+        >>> with VectorStore("new", HashingEmbedder()) as store:
+        ...     import_into(store, open_source("jsonl", "old.jsonl")).imported
+        1
     """
     having("store", store, "store_batch", "a store")
     if not isinstance(source, Source):
