@@ -107,7 +107,9 @@ os._exit(0)  # what broke off is the program's own affair
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
-def test_autocast_and_tf32_of_the_program_do_no_harm(torch: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_tf32_and_default_device_of_the_program_do_no_harm(
+    torch: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors, queries = 100 * vectors_of(20_000, 128), 100 * vectors_of(200, 128, 2)
     index = on_card(kind, vectors)
     host_is_not_asked(index, monkeypatch)
@@ -116,7 +118,8 @@ def test_autocast_and_tf32_of_the_program_do_no_harm(torch: Any, kind: str, monk
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with torch.autocast("cuda" if here() != "cpu" else "cpu", dtype=torch.bfloat16), torch.inference_mode():
+        kind = "cuda" if here() != "cpu" else "cpu"
+        with torch.device(here()), torch.autocast(kind, dtype=torch.bfloat16), torch.inference_mode():
             for params, (distances, positions) in zip(param_sets, expected, strict=True):
                 found = index.search(queries, 10, params)
                 assert overlap(found[1], positions) >= 0.995

@@ -19,7 +19,7 @@ from memevolve_gpu.errors import DeviceError, EngineError
 from memevolve_gpu.index import faiss_support
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.bitmap import RowFilter
-from memevolve_gpu.index.device_failover import DeviceFailover
+from memevolve_gpu.index.device_failover import DeviceFailover, mark_lost
 from memevolve_gpu.index.faiss_gpu import index as index_module
 from memevolve_gpu.index.faiss_gpu import resources, sizes
 from memevolve_gpu.index.registry import build, from_parts
@@ -133,6 +133,22 @@ def test_a_broken_device_is_left_alone_by_all(kind: str, card: Card, vectors: Fl
     del index, other
     gc.collect()
     assert card.held == held, "nothing is freed on a device that is gone"
+
+
+def test_a_device_that_the_other_engine_has_lost_is_left_alone(card: Card, vectors: FloatArray) -> None:
+    """faiss would end the process in its first call to it, also in one that frees memory."""
+    index = index_of("exact", vectors, "l2")
+    mark_lost("cuda:0", "CUDA error: an illegal memory access was encountered")
+    before, held = len(card.searches), dict(card.held)
+    right(index, vectors, vectors[:20])
+    with pytest.raises(DeviceError, match="restart this process") as caught:
+        index_of("exact", vectors, "l2")
+    assert caught.value.cause == "device-lost"
+    del index
+    gc.collect()
+    resources._by_device.clear()
+    gc.collect()
+    assert (len(card.searches), card.held) == (before, held)
 
 
 def test_a_device_that_breaks_while_lists_are_made_is_left_alone(card: Card, vectors: FloatArray) -> None:

@@ -320,8 +320,8 @@ class Index(ABC):
         return 0
 
     @staticmethod
-    def _rows_of(parts: Arrays) -> Rows:
-        """The slot table of ``parts``, checked for consistency; its ``vectors`` are left empty."""
+    def _stored(metric: Metric, parts: Arrays) -> tuple[Rows, VectorTable]:
+        """The slot table of ``parts``, checked for consistency, with its ``vectors`` left empty, and the vectors."""
         slots: IntArray = part(parts, "slots", np.int64, (None,))
         id_bytes: npt.NDArray[np.uint8] = part(parts, "id_bytes", np.uint8, (None,))
         id_ends: IntArray = part(parts, "id_ends", np.int64, (None,))
@@ -329,14 +329,10 @@ class Index(ABC):
         last = int(id_ends[-1]) if id_ends.size else 0
         if slots.shape != id_ends.shape or not ascending or last != id_bytes.size:
             raise EngineError("the slot table contradicts itself; rebuild the index")
-        return Rows(slots, id_bytes, id_ends, np.empty((0, 0), np.float32))
-
-    @staticmethod
-    def _table_of(metric: Metric, rows: Rows, parts: Arrays) -> VectorTable:
         table = table_from(parts, metric)
-        if table.n != len(rows.slots):
-            raise EngineError(f"{table.n} vectors for {len(rows.slots)} slots; rebuild the index")
-        return table
+        if table.n != len(slots):
+            raise EngineError(f"{table.n} vectors for {len(slots)} slots; rebuild the index")
+        return Rows(slots, id_bytes, id_ends, np.empty((0, 0), np.float32)), table
 
 
 def part(parts: Arrays, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
@@ -385,8 +381,7 @@ class FlatIndex(Index):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FlatIndex:
-        rows = cls._rows_of(parts)
-        return cls(plan, metric, rows, cls._table_of(metric, rows, parts))
+        return cls(plan, metric, *cls._stored(metric, parts))
 
     def _extended(self, rows: Rows) -> FlatIndex:
         table = self.table.extended(rows.vectors)

@@ -178,8 +178,7 @@ class TwoStageIndex(Index):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TwoStageIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         engine = from_bytes(parts, "faiss", "IndexPQFastScan", table.n, metric)
         check_codes(engine, table.dim)
         return cls(plan, metric, rows, table, engine)

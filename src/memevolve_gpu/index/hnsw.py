@@ -48,8 +48,7 @@ class HNSWIndex(Index):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> HNSWIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         engine = from_bytes(parts, "faiss", "IndexHNSWFlat", table.n, metric)
         if engine.d != table.dim:
             raise EngineError(f"a graph of dimension {engine.d} for vectors of {table.dim}; rebuild the index")

@@ -100,8 +100,7 @@ class IVFIndex(Index):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> IVFIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         if "faiss" in parts:
             lists = from_bytes(parts, "faiss", "IndexIVFPQFastScan", table.n, metric)
             check_codes(lists, table.dim)

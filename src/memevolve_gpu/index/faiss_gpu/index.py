@@ -24,7 +24,7 @@ from .sizes import MOST, TEMPORARY_BYTES, flat_bytes, flat_query_bytes
 
 _SPARE: dict[Precision, tuple[int, int]] = {"float32": (1, 16), "float16": (2, 16), "int8": (4, 32)}
 """Candidates for so many results, as (times, plus): rounding reorders near neighbours. Search parameters may ask for
-fewer; they ask for more than these for coarser codes, so only int8 follows them."""
+fewer; they ask for more than these for coarser codes, so only int8 follows them. Lists hold no float32."""
 _SLACK = 1.2
 """Rows that pass a filter are not spread evenly: more are fetched than their share by this factor."""
 _LABEL_BYTES, _MOST_LABEL_BYTES = 32, 64 << 20
@@ -67,9 +67,10 @@ class FaissGpuIndex(Index):
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         nprobe, count = self._lists_to_probe(params, row_filter), self.n if row_filter is None else row_filter.count
-        spare = k * _SPARE[self.plan.precision][0] + _SPARE[self.plan.precision][1]
-        requested = params.rerank or spare
-        want = min(max(k, requested if self.plan.precision == "int8" else min(requested, spare)), MOST, count)
+        precision: Precision = "float16" if nprobe and self.plan.precision == "float32" else self.plan.precision
+        times, plus = _SPARE[precision]
+        requested = params.rerank or times * k + plus
+        want = min(max(k, requested if precision == "int8" else min(requested, times * k + plus)), MOST, count)
         fetch = want if row_filter is None else int(want * self.n / max(1, count) * _SLACK) + 1
         candidates, enough = None, min(k, count) if row_filter is not None else want
         if self.handle is not None and nprobe is not None and len(queries) and k <= MOST and fetch <= MOST and enough:
@@ -155,8 +156,7 @@ class FaissGpuFlatIndex(FaissGpuIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuFlatIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         return cls(plan, metric, rows, table, table.gather(slice(0, table.n)))
 
     def _uploaded(self, device: str, table: VectorTable, vectors: FloatArray) -> GpuIndexHandle | None:

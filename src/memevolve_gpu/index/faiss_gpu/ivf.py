@@ -66,8 +66,7 @@ class FaissGpuIVFIndex(FaissGpuIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> FaissGpuIVFIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         trained = from_bytes(parts, "faiss", "IndexIVFScalarQuantizer", 0, metric)
         if trained.d != table.dim or trained.nlist != plan.nlist or not trained.is_trained:
             found = f"{trained.nlist} lists of {trained.d} dimensions where the plan has {plan.nlist} of {table.dim}"

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
 from ...types import FaissIndex, FaissObject
 from ...utils.forking import call_in_child
-from ..device_failover import BusyError, cause_of, mark_lost
+from ..device_failover import BusyError, cause_of, lost_devices, mark_lost
 from ..faiss_support import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
 
@@ -72,22 +73,31 @@ def _check(faiss: ModuleType, number: int) -> None:
 
 
 class GpuResources:
-    """Holds a device's faiss resources and its lock. ``lost`` is why this process may not use it, or None."""
+    """Holds a device's faiss resources and its lock."""
 
     def __init__(self, faiss: ModuleType, number: int) -> None:
         self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
-        self.lost: DeviceError | None = None
-        self._lock = threading.RLock()
-        self.resources: FaissIndex = None
+        self._lock, self._forked = threading.RLock(), False
+        self.resources: Any = None
         self._handles: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
         self._retired: deque[list[FaissIndex]] = deque()
         self._building = 0
         self._seen_shapes: set[Hashable] = set()
 
+    @property
+    def lost(self) -> DeviceError | None:
+        """Why this process can no longer use the device, whichever engine has lost it; None while it can."""
+        if self._forked:
+            return DeviceError(f"{self.name} belongs to the process before the fork; spawn instead", "fork")
+        reason = lost_devices().get(self.name)
+        return None if reason is None else DeviceError(f"{reason}; restart this process to use it again", "device-lost")
+
     def check(self) -> None:
-        """Raise DeviceError when this process can no longer use the device."""
-        if self.lost is not None:
-            raise DeviceError(str(self.lost), self.lost.cause)
+        """Raise :attr:`lost`, if it is."""
+        lost = self.lost
+        if lost is not None:
+            self.give_up()
+            raise lost
 
     @contextmanager
     def using(self, doing: str, needed: int = 0, *, waits: bool = True) -> Iterator[None]:
@@ -152,9 +162,8 @@ class GpuResources:
             finally:
                 self._lock.release()
 
-    def give_up(self, error: DeviceError) -> None:
-        """Never call the device again. Its memory is not freed: that would be a call to a lost device."""
-        self.lost = DeviceError(str(error), error.cause)  # without the frames, and thus the vectors, of the caller
+    def give_up(self) -> None:
+        """Never free what is on the device: that would be a call to a lost one, which ends the process."""
         for engine in (engine for handle in list(self._handles) for engine in handle.held):
             engine.this.disown()
         if self.resources is not None:
@@ -162,9 +171,8 @@ class GpuResources:
 
     def after_fork(self) -> None:
         """In a child: the parent's CUDA context does not exist, and a thread that does not exist may hold the lock."""
-        self._lock = threading.RLock()
-        if self.lost is None:
-            self.give_up(DeviceError(f"{self.name} belongs to the process before the fork; spawn instead", "fork"))
+        self._lock, self._forked = threading.RLock(), True
+        self.give_up()
 
     def _free_retired(self) -> None:
         while self._retired:
@@ -190,9 +198,8 @@ class GpuResources:
             return DeviceError(f"{message}; free memory on the device or lower precision", "out-of-memory")
         if cause == "device-lost" or "cuda" in text or "cublas" in text:
             mark_lost(self.name, message)
-            refusal = DeviceError(f"{message}; restart this process to use the device again", "device-lost")
-            self.give_up(refusal)
-            return refusal
+            self.give_up()
+            return DeviceError(f"{message}; restart this process to use it again", "device-lost")
         return DeviceError(message, "device-error")
 
 

@@ -50,6 +50,9 @@ T = TypeVar("T")
 
 _INT8_SPARE = (4, 32)
 """int8 rows reorder near neighbours: the fewest candidates for so many results, as (times, plus)."""
+_WHOLE = 0.5
+"""Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
+most twice as much, and a batch must give the same results as its queries one by one."""
 _ARRAY_PROTOCOLS = ("__dlpack__", "__cuda_array_interface__")
 _DEVICE_CALL = 15_000_000.0
 """A call to a device takes about 150 microseconds, in units of ``costs``: a scan that is faster runs on the host."""
@@ -174,9 +177,7 @@ class TorchIndex(Index):
         """
         with building(self.plan.device):
             if self._loaded is None and self.n:
-                with device_lock(self.plan.device):
-                    device = open_device(self.plan.device)
-                self._loaded = self._upload(device, progress)
+                self._loaded = self._upload(open_device(self.plan.device), progress)
         progress(1.0)
 
     def _load_or_fail_over(self) -> None:
@@ -285,7 +286,7 @@ class TorchIndex(Index):
             if self._failover.serving:
                 self._load_in_background()
             return self.table.scan(host_queries(queries), k, row_filter)
-        return self._ask(queries, k, (want, groups), self._lists_to_probe(params), row_filter)
+        return self._ask(queries, k, (want, groups), self._probed(params.nprobe or self.nlist), row_filter)
 
     def _ask(
         self, queries: Matrix, k: int, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None
@@ -304,16 +305,13 @@ class TorchIndex(Index):
             all_positions, distances, positions = positions, *columns(distances, positions, k)
         short = np.flatnonzero(all_positions[:, enough - 1] < 0) if nprobe else np.empty(0, np.int64)
         if short.size:  # their lists hold too few: twice as many, finally all
-            again = self._ask(some(queries, short), k, widths, self._wider(nprobe), row_filter)
+            again = self._ask(some(queries, short), k, widths, self._probed(2 * nprobe), row_filter)
             distances[short], positions[short] = again
         return distances, positions
 
-    def _lists_to_probe(self, params: SearchParams) -> int:  # noqa: ARG002 - TorchIVFIndex uses them
-        """How many; 0 for everything."""
-        return 0
-
-    def _wider(self, nprobe: int) -> int:  # noqa: ARG002 - as above
-        return 0
+    def _probed(self, nprobe: int) -> int:
+        """``nprobe`` lists, or 0 for all rows where those are most of the lists, or there are none."""
+        return nprobe if nprobe <= _WHOLE * self.nlist else 0
 
     def _on_device(
         self, queries: Matrix, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None, batch: int
@@ -381,8 +379,7 @@ class TorchFlatIndex(TorchIndex):
         """
         table = job.table()
         with building(job.plan.device):
-            with device_lock(job.plan.device):
-                open_device(job.plan.device)
+            open_device(job.plan.device)
             quantization = (
                 measured_quantization(table, job.plan.precision)
                 if table.n
@@ -394,8 +391,7 @@ class TorchFlatIndex(TorchIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchFlatIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         index = cls(plan, metric, rows, table, cls._space_of(parts, table.dim))
         index._load_or_fail_over()
         return index

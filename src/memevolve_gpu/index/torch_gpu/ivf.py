@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import EngineError
-from ...types import Device, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams, Tensor
+from ...types import Device, FloatArray, IndexPlan, IntArray, Metric, Rows, Tensor
 from ..base import Arrays, BuildJob, part
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
@@ -23,9 +23,6 @@ from .upload import DeviceIndex, Layout
 
 _ENTER_ROWS = 16_384
 _LARGEST = 60_000.0
-_WHOLE = 0.5
-"""Share of the lists from which on all rows are read in one sweep: for many queries that costs no more, for one at
-most twice as much, and a batch must give the same results as its queries one by one."""
 
 
 class TorchIVFIndex(TorchIndex):
@@ -62,9 +59,7 @@ class TorchIVFIndex(TorchIndex):
             raise EngineError(f"nlist is {plan.nlist} with {len(job.source)} training vectors; keep the exact index")
         table = job.table()
         with building(plan.device):
-            lock = device_lock(plan.device)
-            with lock:
-                device = open_device(plan.device)
+            lock, device = device_lock(plan.device), open_device(plan.device)
             quantization = measured_quantization(table, plan.precision)
             centroids = (
                 job.reuse_from.centroids
@@ -78,8 +73,7 @@ class TorchIVFIndex(TorchIndex):
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TorchIVFIndex:
-        rows = cls._rows_of(parts)
-        table = cls._table_of(metric, rows, parts)
+        rows, table = cls._stored(metric, parts)
         centroids = part(parts, "centroids", np.float32, (plan.nlist, table.dim))
         assignment = part(parts, "assignment", np.int64, (table.n,))
         if not np.isfinite(centroids).all() or ((assignment < 0) | (assignment >= plan.nlist)).any():
@@ -120,13 +114,6 @@ class TorchIVFIndex(TorchIndex):
         assignment = np.concatenate([self._assignment, assigned])
         index = TorchIVFIndex(plan, self.metric, rows, table, self._quantization, self.centroids, assignment)
         return index, _listed(assignment, self._sizes, held.centroids)
-
-    def _lists_to_probe(self, params: SearchParams) -> int:
-        nprobe = params.nprobe or self.nlist
-        return 0 if nprobe > _WHOLE * self.nlist else nprobe
-
-    def _wider(self, nprobe: int) -> int:
-        return 0 if 2 * nprobe > _WHOLE * self.nlist else 2 * nprobe
 
 
 def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Tensor) -> Layout:

@@ -313,6 +313,7 @@ class Operations:
         self._kernels, why = (kernels, "") if kernels is not None else triton_kernels(device)
         self._note = note
         self._broken: set[str] = set()
+        """Kernels that are not tried again, and what was said of their forms."""
         if why and device.type == "cuda":
             note(why)
 
@@ -352,7 +353,10 @@ class Operations:
         wanted: Any,
         seconds: Callable[[Callable[[], object]], float],
     ) -> None:
-        """Keep the place of the fastest candidate under ``key``, among those whose ``run`` gives ``wanted``."""
+        """Keep the place of the fastest candidate under ``key``, among those whose ``run`` gives ``wanted``.
+
+        One that the device has too little shared memory for is left out in silence.
+        """
         if key in _chosen:
             return
         taken = {}
@@ -365,6 +369,10 @@ class Operations:
             except kernel_errors() as error:
                 if cause_of(error) in {"out-of-memory", "device-lost", "limit"}:
                     raise
+                why = f"a form of {key[0]} does not run here ({first_line(error)}); it is not used"
+                if "out of resource" not in str(error) and why not in self._broken:
+                    self._broken.add(why)
+                    self._note(why)
         if taken:
             _chosen[key] = min(taken, key=taken.__getitem__)
 

@@ -174,7 +174,7 @@ def open_device(device: str) -> Device:
         if not torch.cuda.is_available():
             raise DeviceError(f"device {device}: torch {torch.__version__} sees no GPU; set device to 'cpu'")
         found = torch.device(device)
-        with _lock:
+        with device_lock(device), _lock:
             torch.empty(1, device=found)
             _owner = os.getpid()
     except RuntimeError as error:
@@ -356,7 +356,7 @@ class Staging:
 
     def _pinned(self, size: int) -> Tensor:
         torch = load_torch()
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)  # whatever the default device
 
     def _event(self) -> Event:
         event = load_torch().cuda.Event()
