@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
 from ...records.transaction import EncodedUnit
@@ -250,12 +250,8 @@ def _plain_dict(value: dict[Json, Json], where: str, level: int = 1) -> JsonObje
         raise RecursionError
     made: JsonObject = {}
     for key, inner in value.items():
-        if not isinstance(key, str):
-            raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
-        if "\0" in key:
-            raise InvalidUnitError(f"{where} has a key with NUL, {key[:40]!r}; no filter could name it: leave NUL out")
-        name = plain_text(key)
-        if type(inner) is str:
+        name = key if type(key) is str and "\0" not in key else _checked_key(key, where)
+        if type(inner) in _SCALARS:
             made[name] = inner
         elif isinstance(inner, dict):
             made[name] = _plain_dict(inner, f"{where}[{key!r}]", level + 1)
@@ -266,7 +262,18 @@ def _plain_dict(value: dict[Json, Json], where: str, level: int = 1) -> JsonObje
     return made
 
 
-def _plain_list(values: list[Json] | tuple[Json, ...], where: str, level: int) -> list[Json]:
+def _checked_key(key: Any, where: str) -> str:
+    if not isinstance(key, str):
+        raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
+    if "\0" in key:
+        raise InvalidUnitError(f"{where} has a key with NUL, {key[:40]!r}; no filter could name it: leave NUL out")
+    return plain_text(key)
+
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
+def _plain_list(values: list[Any] | tuple[Any, ...], where: str, level: int) -> list[Any]:
     if level > MAX_LEVELS:
         raise RecursionError
     return [
