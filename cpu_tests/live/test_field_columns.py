@@ -171,9 +171,9 @@ def test_the_background_reads_the_usual_fields_once_filters_are_in_use(tmp_path:
     with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": True}) as store:
         store.store_batch(units, np.ones((500, DIM), dtype=np.float32))
         live, query = store._open.live, np.ones((1, DIM), dtype=np.float32)
-        columns = live._masks.columns
+        columns = live.columns
         store.search_vectors(query, 3)
-        assert not live.wants_foresight
+        assert not live.columns.wants_foresight
         assert not columns.holds([("type",)])
         store.search_vectors(query, 3, {"type": "skill"})
         until = time.monotonic() + 30

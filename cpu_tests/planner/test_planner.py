@@ -44,7 +44,7 @@ def plan(
         budget_bytes=budget,
         min_training_units=least,
         precision=precision,
-        adaptive_nlist=adaptive,
+        lists=ListsRule(adaptive=adaptive),
         current_nlist=current,
     )
 
@@ -77,10 +77,10 @@ def test_lists_by_the_rule(n: int, lists: int) -> None:
 
 
 def test_settings_bound_the_rule() -> None:
-    assert adaptive_nlist(1000, vectors_per_centroid=100) == 10
-    assert adaptive_nlist(1000, vectors_per_centroid=10, nlist_max=64) == 64
-    assert adaptive_nlist(100, nlist_min=30) == 30
-    assert adaptive_nlist(10**6, nlist_max=512) == 512, "a maximum that a user set does not grow"
+    assert ListsRule(vectors_per_centroid=100).lists_for(1000) == 10
+    assert ListsRule(vectors_per_centroid=10, nlist_max=64).lists_for(1000) == 64
+    assert ListsRule(nlist_min=30).lists_for(100) == 30
+    assert ListsRule(nlist_max=512).lists_for(10**6) == 512, "a maximum that a user set does not grow"
 
 
 @given(n=st.integers(0, 10**8), more=st.integers(0, 10**6))
@@ -128,7 +128,7 @@ def test_status_of_lists(n: int, nlist: int, status: str) -> None:
 @given(n=st.integers(100, 10**7), per=st.integers(10, 100))
 def test_what_the_rule_plans_is_optimal_unless_a_setting_holds_it(n: int, per: int) -> None:
     rule = ListsRule(vectors_per_centroid=per)
-    nlist = adaptive_nlist(n, vectors_per_centroid=per)
+    nlist = rule.lists_for(n)
     held = rule.held_by(n, nlist)
     assert (lists_status(n, nlist) == "OPTIMAL") == (not held)
     assert all(name.startswith(("NLIST_M", f"VECTORS_PER_CENTROID={per}")) for name in held)

@@ -166,7 +166,6 @@ class _Asynchronous:
             await asyncio.to_thread(self._threads.close, self._wrapped.close)
 
     async def __aenter__(self: _Self) -> _Self:
-        """Return the object itself."""
         return self
 
     async def __aexit__(self, *_exc: object) -> None:

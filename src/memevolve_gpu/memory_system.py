@@ -261,7 +261,9 @@ class MemorySystem:
             self._owned.append(storage)
         self.storage: StorageBackend = storage
         strategy = self.config.retrieval_strategy
-        strategy = _default_retrieval(self.storage) if strategy is None else strategy
+        if strategy is None:
+            both = {"search", "search_keywords"} <= as_backend(storage).capabilities
+            strategy = HybridRetrievalStrategy() if both else KeywordRetrievalStrategy()
         self.retrieval_context = RetrievalContext(strategy, self.config.default_retrieval_top_k)
         management = self.config.management_strategy
         management = SimpleManagementStrategy() if management is None else management
@@ -478,7 +480,8 @@ class MemorySystem:
         }
         word("operation", operation, operations, ConfigurationError)
         result = operations[operation](**options)
-        self._note(f"manage_{operation}", {**options, "count": _count_of(result)})
+        count = int(result[0]) if isinstance(result, tuple) else len(result)
+        self._note(f"manage_{operation}", {**options, "count": count})
         notify(self.config.on_manage_complete, operation, result)
         return result
 
@@ -757,12 +760,7 @@ def _store_from_env(
     return open_store(index_file, function, storage_config=StorageConfig(), namespace=namespace)
 
 
-def _default_retrieval(storage: StorageBackend) -> RetrievalStrategy:
-    both = {"search", "search_keywords"} <= as_backend(storage).capabilities
-    return HybridRetrievalStrategy() if both else KeywordRetrievalStrategy()
-
-
-def _is_known(storage: StorageBackend, unit: object) -> bool:
+def _is_known(storage: StorageBackend, unit: Any) -> bool:
     """Whether the unit replaces an existing one, so that it needs no room."""
     unit_id = unit.get("id") if isinstance(unit, Mapping) else None
     return isinstance(unit_id, str) and storage.exists(unit_id)
@@ -775,7 +773,3 @@ def _strategy_of(component: object) -> Any:
 
 def _as_dict(result: RetrievalResult) -> MemoryUnit:
     return {**result.unit, "score": result.score, "retrieval_metadata": result.metadata or {}}
-
-
-def _count_of(result: tuple[int, list[str]] | list[MemoryUnit]) -> int:
-    return int(result[0]) if isinstance(result, tuple) else len(result)

@@ -119,7 +119,6 @@ class _Tidy:
     """Help in which flags have no type."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Return the parameters."""
         params = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):

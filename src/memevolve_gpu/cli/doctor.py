@@ -171,7 +171,6 @@ def _store(store: str, _embedder: EmbedderName) -> _Finding:
 
 
 def _local(store: str) -> Path | None:
-    """Return the path prefix of a store on this machine."""
     from ..utils.config import is_milvus_uri
 
     return None if is_milvus_uri(store) else Path(store).absolute()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
 
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
@@ -288,8 +288,7 @@ def json_object(text: str, where: str) -> JsonObject:
     return value
 
 
-def _json_value(text: str, where: str) -> Json:
-    """Parse strict JSON."""
+def _json_value(text: str, where: str) -> Any:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -358,8 +357,11 @@ def _check_new_id(unit: MemoryUnit, number: int, where: str, seen: dict[str, int
     seen[unit_id] = number
 
 
-def _exported(number: int, value: Json, where: str) -> Exported:
+def _exported(number: int, value: Any, where: str) -> Exported:
+    import numpy as np
+
     from ..utils.config import namespace_path
+    from ..utils.vectors import read_vector
 
     wrapped = isinstance(value, dict) and value.keys() <= _KEYS
     if not wrapped or not ("vector" in value or (len(value) > 1 and isinstance(value.get("unit"), dict))):
@@ -373,27 +375,12 @@ def _exported(number: int, value: Json, where: str) -> Exported:
         namespace = namespace_path(value.get("namespace") or ())
     except ConfigurationError as error:
         raise InputError(f"{where}: {error}") from None
-    vector = _vector(value["vector"], where) if "vector" in value else None
+    vector = None
+    if "vector" in value:
+        vector = read_vector(value["vector"], f"{where}: vector", InputError)
+        if not vector.size or not np.isfinite(vector).all():
+            raise InputError(f"{where}: vector must be a list of finite numbers")
     return Exported(number, _unit(value.get("unit"), where), vector, model, expires_at, namespace)
-
-
-def _vector(value: object, where: str) -> FloatArray:
-    """Read a list of numbers, or the base64 of little-endian float32."""
-    import numpy as np
-
-    from ..utils.vectors import unpacked
-
-    try:
-        if isinstance(value, str):
-            vector = unpacked(value)
-        else:
-            with np.errstate(over="ignore"):  # numbers beyond float32 become infinite and are refused below
-                vector = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{where}: vector must be a list of numbers or base64 of float32 values") from None
-    if vector.ndim != 1 or not vector.size or not np.isfinite(vector).all():
-        raise InputError(f"{where}: vector must be one list of finite numbers, got shape {vector.shape}")
-    return vector
 
 
 def _check_like(first: Exported, line: Exported, where: str) -> None:

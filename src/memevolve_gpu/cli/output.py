@@ -38,7 +38,6 @@ class HeldInterrupt:
             self.check()
 
     def press(self, _signal: int, _frame: FrameType | None) -> None:
-        """Handle the signal."""
         self.twice = self.pressed
         self.pressed = True
         if self.twice:
@@ -156,7 +155,6 @@ class Rows:
             yield (" " * _GAP).join(parts).rstrip()
 
     def _widths(self, cells: list[list[str]], width: int) -> list[int]:
-        """Return the width of each column."""
         columns = list(zip(*[self.titles, *cells], strict=True))
         widths = [max(map(cell_len, column)) for column in columns]
         excess = sum(widths) + _GAP * (len(widths) - 1) - width

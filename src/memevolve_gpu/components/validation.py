@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..types import JsonObject, MemoryUnit
 from .manage.base import HealthMetrics, ManagementStrategy
-from .retrieve.base import RetrievalResult, RetrievalStrategy
+from .retrieve.base import RetrievalStrategy
 from .store.base import MetadataMixin, StorageBackend
 from .store.units import checked_unit
 
@@ -93,7 +93,8 @@ def try_retrieval(strategy: Any, backend: StorageBackend) -> None:
     """Run a query with the strategy on the backend that it will use. Raises as :func:`try_storage`."""
     _methods(strategy, "retrieval", RetrievalStrategy)
     results = strategy.retrieve("a trial of this strategy", backend, top_k=1)
-    well_formed = isinstance(results, list) and all(map(_is_result, results))
+    fields = ("unit_id", "unit", "score")
+    well_formed = isinstance(results, list) and all(hasattr(one, name) for one in results for name in fields)
     _expect(well_formed and len(results) <= 1, "retrieval", "retrieve() returned no list of at most one result")
 
 
@@ -122,11 +123,7 @@ def encoded_units(encoded: object) -> list[MemoryUnit]:
     return [checked_unit(unit, f"encoded[{number}]") for number, unit in enumerate(listed)]
 
 
-def _is_result(value: object) -> bool:
-    return isinstance(value, RetrievalResult) or all(hasattr(value, name) for name in ("unit_id", "unit", "score"))
-
-
-def _methods(component: object, what: str, contract: type) -> None:
+def _methods(component: Any, what: str, contract: type) -> None:
     for name in sorted(getattr(contract, "__abstractmethods__", ())):
         _expect(callable(getattr(component, name, None)), what, f"it has no {name}()")
 

@@ -85,7 +85,6 @@ class _Known:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """Replace the lock in a forked child."""
         self.lock = threading.RLock()
 
 
@@ -107,9 +106,7 @@ def installed(engine: str) -> str:
     return "this faiss was built without GPU support" if only_cpu else ""
 
 
-def try_engine(
-    engine: str, index: int, *, command: Sequence[str] | None = None, timeout: float = TIMEOUT, again: bool = False
-) -> str:
+def try_engine(engine: str, index: int, *, command: Sequence[str] | None = None, timeout: float = TIMEOUT) -> str:
     """Let ``engine`` compute on ``cuda:index`` in a child process.
 
     Args:
@@ -117,7 +114,6 @@ def try_engine(
         index: number of the device as CUDA counts in this process.
         command: how to start Python; None for the interpreter of this process.
         timeout: seconds to wait.
-        again: try although an answer is known.
 
     Returns:
         Empty when it works, else why not, one sentence. The answer is remembered, except for a full or busy GPU.
@@ -126,7 +122,7 @@ def try_engine(
     if missing:
         return missing
     with _known.lock:
-        if again or (engine, index) not in _known.answers:
+        if (engine, index) not in _known.answers:
             start = command or ([sys.executable] if sys.executable and not getattr(sys, "frozen", False) else None)
             if start is None:
                 return ""  # embedded in another program: there is no Python to start; the engine itself raises

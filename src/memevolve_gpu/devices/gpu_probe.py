@@ -206,7 +206,6 @@ class Prober:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """Replace the lock in a forked child."""
         self._lock = threading.RLock()
 
     def look(self, max_age: float = float("inf")) -> GpuList:

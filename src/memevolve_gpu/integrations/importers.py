@@ -38,7 +38,7 @@ from ..utils.arguments import (
     word,
 )
 from ..utils.drafts import PRIVATE, draft_of
-from ..utils.vectors import unpacked
+from ..utils.vectors import read_vector
 
 __all__ = ["ImportReport", "Source", "import_into", "open_source", "write_parquet"]
 
@@ -304,18 +304,8 @@ def _row(unit_id: Json, text: Json, metadata: Mapping[str, object] | None, vecto
     return Row(checked_unit(unit, f"entry {unit_id!r}"), _vector(vector, unit_id))
 
 
-def _vector(value: Json, unit_id: Json) -> FloatArray | None:
-    if value is None:
-        return None
-    try:
-        if isinstance(value, str):  # what our export writes
-            return unpacked(value)
-        vector = np.asarray(value, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise InvalidUnitError(f"the vector of {unit_id!r} cannot be read ({error})") from error
-    if vector.ndim != 1:
-        raise InvalidUnitError(f"the vector of {unit_id!r} must be one list of numbers, got shape {vector.shape}")
-    return vector
+def _vector(value: Any, unit_id: Any) -> FloatArray | None:
+    return None if value is None else read_vector(value, f"entry {unit_id!r}: its vector", InvalidUnitError)
 
 
 def _object_row(entry: Mapping[str, object], where: str) -> Row:

@@ -141,23 +141,19 @@ class MemEvolveStore(BaseStore):
             InvalidFilterError: A filter is malformed.
             InvalidUnitError: A value cannot be stored as JSON. What the embedding model raises passes through.
         """
-        ops, texts, queries = self._prepared(ops)
-        vectors, query_vectors = _Vectors(), _Vectors()
-        if self.embeddings is not None:
-            documents = list(dict.fromkeys(text for each in texts.values() for text in each))
-            vectors = _paired(documents, self.embeddings.embed_documents(documents) if documents else [])
-            query_vectors = {query: self.embeddings.embed_query(query) for query in queries}
-        return self._run(ops, texts, vectors, query_vectors)
+        ops, texts, documents, queries = self._prepared(ops)
+        model = self.embeddings
+        rows = model.embed_documents(documents) if model is not None and documents else []
+        asked = {query: model.embed_query(query) for query in queries} if model is not None else {}
+        return self._run(ops, texts, _paired(documents, rows), asked)
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """As ``batch``; embeds with the model's asynchronous calls, and works on the store in a thread."""
-        ops, texts, queries = self._prepared(ops)
-        vectors, query_vectors = _Vectors(), _Vectors()
-        if self.embeddings is not None:
-            documents = list(dict.fromkeys(text for each in texts.values() for text in each))
-            vectors = _paired(documents, await self.embeddings.aembed_documents(documents) if documents else [])
-            query_vectors = {query: await self.embeddings.aembed_query(query) for query in queries}
-        return await asyncio.to_thread(self._run, ops, texts, vectors, query_vectors)
+        ops, texts, documents, queries = self._prepared(ops)
+        model = self.embeddings
+        rows = await model.aembed_documents(documents) if model is not None and documents else []
+        asked = {query: await model.aembed_query(query) for query in queries} if model is not None else {}
+        return await asyncio.to_thread(self._run, ops, texts, _paired(documents, rows), asked)
 
     def sweep_ttl(self) -> int:
         """Delete the items that have expired. Returns their number."""
@@ -218,8 +214,8 @@ class MemEvolveStore(BaseStore):
         while not self._stopped.wait(seconds):
             self.sweep_ttl()
 
-    def _prepared(self, ops: Iterable[Op]) -> tuple[list[Op], _Texts, list[str]]:
-        """Return the operations, the texts of each write that counts by its position, and the distinct queries."""
+    def _prepared(self, ops: Iterable[Op]) -> tuple[list[Op], _Texts, list[str], list[str]]:
+        """The operations, the texts of each write that counts by its position, and the distinct texts and queries."""
         given = listed("ops", ops)
         for at, op in enumerate(given):
             _check(f"ops[{at}]", op)
@@ -227,7 +223,7 @@ class MemEvolveStore(BaseStore):
         texts = {at: self._texts_of(given[at]) for at in last.values()}
         searches = [op for op in given if isinstance(op, SearchOp)]
         queries = [] if self.embeddings is None else list({op.query: None for op in searches if op.query})
-        return given, texts, queries
+        return given, texts, list(dict.fromkeys(text for each in texts.values() for text in each)), queries
 
     def _texts_of(self, op: Any) -> list[str]:
         if self.embeddings is None or op.value is None or op.index is False:
@@ -302,6 +298,7 @@ class MemEvolveStore(BaseStore):
     def _nearest(self, op: SearchOp, vector: Vectors, filters: Filters, wanted: int) -> list[_Found]:
         """Find the items of the nearest units. Asks for more until enough items match, or there are no more units."""
         filters, limit, most = {**filters, f"{MARK}.indexed": True}, wanted + 1, self.store.count()
+        best = 1.0 if self.store.metric == "cosine" else 0.0
         while True:
             limit = max(1, min(limit, most))
             distances, ids = self.store.search_vectors([vector], limit, filters)
@@ -311,16 +308,13 @@ class MemEvolveStore(BaseStore):
                     near.setdefault(unit_id.partition("#")[0], distance)
             units = self.store.retrieve_batch(list(near))
             found: list[_Found] = [
-                (units[item], self._score(distance))
+                (units[item], best - distance)
                 for item, distance in near.items()
                 if item in units and _fits(units[item], op.filter)
             ]
             if len(found) >= wanted or None in ids[0] or limit == most:
                 return found[:wanted]
             limit *= 4
-
-    def _score(self, distance: float) -> float:
-        return 1.0 - distance if self.store.metric == "cosine" else -distance
 
 
 def _paired(texts: list[str], rows: Sequence[Sequence[float]]) -> _Vectors:

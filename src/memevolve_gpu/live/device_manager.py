@@ -68,7 +68,6 @@ class DeviceManager:
         *,
         setting: EngineSetting = "auto",
         min_units: int = 0,
-        timer: Timer | None = None,
         most_bytes: int | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -79,7 +78,6 @@ class DeviceManager:
             events: where failures are recorded.
             setting: GPU_ENGINE.
             min_units: MIN_TRAINING_UNITS; with fewer no device is looked for under DEVICE=auto.
-            timer: times an index, to route calls to the faster side.
             most_bytes: GPU_MAX_MEMORY_MB in bytes; None for no limit beside the device's budget.
             clock: returns seconds.
         """
@@ -93,7 +91,7 @@ class DeviceManager:
         self._events = events
         self._setting: EngineSetting = setting
         self._min_units = max(1, min_units)
-        self._timer = timer or _timed
+        self._timer: Timer = _timed
         self._slower_below = 0
         """Live units below which a measurement says that the device does not pay."""
         self._most_bytes = most_bytes
@@ -238,7 +236,10 @@ class DeviceManager:
         if before is not None:
             self._measure_context(before)
         room, budget = self._check_memory(plan, old)
-        self._set_limits(plan, budget)
+        if plan.engine == "torch":  # tell the engines their limit for all allocations, those of searches included
+            account_of(plan.device).limit = budget.room + budget.used
+        if plan.engine == "faiss":
+            use_free_bytes(self.machine.free_now)
         return plan.device_bytes <= room + holdings.kept(plan.device, plan.engine)
 
     def _measure_context(self, before: MemoryBudget) -> None:
@@ -285,7 +286,10 @@ class DeviceManager:
             self._broken[plan.engine] = self._active_issues["engine"] = str(error)
         else:
             self._active_issues["limit"] = str(error)
-            self._start_backoff(f"{plan.device} had no room for this index ({error}); it is tried again later")
+            self._backoff_reason = f"{plan.device} had no room for this index ({error}); it is tried again later"
+            self._budget = self.machine.budget(fresh=True)
+            self._free_then = self._budget.room
+            self._look_at = self._clock() + self._retry.failed()
             then = "until there is room"
         self._events.record("device-refused", f"{error}; the CPU instead, {then}", level=logging.WARNING)
 
@@ -351,13 +355,6 @@ class DeviceManager:
             self._look_at = self._clock() + _FIRST_RETRY
             self._events.record("device-refused", f"{why}{_INSTEAD}{_UNTIL.get(cause, '')}", level=level)
 
-    def _set_limits(self, plan: IndexPlan, budget: MemoryBudget) -> None:
-        """Tell the engines their limit for all allocations, those of searches included."""
-        if plan.engine == "torch":
-            account_of(plan.device).limit = budget.room + budget.used
-        if plan.engine == "faiss":
-            use_free_bytes(self.machine.free_now)
-
     def _concerned(self, count: int) -> bool:
         """Whether a GPU may pay for a store of ``count`` units."""
         request = self.machine.request
@@ -371,9 +368,3 @@ class DeviceManager:
         if self._most_bytes is not None and self._most_bytes < by_budget:
             return self._most_bytes, "GPU_MAX_MEMORY_MB"
         return by_budget, "GPU_MEMORY_FRACTION"
-
-    def _start_backoff(self, why: str) -> None:
-        self._backoff_reason = why
-        self._budget = self.machine.budget(fresh=True)
-        self._free_then = self._budget.room
-        self._look_at = self._clock() + self._retry.failed()

@@ -92,18 +92,10 @@ class IndexStats:
 
     def to_dict(self) -> JsonObject:
         """Plain JSON values, for a snapshot."""
-        return {
-            "trained_rows": self.trained_rows,
-            "trained_balance": asdict(self.trained_balance),
-            "balance": asdict(self.balance),
-            "refused_rows": self.refused_rows,
-            "quality": None if self.quality is None else asdict(self.quality),
-            "calibrated_rows": self.calibrated_rows,
-            "asked": self.asked,
-            "by_request": self.by_request,
-            "measured_rows": self.measured_rows,
-            "calibration": None if self.calibration is None else self.calibration.to_dict(),
-        }
+        calibration = None if self.calibration is None else self.calibration.to_dict()
+        plain = {**asdict(self), "calibration": calibration}
+        del plain["probed"]
+        return plain
 
     @classmethod
     def from_dict(cls, values: JsonObject, index: Index) -> IndexStats:

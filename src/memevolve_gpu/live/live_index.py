@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -19,14 +19,14 @@ from ..errors import DeviceError, ReentrantCallError, StorageError
 from ..index.base import Index
 from ..index.vector_table import DamagedVectorsError
 from ..monitoring.events import EventLog, LatencyRing
+from ..planner.nlist import ListsRule
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
 from ..types import DoubleArray, FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
-from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
-from .field_columns import FieldValues, Log
+from .field_columns import FieldColumns, FieldValues, Log
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
@@ -45,12 +45,8 @@ class NlistChange:
     nlist_after: int
     before: dict[str, float | None]
 
-    @classmethod
-    def between(cls, old: View, new: View, latency: LatencyReport | None) -> NlistChange:
-        return cls(time.time(), old.index.nlist, new.index.nlist, _figures(old, latency))
-
-    def report(self, view: View, latency: LatencyReport | None) -> NlistChangeReport:
-        """nlist, recall@10 and latency before and since the change; None for what is not known yet."""
+    def report(self, view: View, latency: dict[str, float] | None) -> dict[str, Any]:
+        """Plain values: nlist, recall@10 and latency before and since the change; None for what is not known yet."""
         return {
             "at": self.at,
             "nlist": [self.nlist_before, self.nlist_after],
@@ -59,16 +55,15 @@ class NlistChange:
         }
 
 
-def _recall(view: View) -> float | None:
-    """The last measured recall@10: of real queries, else of the index when it was built."""
-    if view.stats.probed is not None:
-        return view.stats.probed
-    return None if view.stats.quality is None else view.stats.quality.recall
-
-
-def _figures(view: View, latency: LatencyReport | None) -> dict[str, float | None]:
-    known = latency or {}
-    return {"recall": _recall(view), "p50_ms": known.get("p50_ms"), "p95_ms": known.get("p95_ms")}
+def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | None]:
+    """The last measured recall@10, of real queries, else of the index when it was built; and latency."""
+    stats, known = view.stats, latency or {}
+    built = None if stats.quality is None else stats.quality.recall
+    return {
+        "recall": built if stats.probed is None else stats.probed,
+        "p50_ms": known.get("p50_ms"),
+        "p95_ms": known.get("p95_ms"),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +82,11 @@ class LiveSettings:
     background: bool = True
     sample_queries: bool = True
     seed: int = 20_240_607
+
+    @property
+    def lists(self) -> ListsRule:
+        """How many inverted lists an index has."""
+        return ListsRule(self.vectors_per_centroid, self.nlist_min, self.nlist_max, self.adaptive_nlist)
 
 
 T = TypeVar("T")
@@ -173,6 +173,11 @@ class LiveIndex:
         return self._view
 
     @property
+    def columns(self) -> FieldColumns:
+        """The fields that filters use, in memory."""
+        return self._masks.columns
+
+    @property
     def nbytes(self) -> int:
         """Bytes of memory in use: index, vectors that are not mapped from a file, id maps, deaths and filter masks."""
         view = self._view
@@ -244,7 +249,7 @@ class LiveIndex:
 
     def field(self, path: tuple[str, ...], slots: IntArray) -> tuple[IntArray, FieldValues]:
         """Slots, those given among them, and the values of the field in each."""
-        return self._masks.columns.whole(path, slots, self._log(self._view))
+        return self.columns.whole(path, slots, self._log(self._view))
 
     @_again_if_damaged
     def ranked(
@@ -267,7 +272,7 @@ class LiveIndex:
         """
         view, mask = self._view_and_mask(filters, scope)
         slots = view.live_slots() if mask is None else mask.slots(view)
-        columns, log = self._masks.columns, self._log(view)
+        columns, log = self.columns, self._log(view)
         given = [
             None if path is None else columns.by_slot(path, slots, log, moments=moments)
             for path, moments in zip(paths, (True, False), strict=True)
@@ -301,33 +306,20 @@ class LiveIndex:
             Condition(path, "gt", (Instant(0),)) if moments else Condition(path, "exists", (True,))
             for path, moments in fields.items()
         ]
-        if parts and not self._masks.columns.holds(fields):
+        if parts and not self.columns.holds(fields):
             self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
-
-    def recall_fields(self) -> dict[tuple[str, ...], bool]:
-        """The fields that filters named before this store was opened; True: they hold moments."""
-        return self._masks.columns.saved
 
     def save_fields(self, timeout: float) -> None:
         """Keep the names of the fields that filters used, for the next opening; a failure is an event."""
         try:
-            self._masks.columns.save_named(timeout)
+            self.columns.save_named(timeout)
         except StorageError as error:
             self.events.record("fields-unsaved", str(error))
 
-    def forget_fields(self) -> None:
-        """Forget which fields filters used: their names may tell of units that are erased."""
-        self._masks.columns.forget_named()
-
-    @property
-    def wants_foresight(self) -> bool:
-        """Whether the usual fields are to be read in the background, because filters are in use."""
-        return self._masks.columns.wants_foresight
-
     def foresee(self, recalled: Mapping[tuple[str, ...], bool]) -> None:
         """Read recalled fields and the usual ones of the units into memory, if filters are in use."""
-        if recalled or self.wants_foresight:
-            self._masks.columns.foresee(lambda: self._log(self.catch_up()), recalled)
+        if recalled or self.columns.wants_foresight:
+            self.columns.foresee(lambda: self._log(self.catch_up()), recalled)
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""
@@ -350,7 +342,9 @@ class LiveIndex:
         """Publish a view with another index; the caller is in :meth:`exclusive`."""
         self.device_manager.poll(self._view.index)
         if view.index.nlist != self._view.index.nlist:
-            self.nlist_change = NlistChange.between(self._view, view, self.latency.percentiles())
+            self.nlist_change = NlistChange(
+                time.time(), self._view.index.nlist, view.index.nlist, _figures(self._view, self.latency.percentiles())
+            )
             self.latency.forget()
         self._view = view
         self._measured = (None, None, 0)  # keep no reference to the old index and its device memory

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,8 +23,7 @@ from ..training.recall import Pause, Quality, no_pause, recall_of
 from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.forking import renew_in_child
-from ..utils.report_types import MaintenanceReport
-from ..utils.vectors import normalize_rows
+from ..utils.vectors import from_bytes
 from .device_manager import DeviceManager
 from .live_index import LiveIndex, LiveSettings
 from .rebuild import QUALITY_K, Collect, calibrated, evaluated, rebuild, silent
@@ -72,10 +71,7 @@ def plan_for(
             target_recall=settings.target_recall,
             budget_bytes=settings.budget_bytes,
             min_training_units=0 if early else settings.min_training_units,
-            adaptive_nlist=settings.adaptive_nlist,
-            vectors_per_centroid=settings.vectors_per_centroid,
-            nlist_min=settings.nlist_min,
-            nlist_max=settings.nlist_max,
+            lists=settings.lists,
             precision=settings.precision,
             current_nlist=view.index.nlist or None,
             device=state,
@@ -108,8 +104,7 @@ def view_self_hits(view: View, records: Records, target_recall: float) -> float:
     rows = records.spread(PROBED)
     if not rows or view.metric == "ip":  # the row with the largest inner product need not be the row itself
         return 1.0
-    vectors = np.stack([np.frombuffer(row.vector, dtype="<f4") for row in rows])
-    queries = normalize_rows(vectors) if view.metric == "cosine" else vectors
+    queries = from_bytes([row.vector for row in rows], view.metric)
     found = view.search(queries, 1, view.stats.search_params(view.index, 1, target_recall))
     nearest = [sum(found.slots(number)) for number in range(len(rows))]  # one slot, or 0 for none
     held = records.vectors_at(nearest)
@@ -130,9 +125,6 @@ class Report:
     def skipped(self) -> bool:
         """Whether another round was running, here or in another process."""
         return any(action.startswith("skipped") for action in self.actions)
-
-    def report(self) -> MaintenanceReport:
-        return MaintenanceReport(**asdict(self))
 
 
 class Maintenance:
@@ -339,7 +331,8 @@ class Maintenance:
         actions += self._check_recall(background)
         if not live.records.read_only:
             actions += self._purge_log()
-            actions += self._purge_history()
+            if live.records.history_is_due():
+                actions.append(f"purged {live.records.purge_history()} changes of the history")
             actions += self._save_vectors()
         return actions, reason.text if reason else ""
 
@@ -447,10 +440,6 @@ class Maintenance:
             if saver.log_is_held():
                 saver.save()
         return [f"purged {saver.purge()} log entries"]
-
-    def _purge_history(self) -> list[str]:
-        records = self._live.records
-        return [f"purged {records.purge_history()} changes of the history"] if records.history_is_due() else []
 
     def _save_vectors(self) -> list[str]:
         """Save, where many vectors are in memory that could be mapped from the snapshot."""

@@ -54,7 +54,6 @@ class RowGroups:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
         return int(self._order.nbytes + self._keys.nbytes + self._ends.nbytes)
 
     def rows(self, keys: Sequence[int]) -> IntArray:
@@ -132,7 +131,6 @@ class Expiring:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory."""
         return self._state.times.nbytes + self._state.slots.nbytes + 100 * len(self._state.changed)
 
     def restart(self) -> None:

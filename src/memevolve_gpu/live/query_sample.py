@@ -80,5 +80,4 @@ class QuerySample:
             self._events.record("queries-unsaved", str(error))
 
     def after_fork(self) -> None:
-        """In a forked child: a new lock."""
         self._reservoir.reset_lock()

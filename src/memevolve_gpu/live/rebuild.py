@@ -185,7 +185,7 @@ def _gather(view: View) -> RebuildInput:
 
     Where no row of the index has died they share its memory, unless it is a graph; else they are a copy.
     """
-    index, from_delta = view.index, _live_delta(view)
+    index, from_delta = view.index, view.delta_rows_of(None)
     from_index = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
     if len(from_index) == index.n and _shares_memory(index):
         vectors = lengthened(index.vectors, len(from_delta))
@@ -200,20 +200,13 @@ def _gather(view: View) -> RebuildInput:
 
 def _gather_delta(view: View) -> RebuildInput:
     """The live rows of a view's delta buffer, to append to all rows of its index, dead ones included."""
-    index, from_delta = view.index, _live_delta(view)
+    index, from_delta = view.index, view.delta_rows_of(None)
     if _shares_memory(index):
         vectors = lengthened(index.vectors, len(from_delta))[index.n :]
     else:
         vectors = np.empty((len(from_delta), index.dim), np.float32)
     slots = _take_delta(view, from_delta, vectors)
     return RebuildInput(view, Rows(slots, *_delta_ids(view, from_delta), vectors), slice(0, index.n), from_delta)
-
-
-def _live_delta(view: View) -> IntArray:
-    """Positions of the live rows in the delta buffer, int64 (m,)."""
-    pieces = view.delta.pieces(0, view.delta_n)
-    live = [piece.start + np.flatnonzero(piece.died > view.watermark).astype(np.int64) for piece in pieces]
-    return np.concatenate([np.empty(0, dtype=np.int64), *live])
 
 
 def _take_delta(view: View, positions: IntArray, out: FloatArray) -> IntArray:
@@ -305,16 +298,18 @@ def _routed(built: Built, extends: bool, plan: IndexPlan, live: LiveIndex, colle
     slower for every batch that was timed."""
     devices, settings, made_of = live.device_manager, live.settings, built.made_of
     side, now = made_of.view.host_side, made_of.view.by_host
-    host = None
+    host, used = None, now.index
     if extends and side is not None:
         longer = side.index.extended(made_of.rows)
         host = None if longer is None else Built(longer, side.stats, made_of)
     elif extends:
         pass
-    elif _same_rows(now.index, built.index) and _quantiser(now.index.plan, now.index.nlist) == _quantiser(
-        plan, plan.nlist
+    elif (
+        used.plan.engine == "cpu"
+        and np.array_equal(used.slots, built.index.slots)
+        and _quantiser(used.plan, used.nlist) == _quantiser(plan, plan.nlist)
     ):
-        host = Built(now.index, now.stats, made_of)  # the index in use stays as the host's side
+        host = Built(used, now.stats, made_of)  # the index in use stays as the host's side
     else:
         reuse = RebuildReason("compact", "the rows of the device's index")
         beside = replace(made_of, view=now)
@@ -328,10 +323,6 @@ def _routed(built: Built, extends: bool, plan: IndexPlan, live: LiveIndex, colle
         devices.slower(built.index, timings)
         return replace(host, made_of=made_of)
     return replace(built, host_side=HostSide(host.index, host.stats, timings))
-
-
-def _same_rows(index: Index, other: Index) -> bool:
-    return index.plan.engine == "cpu" and index.n == other.n and bool((index.slots == other.slots).all())
 
 
 def _extended(made_of: RebuildInput, settings: LiveSettings, queries: QuerySample, pause: Pause) -> Built | None:

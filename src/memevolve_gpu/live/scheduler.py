@@ -77,9 +77,15 @@ def rebuild_reason(
     too_few = view.count < min_training_units and view.index.kind == "exact"
     refused_lately = refused > 0 and abs(view.count - refused) <= RETRY_GROWTH * refused
     reason = None if too_few or refused_lately else _to_train(view, plan)
-    if later and reason is not None and reason.can_wait:
-        reason = None
-    return reason or _to_compact(view) or _to_append(view, quiet)
+    if reason is not None and not (later and reason.can_wait):
+        return reason
+    dead, rows = view.index_dead + view.delta_dead, view.index.n + view.delta_n
+    if dead > max(DEAD_ROWS, DEAD_FRACTION * rows):
+        return RebuildReason("compact", f"{dead} tombstones among {rows} rows")
+    # Dead rows in the delta buffer count too: they are scanned, and take memory, until it is emptied.
+    if view.delta_n > (quiet_limit(view) if quiet else delta_limit(view)):
+        return RebuildReason("append", f"{view.delta_n} rows wait in the delta buffer")
+    return None
 
 
 def delta_limit(view: View) -> int:
@@ -132,20 +138,6 @@ def _drift(count: int, nlist: int, stats: IndexStats) -> str:
     if nlist and now.empty_share >= was.empty_share + EMPTY_GROWTH:
         return f"{now.empty_share:.0%} of the lists are empty, {was.empty_share:.0%} were at the training"
     return ""
-
-
-def _to_compact(view: View) -> RebuildReason | None:
-    dead, rows = view.index_dead + view.delta_dead, view.index.n + view.delta_n
-    if dead > max(DEAD_ROWS, DEAD_FRACTION * rows):
-        return RebuildReason("compact", f"{dead} tombstones among {rows} rows")
-    return None
-
-
-def _to_append(view: View, quiet: bool) -> RebuildReason | None:
-    """Dead rows in the delta buffer count too: they are scanned, and take memory, until it is emptied."""
-    if view.delta_n > (quiet_limit(view) if quiet else delta_limit(view)):
-        return RebuildReason("append", f"{view.delta_n} rows wait in the delta buffer")
-    return None
 
 
 QUIET_SECONDS = 2.0

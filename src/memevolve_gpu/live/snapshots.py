@@ -14,8 +14,8 @@ from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
 from ..index.vector_table import DamagedVectorsError, growable
 from ..monitoring.events import EventLog
 from ..records.records import Records
-from ..types import FloatArray, IntArray, Metric, Row, Rows
-from ..utils.vectors import normalize_rows
+from ..types import IntArray, Rows
+from ..utils.vectors import from_bytes
 from .index_stats import IndexStats
 from .namespaces import RowGroups, grouped
 from .view import View
@@ -75,7 +75,7 @@ def read_everything(records: Records) -> View:
     while page := records.scan(after, head.last_slot, PAGE):
         part = slice(n, n + len(page))
         slots[part], namespaces[part] = [row.slot for row in page], [row.ns for row in page]
-        vectors[part] = _vectors(page, records.metric)
+        vectors[part] = from_bytes([row.vector for row in page], records.metric)
         ids = [row.id.encode() for row in page]
         id_ends[part] = len(id_bytes) + np.cumsum([len(one) for one in ids])
         id_bytes += b"".join(ids)
@@ -123,13 +123,6 @@ def _sample(view: View, seed: int) -> IntArray:
 def _same(index: Index, position: int, raw: bytes | None) -> bool:
     if raw is None:
         return False
-    expected = np.frombuffer(raw, dtype="<f4")
-    if index.metric == "cosine":
-        expected = normalize_rows(expected[None, :])[0]
+    expected = from_bytes([raw], index.metric)[0]
     indexed = index.vectors_at(np.array([position], dtype=np.int64))[0]
     return bool(np.linalg.norm(indexed - expected) <= TOLERANCE * max(1e-12, float(np.linalg.norm(expected))))
-
-
-def _vectors(page: list[Row], metric: Metric) -> FloatArray:
-    vectors: FloatArray = np.frombuffer(b"".join([row.vector for row in page]), dtype="<f4").reshape(len(page), -1)
-    return normalize_rows(vectors) if metric == "cosine" else vectors

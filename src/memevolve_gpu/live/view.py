@@ -377,7 +377,6 @@ def _queries_for(index: Index, queries: FloatArray | DeviceQueries) -> FloatArra
 
 
 def _shifted(places: IntArray, by: int) -> IntArray:
-    """``places`` shifted by an offset; -1 stays."""
     return np.where(places >= 0, places + by, -1)
 
 

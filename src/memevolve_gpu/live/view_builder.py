@@ -18,8 +18,8 @@ import numpy as np
 from ..index.base import FlatIndex, Index
 from ..index.registry import build
 from ..index.vector_table import growable, spill_folder
-from ..types import Change, FloatArray, IndexPlan, IntArray, Metric, Op, Rows
-from ..utils.vectors import normalize_rows
+from ..types import Change, IndexPlan, IntArray, Metric, Op, Rows
+from ..utils.vectors import from_bytes
 from .delta_buffer import NEVER, DeltaBuffer
 from .index_stats import IndexStats
 from .namespaces import RowGroups
@@ -137,13 +137,9 @@ class ViewBuilder:
         ]
         if rows:
             slots, ids, raw, namespaces = zip(*rows, strict=True)
-            self._delta.extend(slots, ids, self._vectors(raw), namespaces)
+            self._delta.extend(slots, ids, from_bytes(raw, self._base.metric), namespaces)
         self.expiry += [(one.slot, one.expires_at) for one in changes if one.expires_at is not None]
         self.touched += [(change.seq, change.slot) for change in changes]
-
-    def _vectors(self, raw: Sequence[bytes]) -> FloatArray:
-        vectors: FloatArray = np.frombuffer(b"".join(raw), dtype="<f4").reshape(len(raw), -1)
-        return normalize_rows(vectors) if self._base.metric == "cosine" else vectors
 
     def _drop(self, slot: int, seq: int) -> None:
         visible = self._base.watermark

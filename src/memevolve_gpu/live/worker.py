@@ -78,7 +78,7 @@ class Worker:
         self._retry = Backoff(RETRY_SECONDS, LONGEST_RETRY_SECONDS)
         self.start_failure = ""
         """Why the last attempt to start the thread failed; empty when it did not."""
-        self._reset()
+        self.after_fork()
         renew_in_child(self)
 
     def wake(self) -> bool:
@@ -86,7 +86,8 @@ class Worker:
         with self._lock:
             if self._stopping:
                 return False
-            self._call()
+            if self._calls.empty():
+                self._calls.put(None)
             return self._thread is not None or self._started()
 
     def stop(self) -> None:
@@ -99,20 +100,15 @@ class Worker:
             thread.join()
 
     def after_fork(self) -> None:
-        """The thread does not exist in the child; ``wake`` starts another."""
-        self._reset()
+        """The thread does not exist in the child; ``wake`` starts another.
 
-    def _reset(self) -> None:
-        """Signal handlers and finalizers may call any method at any time, so the locks are re-entrant;
-        ``threading.Event`` is not."""
+        Signal handlers and finalizers may call any method at any time, so the locks are re-entrant; ``threading.Event``
+        is not.
+        """
         self._lock = threading.RLock()
         self._calls: SimpleQueue[None] = SimpleQueue()
         self._stopping = False
         self._thread = None
-
-    def _call(self) -> None:
-        if self._calls.empty():
-            self._calls.put(None)
 
     def _called(self, timeout: float) -> bool:
         """Wait for calls of ``wake`` and consume them; False when none came within ``timeout`` seconds."""

@@ -140,7 +140,11 @@ class MilvusClient:
         try:
             return self.retrying.run(lambda left: call(self._open(left), left), _foreign(), _is_final, allowed)
         except GaveUp as ended:
-            raise self._unavailable(ended, allowed) from self._without_token(ended.last)
+            raise StoreUnavailableError(
+                f"the Milvus server at {self.config.uri} gave no answer within {allowed:g} s ({ended.attempts} "
+                f"attempts, the last: {self._said(ended.last)}); start it, check MEMEVOLVE_MILVUS_URI, "
+                "or raise MEMEVOLVE_MILVUS_TIMEOUT"
+            ) from self._without_token(ended.last)
         except _foreign() as error:
             raise self._ours(error) from self._without_token(error)
 
@@ -201,13 +205,6 @@ class MilvusClient:
     def _without_token(self, error: BaseException) -> BaseException | None:
         """The error as the cause of ours; None when it shows the token or the password."""
         return error if self._said(error) == _first_line(error) else None
-
-    def _unavailable(self, ended: GaveUp, allowed: float) -> StoreUnavailableError:
-        return StoreUnavailableError(
-            f"the Milvus server at {self.config.uri} gave no answer within {allowed:g} s "
-            f"({ended.attempts} attempts, the last: {self._said(ended.last)}); start it, check MEMEVOLVE_MILVUS_URI, "
-            "or raise MEMEVOLVE_MILVUS_TIMEOUT"
-        )
 
     def _ours(self, error: BaseException) -> StorageError | ConfigurationError:
         code, text = _code(error), self._said(error)

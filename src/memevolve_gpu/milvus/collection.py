@@ -47,6 +47,9 @@ class Clock:
     after a delete was the old one), and a new process would begin without any.
     """
 
+    level: str
+    """session, strong, bounded or eventually; strong instead of session where the server has no clock to ask."""
+
     def __init__(self, server: MilvusClient) -> None:
         """Asks the server for its time: everything that anyone had acknowledged before is seen from here on."""
         self._server = server
@@ -55,11 +58,11 @@ class Clock:
         self._offset = 0
         self._last_born = 0
         self._ids: Iterator[str] = iter(())
-        self._level = server.config.consistency
+        self.level = server.config.consistency
         renew_in_child(self)
         moment = server.timestamp()
-        if moment is None and self._level == "session":
-            self._level = "strong"
+        if moment is None and self.level == "session":
+            self.level = "strong"
         if moment is not None:
             self._guarantee = moment
             self._offset = (moment >> _LOGICAL_BITS) * 1_000_000 - time.time_ns()
@@ -69,20 +72,15 @@ class Clock:
         self._lock = threading.Lock()
         self._ids = iter(())
 
-    @property
-    def level(self) -> str:
-        """session, strong, bounded or eventually; strong instead of session where the server has no clock to ask."""
-        return self._level
-
-    def reading(self) -> JsonObject:
+    def reading(self) -> dict[str, Any]:
         """What every read tells the server."""
-        if self._level == "session":
+        if self.level == "session":
             return {"consistency_level": "Customized", "guarantee_timestamp": self._guarantee}
-        return {"consistency_level": self._level.capitalize()}
+        return {"consistency_level": self.level.capitalize()}
 
     def wrote(self) -> None:
         """A write was acknowledged, by this writer or, as far as it knows, by another."""
-        if self._level != "session":
+        if self.level != "session":
             return
         moment = self._server.timestamp()
         with self._lock:
@@ -115,41 +113,26 @@ MAX_KIND_CHARS = 255
 _PACKED = "z"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row to write.
+def record_of(unit: MemoryUnit, vector: FloatArray, born: int, wrote: int, where: str = "unit") -> dict[str, Any]:
+    """A row as the client takes it. Raises InvalidUnitError, naming ``where``, for a unit that is too long.
 
-    ``vector`` is float32 (dim,); ``born``, its place in the order, and ``wrote``, when it was sent, are nanoseconds by
-    the server's clock.
+    vector: float32 (dim,). ``born``, its place in the order, and ``wrote``, when it was sent, are nanoseconds by the
+    server's clock.
     """
-
-    unit: MemoryUnit
-    vector: FloatArray
-    born: int
-    wrote: int
-
-    @property
-    def id(self) -> str:
-        """The unit's id."""
-        return str(self.unit["id"])
-
-
-def record_of(row: Row, body: str) -> JsonObject:
-    """Return the row as the client takes it."""
-    facts, vague = facts_of(row.unit)
+    (facts, vague), kind = facts_of(unit), unit.get("type")
     return {
-        "id": row.id,
-        "vector": row.vector,
-        "body": body,
-        "kind": kind_of_unit(row.unit),
-        "born": row.born,
-        "wrote": row.wrote,
+        "id": str(unit["id"]),
+        "vector": vector,
+        "body": _body_of(unit, where),
+        "kind": "" if kind is None else str(kind)[:MAX_KIND_CHARS],
+        "born": born,
+        "wrote": wrote,
         "facts": facts,
         "vague": vague,
     }
 
 
-def body_of(unit: MemoryUnit, where: str = "unit") -> str:
+def _body_of(unit: MemoryUnit, where: str) -> str:
     """The unit's JSON, packed when it is too long for a column. Raises InvalidUnitError when that does not help."""
     text = json_text(unit)
     if len(text.encode()) <= MAX_BODY_BYTES:
@@ -178,12 +161,6 @@ def unit_of(body: str) -> MemoryUnit:
 def vector_of(value: object) -> FloatArray:
     """float32 (dim,) as it was written."""
     return np.asarray(value, dtype=np.float32)
-
-
-def kind_of_unit(unit: Mapping[str, object]) -> str:
-    """The unit's type, for counting; "" where there is none."""
-    kind = unit.get("type")
-    return str(kind)[:MAX_KIND_CHARS] if kind is not None else ""
 
 
 FORMAT = 1
@@ -376,13 +353,13 @@ class Table:
 
     # Writing
 
-    def put(self, rows: Sequence[Row], bodies: Sequence[str]) -> None:
+    def put(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write rows, each in the place of the one with its id. No id may occur twice.
 
         Acknowledged in batches of at most 16 MiB: when one fails, those before it stand.
         """
         try:
-            for batch in _batches(rows, bodies, 4 * self.dim):
+            for batch in _batches(rows, 4 * self.dim):
                 self.client.call("upsert", self.name, batch)
         finally:
             self.clock.wrote()
@@ -481,28 +458,22 @@ class Table:
             connection: Any = getattr(client, "_get_connection", lambda: None)()
             if not hasattr(connection, "get_query_segment_info"):
                 return None
-            loaded = {int(one.segmentID): one for one in connection.get_query_segment_info(self.name, timeout=seconds)}
+            loaded = connection.get_query_segment_info(self.name, timeout=seconds)
+            names = {int(one.segmentID): one.index_name for one in loaded}
             sealed = connection.get_persistent_segment_infos(self.name, timeout=seconds)
-            return [_segment(one, loaded.get(int(one.segmentID))) for one in sealed if int(one.state) in _SEALED]
+            numbered = ((int(one.segmentID), int(one.num_rows)) for one in sealed if int(one.state) in _SEALED)
+            return [Segment(rows, number in names, names.get(number) == "vector") for number, rows in numbered]
 
         found: list[Segment] | None = self.client.attempt(ask)
         return found
 
-    def close(self) -> None:
-        """Close the connection."""
-        self.client.close()
 
-
-def _segment(sealed: Any, loaded: Any | None) -> Segment:
-    return Segment(int(sealed.num_rows), loaded is not None, loaded is not None and loaded.index_name == "vector")
-
-
-def _batches(rows: Sequence[Row], bodies: Sequence[str], vector_bytes: int) -> Iterator[list[JsonObject]]:
-    batch: list[JsonObject] = []
+def _batches(rows: Sequence[dict[str, Any]], vector_bytes: int) -> Iterator[list[dict[str, Any]]]:
+    batch: list[dict[str, Any]] = []
     size = 0
-    for row, body in zip(rows, bodies, strict=True):
-        batch.append(record_of(row, body))
-        size += 2 * len(body.encode()) + vector_bytes
+    for row in rows:
+        batch.append(row)
+        size += 2 * len(row["body"].encode()) + vector_bytes
         if size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -518,8 +489,3 @@ def _can_be_asked(unit_id: str) -> bool:
 def _chunks(items: Sequence[str], size: int) -> Iterator[Sequence[str]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
-
-
-def bodies_of(units: Sequence[MemoryUnit]) -> list[str]:
-    """The contents of the rows, all of them before the first is written. Raises InvalidUnitError."""
-    return [body_of(unit, f"units[{i}]") for i, unit in enumerate(units)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..planner.nlist import adaptive_nlist
+from ..planner.nlist import ListsRule
 from ..types import JsonObject, Metric
 from ..utils.config import StorageConfig
 from .client import Version
@@ -76,11 +76,8 @@ def _gpu(version: Version, metric: Metric, config: StorageConfig) -> tuple[bool,
 
 
 def _nlist(dim: int, config: StorageConfig) -> int:
-    rows = SEGMENT_BYTES // (4 * dim)
     most = config.nlist_max if "nlist_max" in config.model_fields_set else None
-    return adaptive_nlist(
-        rows, vectors_per_centroid=config.vectors_per_centroid, nlist_min=config.nlist_min, nlist_max=most
-    )
+    return ListsRule(config.vectors_per_centroid, config.nlist_min, most).lists_for(SEGMENT_BYTES // (4 * dim))
 
 
 def _between(table: tuple[tuple[float, float], ...], recall: float) -> float:

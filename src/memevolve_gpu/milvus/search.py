@@ -49,7 +49,7 @@ class Search:
         self.metric = metric
         self.target = target
         self.sealed_until = 0
-        """Rows that were written before this moment are in sealed segments; see ``Row.wrote``."""
+        """Rows that were written before this moment are in sealed segments; see ``collection.record_of``."""
 
     def nearest(
         self,

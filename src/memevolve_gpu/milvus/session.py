@@ -22,7 +22,7 @@ from ..utils.embeddings import Embedder, EmbeddingFunction
 from ..utils.forking import renew_in_child
 from ..utils.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
 from .client import LONG, Client, MilvusClient, Version
-from .collection import CollectionInfo, Row, Table, bodies_of, body_of, describe, open_collection, serve
+from .collection import CollectionInfo, Table, describe, open_collection, record_of, serve
 from .plan import ServerPlan
 from .search import Search
 
@@ -61,17 +61,16 @@ class MilvusSession:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """Make a new lock in a forked child."""
         self._lock = threading.Lock()
 
     # Writing
 
     def put(self, units: Sequence[MemoryUnit], vectors: FloatArray, births: Sequence[int]) -> None:
         """Write units that have ids, each id once; nothing is written when one of them is too long."""
-        bodies = [body_of(units[0])] if len(units) == 1 else bodies_of(units)
         wrote = self.table.clock.next_timestamps(1)[0]
-        rows = [Row(unit, vector, born, wrote) for unit, vector, born in zip(units, vectors, births, strict=True)]
-        self.table.put(rows, bodies)
+        names = ["unit"] if len(units) == 1 else [f"units[{i}]" for i in range(len(units))]
+        rows = zip(units, vectors, births, names, strict=True)
+        self.table.put([record_of(unit, vector, born, wrote, name) for unit, vector, born, name in rows])
 
     def drop(self, ids: list[str]) -> int:
         """Delete these units; how many went. Where that takes the store below the warning, it may warn again."""
@@ -101,7 +100,11 @@ class MilvusSession:
                     f"the store holds {held} of at most {limit} units and cannot take {new} more; "
                     "delete units or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
                 )
-        self._warn_once(count, limit)
+        above = count >= self.config.warning_threshold * limit
+        if above and not self.warned:
+            text = f"{count} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
+            self.events.record("near-limit", text, level=logging.WARNING, count=count, limit=limit)
+        self.warned = above
 
     def _about(self, coming: int) -> int:
         """At most how many units there will be, as far as is known."""
@@ -120,13 +123,6 @@ class MilvusSession:
             self._counted = (0 if gone is None else max(0, count - gone), at)
             if self._counted[0] < self.config.warning_threshold * self.config.max_memory_units:
                 self.warned = False
-
-    def _warn_once(self, count: int, limit: int) -> None:
-        above = count >= self.config.warning_threshold * limit
-        if above and not self.warned:
-            text = f"{count} of {limit} units: prune or consolidate, or raise MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS"
-            self.events.record("near-limit", text, level=logging.WARNING, count=count, limit=limit)
-        self.warned = above
 
     # Upkeep
 

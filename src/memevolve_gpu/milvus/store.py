@@ -8,13 +8,23 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from ..components.store.base import MetadataMixin, Progress
 from ..components.store.listing import Listing, listing_of, with_created_at
 from ..components.store.ranking import Window, score_of
+from ..components.store.report_types import (
+    IndexInfo,
+    Inventory,
+    MaintenanceReport,
+    MilvusStatistics,
+    OperationEntry,
+    StorageHealth,
+)
 from ..components.store.units import (
     OpenBackend,
     UnitMapping,
@@ -45,7 +55,7 @@ from ..utils.report_types import (
 )
 from ..utils.vectors import check_vectors, cosines
 from .client import Client, MilvusClient
-from .collection import describe, unit_of, vector_of
+from .collection import CollectionInfo, describe, unit_of, vector_of
 from .filters import filter_expression
 from .search import Candidate
 from .session import MilvusSession, health_report, open_session, registered, statistics_report
@@ -60,36 +70,9 @@ def _created(row: Mapping[str, object] | None) -> str | None:
     return created if isinstance(created, str) else None
 
 
-class MilvusIndexInfo:
-    """What the server's index holds now. The properties are those of ``VectorStore.index``."""
-
-    def __init__(self, session: MilvusSession) -> None:
-        self._session = session
-
-    @property
-    def ntotal(self) -> int:
-        """Vectors that searches find."""
-        return self._session.table.count()
-
-    @property
-    def nlist(self) -> int:
-        """Inverted lists of a full segment; 0 where none are used."""
-        return self._session.plan.nlist
-
-    @property
-    def is_trained(self) -> bool:
-        """Always True: rows that are not indexed yet are searched exactly."""
-        return True
-
-    @property
-    def is_building(self) -> bool:
-        """Whether rows wait for the server to index them."""
-        return self._session.unsettled() > 0
-
-    @property
-    def kind(self) -> str:
-        """The server's name of the index, such as IVF_FLAT."""
-        return self._session.plan.index
+def _described_at(milvus_config: Any, make: Callable[[float], Client] | None) -> CollectionInfo | None:
+    with closing(MilvusClient(MilvusConfig.adopt(milvus_config), make)) as connection:
+        return describe(connection)
 
 
 class MilvusStore(OpenBackend, MetadataMixin):
@@ -169,11 +152,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         Raises:
             StoreUnavailableError: The server does not answer.
         """
-        connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
-        try:
-            return describe(connection) is not None
-        finally:
-            connection.close()
+        return _described_at(milvus_config, client) is not None
 
     @staticmethod
     def model_at(milvus_config: object = None, client: Callable[[float], Client] | None = None) -> str | None:
@@ -189,11 +168,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         Raises:
             StoreUnavailableError: The server does not answer.
         """
-        connection = MilvusClient(MilvusConfig.adopt(milvus_config), client)
-        try:
-            info = describe(connection)
-        finally:
-            connection.close()
+        info = _described_at(milvus_config, client)
         return None if info is None else info.model
 
     @property
@@ -222,9 +197,10 @@ class MilvusStore(OpenBackend, MetadataMixin):
         return UnitMapping(self, lambda: (str(row["id"]) for row in table.in_order([])))
 
     @property
-    def index(self) -> MilvusIndexInfo:
+    def index(self) -> IndexInfo:
         """What the index holds: ``ntotal``, ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
-        return MilvusIndexInfo(self._open)
+        session = self._open
+        return IndexInfo(session.table.count(), session.plan.nlist, session.plan.index, session.unsettled() > 0)
 
     # Writing
 
@@ -469,7 +445,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         """Close the connection. Further calls raise StoreClosedError."""
         session, self._session = self._session, None
         if session is not None:
-            session.table.close()
+            session.table.client.close()
 
     def __repr__(self) -> str:
         closed = ", closed" if self._session is None else ""

@@ -8,29 +8,12 @@ from typing import Literal
 
 ListsStatus = Literal["OPTIMAL", "DEGRADED", "INEFFICIENT", "GOOD"]
 
-DEFAULT_VECTORS_PER_CENTROID = 39
-"""The fewest training points per centroid that faiss' k-means accepts without a warning."""
-DEFAULT_NLIST_MIN = 10
 DEFAULT_NLIST_MAX = 256
 
 _CAP_GROWS_FROM = 50_000
 _RECREATE_AT = 0.25
 DEGRADED_ABOVE, INEFFICIENT_BELOW = 100, 10
 """Vectors per list beyond which lists are too few, or too many."""
-
-
-def adaptive_nlist(
-    n: int,
-    *,
-    vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID,
-    nlist_min: int = DEFAULT_NLIST_MIN,
-    nlist_max: int | None = None,
-) -> int:
-    """Lists for ``n`` vectors: ``clip(n // vectors_per_centroid, nlist_min, nlist_max)``.
-
-    Without ``nlist_max`` it is 256, and above 50,000 vectors it grows with the square root of n; a given one stays.
-    """
-    return min(max(n // vectors_per_centroid, nlist_min), _maximum(n, nlist_max))
 
 
 def should_recreate(current: int, planned: int) -> bool:
@@ -53,12 +36,19 @@ def lists_status(n: int, nlist: int) -> ListsStatus:
 
 @dataclass(frozen=True, slots=True)
 class ListsRule:
-    """The settings that decide the number of lists; ``nlist_max`` None: 256, growing above 50,000 vectors."""
+    """The settings that decide the number of lists."""
 
-    vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID
-    nlist_min: int = DEFAULT_NLIST_MIN
+    vectors_per_centroid: int = 39
+    """The fewest training points per centroid that faiss' k-means accepts without a warning."""
+    nlist_min: int = 10
     nlist_max: int | None = None
+    """None: 256, and above 50,000 vectors growing with the square root of their number; a given one stays."""
     adaptive: bool = True
+    """False keeps the lists of an index however the store grows."""
+
+    def lists_for(self, n: int) -> int:
+        """Lists for ``n`` vectors: ``clip(n // vectors_per_centroid, nlist_min, nlist_max)``."""
+        return min(max(n // self.vectors_per_centroid, self.nlist_min), self._most(n))
 
     def held_by(self, n: int, nlist: int) -> list[str]:
         """The settings, as variables, that keep ``nlist`` lists too few or too many for ``n`` vectors.
@@ -68,23 +58,25 @@ class ListsRule:
         status = lists_status(n, nlist)
         if status not in ("DEGRADED", "INEFFICIENT"):
             return []
-        ruled = adaptive_nlist(
-            n, vectors_per_centroid=self.vectors_per_centroid, nlist_min=self.nlist_min, nlist_max=self.nlist_max
-        )
+        ruled = self.lists_for(n)
         found = [] if self.adaptive else ["ADAPTIVE_NLIST=false"]
         return found + self._bounds(n, status == "DEGRADED") if lists_status(n, ruled) == status else found
 
     def _bounds(self, n: int, too_few: bool) -> list[str]:
         """The setting that keeps the rule's number of lists from suiting ``n`` vectors."""
-        wanted, most = n // self.vectors_per_centroid, _maximum(n, self.nlist_max)
+        wanted, most = n // self.vectors_per_centroid, self._most(n)
         if too_few and wanted > most:
             return [f"NLIST_MAX={most}"]
         if not too_few and wanted < self.nlist_min:
             return [f"NLIST_MIN={self.nlist_min}"]
         return [f"VECTORS_PER_CENTROID={self.vectors_per_centroid}"]
 
+    def _most(self, n: int) -> int:
+        if self.nlist_max is not None:
+            return self.nlist_max
+        return int(DEFAULT_NLIST_MAX * math.sqrt(max(1.0, n / _CAP_GROWS_FROM)))
 
-def _maximum(n: int, nlist_max: int | None) -> int:
-    if nlist_max is not None:
-        return nlist_max
-    return int(DEFAULT_NLIST_MAX * math.sqrt(max(1.0, n / _CAP_GROWS_FROM)))
+
+DEFAULT_RULE = ListsRule()
+adaptive_nlist = DEFAULT_RULE.lists_for
+"""The number of lists by the default rule."""

@@ -22,8 +22,7 @@ from ..index.costs import WHOLE_ROWS, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import IndexPlan, JsonObject, Metric, Precision, SearchParams
 from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
-from .nlist import DEFAULT_NLIST_MIN, DEFAULT_VECTORS_PER_CENTROID, should_recreate
-from .nlist import adaptive_nlist as nlist_by_rule
+from .nlist import DEFAULT_RULE, ListsRule, should_recreate
 
 _MEASURED_AT = 40_000
 _FEW_ROWS = 10_000
@@ -85,10 +84,7 @@ def plan_index(
     target_recall: float,
     budget_bytes: int,
     min_training_units: int = 1000,
-    adaptive_nlist: bool = True,
-    vectors_per_centroid: int = DEFAULT_VECTORS_PER_CENTROID,
-    nlist_min: int = DEFAULT_NLIST_MIN,
-    nlist_max: int | None = None,
+    lists: ListsRule = DEFAULT_RULE,
     precision: PrecisionSetting = "auto",
     current_nlist: int | None = None,
     id_bytes: float = DEFAULT_ID_BYTES,
@@ -104,10 +100,7 @@ def plan_index(
         target_recall: in (0, 1].
         budget_bytes: memory that the finished index may take.
         min_training_units: below it nothing is trained, whatever ``index_type`` says.
-        adaptive_nlist: False keeps ``current_nlist`` however the store grows.
-        vectors_per_centroid: the rule for lists, with the next two; see :func:`~.nlist.adaptive_nlist`.
-        nlist_min: fewest lists.
-        nlist_max: most lists.
+        lists: how many lists there are.
         precision: of the rows on a GPU; auto narrows them where float32 does not fit there. On the host float32
             decides, mapped from a file.
         current_nlist: lists of the index in use; kept while they differ from the rule by less than a quarter.
@@ -126,8 +119,8 @@ def plan_index(
     if count < needed and index_type != "flat":
         wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
         return _fitted(wanted, **size)
-    nlist = nlist_by_rule(count, vectors_per_centroid=vectors_per_centroid, nlist_min=nlist_min, nlist_max=nlist_max)
-    if current_nlist and not (adaptive_nlist and should_recreate(current_nlist, nlist)):
+    nlist = lists.lists_for(count)
+    if current_nlist and not (lists.adaptive and should_recreate(current_nlist, nlist)):
         nlist = current_nlist
     host = _fitted(_wanted(index_type, count, dim, nlist, target_recall), **size)
     if device is None or count < needed:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
-from types import SimpleNamespace
 from typing import Literal, TypeVar, cast
 from urllib.parse import quote
 
@@ -22,6 +21,14 @@ from ..components.store.history import Erasure, Operation, UnitChange, UnitVersi
 from ..components.store.listing import EVERY_UNIT, Listing, merged_unit, some_condition, window_of
 from ..components.store.namespaces import UNCHANGED, NamespaceInfo, Unchanged, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
+from ..components.store.report_types import (
+    IndexInfo,
+    Inventory,
+    MaintenanceReport,
+    OperationEntry,
+    StorageHealth,
+    StoreStatistics,
+)
 from ..components.store.reports import plain_details
 from ..components.store.units import (
     OpenBackend,
@@ -417,13 +424,11 @@ class RemoteStore(OpenBackend):
         return int(self.statistics()["dim"])
 
     @property
-    def index(self) -> SimpleNamespace:
+    def index(self) -> IndexInfo:
         """What the index holds: ``ntotal`` of this namespace, ``nlist``, ``kind``, ``is_trained``, ``is_building``."""
         found = self.statistics()
         index, building = found["index"], found["maintenance"]["running"]
-        return SimpleNamespace(
-            ntotal=found["count"], nlist=index["nlist"], kind=index["kind"], is_trained=True, is_building=building
-        )
+        return IndexInfo(found["count"], index["nlist"], index["kind"], building)
 
     @property
     def change_number(self) -> int:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ..errors import InvalidVectorError
 from ..types import FloatArray, Json, JsonObject
-from ..utils.vectors import unpacked
+from ..utils.vectors import read_vector
 
 MOST_UNITS = 10_000
 MOST_RESULTS = 10_000
@@ -496,20 +496,9 @@ class Events(BaseModel):
     events: list[JsonObject]
 
 
-def as_vector(value: list[float] | str, name: str = "vector") -> FloatArray:
-    """A vector of a body: float32 (n,). Raises InvalidVectorError for what is no base64 of float32."""
-    if not isinstance(value, str):
-        with np.errstate(over="ignore"):  # infinity, which the store refuses by name
-            return np.asarray(value, dtype=np.float32)
-    try:
-        return unpacked(value)
-    except ValueError as error:
-        raise InvalidVectorError(f"{name} must be numbers or the base64 of little-endian float32: {error}") from error
-
-
 def as_matrix(values: list[list[float] | str], name: str = "vectors") -> FloatArray:
     """Vectors of a body: float32 (n, dim). Raises InvalidVectorError where their lengths differ."""
-    rows = [as_vector(value, f"{name}[{i}]") for i, value in enumerate(values)]
+    rows = [read_vector(value, f"{name}[{i}]") for i, value in enumerate(values)]
     if len({len(row) for row in rows}) > 1:
         raise InvalidVectorError(f"{name} must be of one length, got {sorted({len(row) for row in rows})}")
     return np.array(rows, dtype=np.float32)

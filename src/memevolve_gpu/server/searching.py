@@ -15,7 +15,7 @@ from ..components.retrieve import HybridRetrievalStrategy
 from ..components.store.ranking import HalfLife, score_of
 from ..errors import ConfigurationError, InvalidQueryError
 from ..types import FloatArray, JsonObject
-from ..types import Hit as StoreHit
+from ..utils.vectors import read_vector
 from . import models
 from .access import Caller
 
@@ -53,7 +53,7 @@ async def search_batch(body: models.SearchBatch, caller: Caller) -> bytes:
 
 def _searched(store: Any, body: models.Search) -> list[Hit]:
     if body.vector is not None:
-        matrix, width = models.as_vector(body.vector)[None, :], body.top_k + body.offset
+        matrix, width = read_vector(body.vector, "vector")[None, :], body.top_k + body.offset
         return _window(_by_vector(store, matrix, width, body.filters, body.recall, body.units)[0], body)
     if body.mode == "hybrid":
         return _hybrid(store, body)

@@ -190,7 +190,6 @@ def calibrate(
     *,
     seed: int = 0,
     pause: Pause = no_pause,
-    limit: int = MOST_EVAL_QUERIES,
 ) -> Calibration:
     """Find the cheapest search parameters for each of ``KS`` and ``TARGETS``.
 
@@ -204,7 +203,6 @@ def calibrate(
             ``ENOUGH_REAL`` on.
         seed: of the sample, and of the held-out vectors.
         pause: called every few milliseconds of work; what it raises ends the calibration.
-        limit: most queries to use; fewer for large indexes, where exact search is expensive, but at least 192.
 
     Raises:
         EngineError: the index cannot be searched.
@@ -214,7 +212,7 @@ def calibrate(
     if index.kind == "exact":
         entries = [Entry(k, target, SearchParams(exact=True), 1.0, 1.0) for k in KS for target in TARGETS]
     elif index.n:
-        eval_queries = _eval_queries(index, queries, source, _count(index, limit), np.random.default_rng(seed))
+        eval_queries = _eval_queries(index, queries, source, _count(index), np.random.default_rng(seed))
         evaluator, margin = (
             RecallEvaluator(index, eval_queries, KS, pause),
             1.0 if source == "queries" else HELD_OUT_MARGIN,
@@ -225,10 +223,10 @@ def calibrate(
     return Calibration(index.kind, index.n, index.nlist, source, used, seconds, tuple(entries))
 
 
-def _count(index: Index, limit: int) -> int:
+def _count(index: Index) -> int:
     """How many queries the time for exact search allows."""
     affordable = int(_TRUTH_COST / (_SHARED_SCAN * scan_cost(index.n, index.dim)))
-    return min(limit, max(FEWEST_EVAL_QUERIES, affordable))
+    return min(MOST_EVAL_QUERIES, max(FEWEST_EVAL_QUERIES, affordable))
 
 
 def _source(queries: FloatArray | None) -> Source:

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -58,7 +58,7 @@ def serve_memevolve(does: bool) -> None:
 
 
 class Allowed(NamedTuple):
-    """What a setting accepts, in words, for error messages and documents."""
+    """What a setting accepts, for error messages and documents, where it is not one of some words."""
 
     text: str
 
@@ -140,29 +140,23 @@ _Seconds = Annotated[
     float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False), Allowed("a number of seconds above 0")
 ]
 _Days = Annotated[float, BeforeValidator(_number), Field(ge=0, le=36_500), Allowed("a number of days from 0 to 36500")]
-_IndexType = Annotated[
-    Literal["flat", "ivf", "hnsw", "auto"], BeforeValidator(_word), Allowed("flat, ivf, hnsw or auto")
-]
-_MetricName = Annotated[Metric, BeforeValidator(_word), Allowed("l2, cosine or ip")]
-_PrecisionName = Annotated[
-    Literal["auto", "float32", "float16", "int8"], BeforeValidator(_word), Allowed("auto, float32, float16 or int8")
-]
+_IndexType = Annotated[Literal["flat", "ivf", "hnsw", "auto"], BeforeValidator(_word)]
+_MetricName = Annotated[Metric, BeforeValidator(_word)]
+_PrecisionName = Annotated[Literal["auto", "float32", "float16", "int8"], BeforeValidator(_word)]
 _Device = Annotated[
     str,
     BeforeValidator(_word),
     Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"),
     Allowed("auto, cpu, cuda, or cuda:N with N the number of the device"),
 ]
-_GpuEngine = Annotated[Literal["auto", "torch", "faiss"], BeforeValidator(_word), Allowed("auto, torch or faiss")]
+_GpuEngine = Annotated[Literal["auto", "torch", "faiss"], BeforeValidator(_word)]
 _Backend = Annotated[
     Literal["vector", "milvus"],
     BeforeValidator(lambda value: _word(value) if _word(value) == "milvus" else "vector"),
     Allowed("vector or milvus; MemEvolve's other words mean vector"),
 ]
-_AutoPrune = Annotated[
-    Literal["off", "lru", "lfu", "oldest"], BeforeValidator(_word), Allowed("off, lru, lfu or oldest")
-]
-_Unicode = Annotated[Literal["nfc", "exact"], BeforeValidator(_word), Allowed("nfc or exact")]
+_AutoPrune = Annotated[Literal["off", "lru", "lfu", "oldest"], BeforeValidator(_word)]
+_Unicode = Annotated[Literal["nfc", "exact"], BeforeValidator(_word)]
 _Stemming = Annotated[
     Annotated[str, Field(pattern=r"^[a-z]+$")] | None, Allowed("light, none, or a language such as german")
 ]
@@ -170,16 +164,14 @@ _Fields = Annotated[
     Annotated[str, Field(pattern=r"^[^,:]+(:\s*(number|text|time)\s*)?(,[^,:]+(:\s*(number|text|time)\s*)?)*$")] | None,
     Allowed("none, or paths with commas between them, each with :number, :text or :time after it or not"),
 ]
-_Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word), Allowed("full or normal")]
+_Durability = Annotated[Literal["full", "normal"], BeforeValidator(_word)]
 _FileMode = Annotated[
     str,
     BeforeValidator(_mode),
     Field(pattern=r"^06[0246]{2}$"),
     Allowed("octal digits as chmod takes them, the first 6, the others 0, 2, 4 or 6"),
 ]
-_Provider = Annotated[
-    Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word), Allowed("auto, openai, local or hashing")
-]
+_Provider = Annotated[Literal["auto", "openai", "local", "hashing"], BeforeValidator(_word)]
 _Text = Annotated[Annotated[str, Field(min_length=1)] | None, Allowed("a text that is not empty")]
 _Key = Annotated[Annotated[SecretStr, Field(min_length=1)] | None, Allowed("a text that is not empty")]
 _Url = Annotated[
@@ -303,7 +295,10 @@ class _Settings(BaseSettings):
             ConfigurationError: There is no such setting.
         """
         word("name", name, cls.model_fields, ConfigurationError)
-        return next((mark.text for mark in cls.model_fields[name].metadata if isinstance(mark, Allowed)), "")
+        field = cls.model_fields[name]
+        *words, last = get_args(field.annotation) or ("",)
+        said = f"{', '.join(map(str, words))} or {last}"  # of a Literal
+        return next((mark.text for mark in field.metadata if isinstance(mark, Allowed)), said)
 
     @classmethod
     def adopt(cls: type[_Config], source: object = None) -> _Config:
@@ -654,11 +649,7 @@ _Name = Annotated[
     Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"),
     Allowed("letters, digits and _, no digit first, at most 255 characters"),
 ]
-_Consistency = Annotated[
-    Literal["session", "strong", "bounded", "eventually"],
-    BeforeValidator(_word),
-    Allowed("session, strong, bounded or eventually"),
-]
+_Consistency = Annotated[Literal["session", "strong", "bounded", "eventually"], BeforeValidator(_word)]
 
 
 class MilvusConfig(_Settings):

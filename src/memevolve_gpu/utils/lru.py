@@ -52,5 +52,4 @@ class LruCache(Generic[K, V]):
         return list(self._entries.values())
 
     def clear(self) -> None:
-        """Drop all values."""
         self._entries.clear()

@@ -6,9 +6,24 @@ MiB, in ``_bytes`` bytes, in ``_ms`` milliseconds.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from ..types import JsonObject
+
+
+class IndexInfo(NamedTuple):
+    """What an index holds at this moment."""
+
+    ntotal: int
+    """Vectors of the namespace that searches find."""
+    nlist: int
+    """Inverted lists, on a server those of a full segment; 0 where none are used."""
+    kind: str
+    """exact, two_stage, ivf or hnsw; or the server's name of its index, such as IVF_FLAT."""
+    is_building: bool
+    """Whether maintenance is running in this process, or rows wait for the server to index them."""
+    is_trained: bool = True
+    """Always: an index is used once it is trained, and rows that it lacks are searched exactly."""
 
 
 class Inventory(TypedDict):

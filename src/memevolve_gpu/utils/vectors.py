@@ -10,14 +10,14 @@ from __future__ import annotations
 import base64
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DeviceError, DimensionMismatchError, InvalidVectorError
+from ..errors import DeviceError, DimensionMismatchError, InvalidVectorError, MemEvolveError
 from ..types import AnyArray, Device, FloatArray, IntArray, Metric, Tensor
 
 _CUDA = (2, 13)
@@ -256,7 +256,13 @@ def normalize_rows(vectors: FloatArray) -> FloatArray:
     return scaled
 
 
-def packed(vector: object) -> str:
+def from_bytes(raw: Sequence[bytes], metric: Metric) -> FloatArray:
+    """Stored vectors, each ``dim`` little-endian float32, as float32 (n, dim), normalised under cosine; n is not 0."""
+    vectors: FloatArray = np.frombuffer(b"".join(raw), dtype="<f4").reshape(len(raw), -1)
+    return normalize_rows(vectors) if metric == "cosine" else vectors
+
+
+def packed(vector: Any) -> str:
     """The base64 of a vector's float32, little-endian: exact, and a third of the length of decimals."""
     return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
 
@@ -266,7 +272,22 @@ def unpacked(text: str) -> FloatArray:
     return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
 
 
-def to_host(array: object, *, name: str = "embedding") -> AnyArray:
+def read_vector(value: Any, name: str, error: type[MemEvolveError] = InvalidVectorError) -> FloatArray:
+    """A vector in JSON, as a list of numbers or as :func:`packed` gives it: float32 (n,).
+
+    Numbers beyond float32 become infinite. Raises ``error``, which names ``name``, for anything else.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            vector = unpacked(value) if isinstance(value, str) else np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError) as wrong:
+        raise error(f"{name} must be a list of numbers or the base64 of little-endian float32: {wrong}") from None
+    if vector.ndim != 1:
+        raise error(f"{name} must be one list of numbers, got shape {vector.shape}")
+    return vector
+
+
+def to_host(array: Any, *, name: str = "embedding") -> npt.NDArray[Any]:
     """Bring an array-like of real numbers to a numpy array of its own dtype, from a GPU as well.
 
     Raises InvalidVectorError when it is no array of real numbers.

@@ -228,7 +228,6 @@ def _note_conflicts(
 
 
 def _components(left: IntArray, right: IntArray) -> list[list[int]]:
-    """Return the connected components of the pairs."""
     parent: dict[int, int] = {}
 
     def root(one: int) -> int:

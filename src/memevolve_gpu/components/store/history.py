@@ -26,7 +26,6 @@ from .unsupported import Unsupported
 
 if TYPE_CHECKING:
     from ...records.filters import Filter
-    from ...records.transaction import Transaction
     from ...records.writer import WriteContext
     from .session import StoreSession
 
@@ -228,10 +227,14 @@ class HistoryMixin(Unsupported):
             for step in steps:
                 if step.unit is None:
                     tx.drop(step.unit_id)
-            back = [step for step in steps if step.unit is not None]
-            pruned = reserve_room(session, tx, [step.unit_id for step in back])
-            for step in back:
-                _restore(tx, step)
+            pruned = reserve_room(session, tx, [step.unit_id for step in steps if step.unit is not None])
+            for step in steps:
+                if step.unit is None:
+                    continue
+                if step.vector is None:  # it stayed the same, so it is alive
+                    tx.edit(step.unit_id, step.unit, step.expires_at)
+                else:
+                    tx.put(step.unit, unit_to_text(step.unit), step.vector, step.unit_id, step.expires_at)
         session.written()
         report_pruned(session, pruned)
         found = self.operations(1, before=first + 1)
@@ -272,7 +275,7 @@ class HistoryMixin(Unsupported):
         with self._write("forget_subject") as tx:
             erased = erase(tx, spaces, parsed, [*map(history_key, spaces), QUERY_KEY, FIELDS_KEY])
         session.live.query_sample.forget()
-        session.live.forget_fields()
+        session.live.columns.forget_named()
         session.live.reload("units were erased")
         files = session.maintenance.alone(lambda: finish_erasure(session.records, session.live.snapshot_path, seconds))
         if had_snapshot:
@@ -324,13 +327,3 @@ class HistoryMixin(Unsupported):
 def seconds_to_wait(timeout: object) -> float:
     """The argument ``timeout``. Raises InvalidQueryError for what is no number of seconds."""
     return real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)
-
-
-def _restore(tx: Transaction, step: history.Step) -> None:
-    unit = step.unit
-    if unit is None:
-        return
-    if step.vector is None:  # its vector stayed the same, so it is alive
-        tx.edit(step.unit_id, unit, step.expires_at)
-    else:
-        tx.put(unit, unit_to_text(unit), step.vector, step.unit_id, step.expires_at)

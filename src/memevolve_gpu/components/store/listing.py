@@ -103,7 +103,8 @@ def listing_of(
 
     def rows() -> Iterator[tuple[str, MemoryUnit]]:
         if order is None and start is None:
-            return ((cursor_of(None, unit["id"], None), unit) for unit in units())
+            yield from ((cursor_of(None, unit["id"], None), unit) for unit in units())
+            return
         found = [(None if order is None else order.value_of(unit), unit) for unit in units()]
         if order is not None:
             found.sort(key=lambda one: order.key(one[0]), reverse=order.descending)  # keeps the order of equal ones
@@ -113,13 +114,9 @@ def listing_of(
             if start[1] not in places:
                 raise InvalidQueryError(f"after: the unit {shown(start[1])} is gone; list from the beginning")
             skip = places.index(start[1]) + 1
-        return ((cursor_of(value, unit["id"], order_by), unit) for value, unit in islice(found, skip, None))
+        yield from ((cursor_of(value, unit["id"], order_by), unit) for value, unit in islice(found, skip, None))
 
-    return Listing(islice(_later(rows), most), after)
-
-
-def _later(rows: Callable[[], Iterator[tuple[str, MemoryUnit]]]) -> Iterator[tuple[str, MemoryUnit]]:
-    yield from rows()
+    return Listing(islice(rows(), most), after)
 
 
 def merged(old: object, changes: object) -> Json:

@@ -26,6 +26,8 @@ from ...utils.report_types import (
     DeviceReport,
     EventReport,
     Inventory,
+    LatencyReport,
+    MaintenanceReport,
     OperationEntry,
     PlanReport,
     StorageHealth,
@@ -372,7 +374,7 @@ def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
     view, head = session.follow(), session.records.head()
     quality = session.maintenance.quality(view)
     cause = session.maintenance.cause(view)
-    most, own, held = session.config.max_memory_units, space.max_units, session.live.settings
+    most, own = session.config.max_memory_units, space.max_units
     performance = None
     if view.count > session.config.performance_threshold:
         latency, change = session.live.latency.percentiles(), session.live.nlist_change
@@ -388,7 +390,7 @@ def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
         memory_bytes=session.live.nbytes,
         max_memory_bytes=session.max_memory_bytes,
         nlist=view.index.nlist,
-        lists=ListsRule(held.vectors_per_centroid, held.nlist_min, held.nlist_max, held.adaptive_nlist),
+        lists=session.live.settings.lists,
         quality=None if quality is None else quality.score,
         build_cause=cause.text if cause else "",
         background=session.config.background,
@@ -463,6 +465,16 @@ def inventory_report(session: StoreSession, ns: int) -> Inventory:
         "newest": found.newest,
         "bytes": sum(session.records.file_bytes().values()),
     }
+
+
+def maintenance_report(report: Report) -> MaintenanceReport:
+    """What a round of maintenance did, as plain values."""
+    return cast("MaintenanceReport", asdict(report))
+
+
+def latency_report(latency: LatencyRing) -> LatencyReport | None:
+    """Percentiles of the newest searches; None before the first."""
+    return cast("LatencyReport | None", latency.percentiles())
 
 
 def event_reports(events: EventLog) -> list[EventReport]:

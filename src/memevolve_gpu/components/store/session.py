@@ -24,7 +24,7 @@ from ...errors import (
 from ...index.faiss_support import require_faiss
 from ...index.torch_gpu.cuda_graphs import record_searches
 from ...live import DeviceManager, Found, LiveIndex, LiveSettings, Maintenance, Worker
-from ...live.namespaces import DEFAULT, EVERYTHING, Scope
+from ...live.namespaces import DEFAULT
 from ...live.scheduler import Event
 from ...live.view import View
 from ...monitoring.events import EventLog
@@ -60,41 +60,6 @@ APPLY_EVERY = 32
 AFTER_COMMIT = (MemEvolveError, OSError, MemoryError, RuntimeError, ValueError)
 """What the work after a commit may fail with. The write is durable by then, so it becomes an event and a state of
 health, and the caller sees no error."""
-
-
-class IndexInfo:
-    """What the index holds now; every property is up to date with the records."""
-
-    def __init__(self, live: LiveIndex, maintenance: Maintenance, scope: Scope = EVERYTHING) -> None:
-        """``scope``: the namespaces whose vectors ``ntotal`` counts."""
-        self._live = live
-        self._scope = scope
-        self._maintenance = maintenance
-
-    @property
-    def ntotal(self) -> int:
-        """Live vectors of the namespace."""
-        return self._live.count(self._scope)
-
-    @property
-    def nlist(self) -> int:
-        """Inverted lists of the index in use; 0 where none are used."""
-        return self._live.view.index.nlist
-
-    @property
-    def is_trained(self) -> bool:
-        """Always True: an index that needs training is used only once it is trained."""
-        return True
-
-    @property
-    def is_building(self) -> bool:
-        """Whether maintenance is running in this process. Searches go on meanwhile."""
-        return self._maintenance.running
-
-    @property
-    def kind(self) -> str:
-        """Kind of the index in use: exact, two_stage, ivf or hnsw."""
-        return self._live.view.index.kind
 
 
 @dataclass
@@ -159,7 +124,7 @@ class StoreSession:
             self.consider_maintenance("queries")
         elif self.live.device_manager.needs_look:
             self.consider_maintenance("device")
-        elif self.worker.start_failure or self.live.wants_foresight:
+        elif self.worker.start_failure or self.live.columns.wants_foresight:
             self.wake()
 
     def follow(self) -> View:
@@ -181,7 +146,7 @@ class StoreSession:
         except AFTER_COMMIT as error:
             self.events.record("maintenance-failed", f"cannot tell whether any is due: {error}", level=logging.ERROR)
             return
-        if due or self.worker.start_failure or self.live.wants_foresight:
+        if due or self.worker.start_failure or self.live.columns.wants_foresight:
             self.wake()
 
     def wake(self) -> bool:
@@ -353,7 +318,7 @@ def _assemble(
 
 def _declare_fields(session: StoreSession) -> None:
     """Have the indexes that the settings name, and let the background read these fields and those of past filters."""
-    declared, session.recalled = session.config.indexed_fields, session.live.recall_fields()
+    declared, session.recalled = session.config.indexed_fields, session.live.columns.saved
     if session.recalled:
         session.wake()
     if declared is None:  # changes nothing

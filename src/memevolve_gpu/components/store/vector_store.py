@@ -33,9 +33,10 @@ from .history import HistoryMixin
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
 from .ranking import HalfLife, Ranking, Window, score_of
+from .report_types import IndexInfo, Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, register, statistics_report
 from .selecting import NamespacedBackend
-from .session import IndexInfo, StoreSession, open_session
+from .session import StoreSession, open_session
 from .units import (
     UnitMapping,
     check_arguments,
@@ -166,7 +167,8 @@ class VectorStore(HistoryMixin, NamespacedBackend):
     def index(self) -> IndexInfo:
         """What the index holds: ``ntotal`` of this namespace; ``nlist``, ``is_trained``, ``is_building``, ``kind``."""
         session = self._open
-        return IndexInfo(session.live, session.maintenance, Scope((self._key,), session.clock()))
+        count, index = session.live.count(self._scope), session.live.view.index
+        return IndexInfo(count, index.nlist, index.kind, session.maintenance.running)
 
     @property
     def change_number(self) -> int:

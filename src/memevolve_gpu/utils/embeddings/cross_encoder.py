@@ -5,16 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ..config import may_download
-from .local import INSTALL, hush, model_errors, onnx_file
-
-if TYPE_CHECKING:
-    from fastembed.rerank.cross_encoder import TextCrossEncoder
-
-_LOCAL = "memevolve-gpu"
+from .local import INSTALL, OWN, hush, listed_name, model_errors, onnx_file, registered
 
 
 class CrossEncoder:
@@ -33,17 +27,17 @@ class CrossEncoder:
         """
         self._model = model
         encoder = _fastembed()
-        known = [str(one["model"]) for one in encoder.list_supported_models()]
         self._folder: str | None = None
-        names = [name for name in known if model.lower() in (name.lower(), name.lower().partition("/")[2])]
-        if not names:
+        name = listed_name(encoder, model)
+        if name is None:
             path = _existing(model)
             if path is None:
-                shown = ", ".join(name for name in known if not name.startswith(_LOCAL))
+                known = (str(one["model"]) for one in encoder.list_supported_models())
+                shown = ", ".join(name for name in known if not name.startswith(OWN))
                 raise ConfigurationError(f"rerank must be a function, a path, or one of {shown}; got {model!r}")
-            names = [_registered(encoder, onnx_file(path))]
-            self._folder = str(onnx_file(path).parent)
-        self._name = names[0]
+            file = onnx_file(path)
+            name, self._folder = registered(encoder, file), str(file.parent)
+        self._name = name
         self._lock = threading.RLock()
         self._loaded: TextCrossEncoder | None = None
 
@@ -92,13 +86,3 @@ def _fastembed() -> type[TextCrossEncoder]:
     except (ImportError, OSError) as error:
         raise EngineError(f"a cross-encoder needs fastembed ({error}); {INSTALL}") from error
     return TextCrossEncoder
-
-
-def _registered(encoder: type[TextCrossEncoder], file: Path) -> str:
-    """Tell fastembed of an ONNX file; return the name it has there."""
-    from fastembed.common.model_description import ModelSource
-
-    name = f"{_LOCAL}{file}"
-    if all(name != one["model"] for one in encoder.list_supported_models()):
-        encoder.add_custom_model(model=name, sources=ModelSource(hf=name), model_file=file.name)
-    return name

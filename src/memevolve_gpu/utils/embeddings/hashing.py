@@ -24,6 +24,9 @@ from .adapter import TextEmbedder
 MAX_CHARACTERS = 100_000
 """Characters of a text that are looked at; what follows is ignored, which bounds memory and time."""
 
+_MOST_DIMENSIONS = 65_536
+"""The most that a store takes."""
+
 _WORD = re.compile(r"\w+")
 _COMMON_WORDS = frozenset(
     ["a", "an", "and", "are", "as", "at", "be", "by", "for", "from", "in", "is", "it", "of", "on", "or", "the", "to"]
@@ -62,7 +65,9 @@ class HashingEmbedder(TextEmbedder):
         Raises:
             ConfigurationError: ``dimension`` is not an integer from 1 to 65,536.
         """
-        _check_dimension(dimension)
+        if isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= _MOST_DIMENSIONS:
+            allowed = f"a positive integer, at most {_MOST_DIMENSIONS}"
+            raise ConfigurationError(f"dimension must be {allowed}, got {shown(dimension)}; 384 is usual")
         self.dimension = dimension
         self.model_name = f"hashing-lexical-{dimension}"
 
@@ -83,17 +88,6 @@ class HashingEmbedder(TextEmbedder):
         norms = np.sqrt(np.where(squares == 0, 1.0, squares))
         vectors: FloatArray = (table / norms[:, None]).astype(np.float32)
         return vectors
-
-
-def _check_dimension(dimension: object) -> None:
-    if isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= _MOST_DIMENSIONS:
-        raise ConfigurationError(
-            f"dimension must be a positive integer, at most {_MOST_DIMENSIONS}, got {shown(dimension)}; 384 is usual"
-        )
-
-
-_MOST_DIMENSIONS = 65_536
-"""The most that a store takes."""
 
 
 def _chunks(texts: Sequence[str]) -> Iterator[list[str]]:

