@@ -760,7 +760,7 @@ def _store_from_env(
     return open_store(index_file, function, storage_config=StorageConfig(), namespace=namespace)
 
 
-def _is_known(storage: StorageBackend, unit: Any) -> bool:
+def _is_known(storage: StorageBackend, unit: object) -> bool:
     """Whether the unit replaces an existing one, so that it needs no room."""
     unit_id = unit.get("id") if isinstance(unit, Mapping) else None
     return isinstance(unit_id, str) and storage.exists(unit_id)

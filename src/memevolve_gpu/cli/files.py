@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
@@ -288,7 +288,7 @@ def json_object(text: str, where: str) -> JsonObject:
     return value
 
 
-def _json_value(text: str, where: str) -> Any:
+def _json_value(text: str, where: str) -> Json:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -357,7 +357,7 @@ def _check_new_id(unit: MemoryUnit, number: int, where: str, seen: dict[str, int
     seen[unit_id] = number
 
 
-def _exported(number: int, value: Any, where: str) -> Exported:
+def _exported(number: int, value: Json, where: str) -> Exported:
     import numpy as np
 
     from ..utils.config import namespace_path

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -267,7 +267,7 @@ _FOR_PEOPLE = ("call run_maintenance()", "run memevolve-store maintain")
 """What a recommendation says in Python, and on the command line."""
 
 
-def _condition(found: Mapping[str, Any]) -> list[list[str]]:
+def _condition(found: Mapping[str, object]) -> list[list[str]]:
     count, most = found["current_count"], found["max_units"]
     used, limit = found["memory_usage_mb"], found["max_memory_mb"]
     full = "full: new units are refused" if found["at_limit"] else "close to a limit"
@@ -304,7 +304,7 @@ def _gpu(found: Mapping[str, object]) -> list[list[str]]:
     return [["device", f"{place} by {device['engine']}, {device['measured_bytes'] >> 20} MB"]]
 
 
-def _summary(found: Mapping[str, Any]) -> list[list[str]]:
+def _summary(found: Mapping[str, object]) -> list[list[str]]:
     index, files = found["index"], found.get("files") or {}
     model = found.get("embedding_model") or "of a model without a name"
     rows = [

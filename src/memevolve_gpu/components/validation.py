@@ -123,7 +123,7 @@ def encoded_units(encoded: object) -> list[MemoryUnit]:
     return [checked_unit(unit, f"encoded[{number}]") for number, unit in enumerate(listed)]
 
 
-def _methods(component: Any, what: str, contract: type) -> None:
+def _methods(component: object, what: str, contract: type) -> None:
     for name in sorted(getattr(contract, "__abstractmethods__", ())):
         _expect(callable(getattr(component, name, None)), what, f"it has no {name}()")
 

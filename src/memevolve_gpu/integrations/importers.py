@@ -304,7 +304,7 @@ def _row(unit_id: Json, text: Json, metadata: Mapping[str, object] | None, vecto
     return Row(checked_unit(unit, f"entry {unit_id!r}"), _vector(vector, unit_id))
 
 
-def _vector(value: Any, unit_id: Any) -> FloatArray | None:
+def _vector(value: Json, unit_id: Json) -> FloatArray | None:
     return None if value is None else read_vector(value, f"entry {unit_id!r}: its vector", InvalidUnitError)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
 from ..types import DoubleArray, FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
+from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
 from .field_columns import FieldColumns, FieldValues, Log
@@ -45,8 +46,8 @@ class NlistChange:
     nlist_after: int
     before: dict[str, float | None]
 
-    def report(self, view: View, latency: dict[str, float] | None) -> dict[str, Any]:
-        """Plain values: nlist, recall@10 and latency before and since the change; None for what is not known yet."""
+    def report(self, view: View, latency: LatencyReport | None) -> NlistChangeReport:
+        """nlist, recall@10 and latency before and since the change; None for what is not known yet."""
         return {
             "at": self.at,
             "nlist": [self.nlist_before, self.nlist_after],
@@ -55,7 +56,7 @@ class NlistChange:
         }
 
 
-def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | None]:
+def _figures(view: View, latency: LatencyReport | None) -> dict[str, float | None]:
     """The last measured recall@10, of real queries, else of the index when it was built; and latency."""
     stats, known = view.stats, latency or {}
     built = None if stats.quality is None else stats.quality.recall

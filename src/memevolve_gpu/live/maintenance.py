@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +23,7 @@ from ..training.recall import Pause, Quality, no_pause, recall_of
 from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.forking import renew_in_child
+from ..utils.report_types import MaintenanceReport
 from ..utils.vectors import from_bytes
 from .device_manager import DeviceManager
 from .live_index import LiveIndex, LiveSettings
@@ -125,6 +126,10 @@ class Report:
     def skipped(self) -> bool:
         """Whether another round was running, here or in another process."""
         return any(action.startswith("skipped") for action in self.actions)
+
+    def report(self) -> MaintenanceReport:
+        """For callers."""
+        return MaintenanceReport(**asdict(self))
 
 
 class Maintenance:

@@ -72,7 +72,7 @@ class Clock:
         self._lock = threading.Lock()
         self._ids = iter(())
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> JsonObject:
         """What every read tells the server."""
         if self.level == "session":
             return {"consistency_level": "Customized", "guarantee_timestamp": self._guarantee}
@@ -113,7 +113,7 @@ MAX_KIND_CHARS = 255
 _PACKED = "z"
 
 
-def record_of(unit: MemoryUnit, vector: FloatArray, born: int, wrote: int, where: str = "unit") -> dict[str, Any]:
+def record_of(unit: MemoryUnit, vector: FloatArray, born: int, wrote: int, where: str = "unit") -> JsonObject:
     """A row as the client takes it. Raises InvalidUnitError, naming ``where``, for a unit that is too long.
 
     vector: float32 (dim,). ``born``, its place in the order, and ``wrote``, when it was sent, are nanoseconds by the
@@ -353,7 +353,7 @@ class Table:
 
     # Writing
 
-    def put(self, rows: Sequence[dict[str, Any]]) -> None:
+    def put(self, rows: Sequence[JsonObject]) -> None:
         """Write rows, each in the place of the one with its id. No id may occur twice.
 
         Acknowledged in batches of at most 16 MiB: when one fails, those before it stand.
@@ -468,8 +468,8 @@ class Table:
         return found
 
 
-def _batches(rows: Sequence[dict[str, Any]], vector_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
+def _batches(rows: Sequence[JsonObject], vector_bytes: int) -> Iterator[list[JsonObject]]:
+    batch: list[JsonObject] = []
     size = 0
     for row in rows:
         batch.append(row)

@@ -10,21 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from ..components.store.base import MetadataMixin, Progress
 from ..components.store.listing import Listing, listing_of, with_created_at
 from ..components.store.ranking import Window, score_of
-from ..components.store.report_types import (
-    IndexInfo,
-    Inventory,
-    MaintenanceReport,
-    MilvusStatistics,
-    OperationEntry,
-    StorageHealth,
-)
 from ..components.store.units import (
     OpenBackend,
     UnitMapping,
@@ -47,6 +38,7 @@ from ..utils.arguments import callback, listed, mapping, whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
 from ..utils.report_types import (
+    IndexInfo,
     Inventory,
     MaintenanceReport,
     MilvusStatistics,
@@ -70,7 +62,7 @@ def _created(row: Mapping[str, object] | None) -> str | None:
     return created if isinstance(created, str) else None
 
 
-def _described_at(milvus_config: Any, make: Callable[[float], Client] | None) -> CollectionInfo | None:
+def _described_at(milvus_config: object, make: Callable[[float], Client] | None) -> CollectionInfo | None:
     with closing(MilvusClient(MilvusConfig.adopt(milvus_config), make)) as connection:
         return describe(connection)
 

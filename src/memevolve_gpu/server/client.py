@@ -21,14 +21,6 @@ from ..components.store.history import Erasure, Operation, UnitChange, UnitVersi
 from ..components.store.listing import EVERY_UNIT, Listing, merged_unit, some_condition, window_of
 from ..components.store.namespaces import UNCHANGED, NamespaceInfo, Unchanged, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
-from ..components.store.report_types import (
-    IndexInfo,
-    Inventory,
-    MaintenanceReport,
-    OperationEntry,
-    StorageHealth,
-    StoreStatistics,
-)
 from ..components.store.reports import plain_details
 from ..components.store.units import (
     OpenBackend,
@@ -57,7 +49,7 @@ from ..types import Each, Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit
 from ..utils.arguments import change, listed, shown, switch, whole_number, word
 from ..utils.config import namespace_path
 from ..utils.plain import as_plain, plain_text
-from ..utils.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
+from ..utils.report_types import IndexInfo, Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from ..utils.vectors import packed, unpacked
 
 _PAGE = 500

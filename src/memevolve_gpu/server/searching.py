@@ -15,6 +15,7 @@ from ..components.retrieve import HybridRetrievalStrategy
 from ..components.store.ranking import HalfLife, score_of
 from ..errors import ConfigurationError, InvalidQueryError
 from ..types import FloatArray, JsonObject
+from ..types import Hit as StoreHit
 from ..utils.vectors import read_vector
 from . import models
 from .access import Caller

@@ -262,7 +262,7 @@ def from_bytes(raw: Sequence[bytes], metric: Metric) -> FloatArray:
     return normalize_rows(vectors) if metric == "cosine" else vectors
 
 
-def packed(vector: Any) -> str:
+def packed(vector: object) -> str:
     """The base64 of a vector's float32, little-endian: exact, and a third of the length of decimals."""
     return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
 
@@ -272,7 +272,7 @@ def unpacked(text: str) -> FloatArray:
     return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
 
 
-def read_vector(value: Any, name: str, error: type[MemEvolveError] = InvalidVectorError) -> FloatArray:
+def read_vector(value: object, name: str, error: type[MemEvolveError] = InvalidVectorError) -> FloatArray:
     """A vector in JSON, as a list of numbers or as :func:`packed` gives it: float32 (n,).
 
     Numbers beyond float32 become infinite. Raises ``error``, which names ``name``, for anything else.
@@ -287,7 +287,7 @@ def read_vector(value: Any, name: str, error: type[MemEvolveError] = InvalidVect
     return vector
 
 
-def to_host(array: Any, *, name: str = "embedding") -> npt.NDArray[Any]:
+def to_host(array: object, *, name: str = "embedding") -> AnyArray:
     """Bring an array-like of real numbers to a numpy array of its own dtype, from a GPU as well.
 
     Raises InvalidVectorError when it is no array of real numbers.

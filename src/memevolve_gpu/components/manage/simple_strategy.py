@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -543,7 +543,7 @@ def _chosen(backend: StorageBackend, ids: Sequence[str] | None, filters: Filters
     return matching if ids is None else list(set(ids).intersection(matching))
 
 
-def _report(judge: Judge | None, dry_run: bool) -> dict[str, Any]:
+def _report(judge: Judge | None, dry_run: bool) -> JsonObject:
     if judge is None:
         return {}
     notes: JsonObject = {"pairs": judge.pairs} if dry_run and judge.pairs else {}

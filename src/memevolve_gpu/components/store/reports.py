@@ -26,8 +26,6 @@ from ...utils.report_types import (
     DeviceReport,
     EventReport,
     Inventory,
-    LatencyReport,
-    MaintenanceReport,
     OperationEntry,
     PlanReport,
     StorageHealth,
@@ -465,16 +463,6 @@ def inventory_report(session: StoreSession, ns: int) -> Inventory:
         "newest": found.newest,
         "bytes": sum(session.records.file_bytes().values()),
     }
-
-
-def maintenance_report(report: Report) -> MaintenanceReport:
-    """What a round of maintenance did, as plain values."""
-    return cast("MaintenanceReport", asdict(report))
-
-
-def latency_report(latency: LatencyRing) -> LatencyReport | None:
-    """Percentiles of the newest searches; None before the first."""
-    return cast("LatencyReport | None", latency.percentiles())
 
 
 def event_reports(events: EventLog) -> list[EventReport]:

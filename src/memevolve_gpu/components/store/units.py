@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
 from ...records.transaction import EncodedUnit
@@ -262,7 +262,7 @@ def _plain_dict(value: dict[Json, Json], where: str, level: int = 1) -> JsonObje
     return made
 
 
-def _checked_key(key: Any, where: str) -> str:
+def _checked_key(key: object, where: str) -> str:
     if not isinstance(key, str):
         raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
     if "\0" in key:
@@ -273,7 +273,7 @@ def _checked_key(key: Any, where: str) -> str:
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def _plain_list(values: list[Any] | tuple[Any, ...], where: str, level: int) -> list[Any]:
+def _plain_list(values: list[Json] | tuple[Json, ...], where: str, level: int) -> list[Json]:
     if level > MAX_LEVELS:
         raise RecursionError
     return [

@@ -24,7 +24,14 @@ from ...utils.arguments import callback, change, listed, mapping, path_text, sho
 from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
-from ...utils.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
+from ...utils.report_types import (
+    IndexInfo,
+    Inventory,
+    MaintenanceReport,
+    OperationEntry,
+    StorageHealth,
+    StoreStatistics,
+)
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress
 from .capacity import move_waiting_rows, report_pruned, reserve_room
@@ -33,7 +40,6 @@ from .history import HistoryMixin
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
 from .ranking import HalfLife, Ranking, Window, score_of
-from .report_types import IndexInfo, Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from .reports import health_report, inventory_report, register, statistics_report
 from .selecting import NamespacedBackend
 from .session import StoreSession, open_session

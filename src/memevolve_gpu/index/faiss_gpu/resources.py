@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
 from ...types import FaissIndex, FaissObject
@@ -78,7 +77,7 @@ class GpuResources:
     def __init__(self, faiss: ModuleType, number: int) -> None:
         self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
         self._lock, self._forked = threading.RLock(), False
-        self.resources: Any = None
+        self.resources: FaissObject = None
         self._handles: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
         self._retired: deque[list[FaissIndex]] = deque()
         self._building = 0

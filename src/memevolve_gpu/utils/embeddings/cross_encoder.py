@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ..config import may_download
 from .local import INSTALL, OWN, hush, listed_name, model_errors, onnx_file, registered
+
+if TYPE_CHECKING:
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
 
 
 class CrossEncoder:
