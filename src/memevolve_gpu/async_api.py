@@ -191,7 +191,7 @@ def _made(kind: type[_Self], wrapped: object, threads: _Threads, *, is_view: boo
     return made
 
 
-def _described(method: object, real: object) -> None:
+def _described(method: Callable[..., object], real: Callable[..., object]) -> None:
     """Give a method name, signature and docstring, inherited ones too, of another."""
     functools.update_wrapper(method, real)
     method.__doc__ = inspect.getdoc(real)
@@ -201,7 +201,7 @@ def _method(real: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[An
     """The method of that name of the wrapped object, awaited."""
     name = real.__name__
 
-    async def method(self: object, /, *arguments: _P.args, **more: _P.kwargs) -> _T:
+    async def method(self: Any, /, *arguments: _P.args, **more: _P.kwargs) -> _T:
         result: _T = await self._run(functools.partial(getattr(self._wrapped, name), *arguments, **more))
         return result
 
@@ -213,7 +213,7 @@ def _listing(real: Callable[Concatenate[Any, _P], Iterator[_T]]) -> Callable[Con
     """The method of that name of the wrapped object, whose iterator is read by ``async for``."""
     name = real.__name__
 
-    def method(self: object, /, *arguments: _P.args, **more: _P.kwargs) -> AsyncListing[_T]:
+    def method(self: Any, /, *arguments: _P.args, **more: _P.kwargs) -> AsyncListing[_T]:
         return AsyncListing(self._submit, functools.partial(getattr(self._wrapped, name), *arguments, **more))
 
     _described(method, real)

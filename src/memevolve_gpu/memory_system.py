@@ -472,7 +472,7 @@ class MemorySystem:
             MemEvolveError: The strategy failed.
         """
         manager = self.memory_manager
-        operations: dict[str, Callable[..., object]] = {
+        operations: dict[str, Callable[..., tuple[int, list[str]] | list[MemoryUnit]]] = {
             "prune": manager.prune,
             "consolidate": manager.consolidate,
             "deduplicate": manager.deduplicate,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # named here, imported where they are used: neither needs to be installed
-    import faiss
+if TYPE_CHECKING:  # named here, imported where it is used: it need not be installed
     import torch
 
 FAISS_FOR_GPUS = (
@@ -44,9 +43,10 @@ IntArray = npt.NDArray[np.int64]
 DoubleArray = npt.NDArray[np.float64]
 AnyArray = npt.NDArray[np.generic]
 """An array of any type of numbers."""
-FaissIndex: TypeAlias = "faiss.Index"
+FaissIndex: TypeAlias = Any
+"""An index of faiss, of any of its classes, which have no complete types."""
 FaissObject: TypeAlias = Any
-"""Parameters, selectors and resources of faiss, whose classes have nothing in common."""
+"""Parameters, selectors and resources of faiss; likewise."""
 Tensor: TypeAlias = "torch.Tensor"
 Matrix: TypeAlias = "FloatArray | torch.Tensor"
 """Rows of float32 on the host or on a device."""

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, MemEvolveError
-from ..types import AnyArray, IndexPlan, IntArray, JsonObject, Metric
+from ..types import IndexPlan, IntArray, JsonObject, Metric
 from ..utils.drafts import PRIVATE, draft_of, sync_folder
 from .base import CENTROIDS, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
@@ -284,7 +284,7 @@ def _parse(name: str, header: bytes) -> tuple[SnapshotInfo, list[_Section]]:
 def _info(entry: JsonObject) -> SnapshotInfo:
     plan = dict(entry["plan"])
     plan["notes"] = tuple(_typed(note, str) for note in plan.get("notes", ()))
-    whole: dict[str, int] = {
+    whole: dict[str, Any] = {
         name: _natural(entry[name]) for name in ("generation", "watermark", "count", "dim", "seed")
     }
     info = SnapshotInfo(
@@ -329,7 +329,7 @@ def _sections_end(position: int, sections: list[_Section]) -> int:
     return position
 
 
-def _positions(dead: AnyArray, n: int, path: str | os.PathLike[str]) -> IntArray:
+def _positions(dead: npt.NDArray[Any], n: int, path: str | os.PathLike[str]) -> IntArray:
     """``dead``, if it is a set of positions below ``n``."""
     if dead.dtype != np.int64 or dead.ndim != 1 or (len(dead) and (dead[0] < 0 or dead[-1] >= n)):
         raise SnapshotError("damaged", f"snapshot {path} names dead rows that it does not hold")

@@ -201,7 +201,7 @@ class FieldValues:
             found.update({(kind, name): count for name, count in zip(names, many.tolist(), strict=True)})
         return {key: count for key, count in found.items() if count}
 
-    def _in_range(self, compare: Callable[[Json, Json], object], bound: float) -> BoolArray:
+    def _in_range(self, compare: Callable[[Json, Json], Json], bound: float) -> BoolArray:
         if isinstance(bound, int) and abs(bound) > _EXACT:  # as a double it might be another number
             bound = np.inf if bound > 0 else -np.inf
         inside: BoolArray = compare(self.numbers, bound)

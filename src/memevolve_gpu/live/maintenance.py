@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -23,7 +23,7 @@ from ..training.recall import Pause, Quality, no_pause, recall_of
 from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.forking import renew_in_child
-from ..utils.report_types import MaintenanceReport
+from ..utils.report_types import MaintenanceReport, QualityReport
 from ..utils.vectors import from_bytes
 from .device_manager import DeviceManager
 from .live_index import LiveIndex, LiveSettings
@@ -128,8 +128,10 @@ class Report:
         return any(action.startswith("skipped") for action in self.actions)
 
     def report(self) -> MaintenanceReport:
-        """For callers."""
-        return MaintenanceReport(**asdict(self))
+        """What callers get of it."""
+        q = self.quality
+        quality = None if q is None else QualityReport(self_hit=q.self_hit, recall=q.recall, queries=q.queries)
+        return {"actions": self.actions, "reason": self.reason, "seconds": self.seconds, "quality": quality}
 
 
 class Maintenance:

@@ -70,7 +70,7 @@ def path_token(path: tuple[str, ...]) -> str:
     return _hashed(["path", *path])
 
 
-def value_token(path: tuple[str, ...], value: object) -> str:
+def value_token(path: tuple[str, ...], value: Json) -> str:
     """Return the token of "this path has this value"; equal numbers, such as 1 and 1.0, have one token."""
     kind = kind_of(value)
     text = _number_text(value) if kind == "number" else value if kind == "text" else ""
@@ -115,7 +115,7 @@ def _paths(value: Mapping[str, object], above: tuple[str, ...]) -> Iterator[tupl
             yield from _paths(inner, (*above, key))
 
 
-def _number_text(value: object) -> str:
+def _number_text(value: Json) -> str:
     number: Json = doubled(value)
     if isinstance(number, float) and number.is_integer() and -(2.0**63) <= number < 2.0**63:
         return str(int(number))

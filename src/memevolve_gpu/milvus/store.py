@@ -33,7 +33,7 @@ from ..components.store.units import (
 from ..components.store.vector_store import VectorStore
 from ..errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
 from ..records.filters import matches, parse
-from ..types import Each, Filters, FloatArray, Hit, JsonObject, MemoryUnit, Metric, Moment, Ttl, Vectors
+from ..types import Each, Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit, Metric, Moment, Ttl, Vectors
 from ..utils.arguments import callback, listed, mapping, whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
@@ -56,7 +56,7 @@ _MEASURED = 256
 """Newest units whose mean length stands for that of all."""
 
 
-def _created(row: Mapping[str, object] | None) -> str | None:
+def _created(row: Mapping[str, Json] | None) -> str | None:
     metadata = unit_of(row["body"]).get("metadata") if row else None
     created = metadata.get("created_at") if isinstance(metadata, dict) else None
     return created if isinstance(created, str) else None
@@ -573,7 +573,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         held = {unit_id: _created(row) for unit_id, row in self._open.table.get(unstamped, ["body"]).items()}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
-    def _described(self, state: Mapping[str, object]) -> VectorStore | MilvusStore | None:
+    def _described(self, state: Mapping[str, Json]) -> VectorStore | MilvusStore | None:
         """Open the store of ``save_state``; None when it is this one, or none is described."""
         if state.get("milvus") not in (None, self._place.address):
             place = MilvusConfig.at(str(state["milvus"]))

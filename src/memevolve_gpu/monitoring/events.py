@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -58,7 +59,10 @@ class Event:
     figures: JsonObject = field(default_factory=dict)
 
     def report(self) -> EventReport:
-        return EventReport(**{**asdict(self), "level": logging.getLevelName(self.level)})
+        level, figures = logging.getLevelName(self.level), deepcopy(self.figures)
+        return EventReport(
+            kind=self.kind, cause=self.cause, seconds=self.seconds, level=level, at=self.at, figures=figures
+        )
 
 
 class EventLog:

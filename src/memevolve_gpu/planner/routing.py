@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..types import JsonObject
+
 BATCHES = (1, 16, 256)
 """Queries at once for which both sides are timed."""
 _REPEATS, _ENOUGH_SECONDS = 5, 0.05
@@ -40,7 +42,7 @@ class SideTimings:
         lost = next((nq for nq in range(BATCHES[-1], 0, -1) if not self.device_wins(nq)), 0)
         return None if lost == BATCHES[-1] else lost + 1
 
-    def as_dict(self) -> dict[str, dict[str, float]]:
+    def as_dict(self) -> JsonObject:
         """Plain values for reports: milliseconds by the number of queries."""
         sides = {"device_ms": self.device, "host_ms": self.host}
         return {name: dict(zip(map(str, BATCHES), (1e3 * s for s in own), strict=True)) for name, own in sides.items()}

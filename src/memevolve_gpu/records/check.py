@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import apsw
 import numpy as np
@@ -157,7 +158,7 @@ def _wrong_checksums(case: _Case) -> str | None:
     return _listed(case, "units whose text or vector changed by itself (store them again, or delete them), ids", sql)
 
 
-def _crc32(*raw: object) -> int | None:
+def _crc32(*raw: Any) -> int | None:
     return None if raw[0] is None else zlib.crc32(raw[0])
 
 

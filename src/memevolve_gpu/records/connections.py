@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import apsw
@@ -14,8 +14,8 @@ import apsw
 from .filters import holds
 from .sqlite_errors import SQLITE_ERRORS
 
-SqlRow = tuple[Any, ...]
-"""What a statement selects: None, int, float, bytes or str, as the columns hold."""
+SqlRow: TypeAlias = Any
+"""A row that a statement selects: a tuple of None, int, float, bytes and str, as the columns hold."""
 
 
 def all_rows(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> list[SqlRow]:

@@ -531,7 +531,7 @@ class RemoteStore(OpenBackend):
         return {"url": self.url, "namespace": list(self.namespace_path), "count": self.count()}
 
     def restore_state(self, state: Mapping[str, object]) -> None:
-        source, path = state.get("url"), namespace_path(state.get("namespace"))
+        source, path = mapping("state", state).get("url"), namespace_path(state.get("namespace"))
         if source is None or (source == self.url and path == self.namespace_path):
             return
         token = self._client.headers.get("Authorization", "").removeprefix("Bearer ") or None
@@ -573,7 +573,7 @@ class RemoteStore(OpenBackend):
     def _space(self) -> JsonObject:
         return {"namespace": "/".join(self.namespace_path)} if self.namespace_path else {}
 
-    def _get(self, path: str, query: Mapping[str, object] | None = None, *, scoped: bool = True) -> Json:
+    def _get(self, path: str, query: Mapping[str, Json] | None = None, *, scoped: bool = True) -> Json:
         given = {key: value for key, value in (query or {}).items() if value is not None}
         return self._call("GET", path, {**given, **(self._space() if scoped else {})})
 
@@ -581,7 +581,7 @@ class RemoteStore(OpenBackend):
         space = {"namespace": list(self.namespace_path)} if self.namespace_path else {}
         return self._call("POST", path, body={**body, **space})
 
-    def _call(self, method: str, path: str, query: Mapping[str, object] | None = None, body: object = None) -> Json:
+    def _call(self, method: str, path: str, query: Mapping[str, Json] | None = None, body: object = None) -> Json:
         self._check_open()
         content = None if body is None else _json(body)
         until = time.monotonic() + _PATIENCE
@@ -646,7 +646,7 @@ def _search(
     return {**body, "offset": offset, "min_score": min_score}
 
 
-def _ranking(recency: object, importance: object, weights: object) -> JsonObject:
+def _ranking(recency: HalfLife | None, importance: str | None, weights: Mapping[str, float] | None) -> JsonObject:
     if Ranking.of(recency, importance, weights) is None:
         return {}
     fading = None
@@ -696,7 +696,7 @@ def _ids(ids: object, name: str) -> list[str]:
     return [checked_id(unit_id, f"{name}[{i}]") for i, unit_id in enumerate(listed(name, ids))]
 
 
-def _known(ids: object) -> list[str]:
+def _known(ids: Sequence[str]) -> list[str]:
     """The ids that a unit can have."""
     return [unit_id for unit_id in looked_up(ids) if 0 < len(unit_id) <= 1024 and _spoken(unit_id)]
 

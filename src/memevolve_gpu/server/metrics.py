@@ -167,7 +167,7 @@ class _StoreCollector(Collector):
         yield from _labelled(health, stats)
 
 
-def _plain(health: Mapping[str, object], stats: Mapping[str, object]) -> Iterator[tuple[str, str, Json]]:
+def _plain(health: Mapping[str, Json], stats: Mapping[str, Json]) -> Iterator[tuple[str, str, Json]]:
     log, device, index = stats.get("log", {}), stats.get("device", {}), stats.get("index", {})
     yield "units", "Units in the store.", health["current_count"]
     yield "units_limit", "Most units.", health.get("max_units")
@@ -194,7 +194,7 @@ def _plain(health: Mapping[str, object], stats: Mapping[str, object]) -> Iterato
     )
 
 
-def _counters(stats: Mapping[str, object]) -> Iterator[Metric]:
+def _counters(stats: Mapping[str, Json]) -> Iterator[Metric]:
     held = stats.get("maintenance", {})
     if held:
         yield CounterMetricFamily("memevolve_maintenance_rounds", "Rounds of maintenance.", held["rounds"])
@@ -209,7 +209,7 @@ def _counters(stats: Mapping[str, object]) -> Iterator[Metric]:
     yield incidents
 
 
-def _labelled(health: Mapping[str, object], stats: Mapping[str, object]) -> Iterator[Metric]:
+def _labelled(health: Mapping[str, Json], stats: Mapping[str, Json]) -> Iterator[Metric]:
     files = GaugeMetricFamily("memevolve_file_bytes", "Size of the files.", labels=["file"])
     for name, size in sorted(stats.get("files", {}).items()):
         files.add_metric([name], size)

@@ -67,7 +67,7 @@ class DeviceQueries:
                 ) from error
         return self._host
 
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> AnyArray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         found = self.host() if dtype is None else self.host().astype(dtype, copy=False)
         return found.copy() if copy else found
 
@@ -344,7 +344,7 @@ def _rows_to_host(array: object, dim: int, name: str) -> AnyArray:
     return np.atleast_1d(to_host(rows, name=name))
 
 
-def _to_float32(raw: AnyArray) -> FloatArray:
+def _to_float32(raw: npt.NDArray[Any]) -> FloatArray:
     if raw.dtype == np.float32 and raw.flags.c_contiguous:
         same: FloatArray = raw
         return same

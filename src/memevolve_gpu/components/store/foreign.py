@@ -84,7 +84,7 @@ class ForeignBackend(StorageBackend):
         return type(self._foreign).__name__
 
 
-def as_backend(storage: object) -> StorageBackend:
+def as_backend(storage: Any) -> StorageBackend:
     """Return the backend itself, or an adapter where it does not derive from this package's ``StorageBackend``.
 
     Virtual subclasses (``ABCMeta.register``) have none of the defaults, so they are adapted too.

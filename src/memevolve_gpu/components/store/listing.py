@@ -47,9 +47,10 @@ class Order:
 
     def __init__(self, order_by: object) -> None:
         """Raises InvalidQueryError for what is no path."""
-        self.descending = isinstance(order_by, str) and order_by.startswith("-")
+        path = order_by[1:] if isinstance(order_by, str) and order_by.startswith("-") else order_by
+        self.descending = path is not order_by
         try:
-            self.path = path_of(order_by[1:] if self.descending else order_by)
+            self.path = path_of(path)
         except InvalidFilterError as error:
             raise InvalidQueryError(
                 f"order_by must be a path such as 'metadata.score', got {shown(order_by)}"

@@ -253,7 +253,8 @@ def open_session(
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
     if machine is not None and not isinstance(machine, Machine):
         raise ConfigurationError(f"machine must be a Machine or None, got {shown(machine)}")
-    if clock is not None and not (callable(clock) and isinstance(clock(), (int, float))):
+    given: object = clock
+    if given is not None and not (callable(given) and isinstance(given(), (int, float))):
         raise ConfigurationError(f"clock must be a function that gives the Unix time, got {shown(clock)}")
     try:
         require_faiss()

@@ -96,7 +96,7 @@ class OpenBackend(StorageBackend):
         """Close the store."""
         self.close()
 
-    def _unit_to_text(self, unit: Mapping[str, object]) -> str:
+    def _unit_to_text(self, unit: MemoryUnit) -> str:
         """Return the text that is embedded: content, then reasoning, query, tags and type."""
         return unit_to_text(unit)
 
@@ -190,7 +190,7 @@ def check_width(queries: int, top_k: int) -> None:
         )
 
 
-def unit_to_text(unit: Mapping[str, object]) -> str:
+def unit_to_text(unit: MemoryUnit) -> str:
     """The text that is embedded: content, reasoning, query, tags and type, joined by spaces."""
     parts = []
     if unit.get("content") is not None:
@@ -206,7 +206,7 @@ def unit_to_text(unit: Mapping[str, object]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def text_to_embed(unit: Mapping[str, object], where: str = "unit") -> str:
+def text_to_embed(unit: MemoryUnit, where: str = "unit") -> str:
     """As :func:`unit_to_text`, for a unit whose vector is to be made of it.
 
     Raises InvalidUnitError, naming ``where`` and the key to use, where the text that was meant is not in it: content,
@@ -224,7 +224,7 @@ def text_to_embed(unit: Mapping[str, object], where: str = "unit") -> str:
     return unit_to_text(unit)
 
 
-def texts_of(units: Sequence[Mapping[str, object]], *, to_embed: bool) -> list[str]:
+def texts_of(units: Sequence[MemoryUnit], *, to_embed: bool) -> list[str]:
     """The text of each unit of a batch, which must have one where it is ``to_embed``; see :func:`text_to_embed`."""
     if not to_embed:
         return [unit_to_text(unit) for unit in units]

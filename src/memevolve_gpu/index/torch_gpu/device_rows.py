@@ -131,7 +131,7 @@ class Queries:
     A row's score is ``bias - factor * dot``. ``raw`` float32 (nq, dim) is what was given; None for one query.
     """
 
-    raw: Tensor | None
+    raw: Tensor
     wide: Tensor
     factor: Tensor
 
@@ -177,8 +177,8 @@ class DeviceRows:
     bias: Tensor
     living: Tensor
     order: Tensor
-    places: Tensor | None
-    float32_rows: Tensor | None
+    places: Tensor
+    float32_rows: Tensor
     centre: Tensor
     scale: float
 

@@ -595,7 +595,7 @@ def _usual(nq: int) -> int:
 
 
 def _key(step: str, rows: DeviceRows | Tensor, nq: int) -> tuple[object, ...]:
-    x = getattr(rows, "x", rows)
+    x: Tensor = getattr(rows, "x", rows)
     return step, str(x.device), int(x.shape[1]), x.dtype, _usual(nq)
 
 

@@ -341,7 +341,7 @@ class Staging:
         self._sent[self._turn] = self._event()
         return found
 
-    def fetch(self, tensor: Tensor) -> AnyArray:
+    def fetch(self, tensor: Tensor) -> npt.NDArray[Any]:
         """``tensor`` on the host, once the device has computed it."""
         held = self._buffer("results", tensor)
         held.copy_(tensor, non_blocking=True)
@@ -374,10 +374,10 @@ def sent(given: Matrix, device: Device) -> Tensor:
     return _stagings.setdefault(str(device), Staging(device)).send(given.astype(np.float32, copy=False))
 
 
-def fetched(tensor: Tensor) -> AnyArray:
+def fetched(tensor: Tensor) -> npt.NDArray[Any]:
     """``tensor`` on the host, from a GPU through pinned memory."""
     if tensor.device.type != "cuda":
-        found: AnyArray = tensor.numpy()
+        found: npt.NDArray[Any] = tensor.numpy()
         return found
     return _stagings.setdefault(str(tensor.device), Staging(tensor.device)).fetch(tensor)
 

@@ -31,7 +31,7 @@ class Layout:
     groups: int
     lists: list[int]
     places: npt.NDArray[np.int32] | None = None
-    centroids: Tensor | None = None
+    centroids: Tensor = None
     kept: int = 0
     moved: IntArray | None = None
 

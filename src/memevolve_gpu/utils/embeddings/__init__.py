@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from ..config import EmbeddingConfig, may_download
 from .adapter import BatchEmbeddingFunction, Embedder, EmbeddingFunction
@@ -64,7 +65,7 @@ def _service(config: EmbeddingConfig) -> OpenAIEmbedder:
     )
 
 
-def _given(**values: int | None) -> dict[str, int]:
+def _given(**values: int | None) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

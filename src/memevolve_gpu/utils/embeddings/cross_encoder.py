@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ..config import may_download
@@ -84,7 +84,7 @@ def _existing(model: str) -> Path | None:
         return None
 
 
-def _fastembed() -> type[TextCrossEncoder]:
+def _fastembed() -> Any:
     try:
         from fastembed.rerank.cross_encoder import TextCrossEncoder
     except (ImportError, OSError) as error:
