@@ -147,12 +147,12 @@ def index_rows(con: apsw.Connection, path: Path, ns: int, rows: Sequence[tuple[i
 
 
 def _strings_of(unit: MemoryUnit) -> Iterator[tuple[str, str]]:
-    """The terms of a unit, as ``_STRINGS`` finds them in its JSON text, whose functions end a text at NUL."""
+    """The terms of a unit, as ``_STRINGS`` finds them in its JSON text."""
     for field in ("type", "tags"):
         held = unit.get(field)
         for value in held if isinstance(held, (list, tuple)) else (held,):
             if isinstance(value, str):
-                yield field, plain_text(value).partition("\0")[0]
+                yield field, plain_text(value)
 
 
 def add_terms(con: apsw.Connection, slot: int, unit: str) -> None:

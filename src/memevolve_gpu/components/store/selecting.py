@@ -293,8 +293,8 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
     def _merged(self, old: MemoryUnit, changes: object) -> tuple[EncodedUnit, str | None]:
         """The changed unit, and its text if that is another one."""
         unit = plain_unit(merged_unit(old, changes))
-        text = unit_to_text(unit)
         made = encoded(self._updated_metadata(unit, old))
+        text = unit_to_text(unit)
         return made, None if text == unit_to_text(old) else text_to_embed(unit)
 
     def _filter(self, filters: object) -> Filter:

@@ -292,10 +292,10 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         expiry_of(ttl, expires_at, 0.0)
         unit_id = checked_id(unit_id)
         given = plain_unit(with_id(unit, unit_id))
-        text = unit_to_text(given)
         seen = session.records.get_with_json(unit_id, ns=self._key)
         before: MemoryUnit = {} if seen is None else seen[1]
         made = encoded(self._updated_metadata(given, before))
+        text = unit_to_text(given)
         vector: FloatArray | None = None
         must_embed = seen is not None and unit_to_text(before) != text
         while True:
