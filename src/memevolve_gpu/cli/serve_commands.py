@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -127,11 +128,9 @@ def keys_add(
 
 def keys_list(*, store: Prefix, keys: KeysFile = None, as_json: AsJson = False) -> None:
     """List the keys: name, scopes, namespace, and the time of creation."""
-    rows = [
-        {"name": key.name, "scopes": list(key.scopes), "namespace": list(key.namespace), "created_at": key.created_at}
-        for key in _keys(store, keys)
-    ]
-    told = [f"{key.name}  {','.join(key.scopes)}  {'/'.join(key.namespace)}".rstrip() for key in _keys(store, keys)]
+    held = list(_keys(store, keys))
+    rows = [{name: value for name, value in asdict(key).items() if name != "digest"} for key in held]
+    told = [f"{key.name}  {','.join(key.scopes)}  {'/'.join(key.namespace)}".rstrip() for key in held]
     Output(as_json).show({"keys": rows}, "\n".join(told) or "no keys")
 
 

@@ -15,6 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..components.store.base import StorageBackend
 from ..types import Filters, Json, JsonObject, MemoryUnit, Vectors
+from ..utils.timestamps import moment_of
 
 NOTHING: JsonObject = {"or": []}
 """The filter that no unit matches."""
@@ -64,14 +65,9 @@ def metadata_path(mark: str, *keys: str) -> str:
 
 def moment(value: Json) -> datetime | None:
     """The moment that an ISO 8601 text or a datetime says, UTC where it has no offset; None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value))
-        except ValueError:
-            return None
-    if not isinstance(value, datetime):
-        return None
-    return value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
+    if isinstance(value, datetime):
+        return value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
+    return moment_of(value)
 
 
 def placeholder(dim: int) -> list[float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
-from ..errors import EngineError
 from ..index.base import Index
 from ..planner.plan import search_params_for
 from ..training.calibration import Calibration, at_least
@@ -92,8 +94,7 @@ class IndexStats:
 
     def to_dict(self) -> JsonObject:
         """Plain JSON values, for a snapshot."""
-        calibration = None if self.calibration is None else self.calibration.to_dict()
-        plain = {**asdict(self), "calibration": calibration}
+        plain = asdict(self)
         del plain["probed"]
         return plain
 
@@ -101,19 +102,13 @@ class IndexStats:
     def from_dict(cls, values: JsonObject, index: Index) -> IndexStats:
         """Read what ``to_dict`` wrote; malformed values, and a calibration of another index, count as unknown."""
         try:
-            quality, calibration = values.get("quality"), values.get("calibration")
-            measured = None if calibration is None else Calibration.from_dict(calibration)
-            return cls(
-                int(values.get("trained_rows", 0)),
-                Balance(**values.get("trained_balance", {})),
-                Balance(**values.get("balance", {})),
-                int(values.get("refused_rows", 0)),
-                None if quality is None else Quality(**quality),
-                measured if measured is not None and measured.fits(index) else None,
-                int(values.get("calibrated_rows", 0)),
-                int(values.get("asked", 0)),
-                bool(values.get("by_request", False)),
-                measured_rows=int(values.get("measured_rows", 0)),
-            )
-        except (TypeError, ValueError, AttributeError, EngineError):
+            held = _reader().validate_json(json.dumps(values), strict=True)
+        except (TypeError, ValueError):
             return cls()
+        fits = held.calibration is not None and held.calibration.fits(index)
+        return held if fits else replace(held, calibration=None)
+
+
+@cache
+def _reader() -> TypeAdapter[IndexStats]:
+    return TypeAdapter(IndexStats)

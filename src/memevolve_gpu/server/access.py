@@ -190,9 +190,9 @@ class Caller:
             )
         return self.service.store
 
-    def relative(self, path: Sequence[str]) -> list[str]:
+    def relative(self, path: Sequence[str]) -> tuple[str, ...]:
         """A path of the store as the caller has it."""
-        return list(path[len(self.key.namespace) :])
+        return tuple(path[len(self.key.namespace) :])
 
 
 def ability(store: Any, name: str) -> Any:

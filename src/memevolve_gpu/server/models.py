@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from ..components.store.history import Operation, UnitVersion
+from ..components.store.namespaces import NamespaceInfo
 from ..errors import InvalidVectorError
 from ..types import FloatArray, Json, JsonObject
 from ..utils.vectors import read_vector
@@ -343,17 +345,6 @@ class Number(BaseModel):
     count: int
 
 
-class Erased(BaseModel):
-    """The certificate of an erasure."""
-
-    units: int
-    versions: int
-    seq: int
-    at: float
-    files: list[str]
-    not_erased: list[str]
-
-
 class Deleted(BaseModel):
     """Whether a unit was there."""
 
@@ -400,30 +391,10 @@ class HitsBatch(BaseModel):
     results: list[list[Hit]]
 
 
-class Version(BaseModel):
-    """A version of a unit."""
-
-    seq: int
-    change: str
-    operation: int | None
-    kind: str
-    at: float | None
-    unit: Unit | None
-
-
 class Versions(BaseModel):
     """Versions, oldest first."""
 
-    versions: list[Version]
-
-
-class Operation(BaseModel):
-    """An operation that changed units."""
-
-    id: int
-    kind: str
-    at: float
-    changes: int
+    versions: list[UnitVersion]
 
 
 class Operations(BaseModel):
@@ -449,19 +420,10 @@ class Changes(BaseModel):
     next: int
 
 
-class NamespaceEntry(BaseModel):
-    """A namespace, relative to that of the key."""
-
-    path: list[str]
-    count: int
-    max_units: int | None = None
-    default_ttl: float | None = None
-
-
 class Namespaces(BaseModel):
-    """Namespaces in the order of their paths."""
+    """Namespaces in the order of their paths, relative to that of the key."""
 
-    namespaces: list[NamespaceEntry]
+    namespaces: list[NamespaceInfo]
 
 
 class Managed(BaseModel):

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +17,8 @@ from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 
 from ..components.manage import SimpleManagementStrategy
+from ..components.store.history import Erasure, Operation
+from ..components.store.namespaces import NamespaceInfo
 from ..errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ..types import Json, JsonObject, MemoryUnit
 from ..utils.plain import json_text
@@ -136,7 +138,7 @@ async def delete_unit(unit_id: UnitId, caller: Writer, namespace: Space = "") ->
 async def unit_history(unit_id: UnitId, caller: Reader, namespace: Space = "") -> models.Versions:
     """Read every version of a unit that is kept."""
     found = await caller.read(lambda: ability(caller.store(namespace), "history")(unit_id))
-    return models.Versions(versions=[models.Version(**asdict(one)) for one in found])
+    return models.Versions(versions=found)
 
 
 @router.post("/units/get")
@@ -196,13 +198,13 @@ async def clear_units(body: models.Scoped, caller: Admin) -> models.Number:
 
 
 @router.post("/units/erase")
-async def erase_units(body: models.Erase, caller: Admin) -> models.Erased:
+async def erase_units(body: models.Erase, caller: Admin) -> Erasure:
     """Delete units for good, from the history and the files of the store too; takes as long as copying the store."""
     caller.whole("an erasure")
     erase = ability(caller.store(body.namespace), "forget_subject")
-    done = await caller.write(lambda: erase(body.filters, timeout=body.timeout))
-    files = {name: [Path(one).name for one in getattr(done, name)] for name in ("files", "not_erased")}
-    return models.Erased(**{**asdict(done), **files})
+    done: Erasure = await caller.write(lambda: erase(body.filters, timeout=body.timeout))
+    names, left = (tuple(Path(one).name for one in files) for files in (done.files, done.not_erased))
+    return replace(done, files=names, not_erased=left)
 
 
 @router.post("/units/replace")
@@ -295,17 +297,16 @@ async def access_order(
 async def namespaces(caller: Reader, prefix: str = "") -> models.Namespaces:
     """List the namespaces that hold units or have limits."""
     found = await caller.read(lambda: caller.store().namespaces(prefix))
-    entries = [models.NamespaceEntry(**{**asdict(one), "path": caller.relative(one.path)}) for one in found]
-    return models.Namespaces(namespaces=entries)
+    return models.Namespaces(namespaces=[replace(one, path=caller.relative(one.path)) for one in found])
 
 
 @router.put("/namespaces")
-async def set_limits(body: models.Limits, caller: Admin) -> models.NamespaceEntry:
+async def set_limits(body: models.Limits, caller: Admin) -> NamespaceInfo:
     """Set the limits of a namespace."""
     store = caller.store(body.namespace)
     named = body.model_dump(include=body.model_fields_set & {"max_units", "default_ttl"})
-    info = await caller.write(lambda: store.set_limits(**named))
-    return models.NamespaceEntry(**{**asdict(info), "path": caller.relative(info.path)})
+    info: NamespaceInfo = await caller.write(lambda: store.set_limits(**named))
+    return replace(info, path=caller.relative(info.path))
 
 
 @router.delete("/namespaces")
@@ -353,7 +354,7 @@ async def operations(
 ) -> models.Operations:
     """List what changed units, newest first; their ids are what undo takes."""
     found = await caller.read(lambda: ability(caller.store(namespace), "operations")(limit, before=before))
-    return models.Operations(operations=[models.Operation(**asdict(one)) for one in found])
+    return models.Operations(operations=found)
 
 
 @router.post("/operations", status_code=201, response_model=dict[str, Any])
@@ -365,10 +366,10 @@ async def report_operation(body: models.Report, caller: Writer) -> Response:
 
 
 @router.post("/undo")
-async def undo(body: models.Undo, caller: Writer) -> models.Operation:
+async def undo(body: models.Undo, caller: Writer) -> Operation:
     """Take an operation back."""
-    done = await caller.write(lambda: ability(caller.store(body.namespace), "undo")(body.operation))
-    return models.Operation(**asdict(done))
+    done: Operation = await caller.write(lambda: ability(caller.store(body.namespace), "undo")(body.operation))
+    return done
 
 
 @router.get("/changes")

@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
-from ..errors import EngineError
 from ..index.base import Index
 from ..index.costs import scan_cost
-from ..types import FloatArray, IntArray, JsonObject, SearchParams
+from ..types import FloatArray, IntArray, SearchParams
 from ..utils.vectors import normalize_rows
 from .recall import EvalQueries, Pause, RecallEvaluator, no_pause, together
 from .search_param_sweep import SearchParamSweep, reach
@@ -98,8 +98,15 @@ HELD_OUT_MARGIN = 0.9
 0.961 for 0.95 and 0.993 for 0.99 out of distribution."""
 
 Source = Literal["queries", "mixed", "held-out"]
-_SOURCES: tuple[Source, ...] = get_args(Source)
-_VERSION = 1
+Natural = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""What a snapshot may hold, whose reader (``live/index_stats.py``) checks the types of these classes."""
+
+
+def _sound(params: SearchParams) -> SearchParams:
+    if min(params.nprobe, params.rerank, params.ef) < 0:
+        raise ValueError("search parameters must not be negative")
+    return params
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +116,11 @@ class Entry:
     recall: mean of the worse half of the queries; bound: lower bound of the true mean.
     """
 
-    k: int
-    target: float
-    effort: SearchParams
-    recall: float
-    bound: float
+    k: Natural
+    target: Amount
+    effort: Annotated[SearchParams, AfterValidator(_sound)]
+    recall: Amount
+    bound: Amount
 
 
 @dataclass(frozen=True)
@@ -121,16 +128,17 @@ class Calibration:
     """The calibrated search parameters of one index.
 
     kind, rows and nlist identify the index. queries: number of queries, taken from ``source``. seconds: duration.
-    Entries are missing where no parameters could be shown to reach the target.
+    Entries are missing where no parameters could be shown to reach the target. version: of the form in snapshots.
     """
 
     kind: str
-    rows: int
-    nlist: int
+    rows: Natural
+    nlist: Natural
     source: Source
-    queries: int
-    seconds: float
+    queries: Natural
+    seconds: Amount
     entries: tuple[Entry, ...]
+    version: Literal[1] = 1
 
     def search_params(self, k: int, target: float) -> SearchParams | None:
         """The parameters for ``k`` results at recall ``target``: those of the next larger k and the next higher target.
@@ -156,28 +164,6 @@ class Calibration:
     def fits(self, index: Index) -> bool:
         """Whether this was measured on an index of the same kind and size."""
         return (self.kind, self.rows, self.nlist) == (index.kind, index.n, index.nlist)
-
-    def to_dict(self) -> JsonObject:
-        """Plain values for JSON, which :meth:`from_dict` reads."""
-        return {"version": _VERSION, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> Calibration:
-        """Read what :meth:`to_dict` wrote; raises EngineError, naming the field, for anything else."""
-        if data.get("version") != _VERSION:
-            raise EngineError(f"calibration.version is not {_VERSION}; calibrate again")
-        source = next((name for name in _SOURCES if name == data.get("source")), None)
-        if source is None:
-            raise EngineError(f"calibration.source is {data.get('source')!r}; calibrate again")
-        return cls(
-            kind=_field(data, "kind", str),
-            rows=_field(data, "rows", int),
-            nlist=_field(data, "nlist", int),
-            source=source,
-            queries=_field(data, "queries", int),
-            seconds=float(_field(data, "seconds", int, float)),
-            entries=tuple(_entry(each) for each in _field(data, "entries", list, tuple)),
-        )
 
     @cached_property
     def _table(self) -> dict[tuple[float, float], SearchParams]:
@@ -314,29 +300,3 @@ def _next(grid: tuple[float, ...], wanted: float) -> float:
     """The least value of ``grid`` from ``wanted`` on; infinity where there is none."""
     at = bisect_left(grid, wanted)
     return grid[at] if at < len(grid) else float("inf")
-
-
-def _entry(data: object) -> Entry:
-    if not isinstance(data, Mapping):
-        raise EngineError("calibration.entries contains something other than entries; calibrate again")
-    params = _field(data, "effort", Mapping)
-    return Entry(
-        k=_field(data, "k", int),
-        target=float(_field(data, "target", int, float)),
-        effort=SearchParams(
-            nprobe=_field(params, "nprobe", int),
-            rerank=_field(params, "rerank", int),
-            ef=_field(params, "ef", int),
-            exact=_field(params, "exact", bool),
-        ),
-        recall=float(_field(data, "recall", int, float)),
-        bound=float(_field(data, "bound", int, float)),
-    )
-
-
-def _field(data: Mapping[str, object], name: str, *kinds: type) -> Any:
-    value = data.get(name)
-    negative = isinstance(value, (int, float)) and not 0 <= value < float("inf")
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or negative:
-        raise EngineError(f"calibration.{name} is {value!r}; calibrate again")
-    return value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import InvalidQueryError
 from ...types import FloatArray
@@ -40,11 +42,7 @@ def reranked(rerank: Rerank, query: str, found: Sequence[RetrievalResult]) -> li
 def diverse(
     found: Sequence[RetrievalResult], vectors: Mapping[str, FloatArray], diversity: float, top_k: int
 ) -> list[RetrievalResult]:
-    """The best ``top_k`` by maximal marginal relevance, each chosen in view of those before it.
-
-    A result counts (1 - diversity) * score - diversity * its largest cosine with a chosen one, scores as shares of
-    the best; one without a vector resembles none. Source: J. Carbonell and J. Goldstein, The Use of MMR (1998).
-    """
+    """The best ``top_k`` by :func:`mmr` with the scores as shares of the best; one without a vector resembles none."""
     held = [one for one in found if one.unit_id in vectors]
     rows = np.zeros((len(found), len(vectors[held[0].unit_id]) if held else 1), dtype=np.float32)
     for at, one in enumerate(found):
@@ -54,10 +52,23 @@ def diverse(
     scores = np.array([one.score for one in found], dtype=np.float64)
     scores -= min(0.0, float(scores.min(initial=0.0)))
     relevance = scores / (float(scores.max(initial=0.0)) or 1.0)
-    nearest, left, chosen = np.zeros(len(found)), np.ones(len(found), dtype=np.bool_), []
-    for _ in range(min(top_k, len(found))):
-        best = int(np.argmax(np.where(left, (1 - diversity) * relevance - diversity * nearest, -np.inf)))
+    return [found[at] for at in mmr(relevance, rows, top_k, 1.0 - diversity, floor=0.0)]
+
+
+def mmr(
+    relevance: npt.NDArray[Any], rows: npt.NDArray[Any], count: int, share: float, floor: float = -math.inf
+) -> list[int]:
+    """At most ``count`` positions by maximal marginal relevance (Carbonell and Goldstein, 1998), most relevant first.
+
+    A further one counts share * relevance (n,) - (1 - share) * its largest cosine, at least ``floor``, with a chosen
+    one; ``rows`` (n, dim) have length 1, or 0. Of equal ones the earlier is chosen.
+    """
+    nearest, left = np.full(len(rows), floor), np.ones(len(rows), dtype=np.bool_)
+    worth, chosen = relevance, list[int]()
+    for _ in range(min(count, len(rows))):
+        best = int(np.argmax(np.where(left, worth, -np.inf)))
         left[best] = False
-        chosen.append(found[best])
+        chosen.append(best)
         nearest = np.maximum(nearest, rows @ rows[best])
+        worth = share * relevance - (1.0 - share) * nearest
     return chosen

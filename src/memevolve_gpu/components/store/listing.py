@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from itertools import islice
 
 from ...errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
@@ -13,6 +12,7 @@ from ...records.filters import MISSING, Filter, always, doubled, kind_of, lookup
 from ...types import Json, MemoryUnit
 from ...utils.arguments import shown, whole_number
 from ...utils.plain import plain_scalar
+from ...utils.timestamps import now_text
 
 _KINDS = ("null", "false", "true", "number", "text")
 
@@ -167,7 +167,7 @@ class MetadataMixin:
 
     def _generate_timestamp(self) -> str:
         """Return the current time as ISO 8601 in UTC with its offset."""
-        return datetime.now(timezone.utc).isoformat()
+        return now_text()
 
     def _add_metadata(self, unit: MemoryUnit) -> MemoryUnit:
         """Return a copy of the unit whose metadata has ``created_at``; an existing one is kept."""

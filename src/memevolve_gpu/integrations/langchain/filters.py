@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...components.retrieve.reorder import mmr
+from ...components.store.ranking import similarity_of
 from ...errors import DimensionMismatchError, InvalidFilterError, InvalidQueryError, InvalidVectorError, first_line
 from ...records.filters import MAX_DEPTH, parse
 from ...types import Json, JsonObject, Vectors
@@ -40,11 +42,7 @@ def relevance(distance: float, metric: str) -> float:
     """
     distance = real_number("distance", distance, "a number", -sys.float_info.max, sys.float_info.max, InvalidQueryError)
     word("metric", metric, ("l2", "cosine", "ip"))
-    if metric == "l2":
-        return 1.0 / (1.0 + max(distance, 0.0))
-    if metric == "cosine":
-        return min(1.0, max(0.0, 1.0 - distance / 2.0))
-    return (1.0 - distance / (1.0 + abs(distance))) / 2.0
+    return float(similarity_of(distance / 2.0 if metric == "cosine" else distance, metric))
 
 
 def maximal_marginal_relevance(query: Vectors, vectors: Vectors, k: int, lambda_mult: float = 0.5) -> list[int]:
@@ -82,17 +80,7 @@ def maximal_marginal_relevance(query: Vectors, vectors: Vectors, k: int, lambda_
     if wanted.shape[1] != rows.shape[1]:
         raise DimensionMismatchError(wanted.shape[1], rows.shape[1], "pass vectors of the query's length")
     rows = _directions(rows)
-    similar = rows @ _directions(wanted)[0]
-    nearest_chosen = np.full(len(rows), -np.inf)
-    free = np.ones(len(rows), dtype=bool)
-    worth, chosen = similar, []
-    for _ in range(min(k, len(rows))):
-        best = int(np.argmax(np.where(free, worth, -np.inf)))
-        chosen.append(best)
-        free[best] = False
-        nearest_chosen = np.maximum(nearest_chosen, rows @ rows[best])
-        worth = lambda_mult * similar - (1.0 - lambda_mult) * nearest_chosen
-    return chosen
+    return mmr(rows @ _directions(wanted)[0], rows, k, lambda_mult)
 
 
 def _numbers(name: str, rows: Any) -> npt.NDArray[np.float64]:
