@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timezone
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..components.store.base import StorageBackend
 from ..types import Filters, Json, JsonObject, MemoryUnit, Vectors
@@ -26,12 +26,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def in_a_thread(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], Coroutine[Any, Any, _T]]:
+def in_a_thread(method: Callable[_P, _T]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """The method of that name, run in a thread and awaited."""
 
     @functools.wraps(method)
-    async def call(self: Any, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
-        result: _T = await asyncio.to_thread(getattr(self, method.__name__), *arguments, **named)
+    async def call(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        result: _T = await asyncio.to_thread(getattr(arguments[0], method.__name__), *arguments[1:], **named)
         return result
 
     call.__doc__ = f"As ``{method.__name__}``, in a thread."

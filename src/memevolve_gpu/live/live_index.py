@@ -58,13 +58,9 @@ class NlistChange:
 
 def _figures(view: View, latency: LatencyReport | None) -> dict[str, float | None]:
     """The last measured recall@10, of real queries, else of the index when it was built; and latency."""
-    stats, known = view.stats, latency or {}
-    built = None if stats.quality is None else stats.quality.recall
-    return {
-        "recall": built if stats.probed is None else stats.probed,
-        "p50_ms": known.get("p50_ms"),
-        "p95_ms": known.get("p95_ms"),
-    }
+    stats, built = view.stats, None if view.stats.quality is None else view.stats.quality.recall
+    p50, p95 = (None, None) if latency is None else (latency["p50_ms"], latency["p95_ms"])
+    return {"recall": built if stats.probed is None else stats.probed, "p50_ms": p50, "p95_ms": p95}
 
 
 @dataclass(frozen=True, slots=True)

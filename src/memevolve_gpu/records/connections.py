@@ -23,7 +23,7 @@ def all_rows(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> 
     return con.execute(sql, parameters).fetchall()
 
 
-def first_row(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> SqlRow:
+def first_row(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> tuple[Any, ...]:
     """The first row of a query that has one, read to its end, so that no statement stays open.
 
     Raises apsw.CorruptError when there is none: a table that must hold one row is empty.

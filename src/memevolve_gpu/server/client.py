@@ -46,7 +46,7 @@ from ..errors import (
 )
 from ..records.filters import parse
 from ..types import Each, Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit, Moment, Ttl, Vectors
-from ..utils.arguments import change, listed, shown, switch, whole_number, word
+from ..utils.arguments import change, listed, mapping, shown, switch, whole_number, word
 from ..utils.config import namespace_path
 from ..utils.plain import as_plain, plain_text
 from ..utils.report_types import IndexInfo, Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics

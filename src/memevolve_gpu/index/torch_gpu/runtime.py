@@ -20,6 +20,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError, first_line
 from ...types import AnyArray, Device, Event, FloatArray, Matrix, Stream, Tensor
@@ -333,8 +334,8 @@ class Staging:
     def send(self, array: FloatArray) -> Tensor:
         """``array`` as a tensor on the device; it may be changed afterwards."""
         self._turn = 1 - self._turn
-        if self._sent[self._turn] is not None:
-            self._sent[self._turn].synchronize()  # what the buffer held is still being read
+        if (before := self._sent[self._turn]) is not None:
+            before.synchronize()  # what the buffer held is still being read
         held = self._buffer(f"sent {self._turn}", host_tensor(array))
         held.copy_(host_tensor(array))
         found = held.to(self._device, non_blocking=True)
