@@ -23,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple, Protocol
 
+from ..types import JsonObject
 from ..utils.forking import renew_in_child
 from .gpu_probe import Gpu, natural
 
@@ -194,7 +195,7 @@ class MemoryBudget:
         """What may be added to ``used`` now; since fraction is at most 1, never more than is free or in our reserve."""
         return max(0, self.limit - self.used - self.context - self.foreign - self.coming)
 
-    def as_dict(self) -> dict[str, str | float]:
+    def as_dict(self) -> JsonObject:
         """Plain values, with what follows from them."""
         return {**asdict(self), "reserved": self.reserved, "limit": self.limit, "room": self.room}
 

@@ -140,7 +140,7 @@ class DeviceReport(TypedDict, total=False):
     scratch_bytes: int
     measured_bytes: int
     """Device memory of the index, without scratch memory."""
-    budget: dict[str, dict[str, str | float] | None]
+    budget: dict[str, JsonObject | None]
     """Free device memory before and after the last upload, and now; None for what is not known."""
     unmet: bool
     """Whether a requested GPU is unavailable."""

@@ -49,7 +49,7 @@ class DeviceQueries:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, which: slice | IntArray) -> FloatArray:
+    def __getitem__(self, which: int | slice | IntArray) -> FloatArray:
         return self.host()[which]
 
     def host(self) -> FloatArray:
