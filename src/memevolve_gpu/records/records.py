@@ -32,7 +32,7 @@ from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT, stemming_of
 from .keyword_query import parse_query
 from .opening import OpenOptions, database_path, lock_path, open_store, peek
-from .pool import ReaderPool
+from .pool import CONFIRM_SECONDS, ReaderPool
 from .schema import StoreInfo
 from .sqlite_errors import SQLITE_ERRORS
 from .transaction import MISSING, path_text
@@ -332,7 +332,7 @@ class Records:
 
     def head(self) -> Head:
         """The counters, in one read."""
-        head = self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))))
+        head = self._read(lambda con: Head._make(checked_counters(first_row(con, _HEAD))), CONFIRM_SECONDS)
         self._pool.seen = max(self._pool.seen, head.last_seq)
         return head
 
@@ -608,10 +608,13 @@ class Records:
         except CorruptStoreError as error:
             raise noted(error, self.path) from error
 
-    def _read(self, act: Callable[[apsw.Connection], T]) -> T:
-        """What ``act`` reads; done again when the file changed under a connection that takes no locks."""
+    def _read(self, act: Callable[[apsw.Connection], T], trusted: float = 0.0) -> T:
+        """What ``act`` reads; done again when the file changed under a connection that takes no locks.
+
+        trusted: as for ``ReaderPool.take``.
+        """
         for _ in range(_ATTEMPTS):
-            con = self._pool.take()
+            con = self._pool.take(trusted)
             try:
                 result = act(con)
                 if self._pool.is_current(con):
