@@ -250,7 +250,7 @@ def _reading(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_a_full_card_refuses_bodies_and_answers_from_those_it_holds(handle: tuple[Index, FloatArray]) -> None:
     index, vectors = handle
     index.search(vectors[:2000], 1, SearchParams())
-    with filled_card():
+    with filled_card(leave=50_000 * 384):
         for kind in ("exact", "ivf"):
             with pytest.raises(DeviceError) as caught:
                 build(plan_of(kind, len(vectors)), rows_of(vectors), "l2", seed=1)
@@ -307,7 +307,7 @@ def test_a_body_without_room_leaves_none_taken(handle: tuple[Index, FloatArray])
     with resources_of("cuda:0").using("looking"):
         pass
     before = allocated()
-    with filled_card(leave=(50_000 * 384 * 4) // 2):
+    with filled_card(leave=50_000 * 384):  # half of the lists, a quarter of the flat index
         for kind in ("exact", "ivf"):
             with pytest.raises(DeviceError) as caught:
                 build(plan_of(kind, len(vectors)), rows_of(vectors), "l2", seed=1)

@@ -21,6 +21,7 @@ from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory
 
 from memevolve_gpu.errors import DeviceError, EngineError
 from memevolve_gpu.index.bitmap import RowFilter
+from memevolve_gpu.index.device_failover import cause_of
 from memevolve_gpu.index.registry import build, from_parts
 from memevolve_gpu.index.torch_gpu import device_rows, runtime
 from memevolve_gpu.index.torch_gpu import index as index_module
@@ -462,7 +463,7 @@ def test_what_is_no_kernels_fault_is_raised(torch: Any, error: str) -> None:
     ],
 )
 def test_what_torch_says_is_understood(text: str, cause: str) -> None:
-    assert runtime.cause_of(RuntimeError(text)) == cause
+    assert cause_of(RuntimeError(text)) == cause
 
 
 @pytest.mark.parametrize("error", [AssertionError("Torch not compiled with CUDA enabled"), RuntimeError("no driver")])
