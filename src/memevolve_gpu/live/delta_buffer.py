@@ -42,6 +42,8 @@ class Chunk:
     slots: IntArray
     died: IntArray
     vectors: FloatArray
+    spilled: bool = False
+    """Whether the vectors lie in a spill."""
 
     @property
     def end(self) -> int:
@@ -73,9 +75,7 @@ class DeltaBuffer:
     @property
     def spilled(self) -> int:
         """How many rows have their vectors in a spill, which a forked child shares with its parent."""
-        return sum(
-            max(0, min(self.n, chunk.end) - chunk.start) for chunk in self._chunks if not in_memory(chunk.vectors)
-        )
+        return sum(max(0, min(self.n, chunk.end) - chunk.start) for chunk in self._chunks if chunk.spilled)
 
     def extend(
         self, slots: Sequence[int], ids: Sequence[str], vectors: FloatArray, namespaces: Sequence[int] | None = None
@@ -167,7 +167,8 @@ class DeltaBuffer:
                 low = start - chunk.start
                 vectors = growable((len(chunk.slots) - low, self.dim), np.float32, self.folder)
                 copy_rows(chunk.vectors[low : end - chunk.start], vectors)
-                other._chunks.append(Chunk(0, chunk.slots[low:].copy(), chunk.died[low:].copy(), vectors))
+                slots, died = chunk.slots[low:].copy(), chunk.died[low:].copy()
+                other._chunks.append(Chunk(0, slots, died, vectors, not in_memory(vectors)))
         return other
 
     def copy(self, end: int) -> DeltaBuffer:
@@ -200,11 +201,13 @@ class DeltaBuffer:
             if chunk.start <= self.n < chunk.end:
                 return chunk
         size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self.n))
+        vectors = growable((size, self.dim), np.float32, self.folder)
         chunk = Chunk(
             start=self.n,
             slots=np.empty(size, dtype=np.int64),
             died=np.full(size, NEVER, dtype=np.int64),
-            vectors=growable((size, self.dim), np.float32, self.folder),
+            vectors=vectors,
+            spilled=not in_memory(vectors),
         )
         self._chunks.append(chunk)
         return chunk

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 from urllib.parse import quote
 
 import apsw
@@ -36,10 +36,10 @@ def first_row(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) ->
 
 def checked_counters(values: Sequence[object]) -> tuple[int, ...]:
     """The counters of a store, if they can be some; raises apsw.CorruptError."""
-    numbers = tuple(value for value in values if isinstance(value, int) and 0 <= value < _MOST_COUNTED)
-    if len(numbers) < len(values):
-        raise apsw.CorruptError(f"the counters are damaged: {', '.join(map(repr, values))}")
-    return numbers
+    for value in values:
+        if type(value) is not int or not 0 <= value < _MOST_COUNTED:
+            raise apsw.CorruptError(f"the counters are damaged: {', '.join(map(repr, values))}")
+    return cast("tuple[int, ...]", tuple(values))
 
 
 _MOST_COUNTED = 2**62

@@ -82,6 +82,8 @@ _QUANTITY = re.compile(r"(\d+)([a-z]{1,3})")
 _LANGUAGE = re.compile(r"[^\W\d_]\w{0,15}(?:\+\+|#)(?=\d|\W|$)")
 _BREAKS = re.compile(r"\.{2,}|--+")
 _PLAIN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_SIMPLE = re.compile(rf"""["'(\[]*({_PLAIN.pattern})[.,;:!?"')\]]*""")
+"""A word of which nothing but its stem is another form, between the marks of a sentence."""
 _BY_CASE = re.compile(r"AA+a(?![aA])|A?a+0*|A+(?!a)0*|0+")
 
 _LIGHT_LEAST = 4
@@ -90,7 +92,9 @@ _LEAST_SPOKEN = 3
 """Characters of a part before or after an apostrophe that is found on its own."""
 
 _ODD = "\n"
-_AS_TEXT = dict.fromkeys(range(128), " ") | {ord(char): char.lower() for char in _ALPHANUMERIC} | {ord("'"): None}
+_AS_TEXT = bytes.maketrans(
+    bytes(range(128)), "".join(char.lower() if char in _ALPHANUMERIC else " " for char in map(chr, range(128))).encode()
+)
 
 _STOP_WORDS = """
 a about after all also am an and any are as at be because been before being but by can could did do does doing done
@@ -136,9 +140,14 @@ def words_of(text: str, stemming: str = STEMMING) -> Words:
     if text.isascii():
         more = " ".join(filter(None, map(known.ascii.__getitem__, text.split())))
         if _ODD not in more:
-            return Words(text.translate(_AS_TEXT), more)
+            return Words(_as_text(text), more)
     made = [known.words(piece) for piece in pieces_of(text)]
     return Words(" ".join([one.text for one in made]), " ".join([one.more for one in made if one.more]))
+
+
+def _as_text(text: str) -> str:
+    """An ASCII text without apostrophes, in lower case, with a space for all but letters and digits."""
+    return text.encode().translate(_AS_TEXT, b"'").decode()
 
 
 def pieces_of(text: str) -> list[str]:
@@ -266,8 +275,13 @@ class _Mores(dict[str, str]):
         self._stem = stem
 
     def __missing__(self, chunk: str) -> str:
+        if len(chunk) <= MOST_CHARS and (simple := _SIMPLE.fullmatch(chunk)):
+            word = simple[1].lower()
+            root = self._stem(word)
+            self[chunk] = more = "" if root == word else root
+            return more
         made = [_words_of_name(piece, self._stem) for piece in pieces_of(chunk)]
-        plain = " ".join([one.text for one in made]).split() == chunk.translate(_AS_TEXT).split()
+        plain = " ".join([one.text for one in made]).split() == _as_text(chunk).split()
         more = " ".join([one.more for one in made if one.more]) if plain else _ODD
         if len(chunk) <= MOST_CHARS:
             self[chunk] = more

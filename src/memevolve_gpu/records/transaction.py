@@ -152,6 +152,8 @@ class EncodedUnit(NamedTuple):
 
     unit: MemoryUnit
     json: str
+    dated: bool = False
+    """Whether ``metadata.created_at`` is not the caller's."""
 
 
 NewUnit = MemoryUnit | EncodedUnit
@@ -339,7 +341,7 @@ class Transaction:
             return self._last
         sql = "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?"
         rows = self._run(sql, (self.namespace, unit_id))
-        return _Found(unit_id, self._seq, *rows[0], None) if rows else None
+        return _Found(unit_id, self._seq, rows[0][0], rows[0][1], None) if rows else None
 
     def _enter_space(self) -> None:
         if not self._space:
@@ -354,24 +356,36 @@ class Transaction:
             self._key = int(rows[0][0])
         return self._key
 
-    def put(self, unit: NewUnit, text: str, vector: bytes, unit_id: str, expires_at: float | None = None) -> int:
+    def put(
+        self,
+        unit: NewUnit,
+        text: str,
+        vector: bytes,
+        unit_id: str,
+        expires_at: float | None = None,
+        instead: Callable[[], NewUnit] | None = None,
+    ) -> int:
         """Store a row version and return its new slot; a live unit of the same id is replaced.
 
         text: what the keyword index reads. vector: ``dim`` little-endian float32, kept as given. unit: a JSON object;
-        its ``id`` becomes ``unit_id``. Raises InvalidUnitError, InvalidVectorError (DimensionMismatchError).
+        its ``id`` becomes ``unit_id``. instead: gives the unit that is stored where there is one to replace. Raises
+        InvalidUnitError, InvalidVectorError (DimensionMismatchError).
         """
-        written = self._checked(unit, text, vector, unit_id).json
-        ns, slot = self._made(), self._slot + 1
-        if self._last is not None and self._last[:2] == (unit_id, self._seq):
-            self._remove(unit_id, ns, kind=history.REPLACED)
-        row = slot, unit_id, written, crc_of(written), zlib.crc32(vector), ns, expires_at
+        made = self._checked(unit, text, vector, unit_id).json
+        ns, slot, sums = self._made(), self._slot + 1, zlib.crc32(vector)
+        known = self._last is not None and self._last[:2] == (unit_id, self._seq)
         try:
-            self._raw(_ADD_UNIT, row)
+            if not known:
+                self._raw(_ADD_UNIT, (slot, unit_id, made, crc_of(made), sums, ns, expires_at))
         except apsw.ConstraintError:
-            self._remove(unit_id, ns, kind=history.REPLACED)
-            self._run(_ADD_UNIT, row)
+            known = True
         except SQLITE_ERRORS as error:
             raise noted(error, self._path, self._con) from error
+        if known:
+            made = made if instead is None else named_unit(instead(), unit_id).json
+            self._remove(unit_id, ns, kind=history.REPLACED)
+            slot = self._slot + 1
+            self._run(_ADD_UNIT, (slot, unit_id, made, crc_of(made), sums, ns, expires_at))
         self._run(_ADD_VECTOR, (slot, vector))
         self._run(_ADD_TEXT, (slot, text, ns))
         self._absent.discard(unit_id)
@@ -701,7 +715,7 @@ def named_unit(unit: NewUnit, unit_id: str) -> EncodedUnit:
         return named_unit(unit.unit, unit_id)
     _refuse_surrogates(unit_id, f"the id {unit_id!r}")
     rest = f"{unit.json[:-1]}," if unit.unit else "{"
-    return EncodedUnit(unit.unit, f'{rest}"id":{json_text(unit_id)}}}')
+    return unit._replace(json=f'{rest}"id":{json_text(unit_id)}}}')
 
 
 def encode_unit(unit: MemoryUnit, unit_id: str) -> str:

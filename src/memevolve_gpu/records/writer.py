@@ -363,7 +363,7 @@ class WriteContext:
         self._session = session
         self._dim = dim
         self._grouped = grouped
-        self._hold = _WriteHold(session)
+        self._hold: _WriteHold
 
     def __enter__(self) -> Transaction:
         session = self._session

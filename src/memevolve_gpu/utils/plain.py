@@ -63,5 +63,7 @@ def as_plain(value: object) -> Json:
     return plain
 
 
-json_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=as_plain).encode
-"""The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces."""
+json_text = json.JSONEncoder(
+    ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"), default=as_plain
+).encode
+"""The JSON text of a unit as it is stored: no escapes beyond those of JSON, no spaces. RecursionError for a circle."""

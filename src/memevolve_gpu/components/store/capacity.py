@@ -66,6 +66,8 @@ def move_waiting_rows(session: StoreSession, new: int) -> None:
 
     Waits for a round that is running, at most LOCK_TIMEOUT seconds. Whether the units fit then, the write decides.
     """
+    if not _is_short(session, new):
+        return
     deadline = time.monotonic() + session.config.lock_timeout
     while not session.maintenance.in_round() and _is_short(session, new):
         try:
@@ -79,9 +81,10 @@ def move_waiting_rows(session: StoreSession, new: int) -> None:
 
 
 def _is_short(session: StoreSession, new: int) -> bool:
-    live, most = session.live, session.max_memory_bytes
-    moving = session.maintenance.running or live.view.delta.nbytes >= MOVED_SHARE * most
-    return moving and live.nbytes + new * row_bytes(session.records.dim) > most
+    live, most, each = session.live, session.max_memory_bytes, row_bytes(session.records.dim)
+    delta, worth = live.view.delta, MOVED_SHARE * most
+    moving = session.maintenance.running or (delta.n * each >= worth and delta.nbytes >= worth)
+    return moving and live.nbytes + new * each > most
 
 
 def _has_room(session: StoreSession, tx: Transaction, most: int) -> bool:
@@ -93,8 +96,13 @@ def _has_room(session: StoreSession, tx: Transaction, most: int) -> bool:
         return False
     if auto_prune != "off" and _excess(session, tx.most, most, session.config.max_memory_units):
         return False
-    _, needed = _memory(session, tx.most, most)
-    return needed <= session.max_memory_bytes and needed < share * session.max_memory_bytes
+    if tx.most + most > session.measured_room:
+        _, needed = _memory(session, tx.most, most)
+        spare = int(min(share, 1.0) * session.max_memory_bytes) - needed
+        if spare <= 0:
+            return False
+        session.measured_room = tx.most + most + spare // row_bytes(session.records.dim)
+    return True
 
 
 def report_pruned(session: StoreSession, pruned: Pruned | None) -> None:

@@ -21,7 +21,7 @@ from ...utils.arguments import listed, path_text, switch, whole_number
 from ...utils.config import StorageConfig, namespace_path
 from .copy import copy_store
 from .history import operation_name
-from .listing import EVERY_UNIT, Listing, MetadataMixin, listing_of, merged_unit, some_condition, with_created_at
+from .listing import EVERY_UNIT, Listing, MetadataMixin, listing_of, merged_unit, some_condition
 from .namespaces import UNCHANGED, NamespaceInfo, Path, Unchanged, expiry_of, seconds, subtree_path
 from .queries import created_at_of, facet_counts, matching_ids, pages, ranked_words
 from .ranking import HalfLife, Ranking, Window
@@ -248,22 +248,26 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         name = operation_name(operation)
         return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)
 
-    def _stamped(self, given: MemoryUnit, where: str = "unit") -> EncodedUnit:
-        """The unit as it is stored where it replaces none, but for an automatic id."""
-        return encoded(self._add_metadata(given), where)
+    def _stamped(self, plain: MemoryUnit, where: str = "unit") -> EncodedUnit:
+        """The unit, which :func:`.units.plain_unit` made, as it is stored where it replaces none."""
+        metadata = plain.get("metadata") or {}
+        dated = "created_at" not in metadata
+        if dated:
+            plain["metadata"] = {**metadata, "created_at": self._generate_timestamp()}
+        return encoded(plain, where, dated)
 
-    def _keep_times(self, made: list[EncodedUnit], given: Sequence[MemoryUnit], tx: Transaction) -> list[EncodedUnit]:
-        """What :meth:`_stamped` made; a unit that lacks ``created_at`` takes it from the one that it replaces."""
-        mine = (unit for unit in given if unit.get("id"))
-        held = tx.taken(unit["id"] for unit in mine if "created_at" not in (unit.get("metadata") or {}))
+    def _keep_times(self, made: list[EncodedUnit], tx: Transaction) -> list[EncodedUnit]:
+        """What :meth:`_stamped` made; the dated ones take ``created_at`` from the units that they replace."""
+        held = tx.taken(one.unit["id"] for one in made if one.dated and one.unit.get("id"))
         if not held:
             return made
         now = self._open.clock()
         times = tx.read(lambda con: created_at_of(con, held, tx.namespace, now))
-        return [
-            encoded(with_created_at(unit, times[unit["id"]])) if unit.get("id") in times else one
-            for one, unit in zip(made, given, strict=True)
-        ]
+        return [self._created(one, times) if one.dated and one.unit.get("id") in times else one for one in made]
+
+    def _created(self, one: EncodedUnit, times: Mapping[str, str]) -> EncodedUnit:
+        unit = one.unit
+        return encoded({**unit, "metadata": {**unit["metadata"], "created_at": times[unit["id"]]}})
 
     def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: object) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""

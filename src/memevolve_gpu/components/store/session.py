@@ -83,6 +83,8 @@ class StoreSession:
     warned: set[str] = field(default_factory=set)
     """The limits, units or memory, that a warning was logged for; see ``capacity``."""
     unapplied: int = 0
+    measured_room: int = 0
+    """So many units fit into the memory limit, as it was measured; 0 until the next write measures it again."""
     lagging: str = ""
     """Why the index could not be brought up to date when that was last tried; empty when it was."""
     worker: Worker = field(init=False)
@@ -114,7 +116,7 @@ class StoreSession:
         self.unapplied += rows
         if self.unapplied < APPLY_EVERY:
             return
-        self.unapplied = 0
+        self.unapplied = self.measured_room = 0
         self.follow()
         self.consider_maintenance("written")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
 from ...records.transaction import EncodedUnit
@@ -192,18 +192,15 @@ def check_width(queries: int, top_k: int) -> None:
 
 def unit_to_text(unit: MemoryUnit) -> str:
     """The text that is embedded: content, reasoning, query, tags and type, joined by spaces."""
-    parts = []
-    if unit.get("content") is not None:
-        parts.append(_spoken(unit["content"]))
-    if unit.get("reasoning"):
-        parts.append(f"Reasoning: {_spoken(unit['reasoning'])}")
-    if unit.get("query"):
-        parts.append(f"Query: {_spoken(unit['query'])}")
-    if isinstance(unit.get("tags"), (list, tuple)):
-        parts.append(" ".join(_spoken(tag) for tag in unit["tags"]))
-    if unit.get("type") is not None:
-        parts.append(_spoken(unit["type"]))
-    return " ".join(part for part in parts if part)
+    content, reasoning, query, tags, kind = map(unit.get, ("content", "reasoning", "query", "tags", "type"))
+    parts = [
+        "" if content is None else _spoken(content),
+        f"Reasoning: {_spoken(reasoning)}" if reasoning else "",
+        f"Query: {_spoken(query)}" if query else "",
+        " ".join(map(_spoken, tags)) if isinstance(tags, (list, tuple)) else "",
+        "" if kind is None else _spoken(kind),
+    ]
+    return " ".join(filter(None, parts))
 
 
 def text_to_embed(unit: MemoryUnit, where: str = "unit") -> str:
@@ -240,8 +237,8 @@ def _holds_text(value: object) -> bool:
     return isinstance(value, (dict, list)) and bool(value)
 
 
-def _spoken(value: object) -> str:
-    return str(plain_scalar(value))
+def _spoken(value: Any) -> str:
+    return value if type(value) is str else str(plain_scalar(value))
 
 
 def _plain_dict(value: dict[Json, Json], where: str, level: int = 1) -> JsonObject:
@@ -290,7 +287,7 @@ def _too_deep(where: str) -> InvalidUnitError:
     return InvalidUnitError(f"{where} is nested more than {MAX_LEVELS} levels deep or contains itself; flatten it")
 
 
-def encoded(unit: MemoryUnit, where: str = "unit") -> EncodedUnit:
+def encoded(unit: MemoryUnit, where: str = "unit", dated: bool = False) -> EncodedUnit:
     """The unit with the JSON text that is stored. Raises InvalidUnitError where it is too large, or there is none."""
     try:
         text = json_text(unit)
@@ -301,4 +298,4 @@ def encoded(unit: MemoryUnit, where: str = "unit") -> EncodedUnit:
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
         raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")
-    return EncodedUnit(unit, text)
+    return EncodedUnit(unit, text, dated)

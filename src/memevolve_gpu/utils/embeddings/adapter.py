@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
-from ...types import FloatArray, T, Vectors
+from ...types import FloatArray, Vectors
 from ..arguments import texts_of
 from ..plain import plain_text
 from ..vectors import check_vector, check_vectors, to_host, usual_vector
@@ -204,11 +204,10 @@ class Embedder:
 
     def _one(self, function: Callable[[str], object], text: str, position: int) -> FloatArray:
         text = _plain(text, position)
-        where = f"text {position} ({_start_of(text)})"
-        output = _call(function, text, where)
+        output = _call(function, text, lambda: _where(text, position))
         vector = usual_vector(output, self._dim)
         if vector is None:
-            with _blaming(where):
+            with _blaming(_where(text, position)):
                 raw = to_host(output, name="output")
                 vector = check_vector(raw, self._dim or max(1, raw.shape[-1] if raw.ndim else 1), "l2", name="output")
             self._learn(vector.shape[0])
@@ -218,7 +217,7 @@ class Embedder:
     def _batch(self, batch_function: Callable[[Sequence[str]], object], batch: Sequence[str], start: int) -> FloatArray:
         batch = [_plain(text, position) for position, text in enumerate(batch, start)]
         where = f"texts {start} to {start + len(batch) - 1} (the first is {_start_of(batch[0])})"
-        output = _call(batch_function, batch, where)
+        output = _call(batch_function, batch, lambda: where)
         with _blaming(where):
             rows = check_vectors(output, self.dimension, "l2", name="output")
         if rows.shape[0] != len(batch):
@@ -246,7 +245,7 @@ def _declared_dimension(function: EmbeddingFunction) -> int | None:
     return int(declared) if usable and declared is not None else None
 
 
-def _call(function: Callable[[T], object], argument: T, where: str) -> object:
+def _call(function: Callable[[Any], Any], argument: Any, where: Callable[[], str]) -> Any:
     """The border to foreign code: whatever the user's function raises becomes an EmbeddingError."""
     try:
         return function(argument)
@@ -254,7 +253,7 @@ def _call(function: Callable[[T], object], argument: T, where: str) -> object:
         raise
     except Exception as error:  # the user's function may raise anything
         reason = f"{type(error).__name__}: {error}"
-        raise EmbeddingError(f"embedding_function failed on {where}: {reason}; mend it or retry") from error
+        raise EmbeddingError(f"embedding_function failed on {where()}: {reason}; mend it or retry") from error
 
 
 @contextmanager
@@ -273,6 +272,10 @@ def _plain(text: object, position: int) -> str:
     if not isinstance(text, str):
         raise EmbeddingError(f"text {position} must be a str, got {type(text).__name__}; pass the text to embed")
     return plain_text(text)
+
+
+def _where(text: str, position: int) -> str:
+    return f"text {position} ({_start_of(text)})"
 
 
 def _start_of(text: str) -> str:
