@@ -258,7 +258,7 @@ def test_a_store_that_changes_what_it_was_given_is_found_out(tmp_path: Path, sto
         ([[1]], "object"),
         ([{"id": "a", "vector": [1.0]}, {"id": "a", "vector": [1.0]}], "twice"),
         ([{"id": "a", "vector": [0.0] * DIM}, {"id": "b"}], "no vector"),
-        ([{"id": "a", "vector": "?"}], "cannot be read"),
+        ([{"id": "a", "vector": "?"}], "must be a list of numbers"),
         ([{"id": "a", "vector": [[1.0]]}], "shape"),
     ],
 )

@@ -214,12 +214,12 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
         similarities = [scores[unit_id] for unit_id in units]
         return VectorStoreQueryResult([_node(unit) for unit in units.values()], similarities, list(units))
 
-    async_add = in_a_thread(add)
-    adelete = in_a_thread(delete)
-    adelete_nodes = in_a_thread(delete_nodes)
+    async_add = in_a_thread(add)  # type: ignore[arg-type]  # its self could be an option
+    adelete = in_a_thread(delete)  # type: ignore[arg-type]  # its self could be an option
+    adelete_nodes = in_a_thread(delete_nodes)  # type: ignore[arg-type]  # its self could be an option
     aclear = in_a_thread(clear)
     aget_nodes = in_a_thread(get_nodes)
-    aquery = in_a_thread(query)
+    aquery = in_a_thread(query)  # type: ignore[arg-type]  # its self could be an option
 
     # Inside
 

@@ -61,6 +61,7 @@ class MilvusSession:
         renew_in_child(self)
 
     def after_fork(self) -> None:
+        """Make a new lock in a forked child."""
         self._lock = threading.Lock()
 
     # Writing

@@ -302,8 +302,8 @@ class _Tree:
         found = namespaces_below(self.source)
         for path in ((), *found):
             if path not in self.copies:
-                pair = (store.namespace(*path) if path else store for store in (self.source, self.target))
-                self.copies[path] = _Copy(*pair, self.page_size, self.progress)
+                ours, theirs = (store.namespace(*path) if path else store for store in (self.source, self.target))
+                self.copies[path] = _Copy(ours, theirs, self.page_size, self.progress)
         return found
 
     def check(self) -> None:

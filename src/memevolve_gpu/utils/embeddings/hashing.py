@@ -65,7 +65,8 @@ class HashingEmbedder(TextEmbedder):
         Raises:
             ConfigurationError: ``dimension`` is not an integer from 1 to 65,536.
         """
-        if isinstance(dimension, bool) or not isinstance(dimension, int) or not 1 <= dimension <= _MOST_DIMENSIONS:
+        given: object = dimension
+        if isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= _MOST_DIMENSIONS:
             allowed = f"a positive integer, at most {_MOST_DIMENSIONS}"
             raise ConfigurationError(f"dimension must be {allowed}, got {shown(dimension)}; 384 is usual")
         self.dimension = dimension
