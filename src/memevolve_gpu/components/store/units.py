@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
 from ...records.transaction import EncodedUnit
@@ -237,7 +237,7 @@ def _holds_text(value: object) -> bool:
     return isinstance(value, (dict, list)) and bool(value)
 
 
-def _spoken(value: Any) -> str:
+def _spoken(value: object) -> str:
     return value if type(value) is str else str(plain_scalar(value))
 
 

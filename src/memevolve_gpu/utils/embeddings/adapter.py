@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
-from ...types import FloatArray, Vectors
+from ...types import FloatArray, T, Vectors
 from ..arguments import texts_of
 from ..plain import plain_text
 from ..vectors import check_vector, check_vectors, to_host, usual_vector
@@ -245,7 +245,7 @@ def _declared_dimension(function: EmbeddingFunction) -> int | None:
     return int(declared) if usable and declared is not None else None
 
 
-def _call(function: Callable[[Any], Any], argument: Any, where: Callable[[], str]) -> Any:
+def _call(function: Callable[[T], object], argument: T, where: Callable[[], str]) -> object:
     """The border to foreign code: whatever the user's function raises becomes an EmbeddingError."""
     try:
         return function(argument)
