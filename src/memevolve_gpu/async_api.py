@@ -22,6 +22,7 @@ from .errors import ConfigurationError, StoreClosedError
 from .memory_system import MemorySystem, MemorySystemConfig
 from .types import JsonObject
 from .utils.arguments import shown, whole_number
+from .utils.config import StorageConfig
 from .utils.embeddings import EmbeddingFunction
 from .utils.forking import renew_in_child
 
@@ -301,9 +302,10 @@ class AsyncVectorStore(_Asynchronous):
         return frozenset(self._wrapped.capabilities)
 
     @property
-    def config(self) -> Any:
-        """The settings in use, a ``StorageConfig``."""
-        return self._wrapped.config
+    def config(self) -> StorageConfig:
+        """The settings in use."""
+        config: StorageConfig = self._wrapped.config
+        return config
 
     @property
     def embedding_dim(self) -> int:

@@ -720,7 +720,7 @@ class Memory(MemorySystem):
             raise
         self._owned.append(store)
 
-    def add(self, content: str | MemoryUnit, **fields: Any) -> str:
+    def add(self, content: str | MemoryUnit, **fields: object) -> str:
         """Store one memory.
 
         Args:

@@ -326,8 +326,8 @@ class Operations:
         for nq in MEASURED_QUERIES:
             q = torch.randn((nq, rows.columns), dtype=torch.float32, device=rows.x.device)
             factor = torch.ones(nq, dtype=torch.float32, device=rows.x.device)
-            run: Callable[..., Any] = self._minima_one if nq == 1 else self._minima_many
-            shapes: Sequence[Any] = one_shapes(rows.columns)
+            run: Callable[..., Tensor] = self._minima_one if nq == 1 else self._minima_many
+            shapes: Sequence[object] = one_shapes(rows.columns)
             if nq > 1:
                 shapes = many_shapes(rows.columns, rows.x.element_size(), nq)
                 q = (q * 30).round_().clamp_(-127, 127).to(rows.x.dtype)
@@ -348,9 +348,9 @@ class Operations:
     def _choose(
         self,
         key: tuple[object, ...],
-        candidates: Sequence[Any],
-        run: Callable[[Any], Any],
-        wanted: Any,
+        candidates: Sequence[T],
+        run: Callable[[T], Tensor],
+        wanted: Tensor,
         seconds: Callable[[Callable[[], object]], float],
     ) -> None:
         """Keep the place of the fastest candidate under ``key``, among those whose ``run`` gives ``wanted``.
