@@ -97,7 +97,11 @@ ANY_ERROR_ALLOWED = {
 }
 """Files with a handler for every exception, and why."""
 
-MOST_ANY = {"integrations": 75}
+MOST_ANY = {
+    **{"__init__": 1, "async_api": 15, "cli": 15, "components": 25, "demo": 10, "dropin": 5, "health_hook": 10},
+    **{"index": 25, "integrations": 70, "live": 5, "memory_system": 10, "milvus": 10, "records": 5, "server": 35},
+    **{"types": 5, "utils": 25},
+}
 """Most uses of ``Any`` in a package, for what has no types: libraries, frameworks, SQL rows, and arguments handed on.
 What callers give is ``object`` until it is checked; JSON, filters, vectors and tensors have names in ``types.py``."""
 
