@@ -296,7 +296,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         made = encoded(self._updated_metadata(given, before))
         text = unit_to_text(given)
         vector: FloatArray | None = None
-        must_embed = seen is not None and unit_to_text(before) != text
+        must_embed = changed = seen is not None and unit_to_text(before) != text
         while True:
             if must_embed:  # outside the lock: it may take seconds, and the unit may change meanwhile
                 vector = session.embedder.embed(text_to_embed(given))
@@ -306,9 +306,10 @@ class VectorStore(HistoryMixin, NamespacedBackend):
                     return False
                 if old.unit is not before:
                     made = encoded(self._updated_metadata(given, old.unit))
+                    changed = unit_to_text(old.unit) != text
                 kept = ttl is None and expires_at is None
                 until = old.expires_at if kept else expiry_of(ttl, expires_at, session.clock())
-                if text == unit_to_text(old.unit):
+                if not changed:
                     tx.edit(unit_id, made, until)
                     break
                 if vector is not None:
