@@ -97,12 +97,8 @@ ANY_ERROR_ALLOWED = {
 }
 """Files with a handler for every exception, and why."""
 
-MOST_ANY = {
-    **{"__init__": 1, "async_api": 15, "cli": 15, "components": 25, "demo": 10, "dropin": 5, "health_hook": 10},
-    **{"index": 25, "integrations": 70, "live": 5, "memory_system": 10, "milvus": 10, "records": 5, "server": 35},
-    **{"types": 5, "utils": 25},
-}
-"""Most uses of ``Any`` in a package, for what has no types: libraries, frameworks, SQL rows, and arguments handed on.
+MOST_ANY = {"components": 25, "index": 25, "integrations": 70, "server": 35, "utils": 25}
+"""Most uses of ``Any`` in a package, 15 in all others, for what has no types: libraries, frameworks, SQL rows, and arguments handed on.
 What callers give is ``object`` until it is checked; JSON, filters, vectors and tensors have names in ``types.py``."""
 
 MOST_LINES_IN_FILE = 900
@@ -353,7 +349,7 @@ def test_any_stays_where_there_are_no_types() -> None:
     uses = Counter(
         module.package for module in MODULES for node in module.nodes if isinstance(node, ast.Name) and node.id == "Any"
     )
-    assert {package: count for package, count in uses.items() if count > MOST_ANY.get(package, 0)} == {}
+    assert {package: count for package, count in uses.items() if count > MOST_ANY.get(package, 15)} == {}
 
 
 def test_every_package_has_a_layer() -> None:
